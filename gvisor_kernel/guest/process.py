@@ -16,7 +16,7 @@ import os
 import resource
 import select
 import signal
-from typing import Callable, Dict, List, NoReturn, Optional, Tuple
+from typing import Callable, Container, Dict, Iterator, List, NoReturn, Optional, Tuple
 
 from gvisor_kernel.guest import forked_kernel, identity, installed, linux, seccomp
 from gvisor_kernel.link import LogSource
@@ -54,6 +54,20 @@ class KernelProcess:
         """Send a signal to the kernel and its children. Does nothing when they have ended."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signum)
+
+    def read_output(self, ready: Container[int]) -> Iterator[Tuple[LogSource, bytes]]:
+        """Read once from each descriptor of ``output`` that is ready; close those at their end."""
+        for fd, source in tuple(self.output.items()):
+            if fd not in ready:
+                continue
+            try:
+                data = os.read(fd, 16 * 1024)
+            except BlockingIOError:
+                continue
+            if data:
+                yield source, data
+            else:
+                self.close_output(fd)
 
     def close_output(self, fd: int) -> None:
         """Stop reading one descriptor of ``output``: the kernel has closed it, or has ended."""

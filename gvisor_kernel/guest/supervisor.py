@@ -1,6 +1,8 @@
 """PID 1's event loop: the link on one side, the kernel's process and sockets on the other.
 
-One thread and one poll. Everything that is waited for is polled, so an idle supervisor uses no CPU.
+``host_link.py`` has the bytes of the link, ``passage.py`` and ``zmq_passage.py`` have what passes
+between it and the kernel. One thread and one poll. Everything that is waited for is polled, so an
+idle supervisor uses no CPU.
 """
 
 from __future__ import annotations
@@ -13,30 +15,24 @@ import socket
 import time
 from collections import deque
 from dataclasses import replace
-from typing import Deque, Dict, List, Optional, Tuple
+from typing import Deque, Dict, Optional
 
-from gvisor_kernel.guest import process
+from gvisor_kernel.guest import process, workspace
 from gvisor_kernel.guest.carried_link import CarriedLink
-from gvisor_kernel.guest.connection_file import prepare_connection, unix_addresses
+from gvisor_kernel.guest.connection_file import SocketAddress, prepare_connection, unix_addresses
 from gvisor_kernel.guest.counts import count_processes
 from gvisor_kernel.guest.crowd import Crowd
 from gvisor_kernel.guest.egress import Egress
 from gvisor_kernel.guest.forked_kernel import find_forked_argv
 from gvisor_kernel.guest.guest_log import GuestLog
+from gvisor_kernel.guest.host_link import WAIT_MS, HostGone, HostLink, Silence
 from gvisor_kernel.guest.identity import as_init, as_kernel
-from gvisor_kernel.guest.notice import explain_drop, make_replacement
 from gvisor_kernel.guest.pace import Pace
 from gvisor_kernel.guest.passage import Passage
 from gvisor_kernel.guest.process import LINK_FD, KernelProcess, StartError
 from gvisor_kernel.guest.questions import Questions
-from gvisor_kernel.guest.relay import Relay
 from gvisor_kernel.guest.service import Service
-from gvisor_kernel.guest.workspace import (
-    OUTPUTS,
-    refresh_workspace,
-    show_outputs,
-    without_outputs,
-)
+from gvisor_kernel.guest.zmq_passage import ZmqPassage
 from gvisor_kernel.link import (
     Channel,
     Connection,
@@ -44,7 +40,6 @@ from gvisor_kernel.link import (
     Exited,
     IdleQuery,
     IdleReply,
-    LocalProtocolError,
     Message,
     Ping,
     RemoteProtocolError,
@@ -59,12 +54,6 @@ from gvisor_kernel.link import (
 )
 from gvisor_kernel.link.service_messages import FIRST_QUESTION, decode_call
 
-READ_SIZE = 256 * 1024
-WAIT_MS = 10_000
-"""Milliseconds of a wait for the host."""
-MISSED_WAITS = 6
-"""Number of waits in a row without a byte from the host after which it is considered dead; the
-host sends a PING every 5 s. Waits are counted, not time: a machine that slept was not silent."""
 DRAIN_SECONDS = 3.0
 """Seconds without a byte written after which a dead kernel's last messages are given up. The host
 reads slowly while other kernels are busy."""
@@ -76,10 +65,6 @@ LINK_PLACEHOLDER = "{link}"
 """Placeholder in the argv of a START: the descriptor of the socket on which to speak frames."""
 CANNOT_START = 127
 """Exit status of a kernel whose program could not be started, as in a shell."""
-
-
-class HostGone(Exception):
-    """The link ended, failed or fell silent, or the host sent STOP: end the sandbox."""
 
 
 class Supervisor:
@@ -96,18 +81,14 @@ class Supervisor:
         carried: Optional[CarriedLink] = None,
     ) -> None:
         self.connection = connection
-        self.link_in = link_in
-        self.link_out = link_out
-        self._carried = carried
         self.kernel: Optional[KernelProcess] = None
-        self.relay: Optional[Relay] = None
         self.passage: Optional[Passage] = None
-        """While there is a kernel, one of both: the relay for ZMQ, the passage for frames."""
+        self.zmq_passage: Optional[ZmqPassage] = None
+        """While there is a kernel, one of both: for frames or for ZMQ."""
         self.imported = False
         """Whether this process has imported what a kernel needs, so that a fork can be a kernel."""
-        self._signing: Optional[Tuple[str, str]] = None
+        self._signing = ("", "")
         """Key and scheme of the kernel's signatures. Those of a relayed kernel never change."""
-        self._pending = memoryview(b"")
         self._held: Deque[Message] = deque()
         self._pace: Optional[Pace] = None
         self._drain_until: Optional[float] = None
@@ -115,13 +96,11 @@ class Supervisor:
         self._crowd = Crowd()
         self._log = GuestLog(connection)
         self._egress = Egress(connection, self._log)
+        self._link = HostLink(connection, link_in, link_out, carried, self._egress.pump)
         self._service = Service(connection, self._log)
         self._questions = Questions(connection, self._log)
-        os.set_blocking(link_out, False)
         with as_init():  # what a kernel's uid makes in PID 1, a kernel may open
-            self._wake, wake_write = os.pipe()
-        os.set_blocking(self._wake, False)
-        os.set_blocking(wake_write, False)
+            self._wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
@@ -134,31 +113,25 @@ class Supervisor:
 
         :raises HostGone: when the sandbox must end
         """
-        heard = time.monotonic()
-        missed = 0
+        silence = Silence()
         while True:
             self._flush()
             ready = self._wait()
-            now = time.monotonic()
-            if self.link_in in ready:
-                heard, missed = now, 0
-            elif now - heard >= WAIT_MS / 1000:
-                # Count one wait, however long it was: a machine that slept missed only one.
-                heard, missed = now, missed + 1
-            if missed >= MISSED_WAITS:
-                raise HostGone(f"no bytes from the host in {MISSED_WAITS} waits of 10 s")
-            if self.link_in in ready:
+            has_heard = self._link.fileno() in ready
+            silence.note_wait(has_heard)
+            if has_heard:
                 self._read_link()
             if self._wake in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wake, 4096)
                 self._reap()
             if self.kernel is not None:
-                self._pass_output(ready)
-            if self.relay is not None:
-                self._pass_messages(ready)
+                for source, data in self.kernel.read_output(ready):
+                    self._log.forward_output(source, data)
+            if self.zmq_passage is not None:
+                self._pass_messages(self.zmq_passage, ready)
             elif self.passage is not None:
-                self._pass_frames(ready)
+                self._pass_frames(self.passage, ready)
             self._egress.turn(ready)
             self._service.turn(ready)
             self._questions.turn(ready)
@@ -169,20 +142,19 @@ class Supervisor:
 
     def _wait(self) -> Dict[int, int]:
         """Return the descriptors that are ready; empty after WAIT_MS without any."""
-        wanted: List[Tuple[int, int]] = [(self.link_in, select.POLLIN), (self._wake, select.POLLIN)]
-        if self._pending if self._carried is None else self._carried.wants_to_write:
-            wanted.append((self.link_out, select.POLLOUT))
+        wanted = [*self._link.polled, (self._wake, select.POLLIN)]
         if self.kernel is not None:
             wanted.extend((fd, select.POLLIN) for fd in self.kernel.output)
         timeout = WAIT_MS if self._drain_until is None else DRAIN_MS
         if self.passage is not None and self.passage.events:
             wanted.append((self.passage.fileno(), self.passage.events))
-        if self.relay is not None:
-            wanted.extend(self.relay.poll_events())
+        relay = self.zmq_passage.relay if self.zmq_passage is not None else None
+        if relay is not None:
+            wanted.extend(relay.poll_events())
         wanted.extend((fd, select.POLLIN) for fd in self._egress.descriptors)
         wanted.extend(self._service.polled)
         wanted.extend(self._questions.polled)
-        for part in (self.passage, self.relay, self._crowd, self._egress, self._questions):
+        for part in (self.passage, relay, self._crowd, self._egress, self._questions):
             if part is not None and part.wait_ms is not None:
                 timeout = min(timeout, part.wait_ms)
         poller = select.poll()
@@ -196,66 +168,25 @@ class Supervisor:
     # -- the link --------------------------------------------------------------------------------
 
     def _flush(self) -> None:
-        """Write what the descriptor accepts without blocking."""
-        carried = self._carried
-        while True:
-            if not self._pending:
-                self._egress.pump()
-                self._pending = memoryview(self.connection.data_to_send(READ_SIZE))
-                if not self._pending:
-                    self._flush_carried()
-                    return
-            try:
-                if carried is None:
-                    written = os.write(self.link_out, self._pending)
-                else:
-                    written = carried.write(self._pending)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                raise HostGone(f"cannot write to the link: {error}") from error
-            self._pending = self._pending[written:]
-            if self._drain_until is not None:
-                self._drain_until = min(time.monotonic() + DRAIN_SECONDS, self._drain_end)
-
-    def _flush_carried(self) -> None:
-        """Write what the carrier has: confirmations, and what is sent again after a cut."""
-        if self._carried is not None:
-            try:
-                self._carried.flush()
-            except OSError as error:
-                raise HostGone(f"cannot write to the link: {error}") from error
+        if self._link.flush() and self._drain_until is not None:
+            self._drain_until = min(time.monotonic() + DRAIN_SECONDS, self._drain_end)
 
     def _has_unsent(self) -> bool:
         """Return whether frames wait for the host that the connection does not count."""
-        return bool(self._pending) or self._egress.busy
+        return self._link.has_unsent or self._egress.busy
 
     def _read_link(self) -> None:
-        data = self._receive()
+        data = self._link.read()
         if data is None:
             return
-        if not data:
-            raise HostGone("the host closed the link")
         try:
             self.connection.receive_data(data)
             self._handle_events()
         except RemoteProtocolError as error:
             raise HostGone(f"the host violated the link protocol: {error}") from error
 
-    def _receive(self) -> Optional[bytes]:
-        """Read bytes of the link; None if there are none yet."""
-        if self._carried is None:
-            return os.read(self.link_in, READ_SIZE)
-        try:
-            return self._carried.read()
-        except (RemoteProtocolError, OSError) as error:
-            raise HostGone(f"the link's connection cannot be used: {error}") from error
-
     def _handle_events(self) -> None:
-        while True:
-            event = self.connection.next_event()
-            if event is None:
-                return
+        while (event := self.connection.next_event()) is not None:
             if isinstance(event, Message):
                 if event.channel is not Channel.SERVICE:
                     self._held.append(event)
@@ -286,10 +217,7 @@ class Supervisor:
     # -- the kernel ------------------------------------------------------------------------------
 
     def _start_kernel(self, start: Start) -> None:
-        self._drop_held()
-        self._egress.start(start.egress)
-        self._questions.begin()
-        self._service.stop()
+        self._begin_run(start.egress)
         environment = self._show_outputs(dict(start.environment))
         self._service.begin(environment, start.cwd)
         self._signing = start.key, start.signature_scheme
@@ -314,16 +242,13 @@ class Supervisor:
                     own_end, self.kernel, self.connection, self._log, self._has_unsent
                 )
             else:
-                self.relay = Relay(addresses)
+                self._begin_zmq(self.kernel, addresses)
         except (OSError, StartError) as error:
             self._log.write(f"{error}\n")
             if self.kernel is not None:
                 self.kernel.signal_group(signal.SIGKILL)
                 return
-            self._egress.stop()
-            self._questions.stop()
-            self._service.stop()
-            self.connection.send(Exited(start.run, CANNOT_START))
+            self._end_run(start.run, CANNOT_START)
             return
         finally:
             if kernel_end is not None:
@@ -332,12 +257,9 @@ class Supervisor:
 
     def _resume_kernel(self, resume: Resume) -> None:
         """Handle a restore from a snapshot: the host and the mounted directories are new ones."""
-        self._drop_held()
-        self._egress.start(resume.egress)
-        self._questions.begin()
-        self._service.stop()
+        self._begin_run(resume.egress)
         with as_kernel():
-            refresh_workspace()
+            workspace.refresh_workspace()
         environment = self._show_outputs(dict(resume.environment))
         self._service.resume(environment, resume.cwd)
         resume = replace(resume, environment=tuple(environment.items()))
@@ -346,14 +268,26 @@ class Supervisor:
         else:
             self.connection.send(Resumed(resume.run, False))
 
+    def _begin_run(self, has_egress: bool) -> None:
+        self._drop_held()
+        self._egress.start(has_egress)
+        self._questions.begin()
+        self._service.stop()
+
+    def _end_run(self, run: int, status: int) -> None:
+        self._egress.stop()
+        self._questions.stop()
+        self._service.stop()
+        self.connection.send(Exited(run, status))
+
     def _show_outputs(self, environment: Dict[str, str]) -> Dict[str, str]:
         """Return the environment of the kernel; it knows where the outputs are."""
         with as_kernel():
-            failure = show_outputs(environment)
+            failure = workspace.show_outputs(environment)
         if not failure:
             return environment
-        self._log.write(f"{failure}; what is kept is written to {OUTPUTS}\n")
-        return without_outputs(environment)
+        self._log.write(f"{failure}; what is kept is written to {workspace.OUTPUTS}\n")
+        return workspace.without_outputs(environment)
 
     def _send_signal(self, event: Signal) -> None:
         if self.kernel is None:
@@ -382,7 +316,7 @@ class Supervisor:
         if self._drain_until is None or self.kernel is None:
             return
         drained = (
-            (self.relay is None or self.relay.finished)
+            (self.zmq_passage is None or self.zmq_passage.relay.finished)
             and (self.passage is None or self.passage.finished)
             and not self.kernel.output
             and not self.connection.queued()
@@ -391,16 +325,14 @@ class Supervisor:
             return
         assert self.connection.run is not None
         assert self.kernel.status is not None
-        self._egress.stop()
-        self._questions.stop()
-        self._service.stop()
-        self.connection.send(Exited(self.connection.run, self.kernel.status))
+        self._end_run(self.connection.run, self.kernel.status)
         for fd in tuple(self.kernel.output):
             self.kernel.close_output(fd)
-        for way in (self.relay, self.passage):
-            if way is not None:
-                way.close()
-        self.kernel = self.relay = self.passage = self._pace = self._drain_until = None
+        if self.passage is not None:
+            self.passage.close()
+        if self.zmq_passage is not None:
+            self.zmq_passage.relay.close()
+        self.kernel = self.passage = self.zmq_passage = self._pace = self._drain_until = None
         self._drop_held()
 
     def _drop_held(self) -> None:
@@ -410,9 +342,7 @@ class Supervisor:
 
     # -- frames of a kernel that speaks frames itself ----------------------------------------------
 
-    def _pass_frames(self, ready: Dict[int, int]) -> None:
-        passage = self.passage
-        assert passage is not None
+    def _pass_frames(self, passage: Passage, ready: Dict[int, int]) -> None:
         if ready.get(passage.fileno(), 0) & ~select.POLLOUT:
             passage.read()
             self._crowd.note_output()
@@ -429,13 +359,18 @@ class Supervisor:
     def _use_relay(self, passage: Passage) -> None:
         """Switch to ZMQ, beginning with the first message for the kernel."""
         assert self.connection.run is not None
+        assert self.kernel is not None
         passage.close()
         self.passage = None
-        self.relay = Relay(unix_addresses(self.connection.run))
+        self._begin_zmq(self.kernel, unix_addresses(self.connection.run))
         self.connection.diverts = False
         for frame in passage.early:
             self.connection.receive_data(frame)
         self._handle_events()
+
+    def _begin_zmq(self, kernel: KernelProcess, addresses: Dict[Channel, SocketAddress]) -> None:
+        log, signing = self._log, self._signing
+        self.zmq_passage = ZmqPassage(addresses, kernel, self.connection, log, signing)
 
     def _answer_idle_query(self, query: IdleQuery) -> None:
         if self.passage is not None:
@@ -443,7 +378,8 @@ class Supervisor:
         else:
             # A relayed kernel may always have a timer.
             waits = self.connection.queued() or self._has_unsent() or self._held
-            silent = self.relay is not None and self.relay.silent and not waits
+            zmq = self.zmq_passage
+            silent = zmq is not None and zmq.relay.silent and not waits
             self.connection.send(IdleReply(query.run, False, unknown=silent))
 
     def _answer_heartbeats(self) -> None:
@@ -453,55 +389,11 @@ class Supervisor:
             self.connection.send_message(message.channel, message.parts)
             self.connection.consumed(message)
 
-    # -- messages and output of the kernel -------------------------------------------------------
+    # -- messages of a kernel that speaks only ZMQ -----------------------------------------------
 
-    def _pass_messages(self, ready: Dict[int, int]) -> None:
-        assert self.relay is not None
-        self.relay.update()
-        if self.relay.listening:
-            while self._held:
-                message = self._held.popleft()
-                if not self.relay.send(message.channel, message.parts):
-                    self._log.write_limited(
-                        f"Dropped a message on {message.channel.name.lower()}:"
-                        " the kernel violated the ZMTP protocol there.\n"
-                    )
-                self.connection.consumed(message)
-        for channel, parts in self.relay.receive(ready):
+    def _pass_messages(self, passage: ZmqPassage, ready: Dict[int, int]) -> None:
+        passage.send(self._held)
+        if passage.receive(ready):
             self._crowd.note_output()
-            try:
-                self.connection.send_message(channel, parts)
-            except LocalProtocolError as error:
-                self._report_drop(channel, parts, explain_drop(channel, error))
-        for channel, reason in self.relay.take_failures():
-            self._log.write_limited(
-                f"Killed the kernel: it violated the ZMTP protocol on {channel.name.lower()}:"
-                f" {reason}.\n"
-            )
-            if self.kernel is not None:
-                self.kernel.signal_group(signal.SIGKILL)
         if self._pace is not None:
             self._pace.update(self.connection.queued(Channel.IOPUB))
-
-    def _report_drop(self, channel: Channel, parts: List[bytes], words: str) -> None:
-        self._log.write_limited(words)
-        replacement = (
-            make_replacement(channel, parts, *self._signing, words) if self._signing else None
-        )
-        if replacement is not None:
-            self.connection.send_message(channel, replacement)
-
-    def _pass_output(self, ready: Dict[int, int]) -> None:
-        """Forward what the kernel wrote to stdout and stderr, within its budget."""
-        assert self.kernel is not None
-        for fd, source in tuple(self.kernel.output.items()):
-            if fd not in ready:
-                continue
-            try:
-                data = os.read(fd, 16 * 1024)
-            except BlockingIOError:
-                continue
-            if not data:
-                self.kernel.close_output(fd)
-            else:
-                self._log.forward_output(source, data)

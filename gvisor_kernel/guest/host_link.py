@@ -1,0 +1,137 @@
+"""PID 1's end of the link: reads and writes its descriptors, and notices when the host is gone.
+
+What the bytes mean is up to the connection, and what frames cause to ``supervisor.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from typing import Callable, List, Optional, Tuple
+
+from gvisor_kernel.guest.carried_link import CarriedLink
+from gvisor_kernel.link import Connection, RemoteProtocolError
+
+READ_SIZE = 256 * 1024
+WAIT_MS = 10_000
+"""Milliseconds of a wait for the host."""
+MISSED_WAITS = 6
+"""Number of waits in a row without a byte from the host after which it is considered dead; the
+host sends a PING every 5 s. Waits are counted, not time: a machine that slept was not silent."""
+
+
+class HostGone(Exception):
+    """The link ended, failed or fell silent, or the host sent STOP: end the sandbox."""
+
+
+class HostLink:
+    """Carries the bytes of ``connection``. ``link_in`` and ``link_out`` are descriptors.
+
+    ``carried``: what is between the link and these descriptors, where they may lose bytes.
+    ``pump``: called before bytes of the connection are taken, to add what waits for its turn.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        link_in: int,
+        link_out: int,
+        carried: Optional[CarriedLink],
+        pump: Callable[[], None],
+    ) -> None:
+        self._connection = connection
+        self._in, self._out = link_in, link_out
+        self._carried = carried
+        self._pump = pump
+        self._pending = memoryview(b"")
+        os.set_blocking(link_out, False)
+
+    def fileno(self) -> int:
+        """The descriptor to read from."""
+        return self._in
+
+    @property
+    def polled(self) -> List[Tuple[int, int]]:
+        """Descriptors and events to poll."""
+        wanted = [(self._in, select.POLLIN)]
+        if self._pending if self._carried is None else self._carried.wants_to_write:
+            wanted.append((self._out, select.POLLOUT))
+        return wanted
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether bytes that the connection has given out still wait for the host."""
+        return bool(self._pending)
+
+    def read(self) -> Optional[bytes]:
+        """Read bytes of the link; None if there are none yet.
+
+        :raises HostGone: when it has ended or cannot be read
+        """
+        if self._carried is None:
+            data: Optional[bytes] = os.read(self._in, READ_SIZE)
+        else:
+            try:
+                data = self._carried.read()
+            except (RemoteProtocolError, OSError) as error:
+                raise HostGone(f"the link's connection cannot be used: {error}") from error
+        if data == b"":
+            raise HostGone("the host closed the link")
+        return data
+
+    def flush(self) -> bool:
+        """Write what the descriptor accepts without blocking; return whether that was anything.
+
+        :raises HostGone: when it cannot be written
+        """
+        carried = self._carried
+        was_written = False
+        while True:
+            if not self._pending:
+                self._pump()
+                self._pending = memoryview(self._connection.data_to_send(READ_SIZE))
+                if not self._pending:
+                    self._flush_carried()
+                    return was_written
+            try:
+                if carried is None:
+                    written = os.write(self._out, self._pending)
+                else:
+                    written = carried.write(self._pending)
+            except BlockingIOError:
+                return was_written
+            except OSError as error:
+                raise HostGone(f"cannot write to the link: {error}") from error
+            self._pending = self._pending[written:]
+            was_written = True
+
+    def _flush_carried(self) -> None:
+        """Write what the carrier has: confirmations, and what is sent again after a cut."""
+        if self._carried is not None:
+            try:
+                self._carried.flush()
+            except OSError as error:
+                raise HostGone(f"cannot write to the link: {error}") from error
+
+
+class Silence:
+    """Counts the waits without a byte from the host."""
+
+    def __init__(self) -> None:
+        self._heard = time.monotonic()
+        self._missed = 0
+
+    def note_wait(self, is_heard: bool) -> None:
+        """Note that a wait has ended, and whether the host has sent anything.
+
+        :raises HostGone: when it was silent for too many waits
+        """
+        now = time.monotonic()
+        if is_heard:
+            self._heard, self._missed = now, 0
+        elif now - self._heard >= WAIT_MS / 1000:
+            # Count one wait, however long it was: a machine that slept missed only one.
+            self._heard, self._missed = now, self._missed + 1
+        if self._missed >= MISSED_WAITS:
+            raise HostGone(f"no bytes from the host in {MISSED_WAITS} waits of 10 s")
