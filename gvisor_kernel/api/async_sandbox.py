@@ -23,7 +23,9 @@ from gvisor_kernel.api.manager import describe_folder, describe_uploads, make_ma
 from gvisor_kernel.api.runner import Emit, Runner, make_end_error
 from gvisor_kernel.api.shell import ShellResult, run_shell
 from gvisor_kernel.changes.change import Applied, Change, Changes, Undone
-from gvisor_kernel.changes.kernel_changes import KernelChanges, note_more, select, undo_apply
+from gvisor_kernel.changes.kernel_changes import KernelChanges
+from gvisor_kernel.changes.selection import note_more, select
+from gvisor_kernel.changes.undo import undo_apply
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 from gvisor_kernel.kernel.sandbox_call import SandboxCall

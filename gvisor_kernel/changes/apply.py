@@ -1,4 +1,4 @@
-"""Applies changes to the folder on disk, and undoes that. Blocks.
+"""Applies changes to the folder on disk. Blocks. ``undo.py`` undoes that.
 
 Only regular files and folders are written. Each step is refused if what it looked at is not there
 any more. The contents come from files of this process: whoever calls has fetched and compared them.
@@ -9,20 +9,16 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import IO
 
 from gvisor_kernel.changes import folder
-from gvisor_kernel.changes.backups import Backup, Backups, Done, Phase, Step
+from gvisor_kernel.changes.backups import Backup, Done, Phase, Step
 from gvisor_kernel.changes.change import Applied, Change, OnDisk, Refused
 from gvisor_kernel.host.folders import Opened, open_below
 
 AGAIN = "it has changed on disk since it was looked at"
-SINCE = "it has changed on disk since then"
-STOPPED = "this process ends: undo it again"
-UNKNOWN = "the apply was interrupted at it, and it is neither what it was nor what was applied"
 _FULL = "the disk is full"
 _WORDS = {
     errno.ELOOP: "a part of the path is a link",
@@ -92,7 +88,7 @@ class Applying:
         step: Step = "put"
         if change.kind == "removed":
             step = "unmade" if disk is not None and disk.type == "folder" else "removed"
-        notes = _Journal(backup, Done(step, path, old, mode, disk, None, number))
+        notes = Journal(backup, Done(step, path, old, mode, disk, None, number))
         with notes:
             if change.kind == "removed":
                 assert disk is not None
@@ -113,7 +109,7 @@ class Applying:
             return old, stat.S_IMODE(status.st_mode)
 
 
-class _Journal(folder.Notes):
+class Journal(folder.Notes):
     """Writes a step down before and after it; a context manager of the step."""
 
     def __init__(self, backup: Backup, done: Done) -> None:
@@ -136,7 +132,7 @@ class _Journal(folder.Notes):
         self._is_noted = True
         self._done = done
 
-    def __enter__(self) -> _Journal:
+    def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -151,110 +147,6 @@ class _Journal(folder.Notes):
 def _no_record(error: OSError) -> NoRecord:
     reason = explain(error)
     return NoRecord(error.errno, f"the old file, or a record of it, cannot be kept: {reason}")
-
-
-def undo(
-    root: Opened,
-    backup: Backup,
-    store: Backups,
-    is_stopping: Callable[[], bool] = lambda: False,
-) -> tuple[list[str], list[Refused]]:
-    """Undo an apply, the last step first. What has changed since then is refused, and left.
-
-    The caller has made sure that no other process is at it (``Backup.working``). ``is_stopping`` is
-    asked before each step: whether the rest is to be left.
-    """
-    clear_interrupted(root, backup)
-    written = store.index(backup.head)
-    same = {
-        (done.path, done.after.text)
-        for done in backup.read_journal()
-        if done.step == "same" and done.after is not None
-    }
-    half = {done.number: done for done in backup.interrupted() if done.step == "undone"}
-    undone: list[str] = []
-    refused: list[Refused] = []
-    for done in reversed(backup.left()):
-        if is_stopping():
-            refused.append(Refused(done.path, STOPPED))
-            continue
-        try:
-            with backup.step_lock():
-                was_done = _undo_step(root, backup, done, half.get(done.number), same)
-                now = folder.look(root, done.path)
-            if done.before is not None and now is not None:
-                written.note_same(done.path, done.before, now)
-        except OSError as error:
-            reason = SINCE if error.errno == errno.ESTALE else explain(error)
-            refused.append(Refused(done.path, reason))
-            if error.errno != errno.ESTALE:
-                _note_return(root, backup, done)
-        else:
-            if was_done:
-                undone.append(done.path)
-    return undone, refused
-
-
-def _note_return(root: Opened, backup: Backup, done: Done) -> None:
-    """Note that a file has its name again after a failure, and so another time of change."""
-    with suppress(OSError):
-        now = folder.look(root, done.path)
-        if now is not None and folder.matches(now, done.after):
-            backup.note(Done("same", done.path, None, 0, None, now))
-
-
-def _undo_step(
-    root: Opened, backup: Backup, done: Done, half: Done | None, same: set[tuple[str, str]]
-) -> bool:
-    """Undo one step. Return whether there was anything to undo.
-
-    ``half``: the undo of it that was interrupted.
-    """
-    found = folder.look(root, done.path)
-    notes = _Journal(backup, replace(done, step="undone", aside=None, before=found, after=None))
-    if half is not None and half.phase == "planned" and _is(found, half.after):
-        notes.plan(None, found)
-        with notes:  # it was done, but for its record
-            notes.after = found
-        return True
-    if done.phase == "planned" and not _is(found, done.after):
-        if not _is(found, done.before):
-            raise OSError(errno.EBUSY, UNKNOWN, done.path)
-        backup.note(replace(done, phase="dropped"))
-        return False
-    expected = None if done.after is None else done.after.text
-    text = None if found is None else found.text
-    if done.phase == "done" and text != expected and (done.path, text) not in same:
-        raise folder.Changed(done.path)
-    with notes:
-        if done.before is None:
-            assert found is not None
-            folder.remove(root, done.path, found, notes)
-        elif done.before.type == "folder":
-            notes.after = folder.put(
-                root, done.path, None, mode=done.mode, expected=found, notes=notes
-            )
-        else:
-            assert done.old is not None
-            with backup.open_old(done.old) as content:
-                notes.after = folder.put(
-                    root, done.path, content, mode=done.mode, expected=found, notes=notes
-                )
-    return True
-
-
-def _is(found: OnDisk | None, expected: OnDisk | None) -> bool:
-    return found is None if expected is None else folder.matches(found, expected)
-
-
-def clear_interrupted(root: Opened, backup: Backup) -> None:
-    """Remove what a killed apply or undo has left beside the files that it was at."""
-    for done in backup.interrupted():
-        if done.aside is None:
-            continue
-        with suppress(OSError), backup.step_lock():
-            is_new = done.phase == "begun"
-            folder.clear_aside(root, done.path, done.aside, done.before, done.after, new=is_new)
 
 
 def explain(error: OSError) -> str:

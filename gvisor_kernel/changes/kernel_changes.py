@@ -11,17 +11,9 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from typing import IO, Any, Literal, TypeVar
 
-from gvisor_kernel.changes.apply import (
-    AGAIN,
-    Applying,
-    clear_interrupted,
-    explain,
-    order,
-    undo,
-)
+from gvisor_kernel.changes.apply import AGAIN, Applying, explain, order
 from gvisor_kernel.changes.backups import Backup, Backups, Head
 from gvisor_kernel.changes.change import (
     MAX_CHANGES,
@@ -31,14 +23,14 @@ from gvisor_kernel.changes.change import (
     Changes,
     ChangesError,
     Claim,
-    Refused,
-    Undone,
     is_path,
 )
 from gvisor_kernel.changes.claims import read_claims
 from gvisor_kernel.changes.compare import compare, list_claims
 from gvisor_kernel.changes.diff import diff_texts
 from gvisor_kernel.changes.folder import look, open_file
+from gvisor_kernel.changes.selection import check_path, name_path
+from gvisor_kernel.changes.undo import clear_all
 from gvisor_kernel.changes.unkept import HASHED, MAX_LISTED, find_unkept
 from gvisor_kernel.errors import GvisorKernelError, SandboxError
 from gvisor_kernel.host.folders import Identity, Opened, reopen
@@ -119,7 +111,7 @@ class KernelChanges:
         :raises ChangesError: when it cannot be read, has more than MAX_SHOWN bytes, or is not what
             was listed
         """
-        _check_path(path)
+        check_path(path)
         if side == "old":
             seen = None if state is None else state.partition(" ")[0]
             return await asyncio.to_thread(self._read_old, path, seen)
@@ -349,93 +341,6 @@ class KernelChanges:
         return content
 
 
-def undo_apply(name: str | None = None, is_stopping: Callable[[], bool] = lambda: False) -> Undone:
-    """Undo an apply, by default the last one. Needs no sandbox. Blocks.
-
-    What cannot be undone stays, and can be tried again. ``is_stopping`` is asked before each file:
-    whether to leave the rest.
-
-    :raises ChangesError: when there is none, or its folder is not there any more
-    """
-    store = Backups.open()
-    backup = store.find(name) if name is not None else store.find_last()
-    try:
-        root = reopen(backup.head.folder, backup.head.identity, same_boot=False)
-    except OSError as error:
-        raise ChangesError(
-            f"The folder {backup.head.folder} is not there any more ({error.strerror}); the old"
-            f" files are in {backup.directory}."
-        ) from error
-    with root:
-        try:
-            with backup.working():
-                undone, refused = undo(root, backup, store, is_stopping)
-                if not refused:
-                    backup.drop_files()
-        except OSError as error:
-            raise ChangesError(
-                f"The apply {backup.id} cannot be undone now: {explain(error)}.",
-                "it is at work itself, or another undo is: wait for its end.",
-            ) from error
-    return Undone(backup.head.folder, tuple(undone), tuple(refused))
-
-
-def clear_all() -> int:
-    """Remove what killed applies and undos have left beside the files that they were at. Blocks.
-
-    Their steps can still be undone. Return how many were cleared.
-    """
-    count = 0
-    for backup in Backups.open().newest_first():
-        if not backup.was_interrupted:
-            continue
-        with suppress(OSError):
-            with (
-                reopen(backup.head.folder, backup.head.identity, same_boot=False) as root,
-                backup.working(0.0),
-            ):
-                clear_interrupted(root, backup)
-            count += 1
-    return count
-
-
-def select(changes: Changes, paths: Iterable[str]) -> list[Change]:
-    """Return the changes of ``paths``, of what is below them, and of new folders above them.
-
-    :raises ChangesError: when a path is no change
-    """
-    found = {change.path: change for change in changes.changes}
-    chosen: dict[str, Change] = {}
-    for text in paths:
-        path = name_path(text)
-        below = {p: c for p, c in found.items() if p == path or p.startswith(f"{path}/")}
-        if not below:
-            raise ChangesError(f"{text!r} is not changed in /workspace.")
-        for part in _parents(path):
-            if part in found and found[part].kind == "added":
-                chosen[part] = found[part]
-        chosen.update(below)
-    return list(chosen.values())
-
-
-def name_path(text: str) -> str:
-    """Return the path of a change that a person has named.
-
-    :raises ChangesError: when it is none in /workspace
-    """
-    path = text.removeprefix(f"{WORKSPACE}/").removeprefix("./").rstrip("/")
-    _check_path(path)
-    return path
-
-
-def note_more(result: Applied, listed: Changes) -> Applied:
-    """Return what ``apply`` did with changes that ``select`` has chosen from ``listed``."""
-    if not listed.more:
-        return result
-    left = Refused("…", "there may be more changes than are listed: apply the rest once more")
-    return replace(result, refused=(*result.refused, left))
-
-
 class _NotThere(Exception):
     """The sandbox has no such file."""
 
@@ -459,11 +364,6 @@ async def _finish(work: Callable[..., T], *arguments: Any) -> T:
         raise
 
 
-def _parents(path: str) -> list[str]:
-    parts = path.split("/")
-    return ["/".join(parts[:count]) for count in range(1, len(parts))]
-
-
 def _find_obstacle(change: Change, state: str, *, force: bool) -> str | None:
     if change.is_refused:
         return change.conflict
@@ -473,8 +373,3 @@ def _find_obstacle(change: Change, state: str, *, force: bool) -> str | None:
     if force:
         return None
     return AGAIN if disk != seen else change.conflict
-
-
-def _check_path(path: str) -> None:
-    if not is_path(path):
-        raise ChangesError(f"{path!r} is no path in /workspace.")

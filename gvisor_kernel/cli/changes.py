@@ -12,7 +12,8 @@ from dataclasses import asdict
 
 from gvisor_kernel.changes.change import Change, Changes, Refused
 from gvisor_kernel.changes.control_client import apply_changes, list_changes
-from gvisor_kernel.changes.kernel_changes import name_path, note_more, select, undo_apply
+from gvisor_kernel.changes.selection import name_path, note_more, select
+from gvisor_kernel.changes.undo import undo_apply
 from gvisor_kernel.cli.output import print_json, print_table, printable
 from gvisor_kernel.cli.sandboxes import Listed, find_one
 from gvisor_kernel.errors import GvisorKernelError

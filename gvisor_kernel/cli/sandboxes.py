@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from gvisor_kernel.bridge.endpoints import sweep_bases
-from gvisor_kernel.changes.kernel_changes import clear_all
+from gvisor_kernel.changes.undo import clear_all
 from gvisor_kernel.cli.output import (
     describe_age,
     make_console,

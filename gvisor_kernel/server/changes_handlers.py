@@ -12,7 +12,8 @@ from dataclasses import asdict
 from jupyter_server.auth.decorator import authorized
 from tornado import web
 
-from gvisor_kernel.changes.kernel_changes import KernelChanges, undo_apply
+from gvisor_kernel.changes.kernel_changes import KernelChanges
+from gvisor_kernel.changes.undo import undo_apply
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.server.documents import make_unkept

@@ -23,7 +23,7 @@ from typing import Any
 from gvisor_kernel.changes import folder, kernel_changes
 from gvisor_kernel.changes.backups import Backups
 from gvisor_kernel.changes.change import Refused
-from gvisor_kernel.changes.kernel_changes import clear_all, undo_apply
+from gvisor_kernel.changes.undo import clear_all, undo_apply
 from gvisor_kernel.errors import GvisorKernelError
 
 from .helpers import apply, begin, entry, find, open_root

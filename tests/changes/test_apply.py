@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.changes import backups, folder
-from gvisor_kernel.changes.apply import undo
 from gvisor_kernel.changes.backups import Backup, Backups
 from gvisor_kernel.changes.change import ChangesError, OnDisk
 from gvisor_kernel.changes.compare import LATER
+from gvisor_kernel.changes.undo import undo
 from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.runtimes.state.records import state_root
 

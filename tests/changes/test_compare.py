@@ -12,7 +12,7 @@ import pytest
 from gvisor_kernel.changes import compare as module
 from gvisor_kernel.changes.change import MAX_CHANGES, ChangesError, is_path
 from gvisor_kernel.changes.claims import read_claims
-from gvisor_kernel.changes.kernel_changes import select
+from gvisor_kernel.changes.selection import select
 
 from .helpers import entry, find, open_root
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.changes.apply import undo
 from gvisor_kernel.changes.backups import Backups
 from gvisor_kernel.changes.change import ChangesError
+from gvisor_kernel.changes.undo import undo
 
 from ..faults.test_full_disk import Disk, small_disk
 from .helpers import apply, begin, entry, find, open_root

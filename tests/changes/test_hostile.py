@@ -20,6 +20,7 @@ from gvisor_kernel.changes.apply import Applying
 from gvisor_kernel.changes.backups import Backups
 from gvisor_kernel.changes.change import Applied, ChangesError
 from gvisor_kernel.changes.kernel_changes import OTHER_CONTENT, UNSEEN, KernelChanges
+from gvisor_kernel.changes.undo import undo_apply
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.link.service_messages import MAX_DATA, ServiceMessage
@@ -255,7 +256,7 @@ def test_a_sandbox_that_ends_at_an_apply_leaves_what_was_applied(
     result = apply_after(kernel)
     assert result.applied == ("a",)
     assert [one.reason for one in result.refused] == ["The sandbox has ended."]
-    assert kernel_changes.undo_apply(result.undo).undone == ("a",)
+    assert undo_apply(result.undo).undone == ("a",)
     assert not (tmp_path / "shown" / "a").exists()
 
 
@@ -287,7 +288,7 @@ def test_who_cancels_an_apply_waits_for_its_step(
 
     asyncio.run(work())
     assert (tmp_path / "shown" / "a").read_bytes() == b"new"
-    assert kernel_changes.undo_apply().undone == ("a",)
+    assert undo_apply().undone == ("a",)
 
 
 def test_two_kernels_of_one_folder_apply_and_look_at_once(kernel: Kernel, tmp_path: Path) -> None:
@@ -318,5 +319,5 @@ def test_two_kernels_of_one_folder_apply_and_look_at_once(kernel: Kernel, tmp_pa
         assert all((tmp_path / "shown" / path).read_bytes() == content for path in result.applied)
         assert {one.path for one in result.refused} == set(paths) - set(result.applied)
         if result.undo is not None:
-            assert not kernel_changes.undo_apply(result.undo).refused
+            assert not undo_apply(result.undo).refused
     assert list((tmp_path / "shown").iterdir()) == []

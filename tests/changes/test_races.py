@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.changes import backups, folder
-from gvisor_kernel.changes.apply import Applying, undo
+from gvisor_kernel.changes.apply import Applying
 from gvisor_kernel.changes.backups import Backups
 from gvisor_kernel.changes.change import ChangesError
 from gvisor_kernel.changes.folder import look
-from gvisor_kernel.changes.kernel_changes import undo_apply
+from gvisor_kernel.changes.undo import undo, undo_apply
 
 from ..sweeps import ALL
 from .helpers import begin, entry, find, open_root
