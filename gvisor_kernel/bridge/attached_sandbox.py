@@ -170,7 +170,7 @@ class AttachedSandbox:
     async def resume(self, resume: Resume, timeout: float, egress: OpenEgress | None) -> Resumed:
         """Connect to a restored sandbox, and return the RESUMED of its guest.
 
-        ``egress`` is as in ``SandboxLink.carry_streams``, here and below.
+        ``egress`` is as in ``LinkStreams.carry``, here and below.
 
         :raises LaunchError: when none comes within ``timeout`` seconds, or the sandbox ends
         :raises LocalProtocolError: when ``resume`` is too large
@@ -179,7 +179,7 @@ class AttachedSandbox:
         try:
             self._connect(resume)
             assert self.link is not None
-            self.link.carry_streams(egress, self._records.note)
+            self.link.streams.carry(egress, self._records.note)
             assert self.memory is not None
             self.memory.start()
             return await self.wait(self._resumed, timeout)
@@ -197,7 +197,7 @@ class AttachedSandbox:
         self._started = self._loop.create_future()
         try:
             link.connection.send(start)
-            link.carry_streams(egress, self._records.note)
+            link.streams.carry(egress, self._records.note)
             self._exchange.deliver_waiting()
             link.flush()
             async with asyncio.timeout(timeout):

@@ -1,22 +1,21 @@
-"""The host's end of one link: reads and writes it, checks that the sandbox is alive, stops it.
+"""The host's end of one link: reads and writes it, and stops an idle sandbox.
 
-Events go to the owner, except the answers to this module's own questions.
+``link_streams.py`` has its streams, ``liveness.py`` when its guest counts as dead. Events go to the
+owner, except the answers to this module's own questions.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
-import struct
-import termios
 from collections.abc import Callable
 from contextlib import suppress
 
 from gvisor_kernel import __version__
-from gvisor_kernel.bridge.egress import OpenEgress, RunEgress
 from gvisor_kernel.bridge.idle import IdleWatch, SleepPolicy
+from gvisor_kernel.bridge.link_streams import LinkStreams
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
+from gvisor_kernel.bridge.liveness import Liveness
 from gvisor_kernel.bridge.naps import NapPolicy, NapWatch
 from gvisor_kernel.bridge.sharing import Share
 from gvisor_kernel.link import (
@@ -51,22 +50,6 @@ LAST_BYTES = 4 * 1024 * 1024
 """Bytes read after the end of the sandbox's process: far more than a pipe holds. This bounds what a
 process that survived it may write."""
 POLL_SECONDS = 0.1
-PING_SECONDS = 5.0
-WAIT_SECONDS = 10.0
-MISSED_WAITS = 6
-"""Waits without a byte in a row before a sandbox counts as dead. Waits are counted and not seconds,
-since the loop's timers stop while the machine is suspended."""
-STREAMS_AHEAD = 128 * 1024
-"""Bytes that may be unread in the pipe to the guest when frames of streams are written: a message
-that comes after them waits no longer."""
-STREAMS_PAUSE = 0.001
-"""Seconds until the pipe is looked at again. Mostly the guest's next frame comes earlier."""
-YIELD_SECONDS = 0.05
-"""How long after a request on shell streams are slow: a download keeps both CPUs of a small machine
-busy, and a short cell would wait for them."""
-YIELD_AHEAD = 64 * 1024
-YIELD_PAUSE = 0.01
-"""STREAMS_AHEAD and STREAMS_PAUSE in that time: few large writes, as each one wakes the sandbox."""
 ACTIVITY_EVENTS = (Message, Log, Started, Resumed, StreamFrames)
 """Events that show activity in the sandbox."""
 
@@ -107,14 +90,10 @@ class SandboxLink:
         self._last_bytes = LAST_BYTES
         self._pending = memoryview(b"")
         self._writing = False
-        self._received = True
-        self._silent_waits = 0
         self._token = 0
         self._quiesced: asyncio.Future[None] | None = None
-        self._egress: RunEgress | None = None
-        self._streams_timer: asyncio.TimerHandle | None = None
-        self._yield_until = 0.0
-        """Until when streams are slow."""
+        self.streams = LinkStreams(self.connection, sandbox.link_in, self.flush)
+        self._liveness = Liveness(self._ping, self.end)
         self._sleep = sleep
         self._idle = IdleWatch(self._send_idle_query) if sleep is not None else None
         self._naps = NapWatch(
@@ -123,12 +102,11 @@ class SandboxLink:
         )
         self._unwritten_since_query = False
         """Nothing was written since the last IDLE_QUERY to the guest."""
-        self._timers: list[asyncio.TimerHandle] = []
         self._loop.add_reader(sandbox.link_out, self._read)
         self._loop.add_reader(sandbox.exit_fd, self._on_process_exit)
         if sandbox.gofer_fd >= 0:
             self._loop.add_reader(sandbox.gofer_fd, self._on_helper_exit)
-        self._start_timers()
+        self._liveness.start()
         self.flush()
 
     # -- reading ---------------------------------------------------------------------------------
@@ -158,7 +136,7 @@ class SandboxLink:
         if not data:
             self.end("the sandbox ended")
             return 0
-        self._received = True
+        self._liveness.note_received()
         self.received += len(data)
         if not self._naps.active:
             self._wake()  # the guest was not idle after all
@@ -185,11 +163,10 @@ class SandboxLink:
                 self._on_idle_reply(event)
             elif isinstance(event, StreamFrames):
                 self.note_activity()
-                if self._egress is not None:
-                    self._egress.receive(event.frames)
+                self.streams.receive(event.frames)
             else:
                 if isinstance(event, Exited):
-                    self._close_egress()
+                    self.streams.close()
                 is_heartbeat = getattr(event, "channel", None) is Channel.HB
                 if isinstance(event, ACTIVITY_EVENTS) and not is_heartbeat:
                     self.note_activity()
@@ -231,12 +208,11 @@ class SandboxLink:
         while True:
             if not self._pending:
                 self._pending = memoryview(
-                    self.connection.data_to_send(READ_SIZE, self._find_stream_limit())
+                    self.connection.data_to_send(READ_SIZE, self.streams.find_limit())
                 )
                 if not self._pending:
                     self._watch_writable(False)
-                    if self._egress is not None:
-                        self._egress.update()
+                    self.streams.update()
                     return
                 self._unwritten_since_query = False
                 if wake:
@@ -274,47 +250,7 @@ class SandboxLink:
             self.note_activity()
         if channel is Channel.SHELL:
             self._share.note_use()
-            self._yield_until = self._loop.time() + YIELD_SECONDS
-        self.flush()
-
-    # -- streams ---------------------------------------------------------------------------------
-
-    def carry_streams(self, egress: OpenEgress | None, note: Callable[[str], None]) -> None:
-        """Pass the streams of the run that has just begun to what ``egress`` opens, until it ends.
-
-        None for a run without egress. ``note`` writes to the kernel's log.
-        """
-        self._close_egress()
-        if egress is not None:
-            self._egress = RunEgress(self.connection, self.flush, egress, note)
-
-    def _close_egress(self) -> None:
-        if self._streams_timer is not None:
-            self._streams_timer.cancel()
-            self._streams_timer = None
-        egress, self._egress = self._egress, None
-        if egress is not None:
-            egress.close()
-
-    def _find_stream_limit(self) -> int:
-        """Return the bytes of streams that may be written now; look again soon if there are none.
-
-        Otherwise a message would wait behind a pipe full of a download.
-        """
-        if not self.connection.queued_streams:
-            return 0
-        is_yielding = self._loop.time() < self._yield_until
-        if is_yielding and self._streams_timer is not None:
-            return 0
-        ahead = YIELD_AHEAD if is_yielding else STREAMS_AHEAD
-        room = ahead - _count_unread(self._sandbox.link_in)
-        if (is_yielding or room <= 0) and self._streams_timer is None:
-            pause = YIELD_PAUSE if is_yielding else STREAMS_PAUSE
-            self._streams_timer = self._loop.call_later(pause, self._write_streams)
-        return max(0, room)
-
-    def _write_streams(self) -> None:
-        self._streams_timer = None
+            self.streams.note_request()
         self.flush()
 
     def suspend_limit(self, seconds: float) -> None:
@@ -323,17 +259,9 @@ class SandboxLink:
 
     # -- liveness --------------------------------------------------------------------------------
 
-    def _start_timers(self) -> None:
-        self._received, self._silent_waits = True, 0
-        self._timers = [
-            self._loop.call_later(PING_SECONDS, self._ping),
-            self._loop.call_later(WAIT_SECONDS, self._count_wait),
-        ]
-
     def _ping(self) -> None:
         if self._quiesced is None and not self._naps.active:
             self._send_ping()
-        self._timers[0] = self._loop.call_later(PING_SECONDS, self._ping)
 
     def _send_ping(self, wake: bool = True) -> None:
         if self.connection.state not in (State.OPENING, State.CLOSED):
@@ -351,7 +279,7 @@ class SandboxLink:
             self._idle.end()
             self._idle = None
         self._wake()
-        self._timers[0].cancel()
+        self._liveness.stop_pings()
         self._quiesced = self._loop.create_future()
         self._token += 1
         self.connection.send(Ping(self._token))
@@ -363,14 +291,6 @@ class SandboxLink:
             self._naps.note_pong()
         elif pong.token == self._token and not self._quiesced.done() and not self._pending:
             self._quiesced.set_result(None)
-
-    def _count_wait(self) -> None:
-        self._silent_waits = 0 if self._received else self._silent_waits + 1
-        self._received = False
-        if self._silent_waits >= MISSED_WAITS:
-            self.end(f"the sandbox was silent for {MISSED_WAITS * WAIT_SECONDS:.0f} s")
-            return
-        self._timers[1] = self._loop.call_later(WAIT_SECONDS, self._count_wait)
 
     # -- asleep ----------------------------------------------------------------------------------
 
@@ -425,8 +345,7 @@ class SandboxLink:
     def _stop_timers(self) -> None:
         if self._idle is not None:
             self._idle.pause()
-        for timer in self._timers:
-            timer.cancel()
+        self._liveness.stop()
 
     def _on_nap(self, stopped: bool) -> None:
         if self.ended:
@@ -455,7 +374,7 @@ class SandboxLink:
         if self.stopped and not self.ended:
             self.stopped = False
             self._sandbox.resume()
-            self._start_timers()
+            self._liveness.start()
             self._report_sleep()
             self.note_activity()
 
@@ -467,23 +386,13 @@ class SandboxLink:
         self.stopped = False
         self._naps.end()
         self._share.close()
-        self._close_egress()
+        self.streams.close()
         if self._idle is not None:
             self._idle.end()
-        for timer in self._timers:
-            timer.cancel()
+        self._liveness.stop()
         self._watch_writable(False)
         for fd in (self._sandbox.link_out, self._sandbox.exit_fd, self._sandbox.gofer_fd):
             if fd >= 0:
                 self._loop.remove_reader(fd)
         self._sandbox.kill()
         self._on_end(reason)
-
-
-def _count_unread(pipe: int) -> int:
-    """Return the bytes in a pipe that its reader has not read; 0 where that cannot be told."""
-    try:
-        (unread,) = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
-    except OSError:
-        return 0
-    return int(unread)

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import pytest
 
-from gvisor_kernel.bridge import sandbox_link
+from gvisor_kernel.bridge import link_streams
 from gvisor_kernel.bridge.egress import READ_SIZE, OpenEgress
 from gvisor_kernel.bridge.sandbox_link import SandboxLink
 from gvisor_kernel.bridge.sharing import Sharing
@@ -139,10 +139,10 @@ class World:
         self.write_guest()
         await self.until(lambda: self.link.connection.state is State.IDLE)
         self.link.connection.send(START)
-        self.link.carry_streams(self.give(self.near), self.notes.append)
+        self.link.streams.carry(self.give(self.near), self.notes.append)
         self.link.flush()
         await self.until(lambda: self.read_guest() >= 0 and self.guest.state is State.RUNNING)
-        egress = self.link._egress
+        egress = self.link.streams._egress
         assert egress is not None
         await self.until(lambda: egress._pipe is not None)
         self.guest_events.clear()
@@ -231,8 +231,8 @@ def test_guest_that_does_not_read_is_not_written_much() -> None:
                 with suppress(BlockingIOError):
                     sent += world.far.send(BLOCK * 4)
                 await asyncio.sleep(0.001)
-            unread = sandbox_link._count_unread(world.sandbox.link_in)
-            assert 0 < unread <= sandbox_link.STREAMS_AHEAD + 64 * 1024
+            unread = link_streams.count_unread(world.sandbox.link_in)
+            assert 0 < unread <= link_streams.STREAMS_AHEAD + 64 * 1024
             assert world.link.connection.queued_streams <= STREAM_BACKLOG + 64 * 1024
             world.link.send_message(Channel.SHELL, [b"hurry"])
             before = world.read_guest(unread) + world.read_guest(1 << 16)
@@ -254,8 +254,8 @@ def test_guest_that_does_not_read_is_not_written_much() -> None:
 
 def test_streams_are_slow_after_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """A short cell does not wait for the CPUs that a download keeps busy."""
-    monkeypatch.setattr(sandbox_link, "YIELD_SECONDS", 3600.0)
-    monkeypatch.setattr(sandbox_link, "YIELD_PAUSE", 3600.0)
+    monkeypatch.setattr(link_streams, "YIELD_SECONDS", 3600.0)
+    monkeypatch.setattr(link_streams, "YIELD_PAUSE", 3600.0)
 
     async def check() -> None:
         async with linked() as world:
@@ -281,8 +281,8 @@ def test_streams_are_slow_after_a_request(monkeypatch: pytest.MonkeyPatch) -> No
                 assert count(Message) == messages + 1
                 frames = [e.frames for e in world.guest_events if isinstance(e, StreamFrames)]
                 got, before = sum(map(len, frames)), got
-                assert 0 < got - before <= sandbox_link.YIELD_AHEAD + READ_SIZE
-                world.link._write_streams()
+                assert 0 < got - before <= link_streams.YIELD_AHEAD + READ_SIZE
+                world.link.streams._look_again()
 
     asyncio.run(check())
 
@@ -366,7 +366,7 @@ def test_end_of_the_run_closes_the_socket() -> None:
             assert world.far.recv(100) == b""
             near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             world.link.connection.send(replace(START, run=2))
-            world.link.carry_streams(world.give(near), world.notes.append)
+            world.link.streams.carry(world.give(near), world.notes.append)
             world.link.flush()
             world.far.close()
             world.far = far
@@ -397,7 +397,7 @@ def test_run_without_a_socket_has_no_streams() -> None:
             world.write_guest()
             await world.until(lambda: world.link.connection.state is State.IDLE)
             world.link.connection.send(replace(START, egress=False))
-            world.link.carry_streams(None, world.notes.append)
+            world.link.streams.carry(None, world.notes.append)
             world.link.flush()
             world.write_guest(encode_short(FrameType.OPEN, 1))
             await world.until(lambda: bool(world.ended))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from gvisor_kernel.bridge import sandbox_link
+from gvisor_kernel.bridge import link_streams, liveness
 from gvisor_kernel.guest import host_link
 from gvisor_kernel.link import (
     Channel,
@@ -138,7 +138,7 @@ def test_document_shows_one_stream_byte_by_byte() -> None:
 def test_document_states_the_rules_of_streams() -> None:
     assert f"port {streams.EGRESS_PORT} of the sandbox's loopback" in TEXT
     assert f"1 to {stream_frames.MAX_STREAM_DATA:,} bytes of it" in TEXT
-    assert f"fewer than {sandbox_link.STREAMS_AHEAD:,} bytes of the pipe are unread" in TEXT
+    assert f"fewer than {link_streams.STREAMS_AHEAD:,} bytes of the pipe are unread" in TEXT
     assert stream_frames.ALL_STREAMS == 0
     assert "Number 0 stands for all streams" in TEXT
 
@@ -154,8 +154,8 @@ def test_document_states_version_and_protocol() -> None:
 
 
 def test_document_states_the_silence_limits() -> None:
-    assert f"a PING every {sandbox_link.PING_SECONDS:g} s" in TEXT
-    assert sandbox_link.WAIT_SECONDS * 1000 == host_link.WAIT_MS == 10_000
+    assert f"a PING every {liveness.PING_SECONDS:g} s" in TEXT
+    assert liveness.WAIT_SECONDS * 1000 == host_link.WAIT_MS == 10_000
     assert "waits of 10 s" in TEXT
-    assert sandbox_link.MISSED_WAITS == host_link.MISSED_WAITS == 6
+    assert liveness.MISSED_WAITS == host_link.MISSED_WAITS == 6
     assert "After six in a row" in TEXT
