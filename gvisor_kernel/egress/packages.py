@@ -18,10 +18,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, asynccontextmanager
-from typing import Any, Protocol
+from contextlib import asynccontextmanager
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from gvisor_kernel.egress.environment import BASE
@@ -35,8 +35,6 @@ from gvisor_kernel.egress.package_connections import (
     names_resolved_by,
 )
 from gvisor_kernel.egress.package_downloads import (
-    CHUNK,
-    Download,
     Downloads,
     FileDamaged,
     NotFound,
@@ -52,6 +50,17 @@ from gvisor_kernel.egress.package_pages import (
     check_file,
     normalize_project,
 )
+from gvisor_kernel.egress.package_replies import (
+    BINARY,
+    Head,
+    Reply,
+    Request,
+    names_html,
+    prefers_json,
+    send_download,
+    send_open,
+    send_text,
+)
 from gvisor_kernel.egress.package_upstream import Upstream
 from gvisor_kernel.egress.page_process import JobFailed, PageProcesses
 from gvisor_kernel.egress.refusals import UpstreamFailed
@@ -66,45 +75,6 @@ MAX_PAGE bytes of the disk and what is made of them. A page that is ready is an 
 name until the sandbox has read it at its own speed."""
 MAX_TYPE, MAX_TEXT = 200, 300
 """Characters of a content type, and of what is wrong with a page."""
-_WHEEL = "application/octet-stream"
-
-Headers = Iterable[tuple[bytes, bytes]]
-
-
-class Head(Protocol):
-    """What is needed of a request's head."""
-
-    @property
-    def method(self) -> str:
-        """The method, in upper case."""
-
-    @property
-    def path(self) -> bytes:
-        """The path with the query."""
-
-    def find(self, name: bytes) -> bytes | None:
-        """Return the first value of a header."""
-
-
-class Request(Protocol):
-    """What is needed of a request."""
-
-    @property
-    def head(self) -> Head:
-        """Its head."""
-
-
-class Reply(Protocol):
-    """Writes the answer."""
-
-    async def start(self, status: int, headers: Headers, reason: str = "") -> None:
-        """Send the head."""
-
-    async def body(self, data: bytes) -> None:
-        """Send a part of the body."""
-
-    async def end(self) -> None:
-        """End the answer."""
 
 
 class Packages:
@@ -154,17 +124,17 @@ class Packages:
             with names_resolved_by(names.resolve):
                 await self._answer(head, reply, kernel)
         except Failed as error:
-            await _send(reply, head, error.status, "text/plain", f"{error.text}\n", error.text)
+            await send_text(reply, head, error.status, "text/plain", f"{error.text}\n", error.text)
 
     async def _answer(self, head: Head, reply: Reply, kernel: Hashable) -> None:
         words = _split_path(head.path)
         match words:
             case ["pypi" | "uv" as tool, "simple", name, ""]:
-                as_json = _prefers_json(head.find(b"accept") or b"")
-                kind = SIMPLE_JSON if as_json else SIMPLE_HTML if _names_html(head) else "text/html"
+                as_json = prefers_json(head)
+                kind = SIMPLE_JSON if as_json else SIMPLE_HTML if names_html(head) else "text/html"
                 async with self._page_turn(kernel):
                     page = await self._write_simple(kernel, tool, name, as_json)
-                await _send_open(head, reply, os.dup(page.fd), kind)
+                await send_open(head, reply, os.dup(page.fd), kind)
             case ["pypi" | "uv" as tool, "files", name, token, filename]:
                 async with self._page_turn(kernel):
                     found = await self._find_file(kernel, tool, name, token, filename)
@@ -178,7 +148,7 @@ class Packages:
                 async with self._page_turn(kernel):
                     page = await self._write_packument(kernel, "/".join([first, *more]), short)
                 kind = NPM_ABBREVIATED if short else "application/json"
-                await _send_open(head, reply, os.dup(page.fd), kind)
+                await send_open(head, reply, os.dup(page.fd), kind)
             case _:
                 raise Failed(404, "the route packages has no such address")
 
@@ -306,14 +276,14 @@ class Packages:
         if is_strong(file.hashes):
             fd = await asyncio.to_thread(self._cache.open_file, file.hashes, file.url)
         if fd is not None:
-            await _send_open(head, reply, fd, _WHEEL)
+            await send_open(head, reply, fd, BINARY)
             return
         download = self._downloads.start(index, file, kernel)
         begun = False
         try:
             await download.started()
             begun = True  # what fails from now on breaks the answer off
-            await self._send_download(head, reply, download)
+            await send_download(head, reply, download)
         except (Unreachable, NotFound, Forbidden, FileDamaged) as error:
             if begun:
                 raise UpstreamFailed(f"{file.filename} broke off: {error}") from error
@@ -325,21 +295,9 @@ class Packages:
                 statuses = {NotFound: 404, NotStored: 507}
                 status = statuses.get(type(error), 502)
                 raise Failed(status, f"{file.filename} cannot be had: {error}") from error
-            await _send_open(head, reply, fd, _WHEEL)
+            await send_open(head, reply, fd, BINARY)
         finally:
             self._downloads.leave(download, kernel)
-
-    @staticmethod
-    async def _send_download(head: Head, reply: Reply, download: Download) -> None:
-        headers = [(b"Content-Type", _WHEEL.encode())]
-        if download.length is not None:
-            headers.append((b"Content-Length", b"%d" % download.length))
-        await reply.start(200, headers)
-        if head.method != "HEAD":
-            async with aclosing(download.read()) as parts:
-                async for data in parts:
-                    await reply.body(data)
-        await reply.end()
 
 
 def _describe(index: Index, page: StoredPage) -> dict[str, Any]:
@@ -385,73 +343,3 @@ def _metadata_of(file: File) -> File:
     parts = urlsplit(file.url)
     url = parts._replace(path=parts.path + METADATA).geturl()
     return File(file.filename + METADATA, url, file.metadata)
-
-
-def _prefers_json(accept: bytes) -> bool:
-    """Whether a client that accepts these types wants JSON rather than HTML."""
-    best = {"json": 0.0, "html": 0.0}
-    for entry in accept.decode("latin-1").lower().split(",")[:32]:
-        kind, *parameters = (word.strip() for word in entry.split(";"))
-        weight = 1.0
-        for parameter in parameters:
-            if parameter.startswith("q="):
-                try:
-                    weight = float(parameter[2:])
-                except ValueError:
-                    weight = 0.0
-        if kind in (SIMPLE_JSON, SIMPLE_JSON.replace("v1", "latest")):
-            best["json"] = max(best["json"], weight)
-        elif kind in (SIMPLE_HTML, "text/html"):
-            best["html"] = max(best["html"], weight)
-    return best["json"] > 0 and best["json"] >= best["html"]
-
-
-def _names_html(head: Head) -> bool:
-    return SIMPLE_HTML.encode() in (head.find(b"accept") or b"").lower()
-
-
-async def _send(
-    reply: Reply, head: Head, status: int, kind: str, content: str, reason: str = ""
-) -> None:
-    data = content.encode()
-    await reply.start(
-        status,
-        [
-            (b"Content-Type", kind.encode()),
-            (b"Content-Length", b"%d" % len(data)),
-            (b"Vary", b"Accept"),
-        ],
-        f"gvisor-kernel: {reason}"[:200] if reason else "",
-    )
-    if head.method != "HEAD":
-        for at in range(0, len(data), CHUNK):
-            await reply.body(data[at : at + CHUNK])
-    await reply.end()
-
-
-async def _send_open(head: Head, reply: Reply, fd: int, kind: str) -> None:
-    """Send an open file as content of the type ``kind``, and close it."""
-    try:
-        size = os.fstat(fd).st_size
-        headers = [
-            (b"Content-Type", kind.encode()),
-            (b"Content-Length", b"%d" % size),
-            (b"Vary", b"Accept"),
-        ]
-        await reply.start(200, headers)
-        if head.method != "HEAD":
-            async for data in _read_open(fd, size):
-                await reply.body(data)
-        await reply.end()
-    finally:
-        os.close(fd)
-
-
-async def _read_open(fd: int, size: int) -> AsyncIterator[bytes]:
-    at = 0
-    while at < size:
-        data = await in_thread(os.pread, fd, CHUNK, at)
-        if not data:
-            raise FileDamaged("it ended early")
-        at += len(data)
-        yield data
