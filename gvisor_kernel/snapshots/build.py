@@ -11,7 +11,7 @@ import ctypes
 import fcntl
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +24,10 @@ from gvisor_kernel.snapshots.store import Store
 NICENESS = 19
 MAX_BUILD_SECONDS = 900.0
 """How long making one snapshot may take, with many imports on a busy machine."""
+
+Report = Callable[[str, float], None]
+"""Called at each step of making a snapshot, with a text for people and the share of the work that
+is done."""
 
 _SYS_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}
 _IOPRIO_WHO_PROCESS = 1
