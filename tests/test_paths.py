@@ -50,6 +50,7 @@ ALLOWED = {
     "artifacts/records.py": OWN_STORE,
     "artifacts/storage.py:_connect": OWN_STORE + "; or a folder that an administrator has named",
     "cli/storage.py:run_export": NAMED,
+    "changes/backup.py": OWN_STORE,
     "changes/backups.py": OWN_STORE,
     "changes/control.py:_listen": STATE,
     "changes/control_client.py:ask": STATE,

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import IO
 
 from gvisor_kernel.changes import folder
-from gvisor_kernel.changes.backups import Backup, Done, Phase, Step
+from gvisor_kernel.changes.backup import Backup, Done, Phase, Step
 from gvisor_kernel.changes.change import Applied, Change, OnDisk, Refused
 from gvisor_kernel.host.folders import Opened, open_below
 

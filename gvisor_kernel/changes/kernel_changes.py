@@ -14,7 +14,8 @@ from contextlib import ExitStack, suppress
 from typing import IO, Any, Literal, TypeVar
 
 from gvisor_kernel.changes.apply import AGAIN, Applying, explain, order
-from gvisor_kernel.changes.backups import Backup, Backups, Head
+from gvisor_kernel.changes.backup import Backup, Head
+from gvisor_kernel.changes.backups import Backups
 from gvisor_kernel.changes.change import (
     MAX_CHANGES,
     MAX_FILE,

@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from gvisor_kernel.changes import folder
 from gvisor_kernel.changes.apply import Journal, explain
-from gvisor_kernel.changes.backups import Backup, Backups, Done
+from gvisor_kernel.changes.backup import Backup, Done
+from gvisor_kernel.changes.backups import Backups
 from gvisor_kernel.changes.change import ChangesError, OnDisk, Refused, Undone
 from gvisor_kernel.host.folders import Opened, reopen
 

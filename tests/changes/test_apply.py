@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.changes import backups, folder
-from gvisor_kernel.changes.backups import Backup, Backups
+from gvisor_kernel.changes.backup import JOURNAL, Backup
+from gvisor_kernel.changes.backups import Backups
 from gvisor_kernel.changes.change import ChangesError, OnDisk
 from gvisor_kernel.changes.compare import LATER
 from gvisor_kernel.changes.undo import undo
@@ -284,7 +285,7 @@ def test_a_journal_that_somebody_has_spoiled_undoes_nothing_elsewhere(
         '["done", 2, null, "put", "/etc/x", "../../x", 0, null, null]',
         '["planned", 3, "../file", "put", "x", null, 0, null, null]',
     ]
-    (backup.directory / backups.JOURNAL).write_text("\n".join(lines))
+    (backup.directory / JOURNAL).write_text("\n".join(lines))
     assert backup.read_journal() == []
     with pytest.raises(ChangesError):
         Backups.open().find("../sandboxes")

@@ -214,7 +214,7 @@ def test_an_undo_waits_for_its_apply_but_not_for_ever(
             work = Applying(root, backup)
             (change,) = find(root, entry("a/file")).changes
             work.apply(change, look(root, "a/file"), io.BytesIO(b"new"))
-            monkeypatch.setattr(backups, "STEP_SECONDS", 0.01)
+            monkeypatch.setattr("gvisor_kernel.changes.backup.STEP_SECONDS", 0.01)
             with pytest.raises(ChangesError, match="cannot be undone now: another apply or undo"):
                 undo_apply()
             with backup.step_lock():
