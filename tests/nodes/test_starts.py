@@ -17,7 +17,7 @@ from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.processes import ProcessId
 from gvisor_kernel.runtimes.base import FoundSnapshot, LaunchRequest
 from gvisor_kernel.runtimes.mounts.plan import Outputs
-from gvisor_kernel.runtimes.nodes import runtime
+from gvisor_kernel.runtimes.nodes import attempt, runtime
 from gvisor_kernel.runtimes.nodes.engine import Engine, Trouble
 from gvisor_kernel.runtimes.nodes.orders import write_fact
 from gvisor_kernel.runtimes.nodes.sandbox import read_found
@@ -86,11 +86,11 @@ def test_late_end_of_a_clients_stderr_touches_no_other_file(
 ) -> None:
     """Another process has it, as the master of a connection may. When that ends, the number of the
     descriptor that tells of the end belongs to another file."""
-    monkeypatch.setattr(runtime, "LAST_SECONDS", 0.2)
+    monkeypatch.setattr(attempt, "LAST_SECONDS", 0.2)
     read, write = os.pipe()
-    made: list[runtime.Reports] = []
+    made: list[attempt.Reports] = []
 
-    class Noted(runtime.Reports):
+    class Noted(attempt.Reports):
         def __init__(self, *arguments: object) -> None:
             super().__init__(*arguments)  # type: ignore[arg-type]
             made.append(self)
@@ -103,7 +103,7 @@ def test_late_end_of_a_clients_stderr_touches_no_other_file(
 
     os_eventfd = os.eventfd
     monkeypatch.setattr(os, "eventfd", note)
-    monkeypatch.setattr(runtime, "Reports", Noted)
+    monkeypatch.setattr(attempt, "Reports", Noted)
     monkeypatch.setattr(Shell, "wait", 0.5)
     pid = tmp_path / "pid"
     script = f"sleep 600 </dev/null >/dev/null & echo $! >{pid}; exit 1"
