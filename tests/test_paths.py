@@ -90,6 +90,7 @@ ALLOWED = {
     "environments/": OWN_STORE,
     "kernel/environment_builder.py:_keep": OWN_STORE,
     "kernel/learned_modules.py:change": OWN_STORE,
+    "kernel/left_builder.py": STATE + "; and the null device",
     "host/cgroups.py": KERNEL,
     "mcp/resources.py:read_tail": STATE + "; only read, and no link is followed",
     "mcp/sessions.py:remove_if_empty": "a folder in one that a person has named, and that no"
