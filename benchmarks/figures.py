@@ -71,6 +71,7 @@ FIRST = "start to first execute reply"
 IMPORT = f"`{IMPORTS}`, after the first cell"
 IMPORTED = f"start to `{IMPORTS}` done"
 FIRST_READY = "start, with wait_for_ready, to first execute reply"
+PROGRAM = "a program of its own, from its start to the reply to its first cell"
 IMPORTED_READY = f"start, with wait_for_ready, to `{IMPORTS}` done"
 SHUTDOWN = "shutdown"
 TRIP = "round trip of 1+1"
@@ -96,6 +97,7 @@ PARQUET_TRIP = "its rows written as Parquet, and read"
 FILES = "10,000 small files written, read and removed"
 ARRAYS_BOUND = "arithmetic with arrays of 5 MiB"
 MEMORY = "memory per idle kernel, {} of them, MiB"
+MEMORY_IMPORTED = "memory of one kernel that has imported numpy, pandas and pyplot, MiB"
 BRIDGE_MEMORY = "memory of the manager's process per kernel, MiB"
 IDLE_CPU = "idle CPU of the kernel's processes, % of a core"
 IDLE_BRIDGE_CPU = "idle CPU of the manager's process, % of a core"
@@ -476,4 +478,4 @@ OF_MANY = {
     "memory": "memory for 1, 10 and 30 kernels, and round trips with 30 neighbours",
     "idle": "CPU time of idle kernels",
 }
-NAMES = ("start", "ready", *OF_A_KERNEL, "stalled", "flooded", *OF_MANY)
+NAMES = ("start", "ready", "program", *OF_A_KERNEL, "stalled", "flooded", *OF_MANY)
