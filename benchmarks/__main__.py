@@ -22,7 +22,7 @@ from benchmarks.peers.engine import Engine, EngineError
 from benchmarks.results import Results
 from benchmarks.schedule import FULL, QUICK, QUICK_VARIANTS, Plan, Schedule
 from benchmarks.variants import VARIANTS, choose
-from benchmarks.workers import Workers, may_run, ordinary_user
+from benchmarks.workers import PATH, Workers, may_run, ordinary_user
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -33,6 +33,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--figures", default="", help=f"some of: {', '.join(figures.NAMES)}")
     add("--rounds", type=int, help="rounds of every figure that has more than one")
     add("--output", type=Path, default=Path("benchmark-results"), help="folder for the results")
+    add("--runsc", type=Path, help="folder of the runsc to measure, instead of the installed one")
     add("--list", action="store_true", help="name variants and figures, measure nothing")
     add(
         "--profile",
@@ -75,11 +76,15 @@ def user_for_variants(needed: bool) -> Iterator[tuple[pwd.struct_passwd | None, 
 
 
 @contextlib.contextmanager
-def all_workers(engine: Engine | EngineError, *, with_user: bool) -> Iterator[Workers]:
+def all_workers(
+    engine: Engine | EngineError, *, with_user: bool, runsc: Path | None = None
+) -> Iterator[Workers]:
     """Create the workers and their folder; end and remove them, with their kernels."""
     environment = {}
+    if runsc is not None:
+        environment["PATH"] = f"{runsc}:{PATH}"
     if isinstance(engine, Engine):
-        environment = {
+        environment |= {
             "GP_RESPONSE_IP": engine.host_address,
             "KERNEL_USERNAME": "benchmark",  # gateway-provisioners refuses root
         }
@@ -141,9 +146,12 @@ def main(argv: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     processes.adopt_orphans()
     engine = find_engine()
+    if arguments.runsc is not None:
+        arguments.runsc = arguments.runsc.resolve(strict=True)
+        os.environ["PATH"] = f"{arguments.runsc}:{os.environ['PATH']}"  # for the facts below
     results = Results(machine.describe_machine())
     with_user = any(variant.other_user for variant in variants)
-    with all_workers(engine, with_user=with_user) as workers:
+    with all_workers(engine, with_user=with_user, runsc=arguments.runsc) as workers:
         schedule = Schedule(variants, plan, workers, engine, results, print_progress)
         try:
             if arguments.profile is not None:

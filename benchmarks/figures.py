@@ -28,6 +28,8 @@ SYSCALLS = "import os\nfor _ in range(100_000): os.stat('/')"
 CPU = "sum(i * i for i in range(3_000_000))"
 ARRAYS = "import numpy as np\na, b = np.ones(5 << 17), np.ones(5 << 17)"
 ARITHMETIC = "for _ in range(100): c = a * 2 + b; d = c - a; del c, d"
+SETTLE_SECONDS = 2.0
+"""After that a restored sandbox has measured its clock: before, each reading is a system call."""
 ENDLESS = "print('running', flush=True)\nwhile True: pass"
 FORKS = """
 import os
@@ -71,9 +73,11 @@ FIRST = "start to first execute reply"
 IMPORT = f"`{IMPORTS}`, after the first cell"
 IMPORTED = f"start to `{IMPORTS}` done"
 FIRST_READY = "start, with wait_for_ready, to first execute reply"
+PROGRAM = "a program of its own, from its start to the reply to its first cell"
 IMPORTED_READY = f"start, with wait_for_ready, to `{IMPORTS}` done"
 SHUTDOWN = "shutdown"
 TRIP = "round trip of 1+1"
+TRIP_AT_ONCE = "round trip of 1+1, right after the start"
 PRINT_TRIP = "round trip of print"
 TRIP_ALONE = "round trip of 1+1, before neighbours come"
 TRIP_CROWDED = "round trip of 1+1, 30 idle neighbours"
@@ -96,6 +100,7 @@ PARQUET_TRIP = "its rows written as Parquet, and read"
 FILES = "10,000 small files written, read and removed"
 ARRAYS_BOUND = "arithmetic with arrays of 5 MiB"
 MEMORY = "memory per idle kernel, {} of them, MiB"
+MEMORY_IMPORTED = "memory of one kernel that has imported numpy, pandas and pyplot, MiB"
 BRIDGE_MEMORY = "memory of the manager's process per kernel, MiB"
 IDLE_CPU = "idle CPU of the kernel's processes, % of a core"
 IDLE_BRIDGE_CPU = "idle CPU of the manager's process, % of a core"
@@ -281,7 +286,10 @@ def measure_ready(prepare: Callable[[], KernelManager], _: float = 1.0) -> Sampl
 
 def measure_trips(kernel: Kernel, count: int = 40) -> Samples:
     client = kernel[1]
+    at_once = [run(client, "1+1") for _ in range(20)]
+    time.sleep(SETTLE_SECONDS)
     return {
+        TRIP_AT_ONCE: at_once,
         TRIP: [run(client, "1+1") for _ in range(count)],
         PRINT_TRIP: [run(client, "print(1)") for _ in range(count)],
     }
@@ -476,4 +484,4 @@ OF_MANY = {
     "memory": "memory for 1, 10 and 30 kernels, and round trips with 30 neighbours",
     "idle": "CPU time of idle kernels",
 }
-NAMES = ("start", "ready", *OF_A_KERNEL, "stalled", "flooded", *OF_MANY)
+NAMES = ("start", "ready", "program", *OF_A_KERNEL, "stalled", "flooded", *OF_MANY)

@@ -54,6 +54,7 @@ GROUPS = (
             Column(figures.FIRST, "to first execute reply"),
             Column(figures.IMPORT, "numpy, pandas, pyplot in the second cell", unit="ms"),
             Column(figures.IMPORTED, "to these imported"),
+            Column(figures.PROGRAM, "a program's start to its first cell's reply"),
             Column(figures.FIRST_READY, "with wait_for_ready, to first execute reply"),
             Column(figures.IMPORTED_READY, "with wait_for_ready, to imported"),
             Column(figures.SHUTDOWN, "shutdown"),
@@ -62,7 +63,11 @@ GROUPS = (
     Group(
         "Round trips",
         "trips",
-        (*quantiles(figures.TRIP, "`1+1`"), *quantiles(figures.PRINT_TRIP, "`print(1)`")),
+        (
+            *quantiles(figures.TRIP, "`1+1`"),
+            Column(figures.TRIP_AT_ONCE, "`1+1`, right after the start, p50", unit="ms"),
+            *quantiles(figures.PRINT_TRIP, "`print(1)`"),
+        ),
     ),
     Group(
         "Output",
@@ -99,6 +104,7 @@ GROUPS = (
                 Column(figures.MEMORY.format(count), f"memory each, {count} idle", unit="MiB")
                 for count in (1, 10, 30)
             ),
+            Column(figures.MEMORY_IMPORTED, "with numpy, pandas, pyplot imported", unit="MiB"),
             Column(figures.BRIDGE_MEMORY, "manager's memory a kernel", unit="MiB"),
             Column(figures.IDLE_CPU, "idle CPU", unit="% of a core"),
             Column(figures.IDLE_BRIDGE_CPU, "manager's idle CPU a kernel", unit="% of a core"),
@@ -172,6 +178,7 @@ TARGETS = (
     Target("the same, as nbclient waits (wait_for_ready)", figures.FIRST_READY, LEARNED, 0.8),
     Target("start to imports done, by default", figures.IMPORTED, LEARNED, 0.8, modes=DIRECT),
     Target("the same, with a spare", figures.IMPORTED, SPARE, 0.3, modes=DIRECT),
+    Target("a program of its own, to its first cell", figures.PROGRAM, LEARNED, 1.0, modes=DIRECT),
     Target("cold start to first execute", figures.FIRST, ANY[1:], 2.0),
     Target("the same, as nbclient waits", figures.FIRST_READY, ANY[1:], 2.0),
     Target("`1+1`, direct, p50", figures.TRIP, ANY, 1.1, modes=DIRECT),
@@ -204,6 +211,8 @@ TARGETS = (
     ),
     Target("memory of an idle kernel, one", figures.MEMORY.format(1), ANY, 1.8),
     Target("the same, each of thirty", figures.MEMORY.format(30), ANY, 1.5),
+    Target("one that has imported numpy, pandas, pyplot", figures.MEMORY_IMPORTED, ANY, 1.8),
+    Target("the same by default", figures.MEMORY_IMPORTED, LEARNED, 1.8, modes=DIRECT),
     Target("idle CPU", figures.IDLE_CPU, ANY, 0.2, base=None, unit="% of a core"),
     Target("bridge's growth, 1 GB stalled", figures.STALLED, ANY, 64, base=None, unit="MiB"),
     Target("the same in messages of 1 MB", figures.STALLED_FLUSHED, ANY, 64, base=None, unit="MiB"),

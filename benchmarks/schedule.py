@@ -59,7 +59,15 @@ class Plan:
 
 FULL = Plan(
     rounds={
-        **{"start": 5, "ready": 2, "trips": 3, "interrupt": 3, "output": 2, "compute": 2},
+        **{
+            "start": 5,
+            "ready": 2,
+            "program": 3,
+            "trips": 3,
+            "interrupt": 3,
+            "output": 2,
+            "compute": 2,
+        },
         **{"large": 2, "prints": 2, "forks": 2, "data": 2},
         **{"stalled": 1, "flooded": 2, "memory": 1, "idle": 1},
     },
@@ -73,7 +81,15 @@ FULL = Plan(
 )
 QUICK = Plan(
     rounds={
-        **{"start": 2, "ready": 1, "trips": 1, "interrupt": 1, "output": 1, "compute": 1},
+        **{
+            "start": 2,
+            "ready": 1,
+            "program": 1,
+            "trips": 1,
+            "interrupt": 1,
+            "output": 1,
+            "compute": 1,
+        },
         **{"large": 1, "prints": 1, "forks": 1, "data": 1},
         **{"stalled": 1, "flooded": 1, "memory": 1, "idle": 1},
     },
@@ -116,10 +132,11 @@ class Schedule:
         self._results.variants = [variant.name for variant in self._variants]
         self._results.run = {"rounds": self._plan.rounds, "counts": self._plan.counts}
         self._prepare()
-        for figure in ("start", "ready"):
+        for figure in ("start", "ready", "program"):
             for number in range(self._rounds(figure)):
                 for variant in self._turn(number, figure):
-                    self._measure(variant, figure, figure)
+                    if figure != "program" or not variant.starts_only:  # a new one has no spare
+                        self._measure(variant, figure, figure)
         self._kernels()
         if self._rounds("stalled"):
             for variant in self._turn(0, "stalled"):
@@ -207,6 +224,10 @@ class Schedule:
         for variant in self._variants:
             if variant.name in groups:
                 self._trips(variant, figures.TRIP_WOKEN, 1)
+                self.ask(variant, "run", cell=figures.IMPORTS)
+                time.sleep(SETTLE_SECONDS)
+                held = processes.memory(groups[variant.name])
+                self._remember(variant, figures.MEMORY_IMPORTED, held, 1)
             self.close(variant)
 
     def _crowd(self, variant: Variant) -> None:

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import pstats
+import subprocess
 import sys
 import time
 import traceback
@@ -23,7 +24,7 @@ from typing import Any
 from jupyter_client.manager import KernelManager
 from platformdirs import user_cache_path
 
-from benchmarks import figures, tracing
+from benchmarks import figures, program, tracing
 from gvisor_kernel.bridge import Bridge
 from gvisor_kernel.cli.sandboxes import Listed, find_all
 from gvisor_kernel.config.settings import SETTINGS
@@ -69,6 +70,20 @@ class Worker:
     def ready(self, code: str) -> figures.Samples:
         self._await_spare(code)
         return figures.measure_ready(self._prepare(code))
+
+    def program(self, code: str) -> figures.Samples:
+        """Measure a start in a process of its own, which has imported nothing yet."""
+        argv = [sys.executable, "-P", program.__file__, code]
+        begin = time.perf_counter()
+        with subprocess.Popen(
+            [*argv, self._variants[code]["transport"]], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            took = time.perf_counter() - begin
+        if line.strip() != program.DONE:
+            raise figures.Failed(f"the program ended with {process.returncode}")
+        return {figures.PROGRAM: [took]}
 
     def stalled(self, code: str, stall: float) -> figures.Samples:
         prepare = self._prepare(code)

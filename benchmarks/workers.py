@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+PATH = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin"
 CODE = "import sys; sys.path.insert(0, sys.argv[1]); from benchmarks.worker import main; main({!r})"
 END_SECONDS = 60.0
 ASK_SECONDS = 300.0
@@ -50,7 +51,7 @@ class WorkerProcess:
                 "HOME": str(home),
                 "USER": user.pw_name if user is not None else "",
                 "LANG": "C.UTF-8",
-                "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin",
+                "PATH": PATH,
                 "JUPYTER_PATH": str(self._folder / "jupyter"),
                 "JUPYTER_PLATFORM_DIRS": "1",
                 "JUPYTER_RUNTIME_DIR": str(self._folder / "r"),  # short, because sockets lie in it

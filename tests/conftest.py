@@ -285,7 +285,7 @@ def no_background_snapshots(request: pytest.FixtureRequest) -> Iterator[None]:
 
     An install by the command in this process makes none either.
     """
-    SnapshotQueue.instance().end()
+    SnapshotQueue.instance().stop()
     many = sum(map(is_slow, request.session.items)) >= MANY
     if many and not os.environ.get("GK_TEST_KERNEL"):
         request.getfixturevalue("shared_snapshot")

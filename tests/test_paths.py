@@ -91,6 +91,7 @@ ALLOWED = {
     "environments/": OWN_STORE,
     "kernel/environment_builder.py:_keep": OWN_STORE,
     "kernel/learned_modules.py:change": OWN_STORE,
+    "kernel/left_builder.py": STATE + "; and the null device",
     "host/cgroups.py": KERNEL,
     "mcp/resources.py:read_tail": STATE + "; only read, and no link is followed",
     "mcp/sessions.py:remove_if_empty": "a folder in one that a person has named, and that no"
@@ -101,7 +102,7 @@ ALLOWED = {
     "runtimes/copies/contents.py:write_list": STATE,
     "runtimes/mounts/editable_installs.py:_read": "only read: paths in it are opened safely",
     "runtimes/mounts/editable_installs.py:_open_at_once": "only read, likewise",
-    "runtimes/runsc/features.py": STATE,
+    "runtimes/runsc/answers.py": STATE,
     "runtimes/runsc/launch_plan.py:write_files": STATE,
     "runtimes/runsc/rootfs.py": STATE,
     "runtimes/runsc/runtime.py:start": STATE,

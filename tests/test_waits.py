@@ -98,10 +98,6 @@ ALLOWED: dict[tuple[str, str], str] = {
     ): "MAX_BUILD_SECONDS later it is killed, or it was",
     ("cli/logs.py", "while True"): "--follow: until Ctrl-C",
     (
-        "cli/snapshots.py",
-        "sys.stdin.readline()",
-    ): "the process that started this one holds the other end",
-    (
         "jupyter/launcher.py",
         "stopping.wait()",
     ): "awaited together with the kernel's life, which is polled",
@@ -247,8 +243,10 @@ ALLOWED: dict[tuple[str, str], str] = {
     ): UNDONE,
     ("kernel/workers.py", "asyncio.shield(starting)"): UNDONE,
     ("kernel/undoing.py", "await starting"): UNDONE,
-    ("kernel/snapshot_builder.py", "poller.poll()"): OWN,
-    ("kernel/snapshot_builder.py", "os.read(fd, 65536)"): READY,
+    ("kernel/left_builder.py", "poller.poll()"): OWN,
+    ("kernel/left_builder.py", "os.read(fd, 65536)"): (
+        "the order is there, or its program has ended; the rest is read after a poll"
+    ),
     ("kernel/spare_keeper.py", "threading.Condition()"): LOCK,
 }
 """Reasons by module and text of the call."""

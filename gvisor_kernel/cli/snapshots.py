@@ -187,13 +187,17 @@ def run_remove(arguments: argparse.Namespace) -> int:
 def build_from_stdin() -> None:
     """Make the snapshot of the plan in the first line of stdin.
 
-    This process ends, and removes what it has begun, when stdin closes: then its owner has ended.
+    This process ends, and removes what it has begun, when stdin closes, unless its program has left
+    it to finish: see ``left_builder``.
     """
-    plan = json.loads(sys.stdin.readline())
-    from gvisor_kernel.kernel.snapshot_builder import build_in_background, end_with
+    from gvisor_kernel.kernel.left_builder import end_with, note_finished, read_order
+    from gvisor_kernel.kernel.snapshot_builder import build_in_background
 
-    end_with(sys.stdin.fileno())
+    order, said = read_order(sys.stdin.fileno())
+    plan = json.loads(order)
+    end_with(sys.stdin.fileno(), order, said)
     build_in_background(plan)
+    note_finished(order)
 
 
 def run_build(arguments: argparse.Namespace) -> int:

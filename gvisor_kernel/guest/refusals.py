@@ -104,6 +104,8 @@ class Refusals:
 
     def expire(self, status: str) -> None:
         """Answer and close the connections whose time is over."""
+        if not self._refusals:
+            return  # PID 1 calls this at each turn, and reading the clock may be a system call
         now = time.monotonic()
         for fd, refusal in tuple(self._refusals.items()):
             if refusal.deadline > now:

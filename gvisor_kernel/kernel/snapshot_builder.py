@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import select
-import signal
-import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -56,9 +52,6 @@ from gvisor_kernel.strict_json import parse_json
 MAX_FACTS = 64 * 1024
 """Bytes of what the kernel says of modules that it imported ahead, or of itself."""
 
-GIVE_UP_SECONDS = 10.0
-"""How long a builder whose owner has ended may take to remove what it has begun."""
-
 log = logging.getLogger(__name__)
 
 GUEST_PRELOAD = f"""
@@ -83,28 +76,6 @@ def build_snapshot(plan: KernelPlan, preload: Sequence[str] | None, report: Repo
     if preload is not None:
         plan = replace(plan, spec=replace(plan.spec, preload=tuple(preload)))
     return make_snapshot(with_learned(plan), report)
-
-
-def end_with(fd: int) -> None:
-    """Let this process end, and remove what it has begun, when ``fd`` ends: then its owner has.
-
-    What comes from ``fd`` meanwhile is dropped.
-    """
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def watch() -> None:
-        poller = select.poll()
-        poller.register(fd, select.POLLIN)
-        with suppress(OSError):
-            while poller.poll():
-                with suppress(BlockingIOError):
-                    if not os.read(fd, 65536):
-                        break
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(GIVE_UP_SECONDS)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def build_in_background(plan: dict[str, Any]) -> None:

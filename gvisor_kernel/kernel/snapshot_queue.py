@@ -1,6 +1,7 @@
 """Starts processes that make snapshots in the background: one at a time, with low priority.
 
-Such a process ends with this one. It runs ``snapshot_builder``, which makes the snapshot.
+Such a process ends with this one if this is a server. A program leaves its last one to finish
+(``left_builder``). It runs ``snapshot_builder``, which makes the snapshot.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from gvisor_kernel.host.per_process import PerProcess
+from gvisor_kernel.kernel.left_builder import FINISH, was_left
 from gvisor_kernel.kernel.plan import KernelPlan, write_plan
 from gvisor_kernel.runtimes.base import Builder, Sandbox
 from gvisor_kernel.snapshots.build import MAX_BUILD_SECONDS
@@ -52,6 +54,10 @@ class SnapshotQueue(PerProcess):
         super().__init__()
         self._wanted: deque[Wanted] = deque()
         self._current = ""
+        self.leaves_builder = True
+        """Whether a builder goes on when this process exits. A server sets it to False: it has one
+        made when it begins, and whoever stops a server wants nothing to go on."""
+        self._builder: Builder | None = None
         self._failed: Counter[str] = Counter()
         self._changed = threading.Condition()
         self._ended = False
@@ -101,15 +107,8 @@ class SnapshotQueue(PerProcess):
                     continue
                 self._current = wanted.plan
                 try:
-                    process = self._process = subprocess.Popen(
-                        wanted.builder.argv,
-                        env=dict(wanted.builder.environment),
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.DEVNULL,
-                        stderr=subprocess.PIPE,
-                        bufsize=0,
-                        start_new_session=True,
-                    )
+                    process = self._process = _start(wanted.builder, subprocess.PIPE)
+                    self._builder = wanted.builder
                 except OSError as error:
                     log.info("Could not start the process that makes snapshots: %s", error)
                     continue
@@ -146,7 +145,48 @@ class SnapshotQueue(PerProcess):
         return status == 0
 
     def end(self) -> None:
-        """Stop the builder and drop waiting plans. Called at exit. Does nothing in a forked child.
+        """Leave the builder to itself, or stop it. Called at exit. Does nothing in a forked child.
+
+        Blocks up to END_SECONDS if it is stopped.
+        """
+        if self.is_inherited or not (self.leaves_builder and self._leave()):
+            self.stop()
+
+    def _leave(self) -> bool:
+        """Let the builder that runs finish, or begin the next one; return False if neither can be.
+
+        A builder on another machine cannot be left: its client ends with this process.
+        """
+        with self._changed:
+            if self._ended:
+                return False
+            self._ended = True
+            self._changed.notify_all()
+        process, builder = self._process, self._builder
+        if process is None or builder is None or process.poll() is not None:
+            wanted = next(iter(self._wanted), None)
+            if wanted is None or wanted.builder.place or not wanted.is_wanted():
+                return False
+            builder = wanted.builder
+            if was_left(builder.order):
+                return False
+            try:
+                process = _start(builder, subprocess.DEVNULL)
+                assert process.stdin is not None
+                process.stdin.write(builder.order)
+            except OSError:
+                return False
+        if builder.place:
+            return False
+        assert process.stdin is not None
+        with suppress(OSError):
+            process.stdin.write(FINISH)
+            process.stdin.close()
+        process.returncode = 0  # nobody waits for it
+        return True
+
+    def stop(self) -> None:
+        """Stop the builder and drop waiting plans. Does nothing in a forked child. Idempotent.
 
         Blocks up to END_SECONDS.
         """
@@ -154,6 +194,7 @@ class SnapshotQueue(PerProcess):
             return
         with self._changed:
             self._ended = True
+            self._wanted.clear()
             process = self._process
             self._changed.notify_all()
         if process is None or process.poll() is not None:
@@ -170,6 +211,19 @@ class SnapshotQueue(PerProcess):
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _start(builder: Builder, stderr: int) -> subprocess.Popen[bytes]:
+    """Start the process of ``builder``, which waits for its order. ``stderr``: as for ``Popen``."""
+    return subprocess.Popen(
+        builder.argv,
+        env=dict(builder.environment),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        bufsize=0,
+        start_new_session=True,
+    )
 
 
 def _line(text: str) -> bytes:

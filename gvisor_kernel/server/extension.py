@@ -7,6 +7,7 @@ from typing import Any
 from jupyter_server.extension.application import ExtensionApp
 from traitlets import Bool, Unicode
 
+from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.server.parts import Parts
 from gvisor_kernel.server.routes import make_routes
 from gvisor_kernel.server.watch import Watch
@@ -47,6 +48,7 @@ class GVisorServer(ExtensionApp):
     async def _start_jupyter_server_extension(self, serverapp: Any) -> None:
         """Begin to watch. Called by the server once its loop runs."""
         assert self._parts is not None
+        SnapshotQueue.instance().leaves_builder = False
         self._watch = Watch(self._parts.events, self._parts.executor, self._parts.sandboxes.facts)
         self._watch.start()
         self._parts.ended.start()

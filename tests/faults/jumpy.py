@@ -29,7 +29,7 @@ class Clock:
 
 
 def main(seconds: float) -> dict[str, bool]:
-    SnapshotQueue.instance().end()
+    SnapshotQueue.instance().stop()
     clock = Clock()
     seen = {}
     with running_kernel() as (manager, client):

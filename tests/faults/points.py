@@ -294,7 +294,7 @@ def kill_self() -> None:
 def live_and_die(request: dict[str, Any]) -> dict[str, Any]:
     """In a child process: run a stage, and be killed at a point of it."""
     settle_in(request)
-    SnapshotQueue.instance().end()
+    SnapshotQueue.instance().stop()
     points = Points()
     points.begin(request["at"], kill_self, list)
     life = find_life(request, points)
@@ -334,7 +334,7 @@ class Survivor:
         self._points = Points()
         # A failed restore would discard the snapshot, which is good.
         Store.discard = lambda self, key, reason: None  # type: ignore[method-assign]
-        SnapshotQueue.instance().end()
+        SnapshotQueue.instance().stop()
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         settle_in(request)

@@ -32,7 +32,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     monkeypatch.setattr(snapshot_queue, "BUILD", ("-c", "raise SystemExit(7)"))
     monkeypatch.setattr(SnapshotQueue, "_instance", None)
     yield Store.open()
-    SnapshotQueue.instance().end()
+    SnapshotQueue.instance().stop()
 
 
 @pytest.fixture(

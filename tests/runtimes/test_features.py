@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.runtimes.runsc import features
+from gvisor_kernel.runtimes.runsc import answers, command_line, features
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 from gvisor_kernel.runtimes.runsc.features import init_capabilities, wants_setfcap
 from gvisor_kernel.runtimes.state import records
@@ -27,6 +27,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRunsc]
     monkeypatch.setenv("PATH", fake.environment_path())
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr(features, "_known", {})
+    monkeypatch.setattr(command_line, "_known", {})
     yield fake
     fake.as_ever("do")
 
@@ -58,16 +59,52 @@ def test_failed_probe_is_not_remembered(script: str, fake: FakeRunsc) -> None:
     assert wants_setfcap(find_runsc())
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"a": "b"}', "[" * 60_000])
-def test_damaged_answer_file_is_written_again(
-    content: str, fake: FakeRunsc, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = records.state_root() / features.FILE
-    path.write_text(content)
+@pytest.mark.parametrize("content", ["", "[]", '{"a": "b"}', "[" * 60_000, "{program: 1}"])
+def test_damaged_answer_file_is_written_again(content: str, fake: FakeRunsc) -> None:
+    path = records.state_root() / answers.FILE
     fake.instead_of("do", ANSWER.format("yes", "no"))
+    program = find_runsc().program
+    path.write_text(json.dumps({program: 1}) if content == "{program: 1}" else content)
     assert wants_setfcap(find_runsc())
-    assert list(json.loads(path.read_text()).values()) == [True]
+    assert json.loads(path.read_text())[program] == {features.QUESTION: True}
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_version_and_flags_are_asked_for_once_by_all_processes(
+    fake: FakeRunsc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked() -> tuple[int, int]:
+        return fake.asked().count("--version"), fake.asked().count("flags")
+
+    first = find_runsc()
+    monkeypatch.setattr(command_line, "_known", {})  # as in another process
+    assert find_runsc() == first
+    assert asked() == (1, 1)
+    os.utime(fake.path, ns=(1, 1))  # another program at the same place
+    assert find_runsc().flags == first.flags
+    assert asked() == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [{}, {"version": 1, "flags": []}, {"version": "1", "flags": ["root", 1]}, {"flags": "root"}],
+)
+def test_answers_that_make_no_runsc_are_asked_for_again(
+    kept: dict[str, object], fake: FakeRunsc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = find_runsc()
+    path = records.state_root() / answers.FILE
+    path.write_text(json.dumps({first.program: kept}))
+    monkeypatch.setattr(command_line, "_known", {})
+    assert find_runsc() == first
+    assert json.loads(path.read_text())[first.program]["version"] == first.version
+
+
+def test_only_the_newest_programs_are_remembered(fake: FakeRunsc) -> None:
+    for number in range(answers.MAX_PROGRAMS + 1):
+        answers.keep_answers(f"runsc {number}", {"version": str(number)})
+    assert answers.read_answers("runsc 0") == {}
+    assert answers.read_answers("runsc 1") == {"version": "1"}
 
 
 def test_sidecar_changes_the_fingerprint(fake: FakeRunsc) -> None:

@@ -59,7 +59,7 @@ def live(passed: points.Points, request: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     # A failed restore would discard the snapshot, which is good.
     Store.discard = lambda self, key, reason: None  # type: ignore[method-assign]
-    SnapshotQueue.instance().end()
+    SnapshotQueue.instance().stop()
     passed = points.Points()
     for line in sys.stdin:
         print(json.dumps(live(passed, json.loads(line))), flush=True)

@@ -65,6 +65,7 @@ def look():
         "clocks": [time.time(), time.monotonic(), time.perf_counter()],
         "cwd": os.getcwd(),
         "pid": os.getpid(),
+        "locks": [type(stream._buffer_lock).__name__ for stream in (sys.stdout, sys.stderr)],
         "environment": dict(os.environ),
         "info": json.load(open("/container_info.json")),
         "host": socket.gethostname(),
@@ -188,6 +189,12 @@ def test_restored_kernel_has_the_hosts_time(copies: list[dict[str, Any]]) -> Non
         elapsed = [then - now for now, then in zip(copy["clocks"], copy["later"], strict=True)]
         assert all(abs(each - elapsed[0]) < 0.1 for each in elapsed), elapsed
         assert elapsed[0] > 0
+
+
+def test_printing_takes_locks_without_the_clock(copies: list[dict[str, Any]]) -> None:
+    """In the first second after a restore each reading of the clock is a system call."""
+    for copy in copies:
+        assert copy["locks"] == ["SemLock", "SemLock"]
 
 
 def test_shared_state_is_documented(copies: list[dict[str, Any]]) -> None:

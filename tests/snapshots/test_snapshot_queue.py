@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.jupyter.plan_factory import make_plan
-from gvisor_kernel.kernel import snapshot_queue
+from gvisor_kernel.kernel import left_builder, snapshot_queue
 from gvisor_kernel.kernel.connection_info import private_connection_info
 from gvisor_kernel.kernel.snapshot_builder import build_snapshot
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.runtimes import get_runtime
-from gvisor_kernel.runtimes.state.records import Record, find_sandboxes
+from gvisor_kernel.runtimes.state.records import Record, find_sandboxes, state_root
 from gvisor_kernel.snapshots.build import NICENESS
 from gvisor_kernel.snapshots.store import Store
 
@@ -37,6 +37,7 @@ from gvisor_kernel.kernel import snapshot_queue
 from jupyter_client import KernelManager
 from traitlets.config import Config
 snapshot_queue.WAIT_SECONDS = 0.1
+snapshot_queue.SnapshotQueue.instance().leaves_builder = False
 managers = []
 for preload in sys.argv[2:]:
     config = Config({"GVisorProvisioner": {"preload": [preload]}})
@@ -60,12 +61,12 @@ HOSTILE = "open('imported', 'w').close(); raise SystemExit(7)\n"
 
 
 @contextmanager
-def server(folder: Path, *preload: str) -> Iterator[subprocess.Popen[str]]:
+def server(folder: Path, *preload: str, program: str = SERVER) -> Iterator[subprocess.Popen[str]]:
     """Run a server in a folder whose hostile modules must not be imported."""
     for name in ("gvisor_kernel.py", "json.py", "rich.py", "sitecustomize.py"):
         (folder / name).write_text(HOSTILE)
     process = subprocess.Popen(
-        [sys.executable, "-P", "-c", SERVER, folder, *preload],
+        [sys.executable, "-P", "-c", program, folder, *preload],
         cwd=folder,
         env={**os.environ, "TMPDIR": str(folder)},  # for files that a killed server leaves
         stdin=subprocess.PIPE,
@@ -90,7 +91,7 @@ def in_background(own_store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.setattr(snapshot_queue, "WAIT_SECONDS", 0.1)
     monkeypatch.setattr(SnapshotQueue, "_instance", None)
     yield own_store
-    SnapshotQueue.instance().end()
+    SnapshotQueue.instance().stop()
 
 
 def labels(store: Store) -> list[str]:
@@ -209,6 +210,38 @@ def test_builder_ends_with_its_server(how: str, own_store: Store, tmp_path: Path
     assert sandboxes_of(own_store) == []
     assert left_in(own_store) == set()
     get_runtime("runsc").sweep()  # a killed server leaves its kernel's directory
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("begun", [True, False])
+def test_program_leaves_its_builder_to_finish(
+    begun: bool, own_store: Store, tmp_path: Path
+) -> None:
+    """Whether the builder has begun when the program ends, or waits still: the next start of such a
+    program is no cold one."""
+    program = SERVER.replace("leaves_builder = False", "leaves_builder = True")
+    if not begun:
+        program = program.replace("WAIT_SECONDS = 0.1", "WAIT_SECONDS = 600")
+    with server(tmp_path, "wave", program=program) as process:
+        if begun:
+            wait_until(lambda: bool(sandboxes_of(own_store)), "a snapshot's sandbox")
+            assert labels(own_store) == []
+    assert process.returncode == 0
+    wait_until(lambda: labels(own_store) == ["wave"], "the snapshot", 120)
+    wait_until(lambda: not find_builders(own_store), "the end of the builder")
+    assert sandboxes_of(own_store) == []
+    assert len(left_in(own_store)) == 1
+    assert not (state_root() / left_builder.FILE).exists()
+
+
+def find_builders(store: Store) -> list[int]:
+    """Return the processes that make snapshots in ``store``, which their environment names."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if str(store.root.parents[1]).encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return [pid for pid in found if pid != os.getpid() and is_there(pid)]
 
 
 def is_there(pid: int) -> bool:

@@ -20,6 +20,7 @@ from gvisor_kernel.errors import RuntimeMissing
 from gvisor_kernel.host import commands
 from gvisor_kernel.host.cgroups import Cgroup
 from gvisor_kernel.host.locks import ThreadLock
+from gvisor_kernel.runtimes.runsc.answers import keep_answers, read_answers
 
 ANSWER_SECONDS = 10.0
 """How long runsc may take to print its version or its flags."""
@@ -47,14 +48,21 @@ class Runsc:
     sidecars: tuple[str, ...] = ()
     """The names of the programs in SIDECARS, which releases since 2026 have."""
 
+    @property
+    def program(self) -> str:
+        """A name for this very file, under which its answers are kept."""
+        return f"{self.path} {self.fingerprint}"
 
-_known: dict[tuple[str, str], Runsc] = {}
+
+_known: dict[str, Runsc] = {}
 _commands: dict[tuple[Runsc, str], frozenset[str]] = {}
 _lock = ThreadLock()
 
 
 def find_runsc() -> Runsc:
-    """Return the runsc of this host. Blocks for up to ANSWER_SECONDS the first time.
+    """Return the runsc of this host.
+
+    Blocks for up to ANSWER_SECONDS when no process of this user has asked this program before.
 
     :raises RuntimeMissing: when it is not installed, does not answer, or lacks a needed flag
     """
@@ -65,15 +73,11 @@ def find_runsc() -> Runsc:
     sidecars = _list_sidecars(path)
     files = [(Path(path).name, Path(path).stat()), *sidecars.items()]
     fingerprint = "-".join(f"{status.st_mtime_ns}-{status.st_size}" for _, status in files)
-    key = (path, fingerprint)
+    unasked = Runsc(path, "", frozenset(), fingerprint, tuple(sorted(sidecars)))
     with _lock:
-        if key not in _known:
-            _known[key] = replace(
-                _probe(path),
-                fingerprint=fingerprint,
-                sidecars=tuple(sorted(sidecars)),
-            )
-        return _known[key]
+        if unasked.program not in _known:
+            _known[unasked.program] = _read_answers(unasked) or _ask(unasked)
+        return _known[unasked.program]
 
 
 def _list_sidecars(path: str) -> dict[str, os.stat_result]:
@@ -101,7 +105,19 @@ def _find_flags(text: str) -> frozenset[str]:
     return frozenset(re.findall(r"^\s*--?([A-Za-z][\w-]*)", text, re.MULTILINE))
 
 
-def _probe(path: str) -> Runsc:
+def _read_answers(runsc: Runsc) -> Runsc | None:
+    """Return ``runsc`` with what it told another process; None if it told nothing."""
+    answers = read_answers(runsc.program)
+    version, flags = answers.get("version"), answers.get("flags")
+    if not isinstance(version, str) or not isinstance(flags, list):
+        return None
+    known = frozenset(flag for flag in flags if isinstance(flag, str))
+    return replace(runsc, version=version, flags=known) if known >= NEEDED_FLAGS else None
+
+
+def _ask(runsc: Runsc) -> Runsc:
+    """Return ``runsc`` with its version and flags, which are kept for other processes."""
+    path = runsc.path
     version_text, flags_text = _run_each(path, ("--version",), ("flags",))
     match = re.search(r"runsc version (?:release-)?(\S+)", version_text)
     if match is None:
@@ -113,7 +129,8 @@ def _probe(path: str) -> Runsc:
             f"{path} (version {match[1]}) has no flag --{sorted(missing)[0]}.",
             f"it is too old: {INSTALL}",
         )
-    return Runsc(path, match[1], flags)
+    keep_answers(runsc.program, {"version": match[1], "flags": sorted(flags)})
+    return replace(runsc, version=match[1], flags=flags)
 
 
 def _run_each(path: str, *questions: Sequence[str]) -> list[str]:

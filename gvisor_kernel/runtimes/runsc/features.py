@@ -6,21 +6,16 @@ in ``command_line``.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import sys
 import tempfile
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from gvisor_kernel.errors import StateError
 from gvisor_kernel.host import commands, processes
 from gvisor_kernel.host.locks import ThreadLock
-from gvisor_kernel.host.private_directories import read_file, write_file
+from gvisor_kernel.runtimes.runsc.answers import keep_answers, read_answers
 from gvisor_kernel.runtimes.runsc.command_line import Runsc
-from gvisor_kernel.runtimes.state.records import state_root
 from gvisor_kernel.spec.oci import CAPABILITIES, SETFCAP
 
 log = logging.getLogger(__name__)
@@ -30,10 +25,7 @@ PROBE_SECONDS = 20.0
 seconds."""
 PROBE_BYTES = 65536
 """Bytes of the probe's output that are read."""
-FILE = "features.json"
-FILE_BYTES = 65536
-MAX_REMEMBERED = 8
-"""How many versions of runsc are remembered on this machine; the oldest are forgotten."""
+QUESTION = "wants CAP_SETFCAP"
 
 PROBE = """
 import ctypes, os, struct
@@ -90,19 +82,16 @@ def wants_setfcap(runsc: Runsc) -> bool:
 
     False also where the probe fails now. Then the kernel's error says why it does not start.
     """
-    key = f"{runsc.path} {runsc.fingerprint}"
     with _lock:
-        if key not in _known:
-            remembered = _read_remembered()
-            if key in remembered:
-                _known[key] = remembered[key]
-                return _known[key]
-            found = _run_probes(runsc)
-            if found is None:
-                return False
-            _known[key] = found
-            _remember({**remembered, key: found})
-        return _known[key]
+        if runsc.program not in _known:
+            found = read_answers(runsc.program).get(QUESTION)
+            if not isinstance(found, bool):
+                found = _run_probes(runsc)
+                if found is None:
+                    return False
+                keep_answers(runsc.program, {QUESTION: found})
+            _known[runsc.program] = found
+        return _known[runsc.program]
 
 
 def _run_probes(runsc: Runsc) -> bool | None:
@@ -136,24 +125,3 @@ def _probe(runsc: Runsc, python: str) -> str:
         if ended.status is None:  # the processes that runsc starts leave its process group
             processes.kill_with_argument(f"--root={root}")
         return ended.output
-
-
-# -- the answers, shared by all processes of this user ---------------------------------------------
-
-
-def _read_remembered() -> dict[str, bool]:
-    found: Any = None
-    with suppress(OSError, ValueError, RecursionError, StateError):
-        found = json.loads(read_file(state_root() / FILE, FILE_BYTES))
-    if not isinstance(found, dict):
-        return {}
-    return {key: value for key, value in found.items() if isinstance(value, bool)}
-
-
-def _remember(answers: dict[str, bool]) -> None:
-    """Write the answers to a file. Never raises: without the file the next process tries again."""
-    newest = dict(list(answers.items())[-MAX_REMEMBERED:])
-    with suppress(OSError, StateError), tempfile.TemporaryDirectory(dir=state_root()) as folder:
-        draft = Path(folder, FILE)
-        write_file(draft, json.dumps(newest))
-        draft.replace(state_root() / FILE)

@@ -1,0 +1,125 @@
+"""What a builder of snapshots does when its program ends, and what the next programs know of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.kernel import left_builder, snapshot_queue
+from gvisor_kernel.kernel.left_builder import (
+    AGAIN_SECONDS,
+    FINISH,
+    note_finished,
+    note_left,
+    was_left,
+)
+from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue, Wanted
+from gvisor_kernel.runtimes.base import Builder
+from gvisor_kernel.runtimes.state.records import state_root
+
+from ..jupyter.helpers import wait_until
+
+BUILDER = """
+import sys, threading
+from gvisor_kernel.kernel import left_builder, snapshot_queue
+left_builder.LEFT_SECONDS = float(sys.argv[1])
+order, said = left_builder.read_order(0)
+try:
+    print(order.decode(), flush=True)
+    left_builder.end_with(0, order, said)
+    threading.Event().wait()
+except KeyboardInterrupt:
+    sys.exit(7)
+"""
+"""A builder whose work does not end by itself."""
+ORDER = b'{"plan": 1}'
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+def start_builder(left_seconds: int) -> subprocess.Popen[bytes]:
+    argv = [sys.executable, "-P", "-c", BUILDER, str(left_seconds)]
+    return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+
+
+@pytest.mark.parametrize(
+    ("said", "is_left"),
+    [(b"", False), (FINISH[:-1], False), (FINISH, True), (b"x" + FINISH, False)],
+)
+def test_builder_ends_with_its_program_or_when_it_was_left_too_long(
+    said: bytes, is_left: bool
+) -> None:
+    with start_builder(0) as process:
+        assert process.communicate(ORDER + b"\n" + said, timeout=60) == (ORDER + b"\n", None)
+    assert process.returncode == 7
+    assert was_left(ORDER) is is_left
+
+
+def test_builder_that_was_left_goes_on() -> None:
+    with start_builder(600) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(ORDER + b"\n")
+        assert process.stdout.readline() == ORDER + b"\n"
+        for byte in FINISH:  # however it arrives
+            process.stdin.write(bytes([byte]))
+        process.stdin.close()
+        wait_until(lambda: was_left(ORDER), "the note")
+        assert process.poll() is None
+        process.kill()
+
+
+def test_note_holds_for_one_order_and_for_some_time() -> None:
+    assert not was_left(ORDER)
+    note_left(ORDER + b"\n")
+    assert was_left(ORDER)
+    assert not was_left(b"another")
+    path = state_root() / left_builder.FILE
+    assert path.stat().st_mode & 0o777 == 0o600
+    now = path.stat().st_mtime
+    for jump in (-AGAIN_SECONDS - 60, AGAIN_SECONDS):  # the clock was set back: never for good
+        os.utime(path, (now + jump, now + jump))
+        assert not was_left(ORDER)
+    note_left(ORDER)
+    note_finished(b"another")
+    assert was_left(ORDER)
+    note_finished(ORDER)
+    assert not path.exists()
+    path.write_bytes(b"x" * 1000)
+    assert not was_left(ORDER)
+
+
+@pytest.mark.parametrize("why_not", ["", "place", "unwanted", "left before", "stopped"])
+def test_program_leaves_a_snapshot_that_waits(
+    why_not: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    start = snapshot_queue._start
+
+    def note(builder: Builder, stderr: int) -> subprocess.Popen[bytes]:
+        started.append(start(builder, stderr))
+        return started[0]
+
+    monkeypatch.setattr(snapshot_queue, "_start", note)
+    heard = tmp_path / "heard"
+    argv = ("/bin/sh", "-c", f"cat > {heard}")
+    builder = Builder(argv, os.environ, ORDER + b"\n", "n1" if why_not == "place" else "")
+    queue = SnapshotQueue()
+    queue._wanted.append(Wanted("plan", builder, lambda: why_not != "unwanted", lambda: None))
+    if why_not == "left before":
+        note_left(ORDER)
+    if why_not == "stopped":
+        queue.stop()
+    assert queue._leave() is not bool(why_not)
+    queue.end()
+    assert len(started) == (not why_not)
+    for process in started:
+        os.waitpid(process.pid, 0)  # this process does not end, so it gets the status
+        assert heard.read_bytes() == ORDER + b"\n" + FINISH
