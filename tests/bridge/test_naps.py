@@ -8,17 +8,20 @@ from typing import Any
 
 import pytest
 
-from gvisor_kernel.bridge import naps
 from gvisor_kernel.bridge.naps import (
     BREAK_SECONDS,
     LOOK_SECONDS,
     LOOKS,
     NAP_SECONDS,
     PONG_SECONDS,
+    SETTLE_LOOKS,
     SETTLE_SECONDS,
     NapPolicy,
     NapWatch,
 )
+
+PID_1_WAIT_SECONDS = 10.0
+"""After that long without a byte PID 1 wakes by itself."""
 
 
 class Clock:
@@ -26,6 +29,8 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.late = 0.0
+        """How late each timer goes off."""
         self._due: tuple[float, Callable[[], None]] | None = None
 
     def time(self) -> float:
@@ -44,7 +49,7 @@ class Clock:
         """Let the timer go off; return how long it has waited."""
         assert self._due is not None
         (at, callback), self._due = self._due, None
-        waited, self.now = at - self.now, at
+        waited, self.now = at - self.now, at + self.late
         callback()
         return waited
 
@@ -88,7 +93,7 @@ class Room:
 @pytest.fixture
 def room(monkeypatch: pytest.MonkeyPatch) -> Room:
     room = Room()
-    monkeypatch.setattr(naps.asyncio, "get_running_loop", lambda: room.clock)
+    monkeypatch.setattr(f"{NapWatch.__module__}.asyncio.get_running_loop", lambda: room.clock)
     return room
 
 
@@ -109,25 +114,31 @@ def go_to_break(room: Room) -> None:
 
 
 def look(room: Room) -> None:
+    room.clock.step()  # PID 1 ends its reply
     for _ in range(LOOKS):
         assert not room.stopped
         room.clock.step()
 
 
+def delay_ping(room: Room, watch: NapWatch) -> None:
+    """Pings have tests of their own."""
+    watch._sent_at = room.clock.now
+
+
 def test_a_quiet_sandbox_naps_with_breaks(room: Room, watch: NapWatch) -> None:
-    assert watch.active
-    assert not watch.napping
+    assert (watch.active, watch.napping) == (True, False)
     look(room)
-    assert room.clock.now == pytest.approx(LOOK_SECONDS)
+    assert room.clock.now == pytest.approx(BREAK_SECONDS + LOOK_SECONDS)
     for _ in range(3):
         assert watch.napping
-        watch._naps_to_ping = 2  # pings have a test of their own
+        delay_ping(room, watch)
         go_to_break(room)
         assert room.clock.step() == pytest.approx(BREAK_SECONDS)
     assert room.told == [True, *[False, True] * 3]
 
 
 def test_code_that_runs_twice_during_the_look_prevents_naps(room: Room, watch: NapWatch) -> None:
+    room.clock.step()
     for _ in range(2):
         assert watch.active
         room.run_code()
@@ -137,14 +148,18 @@ def test_code_that_runs_twice_during_the_look_prevents_naps(room: Room, watch: N
 
 
 def test_code_that_runs_once_during_the_look_does_not(room: Room, watch: NapWatch) -> None:
-    room.run_code()
-    look(room)
+    """Nor does what PID 1 still runs for its reply."""
+    for runs in (True, False, True, *[False] * (LOOKS - 2)):
+        if runs:
+            room.run_code()
+        room.clock.step()
     assert watch.napping
 
 
 def test_an_owner_who_has_work_prevents_naps(room: Room, watch: NapWatch) -> None:
     room.allowed = False
-    room.clock.step()
+    for _ in range(2):
+        room.clock.step()
     assert not watch.active
     assert (room.told, room.ends) == ([], 1)
 
@@ -153,7 +168,7 @@ def test_rare_code_runs_in_a_break_and_naps_go_on(room: Room, watch: NapWatch) -
     look(room)
     for runs in (True, *[False] * int(LOOK_SECONDS / NAP_SECONDS), True):
         go_to_break(room)
-        watch._naps_to_ping = 2  # pings have a test of their own
+        delay_ping(room, watch)
         if runs:
             room.run_code()
             room.clock.step()
@@ -168,11 +183,24 @@ def test_rare_code_runs_in_a_break_and_naps_go_on(room: Room, watch: NapWatch) -
 def test_code_that_goes_on_ends_the_naps(room: Room, watch: NapWatch) -> None:
     look(room)
     go_to_break(room)
-    for _ in range(2):
+    for _ in range(1 + SETTLE_LOOKS):
+        assert watch.active
         room.run_code()
         room.clock.step()
     assert not watch.active
     assert (room.stopped, room.told[-1], room.ends) == (False, False, 1)
+
+
+def test_code_that_ends_soon_does_not(room: Room, watch: NapWatch) -> None:
+    look(room)
+    go_to_break(room)
+    for _ in range(SETTLE_LOOKS):
+        room.run_code()
+        room.clock.step()
+    assert not room.stopped
+    delay_ping(room, watch)
+    room.clock.step()
+    assert (room.stopped, room.ends) == (True, 0)
 
 
 def test_code_in_every_nap_ends_the_naps(room: Room, watch: NapWatch) -> None:
@@ -181,11 +209,20 @@ def test_code_in_every_nap_ends_the_naps(room: Room, watch: NapWatch) -> None:
     room.run_code()
     go_to_break(room)
     room.clock.step()
+    delay_ping(room, watch)
     room.clock.step()
     room.run_code()
     go_to_break(room)
     room.clock.step()
     assert (watch.active, room.ends) == (False, 1)
+
+
+def test_work_of_the_owner_in_a_break_ends_the_naps(room: Room, watch: NapWatch) -> None:
+    look(room)
+    go_to_break(room)
+    room.allowed = False
+    room.clock.step()
+    assert (watch.active, room.stopped, room.ends) == (False, False, 1)
 
 
 def test_an_end_of_a_process_ends_the_naps(room: Room, watch: NapWatch) -> None:
@@ -220,6 +257,22 @@ def test_pid_1_shows_that_it_lives_and_its_work_does_not_count(room: Room, watch
     watch.note_pong()
     room.clock.step()
     assert (room.stopped, room.pings, room.ends) == (True, 1, 0)
+    go_to_break(room)
+    assert room.clock.step() == pytest.approx(BREAK_SECONDS)
+    assert room.stopped
+
+
+@pytest.mark.parametrize("late", [0.0, 0.3])
+def test_pid_1_is_asked_before_it_wakes_by_itself(room: Room, watch: NapWatch, late: float) -> None:
+    """Also on a busy host, where each nap is longer. Else it could not be told from other code."""
+    room.clock.late = late
+    asked = 0.0
+    for pings in range(1, 4):
+        while room.pings < pings:
+            room.clock.step()
+        assert room.clock.now - asked < PID_1_WAIT_SECONDS
+        asked = room.clock.now
+        watch.note_pong()
 
 
 def test_naps_end_without_a_sign_of_life(room: Room, watch: NapWatch) -> None:
