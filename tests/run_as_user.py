@@ -150,7 +150,8 @@ and without ``test_``; all of a file that names none. Other tests have the same 
 PASSED_ON = ("GK_TEST_AGAIN", "GK_TEST_ALL", "GK_TEST_PATIENCE", "GK_TEST_RUNSC", "GK_TEST_SKIPS")
 CHOSEN = ("-m", "not once and not browser")
 LEFT_OUT = shutil.ignore_patterns(
-    ".git", ".venv*", ".*_cache", "__pycache__", "test-artifacts", "outputs", "*.egg-info"
+    *(".git", ".venv*", ".*_cache", "__pycache__", "test-artifacts", "outputs", "*.egg-info"),
+    "node_modules",
 )
 
 
