@@ -2,7 +2,8 @@
 
 Root only. Creates a user without any rights, with a copy of this checkout and an environment of
 the distribution's Python (root's own may be in a home that others cannot enter). Runs pytest as
-that user, then removes the user, its files and its processes. Arguments go to pytest.
+that user, then removes the user, its files and its processes. Arguments go to pytest, but for
+``--prepare``: that only makes the environment, for a later run.
 """
 
 from __future__ import annotations
@@ -177,7 +178,10 @@ def find_tests() -> list[str]:
 
 
 def make_environment() -> Path:
-    """Make or reuse a virtual environment with the tests' requirements; return its Python."""
+    """Make or reuse an environment with the tests' requirements; return its Python.
+
+    ``main`` installs the project into it as it is then.
+    """
     wanted = (PROJECT / "pyproject.toml").read_bytes() + subprocess.check_output([PYTHON, "-VV"])
     folder = CACHE / hashlib.sha256(wanted).hexdigest()[:16]
     python = folder / "bin" / "python"
@@ -188,7 +192,6 @@ def make_environment() -> Path:
         subprocess.run([PYTHON, "-m", "venv", folder], check=True)
         install(python, f"{PROJECT}[test]")
         (folder / "complete").touch()
-    install(python, "--no-deps", "--force-reinstall", "--no-build-isolation", str(PROJECT))
     return python
 
 
@@ -235,6 +238,9 @@ def main(arguments: list[str]) -> int:
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the user is removed
     python = make_environment()
+    if arguments == ["--prepare"]:
+        return 0
+    install(python, "--no-deps", "--force-reinstall", "--no-build-isolation", str(PROJECT))
     with ordinary_user() as user:
         copy = Path(user.pw_dir, "gvisor-kernel")
         shutil.copytree(PROJECT, copy, ignore=LEFT_OUT, symlinks=True)
