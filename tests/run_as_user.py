@@ -28,6 +28,7 @@ FOLDERS = (
     "api/test_sandbox.py::test_files_are_written_read_listed_and_removed",
     "api/test_sandbox.py::test_a_command_over_its_time_ends_with_its_children",
     "api/test_life.py::test_a_program_that_ends_leaves_nothing",
+    "mcp/test_hostile.py::test_a_client_that_leaves_in_the_middle_leaves_nothing",
     "mcp/test_stdio.py::test_code_files_and_sessions",
     "changes/test_kernels.py",
     *("cli/test_snapshots.py", "skills/test_store.py", "guest/test_kernel_process.py"),
@@ -70,7 +71,7 @@ ONE_FOR_EACH: dict[str, tuple[str, ...]] = {
         "cgroup_check_distinguishes_versions_and_delegation",
         "user_namespace_check_tries_unshare",
     ),
-    "mcp/test_stdio.py": ("code_files_and_sessions",),
+    "mcp/test_hostile.py": ("a_client_that_leaves_in_the_middle_leaves_nothing",),
     # Isolation, and what is seen of the host.
     "security/test_privilege.py": (),
     "security/test_network.py": (
@@ -120,10 +121,7 @@ ONE_FOR_EACH: dict[str, tuple[str, ...]] = {
         "restored_sandbox_sees_the_folders_of_its_own_session",
         "snapshot_is_readable_by_its_user_only",
     ),
-    "snapshots/test_snapshot_queue.py": (
-        "first_start_is_cold_and_next_is_restored",
-        "builder_ends_with_its_server",
-    ),
+    "snapshots/test_snapshot_queue.py": ("builder_ends_with_its_server",),
     "snapshots/test_spares.py": ("next_start_of_same_kind_takes_spare",),
     # Ends, deaths and removal.
     "api/test_life.py": ("a_program_that_ends_leaves_nothing[die-2\\n]",),
