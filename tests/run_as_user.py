@@ -3,7 +3,7 @@
 Root only. Creates a user without any rights, with a copy of this checkout and an environment of
 the distribution's Python (root's own may be in a home that others cannot enter). Runs pytest as
 that user, then removes the user, its files and its processes. Arguments go to pytest, but for
-``--prepare``: that only makes the environment, for a later run.
+``--prepare``, which only makes the environment, and ``--prepared``, which takes it as it is.
 """
 
 from __future__ import annotations
@@ -176,10 +176,7 @@ def find_tests() -> list[str]:
 
 
 def make_environment() -> Path:
-    """Make or reuse an environment with the tests' requirements; return its Python.
-
-    ``main`` installs the project into it as it is then.
-    """
+    """Make or reuse an environment with the tests' requirements; return its Python."""
     wanted = (PROJECT / "pyproject.toml").read_bytes() + subprocess.check_output([PYTHON, "-VV"])
     folder = CACHE / hashlib.sha256(wanted).hexdigest()[:16]
     python = folder / "bin" / "python"
@@ -236,9 +233,12 @@ def main(arguments: list[str]) -> int:
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the user is removed
     python = make_environment()
+    if arguments == ["--prepared"]:
+        arguments = []
+    else:
+        install(python, "--no-deps", "--force-reinstall", "--no-build-isolation", str(PROJECT))
     if arguments == ["--prepare"]:
         return 0
-    install(python, "--no-deps", "--force-reinstall", "--no-build-isolation", str(PROJECT))
     with ordinary_user() as user:
         copy = Path(user.pw_dir, "gvisor-kernel")
         shutil.copytree(PROJECT, copy, ignore=LEFT_OUT, symlinks=True)
