@@ -107,9 +107,12 @@ need_environment() {
         "$PYTHON" -m venv --clear "$VENV" || die "the environment could not be created"
     fi
     say "Installing Python packages into $VENV (a minute or two the first time)"
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$@" \
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile "$@" \
         || die "pip could not install the requirements" \
             "Its message is above. To start from scratch:  rm -rf $VENV"
+    # pip would compile with one core. Sandboxes cannot write bytecode, so all of it is made here.
+    # What does not compile is a template; pip would not complain either.
+    "$VENV/bin/python" -W ignore -m compileall -q -j 0 "$VENV/lib" >/dev/null || true
     printf '%s\n' "$wanted" >"$stamp"
 }
 

@@ -40,6 +40,7 @@ hypothesis.settings.register_profile("no timing", deadline=None)
 hypothesis.settings.load_profile("no timing")
 
 IN_SANDBOXES = (
+    "api/test_cancelled.py",
     "api/test_examples.py",
     "api/test_hostile.py",
     "api/test_life.py",
@@ -71,7 +72,7 @@ IN_SANDBOXES += ("server/test_ended.py", "server/test_hub.py", "server/test_gate
 IN_SANDBOXES += ("server/test_hostile.py", "server/test_server.py", "server/test_warming.py")
 IN_SANDBOXES += ("server/test_artifacts.py", "server/test_fetch.py")
 IN_SANDBOXES += ("mcp/test_suites.py", "mcp/test_egress.py", "mcp/test_scale.py")
-IN_SANDBOXES += ("changes/test_kernels.py",)
+IN_SANDBOXES += ("changes/test_kernels.py", "skills/test_inside.py")
 """Files in which nearly all tests run real sandboxes, or pip itself; they are marked slow."""
 QUICK = (
     *("docker/test_engine.py", "docker/test_files.py", "docker/test_outputs.py"),
@@ -93,7 +94,7 @@ QUICK = (
         "jupyter/test_messages.py",
         "runtimes/test_hints.py",
     ),
-    *("runtimes/test_covers.py", "runtimes/test_editable.py", "runtimes/test_snapshots.py"),
+    *("runtimes/test_covers.py", "runtimes/test_editable.py"),
     *("runtimes/test_leftovers.py", "runtimes/test_image_probe.py", "runtimes/test_stderr_log.py"),
     *("runtimes/test_world.py", "nodes/test_orders.py", "nodes/test_engines.py"),
     "nodes/test_relay.py",

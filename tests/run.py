@@ -1,8 +1,9 @@
 """Run tests in parallel, then those that need the whole machine: ``python -m tests.run``.
 
-Arguments go to pytest; ``TEST_WORKERS`` sets the number of processes, by default one more than
-there are cores. With ``GK_TEST_AGAIN=1``, as in continuous integration, tests that fail in the
-parallel part run once more by themselves. No test should need that: the output says so.
+Arguments go to pytest; ``TEST_WORKERS`` sets the number of processes, by default two more than
+there are cores: tests of nodes, engines and servers mostly wait. With ``GK_TEST_AGAIN=1``, as in
+continuous integration, tests that fail in the parallel part run once more by themselves. No test
+should need that: the output says so.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def find_alone(arguments: list[str]) -> list[str]:
 
 def main(arguments: list[str]) -> int:
     pytest = [sys.executable, "-m", "pytest", *arguments]
-    workers = os.environ.get("TEST_WORKERS") or str((os.cpu_count() or 1) + 1)
+    workers = os.environ.get("TEST_WORKERS") or str((os.cpu_count() or 1) + 2)
     parallel = [*pytest, "--part", "beside", "-n", workers, "--durations", "15"]
     status = subprocess.run(parallel, check=False).returncode
     if status == FAILED and os.environ.get("GK_TEST_AGAIN") == "1":

@@ -70,6 +70,7 @@ LONG: dict[str, tuple[str, ...]] = {
     "jupyter/test_default.py": ("kernels_of_running_servers_without_a_sandbox_are_named",),
     "jupyter/test_gvisor_sandbox.py": ("raw_questions_are_judged_on_the_host",),
     "jupyter/test_launch.py": (
+        "invalid_connection_file_is_reported[[]",
         'invalid_connection_file_is_reported[{"transport"',
         "invalid_connection_file_is_reported[{}",
     ),
@@ -80,6 +81,8 @@ LONG: dict[str, tuple[str, ...]] = {
         "second_start_replaces_kernel",
         "sync_multi_kernel_manager_works",
     ),
+    "jupyter/test_output.py": ("100_megabytes_of_output_arrive[at once",),
+    "jupyter/test_rough_code.py": ("closing_descriptors_0_to_2_is_harmless[closed by Python",),
     "kubernetes/test_ends.py": ("an_end_that_comes_late_is_told_to_nobody_else",),
     "mcp/test_hostile.py": (
         "calls_beyond_the_limit_are_refused",

@@ -20,6 +20,7 @@ from .looking import (
     tab_to,
     wait_for_text,
 )
+from .test_jupyterlab import show_text_and_a_picture
 
 BASE_URL = "/user/an-n/"
 
@@ -42,6 +43,8 @@ def test_a_notebook_shows_its_sandbox(lab: LabPage, display_name: str) -> None:
     )
 
     lab.pick_kernel(display_name)
+    lab.wait_for_kernel(display_name)
+    show_text_and_a_picture(lab)
     text = wait_for_text(lab, STATUS, " of 4 GB")
     lab.screenshot("sandbox-status")
     assert lab.find(STATUS).get_attribute("aria-label") == f"Sandbox: {text.strip()}; no network"
@@ -64,7 +67,7 @@ def test_a_notebook_shows_its_sandbox(lab: LabPage, display_name: str) -> None:
     # Keys alone: what the kernel wrote is looked at, applied and taken back.
     name = "<img src=x onerror=document.title='attacked'>.txt"
     lab.run(f"open({name!r}, 'w').write('<b>new</b>'); print('written')")
-    assert "written" in lab.output(1).text
+    assert "written" in lab.output(3).text
     lab.find(STATUS).send_keys(Keys.ENTER)
     tab_to(lab, ".gk-popup button", "Changes")
     press(lab, Keys.ENTER)

@@ -13,10 +13,8 @@ from .lab import LabPage
 pytestmark = pytest.mark.browser
 
 
-def test_a_notebook_shows_text_and_a_picture(lab: LabPage, display_name: str) -> None:
-    lab.pick_kernel(display_name)
-    lab.wait_for_kernel(display_name)
-
+def show_text_and_a_picture(lab: LabPage) -> None:
+    """Run two cells in a new notebook, and check what it shows."""
     lab.run("import platform\nprint('hello from', platform.release())")
     text = lab.output(1).text
     assert "hello from" in text
@@ -33,6 +31,13 @@ def test_a_notebook_shows_text_and_a_picture(lab: LabPage, display_name: str) ->
     image = lab.output(2).find_element(By.CSS_SELECTOR, ".jp-RenderedImage img")
     lab.wait_for_colours(image, 10)
     lab.screenshot("text-and-picture")
+
+
+@needs_all  # test_extension.py checks the same in its notebook
+def test_a_notebook_shows_text_and_a_picture(lab: LabPage, display_name: str) -> None:
+    lab.pick_kernel(display_name)
+    lab.wait_for_kernel(display_name)
+    show_text_and_a_picture(lab)
 
 
 @needs_all

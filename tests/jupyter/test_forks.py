@@ -7,11 +7,10 @@ import sys
 
 import pytest
 
+from ..patience import scale_seconds
 from ..sweeps import needs_all
 from ..world import PROJECT
 from .helpers import SOONEST
-
-pytestmark = pytest.mark.alone
 
 
 def run_workers(notebooks: int, workers: int, seconds: float) -> None:
@@ -27,11 +26,12 @@ def run_workers(notebooks: int, workers: int, seconds: float) -> None:
     assert done.stdout == f"{notebooks} notebooks\n", done.stdout
 
 
-def test_notebooks_run_in_forked_workers() -> None:
-    run_workers(4, 2, 170)
+def test_notebooks_run_in_forked_workers(shared_snapshot: str) -> None:
+    run_workers(4, 2, scale_seconds(170))
 
 
 @needs_all
+@pytest.mark.alone
 @pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("shared_snapshot")
 def test_two_hundred_notebooks_run_in_forked_workers() -> None:

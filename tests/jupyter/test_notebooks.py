@@ -36,8 +36,9 @@ KEPT = {
     "typescript": {"epidemic.svg": b"<svg "},
 }
 """The files that each notebook leaves in outputs, and the first bytes of each."""
-LONG = ("bash", "java")
-"""Notebooks whose kernels are slow, and tested by test_bash.py and test_java.py."""
+LONG = ("agent", "bash", "java")
+"""Notebooks that take long, and are tested by tests/api/test_examples.py, test_bash.py and
+test_java.py."""
 IMAGES = os.environ.get("GK_TEST_IMAGES", "")
 MISSING = {
     "bash": not find_spec("bash_kernel") and "bash_kernel is not installed",
