@@ -262,6 +262,8 @@ def test_files_are_private_and_odd_ones_are_ignored(
     path.unlink()
     os.mkfifo(path)  # it must not be waited for
     assert learned_modules.read(find_kind(plan)) == Counts()
+    learned_modules.change(find_kind(plan), lambda counts: add_report(counts, ["a"], is_first=True))
+    assert learned_modules.read(find_kind(plan)) == Counts(1, {"a": 1})  # it is replaced
 
 
 @pytest.mark.parametrize(
