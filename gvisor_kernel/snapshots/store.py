@@ -142,13 +142,13 @@ class Store:
 
         :raises SnapshotError: when the disk is full, or when an OSError is raised meanwhile
         """
-        self.sweep()
-        if self.capacity() <= 0:
-            raise SnapshotError(
-                f"The disk of {self.root} is too full for snapshots of kernels.",
-                "free disk space there.",
-            )
         try:
+            self.sweep()
+            if self.capacity() <= 0:
+                raise SnapshotError(
+                    f"The disk of {self.root} is too full for snapshots of kernels.",
+                    "free disk space there.",
+                )
             with private_directories.new_entry(self.root) as directory:
                 draft = Draft(directory)
                 draft.files.mkdir(mode=0o700)

@@ -6,20 +6,22 @@ import contextlib
 import json
 import multiprocessing
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gvisor_kernel.config.validators import MIB
-from gvisor_kernel.errors import SnapshotError
+from gvisor_kernel.errors import NoSnapshot, SnapshotError
 from gvisor_kernel.snapshots import store as module
 from gvisor_kernel.snapshots.build import builder_lock
 from gvisor_kernel.snapshots.key import SnapshotKey
 from gvisor_kernel.snapshots.manifest import Manifest
-from gvisor_kernel.snapshots.restore import describe_miss
+from gvisor_kernel.snapshots.restore import describe_miss, restore_by_key
 from gvisor_kernel.snapshots.snapshot import FORMAT, Meta, Snapshot
 from gvisor_kernel.snapshots.store import Store
 
@@ -137,6 +139,32 @@ def test_invalid_metadata_is_unusable(content: str, store: Store) -> None:
         assert snapshot is None
     add(store, 1)
     assert keys(store) == [name]
+
+
+def test_start_is_cold_where_the_store_cannot_be_read(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even a snapshot that is not the kernel's may stop its start."""
+    name = add(store, 1)
+    real = os.scandir
+
+    def scandir(path: Path) -> Any:
+        if Path(path).name == "image":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(NoSnapshot, match="there is none yet"):
+        restore_by_key(store, key_of(2), lambda snapshot: pytest.fail("restored"))
+    assert store.unusable().keys() == {name}
+    monkeypatch.undo()
+    shutil.rmtree(store.root)
+    with pytest.raises(NoSnapshot, match=f"{store.root} cannot be used: .*No such file"):
+        restore_by_key(store, key_of(2), lambda snapshot: pytest.fail("restored"))
+    with pytest.raises(SnapshotError, match=f"below {store.root}: No such file"), store.write():
+        pytest.fail("written")
+    with pytest.raises(SnapshotError, match="builder cannot be opened"), builder_lock(store):
+        pytest.fail("locked")
 
 
 @pytest.mark.parametrize("key", ["", ".", "..", "../images", "lock", "0" * 31, "0" * 32])
