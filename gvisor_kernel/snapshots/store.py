@@ -66,15 +66,18 @@ class Store:
     def open(cls) -> Store:
         """Open this user's store, and create it if it does not exist.
 
-        :raises SnapshotError: when its directory is not private
+        :raises SnapshotError: when its directory is not private, or cannot be read
         """
         cache = user_cache_path("gvisor-kernel")
+        root = cache / "images"
         fix = "make it a directory that only you can enter, or set XDG_CACHE_HOME to another place."
         try:
-            private_directories.make_directories(cache, cache / "images")
+            private_directories.make_directories(cache, root)
         except private_directories.NotPrivate as error:
             raise SnapshotError(str(error), fix) from error
-        return cls(cache / "images")
+        if not os.access(root, os.R_OK | os.X_OK):
+            raise SnapshotError(f"The directory {root} cannot be read by its own user.", fix)
+        return cls(root)
 
     # -- reading ---------------------------------------------------------------------------------
 

@@ -141,6 +141,14 @@ def test_invalid_metadata_is_unusable(content: str, store: Store) -> None:
     assert keys(store) == [name]
 
 
+def test_directory_that_its_user_cannot_read_is_refused(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: path != store.root)  # root may read all
+    with pytest.raises(SnapshotError, match=f"{store.root} cannot be read by its own user"):
+        Store.open()
+
+
 def test_start_is_cold_where_the_store_cannot_be_read(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
