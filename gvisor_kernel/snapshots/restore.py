@@ -54,4 +54,6 @@ def describe_miss(store: Store, key: SnapshotKey) -> str:
     if not differences:
         return "there is none yet"
     nearest = min(differences, key=len)
+    if not nearest:
+        return "another process is removing the one that did"
     return f"the nearest has other {', '.join(PARTS.get(part, part) for part in nearest)}"

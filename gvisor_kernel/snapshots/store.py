@@ -45,7 +45,8 @@ MAX_STORE = 4 * GIB
 DISK_SHARE = 0.2
 """Share of the disk space that would be free without snapshots, as another bound on their size."""
 BUSY_SECONDS = 5.0
-"""How long a removal waits for a restore, which holds the snapshot for a second or two."""
+"""How long a removal waits for a restore, which holds the snapshot for a second or two, and a
+restore for a removal, which takes milliseconds unless its process is stopped (Ctrl-Z)."""
 MAX_REPLACED = 3
 """How often a snapshot may be replaced while this process waits for its lock."""
 
@@ -108,7 +109,8 @@ class Store:
         """Yield the snapshot of ``key``, or None. Meanwhile it is not removed to make room.
 
         Another process may still replace or discard it; then its files are not found any more.
-        Marks the snapshot as used. Discards it if it is not usable.
+        Marks the snapshot as used. Discards it if it is not usable. None also if another process
+        has begun to remove it, and does not go on for BUSY_SECONDS.
         """
         with contextlib.ExitStack() as stack:
             try:
@@ -127,11 +129,14 @@ class Store:
         try:
             for _ in range(MAX_REPLACED):
                 check_private(self.root / key)
-                fd = stack.enter_context(private_directories.lock(lock, fcntl.LOCK_SH))
+                held = private_directories.lock(lock, fcntl.LOCK_SH, seconds=BUSY_SECONDS)
+                fd = stack.enter_context(held)
                 if os.path.samestat(os.fstat(fd), lock.lstat()):
                     snapshot = read_snapshot(self.root / key)
                     os.utime(snapshot.directory / "used", follow_symlinks=False)
                     return snapshot
+        except TimeoutError:
+            return None
         except OSError as error:
             if os.path.lexists(self.root / key):
                 raise Unusable(f"{error.filename} cannot be used: {error.strerror}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ import pytest
 
 from gvisor_kernel.config.validators import MIB
 from gvisor_kernel.errors import NoSnapshot, SnapshotError
+from gvisor_kernel.host import private_directories
 from gvisor_kernel.snapshots import store as module
 from gvisor_kernel.snapshots.build import builder_lock
 from gvisor_kernel.snapshots.key import SnapshotKey
@@ -248,6 +250,19 @@ def test_remove_fails_while_in_use(store: Store, monkeypatch: pytest.MonkeyPatch
     assert store.remove(name)
     assert not store.remove(name)
     assert store.snapshots() == []
+
+
+def test_start_does_not_wait_for_a_removal_that_is_stopped(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = add(store, 1)
+    monkeypatch.setattr(module, "BUSY_SECONDS", 0.0)
+    with (
+        private_directories.lock(store.root / name / "lock", fcntl.LOCK_EX),
+        pytest.raises(NoSnapshot, match="another process is removing the one that did"),
+    ):
+        restore_by_key(store, key_of(1), lambda snapshot: pytest.fail("restored"))
+    assert keys(store) == [name]  # it is not discarded
 
 
 def test_discard_works_while_in_use(store: Store, caplog: pytest.LogCaptureFixture) -> None:
