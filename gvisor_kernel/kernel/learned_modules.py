@@ -213,15 +213,12 @@ def is_installed(plan: KernelPlan, name: str) -> bool:
 
 def read(kind: str) -> Counts:
     """Return the counts of a kind of kernel; none if they cannot be read."""
-    try:
-        return _read(user_cache_path("gvisor-kernel") / "imports", kind)
-    except OSError as error:
-        log.debug("What kernels import is not known: %s", error)
-        return Counts()
+    return _read(user_cache_path("gvisor-kernel") / "imports", kind)
 
 
 def change(kind: str, work: Callable[[Counts], Counts]) -> None:
-    """Replace the counts of a kind by what ``work`` returns for them.
+    """Replace the counts of a kind by what ``work`` returns for them, or for none if they cannot be
+    read.
 
     :raises OSError, NotPrivate: when they cannot be written
     """
@@ -240,7 +237,7 @@ def change(kind: str, work: Callable[[Counts], Counts]) -> None:
 
 
 def _read(root: Path, kind: str) -> Counts:
-    with suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         data = private_directories.read_file(root / f"{kind}.json", MAX_FILE)
         return read_counts(parse_json(data, MAX_FILE))
     return Counts()

@@ -13,6 +13,7 @@ from typing import Any
 
 from gvisor_kernel.bridge import SnapshotRun
 from gvisor_kernel.config.spec import PRELOAD_LEARNED
+from gvisor_kernel.config.validators import MIB
 from gvisor_kernel.errors import NoSnapshot, SnapshotError
 from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, make_launch_request
 from gvisor_kernel.kernel.workspace import NAME, hides_uploads
@@ -36,6 +37,10 @@ from gvisor_kernel.spec.layout import WORKSPACE
 from gvisor_kernel.tracing import step
 
 log = logging.getLogger(__name__)
+
+MIN_LEARNED_MEMORY = 512 * MIB
+"""The least memory limit with which learned modules are imported ahead. They may hold 150 MiB, and
+an idle kernel 110: with less, a kernel could begin above its limit, and each start would fail."""
 
 
 @dataclass(frozen=True)
@@ -125,10 +130,12 @@ def find_obstacle(plan: KernelPlan) -> str | None:
 def preloads_learned(plan: KernelPlan) -> bool:
     """Return whether a snapshot for ``plan`` imports what other kernels were seen to import.
 
-    Not if the kernel cannot say what it imports, or is passed a variable that these modules would
-    have to read before a restore.
+    Not if the kernel cannot say what it imports, is passed a variable that these modules would have
+    to read before a restore, or has little memory.
     """
     if plan.spec.preload != PRELOAD_LEARNED or not _accepts_variables(plan):
+        return False
+    if plan.spec.memory_limit < MIN_LEARNED_MEMORY:
         return False
     _, later = _split_variables(plan)
     return not IMPORTED.intersection(later)

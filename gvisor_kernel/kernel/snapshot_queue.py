@@ -155,7 +155,8 @@ class SnapshotQueue(PerProcess):
     def _leave(self) -> bool:
         """Let the builder that runs finish, or begin the next one; return False if neither can be.
 
-        A builder on another machine cannot be left: its client ends with this process.
+        A builder on another machine cannot be left: its client ends with this process. Nor can one
+        of a snapshot that another program has left: that one goes on, or has failed lately.
         """
         with self._changed:
             if self._ended:
@@ -165,19 +166,18 @@ class SnapshotQueue(PerProcess):
         process, builder = self._process, self._builder
         if process is None or builder is None or process.poll() is not None:
             wanted = next(iter(self._wanted), None)
-            if wanted is None or wanted.builder.place or not wanted.is_wanted():
+            if wanted is None or not wanted.is_wanted():
                 return False
-            builder = wanted.builder
-            if was_left(builder.order):
-                return False
+            builder, process = wanted.builder, None
+        if builder.place or was_left(builder.order):
+            return False
+        if process is None:
             try:
                 process = _start(builder, subprocess.DEVNULL)
                 assert process.stdin is not None
                 process.stdin.write(builder.order)
             except OSError:
                 return False
-        if builder.place:
-            return False
         assert process.stdin is not None
         with suppress(OSError):
             process.stdin.write(FINISH)

@@ -54,7 +54,8 @@ def builder_lock(store: Store, *, wait: bool = False) -> Iterator[bool]:
 
     With ``wait``, wait up to MAX_BUILD_SECONDS for it. Blocks.
 
-    :raises SnapshotError: when the other process holds it for longer than that
+    :raises SnapshotError: when the other process holds it for longer than that, or the store is
+        read-only
     """
     how = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
     turn = private_directories.lock(
@@ -70,6 +71,11 @@ def builder_lock(store: Store, *, wait: bool = False) -> Iterator[bool]:
             raise SnapshotError(
                 f"No snapshot can be made while another one is being made: {error.strerror}.",
                 "look at what that process does; if it was stopped (Ctrl-Z), resume it.",
+            ) from error
+        except OSError as error:
+            raise SnapshotError(
+                f"No snapshot can be made: {error.filename} cannot be opened: {error.strerror}.",
+                "make the folder writable, or set XDG_CACHE_HOME to another place.",
             ) from error
         yield mine
 

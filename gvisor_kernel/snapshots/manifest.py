@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -24,6 +25,9 @@ MAX_DIRECTORIES = 2_000
 MAX_PATH = 4096
 MAX_NAMES = 100_000
 """Entries that are read in one directory of the import path."""
+AHEAD_SECONDS = 60.0
+"""How far the clock of a file server may be ahead. A file with a later time was written while the
+clock was wrong, and not while the snapshot was made; its time is compared as any other."""
 OUTPUTS = "outputs"
 """Name that is ignored: each kernel creates and removes this folder beside its notebook, and that
 directory may be on the import path."""
@@ -66,10 +70,15 @@ class Manifest:
             if directory is None:
                 if now is not None:
                     return f"{path} is new"
-            elif now != directory.changed and (
-                now is None or _digest_names(path) != directory.names
-            ):
+            elif now is None:
                 return f"the modules in {path} have changed"
+            elif now != directory.changed:
+                try:
+                    names = _digest_names(path)
+                except SnapshotError as error:  # it has too many by now
+                    return error.fact
+                if names != directory.names:
+                    return f"the modules in {path} have changed"
         return None
 
     def to_json(self) -> dict[str, Any]:
@@ -113,6 +122,7 @@ def make_manifest(
     :raises SnapshotError: when a file is younger than ``since``, so that the loaded one may have
         been another; when there are too many paths
     """
+    latest = time.time() + AHEAD_SECONDS
     views = sorted(mounts, key=lambda view: len(view.target), reverse=True)
     found: dict[str, Stamp] = {}
     for path in _translate(files, views, MAX_FILES, "files", own):
@@ -125,7 +135,7 @@ def make_manifest(
                 continue
             if not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
                 continue
-            if since is not None and status.st_mtime > since:
+            if since is not None and since < status.st_mtime < latest:
                 raise SnapshotError(
                     f"{spelled} changed while the snapshot was made.", "make the snapshot again."
                 )

@@ -19,9 +19,19 @@ def restore_by_key(
     Blocks. A snapshot that does not fit any more, or for which ``start`` raises SnapshotError, is
     discarded.
 
-    :raises NoSnapshot: when there is none, or it was discarded; its fact says why
+    :raises NoSnapshot: when there is none, it was discarded, or the store cannot be read; its fact
+        says why
     :raises GvisorKernelError: as ``start`` does
     """
+    try:
+        return _restore(store, key, start)
+    except OSError as error:
+        raise NoSnapshot(f"the snapshots in {store.root} cannot be used: {error}") from error
+
+
+def _restore(
+    store: Store, key: SnapshotKey, start: Callable[[Snapshot], Sandbox]
+) -> tuple[Sandbox, Meta]:
     with store.use(key.name) as snapshot:
         if snapshot is None:
             raise NoSnapshot(f"no snapshot fits: {describe_miss(store, key)}")
@@ -44,4 +54,6 @@ def describe_miss(store: Store, key: SnapshotKey) -> str:
     if not differences:
         return "there is none yet"
     nearest = min(differences, key=len)
+    if not nearest:
+        return "another process is removing the one that did"
     return f"the nearest has other {', '.join(PARTS.get(part, part) for part in nearest)}"

@@ -132,9 +132,9 @@ def read_snapshot(directory: Path) -> Snapshot:
 
     :raises Unusable, FileNotFoundError: when it cannot be used, or does not exist
     """
-    check_private(directory)
-    found = check_private(directory / "image")
     try:
+        check_private(directory)
+        found = check_private(directory / "image")
         digest, _, text = private_directories.read_file(
             directory / "meta.json", MAX_META
         ).partition(b"\n")
@@ -152,7 +152,7 @@ def read_snapshot(directory: Path) -> Snapshot:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise Unusable(f"{directory / 'meta.json'} cannot be read: {error}") from error
+        raise Unusable(f"{directory} cannot be read: {error}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise Unusable(f"{directory / 'meta.json'} cannot be parsed: {error!r}") from error
     for name in sorted({*stamps, *found}):

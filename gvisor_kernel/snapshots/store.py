@@ -45,7 +45,8 @@ MAX_STORE = 4 * GIB
 DISK_SHARE = 0.2
 """Share of the disk space that would be free without snapshots, as another bound on their size."""
 BUSY_SECONDS = 5.0
-"""How long a removal waits for a restore, which holds the snapshot for a second or two."""
+"""How long a removal waits for a restore, which holds the snapshot for a second or two, and a
+restore for a removal, which takes milliseconds unless its process is stopped (Ctrl-Z)."""
 MAX_REPLACED = 3
 """How often a snapshot may be replaced while this process waits for its lock."""
 
@@ -66,15 +67,18 @@ class Store:
     def open(cls) -> Store:
         """Open this user's store, and create it if it does not exist.
 
-        :raises SnapshotError: when its directory is not private
+        :raises SnapshotError: when its directory is not private, or cannot be read
         """
         cache = user_cache_path("gvisor-kernel")
+        root = cache / "images"
         fix = "make it a directory that only you can enter, or set XDG_CACHE_HOME to another place."
         try:
-            private_directories.make_directories(cache, cache / "images")
+            private_directories.make_directories(cache, root)
         except private_directories.NotPrivate as error:
             raise SnapshotError(str(error), fix) from error
-        return cls(cache / "images")
+        if not os.access(root, os.R_OK | os.X_OK):
+            raise SnapshotError(f"The directory {root} cannot be read by its own user.", fix)
+        return cls(root)
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -105,7 +109,8 @@ class Store:
         """Yield the snapshot of ``key``, or None. Meanwhile it is not removed to make room.
 
         Another process may still replace or discard it; then its files are not found any more.
-        Marks the snapshot as used. Discards it if it is not usable.
+        Marks the snapshot as used. Discards it if it is not usable. None also if another process
+        has begun to remove it, and does not go on for BUSY_SECONDS.
         """
         with contextlib.ExitStack() as stack:
             try:
@@ -124,11 +129,14 @@ class Store:
         try:
             for _ in range(MAX_REPLACED):
                 check_private(self.root / key)
-                fd = stack.enter_context(private_directories.lock(lock, fcntl.LOCK_SH))
+                held = private_directories.lock(lock, fcntl.LOCK_SH, seconds=BUSY_SECONDS)
+                fd = stack.enter_context(held)
                 if os.path.samestat(os.fstat(fd), lock.lstat()):
                     snapshot = read_snapshot(self.root / key)
                     os.utime(snapshot.directory / "used", follow_symlinks=False)
                     return snapshot
+        except TimeoutError:
+            return None
         except OSError as error:
             if os.path.lexists(self.root / key):
                 raise Unusable(f"{error.filename} cannot be used: {error.strerror}") from error
@@ -142,13 +150,13 @@ class Store:
 
         :raises SnapshotError: when the disk is full, or when an OSError is raised meanwhile
         """
-        self.sweep()
-        if self.capacity() <= 0:
-            raise SnapshotError(
-                f"The disk of {self.root} is too full for snapshots of kernels.",
-                "free disk space there.",
-            )
         try:
+            self.sweep()
+            if self.capacity() <= 0:
+                raise SnapshotError(
+                    f"The disk of {self.root} is too full for snapshots of kernels.",
+                    "free disk space there.",
+                )
             with private_directories.new_entry(self.root) as directory:
                 draft = Draft(directory)
                 draft.files.mkdir(mode=0o700)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gvisor_kernel.errors import RuntimeMissing
 from gvisor_kernel.runtimes.runsc import answers, command_line, features
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 from gvisor_kernel.runtimes.runsc.features import init_capabilities, wants_setfcap
@@ -28,6 +29,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRunsc]
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr(features, "_known", {})
     monkeypatch.setattr(command_line, "_known", {})
+    monkeypatch.setattr(answers, "is_script", lambda path: False)  # the fake is one
     yield fake
     fake.as_ever("do")
 
@@ -100,11 +102,35 @@ def test_answers_that_make_no_runsc_are_asked_for_again(
     assert json.loads(path.read_text())[first.program]["version"] == first.version
 
 
+def test_answers_of_a_script_are_not_kept(
+    fake: FakeRunsc, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The program that it starts may be replaced, and the script does not show that."""
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", fake.environment_path())
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(features, "_known", {})
+    for with_setfcap in (True, False):
+        monkeypatch.setattr(command_line, "_known", {})  # as in another process
+        monkeypatch.setattr(features, "_known", {})
+        fake.instead_of("do", ANSWER.format("yes", "no" if with_setfcap else "yes"))
+        assert wants_setfcap(find_runsc()) is with_setfcap
+    assert not (records.state_root() / answers.FILE).exists()
+
+
+def test_runsc_that_is_being_replaced_is_missing(
+    fake: FakeRunsc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command_line.shutil, "which", lambda *_, **__: str(fake.folder / "gone"))
+    with pytest.raises(RuntimeMissing, match=r"gone: No such file"):
+        find_runsc()
+
+
 def test_only_the_newest_programs_are_remembered(fake: FakeRunsc) -> None:
     for number in range(answers.MAX_PROGRAMS + 1):
-        answers.keep_answers(f"runsc {number}", {"version": str(number)})
-    assert answers.read_answers("runsc 0") == {}
-    assert answers.read_answers("runsc 1") == {"version": "1"}
+        answers.keep_answers("runsc", str(number), {"version": str(number)})
+    assert answers.read_answers("runsc", "0") == {}
+    assert answers.read_answers("runsc", "1") == {"version": "1"}
 
 
 def test_sidecar_changes_the_fingerprint(fake: FakeRunsc) -> None:

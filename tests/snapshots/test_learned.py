@@ -26,7 +26,7 @@ from gvisor_kernel.kernel.learned_modules import (
     read_report,
 )
 from gvisor_kernel.kernel.plan import KernelPlan
-from gvisor_kernel.kernel.restore import Restored, find_kernel_facts
+from gvisor_kernel.kernel.restore import MIN_LEARNED_MEMORY, Restored, find_kernel_facts
 from gvisor_kernel.kernel.snapshot_builder import Misbehaved
 from gvisor_kernel.kernel.spare_keeper import Kind, Spare
 from gvisor_kernel.snapshots.key import SnapshotKey
@@ -127,7 +127,7 @@ def test_restored_kernel_must_be_as_it_was_but_for_random_state() -> None:
 def test_variable_that_modules_read_leaves_them_out(
     plan: KernelPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As does another setting, or a kernel that cannot report."""
+    """As does another setting, a kernel that cannot report, or one with little memory."""
     assert find_kernel_facts(plan).preload == "auto"
     spec = replace(plan.spec, environment=("OMP_NUM_THREADS",))
     request = replace(plan.request, environment={"OMP_NUM_THREADS": "1"})
@@ -135,6 +135,8 @@ def test_variable_that_modules_read_leaves_them_out(
     assert find_kernel_facts(replace(plan, argv=("python", "{connection_file}"))).preload == ()
     relayed = replace(plan, spec=replace(plan.spec, kernel_mode="relay"))
     assert find_kernel_facts(relayed).preload == ()
+    small = replace(plan, spec=replace(plan.spec, memory_limit=MIN_LEARNED_MEMORY - 1))
+    assert find_kernel_facts(small).preload == ()  # it would begin above its limit
     assert learned_modules.learning_variables(plan)
     for other in (relayed, replace(plan, spec=replace(plan.spec, preload=("numpy",)))):
         assert learned_modules.learning_variables(other) == {}
@@ -262,6 +264,8 @@ def test_files_are_private_and_odd_ones_are_ignored(
     path.unlink()
     os.mkfifo(path)  # it must not be waited for
     assert learned_modules.read(find_kind(plan)) == Counts()
+    learned_modules.change(find_kind(plan), lambda counts: add_report(counts, ["a"], is_first=True))
+    assert learned_modules.read(find_kind(plan)) == Counts(1, {"a": 1})  # it is replaced
 
 
 @pytest.mark.parametrize(

@@ -123,3 +123,20 @@ def test_program_leaves_a_snapshot_that_waits(
     for process in started:
         os.waitpid(process.pid, 0)  # this process does not end, so it gets the status
         assert heard.read_bytes() == ORDER + b"\n" + FINISH
+
+
+@pytest.mark.parametrize("left_before", [False, True])
+def test_builder_that_runs_is_left_once(left_before: bool, tmp_path: Path) -> None:
+    """Otherwise each program would leave one of a snapshot that cannot be made."""
+    heard = tmp_path / "heard"
+    builder = Builder(("/bin/sh", "-c", f"cat > {heard}"), os.environ, ORDER + b"\n", "")
+    queue = SnapshotQueue()
+    queue._builder = builder
+    process = queue._process = snapshot_queue._start(builder, subprocess.DEVNULL)
+    if left_before:
+        note_left(ORDER)
+    assert queue._leave() is not left_before
+    queue.end()
+    if not left_before:
+        os.waitpid(process.pid, 0)  # this process does not end, so it gets the status
+    assert heard.read_bytes() == (b"" if left_before else FINISH)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.runtimes.base import MountView
+from gvisor_kernel.snapshots import manifest as module
 from gvisor_kernel.snapshots.manifest import MAX_DIRECTORIES, MAX_FILES, Manifest, make_manifest
 
 
@@ -104,6 +106,27 @@ def test_file_changed_since_start_is_refused(site: Path, views: list[MountView])
     with pytest.raises(SnapshotError, match=r"module\.py changed"):
         make_manifest(FILES, [], views, since=2000)
     assert make_manifest(["/site/libm.so"], [], views, since=2e12).files
+
+
+def test_file_with_a_time_to_come_was_not_changed_since_start(
+    site: Path, views: list[MountView]
+) -> None:
+    """It was written while the clock was wrong: no snapshot could be made until then."""
+    later = time.time() + 86400
+    os.utime(site / "module.py", (later, later))
+    made = make_manifest(["/site/module.py"], [], views, since=2000)
+    assert made.find_change() is None
+    (site / "module.py").touch()
+    assert made.find_change() == f"{site / 'module.py'} has changed"
+
+
+def test_folder_that_has_too_many_names_by_now_has_changed(
+    manifest: Manifest, site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start must go on without the snapshot."""
+    (site / "other").touch()
+    monkeypatch.setattr(module, "MAX_NAMES", 3)
+    assert manifest.find_change() == f"{site} has more than 3 entries."
 
 
 def test_names_from_sandbox_are_confined_to_mounts(

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import multiprocessing
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gvisor_kernel.config.validators import MIB
-from gvisor_kernel.errors import SnapshotError
+from gvisor_kernel.errors import NoSnapshot, SnapshotError
+from gvisor_kernel.host import private_directories
 from gvisor_kernel.snapshots import store as module
 from gvisor_kernel.snapshots.build import builder_lock
 from gvisor_kernel.snapshots.key import SnapshotKey
 from gvisor_kernel.snapshots.manifest import Manifest
-from gvisor_kernel.snapshots.restore import describe_miss
+from gvisor_kernel.snapshots.restore import describe_miss, restore_by_key
 from gvisor_kernel.snapshots.snapshot import FORMAT, Meta, Snapshot
 from gvisor_kernel.snapshots.store import Store
 
@@ -139,6 +143,40 @@ def test_invalid_metadata_is_unusable(content: str, store: Store) -> None:
     assert keys(store) == [name]
 
 
+def test_directory_that_its_user_cannot_read_is_refused(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: path != store.root)  # root may read all
+    with pytest.raises(SnapshotError, match=f"{store.root} cannot be read by its own user"):
+        Store.open()
+
+
+def test_start_is_cold_where_the_store_cannot_be_read(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even a snapshot that is not the kernel's may stop its start."""
+    name = add(store, 1)
+    real = os.scandir
+
+    def scandir(path: Path) -> Any:
+        if Path(path).name == "image":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(NoSnapshot, match="there is none yet"):
+        restore_by_key(store, key_of(2), lambda snapshot: pytest.fail("restored"))
+    assert store.unusable().keys() == {name}
+    monkeypatch.undo()
+    shutil.rmtree(store.root)
+    with pytest.raises(NoSnapshot, match=f"{store.root} cannot be used: .*No such file"):
+        restore_by_key(store, key_of(2), lambda snapshot: pytest.fail("restored"))
+    with pytest.raises(SnapshotError, match=f"below {store.root}: No such file"), store.write():
+        pytest.fail("written")
+    with pytest.raises(SnapshotError, match="builder cannot be opened"), builder_lock(store):
+        pytest.fail("locked")
+
+
 @pytest.mark.parametrize("key", ["", ".", "..", "../images", "lock", "0" * 31, "0" * 32])
 def test_unknown_key_has_no_snapshot(key: str, store: Store) -> None:
     with store.use(key) as snapshot:
@@ -212,6 +250,19 @@ def test_remove_fails_while_in_use(store: Store, monkeypatch: pytest.MonkeyPatch
     assert store.remove(name)
     assert not store.remove(name)
     assert store.snapshots() == []
+
+
+def test_start_does_not_wait_for_a_removal_that_is_stopped(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = add(store, 1)
+    monkeypatch.setattr(module, "BUSY_SECONDS", 0.0)
+    with (
+        private_directories.lock(store.root / name / "lock", fcntl.LOCK_EX),
+        pytest.raises(NoSnapshot, match="another process is removing the one that did"),
+    ):
+        restore_by_key(store, key_of(1), lambda snapshot: pytest.fail("restored"))
+    assert keys(store) == [name]  # it is not discarded
 
 
 def test_discard_works_while_in_use(store: Store, caplog: pytest.LogCaptureFixture) -> None:

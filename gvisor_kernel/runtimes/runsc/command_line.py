@@ -44,13 +44,14 @@ class Runsc:
     version: str
     flags: frozenset[str]
     fingerprint: str = ""
-    """Times and sizes of the program and its sidecars: another file at the same path differs."""
+    """Times, sizes and inodes of the program and its sidecars: another file at the same path
+    differs, also where all files of a system have the same time."""
     sidecars: tuple[str, ...] = ()
     """The names of the programs in SIDECARS, which releases since 2026 have."""
 
     @property
     def program(self) -> str:
-        """A name for this very file, under which its answers are kept."""
+        """A name for this very file."""
         return f"{self.path} {self.fingerprint}"
 
 
@@ -71,8 +72,14 @@ def find_runsc() -> Runsc:
         raise RuntimeMissing("The program runsc (gVisor) is not installed.", INSTALL)
     path = os.path.realpath(path)
     sidecars = _list_sidecars(path)
-    files = [(Path(path).name, Path(path).stat()), *sidecars.items()]
-    fingerprint = "-".join(f"{status.st_mtime_ns}-{status.st_size}" for _, status in files)
+    try:
+        statuses = [Path(path).stat(), *sidecars.values()]
+    except OSError as error:  # it is being replaced
+        raise RuntimeMissing(
+            f"Could not find {path}: {error.strerror}.",
+            f"if it is being installed now, start the kernel again; otherwise {INSTALL}",
+        ) from error
+    fingerprint = "-".join(f"{s.st_mtime_ns}-{s.st_size}-{s.st_ino}" for s in statuses)
     unasked = Runsc(path, "", frozenset(), fingerprint, tuple(sorted(sidecars)))
     with _lock:
         if unasked.program not in _known:
@@ -107,7 +114,7 @@ def _find_flags(text: str) -> frozenset[str]:
 
 def _read_answers(runsc: Runsc) -> Runsc | None:
     """Return ``runsc`` with what it told another process; None if it told nothing."""
-    answers = read_answers(runsc.program)
+    answers = read_answers(runsc.path, runsc.fingerprint)
     version, flags = answers.get("version"), answers.get("flags")
     if not isinstance(version, str) or not isinstance(flags, list):
         return None
@@ -129,7 +136,8 @@ def _ask(runsc: Runsc) -> Runsc:
             f"{path} (version {match[1]}) has no flag --{sorted(missing)[0]}.",
             f"it is too old: {INSTALL}",
         )
-    keep_answers(runsc.program, {"version": match[1], "flags": sorted(flags)})
+    kept = {"version": match[1], "flags": sorted(flags)}
+    keep_answers(runsc.path, runsc.fingerprint, kept)
     return replace(runsc, version=match[1], flags=flags)
 
 
