@@ -37,7 +37,7 @@ class Users:
     """Which kernelspecs use which routes; ``broken`` has those whose settings are wrong."""
 
     by_route: dict[str, list[str]]
-    broken: dict[str, str]
+    broken: dict[str, GvisorKernelError]
 
 
 def find_users(config: Config) -> Users:
@@ -52,7 +52,7 @@ def find_users(config: Config) -> Users:
             for name in check_routes(kernelspec.settings, config):
                 users.by_route.setdefault(name, []).append(kernelspec.name)
         except GvisorKernelError as error:
-            users.broken[kernelspec.name] = error.fact
+            users.broken[kernelspec.name] = error
     return users
 
 
@@ -108,8 +108,8 @@ def run_list(arguments: argparse.Namespace) -> int:
         for route in routes.values()
     ]
     print_table(("ROUTE", "KIND", "KERNELSPECS", "LEADS TO"), (), "RULES", rows)
-    for name, reason in users.broken.items():
-        print(printable(f"The kernelspec {name} starts no kernel: {reason}"))
+    for name, error in users.broken.items():
+        print(printable(f"The kernelspec {name} starts no kernel: {error.fact}"))
     return 0
 
 

@@ -206,7 +206,8 @@ def make_default(arguments: argparse.Namespace, user: bool, prefix: str | None) 
         path = set_default(user, prefix)
         print(f"In Jupyter's servers, kernelspecs without a provisioner use sandboxes now: {path}")
         print(
-            "nbclient, papermill and other programs that do not read that file do not: for these,"
+            "jupyter console, run, nbconvert and execute, papermill and other programs that manage"
+            " kernels by themselves still start them without one: for these,"
             f" gvisor-kernel install --replace-python3, or {VARIABLE}={PROVISIONER} in their"
             " environment."
         )

@@ -172,7 +172,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--default",
         action="store_true",
         dest="is_default",
-        help="also let Jupyter start kernels in sandboxes whose kernelspec says nothing about it",
+        help="also let servers start kernels in sandboxes whose kernelspec says nothing about it",
     )
     install.add_argument(
         "--replace-python3",

@@ -77,7 +77,8 @@ def _find_kernel_spec(kernel_name: str) -> tuple[_Configuration, KernelSpec]:
 def find_unsandboxed(configured: bool = True) -> list[str]:
     """Return the names of the kernelspecs whose kernels a server starts without a sandbox.
 
-    ``configured``: False for programs that do not read Jupyter's configuration, such as nbclient.
+    ``configured``: False for programs other than servers. They read no configuration, as nbclient,
+    or make the factory of provisioners before they hand it theirs, as Jupyter's consoles do.
     One that cannot be read is left out: nothing starts it.
     """
     application = _Configuration()

@@ -99,17 +99,18 @@ def build_in_background(plan: dict[str, Any]) -> None:
 
 
 def make_snapshot(plan: KernelPlan, report: Report) -> Snapshot:
-    """Make the snapshot of ``plan``. Blocks.
+    """Make the snapshot of ``plan``, after one that another process makes now. Blocks.
 
     :raises GvisorKernelError: when it cannot be made; nothing is left of it
     """
     store = Store.open()
     plan = without_routes(plan)  # they come with the kernel that starts from it
     with builder_lock(store) as mine:
-        if not mine:
-            raise SnapshotError(
-                "Another process is making a snapshot now.", "try again in a moment."
-            )
+        if mine:
+            return _make(store, plan, report)
+    # Somebody asked for this one. The other may be what a program has left: nobody can see it.
+    report("Waiting for another process that makes a snapshot", 0.0)
+    with builder_lock(store, wait=True):
         return _make(store, plan, report)
 
 

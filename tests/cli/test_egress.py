@@ -214,7 +214,16 @@ def test_doctor_names_a_kernelspec_whose_route_is_gone(jupyter: Path) -> None:
     install("--egress", "web")
     jupyter.write_text("")
     [check] = check_egress()
-    assert (check.state, check.name) == ("failed", "routes of gk-one")
+    assert (check.state, check.name) == ("failed", "settings of gk-one")
+
+
+def test_doctor_says_what_to_do_about_a_wrong_setting_of_the_configuration(jupyter: Path) -> None:
+    install()
+    jupyter.write_text('c.GVisorProvisioner.memory_limit = "8 Gigs"')
+    [check] = check_egress()
+    assert (check.state, check.name) == ("failed", "settings of gk-one")
+    assert check.fact == "The setting memory_limit is '8 Gigs'"
+    assert '"512M"' in check.fix
 
 
 def test_doctor_says_nothing_without_routes(jupyter: Path) -> None:

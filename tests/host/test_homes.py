@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pwd
 from collections.abc import Iterator
@@ -13,9 +14,10 @@ from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
 from gvisor_kernel.errors import SettingError
 from gvisor_kernel.host import homes
 from gvisor_kernel.host.homes import find_home
+from gvisor_kernel.runtimes.mounts.folders import are_uploads_covered
 
 from ..config.test_settings import spec
-from ..runtimes.conftest import root_only
+from ..runtimes.conftest import make_request, root_only
 from ..security.inside import outputs_of, uploads_of
 
 
@@ -153,3 +155,18 @@ def test_home_is_refused_as_outputs_and_writable_mount(bobs_home: Path) -> None:
     with pytest.raises(SettingError):
         outputs_of(SandboxSpec(outputs="bob"), bobs_home.parent)
     assert outputs_of(DEFAULTS, bobs_home) == str(bobs_home / "outputs")
+
+
+def test_log_says_once_what_to_do_about_a_notebook_in_a_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    with caplog.at_level(logging.INFO, "gvisor_kernel.runtimes.mounts.folders"):
+        assert not are_uploads_covered(SandboxSpec(), make_request(home))  # before each restore
+        assert uploads_of(SandboxSpec(), home) is None
+    assert caplog.messages == [
+        f"The kernel sees no files of {home}, which contains a home or Jupyter's own files: keep"
+        " notebooks in a folder below it"
+    ]

@@ -282,7 +282,7 @@ def test_another_python3_that_comes_first_is_named(
         assert f"install --replace-python3 --prefix {prefix}\n" in said
         assert "So python3 still starts without a sandbox." in said
         assert "The kernelspec python3 starts in sandboxes now" not in said
-        assert "nbclient, papermill" in said
+        assert "execute, papermill" in said
         assert "Undo it with: gvisor-kernel uninstall --default --user\n" in said
         assert main(["uninstall", "--prefix", prefix, "--default"]) == 0
         assert "elsewhere: gvisor-kernel uninstall --default --user" in capsys.readouterr().out
@@ -298,6 +298,7 @@ def test_commands_make_sandboxes_the_default_and_undo_it(
     assert main(["install", "--prefix", prefix, "--default", "--replace-python3"]) == 0
     said = capsys.readouterr().out
     assert f"{prefix}/etc/jupyter/jupyter_config.json" in said
+    assert "console, run, nbconvert and execute, papermill" in said
     assert f"{prefix}/share/jupyter/kernels/python3" in said
     assert main(["uninstall", "--prefix", prefix, "--default"]) == 0
     assert capsys.readouterr().out.count("Changed back: ") == 2
@@ -312,7 +313,7 @@ def test_a_kernelspec_without_provisioner_is_started_by_ours(user_place: Path) -
     set_default(True, None)
     assert "python3" not in find_unsandboxed()
     assert "python3" in find_unsandboxed(configured=False)
-    assert "such as nbclient, start without one:" in check_others().fact
+    assert "jupyter console, nbconvert and nbclient, start without one:" in check_others().fact
     code = (
         "from jupyter_core.application import JupyterApp\n"
         "from jupyter_client.kernelspec import KernelSpec\n"

@@ -6,6 +6,7 @@ import json
 import os
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +30,7 @@ from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.restore import MIN_LEARNED_MEMORY, Restored, find_kernel_facts
 from gvisor_kernel.kernel.snapshot_builder import Misbehaved
 from gvisor_kernel.kernel.spare_keeper import Kind, Spare
+from gvisor_kernel.snapshots.build import builder_lock
 from gvisor_kernel.snapshots.key import SnapshotKey
 from gvisor_kernel.snapshots.learned import (
     DROP_KERNELS,
@@ -48,6 +50,7 @@ from gvisor_kernel.snapshots.learned import (
     write_counts,
     write_preloaded,
 )
+from gvisor_kernel.snapshots.store import Store
 
 from ..world import kernelspec_of
 
@@ -312,6 +315,21 @@ def test_modules_of_a_kernel_that_is_not_restored_as_saved_are_left_out(
     wanted = replace(plan, learned=("numpy", "pandas"))
     assert snapshot_builder.make_snapshot(wanted, lambda text, done: None) == "made"  # type: ignore[comparison-overlap]
     assert made == [{}, {"numpy": "2 threads", "pandas": "2 threads"}]
+
+
+def test_snapshot_that_was_asked_for_waits_for_the_one_that_is_being_made(
+    plan: KernelPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot_builder, "_make_once", lambda *arguments: "made")
+    other, said = ExitStack(), []
+
+    def report(text: str, done: float) -> None:
+        said.append(text)
+        other.close()
+
+    assert other.enter_context(builder_lock(Store.open()))
+    assert snapshot_builder.make_snapshot(plan, report) == "made"  # type: ignore[comparison-overlap]
+    assert said == ["Waiting for another process that makes a snapshot"]
 
 
 def test_kernel_that_ends_by_a_learned_module_is_saved_without_it() -> None:

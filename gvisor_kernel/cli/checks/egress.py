@@ -12,7 +12,7 @@ from gvisor_kernel.jupyter.plan_factory import find_routes, read_configuration
 
 
 def check_egress() -> list[Check]:
-    """Check the configured routes, and that the routes of each kernelspec exist.
+    """Check the configured routes, and each kernelspec's settings with the configuration's.
 
     A secret that cannot be read is a failure if a kernelspec uses its route; one that is too short
     to be masked is a warning. Returns no results if nothing is configured and no kernelspec uses a
@@ -23,8 +23,8 @@ def check_egress() -> list[Check]:
     config = read_configuration()
     routes, users = find_routes(config), find_users(config)
     checks = [
-        Check(f"routes of {name}", "failed", fact.rstrip("."), "gvisor-kernel egress list")
-        for name, fact in users.broken.items()
+        Check(f"settings of {name}", "failed", error.fact.rstrip("."), error.hint)
+        for name, error in users.broken.items()
     ]
     for name, route in routes.items():
         used = users.by_route.get(name, [])

@@ -153,8 +153,8 @@ def check_others() -> Check:
         return Check(
             "other kernelspecs",
             "ok",
-            "Jupyter's servers start all kernels in sandboxes; programs that do not read its"
-            f" configuration, such as nbclient, start without one: {', '.join(others)}",
+            "Jupyter's servers start all kernels in sandboxes; other programs, such as jupyter"
+            f" console, nbconvert and nbclient, start without one: {', '.join(others)}",
             f"for these: gvisor-kernel install --replace-python3, or {VARIABLE}={PROVISIONER} in"
             " their environment",
         )
@@ -164,6 +164,7 @@ def check_others() -> Check:
         "other kernelspecs",
         "ok",
         f"without a sandbox start: {', '.join(names)}",
-        f"programs that shall never do that: gvisor-kernel install --default, or {VARIABLE}="
-        f"{PROVISIONER} in their environment",
+        "servers that shall never do that: gvisor-kernel install --default; other programs:"
+        f" gvisor-kernel install --replace-python3, or {VARIABLE}={PROVISIONER} in their"
+        " environment",
     )

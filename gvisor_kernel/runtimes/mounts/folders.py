@@ -87,9 +87,16 @@ def open_inputs(spec: SandboxSpec, request: LaunchRequest, stack: ExitStack) -> 
         stack.enter_context(_open_mount(mount.source, mount.read_only, written))
         for mount in spec.mounts
     )
+    uploads = _open_uploads(spec, request, folder, written, stack)
+    if uploads is None and spec.uploads is not None:
+        log.info(
+            "The kernel sees no files of %s, which contains a home or Jupyter's own files: keep"
+            " notebooks in a folder below it",
+            request.folder,
+        )
     return Inputs(
         folder=folder,
-        uploads=_open_uploads(spec, request, folder, written, stack),
+        uploads=uploads,
         skills=_open_skills(spec, written, stack),
         mounts=mounts,
         written=written,
@@ -163,7 +170,6 @@ def _open_uploads(
     # Covers are found by path: a key folder that is mounted at a second path would stay visible.
     cover = find_cover(jupyters, found.path) or find_key_folder(found, jupyters)
     if spec.uploads == DEFAULTS.uploads and (home or cover or is_private(found.path)):
-        log.info("The notebook's folder contains a home or Jupyter's own files: uploads is empty")
         return None
     if not found.is_folder or any(is_within(found.path, place) for place in FORBIDDEN_SOURCES):
         raise SettingError(

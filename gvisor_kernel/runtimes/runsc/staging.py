@@ -270,13 +270,19 @@ def _owner_namespace(uid: int, gid: int, kernel_id: int) -> int:
 
 
 def _make_namespace(uid: int, gid: int, kernel_id: int) -> int:
-    child = subprocess.Popen(
-        ["unshare", "--user", "sh", "-c", "echo; read -r _"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    try:
+        child = subprocess.Popen(
+            ["unshare", "--user", "sh", "-c", "echo; read -r _"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={"PATH": commands.PATH},  # a service's or an environment's PATH may lack the system
+            start_new_session=True,
+        )
+    except FileNotFoundError as error:
+        raise LaunchError(
+            f"unshare does not exist in {commands.PATH}.", find_hint("unshare: not found")
+        ) from error
     with child:
         assert child.stdout is not None  # it is a pipe
         if not child.stdout.read(1):
