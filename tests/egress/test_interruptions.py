@@ -13,7 +13,7 @@ from jupyter_client import BlockingKernelClient, KernelManager
 from gvisor_kernel.egress.process import EgressWorker
 
 from ..docker.dockerd import needs_dockerd
-from ..jupyter.helpers import SECONDS, assert_way, execute, finish, wait_for_text
+from ..jupyter.helpers import SECONDS, assert_way, execute, finish, wait_for_text, wait_until
 from ..sweeps import needs_all
 from .test_kernels import HELPERS, kernel_with, run
 from .upstream import Fake
@@ -106,6 +106,8 @@ def test_a_worker_that_is_killed_breaks_a_download(
     answer = finish(client, msg_id)
     assert answer.error in ("ConnectionResetError", "IncompleteRead")
     assert upstream.gone.wait(SECONDS)
+    # A process that is ending closes one socket after the other, and may take a request in between.
+    wait_until(lambda: EgressWorker.instance().pid != pid, "the worker's end")
     assert "/v1/next" in run(client, "print(get(PLAIN + '/next'))")
 
 
