@@ -53,13 +53,12 @@ def read_order(fd: int) -> tuple[bytes, bytes]:
 def end_with(fd: int, order: bytes = b"", said: bytes = b"") -> None:
     """Let this process end, and remove what it has begun, when ``fd`` ends: then its program has.
 
-    If FINISH has come, it goes on for LEFT_SECONDS. ``said``: what was read from ``fd`` already.
+    After FINISH it goes on for LEFT_SECONDS. ``said``: what was read from ``fd`` already.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def watch() -> None:
-        heard = said + _read_all(fd)
-        if heard.startswith(FINISH):
+        if _hear_finish(fd, said):
             note_left(order)
             os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 2)  # nobody reads it any more
             time.sleep(LEFT_SECONDS)
@@ -70,19 +69,21 @@ def end_with(fd: int, order: bytes = b"", said: bytes = b"") -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _read_all(fd: int) -> bytes:
-    """Return the first bytes that come until ``fd`` ends; as many as FINISH has."""
-    heard = b""
+def _hear_finish(fd: int, heard: bytes) -> bool:
+    """Wait for FINISH, or for the end of ``fd``; return whether it was FINISH.
+
+    Does not wait for the end after FINISH: a child of the program may have a copy of the pipe.
+    """
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     with suppress(OSError):
-        while poller.poll():
+        while len(heard) < len(FINISH) and poller.poll():
             with suppress(BlockingIOError):
                 more = os.read(fd, 65536)
                 if not more:
                     break
-                heard = (heard + more)[: len(FINISH)]
-    return heard
+                heard += more
+    return heard.startswith(FINISH)
 
 
 # -- the note about the last one, for all programs of this user ------------------------------------

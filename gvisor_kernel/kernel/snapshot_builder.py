@@ -1,8 +1,7 @@
 """Makes a snapshot: starts a kernel without any user's data, warms it up, and writes its state.
 
-``warm_up.py`` has what runs in the kernel before.
 For a process that does nothing else: the command ``snapshot build``, or the process that
-``snapshot_queue`` starts.
+``snapshot_queue`` starts. What runs in the kernel before is in ``warm_up``.
 """
 
 from __future__ import annotations

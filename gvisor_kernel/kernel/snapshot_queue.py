@@ -58,6 +58,7 @@ class SnapshotQueue(PerProcess):
         """Whether a builder goes on when this process exits. A server sets it to False: it has one
         made when it begins, and whoever stops a server wants nothing to go on."""
         self._builder: Builder | None = None
+        """What runs in the process, once it has its order."""
         self._failed: Counter[str] = Counter()
         self._changed = threading.Condition()
         self._ended = False
@@ -106,9 +107,9 @@ class SnapshotQueue(PerProcess):
                 if not wanted.is_wanted():
                     continue
                 self._current = wanted.plan
+                self._builder = None
                 try:
                     process = self._process = _start(wanted.builder, subprocess.PIPE)
-                    self._builder = wanted.builder
                 except OSError as error:
                     log.info("Could not start the process that makes snapshots: %s", error)
                     continue
@@ -131,6 +132,7 @@ class SnapshotQueue(PerProcess):
         late.start()
         with suppress(OSError, ValueError):
             process.stdin.write(wanted.builder.order)
+            self._builder = wanted.builder
             message = process.stderr.read()[-2000:]
         with suppress(OSError):
             process.stdin.close()
@@ -164,7 +166,10 @@ class SnapshotQueue(PerProcess):
             self._ended = True
             self._changed.notify_all()
         process, builder = self._process, self._builder
-        if process is None or builder is None or process.poll() is not None:
+        if process is not None and process.poll() is None:
+            if builder is None:  # FINISH must not come before the order
+                return False
+        else:
             wanted = next(iter(self._wanted), None)
             if wanted is None or not wanted.is_wanted():
                 return False

@@ -64,16 +64,17 @@ def test_builder_ends_with_its_program_or_when_it_was_left_too_long(
 
 def test_builder_that_was_left_goes_on() -> None:
     with start_builder(600) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(ORDER + b"\n")
-        assert process.stdout.readline() == ORDER + b"\n"
-        for byte in FINISH:  # however it arrives
-            process.stdin.write(bytes([byte]))
-        process.stdin.close()
-        wait_until(lambda: was_left(ORDER), "the note")
-        assert process.poll() is None
-        process.kill()
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(ORDER + b"\n")
+            assert process.stdout.readline() == ORDER + b"\n"
+            for byte in FINISH:  # however it arrives, and though the pipe stays open
+                process.stdin.write(bytes([byte]))
+            wait_until(lambda: was_left(ORDER), "the note", 20)
+            assert process.poll() is None
+        finally:
+            process.kill()
 
 
 def test_note_holds_for_one_order_and_for_some_time() -> None:
@@ -140,3 +141,11 @@ def test_builder_that_runs_is_left_once(left_before: bool, tmp_path: Path) -> No
     if not left_before:
         os.waitpid(process.pid, 0)  # this process does not end, so it gets the status
     assert heard.read_bytes() == (b"" if left_before else FINISH)
+
+
+def test_builder_that_has_no_order_yet_is_not_left() -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        queue = SnapshotQueue()
+        queue._process = process
+        assert not queue._leave()
+        assert process.communicate() == (b"", None)
