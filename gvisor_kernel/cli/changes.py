@@ -14,10 +14,11 @@ from gvisor_kernel.changes.change import Change, Changes, Refused
 from gvisor_kernel.changes.control_client import apply_changes, list_changes
 from gvisor_kernel.changes.selection import name_path, note_more, select
 from gvisor_kernel.changes.undo import undo_apply
-from gvisor_kernel.cli.output import print_json, print_table, printable
+from gvisor_kernel.cli.output import print_json, print_table
 from gvisor_kernel.cli.sandboxes import Listed, find_one
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.sizes import describe_size
+from gvisor_kernel.shown_text import printable
 
 GONE = "What is not applied is gone with the sandbox. To keep it: gvisor-kernel apply {} PATH…"
 

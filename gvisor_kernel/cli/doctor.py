@@ -7,7 +7,8 @@ from dataclasses import asdict
 
 from gvisor_kernel.cli.checks import CHECKS, OF_RUNTIMES, run_check
 from gvisor_kernel.cli.checks.base import Check
-from gvisor_kernel.cli.output import make_console, print_json, printable
+from gvisor_kernel.cli.output import make_console, print_json
+from gvisor_kernel.shown_text import printable
 
 WORDS = {"ok": "OK", "warning": "WARN", "failed": "FAIL"}
 STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}

@@ -17,7 +17,7 @@ from traitlets.config import Config
 
 from gvisor_kernel.artifacts.places import artifacts_folder
 from gvisor_kernel.artifacts.records import Record, find_records
-from gvisor_kernel.cli.output import print_json, print_table, printable
+from gvisor_kernel.cli.output import print_json, print_table
 from gvisor_kernel.cli.sandboxes import find_one
 from gvisor_kernel.egress.audit import FILE, describe_entry, read_entries
 from gvisor_kernel.egress.routes import (
@@ -30,6 +30,7 @@ from gvisor_kernel.egress.routes import (
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs
 from gvisor_kernel.jupyter.plan_factory import check_routes, find_routes, read_configuration
+from gvisor_kernel.shown_text import printable
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from gvisor_kernel.cli.output import (
     print_error,
     print_json,
     print_table,
-    printable,
 )
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.sizes import describe_size
@@ -33,6 +32,7 @@ from gvisor_kernel.images.importer import (
 from gvisor_kernel.images.measure import measure_tree
 from gvisor_kernel.runtimes.image_probe import probe_image
 from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.shown_text import printable
 
 SHOWN_DIGITS = 12
 

@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 
-from gvisor_kernel.cli.output import printable
 from gvisor_kernel.cli.packages import install_packages, remove_unused
 from gvisor_kernel.cli.snapshots import build_missing
 from gvisor_kernel.config.packages import split_requirements
@@ -48,6 +47,7 @@ from gvisor_kernel.jupyter.replaced_kernelspec import (
 )
 from gvisor_kernel.kernel.command import choose_program, host_path
 from gvisor_kernel.runtimes.mounts.host_python import find_host_python
+from gvisor_kernel.shown_text import printable
 
 
 def choose_place(arguments: argparse.Namespace) -> tuple[bool, str | None] | None:

@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from gvisor_kernel.cli.output import printable
 from gvisor_kernel.cli.sandboxes import Listed, find_one, find_state
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.log_files import NAMES, log_parts
 from gvisor_kernel.runtimes.state.records import read_record
+from gvisor_kernel.shown_text import printable
 
 FOLLOW_SECONDS = 0.2
 """The interval, in seconds, at which a followed log is read."""

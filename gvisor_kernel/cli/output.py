@@ -1,4 +1,4 @@
-"""Functions that commands print with. ``printable`` escapes text that comes from a sandbox."""
+"""Functions that commands print with."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.shown_text import printable, printable_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -17,18 +18,6 @@ UNFOLDED = 2000
 """Columns of a table when standard output is no terminal: each row is one line."""
 MAX_CUT_WIDTH = 100
 """Columns of a table with a cut column when standard output is no terminal."""
-
-
-def printable(text: str) -> str:
-    """Escape everything in ``text`` that could control a terminal or reorder what a person reads.
-
-    Line ends and tabs stay. Escape sequences, other control characters, bidirectional
-    overrides and lone surrogates become ``\\\\x1b``, ``\\\\u202e`` and so on.
-    """
-    return "".join(
-        char if char in "\n\t" or char.isprintable() else char.encode("unicode_escape").decode()
-        for char in text
-    )
 
 
 def make_console(*, stderr: bool = False) -> Console:
@@ -80,7 +69,7 @@ def print_table(
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column(last, overflow="fold")
     for cells in rows:
-        texts = [Text(printable(cell).replace("\n", "\\n")) for cell in cells]
+        texts = [Text(printable_name(cell)) for cell in cells]
         if cut:
             texts[-1].no_wrap, texts[-1].overflow = True, "ellipsis"
         table.add_row(*texts)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gvisor_kernel.cli.images import progress
-from gvisor_kernel.cli.output import printable
 from gvisor_kernel.environments.environment import Environment
 from gvisor_kernel.environments.store import Store
 from gvisor_kernel.errors import GvisorKernelError, KernelspecError
@@ -19,6 +18,7 @@ from gvisor_kernel.kernel.environment_builder import (
     find_environment,
 )
 from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.shown_text import printable
 
 
 def install_packages(

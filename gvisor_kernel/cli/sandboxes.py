@@ -20,7 +20,6 @@ from gvisor_kernel.cli.output import (
     make_console,
     print_json,
     print_table,
-    printable,
 )
 from gvisor_kernel.config.settings import RUNTIMES
 from gvisor_kernel.errors import GvisorKernelError
@@ -38,6 +37,7 @@ from gvisor_kernel.runtimes.state.records import (
     this_machine,
 )
 from gvisor_kernel.runtimes.state.sweep import remove_sandbox
+from gvisor_kernel.shown_text import printable
 
 State = Literal["starting", "running", "spare", "ended", "copying", "orphaned", "elsewhere"]
 """``spare``: restored in advance and paused, not used by a kernel yet. ``ended``: the owner is

@@ -11,10 +11,11 @@ import os
 import tempfile
 from pathlib import Path
 
-from gvisor_kernel.cli.output import print_json, print_table, printable
+from gvisor_kernel.cli.output import print_json, print_table
 from gvisor_kernel.config.settings import INSTALLED_SKILLS
 from gvisor_kernel.errors import SkillError
 from gvisor_kernel.host.sizes import describe_size
+from gvisor_kernel.shown_text import printable
 from gvisor_kernel.skills import (
     SUFFIX,
     Installed,

@@ -14,9 +14,10 @@ from typing import Any
 
 from gvisor_kernel.artifacts.places import find_storages
 from gvisor_kernel.artifacts.storage import Storage, Usage
-from gvisor_kernel.cli.output import print_json, print_table, printable
+from gvisor_kernel.cli.output import print_json, print_table
 from gvisor_kernel.errors import StorageError
 from gvisor_kernel.host.sizes import describe_size
+from gvisor_kernel.shown_text import printable
 
 MAX_SHOWN = 100
 """Characters of a value in a line."""

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from gvisor_kernel.cli.logs import open_log
-from gvisor_kernel.cli.output import printable
 from gvisor_kernel.cli.sandboxes import find_one
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.sizes import describe_size
+from gvisor_kernel.shown_text import printable
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 FOLDER = "transcripts"

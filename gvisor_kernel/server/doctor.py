@@ -8,7 +8,7 @@ from asyncio.subprocess import DEVNULL, PIPE
 from contextlib import suppress
 from typing import Any
 
-from gvisor_kernel.cli.output import printable
+from gvisor_kernel.shown_text import printable
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 DOCTOR = ("-P", "-m", "gvisor_kernel", "doctor", "--json")

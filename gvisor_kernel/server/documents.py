@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from gvisor_kernel import __version__
-from gvisor_kernel.cli.output import printable
 from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.egress.kinds import HostsRoute, Route, UrlRoute, kind_of
 from gvisor_kernel.egress.patterns import split_authority
 from gvisor_kernel.kernel.facts import KernelFacts, Left
 from gvisor_kernel.runtimes.base import MountView
+from gvisor_kernel.shown_text import printable
 from gvisor_kernel.spec import layout
 
 MAX_TEXT = 1000

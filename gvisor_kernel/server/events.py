@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gvisor_kernel.cli.output import printable
 from gvisor_kernel.egress.audit import Entry
 from gvisor_kernel.kernel.facts import Died, Ended, KernelFacts, Started
 from gvisor_kernel.server.documents import make_unkept
+from gvisor_kernel.shown_text import printable
 
 SCHEMAS = Path(__file__).parent / "event_schemas"
 STARTED = "urn:gvisor-kernel:event:started:v1"

@@ -13,11 +13,11 @@ from jupyter_core.utils import ensure_async
 from jupyter_server.auth.decorator import authorized
 from tornado import web
 
-from gvisor_kernel.cli.output import printable
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.jupyter.plan_factory import find_spec
 from gvisor_kernel.server.handlers import Handler
+from gvisor_kernel.shown_text import printable
 
 
 class KernelspecsHandler(Handler):
