@@ -14,7 +14,7 @@ import pytest
 from gvisor_kernel.artifacts.outputs import list_outputs
 from gvisor_kernel.config.settings import SandboxSettings
 from gvisor_kernel.errors import SettingError
-from gvisor_kernel.host.folders import open_path
+from gvisor_kernel.host.folders import find_ancestry, open_path
 from gvisor_kernel.node.files import Copy
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.folders import open_inputs
@@ -81,6 +81,13 @@ def test_a_folder_that_kernels_only_read_is_named_with_a_command(name: str, clos
         open_inputs(spec, request, stack)
     assert f"chmod u+rwx {closed}" in str(raised.value)
     assert stat.S_IMODE(closed.stat().st_mode) == 0
+
+
+@is_ordinary
+def test_a_folder_that_is_closed_while_it_is_opened_is_named(closed: Path) -> None:
+    with open_path(str(closed)) as root, pytest.raises(PermissionError) as raised:
+        find_ancestry(root)
+    assert raised.value.filename == str(closed)
 
 
 @is_ordinary
