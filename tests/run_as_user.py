@@ -80,6 +80,12 @@ ONE_FOR_EACH: dict[str, tuple[str, ...]] = {
     ),
     "security/test_shown.py": ("search_finds_no_hidden_file",),
     "security/test_secrets.py": ("home_credentials_do_not_exist_inside",),
+    "security/test_closed_folders.py": (
+        "folders_that_a_kernel_has_closed_are_open_at_the_next_start[cold]",
+        "a_folder_that_kernels_only_read_is_named_with_a_command",
+        "a_list_of_closed_outputs_names_them_with_a_command",
+        "outputs_that_a_kernel_has_closed_on_a_node_wait_to_be_fetched",
+    ),
     "security/test_settings.py": ("unreadable_folders_are_refused",),
     "security/test_users.py": (
         *("state_is_private", "argument_lists_contain_no_secret"),

@@ -54,6 +54,7 @@ ALLOWED = {
     "changes/backups.py": OWN_STORE,
     "changes/control.py:_listen": STATE,
     "changes/control_client.py:ask": STATE,
+    "host/owners.py:restore_access": KERNEL + "; the file of a descriptor",
     "node/relay.py:end_target": KERNEL,
     "node/files.py:_make_copy": OWN_STORE,
     "node/files.py:mark": OWN_STORE,

@@ -17,6 +17,7 @@ from typing import IO
 
 from gvisor_kernel.errors import OutputsError
 from gvisor_kernel.host.folders import Opened, open_below
+from gvisor_kernel.host.owners import check_access
 
 MAX_LISTED = 1000
 """Files of a list: the newest."""
@@ -54,6 +55,7 @@ def list_outputs(root: Opened) -> Listing:
 
     :raises OSError: when the folder cannot be read
     """
+    check_access(root, read=True)
     found: list[OutputFile] = []
     more = False
     for file in _walk(root, time.monotonic() + MAX_SECONDS):
@@ -74,10 +76,13 @@ def _walk(root: Opened, deadline: float) -> Iterator[OutputFile | None]:
         try:
             with open_below(root, folder or ".") as opened:
                 fd = opened.read()
+        except PermissionError:
+            yield None
+            continue
         except OSError:
             if not folder:
                 raise
-            continue  # it was removed, is private, or is a link now
+            continue  # it was removed, or is a link now
         try:
             with os.scandir(fd) as entries:
                 for entry in entries:

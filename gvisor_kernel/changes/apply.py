@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import IO
 
 from gvisor_kernel.changes import folder
-from gvisor_kernel.changes.backup import Backup, Done, Phase, Step
+from gvisor_kernel.changes.backup import Backup, Done, Step
 from gvisor_kernel.changes.change import Applied, Change, OnDisk, Refused
 from gvisor_kernel.host.folders import Opened, open_below
 
@@ -115,7 +115,8 @@ class Journal(folder.Notes):
     def __init__(self, backup: Backup, done: Done) -> None:
         self._backup = backup
         self._done = done
-        self._is_noted = False
+        self._size: int | None = None
+        """Of the journal before it, once it has a line of the step."""
         self.after: OnDisk | None = None
 
     def begin(self, aside: str) -> None:
@@ -126,22 +127,24 @@ class Journal(folder.Notes):
 
     def _write(self, done: Done) -> None:
         try:
-            self._backup.note(done)
+            size = self._backup.note(done)
         except OSError as error:
             raise _no_record(error) from error
-        self._is_noted = True
+        self._size = size if self._size is None else self._size
         self._done = done
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        phase: Phase = "done" if kind is None else "dropped"
-        if phase == "dropped" and self._done.old is not None and self._done.step != "undone":
+        if kind is not None and self._done.old is not None and self._done.step != "undone":
             self._backup.drop_old(self._done.old)
-        if self._is_noted:
+        if self._size is not None:
             with suppress(OSError):  # the plan says enough
-                self._backup.note(replace(self._done, after=self.after, phase=phase))
+                if kind is None:
+                    self._backup.note(replace(self._done, after=self.after, phase="done"))
+                else:
+                    self._backup.take_back(self._size)
 
 
 def _no_record(error: OSError) -> NoRecord:

@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, get_args
 
-from gvisor_kernel.changes.change import MAX_CHANGES, OnDisk, is_path
+from gvisor_kernel.changes.change import MAX_CHANGES, OnDisk, Type, is_path
 from gvisor_kernel.changes.folder import is_aside
 from gvisor_kernel.host.folders import Identity
 from gvisor_kernel.host.private_directories import (
@@ -32,7 +32,9 @@ from gvisor_kernel.host.private_directories import (
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 MAX_JOURNAL = 64 * 1024 * 1024
-MAX_LINE = 16 * 1024
+"""Bytes that are read of a journal, and so written to it."""
+MAX_LINE = 32 * 1024
+FULL = "the record of this apply is full"
 HEAD, JOURNAL, BUSY = "head.json", "journal", "busy"
 STEP_SECONDS = 20.0
 """How long one step waits for those of other applies, and an undo for its own apply."""
@@ -124,10 +126,12 @@ class Backup:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.fdopen(os.open(self.directory / name, flags), "rb")
 
-    def note(self, done: Done) -> None:
-        """Add a step to the journal. A line that cannot be written whole is taken back.
+    def note(self, done: Done) -> int:
+        """Add a step to the journal; return its size before. A line that cannot be written whole is
+        taken back.
 
-        :raises OSError: when it cannot be written
+        :raises OSError: when it cannot be written; EFBIG before a step after which the journal
+            might not be read any more, or not have room for undoing what it has
         """
         facts = [None if f is None else list(vars(f).values()) for f in (done.before, done.after)]
         values = [done.step, done.path, done.old, done.mode, *facts]
@@ -136,12 +140,24 @@ class Backup:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(self.directory / JOURNAL, flags, 0o600)
         try:
+            if len(data) > MAX_LINE or os.fstat(fd).st_size + len(data) > _most(done):
+                rest = "" if done.step == "undone" else ": apply the rest in another one"
+                raise OSError(errno.EFBIG, FULL + rest, JOURNAL)
             written = os.write(fd, data)
             if written != len(data):
                 os.ftruncate(fd, os.fstat(fd).st_size - written)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), JOURNAL)
+            return os.fstat(fd).st_size - written
         finally:
             os.close(fd)
+
+    def take_back(self, size: int) -> None:
+        """Make the journal as it was before a step that was not done. Needs ``step_lock``: then
+        nobody else has added a line.
+
+        :raises OSError: when that fails
+        """
+        os.truncate(self.directory / JOURNAL, size)
 
     def read_journal(self) -> list[Done]:
         """Return what the journal says of steps, the first one first.
@@ -243,10 +259,24 @@ def is_busy(directory: Path) -> bool:
         return False
 
 
+def _most(done: Done) -> int:
+    """Return how many bytes the journal may have after a line.
+
+    Steps begin in its first third. Undoing them takes at most half as much again as they took: up
+    to three lines for each of their two or three. What only saves a question leaves room for that,
+    and the end of a step can always be written.
+    """
+    if done.step == "same":
+        return MAX_JOURNAL * 2 // 5
+    if done.phase in ("done", "dropped"):
+        return MAX_JOURNAL
+    return MAX_JOURNAL - 4 * MAX_LINE if done.step == "undone" else MAX_JOURNAL // 3
+
+
 def _read_step(line: bytes) -> Done | None:
     try:
-        phase, number, aside, step, path, old, mode, *facts = parse_json(line, 2 * MAX_LINE)
-        before, after = (None if fact is None else OnDisk(*fact) for fact in facts)
+        phase, number, aside, step, path, old, mode, *facts = parse_json(line, MAX_LINE)
+        before, after = map(_read_facts, facts)
         if not is_path(path) or not (old is None or re.fullmatch(r"[0-9]{1,6}", old)):
             return None
         if not (aside is None or is_aside(aside)):
@@ -254,6 +284,14 @@ def _read_step(line: bytes) -> Done | None:
         return Done(step, path, old, int(mode), before, after, int(number), aside, phase)
     except (JsonError, ValueError, TypeError):  # the line was not written to its end
         return None
+
+
+def _read_facts(facts: object) -> OnDisk | None:
+    if facts is None:
+        return None
+    if not isinstance(facts, list) or not facts or facts[0] not in get_args(Type):
+        raise ValueError("no facts of a file")
+    return OnDisk(facts[0], *map(int, facts[1:]))
 
 
 assert MAX_CHANGES < 10**6

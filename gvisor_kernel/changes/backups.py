@@ -107,12 +107,22 @@ class Backups:
     def find_last(self) -> Backup:
         """Return the last one that was not undone.
 
-        :raises ChangesError: when there is none
+        :raises ChangesError: when there is none, or a later one cannot be read: then the error
+            names both, as it may not be the one that is meant
         """
+        unread: ChangesError | None = None
         for backup in self.newest_first():
-            if self._has_steps(backup):
+            try:
+                if not self._has_steps(backup):
+                    continue
+            except ChangesError as error:
+                unread = unread or error
+                continue
+            if unread is None:
                 return backup
-        raise ChangesError("There is nothing to undo.")
+            unread.hint += f" The last one before it that can be undone: {backup.id}."
+            break
+        raise unread or ChangesError("There is nothing to undo.")
 
     @staticmethod
     def _has_steps(backup: Backup) -> bool:
@@ -120,7 +130,7 @@ class Backups:
             return bool(backup.left())
         except OSError as error:
             raise ChangesError(
-                f"The record of the apply {backup.id} cannot be read: {error.strerror}.",
+                f"The record of the apply {backup.id} cannot be read: {error.strerror or error}.",
                 f"its old files are in {backup.directory}.",
             ) from error
 

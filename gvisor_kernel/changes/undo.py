@@ -82,24 +82,26 @@ def undo(
             with backup.step_lock():
                 was_done = _undo_step(root, backup, done, half.get(done.number), same)
                 now = folder.look(root, done.path)
-            if done.before is not None and now is not None:
-                written.note_same(done.path, done.before, now)
+                if done.before is not None and now is not None:
+                    written.note_same(done.path, done.before, now)
         except OSError as error:
             reason = SINCE if error.errno == errno.ESTALE else explain(error)
             refused.append(Refused(done.path, reason))
             if error.errno != errno.ESTALE:
-                _note_return(root, backup, done)
+                _note_return(root, backup, done, same)
         else:
             if was_done:
                 undone.append(done.path)
     return undone, refused
 
 
-def _note_return(root: Opened, backup: Backup, done: Done) -> None:
+def _note_return(root: Opened, backup: Backup, done: Done, same: set[tuple[str, str]]) -> None:
     """Note that a file has its name again after a failure, and so another time of change."""
     with suppress(OSError):
         now = folder.look(root, done.path)
-        if now is not None and folder.matches(now, done.after):
+        if now is None or done.after is None or now.text == done.after.text:
+            return
+        if folder.matches(now, done.after) and (done.path, now.text) not in same:
             backup.note(Done("same", done.path, None, 0, None, now))
 
 

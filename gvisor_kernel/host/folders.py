@@ -189,6 +189,8 @@ def find_ancestry(folder: Opened) -> list[Identity]:
             if identity == found[-1] or len(found) > MAX_DEPTH:
                 return found
             found.append(identity)
+    except PermissionError as error:
+        raise PermissionError(error.errno, error.strerror, folder.path) from error
     finally:
         os.close(fd)
 

@@ -118,7 +118,8 @@ def read_report(question: bytes) -> Report | None:
 
 
 class ImportReports:
-    """What one kernel has reported: each module counts once for it. Any thread.
+    """What one kernel has reported: each module counts once for it, however often it is restarted.
+    Any thread.
 
     Of a kernel MAX_NAMES names are looked at, whatever they are. However many reports it sends, one
     worker at a time counts them.
@@ -126,6 +127,7 @@ class ImportReports:
 
     def __init__(self, plan: KernelPlan) -> None:
         self._plan = plan
+        self.kind = find_kind(plan)
         self._lock = threading.Lock()
         self._names: set[str] = set()
         self._variables: set[str] = set()
@@ -170,23 +172,23 @@ class ImportReports:
         found = [name for name in names if is_installed(self._plan, name)]
         if found:
             is_first, self._is_counted = not self._is_counted, True
-            change(find_kind(self._plan), lambda c: add_report(c, found, is_first=is_first))
+            change(self.kind, lambda c: add_report(c, found, is_first=is_first))
 
     def _note_late(self, variables: Collection[str]) -> None:
-        """Note that a cell has set a variable, and not the kernelspec."""
+        """Note that a cell has named a variable that the kernelspec has not set."""
         late = sorted(set(variables) - set(self._plan.environment))
         if not late or self._is_late or not learns(self._plan):
             return
         self._is_late = True
-        kind = find_kind(self._plan)
-        if not read(kind).late:
-            log.warning(
-                "A cell has set %s, which modules read when they are imported: so snapshots of this"
-                " kernel import none ahead from now on. Set it in the kernelspec's env to have them"
-                " again.",
+        was_late = read(self.kind).is_late
+        change(self.kind, add_late)
+        if not was_late and read(self.kind).is_late:
+            log.info(
+                "Cells of several kernels have set variables such as %s, which modules read when"
+                " they are imported: so snapshots of this kernel import none ahead. Set it in the"
+                " kernelspec's env to have them again.",
                 late[0],
             )
-        change(kind, add_late)
 
 
 def is_installed(plan: KernelPlan, name: str) -> bool:

@@ -113,7 +113,10 @@ def find_obstacle(plan: KernelPlan) -> str | None:
     :raises SettingError: when the uploads cannot be used
     """
     if are_uploads_covered(plan.spec, plan.request):
-        return "the uploads contain Jupyter's own files, which the sandbox does not show"
+        return (
+            "the uploads contain Jupyter's own files, or an environment's with settings, which the"
+            " sandbox does not show"
+        )
     if hides_uploads(plan.spec, plan.request.folder):
         return f"the uploads have a file or link {NAME!r}, which a restored sandbox does not show"
     _, later = _split_variables(plan)

@@ -31,7 +31,7 @@ from gvisor_kernel.kernel.facts import (
 )
 from gvisor_kernel.kernel.kept_data import KeptData
 from gvisor_kernel.kernel.launch import Launch
-from gvisor_kernel.kernel.learned_modules import ImportReports, read_report
+from gvisor_kernel.kernel.learned_modules import ImportReports, find_kind, read_report
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
 from gvisor_kernel.kernel.workers import Workers, run_beside
@@ -85,7 +85,8 @@ class SandboxedKernel:
         self._used: Sandbox | None = None
         """A sandbox in which a kernel was started, and of whose end nobody was told yet."""
         self._imports: ImportReports | None = None
-        """What the kernel of the last launch has reported to import."""
+        """What the kernels of the launches have reported to import, together: a notebook that is
+        started again and again counts once."""
 
     # -- state, from any thread ------------------------------------------------------------------
 
@@ -275,7 +276,8 @@ class SandboxedKernel:
         await self._end_launch()
         self._launching, launch = asyncio.current_task(), self._note_launch(plan)
         self._is_stopped = False
-        self._imports = ImportReports(plan)
+        if self._imports is None or self._imports.kind != find_kind(plan):
+            self._imports = ImportReports(plan)
         try:
             with tracing():
                 address = await self._launch_or_undo(launch)

@@ -19,6 +19,7 @@ from contextlib import suppress
 from gvisor_kernel.archive.layers import MAX_ENTRIES
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.folders import open_path
+from gvisor_kernel.host.owners import restore_access
 from gvisor_kernel.host.processes import ProcessId, is_alive, open_process
 from gvisor_kernel.node.files import ENDED, Copy, find_copy
 from gvisor_kernel.runtimes.copies.contents import Contents
@@ -82,6 +83,7 @@ def send_outputs(copy: Copy) -> int:
     :raises GvisorKernelError, OSError: when they cannot be read to the end
     """
     with open_path(str(copy.outputs)) as outputs:
+        restore_access(outputs)
         contents = Contents(folders=[(".", outputs, "outputs")])
         # The host refuses one entry more than it takes.
         _write(write_pieces(contents.archive(sys.maxsize, 2 * MAX_ENTRIES)))

@@ -22,6 +22,7 @@ from pathlib import Path
 from gvisor_kernel.archive.refusal import Refused
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, StateError
 from gvisor_kernel.host.folders import Opened, open_path
+from gvisor_kernel.host.owners import restore_access
 from gvisor_kernel.host.private_directories import NotPrivate, make_directories, read_file
 from gvisor_kernel.host.processes import ProcessId, is_alive
 from gvisor_kernel.runtimes.copies.outputs import OutputsCopy
@@ -92,9 +93,13 @@ class Copy:
         return None
 
     def holds_outputs(self) -> bool:
-        """Return whether there is something that a kernel may have written."""
-        with suppress(OSError), os.scandir(self.outputs) as entries:
-            return self.has(USED) and any(True for _ in entries)
+        """Return whether there is something that a kernel may have written. A kernel may also have
+        closed the folder, which is opened again."""
+        with suppress(OSError):
+            with open_path(str(self.outputs)) as outputs:
+                restore_access(outputs)
+            with os.scandir(self.outputs) as entries:
+                return self.has(USED) and any(True for _ in entries)
         return False
 
     def finish(self) -> bool:

@@ -21,7 +21,8 @@ MAX_NAME = 100
 MAX_PARTS = 3
 MAX_CHOSEN = 32
 MIN_KERNELS = 2
-"""Kernels that must have imported a module before it is imported ahead."""
+"""Kernels that must have imported a module before it is imported ahead, or set a variable before
+nothing is."""
 MIN_SHARE = 0.2
 """The share of all counted kernels that these must be."""
 DROP_SHARE = 0.1
@@ -39,7 +40,7 @@ _PART = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 class Counts:
     """How many ``kernels`` had cells that imported a module at all, and how many each module.
 
-    ``late``: how many had cells that set a variable which modules read at their import.
+    ``late``: how many had cells that named a variable which modules read at their import.
     """
 
     kernels: int = 0
@@ -49,6 +50,11 @@ class Counts:
     def share(self, name: str) -> float:
         """Return the share of the kernels that imported ``name``."""
         return self.names.get(name, 0) / max(1, self.kernels)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether so many set a variable that nothing may be imported before their cells."""
+        return self.late >= MIN_KERNELS and self.late >= MIN_SHARE * self.kernels
 
 
 @dataclass(frozen=True)
@@ -94,10 +100,10 @@ def add_late(counts: Counts) -> Counts:
 def choose(counts: Counts) -> tuple[str, ...]:
     """Return the modules to import ahead, those of the most kernels first.
 
-    None if cells set variables that these would have read before. Whether they fit into memory is
-    known only when they are imported.
+    None if enough kernels set variables that these would have read before. Whether they fit into
+    memory is known only when they are imported.
     """
-    if counts.late:
+    if counts.is_late:
         return ()
     used = [
         name
@@ -115,7 +121,7 @@ def is_outdated(made: Preloaded, counts: Counts) -> bool:
     A module that was tried and left out is not tried again until the snapshot is made for another
     reason.
     """
-    if counts.late:
+    if counts.is_late:
         return bool(made.imported)
     if not set(choose(counts)) <= set(made.wanted):
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -12,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.changes import backups, folder
-from gvisor_kernel.changes.backup import JOURNAL, Backup
+from gvisor_kernel.changes.backup import JOURNAL, MAX_JOURNAL, Backup
 from gvisor_kernel.changes.backups import Backups
 from gvisor_kernel.changes.change import ChangesError, OnDisk
 from gvisor_kernel.changes.compare import LATER
-from gvisor_kernel.changes.undo import undo
+from gvisor_kernel.changes.undo import undo, undo_apply
 from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.runtimes.state.records import state_root
 
@@ -364,3 +365,81 @@ def test_an_undo_that_is_stopped_goes_on_later(shown: Path, root: Opened, backup
     assert [one.path for one in refused] == ["b", "a"]
     assert undo(root, backup, Backups.open()) == (["b", "a"], [])
     assert {path.read_text() for path in shown.iterdir()} == {"before"}
+
+
+@pytest.mark.parametrize("length", [8, 120])
+def test_a_step_is_not_begun_if_undo_could_not_read_its_record(
+    length: int, shown: Path, root: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was done before it can be undone, also after that has failed again and again."""
+    monkeypatch.setattr("gvisor_kernel.changes.backup.MAX_JOURNAL", 200_000)
+    monkeypatch.setattr("gvisor_kernel.changes.backup.MAX_LINE", 2000)
+    backup = begin(root)
+    paths = [f"{number:0{length}}" for number in range(200)]
+    for path in paths[:150]:
+        (shown / path).write_text("before")
+    claims = [entry(path, "removed") for path in paths[:50]], map(entry, paths[50:])
+    result = apply(root, backup, find(root, *claims[0], *claims[1]))
+    assert 50 < len(result.applied) < 150
+    assert {"the record of this apply is full" in one.reason for one in result.refused} == {True}
+    assert (shown / paths[149]).read_text() == "before"
+    assert not (shown / paths[199]).exists()
+
+    def fail(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "no", "")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "_make_file", fail)
+        for _ in range(5):
+            assert len(undo(root, backup, Backups.open())[1]) == len(backup.left()) > 50
+    assert undo(root, backup, Backups.open())[1] == []
+    assert {path.name: path.read_text() for path in shown.iterdir()} == dict.fromkeys(
+        paths[:150], "before"
+    )
+    backup.remove()
+
+
+def test_an_apply_whose_record_cannot_be_read_does_not_hide_others(
+    shown: Path, root: Opened
+) -> None:
+    earlier, later = begin(root), begin(root)
+    earlier, later = sorted((earlier, later), key=lambda one: one.id)
+    (shown / "file").write_text("before")
+    for made, path in ((earlier, "file"), (later, "other")):
+        apply(root, made, find(root, entry(path)))
+    os.truncate(later.directory / JOURNAL, MAX_JOURNAL + 1)
+    with pytest.raises(ChangesError, match=f"(?s){later.id} cannot be read.*{earlier.id}"):
+        undo_apply()
+    assert undo_apply(earlier.id).undone == ("file",)
+    assert (shown / "file").read_text() == "before"
+    with pytest.raises(ChangesError, match=f"{later.id} cannot be read"):
+        undo_apply()
+    for one in (earlier, later):
+        one.remove()
+
+
+@pytest.mark.parametrize("facts", ["[1, 2]", '["file", 1, 2, 3, 4, null]', '"file"', "[]"])
+def test_facts_that_are_none_are_left_out_of_a_journal(
+    facts: str, root: Opened, backup: Backup
+) -> None:
+    line = f'["done", 1, null, "put", "x", null, 0, null, {facts}]'
+    (backup.directory / JOURNAL).write_text(line)
+    assert backup.read_journal() == []
+    assert undo(root, backup, Backups.open()) == ([], [])
+
+
+def test_the_time_to_read_a_journal_grows_with_its_size(backup: Backup) -> None:
+    """CPU time, the least of some tries."""
+    line = '["done", 1, null, "put", "%s", null, 0, null, ["file", 1, 2, 3, 4, 5]]\n'
+    torn = '["done", 1, null, "put", "%s\n' % ('\\\\\\",' * 100)
+
+    def measure(lines: int) -> float:
+        (backup.directory / JOURNAL).write_text((line % ("x" * 100) + torn) * lines)
+        times = []
+        for _ in range(3):
+            begun = time.process_time()
+            backup.read_journal()
+            times.append(time.process_time() - begun)
+        return min(times)
+
+    assert measure(2000) < 3 * measure(1000) + 0.1

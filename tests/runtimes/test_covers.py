@@ -13,7 +13,9 @@ from gvisor_kernel.runtimes.mounts import host_python as worlds
 from gvisor_kernel.runtimes.mounts.covers import (
     Cover,
     add_covers,
+    find_jupyter_covers,
     find_repositories,
+    hides,
     make_mount_points,
 )
 from gvisor_kernel.runtimes.mounts.host_python import find_host_python
@@ -91,3 +93,33 @@ def test_cover_is_put_over_the_innermost_mount(project: Path, tmp_path: Path) ->
     mounts = (Bind(str(project.parent), "/usr"), Bind(str(project), "/usr/app"))
     made = list(add_covers(mounts, [Cover(f"{project}/mine")], "/empty", tmp_path))
     assert made == [Bind("/empty", "/usr/app/mine", foreign=True)]
+
+
+def test_settings_of_an_environment_are_covered_and_nothing_that_it_needs(project: Path) -> None:
+    """Not an environment in a hidden folder of another one. What only tools and packages have
+    written is shown in uploads, and keeps no kernel from its snapshot."""
+    outer, inner = project / "env", project / "env" / ".venvs" / "inner"
+    usual = ("bin/python", ".gitignore", ".lock", ".tool", "share/jupyter/lab/themes/x")
+    for name in usual:
+        for prefix in (outer, inner):
+            (prefix / name).parent.mkdir(parents=True, exist_ok=True)
+            (prefix / name).touch()
+    (outer / "share/jupyter/lab/settings").mkdir()
+    (outer / ".python").symlink_to("bin/python")
+    prefixes = list(map(str, (outer, inner)))
+
+    def find() -> set[str]:
+        covers = [c for c in find_jupyter_covers(prefixes) if Path(c.path).is_relative_to(project)]
+        return {str(Path(c.path).relative_to(outer)) for c in covers if Path(c.path).exists()}
+
+    expected = {".tool", ".venvs/inner/.tool", "share/jupyter/lab/settings"}
+    assert find() == expected
+    assert not hides(find_jupyter_covers(prefixes), str(project))
+    for name in ("pip.conf", ".env", "conda-meta/state", "etc/conda/activate.d/x.sh"):
+        for prefix in (inner, outer / "envs" / "other"):
+            (prefix / name).parent.mkdir(parents=True, exist_ok=True)
+            (prefix / name).touch()
+            assert hides(find_jupyter_covers(prefixes), str(project))
+    more = ("pip.conf", ".env", "conda-meta/state", "etc/conda")
+    expected |= {f"{place}/{name}" for place in (".venvs/inner", "envs/other") for name in more}
+    assert find() == expected

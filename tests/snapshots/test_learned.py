@@ -217,21 +217,31 @@ def test_reports_without_end_have_one_worker(
     assert kernel.take(Report(("polars",)))
 
 
-def test_variable_that_a_cell_sets_turns_it_off(
+def test_variable_that_cells_of_enough_kernels_set_turns_it_off(
     plan: KernelPlan, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not one that the kernelspec has set. It fades like everything else."""
+    """Not one that the kernelspec has set, and not one kernel alone: nobody hears of that. It fades
+    like everything else."""
+    caplog.set_level("INFO")
     late = Report(("numpy",), frozenset({"OMP_NUM_THREADS"}))
     add(ImportReports(replace(plan, environment={"OMP_NUM_THREADS": "1"})), late)
     assert learned_modules.read(find_kind(plan)) == Counts(1, {"numpy": 1})
     kernel = ImportReports(plan)
     add(kernel, late)
     add(kernel, late)
-    add(ImportReports(plan), Report((), late.variables))
     counted = learned_modules.read(find_kind(plan))
-    assert counted == Counts(2, {"numpy": 2}, 2)
-    assert caplog.text.count("A cell has set OMP_NUM_THREADS") == 1
-    assert choose(counted) == ()
+    assert counted == Counts(2, {"numpy": 2}, 1)
+    assert choose(counted) == ("numpy",)
+    assert not is_outdated(Preloaded(("numpy",), ("numpy",)), counted)
+    assert caplog.text == ""
+    for _ in range(2):
+        add(ImportReports(plan), Report((), late.variables))
+    counted = learned_modules.read(find_kind(plan))
+    assert counted == Counts(2, {"numpy": 2}, 3)
+    assert caplog.text.count("such as OMP_NUM_THREADS") == 1
+    assert {record.levelname for record in caplog.records} == {"INFO"}
+    assert choose(replace(counted, kernels=15)) == choose(counted) == ()
+    assert choose(replace(counted, kernels=16, names={"numpy": 9})) == ("numpy",)
     assert is_outdated(Preloaded(("numpy",), ("numpy",)), counted)
     assert not is_outdated(Preloaded((), ()), counted)
     for _ in range(2):

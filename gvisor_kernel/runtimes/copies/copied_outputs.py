@@ -19,7 +19,7 @@ from gvisor_kernel.config.settings import DEFAULTS
 from gvisor_kernel.config.validators import may_be_writable
 from gvisor_kernel.errors import SandboxError, StateError
 from gvisor_kernel.host.folders import Identity, Opened, find_identity, open_path, reopen
-from gvisor_kernel.host.owners import make_folder
+from gvisor_kernel.host.owners import make_folder, restore_access
 from gvisor_kernel.runtimes.copies.contents import RECENT_SECONDS, read_list, write_list
 from gvisor_kernel.runtimes.copies.outputs import OutputsCopy
 from gvisor_kernel.runtimes.mounts.written_folders import note_written, read_written
@@ -111,6 +111,7 @@ def take_outputs(
     :raises OSError: when a file or the folder cannot be written; TimeoutError after ``seconds``
     """
     with reopen_outputs(record) as outputs:
+        restore_access(outputs)
         copied = read_list(directory / COPIED)
         copy = OutputsCopy(outputs, copied, seconds)
         latest = time.time() - RECENT_SECONDS

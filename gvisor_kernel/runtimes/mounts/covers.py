@@ -1,5 +1,5 @@
 """What is hidden inside folders that are shown: Jupyter's keys and tokens, repositories of
-packages, files with credentials of package indexes.
+packages, files of an environment with a person's settings and credentials.
 
 A cover is an empty directory or file that is mounted over one of the host, wherever a sandbox is
 shown that. This module finds the covers, tells which folders hold keys, and adds the covers to the
@@ -19,6 +19,7 @@ from pathlib import Path
 from platformdirs import user_cache_path, user_config_path, user_data_path, user_state_path
 
 from gvisor_kernel.config.validators import is_within
+from gvisor_kernel.host.homes import own_homes
 from gvisor_kernel.spec.layout import SCRATCH, UPLOADS, Bind, Mount
 
 KEPT = ("kernels", "nbconvert", "voila")
@@ -27,8 +28,17 @@ Beside them are the keys that sign notebooks, tokens of servers, and whatever ex
 such as keys of services."""
 SYSTEM_PREFIXES = ("/usr", "/usr/local")
 """Shown in every sandbox for the most part; Jupyter looks here for what is set for all users."""
-INDEX_FILES = ("pip.conf", ".condarc", "condarc", "etc/npmrc")
-"""Files of a prefix that may have credentials of package indexes."""
+SETTINGS = (
+    # Of package indexes and repositories, of services, and what `python-dotenv` reads.
+    *("pip.conf", ".condarc", "condarc", ".npmrc", "etc/npmrc", ".pypirc", ".netrc"),
+    *(".git-credentials", ".env", ".aws"),
+    # Variables of conda's environment, the scripts that set them, and JupyterLab's settings.
+    *("conda-meta/state", "etc/conda", "share/jupyter/lab/settings"),
+)
+"""Files and folders of a prefix that may have settings or credentials of a person. Beside them each
+hidden name at its top is covered, but for these:"""
+HARMLESS = (".gitignore", ".lock", ".nonadmin", ".python-version")
+"""What tools that make environments put there, and what says nothing."""
 EMPTY_FILE = "empty-file"
 """Name of the file, among the covers, that hides a file."""
 
@@ -41,7 +51,8 @@ class Cover:
     path: str
     kept: tuple[str, ...] = ()
     settled: bool = False
-    """Only installed packages have written there. In uploads it is shown like everything else."""
+    """Nobody is known to keep a secret there, as where only installed packages have written. In
+    uploads it is shown like everything else."""
 
 
 _also_hidden: list[str] = []
@@ -83,9 +94,38 @@ def find_jupyter_covers(prefixes: Iterable[str]) -> tuple[Cover, ...]:
     for place in dict.fromkeys(map(os.path.realpath, datas)):
         kept = (f"{place}/{name}" for name in KEPT)
         covers.append(Cover(place, tuple(path for path in kept if Path(path).is_dir())))
-    files = (Path(prefix, name) for prefix in prefixes for name in INDEX_FILES)
-    covers += [Cover(os.path.realpath(file)) for file in files if file.is_file()]
+    others = [path for prefix in prefixes for path in _list(Path(prefix, "envs"))]
+    needed = [os.path.realpath(prefix) for prefix in prefixes]
+    covers += (
+        cover
+        for place in (*prefixes, *others)
+        for cover in _find_settings(place)
+        if not any(is_within(prefix, cover.path) for prefix in needed)
+    )
     return _outermost(cover for cover in covers if cover.path != "/")
+
+
+def _find_settings(prefix: str) -> Iterator[Cover]:
+    """Yield covers for the settings in a prefix."""
+    for name in SETTINGS:
+        path = Path(prefix, name)
+        if os.path.exists(path):  # noqa: PTH110 - what this user cannot look at is no error
+            settled = path.is_dir() and not any(files for *_, files in os.walk(path))
+            yield Cover(os.path.realpath(path), settled=settled)
+    if any(is_within(home, prefix) for home in own_homes()):
+        return  # nothing of its top is shown
+    for place in _list(prefix):
+        name = Path(place).name
+        if name.startswith(".") and name not in (*SETTINGS, *HARMLESS):
+            yield Cover(os.path.realpath(place), settled=True)
+
+
+def _list(folder: str | Path) -> list[str]:
+    """Return the paths in a folder that are no links, whose targets have names of their own; none
+    if it cannot be read."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        return [entry.path for entry in entries if not entry.is_symlink()]
+    return []
 
 
 def _has_files(folder: str) -> bool:

@@ -24,6 +24,7 @@ from gvisor_kernel.config.validators import (
 from gvisor_kernel.errors import LaunchError, SettingError
 from gvisor_kernel.host.folders import LinkRefused, Opened, open_below, open_path
 from gvisor_kernel.host.homes import find_home
+from gvisor_kernel.host.owners import check_access, restore_access
 from gvisor_kernel.host.stage import TOO_MANY_FILES
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.aliases import find_home_by_inode, find_key_folder
@@ -187,7 +188,7 @@ def _open_uploads(
 
 
 def _open_mount(source: str, read_only: bool, written: WrittenFolders) -> Opened:
-    found = open_setting("mounts", source, None, written)
+    found = open_setting("mounts", source, None, written, restore=not read_only)
     keys = find_key_folder(found, find_jupyter_covers(()))
     if keys is not None:
         found.close()
@@ -237,12 +238,31 @@ def _open_skills(spec: SandboxSpec, written: WrittenFolders, stack: ExitStack) -
     return found
 
 
-def open_setting(name: str, value: str, folder: Opened | None, written: WrittenFolders) -> Opened:
-    """Open a setting's path: absolute, or below the notebook's folder without symbolic links."""
+def open_setting(
+    name: str,
+    value: str,
+    folder: Opened | None,
+    written: WrittenFolders,
+    *,
+    restore: bool = False,
+) -> Opened:
+    """Open a setting's path: absolute, or below the notebook's folder without symbolic links.
+
+    ``restore``: kernels may write it, and so take the rights of this user away; they come back.
+    """
     try:
         if value.startswith("/") or folder is None:
-            return open_path(value, written.has)
-        return open_below(folder, value)
+            found = open_path(value, written.has)
+        else:
+            found = open_below(folder, value)
+        try:
+            if restore and restore_access(found):
+                log.warning("%s was closed to its owner, as by a kernel: it is open again", value)
+            check_access(found)
+        except BaseException:
+            found.close()
+            raise
+        return found
     except LinkRefused as error:
         raise explain_planted_link(name, value, error) from error
     except OSError as error:

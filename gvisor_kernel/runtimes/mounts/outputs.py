@@ -19,7 +19,7 @@ from gvisor_kernel.config.spec import DEFAULTS, SandboxSpec
 from gvisor_kernel.config.validators import may_be_writable, real_path
 from gvisor_kernel.errors import SettingError
 from gvisor_kernel.host.folders import LinkRefused, Opened, open_below, open_path
-from gvisor_kernel.host.owners import make_folder
+from gvisor_kernel.host.owners import check_access, make_folder, restore_access
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.aliases import find_home_by_inode, find_key_folder
 from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, holds_keys
@@ -68,17 +68,20 @@ def open_outputs(
             if not make:
                 return Outputs(None)
             found, made = _make_or_open(parent, name)
+        stack.enter_context(found)
+        if restore_access(found):
+            log.warning("%s was closed to its owner, as by a kernel: it is open again", path)
+        check_access(found)
     except OSError as error:
         check_scarce(path, error)
         if error.errno == errno.ELOOP:
             raise explain_link("outputs", spec.outputs, path) from error
         if spec.outputs == DEFAULTS.outputs:
-            log.warning("Could not make %s (%s): outputs are not kept", path, error.strerror)
+            log.warning("Could not use %s (%s): outputs are not kept", path, error.strerror)
             return Outputs(None)
         raise SettingError(
-            "outputs", spec.outputs, f"a folder that can be made ({path}: {error.strerror})"
+            "outputs", spec.outputs, f"a folder that can be used ({path}: {error.strerror})"
         ) from error
-    stack.enter_context(found)
     if not found.is_folder:
         raise SettingError("outputs", spec.outputs, f"a folder; {path} is not a directory")
     _check_outputs(spec.outputs, parent, found)
