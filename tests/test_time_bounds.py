@@ -2,7 +2,9 @@
 
 ``CASES`` lists those whose input may be large, with the text that is worst for them: twice the text
 may take a bit more than twice the CPU time. ``BOUNDED`` lists those that get a few kilobytes at
-most, or what else bounds them. Regular expressions: ``test_regular_expressions.py``.
+most, or what else bounds them. Regular expressions: ``test_regular_expressions.py``; JupyterLab's
+pages: ``labextension/test/time.test.js``. Not listed: ``guest``, which takes the time of its own
+sandbox, and what reads this user's own files, such as configuration.
 """
 
 from __future__ import annotations
