@@ -14,8 +14,9 @@ from typing import Any
 MAX_DEPTH = 100
 """Levels of nested arrays and objects. Usual documents and messages have less than 20."""
 
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_MARK = re.compile(r'\\.|["\[\]{}]', re.DOTALL)
+_STRING = re.compile('"[^"]*"?')
+"""A string without escapes. One that never ends takes the rest, so that no search begins again."""
+_BRACKET = re.compile(r"[\[\]{}]")
 
 
 class JsonError(ValueError):
@@ -53,8 +54,8 @@ def _check_count(text: str, most: int) -> None:
     """Check the number of values without parsing. Marks in strings do not count."""
     if _count_marks(text) <= most:
         return
-    strings = text.count('"') - text.count('\\"')
-    if strings > 2 * most or _count_marks(_STRING.sub("", text)) > most:
+    plain = _drop_escapes(text)
+    if plain.count('"') > 2 * most or _count_marks(_STRING.sub("", plain)) > most:
         raise TooManyValues(f"it has more than {most} values")
 
 
@@ -66,16 +67,15 @@ def _check_depth(text: str) -> None:
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return
     depth = 0
-    in_string = False
-    for match in _MARK.finditer(text):
-        mark = match[0]
-        if mark == '"':
-            in_string = not in_string
-        elif in_string or len(mark) > 1:
-            continue
-        elif mark in "[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise JsonError(f"it is nested deeper than {MAX_DEPTH} levels")
-        else:
-            depth -= 1
+    for match in _BRACKET.finditer(_STRING.sub("", _drop_escapes(text))):
+        depth += 1 if match[0] in "[{" else -1
+        if depth > MAX_DEPTH:
+            raise JsonError(f"it is nested deeper than {MAX_DEPTH} levels")
+
+
+def _drop_escapes(text: str) -> str:
+    """Drop escaped quotes and backslashes, so that each quote begins or ends a string.
+
+    The parser ends at the first backslash that is in no string, so what follows it does not matter.
+    """
+    return text.replace("\\\\", "").replace('\\"', "")

@@ -224,13 +224,18 @@ class Collector:
         """Read what is in the file now. Several readers, and a run that goes on, may be at it."""
         if self._file is None:
             return
-        end, at, rest = self._written, 0, b""
+        end, at = self._written, 0
+        parts: list[bytes] = []
         while at < end:
             data = os.pread(self._file.fileno(), min(READ_SIZE, end - at), at)
             if not data:
                 return
             at += len(data)
-            *lines, rest = (rest + data).split(b"\n")
+            parts.append(data)
+            if b"\n" not in data:
+                continue
+            *lines, rest = b"".join(parts).split(b"\n")
+            parts = [rest]
             for line in lines:
                 with suppress(JsonError):
                     yield parse_json(line, MAX_LINE)

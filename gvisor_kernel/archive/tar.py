@@ -277,14 +277,14 @@ class TarReader:
     # -- bytes -----------------------------------------------------------------------------------
 
     def _read_exactly(self, size: int) -> bytes:
-        data = b""
+        data = bytearray()
         while len(data) < size:
             more = self._stream.read(size - len(data))
             if not more:
                 raise Refused("the archive is truncated, or it is not a tar archive")
             data += more
         self.position += size
-        return data
+        return bytes(data)
 
     def _check_end(self) -> None:
         """Accept padding only. A second archive here would be read by some other programs."""

@@ -19,7 +19,7 @@ END = b"\r\n\r\n"
 Headers = tuple[tuple[bytes, bytes], ...]
 
 _REQUEST_LINE = re.compile(rb"([A-Z]{1,20}) ([\x21-\x7e]{1,32768}) HTTP/(1\.[01])")
-_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}):[ \t]*([\t\x20-\x7e\x80-\xff]*)")
+_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}):([\t\x20-\x7e\x80-\xff]*)")
 _BARE = re.compile(rb"(?<!\r)\n|\r(?!\n)")
 _AUTHORITY = re.compile(rb"(\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z._-]{1,253})(?::([0-9]{1,5}))?")
 _LENGTH = re.compile(rb"[0-9]{1,15}")
@@ -108,7 +108,7 @@ def _parse_header(line: bytes) -> tuple[bytes, bytes]:
     found = _HEADER.fullmatch(line)
     if found is None:
         raise BadRequest("A header is malformed")
-    return found[1].lower(), found[2].rstrip(b" \t")
+    return found[1].lower(), found[2].strip(b" \t")
 
 
 def _check_repeats(headers: Headers) -> None:

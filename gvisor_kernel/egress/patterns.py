@@ -100,7 +100,8 @@ def _find_part_fault(part: bytes) -> str | None:
         text = unquote_to_bytes(part).decode()
     except UnicodeDecodeError:  # an overlong form of "/" or "." is not UTF-8 either
         return "contains an encoded character that is not UTF-8"
-    folded = unicodedata.normalize("NFKC", text)
+    # Each by itself: many marks on one letter would be compared with each other.
+    folded = "".join(unicodedata.normalize("NFKC", char) for char in text)
     if folded and not folded.strip(". "):
         return f'contains the part "{part.decode()}"'
     if folded != text and any(mark in folded for mark in "/\\%;?#"):

@@ -122,7 +122,7 @@ class _Command:
         self._exit = os.pidfd_open(self._process.pid)
         streams = (self._process.stdout, self._process.stderr)
         self._streams = [stream for stream in streams if stream is not None]
-        self._words = {stream.fileno(): b"" for stream in self._streams}
+        self._words = {stream.fileno(): bytearray() for stream in self._streams}
         for fd in self._words:
             os.set_blocking(fd, False)
 
@@ -146,7 +146,9 @@ class _Command:
             content = os.read(output, READ_SIZE)
         except BlockingIOError:
             return True
-        self._words[output] = (self._words[output] + content)[-self._max_bytes :]
+        words = self._words[output]
+        words += content
+        del words[: -self._max_bytes]
         return bool(content)
 
     def _result(self, status: int | None) -> CommandResult:

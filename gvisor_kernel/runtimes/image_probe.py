@@ -81,7 +81,7 @@ def _read_line(sandbox: Sandbox) -> bytes:
     :raises LaunchError: when the sandbox uses more than MEMORY
     """
     deadline = time.monotonic() + SECONDS
-    content = b""
+    content = bytearray()
     while not content.endswith(b"\n") and len(content) <= MAX_ANSWER:
         left = deadline - time.monotonic()
         if left <= 0:
@@ -99,7 +99,7 @@ def _read_line(sandbox: Sandbox) -> bytes:
         if not data:
             break
         content += data
-    return content
+    return bytes(content)
 
 
 def _parse(answer: bytes, image: RootImage, sandbox: Sandbox) -> PythonReport:

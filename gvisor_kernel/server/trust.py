@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nbformat
 from jupyter_core.utils import ensure_async
+from nbformat import reader
 from tornado import web
 
 from gvisor_kernel.strict_json import parse_json
@@ -131,7 +131,7 @@ class Notary:
                     self._contents.get(path, type="file", format="text", content=True)
                 )
                 loop, text = asyncio.get_running_loop(), file["content"]
-                signature = await loop.run_in_executor(self._executor, self._sign, text)
+                signature = await loop.run_in_executor(self._executor, find_signature, notary, text)
                 self._signatures[key] = signature
                 if len(self._signatures) > MAX_KEPT:
                     self._signatures.popitem(last=False)
@@ -141,14 +141,30 @@ class Notary:
         except (web.HTTPError, sqlite3.Error):  # it was removed meanwhile, or is no text
             return False
 
-    def _sign(self, text: str) -> str:
-        """Return the signature that this notebook has if it is trusted; "" for no notebook."""
-        try:
-            # Bounded before anything is made of it: each value takes some hundred bytes of memory.
-            parse_json(text, MAX_BYTES, MAX_VALUES)
-            notebook = nbformat.reads(text, as_version=4)  # type: ignore[no-untyped-call]
-            if notebook.nbformat < 3:
-                return ""
-            return str(self._contents.notary.compute_signature(notebook))
-        except Exception:  # nbformat raises many things for what is no notebook
-            return ""
+
+def find_signature(notary: Any, text: str) -> str:
+    """Return the signature that this notebook has if it is trusted; "" for one that never is.
+
+    ``notary``: of nbformat. Takes time in proportion to the text, whatever is in it.
+    """
+    try:
+        # Bounded before anything is made of it: each value takes some hundred bytes of memory.
+        if parse_json(text, MAX_BYTES, MAX_VALUES).get("nbformat") != 4:
+            return ""  # its cells get new ids each time it is read
+        # Not nbformat.reads: its validation compares all items of a list with each other.
+        notebook = reader.reads(text)  # type: ignore[no-untyped-call]
+        return str(notary.compute_signature(notebook)) if _keeps_ids(notebook) else ""
+    except Exception:  # nbformat raises many things for what is no notebook
+        return ""
+
+
+def _keeps_ids(notebook: Any) -> bool:
+    """Return whether the contents manager makes no new ids for cells each time it reads this.
+
+    It does for cells that have none, or that of another one.
+    """
+    ids = [cell.get("id") for cell in notebook.cells]
+    # Only strings are compared: numbers can be chosen to have one hash.
+    return notebook.nbformat_minor < 5 or (
+        all(isinstance(id_, str) for id_ in ids) and len(set(ids)) == len(ids)
+    )

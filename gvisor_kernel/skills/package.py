@@ -116,9 +116,9 @@ def _walk(root: Path, left_out: list[str]) -> Iterator[tuple[str, File]]:
     try:
         for folder, folders, names, descriptor in os.fwalk(".", onerror=_raise, dir_fd=top):
             prefix = "" if folder == "." else folder.removeprefix("./") + "/"
-            for name in [n for n in (*folders, *names) if n.startswith(".") or n in LEFT_OUT]:
-                left_out.append(prefix + name)
-                (folders if name in folders else names).remove(name)
+            for found in (folders, names):
+                left_out += [prefix + name for name in found if _is_left_out(name)]
+                found[:] = [name for name in found if not _is_left_out(name)]
             for name in (*folders, *names):
                 kind = stat.S_IFMT(os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode)
                 if kind not in (stat.S_IFREG, stat.S_IFDIR):
@@ -132,6 +132,10 @@ def _walk(root: Path, left_out: list[str]) -> Iterator[tuple[str, File]]:
                     yield prefix + name, File(file.read(MAX_PACKED + 1), bool(mode & 0o100))
     finally:
         os.close(top)
+
+
+def _is_left_out(name: str) -> bool:
+    return name.startswith(".") or name in LEFT_OUT
 
 
 def _raise(error: OSError) -> None:

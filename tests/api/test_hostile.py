@@ -60,6 +60,7 @@ def shared() -> Iterator[Sandbox]:
         "for v in (b'\\xff', b'7', b'null', b'[]', b'\"x\"', b'{}', b'1e999'): send_packed(v)",
         'send_packed(b\'{"msg_id": {}, "msg_type": [], "date": "2020-99-01T00:00:00Z"}\')',
         "send_packed(b'[' * 1_000_000)",
+        "send('stream', b'{\"text\": \"' + b'\\\\\",' * 1_100_000)",  # a string that never ends
         "for _ in range(2): send('execute_reply', {'status': 'ok'}, kernel.shell_socket)"
         " if hasattr(kernel, 'shell_socket') else None",
     ],

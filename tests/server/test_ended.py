@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
 import requests
+from nbformat.sign import NotebookNotary
 from websocket import create_connection
+
+from gvisor_kernel.server.trust import find_signature
 
 from ..jupyter.helpers import wait_until
 from ..jupyter.server import JupyterServer
@@ -111,6 +115,56 @@ def test_death_is_remembered_after_the_kernel(client: Client, server: JupyterSer
 def notebook(source: str) -> Any:
     cell = nbformat.v4.new_code_cell(source)
     return nbformat.v4.new_notebook(cells=[cell])
+
+
+@pytest.mark.filterwarnings("ignore::nbformat.warnings.DuplicateCellId")
+@pytest.mark.filterwarnings("ignore::nbformat.warnings.MissingIDFieldWarning")
+def test_signature_is_that_of_the_notary() -> None:
+    notary = NotebookNotary(secret=b"x", db_file=":memory:")
+    cell = {"cell_type": "code", "source": ["a\n", "é"], "execution_count": 1}
+    output = {"output_type": "display_data", "metadata": {}, "data": {"text/html": ["<b>", "</b>"]}}
+    cell |= {"metadata": {"trusted": True, "x": 1e300}, "outputs": [output]}
+    head = {"nbformat": 4, "metadata": {"signature": "x", "orig_nbformat": 3}}
+
+    def signs(**more: object) -> bool:
+        """Return whether there is a signature; it is that of what Jupyter reads."""
+        text = json.dumps({**head, **more})
+        found = find_signature(notary, text)
+        return found != "" and found == notary.compute_signature(nbformat.reads(text, as_version=4))
+
+    for minor in (0, 4):
+        assert signs(nbformat_minor=minor, cells=[cell, cell])
+    assert signs(nbformat_minor=5, cells=[{**cell, "id": "a"}, {**cell, "id": "b"}])
+    assert signs(nbformat_minor=5, cells=[{**cell, "id": "a", "outputs": [{}]}])  # not valid
+    # Jupyter gives these other ids each time.
+    assert not signs(nbformat_minor=5, cells=[cell])
+    assert not signs(nbformat_minor=5, cells=[{**cell, "id": "a"}, {**cell, "id": "a"}])
+    sheet = {"cells": [{"cell_type": "code", "input": "", "outputs": [], "language": "python"}]}
+    assert not signs(nbformat=3, nbformat_minor=0, worksheets=[sheet])
+
+
+def test_notebooks_that_take_long_to_read_do_not_stop_the_server(
+    client: Client, server: JupyterServer
+) -> None:
+    (folder := server.folder / "long").mkdir()
+    (folder / "a.ipynb").write_text('{"x": "' + '\\",' * 110_000)
+    tags = [{"a long name of a tag": number} for number in range(30_000)]
+    tagged = notebook("1")
+    tagged.cells[0].metadata.tags = tags
+    (folder / "b.ipynb").write_text(json.dumps(tagged))
+    saved = {"type": "notebook", "format": "json", "content": notebook("2")}
+    server.ask("PUT", "contents/long/c.ipynb", **saved)
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(client.ask, "GET", "trust", params={"path": "long"})
+        assert client.ask("GET", "sandboxes").status_code == 200
+        assert asked.result().json() == {
+            "notebooks": [
+                {"path": "long/a.ipynb", "trusted": False},
+                {"path": "long/b.ipynb", "trusted": False},
+                {"path": "long/c.ipynb", "trusted": True},
+            ],
+            "more": False,
+        }
 
 
 def test_trust_is_that_of_the_notary(client: Client, server: JupyterServer, tmp_path: Path) -> None:

@@ -250,14 +250,14 @@ def _read_answer(response: Any) -> bytes:
     """
     deadline = time.monotonic() + SECONDS
     read = getattr(response, "read1", response.read)  # not before release 2.2 of urllib3
-    answer = b""
+    answer = bytearray()
     while more := read(min(CHUNK, MAX_ANSWER + 1 - len(answer))):
         answer += more
         if len(answer) > MAX_ANSWER:
             raise OSError(f"its answer has more than {MAX_ANSWER} bytes")
         if time.monotonic() > deadline:
             raise TimeoutError(f"its answer was not whole after {SECONDS:g} s")
-    return answer
+    return bytes(answer)
 
 
 def _read_failure(status: int, answer: bytes, what: str) -> SandboxError:
