@@ -23,12 +23,7 @@ def printable(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(
-        char
-        if char in "\n\t" or (char.isprintable() and not _UNSEEN.match(char))
-        else _escape(char)
-        for char in text
-    )
+    return "".join(char if _is_shown(char) else _escape(char) for char in text)
 
 
 def printable_name(name: str) -> str:
