@@ -223,9 +223,11 @@ class Attempt:
         if not client.has_ended(LAST_SECONDS if reports.is_over else 0):
             job = engine.find_waiting_job(reports.words)
             if job:
+                trouble = engine.explain(reports.words, 0, host)
                 return LaunchError(
                     f"The job {job} of the kernel got no resources {within}.",
-                    'wait for other jobs to end, or raise "wait" in the setting slurm.',
+                    trouble.hint
+                    or 'wait for other jobs to end, or raise "wait" in the setting slurm.',
                     detail,
                 )
             return Elsewhere(f"{host or engine.name}: no answer {within}.", "", detail)
