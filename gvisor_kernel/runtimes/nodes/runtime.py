@@ -44,7 +44,7 @@ class NodeRuntime(Runtime):
         self, spec: SandboxSpec, request: LaunchRequest, snapshot: Path | None = None
     ) -> Sandbox:
         if snapshot is not None:
-            raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off.")
+            raise SnapshotError(NO_SNAPSHOTS)
         engine = make_engine(spec)
         engine.check()
         awaited = predict_outputs(spec, request) if copies_files(spec) else None
@@ -59,7 +59,9 @@ class NodeRuntime(Runtime):
             return _start_somewhere(start)
 
     def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
-        raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off, or runtime=runsc.")
+        raise SnapshotError(
+            NO_SNAPSHOTS, "start a kernel: the next one on its node is restored from a snapshot."
+        )
 
     def find_base(self, spec: SandboxSpec, request: LaunchRequest) -> Base:
         raise LaunchError(
