@@ -16,16 +16,25 @@ pytestmark = needs_all
 
 
 def find_recipes() -> list[str]:
-    """Return the blocks of Python of the guide, from first to last."""
+    """Return the two blocks of Python of the guide, with the route that it names further down."""
     page = (PROJECT / "docs" / "howto" / "hub.md").read_text()
-    return re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    routes = ('egress = ["packages"]', "egress=['packages']")
+    empty = ("egress = []", "egress=[]")
+    for route, nothing, block in zip(routes, empty, blocks, strict=True):
+        assert f"GVisorProvisioner.{route}" in page
+        assert nothing in block
+    return [
+        block.replace(*both)
+        for block, both in zip(blocks, zip(empty, routes, strict=True), strict=True)
+    ]
 
 
 @pytest.mark.timeout(600)
 def test_guides_recipes_keep_users_from_changing_their_limits() -> None:
     """The texts are the guide's own. The user has written configuration, and kernelspecs without a
     sandbox into every folder of the home where Jupyter looks."""
-    jupyter_config, hub_config, _ = find_recipes()
+    jupyter_config, hub_config = find_recipes()
     with running_hub("fay", recipe=hub_config, jupyter_config=jupyter_config) as hub:
         hub.stop_server("fay")
         home = hub.home("fay")
@@ -65,4 +74,8 @@ def test_guides_recipes_keep_users_from_changing_their_limits() -> None:
                 code = "import json; i = json.load(open('/container_info.json'))"
                 info = json.loads(run_cell(page, f"{code}; print(json.dumps(i['limits']))"))
             assert (info["memory_bytes"], info["cpu_shares"]) == (2 << 30, 512), name
+        shown = hub.ask_server("fay", token, "GET", "gvisor-kernel/api/sandboxes").json()
+        assert len(shown["sandboxes"]) == len(found)
+        for sandbox in shown["sandboxes"]:
+            assert [route["name"] for route in sandbox["egress"]] == ["packages"]
         assert not (home / "ran").exists()
