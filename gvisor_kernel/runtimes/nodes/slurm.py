@@ -49,20 +49,20 @@ _TROUBLES: Sequence[tuple[str, str, str]] = (
         "start the kernel again; `sacct` may tell who has cancelled it.",
     ),
     (
-        r"invalid (account|qos|wckey|or unknown association)|breached requested QOS",
+        r"invalid ?(account|qos|wckey|or unknown association)|breached requested QOS",
         f"{_NOT_SO}: its account or QOS is not accepted",
         'name those that are yours as "account" and "qos" in the setting slurm:'
         " `sacctmgr show associations user=$USER`.",
     ),
     (
-        r"violates accounting/QOS|insufficient priority",
+        r"violates accounting/QOS|insufficient priority|\b(Assoc|QOS)\w*(Limit|Max|Grp)",
         f"{_NOT_SO}: the limits of its account or QOS are reached",
         'end other jobs, ask for less (memory_limit, cpu_shares, and "time" in the setting slurm),'
         ' or name another "account" or "qos" there: `sacctmgr show qos`.',
     ),
     (
         r"invalid partition|no partition specified|to use this partition|not in this partition"
-        r"|partition not available|partition in \w+ state",
+        r"|partition not available|partition in \w+ state|Partition(Down|Inactive)",
         f"{_NOT_SO}: its partition is not accepted",
         'name one that is up and that you may use as "partition" in the setting slurm:'
         " `sinfo --summarize`.",
@@ -74,7 +74,7 @@ _TROUBLES: Sequence[tuple[str, str, str]] = (
         " most.",
     ),
     (
-        r"partition configuration not available",
+        r"partition configuration not available|Partition(Time|Node)Limit|MaxMemPerLimit",
         f"{_NOT_SO}: the limits of its partition do not allow it",
         'compare "time" in the setting slurm, memory_limit and cpu_shares with'
         " `scontrol show partition`.",
@@ -93,7 +93,8 @@ _TROUBLES: Sequence[tuple[str, str, str]] = (
     ),
     (
         r"node configuration is not available|more processors requested than permitted"
-        r"|can not be satisfied|memory required by task|required node not available",
+        r"|can not be satisfied|memory required by task|required node not available"
+        r"|ReqNodeNotAvail",
         f"{_NOT_SO}: no node is large enough, or none is up",
         'compare memory_limit and cpu_shares with `sinfo --format="%P %c %m %T"`.',
     ),
@@ -202,3 +203,6 @@ class Slurm(Engine):
             *("squeue", "--noheader", "--states=PENDING", "--sort=-p,i", "--format=%A"),
             *partition,
         ]
+
+    def reason_argv(self, job: str) -> list[str]:
+        return ["squeue", "--noheader", f"--jobs={job}", "--format=%r"]
