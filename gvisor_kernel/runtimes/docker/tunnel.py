@@ -1,7 +1,8 @@
 """An engine that is reached by SSH: OpenSSH's own client passes a socket of this machine on to it.
 
 The connection is a master that many processes share. It ends a minute after its last use, so nobody
-owns it. The package ``docker`` could speak SSH only with one that none of its users here has.
+owns it. The package ``docker`` by itself needs paramiko for SSH, and the command ``docker`` on the
+engine's machine.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from gvisor_kernel.config.nodes import HOST
 from gvisor_kernel.runtimes.docker.troubles import ANSWER_SECONDS, EngineNotAnswering
 from gvisor_kernel.runtimes.nodes.client import run
-from gvisor_kernel.runtimes.nodes.ssh import client_argv, explain, make_control
+from gvisor_kernel.runtimes.nodes.ssh import CONNECTION_LOST, client_argv, explain, make_control
 from gvisor_kernel.runtimes.nodes.variables import client_variables
 
 ADDRESS = re.compile(r"ssh://([^/]*)(/[A-Za-z0-9/_.,=@+~-]+)?/?")
@@ -44,7 +45,7 @@ def open_tunnel(address: str) -> str:
         ExitOnForwardFailure="yes",
         StreamLocalBindUnlink="yes",
     )
-    if "-oControlMaster=auto" not in argv:
+    if "-oControlMaster=auto" not in argv or {":", "%"} & set(str(path)):
         raise _no_way(
             address,
             f"the path {path} is too long, or has special characters",
@@ -53,7 +54,10 @@ def open_tunnel(address: str) -> str:
     command = ["-L", f"{path}:{remote}", f"ssh://{host}", "--", "true"]
     done = run([*argv, *command], client_variables("ssh", os.environ))
     if not answers(path):
-        trouble = explain(done.errors, done.status or 0, host)
+        if done.status != CONNECTION_LOST:
+            fact = f"a command there ended with status {done.status}"
+            raise _no_way(address, fact, f"try it: ssh {host} true")
+        trouble = explain(done.errors, CONNECTION_LOST, host)
         raise _no_way(address, trouble.fact, trouble.hint)
     return str(path)
 
