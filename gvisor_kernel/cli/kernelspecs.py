@@ -15,7 +15,7 @@ from pathlib import Path
 from gvisor_kernel.cli.packages import install_packages, remove_unused
 from gvisor_kernel.cli.snapshots import build_missing
 from gvisor_kernel.config.packages import split_requirements
-from gvisor_kernel.config.settings import HOST_IMAGE, SandboxSettings
+from gvisor_kernel.config.settings import HOST_IMAGE
 from gvisor_kernel.config.validators import ENGINE_RUNTIMES, is_within, parse_value
 from gvisor_kernel.environments.store import Store
 from gvisor_kernel.errors import GvisorKernelError, KernelspecError
@@ -38,7 +38,11 @@ from gvisor_kernel.jupyter.kernelspecs import (
     remove_kernelspec,
     template_settings,
 )
-from gvisor_kernel.jupyter.plan_factory import check_routes, read_configuration
+from gvisor_kernel.jupyter.plan_factory import (
+    check_routes,
+    make_provisioner,
+    read_configuration,
+)
 from gvisor_kernel.jupyter.replaced_kernelspec import (
     NATIVE,
     replace_native,
@@ -130,7 +134,7 @@ def check_kernel(settings: dict[str, object]) -> None:
 
     :raises GvisorKernelError: when a setting is wrong, or the kernel's program is missing
     """
-    spec = SandboxSettings(**settings).sandbox_spec()
+    spec = make_provisioner(settings, read_configuration()).sandbox_spec()
     if spec.runtime in ENGINE_RUNTIMES:
         return  # the engine may be on another machine, and the image may be pulled later
     python, argv = choose_program(spec, [], [])

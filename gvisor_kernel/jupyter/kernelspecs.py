@@ -25,7 +25,6 @@ from typing import Any
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_core.paths import SYSTEM_JUPYTER_PATH, jupyter_data_dir
 
-from gvisor_kernel.config.settings import SandboxSettings
 from gvisor_kernel.errors import KernelspecError
 
 PROVISIONER = "gvisor-provisioner"
@@ -104,10 +103,10 @@ def install_kernelspec(
     """Install a kernelspec into the user's folder, below ``prefix``, or else for the whole system.
 
     ``template`` names the kernelspec of the package that is copied. ``settings`` are added to its
-    ``config``. A kernelspec of ours with the same name in the same place is replaced.
+    ``config``; whoever calls has checked them. A kernelspec of ours with the same name in the same
+    place is replaced.
 
     :raises KernelspecError: when the name is invalid or taken, or when it cannot be written
-    :raises SettingError: when a setting is wrong
     """
     check_destination(user, prefix, name)
     if not Path(interpreter).is_absolute():
@@ -116,7 +115,6 @@ def install_kernelspec(
             "run this command with an absolute path of the interpreter.",
         )
     settings = settings or {}
-    SandboxSettings(**settings).sandbox_spec()
     folder = find_template(template)
     document = render_kernelspec(
         json.loads((folder / "kernel.json").read_text()),

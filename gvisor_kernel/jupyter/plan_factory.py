@@ -112,14 +112,22 @@ def find_routes(config: Config) -> dict[str, Route]:
     return parse_routes(GVisorEgress(config).configured_routes())
 
 
+def make_provisioner(settings: Mapping[str, Any], config: Config) -> GVisorProvisioner:
+    """Return what would start kernels whose kernelspec has ``settings``.
+
+    :raises SettingError: when a setting is none of a kernelspec
+    """
+    for name in CONSTRUCTOR.intersection(settings):
+        raise UnknownSetting(name, settings[name], SETTINGS)
+    return GVisorProvisioner(kernel_id="", config=config, **settings)
+
+
 def check_routes(settings: Mapping[str, Any], config: Config) -> tuple[str, ...]:
     """Return the names of the routes of kernels whose kernelspec has ``settings``.
 
     :raises SettingError: when a setting is wrong, or a route does not exist
     """
-    for name in CONSTRUCTOR.intersection(settings):
-        raise UnknownSetting(name, settings[name], SETTINGS)
-    provisioner = GVisorProvisioner(kernel_id="", config=config, **settings)
+    provisioner = make_provisioner(settings, config)
     spec = provisioner.sandbox_spec()
     provisioner.find_routes(spec, Path("/nonexistent"))  # no notebook's folder is known here
     return spec.egress
@@ -133,7 +141,7 @@ def make_packages_plan(settings: Mapping[str, Any], kernel_name: str, config: Co
 
     :raises GvisorKernelError: when a setting or the kernel's program is wrong
     """
-    provisioner = GVisorProvisioner(kernel_id="", config=config, **settings)
+    provisioner = make_provisioner(settings, config)
     spec = replace(without_user(provisioner.sandbox_spec()), egress=(PACKAGES,))
     launcher = [sys.executable, "-m", "gvisor_kernel", "launch"]
     python, argv = choose_program(spec, launcher, [])
@@ -186,10 +194,7 @@ def find_spec(metadata: Mapping[str, Any], application: Any) -> SandboxSpec | No
     default = KernelProvisionerFactory(parent=application).default_provisioner_name
     if stanza.get("provisioner_name", default) != PROVISIONER:
         return None
-    settings = stanza.get("config", {})
-    for name in CONSTRUCTOR.intersection(settings):
-        raise UnknownSetting(name, settings[name], SETTINGS)
-    return GVisorProvisioner(kernel_id="", config=application.config, **settings).sandbox_spec()
+    return make_provisioner(stanza.get("config", {}), application.config).sandbox_spec()
 
 
 def make_plan(kernel_name: str, info: dict[str, Any], kernel_id: str) -> KernelPlan:

@@ -144,7 +144,7 @@ class SnapshotQueue(PerProcess):
             where = f" on {wanted.builder.place}" if wanted.builder.place else ""
             log.warning("Could not make a snapshot%s: %s", where, words)
         process.stderr.close()
-        return status == 0
+        return status == 0 and not self._ended
 
     def end(self) -> None:
         """Leave the builder to itself, or stop it. Called at exit. Does nothing in a forked child.

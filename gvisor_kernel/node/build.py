@@ -10,7 +10,7 @@ from gvisor_kernel.config.serialized import write_spec
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.kernel.left_builder import end_with
 from gvisor_kernel.kernel.snapshot_builder import build_in_background
-from gvisor_kernel.node.serve import adopt_places, receive_order
+from gvisor_kernel.node.serve import HostGone, adopt_places, receive_order
 from gvisor_kernel.runtimes.nodes.orders import OrderError
 
 
@@ -29,6 +29,8 @@ def build() -> int:
         request = {**vars(order.request), "folder": str(order.request.folder)}
         spec = write_spec(replace(order.spec, runtime="runsc"))
         build_in_background({**order.kernel, "spec": spec, "request": request})
+    except (KeyboardInterrupt, HostGone):
+        return 0  # nobody wants it any more; of a job of Slurm, another status would be a failure
     except (GvisorKernelError, OrderError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

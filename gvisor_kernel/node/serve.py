@@ -59,6 +59,10 @@ End: TypeAlias = Literal["itself", "signal", "memory"]
 """What has ended a sandbox: itself or its host, a signal to this process, its memory limit."""
 
 
+class HostGone(OrderError):
+    """The host's end of stdin is closed before everything has come."""
+
+
 class Told:
     """Writes facts to stderr. Those that may be lost are dropped while the pipe is full."""
 
@@ -162,7 +166,7 @@ def _read(fd: int, size: int, wake: int) -> bytes:
         with suppress(BlockingIOError):
             more = os.read(fd, size - len(data))
             if not more:
-                raise OrderError("The host has gone.")
+                raise HostGone("The host has gone.")
             data += more
     return data
 

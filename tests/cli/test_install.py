@@ -12,6 +12,7 @@ import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 
 from gvisor_kernel.cli import kernelspecs, snapshots
+from gvisor_kernel.cli.checks.jupyter import check_kernelspec
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import KernelspecError, SnapshotError
 from gvisor_kernel.images import Store
@@ -29,7 +30,7 @@ from ..world import PROJECT
 def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty data directory of Jupyter for this user."""
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setenv("JUPYTER_NO_CONFIG", "1")
+    monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path / "config"))
     return tmp_path / "data"
 
 
@@ -76,6 +77,26 @@ def test_wrong_setting_installs_nothing(
     assert main(["install", "--user", "--set", setting]) == 1
     assert setting.partition("=")[0] in capsys.readouterr().err
     assert not data_dir.exists()
+
+
+def test_setting_that_jupyters_configuration_completes_is_accepted(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it is when the kernel starts: arguments that the administrator allows, and hosts that only
+    the configuration names. The doctor accepts the kernelspecs, too."""
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "jupyter_config.py").write_text(
+        "c.GVisorProvisioner.slurm = {'allowed_arguments': ['--constraint=*']}\n"
+        "c.GVisorProvisioner.ssh = {'hosts': ['node1']}\n"
+    )
+    for runtime in ("slurm", "ssh"):
+        slurm = '{"arguments": ["--constraint=avx512"]}'
+        command = ["install", "--user", "--name", f"gk-{runtime}", "--set", f"runtime={runtime}"]
+        assert main([*command, "--set", f"slurm={slurm}"]) == 0, capsys.readouterr().err
+        found = read_kernelspec(data_dir / f"kernels/gk-{runtime}")
+        assert check_kernelspec(found).state == "ok"
+    assert main([*command, "--set", 'slurm={"arguments": ["--exclusive"]}']) == 1
+    assert "the administrator allows (--constraint=*)" in capsys.readouterr().err
 
 
 def test_install_and_uninstall_with_prefix(
@@ -203,7 +224,6 @@ def test_install_checks_image_and_writes_memory_limit(
 @pytest.fixture
 def built(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The kernelspecs for which an install made a snapshot."""
-    monkeypatch.delenv("JUPYTER_NO_CONFIG")  # for it Jupyter makes a folder that stays
     names: list[str] = []
 
     def build(plan: KernelPlan, preload: object, report: Report) -> Snapshot:

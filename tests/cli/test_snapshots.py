@@ -283,6 +283,22 @@ def test_build_refuses_kernelspec_of_other_provisioner(
     assert "There is no kernelspec named 'none'" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("runtime", ["slurm", "ssh"])
+def test_build_for_other_machines_says_when_they_have_snapshots(
+    kernelspecs: Path, capsys: pytest.CaptureFixture[str], runtime: str
+) -> None:
+    stanza = {"provisioner_name": "gvisor-provisioner"}
+    config = {"runtime": runtime, "ssh": {"hosts": ["node1"]}}
+    metadata = {"kernel_provisioner": {**stanza, "config": config}}
+    document = json.dumps({**KERNELSPEC, "metadata": metadata})
+    (kernelspecs / "mine" / "kernel.json").write_text(document)
+    assert run("build", "--kernel", "mine") == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Snapshots of kernels on other machines are made there, after a cold start" in said
+    assert "start a kernel" in said
+
+
 def test_our_provisioner_is_accepted_also_as_default(
     kernelspecs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

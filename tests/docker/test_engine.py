@@ -17,6 +17,7 @@ from gvisor_kernel.errors import GvisorKernelError, LaunchError, RuntimeMissing
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.docker import engine
 from gvisor_kernel.runtimes.docker.runtime import DockerRuntime
+from gvisor_kernel.runtimes.docker.troubles import explain_no_answer
 
 from ..world import World
 from .fake_engine import HEALTHY, fake_engine
@@ -76,9 +77,51 @@ def test_silent_engine_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_permission_denied_names_the_docker_group() -> None:
-    error = engine.explain_no_answer("unix:///x", PermissionError(13, "Permission denied"))
+    error = explain_no_answer("unix:///x", PermissionError(13, "Permission denied"))
     assert "may not use" in error.fact
     assert "usermod -aG docker" in error.hint
+
+
+VERSION = "Error while fetching server API version: "
+SSL = f"{VERSION}HTTPSConnectionPool(host='h', port=1): Max retries exceeded (Caused by SSLError("
+FAILED = "'[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"
+
+
+@pytest.mark.parametrize(
+    ("words", "fact", "hint"),
+    [
+        (
+            f'{VERSION}400 Client Error ("Client sent an HTTP request to an HTTPS server.")',
+            "wants TLS",
+            "DOCKER_TLS_VERIFY=1",
+        ),
+        (
+            f"{SSL}SSLError(1, '[SSL: WRONG_VERSION_NUMBER] wrong version')))",
+            "not speak TLS",
+            "2376",
+        ),
+        (f"{SSL}SSLCertVerificationError(1, {FAILED}: self-signed')))", "its cert", "CA_BUNDLE"),
+        (f"{SSL}SSLCertVerificationError(1, {FAILED}: Hostname mism')))", "its cert", "ca.pem"),
+        (f"{SSL}SSLError(1, '[SSL] tlsv1 alert unknown ca')))", "this user's cert", "cert.pem"),
+        (f"{SSL}SSLError(1, '[SSL] certificate required')))", "this user's cert", "cert.pem"),
+        (
+            "TLSParameterError('Path to a certificate and key')",
+            "cannot be read",
+            "DOCKER_CERT_PATH",
+        ),
+        (f"{VERSION}(Caused by NameResolutionError('...'))", "name is not known", "DOCKER_HOST"),
+        ("Invalid bind address format: foo", "no address", "ssh://user@host"),
+        (f"{VERSION}(Errno 111] Connection refused", "nothing listens", "on its machine"),
+    ],
+)
+def test_engine_elsewhere_is_not_told_to_be_started_for_other_faults(
+    words: str, fact: str, hint: str
+) -> None:
+    """The words are those of a real engine with TLS."""
+    error = explain_no_answer("tcp://h:1", Exception(words))
+    assert re.search(fact, error.fact), error.fact
+    assert hint in error.hint
+    assert ("systemctl start docker" in error.hint) == (fact == "nothing listens")
 
 
 def test_old_engine_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from gvisor_kernel.errors import LaunchError, SandboxError, SettingError
 from ..jupyter.helpers import execute, wait_for, wait_until
 from ..sweeps import needs_all
 from ..world import PROJECT, WAYS
-from .cluster import needs_slurm
+from .cluster import Cluster, needs_slurm
 from .conftest import Nodes, Start
 from .sshd import needs_sshd
 from .test_faults import SERVE, death_of, kill
@@ -183,6 +183,38 @@ def test_outputs_come_back_after_a_death(
             assert execute(client, f"open('{OUTPUTS}/made').read()").result == "'inside'"
     nodes.wait_until_clean()
     assert read(folder) == {"made": "inside"}
+
+
+@pytest.mark.parametrize("way", [pytest.param("slurm", marks=needs_slurm)], indirect=True)
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("scancel {}", "the job was cancelled"),
+        pytest.param(
+            "scontrol update JobId={} EndTime=now",
+            "Slurm has ended the job: its time is over",
+            marks=needs_all,
+        ),
+    ],
+)
+def test_job_that_slurm_ends_says_why_and_leaves_its_outputs(
+    start: Start,
+    far: dict[str, Any],
+    folder: Path,
+    cluster: Cluster,
+    nodes: Nodes,
+    caplog: pytest.LogCaptureFixture,
+    command: str,
+    reason: str,
+) -> None:
+    with start("slurm", **far) as (_, client):
+        execute(client, f"open('{OUTPUTS}/made', 'w').write('inside')")
+        (job,) = cluster.jobs()
+        said = death_of(client, lambda: cluster.ask(*command.format(job).split()))
+        assert said == f"The kernel's sandbox is gone: {reason}."
+    nodes.wait_until_clean()
+    assert read(folder) == {"made": "inside"}
+    assert "still on" not in caplog.text
 
 
 @mostly_ssh

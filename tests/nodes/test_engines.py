@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -122,6 +123,7 @@ def test_engines_of_a_killed_server_have_their_variables() -> None:
         ),
         (SLURM, "slurmstepd-n1: error: execve(): /p: No such file or directory", 2, "at that path"),
         (SLURM, "srun: error: Invalid --time specification", 255, "cannot run such a job"),
+        (SLURM, "srun: Job allocation 7 has been revoked", 1, "cancelled"),
         (SLURM, "", 1, "srun ended with status 1"),
         (SLURM, "", -9, "ended by signal 9"),
         (SSH, "me@a: Permission denied (publickey).", 255, "does not let this user in"),
@@ -138,6 +140,71 @@ def test_words_of_a_client_are_explained(
     engine: Engine, words: str, status: int, meaning: str
 ) -> None:
     assert meaning in engine.explain(words.splitlines(), status, "a").fact
+
+
+LIBRARIES = list(Path("/usr/lib").glob("*/slurm-wlm/libslurmfull.so"))
+SLURMS_WORDS = {
+    "account": [
+        "Invalid account or account/partition combination specified",
+        "Invalid qos specification",
+        "Invalid or unknown association",
+        "Invalid wckey specification",
+        "Requested account has breached requested QOS usage threshold",
+        "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)",
+    ],
+    "partition": [
+        "invalid partition specified: %s",
+        "Invalid partition name specified",
+        "No partition specified or system default partition",
+        "User's group not permitted to use this partition",
+        "Requested nodes not in this partition",
+        "Required partition not available (inactive or drain)",
+        "Requested partition configuration not available now",
+    ],
+    '"time"': [
+        "Requested time limit is invalid (missing or exceeds some limit)",
+        "Time limit specification required, but not provided",
+        "Invalid --time specification",
+    ],
+    '"gres"': [
+        "Invalid generic resource (gres) specification",
+        "Invalid GRES specification (with and without type identification)",
+        "Invalid Trackable RESource (TRES) specification",
+    ],
+    '"arguments"': [
+        "Invalid feature specification",
+        "Invalid license specification",
+        "Invalid node name specified",
+        "Requested reservation is invalid",
+        "Access denied to requested reservation",
+        "Invalid --signal specification",
+    ],
+    "memory_limit": [
+        "Requested node configuration is not available",
+        "More processors requested than permitted",
+        "Memory required by task is not available",
+        "Required node not available (down, drained or reserved)",
+    ],
+}
+"""What Slurm says of a job that it refuses, by a word of the hint."""
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"), [(hint, words) for hint, texts in SLURMS_WORDS.items() for words in texts]
+)
+def test_hint_for_a_job_that_slurm_refuses_names_the_setting(hint: str, words: str) -> None:
+    for text in (words, f"Unable to allocate resources: {words}"):
+        trouble = SLURM.explain([f"srun: error: {text.replace('%s', 'x')}"], 1, "")
+        assert "cannot run such a job" in trouble.fact
+        assert hint in trouble.hint, trouble
+
+
+@pytest.mark.skipif(not LIBRARIES, reason="Slurm is not installed: install slurm-client")
+def test_words_of_refusals_are_slurms_own() -> None:
+    content = LIBRARIES[0].read_bytes()
+    # The command srun itself says the first of these.
+    texts = [text for texts in SLURMS_WORDS.values() for text in texts if "%s" not in text]
+    assert [text for text in texts if text.encode() not in content] == []
 
 
 def test_waiting_job_is_found_until_it_has_resources() -> None:

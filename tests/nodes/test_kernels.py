@@ -224,7 +224,7 @@ class TestSlurm:
         running = [cluster.submit("--mem=9500M", "sleep 600") for _ in range(2)]
         wait_until(lambda: cluster.states() == ["mixed", "mixed"], "two full nodes")
         with (
-            pytest.raises(LaunchError, match=r"job \d+ .* got no resources within 2 s"),
+            pytest.raises(LaunchError, match=r"job \d+ .* no resources within 2 s: Resources\."),
             start("slurm", slurm={"wait": 2}),
         ):
             pass
@@ -243,6 +243,16 @@ class TestSlurm:
             start("slurm", memory_limit="100G"),
         ):
             pass
+        cluster.ask("scontrol", "update", "PartitionName=k", "MaxTime=10")
+        try:
+            with (
+                pytest.raises(LaunchError, match="s: PartitionTimeLimit") as caught,
+                start("slurm", slurm={"time": "20", "wait": 2}),
+            ):
+                pass
+        finally:
+            cluster.ask("scontrol", "update", "PartitionName=k", "MaxTime=INFINITE")
+        assert "scontrol show partition" in caught.value.hint
 
     @needs_all
     @pytest.mark.timeout(900)

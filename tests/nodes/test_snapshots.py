@@ -15,6 +15,7 @@ from gvisor_kernel.snapshots.store import Store
 
 from ..jupyter.helpers import execute, kernel_log, wait_until
 from ..sweeps import needs_all
+from ..world import World
 from .cluster import needs_slurm
 from .conftest import Start
 from .sshd import needs_sshd
@@ -86,6 +87,24 @@ def test_first_start_is_cold_and_next_is_restored(
     assert compared == [learned.Preloaded(("numpy",), ("numpy",))] * 2
     counts = store.root.parent / "imports"
     wait_until(lambda: '"numpy": 2' in next(counts.glob("*.json")).read_text(), "the reports")
+
+
+def test_builder_that_ends_with_its_program_has_not_failed(
+    store: Store, start: Start, way: str, world: World, request: pytest.FixtureRequest
+) -> None:
+    """A client's status is the helper's, and Slurm calls a job by it."""
+    with start(way, **SETTINGS) as (_, client):
+        execute(client, "6 * 7")
+        found = world.base.glob
+        wait_until(lambda: len(list(found("node/*/*/*/sandboxes/*"))) == 2, "a builder's sandbox")
+        queue = SnapshotQueue.instance()
+        queue.stop()
+        assert queue._process is not None
+        assert queue._process.returncode == 0
+    assert store.snapshots() == []
+    if way == "slurm":
+        cluster = request.getfixturevalue("cluster")
+        assert "FAILED" not in cluster.ask("squeue", "-h", "--states=all", "-o", "%T")
 
 
 @needs_all

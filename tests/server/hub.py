@@ -58,9 +58,16 @@ class Hub:
     """
 
     def __init__(
-        self, folder: Path, python: Path, proxy: list[str], *users: str, common: bool = False
+        self,
+        folder: Path,
+        python: Path,
+        proxy: list[str],
+        *users: str,
+        common: bool = False,
+        recipe: str = "",
     ) -> None:
-        """``common``: all users have one folder of files, and one for what pages share."""
+        """``common``: all users have one folder of files, and one for what pages share.
+        ``recipe``: lines of an administrator's ``jupyterhub_config.py``."""
         self.folder = folder
         self.common = common
         self.users = users
@@ -72,9 +79,17 @@ class Hub:
         public, self._api, proxy_api = find_ports(3)
         self.url = f"http://127.0.0.1:{public}"
         self._process: subprocess.Popen[bytes] | None = None
-        self._config = folder / "hub" / "jupyterhub_config.json"
+        self._config = folder / "hub" / "jupyterhub_config.py"
         self._make_folders()
-        self._config.write_text(json.dumps(self._make_options(public, proxy_api, proxy)))
+        options = json.dumps(self._make_options(public, proxy_api, proxy))
+        added = (
+            "c.Spawner.args += ['--GVisorServer.warm=False', '--GVisorProvisioner.snapshot=off']"
+        )
+        self._config.write_text(
+            "import json\nfrom traitlets.config import Config\nc = get_config()\n"
+            f"c.merge(Config(json.loads({options!r})))\n"
+            + (f"{recipe}\n{added}\n" if recipe else "")
+        )
 
     def home(self, user: str) -> Path:
         return self.folder / user
@@ -158,6 +173,12 @@ class Hub:
                 "run_template": str(self.runtime("{username}")),
             },
         }
+
+    def give_home(self, user: str) -> None:
+        """Let a user own everything in the home."""
+        number = self.numbers.get(user, os.geteuid())
+        for path in self.home(user).rglob("*"):
+            os.chown(path, number, number if self.numbers else os.getegid())
 
     # -- the hub and its servers -----------------------------------------------------------------
 
@@ -366,8 +387,13 @@ def run_cell(page: Page, code: str) -> str:
 
 
 @contextmanager
-def running_hub(*users: str, common: bool = False) -> Iterator[Hub]:
-    """Run a hub with the proxy from npm; skip the test where npm or pip cannot get the programs."""
+def running_hub(
+    *users: str, common: bool = False, recipe: str = "", jupyter_config: str = ""
+) -> Iterator[Hub]:
+    """Run a hub with the proxy from npm; skip the test where npm or pip cannot get the programs.
+
+    ``jupyter_config``: the ``jupyter_config.py`` of the servers' environment.
+    """
     folder = Path(tempfile.mkdtemp(prefix="gkh-", dir="/tmp"))
     try:
         folder.chmod(0o711)
@@ -379,7 +405,10 @@ def running_hub(*users: str, common: bool = False) -> Iterator[Hub]:
             *(folder / "environment", "jupyter_server", "jupyterhub", "jupyterhub-idle-culler"),
             python=PYTHON if os.geteuid() == 0 else sys.executable,
         )
-        hub = Hub(folder, python, proxy, *users, common=common)
+        place = folder / "environment" / "etc" / "jupyter"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "jupyter_config.py").write_text(jupyter_config)
+        hub = Hub(folder, python, proxy, *users, common=common, recipe=recipe)
         hub.start()
         try:
             for user in users:

@@ -6,9 +6,9 @@ import os
 
 from gvisor_kernel.cli.checks.base import Check, State
 from gvisor_kernel.config.kubernetes import NO_CHOICE, Kubernetes
-from gvisor_kernel.config.settings import SandboxSettings
 from gvisor_kernel.errors import GvisorKernelError, SandboxError
 from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs
+from gvisor_kernel.jupyter.plan_factory import make_provisioner, read_configuration
 from gvisor_kernel.runtimes.kubernetes.cluster import Cluster, NotThere, Refused, find_address
 
 NAME = "kubernetes"
@@ -24,9 +24,10 @@ ENFORCE = "pod-security.kubernetes.io/enforce"
 def find_settings() -> list[Kubernetes]:
     """Return the settings of kernelspecs with ``runtime = "kubernetes"``."""
     found: list[Kubernetes] = []
+    config = read_configuration()
     for kernelspec in find_kernelspecs():
         try:
-            spec = SandboxSettings(**kernelspec.settings).sandbox_spec()
+            spec = make_provisioner(kernelspec.settings, config).sandbox_spec()
         except GvisorKernelError:
             continue  # check_kernelspecs reports it
         if spec.runtime == NAME:

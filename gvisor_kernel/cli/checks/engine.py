@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 
 from gvisor_kernel.cli.checks.base import Check, State
-from gvisor_kernel.config.settings import SandboxSettings
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs
+from gvisor_kernel.jupyter.plan_factory import make_provisioner, read_configuration
 from gvisor_kernel.runtimes.docker.engine import check_engine, connect, find_image
 
 
 def find_images() -> list[str]:
     """Return the images that kernelspecs with ``runtime = "docker"`` name."""
     images: list[str] = []
+    config = read_configuration()
     for kernelspec in find_kernelspecs():
         try:
-            spec = SandboxSettings(**kernelspec.settings).sandbox_spec()
+            spec = make_provisioner(kernelspec.settings, config).sandbox_spec()
         except GvisorKernelError:
             continue  # check_kernelspecs reports it
         if spec.runtime == "docker":

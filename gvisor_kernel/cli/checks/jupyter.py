@@ -9,7 +9,6 @@ from importlib import metadata
 
 from gvisor_kernel.cli.bounded import run_command
 from gvisor_kernel.cli.checks.base import Check
-from gvisor_kernel.config.settings import SandboxSettings
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.jupyter.default_provisioner import VARIABLE
 from gvisor_kernel.jupyter.kernelspecs import (
@@ -18,7 +17,11 @@ from gvisor_kernel.jupyter.kernelspecs import (
     find_broken_kernelspecs,
     find_kernelspecs,
 )
-from gvisor_kernel.jupyter.plan_factory import find_unsandboxed
+from gvisor_kernel.jupyter.plan_factory import (
+    find_unsandboxed,
+    make_provisioner,
+    read_configuration,
+)
 
 MIN_PYTHON = (3, 9)
 
@@ -123,9 +126,14 @@ def check_kernelspec(kernelspec: Kernelspec) -> Check:
             f"gvisor-kernel install --name {quoted}   # or: uninstall --name {quoted}",
         )
     try:
-        SandboxSettings(**kernelspec.settings).sandbox_spec()
+        make_provisioner(kernelspec.settings, read_configuration()).sandbox_spec()
     except GvisorKernelError as error:
-        return Check(name, "failed", f"{folder}: {error.fact}", f"in its kernel.json: {error.hint}")
+        return Check(
+            name,
+            "failed",
+            f"{folder}: {error.fact}",
+            f"in its kernel.json, or in Jupyter's configuration: {error.hint}",
+        )
     return Check(name, "ok", f'"{kernelspec.display_name}" in {folder}')
 
 

@@ -9,11 +9,10 @@ from traitlets.config import Config
 
 from gvisor_kernel import __version__
 from gvisor_kernel.cli.checks.base import Check
-from gvisor_kernel.config.settings import SandboxSettings, SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs
-from gvisor_kernel.jupyter.plan_factory import read_configuration
-from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
+from gvisor_kernel.jupyter.plan_factory import make_provisioner, read_configuration
 from gvisor_kernel.runtimes.nodes.client import last_line, run
 from gvisor_kernel.runtimes.nodes.engine import Engine
 from gvisor_kernel.runtimes.nodes.runtime import make_engine
@@ -40,8 +39,7 @@ def make_check(runtime: str) -> Callable[[], list[Check]]:
         config = read_configuration()
         specs = find_specs(runtime, config)
         if not specs:
-            settings = GVisorProvisioner(kernel_id="", config=config, runtime=runtime)
-            specs = [settings.sandbox_spec()]
+            specs = [make_provisioner({"runtime": runtime}, config).sandbox_spec()]
         return check_specs(specs)
 
     return check
@@ -52,10 +50,7 @@ def find_specs(runtime: str, config: Config) -> list[SandboxSpec]:
     specs: list[SandboxSpec] = []
     for kernelspec in find_kernelspecs():
         try:
-            settings: SandboxSettings = GVisorProvisioner(
-                kernel_id="", config=config, **kernelspec.settings
-            )
-            spec = settings.sandbox_spec()
+            spec = make_provisioner(kernelspec.settings, config).sandbox_spec()
         except GvisorKernelError:
             continue  # check_kernelspecs reports it
         if spec.runtime == runtime:

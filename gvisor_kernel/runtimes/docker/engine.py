@@ -15,6 +15,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from gvisor_kernel.errors import LaunchError, RuntimeMissing, SandboxError
+from gvisor_kernel.runtimes.docker.troubles import (
+    ANSWER_SECONDS,
+    explain_no_answer,
+    shorten,
+)
+from gvisor_kernel.runtimes.docker.tunnel import open_tunnel
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.spec.container import LABEL, MIN_API, RUNTIME, is_gvisor
 
@@ -23,8 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ANSWER_SECONDS = 2.5
-"""Timeout of a question: an engine that is absent or hangs is an error within three seconds."""
 WORK_SECONDS = 60.0
 """Timeout between two bytes of what takes time: making, starting and removing containers,
 copying."""
@@ -35,10 +39,6 @@ INSTALL_RUNTIME = (
     "install gVisor on the engine's machine, and register it as a runtime: `sudo runsc install --"
     " --network=none && sudo systemctl reload docker`."
 )
-
-
-class EngineNotAnswering(RuntimeMissing):
-    """The engine does not answer now."""
 
 
 class EngineNotFound(SandboxError):
@@ -235,7 +235,10 @@ def _check_listening(address: str) -> None:
     The SDK would leave a socket open that it could not connect.
 
     :raises OSError: when nothing listens there
+    :raises EngineNotAnswering: when there is no way to its machine
     """
+    if address.startswith("ssh:"):
+        open_tunnel(address)  # the last one may have ended meanwhile
     if not address.startswith("unix:"):
         return
     with socket.socket(socket.AF_UNIX) as probe:
@@ -245,33 +248,6 @@ def _check_listening(address: str) -> None:
 
 def _explain(error: Any) -> str:
     return shorten(str(error.explanation or error))
-
-
-def shorten(words: str) -> str:
-    """Return at most 500 printable characters of what an engine has said."""
-    return "".join(c if c.isprintable() else " " for c in words[:500]).strip().rstrip(".")
-
-
-def explain_no_answer(address: str, error: BaseException) -> EngineNotAnswering:
-    """Return an error that says why the engine does not answer, by the error of the connection."""
-    words = f"{error!r}"
-    if re.search(r"PermissionError|Permission denied", words):
-        return EngineNotAnswering(
-            f"This user may not use the Docker engine at {address}.",
-            "add this user to the group docker: `sudo usermod -aG docker $USER`, and log in again."
-            " Members of that group can become root on the engine's machine.",
-        )
-    if re.search(r"FileNotFoundError|ConnectionRefused|No such file|refused", words):
-        reason = "nothing listens there"
-    elif re.search(r"[Tt]imed? ?out|Timeout", words):
-        reason = f"no answer within {ANSWER_SECONDS:g} s"
-    else:
-        reason = shorten(str(error))
-    return EngineNotAnswering(
-        f"The Docker engine at {address} does not answer: {reason}.",
-        "start it: `sudo systemctl start docker`. To use another engine, set DOCKER_HOST in the"
-        " server's environment.",
-    )
 
 
 def find_address() -> str:
@@ -296,7 +272,8 @@ def connect(address: str | None = None) -> Engine:
             error
         )
     with _translate(address, "be asked for its version"):
-        settings = docker.utils.kwargs_from_env(environment={**os.environ, "DOCKER_HOST": address})
+        local = f"unix://{open_tunnel(address)}" if address.startswith("ssh:") else address
+        settings = docker.utils.kwargs_from_env(environment={**os.environ, "DOCKER_HOST": local})
         client = docker.APIClient(**settings, version="auto", timeout=ANSWER_SECONDS)
         patient = docker.APIClient(**settings, version=client._version, timeout=WORK_SECONDS)
     if _number(client._version) < _number(MIN_API):

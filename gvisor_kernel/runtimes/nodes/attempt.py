@@ -16,7 +16,7 @@ from gvisor_kernel import errors
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, LaunchError
 from gvisor_kernel.runtimes.copies.contents import Contents
-from gvisor_kernel.runtimes.nodes.client import Client
+from gvisor_kernel.runtimes.nodes.client import Client, last_line, run
 from gvisor_kernel.runtimes.nodes.copies import note_copy
 from gvisor_kernel.runtimes.nodes.engine import Engine
 from gvisor_kernel.runtimes.nodes.notes import forget_if_removed, note_client, note_node
@@ -31,6 +31,7 @@ from gvisor_kernel.runtimes.state.beginning import Beginning
 from gvisor_kernel.runtimes.state.records import state_root
 from gvisor_kernel.runtimes.stderr_log import StderrLog
 from gvisor_kernel.runtimes.waits import is_given_up, tell_wait
+from gvisor_kernel.shown_text import printable
 from gvisor_kernel.tracing import step
 
 ORDER_SECONDS = 30.0
@@ -223,9 +224,14 @@ class Attempt:
         if not client.has_ended(LAST_SECONDS if reports.is_over else 0):
             job = engine.find_waiting_job(reports.words)
             if job:
+                argv = engine.reason_argv(job)
+                reason = printable(last_line(run(argv, self._variables)))[:100] if argv else ""
+                trouble = engine.explain([*reports.words, reason], 0, host)
+                why = f": {reason}" if reason else ""
                 return LaunchError(
-                    f"The job {job} of the kernel got no resources {within}.",
-                    'wait for other jobs to end, or raise "wait" in the setting slurm.',
+                    f"The job {job} of the kernel got no resources {within}{why}.",
+                    trouble.hint
+                    or 'wait for other jobs to end, or raise "wait" in the setting slurm.',
                     detail,
                 )
             return Elsewhere(f"{host or engine.name}: no answer {within}.", "", detail)

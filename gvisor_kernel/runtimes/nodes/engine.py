@@ -83,6 +83,10 @@ class Engine(ABC):
         first; empty where there is none."""
         return []
 
+    def reason_argv(self, job: str) -> list[str]:
+        """Return the command line that prints why ``job`` waits; empty where there is none."""
+        return []
+
     def environment(self, server: Mapping[str, str]) -> dict[str, str]:
         """Return the variables of the client, from the server's. The node gets none of them."""
         return client_variables(self.name, server)

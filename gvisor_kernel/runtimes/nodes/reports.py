@@ -95,6 +95,13 @@ class Reports:
             return True
 
     @property
+    def is_kept(self) -> bool:
+        """Whether the sandbox has ended, and its helper waits for its outputs to be fetched. After
+        a signal it does not wait: then its client has more to say of the end."""
+        gone = self._facts.get("removed") or {}
+        return gone.get("kept") is True and self.text("ended", "by") != "signal"
+
+    @property
     def is_over(self) -> bool:
         """Whether everything was read. Any thread."""
         return self._over
@@ -144,7 +151,7 @@ class Reports:
             with self._changed:
                 self._facts[fact["kind"]] = fact
                 self._changed.notify_all()
-            if fact["kind"] == "removed" and fact.get("kept") is True:
+            if fact["kind"] == "removed" and self.is_kept:
                 self._on_kept()
             return
         text = "".join(c for c in line[:MAX_LINE].decode(errors="replace") if c.isprintable())

@@ -13,7 +13,7 @@ from typing import Any
 
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base
-from gvisor_kernel.errors import LaunchError, SnapshotError, StateError
+from gvisor_kernel.errors import LaunchError, SnapshotError
 from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.nodes.attempt import Attempt, Elsewhere, NodeStart
@@ -22,10 +22,10 @@ from gvisor_kernel.runtimes.nodes.engine import Engine
 from gvisor_kernel.runtimes.nodes.removal import end_client
 from gvisor_kernel.runtimes.nodes.sandbox import NO_SNAPSHOTS, NodeSandbox
 from gvisor_kernel.runtimes.nodes.slurm import Slurm
-from gvisor_kernel.runtimes.nodes.ssh import Ssh
+from gvisor_kernel.runtimes.nodes.ssh import Ssh, make_control
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import FirstSweep, begin, predict_outputs
-from gvisor_kernel.runtimes.state.records import Record, state_root
+from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.sweep import sweep_orphans
 from gvisor_kernel.spec.identity import new_identity
 
@@ -44,7 +44,7 @@ class NodeRuntime(Runtime):
         self, spec: SandboxSpec, request: LaunchRequest, snapshot: Path | None = None
     ) -> Sandbox:
         if snapshot is not None:
-            raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off.")
+            raise SnapshotError(NO_SNAPSHOTS)
         engine = make_engine(spec)
         engine.check()
         awaited = predict_outputs(spec, request) if copies_files(spec) else None
@@ -59,7 +59,9 @@ class NodeRuntime(Runtime):
             return _start_somewhere(start)
 
     def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
-        raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off, or runtime=runsc.")
+        raise SnapshotError(
+            NO_SNAPSHOTS, "start a kernel: the next one on its node is restored from a snapshot."
+        )
 
     def find_base(self, spec: SandboxSpec, request: LaunchRequest) -> Base:
         raise LaunchError(
@@ -90,15 +92,7 @@ def make_engine(spec: SandboxSpec) -> Engine:
     """
     if spec.runtime == "slurm":
         return Slurm(spec)
-    control = state_root() / "ssh"
-    try:
-        control.mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise StateError(
-            f"Could not make the directory {control}: {error.strerror}.",
-            "check whether the disk is full or read-only.",
-        ) from error
-    return Ssh(spec, str(control), count_kernels())
+    return Ssh(spec, make_control(), count_kernels())
 
 
 def count_kernels() -> dict[str, int]:

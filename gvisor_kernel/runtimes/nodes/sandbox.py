@@ -27,7 +27,7 @@ from gvisor_kernel.runtimes.stderr_log import StderrLog
 
 log = logging.getLogger(__name__)
 
-NO_SNAPSHOTS = "A kernel on another machine is not saved as a snapshot."
+NO_SNAPSHOTS = "Snapshots of kernels on other machines are made there, after a cold start."
 FOUND = ("key", "run", "sandbox_key", "language")
 MAX_WORD = 200
 """Characters of each text that a helper reports of a snapshot."""
@@ -91,7 +91,7 @@ class NodeSandbox(RecordedSandbox):
 
     def poll(self) -> int | None:
         if not self._closed:
-            self._ended = self._ended or self._reports.is_over or self._has_kept()
+            self._ended = self._ended or self._reports.is_over or self._reports.is_kept
         return 0 if self._ended else None
 
     def memory_used(self) -> int | None:
@@ -151,7 +151,7 @@ class NodeSandbox(RecordedSandbox):
         self._update_record(ready=True)
 
     def checkpoint(self, directory: Path, seconds: float) -> None:
-        raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off, or runtime=runsc.")
+        raise SnapshotError(NO_SNAPSHOTS)
 
     def make_builder(self, plan: Mapping[str, Any]) -> Builder | None:
         if self._order.copy:
@@ -185,16 +185,12 @@ class NodeSandbox(RecordedSandbox):
 
     def _fetch_outputs(self) -> None:
         """Fetch the outputs while the helper waits for that, in its own job."""
-        if self._reports.wait_for(("removed",), HELPER_SECONDS) and self._has_kept():
+        if self._reports.wait_for(("removed",), HELPER_SECONDS) and self._reports.is_kept:
             record = records.read_record(self.directory) or self._record
             if save_outputs(self.directory, record, None, in_job=True):
                 self._record = records.read_record(self.directory) or self._record
             else:
                 self._client.signal()
-
-    def _has_kept(self) -> bool:
-        """Whether the sandbox has ended, and its helper waits for its outputs to be fetched."""
-        return (self._reports.find("removed") or {}).get("kept") is True
 
     @property
     def _job(self) -> str:

@@ -20,6 +20,7 @@ _JOB = re.compile(r"[0-9_.]{1,40}")
 ASK_SECONDS = 30
 """How long a short command may wait for its node."""
 
+_NOT_SO = "Slurm cannot run such a job"
 _TROUBLES: Sequence[tuple[str, str, str]] = (
     (
         r"execve\(\): .*(No such file or directory|Permission denied)|"
@@ -33,7 +34,7 @@ _TROUBLES: Sequence[tuple[str, str, str]] = (
         "raise the setting memory_limit.",
     ),
     (
-        r"due to time ?limit|TIME LIMIT",
+        r"due to time ?limit|max wall clock limit",
         "Slurm has ended the job: its time is over",
         'raise "time" in the setting slurm, if the partition allows it.',
     ),
@@ -48,13 +49,54 @@ _TROUBLES: Sequence[tuple[str, str, str]] = (
         "start the kernel again; `sacct` may tell who has cancelled it.",
     ),
     (
-        r"[Ii]nvalid partition|invalid account|Invalid qos|Invalid generic resource|"
-        r"Requested node configuration is not available|more processors requested than permitted|"
-        r"Memory specification can not be satisfied|Invalid feature|violates accounting/QOS|"
-        r"Invalid --\w+ specification|unrecognized option|option requires an argument",
-        "Slurm cannot run such a job",
-        "compare the setting slurm, memory_limit and cpu_shares with `sinfo` and the cluster's"
-        " limits.",
+        r"invalid ?(account|qos|wckey|or unknown association)|breached requested QOS",
+        f"{_NOT_SO}: its account or QOS is not accepted",
+        'name those that are yours as "account" and "qos" in the setting slurm:'
+        " `sacctmgr show associations user=$USER`.",
+    ),
+    (
+        r"violates accounting/QOS|insufficient priority|\b(Assoc|QOS)\w*(Limit|Max|Grp)",
+        f"{_NOT_SO}: the limits of its account or QOS are reached",
+        'end other jobs, ask for less (memory_limit, cpu_shares, and "time" in the setting slurm),'
+        ' or name another "account" or "qos" there: `sacctmgr show qos`.',
+    ),
+    (
+        r"invalid partition|no partition specified|to use this partition|not in this partition"
+        r"|partition not available|partition in \w+ state|Partition(Down|Inactive)",
+        f"{_NOT_SO}: its partition is not accepted",
+        'name one that is up and that you may use as "partition" in the setting slurm:'
+        " `sinfo --summarize`.",
+    ),
+    (
+        r"time limit is invalid|time limit specification|invalid (--)?time",
+        f"{_NOT_SO}: its time is not accepted",
+        'set "time" in the setting slurm, such as "8:00:00"; `sinfo --format="%P %l"` shows the'
+        " most.",
+    ),
+    (
+        r"partition configuration not available|Partition(Time|Node)Limit|MaxMemPerLimit",
+        f"{_NOT_SO}: the limits of its partition do not allow it",
+        'compare "time" in the setting slurm, memory_limit and cpu_shares with'
+        " `scontrol show partition`.",
+    ),
+    (
+        r"\bgres\b|generic resource|trackable resource",
+        f"{_NOT_SO}: no node has its generic resource",
+        'compare "gres" in the setting slurm with `sinfo --format="%P %G"`.',
+    ),
+    (
+        r"invalid (feature|preferred feature|license|node name|extra constraints|--[\w-]+)"
+        r"|requested reservation|unrecognized option|option requires an argument"
+        r"|option '[\w-]+' is ambiguous",
+        f"{_NOT_SO}: its arguments are not accepted",
+        'correct "arguments" in the setting slurm.',
+    ),
+    (
+        r"node configuration is not available|more processors requested than permitted"
+        r"|can not be satisfied|memory required by task|required node not available"
+        r"|ReqNodeNotAvail",
+        f"{_NOT_SO}: no node is large enough, or none is up",
+        'compare memory_limit and cpu_shares with `sinfo --format="%P %c %m %T"`.',
     ),
     (
         r"Unable to contact slurm controller|Connection refused|Communication connection failure|"
@@ -140,7 +182,7 @@ class Slurm(Engine):
     def explain(self, words: Sequence[str], status: int, host: str) -> Trouble:
         text = "\n".join(words)
         for pattern, fact, hint in _TROUBLES:
-            if re.search(pattern, text):
+            if re.search(pattern, text, re.IGNORECASE):
                 return Trouble(fact, hint)
         if status < 0:
             return Trouble(f"its srun ended by signal {-status}")
@@ -161,3 +203,6 @@ class Slurm(Engine):
             *("squeue", "--noheader", "--states=PENDING", "--sort=-p,i", "--format=%A"),
             *partition,
         ]
+
+    def reason_argv(self, job: str) -> list[str]:
+        return ["squeue", "--noheader", f"--jobs={job}", "--format=%r"]

@@ -13,7 +13,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.errors import StateError
 from gvisor_kernel.runtimes.nodes.engine import Engine, Trouble
+from gvisor_kernel.runtimes.state.records import state_root
 
 CONNECT_SECONDS = 10
 ALIVE_SECONDS = 10
@@ -71,6 +73,68 @@ _TROUBLES: Sequence[tuple[str, str, str, bool]] = (
 )
 
 
+def make_control() -> str:
+    """Return the private folder for sockets of masters.
+
+    :raises StateError: when it cannot be made
+    """
+    control = state_root() / "ssh"
+    try:
+        control.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise StateError(
+            f"Could not make the directory {control}: {error.strerror}.",
+            "check whether the disk is full or read-only.",
+        ) from error
+    return str(control)
+
+
+def client_argv(name: str, control: str, config: str = "", **more: str) -> list[str]:
+    """Return the beginning of a command line of ssh.
+
+    A connection is shared by what has the same ``name``, if the path of the master's socket in
+    ``control`` allows it. ``config``: a file in place of the user's. ``more``: options of OpenSSH.
+    """
+    path = f"{control}/{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    shared = len(os.fsencode(path)) <= MAX_PATH and PLAIN_PATH.fullmatch(path) is not None
+    options = {
+        "BatchMode": "yes",
+        "StrictHostKeyChecking": "yes",
+        "ConnectTimeout": CONNECT_SECONDS,
+        "ServerAliveInterval": ALIVE_SECONDS,
+        "ServerAliveCountMax": 6,
+        "ControlMaster": "auto" if shared else "no",
+        "ControlPath": path.replace("%", "%%") if shared else "none",
+        "ControlPersist": MASTER_SECONDS,
+        "ClearAllForwardings": "yes",
+        "ForwardAgent": "no",
+        "ForwardX11": "no",
+        "PermitLocalCommand": "no",
+        "RemoteCommand": "none",
+        "EscapeChar": "none",
+        "LogLevel": "ERROR",
+        **more,
+    }
+    words = [f"-o{name}={value}" for name, value in options.items()]
+    return ["ssh", "-T", *(["-F", config] if config else []), *words]
+
+
+def explain(text: str, status: int, host: str) -> Trouble:
+    """Return what the end of a client means, by its words on stderr."""
+    for pattern, fact, hint, elsewhere in _TROUBLES:
+        if pattern == _NO_HELPER and status == CONNECTION_LOST:
+            continue  # words of a login script: the command was not what ended
+        if re.search(pattern, text):
+            return Trouble(f"{host}: {fact}", hint.format(host=host), elsewhere)
+    if status == CONNECTION_LOST:
+        # So does an ssh whose command was killed by a signal.
+        fact = f"{host}: the connection was lost, or its helper was killed"
+        return Trouble(fact, f"check the network, and the memory of {host}.", True)
+    if status < 0:
+        return Trouble(f"its ssh ended by signal {-status}")
+    return Trouble(f"{host}: the helper ended with status {status}")
+
+
 class Ssh(Engine):
     """The hosts that the setting names."""
 
@@ -103,43 +167,9 @@ class Ssh(Engine):
         return [*self._client(host), "-O", "exit", host]
 
     def _client(self, host: str) -> list[str]:
-        # A connection is shared by what has the same name in the same configuration: another name
-        # of the same machine may have other keys.
-        name = hashlib.sha256(f"{self._asked.config}\0{host}".encode()).hexdigest()[:16]
-        path = f"{self._control}/{name}"
-        shared = len(os.fsencode(path)) <= MAX_PATH and PLAIN_PATH.fullmatch(path) is not None
-        options = {
-            "BatchMode": "yes",
-            "StrictHostKeyChecking": "yes",
-            "ConnectTimeout": CONNECT_SECONDS,
-            "ServerAliveInterval": ALIVE_SECONDS,
-            "ServerAliveCountMax": 6,
-            "ControlMaster": "auto" if shared else "no",
-            "ControlPath": path.replace("%", "%%") if shared else "none",
-            "ControlPersist": MASTER_SECONDS,
-            "ClearAllForwardings": "yes",
-            "ForwardAgent": "no",
-            "ForwardX11": "no",
-            "PermitLocalCommand": "no",
-            "RemoteCommand": "none",
-            "EscapeChar": "none",
-            "LogLevel": "ERROR",
-        }
-        words = [f"-o{name}={value}" for name, value in options.items()]
-        config = ["-F", self._asked.config] if self._asked.config else []
-        return ["ssh", "-T", *config, *words]
+        # Another name of the same machine may have other keys.
+        config = self._asked.config
+        return client_argv(f"{config}\0{host}", self._control, config)
 
     def explain(self, words: Sequence[str], status: int, host: str) -> Trouble:
-        text = "\n".join(words)
-        for pattern, fact, hint, elsewhere in _TROUBLES:
-            if pattern == _NO_HELPER and status == CONNECTION_LOST:
-                continue  # words of a login script: the command was not what ended
-            if re.search(pattern, text):
-                return Trouble(f"{host}: {fact}", hint.format(host=host), elsewhere)
-        if status == CONNECTION_LOST:
-            # So does an ssh whose command was killed by a signal.
-            fact = f"{host}: the connection was lost, or its helper was killed"
-            return Trouble(fact, f"check the network, and the memory of {host}.", True)
-        if status < 0:
-            return Trouble(f"its ssh ended by signal {-status}")
-        return Trouble(f"{host}: the helper ended with status {status}")
+        return explain("\n".join(words), status, host)
