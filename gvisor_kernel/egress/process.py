@@ -24,6 +24,7 @@ from typing import Any
 
 import gvisor_kernel
 from gvisor_kernel.egress.counters import Counters, read_count
+from gvisor_kernel.egress.doors import JUPYTER, Door
 from gvisor_kernel.egress.package_index import find_configuration_variables
 from gvisor_kernel.egress.routes import Route, UrlRoute, write_route
 from gvisor_kernel.errors import LaunchError
@@ -65,6 +66,7 @@ class Grant:
     identity: str
     routes: tuple[Route, ...]
     audit: Path | None
+    door: Door = JUPYTER
 
 
 class EgressWorker(PerProcess):
@@ -309,6 +311,7 @@ def _describe(number: int, grant: Grant) -> dict[str, Any]:
         "kernel": number,
         "identity": grant.identity,
         "routes": [write_route(route) for route in grant.routes],
+        "giving": grant.door.giving,
         "audit": None if grant.audit is None else str(grant.audit),
         "environment": {name: os.environ[name] for name in names if name in os.environ},
     }

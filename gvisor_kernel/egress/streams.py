@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
+from gvisor_kernel.host.log_files import Allowance
 from gvisor_kernel.link.errors import RemoteProtocolError
 from gvisor_kernel.link.state import Role
 from gvisor_kernel.link.streams import Finished, Granted, Opened, Received, Reset, Streams
@@ -21,6 +22,11 @@ from gvisor_kernel.link.streams import Finished, Granted, Opened, Received, Rese
 READ_SIZE = 256 * 1024
 QUEUE_BYTES = 1024 * 1024
 """Bytes of all streams of a kernel that wait for the bridge, above which no stream may add any."""
+USELESS_BURST, USELESS_PER_SECOND = 100, 20
+"""Streams on which no request was admitted: refused, malformed or empty ones. Each takes about a
+millisecond of the one process for all kernels, so nothing is read from a kernel that has more."""
+PAUSE_SECONDS = 0.25
+"""Between two looks whether a kernel may be read from again."""
 TURN_BYTES = 64 * 1024
 """Bytes of room for which one of the streams that wait for it is woken."""
 
@@ -40,6 +46,8 @@ class ByteStream:
         self._at_end = False
         self._finished = False
         self.is_reset = False
+        self.is_useful = False
+        """Whether a request of it was admitted, which its route's limits count."""
         self._readable = asyncio.Event()
         self._writable = asyncio.Event()
 
@@ -153,6 +161,9 @@ class StreamLink:
         self._pending = memoryview(b"")
         self._writing = False
         self._flush_planned = False
+        self._useless = Allowance(USELESS_BURST, USELESS_PER_SECOND)
+        self._waiting: asyncio.TimerHandle | None = None
+        """Set while nothing is read from the kernel."""
         self.ended = False
         sock.setblocking(False)
         self._loop.add_reader(sock.fileno(), self._read)
@@ -260,6 +271,20 @@ class StreamLink:
             self.close(stream)
             self._plan_flush()
             self._tasks.pop(stream.number, None)
+            if not stream.is_useful:
+                self._useless.spend(1)
+                self._pause()
+
+    def _pause(self) -> None:
+        """Read nothing while the kernel has opened too many useless streams."""
+        is_over = not self.ended and self._useless.room() < 1
+        if is_over and self._waiting is None:
+            self._loop.remove_reader(self._sock.fileno())
+        elif not is_over and self._waiting is not None and not self.ended:
+            self._loop.add_reader(self._sock.fileno(), self._read)
+        if self._waiting is not None:
+            self._waiting.cancel()
+        self._waiting = self._loop.call_later(PAUSE_SECONDS, self._pause) if is_over else None
 
     def _plan_flush(self) -> None:
         """Flush at the end of this turn of the loop: several grants then cost one write."""
@@ -308,6 +333,7 @@ class StreamLink:
             return
         self._watch_writable(False)
         self.ended = True
+        self._pause()
         self._loop.remove_reader(self._sock.fileno())
         self._sock.close()
         for stream in self._open.values():

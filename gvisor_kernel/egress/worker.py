@@ -94,7 +94,8 @@ class Worker:
             ),
         )
         routes = [read_route(route) for route in message["routes"]]
-        gate = Gate(routes, services, partial(self._answer_packages, number, services))
+        answer_packages = partial(self._answer_packages, number, services)
+        gate = Gate(routes, services, answer_packages, message["giving"])
 
         async def serve(stream: ByteStream) -> None:
             await http.serve(stream, gate.handle)

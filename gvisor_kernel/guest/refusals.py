@@ -10,7 +10,7 @@ import select
 import socket
 import time
 from contextlib import suppress
-from typing import Dict, Optional
+from typing import Dict, Mapping, Optional
 
 MAX_REFUSALS = 64
 """Connections that are answered at once. More wait in the listener's queue."""
@@ -23,10 +23,16 @@ DEADLINE_SECONDS = 5.0
 """Seconds after which a connection is answered, and closed, whatever came."""
 READ_SIZE = 16 * 1024
 
-NO_EGRESS = (
-    "403 This kernel has no network; set c.GVisorProvisioner.egress to give it packages or an API"
-)
+NO_EGRESS = "403 This kernel has no network"
+REMEDY = "GVISOR_KERNEL_NO_NETWORK"
+"""The kernel's variable with what gives it one, from the host (``egress/doors.py``)."""
 DETAILS = "docs/egress.md has the details."
+
+
+def find_status(environment: Mapping[str, str]) -> str:
+    """Return the code and reason of each answer to a kernel with these variables."""
+    remedy = environment.get(REMEDY, "")
+    return f"{NO_EGRESS}; {remedy}" if remedy else NO_EGRESS
 
 
 def make_answer(status: str) -> bytes:

@@ -30,7 +30,9 @@ def make_egress(
     if not plan.routes:
         return None
     loop = asyncio.get_running_loop()
-    grant = Grant(plan.identity.name, plan.routes, sandbox.log_path.with_name(audit.FILE))
+    grant = Grant(
+        plan.identity.name, plan.routes, sandbox.log_path.with_name(audit.FILE), plan.door
+    )
 
     def write_log(line: str) -> None:
         loop.call_soon_threadsafe(kernel.note_egress, line)
