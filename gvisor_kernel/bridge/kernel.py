@@ -39,6 +39,7 @@ from gvisor_kernel.link import (
     Hello,
     LocalProtocolError,
     Log,
+    LogSource,
     Message,
     Resume,
     Signal,
@@ -373,6 +374,8 @@ class KernelBridge:
             self.stats = event
         elif isinstance(event, Log):
             self._records.write_inside(event)
+            if event.source is LogSource.REFUSED:
+                self._exchange.show_refusal(event.text)
         else:
             self._attached.take_answer(event)
 
@@ -430,9 +433,14 @@ class KernelBridge:
         """Show what the start waits for in the cell that waits for the kernel, if there is one."""
         self._exchange.show_wait(text)
 
-    def note_egress(self, text: str) -> None:
-        """Write what requests to the network caused into the sandbox's log."""
+    def note_egress(self, text: str, refused: str = "") -> None:
+        """Write what requests to the network caused into the sandbox's log.
+
+        ``refused``: the connection, and why, to be shown in the cell that runs.
+        """
         self._records.note_egress(text)
+        if refused:
+            self._exchange.show_refusal(refused)
 
     # -- memory ----------------------------------------------------------------------------------
 

@@ -55,7 +55,8 @@ KEPT_PREFIXES = ("PIP_", "UV_", "NPM_CONFIG_", "npm_config_", "PYTHON_KEYRING_")
 """Variables that the worker gets: where certificates, the keyring and the configuration of pip, uv
 and npm are. What ``env:`` names comes with the routes that name it."""
 
-Log = Callable[[str], None]
+Log = Callable[..., None]
+"""Called with a line for a kernel's log, and with the tunnel that was refused, if one was."""
 """Writes a line into a kernel's log; called in a thread of this module."""
 
 
@@ -236,7 +237,8 @@ class _Worker:
                 self.process.kill()  # it is not itself any more
                 break
             if line is not None:
-                self._write(self._logs.get(kernel), str(line))
+                refused = message.get("refused")
+                self._write(self._logs.get(kernel), str(line), *([str(refused)] if refused else []))
             else:
                 self._logs.pop(kernel, None)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -263,10 +265,10 @@ class _Worker:
             self._write(write, text)
 
     @staticmethod
-    def _write(write: Log | None, text: str) -> None:
+    def _write(write: Log | None, *texts: str) -> None:
         if write is not None:
             with contextlib.suppress(Exception):  # a log that is closed
-                write(text)
+                write(*texts)
 
     def stop(self, *, asked: bool = True) -> None:
         """End it. Its control socket tells it; if that does not help, it is killed.

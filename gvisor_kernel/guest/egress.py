@@ -80,7 +80,7 @@ class Egress:
         """The listener is registered for reading: there is room for a connection."""
         self._readers = select.epoll()
         self._writers = select.epoll()
-        self._refusals = Refusals(self._readers)
+        self._refusals = Refusals(self._readers, log.tell_refusal)
         self._refusal = NO_EGRESS
         self._clients: Dict[int, _Client] = {}
         """By descriptor."""

@@ -34,8 +34,8 @@ def make_egress(
         plan.identity.name, plan.routes, sandbox.log_path.with_name(audit.FILE), plan.door
     )
 
-    def write_log(line: str) -> None:
-        loop.call_soon_threadsafe(kernel.note_egress, line)
+    def write_log(line: str, refused: str = "") -> None:
+        loop.call_soon_threadsafe(kernel.note_egress, line, refused)
 
     async def open_egress() -> socket.socket:
         return await in_worker(EgressWorker.instance().open, grant, write_log)
