@@ -153,7 +153,7 @@ class Exchange:
         if self._pending and text:
             self._publish(make_note(text, next(iter(self._pending.values()))))
 
-    def show_refusal(self, text: str) -> None:
+    def show_refused(self, text: str) -> None:
         """Show in the running cell which connection was refused, and why; each once, and few.
 
         curl and git show only the status of a tunnel that is refused. ``text`` is a sandbox's.

@@ -375,7 +375,7 @@ class KernelBridge:
         elif isinstance(event, Log):
             self._records.write_inside(event)
             if event.source is LogSource.REFUSED:
-                self._exchange.show_refusal(event.text)
+                self._exchange.show_refused(event.text)
         else:
             self._attached.take_answer(event)
 
@@ -433,14 +433,13 @@ class KernelBridge:
         """Show what the start waits for in the cell that waits for the kernel, if there is one."""
         self._exchange.show_wait(text)
 
-    def note_egress(self, text: str, refused: str = "") -> None:
-        """Write what requests to the network caused into the sandbox's log.
-
-        ``refused``: the connection, and why, to be shown in the cell that runs.
-        """
+    def note_egress(self, text: str) -> None:
+        """Write what requests to the network caused into the sandbox's log."""
         self._records.note_egress(text)
-        if refused:
-            self._exchange.show_refusal(refused)
+
+    def show_refused(self, text: str) -> None:
+        """Show which connection was refused, and why, in the cell that runs."""
+        self._exchange.show_refused(text)
 
     # -- memory ----------------------------------------------------------------------------------
 

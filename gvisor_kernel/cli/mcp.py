@@ -9,9 +9,10 @@ import ipaddress
 import os
 import resource
 import secrets
+import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def run_mcp(arguments: argparse.Namespace) -> int:
     if arguments.http is None:
         if arguments.hosts:
             raise GvisorKernelError("--host needs --http.", "add --http 127.0.0.1:8765.")
-        with claimed_streams() as wires:
+        with ended_by_signals(), claimed_streams() as wires:
             greeting = Greeting(*wires, settings)  # before what takes long to import
             settings = replace(settings, routes=check_sandbox(settings.sandbox))
             from gvisor_kernel.mcp import service
@@ -75,6 +76,21 @@ def run_mcp(arguments: argparse.Namespace) -> int:
 
         asyncio.run(service.serve_http(settings, listener, token, hosts, announce))
     return 0
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """End this program with status 0 by SIGINT and SIGTERM, until its event loop handles them."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(0)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def check_streams(*, is_http: bool) -> None:

@@ -55,8 +55,7 @@ KEPT_PREFIXES = ("PIP_", "UV_", "NPM_CONFIG_", "npm_config_", "PYTHON_KEYRING_")
 """Variables that the worker gets: where certificates, the keyring and the configuration of pip, uv
 and npm are. What ``env:`` names comes with the routes that name it."""
 
-Log = Callable[..., None]
-"""Called with a line for a kernel's log, and with the tunnel that was refused, if one was."""
+Log = Callable[[str], None]
 """Writes a line into a kernel's log; called in a thread of this module."""
 
 
@@ -68,6 +67,8 @@ class Grant:
     routes: tuple[Route, ...]
     audit: Path | None
     door: Door = JUPYTER
+    show_refused: Log | None = None
+    """Called like a Log, with a tunnel that was refused, and why."""
 
 
 class EgressWorker(PerProcess):
@@ -155,6 +156,7 @@ class _Worker:
         check_children()
         self._counters = counters
         self._logs: dict[int, Log] = {}
+        self._shows: dict[int, Log | None] = {}
         self._last = 0
         self._told = False
         self._telling = ThreadLock()
@@ -201,11 +203,12 @@ class _Worker:
                 "give the kernel fewer routes, or routes with shorter lists.",
             )
         self._logs[self._last] = write_log
+        self._shows[self._last] = grant.show_refused
         self.control.settimeout(SEND_SECONDS)
         try:
             socket.send_fds(self.control, [message], [theirs.fileno()])
         except OSError:
-            del self._logs[self._last]  # its kernel gets another worker
+            del self._logs[self._last], self._shows[self._last]  # its kernel gets another worker
             raise
 
     def _read_messages(self) -> None:
@@ -237,10 +240,12 @@ class _Worker:
                 self.process.kill()  # it is not itself any more
                 break
             if line is not None:
-                refused = message.get("refused")
-                self._write(self._logs.get(kernel), str(line), *([str(refused)] if refused else []))
+                self._write(self._logs.get(kernel), str(line))
+                if message.get("refused"):
+                    self._write(self._shows.get(kernel), str(message["refused"]))
             else:
                 self._logs.pop(kernel, None)
+                self._shows.pop(kernel, None)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(END_SECONDS)
             self._tell_end()
@@ -265,10 +270,10 @@ class _Worker:
             self._write(write, text)
 
     @staticmethod
-    def _write(write: Log | None, *texts: str) -> None:
+    def _write(write: Log | None, text: str) -> None:
         if write is not None:
             with contextlib.suppress(Exception):  # a log that is closed
-                write(*texts)
+                write(text)
 
     def stop(self, *, asked: bool = True) -> None:
         """End it. Its control socket tells it; if that does not help, it is killed.

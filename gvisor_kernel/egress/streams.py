@@ -22,11 +22,14 @@ from gvisor_kernel.link.streams import Finished, Granted, Opened, Received, Rese
 READ_SIZE = 256 * 1024
 QUEUE_BYTES = 1024 * 1024
 """Bytes of all streams of a kernel that wait for the bridge, above which no stream may add any."""
-USELESS_BURST, USELESS_PER_SECOND = 100, 20
-"""Streams on which no request was admitted: refused, malformed or empty ones. Each takes about a
-millisecond of the one process for all kernels, so nothing is read from a kernel that has more."""
-PAUSE_SECONDS = 0.25
+USELESS_BURST, USELESS_PER_SECOND, REFUSAL_PRICE = 2000, 1000, 10
+"""Streams on which no request was admitted, as it was malformed or there was none, and what one
+that is answered costs of them: each takes 0.1 ms, or one, of the process that serves all kernels.
+Nothing is read from a kernel that has more."""
+PAUSE_SECONDS = 0.1
 """Between two looks whether a kernel may be read from again."""
+PACED_READ = 4 * 1024
+"""Bytes to read at once from a kernel that has spent half of its burst: some 50 requests."""
 TURN_BYTES = 64 * 1024
 """Bytes of room for which one of the streams that wait for it is woken."""
 
@@ -46,6 +49,7 @@ class ByteStream:
         self._at_end = False
         self._finished = False
         self.is_reset = False
+        self.is_answered = False
         self.is_useful = False
         """Whether a request of it was admitted, which its route's limits count."""
         self._readable = asyncio.Event()
@@ -76,6 +80,7 @@ class ByteStream:
 
         :raises StreamReset: the stream is over
         """
+        self.is_answered = True
         view = memoryview(data)
         while view:
             if self.is_reset:
@@ -223,8 +228,9 @@ class StreamLink:
     # -- the socket ------------------------------------------------------------------------------
 
     def _read(self) -> None:
+        is_paced = self._useless.room() < USELESS_BURST / 2
         try:
-            data = self._sock.recv(READ_SIZE)
+            data = self._sock.recv(PACED_READ if is_paced else READ_SIZE)
         except BlockingIOError:
             return
         except OSError as error:
@@ -272,7 +278,7 @@ class StreamLink:
             self._plan_flush()
             self._tasks.pop(stream.number, None)
             if not stream.is_useful:
-                self._useless.spend(1)
+                self._useless.spend(REFUSAL_PRICE if stream.is_answered else 1)
                 self._pause()
 
     def _pause(self) -> None:

@@ -73,7 +73,7 @@ class Greeting:
         return True
 
     def _greet(self) -> None:
-        with suppress(OSError):
+        with suppress(OSError, ImportError):
             while b"\n" not in self._read and len(self._read) < MAX_FIRST:
                 data = os.read(self.wire_in, MAX_FIRST)
                 if not data:

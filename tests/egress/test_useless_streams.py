@@ -23,6 +23,7 @@ def test_a_kernel_that_floods_with_refused_requests_is_not_read(
     """And is read again when its allowance has grown; useful streams cost nothing of it."""
     monkeypatch.setattr(streams, "USELESS_BURST", 2)
     monkeypatch.setattr(streams, "USELESS_PER_SECOND", 1e-9)
+    monkeypatch.setattr(streams, "PACED_READ", 1000)
     monkeypatch.setattr(streams, "PAUSE_SECONDS", 0.0)
     served: list[int] = []
 
