@@ -111,7 +111,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ): "a transaction, which BUSY_SECONDS bounds",
     ("egress/streams.py", "self._readable.wait()"): "until the stream is over; callers have limits",
     ("egress/streams.py", "self._writable.wait()"): "until the stream is over; callers have limits",
-    ("egress/streams.py", "self._sock.recv(READ_SIZE)"): READY,
+    ("egress/streams.py", "self._sock.recv(PACED_READ if is_paced else READ_SIZE)"): READY,
     ("egress/tunnel.py", "stream.read()"): "the limit seconds of the route ends the tunnel",
     ("egress/upstream.py", "self._sock.recv(1, socket.MSG_PEEK)"): READY,
     ("egress/tls_stream.py", "self._sock.recv(1, socket.MSG_PEEK)"): READY,

@@ -27,7 +27,7 @@ def test_a_cell_shows_which_tunnel_was_refused_and_why(
     routes = {"web": {"hosts": ["two.example:443"]}}
     (tmp_path / "jupyter_config.json").write_text(json.dumps({"GVisorEgress": {"routes": routes}}))
     monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path))
-    with Sandbox(egress=egress, memory="1G") as sandbox:
+    with Sandbox(egress=egress, memory="1G", spare=False) as sandbox:
         run = sandbox.run(CODE)
     assert run.error is None
     if egress:
