@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from gvisor_kernel.api.collector import Collector, Event, Output
 from gvisor_kernel.api.execution import Execution, ExecutionError, Printed, Result
@@ -26,6 +26,7 @@ from gvisor_kernel.changes.change import Applied, Change, Changes, Undone
 from gvisor_kernel.changes.kernel_changes import KernelChanges
 from gvisor_kernel.changes.selection import note_more, select
 from gvisor_kernel.changes.undo import undo_apply
+from gvisor_kernel.egress.doors import PROGRAM, Door
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
@@ -54,6 +55,8 @@ class AsyncSandbox:
     ``async with`` starts and ends it; so do ``start`` and ``close``.
     """
 
+    _door: ClassVar[Door] = PROGRAM
+
     def __init__(
         self,
         *,
@@ -65,7 +68,7 @@ class AsyncSandbox:
         **settings: Any,
     ) -> None:
         folders = {"uploads": describe_uploads(uploads), "outputs": describe_folder(outputs)}
-        self._manager = make_manager(language, {**folders, **settings})
+        self._manager = make_manager(language, {**folders, **settings}, self._door)
         self.language = language
         self.timeout = timeout
         self.max_output = max_output

@@ -13,6 +13,7 @@ from jupyter_client.manager import AsyncKernelManager
 from traitlets.config import Config
 
 from gvisor_kernel.config.settings import SETTINGS
+from gvisor_kernel.egress.doors import PROGRAM, Door
 from gvisor_kernel.errors import SettingError, UnknownSetting
 from gvisor_kernel.jupyter.kernelspecs import find_template
 from gvisor_kernel.jupyter.plan_factory import read_configuration
@@ -41,6 +42,8 @@ class Manager(AsyncKernelManager):
 
     logs_death = False
     """For the provisioner: a death is part of the result."""
+    door = PROGRAM
+    """For the provisioner: who can give the kernel routes."""
 
     def write_connection_file(self, **kwargs: Any) -> None:
         """Write none. Called at each start."""
@@ -62,7 +65,7 @@ def choose_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def make_manager(language: str, settings: Mapping[str, Any]) -> Manager:
+def make_manager(language: str, settings: Mapping[str, Any], door: Door = PROGRAM) -> Manager:
     """Return a manager whose kernels are started in sandboxes. It starts nothing yet.
 
     Jupyter's configuration of this user counts as for a server: its routes, its limits.
@@ -78,12 +81,14 @@ def make_manager(language: str, settings: Mapping[str, Any]) -> Manager:
     document["metadata"]["kernel_provisioner"]["config"].update(choose_settings(settings))
     kernel_spec = KernelSpec(resource_dir=str(folder), **document)
     config: Config = read_configuration()
-    return Manager(
+    manager = Manager(
         kernel_name=name,
         kernel_spec_manager=_OneKernelSpec(kernel_spec),
         config=config,
         transport="ipc",
     )
+    manager.door = door
+    return manager
 
 
 def describe_uploads(path: str | Path | None) -> str | None:

@@ -92,7 +92,7 @@ def make_death_messages(reason: str, parent: Part) -> list[WireMessage]:
     ]
 
 
-def make_wait_message(text: str, parent: Part) -> WireMessage:
-    """Return the message that shows in a cell what its kernel's start waits for."""
+def make_note(text: str, parent: Part) -> WireMessage:
+    """Return the message that shows a line of ours in a cell."""
     content = {"name": "stderr", "text": f"{text[:1].upper()}{text[1:]}.\n"}
     return new_message("stream", content, parent, b"stream.stderr")

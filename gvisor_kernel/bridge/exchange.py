@@ -20,7 +20,7 @@ import zmq
 
 from gvisor_kernel.bridge.addresses import Address
 from gvisor_kernel.bridge.clients import ClientSockets, OnSent
-from gvisor_kernel.bridge.deaths import make_death_messages, make_wait_message
+from gvisor_kernel.bridge.deaths import make_death_messages, make_note
 from gvisor_kernel.bridge.identity import KernelIdentity
 from gvisor_kernel.bridge.lanes import Lane
 from gvisor_kernel.bridge.records import Records
@@ -31,11 +31,14 @@ from gvisor_kernel.bridge.wire import Signer, WireError, WireMessage, new_messag
 from gvisor_kernel.link import Channel, LocalProtocolError, Message
 from gvisor_kernel.link.frames import Part
 from gvisor_kernel.link.state import State
+from gvisor_kernel.shown_text import printable_name
 
 MAX_TO_KERNEL = 1024 * 1024
 """Bytes that wait for the kernel on one channel. Above this the clients' socket is not read."""
 MAX_ANSWER_SECONDS = 60.0
 """How long a request without a reply keeps the sandbox awake. Some requests never get a reply."""
+MAX_REFUSAL, MAX_REFUSALS = 400, 5
+"""Characters of a refused connection that is shown in a cell, and their number."""
 MAX_PENDING = 1000
 """Requests whose headers are kept, so that the death of a kernel is shown in the right cell."""
 
@@ -71,6 +74,9 @@ class Exchange:
         self._is_for_this_kernel = is_for_this_kernel
         self._waiting = WaitingMessages()
         self._pending: dict[str, Part] = {}
+        self._refused_in: str | None = None
+        self._refused: set[str] = set()
+        """Connections that were shown to be refused in that cell."""
         self._unanswered: dict[str, float] = {}
         """Times at which other requests came, by message id; at most MAX_PENDING."""
         self._check_lanes = {channel: Lane(executor, self.resume_reading) for channel in Channel}
@@ -145,7 +151,20 @@ class Exchange:
     def show_wait(self, text: str) -> None:
         """Show what the start waits for in the cell that waits for it, if one does."""
         if self._pending and text:
-            self._publish(make_wait_message(text, next(iter(self._pending.values()))))
+            self._publish(make_note(text, next(iter(self._pending.values()))))
+
+    def show_refused(self, text: str) -> None:
+        """Show in the running cell which connection was refused, and why; each once, and few.
+
+        curl and git show only the status of a tunnel that is refused. ``text`` is a sandbox's.
+        """
+        cell = next(iter(self._pending), None)
+        if cell != self._refused_in:
+            self._refused_in, self._refused = cell, set()
+        text = printable_name(text[:MAX_REFUSAL].strip())
+        if cell is not None and text not in self._refused and len(self._refused) < MAX_REFUSALS:
+            self._refused.add(text)
+            self._publish(make_note(f"refused: {text}", self._pending[cell]))
 
     def forget_requests(self) -> None:
         """Forget open requests after the end of a kernel: the next one must not run its cells."""

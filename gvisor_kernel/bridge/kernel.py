@@ -39,6 +39,7 @@ from gvisor_kernel.link import (
     Hello,
     LocalProtocolError,
     Log,
+    LogSource,
     Message,
     Resume,
     Signal,
@@ -373,6 +374,8 @@ class KernelBridge:
             self.stats = event
         elif isinstance(event, Log):
             self._records.write_inside(event)
+            if event.source is LogSource.REFUSED:
+                self._exchange.show_refused(event.text)
         else:
             self._attached.take_answer(event)
 
@@ -433,6 +436,10 @@ class KernelBridge:
     def note_egress(self, text: str) -> None:
         """Write what requests to the network caused into the sandbox's log."""
         self._records.note_egress(text)
+
+    def show_refused(self, text: str) -> None:
+        """Show which connection was refused, and why, in the cell that runs."""
+        self._exchange.show_refused(text)
 
     # -- memory ----------------------------------------------------------------------------------
 

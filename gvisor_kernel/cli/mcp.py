@@ -9,15 +9,18 @@ import ipaddress
 import os
 import resource
 import secrets
+import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.config.validators import parse_value
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.folders import open_real
+from gvisor_kernel.mcp.greeting import Greeting, claimed_streams
 from gvisor_kernel.mcp.limits import Limits, ServerSettings
 from gvisor_kernel.mcp.outputs_folder import OutputsFolder
 
@@ -44,13 +47,19 @@ def run_mcp(arguments: argparse.Namespace) -> int:
     check_streams(is_http=arguments.http is not None)
     settings = read_settings(arguments)
     raise_open_files()
-    from gvisor_kernel.mcp import service
-
     if arguments.http is None:
         if arguments.hosts:
             raise GvisorKernelError("--host needs --http.", "add --http 127.0.0.1:8765.")
-        asyncio.run(service.serve_stdio(settings))
+        with ended_by_signals(), claimed_streams() as wires:
+            greeting = Greeting(*wires, settings)  # before what takes long to import
+            settings = replace(settings, routes=check_sandbox(settings.sandbox))
+            from gvisor_kernel.mcp import service
+
+            asyncio.run(service.serve_stdio(settings, greeting))
         return 0
+    settings = replace(settings, routes=check_sandbox(settings.sandbox))
+    from gvisor_kernel.mcp import service
+
     token, is_ours = choose_token()
     with make_listener(arguments.http, bool(arguments.hosts)) as listener:
         address, port = listener.getsockname()[:2]
@@ -67,6 +76,21 @@ def run_mcp(arguments: argparse.Namespace) -> int:
 
         asyncio.run(service.serve_http(settings, listener, token, hosts, announce))
     return 0
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """End this program with status 0 by SIGINT and SIGTERM, until its event loop handles them."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(0)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def check_streams(*, is_http: bool) -> None:
@@ -108,7 +132,7 @@ def raise_open_files() -> None:
 
 
 def read_settings(arguments: argparse.Namespace) -> ServerSettings:
-    """Return the settings of the server.
+    """Return the settings of the server; those of sandboxes are not checked.
 
     :raises GvisorKernelError: when an argument is wrong
     """
@@ -122,7 +146,6 @@ def read_settings(arguments: argparse.Namespace) -> ServerSettings:
         sandbox["memory_limit"] = arguments.memory
     if "outputs" in sandbox:
         raise GvisorKernelError("--set outputs is not accepted.", "use --outputs FOLDER.")
-    check_sandbox(sandbox)
     for name, most in MOST.items():
         if not 1 <= getattr(arguments, name) <= most:
             option = name.replace("_", "-")
@@ -149,8 +172,10 @@ def read_settings(arguments: argparse.Namespace) -> ServerSettings:
     )
 
 
-def check_sandbox(settings: Mapping[str, Any]) -> None:
+def check_sandbox(settings: Mapping[str, Any]) -> tuple[str, ...]:
     """Check the settings of every sandbox, before a client learns of a wrong one at its first call.
+
+    Return the names of its routes to the network.
 
     :raises SettingError: one is unknown or has a wrong value
     """
@@ -160,7 +185,7 @@ def check_sandbox(settings: Mapping[str, Any]) -> None:
     chosen = choose_settings(settings)
     if isinstance(chosen["uploads"], str):
         chosen["uploads"] = describe_uploads(chosen["uploads"])
-    check_routes(chosen, read_configuration())
+    return check_routes(chosen, read_configuration())
 
 
 def open_outputs(text: str) -> OutputsFolder:

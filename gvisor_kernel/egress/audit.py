@@ -114,6 +114,12 @@ def describe_entry(entry: Entry) -> str:
     return words
 
 
+def describe_refusal(entry: Entry) -> str:
+    """Return which tunnel was refused, and why; "" for another entry. The caller escapes it."""
+    is_refused = entry.method == "CONNECT" and entry.status == 403
+    return f"{entry.host}: {entry.reason}" if is_refused else ""
+
+
 class Audit:
     """Writes the record of one sandbox. One thread of one process."""
 

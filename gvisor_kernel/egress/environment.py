@@ -6,9 +6,11 @@ They are set when a kernel starts or is restored, so no snapshot depends on them
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
+from gvisor_kernel.egress.doors import JUPYTER, Door
 from gvisor_kernel.egress.kinds import PackagesRoute, Route, UrlRoute
 from gvisor_kernel.egress.known_apis import find_api_of_host, find_api_of_variable
 from gvisor_kernel.link.streams import EGRESS_PORT
@@ -18,6 +20,8 @@ from gvisor_kernel.spec.layout import HOME
 BASE = f"http://127.0.0.1:{EGRESS_PORT}"
 PACKAGES_HOME = f"{HOME}/.venv"
 """Where pip and uv install; ``guest/installed.py`` makes it. It counts to the disk limit."""
+REMEDY = "GVISOR_KERNEL_NO_NETWORK"
+"""What to do about a kernel without routes; ``guest/refusals.py`` reads it."""
 DUMMY_KEY = "gvisor-egress"
 """What clients get that refuse to start without a key. The route replaces it."""
 
@@ -47,12 +51,11 @@ _WITHOUT = {
     "PIP_DEFAULT_TIMEOUT": "5",
     "UV_HTTP_RETRIES": "0",
     "UV_HTTP_TIMEOUT": "5",
-    # uv shows neither a reason nor a body, but the address of the index that refused.
-    "UV_DEFAULT_INDEX": f"{BASE}/this-kernel-has-no-network/set-c.GVisorProvisioner.egress",
     "npm_config_fetch_retries": "0",
 }
 
 _DEFAULTS = {
+    REMEDY: "",
     "PIP_RETRIES": "5",
     "PIP_DEFAULT_TIMEOUT": "15",
     "UV_HTTP_RETRIES": "3",
@@ -83,11 +86,11 @@ _PACKAGES = {
 }
 
 
-def egress_environment(routes: Iterable[Route]) -> dict[str, str]:
-    """Return all variables for a kernel that has ``routes``."""
+def egress_environment(routes: Iterable[Route], door: Door = JUPYTER) -> dict[str, str]:
+    """Return all variables for a kernel that has ``routes``, and was started by ``door``."""
     routes = list(routes)
     if not routes:
-        return no_egress_environment()
+        return no_egress_environment(door)
     environment = {**_PROXY, **_QUIET, **_DEFAULTS}
     for route in routes:
         if isinstance(route, UrlRoute):
@@ -97,9 +100,12 @@ def egress_environment(routes: Iterable[Route]) -> dict[str, str]:
     return environment
 
 
-def no_egress_environment() -> dict[str, str]:
+def no_egress_environment(door: Door = JUPYTER) -> dict[str, str]:
     """Return the variables for a kernel without routes: attempts fail soon, and say why."""
-    return {**_PROXY, **_QUIET, **_WITHOUT}
+    # uv shows neither a reason nor a body, but the address of the index that refused.
+    words = re.sub(r"[^\w.=]+", "-", door.remedy)
+    index = f"{BASE}/this-kernel-has-no-network/{words}"
+    return {**_PROXY, **_QUIET, **_WITHOUT, "UV_DEFAULT_INDEX": index, REMEDY: door.remedy}
 
 
 def _announce(route: UrlRoute) -> dict[str, str]:

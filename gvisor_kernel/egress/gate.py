@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from gvisor_kernel.egress.audit import Entry, make_entry
+from gvisor_kernel.egress.doors import JUPYTER
 from gvisor_kernel.egress.heads import Form, Head
 from gvisor_kernel.egress.http import Handler, Reply, Request
 from gvisor_kernel.egress.kinds import HostsRoute, PackagesRoute, Route, UrlRoute
@@ -55,8 +56,14 @@ class Gate:
     """Answers the requests of one run of a kernel."""
 
     def __init__(
-        self, routes: Sequence[Route], services: Services, packages: Handler | None = None
+        self,
+        routes: Sequence[Route],
+        services: Services,
+        packages: Handler | None = None,
+        giving: str = JUPYTER.giving,
     ) -> None:
+        """``giving``: how the route NAME is given to this kernel (``Door``)."""
+        self._giving = giving
         self._routes = {route.name: route for route in routes}
         self._services = services
         self._upstreams: dict[str, Upstream] = {}
@@ -116,6 +123,7 @@ class Gate:
         outcome.route = route.name
         limits = route.limits
         admission = await self._services.admit(route)
+        request.stream.is_useful = True
 
         def announce() -> None:
             opened = replace(outcome, id=secrets.token_hex(8))
@@ -166,8 +174,8 @@ class Gate:
         raise Refused(
             f"no egress route of this kernel allows {shown}",
             f'an administrator can add "{shown}" to the hosts of a route: c.GVisorEgress.routes = '
-            f'{{"web": {{"hosts": ["{shown}"]}}}}, which c.GVisorProvisioner.egress = ["web"] '
-            "then gives the kernel.",
+            f'{{"web": {{"hosts": ["{shown}"]}}}}. Then {self._giving.replace("NAME", "web")}'
+            " gives it to the kernel.",
         )
 
     async def _tunnel(
@@ -204,9 +212,8 @@ class Gate:
             having = ", ".join(self._answers) or "none"
             raise Refused(
                 f"this kernel has no egress route {name or 'of that name'}; it has: {having}",
-                "an administrator defines routes in c.GVisorEgress.routes; "
-                "c.GVisorProvisioner.egress, or gvisor-kernel install --egress NAME, gives them "
-                "to a kernel.",
+                "an administrator defines routes in c.GVisorEgress.routes;"
+                f" {self._giving} gives one to the kernel.",
             )
         return route, self._answers[name]
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import gvisor_kernel
 from gvisor_kernel.egress.counters import Counters, read_count
+from gvisor_kernel.egress.doors import JUPYTER, Door
 from gvisor_kernel.egress.package_index import find_configuration_variables
 from gvisor_kernel.egress.routes import Route, UrlRoute, write_route
 from gvisor_kernel.errors import LaunchError
@@ -65,6 +66,9 @@ class Grant:
     identity: str
     routes: tuple[Route, ...]
     audit: Path | None
+    door: Door = JUPYTER
+    show_refused: Log | None = None
+    """Called like a Log, with a tunnel that was refused, and why."""
 
 
 class EgressWorker(PerProcess):
@@ -152,6 +156,7 @@ class _Worker:
         check_children()
         self._counters = counters
         self._logs: dict[int, Log] = {}
+        self._shows: dict[int, Log | None] = {}
         self._last = 0
         self._told = False
         self._telling = ThreadLock()
@@ -198,11 +203,12 @@ class _Worker:
                 "give the kernel fewer routes, or routes with shorter lists.",
             )
         self._logs[self._last] = write_log
+        self._shows[self._last] = grant.show_refused
         self.control.settimeout(SEND_SECONDS)
         try:
             socket.send_fds(self.control, [message], [theirs.fileno()])
         except OSError:
-            del self._logs[self._last]  # its kernel gets another worker
+            del self._logs[self._last], self._shows[self._last]  # its kernel gets another worker
             raise
 
     def _read_messages(self) -> None:
@@ -235,8 +241,11 @@ class _Worker:
                 break
             if line is not None:
                 self._write(self._logs.get(kernel), str(line))
+                if message.get("refused"):
+                    self._write(self._shows.get(kernel), str(message["refused"]))
             else:
                 self._logs.pop(kernel, None)
+                self._shows.pop(kernel, None)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(END_SECONDS)
             self._tell_end()
@@ -309,6 +318,7 @@ def _describe(number: int, grant: Grant) -> dict[str, Any]:
         "kernel": number,
         "identity": grant.identity,
         "routes": [write_route(route) for route in grant.routes],
+        "giving": grant.door.giving,
         "audit": None if grant.audit is None else str(grant.audit),
         "environment": {name: os.environ[name] for name in names if name in os.environ},
     }

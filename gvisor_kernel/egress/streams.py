@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
+from gvisor_kernel.host.log_files import Allowance
 from gvisor_kernel.link.errors import RemoteProtocolError
 from gvisor_kernel.link.state import Role
 from gvisor_kernel.link.streams import Finished, Granted, Opened, Received, Reset, Streams
@@ -21,6 +22,14 @@ from gvisor_kernel.link.streams import Finished, Granted, Opened, Received, Rese
 READ_SIZE = 256 * 1024
 QUEUE_BYTES = 1024 * 1024
 """Bytes of all streams of a kernel that wait for the bridge, above which no stream may add any."""
+USELESS_BURST, USELESS_PER_SECOND, REFUSAL_PRICE = 2000, 1000, 10
+"""Streams on which no request was admitted, as it was malformed or there was none, and what one
+that is answered costs of them: each takes 0.1 ms, or one, of the process that serves all kernels.
+Nothing is read from a kernel that has more."""
+PAUSE_SECONDS = 0.1
+"""Between two looks whether a kernel may be read from again."""
+PACED_READ = 4 * 1024
+"""Bytes to read at once from a kernel that has spent half of its burst: some 50 requests."""
 TURN_BYTES = 64 * 1024
 """Bytes of room for which one of the streams that wait for it is woken."""
 
@@ -40,6 +49,9 @@ class ByteStream:
         self._at_end = False
         self._finished = False
         self.is_reset = False
+        self.is_answered = False
+        self.is_useful = False
+        """Whether a request of it was admitted, which its route's limits count."""
         self._readable = asyncio.Event()
         self._writable = asyncio.Event()
 
@@ -68,6 +80,7 @@ class ByteStream:
 
         :raises StreamReset: the stream is over
         """
+        self.is_answered = True
         view = memoryview(data)
         while view:
             if self.is_reset:
@@ -153,6 +166,9 @@ class StreamLink:
         self._pending = memoryview(b"")
         self._writing = False
         self._flush_planned = False
+        self._useless = Allowance(USELESS_BURST, USELESS_PER_SECOND)
+        self._waiting: asyncio.TimerHandle | None = None
+        """Set while nothing is read from the kernel."""
         self.ended = False
         sock.setblocking(False)
         self._loop.add_reader(sock.fileno(), self._read)
@@ -212,8 +228,9 @@ class StreamLink:
     # -- the socket ------------------------------------------------------------------------------
 
     def _read(self) -> None:
+        is_paced = self._useless.room() < USELESS_BURST / 2
         try:
-            data = self._sock.recv(READ_SIZE)
+            data = self._sock.recv(PACED_READ if is_paced else READ_SIZE)
         except BlockingIOError:
             return
         except OSError as error:
@@ -260,6 +277,20 @@ class StreamLink:
             self.close(stream)
             self._plan_flush()
             self._tasks.pop(stream.number, None)
+            if not stream.is_useful:
+                self._useless.spend(REFUSAL_PRICE if stream.is_answered else 1)
+                self._pause()
+
+    def _pause(self) -> None:
+        """Read nothing while the kernel has opened too many useless streams."""
+        is_over = not self.ended and self._useless.room() < 1
+        if is_over and self._waiting is None:
+            self._loop.remove_reader(self._sock.fileno())
+        elif not is_over and self._waiting is not None and not self.ended:
+            self._loop.add_reader(self._sock.fileno(), self._read)
+        if self._waiting is not None:
+            self._waiting.cancel()
+        self._waiting = self._loop.call_later(PAUSE_SECONDS, self._pause) if is_over else None
 
     def _plan_flush(self) -> None:
         """Flush at the end of this turn of the loop: several grants then cost one write."""
@@ -308,6 +339,7 @@ class StreamLink:
             return
         self._watch_writable(False)
         self.ended = True
+        self._pause()
         self._loop.remove_reader(self._sock.fileno())
         self._sock.close()
         for stream in self._open.values():

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvisor_kernel.egress import http
-from gvisor_kernel.egress.audit import describe_entry
+from gvisor_kernel.egress.audit import describe_entry, describe_refusal
 from gvisor_kernel.egress.counters import write_count
 from gvisor_kernel.egress.gate import Gate
 from gvisor_kernel.egress.kinds import read_route
@@ -90,11 +90,17 @@ class Worker:
             self._shared,
             lambda line: self._send({"kernel": number, "line": line}),
             lambda entry: self._send(
-                {"kernel": number, "line": describe_entry(entry), "count": write_count(entry)}
+                {
+                    "kernel": number,
+                    "line": describe_entry(entry),
+                    "refused": describe_refusal(entry),
+                    "count": write_count(entry),
+                }
             ),
         )
         routes = [read_route(route) for route in message["routes"]]
-        gate = Gate(routes, services, partial(self._answer_packages, number, services))
+        answer_packages = partial(self._answer_packages, number, services)
+        gate = Gate(routes, services, answer_packages, message["giving"])
 
         async def serve(stream: ByteStream) -> None:
             await http.serve(stream, gate.handle)

@@ -80,7 +80,8 @@ class Egress:
         """The listener is registered for reading: there is room for a connection."""
         self._readers = select.epoll()
         self._writers = select.epoll()
-        self._refusals = Refusals(self._readers)
+        self._refusals = Refusals(self._readers, log.tell_refusal)
+        self._refusal = NO_EGRESS
         self._clients: Dict[int, _Client] = {}
         """By descriptor."""
         self._by_number: Dict[int, _Client] = {}
@@ -93,9 +94,13 @@ class Egress:
 
     # -- a run -----------------------------------------------------------------------------------
 
-    def start(self, allowed: bool) -> None:
-        """Listen, before the kernel of a run exists. ``allowed``: the run has egress."""
+    def start(self, allowed: bool, refusal: str = NO_EGRESS) -> None:
+        """Listen, before the kernel of a run exists. ``allowed``: the run has egress.
+
+        ``refusal``: the status of all answers in a run without.
+        """
         self.stop()
+        self._refusal = refusal
         self._streams = Streams(Role.GUEST) if allowed else None
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
@@ -176,7 +181,7 @@ class Egress:
                     self._write(self._clients[fd])
         if self._readers.fileno() in ready:
             self._read_some()
-        self._refusals.expire(NO_EGRESS)
+        self._refusals.expire(self._refusal)
         self._update_listening()
 
     def pump(self) -> None:
@@ -198,7 +203,7 @@ class Egress:
             if fd in self._clients:
                 budget -= self._read(self._clients[fd])
             elif fd in self._refusals:
-                budget -= self._refusals.read(fd, NO_EGRESS)
+                budget -= self._refusals.read(fd, self._refusal)
             elif self._listener is not None and fd == self._listener.fileno():
                 self._accept()
 

@@ -57,6 +57,11 @@ class GuestLog:
         if self._spend_budget(len(text)):
             self.write(text)
 
+    def tell_refusal(self, text: str) -> None:
+        """Tell whoever waits for it that a connection was refused; it counts in the budget."""
+        if self._spend_budget(len(text)):
+            self._connection.send_log(LogSource.REFUSED, text)
+
     def forward_output(self, source: LogSource, data: bytes) -> None:
         """Forward output of the kernel within its budget, with a note of what was dropped."""
         if self._spend_budget(len(data)):

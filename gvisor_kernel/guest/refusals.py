@@ -10,12 +10,14 @@ import select
 import socket
 import time
 from contextlib import suppress
-from typing import Dict, Optional
+from typing import Callable, Dict, Mapping, Optional
 
 MAX_REFUSALS = 64
 """Connections that are answered at once. More wait in the listener's queue."""
 MAX_HEAD = 8 * 1024
 """Bytes that are read before the answer is sent, if no empty line ends the head earlier."""
+MAX_LINE = 300
+"""Bytes of a request's line that are looked at."""
 MAX_REST = 1024 * 1024
 """Bytes that are read and dropped after the answer. A connection that is closed while bytes of it
 are unread is reset, and its client may not see the answer."""
@@ -23,10 +25,16 @@ DEADLINE_SECONDS = 5.0
 """Seconds after which a connection is answered, and closed, whatever came."""
 READ_SIZE = 16 * 1024
 
-NO_EGRESS = (
-    "403 This kernel has no network; set c.GVisorProvisioner.egress to give it packages or an API"
-)
+NO_EGRESS = "403 This kernel has no network"
+REMEDY = "GVISOR_KERNEL_NO_NETWORK"
+"""The kernel's variable with what gives it one, from the host (``egress/doors.py``)."""
 DETAILS = "docs/egress.md has the details."
+
+
+def find_status(environment: Mapping[str, str]) -> str:
+    """Return the code and reason of each answer to a kernel with these variables."""
+    remedy = environment.get(REMEDY, "")
+    return f"{NO_EGRESS}; {remedy}" if remedy else NO_EGRESS
 
 
 def make_answer(status: str) -> bytes:
@@ -53,8 +61,10 @@ class _Refusal:
 class Refusals:
     """The connections that are being answered, registered at ``poller`` for reading."""
 
-    def __init__(self, poller: select.epoll) -> None:
+    def __init__(self, poller: select.epoll, tell: Callable[[str], None]) -> None:
+        """``tell`` is called with what a program may hide: why a tunnel was refused."""
         self._poller = poller
+        self._tell = tell
         self._refusals: Dict[int, _Refusal] = {}
         """By descriptor, the oldest first."""
 
@@ -121,6 +131,9 @@ class Refusals:
 
     def _answer(self, refusal: _Refusal, status: str) -> None:
         refusal.answered = True
+        words = refusal.head[:MAX_LINE].split(b" ", 2)
+        if words[0] == b"CONNECT" and len(words) > 1:
+            self._tell(f"{words[1].decode('ascii', 'replace')}: {status[4:]}\n")
         refusal.head = b""
         with suppress(OSError):  # the client has gone
             refusal.connection.send(make_answer(status))

@@ -15,7 +15,7 @@ import socket
 import time
 from collections import deque
 from dataclasses import replace
-from typing import Deque, Dict, Optional
+from typing import Deque, Dict, Optional, Union
 
 from gvisor_kernel.guest import process, workspace
 from gvisor_kernel.guest.carried_link import CarriedLink
@@ -31,6 +31,7 @@ from gvisor_kernel.guest.pace import Pace
 from gvisor_kernel.guest.passage import Passage
 from gvisor_kernel.guest.process import LINK_FD, KernelProcess, StartError
 from gvisor_kernel.guest.questions import Questions
+from gvisor_kernel.guest.refusals import find_status
 from gvisor_kernel.guest.service import Service
 from gvisor_kernel.guest.zmq_passage import ZmqPassage
 from gvisor_kernel.link import (
@@ -217,7 +218,7 @@ class Supervisor:
     # -- the kernel ------------------------------------------------------------------------------
 
     def _start_kernel(self, start: Start) -> None:
-        self._begin_run(start.egress)
+        self._begin_run(start)
         environment = self._show_outputs(dict(start.environment))
         self._service.begin(environment, start.cwd)
         self._signing = start.key, start.signature_scheme
@@ -257,7 +258,7 @@ class Supervisor:
 
     def _resume_kernel(self, resume: Resume) -> None:
         """Handle a restore from a snapshot: the host and the mounted directories are new ones."""
-        self._begin_run(resume.egress)
+        self._begin_run(resume)
         with as_kernel():
             workspace.refresh_workspace()
         environment = self._show_outputs(dict(resume.environment))
@@ -268,9 +269,9 @@ class Supervisor:
         else:
             self.connection.send(Resumed(resume.run, False))
 
-    def _begin_run(self, has_egress: bool) -> None:
+    def _begin_run(self, begin: Union[Start, Resume]) -> None:
         self._drop_held()
-        self._egress.start(has_egress)
+        self._egress.start(begin.egress, find_status(dict(begin.environment)))
         self._questions.begin()
         self._service.stop()
 

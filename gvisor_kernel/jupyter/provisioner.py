@@ -25,6 +25,7 @@ from gvisor_kernel.changes.control import ControlSocket
 from gvisor_kernel.changes.unkept import find_unkept
 from gvisor_kernel.config.egress import GVisorEgress
 from gvisor_kernel.config.settings import SandboxSettings, SandboxSpec
+from gvisor_kernel.egress.doors import JUPYTER
 from gvisor_kernel.egress.exposure import check_exposure
 from gvisor_kernel.egress.routes import Route, choose_routes, parse_routes
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, SettingError, StartStopped
@@ -132,6 +133,7 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
                 key for key, text in templates.items() if passed.keys() & text.get_identifiers()
             ),
             routes=self.find_routes(spec, folder),
+            door=getattr(manager, "door", JUPYTER),
         )
 
     def find_routes(self, spec: SandboxSpec, folder: Path) -> tuple[Route, ...]:

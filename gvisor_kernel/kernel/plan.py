@@ -14,6 +14,7 @@ from typing import Any
 from gvisor_kernel.bridge import Address, KernelIdentity
 from gvisor_kernel.config.serialized import read_spec, write_spec
 from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.egress.doors import JUPYTER, Door
 from gvisor_kernel.egress.environment import PACKAGES_HOME, egress_environment
 from gvisor_kernel.egress.routes import Route
 from gvisor_kernel.runtimes.base import LaunchRequest
@@ -51,7 +52,7 @@ class KernelPlan:
     sandbox's own. ``substituted`` names the variables in it whose values contain a variable that
     the setting ``environment`` passes on. ``routes`` are those that ``spec.egress`` names; the plan
     of a snapshot or of a spare has none. ``learned``: for a snapshot that is to be made, what
-    PRELOAD_LEARNED means now.
+    PRELOAD_LEARNED means now. ``door``: who starts the kernel.
     """
 
     spec: SandboxSpec
@@ -63,6 +64,7 @@ class KernelPlan:
     substituted: tuple[str, ...] = ()
     routes: tuple[Route, ...] = ()
     learned: tuple[str, ...] = ()
+    door: Door = JUPYTER
 
 
 def without_routes(plan: KernelPlan) -> KernelPlan:
@@ -126,7 +128,7 @@ def kernel_variables(plan: KernelPlan, sandbox: Mapping[str, str]) -> dict[str, 
     fits, as the packages themselves are part of its key.
     """
     packages = PACKAGES_VARIABLES if plan.spec.packages is not None else {}
-    return {**sandbox, **egress_environment(plan.routes), **packages, **plan.environment}
+    return {**sandbox, **egress_environment(plan.routes, plan.door), **packages, **plan.environment}
 
 
 def make_launch_request(plan: KernelPlan) -> LaunchRequest:

@@ -30,10 +30,15 @@ def make_egress(
     if not plan.routes:
         return None
     loop = asyncio.get_running_loop()
-    grant = Grant(plan.identity.name, plan.routes, sandbox.log_path.with_name(audit.FILE))
 
     def write_log(line: str) -> None:
         loop.call_soon_threadsafe(kernel.note_egress, line)
+
+    def show_refused(text: str) -> None:
+        loop.call_soon_threadsafe(kernel.show_refused, text)
+
+    record = sandbox.log_path.with_name(audit.FILE)
+    grant = Grant(plan.identity.name, plan.routes, record, plan.door, show_refused)
 
     async def open_egress() -> socket.socket:
         return await in_worker(EgressWorker.instance().open, grant, write_log)

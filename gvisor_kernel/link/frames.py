@@ -71,6 +71,8 @@ class LogSource(enum.IntEnum):
     GUEST = 0
     STDOUT = 1
     STDERR = 2
+    REFUSED = 3
+    """A connection that the guest refused, for whoever waits for it."""
 
 
 KERNEL_CHANNELS = (Channel.HB, Channel.CONTROL, Channel.STDIN, Channel.SHELL, Channel.IOPUB)
@@ -186,7 +188,7 @@ class FrameReader:
         if kind in _CHANNELLED:
             if not 0 < channel <= _LAST_CHANNEL:
                 raise RemoteProtocolError(f"A {kind.name} frame has the invalid channel {channel}.")
-        elif channel and (kind is not FrameType.LOG or channel > LogSource.STDERR):
+        elif channel and (kind is not FrameType.LOG or channel > LogSource.REFUSED):
             raise RemoteProtocolError(f"A {kind.name} frame has the invalid channel {channel}.")
         if available < HEADER.size + length:
             return None

@@ -104,6 +104,9 @@ class ReadFile(Arguments):
     session: Annotated[Name | None, Field(description=FILE_SESSION)] = None
     offset: Annotated[int, Number, Field(ge=0, description="bytes to leave out")] = 0
     limit: Annotated[int, Number, Field(ge=1, le=MAX_READ, description="bytes to return")] = 20_000
+    encoding: Annotated[
+        Literal["text", "base64"], Field(description="base64: the exact bytes, also of text")
+    ] = "text"
 
 
 class WriteFile(Arguments):

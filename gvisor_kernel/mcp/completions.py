@@ -19,6 +19,7 @@ from gvisor_kernel.mcp.resources import (
 )
 from gvisor_kernel.mcp.sessions import Sessions
 from gvisor_kernel.mcp.skill_files import list_skills
+from gvisor_kernel.shown_text import printable_name
 
 MAX_VALUES = 100
 """The protocol's limit."""
@@ -49,11 +50,14 @@ async def find_values(sessions: Sessions, params: CompleteRequestParams) -> list
 
 
 async def find_paths(sessions: Sessions, name: str | None) -> list[str]:
-    """Return the files in the outputs of a session, or of all if none is named."""
+    """Return the files in the outputs of a session, or of all if none is named.
+
+    A name that hides something is left out: whoever types it could not see what it is.
+    """
     found: set[str] = set()
     for session in sessions.list():
         if name in (None, session.name):
             start = f"sandbox://{session.name}/outputs/"
             listed, _ = await list_outputs(session)
             found |= {unquote(resource.uri.removeprefix(start)) for resource in listed}
-    return sorted(found)
+    return sorted(path for path in found if path == printable_name(path))

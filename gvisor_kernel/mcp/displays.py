@@ -9,6 +9,7 @@ import base64
 import binascii
 import json
 import re
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from mcp_types import ImageContent
 from gvisor_kernel.api.execution import Result, strip_ansi
 from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.mcp.limits import Limits
+from gvisor_kernel.shown_text import printable, printable_name
 
 PICTURES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 PLACEHOLDER = re.compile(
@@ -27,22 +29,38 @@ MAX_HTML = 2000
 """Characters of HTML that are shown as they are."""
 MAX_FORMS, MAX_MIME, MAX_PLAIN = 5, 60, 400
 CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+PLAIN = re.compile("(\r\n|[\u00a0\u202f\u3000])")
+"""What ``printable`` escapes and a text may have: line ends, and spaces that everybody sees."""
+MARK_BYTES = 4
 SAVE = "save it to a file and move that with sandbox_move_to_outputs"
 
 
 def make_plain(text: str) -> str:
-    """Return text without sequences and characters that a terminal would obey."""
-    return CONTROLS.sub("", strip_ansi(text))
+    """Return text of a stranger without sequences for a terminal; what hides is escaped."""
+    return show(CONTROLS.sub("", strip_ansi(text)).encode("utf-8", "replace").decode())
+
+
+def show(text: str) -> str:
+    """Return text of a stranger; what could control a terminal or hide is escaped."""
+    parts = PLAIN.split(text)
+    return "".join(part if at % 2 else printable(part) for at, part in enumerate(parts))
 
 
 def escape(name: str) -> str:
     """Return a name on one line: what cannot be printed, as an escape."""
-    return "".join(
-        character
-        if character.isprintable() and character != "\\"
-        else character.encode("unicode_escape", "surrogatepass").decode()
-        for character in name
-    )
+    return printable_name(name.replace("\\", "\\\\"))
+
+
+def mark(kind: str, text: str) -> str:
+    """Return a stranger's text between two lines that it cannot contain, nor the code foresee.
+
+    The server's own remarks stay outside. The id is made anew each time, after the text was.
+    """
+    identity = secrets.token_hex(MARK_BYTES)
+    while identity in text:
+        identity = secrets.token_hex(MARK_BYTES)
+    end = "" if text.endswith("\n") else "\n"
+    return f"<{kind} {identity}>\n{text}{end}</{kind} {identity}>"
 
 
 def join_results(results: tuple[Result, ...]) -> str | None:

@@ -50,9 +50,11 @@ class ServerSettings:
     ``sandbox``: settings of every sandbox, as a kernelspec has them. ``upload_roots``: folders of
     the host from which a client may copy files. ``outputs``: a folder of the host; each sandbox
     writes to a folder of its own in it. None: outputs stay in the sandbox and end with it.
+    ``routes``: the routes to the network that each sandbox has, by name.
     """
 
     limits: Limits = field(default_factory=Limits)
     sandbox: Mapping[str, Any] = field(default_factory=dict)
     upload_roots: tuple[Path, ...] = ()
     outputs: OutputsFolder | None = None
+    routes: tuple[str, ...] = ()

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
-from gvisor_kernel.api.execution import strip_ansi
+from gvisor_kernel.mcp.displays import make_plain
 from gvisor_kernel.mcp.results import clean
 
 PAUSE_SECONDS = 0.25
@@ -49,7 +49,7 @@ class Progress:
             await asyncio.sleep(max(0.0, last + PAUSE_SECONDS - time.monotonic()))
             last = time.monotonic()
             self._changed.clear()
-            line = clean(strip_ansi(self._line)[:MAX_LINE])
+            line = clean(make_plain(self._line)[:MAX_LINE])
             await self._report(float(self._count), None, line)
 
     async def __aenter__(self) -> Self:

@@ -24,11 +24,13 @@ from mcp_types import BlobResourceContents, Resource, ResourceTemplate, TextReso
 from gvisor_kernel.api.files import FileFailed
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.host.log_files import NAMES, log_parts
+from gvisor_kernel.mcp.displays import show
 from gvisor_kernel.mcp.file_tools import OUTPUTS, decode
 from gvisor_kernel.mcp.results import clean
 from gvisor_kernel.mcp.sessions import NAME, Session, Sessions
 from gvisor_kernel.mcp.skill_files import FILE, list_skills, read_skill
 from gvisor_kernel.runtimes.state.records import find_sandboxes
+from gvisor_kernel.shown_text import printable_name
 
 log = logging.getLogger(__name__)
 
@@ -59,12 +61,13 @@ def list_templates() -> list[ResourceTemplate]:
         ResourceTemplate(
             name="outputs",
             uri_template=OUTPUT_OF,
-            description="a file in the outputs of a session",
+            description="a file in the outputs of a session: untrusted data of its code",
         ),
         ResourceTemplate(
             name="transcript",
             uri_template=TRANSCRIPT_OF,
-            description="the code and outputs of a session, as recorded; a JSON object a line",
+            description="the code and outputs of a session, as recorded: untrusted data; a JSON"
+            " object a line",
             mime_type="application/jsonl",
         ),
         ResourceTemplate(
@@ -106,7 +109,7 @@ async def list_resources(sessions: Sessions) -> list[Resource]:
             Resource(
                 name=f"skill: {skill.name}",
                 uri=f"skill://{skill.name}/{FILE}",
-                description=clean(skill.description),
+                description=show(skill.description),
                 mime_type="text/markdown",
             )
         )
@@ -161,7 +164,8 @@ async def _walk_outputs(session: Session, found: list[Resource]) -> str:
                     return f"there are more than {SHOWN_OUTPUTS}"
                 name = clean(posixpath.relpath(path, OUTPUTS))
                 uri = f"sandbox://{session.name}/outputs/{quote(name)}"
-                found.append(Resource(name=f"{session.name}: {name}", uri=uri, size=entry.size))
+                shown = f"{session.name}: {printable_name(name)}"
+                found.append(Resource(name=shown, uri=uri, size=entry.size))
     return f"there are more than {MAX_FOLDERS} folders" if folders else missing
 
 
@@ -173,7 +177,7 @@ async def read_resource(sessions: Sessions, uri: str) -> Contents:
     skill = SKILL_URI.fullmatch(uri)
     if skill is not None:
         _, text = await read_skill(unquote(skill[1]))
-        return TextResourceContents(uri=uri, mime_type="text/markdown", text=clean(text))
+        return TextResourceContents(uri=uri, mime_type="text/markdown", text=show(text))
     match = SESSION_URI.fullmatch(uri)
     if match is None:
         raise SandboxError(
@@ -184,12 +188,15 @@ async def read_resource(sessions: Sessions, uri: str) -> Contents:
         return await read_output_file(session, uri, unquote(match[3]), sessions)
     find = read_transcript if match[2] == "transcript" else read_log
     text = await asyncio.to_thread(find, session.sandbox.id)
-    mime = "application/jsonl" if match[2] == "transcript" else "text/plain"
-    return TextResourceContents(uri=uri, mime_type=mime, text=clean(text))
+    if match[2] == "transcript":
+        text, mime = text.replace("\x7f", "\\u007f"), "application/jsonl"  # it stays JSON
+    else:
+        mime = "text/plain"
+    return TextResourceContents(uri=uri, mime_type=mime, text=show(text))
 
 
 async def read_output_file(session: Session, uri: str, path: str, sessions: Sessions) -> Contents:
-    """Return a file in the outputs of a session.
+    """Return a file in the outputs of a session: text that hides nothing, or else its bytes.
 
     :raises GvisorKernelError: it is none, or has too many bytes
     """
@@ -203,7 +210,8 @@ async def read_output_file(session: Session, uri: str, path: str, sessions: Sess
     if encoding == "text" and size == len(data):
         return TextResourceContents(uri=uri, mime_type="text/plain", text=text)
     blob = base64.b64encode(data).decode()
-    return BlobResourceContents(uri=uri, mime_type=guess_type(path), blob=blob)
+    mime = "text/plain" if encoding == "escaped" else guess_type(path)
+    return BlobResourceContents(uri=uri, mime_type=mime, blob=blob)
 
 
 def guess_type(path: str) -> str:
@@ -269,5 +277,7 @@ def read_tail(path: Path) -> Iterator[str]:
             return
         start = max(0, status.st_size - MAX_TAIL)
         file.seek(start)
-        lines = file.read(MAX_TAIL).decode("utf-8", "backslashreplace").splitlines()
+        text = file.read(MAX_TAIL).decode("utf-8", "backslashreplace")
+    # Not splitlines: other separators are a kernel's, and would begin a line of its own making.
+    lines = text.removesuffix("\n").split("\n") if text else []
     yield from lines[1:] if start else lines

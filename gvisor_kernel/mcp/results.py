@@ -15,7 +15,7 @@ from gvisor_kernel.api.execution import Execution, ExecutionError
 from gvisor_kernel.api.shell import ShellResult
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.sizes import describe_size
-from gvisor_kernel.mcp.displays import find_pictures, join_results, make_plain
+from gvisor_kernel.mcp.displays import find_pictures, join_results, make_plain, mark
 from gvisor_kernel.mcp.limits import Limits
 from gvisor_kernel.mcp.sessions import Session
 from gvisor_kernel.mcp.situation import explain, explain_hint
@@ -84,9 +84,11 @@ def make_result(
 
 def make_failure(error: GvisorKernelError) -> CallToolResult:
     """Return the result of a call that failed: the fact, and what to do."""
-    detail = f"\n{error.detail[-MAX_VALUE:]}" if error.detail else ""
     hint = f"\nWhat to do: {explain_hint(error)}" if error.hint else ""
-    return make_result(make_plain(f"{explain(error.fact)}{hint}{detail}"), failed=True)
+    text = make_plain(f"{explain(error.fact)}{hint}")
+    if error.detail:
+        text += "\n" + mark("detail", make_plain(error.detail[-MAX_VALUE:]))
+    return make_result(text, failed=True)
 
 
 def make_session_result(
@@ -190,15 +192,13 @@ def write_run(run: Mapping[str, Any]) -> str:
     parts = []
     if run["new_session"]:
         parts.append(f'[new session "{run["session"]}", run {run["run"]}]')
-    if run.get("result") is not None:
-        parts.append(run["result"])
-    if run["stdout"]:
-        parts.append(f"[stdout]\n{run['stdout'].rstrip()}")
-    if run["stderr"]:
-        parts.append(f"[stderr]\n{run['stderr'].rstrip()}")
+    for name in ("result", "stdout", "stderr"):
+        if run.get(name):
+            parts.append(mark(name, run[name]))
     if run["error"] is not None:
         error = run["error"]
-        parts.append(f"[error] {error['name']}: {error['value']}\n{error['traceback']}".rstrip())
+        text = f"{error['name']}: {error['value']}\n{error['traceback']}"
+        parts.append(mark("error", text))
     if run.get("exit_status"):
         parts.append(f"[exit status {run['exit_status']}]")
     advice = ADVICE.get(run["status"])

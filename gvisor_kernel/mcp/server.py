@@ -36,9 +36,11 @@ from gvisor_kernel import __version__
 from gvisor_kernel.errors import GvisorKernelError, SandboxError
 from gvisor_kernel.mcp import completions, prompts, resources
 from gvisor_kernel.mcp.clients import STATELESS, Client, Clients
+from gvisor_kernel.mcp.displays import make_plain
 from gvisor_kernel.mcp.file_tools import FILE_TOOLS, UPLOAD
+from gvisor_kernel.mcp.greeting import NAME, TITLE
 from gvisor_kernel.mcp.results import make_failure
-from gvisor_kernel.mcp.situation import Situation
+from gvisor_kernel.mcp.situation import INSTRUCTIONS, Situation
 from gvisor_kernel.mcp.tools import CODE_TOOLS, Call, Tool
 
 log = logging.getLogger(__name__)
@@ -46,12 +48,6 @@ log = logging.getLogger(__name__)
 STDIO = "stdio"
 """The key of the one client over stdio."""
 SESSION_HEADER = "mcp-session-id"
-
-INSTRUCTIONS = """\
-Sandboxes that run code, each with a Jupyter kernel. Begin with sandbox_run_code. State stays in a
-session until it ends, or is not used for {idle} minutes. Where a result names a session to go on
-with, pass it. {outputs} Skills, with instructions for documents and data, are prompts and
-resources, and files below /mnt/skills in each sandbox."""
 
 
 class McpServer:
@@ -63,9 +59,9 @@ class McpServer:
         if clients.settings.upload_roots:
             self._tools[UPLOAD.name] = UPLOAD
         self.server: Server[Any] = Server(
-            "gvisor-kernel",
+            NAME,
             version=__version__,
-            title="gVisor sandboxes",
+            title=TITLE,
             instructions=Situation(clients.settings).fill(INSTRUCTIONS),
             on_list_tools=self._list_tools,
             on_call_tool=self._call_tool,
@@ -186,5 +182,5 @@ class McpServer:
         try:
             yield
         except GvisorKernelError as error:
-            text = f"{error.fact} {error.hint}".strip()
+            text = make_plain(f"{error.fact} {error.hint}").strip()
             raise MCPError(INVALID_PARAMS, text, data) from error

@@ -16,6 +16,7 @@ from types import ModuleType
 
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.mcp.clients import Clients
+from gvisor_kernel.mcp.greeting import Greeting
 from gvisor_kernel.mcp.limits import ServerSettings
 from gvisor_kernel.mcp.sessions import Sandboxes
 
@@ -53,8 +54,8 @@ async def open_clients(settings: ServerSettings) -> AsyncIterator[Clients]:
         await clients.close()
 
 
-async def serve_stdio(settings: ServerSettings) -> None:
-    """Serve one client over stdin and stdout until it leaves, or a signal comes.
+async def serve_stdio(settings: ServerSettings, greeting: Greeting) -> None:
+    """Serve the client of ``greeting`` until it leaves, or a signal comes.
 
     :raises GvisorKernelError: the SDK is not installed
     """
@@ -62,9 +63,8 @@ async def serve_stdio(settings: ServerSettings) -> None:
         async with open_clients(settings) as clients:
             server, stdio = await load("server"), await load("stdio")
             lowlevel = server.McpServer(clients).server
-            with stdio.claimed_streams() as (wire_in, wire_out):
-                async with stdio.stdio_streams(wire_in, wire_out, stop) as streams:
-                    await lowlevel.run(*streams, lowlevel.create_initialization_options())
+            async with stdio.stdio_streams(greeting, stop) as streams:
+                await lowlevel.run(*streams, lowlevel.create_initialization_options())
 
 
 @contextmanager

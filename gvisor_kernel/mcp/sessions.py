@@ -20,6 +20,7 @@ from gvisor_kernel.api.async_sandbox import KEPT_OUTPUTS, AsyncSandbox
 from gvisor_kernel.api.execution import Execution
 from gvisor_kernel.api.manager import LANGUAGES
 from gvisor_kernel.api.shell import ShellResult
+from gvisor_kernel.egress.doors import MCP
 from gvisor_kernel.errors import GvisorKernelError, SandboxError
 from gvisor_kernel.mcp.limits import ServerSettings
 
@@ -34,6 +35,10 @@ END_SECONDS = 15.0
 DEFAULT_LANGUAGE = "python"
 MAX_LARGE = 2
 """Whole outputs that a server has in memory at once: each may have 64 MiB."""
+
+
+class _Sandbox(AsyncSandbox):
+    _door = MCP
 
 
 @dataclass(eq=False)
@@ -174,7 +179,7 @@ class Sandboxes:
         outputs = self.settings.outputs
         folder = None if outputs is None else outputs.name_new()
         try:
-            sandbox = await AsyncSandbox.create(
+            sandbox = await _Sandbox.create(
                 language=language, outputs=folder, **self.settings.sandbox
             )
         except BaseException:

@@ -1,8 +1,9 @@
 """The transport over stdin and stdout: one message a line, within bounds.
 
-stdout is the protocol. So the process's own descriptor 1 becomes stderr while it is served: nothing
-that a library prints can be taken for a message. A line that is too long is dropped as it comes,
-and answered by an error. While many requests wait for their answers, no more are read.
+stdout is the protocol. So the process's own descriptor 1 becomes stderr while it is served
+(``greeting``): nothing that a library prints can be taken for a message. A line that is too long is
+dropped as it comes, and answered by an error. While many requests wait for their answers, no more
+are read.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import select
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from queue import SimpleQueue
 
 import anyio
@@ -32,6 +33,7 @@ from mcp_types import (
     jsonrpc_message_adapter,
 )
 
+from gvisor_kernel.mcp.greeting import Greeting
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 MAX_LINE = 32 * 1024 * 1024
@@ -78,10 +80,10 @@ class Lines:
 
 
 class Reader:
-    """Reads a descriptor in a thread of its own: it may be a pipe, a file or a terminal."""
+    """Reads on after ``greeting``, in a thread of its own: it may be a pipe, file or terminal."""
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    def __init__(self, greeting: Greeting) -> None:
+        self._greeting = greeting
         self._loop = asyncio.get_running_loop()
         self._pieces: deque[bytes] = deque()
         self._come = asyncio.Event()
@@ -89,13 +91,14 @@ class Reader:
         threading.Thread(target=self._read, name="gvisor-kernel-mcp-stdin", daemon=True).start()
 
     def _read(self) -> None:
-        data = b"-"
+        first, data = self._greeting.take(), b"-"
         while data:
             self._room.acquire()
             try:
-                data = os.read(self._fd, READ_SIZE)
+                data = first or os.read(self._greeting.wire_in, READ_SIZE)
             except OSError:
                 data = b""
+            first = b""
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self._put, data)
 
@@ -110,22 +113,6 @@ class Reader:
             await self._come.wait()
         self._room.release()
         return self._pieces.popleft()
-
-
-@contextmanager
-def claimed_streams() -> Iterator[tuple[int, int]]:
-    """Take descriptors 0 and 1 for the protocol; meanwhile 0 is empty and 1 is stderr."""
-    wire_in, wire_out = os.dup(0), os.dup(1)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.dup2(2, 1)
-    os.close(nothing)
-    try:
-        yield wire_in, wire_out
-    finally:
-        os.dup2(wire_out, 1)
-        # wire_in stays open: a thread may still read it.
-        os.close(wire_out)
 
 
 def parse_line(line: bytes | None) -> SessionMessage | ErrorData:
@@ -257,9 +244,9 @@ class Unanswered:
 
 @asynccontextmanager
 async def stdio_streams(
-    wire_in: int, wire_out: int, stop: asyncio.Event
+    greeting: Greeting, stop: asyncio.Event
 ) -> AsyncIterator[tuple[Incoming, Outgoing]]:
-    """Serve messages over two descriptors, as streams that the SDK's server takes.
+    """Serve messages over the descriptors of ``greeting``, as streams that the SDK's server takes.
 
     When ``stop`` is set, it is as if the client had left: the server ends in its usual way.
     """
@@ -291,7 +278,7 @@ async def stdio_streams(
         await put_error.send(SessionMessage(error))
 
     async def read() -> None:
-        reader, lines = Reader(wire_in), Lines()
+        reader, lines = Reader(greeting), Lines()
         with reading, contextlib.suppress(anyio.ClosedResourceError, anyio.BrokenResourceError):
             async with put_in, put_error:
                 while data := await reader.read():
@@ -300,13 +287,19 @@ async def stdio_streams(
                             await take(line)
 
     async def write() -> None:
-        writer = Writer(wire_out)
+        writer = Writer(greeting.wire_out)
         async with take_out:
             async for item in take_out:
-                text = item.message.model_dump_json(by_alias=True, exclude_unset=True)
+                answer = item.message
+                if isinstance(answer, JSONRPCResponse | JSONRPCError) and greeting.is_answer(
+                    answer.id
+                ):
+                    unanswered.note_written(answer)
+                    continue
+                text = answer.model_dump_json(by_alias=True, exclude_unset=True)
                 if not await writer.write(text.encode() + b"\n"):
                     return  # the client has left; its end of stdin tells the rest
-                unanswered.note_written(item.message)
+                unanswered.note_written(answer)
 
     async with anyio.create_task_group() as group:
         group.start_soon(watch)

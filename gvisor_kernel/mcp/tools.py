@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.mcp import arguments as forms
-from gvisor_kernel.mcp.displays import join_results, make_plain
+from gvisor_kernel.mcp.displays import join_results, make_plain, mark
 from gvisor_kernel.mcp.limits import ServerSettings
 from gvisor_kernel.mcp.progress import Progress, Report
 from gvisor_kernel.mcp.results import (
@@ -73,7 +73,7 @@ class Tool:
                 read_only_hint=self.reads,
                 destructive_hint=self.destroys,
                 idempotent_hint=self.repeats or self.reads,
-                open_world_hint=False,
+                open_world_hint=self.output is RUN_SCHEMA and bool(situation.settings.routes),
             ),
         )
 
@@ -173,9 +173,10 @@ async def read_output(call: Call, given: forms.ReadOutput) -> CallToolResult:
     end = given.offset + len(part)
     note = f"\n[{total - end} more characters: offset={end}]" if end < total else ""
     part = make_plain(part)
+    nothing = f"[nothing from {given.offset} on; it has {total}]"
     return make_session_result(
         session,
-        f"{part}{note}" if part else f"[nothing from {given.offset} on; it has {total}]",
+        f"{mark(given.stream, part)}{note}" if part else nothing,
         {"text": part, "total": total, "next": end if end < total else None},
     )
 
@@ -270,9 +271,8 @@ CODE_TOOLS = (
         "sandbox_run_code",
         "Run code",
         "Run code in a sandbox with a Jupyter kernel. {state} Returns the value of the last"
-        " expression, what was printed, pictures and errors. The sandbox sees nothing of the user's"
-        " machine and has no network, unless the user has allowed it. Working folder: /workspace."
-        " {outputs}",
+        " expression, what was printed, pictures and errors. {world} Working folder: /workspace."
+        " {outputs} {untrusted}",
         forms.RunCode,
         run_code,
         RUN_SCHEMA,
@@ -283,7 +283,7 @@ CODE_TOOLS = (
         "Run a shell command",
         "Run a bash command in the sandbox of a session of any language, beside its kernel. It has"
         " no input and no terminal. A process in the background (server &) lives on until the"
-        " kernel ends; send its output to a file. {state}",
+        " kernel ends; send its output to a file. {state} {untrusted}",
         forms.Shell,
         run_shell,
         RUN_SCHEMA,
@@ -293,7 +293,7 @@ CODE_TOOLS = (
         "sandbox_read_output",
         "Read more output",
         "Read on where the result of a run was cut. The output of the last 8 runs of a session is"
-        " kept.",
+        " kept. {untrusted}",
         forms.ReadOutput,
         read_output,
         TEXT_SCHEMA,

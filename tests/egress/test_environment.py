@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
+import pytest
+
+from gvisor_kernel.egress.doors import JUPYTER, MCP, PROGRAM, Door
 from gvisor_kernel.egress.environment import egress_environment, no_egress_environment
 from gvisor_kernel.egress.routes import HostsRoute, PackagesRoute, UrlRoute
+from gvisor_kernel.guest.refusals import find_status, make_answer
 
 BASE = "http://127.0.0.1:3128"
 
@@ -23,6 +29,19 @@ def test_without_routes_tools_do_not_wait() -> None:
     assert environment["UV_HTTP_RETRIES"] == "0"
     assert "c.GVisorProvisioner.egress" in environment["UV_DEFAULT_INDEX"]
     assert "GVISOR_KERNEL_PACKAGES" not in environment
+
+
+@pytest.mark.parametrize("door", [JUPYTER, PROGRAM, MCP])
+def test_a_kernel_without_routes_names_what_its_own_door_can_do(door: Door) -> None:
+    environment = egress_environment([], door)
+    answer = make_answer(find_status(environment)).decode("ascii")
+    status, _, rest = answer.partition("\r\n")
+    assert status == f"HTTP/1.1 403 This kernel has no network; {door.remedy}"
+    assert len(status) <= 200
+    assert door.remedy in rest
+    for text in (answer, environment["UV_DEFAULT_INDEX"]):
+        assert ("c.GVisorProvisioner.egress" in text) == (door is JUPYTER)
+    assert urlsplit(environment["UV_DEFAULT_INDEX"]).geturl() == environment["UV_DEFAULT_INDEX"]
 
 
 def test_routes_replace_each_variable_of_a_kernel_without_any() -> None:

@@ -15,6 +15,7 @@ from contextlib import suppress
 
 import pytest
 
+from gvisor_kernel.egress.environment import no_egress_environment
 from gvisor_kernel.guest import egress, refusals
 from gvisor_kernel.guest.egress import Egress
 from gvisor_kernel.guest.guest_log import GuestLog
@@ -129,6 +130,7 @@ def port(any_number: None) -> Iterator[Port]:
 def closed_port(any_number: None) -> Iterator[Port]:
     """Return a port whose run has no egress."""
     port = Port(allowed=False)
+    port.egress.start(False, refusals.find_status(no_egress_environment()))
     yield port
     port.close()
 

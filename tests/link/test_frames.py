@@ -97,7 +97,7 @@ MALFORMED = {
     "credit on channel 255": raw(FrameType.CREDIT, bytes(4), 255),
     "ping on a channel": raw(FrameType.PING, bytes(8), 1),
     "hello on a channel": raw(FrameType.HELLO, b"{}", 5),
-    "log from source 3": raw(FrameType.LOG, b"x", 3),
+    "log from source 4": raw(FrameType.LOG, b"x", 4),
     "length of 4 GiB": HEADER.pack(FrameType.DATA, 1, 0, 0, 2**32 - 1),
 }
 

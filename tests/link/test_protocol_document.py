@@ -114,7 +114,7 @@ def test_document_lists_channels_and_log_sources() -> None:
     documented = {row[1]: int(row[0]) for row in read_table("byte", "channel")}
     assert documented == {channel.name.lower(): int(channel) for channel in Channel if channel}
     assert "CREDIT, then " + ", ".join(channel.name.lower() for channel in DATA_CHANNELS) in TEXT
-    assert [source.name for source in LogSource] == ["GUEST", "STDOUT", "STDERR"]
+    assert [source.name for source in LogSource] == ["GUEST", "STDOUT", "STDERR", "REFUSED"]
     assert "0 the guest, 1 the kernel's stdout, 2 its stderr" in TEXT
 
 

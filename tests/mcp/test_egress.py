@@ -24,6 +24,7 @@ def get(path):
     return text.replace("\\n", " ")
 print(get("/repos/acme/x"))
 print(get("/repos/other/x"))
+print(get("/nothing"))
 """
 
 
@@ -49,11 +50,13 @@ async def run(*options: str) -> list[str]:
 
 
 def test_a_session_has_the_routes_that_its_server_names_and_no_other(upstream: Fake) -> None:
-    allowed, refused = asyncio.run(run("--set", 'egress=["repos"]'))
+    allowed, refused, unknown = asyncio.run(run("--set", 'egress=["repos"]'))
     assert json.loads(allowed)["path"] == "/acme/x"
     assert refused.startswith("403 gvisor-kernel: the route repos does not allow this path.")
+    assert "gvisor-kernel mcp --set egress=" in unknown
+    assert "GVisorProvisioner" not in unknown
     assert [seen.path for seen in upstream.seen] == ["/acme/x"]
 
     for text in asyncio.run(run()):
-        assert text.startswith("403 This kernel has no network")
+        assert text.startswith("403 This kernel has no network; ask the user to start this MCP")
     assert len(upstream.seen) == 1
