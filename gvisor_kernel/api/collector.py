@@ -193,6 +193,8 @@ class Collector:
                 data[mime] = value
             else:
                 self._omit(mime, size)
+        if is_full and not result.data:
+            self._omit("empty value", 0)
         if is_full or (result.data and not data):
             return None
         size = measure("", result.metadata) if result.metadata else 0

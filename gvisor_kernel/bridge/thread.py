@@ -51,7 +51,9 @@ def call_on(
     def begin() -> None:
         task = loop.create_task(work)
         task.add_done_callback(finish)
-        answer.add_done_callback(lambda _: loop.call_soon_threadsafe(task.cancel))
+        answer.add_done_callback(
+            lambda done: done.cancelled() and loop.call_soon_threadsafe(task.cancel)
+        )
 
     def finish(task: asyncio.Task[T]) -> None:
         if task.cancelled():

@@ -134,6 +134,7 @@ def test_empty_results_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     collector = Collector("request", 1000)
     for _ in range(5):
         collector.add(display({}, display_id="a"))
+    assert collector.finish(None).missing.rich == (Omitted("empty value", 2, 0),)
     collector.add(display({"text/plain": "over"}))
     assert collector.finish(None).missing.results == 4
     collector.add(display({"text/plain": "last"}, "update_display_data", "a"))

@@ -94,7 +94,9 @@ def test_a_restart_returns_when_the_kernel_answers(sandbox: Sandbox) -> None:
     assert work._answered.is_set()
 
 
+@pytest.mark.once
 def test_values_of_typescript_have_no_colours() -> None:
+    pytest.importorskip("deno", reason="deno, the kernel of TypeScript, is not installed")
     with Sandbox(language="typescript") as sandbox:
         execution = sandbox.run("({ a: 1, b: 'x' })")
         assert execution.text == '{ a: 1, b: "x" }'

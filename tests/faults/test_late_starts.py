@@ -17,6 +17,8 @@ from gvisor_kernel.runtimes.runsc import starting
 from .. import leaks
 from ..world import World
 
+pytestmark = pytest.mark.once
+
 SECONDS = 0.2
 """How long the late ones have; the others have the usual time."""
 SAID = {
