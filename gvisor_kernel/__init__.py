@@ -21,6 +21,7 @@ __all__ = [
     "GvisorKernelError",
     "Logs",
     "MapResult",
+    "OutputsError",
     "Printed",
     "Result",
     "Sandbox",
@@ -30,6 +31,7 @@ __all__ = [
     "ShellResult",
     "Undone",
     "__version__",
+    "open_output",
 ]
 
 TYPE_CHECKING = False
@@ -45,11 +47,12 @@ if TYPE_CHECKING:
     )
     from gvisor_kernel.api.files import Entry, FileFailed
     from gvisor_kernel.api.mapping import MapResult
+    from gvisor_kernel.api.outputs import open_output
     from gvisor_kernel.api.pool import AsyncSandboxPool, SandboxPool
     from gvisor_kernel.api.sandbox import Sandbox
     from gvisor_kernel.api.shell import ShellResult
     from gvisor_kernel.changes.change import Applied, Change, Changes, ChangesError, Undone
-    from gvisor_kernel.errors import GvisorKernelError, SandboxError, SettingError
+    from gvisor_kernel.errors import GvisorKernelError, OutputsError, SandboxError, SettingError
 
 _MODULES = {
     "Applied": "changes.change",
@@ -66,6 +69,7 @@ _MODULES = {
     "GvisorKernelError": "errors",
     "Logs": "api.execution",
     "MapResult": "api.mapping",
+    "OutputsError": "errors",
     "Printed": "api.execution",
     "Result": "api.execution",
     "Sandbox": "api.sandbox",
@@ -74,6 +78,7 @@ _MODULES = {
     "SettingError": "errors",
     "ShellResult": "api.shell",
     "Undone": "changes.change",
+    "open_output": "api.outputs",
 }
 
 

@@ -6,7 +6,8 @@ GvisorKernelError
 ├── SandboxError          a sandbox could not be started or used, or ended unexpectedly
 │   ├── RuntimeMissing    the program that makes sandboxes is missing or unusable
 │   ├── LaunchError       a sandbox or its kernel did not start
-│   │   └── StartStopped  its kernel was shut down or started again meanwhile
+│   │   ├── StartStopped  its kernel was shut down or started again meanwhile
+│   │   └── StartTimedOut it did not begin in time, and had got nothing of a client
 │   ├── SnapshotError     a snapshot could not be made or used
 │   │   └── NoSnapshot    no snapshot fits the kernel
 │   └── IsolationError    a sandbox is not isolated as required; it was ended
@@ -93,6 +94,11 @@ class LaunchError(SandboxError):
 
 class StartStopped(LaunchError):
     """A start was ended by another call for the same kernel: a shutdown, or a start."""
+
+
+class StartTimedOut(LaunchError):
+    """A sandbox or its kernel did not begin within its time. Nothing of a client has run in it, so
+    that another one may be tried."""
 
 
 class SnapshotError(SandboxError):

@@ -83,6 +83,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("bridge/linked_sandbox.py", "await closed"): UNDONE,
     ("bridge/egress.py", "self._socket.recv(READ_SIZE)"): READY,
     ("bridge/thread.py", "done.result()"): "it is done",
+    ("bridge/thread.py", "task.result()"): "it is done",
     ("kernel/snapshot_queue.py", "threading.Condition()"): LOCK,
     (
         "kernel/snapshot_queue.py",
@@ -172,7 +173,10 @@ ALLOWED: dict[tuple[str, str], str] = {
     ): "bounded by END_SECONDS",
     ("api/loop_thread.py", "future.result()"): CODE,
     ("api/mapping.py", "task.result()"): "it is done",
-    ("api/pool.py", "asyncio.gather(*(sandbox.close() for sandbox in sandboxes))"): UNDONE,
+    (
+        "api/pool.py",
+        "asyncio.gather(*(sandbox.close() for sandbox in sandboxes), return_exceptions=True)",
+    ): UNDONE,
     ("api/pool.py", "asyncio.gather(*self._fillers, return_exceptions=True)"): "they are cancelled",
     ("api/pool.py", "await self._taking"): "until a sandbox has started or failed",
     ("api/runner.py", "while self._kernel.find_end() is None"): "bounded by LAST_SECONDS",

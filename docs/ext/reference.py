@@ -80,12 +80,12 @@ PYTHON = {
     "What code gives": (
         *("Execution", "ExecutionError", "Result", "Logs", "Printed", "ShellResult"),
     ),
-    "Files": ("Entry",),
+    "Files": ("Entry", "open_output"),
     "Changes": ("Changes", "Change", "Applied", "Undone"),
     "Many sandboxes": ("SandboxPool", "AsyncSandboxPool", "MapResult"),
     "Errors": (
         *("GvisorKernelError", "SettingError", "SandboxError", "CodeFailed", "FileFailed"),
-        "ChangesError",
+        *("ChangesError", "OutputsError"),
     ),
 }
 """The names of the Python API, in the order of its page."""
@@ -98,10 +98,12 @@ def python() -> str:
         parts.append(f"## {title}\n")
         for name in names:
             kind = getattr(gvisor_kernel, name)
-            is_error = issubclass(kind, Exception)
-            directive = "autoexception" if is_error else "autoclass"
+            is_class = isinstance(kind, type)
+            is_error = is_class and issubclass(kind, Exception)
+            directive = "autoexception" if is_error else "autoclass" if is_class else "autofunction"
             lines = [f".. {directive}:: gvisor_kernel.{name}"]
-            lines += ["   :show-inheritance:"] if is_error else ["   :members:"]
+            if is_class:
+                lines += ["   :show-inheritance:"] if is_error else ["   :members:"]
             parts.append("```{eval-rst}\n" + "\n".join(lines) + "\n```\n")
         if title == "Files":
             parts.append(

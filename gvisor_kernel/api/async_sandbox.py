@@ -16,23 +16,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
-from gvisor_kernel.api.collector import Collector, Event, Output
+from gvisor_kernel.api.collector import MAX_OUTPUT, MAX_RICH, Collector, Event, Output
 from gvisor_kernel.api.execution import Execution, ExecutionError, Printed, Result
 from gvisor_kernel.api.files import AsyncFiles
 from gvisor_kernel.api.manager import describe_folder, describe_uploads, make_manager
+from gvisor_kernel.api.outputs import list_outputs
 from gvisor_kernel.api.runner import Emit, Runner, make_end_error
 from gvisor_kernel.api.shell import ShellResult, run_shell
+from gvisor_kernel.artifacts.outputs import Listing
 from gvisor_kernel.changes.change import Applied, Change, Changes, Undone
 from gvisor_kernel.changes.kernel_changes import KernelChanges
 from gvisor_kernel.changes.selection import note_more, select
 from gvisor_kernel.changes.undo import undo_apply
 from gvisor_kernel.egress.doors import PROGRAM, Door
-from gvisor_kernel.errors import SandboxError
+from gvisor_kernel.errors import OutputsError, SandboxError
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
 
-MAX_OUTPUT = 1024 * 1024
-"""Bytes of text of each stream, and of results, in one Execution, unless a program says more."""
 MAX_SECONDS = 1e9
 KEPT_OUTPUTS = 8
 """Runs whose whole output can still be read."""
@@ -48,9 +48,10 @@ class AsyncSandbox:
     ``language``: "python", "bash", "typescript" or "java". ``uploads``: a folder that the sandbox
     reads, at /mnt/user-data/uploads and, copied on write, in /workspace. ``outputs``: one that it
     writes, at /mnt/user-data/outputs. None shows no folder of the host. ``timeout``: seconds for
-    each run that sets none; None for no limit. ``max_output``: bytes of text and of results in one
-    Execution. ``settings``: any setting of a kernelspec, such as ``image``, ``memory_limit`` (or
-    ``memory``), ``preload`` or ``egress``. What Jupyter's configuration sets counts before them.
+    each run that sets none; None for no limit. ``max_output``: bytes of text in one Execution, of
+    each stream and of results; ``max_rich``: of pictures and other forms. ``settings``: any setting
+    of a kernelspec, such as ``image``, ``memory_limit`` (or ``memory``), ``preload`` or ``egress``.
+    What Jupyter's configuration sets counts before them.
 
     ``async with`` starts and ends it; so do ``start`` and ``close``.
     """
@@ -65,13 +66,16 @@ class AsyncSandbox:
         outputs: str | Path | None = None,
         timeout: float | None = None,
         max_output: int = MAX_OUTPUT,
+        max_rich: int = MAX_RICH,
         **settings: Any,
     ) -> None:
-        folders = {"uploads": describe_uploads(uploads), "outputs": describe_folder(outputs)}
+        self._outputs_folder = describe_folder(outputs)
+        folders = {"uploads": describe_uploads(uploads), "outputs": self._outputs_folder}
         self._manager = make_manager(language, {**folders, **settings}, self._door)
         self.language = language
         self.timeout = timeout
         self.max_output = max_output
+        self.max_rich = max_rich
         self.files = AsyncFiles(self)
         self._runner: Runner | None = None
         self._outputs: dict[str, Collector] = {}
@@ -196,13 +200,14 @@ class AsyncSandbox:
         on_result: OnResult | None = None,
         on_error: OnError | None = None,
         max_output: int | None = None,
+        max_rich: int | None = None,
     ) -> Execution:
         """Run code in the kernel and return what it gave. Runs take turns.
 
         After ``timeout`` seconds, by default the sandbox's, the code is interrupted, and the kernel
         is killed if it goes on for GRACE_SECONDS; ``ended_by`` tells which. If this is cancelled,
         the code is ended in the same way. The callbacks get what comes as it comes, also what is
-        over ``max_output``; they may be coroutine functions.
+        over a limit; they may be coroutine functions.
 
         :raises SandboxError: the kernel does not run any more; an exception or a death of the code
             itself is in the result
@@ -221,12 +226,17 @@ class AsyncSandbox:
                 if inspect.isawaitable(call):
                     await call
 
-        return await self._execute(code, timeout, emit, max_output)
+        return await self._execute(code, timeout, emit, (max_output, max_rich))
 
     run_code = run
 
     async def stream(
-        self, code: str, *, timeout: float | None = None, max_output: int | None = None
+        self,
+        code: str,
+        *,
+        timeout: float | None = None,
+        max_output: int | None = None,
+        max_rich: int | None = None,
     ) -> AsyncIterator[Event | Execution]:
         """Yield what code gives as it comes, and the Execution at the end; otherwise as ``run``.
 
@@ -239,7 +249,8 @@ class AsyncSandbox:
             if not is_left:
                 await events.put(event)
 
-        running = asyncio.ensure_future(self._execute(code, timeout, emit, max_output))
+        limits = max_output, max_rich
+        running = asyncio.ensure_future(self._execute(code, timeout, emit, limits))
         running.add_done_callback(lambda _: _put_end(events))
         try:
             while True:
@@ -262,7 +273,7 @@ class AsyncSandbox:
                 await running
 
     async def _execute(
-        self, code: str, timeout: float | None, emit: Emit, max_output: int | None = None
+        self, code: str, timeout: float | None, emit: Emit, limits: tuple[int | None, int | None]
     ) -> Execution:
         self._check_owner()
         if not isinstance(code, str):
@@ -274,7 +285,7 @@ class AsyncSandbox:
         assert self._runner is not None
 
         def collect(request: str) -> Collector:
-            return self.collect(request, max_output)
+            return self.collect(request, *limits)
 
         return await self._runner.run(code, seconds, emit, collect)
 
@@ -293,9 +304,15 @@ class AsyncSandbox:
             )
         return float(seconds)
 
-    def collect(self, name: str, max_output: int | None = None) -> Collector:
+    def collect(
+        self, name: str, max_output: int | None = None, max_rich: int | None = None
+    ) -> Collector:
         """Return a collector whose output is kept for ``output``, as that of ``name``."""
-        collector = Collector(name, self.max_output if max_output is None else max_output)
+        collector = Collector(
+            name,
+            self.max_output if max_output is None else max_output,
+            self.max_rich if max_rich is None else max_rich,
+        )
         self._keep_output(collector)
         return collector
 
@@ -358,6 +375,17 @@ class AsyncSandbox:
         :raises SandboxError: the kernel does not run
         """
         return await run_shell(self, command, timeout, max_output, on_output)
+
+    async def outputs(self) -> Listing:
+        """Return what lies in the folder ``outputs`` on the host, also after the end.
+
+        Links and special files are named apart from files, in ``others``. See ``open_output``.
+
+        :raises OutputsError: there is no such folder, or it cannot be read
+        """
+        if self._outputs_folder is None:
+            raise OutputsError("This sandbox has no folder for outputs.", "name one: outputs=.")
+        return await asyncio.to_thread(list_outputs, self._outputs_folder)
 
     # -- changes ---------------------------------------------------------------------------------
 
@@ -426,6 +454,8 @@ class AsyncSandbox:
     async def restart(self) -> None:
         """Start a new kernel: variables are gone; files in the sandbox stay if it still lives.
 
+        Returns when the kernel answers. A sandbox lives for a minute after its kernel has died.
+
         :raises GvisorKernelError: it cannot be started
         """
         if self._closed:
@@ -444,6 +474,7 @@ class AsyncSandbox:
         await runner.end_run()
         async with runner.turn:
             await self._manager.restart_kernel(now=True)
+            await runner.wait_for_kernel()
 
 
 def _put_end(events: asyncio.Queue[Event | None]) -> None:

@@ -16,17 +16,26 @@ from gvisor_kernel.api.execution import (
     ExecutionError,
     Logs,
     Missing,
+    Omitted,
     Printed,
     Result,
 )
+from gvisor_kernel.shown_text import printable_name
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 MAX_KEPT = 64 * 1024 * 1024
 """Bytes of all output of a run that are kept for ``Sandbox.output``."""
 READ_SIZE = 4 * 1024 * 1024
 MAX_LINE = 96 * 1024 * 1024
-_AROUND = len(json.dumps({"result": 0, "metadata": {}, "main": True}))
-"""Bytes of an entry in the file beside those of a result."""
+MAX_OUTPUT = 1024 * 1024
+"""Bytes of each stream, and of the text of results, in one Execution, unless a program says so."""
+MAX_RICH = 8 * 1024 * 1024
+"""Bytes of pictures and of other forms of results, unless a program says more."""
+TEXT = "text/plain"
+BASE64 = ("image/png", "image/jpeg", "image/gif", "image/webp", "application/pdf")
+"""Types whose values are base64: a form counts as the bytes that it stands for."""
+MAX_TYPES, MAX_TYPE = 20, 100
+"""Types of what was left out, which a sandbox chooses, and characters of each; others are one."""
 MAX_NAME = 1000
 MAX_TRACEBACK = 256 * 1024
 MAX_RESULTS = 10_000
@@ -56,23 +65,27 @@ class LeftOut(dict[str, Any]):
 class Collector:
     """The messages of one request on iopub and shell.
 
-    ``max_output``: bytes of text of each stream, and of all results, that become part of the
-    Execution. What is over it is only in the file (``read_output``).
+    ``max_output``: bytes of each stream, and of the text of all results, that become part of the
+    Execution. ``max_rich``: the same for pictures and other forms of results. What is over them is
+    only in the file (``read_output``).
     """
 
-    def __init__(self, request: str, max_output: int) -> None:
+    def __init__(
+        self, request: str, max_output: int = MAX_OUTPUT, max_rich: int = MAX_RICH
+    ) -> None:
         self.request = request
         self.error: ExecutionError | None = None
         self.is_idle = False
         self.has_reply = False
         self.asks_exit = False
         """The code has asked its kernel to exit, as IPython's ``exit`` does."""
-        self._max = max_output
         self._began = time.monotonic()
         self._count: int | None = None
         self._texts: dict[str, list[str]] = {"stdout": [], "stderr": []}
         self._left = {"stdout": max_output, "stderr": max_output, "results": max_output}
-        self._missing = {"stdout": 0, "stderr": 0, "results": 0, "pictures": 0}
+        self._left_rich = max_rich
+        self._missing = {"stdout": 0, "stderr": 0, "results": 0}
+        self._omitted: dict[str, Omitted] = {}
         self._results: list[Result] = []
         self._displays: dict[str, int] = {}
         self._kept = 0
@@ -140,8 +153,7 @@ class Collector:
             return None
         is_main = kind == "execute_result"
         result = Result(data, metadata if isinstance(metadata, dict) else {}, is_main)
-        entry = {"result": data, "metadata": result.metadata, "main": is_main}
-        size = max(0, self._keep(entry) - _AROUND)
+        self._keep({"result": data, "metadata": result.metadata, "main": is_main})
         transient = content.get("transient")
         display = transient.get("display_id") if isinstance(transient, dict) else None
         if not isinstance(display, str) or len(display) > MAX_DISPLAY_ID:
@@ -149,10 +161,7 @@ class Collector:
         known = self._displays.get(display) if display is not None else None
         is_update = known is not None and kind == "update_display_data"
         is_full = len(self._results) >= MAX_RESULTS and not is_update
-        if is_full:
-            self._missing["results"] += size
-            return result
-        kept = self._fit(result, size)
+        kept = self._fit(result, is_full)
         if kept is None:
             return result
         if known is not None and is_update:
@@ -163,49 +172,73 @@ class Collector:
             self._results.append(kept)
         return result
 
-    def _fit(self, result: Result, size: int) -> Result | None:
-        """Return what of a result has room: all, the beginning of a main result, or nothing."""
-        left = self._left["results"]
-        if size <= left:
-            self._left["results"] -= size
-            return result
-        text = cut(result.text or "", left) if result.is_main_result else ""
-        self._left["results"] -= len(text.encode("utf-8", "surrogatepass"))
-        missing = size - len(text.encode("utf-8", "surrogatepass"))
-        self._missing["results"] += missing
-        if any(mime.startswith("image/") for mime in result.data):
-            self._missing["pictures"] += missing
-        return Result({"text/plain": text}, {}, result.is_main_result) if text else None
+    def _fit(self, result: Result, is_full: bool) -> Result | None:
+        """Return the forms of a result that have room, and the beginning of a main result's text.
 
-    def _keep(self, entry: dict[str, Any]) -> int:
-        """Write an entry to the file, if it has room; return its bytes."""
+        None if nothing of it has, or if there is no room for another result (``is_full``).
+        """
+        data: dict[str, Any] = {}
+        for mime, value in result.data.items():
+            size = measure(mime, value)
+            if mime == TEXT and isinstance(value, str):
+                left = 0 if is_full else self._left["results"]
+                text = cut(value, left) if size <= left or result.is_main_result else ""
+                kept = len(text.encode("utf-8", "surrogatepass"))
+                self._left["results"] -= kept
+                self._missing["results"] += size - kept
+                if text or not value:
+                    data[mime] = text
+            elif not is_full and size <= self._left_rich:
+                self._left_rich -= size
+                data[mime] = value
+            else:
+                self._omit(mime, size)
+        if is_full and not result.data:
+            self._omit("empty value", 0)
+        if is_full or (result.data and not data):
+            return None
+        size = measure("", result.metadata) if result.metadata else 0
+        if size > self._left_rich:
+            self._omit("metadata", size)
+            return Result(data, {}, result.is_main_result)
+        self._left_rich -= size
+        return Result(data, result.metadata, result.is_main_result)
+
+    def _omit(self, mime: str, size: int) -> None:
+        name = printable_name(mime[:MAX_TYPE])
+        if name not in self._omitted and len(self._omitted) >= MAX_TYPES:
+            name = "other types"
+        before = self._omitted.get(name, Omitted(name, 0, 0))
+        self._omitted[name] = Omitted(name, before.count + 1, before.size + size)
+
+    def _keep(self, entry: dict[str, Any]) -> None:
+        """Write an entry to the file, if it has room."""
         try:
             line = json.dumps(entry).encode() + b"\n"
         except (RecursionError, ValueError):  # nested too deep for the parser of a later reader
             line = b"\n"
         if self._kept + len(line) > MAX_KEPT:
             self._kept = MAX_KEPT
-            return len(line)
+            return
         with suppress(OSError):  # a full disk: what is missing is counted all the same
             if self._file is None:
                 self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - see ``close``
             if os.pwrite(self._file.fileno(), line, self._kept) < len(line):
                 self._kept = MAX_KEPT
-                return len(line)
+                return
             self._kept += len(line)
             self._written = self._kept
-        return len(line)
 
     def finish(self, ended_by: str | None, error: ExecutionError | None = None) -> Execution:
         """Return what was collected. ``error``: instead of the code's own."""
         return Execution(
-            results=tuple(self._results),
-            logs=Logs(tuple(self._texts["stdout"]), tuple(self._texts["stderr"])),
+            results=list(self._results),
+            logs=Logs(list(self._texts["stdout"]), list(self._texts["stderr"])),
             error=error or self.error,
             execution_count=self._count,
             duration=time.monotonic() - self._began,
             ended_by=ended_by,
-            missing=Missing(**self._missing),
+            missing=Missing(**self._missing, rich=tuple(self._omitted.values())),
             id=self.request,
         )
 
@@ -246,6 +279,19 @@ class Collector:
             with suppress(OSError):
                 self._file.close()
             self._file = None
+
+
+def measure(mime: str, value: object) -> int:
+    """Return about how many bytes a form of a value takes, its type included."""
+    if not isinstance(value, str):
+        try:
+            value = json.dumps(value)
+        except (RecursionError, ValueError):  # nested deeper than it can be read again
+            return MAX_LINE
+    elif mime == TEXT:
+        return len(value.encode("utf-8", "surrogatepass"))
+    size = len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
+    return len(mime.encode("utf-8", "surrogatepass")) + (size * 3 // 4 if mime in BASE64 else size)
 
 
 def cut(text: str, limit: int) -> str:

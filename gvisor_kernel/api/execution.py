@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from gvisor_kernel.host.sizes import describe_size
+
 _ANSI = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b\]|\x9d)[^\x07\x1b\x80-\x9f]*(?:\x07|\x1b\\|\x9c)"
     r"|\x1b[ -/]*[0-~]|[\x1b\x80-\x9f]"
@@ -42,8 +44,9 @@ def strip_ansi(text: str) -> str:
 class Result:
     """One displayed value, in all the forms in which the kernel gave it.
 
-    ``data``: by MIME type, as in a message of Jupyter. ``is_main_result``: the value of the last
-    expression, not something that was displayed on the way.
+    ``data``: by MIME type, as in a message of Jupyter, with the colours of a terminal if the kernel
+    has sent some. ``is_main_result``: the value of the last expression, not something that was
+    displayed on the way.
     """
 
     data: Mapping[str, Any]
@@ -52,8 +55,9 @@ class Result:
 
     @property
     def text(self) -> str | None:
-        """The form ``text/plain``."""
-        return self._find_text("text/plain")
+        """The form ``text/plain``, without colours."""
+        text = self._find_text("text/plain")
+        return None if text is None else strip_ansi(text)
 
     @property
     def html(self) -> str | None:
@@ -140,11 +144,11 @@ class Result:
 class Logs:
     """What was printed: the pieces as they came, in order within each stream."""
 
-    stdout: tuple[str, ...] = ()
-    stderr: tuple[str, ...] = ()
+    stdout: list[str] = field(default_factory=list)
+    stderr: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return "".join((*self.stdout, *self.stderr))
+        return "".join([*self.stdout, *self.stderr])
 
 
 @dataclass(frozen=True)
@@ -176,20 +180,50 @@ class ExecutionError:
 
 
 @dataclass(frozen=True)
-class Missing:
-    """Bytes that are not in an Execution, as they were over ``max_output``.
+class Omitted:
+    """Forms of values that were left out. ``size``: bytes of all ``count`` of them."""
 
-    ``stdout`` and ``stderr``: of text. ``results``: of values that were left out; ``pictures``: of
-    those among them that have a picture.
+    type: str
+    """The MIME type, as a name for people: a sandbox has chosen it."""
+    count: int
+    size: int
+
+    def __str__(self) -> str:
+        size = describe_size(self.size)
+        return (
+            f"{self.type} ({size})"
+            if self.count == 1
+            else f"{self.count} {self.type} ({size} in all)"
+        )
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What is not in an Execution, and why: ``str`` says it in one line, for people and models.
+
+    ``stdout``, ``stderr`` and ``results``: bytes of text over ``max_output``. ``rich``: pictures
+    and other forms over ``max_rich``, by type.
     """
 
     stdout: int = 0
     stderr: int = 0
     results: int = 0
-    pictures: int = 0
+    rich: tuple[Omitted, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.stdout or self.stderr or self.results)
+        return bool(self.stdout or self.stderr or self.results or self.rich)
+
+    def __str__(self) -> str:
+        texts = [
+            f"{describe_size(getattr(self, name))} of {name}"
+            for name in ("stdout", "stderr", "results")
+            if getattr(self, name)
+        ]
+        parts = [f"{', '.join(texts)}: print less"] if texts else []
+        if self.rich:
+            rich = ", ".join(map(str, self.rich))
+            parts.append(f"{rich}: display it smaller, or save it to a file")
+        return f"Left out: {'; '.join(parts)}." if parts else ""
 
 
 @dataclass(frozen=True)
@@ -199,11 +233,11 @@ class Execution:
     ``ended_by``: None if the code ended by itself; else "interrupt" (after a timeout, the kernel
     lives), "kill" (after a timeout that an interrupt did not end) or "death" (of the kernel, with
     the reason in ``error``). After the last two, ``Sandbox.restart`` starts another kernel.
-    ``missing``: what was over the limit of output; ``Sandbox.output`` returns all of it. The text
-    of the main result is cut; what else is over it is left out.
+    ``missing``: what was over the limits of output; ``Sandbox.output`` returns all of it. The text
+    of the main result is cut; what else is over a limit is left out.
     """
 
-    results: tuple[Result, ...] = ()
+    results: list[Result] = field(default_factory=list)
     logs: Logs = field(default_factory=Logs)
     error: ExecutionError | None = None
     execution_count: int | None = None
@@ -237,7 +271,7 @@ class Execution:
         return json.dumps(
             {
                 "results": [dict(result.data) for result in self.results],
-                "logs": {"stdout": list(self.logs.stdout), "stderr": list(self.logs.stderr)},
+                "logs": {"stdout": self.logs.stdout, "stderr": self.logs.stderr},
                 "error": None if self.error is None else self.error._as_dict(),
             }
         )

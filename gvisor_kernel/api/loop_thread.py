@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from gvisor_kernel.bridge.thread import call_on
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.host.per_process import PerProcess
 
@@ -48,7 +49,7 @@ class LoopThread(PerProcess):
         if threading.current_thread() is self._thread:  # it would wait for itself
             work.close()
             raise SandboxError("The sandbox cannot be used in the thread that serves it.")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        future = call_on(self._loop, work)
         try:
             return future.result()
         except BaseException:
@@ -64,7 +65,7 @@ class LoopThread(PerProcess):
         if self._ended or self.is_inherited:
             work.close()
         elif threading.current_thread() is self._thread:
-            asyncio.run_coroutine_threadsafe(work, self._loop)
+            call_on(self._loop, work)
         else:
             self.run(work)
 
@@ -86,7 +87,7 @@ class LoopThread(PerProcess):
             closing = [closable.close() for closable in tuple(self._open)]
             await asyncio.gather(*closing, return_exceptions=True)
 
-        future = asyncio.run_coroutine_threadsafe(close_all(), self._loop)
+        future = call_on(self._loop, close_all())
         with suppress(BaseException):  # an exit must not hang; what is left has another sweep
             future.result(END_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -77,7 +77,7 @@ async def _call(
         if is_large:
             await sandbox.files.write(INPUT, text)
         code = make_call(name, source, None if is_large else text)
-        execution = await sandbox.run(code, timeout=timeout, max_output=MAX_VALUE)
+        execution = await sandbox.run(code, timeout=timeout, max_rich=MAX_VALUE)
     values = [result.data[ANSWER] for result in execution.results if ANSWER in result.data]
     error = execution.error
     if error is None and not values:

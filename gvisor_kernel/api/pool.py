@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Coroutine, Generator
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -134,8 +133,7 @@ class AsyncSandboxPool:
         sandboxes = [*self._taken, *self._ready]
         self._ready.clear()
         self._taken.clear()
-        with suppress(GvisorKernelError):
-            await asyncio.gather(*(sandbox.close() for sandbox in sandboxes))
+        await asyncio.gather(*(sandbox.close() for sandbox in sandboxes), return_exceptions=True)
 
     async def __aenter__(self) -> Self:
         return await self.start()

@@ -122,9 +122,7 @@ class Runner:
         client.context.setsockopt(zmq.RCVHWM, MAX_WAITING)  # of the sockets that it will make
 
     async def start(self, connection: KernelConnectionInfo) -> None:
-        """Connect to the kernel. Returns when it answers, and this client gets its output.
-
-        Otherwise the start of a slow kernel would count for the timeout of the first run.
+        """Connect to the kernel. Returns when it answers; see ``wait_for_kernel``.
 
         :raises SandboxError: when the kernel ends before
         """
@@ -134,6 +132,17 @@ class Runner:
             asyncio.create_task(self._read_iopub()),
             asyncio.create_task(self._read_shell()),
         ]
+        await self.wait_for_kernel()
+
+    async def wait_for_kernel(self) -> None:
+        """Wait until a kernel that was started answers, and this client gets its output.
+
+        Otherwise the rest of its start would count for the timeout of the first run.
+
+        :raises SandboxError: when the kernel ends before
+        """
+        for came in (self._welcome, self._answered):
+            came.clear()
         self._client.kernel_info()
         for came in (self._welcome, self._answered):
             while not came.is_set():
@@ -240,8 +249,12 @@ class Runner:
         loop = asyncio.get_running_loop()
         end = None if seconds is None else loop.time() + seconds
         while not event.is_set():
-            if any(reader.done() for reader in self._readers):
-                raise SandboxError("The messages of this sandbox can no longer be read.")
+            for reader in self._readers:
+                if reader.done():
+                    reason = None if reader.cancelled() else reader.exception()
+                    raise SandboxError(
+                        "The messages of this sandbox can no longer be read."
+                    ) from reason
             left = POLL_SECONDS if end is None else min(POLL_SECONDS, end - loop.time())
             if left <= 0:
                 return False

@@ -11,13 +11,14 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
 
 from gvisor_kernel.api import mapping
-from gvisor_kernel.api.async_sandbox import MAX_OUTPUT, AsyncSandbox
-from gvisor_kernel.api.collector import Event, Output
+from gvisor_kernel.api.async_sandbox import AsyncSandbox
+from gvisor_kernel.api.collector import MAX_OUTPUT, MAX_RICH, Event, Output
 from gvisor_kernel.api.execution import Execution, ExecutionError, Result
 from gvisor_kernel.api.files import MAX_READ, AsyncFiles, Entry, Moved
 from gvisor_kernel.api.loop_thread import LoopThread
 from gvisor_kernel.api.mapping import MapResult
 from gvisor_kernel.api.shell import ShellResult
+from gvisor_kernel.artifacts.outputs import Listing
 from gvisor_kernel.changes.change import Applied, Change, Changes, Undone
 from gvisor_kernel.changes.undo import undo_apply
 
@@ -40,6 +41,7 @@ class Sandbox:
         outputs: str | Path | None = None,
         timeout: float | None = None,
         max_output: int = MAX_OUTPUT,
+        max_rich: int = MAX_RICH,
         **settings: Any,
     ) -> None:
         self._thread = LoopThread.instance()
@@ -51,6 +53,7 @@ class Sandbox:
                 outputs=outputs,
                 timeout=timeout,
                 max_output=max_output,
+                max_rich=max_rich,
                 **settings,
             )
             return await sandbox.start()
@@ -120,6 +123,7 @@ class Sandbox:
         on_result: Callable[[Result], None] | None = None,
         on_error: Callable[[ExecutionError], None] | None = None,
         max_output: int | None = None,
+        max_rich: int | None = None,
     ) -> Execution:
         """Run code in the kernel and return what it gave; see ``AsyncSandbox.run``.
 
@@ -136,6 +140,7 @@ class Sandbox:
             on_result=_in_thread(on_result),
             on_error=_in_thread(on_error),
             max_output=max_output,
+            max_rich=max_rich,
         )
         try:
             return self._thread.run(running)
@@ -145,13 +150,20 @@ class Sandbox:
     run_code = run
 
     def stream(
-        self, code: str, *, timeout: float | None = None, max_output: int | None = None
+        self,
+        code: str,
+        *,
+        timeout: float | None = None,
+        max_output: int | None = None,
+        max_rich: int | None = None,
     ) -> Iterator[Event | Execution]:
         """Yield what code gives as it comes, and the Execution at the end.
 
         :raises SandboxError: the kernel does not run any more
         """
-        events = self._sandbox.stream(code, timeout=timeout, max_output=max_output)
+        events = self._sandbox.stream(
+            code, timeout=timeout, max_output=max_output, max_rich=max_rich
+        )
         try:
             while True:
                 event = self._thread.run(_next(events))
@@ -168,13 +180,17 @@ class Sandbox:
     def shell(
         self, command: str, *, timeout: float | None = None, max_output: int | None = None
     ) -> ShellResult:
-        """Run a command of the shell in the sandbox, in the kernel's folder, without input.
+        """Run a command of the shell in the sandbox, in /workspace, without input.
 
-        :raises SandboxError: the kernel does not run, or the language is not Python
+        :raises SandboxError: the kernel does not run
         """
         return self._thread.run(
             self._sandbox.shell(command, timeout=timeout, max_output=max_output)
         )
+
+    def outputs(self) -> Listing:
+        """Return what lies in the folder ``outputs`` on the host; see ``AsyncSandbox.outputs``."""
+        return self._thread.run(self._sandbox.outputs())
 
     def changes(self) -> Changes:
         """Return what was changed in /workspace, against the folder ``uploads`` on disk."""

@@ -93,6 +93,7 @@ async def run_shell(
         error = with_text(None, "CommandFailed", reason or failure.fact)
     finally:
         running.cancel()
+        running.add_done_callback(lambda task: task.cancelled() or task.exception())
         # A task of its own: a second cancellation must not leave the command, or the call.
         await asyncio.shield(asyncio.ensure_future(_end(call, is_over)))
     is_status = type(status) is int and -64 <= status <= 255

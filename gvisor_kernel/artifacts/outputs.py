@@ -7,6 +7,7 @@ the time and the number of files of a look are bounded.
 from __future__ import annotations
 
 import contextlib
+import errno
 import mimetypes
 import os
 import stat
@@ -31,43 +32,52 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 @dataclass(frozen=True)
 class OutputFile:
-    """A regular file. ``path``: relative, with ``/``; ``modified``: seconds of Unix time."""
+    """A regular file, if ``kind`` is "file"; else a "link", or an "other" such as a pipe.
+
+    ``path``: relative, with ``/``; ``modified``: seconds of Unix time.
+    """
 
     path: str
     size: int
     modified: float
     type: str
     """As its name tells, which the kernel chose."""
+    kind: str = "file"
 
 
 @dataclass(frozen=True)
 class Listing:
-    """``more``: there are files that are not listed."""
+    """``files``: regular ones, the newest first. ``others``: links and special files, which
+    ``open_output`` refuses, and which nothing else should open: a link may lead to any file of the
+    host. ``more``: there are some that are not listed."""
 
     files: tuple[OutputFile, ...]
     more: bool
+    others: tuple[OutputFile, ...] = ()
 
 
-def list_outputs(root: Opened) -> Listing:
-    """Return the files below a folder, the newest first. Blocks for at most MAX_SECONDS.
+def list_outputs(root: Opened, *, hidden: bool = False) -> Listing:
+    """Return what lies below a folder. Blocks for at most MAX_SECONDS.
 
-    Hidden files and folders, and names that are not UTF-8, are left out.
+    Hidden files and folders are left out without ``hidden``, and names that are not UTF-8.
 
     :raises OSError: when the folder cannot be read
     """
     check_access(root, read=True)
-    found: list[OutputFile] = []
+    found: dict[bool, list[OutputFile]] = {True: [], False: []}
     more = False
-    for file in _walk(root, time.monotonic() + MAX_SECONDS):
+    for file in _walk(root, time.monotonic() + MAX_SECONDS, hidden):
         if file is None:
             more = True
         else:
-            found.append(file)
-    found.sort(key=lambda file: (-file.modified, file.path))
-    return Listing(tuple(found[:MAX_LISTED]), more or len(found) > MAX_LISTED)
+            found[file.kind == "file"].append(file)
+    for each in found.values():
+        each.sort(key=lambda file: (-file.modified, file.path))
+        more = more or len(each) > MAX_LISTED
+    return Listing(tuple(found[True][:MAX_LISTED]), more, tuple(found[False][:MAX_LISTED]))
 
 
-def _walk(root: Opened, deadline: float) -> Iterator[OutputFile | None]:
+def _walk(root: Opened, deadline: float, hidden: bool) -> Iterator[OutputFile | None]:
     """Yield files, and None if something was left out."""
     looked_at = 0
     left = [("", 0)]
@@ -91,7 +101,11 @@ def _walk(root: Opened, deadline: float) -> Iterator[OutputFile | None]:
                         yield None
                         return
                     path = f"{folder}/{entry.name}" if folder else entry.name
-                    if entry.name.startswith(".") or not _is_shown(path):
+                    if not _is_shown(path):
+                        if hidden:
+                            yield None
+                        continue
+                    if entry.name.startswith(".") and not hidden:
                         continue
                     with contextlib.suppress(OSError):
                         status = entry.stat(follow_symlinks=False)
@@ -100,8 +114,11 @@ def _walk(root: Opened, deadline: float) -> Iterator[OutputFile | None]:
                                 yield None
                             else:
                                 left.append((path, depth + 1))
-                        elif stat.S_ISREG(status.st_mode):
-                            yield OutputFile(path, status.st_size, status.st_mtime, find_type(path))
+                        else:
+                            kind = "link" if stat.S_ISLNK(status.st_mode) else "other"
+                            kind = "file" if stat.S_ISREG(status.st_mode) else kind
+                            described = status.st_size, status.st_mtime, find_type(path)
+                            yield OutputFile(path, *described, kind)
         finally:
             os.close(fd)
 
@@ -116,13 +133,14 @@ def find_type(path: str) -> str:
     return mimetypes.guess_type(f"./{path}", strict=False)[0] or "application/octet-stream"
 
 
-def check_path(path: str) -> str:
+def check_path(path: str, *, hidden: bool = False) -> str:
     """Return a path below a folder in its usual form.
 
-    :raises OutputsError: when it is none
+    :raises OutputsError: when it is none; when it is one of a hidden file, without ``hidden``
     """
     parts = [part for part in path.split("/") if part != "."]
-    if "\0" in path or not _is_shown(path) or any(part.startswith(".") for part in parts):
+    refused = any(part == ".." or (part.startswith(".") and not hidden) for part in parts)
+    if "\0" in path or not _is_shown(path) or refused:
         raise OutputsError("This is no path of a file below the outputs, or one of a hidden file.")
     if not all(parts) or not parts:
         raise OutputsError("This is no path of a file below the outputs.")
@@ -130,18 +148,22 @@ def check_path(path: str) -> str:
 
 
 @contextlib.contextmanager
-def open_output(root: Opened, path: str) -> Iterator[tuple[IO[bytes], os.stat_result]]:
+def open_output(
+    root: Opened, path: str, *, hidden: bool = False
+) -> Iterator[tuple[IO[bytes], os.stat_result]]:
     """Open the regular file at ``path`` below ``root``, and yield it with its status.
 
     :raises OutputsError: when there is none, or a part of the path is a link
     """
-    checked = check_path(path)
+    checked = check_path(path, hidden=hidden)
     above, _, name = checked.rpartition("/")
     try:
         with open_below(root, above or ".") as folder:
             fd = os.open(name, _READ, dir_fd=folder.fd)
     except OSError as error:
-        raise OutputsError(f"{checked}: {error.strerror}.") from error
+        is_link = error.errno == errno.ELOOP
+        reason = "it is a link, or lies behind one" if is_link else error.strerror
+        raise OutputsError(f"{checked}: {reason}.") from error
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         os.close(fd)

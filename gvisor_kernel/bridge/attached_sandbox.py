@@ -20,7 +20,7 @@ from gvisor_kernel.bridge.memory import MemoryWatch
 from gvisor_kernel.bridge.records import Records
 from gvisor_kernel.bridge.sandbox_link import SandboxLink
 from gvisor_kernel.bridge.sharing import Sharing
-from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.errors import LaunchError, StartTimedOut
 from gvisor_kernel.link import Event, Hello, LocalProtocolError, Resume, Resumed, Start, Started
 
 T = TypeVar("T")
@@ -159,6 +159,7 @@ class AttachedSandbox:
                 self._hello,
                 timeout,
                 "raise the setting start_timeout, or look for the cause with: gvisor-kernel doctor",
+                StartTimedOut,
             )
         finally:
             self._hello = None
@@ -189,8 +190,10 @@ class AttachedSandbox:
     async def start(self, start: Start, timeout: float, egress: OpenEgress | None) -> None:
         """Send START and the messages of clients that wait, and wait until the process exists.
 
-        :raises LaunchError: when it does not within ``timeout`` seconds, when the kernel or the
-            sandbox ends before, or when START is too long
+        :raises StartTimedOut: when it does not within ``timeout`` seconds, and got no message of a
+            client; the sandbox lives, and is the caller's to end
+        :raises LaunchError: when it does not although it got one, when the kernel or the sandbox
+            ends before, or when START is too long
         """
         link = self.link
         assert link is not None
@@ -209,10 +212,13 @@ class AttachedSandbox:
                 "in the kernelspec). Otherwise restart the kernel.",
             ) from error
         except TimeoutError:
-            link.end("the kernel did not start in time")
+            has_sent = self._exchange.has_sent
+            if has_sent:
+                link.end("the kernel did not start in time")
             raise self.launch_error(
                 f"The kernel's process did not start within {timeout:g} s.",
                 "raise the setting start_timeout.",
+                LaunchError if has_sent else StartTimedOut,
             ) from None
         finally:
             self._started = None
@@ -236,10 +242,11 @@ class AttachedSandbox:
         answer: asyncio.Future[T],
         timeout: float,
         hint: str = "look for the cause with: gvisor-kernel doctor",
+        kind: type[LaunchError] = LaunchError,
     ) -> T:
         """Await an answer from inside; end the sandbox after ``timeout`` seconds without one.
 
-        :raises LaunchError: when there is none
+        :raises LaunchError: when there is none, of that ``kind``
         """
         try:
             async with asyncio.timeout(timeout):
@@ -247,7 +254,9 @@ class AttachedSandbox:
         except TimeoutError:
             self.end_link(f"no answer within {timeout:g} s")
             raise self.launch_error(
-                f"The sandbox of {self._identity.name} did not answer within {timeout:g} s.", hint
+                f"The sandbox of {self._identity.name} did not answer within {timeout:g} s.",
+                hint,
+                kind,
             ) from None
 
     # -- answers of the guest --------------------------------------------------------------------
@@ -310,13 +319,15 @@ class AttachedSandbox:
         """Return what the engine says of the end of the sandbox, if there is one that does."""
         return self.sandbox.find_cause() if self.sandbox is not None else ""
 
-    def launch_error(self, fact: str, hint: str = "") -> LaunchError:
+    def launch_error(
+        self, fact: str, hint: str = "", kind: type[LaunchError] = LaunchError
+    ) -> LaunchError:
         """Return an error with the last lines from inside as its detail."""
         tail = self._read_stderr()
         tail = "\n".join([*self._records.recent, tail])
         if not hint and not tail:
             hint = "check this machine with: gvisor-kernel doctor"
-        return LaunchError(fact, hint, tail)
+        return kind(fact, hint, tail)
 
     def _read_stderr(self) -> str:
         return self.sandbox.stderr_tail() if self.sandbox is not None else ""

@@ -22,6 +22,7 @@ import zmq
 from gvisor_kernel.bridge.addresses import Address, SocketNames
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.log_files import Limiter
+from gvisor_kernel.host.open_files import explain_scarce_files
 from gvisor_kernel.link import Channel
 from gvisor_kernel.link.frames import VIEW_ABOVE, Part
 
@@ -95,12 +96,14 @@ class ClientSockets:
         except (zmq.ZMQError, OSError) as error:
             self.close()
             # libzmq reports ENOTSOCK when it gets no file descriptor for a socket.
-            scarce = error.errno == errno.ENOTSOCK
+            scarce = error.errno in (errno.ENOTSOCK, errno.EMFILE, errno.ENFILE)
             raise LaunchError(
                 f"The kernel's {address.transport} sockets cannot be opened at "
                 f"{address.ip or base}: {os.strerror(errno.EMFILE) if scarce else error}.",
-                "check that the address belongs to this machine, that the ports are free and that "
-                "the directory is writable.",
+                explain_scarce_files()
+                if scarce
+                else "check that the address belongs to this machine, that the ports are free and"
+                " that the directory is writable.",
             ) from error
         for channel, socket in self._sockets.items():
             self._loop.add_reader(socket.fileno(), self._service, channel)

@@ -64,6 +64,8 @@ class Exchange:
         """The link to the kernel's sandbox, if there is one."""
         self.kernel_key = ""
         """The key that the kernel signs with. Clients use the host key instead."""
+        self.has_sent = False
+        """Whether a message of a client was sent to the kernel that has this key."""
         self.restoring = False
         """The kernel is being restored: its key is not known yet, and it gets no messages."""
         self.renewal: RenewalRequest | None = None
@@ -120,6 +122,7 @@ class Exchange:
     def set_kernel_key(self, key: str) -> None:
         """Set the key that the kernel signs with."""
         self.kernel_key, self._kernel_signer = key, Signer(key.encode())
+        self.has_sent = False
 
     def run_first(self, code: str) -> asyncio.Future[None]:
         """Make the kernel run ``code`` before clients' messages; clients do not see it.
@@ -251,6 +254,7 @@ class Exchange:
         if not self.running:
             self._waiting.add(channel, message)
             return
+        self.has_sent = True
         if isinstance(message, list):
             self._send_signed(channel, self._kernel_signer, message)
             return

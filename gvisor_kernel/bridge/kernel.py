@@ -31,7 +31,7 @@ from gvisor_kernel.bridge.service import ServiceCalls
 from gvisor_kernel.bridge.sharing import Sharing
 from gvisor_kernel.bridge.shutdowns import ShutdownRequests
 from gvisor_kernel.bridge.wire import WireError, WireMessage, parse_object
-from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.errors import LaunchError, StartTimedOut
 from gvisor_kernel.link import (
     Channel,
     Event,
@@ -259,7 +259,12 @@ class KernelBridge:
         self._exchange.expose()
         variables, has_egress = tuple(environment.items()), egress is not None
         start = Start(self.run.number, tuple(argv), variables, cwd, key, egress=has_egress)
-        await self._attached.start(start, timeout, egress)
+        try:
+            await self._attached.start(start, timeout, egress)
+        except StartTimedOut:
+            self.run.end_expected = True  # no death: there was no kernel yet
+            self._attached.end_link("the kernel did not start in time")
+            raise
         self._exchange.resume_reading()
 
     def signal(self, signum: int) -> None:

@@ -38,6 +38,38 @@ POLL_SECONDS = 0.1
 """How long a lost wake-up can delay an answer."""
 
 
+def call_on(
+    loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]
+) -> concurrent.futures.Future[T]:
+    """Schedule ``work`` on ``loop``, which another thread runs.
+
+    As ``asyncio.run_coroutine_threadsafe``; but if nobody waits for ``work`` any more, its error
+    is nobody's: asyncio prints no traceback of it.
+    """
+    answer: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def begin() -> None:
+        task = loop.create_task(work)
+        task.add_done_callback(finish)
+        answer.add_done_callback(
+            lambda done: done.cancelled() and loop.call_soon_threadsafe(task.cancel)
+        )
+
+    def finish(task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            answer.cancel()
+        error = None if task.cancelled() else task.exception()
+        if not answer.set_running_or_notify_cancel():
+            return
+        if error is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(task.result())
+
+    loop.call_soon_threadsafe(begin)
+    return answer
+
+
 class Bridge(PerProcess):
     """All kernels of a process. Use ``Bridge.instance()``. Any thread, where not said otherwise."""
 
@@ -76,7 +108,7 @@ class Bridge(PerProcess):
 
     def call(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Schedule ``work`` on the bridge's loop. ``run`` also awaits it."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        return call_on(self._loop, work)
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run ``work`` on the bridge's loop and await it on the running loop.

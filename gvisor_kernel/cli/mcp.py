@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import ipaddress
 import os
-import resource
 import secrets
 import signal
 import socket
@@ -20,6 +19,7 @@ from typing import Any
 from gvisor_kernel.config.validators import parse_value
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.folders import open_real
+from gvisor_kernel.host.open_files import raise_limit
 from gvisor_kernel.mcp.greeting import Greeting, claimed_streams
 from gvisor_kernel.mcp.limits import Limits, ServerSettings
 from gvisor_kernel.mcp.outputs_folder import OutputsFolder
@@ -27,7 +27,6 @@ from gvisor_kernel.mcp.outputs_folder import OutputsFolder
 TOKEN_VARIABLE = "GVISOR_KERNEL_MCP_TOKEN"  # noqa: S105 - the name of a variable
 MIN_TOKEN = 32
 BACKLOG = 128
-MAX_OPEN_FILES = 65536
 MONTH = 31 * 24 * 3600
 MOST = {
     "sessions": 1000,
@@ -46,7 +45,7 @@ def run_mcp(arguments: argparse.Namespace) -> int:
     """
     check_streams(is_http=arguments.http is not None)
     settings = read_settings(arguments)
-    raise_open_files()
+    raise_limit()
     if arguments.http is None:
         if arguments.hosts:
             raise GvisorKernelError("--host needs --http.", "add --http 127.0.0.1:8765.")
@@ -121,14 +120,6 @@ def check_streams(*, is_http: bool) -> None:
             " stdin, and answers go to stdout.",
             "let the client start this command, or serve over HTTP: --http 127.0.0.1:8765.",
         )
-
-
-def raise_open_files() -> None:
-    """Let this process open as many files as it may: a session takes some 40, and 1024 is usual."""
-    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_OPEN_FILES if most == resource.RLIM_INFINITY else min(most, MAX_OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def read_settings(arguments: argparse.Namespace) -> ServerSettings:

@@ -21,11 +21,7 @@ from pathlib import Path
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host import mounts
 from gvisor_kernel.host.folders import Identity, Opened, find_identity, reopen
-
-TOO_MANY_FILES = (
-    "raise the limit of open files of this server: `ulimit -n`, or LimitNOFILE= if systemd starts"
-    " it."
-)
+from gvisor_kernel.host.open_files import explain_scarce_files
 
 
 @dataclass(frozen=True)
@@ -169,7 +165,7 @@ def mount_overlay(directory: str, count: int) -> None:
 def _make_error(source: Source, error: OSError) -> LaunchError:
     hint = "check that it exists; on a network file system, that root may read it."
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        hint = TOO_MANY_FILES
+        hint = explain_scarce_files()
     elif error.errno in (errno.ESTALE, errno.ELOOP, errno.ENOENT, errno.ENOTDIR):
         hint = (
             "it was moved or replaced, perhaps by a symbolic link, while the kernel started: find"

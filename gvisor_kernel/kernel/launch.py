@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from gvisor_kernel.bridge import KernelBridge, SnapshotRun
-from gvisor_kernel.errors import LaunchError, NoSnapshot, SandboxError
+from gvisor_kernel.errors import LaunchError, NoSnapshot, SandboxError, StartTimedOut
 from gvisor_kernel.kernel.ahead import renew_outdated, request_snapshot
 from gvisor_kernel.kernel.facts import Start, StartKind
 from gvisor_kernel.kernel.learned_modules import learning_variables
@@ -90,8 +90,25 @@ class Launch:
     async def start_in_new(self, kernel: KernelBridge) -> None:
         """Start a kernel in another sandbox, from a snapshot if there is one.
 
+        One that does not begin in time is replaced once: on a busy machine that is rare, and
+        nothing of a client has run in it.
+
         :raises GvisorKernelError: see ``Runtime.start``
         """
+        try:
+            await self._start_in_new(kernel)
+        except StartTimedOut as error:
+            log.warning("%s: %s Starting another one.", kernel.identity.name, error.fact)
+            await kernel.end_sandbox()
+            self.sandbox = None
+            try:
+                await self._start_in_new(kernel)
+            except StartTimedOut as again:
+                fact = f"{again.fact} Nor did another one."
+                raise LaunchError(fact, again.hint, again.detail) from again
+            kernel.note(f"this is the second sandbox of the start. The first: {error.fact}")
+
+    async def _start_in_new(self, kernel: KernelBridge) -> None:
         plan, self._way = self.plan, "cold"
         runtime = get_runtime(plan.spec.runtime)
         restores = runtime.supports_snapshots or runtime.finds_snapshots

@@ -19,6 +19,7 @@ from gvisor_kernel.bridge import Address, Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.bridge.deaths import classify
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 from gvisor_kernel.errors import LaunchError, SandboxError, StartStopped
+from gvisor_kernel.host.open_files import make_room
 from gvisor_kernel.kernel.endings import JudgeLeft, tell_end
 from gvisor_kernel.kernel.facts import (
     Death,
@@ -59,6 +60,9 @@ class SandboxedKernel:
     the sandbox may keep data as pages do; not where it is nobody's kernel.
     """
 
+    _launches = 0
+    """Those of this process that are under way. On the bridge's loop."""
+
     def __init__(
         self,
         *,
@@ -69,6 +73,7 @@ class SandboxedKernel:
         self._logs_death = logs_death
         self._keeps_data = keeps_data
         self._judge_left = judge_left
+        make_room(1)
         self._bridge = Bridge.instance()
         self._kernel: KernelBridge | None = None
         self._last_launch: Launch | None = None
@@ -278,7 +283,9 @@ class SandboxedKernel:
         self._is_stopped = False
         if self._imports is None or self._imports.kind != find_kind(plan):
             self._imports = ImportReports(plan)
+        SandboxedKernel._launches += 1
         try:
+            make_room(SandboxedKernel._launches)
             with tracing():
                 address = await self._launch_or_undo(launch)
             start = launch.start
@@ -296,6 +303,7 @@ class SandboxedKernel:
                 ) from error
             raise
         finally:
+            SandboxedKernel._launches -= 1
             self._launching = None
 
     def _note_launch(self, plan: KernelPlan) -> Launch:

@@ -10,12 +10,12 @@ import binascii
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mcp_types import ImageContent
 
-from gvisor_kernel.api.execution import Result, strip_ansi
+from gvisor_kernel.api.execution import Omitted, Result, strip_ansi
 from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.mcp.limits import Limits
 from gvisor_kernel.shown_text import printable, printable_name
@@ -63,7 +63,7 @@ def mark(kind: str, text: str) -> str:
     return f"<{kind} {identity}>\n{text}{end}</{kind} {identity}>"
 
 
-def join_results(results: tuple[Result, ...]) -> str | None:
+def join_results(results: Iterable[Result]) -> str | None:
     """Return the texts of displayed values, one after the other; None if there are none."""
     texts = [text for text in map(describe_result, results) if text]
     return "\n".join(texts) if texts else None
@@ -131,9 +131,9 @@ def find_type(value: object) -> str | None:
 
 
 def find_pictures(
-    results: tuple[Result, ...], limits: Limits, missing: int, cut: list[str]
+    results: Iterable[Result], limits: Limits, omitted: Iterable[Omitted], cut: list[str]
 ) -> list[ImageContent]:
-    """Return the pictures, as far as the limits allow. ``missing``: bytes of those left out."""
+    """Return the pictures, as far as the limits allow. ``omitted``: what is not in ``results``."""
     pictures: list[ImageContent] = []
     for result in results:
         found = find_picture(result.data)
@@ -146,9 +146,7 @@ def find_pictures(
         else:
             encoded = base64.b64encode(data).decode()
             pictures.append(ImageContent(data=encoded, mime_type=kind))
-    if missing:
-        size = describe_size(missing * 3 // 4)
-        cut.append(note_left_out(f"what was displayed with images of {size} in all"))
+    cut += [note_left_out(str(forms)) for forms in omitted]
     return pictures
 
 

@@ -132,7 +132,7 @@ def make_run_result(
     pictures: list[ImageContent] = []
     if isinstance(run, Execution):
         shown = show_results(run, limits, session.name, number, cut)
-        pictures = find_pictures(run.results, limits, run.missing.pictures, cut)
+        pictures = find_pictures(run.results, limits, run.missing.rich, cut)
         structure |= {"result": shown, "images": len(pictures)}
     else:
         is_status = run.status is not None and abs(run.status) < MAX_STATUS
@@ -176,7 +176,7 @@ def show_results(
 ) -> str | None:
     """Return the text of what was displayed, and of the last value."""
     text = join_results(run.results)
-    missing = run.missing.results - run.missing.pictures
+    missing = run.missing.results
     if text is None and not missing:
         return None
     text = text or ""

@@ -125,8 +125,8 @@ async def run_code(call: Call, given: forms.RunCode) -> CallToolResult:
                 timeout=timeout,
                 on_stdout=progress.note,
                 on_stderr=progress.note,
-                max_output=(limits.shown * BYTES_PER_CHARACTER)
-                + limits.images * limits.image_bytes * 2,
+                max_output=limits.shown * BYTES_PER_CHARACTER,
+                max_rich=limits.images * limits.image_bytes * 2,
             )
         )
     result = make_run_result(session, session.keep(execution), execution, limits)

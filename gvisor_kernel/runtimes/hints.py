@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from gvisor_kernel.host.stage import TOO_MANY_FILES
+from gvisor_kernel.host.open_files import explain_scarce_files, lacks_files_for_runsc
 
 ASK_DOCTOR = "run `gvisor-kernel doctor` to find the cause."
 
@@ -14,6 +14,9 @@ _USER_NAMESPACES = re.compile(
     r"|clone.*user namespace",
     re.I,
 )
+_TOO_MANY_FILES = re.compile(r"too many open files", re.I)
+_RUNSC_FAILED = re.compile(r"cannot read client sync file")
+"""What runsc says when its sandbox has ended at once, such as for want of descriptors."""
 _HINTS: tuple[tuple[re.Pattern[str], str], ...] = (
     (
         re.compile(r"unshare: (not found|command not found)|No such file.*unshare", re.I),
@@ -49,10 +52,6 @@ _HINTS: tuple[tuple[re.Pattern[str], str], ...] = (
         "make room in the state directory, or set XDG_STATE_HOME to another directory.",
     ),
     (
-        re.compile(r"too many open files", re.I),
-        TOO_MANY_FILES,
-    ),
-    (
         re.compile(r"cannot allocate memory|resource temporarily unavailable", re.I),
         "the machine has too little memory for another sandbox, or this user's limit of processes"
         " is reached (`ulimit -u`).",
@@ -69,6 +68,9 @@ def find_hint(words: str) -> str:
     """Return what to do about a sandbox that ended after it wrote ``words`` to stderr."""
     if _USER_NAMESPACES.search(words):
         return _explain_user_namespaces()
+    is_scarce = _RUNSC_FAILED.search(words) and lacks_files_for_runsc()
+    if is_scarce or _TOO_MANY_FILES.search(words):
+        return explain_scarce_files()
     for pattern, hint in _HINTS:
         if pattern.search(words):
             return hint

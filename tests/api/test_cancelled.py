@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -189,6 +190,30 @@ def test_a_take_that_waits_ends_with_its_pool(shared_snapshot: str) -> None:
                 assert isinstance(taken, SandboxError)
 
     asyncio.run(check())
+
+
+def test_a_pool_that_is_closed_while_it_refills_prints_nothing(
+    shared_snapshot: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def check() -> None:
+        async with AsyncSandboxPool(size=3) as pool:
+            await pool.take()
+            while not any(sandbox._provisioner for sandbox in starting[1:]):
+                await asyncio.sleep(0)
+
+    starting: list[AsyncSandbox] = []
+    start = AsyncSandbox.start
+
+    async def note(self: AsyncSandbox) -> AsyncSandbox:
+        starting.append(self)
+        return await start(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AsyncSandbox, "start", note)
+        asyncio.run(check())
+    starting.clear()
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 def test_a_pool_goes_on_after_any_failed_start(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gvisor_kernel.api import collector as module
 from gvisor_kernel.api.collector import Collector, LeftOut, cut, read_error
-from gvisor_kernel.api.execution import ExecutionError, Missing, Printed, Result
+from gvisor_kernel.api.execution import ExecutionError, Missing, Omitted, Printed, Result
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=9),
@@ -26,7 +26,7 @@ KINDS = ("stream", "execute_result", "display_data", "update_display_data", "err
 
 @pytest.fixture
 def collector() -> Iterator[Collector]:
-    collector = Collector("request", 100)
+    collector = Collector("request", 100, 200)
     yield collector
     collector.close()
 
@@ -54,13 +54,31 @@ def test_text_over_the_limit_is_counted_and_kept_in_a_file(collector: Collector)
     assert collector.read_output().stderr == "error"
 
 
-def test_pictures_over_the_limit_are_counted_apart(collector: Collector) -> None:
-    collector.add(display({"image/png": "x" * 200}))
-    first = collector.finish(None).missing
-    assert first.pictures == first.results > 200
-    collector.add(display({"text/html": "x" * 200}))
-    both = collector.finish(None).missing
-    assert both.pictures == first.pictures < both.results
+def test_pictures_have_a_limit_of_their_own_and_are_named_beyond_it(collector: Collector) -> None:
+    for _ in range(3):
+        collector.add(display({"text/plain": "<Figure>", "image/png": "x" * 200}))
+    collector.add(display({"text/plain": "y" * 200, "text/html": "z" * 500}))
+    execution = collector.finish(None)
+    assert [result.formats() for result in execution] == [("text", "png"), ("text",), ("text",)]
+    rich = (Omitted("image/png", 2, 2 * (150 + 9)), Omitted("text/html", 1, 509))
+    assert execution.missing == Missing(results=200, rich=rich)
+    assert str(execution.missing) == (
+        "Left out: 200 B of results: print less; 2 image/png (318 B in all), text/html (509 B):"
+        " display it smaller, or save it to a file."
+    )
+    kept = collector.read_output().results
+    assert [len(str(result.data.get("image/png", ""))) for result in kept] == [200, 200, 200, 0]
+
+
+def test_types_that_a_sandbox_makes_up_are_bounded_and_command_nothing(
+    collector: Collector,
+) -> None:
+    for number in range(100):
+        collector.add(display({f"\x1b[2J\u202e{number}" + "x" * 1000: "y" * 1000}))
+    rich = collector.finish(None).missing.rich
+    assert len(rich) == module.MAX_TYPES + 1
+    assert sum(forms.count for forms in rich) == 100
+    assert all(forms.type.isprintable() and len(forms.type) < 150 for forms in rich)
 
 
 def test_results_over_the_limit_are_counted_and_kept_in_a_file(collector: Collector) -> None:
@@ -69,7 +87,7 @@ def test_results_over_the_limit_are_counted_and_kept_in_a_file(collector: Collec
     collector.add(display({"text/plain": "1"}, "execute_result"))
     execution = collector.finish(None)
     assert execution.text == "1"
-    assert execution.missing.results > 200
+    assert execution.missing.results == 200
     assert [dict(result.data) for result in collector.read_output().results] == [
         large,
         {"text/plain": "1"},
@@ -82,7 +100,7 @@ def test_the_beginning_of_a_main_result_is_kept(collector: Collector) -> None:
     assert execution.text is not None
     assert set(execution.text) == {"x"}
     assert 0 < len(execution.text) <= 100
-    assert len(execution.text) + execution.missing.results > 5000
+    assert len(execution.text) + execution.missing.results == 5000
 
 
 def test_what_is_kept_is_bounded(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,8 +124,8 @@ def test_metadata_and_names_of_displays_are_bounded(collector: Collector) -> Non
     collector.add(message)
     message["content"]["metadata"] = {"a": long}
     assert collector.add(message) == Result({}, {"a": long})
-    assert collector.finish(None).results == (Result({}),)
-    assert collector.finish(None).missing.results > 1000
+    assert collector.finish(None).results == [Result({}), Result({})]
+    assert collector.finish(None).missing.rich[0].size > 1000
     assert not collector._displays
 
 
@@ -116,10 +134,12 @@ def test_empty_results_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     collector = Collector("request", 1000)
     for _ in range(5):
         collector.add(display({}, display_id="a"))
+    assert collector.finish(None).missing.rich == (Omitted("empty value", 2, 0),)
+    collector.add(display({"text/plain": "over"}))
+    assert collector.finish(None).missing.results == 4
     collector.add(display({"text/plain": "last"}, "update_display_data", "a"))
     execution = collector.finish(None)
     assert [result.text for result in execution] == [None, None, "last"]
-    assert execution.missing.results > 0
     collector.close()
 
 

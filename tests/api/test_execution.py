@@ -48,10 +48,17 @@ def test_a_text_that_is_none_is_no_text(value: object) -> None:
     assert Result({"text/html": value}).html is None
 
 
+def test_a_text_has_no_colours_and_its_data_has_them() -> None:
+    data = {"text/plain": "{ a: \x1b[33m1\x1b[39m }\x1b]52;c;x\x07"}
+    result = Result(data, is_main_result=True)
+    assert result.text == str(result) == Execution([result]).text == "{ a: 1 }"
+    assert result.data == data
+
+
 def test_text_is_the_value_of_the_last_expression() -> None:
     shown, main = Result({"text/plain": "1"}), Result({"text/plain": "2"}, is_main_result=True)
-    assert Execution(results=(shown, main)).text == "2"
-    assert Execution(results=(shown,)).text is None
+    assert Execution(results=[shown, main]).text == "2"
+    assert Execution(results=[shown]).text is None
 
 
 def test_an_error_has_its_traceback_with_and_without_colours() -> None:
@@ -60,7 +67,7 @@ def test_an_error_has_its_traceback_with_and_without_colours() -> None:
     assert error.traceback == "ZeroDivisionError\nlink 1/0"
     assert error.traceback_raw == raw
     assert str(error) == "ZeroDivisionError: division by zero"
-    execution = Execution(logs=Logs(("a", "b"), ("c",)), error=error)
+    execution = Execution(logs=Logs(["a", "b"], ["c"]), error=error)
     assert not execution.ok
     assert (execution.stdout, execution.stderr) == ("ab", "c")
     with pytest.raises(CodeFailed, match="division by zero") as caught:
@@ -68,8 +75,14 @@ def test_an_error_has_its_traceback_with_and_without_colours() -> None:
     assert caught.value.execution is execution
 
 
+def test_lists_are_lists_as_with_e2b() -> None:
+    execution = Execution([Result({})], Logs(["a"], ["b"]))
+    assert execution.logs.stdout + execution.logs.stderr == ["a", "b"]
+    assert [*execution.results, None] == execution.results + [None]  # noqa: RUF005
+
+
 def test_json_has_results_logs_and_error() -> None:
-    execution = Execution((Result({"text/plain": "1"}),), Logs(("a",)), ExecutionError("E", "v"))
+    execution = Execution([Result({"text/plain": "1"})], Logs(["a"]), ExecutionError("E", "v"))
     assert json.loads(execution.to_json()) == {
         "results": [{"text/plain": "1"}],
         "logs": {"stdout": ["a"], "stderr": []},

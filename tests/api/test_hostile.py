@@ -242,5 +242,5 @@ def test_a_stream_that_ends_in_the_serving_thread_blocks_nothing(shared: Sandbox
 def test_values_without_number_neither_fill_the_memory_nor_stop_others(shared: Sandbox) -> None:
     code = "send('display_data', {'data': {'a': [[]] * 5_000_000}})\nprint('end')"
     execution = shared.run(code, timeout=60)
-    assert (execution.stdout, execution.results) == ("end\n", ())
+    assert (execution.stdout, execution.results) == ("end\n", [])
     assert execution.missing.results > 10_000_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel import AsyncSandbox, Execution, Result, Sandbox
+from gvisor_kernel import AsyncSandbox, Execution, OutputsError, Result, Sandbox, open_output
 from gvisor_kernel.api import runner, shell
-from gvisor_kernel.api.execution import Missing, Printed
+from gvisor_kernel.api.execution import Missing, Omitted, Printed
 from gvisor_kernel.api.files import FileFailed, Moved
 from gvisor_kernel.errors import SandboxError, SettingError, UnknownSetting
 
@@ -67,6 +68,39 @@ def test_what_is_displayed_keeps_its_forms(sandbox: Sandbox) -> None:
     ]
     assert execution.results[2].png == b"\x89PNG"
     assert [result.is_main_result for result in execution] == [False] * 3 + [True]
+
+
+def test_a_picture_does_not_count_as_text(sandbox: Sandbox) -> None:
+    code = "from IPython.display import Image, display\n"
+    code += "display(Image(b'\\x89PNG\\r\\n\\x1a\\n' + bytes(87_000), format='png')); 'x' * 30_000"
+    execution = sandbox.run(code, max_output=20_000)
+    assert execution.results[0].png is not None
+    assert len(execution.results[0].png) == 87_008
+    assert set(execution.text or "") == {"'", "x"}
+    assert execution.missing.results > 10_000
+    assert not execution.missing.rich
+    small = sandbox.run(code, max_rich=80_000)
+    assert small.missing == Missing(rich=(Omitted("image/png", 1, 87_018),))
+    assert "image/png (85 KiB): display it smaller" in str(small.missing)
+    assert sandbox.output(small).results[0].png == execution.results[0].png
+
+
+def test_a_restart_returns_when_the_kernel_answers(sandbox: Sandbox) -> None:
+    """Otherwise the next run's timeout would count the rest of the start."""
+    work = sandbox._sandbox._runner
+    assert work is not None
+    work._answered.clear()
+    sandbox.restart()
+    assert work._answered.is_set()
+
+
+@pytest.mark.once
+def test_values_of_typescript_have_no_colours() -> None:
+    pytest.importorskip("deno", reason="deno, the kernel of TypeScript, is not installed")
+    with Sandbox(language="typescript") as sandbox:
+        execution = sandbox.run("({ a: 1, b: 'x' })")
+        assert execution.text == '{ a: 1, b: "x" }'
+        assert "\x1b[" in execution.results[0].data["text/plain"]
 
 
 def test_listeners_hear_all_of_it_as_it_comes(sandbox: Sandbox) -> None:
@@ -190,6 +224,30 @@ def test_uploads_are_read_and_outputs_are_written(sandbox: Sandbox) -> None:
     assert sandbox.run("open('sales.csv').read()").text == "'a,b\\n1,2\\n'"
     sandbox.run("open('/mnt/user-data/outputs/x.txt', 'w').write('made')")
     assert [entry.name for entry in sandbox.files.list("/mnt/user-data/outputs")] == ["x.txt"]
+
+
+def test_a_link_in_outputs_is_named_and_not_followed(sandbox: Sandbox) -> None:
+    out = sandbox._sandbox._outputs_folder
+    assert out is not None
+    folder = Path(out) / "links"
+    code = "import os; at = '/mnt/user-data/outputs/links'; os.mkdir(at)"
+    code += "; os.symlink('/etc/passwd', f'{at}/users.csv'); open(f'{at}/.file', 'w').write('text')"
+    sandbox.run(code).raise_for_error()
+    assert (folder / "users.csv").read_text().startswith("root:")  # as a program would read it
+    listing = sandbox.outputs()
+    assert [file.path for file in listing.files if "links/" in file.path] == ["links/.file"]
+    assert [(other.path, other.kind) for other in listing.others] == [("links/users.csv", "link")]
+    with open_output(out, "links/.file") as file:
+        assert file.read() == b"text"
+    for path in ("links/users.csv", "links/../../x", "../secret", "/etc/passwd"):
+        with pytest.raises(OutputsError), open_output(out, path):
+            pass
+    shutil.rmtree(folder)
+
+
+def test_a_sandbox_without_outputs_says_so() -> None:
+    with pytest.raises(OutputsError, match="outputs="):
+        asyncio.run(AsyncSandbox().outputs())
 
 
 def test_code_that_exits_is_a_death(sandbox: Sandbox) -> None:

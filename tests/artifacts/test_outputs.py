@@ -62,7 +62,10 @@ def test_odd_files_are_neither_listed_nor_read(folder: Path, root: Opened, tmp_p
     (folder / "folder").mkdir()
     Path(os.fsdecode(os.fsencode(folder) + b"/\xff")).write_text("x")
     (folder / "<b>\n&.html").write_text("x")
-    assert [file.path for file in list_outputs(root).files] == ["<b>\n&.html"]
+    listing = list_outputs(root)
+    assert [file.path for file in listing.files] == ["<b>\n&.html"]
+    kinds = [("fifo", "other"), ("link", "link"), ("out", "link")]
+    assert sorted((file.path, file.kind) for file in listing.others) == kinds
     for path in ("link", "out/secret", "fifo", "folder", "missing", "../secret", "/etc/passwd"):
         with pytest.raises(OutputsError):
             read(root, path)

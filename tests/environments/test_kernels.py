@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import shutil
+import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -136,13 +138,33 @@ def run(client: BlockingKernelClient, code: str) -> str:
 
 def test_what_was_installed_is_named(installed: Environment, world: World) -> None:
     assert installed.packages == (("demo", "1.0"), ("hostile", "1.0"))
-    assert installed.image == f"host:{sys.executable}"
+    assert installed.image == f"host:{os.path.realpath(sys.prefix)}"
     assert installed.python == "{}.{}".format(*sys.version_info)
     settings = read_kernelspec(world.kernelspecs / NAME).settings
     assert settings["packages"] == {
         "requirements": ["demo", "hostile==1.0"],
         "environment": installed.digest,
     }
+
+
+def test_the_same_interpreter_by_another_name_has_the_packages(installed: Environment) -> None:
+    """Such as a program that is started as ``python``, after an ``install`` by ``python3``."""
+    own = Path(sys.executable)
+    other = next(
+        path
+        for name in ("python", "python3")
+        if (path := own.with_name(name)) != own and path.samefile(own)
+    )
+    packages = {"requirements": list(installed.requirements), "environment": installed.digest}
+    code = f"""
+from gvisor_kernel import Sandbox
+with Sandbox(packages={packages!r}, snapshot="off") as sandbox:
+    print(sandbox.run("import demo; print(demo.VERSION)").raise_for_error().stdout)
+"""
+    done = subprocess.run(
+        [other, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout.strip() == "1.0", done.stderr
 
 
 def test_building_a_package_reaches_only_its_sandbox(

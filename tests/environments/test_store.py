@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import venv
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,12 @@ from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base, Environment
 from gvisor_kernel.environments.store import Store
 from gvisor_kernel.errors import LaunchError, PackagesError
-from gvisor_kernel.runtimes.mounts.packages import open_packages
+from gvisor_kernel.runtimes.mounts.host_python import find_host_python
+from gvisor_kernel.runtimes.mounts.packages import find_base, open_packages
 
 from .helpers import BASE, make_environment
 
+PYTHONS = ("python", "python3")
 ONE, TWO = ("demo",), ("demo", "other>=2")
 
 
@@ -61,6 +65,15 @@ def test_other_python_or_image_is_refused(store: Store, base: Base, words: str) 
     with pytest.raises(LaunchError, match=words) as caught:
         open_packages(spec_with(made), base)
     assert 'gvisor-kernel install --with "demo other>=2"' in caught.value.hint
+
+
+def test_an_interpreter_of_the_host_is_told_by_its_packages_not_by_its_name(
+    tmp_path: Path,
+) -> None:
+    venv.create(tmp_path)
+    one, same = (find_base(find_host_python(f"{tmp_path}/bin/{name}")) for name in PYTHONS)
+    assert one == same
+    assert one != find_base(find_host_python(sys.executable))
 
 
 def test_missing_or_spoilt_environment_is_refused(store: Store) -> None:

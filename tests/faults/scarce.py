@@ -1,8 +1,9 @@
 """A process with kernels that runs out of descriptors: ``python -m tests.faults.scarce HOW``.
 
 ``start``: starts a kernel with more and more free descriptors. ``run``: uses, restarts and ends a
-kernel while none is free. Prints one JSON object: the errors, and the number of open descriptors
-before and after each try.
+kernel while none is free. In both the limit cannot be raised. ``raised``: it can. ``runsc``: the
+program has enough, and runsc too few. Prints one JSON object: the errors, and the number of open
+descriptors before and after each try.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from jupyter_client.manager import KernelManager
 
 from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.host import open_files
 
 from ..jupyter.helpers import connected, execute, running_kernel
 from ..sweeps import ALL
@@ -56,6 +58,27 @@ def left(number: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, usual)
         for fd in holes:
             os.close(fd)
+
+
+def raised() -> dict[str, object]:
+    limits = [resource.getrlimit(resource.RLIMIT_NOFILE)[0]]
+    with running_kernel(settings=SETTINGS):
+        limits.append(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        with left(8):
+            limits.append(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+            with running_kernel(settings=SETTINGS) as (_, client):
+                works = execute(client, "6 * 7").result == "42"
+            limits.append(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    return {"limits": limits, "works": works}
+
+
+def runsc() -> dict[str, object]:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+    try:
+        with running_kernel(settings=SETTINGS):
+            return {"said": ""}
+    except GvisorKernelError as error:
+        return {"said": str(error)}
 
 
 def start() -> dict[str, object]:
@@ -108,4 +131,6 @@ def run() -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"start": start, "run": run}[sys.argv[1]]()))
+    if sys.argv[1] in ("start", "run"):
+        open_files.MAX_OPEN_FILES = 0
+    print(json.dumps(globals()[sys.argv[1]]()))

@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from gvisor_kernel.api.async_sandbox import AsyncSandbox
-from gvisor_kernel.api.execution import Execution, ExecutionError, Logs, Missing, Result
+from gvisor_kernel.api.execution import Execution, ExecutionError, Logs, Missing, Omitted, Result
 from gvisor_kernel.api.files import Entry
 from gvisor_kernel.api.runner import make_end_error
 from gvisor_kernel.api.shell import ShellResult
@@ -72,7 +72,7 @@ def test_nothing_is_said_to_be_nothing() -> None:
 
 
 def test_colours_and_what_is_no_text_are_removed() -> None:
-    text, structure, _ = show(logs=Logs(("\x1b[1mred\ud800",)))
+    text, structure, _ = show(logs=Logs(["\x1b[1mred\ud800"]))
     assert structure["stdout"] == "red?"
     assert re.fullmatch(r"<stdout (\w{8})>\nred\?\n</stdout \1>", text)
 
@@ -80,7 +80,7 @@ def test_colours_and_what_is_no_text_are_removed() -> None:
 @pytest.mark.parametrize("missing", [0, 5])
 def test_what_is_cut_says_how_to_read_on(missing: int) -> None:
     text, structure, _ = show(
-        logs=Logs(("x" * (11 if not missing else 10),)), missing=Missing(stdout=missing)
+        logs=Logs(["x" * (11 if not missing else 10)]), missing=Missing(stdout=missing)
     )
     assert structure["stdout"] == "x" * 10
     assert 'sandbox_read_output with session="s", run=7, stream="stdout", offset=10' in text
@@ -88,7 +88,7 @@ def test_what_is_cut_says_how_to_read_on(missing: int) -> None:
 
 
 def test_results_are_cut_too() -> None:
-    text, structure, _ = show(results=(Result({"text/plain": "y" * 11}, is_main_result=True),))
+    text, structure, _ = show(results=[Result({"text/plain": "y" * 11}, is_main_result=True)])
     assert structure["result"] == "y" * 10
     assert 'stream="result", offset=10' in text
     text, structure, _ = show(missing=Missing(results=5))
@@ -96,27 +96,28 @@ def test_results_are_cut_too() -> None:
 
 
 def test_pictures_beyond_the_limits_are_left_out() -> None:
-    _, structure, count = show(results=(picture(101), picture(10), picture(10), picture(10)))
+    _, structure, count = show(results=[picture(101), picture(10), picture(10), picture(10)])
     assert count == structure["images"] == 2
     assert len([line for line in structure["cut"] if "left out" in line]) == 2
 
 
 def test_pictures_that_are_over_the_limit_of_results_are_named() -> None:
-    text, structure, _ = show(missing=Missing(results=4000, pictures=4000))
+    rich = (Omitted("image/png", 2, 3000),)
+    text, structure, _ = show(missing=Missing(rich=rich))
     assert structure["result"] is None
     assert len(structure["cut"]) == 1
-    assert "images of 2.9 KiB in all was left out" in text
-    text, structure, _ = show(missing=Missing(results=4005, pictures=4000))
+    assert "2 image/png (2.9 KiB in all) was left out" in text
+    text, structure, _ = show(missing=Missing(results=5, rich=rich))
     assert "result goes on, with 5 B more" in text
     assert len(structure["cut"]) == 2
 
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_a_picture_has_the_type_that_its_bytes_say(kind: str) -> None:
-    (found,) = find_pictures((picture(40, kind),), LIMITS, 0, [])
+    (found,) = find_pictures((picture(40, kind),), LIMITS, (), [])
     assert found.mime_type == f"image/{kind}"
     false = Result({"image/png": encode(HEADS[kind].ljust(40, b"\0"))})
-    (found,) = find_pictures((false,), LIMITS, 0, [])
+    (found,) = find_pictures((false,), LIMITS, (), [])
     assert found.mime_type == f"image/{kind}"
 
 
@@ -124,7 +125,7 @@ def test_a_picture_has_the_type_that_its_bytes_say(kind: str) -> None:
     "value", ["", "####", "iVBORw0KGgo=####", encode(b"no picture, but some text"), 7, ["x"]]
 )
 def test_what_is_no_picture_is_none(value: object) -> None:
-    text, structure, count = show(results=(Result({"image/png": value}),))
+    text, structure, count = show(results=[Result({"image/png": value})])
     assert count == structure["images"] == 0
     assert "no such picture" in describe_result(Result({"image/png": value}))
     assert text.split("\n")[1].startswith("[displayed")
@@ -164,7 +165,7 @@ def test_what_a_model_cannot_see_is_named(data: Any, words: tuple[str, ...]) -> 
 
 def test_controls_are_removed_and_sizes_bounded() -> None:
     error = ExecutionError("E\x1b[1m" * 1000, "a\x07b\x00", ("t\x08",))
-    text, structure, _ = show(error=error, logs=Logs(("o\x07\tk\r\n",)))
+    text, structure, _ = show(error=error, logs=Logs(["o\x07\tk\r\n"]))
     assert structure["stdout"] == "o\tk\r\n"
     assert structure["error"]["value"] == "ab"
     assert structure["error"]["traceback"] == "t"

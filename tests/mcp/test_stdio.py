@@ -53,7 +53,7 @@ async def check_code(session: ClientSession) -> None:
     assert [item.type for item in result.content] == ["text"]
     run = await call(session, "run_code", code=code.format(" + 'AAAA' * 3_000_000"))
     assert len(run["cut"]) == 1
-    assert "images of 8.6 MiB in all was left out" in run["cut"][0]
+    assert "image/png (8.6 MiB) was left out" in run["cut"][0]
     answer = await session.call_tool("sandbox_shell", {"command": "echo $((40 + 2)); exit 3"})
     assert answer.is_error
     assert "[exit status 3]" in text_of(answer)

@@ -24,8 +24,8 @@ from gvisor_kernel.config.validators import (
 from gvisor_kernel.errors import LaunchError, SettingError
 from gvisor_kernel.host.folders import LinkRefused, Opened, open_below, open_path
 from gvisor_kernel.host.homes import find_home
+from gvisor_kernel.host.open_files import explain_scarce_files
 from gvisor_kernel.host.owners import check_access, restore_access
-from gvisor_kernel.host.stage import TOO_MANY_FILES
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.aliases import find_home_by_inode, find_key_folder
 from gvisor_kernel.runtimes.mounts.covers import (
@@ -150,7 +150,7 @@ def _open_notebooks_folder(
     except OSError as error:
         raise LaunchError(
             f"Could not open the notebook's folder {request.folder}: {error.strerror}.",
-            TOO_MANY_FILES
+            explain_scarce_files()
             if error.errno in SCARCE
             else "check that it still exists, and that you may enter it.",
         ) from error
@@ -281,7 +281,8 @@ def check_scarce(path: str, error: OSError) -> None:
     :raises LaunchError: when too many files are open
     """
     if error.errno in SCARCE:
-        raise LaunchError(f"Could not open {path}: {error.strerror}.", TOO_MANY_FILES) from error
+        hint = explain_scarce_files()
+        raise LaunchError(f"Could not open {path}: {error.strerror}.", hint) from error
 
 
 def explain_link(name: str, value: str, path: str) -> SettingError:

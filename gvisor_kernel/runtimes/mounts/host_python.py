@@ -28,7 +28,7 @@ from gvisor_kernel.host.folders import (
     resolve_links,
 )
 from gvisor_kernel.host.homes import find_home
-from gvisor_kernel.host.stage import TOO_MANY_FILES
+from gvisor_kernel.host.open_files import explain_scarce_files
 from gvisor_kernel.runtimes.mounts.covers import (
     Cover,
     find_cover,
@@ -132,7 +132,7 @@ def ask_interpreter(python: str, writable: Writable = never_writable) -> Interpr
         scarce = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
         raise LaunchError(
             f"The interpreter {python} does not answer: {error}.",
-            TOO_MANY_FILES
+            explain_scarce_files()
             if scarce
             else f"check that `{python} -c pass` works; install the kernelspec again with the"
             " interpreter to use.",

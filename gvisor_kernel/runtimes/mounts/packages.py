@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from gvisor_kernel.config.spec import SandboxSpec
 from gvisor_kernel.environments.environment import Base, Environment
 from gvisor_kernel.environments.store import Store
@@ -10,8 +12,15 @@ from gvisor_kernel.runtimes.mounts.host_python import World
 
 
 def find_base(world: World) -> Base:
-    """Return what packages for a sandbox of ``world`` lie on."""
-    image = world.image if world.image is not None else f"host:{world.python}"
+    """Return what packages for a sandbox of ``world`` lie on.
+
+    A Python of the host is told by its ``sys.prefix``, which has its packages, not by its name:
+    ``bin/python`` and ``bin/python3`` are one. The programs of all virtual environments, without
+    their links, may be one, too.
+    """
+    image = world.image
+    if image is None:
+        image = f"host:{os.path.realpath(world.prefixes[0])}"
     return Base(image, ".".join(world.version.split(".")[:2]))
 
 

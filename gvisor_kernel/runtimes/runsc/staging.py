@@ -165,24 +165,26 @@ def run_entered(
     """
     errors, write_errors = os.pipe2(os.O_CLOEXEC)
     try:
-        task = os.memfd_create("gvisor-kernel-entry", os.MFD_CLOEXEC)
         try:
-            entry = enter.Entry(
-                stage=stage.directory,
-                sources=tuple(sources),
-                has_overlay=has_overlay,
-                state=state,
-                meminfo=str(meminfo),
-                cgroups=tuple(str(directory / "cgroup.procs") for directory in cgroups),
-                file_size=file_size,
-                errors=write_errors,
-            )
-            os.write(task, entry.write())
-            packages = str(Path(gvisor_kernel.__file__).parent.parent)
-            program = [sys.executable, "-I", "-S", "-c", enter.CODE, packages, str(task)]
-            started = spawn(program, (task, write_errors))
+            task = os.memfd_create("gvisor-kernel-entry", os.MFD_CLOEXEC)
+            try:
+                entry = enter.Entry(
+                    stage=stage.directory,
+                    sources=tuple(sources),
+                    has_overlay=has_overlay,
+                    state=state,
+                    meminfo=str(meminfo),
+                    cgroups=tuple(str(directory / "cgroup.procs") for directory in cgroups),
+                    file_size=file_size,
+                    errors=write_errors,
+                )
+                os.write(task, entry.write())
+                packages = str(Path(gvisor_kernel.__file__).parent.parent)
+                program = [sys.executable, "-I", "-S", "-c", enter.CODE, packages, str(task)]
+                started = spawn(program, (task, write_errors))
+            finally:
+                os.close(task)
         finally:
-            os.close(task)
             os.close(write_errors)
         try:
             _wait_for_entry(errors)

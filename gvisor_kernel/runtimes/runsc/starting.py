@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gvisor_kernel.errors import LaunchError, SnapshotError
+from gvisor_kernel.errors import LaunchError, SnapshotError, StartTimedOut
 from gvisor_kernel.host import commands, processes
 from gvisor_kernel.host.processes import SANDBOX_NAME
 from gvisor_kernel.runtimes.hints import find_hint
@@ -131,7 +131,8 @@ def wait_for_sentry(
     what = "restored" if restores else "started"
     try:
         if not _wait(process.pid, seconds):
-            raise kind(
+            late = SnapshotError if restores else StartTimedOut
+            raise late(
                 f"The sandbox was not {what} within {seconds:g} s.",
                 "the machine may be busy: raise the setting start_timeout.",
                 stderr.tail(),
