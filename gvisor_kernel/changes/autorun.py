@@ -126,9 +126,11 @@ def find_kind(path: str) -> Kind | None:
 
 def _fold(name: str) -> str:
     """Return a name as a file system of macOS or Windows, or git, may take it."""
-    text = unicodedata.normalize("NFKC", name).casefold()
-    text = unicodedata.normalize("NFKC", text).casefold()
-    text = "".join(char for char in text if unicodedata.category(char) not in _HIDDEN)
+    text = name.casefold()
+    if not (text.isascii() and text.isprintable()):
+        text = unicodedata.normalize("NFKC", name).casefold()
+        text = unicodedata.normalize("NFKC", text).casefold()
+        text = "".join(char for char in text if unicodedata.category(char) not in _HIDDEN)
     return text.partition(":")[0].rstrip(". ") or name
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -347,8 +348,8 @@ class KernelChanges:
         try:
             with root, open_file(root, path) as file:
                 content = file.read(MAX_SHOWN + 1)
-                disk = look(root, path)
-                if disk is None or disk.text != seen:
+                disk, inode = look(root, path), os.fstat(file.fileno()).st_ino
+                if disk is None or (disk.text, disk.inode) != (seen, inode):
                     raise ChangesError(f"{printable_name(path)}: {CHANGED_OUTSIDE}")
         except (FileNotFoundError, NotADirectoryError):
             if seen != "absent":
