@@ -166,7 +166,7 @@ class KernelChanges:
 
         :raises ChangesError: when nothing can be applied
         """
-        states = dict(wanted)
+        states, named = dict(wanted), set(named)
         if not states:
             return Applied((), (), None)
         if len(states) > MAX_CHANGES:

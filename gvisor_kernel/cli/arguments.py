@@ -289,13 +289,6 @@ def add_changes(add: Add) -> None:
     )
     add_id(changes)
     changes.add_argument(
-        "--under",
-        metavar="PATH",
-        action="append",
-        default=[],
-        help="only this, and what is below it; may be repeated",
-    )
-    changes.add_argument(
         "--diff",
         action="store_true",
         help="print the differences of texts, and after each the command that applies it",

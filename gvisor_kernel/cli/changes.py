@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 from gvisor_kernel.changes.change import Change, Changes, Refused
@@ -36,8 +36,7 @@ def run_changes(arguments: argparse.Namespace) -> int:
     :raises GvisorKernelError: when there is no such kernel, or it does not answer
     """
     sandbox = _find_running(arguments.id)
-    under = [name_path(path) for path in arguments.under]
-    found, diffs = list_changes(sandbox.directory, diff=arguments.diff, under=under)
+    found, diffs = list_changes(sandbox.directory, diff=arguments.diff)
     if arguments.json:
         listed = [{**asdict(change), "token": change.token} for change in found.changes]
         content = {**asdict(found), "changes": listed}
@@ -55,7 +54,7 @@ def run_changes(arguments: argparse.Namespace) -> int:
     if arguments.diff:
         command = f"gvisor-kernel apply {sandbox.id} --seen"
         _print_diffs(usual, diffs, command)
-        tokens = [change.token for change in usual if change.path in diffs and _is_open(change)]
+        tokens = [c.token for c in usual if c.path in diffs and c.conflict is None]
         if len(tokens) > 1:
             print(f"To apply all of these: {command} {' '.join(tokens)}")
         if running:
@@ -72,14 +71,9 @@ def run_changes(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _part(changes: Iterable[Change]) -> tuple[list[Change], list[Change]]:
+def _part(changes: Sequence[Change]) -> tuple[list[Change], list[Change]]:
     """Return the usual changes, and those of files that may run by themselves."""
-    both = list(changes)
-    return [c for c in both if c.runs is None], [c for c in both if c.runs is not None]
-
-
-def _is_open(change: Change) -> bool:
-    return change.conflict is None
+    return [c for c in changes if c.runs is None], [c for c in changes if c.runs is not None]
 
 
 def _make_row(change: Change) -> tuple[str, ...]:
@@ -137,7 +131,10 @@ def run_apply(arguments: argparse.Namespace) -> int:
         shown = [*usual, *(change for change in running if change.path in named)]
         _print_diffs(shown, diffs)
         left = [Refused(c.path, "it was not shown") for c in shown if c.path not in diffs]
-        chosen = [change for change in chosen if change not in shown or change.path in diffs]
+        # Those that may run by themselves and are not named are refused, and so told.
+        chosen = [
+            c for c in chosen if c.path in diffs or (c.runs is not None and c.path not in named)
+        ]
         if not _is_yes(f"Write this to the folder on disk ({len(shown) - len(left)} changes)?"):
             print("Nothing was applied.", file=sys.stderr)
             return 1

@@ -147,7 +147,7 @@ def test_what_a_diff_showed_is_applied_and_nothing_else(
     assert "id" not in sandbox.diff(changes["bin/greet"])
     assert not sandbox.apply(changes["bin/greet"]).applied
     assert main(["apply", name, "--seen", b]) == 0
-    assert main(["changes", name, "--diff", "--under", "bin"]) == 0
+    assert main(["changes", name, "--diff"]) == 0
     _, greet = tokens(capsys.readouterr().out)
     assert main(["apply", name, "--seen", greet]) == 0
     assert (folder / "bin" / "greet").read_text() == "echo hello; id  \n"
