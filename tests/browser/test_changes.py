@@ -117,9 +117,11 @@ def panel(desk: LabPage, server: LabServer, folder: Path) -> LabPage:
 
 
 def look_again(lab: LabPage) -> None:
+    mark = "document.querySelectorAll('.gk-changes tbody tr').forEach(it => it.className = 'old')"
+    lab.driver.execute_script(mark)
     button(lab, CHANGES, "Look again").click()
     lab.wait_until(
-        lambda: lab.driver.find_element(By.CSS_SELECTOR, f"{CHANGES} [role=status]").text != "",
+        lambda: not lab.driver.find_elements(By.CSS_SELECTOR, f"{CHANGES} tr.old"),
         "the list never came back",
     )
 
