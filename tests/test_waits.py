@@ -134,7 +134,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("kernel/sandbox_call.py", "begun.result()"): "it is done",
     (
         "server/changes_handlers.py",
-        "asyncio.shield(changes.apply(wanted, force=force))",
+        "asyncio.shield(changes.apply(wanted, named=named, force=force))",
     ): "each question to the sandbox has a limit",
     ("api/shell.py", "running.result()"): "it is done",
     ("bridge/service.py", "state.changed.wait()"): "until an answer, or the end of the run; callers"

@@ -24,9 +24,9 @@ from gvisor_kernel.api.outputs import list_outputs
 from gvisor_kernel.api.runner import Emit, Runner, make_end_error
 from gvisor_kernel.api.shell import ShellResult, run_shell
 from gvisor_kernel.artifacts.outputs import Listing
-from gvisor_kernel.changes.change import Applied, Change, Changes, Undone
+from gvisor_kernel.changes.change import Applied, Change, Changes, ChangesError, Undone
 from gvisor_kernel.changes.kernel_changes import KernelChanges
-from gvisor_kernel.changes.selection import note_more, select
+from gvisor_kernel.changes.selection import name_path, note_more, select
 from gvisor_kernel.changes.undo import undo_apply
 from gvisor_kernel.egress.doors import PROGRAM, Door
 from gvisor_kernel.errors import OutputsError, SandboxError
@@ -398,18 +398,28 @@ class AsyncSandbox:
         return await self._find_changes().list()
 
     async def diff(self, change: Change) -> str:
-        """Return the text diff of a change; one line that says why there is none."""
+        """Return the text diff of a change as it was listed; a remark if there is none.
+
+        Names, control characters and what nobody sees are escaped in it.
+        """
         return await self._find_changes().diff(change)
 
     async def apply(
-        self, changes: Iterable[Change | str] | Change | str, *, force: bool = False
+        self,
+        changes: Iterable[Change | str] | Change | str,
+        *,
+        named: Iterable[str] = (),
+        unseen: bool = False,
+        force: bool = False,
     ) -> Applied:
         """Write changes to the folder ``uploads`` on disk: those that ``changes`` gave, or paths.
 
-        A path stands for what is below it as well, as it is now. What has changed meanwhile on one
-        of both sides is refused, and so is a file that was changed on disk since the kernel was
-        started; ``force`` replaces it nevertheless. Links and special files are never written.
-        ``undo`` of the result is for ``undo``.
+        What has changed since ``changes``, on one of both sides, is refused, and so is a file that
+        was changed on disk since the kernel was started; ``force`` replaces it nevertheless. Links
+        and special files are never written. A path stands for what is below it as well, as it is
+        now: whoever says ``unseen`` needs no look. A file that may run later without being opened
+        (``Change.runs``) is applied only if its own path is given, here or in ``named``; one of
+        ``.git`` needs ``force``, too. ``undo`` of the result is for ``undo``.
 
         :raises SandboxError: the kernel does not run
         :raises ChangesError: a path is not changed, or nothing can be applied
@@ -418,9 +428,15 @@ class AsyncSandbox:
         work = self._find_changes()
         chosen = [change for change in asked if isinstance(change, Change)]
         paths = [path for path in asked if isinstance(path, str)]
+        if paths and not unseen:
+            raise ChangesError(
+                f"The path {paths[0]!r} does not say which content was seen.",
+                "apply a Change that changes() gave, or what is there now: unseen=True.",
+            )
         listed = await work.list(paths) if paths else Changes((), False, 0)
         chosen += select(listed, paths)
-        result = await work.apply([(c.path, c.state) for c in chosen], force=force)
+        own = {name_path(path) for path in (*paths, *named)}
+        result = await work.apply([(c.path, c.state) for c in chosen], named=own, force=force)
         return note_more(result, listed)
 
     @staticmethod

@@ -197,14 +197,20 @@ class Sandbox:
         return self._thread.run(self._sandbox.changes())
 
     def diff(self, change: Change) -> str:
-        """Return the text diff of a change; one line that says why there is none."""
+        """Return the text diff of a change; see ``AsyncSandbox.diff``."""
         return self._thread.run(self._sandbox.diff(change))
 
     def apply(
-        self, changes: Iterable[Change | str] | Change | str, *, force: bool = False
+        self,
+        changes: Iterable[Change | str] | Change | str,
+        *,
+        named: Iterable[str] = (),
+        unseen: bool = False,
+        force: bool = False,
     ) -> Applied:
         """Write changes to the folder ``uploads`` on disk; see ``AsyncSandbox.apply``."""
-        return self._thread.run(self._sandbox.apply(changes, force=force))
+        work = self._sandbox.apply(changes, named=named, unseen=unseen, force=force)
+        return self._thread.run(work)
 
     @staticmethod
     def undo(undo: str | None = None) -> Undone:

@@ -7,6 +7,8 @@ seen.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,7 +76,8 @@ class Change:
 
     ``path``: relative, with "/". ``size``: in the sandbox, 0 for what was removed; ``old_size``: on
     disk, None if there is nothing. ``conflict``: why it is not applied unless it is forced, or not
-    at all (``is_refused``); None if nothing is in the way.
+    at all (``is_refused``); None if nothing is in the way. ``runs``: why it may run later without
+    being opened, so that it is applied only if its own path is named; None if nothing says so.
     """
 
     path: str
@@ -85,6 +88,17 @@ class Change:
     state: str
     conflict: str | None = None
     is_refused: bool = False
+    runs: str | None = None
+
+    @property
+    def token(self) -> str:
+        """Path and state in 32 letters and digits, for a person to send back.
+
+        Its 160 bits are for a sandbox that chooses both of two contents, the one that is shown and
+        the one that it wants applied: two with the same token cost 2**80 hashes.
+        """
+        digest = hashlib.sha256(f"{self.path}\0{self.state}".encode()).digest()
+        return base64.b32encode(digest[:20]).decode().lower()
 
 
 @dataclass(frozen=True)

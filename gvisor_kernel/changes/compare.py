@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from gvisor_kernel.changes.autorun import EXECUTABLE, find_kind
 from gvisor_kernel.changes.change import (
     MAX_CHANGES,
     Change,
@@ -13,7 +14,7 @@ from gvisor_kernel.changes.change import (
     OnDisk,
     make_state,
 )
-from gvisor_kernel.changes.folder import find_digest, list_files, look
+from gvisor_kernel.changes.folder import find_digest, is_executable, list_files, look
 from gvisor_kernel.host.folders import Opened
 
 HASHED = 256 * 1024 * 1024
@@ -23,6 +24,7 @@ SPECIAL = "the sandbox has a link, device, pipe or socket there, which is never 
 OTHER_TYPE = "on disk it is {}: with force that is replaced"
 NOT_OURS = "on disk it is {}: remove that yourself"
 LATER = "it was changed on disk since the kernel was started"
+REPOSITORY = "it is a repository's own: with force it is written"
 TYPES = {"file": "a file", "folder": "a folder", "other": "a link, device, pipe or socket"}
 
 
@@ -102,6 +104,15 @@ class _Comparison:
             return
         kind = "removed" if claim.is_removed else "added" if disk is None else "changed"
         shown = disk.type if claim.is_removed and disk is not None else claim.type
+        is_refused, runs = refused and conflict is not None, None
+        if shown == "file" and not is_refused:
+            runs = find_kind(claim.path)
+            if runs is not None and runs.needs_force:
+                conflict = conflict or REPOSITORY
+            elif claim.is_removed:  # nothing is left that could run
+                runs = None
+            elif runs is None and disk is not None and is_executable(self._root, claim.path):
+                runs = EXECUTABLE
         self.found.append(
             Change(
                 path=claim.path,
@@ -111,7 +122,8 @@ class _Comparison:
                 old_size=None if disk is None else disk.size,
                 state=make_state(disk, claim),
                 conflict=conflict,
-                is_refused=refused and conflict is not None,
+                is_refused=is_refused,
+                runs=None if runs is None else runs.reason,
             )
         )
 

@@ -153,8 +153,10 @@ class ControlSocket:
             wanted = [(path, state) for path, state in question["changes"]]
             if not all(is_path(path) and isinstance(state, str) for path, state in wanted):
                 raise ChangesError("The paths of the question are malformed.")
-            force = question.get("force") is True
-            return asdict(await self._changes.apply(wanted, force=force))
+            force, named = question.get("force") is True, question.get("named", [])
+            if not isinstance(named, list) or not all(map(is_path, named)):
+                raise ValueError("named")
+            return asdict(await self._changes.apply(wanted, named=named, force=force))
         raise ValueError(what)
 
 

@@ -35,13 +35,16 @@ def list_changes(
         raise _malformed() from error
 
 
-def apply_changes(directory: Path, changes: list[Change], *, force: bool) -> Applied:
-    """Apply changes as they were listed.
+def apply_changes(
+    directory: Path, changes: Sequence[Change], *, named: Sequence[str] = (), force: bool = False
+) -> Applied:
+    """Apply changes as they were listed. ``named``: paths of those that may run by themselves.
 
     :raises ChangesError: when nothing can be applied
     """
     wanted = [[change.path, change.state] for change in changes]
-    content = ask(directory, {"do": "apply", "changes": wanted, "force": force})
+    question = {"do": "apply", "changes": wanted, "named": list(named), "force": force}
+    content = ask(directory, question)
     try:
         refused = tuple(Refused(**one) for one in content["refused"])
         return Applied(tuple(content["applied"]), refused, content["undo"])

@@ -1,65 +1,178 @@
-"""The difference of two texts, within bounds. A hostile text makes difflib slow, not endless."""
+"""The unified diff of two contents, as text that can be printed: nothing in it is hidden.
+
+Lines end at ``\\n`` only; every other separator and control character is escaped. Texts come from
+a sandbox, so the time is bounded whatever they are: it grows with their size, and the search for
+what they have in common ends after STEPS.
+"""
 
 from __future__ import annotations
 
-import difflib
-import re
+from collections.abc import Iterator, Sequence
+
+from gvisor_kernel.shown_text import printable, printable_name
 
 MAX_TEXT = 1024 * 1024
 """Bytes of a text that is compared."""
-MAX_LINES = 2000
-"""Lines between the first and the last difference: the time grows with the square of them."""
+STEPS = 300_000
+"""Of the search for the shortest difference: some 700 edits, 0.1 s."""
 MAX_DIFF = 256 * 1024
 """Characters of a result."""
 CONTEXT = 3
-_HUNK = re.compile(r"@@ -(\d+)((?:,\d+)?) \+(\d+)((?:,\d+)?) @@")
+
+Edit = tuple[int, int, int, int]
+"""Lines ``[0]:[1]`` of the old text are replaced by ``[2]:[3]`` of the new one."""
 
 
 def diff_texts(path: str, old: bytes | None, new: bytes | None) -> str:
-    """Return a unified diff, or one line that says why there is none. None is a missing file.
+    """Return a unified diff, or a remark why there is none. None is a missing file.
 
-    Control characters in names and lines are left as they are: whoever shows it cleans it.
+    A carriage return at the end of a line is shown, unless all lines of both texts have one: then
+    one remark says so.
     """
+    kind = "added" if old is None else "removed" if new is None else "changed"
+    if old == new:
+        return remark(path, "The contents are the same.", kind)
+    sizes = [len(content) for content in (old, new) if content is not None]
     texts = []
     for content in (old, new):
-        if content is not None and len(content) > MAX_TEXT:
-            return f"{path}: more than {MAX_TEXT} bytes, not compared\n"
         try:
-            texts.append((content or b"").decode())
+            texts.append((content or b"")[: MAX_TEXT + 1].decode())
         except UnicodeDecodeError:
-            return f"{path}: not text\n"
-        if "\0" in texts[-1]:
-            return f"{path}: not text\n"
-    first, second = (text.splitlines() for text in texts)
+            texts.append("\0")
+    words = f"The contents differ ({' → '.join(map(str, sizes))} bytes)"
+    if max(sizes) > MAX_TEXT:
+        return remark(path, f"{words}; more than {MAX_TEXT} bytes are not compared.", kind)
+    if any("\0" in text for text in texts):
+        return remark(path, f"{words}, and are not text.", kind)
+    first, second = (_split(text) for text in texts)
+    shown = [_make_header(path, kind)]
+    if not any(sizes):
+        shown.append("\\ The file is empty.\n")
+    end = "\n"
+    if all(line.endswith("\r\n") for line in (*first, *second)) and any(sizes):
+        shown.append("\\ Each line ends with \\r\\n.\n")
+        end = "\r\n"
+    left = MAX_DIFF
+    for line in _list_hunks(first, second, find_edits(first, second)):
+        text = line[: left + 1]  # more would not be shown
+        if not text.startswith("@"):
+            text = f"{printable(text.removesuffix(end))}\n"
+        if not line.endswith("\n"):
+            text += "\\ No newline at end of file\n"
+        left -= len(text)
+        if left < 0:
+            shown.append(f"\\ More than {MAX_DIFF} characters differ: the rest is left out.\n")
+            break
+        shown.append(text)
+    return "".join(shown)
+
+
+def remark(path: str, words: str, kind: str) -> str:
+    """Return a diff that has a sentence in place of lines. ``kind``: of the change."""
+    return f"{_make_header(path, kind)}\\ {printable_name(words)}\n"
+
+
+def find_edits(first: Sequence[str], second: Sequence[str]) -> list[Edit]:
+    """Return what differs, in order: the fewest lines, if that is found in STEPS; else one edit,
+    from the first to the last line that differs.
+    """
     start = _count_equal(first, second)
     end = _count_equal(first[start:][::-1], second[start:][::-1])
-    skipped = max(start - CONTEXT, 0)
-    parts = [lines[skipped : len(lines) - max(end - CONTEXT, 0)] for lines in (first, second)]
-    if max(map(len, parts)) > MAX_LINES:
-        return f"{path}: differs in more than {MAX_LINES} lines, not compared\n"
-    before = "/dev/null" if old is None else path
-    after = "/dev/null" if new is None else path
-    shown: list[str] = []
-    size = 0
-    for line in difflib.unified_diff(parts[0], parts[1], before, after, lineterm="", n=CONTEXT):
-        size += len(line) + 1
-        if size > MAX_DIFF:
-            shown.append("… more is left out")
-            break
-        hunk = _HUNK.fullmatch(line)
-        shown.append(line if hunk is None else _move(hunk, skipped))
-    return "".join(f"{line}\n" for line in shown)
+    a, b = first[start : len(first) - end], second[start : len(second) - end]
+    moves = _search(a, b) if a and b else None
+    if moves is None:
+        return [(start, start + len(a), start, start + len(b))] if a or b else []
+    edits: list[Edit] = []
+    for x, y, dx, dy in moves:
+        x, y = start + x, start + y
+        if edits and edits[-1][1] == x and edits[-1][3] == y:
+            edits[-1] = (edits[-1][0], x + dx, edits[-1][2], y + dy)
+        else:
+            edits.append((x, x + dx, y, y + dy))
+    return edits
 
 
-def _count_equal(first: list[str], second: list[str]) -> int:
+def _search(a: Sequence[str], b: Sequence[str]) -> list[tuple[int, int, int, int]] | None:
+    """Return the single lines that are removed (1, 0) or added (0, 1), and where: Myers, "An O(ND)
+    Difference Algorithm"; None if that takes more than STEPS.
+    """
+    numbers: dict[str, int] = {}
+    old, new = ([numbers.setdefault(line, len(numbers)) for line in text] for text in (a, b))
+    reached, rounds, steps = {1: 0}, [], STEPS
+    for edits in range(len(old) + len(new) + 1):
+        rounds.append({k: reached[k] for k in range(-edits - 1, edits + 2) if k in reached})
+        steps -= 2 * edits + 1
+        for k in range(-edits, edits + 1, 2):
+            down = k == -edits or (k != edits and reached[k - 1] < reached[k + 1])
+            x = begin = reached[k + 1] if down else reached[k - 1] + 1
+            y = x - k
+            while x < len(old) and y < len(new) and old[x] == new[y]:
+                x, y = x + 1, y + 1
+            reached[k] = x
+            steps -= x - begin
+            if x >= len(old) and y >= len(new):
+                return _walk_back(rounds, x, y)
+            if steps < 0:
+                return None
+    return None
+
+
+def _walk_back(rounds: list[dict[int, int]], x: int, y: int) -> list[tuple[int, int, int, int]]:
+    moves = []
+    for edits in range(len(rounds) - 1, 0, -1):
+        reached, k = rounds[edits], x - y
+        down = k == -edits or (k != edits and reached[k - 1] < reached[k + 1])
+        k += 1 if down else -1
+        x, y = reached[k], reached[k] - k
+        moves.append((x, y, 0, 1) if down else (x, y, 1, 0))
+    return moves[::-1]
+
+
+def _list_hunks(
+    first: Sequence[str], second: Sequence[str], edits: Sequence[Edit]
+) -> Iterator[str]:
+    """Yield the lines of a unified diff, with their marks."""
+    while edits:
+        count = 1
+        while count < len(edits) and edits[count][0] - edits[count - 1][1] <= 2 * CONTEXT:
+            count += 1
+        hunk, edits = edits[:count], edits[count:]
+        before = min(CONTEXT, hunk[0][0])
+        after = min(CONTEXT, len(first) - hunk[-1][1])
+        old = _make_range(hunk[0][0] - before, hunk[-1][1] + after)
+        new = _make_range(hunk[0][2] - before, hunk[-1][3] + after)
+        yield f"@@ -{old} +{new} @@\n"
+        place = hunk[0][0] - before
+        for old_start, old_end, new_start, new_end in hunk:
+            yield from (f" {first[n]}" for n in range(place, old_start))
+            yield from (f"-{first[n]}" for n in range(old_start, old_end))
+            yield from (f"+{second[n]}" for n in range(new_start, new_end))
+            place = old_end
+        yield from (f" {first[n]}" for n in range(place, place + after))
+
+
+def _make_header(path: str, kind: str) -> str:
+    name = printable_name(path)
+    old, new = "/dev/null" if kind == "added" else name, "/dev/null" if kind == "removed" else name
+    return f"--- {old}\n+++ {new}\n"
+
+
+def _make_range(start: int, end: int) -> str:
+    if end - start == 1:
+        return f"{start + 1}"
+    return f"{start + 1 if end > start else start},{end - start}"
+
+
+def _split(text: str) -> list[str]:
+    lines = [f"{line}\n" for line in text.split("\n")]
+    last = lines.pop().removesuffix("\n")
+    return [*lines, last] if last else lines
+
+
+def _count_equal(first: Sequence[str], second: Sequence[str]) -> int:
     count = 0
     for one, other in zip(first, second, strict=False):
         if one != other:
             break
         count += 1
     return count
-
-
-def _move(hunk: re.Match[str], lines: int) -> str:
-    old, new = int(hunk[1]) + lines, int(hunk[3]) + lines
-    return f"@@ -{old}{hunk[2]} +{new}{hunk[4]} @@"

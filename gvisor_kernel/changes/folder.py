@@ -72,6 +72,14 @@ def look(root: Opened, path: str) -> OnDisk | None:
         return None
 
 
+def is_executable(root: Opened, path: str) -> bool:
+    """Return whether anybody may execute the file at ``path``; False if it cannot be seen."""
+    with suppress(OSError), open_parent(root, path) as parent:
+        status = os.stat(name_of(path), dir_fd=parent.fd, follow_symlinks=False)
+        return stat.S_ISREG(status.st_mode) and bool(status.st_mode & 0o111)
+    return False
+
+
 def list_files(root: Opened, path: str, limit: int) -> Iterator[tuple[str, OnDisk]]:
     """Yield what is below a folder, at most ``limit`` entries, those of a folder after it.
 

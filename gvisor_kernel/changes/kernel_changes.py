@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import IO, Any, Literal, TypeVar
 
@@ -28,7 +29,7 @@ from gvisor_kernel.changes.change import (
 )
 from gvisor_kernel.changes.claims import read_claims
 from gvisor_kernel.changes.compare import compare, list_claims
-from gvisor_kernel.changes.diff import diff_texts
+from gvisor_kernel.changes.diff import diff_texts, remark
 from gvisor_kernel.changes.folder import look, open_file
 from gvisor_kernel.changes.selection import check_path, name_path
 from gvisor_kernel.changes.undo import clear_all
@@ -40,6 +41,7 @@ from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.kernel.workspace import find_view
 from gvisor_kernel.link.service_messages import MAX_DATA
 from gvisor_kernel.runtimes.base import MountView
+from gvisor_kernel.shown_text import printable_name
 from gvisor_kernel.spec.layout import UPLOADS, WORKSPACE
 
 LOOK_SECONDS = 5.0
@@ -60,6 +62,7 @@ OTHER_CONTENT = "the sandbox answered something else than when it was looked at"
 CHANGED_INSIDE = "the kernel has changed it since it was listed: look again"
 NOT_SHOWN = "its content was not looked at for the list, so it is not shown: it may be large"
 CHANGED_OUTSIDE = "it has changed on disk since it was listed: look again"
+RUNS = "it may run later without being opened"
 UNSEEN = "it is so large that its content was not looked at; apply it with force"
 
 T = TypeVar("T")
@@ -103,53 +106,67 @@ class KernelChanges:
         content, _ = await self._ask(question, SHORT_ANSWER_SECONDS)
         return await asyncio.to_thread(find_unkept, sandbox, content)
 
-    async def read(self, path: str, side: Side, state: str | None = None) -> bytes | None:
+    async def read(self, path: str, side: Side, state: str) -> bytes | None:
         """Return a file's content in the sandbox ("new") or on disk ("old"); None if there is none.
 
-        With the ``state`` of a change it is the content that was listed, and that an apply of this
+        It is the content that was listed with the ``state`` of a change, and that an apply of this
         state writes.
 
         :raises ChangesError: when it cannot be read, has more than MAX_SHOWN bytes, or is not what
             was listed
         """
         check_path(path)
+        seen, _, claim = state.partition(" ")
         if side == "old":
-            seen = None if state is None else state.partition(" ")[0]
             return await asyncio.to_thread(self._read_old, path, seen)
-        claim = "" if state is None else state.partition(" ")[2]
+        if claim == "removed":
+            return None
         digest = claim.rpartition(".")[2] if claim.startswith("file.") else ""
-        if state is not None and not digest:  # nothing would bind an apply to what is shown
-            raise ChangesError(f"{path}: {NOT_SHOWN}")
+        if not digest:  # nothing would bind an apply to what is shown
+            raise ChangesError(f"{printable_name(path)}: {NOT_SHOWN}")
         with tempfile.SpooledTemporaryFile(MEMORY) as file:
             try:
                 _, found = await self._fetch(path, MAX_SHOWN, file)
             except _NotThere:
                 return None
-            if digest not in ("", found):
-                raise ChangesError(f"{path}: {CHANGED_INSIDE}")
+            if found != digest:
+                raise ChangesError(f"{printable_name(path)}: {CHANGED_INSIDE}")
             file.seek(0)
             return file.read()
 
     async def diff(self, change: Change) -> str:
-        """Return the text diff of a change; a line that says why there is none."""
+        """Return the text diff of a change as it was listed, or a remark why there is none.
+
+        It can be printed: names, control characters and what nobody sees are escaped.
+        """
         if change.type != "file":
-            return f"{change.path}: {change.type}\n"
+            return remark(change.path, f"A {change.type}.", change.kind)
         try:
-            old = None if change.old_size is None else await self.read(change.path, "old")
-            new = None if change.kind == "removed" else await self.read(change.path, "new")
+            # In place of a folder: that has no text.
+            is_folder = change.state.startswith("folder.")
+            old = None if is_folder else await self.read(change.path, "old", change.state)
+            new = await self.read(change.path, "new", change.state)
         except ChangesError as error:
-            return f"{change.path}: {error.fact}\n"
+            return remark(change.path, f"Not shown: {error.fact}", change.kind)
         return await asyncio.to_thread(diff_texts, change.path, old, new)
 
-    async def apply(self, wanted: Iterable[tuple[str, str]], *, force: bool = False) -> Applied:
+    async def apply(
+        self,
+        wanted: Iterable[tuple[str, str]],
+        *,
+        named: Collection[str] = (),
+        force: bool = False,
+    ) -> Applied:
         """Apply changes to the folder on disk: each a path and the ``state`` that was looked at.
 
         What has changed on one of both sides since then, and what is a conflict, is refused;
-        ``force`` replaces what is on disk now. Links and special files are never written.
+        ``force`` replaces what is on disk now. Links and special files are never written. A file
+        that may run by itself (``Change.runs``) is applied only if ``named`` has its path: a person
+        or a program has named that one, and not a folder or all.
 
         :raises ChangesError: when nothing can be applied
         """
-        states = dict(wanted)
+        states, named = dict(wanted), set(named)
         if not states:
             return Applied((), (), None)
         if len(states) > MAX_CHANGES:
@@ -168,7 +185,8 @@ class KernelChanges:
                 for path in states.keys() - found.keys():
                     work.refuse(path, "it is no change, or not any more")
                 for change in sorted(known, key=order):
-                    reason = _find_obstacle(change, states[change.path], force=force)
+                    state, is_named = states[change.path], change.path in named
+                    reason = _find_obstacle(change, state, is_named=is_named, force=force)
                     if reason is not None:
                         work.refuse(change.path, reason)
                         continue
@@ -323,17 +341,19 @@ class KernelChanges:
         clear_all()
         return Backups.open().begin(Head(self._find_id(), root.path, Identity(*root.identity)))
 
-    def _read_old(self, path: str, seen: str | None) -> bytes | None:
+    def _read_old(self, path: str, seen: str) -> bytes | None:
         root = self._open()
         if root is None:
             return None
         try:
             with root, open_file(root, path) as file:
                 content = file.read(MAX_SHOWN + 1)
-                disk = look(root, path)
-                if seen is not None and (disk is None or disk.text != seen):
-                    raise ChangesError(f"{path}: {CHANGED_OUTSIDE}")
-        except FileNotFoundError:
+                disk, inode = look(root, path), os.fstat(file.fileno()).st_ino
+                if disk is None or (disk.text, disk.inode) != (seen, inode):
+                    raise ChangesError(f"{printable_name(path)}: {CHANGED_OUTSIDE}")
+        except (FileNotFoundError, NotADirectoryError):
+            if seen != "absent":
+                raise ChangesError(f"{printable_name(path)}: {CHANGED_OUTSIDE}") from None
             return None
         except OSError as error:
             raise ChangesError(f"it cannot be read on disk ({explain(error)})") from error
@@ -365,9 +385,11 @@ async def _finish(work: Callable[..., T], *arguments: Any) -> T:
         raise
 
 
-def _find_obstacle(change: Change, state: str, *, force: bool) -> str | None:
+def _find_obstacle(change: Change, state: str, *, is_named: bool, force: bool) -> str | None:
     if change.is_refused:
         return change.conflict
+    if change.runs is not None and not is_named:
+        return f"{RUNS} ({change.runs}): name this file by its own path"
     (disk, _, claim), (seen, _, claimed) = change.state.partition(" "), state.partition(" ")
     if claim != claimed:  # nobody has seen what is there now
         return OTHER_CONTENT

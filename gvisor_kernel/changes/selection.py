@@ -1,8 +1,8 @@
-"""Which of the listed changes a person has chosen, by the paths that the person names. Pure."""
+"""Which of the listed changes a person has chosen, by paths or by what was shown. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from gvisor_kernel.changes.change import Applied, Change, Changes, ChangesError, Refused, is_path
@@ -21,10 +21,27 @@ def select(changes: Changes, paths: Iterable[str]) -> list[Change]:
         below = {p: c for p, c in found.items() if p == path or p.startswith(f"{path}/")}
         if not below:
             raise ChangesError(f"{text!r} is not changed in /workspace.")
-        for part in _parents(path):
-            if part in found and found[part].kind == "added":
-                chosen[part] = found[part]
-        chosen.update(below)
+        chosen |= _find_new_parents(found, path) | below
+    return list(chosen.values())
+
+
+def find_seen(changes: Changes, tokens: Iterable[str]) -> list[Change]:
+    """Return the changes that were shown with these tokens, and new folders above them.
+
+    :raises ChangesError: when one is not there any more as it was shown
+    """
+    found = {change.path: change for change in changes.changes}
+    shown = {change.token: change for change in changes.changes}
+    chosen: dict[str, Change] = {}
+    for token in tokens:
+        change = shown.get(token)
+        if change is None:
+            raise ChangesError(
+                f"What was shown with {token} is not there any more: it has changed since then, in"
+                " the sandbox or on disk, or was applied. Nothing was applied now.",
+                "look again: gvisor-kernel changes --diff.",
+            )
+        chosen |= _find_new_parents(found, change.path) | {change.path: change}
     return list(chosen.values())
 
 
@@ -55,6 +72,7 @@ def check_path(path: str) -> None:
         raise ChangesError(f"{path!r} is no path in /workspace.")
 
 
-def _parents(path: str) -> list[str]:
+def _find_new_parents(found: Mapping[str, Change], path: str) -> dict[str, Change]:
     parts = path.split("/")
-    return ["/".join(parts[:count]) for count in range(1, len(parts))]
+    parents = ("/".join(parts[:count]) for count in range(1, len(parts)))
+    return {p: found[p] for p in parents if p in found and found[p].kind == "added"}

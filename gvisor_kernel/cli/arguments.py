@@ -288,19 +288,38 @@ def add_changes(add: Add) -> None:
         "What is not applied (gvisor-kernel apply) is gone with the sandbox.",
     )
     add_id(changes)
-    changes.add_argument("--diff", action="store_true", help="print the differences of texts")
+    changes.add_argument(
+        "--diff",
+        action="store_true",
+        help="print the differences of texts, and after each the command that applies it",
+    )
     add_json(changes)
     apply = add(
         "apply",
         "changes:run_apply",
         "write changes of a kernel to the folder on disk",
-        "A file that was changed on disk since the kernel was started is refused. Links and\n"
+        "In a terminal it prints the differences and asks; --seen takes what changes --diff has\n"
+        "printed. What has changed since it was shown is refused. So is a file that was changed\n"
+        "on disk since the kernel was started, and one that may run later without being opened,\n"
+        "such as a Makefile, unless its own path is named (for .git/ also --force). Links and\n"
         "special files are never written. The old files are kept for a while: gvisor-kernel undo.\n"
         "The exit status is 1 if a change was refused.",
     )
     add_id(apply)
     apply.add_argument(
         "paths", metavar="PATH", nargs="+", help="as changes lists it; a folder: all below it"
+    )
+    asks_not = apply.add_mutually_exclusive_group()
+    asks_not.add_argument(
+        "--seen",
+        action="store_true",
+        help="give, in place of paths, what changes --diff has printed after what it showed:"
+        " that is applied, and nothing else",
+    )
+    asks_not.add_argument(
+        "--unseen",
+        action="store_true",
+        help="apply what is there now, though nobody has looked at it",
     )
     apply.add_argument(
         "--force", action="store_true", help="also replace what was changed on disk meanwhile"

@@ -1,27 +1,29 @@
 """``changes``, ``apply``, ``undo``: files that kernels have changed in /workspace.
 
 The process that has the kernel answers, by its control socket. Names and texts come from a sandbox:
-they are escaped before they are printed.
+they are escaped before they are printed. Every line that is printed begins with a word of ours, or
+with a mark of a diff, so no name and no text can pass for another line.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 from gvisor_kernel.changes.change import Change, Changes, Refused
 from gvisor_kernel.changes.control_client import apply_changes, list_changes
-from gvisor_kernel.changes.selection import name_path, note_more, select
+from gvisor_kernel.changes.selection import find_seen, name_path, note_more, select
 from gvisor_kernel.changes.undo import undo_apply
 from gvisor_kernel.cli.output import print_json, print_table
 from gvisor_kernel.cli.sandboxes import Listed, find_one
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.sizes import describe_size
-from gvisor_kernel.shown_text import printable
+from gvisor_kernel.shown_text import printable, printable_name
 
 GONE = "What is not applied is gone with the sandbox. To keep it: gvisor-kernel apply {} PATH…"
-
+RUN = "May run later without being opened, so each is applied only by its own path:"
 OVERWRITE = (
     "see what differs: gvisor-kernel changes --diff. --force overwrites what others have changed on"
     " disk; the old files are kept for gvisor-kernel undo."
@@ -36,7 +38,8 @@ def run_changes(arguments: argparse.Namespace) -> int:
     sandbox = _find_running(arguments.id)
     found, diffs = list_changes(sandbox.directory, diff=arguments.diff)
     if arguments.json:
-        content = asdict(found)
+        listed = [{**asdict(change), "token": change.token} for change in found.changes]
+        content = {**asdict(found), "changes": listed}
         print_json({**content, "diffs": diffs} if arguments.diff else content)
         return 0
     if not found.changes:
@@ -47,20 +50,54 @@ def run_changes(arguments: argparse.Namespace) -> int:
             else "Nothing is changed in /workspace."
         )
         return 0
+    usual, running = _part(found.changes)
     if arguments.diff:
-        for change in found.changes:
-            print(printable(diffs.get(change.path, f"{change.path}: left out here\n")), end="")
+        command = f"gvisor-kernel apply {sandbox.id} --seen"
+        _print_diffs(usual, diffs, command)
+        tokens = [c.token for c in usual if c.path in diffs and c.conflict is None]
+        if len(tokens) > 1:
+            print(f"To apply all of these: {command} {' '.join(tokens)}")
+        if running:
+            print(RUN)
+        _print_diffs(running, diffs, command)
     else:
-        print_table(("KIND", "TYPE"), ("SIZE",), "PATH", map(_make_row, found.changes))
+        if usual:
+            print_table(("KIND", "TYPE"), ("SIZE",), "PATH", map(_make_row, usual))
+        if running:
+            print(RUN)
+            print_table(("KIND", "TYPE"), ("SIZE",), "PATH", map(_make_row, running))
     _print_rest(found)
     print(GONE.format(sandbox.id), file=sys.stderr)
     return 0
 
 
+def _part(changes: Sequence[Change]) -> tuple[list[Change], list[Change]]:
+    """Return the usual changes, and those of files that may run by themselves."""
+    return [c for c in changes if c.runs is None], [c for c in changes if c.runs is not None]
+
+
 def _make_row(change: Change) -> tuple[str, ...]:
     size = describe_size(change.size) if change.type == "file" else ""
-    conflict = f"  ({change.conflict})" if change.conflict else ""
-    return change.kind, change.type, size, f"{change.path}{conflict}"
+    reasons = "".join(f"  ({reason})" for reason in (change.runs, change.conflict) if reason)
+    return change.kind, change.type, size, f"{change.path}{reasons}"
+
+
+def _print_diffs(
+    changes: Iterable[Change], diffs: Mapping[str, str], command: str | None = None
+) -> None:
+    """Print what was shown of each change, and ``command`` with its token."""
+    for change in changes:
+        name = printable_name(change.path)
+        if change.path not in diffs:
+            print(f"Left out here: {name}")
+            continue
+        print(printable(diffs[change.path]), end="")
+        if change.runs is not None:
+            print(f"May run later without being opened: {name} ({change.runs})")
+        if change.conflict is not None:
+            print(f"Conflict: {printable_name(change.conflict)}")
+        if command is not None and not change.is_refused:
+            print(f"To apply this: {command} {change.token}")
 
 
 def _print_rest(found: Changes) -> None:
@@ -73,19 +110,50 @@ def _print_rest(found: Changes) -> None:
 def run_apply(arguments: argparse.Namespace) -> int:
     """``apply``: write changes to the folder on disk. Return 0, or 1 if one was refused.
 
-    :raises GvisorKernelError: when there is no such kernel, or no such change
+    :raises GvisorKernelError: when there is no such kernel, or no such change, or nobody can have
+        seen it
     """
     sandbox = _find_running(arguments.id)
-    paths = [name_path(path) for path in arguments.paths]
-    found, _ = list_changes(sandbox.directory, under=paths)
-    chosen = select(found, paths)
-    result = note_more(apply_changes(sandbox.directory, chosen, force=arguments.force), found)
+    paths = [] if arguments.seen else [name_path(path) for path in arguments.paths]
+    asks = not arguments.seen and not arguments.unseen
+    if asks and not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise GvisorKernelError(
+            "Nothing was applied: without a terminal nobody sees what it would be.",
+            "use the command that is printed after each difference by: gvisor-kernel changes"
+            f" {sandbox.id} --diff; or --unseen, to apply what is there now.",
+        )
+    found, diffs = list_changes(sandbox.directory, diff=asks, under=paths)
+    chosen = find_seen(found, arguments.paths) if arguments.seen else select(found, paths)
+    named = paths or [change.path for change in chosen]
+    left: list[Refused] = []
+    if asks:
+        usual, running = _part(chosen)
+        shown = [*usual, *(change for change in running if change.path in named)]
+        _print_diffs(shown, diffs)
+        left = [Refused(c.path, "it was not shown") for c in shown if c.path not in diffs]
+        # Those that may run by themselves and are not named are refused, and so told.
+        chosen = [
+            c for c in chosen if c.path in diffs or (c.runs is not None and c.path not in named)
+        ]
+        if not _is_yes(f"Write this to the folder on disk ({len(shown) - len(left)} changes)?"):
+            print("Nothing was applied.", file=sys.stderr)
+            return 1
+    result = apply_changes(sandbox.directory, chosen, named=named, force=arguments.force)
+    result = note_more(result, found)
     for path in result.applied:
-        print(f"Applied {printable(path)}")
-    _print_refused(result.refused, "" if arguments.force else OVERWRITE)
+        print(f"Applied {printable_name(path)}")
+    refused = (*result.refused, *left)
+    _print_refused(refused, "" if arguments.force else OVERWRITE)
     if result.undo is not None:
-        print(f"To undo this: gvisor-kernel undo {printable(result.undo)}")
-    return 1 if result.refused else 0
+        print(f"To undo this: gvisor-kernel undo {printable_name(result.undo)}")
+    return 1 if refused else 0
+
+
+def _is_yes(question: str) -> bool:
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 def run_undo(arguments: argparse.Namespace) -> int:
@@ -94,16 +162,16 @@ def run_undo(arguments: argparse.Namespace) -> int:
     :raises GvisorKernelError: when there is nothing to undo
     """
     result = undo_apply(arguments.undo)
-    print(f"In {printable(result.folder)}:")
+    print(f"In {printable_name(result.folder)}:")
     for path in result.undone:
-        print(f"Undone {printable(path)}")
+        print(f"Undone {printable_name(path)}")
     _print_refused(result.refused)
     return 1 if result.refused else 0
 
 
 def _print_refused(refused: tuple[Refused, ...], hint: str = "") -> None:
     for one in refused:
-        print(f"Refused {printable(one.path)}: {printable(one.reason)}", file=sys.stderr)
+        print(f"Refused {printable_name(one.path)}: {printable_name(one.reason)}", file=sys.stderr)
     if refused and hint:
         print(f"What to do: {hint}", file=sys.stderr)
 

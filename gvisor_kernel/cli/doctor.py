@@ -8,7 +8,7 @@ from dataclasses import asdict
 from gvisor_kernel.cli.checks import CHECKS, OF_RUNTIMES, run_check
 from gvisor_kernel.cli.checks.base import Check
 from gvisor_kernel.cli.output import make_console, print_json
-from gvisor_kernel.shown_text import printable
+from gvisor_kernel.shown_text import printable_name
 
 WORDS = {"ok": "OK", "warning": "WARN", "failed": "FAIL"}
 STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
@@ -28,9 +28,9 @@ def run_doctor(arguments: argparse.Namespace) -> int:
             if not arguments.json:
                 for check in found:
                     console.print(f"{WORDS[check.state]:<5}", style=STYLES[check.state], end="")
-                    console.print(printable(f"{check.name}: {check.fact}"), soft_wrap=True)
+                    console.print(printable_name(f"{check.name}: {check.fact}"), soft_wrap=True)
                     if check.fix:
-                        console.print(f"      → {printable(check.fix)}", soft_wrap=True)
+                        console.print(f"      → {printable_name(check.fix)}", soft_wrap=True)
     failed = any(check.state == "failed" for check in results)
     if arguments.json:
         print_json({"ok": not failed, "checks": [asdict(check) for check in results]})

@@ -30,7 +30,7 @@ from gvisor_kernel.egress.routes import (
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs
 from gvisor_kernel.jupyter.plan_factory import check_routes, find_routes, read_configuration
-from gvisor_kernel.shown_text import printable
+from gvisor_kernel.shown_text import printable_name
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def run_list(arguments: argparse.Namespace) -> int:
     ]
     print_table(("ROUTE", "KIND", "KERNELSPECS", "LEADS TO"), (), "RULES", rows)
     for name, error in users.broken.items():
-        print(printable(f"The kernelspec {name} starts no kernel: {error.fact}"))
+        print(printable_name(f"The kernelspec {name} starts no kernel: {error.fact}"))
     return 0
 
 
@@ -161,8 +161,7 @@ def run_log(arguments: argparse.Namespace) -> int:
             print_json([asdict(entry) for entry in entries])
             return 0
         for entry in entries:
-            line = printable(describe_entry(entry)).replace("\n", "\\n").replace("\t", "\\t")
-            print(f"{printable(entry.time)} {line}")
+            print(printable_name(f"{entry.time} {describe_entry(entry)}"))
     except OSError as error:
         raise _unreadable(path, error) from error
     return 0

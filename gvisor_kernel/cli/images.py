@@ -12,6 +12,7 @@ from typing import Any
 
 from gvisor_kernel.cli.output import (
     describe_age,
+    describe_error,
     make_console,
     print_error,
     print_json,
@@ -32,7 +33,7 @@ from gvisor_kernel.images.importer import (
 from gvisor_kernel.images.measure import measure_tree
 from gvisor_kernel.runtimes.image_probe import probe_image
 from gvisor_kernel.runtimes.state import records
-from gvisor_kernel.shown_text import printable
+from gvisor_kernel.shown_text import printable_name
 
 SHOWN_DIGITS = 12
 
@@ -83,7 +84,7 @@ def run_build(arguments: argparse.Namespace) -> int:
 
 def print_step(text: str) -> None:
     """Print a step in such a way that it stands out in the output of Docker or buildah."""
-    print(f"==> {printable(text)}", file=sys.stderr, flush=True)
+    print(f"==> {printable_name(text)}", file=sys.stderr, flush=True)
 
 
 def finish(store: Store, imported: Imported) -> None:
@@ -92,19 +93,20 @@ def finish(store: Store, imported: Imported) -> None:
     if imported.problem is not None:
         print_error(imported.problem)
     print(
-        f"Imported {imported.image.display_name} ({image.digest[:SHOWN_DIGITS]}):"
+        f"Imported {printable_name(image.display_name)} ({image.digest[:SHOWN_DIGITS]}):"
         f" {image.entries} files, {describe_size(image.size)}"
     )
     for kind, count in image.left_out.items():
-        print(f"Left out {count} {kind}")
+        print(f"Left out {count} {printable_name(kind)}")
     try:
         image.require_python()
         image.require_kernel([])
         versions = ", ".join(f"{name} {version}" for name, version in list_versions(image).items())
-        print(f"It has {printable(versions)}.")
-        print(f"Install a kernel that uses it: gvisor-kernel install --image {image.display_name}")
+        print(f"It has {printable_name(versions)}.")
+        name = printable_name(image.display_name)
+        print(f"Install a kernel that uses it: gvisor-kernel install --image {name}")
     except LaunchError as error:
-        print(f"No Python kernel can run in it. {printable(str(error))}")
+        print(f"No Python kernel can run in it. {describe_error(error)}")
     if imported.replaced is not None:
         old_digits = imported.replaced[:SHOWN_DIGITS]
         if remove_replaced(store, imported.replaced, block_starts):
@@ -191,9 +193,9 @@ def run_inspect(arguments: argparse.Namespace) -> int:
         if isinstance(value, dict):
             print(f"{key}:")
             for name, text in value.items():
-                print(printable(f"  {name}: {text}"))
+                print(printable_name(f"  {name}: {text}"))
         else:
-            print(printable(f"{key}: {value if value is not None else 'none'}"))
+            print(printable_name(f"{key}: {value if value is not None else 'none'}"))
     return 0
 
 
@@ -258,6 +260,6 @@ def progress() -> Iterator[Report]:
         task = bar.add_task("", total=1.0)
 
         def report(words: str, done: float) -> None:
-            bar.update(task, description=printable(words), completed=done)
+            bar.update(task, description=printable_name(words), completed=done)
 
         yield report

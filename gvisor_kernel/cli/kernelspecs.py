@@ -51,7 +51,7 @@ from gvisor_kernel.jupyter.replaced_kernelspec import (
 )
 from gvisor_kernel.kernel.command import choose_program, host_path
 from gvisor_kernel.runtimes.mounts.host_python import find_host_python
-from gvisor_kernel.shown_text import printable
+from gvisor_kernel.shown_text import printable_name
 
 
 def choose_place(arguments: argparse.Namespace) -> tuple[bool, str | None] | None:
@@ -190,7 +190,7 @@ def run_install(arguments: argparse.Namespace) -> int:
             template=template,
         )
     remove_unused()
-    print(f'Installed "{printable(kernelspec.display_name)}" in {kernelspec.directory}')
+    print(f'Installed "{printable_name(kernelspec.display_name)}" in {kernelspec.directory}')
     make_default(arguments, user, prefix)
     if not is_searched(kernelspec.directory.parent):
         print(

@@ -34,7 +34,17 @@ def print_json(document: object) -> None:
 
 def print_error(error: GvisorKernelError) -> None:
     """Print an error to standard error: the fact, the hint, the evidence."""
-    print(f"gvisor-kernel: {printable(str(error))}", file=sys.stderr)
+    print(f"gvisor-kernel: {describe_error(error)}", file=sys.stderr)
+
+
+def describe_error(error: GvisorKernelError) -> str:
+    """Return an error for a terminal. Fact and hint have a line each, whatever names are in them;
+    the lines of the evidence are indented, so that none passes for another one."""
+    lines = [printable_name(error.fact)]
+    if error.hint:
+        lines.append(f"What to do: {printable_name(error.hint)}")
+    lines += [f"  {printable(line)}" for line in error.detail.split("\n") if line]
+    return "\n".join(lines)
 
 
 def describe_age(seconds: float) -> str:

@@ -18,7 +18,7 @@ from gvisor_kernel.kernel.environment_builder import (
     find_environment,
 )
 from gvisor_kernel.runtimes.state import records
-from gvisor_kernel.shown_text import printable
+from gvisor_kernel.shown_text import printable_name
 
 
 def install_packages(
@@ -33,7 +33,7 @@ def install_packages(
     plan = make_packages_plan(settings, name, read_configuration())
     found = find_environment(plan, requirements)
     if found is not None:
-        print(f"Installed before: {printable(describe_environment(found))}")
+        print(f"Installed before: {printable_name(describe_environment(found))}")
         return found
     print(f"Installing {' '.join(requirements)} in a sandbox", flush=True)
     with progress() as report:
@@ -42,7 +42,7 @@ def install_packages(
         built = build_environment(
             plan, requirements, lambda line: report(line[:60], min(next(steps, 99), 95) / 100)
         )
-    print(f"Installed {printable(describe_environment(built))}")
+    print(f"Installed {printable_name(describe_environment(built))}")
     return built
 
 
@@ -60,11 +60,11 @@ def remove_unused() -> None:
         with records.locked():
             removed = store.remove_unused(is_used, records.environments_in_use())
     except (OSError, GvisorKernelError) as error:
-        print(f"Packages that nothing uses were not removed: {printable(str(error))}")
+        print(f"Packages that nothing uses were not removed: {printable_name(str(error))}")
         return
     for environment in removed:
         names = " ".join(environment.requirements)
-        print(f"Removed the packages of {names}, {describe_size(environment.size)}")
+        print(f"Removed the packages of {printable_name(names)}, {describe_size(environment.size)}")
 
 
 def _uses(folder: Path, environment: Environment) -> bool:

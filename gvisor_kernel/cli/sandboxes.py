@@ -37,7 +37,7 @@ from gvisor_kernel.runtimes.state.records import (
     this_machine,
 )
 from gvisor_kernel.runtimes.state.sweep import remove_sandbox
-from gvisor_kernel.shown_text import printable
+from gvisor_kernel.shown_text import printable_name
 
 State = Literal["starting", "running", "spare", "ended", "copying", "orphaned", "elsewhere"]
 """``spare``: restored in advance and paused, not used by a kernel yet. ``ended``: the owner is
@@ -159,7 +159,8 @@ def make_row(sandbox: Listed) -> tuple[str, ...]:
 
 def _describe_state(sandbox: Listed) -> str:
     state = "idle, paused" if sandbox.paused else sandbox.state
-    return state if sandbox.record.node is None else f"{state} on {printable(sandbox.record.node)}"
+    node = sandbox.record.node
+    return state if node is None else f"{state} on {node}"  # the table escapes its cells
 
 
 def run_list(arguments: argparse.Namespace) -> int:
@@ -237,7 +238,7 @@ def run_prune(arguments: argparse.Namespace) -> int:
     with make_console(stderr=True).status("Removing orphaned sandboxes …"):
         removed = [name for runtime in find_runtimes() for name in get_runtime(runtime).sweep()]
     for identity in removed:
-        print(f"Removed the sandbox {printable(ids.get(identity, identity))}")
+        print(f"Removed the sandbox {printable_name(ids.get(identity, identity))}")
     sockets = sweep_bases(state_root() / "sockets")
     if sockets:
         print(f"Removed the sockets of {sockets} ended process{'es' if sockets > 1 else ''}")
@@ -284,11 +285,12 @@ def run_sync(arguments: argparse.Namespace) -> int:
     runtime = get_runtime(record.runtime)
     copied = runtime.sync_outputs(sandbox.directory, record, arguments.to)
     record = read_record(sandbox.directory) or record
+    outputs = printable_name(str(record.outputs))
     if copied is None:
-        print(f"Nothing to copy: the kernel writes directly into {printable(str(record.outputs))}")
+        print(f"Nothing to copy: the kernel writes directly into {outputs}")
         return 0
     written, left_out = copied
     why = "special or unreadable files, or names that are not allowed"
     more = f"; {left_out} were left out: {why}" if left_out else ""
-    print(f"Copied {written} changed files into {printable(str(record.outputs))}{more}")
+    print(f"Copied {written} changed files into {outputs}{more}")
     return 0

@@ -15,7 +15,7 @@ from gvisor_kernel.cli.output import print_json, print_table
 from gvisor_kernel.config.settings import INSTALLED_SKILLS
 from gvisor_kernel.errors import SkillError
 from gvisor_kernel.host.sizes import describe_size
-from gvisor_kernel.shown_text import printable
+from gvisor_kernel.shown_text import printable_name
 from gvisor_kernel.skills import (
     SUFFIX,
     Installed,
@@ -81,9 +81,9 @@ def run_pack(arguments: argparse.Namespace) -> int:
             "name a file outside of that folder with -o.",
         )
     write_whole(output, pack_skill(skill))
-    print(f"Packed {printable(str(output))}: {describe(skill)}")
+    print(f"Packed {printable_name(str(output))}: {describe(skill)}")
     for name in skill.left_out[:20]:
-        print(f"Left out {printable(name)}")
+        print(f"Left out {printable_name(name)}")
     return 0
 
 
@@ -114,7 +114,7 @@ def write_whole(path: Path, content: bytes) -> None:
 def describe(skill: Skill) -> str:
     """Describe a skill in one line: its name, its number of files, its size."""
     count = len(skill.files)
-    return f'the skill "{skill.name}", {count} files, {describe_size(skill.size)}'
+    return f'the skill "{printable_name(skill.name)}", {count} files, {describe_size(skill.size)}'
 
 
 def run_check(arguments: argparse.Namespace) -> int:
@@ -123,10 +123,10 @@ def run_check(arguments: argparse.Namespace) -> int:
     :raises SkillError: when it is not a valid skill
     """
     skill = read_package(Path(arguments.file))
-    print(f"{printable(arguments.file)} is valid: {describe(skill)}")
-    print(skill.description)
+    print(f"{printable_name(arguments.file)} is valid: {describe(skill)}")
+    print(printable_name(skill.description))
     for name in sorted(skill.files):
-        print(f"  {name}")
+        print(f"  {printable_name(name)}")
     return 0
 
 
@@ -175,12 +175,12 @@ def run_list(arguments: argparse.Namespace) -> int:
         print_json([describe_installed(skill) for skill in skills])
         return 0
     if not skills:
-        print(f"No skills in {printable(str(store.folder))}.")
+        print(f"No skills in {printable_name(str(store.folder))}.")
         return 0
     print_table(("NAME", "FOLDER", "FROM"), (), "DESCRIPTION", map(make_row, skills), cut=True)
     for skill in skills:
         if skill.problem:
-            print(printable(f"{skill.name} is not usable: {skill.problem}"))
+            print(printable_name(f"{skill.name} is not usable: {skill.problem}"))
     return 0
 
 
@@ -203,5 +203,5 @@ def run_remove(arguments: argparse.Namespace) -> int:
     :raises SkillError: when there is no such skill, or it cannot be removed
     """
     removed = open_store().remove(arguments.name)
-    print(f"Removed {printable(str(removed))}")
+    print(f"Removed {printable_name(str(removed))}")
     return 0

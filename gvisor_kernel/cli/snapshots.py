@@ -16,7 +16,7 @@ from gvisor_kernel.cli.output import (
 from gvisor_kernel.config.validators import accept_modules
 from gvisor_kernel.errors import GvisorKernelError, RuntimeMissing, SnapshotError
 from gvisor_kernel.host.sizes import describe_size
-from gvisor_kernel.shown_text import printable
+from gvisor_kernel.shown_text import printable_name
 from gvisor_kernel.snapshots.host_facts import find_stale_parts
 from gvisor_kernel.snapshots.learned import read_preloaded
 from gvisor_kernel.snapshots.snapshot import PRELOADED, Snapshot
@@ -153,7 +153,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
         for snapshot in snapshots:
             state = describe_state(reasons[snapshot.meta.key])
             kernel = snapshot.meta.label.get("kernel", "?")
-            print(printable(f"{snapshot.meta.key[:SHOWN_DIGITS]}  {kernel}  {state}"))
+            print(printable_name(f"{snapshot.meta.key[:SHOWN_DIGITS]}  {kernel}  {state}"))
         if not snapshots:
             print("No snapshots.")
     return 1 if any(reasons.values()) else 0
@@ -225,7 +225,7 @@ def run_build(arguments: argparse.Namespace) -> int:
         )
     print(f"Made {snapshot.meta.key[:SHOWN_DIGITS]}, {describe_size(snapshot.size)}")
     for name, reason in describe(snapshot, None)["left_out"].items():
-        print(f"Not imported ahead: {name} ({printable(reason)})")
+        print(printable_name(f"Not imported ahead: {name} ({reason})"))
     return 0
 
 
@@ -249,7 +249,9 @@ def build_missing(kernel_name: str) -> None:
             report("Making the snapshot", 0.0)
             snapshot = build_snapshot(plan, None, report)
     except GvisorKernelError as error:
-        print(printable(f"No snapshot was made, so the first kernel starts cold: {error.fact}"))
+        print(
+            printable_name(f"No snapshot was made, so the first kernel starts cold: {error.fact}")
+        )
         return
     size = describe_size(snapshot.size)
     print(f"Kernels start from the snapshot {snapshot.meta.key[:SHOWN_DIGITS]}, {size}")

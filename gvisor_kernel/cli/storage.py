@@ -17,7 +17,7 @@ from gvisor_kernel.artifacts.storage import Storage, Usage
 from gvisor_kernel.cli.output import print_json, print_table
 from gvisor_kernel.errors import StorageError
 from gvisor_kernel.host.sizes import describe_size
-from gvisor_kernel.shown_text import printable
+from gvisor_kernel.shown_text import printable_name
 
 MAX_SHOWN = 100
 """Characters of a value in a line."""
@@ -55,11 +55,11 @@ def run_show(arguments: argparse.Namespace) -> int:
     :raises StorageError: when there is no such page, or a file cannot be read
     """
     for storage, usage in _choose(arguments):
-        print(f"{_path(usage)} ({_name(usage)}):")
+        print(f"{_path(usage)} ({printable_name(_name(usage))}):")
         for item in storage.items(usage.owner, usage.artifact):
             text = json.dumps(item.value, ensure_ascii=False)
             shown = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
-            print(f"  {printable(item.key)}  {printable(shown)}")
+            print(f"  {printable_name(item.key)}  {printable_name(shown)}")
     return 0
 
 
@@ -101,7 +101,7 @@ def run_remove(arguments: argparse.Namespace) -> int:
     """
     for storage, usage in _choose(arguments):
         count = storage.remove(usage.owner, usage.artifact)
-        print(f"Removed {count} keys of {_path(usage)} ({_name(usage)})")
+        print(f"Removed {count} keys of {_path(usage)} ({printable_name(_name(usage))})")
     return 0
 
 
@@ -143,4 +143,4 @@ def _name(usage: Usage) -> str:
 
 
 def _path(usage: Usage) -> str:
-    return printable(usage.artifact.path)
+    return printable_name(usage.artifact.path)

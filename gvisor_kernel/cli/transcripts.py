@@ -19,7 +19,7 @@ from gvisor_kernel.cli.logs import open_log
 from gvisor_kernel.cli.sandboxes import find_one
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.sizes import describe_size
-from gvisor_kernel.shown_text import printable
+from gvisor_kernel.shown_text import printable, printable_name
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 FOLDER = "transcripts"
@@ -212,5 +212,5 @@ def as_text(value: object) -> str:
 
 def shorten(heading: str) -> str:
     """Return a heading as one escaped line of limited length."""
-    clean = printable(COLOURS.sub("", heading)).replace("\n", "\\n")
+    clean = printable_name(COLOURS.sub("", heading))
     return clean if len(clean) <= 300 else clean[:300] + "…"

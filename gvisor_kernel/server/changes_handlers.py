@@ -79,7 +79,7 @@ class ContentHandler(ChangeHandler):
             content = await changes.read(
                 self.get_query_argument("path", strip=False),
                 "old" if side == "old" else "new",
-                self.get_query_argument("state", None),
+                self.get_query_argument("state", strip=False),
             )
         except GvisorKernelError as error:
             raise web.HTTPError(409, error.fact) from error
@@ -102,12 +102,17 @@ class ApplyHandler(ChangeHandler):
         self.note_activity()
         body = self.read_body(MAX_BODY)
         wanted = read_wanted(body.get("changes"))
-        force = body.get("force", False)
-        if wanted is None or not isinstance(force, bool):
+        force, named = body.get("force", False), body.get("named", [])
+        if (
+            wanted is None
+            or not isinstance(force, bool)
+            or not isinstance(named, list)
+            or not all(isinstance(path, str) for path in named)
+        ):
             raise web.HTTPError(400, "The body must have changes, each with path and state.")
         try:
             # Half an apply would be a surprise: it goes on when the client has left.
-            applied = await asyncio.shield(changes.apply(wanted, force=force))
+            applied = await asyncio.shield(changes.apply(wanted, named=named, force=force))
         except GvisorKernelError as error:
             raise web.HTTPError(409, error.fact) from error
         self.answer(asdict(applied))

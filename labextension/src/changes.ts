@@ -23,11 +23,16 @@ const NOT_CHECKED =
 const OUTDATED =
   'Outdated: the file has changed since this difference was made. Choose it again to see what would be applied.';
 
+const RUN =
+  'May run later without being opened. Each of these is applied only if you tick it yourself:';
+
 export class ChangesView {
   readonly node = element('div', { class: 'gk-changes' });
   private readonly summary = element('p', { attributes: { role: 'status', tabindex: '-1' } });
   private readonly all: HTMLInputElement;
   private readonly body = element('tbody');
+  /** Files that may run by themselves. */
+  private readonly running = element('tbody');
   private readonly difference = element('section', {
     class: 'gk-difference',
     attributes: { 'aria-label': 'Difference', tabindex: '0' }
@@ -49,7 +54,7 @@ export class ChangesView {
     private readonly kernelId: string,
     private readonly changed: () => void = () => undefined
   ) {
-    this.all = checkbox('All changes', checked => {
+    this.all = checkbox('All changes but those that may run by themselves', checked => {
       this.chooseAll(checked);
     });
     this.force = checkbox(FORCE, () => {
@@ -90,7 +95,8 @@ export class ChangesView {
               )
             )
           ),
-          this.body
+          this.body,
+          this.running
         )
       ),
       this.difference
@@ -115,7 +121,15 @@ export class ChangesView {
         .map(change => likeness(change.path))
         .filter(name => seen.size === seen.add(name).size)
     );
-    replace(this.body, ...answer.changes.map(change => this.row(change)));
+    const isUsual = (change: Change): boolean => change.runs === null;
+    replace(this.body, ...answer.changes.filter(isUsual).map(change => this.row(change)));
+    const running = answer.changes.filter(change => !isUsual(change));
+    const heading = element('th', { attributes: { colspan: '4', scope: 'rowgroup' } }, RUN);
+    replace(
+      this.running,
+      running.length > 0 && element('tr', { class: 'gk-conflict' }, heading),
+      ...running.map(change => this.row(change))
+    );
     const shown = answer.changes.length;
     setText(
       this.summary,
@@ -174,6 +188,7 @@ export class ChangesView {
         this.alike.has(likeness(change.path))
           ? element('p', { class: 'gk-warning' }, 'Another name here looks the same.')
           : null,
+        change.runs === null ? null : element('p', { class: 'gk-warning' }, change.runs),
         change.conflict === null ? null : element('p', { class: 'gk-warning' }, change.conflict),
         change.isChecked ? null : element('p', { class: 'gk-warning' }, 'Not checked: too large.')
       ),
@@ -189,14 +204,12 @@ export class ChangesView {
   }
 
   private chooseAll(checked: boolean): void {
-    this.chosen.clear();
-    this.changes.forEach((change, index) => {
+    const usual = this.changes.filter(change => change.runs === null);
+    usual.forEach(({ path }, index) => {
       const tick = this.body.rows[index]?.querySelector('input');
       if (tick && !tick.disabled) {
         tick.checked = checked;
-        if (checked) {
-          this.chosen.add(change.path);
-        }
+        this.chosen[checked ? 'add' : 'delete'](path);
       }
     });
     this.showButtons();
@@ -329,6 +342,9 @@ export class ChangesView {
         return [element('p', {}, 'The file is no text, so its content is not shown.')];
       case 'text':
         return [
+          ...(old.byteLength + current.byteLength === 0
+            ? [element('p', {}, 'The file is empty.')]
+            : []),
           ...(it.late
             ? [element('p', { class: 'gk-warning' }, 'Comparing took too long and was stopped.')]
             : []),

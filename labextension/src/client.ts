@@ -133,10 +133,12 @@ export class SandboxClient {
     return answer.arrayBuffer();
   }
 
+  /** Each of ``changes`` was chosen by a person, also those that may run by themselves. */
   async apply(id: string, changes: readonly Change[], force: boolean): Promise<Applied> {
     const chosen = changes.map(({ path, state }) => ({ path, state }));
+    const named = changes.filter(({ runs }) => runs !== null).map(({ path }) => path);
     return readApplied(
-      await this.post(`${this.path(id)}/changes/apply`, { changes: chosen, force })
+      await this.post(`${this.path(id)}/changes/apply`, { changes: chosen, named, force })
     );
   }
 

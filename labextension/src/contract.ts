@@ -104,6 +104,8 @@ export interface Change {
   /** Whether ``state`` says which content was listed: another one is neither shown nor applied. */
   readonly isChecked: boolean;
   readonly conflict: string | null;
+  /** Why it may run later without being opened: then it is applied only if it is named. */
+  readonly runs: string | null;
 }
 
 export interface Changes {
@@ -316,7 +318,8 @@ export function readChanges(value: unknown): Changes {
       oldSize: count(one.old_size),
       state: text(one.state),
       isChecked: hasDigest(text(one.state)) || one.type !== 'file' || one.kind === 'removed',
-      conflict: textOrNull(one.conflict)
+      conflict: textOrNull(one.conflict),
+      runs: textOrNull(one.runs)
     };
   });
   return { changes, more: fields.more === true, total: count(fields.total) ?? changes.length };

@@ -67,7 +67,8 @@ export function pictureType(path: string): string | null {
 /** The text of a file; null if its bytes are no UTF-8 text. */
 export function decode(bytes: ArrayBuffer): string | null {
   try {
-    const text = new TextDecoder('utf-8', { fatal: true }).decode(bytes);
+    // A mark of the byte order is a part of the text: else a change of it alone is not shown.
+    const text = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes);
     return text.includes('\0') ? null : text;
   } catch {
     return null;
@@ -166,8 +167,10 @@ export function compareLines(
   }
   return patch.hunks.flatMap(hunk => [
     { mark: '@' as const, text: `line ${hunk.newStart}` },
-    ...hunk.lines
-      .filter(line => !line.startsWith('\\'))
-      .map(line => ({ mark: line.charAt(0) as Mark, text: line.slice(1) }))
+    ...hunk.lines.map(line =>
+      line.startsWith('\\')
+        ? { mark: '@' as const, text: 'The line above is the last one, and has no line end.' }
+        : { mark: line.charAt(0) as Mark, text: line.slice(1) }
+    )
   ]);
 }

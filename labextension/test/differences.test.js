@@ -17,6 +17,22 @@ test('lines that differ have their marks, with lines around them', () => {
   assert.deepEqual(compareLines('same\n', 'same\n'), []);
 });
 
+test('texts that differ never have an empty difference', () => {
+  const texts = ['a', 'a\n', 'a\r\n', '\ufeffa', 'a\u2028', 'a\x0c', 'a\x1c'];
+  for (const before of texts) {
+    for (const after of texts.filter(it => it !== before)) {
+      const { sections } = compare('a.txt', bytes(before), bytes(after));
+      assert.ok(sections[0].lines.some(line => line.mark === '+'));
+    }
+  }
+  const lines = compareLines('# a\ncheck()\n', '# a\u2028check()\n');
+  assert.deepEqual(
+    lines.slice(1).map(line => line.mark + line.text),
+    ['-# a', '-check()', '+# a\u2028check()']
+  );
+  assert.match(compareLines('a\n', 'a').at(-1).text, /no line end/);
+});
+
 test('texts without a common line are shown without comparing each with each', () => {
   const before = Array.from({ length: 5000 }, (_, index) => `old ${index}`).join('\n');
   const after = Array.from({ length: 5000 }, (_, index) => `new ${index}`).join('\n');

@@ -166,6 +166,28 @@ test('changes are listed as text, with conflicts, and special files cannot be ch
   assert.equal(tick('Choose pipe').disabled, true);
 });
 
+test('files that may run by themselves are apart, and each is ticked and named', async () => {
+  const double = new Double();
+  const runs = 'tools that build run it';
+  const file = { kind: 'added', type: 'file', size: 1 };
+  double.answer.splice(0, 0, { ...file, path: 'Makefile', state: 's0', runs });
+  const { view, tick, click, find } = await openChanges(double);
+  const [usual, running] = view.node.querySelectorAll('tbody');
+  assert.doesNotMatch(usual.textContent, /Makefile/);
+  assert.match(running.textContent, /May run later without being opened.*Makefile.*tools that/);
+  await click(tick('All changes but those that may run by themselves'));
+  assert.equal(tick('Choose a.txt').checked, true);
+  assert.equal(tick('Choose Makefile').checked, false);
+  await click(tick('Choose Makefile'));
+  await click(tick('All changes but those that may run by themselves'));
+  await click(find('Apply 1'));
+  assert.deepEqual(double.calls, [{ paths: [['Makefile', 's0']], force: false }]);
+
+  const { requests, client: asked } = client(200, { applied: [], refused: [], undo: null });
+  await asked.apply('k', readChanges({ changes: double.answer }).changes.slice(0, 2), false);
+  assert.deepEqual(requests[0].body.named, ['Makefile']);
+});
+
 test('only what is ticked is applied, with the state that was looked at', async () => {
   const { double, view, find, tick, click } = await openChanges();
   assert.equal(find('Apply').disabled, true);
@@ -334,7 +356,7 @@ test('names that look alike are told apart', async () => {
 
 test('conflicts are applied only when the person says so', async () => {
   const { double, view, find, tick, click } = await openChanges();
-  await click(tick('All changes'));
+  await click(tick('All changes but those that may run by themselves'));
   const force = view.node.querySelector('input[aria-label^="Also apply conflicts"]');
   assert.match(
     force.closest('label').textContent,

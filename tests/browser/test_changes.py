@@ -77,6 +77,7 @@ other = json.loads(pathlib.Path("other.ipynb").read_text())
 other["cells"][1]["source"] = "<script>top.document.title='attacked'</script>"
 pathlib.Path("other.ipynb").write_text(json.dumps(other))
 pathlib.Path("gone.txt").unlink()
+pathlib.Path("Makefile").write_text("all:\\n\\ttouch ran\\n")
 pathlib.Path("new").mkdir()
 pathlib.Path("new/page.html").write_text("<h1 onclick=x>new</h1>")
 os.symlink("/etc/passwd", "link.txt")
@@ -116,9 +117,11 @@ def panel(desk: LabPage, server: LabServer, folder: Path) -> LabPage:
 
 
 def look_again(lab: LabPage) -> None:
+    mark = "document.querySelectorAll('.gk-changes tbody tr').forEach(it => it.className = 'old')"
+    lab.driver.execute_script(mark)
     button(lab, CHANGES, "Look again").click()
     lab.wait_until(
-        lambda: lab.driver.find_element(By.CSS_SELECTOR, f"{CHANGES} [role=status]").text != "",
+        lambda: not lab.driver.find_elements(By.CSS_SELECTOR, f"{CHANGES} tr.old"),
         "the list never came back",
     )
 
@@ -127,7 +130,7 @@ def rows(lab: LabPage) -> dict[str, str]:
     """Return the list: what is said of each file."""
     found = lab.driver.execute_script(
         """
-        return [...document.querySelectorAll('.gk-changes tbody tr')].map(row =>
+        return [...document.querySelectorAll('.gk-changes tr:has(.gk-path)')].map(row =>
           [row.querySelector('.gk-path').textContent,
            [...row.cells].slice(1).map(it => it.innerText).join(' | ')]);
         """
@@ -164,10 +167,14 @@ def test_each_kind_of_change_is_shown(panel: LabPage) -> None:
         "new": "added folder",
         "plot.png": "changed",
         "link.txt": "cannot be applied",
+        "Makefile": "added",
         **{SHOWN.get(name, name): "added" for name in ODD},
     }.items():
         assert word in listed.get(path, ""), (path, listed)
     assert panel.driver.find_elements(By.CSS_SELECTOR, f"{CHANGES} tbody img, {CHANGES} i") == []
+    apart = panel.driver.find_elements(By.CSS_SELECTOR, f"{CHANGES} tbody")[1].text
+    assert "May run later without being opened" in apart
+    assert "Makefile" in apart
 
 
 def test_differences_are_text(panel: LabPage) -> None:
@@ -272,7 +279,7 @@ def test_keys_alone_tick_look_apply_and_undo(panel: LabPage, folder: Path) -> No
 
 def test_all_that_can_be_is_applied(panel: LabPage, folder: Path) -> None:
     look_again(panel)
-    panel.find('input[aria-label="All changes"]').click()
+    panel.find('input[aria-label^="All changes"]').click()
     button(panel, CHANGES, "Apply ").click()
     text = wait_for_text(panel, f"{CHANGES} [role=status]", "applied.")
     panel.screenshot("changes-all-applied")
@@ -282,6 +289,10 @@ def test_all_that_can_be_is_applied(panel: LabPage, folder: Path) -> None:
     for name in ODD:
         assert (folder / name).is_file(), text
     assert not os.path.lexists(folder / "link.txt")
+    assert not (folder / "Makefile").exists(), "it may run by itself"
+    panel.find('input[aria-label="Choose Makefile"]').click()
+    button(panel, CHANGES, "Apply 1").click()
+    panel.wait_until((folder / "Makefile").exists, "what was ticked by hand was not applied")
     assert "attacked" not in panel.driver.execute_script(TITLE)
 
 
@@ -314,9 +325,9 @@ def test_twenty_thousand_changed_files_leave_the_page_usable(panel: LabPage) -> 
     text = wait_for_text(panel, f"{CHANGES} [role=status]", "The first")
     panel.screenshot("changes-many")
     print(text)
-    panel.find('input[aria-label="All changes"]').click()
+    panel.find('input[aria-label^="All changes"]').click()
     assert button(panel, CHANGES, "Apply ").is_enabled()
-    panel.find('input[aria-label="All changes"]').click()
+    panel.find('input[aria-label^="All changes"]').click()
     panel.to_notebook()
     panel.run("print('still here')")
     assert "still here" in panel.output(3).text

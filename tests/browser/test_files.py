@@ -255,7 +255,7 @@ def test_dark_page_asks_before_a_stop_and_leads_to_changes(lab: LabPage, display
     assert kernels(lab) == [KERNEL]
 
     # Applied, they are kept: nothing is asked about files, and nothing told afterwards.
-    lab.find('input[aria-label="All changes"]').click()
+    lab.find('input[aria-label^="All changes"]').click()
     press(lab, ".gk-changes", "Apply 3 to the folder on disk")
     wait_for_text(lab, ".gk-changes", "3 applied.")
     lab.find('.lm-TabBar-tab[data-id] .jp-NotebookIcon, .lm-TabBar-tab[title*="stranger"]').click()

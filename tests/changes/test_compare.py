@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +164,34 @@ def test_a_path_selects_what_is_below_it_and_new_folders_above_it(tmp_path: Path
     assert {c.path for c in select(found, ["/workspace/a/b"])} == {"a", "a/b", "a/b/c"}
     with pytest.raises(ChangesError, match="not changed"):
         select(found, ["nothing"])
+
+
+def test_files_that_may_run_by_themselves_are_told_with_the_reason(tmp_path: Path) -> None:
+    for name in ("tool.py", "plain.py", "conftest.py"):
+        (tmp_path / name).write_text("old")
+    (tmp_path / "tool.py").chmod(0o755)
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "index").touch()
+    entries = [entry(name) for name in ("tool.py", "plain.py", "data.csv", "sub/Makefile")]
+    entries += [entry(".git", what="folder"), entry(".git/config"), entry("Makefile", what="other")]
+    entries += [entry("conftest.py", "removed"), entry(".git/index", "removed")]
+    with open_root(tmp_path) as root:
+        found = {change.path: change for change in find(root, *entries).changes}
+    assert {path for path, change in found.items() if change.runs is not None} == {
+        "tool.py",
+        "sub/Makefile",
+        ".git/config",
+        ".git/index",
+    }
+    assert found["tool.py"].runs == "it is executable on disk"
+    forced = {path for path, change in found.items() if change.conflict and not change.is_refused}
+    assert forced == {".git/config", ".git/index"}
+
+
+def test_a_token_is_of_one_path_and_state(tmp_path: Path) -> None:
+    with open_root(tmp_path) as root:
+        first, second = find(root, entry("a", digest="0" * 64), entry("b", digest="0" * 64)).changes
+        (other,) = find(root, entry("a", digest="1" * 64)).changes
+        assert find(root, entry("a", digest="0" * 64)).changes == (first,)
+    assert len({first.token, second.token, other.token}) == 3
+    assert re.fullmatch(r"[a-z2-7]{32}", first.token)

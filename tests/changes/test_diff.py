@@ -1,33 +1,150 @@
-"""Differences of texts, within bounds."""
+"""Differences of texts: nothing is hidden, and hostile texts take no longer than they are long."""
 
 from __future__ import annotations
 
 import difflib
+import itertools
+import random
+import time
+from collections.abc import Callable
+
+import pytest
 
 from gvisor_kernel.changes import diff
-from gvisor_kernel.changes.diff import diff_texts
+from gvisor_kernel.changes.diff import diff_texts, find_edits
+
+
+def marked(shown: str) -> list[str]:
+    """Return the lines of a diff that are removed or added."""
+    return [line for line in shown.split("\n")[2:] if line.startswith(("-", "+"))]
 
 
 def test_lines_are_numbered_as_in_the_whole_files() -> None:
     old = [f"line {n}" for n in range(100)]
-    new = [*old[:50], "inserted", *old[51:]]
+    new = [*old[:50], "inserted", *old[51:90], *old[92:]]
     expected = "\n".join(difflib.unified_diff(old, new, "a", "a", lineterm="")) + "\n"
-    shown = diff_texts("a", "\n".join(old).encode(), "\n".join(new).encode())
+    shown = diff_texts("a", "\n".join([*old, ""]).encode(), "\n".join([*new, ""]).encode())
     assert shown == expected
 
 
 def test_a_missing_file_is_named_as_such() -> None:
-    assert diff_texts("a", None, b"x\n").startswith("--- /dev/null\n+++ a\n")
-    assert "+++ /dev/null" in diff_texts("a", b"x\n", None)
+    assert diff_texts("a", None, b"x\n") == "--- /dev/null\n+++ a\n@@ -0,0 +1 @@\n+x\n"
+    assert diff_texts("a", b"x\n", None) == "--- a\n+++ /dev/null\n@@ -1 +0,0 @@\n-x\n"
+    assert diff_texts("a", None, b"") == "--- /dev/null\n+++ a\n\\ The file is empty.\n"
 
 
 def test_what_cannot_be_compared_says_why() -> None:
-    assert diff_texts("a", b"\xff", b"") == "a: not text\n"
-    assert diff_texts("a", b"\0", b"") == "a: not text\n"
-    assert "bytes, not compared" in diff_texts("a", b"x" * (diff.MAX_TEXT + 1), b"")
-    many = b"x\n" * (diff.MAX_LINES + 1)
-    assert "lines, not compared" in diff_texts("a", many, b"y\n")
+    head = "--- a\n+++ a\n\\ The contents differ (1 → 2 bytes)"
+    assert diff_texts("a", b"x", b"\xff\xfe") == f"{head}, and are not text.\n"
+    assert diff_texts("a", b"\0", b"ab") == f"{head}, and are not text.\n"
+    assert "bytes are not compared" in diff_texts("a", b"x" * (diff.MAX_TEXT + 1), b"")
     long = "\n".join("y" * 400 for _ in range(1000)).encode()
     shown = diff_texts("a", b"", long)
     assert len(shown) < diff.MAX_DIFF + 100
-    assert shown.endswith("left out\n")
+    assert shown.endswith("is left out.\n")
+
+
+@pytest.mark.parametrize(
+    "separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\r"]
+)
+def test_a_line_end_that_only_some_programs_take_for_one_hides_nothing(separator: str) -> None:
+    """The check becomes a part of the comment before it, for an interpreter."""
+    old, new = "# only for owners\ncheck()\n", f"# only for owners{separator}check()\n"
+    escaped = separator.encode("unicode_escape").decode()
+    assert marked(diff_texts("a", old.encode(), new.encode())) == [
+        "-# only for owners",
+        "-check()",
+        f"+# only for owners{escaped}check()",
+    ]
+
+
+def test_unequal_contents_never_give_an_empty_diff() -> None:
+    contents = [
+        b"",
+        b"a",
+        b"a\n",
+        b"a\r\n",
+        b"a\n\n",
+        b"a ",
+        b"a\t",
+        b"a\r",
+        b"a\x1b[A\n",
+        b"\xef\xbb\xbfa",
+        "a\u200b\n".encode(),
+        "a\u202e\n".encode(),
+        b"\xff",
+        b"\0",
+        None,
+    ]
+    for old, new in itertools.permutations(contents, 2):
+        shown = diff_texts("x", old, new)
+        assert marked(shown) or "\\ The " in shown, (old, new)
+        assert all(c in "\n\t" or c.isprintable() for c in shown)
+    assert "No newline at end of file" in diff_texts("x", b"a\n", b"a")
+
+
+def test_a_carriage_return_is_shown_where_it_differs_and_told_where_it_does_not() -> None:
+    assert marked(diff_texts("a", b"x\r\ny\r\n", b"x\ny\r\n")) == ["-x\\r", "+x"]
+    shown = diff_texts("a", b"x\r\n", b"y\r\n")
+    assert marked(shown) == ["-x", "+y"]
+    assert "\\ Each line ends with \\r\\n.\n" in shown
+
+
+def test_a_name_cannot_forge_a_line_of_a_diff() -> None:
+    shown = diff_texts("a\n+++ config.yaml\n@@ -1 +1 @@\n-x\r", b"x\n", b"y\n")
+    name = "a\\n+++ config.yaml\\n@@ -1 +1 @@\\n-x\\r"
+    assert shown == f"--- {name}\n+++ {name}\n@@ -1 +1 @@\n-x\n+y\n"
+
+
+def test_edits_lead_from_one_text_to_the_other() -> None:
+    choose = random.Random(1)  # noqa: S311
+    for _ in range(500):
+        old, new = ([choose.choice("abcd") for _ in range(choose.randrange(12))] for _ in range(2))
+        made, place = [], 0
+        for start, end, new_start, new_end in find_edits(old, new):
+            made += old[place:start]
+            assert len(made) == new_start
+            made += new[new_start:new_end]
+            place = end
+        assert made + old[place:] == new
+
+
+def test_where_little_is_common_all_lines_are_shown_as_replaced() -> None:
+    old = "".join(f"old {n}\n" for n in range(1500))
+    new = "".join(f"new {n}\n" for n in range(1500))
+    lines = marked(diff_texts("a", old.encode(), new.encode()))
+    assert lines == [*(f"-old {n}" for n in range(1500)), *(f"+new {n}" for n in range(1500))]
+
+
+def _numbers(size: int) -> bytes:
+    return b"".join(b"%d\n" % n for n in range(size // 6))
+
+
+HOSTILE: dict[str, Callable[[int], tuple[bytes, bytes]]] = {
+    "without a common line": lambda size: (_numbers(size), _numbers(size).replace(b"\n", b"x\n")),
+    "line ends": lambda size: (b"\n" * size, b"\n" * (size // 2) + b"x" + b"\n" * (size // 2)),
+    "few kinds of lines": lambda size: (
+        bytes(random.Random(1).choices(b"ab\n", k=size)),  # noqa: S311
+        bytes(random.Random(2).choices(b"ab\n", k=size)),  # noqa: S311
+    ),
+    "lines that come back": lambda size: (
+        b"".join(b"%d\n" % (n % 110) for n in range(size // 276)),
+        b"".join(b"%d\n" % (7 * n % 113) for n in range(size // 276)),
+    ),
+    "one line": lambda size: (b"\x1b" * size, b"\x9b" * size),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_texts_of_twice_the_size_take_less_than_three_times_as_long(kind: str) -> None:
+    def measure(size: int) -> float:
+        old, new = HOSTILE[kind](size)
+        times = []
+        for _ in range(2):
+            begin = time.process_time()
+            diff_texts("a", old, new)
+            times.append(time.process_time() - begin)
+        return min(times)
+
+    size = diff.MAX_TEXT // 4
+    assert measure(2 * size) < 3 * measure(size)

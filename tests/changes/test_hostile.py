@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -88,7 +88,9 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def apply_after(kernel: Kernel, change_it: Any = None, *, force: bool = False) -> Applied:
+def apply_after(
+    kernel: Kernel, change_it: Any = None, *, named: Sequence[str] = (), force: bool = False
+) -> Applied:
     """Look, let the sandbox or the disk change, and apply what was looked at."""
 
     async def work() -> Applied:
@@ -96,7 +98,8 @@ def apply_after(kernel: Kernel, change_it: Any = None, *, force: bool = False) -
         found = await changes.list()
         if change_it is not None:
             change_it()
-        return await changes.apply([(c.path, c.state) for c in found.changes], force=force)
+        wanted = [(c.path, c.state) for c in found.changes]
+        return await changes.apply(wanted, named=named, force=force)
 
     return asyncio.run(work())
 
@@ -143,18 +146,47 @@ def test_what_is_shown_is_what_was_listed(kernel: Kernel, tmp_path: Path) -> Non
         assert await changes.read("a", "new", change.state) == b"new"
         assert await changes.read("a", "old", change.state) == b"disk"
         kernel.content = b"for the eye"
-        assert await changes.read("a", "new") == b"for the eye"
         with pytest.raises(ChangesError, match="since it was listed"):
             await changes.read("a", "new", change.state)
+        shown = await changes.diff(change)
+        assert "for the eye" not in shown
+        assert "\\ Not shown: a: the kernel has changed it since it was listed" in shown
         kernel.entries = [entry("a")]  # the sandbox says no digest
         (unseen,) = (await changes.list()).changes
         with pytest.raises(ChangesError, match="so it is not shown"):
             await changes.read("a", "new", unseen.state)
+        assert "so it is not shown" in await changes.diff(unseen)
         (tmp_path / "shown" / "a").write_text("other")
+        with pytest.raises(ChangesError, match="on disk since it was listed"):
+            await changes.read("a", "old", change.state)
+        (tmp_path / "shown" / "a").unlink()
         with pytest.raises(ChangesError, match="on disk since it was listed"):
             await changes.read("a", "old", change.state)
 
     asyncio.run(work())
+
+
+@pytest.mark.parametrize("path", ["Makefile", ".git/config"])
+def test_a_file_that_may_run_by_itself_is_applied_only_if_it_is_named(
+    path: str, kernel: Kernel, tmp_path: Path
+) -> None:
+    kernel.entries = [
+        entry(".git", what="folder"),
+        entry("data.csv", digest=digest(b"new")),
+        entry(path, digest=digest(b"new")),
+    ]
+    result = apply_after(kernel, force=True)
+    assert set(result.applied) == {".git", "data.csv"}
+    (refused,) = result.refused
+    assert refused.path == path
+    assert "may run later without being opened" in refused.reason
+    assert not (tmp_path / "shown" / path).exists()
+    is_repository = path.startswith(".git/")
+    result = apply_after(kernel, named=[path])
+    assert bool(result.refused) == is_repository
+    assert (tmp_path / "shown" / path).exists() != is_repository
+    if is_repository:
+        assert path in apply_after(kernel, named=[path], force=True).applied
 
 
 def test_a_file_without_a_digest_needs_force(kernel: Kernel) -> None:
@@ -225,9 +257,9 @@ def test_the_disks_side_is_read_without_links(kernel: Kernel, tmp_path: Path) ->
     (tmp_path / "shown" / "link").symlink_to(tmp_path / "secret")
     changes = KernelChanges(cast("SandboxedKernel", kernel))
     with pytest.raises(ChangesError):
-        asyncio.run(changes.read("link", "old"))
+        asyncio.run(changes.read("link", "old", "absent removed"))
     with pytest.raises(ChangesError):
-        asyncio.run(changes.read("../secret", "old"))
+        asyncio.run(changes.read("../secret", "old", "absent removed"))
 
 
 def test_without_room_for_what_is_fetched_a_change_is_refused(

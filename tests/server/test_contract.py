@@ -104,9 +104,12 @@ def test_answers_are_as_the_document_says(server: JupyterServer, upstream: Fake)
     assert checked.ask("GET", f"{of_kernel}/unkept", kernel=kernel)["total"] == 2
     changes = f"{of_kernel}/changes"
     listed = checked.ask("GET", changes, kernel=kernel)["changes"]
-    query = "?path=new.txt&side=new"
+    state = {change["path"]: change["state"] for change in listed}["new.txt"].replace(" ", "+")
+    query = f"?path=new.txt&side=new&state={state}"
     assert checked.ask("GET", f"{changes}/content", query=query, kernel=kernel) == b"new"
-    checked.ask("GET", f"{changes}/content", 404, "?path=none&side=new", kernel=kernel)
+    checked.ask(
+        "GET", f"{changes}/content", 404, "?path=none&side=new&state=absent+removed", kernel=kernel
+    )
     checked.ask("GET", f"{changes}/content", 400, kernel=kernel)
     wanted = [{key: change[key] for key in ("path", "state")} for change in listed]
     body = {"changes": [*wanted, {"path": "none", "state": ""}], "force": True}

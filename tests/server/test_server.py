@@ -164,37 +164,46 @@ def test_changes_are_shown_applied_and_undone(
     (folder / "notes.txt").write_text("old\n")
     with server.page(kernel) as page:
         code = "open('notes.txt', 'w').write('<b>new'); open('<i>.html', 'w').write('<script>')"
-        page.wait_for_reply(page.execute(code))
+        page.wait_for_reply(page.execute(f"{code}; open('Makefile', 'w').write('all:')"))
     changes = f"kernels/{kernel}/changes"
     found = client.ask("GET", changes).json()
     listed = {change["path"]: change for change in found["changes"]}
     assert {path: change["kind"] for path, change in listed.items()} == {
         "notes.txt": "changed",
         "<i>.html": "added",
+        "Makefile": "added",
     }
+    assert [path for path, change in listed.items() if change["runs"]] == ["Makefile"]
+    state = listed["notes.txt"]["state"].replace(" ", "+")
     for side, text in (("old", "old\n"), ("new", "<b>new")):
-        content = client.ask("GET", f"{changes}/content?path=notes.txt&side={side}")
+        content = client.ask("GET", f"{changes}/content?path=notes.txt&side={side}&state={state}")
         assert content.text == text
         assert content.headers["Content-Type"] == "application/octet-stream"
         assert "sandbox" in content.headers["Content-Security-Policy"]
-    assert client.ask("GET", f"{changes}/content?path=../x&side=old").status_code == 409
-    assert client.ask("GET", f"{changes}/content?path=none&side=new").status_code == 404
-    assert client.ask("GET", f"{changes}/content?path=x&side=both").status_code == 400
+        without = client.ask("GET", f"{changes}/content?path=notes.txt&side={side}")
+        assert without.status_code == 400
+        other = client.ask("GET", f"{changes}/content?path=notes.txt&side={side}&state=x")
+        assert other.status_code == 409
+    query = "&state=absent+removed"
+    assert client.ask("GET", f"{changes}/content?path=../x&side=old{query}").status_code == 409
+    assert client.ask("GET", f"{changes}/content?path=none&side=new{query}").status_code == 404
+    assert client.ask("GET", f"{changes}/content?path=x&side=both{query}").status_code == 400
     wanted = [{"path": path, "state": change["state"]} for path, change in listed.items()]
-    for body in ({}, {"changes": 5}, {"changes": [{"path": 1}]}, {"changes": [], "force": 2}):
+    wrong = ({}, {"changes": 5}, {"changes": [{"path": 1}]}, {"changes": [], "force": 2})
+    for body in (*wrong, {"changes": [], "named": "Makefile"}, {"changes": [], "named": [1]}):
         assert client.ask("POST", f"{changes}/apply", json=body).status_code == 400
     applied = client.ask("POST", f"{changes}/apply", json={"changes": wanted}).json()
     assert applied["applied"] == ["<i>.html"]
-    # It was written on disk after the kernel's start.
-    assert [refused["path"] for refused in applied["refused"]] == ["notes.txt"]
+    # The one was written on disk after the kernel's start, the other is not named.
+    assert {refused["path"] for refused in applied["refused"]} == {"notes.txt", "Makefile"}
     client.ask("POST", f"{changes}/undo", json={"undo": applied["undo"]}).raise_for_status()
-    body = {"changes": wanted, "force": True}
+    body = {"changes": wanted, "named": ["Makefile"], "force": True}
     applied = client.ask("POST", f"{changes}/apply", json=body).json()
-    assert sorted(applied["applied"]) == ["<i>.html", "notes.txt"]
+    assert sorted(applied["applied"]) == ["<i>.html", "Makefile", "notes.txt"]
     assert (folder / "notes.txt").read_text() == "<b>new"
     assert client.ask("POST", f"{changes}/undo", json={"undo": "../x"}).status_code == 409
     undone = client.ask("POST", f"{changes}/undo", json={"undo": applied["undo"]}).json()
-    assert sorted(undone["undone"]) == ["<i>.html", "notes.txt"]
+    assert sorted(undone["undone"]) == ["<i>.html", "Makefile", "notes.txt"]
     assert (folder / "notes.txt").read_text() == "old\n"
     assert not (folder / "<i>.html").exists()
 

@@ -1,0 +1,144 @@
+"""Files that may run later without being opened: a table of names, and its one question.
+
+Writing such a file to a person's folder is enough: git, a shell, an editor, a build tool or an
+interpreter reads it by itself. The table has names that a program looks for; what a person must
+name as well, such as a script, is not in it. Names are compared as other file systems and git
+compare them: by case, by Unicode's compatible forms, without characters that nobody sees.
+
+Not in it: ``.gitattributes``, which can only choose what a configuration has; ``__init__.py`` and
+modules beside a script, which are the code that a person runs; modules with a name of the standard
+library are in it, as nobody expects that ``import random`` runs a file of the folder.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import sys
+import unicodedata
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Names with the same reason. A name with "/" at its end stands for all that is in a folder of
+    that name; others are patterns (``fnmatch``) of a file's own name. ``needs_force``: also needs
+    ``force``."""
+
+    reason: str
+    names: str = ""
+    needs_force: bool = False
+
+
+KINDS = (
+    Kind(
+        "git and its like run what it says",
+        ".git .git/ git~1 git~1/ head .hg/ .svn/ .jj/ .bzr/",  # HEAD: of a bare repository
+        needs_force=True,
+    ),
+    Kind(
+        "git, or a tool for its hooks, reads it",
+        ".gitconfig .gitmodules .hgrc .husky/ .githooks/ lefthook* .lefthook* .pre-commit-*.y*ml",
+    ),
+    Kind(
+        "a server that tests a repository runs it",
+        ".github/ .gitea/ .forgejo/ .gitlab/ .gitlab-ci.yml .circleci/ .woodpecker/"
+        " .woodpecker.y*ml .travis.yml .drone.yml .buildkite/ azure-pipelines.y*ml"
+        " bitbucket-pipelines.yml appveyor.yml .appveyor.yml jenkinsfile .readthedocs.y*ml",
+    ),
+    Kind(
+        "editors read it as they open the folder",
+        ".vscode/ *.code-workspace .idea/ .zed/ .fleet/ .devcontainer/ .devcontainer.json .exrc"
+        " .vimrc _vimrc .gvimrc .vim/ .nvimrc .nvim.lua .lvimrc .emacs .emacs.d/ .dir-locals*.el"
+        " *.sublime-project",
+    ),
+    Kind(
+        "assistants that write code follow it",
+        ".claude/ .cursor/ .codex/ .gemini/ .windsurf/ .mcp.json claude.md claude.local.md"
+        " agents.md gemini.md .cursorrules .windsurfrules .aider*",
+    ),
+    Kind(
+        "shells, or programs that they start, read it",
+        ".envrc .env .env.* .direnv/ .direnvrc .tool-versions .mise.toml mise.toml .mise/"
+        " .bashrc .bash_* .profile .zshrc .zshenv .zprofile .zlogin .zlogout .kshrc .mkshrc .cshrc"
+        " .tcshrc .login .logout .inputrc .xinitrc .xprofile .xsession .xsessionrc .pam_environment"
+        " .tmux.conf .screenrc .gdbinit .lldbinit .curlrc .wgetrc .netrc .psqlrc .sqliterc",
+    ),
+    Kind(
+        "it is a folder of settings, keys or programs of a home",
+        ".ssh/ .gnupg/ .config/ .local/ .aws/ .kube/ .docker/ authorized_keys",
+    ),
+    Kind("a desktop may start it", "*.desktop .autostart/ autorun.inf desktop.ini"),
+    Kind(
+        "Python runs it as it starts or imports something else",
+        "*.pth sitecustomize.py usercustomize.py pyvenv.cfg __pycache__/ *.py[co] *.so *.pyd"
+        " .pdbrc pip.conf pip.ini .pypirc",
+    ),
+    Kind(
+        "Jupyter and IPython run it as they start, or restore it",
+        "ipython*_config.* jupyter*_config.* .ipython/ .jupyter/ .ipynb_checkpoints/",
+    ),
+    Kind(
+        "tools for tests, checks and packages run what it says",
+        "conftest.py pytest.ini .pytest.ini tox.ini noxfile.py setup.py setup.cfg pyproject.toml"
+        " mypy.ini .mypy.ini pylintrc .pylintrc .flake8 .coveragerc tasks.py fabfile.py dodo.py"
+        " pixi.toml uv.toml hatch.toml",
+    ),
+    Kind(
+        "tools that build run it",
+        "makefile makefile.* gnumakefile bsdmakefile *.mk *.mak justfile .justfile *.just"
+        " taskfile.y*ml rakefile gemfile wscript sconstruct sconscript cmakelists.txt *.cmake"
+        " meson.build build.rs .cargo/ build.gradle* settings.gradle* gradle.properties gradlew*"
+        " pom.xml .mvn/ dockerfile docker-compose*.y*ml compose.y*ml vagrantfile procfile"
+        " snakefile",
+    ),
+    Kind(
+        "Node.js and its tools run what it says",
+        "package.json .npmrc .yarnrc* .yarn/ .pnp.* .pnpmfile.* pnpm-workspace.yaml bunfig.toml"
+        " deno.json* node_modules/ *.config.js *.config.[cm]js *.config.ts *.config.[cm]ts"
+        " .eslintrc* .prettierrc* .babelrc* .mocharc* gulpfile.* gruntfile.*",
+    ),
+    Kind(
+        "R, Julia and other languages run it as they start",
+        ".rprofile .renviron .rdata rprofile.site .julia/ startup.jl .octaverc startup.m .ghci"
+        " .irbrc .pryrc .perldb",
+    ),
+)
+MODULE = Kind("Python takes it for a module of its standard library")
+EXECUTABLE = Kind("it is executable on disk")
+"""Of a file that is replaced, which keeps its rights; a new file is never executable."""
+_HIDDEN = ("Cc", "Cf")
+
+
+def find_kind(path: str) -> Kind | None:
+    """Return why a file may run without being opened, by its relative path; None if nothing says
+    that it may. Takes time in proportion to the path.
+    """
+    parts = [_fold(part) for part in path.split("/")]
+    for kind, folders, pattern in _TABLE:
+        if pattern.fullmatch(parts[-1]) or not folders.isdisjoint(parts[:-1]):
+            return kind
+    module = parts[-2:-1] if parts[-1] == "__init__.py" else [parts[-1].removesuffix(".py")]
+    if parts[-1].endswith(".py") and not sys.stdlib_module_names.isdisjoint(module):
+        return MODULE
+    return None
+
+
+def _fold(name: str) -> str:
+    """Return a name as a file system of macOS or Windows, or git, may take it."""
+    text = name.casefold()
+    if not (text.isascii() and text.isprintable()):
+        text = unicodedata.normalize("NFKC", name).casefold()
+        text = unicodedata.normalize("NFKC", text).casefold()
+        text = "".join(char for char in text if unicodedata.category(char) not in _HIDDEN)
+    return text.partition(":")[0].rstrip(". ") or name
+
+
+def _compile(kind: Kind) -> tuple[Kind, frozenset[str], re.Pattern[str]]:
+    names = kind.names.split()
+    patterns = [fnmatch.translate(name) for name in names if not name.endswith("/")]
+    folders = frozenset(name[:-1] for name in names if name.endswith("/"))
+    return kind, folders, re.compile("|".join(patterns) or r"(?!)")
+
+
+_TABLE = tuple(map(_compile, KINDS))

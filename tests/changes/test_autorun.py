@@ -1,0 +1,125 @@
+"""Which names may run without being opened."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from gvisor_kernel.changes.autorun import find_kind
+
+RUNNING = [
+    ".git/config",
+    ".git/hooks/pre-commit",
+    "report/.git/config",
+    ".git",
+    "report/HEAD",
+    ".hg/hgrc",
+    ".gitmodules",
+    ".husky/pre-commit",
+    ".pre-commit-config.yaml",
+    ".github/workflows/test.yml",
+    ".gitlab-ci.yml",
+    ".vscode/tasks.json",
+    ".idea/workspace.xml",
+    ".devcontainer/devcontainer.json",
+    ".claude/settings.json",
+    "AGENTS.md",
+    ".envrc",
+    ".env",
+    ".bashrc",
+    ".bash_profile",
+    ".zshenv",
+    ".vimrc",
+    ".gdbinit",
+    ".ssh/authorized_keys",
+    ".config/autostart/a.desktop",
+    "a.desktop",
+    "conftest.py",
+    "tests/conftest.py",
+    "pyproject.toml",
+    "setup.py",
+    "tox.ini",
+    "x.pth",
+    "sitecustomize.py",
+    "usercustomize.py",
+    "__pycache__/tool.cpython-312.pyc",
+    "numpy.cpython-312-x86_64-linux-gnu.so",
+    "random.py",
+    "json/__init__.py",
+    "ipython_config.py",
+    "jupyter_server_config.json",
+    ".ipynb_checkpoints/a-checkpoint.ipynb",
+    "Makefile",
+    "GNUmakefile",
+    "rules.mk",
+    "justfile",
+    "Taskfile.yml",
+    "package.json",
+    ".npmrc",
+    ".yarnrc.yml",
+    "vite.config.ts",
+    ".Rprofile",
+]
+USUAL = [
+    "data.csv",
+    "report.md",
+    "analysis.ipynb",
+    "src/tool.py",
+    "src/__init__.py",
+    "json/data.csv",
+    "git/config",
+    "makefiles/a.txt",
+    "docs/environment.txt",
+    "plot.png",
+    "a/b/c.html",
+]
+
+
+@pytest.mark.parametrize("path", RUNNING)
+def test_a_file_that_a_program_reads_by_itself_is_known(path: str) -> None:
+    assert find_kind(path) is not None
+
+
+@pytest.mark.parametrize("path", USUAL)
+def test_a_file_that_nobody_reads_by_itself_is_a_usual_one(path: str) -> None:
+    assert find_kind(path) is None
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ".GIT/config",
+        ".Git/config",
+        ".g\u200cit/config",
+        "\uff0egit/config",
+        ".gi\u1d57/config",
+        ".git./config",
+        ".git /config",
+        ".git::$INDEX_ALLOCATION/config",
+        "GIT~1/config",
+    ],
+)
+def test_names_that_another_file_system_takes_for_git_need_force(path: str) -> None:
+    kind = find_kind(path)
+    assert kind is not None
+    assert kind.needs_force
+
+
+@pytest.mark.parametrize("path", ["MAKEFILE", "\uff2dakefile", "pac\u212aage.json", "ConfTest.PY"])
+def test_names_are_compared_as_case_and_unicode_fold(path: str) -> None:
+    assert find_kind(path) is not None
+
+
+def test_a_long_name_takes_time_in_proportion_to_its_length() -> None:
+    def measure(count: int) -> float:
+        path = "/".join(["jupyter" * 30 + "_"] * count)
+        times = []
+        for _ in range(3):
+            begin = time.process_time()
+            for _ in range(5):
+                find_kind(path)
+            times.append(time.process_time() - begin)
+        return min(times)
+
+    assert measure(80) < 3 * measure(40) + 0.02
