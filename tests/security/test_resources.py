@@ -121,7 +121,7 @@ def bombs():
 def test_pids_limit_stops_fork_and_thread_bombs(
     kernel: Kernel, neighbour: Neighbour, bomb: str
 ) -> None:
-    """The pids limit stops the growth; the kernel continues, and can clean up."""
+    """The pids limit stops small processes and threads; the kernel continues, and can clean up."""
     code = f"import os, signal\ncount = 0\n{BOMBS[bomb]}\nprint(count, flush=True)\nsignal.pause()"
     try:
         kernel.run(COUNT + SMALL % code + "found = None")
@@ -313,8 +313,8 @@ def test_output_is_throttled_beside_used_kernel(
     pauses: list[float] = []
     take = Share.spend
 
-    def note(share: Share, size: int) -> float:
-        pauses.append(take(share, size))
+    def note(share: Share, *costs: float) -> float:
+        pauses.append(take(share, *costs))  # type: ignore[arg-type]
         return pauses[-1]
 
     monkeypatch.setattr(Share, "spend", note)
