@@ -142,6 +142,23 @@ def test_pids_limit_stops_fork_and_thread_bombs(
     assert kernel.run("found = subprocess.run(['true']).returncode") == 0
 
 
+def test_fork_bomb_of_the_kernel_ends_at_its_memory_limit(
+    ground: Path, neighbour: Neighbour
+) -> None:
+    """A copy of a kernel takes so much memory that ``pids_limit`` is not reached."""
+    folder = ground.parent / "forked"
+    folder.mkdir(exist_ok=True)
+    with attacker(folder, {"memory_limit": 512 * MIB, "pids_limit": 512}) as doomed:
+        msg_id = doomed.client.execute("while True:\n    if os.fork() == 0: signal.pause()")
+        error = wait_for(
+            doomed.client,
+            lambda m: m["msg_type"] == "error" and m["parent_header"].get("msg_id") == msg_id,
+            "the end",
+        )
+        assert "memory_limit" in error["content"]["evalue"]
+        neighbour.check()
+
+
 FORKS = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
 FORKS_IN_A_SESSION = f"""
 import subprocess, sys
