@@ -27,7 +27,7 @@ from gvisor_kernel.link.service_messages import (
 
 MAX_CALLS = 64
 """Calls at once."""
-MAX_ENTRIES = MAX_ANSWER_CONTENT // 2
+MAX_ENTRIES = MAX_ANSWER_CONTENT // 4
 """Bytes of a long list in one message, in JSON."""
 
 

@@ -41,7 +41,8 @@ class Collector(PerProcess):
         super().__init__()
         self._here = threading.local()
         # Its ``put`` may interrupt another one of the same thread, as a collection does.
-        self._left_out: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._left_out: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        """True for each collection that was left out; False: end."""
         self._freeze = _Freeze()
         gc.callbacks.append(self._on_collection)
         threading.Thread(target=self._run, name="gvisor-kernel-collector", daemon=True).start()
@@ -55,21 +56,22 @@ class Collector(PerProcess):
         if not self.is_inherited:
             with suppress(ValueError):
                 gc.callbacks.remove(self._on_collection)
+            self._left_out.put(False)
 
     def _on_collection(self, phase: str, info: Mapping[str, int]) -> None:
         if not getattr(self._here, "is_kept_out", False):
             return
         if phase == "stop":
             gc.unfreeze()
-            self._left_out.put(None)
+            self._left_out.put(True)
             return
         +self._freeze  # noqa: B018 - an operator on purpose
 
     def _run(self) -> None:
-        while True:
-            self._left_out.get()
+        while self._left_out.get():
             end = time.monotonic() + MAX_SECONDS
             with suppress(queue.Empty):
                 for _ in range(MANY):
-                    self._left_out.get(timeout=max(0.0, end - time.monotonic()))
+                    if not self._left_out.get(timeout=max(0.0, end - time.monotonic())):
+                        return
             gc.collect()

@@ -13,8 +13,8 @@ PID 1 numbers the questions of programs in the sandbox upwards from FIRST_QUESTI
 (``guest.questions``). Their parts are data of messages with the question's number.
 
 Whoever decodes JSON holds the interpreter lock, and all kernels of the host's process wait. So a
-guest's contents are short (MAX_ANSWER_CONTENT takes some 3 ms at worst): a long list comes in
-several messages.
+guest's contents are short (MAX_ANSWER_CONTENT takes 5 ms at worst): a long list comes in several
+messages.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ MAX_QUESTION = 5 * 1024 * 1024 + 64 * 1024
 MAX_CONTENT = 8 * 1024 * 1024
 """Bytes of a content of the host: the paths of ten thousand changes. Of a guest's long list, the
 bytes of all its messages."""
-MAX_ANSWER_CONTENT = 128 * 1024
-"""Bytes of a content of the guest."""
+MAX_ANSWER_CONTENT = 32 * 1024
+"""Bytes of a content of the guest in an answer."""
 MAX_QUESTION_CONTENT = 512
 """Bytes of a content of the guest in a message of a question, which is decoded on the loop that all
 kernels share."""

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gvisor_kernel.changes import compare as module
-from gvisor_kernel.changes.change import MAX_CHANGES, ChangesError, is_path
+from gvisor_kernel.changes.change import (
+    MAX_CHANGES,
+    Change,
+    Changes,
+    ChangesError,
+    encode_changes,
+    is_path,
+)
 from gvisor_kernel.changes.claims import read_claims
 from gvisor_kernel.changes.selection import select
 
@@ -163,3 +172,25 @@ def test_a_path_selects_what_is_below_it_and_new_folders_above_it(tmp_path: Path
     assert {c.path for c in select(found, ["/workspace/a/b"])} == {"a", "a/b", "a/b/c"}
     with pytest.raises(ChangesError, match="not changed"):
         select(found, ["nothing"])
+
+
+def test_a_long_list_is_encoded_change_by_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While JSON is encoded, no other thread runs."""
+    changes = tuple(Change(f"p{n}", "added", "file", n, None, "s") for n in range(MAX_CHANGES))
+    found = Changes(changes, True, MAX_CHANGES + 1)
+    sizes: list[int] = []
+    dumps = json.dumps
+
+    def note(value: object) -> str:
+        text = dumps(value)
+        sizes.append(len(text))
+        return text
+
+    with monkeypatch.context() as patch:
+        patch.setattr("json.dumps", note)
+        text = encode_changes(found, {"diffs": {"p1": "+x"}})
+    assert json.loads(text) == {**asdict(found), "changes": list(map(asdict, changes))} | {
+        "diffs": {"p1": "+x"}
+    }
+    assert len(sizes) == MAX_CHANGES + 1
+    assert max(sizes) < 1000
