@@ -116,8 +116,8 @@ class SandboxLink:
         """Read once per event: other kernels share this loop, and credit must be returned soon."""
         began, control = time.thread_time(), self.connection.control_received
         size = self._read_once()
-        self.flush()
         seconds = time.thread_time() - began
+        self.flush()
         pause = self._share.spend(size, self.connection.control_received - control, seconds)
         if pause and not self.ended:
             self._loop.remove_reader(self._sandbox.link_out)
