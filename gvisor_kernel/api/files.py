@@ -250,7 +250,10 @@ class AsyncFiles:
         try:
             try:
                 async with asyncio.timeout(seconds):
-                    answer = await call.receive()
+                    if question["do"] == "list":
+                        answer = await call.receive_list(MAX_ENTRIES)
+                    else:
+                        answer = await call.receive()
             except (TimeoutError, asyncio.CancelledError):
                 with suppress(SandboxError):
                     await asyncio.shield(call.send({"signal": int(signal.SIGKILL)}))

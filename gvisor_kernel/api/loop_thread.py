@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from gvisor_kernel.bridge.thread import call_on
 from gvisor_kernel.errors import SandboxError
+from gvisor_kernel.host.collector import Collector
 from gvisor_kernel.host.per_process import PerProcess
 
 T = TypeVar("T")
@@ -29,10 +30,15 @@ class LoopThread(PerProcess):
         self._loop = asyncio.new_event_loop()
         self._open: set[Any] = set()
         self._ended = False
+        self._keep_out = Collector.instance().keep_out
         self._thread = threading.Thread(
-            target=self._loop.run_forever, name="gvisor-kernel-api", daemon=True
+            target=self._run_loop, name="gvisor-kernel-api", daemon=True
         )
         self._thread.start()
+
+    def _run_loop(self) -> None:
+        self._keep_out()
+        self._loop.run_forever()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run ``work`` and return its result.

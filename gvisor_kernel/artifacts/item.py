@@ -139,16 +139,26 @@ def encode_value(value: Any) -> bytes:
             "A value of the storage has half a character (a lone surrogate)."
         ) from error
     except (TypeError, ValueError, RecursionError) as error:
-        raise StorageError(
-            "A value of the storage is neither a text nor JSON.",
-            "use texts, numbers that are finite, true, false, null, lists and objects.",
-        ) from error
+        raise no_json() from error
+    check_size(size)
+    return encoded
+
+
+def check_size(size: int) -> None:
+    """:raises StorageError: when a value of ``size`` bytes is too large"""
     if size > MAX_VALUE:
         raise StorageError(
             f"A value of the storage has {size:,} bytes.",
             f"keep it below {MAX_VALUE + 1:,}: split it, or write a file.",
         )
-    return encoded
+
+
+def no_json() -> StorageError:
+    """Return the error for a value that is none."""
+    return StorageError(
+        "A value of the storage is neither a text nor JSON.",
+        "use texts, numbers that are finite, true, false, null, lists and objects.",
+    )
 
 
 def _check_depth(value: Any) -> None:

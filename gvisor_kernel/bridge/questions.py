@@ -14,7 +14,12 @@ from contextlib import suppress
 
 from gvisor_kernel.link import LocalProtocolError, RemoteProtocolError
 from gvisor_kernel.link.frames import Part
-from gvisor_kernel.link.service_messages import MAX_QUESTION, decode_service, encode_service
+from gvisor_kernel.link.service_messages import (
+    MAX_QUESTION,
+    MAX_QUESTION_CONTENT,
+    decode_service,
+    encode_service,
+)
 
 RATE, BURST = 100.0, 300.0
 """Questions of a sandbox in a second, and at once after a rest. More of them wait."""
@@ -52,7 +57,7 @@ class Questions:
     def take(self, part: Part) -> None:
         """Take a part of a question. One that is malformed, or not in its turn, is dropped."""
         try:
-            message = decode_service(bytes(part))
+            message = decode_service(part, MAX_QUESTION_CONTENT)
         except RemoteProtocolError:
             return
         number, is_over = message.call, message.content.get("done") is True

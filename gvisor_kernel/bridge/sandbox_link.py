@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -113,9 +114,11 @@ class SandboxLink:
 
     def _read(self) -> None:
         """Read once per event: other kernels share this loop, and credit must be returned soon."""
+        began, control = time.thread_time(), self.connection.control_received
         size = self._read_once()
+        seconds = time.thread_time() - began
         self.flush()
-        pause = self._share.spend(size)
+        pause = self._share.spend(size, self.connection.control_received - control, seconds)
         if pause and not self.ended:
             self._loop.remove_reader(self._sandbox.link_out)
             self._loop.call_later(pause, self._resume_reading)

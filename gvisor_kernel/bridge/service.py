@@ -16,20 +16,21 @@ from gvisor_kernel.link import LocalProtocolError, RemoteProtocolError
 from gvisor_kernel.link.frames import Part
 from gvisor_kernel.link.service_messages import (
     FIRST_QUESTION,
-    MAX_SERVICE_MESSAGE,
+    MAX_ANSWER,
     PROCESS,
     decode_call,
-    decode_service,
     encode_service,
 )
 
 MAX_CALLS = 64
 """Calls of one sandbox at once: the service process has a thread for each."""
-MAX_HELD = 1024 * 1024 + MAX_SERVICE_MESSAGE
+MAX_HELD = 8 * 1024 * 1024 + MAX_ANSWER
 """Bytes of answers to one call that its caller has not taken. A process that follows the rules has
-at most one large message under way, or a window of a command's output."""
+at most one long list under way, or a window of a command's output."""
 MAX_LEFT = 64 * 1024
 """Bytes of a message about the process itself."""
+LEFT = b'"entries"'
+"""What only the message about the files that are left has. It is decoded by who wants it."""
 IDLE_SECONDS = 5.0
 """How long the process is kept without a call: it keeps its sandbox from being idle."""
 
@@ -143,15 +144,15 @@ class ServiceCalls:
             self.questions.take(part)
             return
         if call == PROCESS:
-            if _has_entries(part):  # the kernel has ended; its end fails the calls, and says why
-                self._left = bytes(part)
+            if len(part) <= MAX_LEFT and LEFT in bytes(part):
+                self._left = bytes(part)  # the kernel has ended, which fails the calls
                 return
             self.fail("The process for files and commands in the sandbox was ended.")
             return
         state = self._calls.get(call)
         if state is None or state.failure:
             return
-        if state.held + len(part) > MAX_HELD:
+        if len(part) > MAX_ANSWER or state.held + len(part) > MAX_HELD:
             self._fail(state, "The sandbox answered with more than it was asked for.")
             return
         state.held += len(part)
@@ -176,13 +177,3 @@ class ServiceCalls:
     def _fail(state: _Call, reason: str) -> None:
         state.failure = state.failure or reason
         state.changed.set()
-
-
-def _has_entries(part: Part) -> bool:
-    """Return whether a message about the process names the files that are left."""
-    if len(part) > MAX_LEFT:
-        return False
-    try:
-        return "entries" in decode_service(bytes(part)).content
-    except RemoteProtocolError:
-        return False

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from gvisor_kernel.errors import GvisorKernelError
@@ -134,6 +137,17 @@ class Undone:
     folder: str
     undone: tuple[str, ...]
     refused: tuple[Refused, ...]
+
+
+def encode_changes(found: Changes, more: Mapping[str, object] = MappingProxyType({})) -> str:
+    """Return ``found`` as a JSON object, with the members ``more``.
+
+    Made change by change: to encode all of it at once would hold the interpreter lock for as long
+    as ten thousand changes take.
+    """
+    listed = ",".join(json.dumps(asdict(change)) for change in found.changes)
+    rest = json.dumps({"more": found.more, "total": found.total, **more})
+    return f'{{"changes": [{listed}], {rest[1:]}'
 
 
 def make_state(disk: OnDisk | None, claim: Claim) -> str:

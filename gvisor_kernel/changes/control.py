@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.bridge import Bridge
-from gvisor_kernel.changes.change import MAX_CHANGES, ChangesError, is_path
+from gvisor_kernel.changes.change import MAX_CHANGES, ChangesError, encode_changes, is_path
 from gvisor_kernel.changes.kernel_changes import KernelChanges
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.kernel.session import SandboxedKernel
@@ -121,26 +121,25 @@ class ControlSocket:
 
     async def _answer(self, line: bytes) -> bytes:
         try:
-            content = await self._do(parse_json(line, MAX_QUESTION, MAX_VALUES))
+            text = await self._do(parse_json(line, MAX_QUESTION, MAX_VALUES))
         except GvisorKernelError as error:
-            content = {"error": error.fact, "hint": error.hint}
+            text = json.dumps({"error": error.fact, "hint": error.hint})
         except (JsonError, KeyError, TypeError, ValueError):
-            content = {"error": "The question is malformed.", "hint": ""}
-        text = json.dumps(content)
+            text = json.dumps({"error": "The question is malformed.", "hint": ""})
         if len(text) > MAX_ANSWER:
             text = json.dumps({"error": "The answer is too large.", "hint": ""})
         return text.encode() + b"\n"
 
-    async def _do(self, question: dict[str, Any]) -> dict[str, Any]:
+    async def _do(self, question: dict[str, Any]) -> str:
         what = question["do"]
         if what == "list":
             under = question.get("under", [])
             if not isinstance(under, list) or not all(map(is_path, under)):
                 raise ValueError("under")
             found = await self._changes.list(under)
-            content = asdict(found)
+            more: dict[str, object] = {}
             if question.get("diff") is True:
-                content["diffs"] = diffs = {}
+                more["diffs"] = diffs = {}
                 size = 0
                 for change in found.changes[:DIFFS]:
                     text = await self._changes.diff(change)
@@ -148,7 +147,7 @@ class ControlSocket:
                     if size > MAX_DIFFS:
                         break
                     diffs[change.path] = text
-            return content
+            return encode_changes(found, more)
         if what == "apply":
             wanted = [(path, state) for path, state in question["changes"]]
             if not all(is_path(path) and isinstance(state, str) for path, state in wanted):
@@ -156,7 +155,7 @@ class ControlSocket:
             force, named = question.get("force") is True, question.get("named", [])
             if not isinstance(named, list) or not all(map(is_path, named)):
                 raise ValueError("named")
-            return asdict(await self._changes.apply(wanted, named=named, force=force))
+            return json.dumps(asdict(await self._changes.apply(wanted, named=named, force=force)))
         raise ValueError(what)
 
 

@@ -301,7 +301,9 @@ class KernelChanges:
     ) -> tuple[dict[str, Any], bytes]:
         call = await self._kernel.open_call(question)
         try:
-            answer = await asyncio.wait_for(call.receive(), seconds)
+            limit = question.get("limit")
+            answering = call.receive_list(limit) if isinstance(limit, int) else call.receive()
+            answer = await asyncio.wait_for(answering, seconds)
         except TimeoutError:
             raise ChangesError(
                 f"The sandbox did not answer within {seconds:g} s.",

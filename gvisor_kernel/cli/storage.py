@@ -57,7 +57,7 @@ def run_show(arguments: argparse.Namespace) -> int:
     for storage, usage in _choose(arguments):
         print(f"{_path(usage)} ({printable_name(_name(usage))}):")
         for item in storage.items(usage.owner, usage.artifact):
-            text = json.dumps(item.value, ensure_ascii=False)
+            text = item.json.decode()
             shown = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
             print(f"  {printable_name(item.key)}  {printable_name(shown)}")
     return 0

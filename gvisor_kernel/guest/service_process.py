@@ -7,17 +7,19 @@ delays no other call. A call is answered by messages, of which the last has ``do
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import threading
 from contextlib import suppress
-from typing import Any, Dict, NoReturn, Tuple
+from typing import Any, Dict, Iterator, List, NoReturn, Tuple
 
 from gvisor_kernel.guest import service_changes, service_files, service_move
 from gvisor_kernel.guest.service import LENGTH
 from gvisor_kernel.guest.service_command import Command, wait_for_background
 from gvisor_kernel.link import LocalProtocolError
 from gvisor_kernel.link.service_messages import (
+    MAX_ANSWER_CONTENT,
     MAX_SERVICE_MESSAGE,
     decode_service,
     encode_service,
@@ -25,6 +27,8 @@ from gvisor_kernel.link.service_messages import (
 
 MAX_CALLS = 64
 """Calls at once."""
+MAX_ENTRIES = MAX_ANSWER_CONTENT // 4
+"""Bytes of a long list in one message, in JSON."""
 
 
 def serve(link: int) -> NoReturn:
@@ -104,7 +108,8 @@ class _Server:
         with self._lock:
             del self._calls[call]
         try:
-            self._send(call, {**reply, "done": True}, out)
+            for content in split_list({**reply, "done": True}):
+                self._send(call, content, out)
         except LocalProtocolError:
             self._send(call, {"error": "The answer is too large", "done": True})
 
@@ -144,6 +149,21 @@ class _Server:
         return service_files.change(what, content["path"]), b""
 
     def _send(self, call: int, content: Dict[str, Any], data: bytes = b"") -> None:
-        part = encode_service(call, content, data)
+        part = encode_service(call, content, data, MAX_ANSWER_CONTENT)
         with self._sending, suppress(OSError):  # PID 1 has closed its end
             self._link.sendall(LENGTH.pack(len(part)) + part)
+
+
+def split_list(reply: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
+    """Yield the contents of the messages of an answer: one, or several with some ``entries`` each.
+    The last has all that is no entry."""
+    entries: List[object] = []
+    size = 0
+    for entry in reply.get("entries", ()):
+        length = len(json.dumps(entry)) + 2
+        if entries and size + length > MAX_ENTRIES:
+            yield {"entries": entries}
+            entries, size = [], 0
+        entries.append(entry)
+        size += length
+    yield {**reply, "entries": entries} if "entries" in reply else reply

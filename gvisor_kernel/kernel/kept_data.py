@@ -15,12 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from gvisor_kernel.artifacts.item import Artifact
+from gvisor_kernel.artifacts.item import Artifact, check_size, encode_value, no_json
 from gvisor_kernel.artifacts.outputs import check_path
 from gvisor_kernel.artifacts.places import open_personal, open_shared
 from gvisor_kernel.artifacts.storage import Storage
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 from gvisor_kernel.errors import GvisorKernelError, OutputsError, StorageError
+from gvisor_kernel.host.collector import Collector
 from gvisor_kernel.host.folders import open_real, reopen
 from gvisor_kernel.host.per_process import PerProcess
 from gvisor_kernel.runtimes.base import Sandbox
@@ -47,7 +48,9 @@ class KeptData(PerProcess):
     def __init__(self) -> None:
         super().__init__()
         self.shared: Path | None = None
-        self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="gvisor-kernel-kept")
+        self._executor = ThreadPoolExecutor(
+            THREADS, "gvisor-kernel-kept", initializer=Collector.instance().keep_out
+        )
 
     async def answer(self, sandbox: LinkedSandbox | None, question: bytes) -> bytes:
         """Return the answer to a question of the kernel in ``sandbox``. Raises nothing."""
@@ -77,7 +80,10 @@ class KeptData(PerProcess):
         owner = Storage.SHARED if shared else OWNER
         what = head.get("do")
         if what == "set":
-            storage.set(owner, artifact, key, _read_value(head, value), folder=str(outputs))
+            is_text = head.get("text") is True
+            check_size(len(value))
+            content = _encode_text(value) if is_text else value
+            storage.set_json(owner, artifact, key, content, folder=str(outputs))
             return _pack({})
         if what == "delete":
             return _pack({"deleted": storage.delete(owner, artifact, key)})
@@ -88,7 +94,7 @@ class KeptData(PerProcess):
             item = storage.get(owner, artifact, key)
             if item is None:
                 return _pack({"found": False})
-            return _pack({"found": True}, json.dumps(item.value, ensure_ascii=False).encode())
+            return _pack({"found": True}, item.json)
         raise StorageError("The storage does not know that question.")
 
     def end(self) -> None:
@@ -128,13 +134,11 @@ def _find_artifact(outputs: Path, page: object) -> Artifact:
         raise StorageError(error.fact) from error
 
 
-def _read_value(head: dict[str, Any], value: bytes) -> Any:
+def _encode_text(value: bytes) -> bytes:
     try:
-        if head.get("text") is True:
-            return value.decode()
-        return parse_json(value, len(value))
-    except (UnicodeDecodeError, JsonError) as error:
-        raise StorageError("A value of the storage is neither a text nor JSON.") from error
+        return encode_value(value.decode())
+    except UnicodeDecodeError as error:
+        raise no_json() from error
 
 
 def _unpack(question: bytes) -> tuple[dict[str, Any], bytes]:

@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 VARIABLE = "GVISOR_KERNEL_LEARNS"
 """Tells a kernel that it may report; see ``guest/cell_imports.py``."""
 MAX_REPORT = 8 * 1024
+MAX_LISTS = 16
+"""Lists and objects of a report, which is parsed on the bridge's loop. An honest one has three."""
 MAX_FILE = 16 * 1024
 MAX_KINDS = 64
 """Kinds of kernels whose counts are kept: those that were changed last."""
@@ -103,6 +105,8 @@ class Report:
 def read_report(question: bytes) -> Report | None:
     """Return the report of a sandbox; None if the question is another one."""
     if not _LENGTH.size < len(question) <= MAX_REPORT:
+        return None
+    if question.count(b"[") + question.count(b"{") > MAX_LISTS:  # many take long to parse
         return None
     try:
         head = parse_json(question[_LENGTH.size :], MAX_REPORT)

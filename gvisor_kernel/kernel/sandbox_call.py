@@ -12,7 +12,12 @@ from gvisor_kernel.bridge import Bridge
 from gvisor_kernel.bridge.service import ServiceCalls
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.link import RemoteProtocolError
-from gvisor_kernel.link.service_messages import ServiceMessage, decode_service
+from gvisor_kernel.link.service_messages import (
+    MAX_ANSWER_CONTENT,
+    MAX_CONTENT,
+    ServiceMessage,
+    decode_service,
+)
 
 
 class SandboxCall:
@@ -48,11 +53,34 @@ class SandboxCall:
 
         :raises SandboxError: when there is none, or it is malformed
         """
-        part = await self._bridge.run(self._service.receive(self._number))
-        try:
-            return decode_service(part)
-        except RemoteProtocolError as error:
-            raise SandboxError(f"The sandbox did not answer as it should: {error}") from error
+        return _decode(await self._receive())
+
+    async def _receive(self) -> bytes:
+        return await self._bridge.run(self._service.receive(self._number))
+
+    async def receive_list(self, limit: int) -> ServiceMessage:
+        """Return the last answer, with at most ``limit`` ``entries`` of this and those before it.
+
+        The loop does other work between two of them.
+
+        :raises SandboxError: as ``receive``, and when there is more
+        """
+        found: list[object] = []
+        size = 0
+        while True:
+            part = await self._receive()
+            message = _decode(part)
+            is_last, entries = message.content.get("done") is True, message.content.get("entries")
+            if is_last and not isinstance(entries, list):  # it has failed
+                return message
+            size += len(part)
+            if not isinstance(entries, list) or not (entries or is_last):
+                raise SandboxError("The sandbox did not answer as it should with a list.")
+            found += entries
+            if len(found) > limit or size > MAX_CONTENT:
+                raise SandboxError("The sandbox answered with more than it was asked for.")
+            if is_last:
+                return message._replace(content={**message.content, "entries": found})
 
     async def send(self, content: Mapping[str, object]) -> None:
         """Send a further message.
@@ -73,6 +101,13 @@ class SandboxCall:
 
         if not self._bridge.ended:
             await self._bridge.run(close())
+
+
+def _decode(part: bytes) -> ServiceMessage:
+    try:
+        return decode_service(part, MAX_ANSWER_CONTENT)
+    except RemoteProtocolError as error:
+        raise SandboxError(f"The sandbox did not answer as it should: {error}") from error
 
 
 def _forget_call(bridge: Bridge, service: ServiceCalls, begun: asyncio.Future[int]) -> None:

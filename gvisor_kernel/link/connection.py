@@ -53,6 +53,9 @@ PONGS_KEPT = 64
 """Number of PONGs that may wait to be written. Only the last pings of a flood are answered, so a
 flood does not grow the queue."""
 
+FRAME_PRICE = 64
+"""Bytes that a frame counts in ``Connection.control_received`` in addition to its payload."""
+
 _OTHER = {Role.HOST: Role.GUEST, Role.GUEST: Role.HOST}
 _DECODERS: dict[FrameType, Callable[[bytes], Event]] = {
     FrameType.START: Start.decode,
@@ -102,6 +105,9 @@ class Connection:
         self.state = State.OPENING
         self.run: int | None = None
         """Number of the current run or, while IDLE, of the last one. None before the first."""
+        self.control_received = 0
+        """Bytes of received frames that carry no message of a run and no stream, each with its
+        FRAME_PRICE. No credit limits how many come, so the owner limits how fast."""
         self.diverts = False
         """Guest only: whether the kernel reads and writes DATA and CREDIT of DIRECT_CHANNELS.
         Such frames become Diverted events, undecoded; ``divert`` sends the kernel's own frames."""
@@ -160,6 +166,8 @@ class Connection:
         if kind is FrameType.DATA and self.state is State.RUNNING:  # the most frequent case
             self._handle_channel(frame)
             return
+        if kind not in STREAM_SIZES:
+            self.control_received += FRAME_PRICE + len(frame.payload)
         if kind not in SENDERS[_OTHER[self.role]]:
             raise RemoteProtocolError(f"The {_OTHER[self.role].value} may not send {kind.name}.")
         if (

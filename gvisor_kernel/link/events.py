@@ -17,7 +17,7 @@ from gvisor_kernel.link.frames import MAX_PAYLOAD, Channel, LogSource, Part
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 PROTOCOL = "gvisor-kernel-link"
-VERSION = 5
+VERSION = 6
 
 _RUN_STATUS = struct.Struct(">Ii")
 _RUN_SIGNAL = struct.Struct(">IB")

@@ -7,6 +7,7 @@ Files are answered as bytes that no browser shows as a document of the server's 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -227,7 +228,7 @@ class StorageHandler(ArtifactHandler):
 
     def _do(
         self, page: Page, owner: str, method: str, body: dict[str, Any], shared: bool
-    ) -> dict[str, Any]:
+    ) -> dict[str, Any] | bytes:
         storage = self.parts.artifacts.open_storage(shared=shared)
         key = body.get("key")
         if method == "set":
@@ -243,7 +244,9 @@ class StorageHandler(ArtifactHandler):
         item = storage.get(owner, page.artifact, key)
         if item is None:
             raise StorageError(f"There is no key {key!r} in this storage.")
-        return {"key": item.key, "value": item.value, "shared": shared}
+        # As it was kept, unparsed: a kernel may have written megabytes.
+        rest = json.dumps({"key": item.key, "shared": shared}).encode()
+        return b'{"value": ' + item.json + b", " + rest[1:]
 
 
 class FrameHandler(JupyterHandler):

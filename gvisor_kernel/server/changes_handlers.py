@@ -7,11 +7,13 @@ that no browser shows as a page.
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import asdict
 
 from jupyter_server.auth.decorator import authorized
 from tornado import web
 
+from gvisor_kernel.changes.change import encode_changes
 from gvisor_kernel.changes.kernel_changes import KernelChanges
 from gvisor_kernel.changes.undo import undo_apply
 from gvisor_kernel.errors import GvisorKernelError
@@ -49,7 +51,7 @@ class ChangesHandler(ChangeHandler):
             found = await self.find_changes(kernel_id).list()
         except GvisorKernelError as error:
             raise web.HTTPError(409, error.fact) from error
-        self.answer(asdict(found))
+        self.answer(await asyncio.to_thread(encode_changes, found))
 
 
 class UnkeptHandler(ChangeHandler):
@@ -100,7 +102,7 @@ class ApplyHandler(ChangeHandler):
     async def post(self, kernel_id: str) -> None:
         changes = self.find_changes(kernel_id)
         self.note_activity()
-        body = self.read_body(MAX_BODY)
+        body = await asyncio.to_thread(self.read_body, MAX_BODY)
         wanted = read_wanted(body.get("changes"))
         force, named = body.get("force", False), body.get("named", [])
         if (
@@ -115,7 +117,7 @@ class ApplyHandler(ChangeHandler):
             applied = await asyncio.shield(changes.apply(wanted, named=named, force=force))
         except GvisorKernelError as error:
             raise web.HTTPError(409, error.fact) from error
-        self.answer(asdict(applied))
+        self.answer(await asyncio.to_thread(lambda: json.dumps(asdict(applied))))
 
 
 class UndoHandler(ChangeHandler):
@@ -132,7 +134,7 @@ class UndoHandler(ChangeHandler):
             undone = await asyncio.to_thread(undo_apply, name, self.parts.stopping.is_set)
         except GvisorKernelError as error:
             raise web.HTTPError(409, error.fact) from error
-        self.answer(asdict(undone))
+        self.answer(await asyncio.to_thread(lambda: json.dumps(asdict(undone))))
 
 
 def read_wanted(value: object) -> list[tuple[str, str]] | None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -223,3 +224,40 @@ def test_kernels_of_a_folder_cannot_use_up_what_all_have(
 def test_what_notebooks_keep_is_no_pages(tmp_path: Path) -> None:
     assert Artifact.of_notebooks(tmp_path).id != Artifact.of_page(tmp_path, "").id
     assert Artifact.of_notebooks(tmp_path).path == str(tmp_path)
+
+
+def test_a_kernels_value_is_kept_and_read_unparsed(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To parse megabytes of JSON stops every thread of the server."""
+    value = b"[" + b"[], " * 1_000_000 + b"0]"
+    with monkeypatch.context() as patch:
+        patch.delattr("json.loads")
+        patch.delattr("json.dumps")
+        storage.set_json("ann", PAGE, "k", value)
+        found = storage.get("ann", PAGE, "k")
+    assert found is not None
+    assert found.json == value
+    assert len(found.value) == 1_000_001
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"", b"{", b"[1,]", b"NaN", b"1 2", b"'a'", b'"a\0"', b'"a"\0', b'"\xff"', b"[" * 5000],
+)
+def test_what_is_no_json_is_neither_kept_nor_read(storage: Storage, value: bytes) -> None:
+    with pytest.raises(StorageError, match="neither a text nor JSON"):
+        storage.set_json("ann", PAGE, "k", value)
+    storage.set("ann", PAGE, "k", 1)
+    with closing(sqlite3.connect(storage.path)) as database, database:
+        database.execute("update items set value = ?", (value,))
+    with pytest.raises(StorageError, match="no JSON"):
+        storage.get("ann", PAGE, "k")
+
+
+def test_a_value_that_python_does_not_parse_is_said(storage: Storage) -> None:
+    storage.set_json("ann", PAGE, "k", b"9" * 5000)
+    found = storage.get("ann", PAGE, "k")
+    assert found is not None
+    with pytest.raises(StorageError, match="too long a number"):
+        _ = found.value

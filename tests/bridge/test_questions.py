@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
+
+import pytest
 
 from gvisor_kernel.bridge import questions
 from gvisor_kernel.bridge.questions import PIECE, Questions
+from gvisor_kernel.link import service_messages
 from gvisor_kernel.link.service_messages import (
     FIRST_QUESTION,
+    MAX_CONTENT,
     MAX_QUESTION,
+    MAX_QUESTION_CONTENT,
     decode_service,
     encode_service,
 )
@@ -90,6 +96,30 @@ def test_what_is_held_of_a_question_is_bounded() -> None:
         assert not guest.asked
 
     asyncio.run(use())
+
+
+def test_what_is_said_of_a_question_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is parsed where all kernels' links are read: megabytes are dropped unread."""
+    parsed: list[int] = []
+    monkeypatch.setattr(
+        service_messages,
+        "parse_json",
+        lambda data, limit: (parsed.append(len(data)), json.loads(data))[1],
+    )
+
+    async def use() -> None:
+        guest = Guest()
+        for size in (MAX_QUESTION_CONTENT, MAX_CONTENT - 100):
+            guest.questions.take(part(FIRST, b"x", done=True, more="x" * size))
+        assert guest.questions._answering is None
+        guest.may_answer.set()
+        guest.questions.take(part(FIRST, b"x", done=True, more="x" * 400))
+        await guest.settle()
+        assert guest.asked == [b"x"]
+
+    asyncio.run(use())
+    assert len(parsed) == 1
+    assert parsed[0] <= MAX_QUESTION_CONTENT
 
 
 def test_a_question_whose_program_has_gone_is_dropped() -> None:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from typing import Any, TypeVar
 
 import pytest
 
 from gvisor_kernel.bridge import service
 from gvisor_kernel.bridge.service import MAX_CALLS, MAX_HELD, ServiceCalls
 from gvisor_kernel.errors import SandboxError
+from gvisor_kernel.kernel.sandbox_call import SandboxCall
 from gvisor_kernel.link import LocalProtocolError
-from gvisor_kernel.link.service_messages import PROCESS, decode_service, encode_service
+from gvisor_kernel.link.service_messages import (
+    MAX_ANSWER,
+    PROCESS,
+    decode_service,
+    encode_service,
+)
+
+T = TypeVar("T")
 
 
 class Guest:
@@ -72,6 +81,59 @@ def test_the_end_of_the_process_fails_all_calls(guest: Guest) -> None:
             assert isinstance(failed, SandboxError)
 
     asyncio.run(use())
+
+
+def test_an_answer_that_is_too_long_fails_its_call(guest: Guest) -> None:
+    async def use() -> None:
+        calls = ServiceCalls(guest.take)
+        call = calls.begin({"do": "changes"})
+        calls.take(encode_service(call, {"a": "x" * MAX_ANSWER}))
+        assert calls._calls[call].held == 0
+        with pytest.raises(SandboxError, match="more than it was asked"):
+            await calls.receive(call)
+
+    asyncio.run(use())
+
+
+class Bridge:
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return await work
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ([{"entries": [1, 2]}, {"entries": [3]}, {"entries": [], "total": 3}], [1, 2, 3]),
+        ([{"entries": [1, 2], "total": 2}], [1, 2]),
+        ([{"error": "no"}], None),
+        ([{"entries": [1]}, {"error": "no"}], None),
+        ([{"entries": [1, 2]}, {"entries": [3, 4]}], "more than"),
+        ([{"entries": []}, {"entries": [1]}], "as it should"),
+        ([{"entries": 7}, {"entries": [1]}], "as it should"),
+        ([{"stream": "x"}, {"entries": [1]}], "as it should"),
+        ([{"entries": ["x" * 30_000]}] * 290, "more than"),
+    ],
+)
+def test_a_list_comes_in_several_messages(
+    guest: Guest, answers: list[dict[str, object]], expected: object
+) -> None:
+    """Each is short, all of them are bounded, and a list that does not grow is none."""
+
+    async def use() -> list[object] | None:
+        calls = ServiceCalls(guest.take)
+        number = calls.begin({"do": "list"})
+        for answer in answers[:-1]:
+            calls.take(encode_service(number, answer))
+        calls.take(encode_service(number, {**answers[-1], "done": True}))
+        call = SandboxCall(Bridge(), calls, number)  # type: ignore[arg-type]
+        limit = 1000 if len(answers) > 10 else 3
+        return (await call.receive_list(limit)).content.get("entries")
+
+    if isinstance(expected, str):
+        with pytest.raises(SandboxError, match=expected):
+            asyncio.run(use())
+    else:
+        assert asyncio.run(use()) == expected
 
 
 def test_calls_are_counted_and_need_a_kernel(guest: Guest) -> None:

@@ -5,7 +5,21 @@ from __future__ import annotations
 import pytest
 
 from gvisor_kernel.bridge.sandbox_link import READ_SIZE
-from gvisor_kernel.bridge.sharing import BURST, IN_USE_SECONDS, PER_SECOND, Share, Sharing
+from gvisor_kernel.bridge.sharing import (
+    BURST,
+    CONTROL_BURST,
+    CONTROL_PER_SECOND,
+    CPU_BURST,
+    CPU_PER_SECOND,
+    IN_USE_SECONDS,
+    PER_SECOND,
+    Share,
+    Sharing,
+)
+from gvisor_kernel.link import Connection, Hello, Start
+from gvisor_kernel.link.connection import FRAME_PRICE
+from gvisor_kernel.link.frames import FLAG_LAST, Channel, FrameType, encode_frame, pack_message
+from gvisor_kernel.link.state import Role
 
 MIB = 1024 * 1024
 
@@ -25,6 +39,14 @@ def clock() -> Clock:
 @pytest.fixture
 def sharing(clock: Clock) -> Sharing:
     return Sharing(clock)
+
+
+def make_end() -> Connection:
+    """Return a host's end in a run."""
+    end = Connection(Role.HOST, Hello())
+    end.receive_data(encode_frame(FrameType.HELLO, Hello().encode()))
+    end.send(Start(1, ("x",), (), "/", "k"))
+    return end
 
 
 def pauses(share: Share, size: int) -> float:
@@ -75,3 +97,42 @@ def test_ending_kernel_is_not_limited(sharing: Sharing, clock: Clock) -> None:
     assert pauses(loud, 100 * MIB) == 0
     clock.now += 1
     assert pauses(loud, 100 * MIB) > 0
+
+
+def test_cpu_time_is_shared(sharing: Sharing, clock: Clock) -> None:
+    """Also by a kernel whose messages are small, but only while others are used."""
+    loud, near = sharing.add(), sharing.add()
+    assert loud.spend(1, 0, 100.0) == 0
+    near.note_use()
+    assert loud.spend(1, 0, CPU_BURST) == 0
+    for _ in range(100):
+        pause = loud.spend(1, 0, 0.01)
+        assert pause == pytest.approx(0.01 / CPU_PER_SECOND)
+        clock.now += pause
+        near.note_use()
+
+
+def test_frames_that_carry_nothing_have_a_rate(sharing: Sharing, clock: Clock) -> None:
+    """Also for a kernel that is used alone, or ends."""
+    share = sharing.add()
+    share.suspend_limit(1000)
+    assert share.spend(1, CONTROL_BURST) == 0
+    for _ in range(100):
+        pause = share.spend(1, 1000)
+        assert pause == pytest.approx(1000 / CONTROL_PER_SECOND)
+        clock.now += pause
+
+
+def test_frames_without_credit_are_counted() -> None:
+    end = make_end()
+    before = end.control_received
+    end.receive_data(encode_frame(FrameType.CREDIT, bytes(4), Channel.SHELL) * 10)
+    assert end.control_received == before + 10 * (4 + FRAME_PRICE)
+    before = end.control_received
+    text = b"".join(bytes(part) for part in pack_message([b"x"]))
+    end.receive_data(encode_frame(FrameType.DATA, text, Channel.IOPUB, FLAG_LAST))
+    assert end.control_received == before
+    for kind, size in ((FrameType.PONG, 8), (FrameType.PING, 8), (FrameType.LOG, 0)):
+        before = end.control_received
+        end.receive_data(encode_frame(kind, bytes(size)))
+        assert end.control_received == before + size + FRAME_PRICE

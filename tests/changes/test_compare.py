@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gvisor_kernel.changes import compare as module
-from gvisor_kernel.changes.change import MAX_CHANGES, ChangesError, is_path
+from gvisor_kernel.changes.change import (
+    MAX_CHANGES,
+    Change,
+    Changes,
+    ChangesError,
+    encode_changes,
+    is_path,
+)
 from gvisor_kernel.changes.claims import read_claims
 from gvisor_kernel.changes.selection import select
 
@@ -195,3 +204,25 @@ def test_a_token_is_of_one_path_and_state(tmp_path: Path) -> None:
         assert find(root, entry("a", digest="0" * 64)).changes == (first,)
     assert len({first.token, second.token, other.token}) == 3
     assert re.fullmatch(r"[a-z2-7]{32}", first.token)
+
+
+def test_a_long_list_is_encoded_change_by_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While JSON is encoded, no other thread runs."""
+    changes = tuple(Change(f"p{n}", "added", "file", n, None, "s") for n in range(MAX_CHANGES))
+    found = Changes(changes, True, MAX_CHANGES + 1)
+    sizes: list[int] = []
+    dumps = json.dumps
+
+    def note(value: object) -> str:
+        text = dumps(value)
+        sizes.append(len(text))
+        return text
+
+    with monkeypatch.context() as patch:
+        patch.setattr("json.dumps", note)
+        text = encode_changes(found, {"diffs": {"p1": "+x"}})
+    assert json.loads(text) == {**asdict(found), "changes": list(map(asdict, changes))} | {
+        "diffs": {"p1": "+x"}
+    }
+    assert len(sizes) == MAX_CHANGES + 1
+    assert max(sizes) < 1000

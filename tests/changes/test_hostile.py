@@ -43,6 +43,9 @@ class Call:
         assert self.answer is not None
         return self.answer
 
+    async def receive_list(self, limit: int) -> ServiceMessage:
+        return await self.receive()
+
     async def close(self) -> None:
         pass
 

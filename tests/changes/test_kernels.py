@@ -18,12 +18,15 @@ import pytest
 from nbclient import NotebookClient
 
 from gvisor_kernel import Sandbox
+from gvisor_kernel.bridge.service import ServiceCalls
 from gvisor_kernel.changes import control_client
 from gvisor_kernel.changes.backups import Backups
 from gvisor_kernel.changes.change import ChangesError
 from gvisor_kernel.changes.control import SOCKET
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.kernel import workspace
+from gvisor_kernel.link.frames import Part
+from gvisor_kernel.link.service_messages import MAX_ANSWER_CONTENT
 from gvisor_kernel.runtimes.state.records import state_root
 
 from ..jupyter.helpers import KERNEL, WAYS, execute, kernel_log, running_kernel
@@ -222,6 +225,28 @@ def test_a_name_with_line_ends_stays_in_its_line(
     lines = (told.out + told.err).split("\n")
     assert not [line for line in lines if line.startswith(("Applied config", forged))]
     assert "Applied x\\nApplied config.yaml\\n" in told.out
+
+
+def test_long_lists_come_in_short_messages(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To decode a megabyte of a sandbox's JSON at once would stop all kernels of this process."""
+    sizes: list[int] = []
+    take = ServiceCalls.take
+
+    def note(calls: ServiceCalls, part: Part) -> None:
+        sizes.append(len(part))
+        take(calls, part)
+
+    monkeypatch.setattr(ServiceCalls, "take", note)
+    name = "long" * 40
+    assert sandbox.run(f"for n in range(2000): open(f'{name}{{n}}', 'w').close()").ok
+    expected = {f"{name}{number}" for number in range(2000)}
+    listed = {change.path for change in sandbox.changes().changes}
+    assert listed - {"outputs"} == expected
+    assert expected < {entry.name for entry in sandbox.files.list("/workspace")}
+    assert sum(sizes) > 5 * MAX_ANSWER_CONTENT
+    assert max(sizes) < MAX_ANSWER_CONTENT + 100
 
 
 def test_a_conflict_needs_force(sandbox: Sandbox, folder: Path) -> None:

@@ -105,7 +105,7 @@ def test_document_lists_all_limits() -> None:
         assert getattr(module, name) == value, name
     limits = {name for module in MODULES for name in vars(module) if name.startswith("MAX_")}
     assert set(documented) == limits | {
-        *("WINDOW", "FRAME_COST", "CREDIT_STEP", "PONGS_KEPT", "FIRST_QUESTION"),
+        *("WINDOW", "FRAME_COST", "FRAME_PRICE", "CREDIT_STEP", "PONGS_KEPT", "FIRST_QUESTION"),
         *("STREAM_WINDOW", "DOWN_WINDOW", "GRANT_STEP", "STREAM_BACKLOG", "BACKLOG_STEP"),
     }
 

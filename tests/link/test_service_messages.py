@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import struct
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gvisor_kernel.link import service_messages
 from gvisor_kernel.link.errors import LocalProtocolError, RemoteProtocolError
 from gvisor_kernel.link.frames import Channel, largest_message
 from gvisor_kernel.link.service_messages import (
+    MAX_ANSWER_CONTENT,
     MAX_CONTENT,
     MAX_DATA,
+    MAX_QUESTION_CONTENT,
     MAX_SERVICE_MESSAGE,
     decode_call,
     decode_service,
@@ -53,6 +57,32 @@ def test_any_bytes_are_a_message_or_refused(part: bytes) -> None:
 def test_a_malformed_message_is_refused(part: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
         decode_service(part)
+
+
+def test_a_content_over_the_limit_of_its_reader_is_not_parsed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What takes time with megabytes of a guest has to come after the comparison of sizes."""
+    parsed: list[int] = []
+
+    def parse(data: bytes, limit: int) -> object:
+        parsed.append(len(data))
+        return json.loads(data)
+
+    monkeypatch.setattr(service_messages, "parse_json", parse)
+    for limit in (MAX_QUESTION_CONTENT, MAX_ANSWER_CONTENT):
+        longest = json.dumps({"a": "x" * (limit - 9)}).encode()
+        part = struct.pack(">QI", 1, limit) + longest
+        assert len(decode_service(part + b"data", limit).content["a"]) == limit - 9
+        for wrong in (
+            struct.pack(">QI", 1, limit + 1) + longest + b" ",
+            part + bytes(MAX_DATA + 1),
+        ):
+            with pytest.raises(RemoteProtocolError):
+                decode_service(memoryview(wrong), limit)
+    assert parsed == [MAX_QUESTION_CONTENT, MAX_ANSWER_CONTENT]
+    with pytest.raises(LocalProtocolError):
+        encode_service(1, {"a": "x" * MAX_ANSWER_CONTENT}, limit=MAX_ANSWER_CONTENT)
 
 
 def test_a_message_over_a_limit_is_not_sent() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,11 +18,12 @@ from pathlib import Path
 import pytest
 import zmq
 
-from gvisor_kernel.bridge import clients
+from gvisor_kernel.bridge import clients, sandbox_link, sharing
 from gvisor_kernel.bridge import kernel as bridge_kernel
 from gvisor_kernel.host import log_files
 from gvisor_kernel.host.log_files import MAX_EVENTS, MAX_INSIDE, MAX_STDERR
 from gvisor_kernel.link import Channel
+from gvisor_kernel.link.connection import FRAME_PRICE
 
 from ..jupyter.helpers import SECONDS, execute, kernel_log, wait_until
 from ..sweeps import ALL, needs_all
@@ -288,6 +290,34 @@ def test_log_flood_is_bounded(victim: Kernel, neighbour: Neighbour, text: str) -
         lambda: assert_answers(neighbour, 10),
     )
     assert sum(file.stat().st_size for file in logs_in(directory)) < MAX_LOG
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        "frame(CREDIT, bytes(4), SHELL)",
+        *(pytest.param(f, marks=needs_all) for f in ("frame(LOG)", "frame(PONG, bytes(8))")),
+    ],
+)
+def test_frames_that_cost_nothing_are_read_slowly(
+    victim: Kernel, neighbour: Neighbour, monkeypatch: pytest.MonkeyPatch, frame: str
+) -> None:
+    """However many a guest sends, the host spends little time on them."""
+    # So low that also a slow machine sends more.
+    rate = 64 * 1024
+    monkeypatch.setattr(sharing, "CONTROL_BURST", rate)
+    monkeypatch.setattr(sharing, "CONTROL_PER_SECOND", rate)
+    monkeypatch.setattr(sandbox_link, "READ_SIZE", 4096)
+    link = kernel_bridge(victim)._link
+    link._read_size = 4096
+    control, began = link.connection.control_received, time.monotonic()
+    victim.client.execute(f"stop_pid_1()\nmany = {frame} * 4000\nwhile True: forge(many)")
+    wait_until(lambda: link.connection.control_received - control > rate, "the flood")
+    assert_answers(neighbour, 10)
+    seconds = time.monotonic() - began
+    largest_read = 4096 // 8 * (FRAME_PRICE + 8)
+    assert link.connection.control_received - control < rate * (1 + seconds) + largest_read
+    assert_restart_works(victim)
 
 
 def test_half_a_frame_blocks_nobody(

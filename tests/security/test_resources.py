@@ -121,7 +121,7 @@ def bombs():
 def test_pids_limit_stops_fork_and_thread_bombs(
     kernel: Kernel, neighbour: Neighbour, bomb: str
 ) -> None:
-    """The pids limit stops the growth; the kernel continues, and can clean up."""
+    """The pids limit stops small processes and threads; the kernel continues, and can clean up."""
     code = f"import os, signal\ncount = 0\n{BOMBS[bomb]}\nprint(count, flush=True)\nsignal.pause()"
     try:
         kernel.run(COUNT + SMALL % code + "found = None")
@@ -140,6 +140,23 @@ def test_pids_limit_stops_fork_and_thread_bombs(
         """)
     assert left == []
     assert kernel.run("found = subprocess.run(['true']).returncode") == 0
+
+
+def test_fork_bomb_of_the_kernel_ends_at_its_memory_limit(
+    ground: Path, neighbour: Neighbour
+) -> None:
+    """A copy of a kernel takes so much memory that ``pids_limit`` is not reached."""
+    folder = ground.parent / "forked"
+    folder.mkdir(exist_ok=True)
+    with attacker(folder, {"memory_limit": 512 * MIB, "pids_limit": 512}) as doomed:
+        msg_id = doomed.client.execute("while True:\n    if os.fork() == 0: signal.pause()")
+        error = wait_for(
+            doomed.client,
+            lambda m: m["msg_type"] == "error" and m["parent_header"].get("msg_id") == msg_id,
+            "the end",
+        )
+        assert "memory_limit" in error["content"]["evalue"]
+        neighbour.check()
 
 
 FORKS = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
@@ -313,8 +330,8 @@ def test_output_is_throttled_beside_used_kernel(
     pauses: list[float] = []
     take = Share.spend
 
-    def note(share: Share, size: int) -> float:
-        pauses.append(take(share, size))
+    def note(share: Share, *costs: float) -> float:
+        pauses.append(take(share, *costs))  # type: ignore[arg-type]
         return pauses[-1]
 
     monkeypatch.setattr(Share, "spend", note)
