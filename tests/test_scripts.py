@@ -1,9 +1,11 @@
-"""Tests of scripts/demo, docs and test: help, messages about missing programs, and the tour."""
+"""Tests of scripts/demo, docs and test: help, messages about missing programs, and the tour; and of
+.ci/run: where it runs the suite, and what it leaves."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -76,3 +78,71 @@ def test_docs_names_what_it_understands() -> None:
     done = run(PROJECT / "scripts" / "docs", "--biuld")
     assert done.returncode == 2
     assert done.stderr.startswith("usage: scripts/docs")
+
+
+SUITE = """#!/usr/bin/env bash
+cd "$(dirname "$0")/.."
+find . -type f -printf '%P/ '
+echo "with $*"
+if [ "$1" = wait ]; then sleep 1000; fi
+exit 7
+"""
+"""Stands for scripts/test: says in which folder it is, with which files and arguments."""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout with a tracked file, a removed one, a new one and an ignored one."""
+    folder = tmp_path / "checkout"
+    for name in (".ci/run", "scripts/test", ".gitignore", "tracked", "removed"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    shutil.copy(PROJECT / ".ci" / "run", folder / ".ci" / "run")
+    (folder / "scripts/test").write_text(SUITE)
+    (folder / "scripts/test").chmod(0o755)
+    (folder / ".gitignore").write_text("*.log\n")
+    for words in (["init", "--quiet"], ["add", "."]):
+        subprocess.run(["git", "-C", folder, *words], check=True)
+    (folder / "removed").unlink()
+    for name in ("new [1] ü", "ignored.log"):
+        (folder / name).touch()
+    return folder
+
+
+@pytest.mark.once
+def test_ci_runs_the_suite_in_a_copy_elsewhere(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLONE", str(tmp_path / "made" / "a place" / "kernel"))
+    done = run(checkout / ".ci" / "run", "-k", "a b")
+    assert done.returncode == 7, done.stderr
+    told, files = done.stdout.splitlines()
+    assert told == f"==> Testing in a copy: CLONE='{os.environ['CLONE']}'"
+    names, _, arguments = files.partition("with ")
+    assert sorted(names.split("/ ")) == [
+        *("", ".ci/run", ".gitignore", "new [1] ü", "scripts/test", "tracked"),
+    ]
+    assert arguments == "-k a b"
+    assert not (tmp_path / "made").exists()
+    monkeypatch.setenv("CLONE", str(checkout))
+    assert "exists" in run(checkout / ".ci" / "run").stderr
+    assert (checkout / "tracked").exists()
+    monkeypatch.delenv("CLONE")
+    said = [run(checkout / ".ci" / "run") for _ in range(4)]
+    assert len({done.stdout.partition("\n")[0] or done.stderr for done in said}) > 1
+
+
+@pytest.mark.once
+def test_ci_that_is_ended_leaves_nothing(checkout: Path, tmp_path: Path) -> None:
+    clone = tmp_path / "made" / "clone"
+    argv = [checkout / ".ci" / "run", "wait"]
+    environment = {**os.environ, "CLONE": str(clone)}
+    with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while "with wait" not in process.stdout.readline():
+            pass
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == ""  # also the suite's processes have ended
+        assert process.wait() == 143
+    assert not clone.parent.exists()
+    assert (checkout / "tracked").exists()
