@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from gvisor_kernel.runtimes.mounts.plan import OWN_PLACES
 
 from .gvisor import gvisor_release
 from .world import PROJECT
@@ -62,6 +65,26 @@ def test_wrong_python_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     done = run(PROJECT / "scripts" / "demo")
     assert done.returncode == 1
     assert "PYTHON is /bin/false" in done.stderr
+
+
+ELSEWHERE = """
+mount -t tmpfs none "$2" && mkdir -p "$3" && mount --bind "$1" "$3" && exec "$3/scripts/demo"
+"""
+"""Runs the demo of a checkout at another place, in namespaces of its own."""
+
+
+@pytest.mark.parametrize("place", OWN_PLACES)
+def test_clone_at_a_place_of_the_sandbox_is_refused(place: str) -> None:
+    listed = re.findall(r"own\+?=\((.*)\)", (PROJECT / "scripts" / "common.sh").read_text())
+    assert place in " ".join(listed).split()
+    top = f"/{place.split('/')[1]}"
+    if not Path(top).is_dir():
+        pytest.skip(f"this machine has no {top}")
+    argv = ("unshare", "-rm", "bash", "-c", ELSEWHERE, "-", PROJECT, top, f"{place}/clone")
+    done = run(*argv)
+    assert done.returncode == 1, done.stderr
+    assert f"{place} belongs to the sandbox" in done.stderr
+    assert "Move the clone to another folder" in done.stderr
 
 
 def test_tour_runs_and_leaves_plot(tmp_path: Path) -> None:
