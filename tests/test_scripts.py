@@ -70,17 +70,18 @@ def test_wrong_python_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 ELSEWHERE = """
 mount -t tmpfs none "$2" && mkdir -p "$3" && mount --bind "$1" "$3" && exec "$3/scripts/demo"
 """
-"""Runs the demo of a checkout at another place, in namespaces of its own."""
+"""Runs the demo of a folder at another place, in namespaces of its own."""
 
 
 @pytest.mark.parametrize("place", OWN_PLACES)
-def test_clone_at_a_place_of_the_sandbox_is_refused(place: str) -> None:
+def test_clone_at_a_place_of_the_sandbox_is_refused(place: str, tmp_path: Path) -> None:
     listed = re.findall(r"own\+?=\((.*)\)", (PROJECT / "scripts" / "common.sh").read_text())
     assert place in " ".join(listed).split()
     top = f"/{place.split('/')[1]}"
     if not Path(top).is_dir():
         pytest.skip(f"this machine has no {top}")
-    argv = ("unshare", "-rm", "bash", "-c", ELSEWHERE, "-", PROJECT, top, f"{place}/clone")
+    shutil.copytree(PROJECT / "scripts", tmp_path / "scripts")  # top may be above the checkout
+    argv = ("unshare", "-rm", "bash", "-c", ELSEWHERE, "-", tmp_path, top, f"{place}/clone")
     done = run(*argv)
     assert done.returncode == 1, done.stderr
     assert f"{place} belongs to the sandbox" in done.stderr
