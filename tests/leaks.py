@@ -53,9 +53,8 @@ def processes(world: World, only: re.Pattern[str] = re.compile("")) -> Things:
                 found.add(f"zombie {name})")
         elif (
             (mark in argv or mark in _read(folder / "environ"))
-            and only.search(
-                shown.replace(str(PROJECT), "")
-            )  # the clone may be called gvisor_kernel
+            # The clone itself may be called gvisor_kernel.
+            and only.search(shown.replace(str(PROJECT), ""))
             and not HARMLESS.search(shown)
         ):
             found.add(f"process {pid} {shown[:200]}")
