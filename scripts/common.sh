@@ -41,8 +41,27 @@ missing_packages() {
     done
 }
 
+# check_place: ends if the clone lies where a sandbox has something of its own (OWN_PLACES in
+# gvisor_kernel/runtimes/mounts/plan.py): no kernel could start from there.
+check_place() {
+    local path place
+    local own=(/workspace /mnt/user-data /mnt/skills /mnt/transcripts /run/gvisor-kernel)
+    own+=(/opt/gvisor-kernel)
+    for path in "$ROOT" "$(cd "$ROOT" && pwd -P)"; do
+        for place in "${own[@]}"; do
+            case "$path/" in
+                "$place"/*)
+                    die "this clone is $path, but inside a sandbox $place belongs to the sandbox" \
+                        "Move the clone to another folder, and run ${0##*/} there."
+                    ;;
+            esac
+        done
+    done
+}
+
 # need_packages PACKAGE…: installs them as root; otherwise prints what to install, and exits.
 need_packages() {
+    check_place
     [ $# -gt 0 ] || return 0
     local install="apt-get update && apt-get install -y --no-install-recommends $*"
     if ! command -v apt-get >/dev/null 2>&1; then

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .patience import scale_seconds
-from .world import World
+from .world import PROJECT, World
 
 GRACE_SECONDS = scale_seconds(10)
 """Seconds after the end of an owner within which everything must be gone."""
@@ -53,7 +53,8 @@ def processes(world: World, only: re.Pattern[str] = re.compile("")) -> Things:
                 found.add(f"zombie {name})")
         elif (
             (mark in argv or mark in _read(folder / "environ"))
-            and only.search(shown)
+            # The clone itself may be called gvisor_kernel.
+            and only.search(shown.replace(str(PROJECT), ""))
             and not HARMLESS.search(shown)
         ):
             found.add(f"process {pid} {shown[:200]}")

@@ -246,7 +246,7 @@ def main(arguments: list[str]) -> int:
     if arguments == ["--prepare"]:
         return 0
     with ordinary_user() as user:
-        copy = Path(user.pw_dir, "gvisor-kernel")
+        copy = Path(user.pw_dir, PROJECT.name)
         shutil.copytree(PROJECT, copy, ignore=LEFT_OUT, symlinks=True)
         for path in (copy, *copy.rglob("*")):
             os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)

@@ -1,14 +1,19 @@
-"""Tests of scripts/demo, docs and test: help, messages about missing programs, and the tour."""
+"""Tests of scripts/demo, docs and test: help, messages about missing programs, and the tour; and of
+.ci/run: where it runs the suite, and what it leaves."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from gvisor_kernel.runtimes.mounts.plan import OWN_PLACES
 
 from .gvisor import gvisor_release
 from .world import PROJECT
@@ -62,6 +67,27 @@ def test_wrong_python_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "PYTHON is /bin/false" in done.stderr
 
 
+ELSEWHERE = """
+mount -t tmpfs none "$2" && mkdir -p "$3" && mount --bind "$1" "$3" && exec "$3/scripts/demo"
+"""
+"""Runs the demo of a folder at another place, in namespaces of its own."""
+
+
+@pytest.mark.parametrize("place", OWN_PLACES)
+def test_clone_at_a_place_of_the_sandbox_is_refused(place: str, tmp_path: Path) -> None:
+    listed = re.findall(r"own\+?=\((.*)\)", (PROJECT / "scripts" / "common.sh").read_text())
+    assert place in " ".join(listed).split()
+    top = f"/{place.split('/')[1]}"
+    if not Path(top).is_dir():
+        pytest.skip(f"this machine has no {top}")
+    shutil.copytree(PROJECT / "scripts", tmp_path / "scripts")  # top may be above the checkout
+    argv = ("unshare", "-rm", "bash", "-c", ELSEWHERE, "-", tmp_path, top, f"{place}/clone")
+    done = run(*argv)
+    assert done.returncode == 1, done.stderr
+    assert f"{place} belongs to the sandbox" in done.stderr
+    assert "Move the clone to another folder" in done.stderr
+
+
 def test_tour_runs_and_leaves_plot(tmp_path: Path) -> None:
     (tmp_path / "data.csv").write_text("1,2\n")
     done = run(sys.executable, PROJECT / "scripts" / "tour.py", tmp_path)
@@ -76,3 +102,71 @@ def test_docs_names_what_it_understands() -> None:
     done = run(PROJECT / "scripts" / "docs", "--biuld")
     assert done.returncode == 2
     assert done.stderr.startswith("usage: scripts/docs")
+
+
+SUITE = """#!/usr/bin/env bash
+cd "$(dirname "$0")/.."
+find . -type f -printf '%P/ '
+echo "with $*"
+if [ "$1" = wait ]; then sleep 1000; fi
+exit 7
+"""
+"""Stands for scripts/test: says in which folder it is, with which files and arguments."""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout with a tracked file, a removed one, a new one and an ignored one."""
+    folder = tmp_path / "checkout"
+    for name in (".ci/run", "scripts/test", ".gitignore", "tracked", "removed"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    shutil.copy(PROJECT / ".ci" / "run", folder / ".ci" / "run")
+    (folder / "scripts/test").write_text(SUITE)
+    (folder / "scripts/test").chmod(0o755)
+    (folder / ".gitignore").write_text("*.log\n")
+    for words in (["init", "--quiet"], ["add", "."]):
+        subprocess.run(["git", "-C", folder, *words], check=True)
+    (folder / "removed").unlink()
+    for name in ("new [1] ü", "ignored.log"):
+        (folder / name).touch()
+    return folder
+
+
+@pytest.mark.once
+def test_ci_runs_the_suite_in_a_copy_elsewhere(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLONE", str(tmp_path / "made" / "a place" / "kernel"))
+    done = run(checkout / ".ci" / "run", "-k", "a b")
+    assert done.returncode == 7, done.stderr
+    told, files = done.stdout.splitlines()
+    assert told == f"==> Testing in a copy: CLONE='{os.environ['CLONE']}'"
+    names, _, arguments = files.partition("with ")
+    assert sorted(names.split("/ ")) == [
+        *("", ".ci/run", ".gitignore", "new [1] ü", "scripts/test", "tracked"),
+    ]
+    assert arguments == "-k a b"
+    assert not (tmp_path / "made").exists()
+    monkeypatch.setenv("CLONE", str(checkout))
+    assert "exists" in run(checkout / ".ci" / "run").stderr
+    assert (checkout / "tracked").exists()
+    monkeypatch.delenv("CLONE")
+    said = [run(checkout / ".ci" / "run") for _ in range(4)]
+    assert len({done.stdout.partition("\n")[0] or done.stderr for done in said}) > 1
+
+
+@pytest.mark.once
+def test_ci_that_is_ended_leaves_nothing(checkout: Path, tmp_path: Path) -> None:
+    clone = tmp_path / "made" / "clone"
+    argv = [checkout / ".ci" / "run", "wait"]
+    environment = {**os.environ, "CLONE": str(clone)}
+    with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while "with wait" not in process.stdout.readline():
+            pass
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == ""  # also the suite's processes have ended
+        assert process.wait() == 143
+    assert not clone.parent.exists()
+    assert (checkout / "tracked").exists()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from .patience import scale_seconds
 from .world import PROJECT
 
 PACKAGE = PROJECT / "gvisor_kernel"
@@ -50,7 +51,12 @@ JUPYTER_CLIENT = {"api", "jupyter", "kernel", "bridge"}
 def run(*argv: str) -> None:
     """Run a linter; its output is the text of the failure."""
     result = subprocess.run(
-        [sys.executable, "-m", *argv], cwd=PROJECT, capture_output=True, text=True, timeout=150
+        [sys.executable, "-m", *argv],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=scale_seconds(150),
+        check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
 

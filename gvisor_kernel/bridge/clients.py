@@ -116,6 +116,9 @@ class ClientSockets:
         socket: zmq.Socket[bytes] = context.socket(kind)
         socket.linger = 1000
         socket.sndhwm = HIGH_WATER
+        # Refuses peers of ZMTP before 3.0, as any byte but 0xFF begins one: libzmq 4.3.5 ends the
+        # whole process if it takes the first message of such a peer while its socket is closed.
+        socket.setsockopt(zmq.ZAP_DOMAIN, b"gvisor-kernel")
         if kind == zmq.XPUB:
             socket.setsockopt(zmq.XPUB_VERBOSER, 1)
             socket.setsockopt(zmq.XPUB_NODROP, 1)

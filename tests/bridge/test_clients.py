@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -312,6 +314,44 @@ def test_connection_without_zmq_is_ignored(world: World) -> None:
             await until(lambda: made.received)
 
     run(garbage())
+
+
+CLOSE_BESIDE_STRANGERS = """
+import asyncio, socket, sys, zmq
+from pathlib import Path
+from gvisor_kernel.bridge.addresses import Address
+from gvisor_kernel.bridge.clients import ClientSockets
+
+async def main():
+    context = zmq.Context()
+    for _ in range(600):
+        sockets = ClientSockets(
+            context, Address("tcp", "127.0.0.1"), Path(sys.argv[1]), print, bool, print
+        )
+        strangers = []
+        for port in sockets.address.ports.values():
+            stranger = socket.create_connection(("127.0.0.1", port))
+            stranger.sendall(b"GET / HTTP/1.1\\r\\n\\r\\n" + bytes(range(256)) * 100)
+            strangers.append(stranger)
+        sockets.close()
+        for stranger in strangers:
+            stranger.close()
+    print("still here")
+
+asyncio.run(main())
+"""
+
+
+def test_connection_without_zmq_does_not_end_the_process_at_close(world: World) -> None:
+    """Any user of the machine may connect to a port of TCP, and libzmq aborts where it fails."""
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSE_BESIDE_STRANGERS, str(world.run)],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "still here\n"), done.stderr
 
 
 def test_links_of_killed_process_are_replaced(world: World) -> None:

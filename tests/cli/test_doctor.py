@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -132,7 +133,7 @@ def test_every_check_has_a_time_limit() -> None:
 
 def test_hanging_command_is_killed_with_processes_outside_its_group(tmp_path: Path) -> None:
     mark = f"{tmp_path}/mark"
-    sleeper = f"{sys.executable} -Sc 'import signal; signal.pause()' {mark}"
+    sleeper = f"{shlex.quote(sys.executable)} -Sc 'import signal; signal.pause()' {mark}"
     started = time.monotonic()
     outcome = run_command(["sh", "-c", f"setsid {sleeper} & {sleeper}"], 1.5, mark=mark)
     assert outcome.status is None
@@ -366,7 +367,7 @@ def test_kernelspec_check_finds_wrong_settings_and_missing_interpreter(data_dir:
     (check,) = check_kernelspecs()
     assert check.state == "failed"
     assert "memory_limit is 'much'" in check.fact
-    path.write_text(good.replace(sys.executable, "/nonexistent/python"))
+    path.write_text(good.replace(json.dumps(sys.executable), '"/nonexistent/python"'))
     (check,) = check_kernelspecs()
     assert check.fact.endswith("cannot start: /nonexistent/python does not exist")
     assert check.fix.startswith("gvisor-kernel install --name gk-doctor")

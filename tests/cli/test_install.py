@@ -148,7 +148,9 @@ def test_unwritable_prefix_is_reported(tmp_path: Path, capsys: pytest.CaptureFix
 def test_missing_interpreter_is_none(data_dir: Path) -> None:
     main(["install", "--user", "--name", "gk-one"])
     path = data_dir / "kernels/gk-one/kernel.json"
-    path.write_text(path.read_text().replace(sys.executable, "/nonexistent/python"))
+    spec = json.loads(path.read_text())
+    spec["argv"][0] = "/nonexistent/python"
+    path.write_text(json.dumps(spec))
     assert read_kernelspec(path.parent).interpreter is None
 
 

@@ -77,7 +77,7 @@ sys.stdin.read()
 """Sends what a sandbox would send, from a process on the host."""
 POSES = f"""
 for a; do case $a in --pid-file=*) file=${{a#*=}};; --root=*) root=$a;; esac; done
-cd {PROJECT}
+cd {shlex.quote(str(PROJECT))}
 exec 3<&0
 bash -c 'exec -a runsc-sandbox "$0" -c "$1" "$2" "$3" <&3' \
     {shlex.quote(sys.executable)} {shlex.quote(POSER)} "$root" "$file" &

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from gvisor_kernel.guest.python_kernel import MODULES
+from gvisor_kernel.spec.layout import GUEST
 
 from ..jupyter.helpers import execute, running_kernel
 
@@ -112,9 +113,8 @@ def test_forked_kernel_looks_like_its_own_interpreter() -> None:
         )
         assert answer.result == "True"
         assert execute(client, "__name__").result == "'__main__'"
-        answer = execute(
-            client, "import sys; [p for p in sys.path if 'guest' in p or p.endswith('kernel')]"
-        )
+        code = f"import sys; [p for p in sys.path if f'{{p}}/'.startswith('{GUEST}/')]"
+        answer = execute(client, code)
         assert answer.result == f"['{MODULES}']"  # what code in a sandbox may import
         assert execute(client, "sys.path[-1]").result == f"'{MODULES}'"  # others' modules win
         assert execute(client, "sys.flags.isolated, sys.argv[0].split('/')[-1]").result == (

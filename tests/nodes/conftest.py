@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -63,7 +64,8 @@ class Nodes:
 
     def helpers(self) -> list[int]:
         """Return the pids of the helpers that run, which are no clients."""
-        return self._pids(r"python\S* -P -m gvisor_kernel\.node .*serve$")
+        folder = re.escape(str(Path(sys.executable).parent))
+        return self._pids(rf"({folder}/)?python\S* -P -m gvisor_kernel\.node .*serve$")
 
     def clients(self, program: str) -> list[int]:
         return self._pids(rf"(/usr/bin/)?{program} ")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -71,7 +72,7 @@ def far(tmp_path: Path, folder: Path, way: str) -> dict[str, Any]:
             IN_NAMESPACE=1 exec unshare --mount "$0" "$@"
         fi
         mount -t tmpfs none {folder}
-        exec {sys.executable} "$@"
+        exec {shlex.quote(sys.executable)} "$@"
         """
     path.write_text(textwrap.dedent(script))
     path.chmod(0o755)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -56,7 +57,8 @@ def wrapper(tmp_path: Path) -> Iterator[Any]:
 
     def write(lines: str) -> dict[str, str]:
         path = tmp_path / "python"
-        path.write_text(f'#!/bin/sh\n{textwrap.dedent(lines)}\nexec {sys.executable} "$@"\n')
+        python = shlex.quote(sys.executable)
+        path.write_text(f'#!/bin/sh\n{textwrap.dedent(lines)}\nexec {python} "$@"\n')
         path.chmod(0o755)
         return {"python": str(path)}
 

@@ -25,7 +25,7 @@ from gvisor_kernel.host.log_files import MAX_EVENTS, MAX_INSIDE, MAX_STDERR
 from gvisor_kernel.link import Channel
 from gvisor_kernel.link.connection import FRAME_PRICE
 
-from ..jupyter.helpers import SECONDS, execute, kernel_log, wait_until
+from ..jupyter.helpers import SECONDS, execute, kernel_log, wait_for_text, wait_until
 from ..sweeps import ALL, needs_all
 from .forging import (
     HOST_SLACK,
@@ -128,10 +128,27 @@ def test_protocol_violation_ends_the_sandbox(victim: Kernel, attack: str) -> Non
 
 
 def test_forged_exit_is_believed_and_next_kernel_gets_new_sandbox(victim: Kernel) -> None:
-    """The bridge has to believe it; the kernel that still lives must not affect the next one."""
+    """The bridge has to believe it; the kernel that still lives must not affect the next one.
+
+    The exit must not overtake what PID 1 still has of the kernel: that would be a violation.
+    """
     sandbox = victim.sandbox.identity
+    begin = victim.folder / "outputs" / "begin"
+
+    def let_begin() -> None:
+        wait_for_text(victim.client, "the last message")
+        begin.touch()
+
     assert_ends_with(
-        victim, "forge(frame(EXIT, run + struct.pack('>i', 42)))", "with exit status 42"
+        victim,
+        """
+        print("the last message", flush=True)
+        while not os.path.exists("/mnt/user-data/outputs/begin"):
+            time.sleep(0.01)
+        forge(frame(EXIT, run + struct.pack('>i', 42)))
+        """,
+        "with exit status 42",
+        let_begin,
     )
     assert_restart_works(victim)
     assert victim.sandbox.identity != sandbox
