@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
+from gvisor_kernel.api.applying import apply_asked
 from gvisor_kernel.api.collector import MAX_OUTPUT, MAX_RICH, Collector, Event, Output
 from gvisor_kernel.api.execution import Execution, ExecutionError, Printed, Result
 from gvisor_kernel.api.files import AsyncFiles
@@ -24,9 +25,8 @@ from gvisor_kernel.api.outputs import list_outputs
 from gvisor_kernel.api.runner import Emit, Runner, make_end_error
 from gvisor_kernel.api.shell import ShellResult, run_shell
 from gvisor_kernel.artifacts.outputs import Listing
-from gvisor_kernel.changes.change import Applied, Change, Changes, ChangesError, Undone
+from gvisor_kernel.changes.change import Applied, Change, Changes, Undone
 from gvisor_kernel.changes.kernel_changes import KernelChanges
-from gvisor_kernel.changes.selection import name_path, note_more, select
 from gvisor_kernel.changes.undo import undo_apply
 from gvisor_kernel.egress.doors import PROGRAM, Door
 from gvisor_kernel.errors import OutputsError, SandboxError
@@ -425,19 +425,7 @@ class AsyncSandbox:
         :raises ChangesError: a path is not changed, or nothing can be applied
         """
         asked = [changes] if isinstance(changes, Change | str) else list(changes)
-        work = self._find_changes()
-        chosen = [change for change in asked if isinstance(change, Change)]
-        paths = [path for path in asked if isinstance(path, str)]
-        if paths and not unseen:
-            raise ChangesError(
-                f"The path {paths[0]!r} does not say which content was seen.",
-                "apply a Change that changes() gave, or what is there now: unseen=True.",
-            )
-        listed = await work.list(paths) if paths else Changes((), False, 0)
-        chosen += select(listed, paths)
-        own = {name_path(path) for path in (*paths, *named)}
-        result = await work.apply([(c.path, c.state) for c in chosen], named=own, force=force)
-        return note_more(result, listed)
+        return await apply_asked(self._find_changes(), asked, named, unseen=unseen, force=force)
 
     @staticmethod
     async def undo(undo: str | None = None) -> Undone:
