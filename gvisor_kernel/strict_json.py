@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
+from itertools import accumulate
 from typing import Any
 
 MAX_DEPTH = 100
@@ -16,7 +18,9 @@ MAX_DEPTH = 100
 
 _STRING = re.compile('"[^"]*"?')
 """A string without escapes. One that never ends takes the rest, so that no search begins again."""
-_BRACKET = re.compile(r"[\[\]{}]")
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
+CHUNK = 64 * 1024
 
 
 class JsonError(ValueError):
@@ -66,11 +70,14 @@ def _count_marks(text: str) -> int:
 def _check_depth(text: str) -> None:
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return
+    plain = _STRING.sub("", _drop_escapes(text)).encode("utf-8", "surrogatepass")
+    steps = plain.translate(_STEPS, _NO_BRACKETS)
     depth = 0
-    for match in _BRACKET.finditer(_STRING.sub("", _drop_escapes(text))):
-        depth += 1 if match[0] in "[{" else -1
-        if depth > MAX_DEPTH:
+    for at in range(0, len(steps), CHUNK):  # not in one call, which would stop other threads
+        part = array("b", steps[at : at + CHUNK])
+        if max(accumulate(part, initial=depth)) > MAX_DEPTH:
             raise JsonError(f"it is nested deeper than {MAX_DEPTH} levels")
+        depth += sum(part)
 
 
 def _drop_escapes(text: str) -> str:
