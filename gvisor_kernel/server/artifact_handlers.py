@@ -140,11 +140,15 @@ class OutputsHandler(ArtifactHandler):
     async def get(self) -> None:
         where = await self.find_file()
 
-        def look() -> Any:
+        def look() -> dict[str, Any]:
             with where.opens() as root:
-                return list_outputs(root)
+                found = list_outputs(root)
+            files = [asdict(file) for file in found.files]
+            for file in files:
+                del file["kind"]  # each is a regular one; links are not shown in a browser
+            return {"files": files, "more": found.more}
 
-        self.answer(asdict(await self.work(look)))
+        self.answer(await self.work(look))
 
 
 class OutputHandler(ArtifactHandler):

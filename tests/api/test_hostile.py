@@ -16,7 +16,8 @@ from gvisor_kernel.api.collector import Collector
 from gvisor_kernel.api.files import AsyncFiles, FileFailed
 from gvisor_kernel.api.runner import MAX_WAITING
 from gvisor_kernel.api.shell import run_shell
-from gvisor_kernel.link.service_messages import ServiceMessage
+from gvisor_kernel.kernel.sandbox_call import SandboxCall
+from gvisor_kernel.link.service_messages import ServiceMessage, encode_service
 
 FORGE = """
 kernel = get_ipython().kernel
@@ -90,6 +91,13 @@ class Liar:
     async def receive(self) -> ServiceMessage:
         await asyncio.sleep(0)
         return self.answer
+
+    async def receive_list(self, limit: int) -> ServiceMessage:
+        return await SandboxCall.receive_list(self, limit)  # type: ignore[arg-type]
+
+    async def _receive(self) -> bytes:
+        await asyncio.sleep(0)
+        return encode_service(1, {"done": True, **self.answer.content}, self.answer.data)
 
     async def send(self, _: object) -> None:
         pass

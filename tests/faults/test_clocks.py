@@ -39,7 +39,7 @@ FOR_PEOPLE = {
     ("kernel/left_builder.py", "was_left"): "how long ago another program left its builder",
     ("kernel/session.py", "_note_death"): "when a kernel died",
     ("kernel/session.py", "_launch_or_undo"): "which files on disk changed after the start",
-    ("artifacts/storage.py", "set"): "when a page has kept something",
+    ("artifacts/storage.py", "set_json"): "when a page has kept something",
     ("changes/backups.py", "begin"): "when changes were applied",
     ("server/handlers.py", "note_activity"): "when a person was active, as Jupyter has it",
     ("images/importer.py", "import_image"): "when an image was imported",

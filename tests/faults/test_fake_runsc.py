@@ -22,13 +22,15 @@ import pytest
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.kernel import snapshot_builder
+from gvisor_kernel.link import Connection, Hello
+from gvisor_kernel.link.state import Role
 from gvisor_kernel.runtimes.runsc import checkpoint, command_line, runtime
 from gvisor_kernel.snapshots.store import Store
 
 from .. import leaks
 from ..jupyter.helpers import execute, kernel_log, running_kernel, wait_until
 from ..sweeps import ALL, needs_all
-from ..world import PROJECT, World
+from ..world import World
 from .fake_runsc import FakeRunsc
 
 MIB = 1024 * 1024
@@ -63,24 +65,19 @@ HANGS = {
     "hangs with a child": f"{SLEEP} & wait",
     "fills the link": f"{FLOOD}",
 }
-POSER = """
-import os, sys, time
-from gvisor_kernel.link import Connection, Hello
-from gvisor_kernel.link.state import Role
-sys.path.pop()
-with open(sys.argv[2], "w") as file:
-    file.write(str(os.getpid()))
-link = Connection(Role.GUEST, Hello(facts=()))
-os.write(1, link.data_to_send(100000))
-sys.stdin.read()
+_HELLO = Connection(Role.GUEST, Hello(facts=())).data_to_send(100000)
+POSER = f"""
+echo $$ > "$0"
+printf '{"".join(f"{chr(92)}{byte:03o}" for byte in _HELLO)}'
+while read -r _; do :; done
 """
-"""Sends what a sandbox would send, from a process on the host."""
+"""Sends what a sandbox would send, from a process on the host. It needs nothing of the clone, which
+lies where a start's own mounts may be."""
 POSES = f"""
 for a; do case $a in --pid-file=*) file=${{a#*=}};; --root=*) root=$a;; esac; done
-cd {shlex.quote(str(PROJECT))}
 exec 3<&0
-bash -c 'exec -a runsc-sandbox "$0" -c "$1" "$2" "$3" <&3' \
-    {shlex.quote(sys.executable)} {shlex.quote(POSER)} "$root" "$file" &
+bash -c 'exec -a runsc-sandbox bash -c "$0" "$1" "$2" <&3' \\
+    {shlex.quote(POSER)} "$file" "$root" &
 while [ ! -s "$file" ]; do :; done
 exit 0
 """

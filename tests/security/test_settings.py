@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from gvisor_kernel.jupyter.provisioner import GVisorProvisioner, choose_folder
 
 from ..jupyter.helpers import KERNEL, execute, running_kernel
 from ..sweeps import ALL
-from ..world import World
+from ..world import PROJECT, World
 
 PATHS = [
     *("", " ", ".", "..", "../..", "a/../..", "/", "//", "///etc", "/..", "/etc/..", "/etc/../etc"),
@@ -303,7 +304,9 @@ print(json.dumps(found))
         "disk_bytes": FIXED["disk_limit"],
     }
     assert found["pids"] == FIXED["pids_limit"]
-    assert sorted(found["mnt"]) == ["skills", "transcripts", "user-data"]
+    # The interpreter is shown, and so are the names of the folders above it.
+    above = {path.parts[2] for path in (PROJECT, Path(sys.prefix)) if path.parts[1] == "mnt"}
+    assert set(found["mnt"]) == {"skills", "transcripts", "user-data"} | above
     assert "data.csv" in found["uploads"]
     assert found["secret"] is False
     assert found["client"] == []
