@@ -25,6 +25,7 @@ from gvisor_kernel.cli import kernelspecs
 from gvisor_kernel.errors import RuntimeMissing
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
+from gvisor_kernel.spec.layout import GUEST, LAYOUT
 
 from . import leaks, skips, sweeps
 from .docker.dockerd import Dockerd, running_dockerd
@@ -35,6 +36,9 @@ from .slow_imports import leave_out_grammars
 from .world import PROJECT, World
 
 WORLD = pytest.StashKey[World]()
+POD_PLACES = ("/venv", GUEST, *LAYOUT[1:], "/mnt/user-data", "/mnt/skills")
+"""Where runsc makes folders on the root of the tests' node, which is this machine's."""
+MISSING_PLACES = pytest.StashKey[list[str]]()
 
 hypothesis.settings.register_profile("no timing", deadline=None)
 hypothesis.settings.load_profile("no timing")
@@ -129,6 +133,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Kernels that start here share it. Each process of the run has a state directory of its own and
     # does not know the others' kernels, so it could make or remove it between two checks.
     (PROJECT / "outputs").mkdir(exist_ok=True)
+    config.stash[MISSING_PLACES] = [place for place in POD_PLACES if not Path(place).exists()]
     leave_out_grammars()
     config.stash[WORLD] = World.create()
     config.stash[WORLD].install()
@@ -216,8 +221,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if WORLD in config.stash:
         config.stash[WORLD].remove()
     if not hasattr(config, "workerinput"):
-        with contextlib.suppress(OSError):  # it has files that are not the run's
-            (PROJECT / "outputs").rmdir()
+        for place in (str(PROJECT / "outputs"), *config.stash.get(MISSING_PLACES, [])):
+            with contextlib.suppress(OSError):  # it has files that are not the run's
+                Path(place).rmdir()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -21,13 +21,15 @@ from ..patience import scale_seconds
 
 COMMAND = [sys.executable, "-m", "gvisor_kernel", "mcp"]
 MEMORY = ("--memory", "1G")
+QUICK = (*MEMORY, "--set", "snapshot=off")
+"""Without it each server would begin to make a snapshot, which takes longer than most tests."""
 
 
 @asynccontextmanager
 async def stdio_session(*options: str) -> AsyncIterator[ClientSession]:
     """A session of the SDK's client with a server of its own over stdio."""
     server = StdioServerParameters(
-        command=COMMAND[0], args=[*COMMAND[1:], *MEMORY, *options], env=dict(os.environ)
+        command=COMMAND[0], args=[*COMMAND[1:], *QUICK, *options], env=dict(os.environ)
     )
     async with stdio_client(server) as streams, ClientSession(*streams) as session:
         await session.initialize()
@@ -38,7 +40,7 @@ async def stdio_session(*options: str) -> AsyncIterator[ClientSession]:
 def raw_server(*options: str) -> Iterator[subprocess.Popen[bytes]]:
     """A server over stdio whose pipes a test uses itself."""
     with subprocess.Popen(
-        [*COMMAND, *MEMORY, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        [*COMMAND, *QUICK, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
     ) as process:
         try:
             yield process
@@ -69,7 +71,7 @@ class HttpServer:
 def http_server(*options: str) -> Iterator[HttpServer]:
     """A server over HTTP at a free port; at the end it is told to end by SIGTERM."""
     with subprocess.Popen(
-        [*COMMAND, *MEMORY, "--http", "127.0.0.1:0", *options], stdout=subprocess.PIPE, text=True
+        [*COMMAND, *QUICK, "--http", "127.0.0.1:0", *options], stdout=subprocess.PIPE, text=True
     ) as process:
         try:
             assert process.stdout is not None

@@ -185,11 +185,8 @@ def test_calls_beyond_the_limit_are_refused() -> None:
 
 
 def test_a_client_that_leaves_in_the_middle_leaves_nothing() -> None:
-    """The fixture that looks for leftovers checks the sandbox.
-
-    A builder of snapshots would be left to finish, at the lowest priority: on a busy machine late.
-    """
-    with raw_server("--set", "snapshot=off") as process, Answers(process) as answers:
+    """The fixture that looks for leftovers checks the sandbox."""
+    with raw_server() as process, Answers(process) as answers:
         send(process, INITIALIZE, READY)
         code = "print('begun', flush=True)\nwhile True: pass"
         request = call_tool(1, "run_code", code=code)

@@ -170,7 +170,8 @@ def test_fifty_sessions_take_what_idle_kernels_take(
             found = [sandbox.memory_used for sandbox in used_sandboxes()]
             return each, [size for size in found if size is not None]
 
-    with http_server("--outputs", str(tmp_path), "--sessions", "50") as server:
+    options = ("--outputs", str(tmp_path), "--sessions", "50", "--set", "snapshot=auto")
+    with http_server(*options) as server:
         each, sizes = asyncio.run(scenario(server))
     print(f"a kernel: {alone}; sessions: {min(sizes)} to {max(sizes)}; in the server: {each}")
     assert len(sizes) == 50
