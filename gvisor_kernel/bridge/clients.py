@@ -78,6 +78,7 @@ class ClientSockets:
         self._on_subscribe = on_subscribe
         self._waiting: dict[Channel, deque[tuple[list[Part], OnSent | None]]] = {}
         self._blocked_since: dict[Channel, float] = {}
+        self._is_receiving = False
         self._stalled: set[tuple[Channel, bytes]] = set()
         """Clients that lost a reply and have not read since."""
         self._scheduled: dict[Channel, asyncio.Handle] = {}
@@ -163,6 +164,8 @@ class ClientSockets:
             if on_sent is not None:
                 on_sent()
             return
+        if channel is Channel.IOPUB and not self._is_receiving:
+            self._receive(channel)  # libzmq knows new subscribers before their welcome is sent
         self._waiting[channel].append((parts, on_sent))
         if len(self._waiting[channel]) == 1:
             self._send_waiting(channel)
@@ -252,9 +255,14 @@ class ClientSockets:
 
         A ZMQ descriptor is edge-triggered: EVENTS has to be read after each use.
         """
+        self._send_waiting(channel)
+        self._receive(channel)
+        self._recheck(channel)
+
+    def _receive(self, channel: Channel) -> None:
         socket = self._sockets[channel]
         left = MAX_BATCH
-        self._send_waiting(channel)
+        self._is_receiving = channel is Channel.IOPUB
         while left and self._wants_input(channel) and self._readable(socket):
             left -= 1
             try:
@@ -268,7 +276,7 @@ class ClientSockets:
                 self._update_topics(parts[0])
             else:
                 self._on_message(channel, parts)
-        self._recheck(channel)
+        self._is_receiving = False
 
     def _wants_input(self, channel: Channel) -> bool:
         if channel is Channel.IOPUB:

@@ -119,6 +119,23 @@ async def numbers(socket: Any, count: int) -> list[int]:
         return [int((await socket.recv_multipart())[1]) for _ in range(count)]
 
 
+def test_a_new_subscriber_is_welcomed_before_anything_else(world: World) -> None:
+    """Also if libzmq has learned of it and the loop has not."""
+
+    async def publish() -> None:
+        async with bench(world) as made:
+            welcome = [b"", b"0"]
+            made.on_subscribe = lambda topic: made.sockets.send(Channel.IOPUB, welcome)
+            socket = made.connect(zmq.SUB, Channel.IOPUB)
+            socket.subscribe(b"")
+            iopub = made.sockets._sockets[Channel.IOPUB]
+            assert iopub.poll(SECONDS * 1000, zmq.POLLIN)  # the loop does not run meanwhile
+            made.sockets.send(Channel.IOPUB, [b"", b"1"])
+            assert await numbers(socket, 2) == [0, 1]
+
+    run(publish())
+
+
 def test_only_client_loses_nothing_when_it_stalls(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
