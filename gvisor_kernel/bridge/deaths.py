@@ -15,6 +15,8 @@ UNEXPECTED = "The kernel ended unexpectedly "
 """The beginning of the reason for an exit that was not requested."""
 EXCESS = "The kernel used "
 LOSS = "The kernel's sandbox is gone: "
+LAST_OUTPUT = " Its last output was: "
+"""What follows it in a reason is the kernel's own words."""
 
 
 def classify(reason: str) -> Literal["memory", "sandbox", "signal", "exit"]:
@@ -35,13 +37,13 @@ def explain_death(status: int, memory: MemoryWatch | None, last_line: str = "") 
         return describe_excess(memory.used, memory.limit)
     reason = f"{UNEXPECTED}{describe_status(status)}."
     if last_line:
-        reason += f" Its last output was: {last_line}"
+        last_line = f"{LAST_OUTPUT}{last_line}"
     if status == -signal.SIGBUS and memory is not None:
         reason += (
             " One possible cause is a program that uses more shared memory than memory_limit "
             f"({describe_size(memory.limit)}) allows."
         )
-    return reason
+    return reason + last_line
 
 
 def explain_loss(reason: str, memory: MemoryWatch | None, panic: str = "") -> str:

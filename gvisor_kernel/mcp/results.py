@@ -13,6 +13,7 @@ from mcp_types import CallToolResult, ContentBlock, ImageContent, TextContent
 
 from gvisor_kernel.api.execution import Execution, ExecutionError
 from gvisor_kernel.api.shell import ShellResult
+from gvisor_kernel.bridge.deaths import LAST_OUTPUT
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.mcp.displays import find_pictures, join_results, make_plain, mark
@@ -85,9 +86,11 @@ def make_result(
 def make_failure(error: GvisorKernelError) -> CallToolResult:
     """Return the result of a call that failed: the fact, and what to do."""
     hint = f"\nWhat to do: {explain_hint(error)}" if error.hint else ""
-    text = make_plain(f"{explain(error.fact)}{hint}")
-    if error.detail:
-        text += "\n" + mark("detail", make_plain(error.detail[-MAX_VALUE:]))
+    fact, _, words = error.fact.partition(LAST_OUTPUT)
+    text = make_plain(f"{explain(fact)}{hint}")
+    for quoted in (words, error.detail):
+        if quoted:
+            text += "\n" + mark("detail", make_plain(quoted[-MAX_VALUE:]))
     return make_result(text, failed=True)
 
 

@@ -14,7 +14,7 @@ from mcp_types import CallToolResult, ToolAnnotations
 from mcp_types import Tool as ToolDescription
 from pydantic import ValidationError
 
-from gvisor_kernel.errors import SandboxError
+from gvisor_kernel.errors import GvisorKernelError, SandboxError
 from gvisor_kernel.mcp import arguments as forms
 from gvisor_kernel.mcp.displays import join_results, make_plain, mark
 from gvisor_kernel.mcp.limits import ServerSettings
@@ -220,7 +220,14 @@ def describe(session: Session) -> dict[str, Any]:
 async def restart_session(call: Call, given: forms.OneSession) -> CallToolResult:
     """Start a new kernel in a session."""
     session = call.sessions.get(given.session)
-    await session.do(session.sandbox.restart())
+    try:
+        await session.do(session.sandbox.restart())
+    except GvisorKernelError as error:
+        error.hint = error.hint or (
+            "its files may keep a kernel from starting: end it with sandbox_stop_session, and start"
+            " another one."
+        )
+        raise
     return make_result(
         f'The session "{session.name}" has a new kernel, without variables. Its files are there.',
         describe(session),
