@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from gvisor_kernel.bridge.thread import call_on
 from gvisor_kernel.errors import SandboxError
-from gvisor_kernel.host.collector import Collector
 from gvisor_kernel.host.per_process import PerProcess
+from gvisor_kernel.host.quiet_loop import make_quiet_loop, run_quietly
 
 T = TypeVar("T")
 
@@ -27,18 +27,16 @@ class LoopThread(PerProcess):
 
     def __init__(self) -> None:
         super().__init__()
-        self._loop = asyncio.new_event_loop()
+        self._loop = make_quiet_loop()
         self._open: set[Any] = set()
         self._ended = False
-        self._keep_out = Collector.instance().keep_out
         self._thread = threading.Thread(
             target=self._run_loop, name="gvisor-kernel-api", daemon=True
         )
         self._thread.start()
 
     def _run_loop(self) -> None:
-        self._keep_out()
-        self._loop.run_forever()
+        run_quietly(self._loop)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run ``work`` and return its result.

@@ -23,8 +23,8 @@ from gvisor_kernel.bridge.kernel import KernelBridge
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 from gvisor_kernel.bridge.sharing import Sharing
 from gvisor_kernel.errors import LaunchError
-from gvisor_kernel.host.collector import Collector
 from gvisor_kernel.host.per_process import PerProcess
+from gvisor_kernel.host.quiet_loop import make_quiet_loop, run_quietly
 from gvisor_kernel.link.frames import VIEW_ABOVE
 
 T = TypeVar("T")
@@ -84,16 +84,11 @@ class Bridge(PerProcess):
         # With the first uncopied frame pyzmq starts a thread and opens descriptors. If these are
         # not available, that must fail here and not in the middle of a message.
         zmq.Frame(bytes(2 * VIEW_ABOVE), copy=False)
-        self._keep_out = Collector.instance().keep_out
-        self.executor = concurrent.futures.ThreadPoolExecutor(
-            8, "gvisor-kernel-launch", initializer=self._keep_out
-        )
+        self.executor = concurrent.futures.ThreadPoolExecutor(8, "gvisor-kernel-launch")
         # A pool of its own, as each launch may occupy a worker for seconds.
-        self._signers = concurrent.futures.ThreadPoolExecutor(
-            SIGNER_THREADS, "gvisor-kernel-sign", initializer=self._keep_out
-        )
+        self._signers = concurrent.futures.ThreadPoolExecutor(SIGNER_THREADS, "gvisor-kernel-sign")
         self._sharing = Sharing()
-        self._loop = asyncio.new_event_loop()
+        self._loop = make_quiet_loop()
         self._loop.set_default_executor(self.executor)
         self._thread = threading.Thread(
             target=self._run_loop, name="gvisor-kernel-bridge", daemon=True
@@ -101,9 +96,8 @@ class Bridge(PerProcess):
         self._thread.start()
 
     def _run_loop(self) -> None:
-        self._keep_out()
         asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
+        run_quietly(self._loop)
 
     @property
     def ended(self) -> bool:

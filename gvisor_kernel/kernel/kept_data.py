@@ -21,7 +21,6 @@ from gvisor_kernel.artifacts.places import open_personal, open_shared
 from gvisor_kernel.artifacts.storage import Storage
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 from gvisor_kernel.errors import GvisorKernelError, OutputsError, StorageError
-from gvisor_kernel.host.collector import Collector
 from gvisor_kernel.host.folders import open_real, reopen
 from gvisor_kernel.host.per_process import PerProcess
 from gvisor_kernel.runtimes.base import Sandbox
@@ -48,9 +47,7 @@ class KeptData(PerProcess):
     def __init__(self) -> None:
         super().__init__()
         self.shared: Path | None = None
-        self._executor = ThreadPoolExecutor(
-            THREADS, "gvisor-kernel-kept", initializer=Collector.instance().keep_out
-        )
+        self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="gvisor-kernel-kept")
 
     async def answer(self, sandbox: LinkedSandbox | None, question: bytes) -> bytes:
         """Return the answer to a question of the kernel in ``sandbox``. Raises nothing."""
