@@ -182,7 +182,6 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("api/runner.py", "while self._kernel.find_end() is None"): "bounded by LAST_SECONDS",
     ("api/pool.py", "self._wanted.acquire()"): "a filler waits until a sandbox is taken",
     ("api/pool.py", "while True"): "a filler lives as long as its pool",
-    ("host/collector.py", "self._left_out.get()"): OWN,
     ("host/locks.py", "threading.Lock()"): LOCK,
     ("host/locks.py", "self._lock.acquire()"): LOCK,
     ("host/homes.py", "os.read(process.stdout.fileno(), READ_SIZE)"): READY,
