@@ -14,6 +14,7 @@ from dataclasses import asdict
 
 from gvisor_kernel.changes.change import Change, Changes, Refused
 from gvisor_kernel.changes.control_client import apply_changes, list_changes
+from gvisor_kernel.changes.diff import Diff
 from gvisor_kernel.changes.selection import find_seen, name_path, note_more, select
 from gvisor_kernel.changes.undo import undo_apply
 from gvisor_kernel.cli.output import print_json, print_table
@@ -24,6 +25,8 @@ from gvisor_kernel.shown_text import printable, printable_name
 
 GONE = "What is not applied is gone with the sandbox. To keep it: gvisor-kernel apply {} PATH…"
 RUN = "May run later without being opened, so each is applied only by its own path:"
+THIS = "To apply this"
+NOT_WHOLE = "Not shown whole. To apply it all the same"
 OVERWRITE = (
     "see what differs: gvisor-kernel changes --diff. --force overwrites what others have changed on"
     " disk; the old files are kept for gvisor-kernel undo."
@@ -40,7 +43,10 @@ def run_changes(arguments: argparse.Namespace) -> int:
     if arguments.json:
         listed = [{**asdict(change), "token": change.token} for change in found.changes]
         content = {**asdict(found), "changes": listed}
-        print_json({**content, "diffs": diffs} if arguments.diff else content)
+        if arguments.diff:
+            content["diffs"] = {path: diff.text for path, diff in diffs.items()}
+            content["whole"] = [path for path, diff in diffs.items() if diff.is_whole]
+        print_json(content)
         return 0
     if not found.changes:
         print(
@@ -54,7 +60,7 @@ def run_changes(arguments: argparse.Namespace) -> int:
     if arguments.diff:
         command = f"gvisor-kernel apply {sandbox.id} --seen"
         _print_diffs(usual, diffs, command)
-        tokens = [c.token for c in usual if c.path in diffs and c.conflict is None]
+        tokens = [c.token for c in usual if _is_shown(c, diffs) and c.conflict is None]
         if len(tokens) > 1:
             print(f"To apply all of these: {command} {' '.join(tokens)}")
         if running:
@@ -82,8 +88,13 @@ def _make_row(change: Change) -> tuple[str, ...]:
     return change.kind, change.type, size, f"{change.path}{reasons}"
 
 
+def _is_shown(change: Change, diffs: Mapping[str, Diff]) -> bool:
+    """Return whether all that the change would write was shown."""
+    return change.path in diffs and diffs[change.path].is_whole
+
+
 def _print_diffs(
-    changes: Iterable[Change], diffs: Mapping[str, str], command: str | None = None
+    changes: Iterable[Change], diffs: Mapping[str, Diff], command: str | None = None
 ) -> None:
     """Print what was shown of each change, and ``command`` with its token."""
     for change in changes:
@@ -91,13 +102,14 @@ def _print_diffs(
         if change.path not in diffs:
             print(f"Left out here: {name}")
             continue
-        print(printable(diffs[change.path]), end="")
+        print(printable(diffs[change.path].text), end="")
         if change.runs is not None:
             print(f"May run later without being opened: {name} ({change.runs})")
         if change.conflict is not None:
             print(f"Conflict: {printable_name(change.conflict)}")
         if command is not None and not change.is_refused:
-            print(f"To apply this: {command} {change.token}")
+            words = THIS if _is_shown(change, diffs) else NOT_WHOLE
+            print(f"{words}: {command} {change.token}")
 
 
 def _print_rest(found: Changes) -> None:
@@ -135,7 +147,12 @@ def run_apply(arguments: argparse.Namespace) -> int:
         chosen = [
             c for c in chosen if c.path in diffs or (c.runs is not None and c.path not in named)
         ]
-        if not _is_yes(f"Write this to the folder on disk ({len(shown) - len(left)} changes)?"):
+        hidden = [c for c in shown if c.path in diffs and not diffs[c.path].is_whole]
+        for change in hidden:
+            print(f"Not shown whole: {printable_name(change.path)}")
+        words = f"{len(shown) - len(left)} changes"
+        words += f", {len(hidden)} of them not shown whole" if hidden else ""
+        if not _is_yes(f"Write this to the folder on disk ({words})?"):
             print("Nothing was applied.", file=sys.stderr)
             return 1
     result = apply_changes(sandbox.directory, chosen, named=named, force=arguments.force)

@@ -11,7 +11,11 @@ from collections.abc import Callable
 import pytest
 
 from gvisor_kernel.changes import diff
-from gvisor_kernel.changes.diff import diff_texts, find_edits
+from gvisor_kernel.changes.diff import find_edits
+
+
+def diff_texts(path: str, old: bytes | None, new: bytes | None) -> str:
+    return diff.diff_texts(path, old, new).text
 
 
 def marked(shown: str) -> list[str]:
@@ -42,6 +46,22 @@ def test_what_cannot_be_compared_says_why() -> None:
     shown = diff_texts("a", b"", long)
     assert len(shown) < diff.MAX_DIFF + 100
     assert shown.endswith("is left out.\n")
+
+
+def test_a_diff_says_whether_it_shows_everything() -> None:
+    """Of what is too long, new lines come first, also where the search for common lines gave up."""
+    lines = [f"line {n}" for n in range(40_000)]
+    changed = [f"new {line}" if n % 40 == 0 else line for n, line in enumerate(lines)]
+    long = diff.diff_texts("a", "\n".join(lines).encode(), "\n".join(changed).encode())
+    assert marked(long.text)[0] == "+new line 0"
+    one = diff.diff_texts("a", b"x" * diff.MAX_DIFF, b"y\n")
+    assert marked(one.text) == ["+y"]
+    large = diff.diff_texts("a", b"x", b"y" * (diff.MAX_TEXT + 1))
+    assert not any(
+        shown.is_whole for shown in (long, one, large, diff.diff_texts("a", b"x", b"\0"))
+    )
+    for old, new in ((b"x", b"x"), (b"x", b"y"), (None, b""), (b"x", None)):
+        assert diff.diff_texts("a", old, new).is_whole
 
 
 @pytest.mark.parametrize(

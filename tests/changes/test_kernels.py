@@ -156,9 +156,30 @@ def test_what_a_diff_showed_is_applied_and_nothing_else(
     assert (folder / "bin" / "greet").read_text() == "echo hello; id  \n"
 
 
+def test_what_was_not_shown_whole_is_told_and_not_in_the_command_for_all(
+    sandbox: Sandbox, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sandbox.run("open('a', 'w').write('x'); open('b', 'w').write('x')")
+    sandbox.run("open('large', 'w').write('x' * 1_600_000); open('bytes', 'wb').write(b'\\0')")
+    name = container(sandbox)
+    assert main(["changes", name, "--diff"]) == 0
+    shown = capsys.readouterr().out
+    (every,) = (line for line in shown.splitlines() if line.startswith("To apply all of these: "))
+    a, b = tokens(shown)
+    assert every.split()[-3:] == ["--seen", a, b]
+    found = {change.path: change for change in sandbox.changes().changes}
+    for path in ("large", "bytes"):
+        command = f"gvisor-kernel apply {name} --seen {found[path].token}"
+        assert f"\nNot shown whole. To apply it all the same: {command}\n" in shown
+    assert main(["changes", name, "--diff", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["whole"] == ["a", "b"]
+
+
 def test_at_a_terminal_apply_shows_and_asks(sandbox: Sandbox, folder: Path) -> None:
     sandbox.run("open('old.txt', 'a').write('more\\n'); open('Makefile', 'w').write('all:\\n')")
-    command = [sys.executable, "-m", "gvisor_kernel", "apply", container(sandbox), "old.txt"]
+    sandbox.run("open('bytes', 'wb').write(b'\\0')")
+    command = [sys.executable, "-m", "gvisor_kernel", "apply", container(sandbox)]
+    command += ["old.txt", "bytes"]
     for answer, text in ((b"n\n", "old\n"), (b"y\n", "old\nmore\n")):
         ours, theirs = pty.openpty()
         with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as running:
@@ -173,6 +194,10 @@ def test_at_a_terminal_apply_shows_and_asks(sandbox: Sandbox, folder: Path) -> N
             assert running.wait(SECONDS) == (answer == b"n\n")
         os.close(ours)
         assert b"+more\r\n" in shown
+        assert (
+            b"\r\nNot shown whole: bytes\r\nWrite this to the folder on disk (2 changes, 1 of"
+            in shown
+        )
         assert (folder / "old.txt").read_text() == text
 
 
