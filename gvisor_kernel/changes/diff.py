@@ -19,6 +19,8 @@ STEPS = 300_000
 """Of the search for the shortest difference: some 700 edits, 0.1 s."""
 MAX_DIFF = 256 * 1024
 """Characters of a result."""
+MAX_ESCAPED = 8
+"""Characters that are named as escaped in a line."""
 CONTEXT = 3
 
 Edit = tuple[int, int, int, int]
@@ -83,7 +85,7 @@ def _render(lines: Iterable[str], end: str) -> tuple[list[str], bool]:
     for line in lines:
         text = line[: left + 1]  # more would not be shown
         if not text.startswith("@"):
-            text = f"{printable(text.removesuffix(end))}\n"
+            text = _escape(text.removesuffix(end))
         if not line.endswith("\n"):
             text += "\\ No newline at end of file\n"
         left -= len(text)
@@ -92,6 +94,20 @@ def _render(lines: Iterable[str], end: str) -> tuple[list[str], bool]:
             return shown, False
         shown.append(text)
     return shown, True
+
+
+def _escape(line: str) -> str:
+    """Return a line as it is shown. A remark below says if something is escaped in it, and the
+    line's own backslashes are doubled then: a text that looks like an escape is no escape.
+    """
+    if printable(line) == line:
+        return f"{line}\n"
+    escaped = [f"U+{ord(char):04X}" for char in sorted(set(line)) if printable(char) != char]
+    words = ", ".join(escaped[:MAX_ESCAPED])
+    words += f" and {len(escaped) - MAX_ESCAPED} more" if len(escaped) > MAX_ESCAPED else ""
+    words += "; backslashes are doubled" if "\\" in line else ""
+    doubled = line.replace("\\", "\\\\")
+    return f"{printable(doubled)}\n\\ Escaped above: {words}\n"
 
 
 def find_edits(first: Sequence[str], second: Sequence[str]) -> list[Edit]:

@@ -78,6 +78,18 @@ def test_a_line_end_that_only_some_programs_take_for_one_hides_nothing(separator
     ]
 
 
+def test_an_escape_and_a_text_that_looks_like_one_are_told_apart() -> None:
+    """A remark is no line of a text: those begin with a space, "-" or "+"."""
+    shown = diff_texts("a", b"a\\u200b\n", "a\u200b\n".encode())
+    assert shown.split("\n")[3:-1] == ["-a\\u200b", "+a\\u200b", "\\ Escaped above: U+200B"]
+    shown = diff_texts("a", "\u200b\\u200b\n".encode(), "\\u200b\u200b\n".encode())
+    remark = "\\ Escaped above: U+200B; backslashes are doubled"
+    lines = [r"-\u200b\\u200b", remark, r"+\\u200b\u200b", remark]
+    assert shown.split("\n")[3:-1] == lines
+    shown = diff_texts("a", None, "".join(map(chr, range(1, 9))).encode() + b"\x0b\x0c\x0e\n")
+    assert shown.endswith("U+0008 and 3 more\n")
+
+
 def test_unequal_contents_never_give_an_empty_diff() -> None:
     contents = [
         b"",
