@@ -1,23 +1,26 @@
 """``changes``, ``apply``, ``undo``: files that kernels have changed in /workspace.
 
 The process that has the kernel answers, by its control socket. Names and texts come from a sandbox:
-they are escaped before they are printed. Every line that is printed begins with a word of ours, or
-with a mark of a diff, so no name and no text can pass for another line.
+they are escaped before they are printed, and folded here, not by the terminal. Every line that is
+printed begins with a word of ours, or with a mark of a diff or of a folded line, so no name and no
+text can pass for another line.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from typing import TextIO
 
 from gvisor_kernel.changes.change import Change, Changes, Refused
 from gvisor_kernel.changes.control_client import apply_changes, list_changes
 from gvisor_kernel.changes.diff import Diff
 from gvisor_kernel.changes.selection import find_seen, name_path, note_more, select
 from gvisor_kernel.changes.undo import undo_apply
-from gvisor_kernel.cli.output import print_json, print_table
+from gvisor_kernel.cli.output import fold_line, print_json, print_table
 from gvisor_kernel.cli.sandboxes import Listed, find_one
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.sizes import describe_size
@@ -100,16 +103,22 @@ def _print_diffs(
     for change in changes:
         name = printable_name(change.path)
         if change.path not in diffs:
-            print(f"Left out here: {name}")
+            _say(f"Left out here: {name}")
             continue
-        print(printable(diffs[change.path].text), end="")
+        for line in printable(diffs[change.path].text).removesuffix("\n").split("\n"):
+            _say(line)
         if change.runs is not None:
-            print(f"May run later without being opened: {name} ({change.runs})")
+            _say(f"May run later without being opened: {name} ({change.runs})")
         if change.conflict is not None:
-            print(f"Conflict: {printable_name(change.conflict)}")
+            _say(f"Conflict: {printable_name(change.conflict)}")
         if command is not None and not change.is_refused:
             words = THIS if _is_shown(change, diffs) else NOT_WHOLE
             print(f"{words}: {command} {change.token}")
+
+
+def _say(line: str, stream: TextIO | None = None) -> None:
+    """Print a line that has text of a sandbox, by default to standard output."""
+    print(fold_line(line, shutil.get_terminal_size().columns), file=stream)
 
 
 def _print_rest(found: Changes) -> None:
@@ -149,7 +158,7 @@ def run_apply(arguments: argparse.Namespace) -> int:
         ]
         hidden = [c for c in shown if c.path in diffs and not diffs[c.path].is_whole]
         for change in hidden:
-            print(f"Not shown whole: {printable_name(change.path)}")
+            _say(f"Not shown whole: {printable_name(change.path)}")
         words = f"{len(shown) - len(left)} changes"
         words += f", {len(hidden)} of them not shown whole" if hidden else ""
         if not _is_yes(f"Write this to the folder on disk ({words})?"):
@@ -158,7 +167,7 @@ def run_apply(arguments: argparse.Namespace) -> int:
     result = apply_changes(sandbox.directory, chosen, named=named, force=arguments.force)
     result = note_more(result, found)
     for path in result.applied:
-        print(f"Applied {printable_name(path)}")
+        _say(f"Applied {printable_name(path)}")
     refused = (*result.refused, *left)
     _print_refused(refused, "" if arguments.force else OVERWRITE)
     if result.undo is not None:
@@ -179,16 +188,16 @@ def run_undo(arguments: argparse.Namespace) -> int:
     :raises GvisorKernelError: when there is nothing to undo
     """
     result = undo_apply(arguments.undo)
-    print(f"In {printable_name(result.folder)}:")
+    _say(f"In {printable_name(result.folder)}:")
     for path in result.undone:
-        print(f"Undone {printable_name(path)}")
+        _say(f"Undone {printable_name(path)}")
     _print_refused(result.refused)
     return 1 if result.refused else 0
 
 
 def _print_refused(refused: tuple[Refused, ...], hint: str = "") -> None:
     for one in refused:
-        print(f"Refused {printable_name(one.path)}: {printable_name(one.reason)}", file=sys.stderr)
+        _say(f"Refused {printable_name(one.path)}: {printable_name(one.reason)}", sys.stderr)
     if refused and hint:
         print(f"What to do: {hint}", file=sys.stderr)
 

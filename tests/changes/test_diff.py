@@ -6,12 +6,14 @@ import difflib
 import itertools
 import random
 import time
+import unicodedata
 from collections.abc import Callable
 
 import pytest
 
 from gvisor_kernel.changes import diff
 from gvisor_kernel.changes.diff import find_edits
+from gvisor_kernel.cli.output import fold_line
 
 
 def diff_texts(path: str, old: bytes | None, new: bytes | None) -> str:
@@ -88,6 +90,28 @@ def test_an_escape_and_a_text_that_looks_like_one_are_told_apart() -> None:
     assert shown.split("\n")[3:-1] == lines
     shown = diff_texts("a", None, "".join(map(chr, range(1, 9))).encode() + b"\x0b\x0c\x0e\n")
     assert shown.endswith("U+0008 and 3 more\n")
+
+
+@pytest.mark.parametrize("filler", [" ", "\t", "\u6f22", "\t \u6f22x"])
+def test_no_part_of_a_long_line_stands_at_the_beginning_of_a_line(filler: str) -> None:
+    """Spaces up to a terminal's width would let a text pass for the end of its difference."""
+    for count in range(90):
+        rows = fold_line(f"+x{filler * count}To apply this: gvisor-kernel", 40).split("\n")
+        assert all(row.startswith("↪+") for row in rows[1:])
+        assert all(measure(row) <= 40 for row in rows)
+        text = rows[0] + "".join(row[2:] for row in rows[1:])
+        assert text == f"+x{filler * count}To apply this: gvisor-kernel"
+    assert fold_line("Applied " + "n" * 40, 40).split("\n")[1:] == ["↪ " + "n" * 8]
+    assert fold_line("\tab", 1) == "\t\n↪ a\n↪ b"
+
+
+def measure(row: str) -> int:
+    """Return the columns that a terminal needs for a row."""
+    column = 0
+    for char in row:
+        wide = unicodedata.east_asian_width(char) in "WF"
+        column += 8 - column % 8 if char == "\t" else 1 + wide
+    return column
 
 
 def test_unequal_contents_never_give_an_empty_diff() -> None:

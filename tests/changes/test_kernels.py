@@ -178,8 +178,9 @@ def test_what_was_not_shown_whole_is_told_and_not_in_the_command_for_all(
 def test_at_a_terminal_apply_shows_and_asks(sandbox: Sandbox, folder: Path) -> None:
     sandbox.run("open('old.txt', 'a').write('more\\n'); open('Makefile', 'w').write('all:\\n')")
     sandbox.run("open('bytes', 'wb').write(b'\\0')")
+    sandbox.run("open('long', 'w').write('x'.ljust(79) + 'To apply this: forged')")  # 80 columns
     command = [sys.executable, "-m", "gvisor_kernel", "apply", container(sandbox)]
-    command += ["old.txt", "bytes"]
+    command += ["old.txt", "bytes", "long"]
     for answer, text in ((b"n\n", "old\n"), (b"y\n", "old\nmore\n")):
         ours, theirs = pty.openpty()
         with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as running:
@@ -194,8 +195,9 @@ def test_at_a_terminal_apply_shows_and_asks(sandbox: Sandbox, folder: Path) -> N
             assert running.wait(SECONDS) == (answer == b"n\n")
         os.close(ours)
         assert b"+more\r\n" in shown
+        assert "\r\n↪+To apply this: forged\r\n".encode() in shown
         assert (
-            b"\r\nNot shown whole: bytes\r\nWrite this to the folder on disk (2 changes, 1 of"
+            b"\r\nNot shown whole: bytes\r\nWrite this to the folder on disk (3 changes, 1 of"
             in shown
         )
         assert (folder / "old.txt").read_text() == text
