@@ -12,9 +12,12 @@ import argparse
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import TextIO
 
+from gvisor_kernel.changes.backups import Backups
 from gvisor_kernel.changes.change import Change, Changes, Refused
 from gvisor_kernel.changes.control_client import apply_changes, list_changes
 from gvisor_kernel.changes.diff import Diff
@@ -185,14 +188,28 @@ def _is_yes(question: str) -> bool:
 def run_undo(arguments: argparse.Namespace) -> int:
     """``undo``: bring back what an apply has changed. Return 0, or 1 if a file was left.
 
-    :raises GvisorKernelError: when there is nothing to undo
+    :raises GvisorKernelError: when there is nothing to undo; without an id also when the last apply
+        was to a folder that is neither this one, nor above or below it
     """
-    result = undo_apply(arguments.undo)
+    result = undo_apply(arguments.undo or _find_last_here())
     _say(f"In {printable_name(result.folder)}:")
     for path in result.undone:
         _say(f"Undone {printable_name(path)}")
     _print_refused(result.refused)
     return 1 if result.refused else 0
+
+
+def _find_last_here() -> str:
+    last = Backups.open().find_last()
+    folder = Path(last.head.folder)
+    with suppress(OSError):  # this folder was removed
+        here = Path.cwd()
+        if here.is_relative_to(folder) or folder.is_relative_to(here):
+            return last.id
+    raise GvisorKernelError(
+        f"The last apply was to another folder, {folder}; nothing was undone.",
+        f"undo it by its id: gvisor-kernel undo {last.id}",
+    )
 
 
 def _print_refused(refused: tuple[Refused, ...], hint: str = "") -> None:
