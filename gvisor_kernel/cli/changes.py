@@ -191,7 +191,7 @@ def run_undo(arguments: argparse.Namespace) -> int:
     :raises GvisorKernelError: when there is nothing to undo; without an id also when the last apply
         was to a folder that is neither this one, nor above or below it
     """
-    result = undo_apply(arguments.undo or _find_last_here())
+    result = undo_apply(_find_last_here() if arguments.undo is None else arguments.undo)
     _say(f"In {printable_name(result.folder)}:")
     for path in result.undone:
         _say(f"Undone {printable_name(path)}")

@@ -422,6 +422,8 @@ def test_undo_without_an_id_is_for_the_folder_where_it_is_said(
             assert str(shown) in told.err
             assert f"gvisor-kernel undo {backup.id}" in told.err
             assert main(["undo", backup.id]) == 0
+        assert main(["undo", ""]) == 1
+        capsys.readouterr()
         backup.remove()
 
 
