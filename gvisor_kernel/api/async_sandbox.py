@@ -402,7 +402,7 @@ class AsyncSandbox:
 
         Names, control characters and what nobody sees are escaped in it.
         """
-        return await self._find_changes().diff(change)
+        return (await self._find_changes().diff(change)).text
 
     async def apply(
         self,

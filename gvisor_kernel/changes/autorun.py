@@ -7,7 +7,8 @@ compare them: by case, by Unicode's compatible forms, without characters that no
 
 Not in it: ``.gitattributes``, which can only choose what a configuration has; ``__init__.py`` and
 modules beside a script, which are the code that a person runs; modules with a name of the standard
-library are in it, as nobody expects that ``import random`` runs a file of the folder.
+library, or of a package that many have, are in it, as nobody expects that ``import random`` runs a
+file of the folder.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Kind:
-    """Names with the same reason. A name with "/" at its end stands for all that is in a folder of
-    that name; others are patterns (``fnmatch``) of a file's own name. ``needs_force``: also needs
-    ``force``."""
+    """Patterns (``fnmatch``) of names with the same reason. One with "/" at its end stands for all
+    that is in a folder of such a name; others are for a file's own name. ``needs_force``: also
+    needs ``force``."""
 
     reason: str
     names: str = ""
@@ -33,7 +34,7 @@ class Kind:
 KINDS = (
     Kind(
         "git and its like run what it says",
-        ".git .git/ git~1 git~1/ head .hg/ .svn/ .jj/ .bzr/",  # HEAD: of a bare repository
+        ".git .git/ *.git/ .bare/ git~1 git~1/ head .hg/ .svn/ .jj/ .bzr/",  # bare ones, too
         needs_force=True,
     ),
     Kind(
@@ -44,25 +45,27 @@ KINDS = (
         "a server that tests a repository runs it",
         ".github/ .gitea/ .forgejo/ .gitlab/ .gitlab-ci.yml .circleci/ .woodpecker/"
         " .woodpecker.y*ml .travis.yml .drone.yml .buildkite/ azure-pipelines.y*ml"
-        " bitbucket-pipelines.yml appveyor.yml .appveyor.yml jenkinsfile .readthedocs.y*ml",
+        " bitbucket-pipelines.yml appveyor.yml .appveyor.yml jenkinsfile .readthedocs.y*ml"
+        " .gitpod.yml",
     ),
     Kind(
         "editors read it as they open the folder",
         ".vscode/ *.code-workspace .idea/ .zed/ .fleet/ .devcontainer/ .devcontainer.json .exrc"
         " .vimrc _vimrc .gvimrc .vim/ .nvimrc .nvim.lua .lvimrc .emacs .emacs.d/ .dir-locals*.el"
-        " *.sublime-project",
+        " *.sublime-project .helix/ .ropeproject/",
     ),
     Kind(
         "assistants that write code follow it",
         ".claude/ .cursor/ .codex/ .gemini/ .windsurf/ .mcp.json claude.md claude.local.md"
-        " agents.md gemini.md .cursorrules .windsurfrules .aider*",
+        " agents.md gemini.md .cursorrules .windsurfrules .aider* .opencode/ opencode.json*",
     ),
     Kind(
         "shells, or programs that they start, read it",
-        ".envrc .env .env.* .direnv/ .direnvrc .tool-versions .mise.toml mise.toml .mise/"
+        ".envrc .env .env.* .direnv/ .direnvrc .tool-versions .mise.*toml mise.*toml .mise/"
         " .bashrc .bash_* .profile .zshrc .zshenv .zprofile .zlogin .zlogout .kshrc .mkshrc .cshrc"
         " .tcshrc .login .logout .inputrc .xinitrc .xprofile .xsession .xsessionrc .pam_environment"
-        " .tmux.conf .screenrc .gdbinit .lldbinit .curlrc .wgetrc .netrc .psqlrc .sqliterc",
+        " .tmux.conf .screenrc .gdbinit .lldbinit .curlrc .wgetrc .netrc .psqlrc .sqliterc"
+        " .flaskenv",
     ),
     Kind(
         "it is a folder of settings, keys or programs of a home",
@@ -72,25 +75,29 @@ KINDS = (
     Kind(
         "Python runs it as it starts or imports something else",
         "*.pth sitecustomize.py usercustomize.py pyvenv.cfg __pycache__/ *.py[co] *.so *.pyd"
-        " .pdbrc pip.conf pip.ini .pypirc",
+        " .pdbrc .pdbrc.py pip.conf pip.ini .pypirc .venv/ venv/ env/ site-packages/ activate*"
+        " postactivate matplotlibrc",
     ),
     Kind(
         "Jupyter and IPython run it as they start, or restore it",
-        "ipython*_config.* jupyter*_config.* .ipython/ .jupyter/ .ipynb_checkpoints/",
+        "ipython*_config.* jupyter*_config.* .ipython/ .jupyter/ .ipynb_checkpoints/ .jupytext*"
+        " jupytext.* nbgrader_config.*",
     ),
     Kind(
         "tools for tests, checks and packages run what it says",
         "conftest.py pytest.ini .pytest.ini tox.ini noxfile.py setup.py setup.cfg pyproject.toml"
         " mypy.ini .mypy.ini pylintrc .pylintrc .flake8 .coveragerc tasks.py fabfile.py dodo.py"
-        " pixi.toml uv.toml hatch.toml",
+        " pixi.toml uv.toml hatch.toml test_*.py *_test.py conf.py gunicorn.conf.py mkdocs.y*ml"
+        " _quarto.y*ml ansible.cfg",
     ),
     Kind(
         "tools that build run it",
         "makefile makefile.* gnumakefile bsdmakefile *.mk *.mak justfile .justfile *.just"
         " taskfile.y*ml rakefile gemfile wscript sconstruct sconscript cmakelists.txt *.cmake"
         " meson.build build.rs .cargo/ build.gradle* settings.gradle* gradle.properties gradlew*"
-        " pom.xml .mvn/ dockerfile docker-compose*.y*ml compose.y*ml vagrantfile procfile"
-        " snakefile",
+        " pom.xml .mvn/ dockerfile docker-compose*.y*ml compose.y*ml compose.*.y*ml vagrantfile"
+        " procfile snakefile nextflow.config cargo.toml rust-toolchain* site_scons/ flake.nix"
+        " latexmkrc .latexmkrc composer.json",
     ),
     Kind(
         "Node.js and its tools run what it says",
@@ -101,10 +108,17 @@ KINDS = (
     Kind(
         "R, Julia and other languages run it as they start",
         ".rprofile .renviron .rdata rprofile.site .julia/ startup.jl .octaverc startup.m .ghci"
-        " .irbrc .pryrc .perldb",
+        " .irbrc .pryrc .perldb renv/ .lintr .ocamlinit .iex.exs .rubocop.y*ml",
     ),
 )
 MODULE = Kind("Python takes it for a module of its standard library")
+PACKAGE = Kind("Python takes it for a package that is often installed, and that tools import")
+PACKAGES = re.compile(
+    "pip|setuptools|pytest|numpy|pandas|matplotlib|ipython|ipykernel|jupyter.*|torch|sklearn|scipy"
+    "|requests|notebook|nbformat|nbconvert|nbclient|ipywidgets|traitlets|tornado|zmq|yaml|jinja2"
+    "|seaborn|plotly|polars|pyarrow|sqlalchemy|tensorflow|keras|transformers|wheel|virtualenv"
+)
+"""Folded names of packages. A sample: nobody knows what a person has installed."""
 EXECUTABLE = Kind("it is executable on disk")
 """Of a file that is replaced, which keeps its rights; a new file is never executable."""
 _HIDDEN = ("Cc", "Cf")
@@ -116,11 +130,16 @@ def find_kind(path: str) -> Kind | None:
     """
     parts = [_fold(part) for part in path.split("/")]
     for kind, folders, pattern in _TABLE:
-        if pattern.fullmatch(parts[-1]) or not folders.isdisjoint(parts[:-1]):
+        if pattern.fullmatch(parts[-1]) or any(map(folders.fullmatch, parts[:-1])):
             return kind
-    module = parts[-2:-1] if parts[-1] == "__init__.py" else [parts[-1].removesuffix(".py")]
-    if parts[-1].endswith(".py") and not sys.stdlib_module_names.isdisjoint(module):
-        return MODULE
+    if not parts[-1].endswith(".py"):
+        return None
+    is_package = parts[-1] in ("__init__.py", "__main__.py")
+    for module in parts[-2:-1] if is_package else [parts[-1].removesuffix(".py")]:
+        if module in sys.stdlib_module_names:
+            return MODULE
+        if PACKAGES.fullmatch(module):
+            return PACKAGE
     return None
 
 
@@ -134,11 +153,14 @@ def _fold(name: str) -> str:
     return text.partition(":")[0].rstrip(". ") or name
 
 
-def _compile(kind: Kind) -> tuple[Kind, frozenset[str], re.Pattern[str]]:
+def _compile(kind: Kind) -> tuple[Kind, re.Pattern[str], re.Pattern[str]]:
     names = kind.names.split()
-    patterns = [fnmatch.translate(name) for name in names if not name.endswith("/")]
-    folders = frozenset(name[:-1] for name in names if name.endswith("/"))
-    return kind, folders, re.compile("|".join(patterns) or r"(?!)")
+    files = [name for name in names if not name.endswith("/")]
+    return kind, _join([name[:-1] for name in names if name.endswith("/")]), _join(files)
+
+
+def _join(patterns: list[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(fnmatch.translate, patterns)) or r"(?!)")
 
 
 _TABLE = tuple(map(_compile, KINDS))

@@ -140,13 +140,16 @@ class ControlSocket:
             more: dict[str, object] = {}
             if question.get("diff") is True:
                 more["diffs"] = diffs = {}
+                more["whole"] = whole = []
                 size = 0
                 for change in found.changes[:DIFFS]:
-                    text = await self._changes.diff(change)
-                    size += len(text)
+                    shown = await self._changes.diff(change)
+                    size += len(shown.text)
                     if size > MAX_DIFFS:
                         break
-                    diffs[change.path] = text
+                    diffs[change.path] = shown.text
+                    if shown.is_whole:
+                        whole.append(change.path)
             return encode_changes(found, more)
         if what == "apply":
             wanted = [(path, state) for path, state in question["changes"]]

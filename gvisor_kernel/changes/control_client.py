@@ -12,6 +12,7 @@ from typing import Any
 
 from gvisor_kernel.changes.change import Applied, Change, Changes, ChangesError, Refused
 from gvisor_kernel.changes.control import MAX_ANSWER, SOCKET, WORK_SECONDS
+from gvisor_kernel.changes.diff import Diff
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 PART = 256 * 1024
@@ -19,7 +20,7 @@ PART = 256 * 1024
 
 def list_changes(
     directory: Path, *, diff: bool = False, under: Sequence[str] = ()
-) -> tuple[Changes, dict[str, str]]:
+) -> tuple[Changes, dict[str, Diff]]:
     """Return the changes of the sandbox with this state directory, and diffs by path.
 
     ``under``: only those of these paths.
@@ -30,8 +31,10 @@ def list_changes(
     try:
         changes = tuple(Change(**change) for change in content["changes"])
         found = Changes(changes, content["more"], content["total"])
-        return found, dict(content.get("diffs", {}))
-    except (KeyError, TypeError) as error:
+        whole = set(content.get("whole", ()))  # an older process does not say
+        diffs = content.get("diffs", {}).items()
+        return found, {path: Diff(text, path in whole) for path, text in diffs}
+    except (AttributeError, KeyError, TypeError) as error:
         raise _malformed() from error
 
 

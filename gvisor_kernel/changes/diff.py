@@ -7,7 +7,9 @@ what they have in common ends after STEPS.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 
 from gvisor_kernel.shown_text import printable, printable_name
 
@@ -17,17 +19,28 @@ STEPS = 300_000
 """Of the search for the shortest difference: some 700 edits, 0.1 s."""
 MAX_DIFF = 256 * 1024
 """Characters of a result."""
+MAX_ESCAPED = 8
+"""Characters that are named as escaped in a line."""
 CONTEXT = 3
 
 Edit = tuple[int, int, int, int]
 """Lines ``[0]:[1]`` of the old text are replaced by ``[2]:[3]`` of the new one."""
 
 
-def diff_texts(path: str, old: bytes | None, new: bytes | None) -> str:
+@dataclass(frozen=True)
+class Diff:
+    """What is shown of a change. ``is_whole``: all that it would write is in ``text``."""
+
+    text: str
+    is_whole: bool
+
+
+def diff_texts(path: str, old: bytes | None, new: bytes | None) -> Diff:
     """Return a unified diff, or a remark why there is none. None is a missing file.
 
     A carriage return at the end of a line is shown, unless all lines of both texts have one: then
-    one remark says so.
+    one remark says so. Of a difference that is too long, new lines come before those that they
+    replace.
     """
     kind = "added" if old is None else "removed" if new is None else "changed"
     if old == new:
@@ -41,9 +54,10 @@ def diff_texts(path: str, old: bytes | None, new: bytes | None) -> str:
             texts.append("\0")
     words = f"The contents differ ({' → '.join(map(str, sizes))} bytes)"
     if max(sizes) > MAX_TEXT:
-        return remark(path, f"{words}; more than {MAX_TEXT} bytes are not compared.", kind)
+        words += f"; more than {MAX_TEXT} bytes are not compared."
+        return remark(path, words, kind, is_whole=False)
     if any("\0" in text for text in texts):
-        return remark(path, f"{words}, and are not text.", kind)
+        return remark(path, f"{words}, and are not text.", kind, is_whole=False)
     first, second = (_split(text) for text in texts)
     shown = [_make_header(path, kind)]
     if not any(sizes):
@@ -52,24 +66,48 @@ def diff_texts(path: str, old: bytes | None, new: bytes | None) -> str:
     if all(line.endswith("\r\n") for line in (*first, *second)) and any(sizes):
         shown.append("\\ Each line ends with \\r\\n.\n")
         end = "\r\n"
+    edits = find_edits(first, second)
+    lines, is_whole = _render(_list_hunks(first, second, edits), end)
+    if not is_whole:
+        lines, _ = _render(_list_hunks(first, second, edits, new_first=True), end)
+    return Diff("".join((*shown, *lines)), is_whole)
+
+
+def remark(path: str, words: str, kind: str, *, is_whole: bool = True) -> Diff:
+    """Return a diff that has a sentence in place of lines. ``kind``: of the change."""
+    return Diff(f"{_make_header(path, kind)}\\ {printable_name(words)}\n", is_whole)
+
+
+def _render(lines: Iterable[str], end: str) -> tuple[list[str], bool]:
+    """Return lines of a diff as they are shown, and whether these are all of them."""
+    shown: list[str] = []
     left = MAX_DIFF
-    for line in _list_hunks(first, second, find_edits(first, second)):
+    for line in lines:
         text = line[: left + 1]  # more would not be shown
         if not text.startswith("@"):
-            text = f"{printable(text.removesuffix(end))}\n"
+            text = _escape(text.removesuffix(end))
         if not line.endswith("\n"):
             text += "\\ No newline at end of file\n"
         left -= len(text)
         if left < 0:
             shown.append(f"\\ More than {MAX_DIFF} characters differ: the rest is left out.\n")
-            break
+            return shown, False
         shown.append(text)
-    return "".join(shown)
+    return shown, True
 
 
-def remark(path: str, words: str, kind: str) -> str:
-    """Return a diff that has a sentence in place of lines. ``kind``: of the change."""
-    return f"{_make_header(path, kind)}\\ {printable_name(words)}\n"
+def _escape(line: str) -> str:
+    """Return a line as it is shown. A remark below says if something is escaped in it, and the
+    line's own backslashes are doubled then: a text that looks like an escape is no escape.
+    """
+    if printable(line) == line:
+        return f"{line}\n"
+    escaped = [f"U+{ord(char):04X}" for char in sorted(set(line)) if printable(char) != char]
+    words = ", ".join(escaped[:MAX_ESCAPED])
+    words += f" and {len(escaped) - MAX_ESCAPED} more" if len(escaped) > MAX_ESCAPED else ""
+    words += "; backslashes are doubled" if "\\" in line else ""
+    doubled = line.replace("\\", "\\\\")
+    return f"{printable(doubled)}\n\\ Escaped above: {words}\n"
 
 
 def find_edits(first: Sequence[str], second: Sequence[str]) -> list[Edit]:
@@ -129,7 +167,7 @@ def _walk_back(rounds: list[dict[int, int]], x: int, y: int) -> list[tuple[int, 
 
 
 def _list_hunks(
-    first: Sequence[str], second: Sequence[str], edits: Sequence[Edit]
+    first: Sequence[str], second: Sequence[str], edits: Sequence[Edit], *, new_first: bool = False
 ) -> Iterator[str]:
     """Yield the lines of a unified diff, with their marks."""
     while edits:
@@ -145,8 +183,9 @@ def _list_hunks(
         place = hunk[0][0] - before
         for old_start, old_end, new_start, new_end in hunk:
             yield from (f" {first[n]}" for n in range(place, old_start))
-            yield from (f"-{first[n]}" for n in range(old_start, old_end))
-            yield from (f"+{second[n]}" for n in range(new_start, new_end))
+            removed = (f"-{first[n]}" for n in range(old_start, old_end))
+            added = (f"+{second[n]}" for n in range(new_start, new_end))
+            yield from chain(added, removed) if new_first else chain(removed, added)
             place = old_end
         yield from (f" {first[n]}" for n in range(place, place + after))
 

@@ -29,7 +29,7 @@ from gvisor_kernel.changes.change import (
 )
 from gvisor_kernel.changes.claims import read_claims
 from gvisor_kernel.changes.compare import compare, list_claims
-from gvisor_kernel.changes.diff import diff_texts, remark
+from gvisor_kernel.changes.diff import Diff, diff_texts, remark
 from gvisor_kernel.changes.folder import look, open_file
 from gvisor_kernel.changes.selection import check_path, name_path
 from gvisor_kernel.changes.undo import clear_all
@@ -134,7 +134,7 @@ class KernelChanges:
             file.seek(0)
             return file.read()
 
-    async def diff(self, change: Change) -> str:
+    async def diff(self, change: Change) -> Diff:
         """Return the text diff of a change as it was listed, or a remark why there is none.
 
         It can be printed: names, control characters and what nobody sees are escaped.
@@ -147,7 +147,8 @@ class KernelChanges:
             old = None if is_folder else await self.read(change.path, "old", change.state)
             new = await self.read(change.path, "new", change.state)
         except ChangesError as error:
-            return remark(change.path, f"Not shown: {error.fact}", change.kind)
+            words = f"Not shown: {error.fact}"
+            return remark(change.path, words, change.kind, is_whole=False)
         return await asyncio.to_thread(diff_texts, change.path, old, new)
 
     async def apply(

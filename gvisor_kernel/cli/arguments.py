@@ -331,7 +331,11 @@ def add_changes(add: Add) -> None:
         "What was changed on disk since then stays. The exit status is 1 then.",
     )
     undo.add_argument(
-        "undo", metavar="ID", nargs="?", help="the id that apply printed (default: the last one)"
+        "undo",
+        metavar="ID",
+        nargs="?",
+        help="the id that apply printed (default: the last one, if its folder is this one, or above"
+        " or below it)",
     )
 
 

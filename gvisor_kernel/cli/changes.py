@@ -1,22 +1,29 @@
 """``changes``, ``apply``, ``undo``: files that kernels have changed in /workspace.
 
 The process that has the kernel answers, by its control socket. Names and texts come from a sandbox:
-they are escaped before they are printed. Every line that is printed begins with a word of ours, or
-with a mark of a diff, so no name and no text can pass for another line.
+they are escaped before they are printed, and folded here, not by the terminal. Every line that is
+printed begins with a word of ours, or with a mark of a diff or of a folded line, so no name and no
+text can pass for another line.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
+from typing import TextIO
 
+from gvisor_kernel.changes.backups import Backups
 from gvisor_kernel.changes.change import Change, Changes, Refused
 from gvisor_kernel.changes.control_client import apply_changes, list_changes
+from gvisor_kernel.changes.diff import Diff
 from gvisor_kernel.changes.selection import find_seen, name_path, note_more, select
 from gvisor_kernel.changes.undo import undo_apply
-from gvisor_kernel.cli.output import print_json, print_table
+from gvisor_kernel.cli.output import fold_line, print_json, print_table
 from gvisor_kernel.cli.sandboxes import Listed, find_one
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.sizes import describe_size
@@ -24,6 +31,8 @@ from gvisor_kernel.shown_text import printable, printable_name
 
 GONE = "What is not applied is gone with the sandbox. To keep it: gvisor-kernel apply {} PATH…"
 RUN = "May run later without being opened, so each is applied only by its own path:"
+THIS = "To apply this"
+NOT_WHOLE = "Not shown whole. To apply it all the same"
 OVERWRITE = (
     "see what differs: gvisor-kernel changes --diff. --force overwrites what others have changed on"
     " disk; the old files are kept for gvisor-kernel undo."
@@ -40,7 +49,10 @@ def run_changes(arguments: argparse.Namespace) -> int:
     if arguments.json:
         listed = [{**asdict(change), "token": change.token} for change in found.changes]
         content = {**asdict(found), "changes": listed}
-        print_json({**content, "diffs": diffs} if arguments.diff else content)
+        if arguments.diff:
+            content["diffs"] = {path: diff.text for path, diff in diffs.items()}
+            content["whole"] = [path for path, diff in diffs.items() if diff.is_whole]
+        print_json(content)
         return 0
     if not found.changes:
         print(
@@ -54,7 +66,7 @@ def run_changes(arguments: argparse.Namespace) -> int:
     if arguments.diff:
         command = f"gvisor-kernel apply {sandbox.id} --seen"
         _print_diffs(usual, diffs, command)
-        tokens = [c.token for c in usual if c.path in diffs and c.conflict is None]
+        tokens = [c.token for c in usual if _is_shown(c, diffs) and c.conflict is None]
         if len(tokens) > 1:
             print(f"To apply all of these: {command} {' '.join(tokens)}")
         if running:
@@ -82,22 +94,34 @@ def _make_row(change: Change) -> tuple[str, ...]:
     return change.kind, change.type, size, f"{change.path}{reasons}"
 
 
+def _is_shown(change: Change, diffs: Mapping[str, Diff]) -> bool:
+    """Return whether all that the change would write was shown."""
+    return change.path in diffs and diffs[change.path].is_whole
+
+
 def _print_diffs(
-    changes: Iterable[Change], diffs: Mapping[str, str], command: str | None = None
+    changes: Iterable[Change], diffs: Mapping[str, Diff], command: str | None = None
 ) -> None:
     """Print what was shown of each change, and ``command`` with its token."""
     for change in changes:
         name = printable_name(change.path)
         if change.path not in diffs:
-            print(f"Left out here: {name}")
+            _say(f"Left out here: {name}")
             continue
-        print(printable(diffs[change.path]), end="")
+        for line in printable(diffs[change.path].text).removesuffix("\n").split("\n"):
+            _say(line)
         if change.runs is not None:
-            print(f"May run later without being opened: {name} ({change.runs})")
+            _say(f"May run later without being opened: {name} ({change.runs})")
         if change.conflict is not None:
-            print(f"Conflict: {printable_name(change.conflict)}")
+            _say(f"Conflict: {printable_name(change.conflict)}")
         if command is not None and not change.is_refused:
-            print(f"To apply this: {command} {change.token}")
+            words = THIS if _is_shown(change, diffs) else NOT_WHOLE
+            print(f"{words}: {command} {change.token}")
+
+
+def _say(line: str, stream: TextIO | None = None) -> None:
+    """Print a line that has text of a sandbox, by default to standard output."""
+    print(fold_line(line, shutil.get_terminal_size().columns), file=stream)
 
 
 def _print_rest(found: Changes) -> None:
@@ -135,13 +159,18 @@ def run_apply(arguments: argparse.Namespace) -> int:
         chosen = [
             c for c in chosen if c.path in diffs or (c.runs is not None and c.path not in named)
         ]
-        if not _is_yes(f"Write this to the folder on disk ({len(shown) - len(left)} changes)?"):
+        hidden = [c for c in shown if c.path in diffs and not diffs[c.path].is_whole]
+        for change in hidden:
+            _say(f"Not shown whole: {printable_name(change.path)}")
+        words = f"{len(shown) - len(left)} changes"
+        words += f", {len(hidden)} of them not shown whole" if hidden else ""
+        if not _is_yes(f"Write this to the folder on disk ({words})?"):
             print("Nothing was applied.", file=sys.stderr)
             return 1
     result = apply_changes(sandbox.directory, chosen, named=named, force=arguments.force)
     result = note_more(result, found)
     for path in result.applied:
-        print(f"Applied {printable_name(path)}")
+        _say(f"Applied {printable_name(path)}")
     refused = (*result.refused, *left)
     _print_refused(refused, "" if arguments.force else OVERWRITE)
     if result.undo is not None:
@@ -159,19 +188,33 @@ def _is_yes(question: str) -> bool:
 def run_undo(arguments: argparse.Namespace) -> int:
     """``undo``: bring back what an apply has changed. Return 0, or 1 if a file was left.
 
-    :raises GvisorKernelError: when there is nothing to undo
+    :raises GvisorKernelError: when there is nothing to undo; without an id also when the last apply
+        was to a folder that is neither this one, nor above or below it
     """
-    result = undo_apply(arguments.undo)
-    print(f"In {printable_name(result.folder)}:")
+    result = undo_apply(_find_last_here() if arguments.undo is None else arguments.undo)
+    _say(f"In {printable_name(result.folder)}:")
     for path in result.undone:
-        print(f"Undone {printable_name(path)}")
+        _say(f"Undone {printable_name(path)}")
     _print_refused(result.refused)
     return 1 if result.refused else 0
 
 
+def _find_last_here() -> str:
+    last = Backups.open().find_last()
+    folder = Path(last.head.folder)
+    with suppress(OSError):  # this folder was removed
+        here = Path.cwd()
+        if here.is_relative_to(folder) or folder.is_relative_to(here):
+            return last.id
+    raise GvisorKernelError(
+        f"The last apply was to another folder, {folder}; nothing was undone.",
+        f"undo it by its id: gvisor-kernel undo {last.id}",
+    )
+
+
 def _print_refused(refused: tuple[Refused, ...], hint: str = "") -> None:
     for one in refused:
-        print(f"Refused {printable_name(one.path)}: {printable_name(one.reason)}", file=sys.stderr)
+        _say(f"Refused {printable_name(one.path)}: {printable_name(one.reason)}", sys.stderr)
     if refused and hint:
         print(f"What to do: {hint}", file=sys.stderr)
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 UNFOLDED = 2000
 """Columns of a table when standard output is no terminal: each row is one line."""
+FOLDED = "↪"
+"""Begins what belongs to the line above."""
 MAX_CUT_WIDTH = 100
 """Columns of a table with a cut column when standard output is no terminal."""
 
@@ -53,6 +55,29 @@ def describe_age(seconds: float) -> str:
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"
     return f"{max(seconds, 0):.0f} s"
+
+
+def fold_line(line: str, width: int) -> str:
+    """Return a line with line ends where a terminal of ``width`` columns would fold it.
+
+    What follows such a line end begins with FOLDED and the mark of a difference that the line
+    begins with: no text of a stranger stands at the beginning of a line. ``line``: escaped, without
+    line ends. Characters beyond ASCII, which some terminals draw wide, count as two columns, and a
+    tab as eight.
+    """
+    if len(line) <= width and line.isascii() and "\t" not in line:
+        return line
+    begin = FOLDED + (line[0] if line.startswith(("+", "-", "\\")) else " ")
+    parts: list[str] = []
+    column = 0
+    for char in line:
+        columns = 8 if char == "\t" else 1 if char.isascii() else 2
+        if column and column + columns > width:
+            parts.append(f"\n{begin}")
+            column = 3
+        parts.append(char)
+        column += columns
+    return "".join(parts)
 
 
 def print_table(

@@ -18,6 +18,7 @@ from gvisor_kernel.changes.backups import Backups
 from gvisor_kernel.changes.change import ChangesError, OnDisk
 from gvisor_kernel.changes.compare import LATER
 from gvisor_kernel.changes.undo import undo, undo_apply
+from gvisor_kernel.cli.main import main
 from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.runtimes.state.records import state_root
 
@@ -397,6 +398,33 @@ def test_a_step_is_not_begun_if_undo_could_not_read_its_record(
         paths[:150], "before"
     )
     backup.remove()
+
+
+def test_undo_without_an_id_is_for_the_folder_where_it_is_said(
+    shown: Path, root: Opened, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (shown / "below").mkdir()
+    elsewhere = shown.parent / f"{shown.name}-elsewhere"
+    elsewhere.mkdir()
+    for here, is_undone in (
+        (elsewhere, False),
+        (shown, True),
+        (shown / "below", True),
+        (shown.parent, True),
+    ):
+        backup = begin(root)
+        apply(root, backup, find(root, entry("file")))
+        monkeypatch.chdir(here)
+        assert main(["undo"]) == (not is_undone)
+        told = capsys.readouterr()
+        assert (shown / "file").exists() != is_undone
+        if not is_undone:
+            assert str(shown) in told.err
+            assert f"gvisor-kernel undo {backup.id}" in told.err
+            assert main(["undo", backup.id]) == 0
+        assert main(["undo", ""]) == 1
+        capsys.readouterr()
+        backup.remove()
 
 
 def test_an_apply_whose_record_cannot_be_read_does_not_hide_others(

