@@ -19,7 +19,7 @@ from gvisor_kernel.config.spec import DEFAULTS, SandboxSpec
 from gvisor_kernel.config.validators import may_be_writable, real_path
 from gvisor_kernel.errors import SettingError
 from gvisor_kernel.host.folders import LinkRefused, Opened, open_below, open_path
-from gvisor_kernel.host.owners import check_access, make_folder, restore_access
+from gvisor_kernel.host.owners import make_folder
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.aliases import find_home_by_inode, find_key_folder
 from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, holds_keys
@@ -69,9 +69,7 @@ def open_outputs(
                 return Outputs(None)
             found, made = _make_or_open(parent, name)
         stack.enter_context(found)
-        if restore_access(found):
-            log.warning("%s was closed to its owner, as by a kernel: it is open again", path)
-        check_access(found)
+        inputs.written.ensure_access(found)
     except OSError as error:
         check_scarce(path, error)
         if error.errno == errno.ELOOP:
