@@ -82,6 +82,8 @@ ONE_FOR_EACH: dict[str, tuple[str, ...]] = {
     "security/test_secrets.py": ("home_credentials_do_not_exist_inside",),
     "security/test_closed_folders.py": (
         "folders_that_a_kernel_has_closed_are_open_at_the_next_start[cold]",
+        "only_a_folder_that_a_kernel_may_have_written_is_opened_again",
+        "a_folder_named_outputs_that_no_kernel_has_written_stays_closed",
         "a_folder_that_kernels_only_read_is_named_with_a_command",
         "a_list_of_closed_outputs_names_them_with_a_command",
         "outputs_that_a_kernel_has_closed_on_a_node_wait_to_be_fetched",

@@ -130,7 +130,7 @@ def encode_value(value: Any) -> bytes:
 
     :raises StorageError: when it is too large, or no text or JSON
     """
-    _check_depth(value)
+    check_depth(value)
     try:
         encoded = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
         size = len(value.encode()) if isinstance(value, str) else len(encoded)
@@ -161,7 +161,8 @@ def no_json() -> StorageError:
     )
 
 
-def _check_depth(value: Any) -> None:
+def check_depth(value: Any) -> None:
+    """:raises StorageError: when a value has more than MAX_DEPTH levels"""
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         level = [

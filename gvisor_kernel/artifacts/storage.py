@@ -7,6 +7,7 @@ writer, for at most BUSY_SECONDS. The last writer of a key wins.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sqlite3
 import stat
@@ -19,6 +20,7 @@ from typing import Any
 
 from gvisor_kernel.artifacts.item import (
     Artifact,
+    check_depth,
     check_key,
     check_prefix,
     encode_value,
@@ -69,15 +71,19 @@ class Item:
     def value(self) -> Any:
         """The value, parsed: of megabytes, that holds the interpreter lock for tenths of a second.
 
-        :raises StorageError: when it is JSON that Python does not parse
+        :raises StorageError: when it has too many levels, or a number that Python cannot write: of
+            a million digits, or 1e999
         """
         try:
-            return json.loads(self.json)
-        except (ValueError, RecursionError) as error:  # also: a number of a million digits
+            value = json.loads(self.json, parse_float=_parse_finite)
+            check_depth(value)
+        except (ValueError, RecursionError, StorageError) as error:
             raise StorageError(
-                f"The value of {self.key!r} is too deep, or has too long a number, to be shown.",
+                f"The value of {self.key!r} is too deep, or has too long a number or one above"
+                " 1e308, to be exported.",
                 "read it in a page or a kernel.",
             ) from error
+        return value
 
 
 @dataclass(frozen=True)
@@ -321,6 +327,13 @@ def _check_folder(
             f" {describe_size(MAX_FOLDER_BYTES)}.",
             "delete what is needed no more.",
         )
+
+
+def _parse_finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(text)
+    return number
 
 
 def _is_json(database: sqlite3.Connection, content: object) -> bool:

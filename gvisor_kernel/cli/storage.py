@@ -14,7 +14,7 @@ from typing import Any
 
 from gvisor_kernel.artifacts.places import find_storages
 from gvisor_kernel.artifacts.storage import Storage, Usage
-from gvisor_kernel.cli.output import print_json, print_table
+from gvisor_kernel.cli.output import print_error, print_json, print_table
 from gvisor_kernel.errors import StorageError
 from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.shown_text import printable_name
@@ -64,24 +64,26 @@ def run_show(arguments: argparse.Namespace) -> int:
 
 
 def run_export(arguments: argparse.Namespace) -> int:
-    """``storage export``: write all that a page keeps as JSON. Return 0.
+    """``storage export``: write all that a page keeps as JSON. Return 0, or 1 when a value is left
+    out, which is named.
 
     :raises StorageError: when there is no such page, or the file exists or cannot be written
     """
-    document = [
-        {
-            **_describe(usage),
-            "items": {
-                item.key: {"value": item.value, "written": item.written}
-                for item in storage.items(usage.owner, usage.artifact)
-            },
-        }
-        for storage, usage in _choose(arguments)
-    ]
+    document = []
+    left_out = 0
+    for storage, usage in _choose(arguments):
+        items = {}
+        for item in storage.items(usage.owner, usage.artifact):
+            try:
+                items[item.key] = {"value": item.value, "written": item.written}
+            except StorageError as error:
+                print_error(error)
+                left_out += 1
+        document.append({**_describe(usage), "items": items})
     text = json.dumps(document, indent=2) + "\n"
     if arguments.file is None:
         sys.stdout.write(text)
-        return 0
+        return min(left_out, 1)
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         with os.fdopen(os.open(arguments.file, flags, 0o600), "w") as file:
@@ -91,7 +93,7 @@ def run_export(arguments: argparse.Namespace) -> int:
             f"{arguments.file} cannot be written: {error.strerror}.",
             "name a file that is not there.",
         ) from error
-    return 0
+    return min(left_out, 1)
 
 
 def run_remove(arguments: argparse.Namespace) -> int:

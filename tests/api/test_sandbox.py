@@ -549,6 +549,16 @@ def test_a_wrong_setting_is_refused_before_anything_starts() -> None:
         Sandbox(pids_limit=-1)
 
 
+def test_outputs_that_are_the_uploads_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "sales.csv").write_text("1")
+    with (
+        pytest.raises(SettingError, match="is the folder of uploads"),
+        Sandbox(uploads=tmp_path, outputs=tmp_path) as sandbox,
+    ):
+        sandbox.run("open('/mnt/user-data/outputs/sales.csv', 'w').close()")
+    assert (tmp_path / "sales.csv").read_text() == "1"
+
+
 def test_the_programs_folder_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "private").touch()
     monkeypatch.chdir(tmp_path)

@@ -82,6 +82,21 @@ def test_a_page_is_exported_and_removed(
     assert main(["storage", "remove", ""]) == 0  # the only one
 
 
+def test_a_value_that_cannot_be_exported_is_named_and_the_rest_is_exported(
+    pages: tuple[Artifact, Artifact], capsys: Captured
+) -> None:
+    """A kernel's values are kept unparsed."""
+    _, page = pages
+    levels = ("deep", 900), ("deeper", 102)
+    numbers = ("long", b"9" * 5000), ("large", b"[-1e999]")
+    for key, value in (*((key, b"[" * n + b"]" * n) for key, n in levels), *numbers):
+        open_personal().set_json("me", page, key, value)
+    assert main(["storage", "export", page.id]) == 1
+    out, err = capsys.readouterr()
+    assert list(json.loads(out)[0]["items"]) == ["k"]
+    assert all(f"The value of '{key}' is too deep, or" in err for key, _ in (*levels, *numbers))
+
+
 def test_a_beginning_of_two_ids_is_refused(
     pages: tuple[Artifact, Artifact], capsys: Captured
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gvisor_kernel.runtimes.mounts import covers
 from gvisor_kernel.runtimes.mounts import host_python as worlds
 from gvisor_kernel.runtimes.mounts.covers import (
     Cover,
@@ -123,3 +124,21 @@ def test_settings_of_an_environment_are_covered_and_nothing_that_it_needs(projec
     more = ("pip.conf", ".env", "conda-meta/state", "etc/conda")
     expected |= {f"{place}/{name}" for place in (".venvs/inner", "envs/other") for name in more}
     assert find() == expected
+
+
+def test_settings_that_a_person_adds_are_covered_outside_the_distributions_prefix(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system, own = project / "usr", project / "env"
+    names = ("etc/pip.conf", "etc/aws/config", "lib/R/etc/Renviron.site", "bin/postactivate")
+    kept = ("bin/activate", "etc/profile.d/conda.sh", "lib/R/etc/Renviron")
+    for prefix in (system, own):
+        for name in (*names, *kept):
+            (prefix / name).parent.mkdir(parents=True, exist_ok=True)
+            (prefix / name).touch()
+    monkeypatch.setattr(covers, "SYSTEM_PREFIXES", (str(system),))
+    found = (Path(cover.path) for cover in find_jupyter_covers([str(own)]))
+    inside = {str(path.relative_to(project)) for path in found if path.is_relative_to(project)}
+    assert inside == {f"env/{name}" for name in (names[0], "etc/aws", *names[2:])} | {
+        f"{name}/etc/jupyter" for name in ("env", "usr")
+    }

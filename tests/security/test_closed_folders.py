@@ -12,14 +12,16 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.artifacts.outputs import list_outputs
-from gvisor_kernel.config.settings import SandboxSettings
+from gvisor_kernel.config.settings import SandboxSettings, SandboxSpec
 from gvisor_kernel.errors import SettingError
 from gvisor_kernel.host.folders import find_ancestry, open_path
 from gvisor_kernel.node.files import Copy
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.folders import open_inputs
+from gvisor_kernel.runtimes.mounts.written_folders import note_written
+from gvisor_kernel.runtimes.state import records
 
-from .inside import attacker, names_in
+from .inside import attacker, names_in, outputs_of
 
 CLOSE = """
 for place in ("/mnt/user-data/outputs", "/data"):
@@ -68,6 +70,40 @@ def test_folders_that_a_kernel_has_closed_are_open_at_the_next_start(
         assert stat.S_IMODE(place.stat().st_mode) == 0o700
         assert names_in(place) == ["again", "inner", "kept"]
         (place / "inner").chmod(0o700)
+
+
+@pytest.mark.parametrize("way", ["outputs", "link", "mount"])
+def test_only_a_folder_that_a_kernel_may_have_written_is_opened_again(
+    way: str, closed: Path
+) -> None:
+    named = closed
+    if way == "link":
+        named = closed.with_name("link")
+        named.symlink_to(closed)
+    mount = {"source": str(named), "target": "/data", "read_only": False}
+    spec = SandboxSettings(
+        outputs=None if way == "mount" else str(named), mounts=[mount] if way == "mount" else []
+    ).sandbox_spec()
+    if os.geteuid() == 0:  # no mode keeps root out
+        outputs_of(spec, closed.parent)
+    else:
+        with pytest.raises(SettingError, match=f"{closed}: .*chmod u\\+rwx {closed}"):
+            outputs_of(spec, closed.parent)
+    assert stat.S_IMODE(closed.stat().st_mode) == 0
+    with open_path(str(closed)) as opened, records.locked():
+        note_written([opened])
+    outputs_of(spec, closed.parent)
+    assert stat.S_IMODE(closed.stat().st_mode) == 0o700
+
+
+def test_a_folder_named_outputs_that_no_kernel_has_written_stays_closed(closed: Path) -> None:
+    outputs = closed.rename(closed.with_name("outputs"))
+    try:
+        kept = outputs_of(SandboxSpec(), outputs.parent)
+        assert kept == (str(outputs) if os.geteuid() == 0 else None)
+        assert stat.S_IMODE(outputs.stat().st_mode) == 0
+    finally:
+        outputs.rename(closed)
 
 
 @is_ordinary

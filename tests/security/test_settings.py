@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,13 @@ from gvisor_kernel.config.settings import LIMITS, SETTINGS, SandboxSettings, San
 from gvisor_kernel.config.validators import MIB
 from gvisor_kernel.errors import LaunchError, SettingError, UnknownSetting
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner, choose_folder
+from gvisor_kernel.runtimes.state.beginning import begin
+from gvisor_kernel.spec.identity import new_identity
 
 from ..jupyter.helpers import KERNEL, execute, running_kernel
 from ..sweeps import ALL
 from ..world import PROJECT, World
+from .inside import make_request, outputs_of
 
 PATHS = [
     *("", " ", ".", "..", "../..", "a/../..", "/", "//", "///etc", "/..", "/etc/..", "/etc/../etc"),
@@ -159,6 +165,27 @@ def test_unreadable_folders_are_refused(tmp_path: Path) -> None:
         assert judge("mounts", mounts) is not None
     finally:
         closed.chmod(0o700)
+
+
+@pytest.mark.parametrize("outputs", ["work/data", "work", "link"])
+def test_outputs_that_are_or_contain_the_uploads_are_refused(tmp_path: Path, outputs: str) -> None:
+    uploads = tmp_path / "work" / "data"
+    uploads.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(uploads)
+    spec = SandboxSpec(uploads=str(uploads), outputs=str(tmp_path / outputs))
+    named = re.escape(str(uploads))
+    with pytest.raises(SettingError, match=rf"such as {named}/outputs: .* uploads, {named},"):
+        outputs_of(spec, tmp_path)
+    request = make_request(tmp_path)
+    identity = new_identity("a kernel", spec, "a version", "")
+    with (  # where outputs are copied
+        ExitStack() as held,
+        pytest.raises(SettingError, match="the folder of uploads"),
+        begin(spec, request, identity, held, runtime="docker"),
+    ):
+        pass
+    for beside in (uploads / "outputs", tmp_path / "work" / "results"):
+        assert outputs_of(replace(spec, outputs=str(beside)), tmp_path) == str(beside)
 
 
 def test_kernel_starts_with_largest_limits() -> None:

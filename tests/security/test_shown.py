@@ -47,6 +47,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         ),
         *(prefix / "rt/kernel-1.json", notebooks / ".data/notebook_secret"),
         *(prefix / "pip.conf", prefix / ".condarc", prefix / "etc/npmrc"),
+        *(prefix / "etc/gitconfig", prefix / "etc/aws/credentials", prefix / "secrets.env"),
         *(prefix / ".env", prefix / ".netrc", prefix / ".pypirc", prefix / ".aws/credentials"),
         *(prefix / "conda-meta/state", prefix / "etc/conda/activate.d/env_vars.sh"),
         *(prefix / "share/jupyter/lab/settings/overrides.json", prefix / ".config/gcloud/key"),

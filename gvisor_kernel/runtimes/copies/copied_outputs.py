@@ -73,6 +73,7 @@ def redirect_outputs(directory: Path, record: Record, folder: str) -> Record:
         with open_path(str(Path(folder).absolute()), written.has) as found:
             if not found.is_folder or not may_be_writable(found.path):
                 raise SandboxError(f"Outputs must not be copied to {found.path}.", hint)
+            written.ensure_access(found)
             new = replace(
                 record,
                 outputs=found.path,

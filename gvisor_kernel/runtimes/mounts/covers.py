@@ -35,8 +35,15 @@ SETTINGS = (
     # Variables of conda's environment, the scripts that set them, and JupyterLab's settings.
     *("conda-meta/state", "etc/conda", "share/jupyter/lab/settings"),
 )
-"""Files and folders of a prefix that may have settings or credentials of a person. Beside them each
-hidden name at its top is covered, but for these:"""
+"""Files and folders of a prefix that may have settings or credentials of a person."""
+OWN_SETTINGS = (
+    *("etc/pip.conf", "etc/uv", "etc/gitconfig", "etc/wgetrc", "etc/aws", "etc/containers"),
+    *("lib/R/etc/Renviron.site", "bin/postactivate", "bin/preactivate"),
+    *("credentials.json", "secrets.env"),
+)
+"""The same, but for ``/usr``, where they are the distribution's. Not ``etc/profile.d``: a shell
+needs conda's script there for ``conda activate``. Beside all of these each hidden name at a
+prefix's top is covered, but for:"""
 HARMLESS = (".gitignore", ".lock", ".nonadmin", ".python-version")
 """What tools that make environments put there, and what says nothing."""
 EMPTY_FILE = "empty-file"
@@ -107,7 +114,8 @@ def find_jupyter_covers(prefixes: Iterable[str]) -> tuple[Cover, ...]:
 
 def _find_settings(prefix: str) -> Iterator[Cover]:
     """Yield covers for the settings in a prefix."""
-    for name in SETTINGS:
+    own = () if os.path.realpath(prefix) == SYSTEM_PREFIXES[0] else OWN_SETTINGS
+    for name in (*SETTINGS, *own):
         path = Path(prefix, name)
         if os.path.exists(path):  # noqa: PTH110 - what this user cannot look at is no error
             settled = path.is_dir() and not any(files for *_, files in os.walk(path))

@@ -25,7 +25,7 @@ from gvisor_kernel.errors import LaunchError, SettingError
 from gvisor_kernel.host.folders import LinkRefused, Opened, open_below, open_path
 from gvisor_kernel.host.homes import find_home
 from gvisor_kernel.host.open_files import explain_scarce_files
-from gvisor_kernel.host.owners import check_access, restore_access
+from gvisor_kernel.host.owners import check_access
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.aliases import find_home_by_inode, find_key_folder
 from gvisor_kernel.runtimes.mounts.covers import (
@@ -188,7 +188,7 @@ def _open_uploads(
 
 
 def _open_mount(source: str, read_only: bool, written: WrittenFolders) -> Opened:
-    found = open_setting("mounts", source, None, written, restore=not read_only)
+    found = open_setting("mounts", source, None, written, writable=not read_only)
     keys = find_key_folder(found, find_jupyter_covers(()))
     if keys is not None:
         found.close()
@@ -244,11 +244,11 @@ def open_setting(
     folder: Opened | None,
     written: WrittenFolders,
     *,
-    restore: bool = False,
+    writable: bool = False,
 ) -> Opened:
     """Open a setting's path: absolute, or below the notebook's folder without symbolic links.
 
-    ``restore``: kernels may write it, and so take the rights of this user away; they come back.
+    ``writable``: kernels may write it, and so take the rights of this user away; they come back.
     """
     try:
         if value.startswith("/") or folder is None:
@@ -256,9 +256,10 @@ def open_setting(
         else:
             found = open_below(folder, value)
         try:
-            if restore and restore_access(found):
-                log.warning("%s was closed to its owner, as by a kernel: it is open again", value)
-            check_access(found)
+            if writable:
+                written.ensure_access(found)
+            else:
+                check_access(found)
         except BaseException:
             found.close()
             raise

@@ -18,8 +18,8 @@ from platformdirs import user_cache_path
 from gvisor_kernel.config.spec import DEFAULTS, SandboxSpec
 from gvisor_kernel.config.validators import may_be_writable, real_path
 from gvisor_kernel.errors import SettingError
-from gvisor_kernel.host.folders import LinkRefused, Opened, open_below, open_path
-from gvisor_kernel.host.owners import check_access, make_folder, restore_access
+from gvisor_kernel.host.folders import LinkRefused, Opened, find_ancestry, open_below, open_path
+from gvisor_kernel.host.owners import make_folder
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.aliases import find_home_by_inode, find_key_folder
 from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, holds_keys
@@ -69,9 +69,7 @@ def open_outputs(
                 return Outputs(None)
             found, made = _make_or_open(parent, name)
         stack.enter_context(found)
-        if restore_access(found):
-            log.warning("%s was closed to its owner, as by a kernel: it is open again", path)
-        check_access(found)
+        inputs.written.ensure_access(found)
     except OSError as error:
         check_scarce(path, error)
         if error.errno == errno.ELOOP:
@@ -85,6 +83,7 @@ def open_outputs(
     if not found.is_folder:
         raise SettingError("outputs", spec.outputs, f"a folder; {path} is not a directory")
     _check_outputs(spec.outputs, parent, found)
+    _check_beside_uploads(spec.outputs, found, inputs.uploads)
     return Outputs(found, parent.identity, made)
 
 
@@ -158,4 +157,20 @@ def _check_outputs(value: str, parent: Opened, found: Opened) -> None:
             value,
             f"a folder of your own: {found.path} is in a folder that everybody can write, and"
             f" belongs to uid {own.st_uid}",
+        )
+
+
+def _check_beside_uploads(value: str, found: Opened, uploads: Opened | None) -> None:
+    """Refuse outputs through which a kernel would change the files that it is only to read.
+
+    :raises SettingError: when outputs are or contain ``uploads``
+    """
+    if uploads is not None and found.identity in find_ancestry(uploads):
+        verb = "is" if found.identity == uploads.identity else "contains"
+        raise SettingError(
+            "outputs",
+            value,
+            f"a folder of its own, such as {uploads.path}/outputs: {found.path} {verb} the folder"
+            f" of uploads, {uploads.path}, whose files the kernel could then overwrite. Code that"
+            " is to change them changes its copy in /workspace, and you apply the changes",
         )

@@ -2,12 +2,14 @@
 
 What a kernel leaves in its outputs must not decide what a later sandbox is shown. So each folder
 that a sandbox of this user may write is noted in the state directory before it can be written, and
-stays noted: by its path, and by its identity in case it is moved. Nothing here opens a folder.
+stays noted: by its path, and by its identity in case it is moved. Only a noted folder gets the
+rights back that its owner lacks. Nothing here opens a folder.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable
 from contextlib import suppress
@@ -17,7 +19,10 @@ from pathlib import Path
 from gvisor_kernel.config.spec import DEFAULTS, SandboxSpec
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.host.folders import Identity, Opened, birth_time
+from gvisor_kernel.host.owners import check_access, restore_access
 from gvisor_kernel.runtimes.state import records
+
+log = logging.getLogger(__name__)
 
 MAX_LINES = 65536
 """With more lines, the oldest whose folder is gone are dropped, even if that was moved."""
@@ -29,7 +34,7 @@ MAX_BYTES = 64 * 1024 * 1024
 class WrittenFolders:
     """``paths`` and ``files`` (device, inode, time of birth) of the folders that were noted.
 
-    ``names``: relative paths that are outputs of kernels, in whatever folder they lie.
+    ``names``: paths that settings call outputs; relative ones in whatever folder they lie.
     """
 
     paths: frozenset[str]
@@ -38,11 +43,22 @@ class WrittenFolders:
 
     def has(self, path: str, fd: int) -> bool:
         """Return whether a sandbox may have written to ``path`` (real), a folder open as ``fd``."""
-        return (
-            path in self.paths
-            or any(path.endswith(f"/{name}") for name in self.names)
-            or (bool(self.files) and _describe(fd) in self.files)
-        )
+        return any(
+            path == name or path.endswith(f"/{name}") for name in self.names
+        ) or self._is_noted(path, fd)
+
+    def ensure_access(self, folder: Opened) -> None:
+        """Check that this user may enter a folder that a sandbox is to write. One that was noted,
+        and that a kernel may so have closed to this user, its owner, is opened again before.
+
+        :raises OSError: when this user may not enter it; says what its owner can do
+        """
+        if self._is_noted(folder.path, folder.fd) and restore_access(folder):
+            log.warning("%s was closed to its owner, as by a kernel: it is open again", folder.path)
+        check_access(folder)
+
+    def _is_noted(self, path: str, fd: int) -> bool:
+        return path in self.paths or (bool(self.files) and _describe(fd) in self.files)
 
 
 def read_written(spec: SandboxSpec) -> WrittenFolders:
@@ -50,16 +66,13 @@ def read_written(spec: SandboxSpec) -> WrittenFolders:
 
     :raises StateError: when the file cannot be read: then any link might be followed
     """
-    names = {DEFAULTS.outputs, spec.outputs} - {None}
-    relative = tuple(str(name) for name in names if not str(name).startswith("/"))
+    names = {os.path.normpath(name) for name in (DEFAULTS.outputs, spec.outputs) if name}
     paths, files = set(), set()
     for path, described in _read(_path()):
         paths.add(path)
         if described[2]:  # without a time of birth another folder may have the inode by now
             files.add(described)
-    if spec.outputs is not None and spec.outputs.startswith("/"):
-        paths.add(os.path.normpath(spec.outputs))
-    return WrittenFolders(frozenset(paths), frozenset(files), relative)
+    return WrittenFolders(frozenset(paths), frozenset(files), tuple(names))
 
 
 def note_written(folders: Iterable[Opened]) -> None:
