@@ -30,6 +30,7 @@ from gvisor_kernel.errors import StorageError
 from gvisor_kernel.host.sizes import describe_size
 
 BUSY_SECONDS = 20.0
+BUSY_PAUSE = 0.01
 WORK_SECONDS = 30.0
 """How long one call may take: the file may be one that others can write."""
 MAX_KEYS = 10_000
@@ -298,14 +299,19 @@ class Storage:
         database.execute("pragma trusted_schema = off")
         end = time.monotonic() + WORK_SECONDS
         database.set_progress_handler(lambda: time.monotonic() > end, 100_000)
-        (version,) = database.execute("pragma user_version").fetchone()
+        while (version := database.execute("pragma user_version").fetchone()[0]) < VERSION:
+            try:
+                database.execute("pragma journal_mode = wal")
+                database.executescript(
+                    f"begin immediate;{_SCHEMA}pragma user_version = {VERSION};commit;"
+                )
+            except sqlite3.OperationalError as error:
+                # SQLite does not wait for others that change the mode at the same moment.
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                    raise
+                time.sleep(BUSY_PAUSE)
         if version > VERSION:
             raise ValueError(f"a newer gvisor-kernel has written it (format {version})")
-        if version < VERSION:
-            database.execute("pragma journal_mode = wal")
-            database.executescript(
-                f"begin immediate;{_SCHEMA}pragma user_version = {VERSION};commit;"
-            )
 
 
 def _check_folder(

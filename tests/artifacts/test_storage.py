@@ -10,7 +10,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,21 @@ def test_hundred_writers_lose_nothing(storage: Storage) -> None:
     last = storage.get("ann", PAGE, "last")
     assert last is not None
     assert last.value in range(100)
+
+
+def test_first_writers_of_a_file_wait_for_each_other(tmp_path: Path) -> None:
+    """SQLite itself does not wait where several make the file at the same moment."""
+    together = threading.Barrier(12)
+
+    def write(storage: Storage, key: int) -> None:
+        together.wait()
+        storage.set("ann", PAGE, f"k{key}", key)
+
+    with ThreadPoolExecutor(12) as executor:
+        for number in range(12):
+            storage = Storage(tmp_path / f"{number}.sqlite3")
+            list(executor.map(partial(write, storage), range(12)))
+            assert len(storage.list_keys("ann", PAGE)) == 12
 
 
 WRITER = """
