@@ -33,7 +33,11 @@ LONG: dict[str, tuple[str, ...]] = {
         "shutdown_after_bridge_ended_is_harmless",
     ),
     "browser/test_files.py": ("files_that_are_not_kept_are_told_before_and_after",),
-    "browser/test_frame.py": ("a_csv_is_shown_in_the_encodings_of_spreadsheets[utf-16",),
+    "browser/test_frame.py": (
+        "a_csv_is_shown_in_the_encodings_of_spreadsheets[utf-16",
+        "a_parquet_file_is_shown",
+    ),
+    "browser/test_outputs.py": ("a_page_talks_by_a_route_until_it_is_stopped",),
     "changes/test_killed.py": (
         "a_disk_that_fails_at_any_call_leaves_each_file_old_or_new[13-EDQUOT",
         "a_disk_that_fails_at_any_call_leaves_each_file_old_or_new[13-EIO",
@@ -47,6 +51,9 @@ LONG: dict[str, tuple[str, ...]] = {
         "outputs_survive_a_stopped_engine",
         "sandbox_without_state_directory_is_removed",
     ),
+    "egress/test_attacks.py": (
+        "a_request_whose_client_leaves_before_the_answer_is_recorded_after_any_number_of_refusals",
+    ),
     "egress/test_kernels.py": ("two_hundred_requests_at_once",),
     "egress/test_packages_inside.py": (
         "a_package_of_the_image_is_hidden_by_another_version_and_comes_back",
@@ -55,6 +62,7 @@ LONG: dict[str, tuple[str, ...]] = {
     "egress/test_packages_offline.py": (
         "a_second_kernel_installs_with_pip_while_the_index_is_stopped",
     ),
+    "environments/test_kernels.py": ("what_was_installed_is_named",),
     "faults/test_each_step.py": ("killed_part_leaves_nothing[restore",),
     "faults/test_fake_runsc.py": (
         "broken_run_command_is_refused[prints too much",
@@ -62,6 +70,7 @@ LONG: dict[str, tuple[str, ...]] = {
     ),
     "faults/test_full_disk.py": (
         "no_snapshot_is_made_without_room",
+        "running_kernel_survives_removed_state_directory",
         "start_with_full_user_folder_is_refused_or_works[TMPDIR",
     ),
     "faults/test_idle.py": (
@@ -72,6 +81,7 @@ LONG: dict[str, tuple[str, ...]] = {
         "a_sandbox_that_is_late_is_replaced_once[greet",
         "a_sandbox_that_is_late_is_replaced_once[sentry",
     ),
+    "faults/test_owner_death.py": ("killed_sandbox_process_ends_the_kernel[gofer",),
     "faults/test_scarce_descriptors.py": ("running_kernel_survives_without_descriptors",),
     "guest/test_egress_listener.py": (
         "kernel_started_in_another_way_has_streams[relay",
@@ -95,6 +105,7 @@ LONG: dict[str, tuple[str, ...]] = {
         "sync_multi_kernel_manager_works",
     ),
     "jupyter/test_output.py": ("100_megabytes_of_output_arrive[at once",),
+    "jupyter/test_root_images.py": ("image_in_use_is_shared_and_kept",),
     "jupyter/test_rough_code.py": ("closing_descriptors_0_to_2_is_harmless[closed by Python",),
     "kubernetes/test_ends.py": ("an_end_that_comes_late_is_told_to_nobody_else",),
     "mcp/test_hostile.py": (
@@ -102,13 +113,19 @@ LONG: dict[str, tuple[str, ...]] = {
         "garbage_floods_and_long_lines_do_no_harm",
     ),
     "mcp/test_stdio.py": ("sessions_that_are_not_used_end",),
-    "nodes/test_copies.py": ("files_are_copied_there_and_back[ssh",),
+    "nodes/test_copies.py": (
+        "files_are_copied_there_and_back[ssh",
+        "killed_server_leaves_outputs_and_nothing_else[ssh",
+    ),
     "nodes/test_faults.py": (
         "client_is_killed[ssh",
         "helper_is_killed[ssh",
+        "job_is_cancelled",
         "network_is_cut_for_good",
         "server_is_killed[ssh",
     ),
+    "nodes/test_kernels.py": ("kernel_waits_for_resources_and_says_so",),
+    "nodes/test_snapshots.py": ("first_start_is_cold_and_next_is_restored[ssh",),
     "runtimes/test_owner_death.py": (
         "killed_owner_leaves_nothing[11",
         "killed_owner_leaves_nothing[15",
@@ -149,6 +166,7 @@ LONG: dict[str, tuple[str, ...]] = {
     ),
     "snapshots/test_spares.py": (
         "busy_sandbox_becomes_no_spare",
+        "killed_spare_does_not_stop_next_start",
         "setting_turns_spares_off",
         "spare_is_removed_after_keep_seconds",
         "start_of_other_kind_does_not_take_spare",
