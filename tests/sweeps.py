@@ -58,6 +58,7 @@ LONG: dict[str, tuple[str, ...]] = {
     "egress/test_packages_inside.py": (
         "a_package_of_the_image_is_hidden_by_another_version_and_comes_back",
         "the_shells_pip_is_the_kernels",
+        "what_is_installed_is_imported_at_once_and_after_a_restart[direct",
     ),
     "egress/test_packages_offline.py": (
         "a_second_kernel_installs_with_pip_while_the_index_is_stopped",
@@ -74,6 +75,10 @@ LONG: dict[str, tuple[str, ...]] = {
         "start_with_full_user_folder_is_refused_or_works[TMPDIR",
     ),
     "faults/test_idle.py": (
+        "kernel_with_harmless_threads_is_stopped[a timer that was cancelled",
+        "kernel_with_harmless_threads_is_stopped[the thread of asyncio.to_thread",
+        "kernel_with_pending_work_is_not_stopped[a task that waits",
+        "message_wakes_stopped_kernel[usage",
         "sandbox_that_is_still_busy_is_stopped_again",
         "stopped_kernel_can_be_restarted_and_shut_down[now",
     ),
@@ -87,11 +92,25 @@ LONG: dict[str, tuple[str, ...]] = {
         "kernel_started_in_another_way_has_streams[relay",
         "thousands_of_connections_do_no_harm",
     ),
+    "guest/test_kernel_process.py": (
+        "stopped_kernel_can_be_interrupted_and_shut_down[shutdown now",
+    ),
     "images/test_bounds.py": ("each_of_many_opaque_folders_is_walked_once",),
     "jupyter/test_debugger.py": ("debug_info_and_variables_work_without_stop[restored",),
     "jupyter/test_default.py": ("kernels_of_running_servers_without_a_sandbox_are_named",),
     "jupyter/test_gvisor_sandbox.py": ("raw_questions_are_judged_on_the_host",),
-    "jupyter/test_interrupt.py": ("interrupt_works_for_background_server[docker",),
+    "jupyter/test_interrupt.py": (
+        "interrupt_works_for_background_server[docker",
+        "interrupt_works_for_background_server[slurm",
+        "unnoticed_interrupt_wakes_waiting_call[slurm",
+        "wake_up_signal_does_not_call_notebooks_handler[slurm",
+        *(
+            f"interrupt_ends_cell[{by}-{code}-{engine}"
+            for by in ("signal", "message")
+            for code in ("sleep", "regular expression", "lock", "coroutine", "shell escape")
+            for engine in ("docker", "ssh", "slurm")
+        ),
+    ),
     "jupyter/test_launch.py": (
         "invalid_connection_file_is_reported[[]",
         'invalid_connection_file_is_reported[{"transport"',
@@ -104,9 +123,15 @@ LONG: dict[str, tuple[str, ...]] = {
         "second_start_replaces_kernel",
         "sync_multi_kernel_manager_works",
     ),
-    "jupyter/test_output.py": ("100_megabytes_of_output_arrive[at once",),
+    "jupyter/test_output.py": (
+        "100_megabytes_of_output_arrive[at once",
+        "100_megabytes_of_output_arrive[in lines-relay",
+    ),
     "jupyter/test_root_images.py": ("image_in_use_is_shared_and_kept",),
-    "jupyter/test_rough_code.py": ("closing_descriptors_0_to_2_is_harmless[closed by Python",),
+    "jupyter/test_rough_code.py": (
+        "closing_descriptors_0_to_2_is_harmless[closed by Python",
+        "interrupt_works_while_gil_is_held[a call of C-relay",
+    ),
     "kubernetes/test_ends.py": ("an_end_that_comes_late_is_told_to_nobody_else",),
     "mcp/test_hostile.py": (
         "calls_beyond_the_limit_are_refused",
@@ -116,6 +141,8 @@ LONG: dict[str, tuple[str, ...]] = {
     "nodes/test_copies.py": (
         "files_are_copied_there_and_back[ssh",
         "killed_server_leaves_outputs_and_nothing_else[ssh",
+        "outputs_come_back_after_a_death[client-ssh",
+        "outputs_come_back_after_a_death[sentry-ssh",
     ),
     "nodes/test_faults.py": (
         "client_is_killed[ssh",
@@ -152,7 +179,8 @@ LONG: dict[str, tuple[str, ...]] = {
         "xlsx_examples_work",
     ),
     "snapshots/test_damaged.py": (
-        "damaged_snapshot_makes_one_start_cold[truncated with forged stamps",
+        "damaged_snapshot_makes_one_start_cold[a file missing",
+        "damaged_snapshot_makes_one_start_cold[truncated",
         "undamaged_copy_is_restored",
     ),
     "snapshots/test_editable.py": ("snapshot_covers_editable_installs",),
@@ -168,6 +196,7 @@ LONG: dict[str, tuple[str, ...]] = {
         "busy_sandbox_becomes_no_spare",
         "killed_spare_does_not_stop_next_start",
         "setting_turns_spares_off",
+        "spare_ends_with_its_process[exits",
         "spare_is_removed_after_keep_seconds",
         "start_of_other_kind_does_not_take_spare",
     ),

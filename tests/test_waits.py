@@ -212,8 +212,10 @@ ALLOWED: dict[tuple[str, str], str] = {
         "child.stdout.read(1)",
     ): "a program that writes a byte at once, or ends",
     ("runtimes/runsc/starting.py", "process.wait()"): DEAD,
-    ("runtimes/stderr_log.py", "while True"): "its own thread, until its sandbox has ended",
-    ("runtimes/stderr_log.py", "stream.read(65536)"): "its own thread, until its sandbox has ended",
+    ("runtimes/stderr_log.py", "while _poll(self._fd, None)"): (
+        "its own thread, until its sandbox has ended"
+    ),
+    ("runtimes/stderr_log.py", "os.read(self._fd, 65536)"): READY,
     ("runtimes/state/leftovers.py", "threading.Condition()"): LOCK,
     (
         "mcp/clients.py",
@@ -279,7 +281,7 @@ ALLOWED_MODULES = {
     "runtimes/state/lifeline.py threading.Lock()": "held while a shell ends, at most 5 s",
     "runtimes/runsc/runtime.py threading.Lock()": SWEEP,
     "runtimes/runsc/sandbox.py threading.Lock()": LOCK,
-    "runtimes/stderr_log.py threading.Lock()": LOCK,
+    "runtimes/stderr_log.py threading.Condition()": LOCK,
 }
 """Reasons by the beginning of module and text."""
 

@@ -12,15 +12,21 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 SECONDS = 60.0
 """How long the list may take. A thousand fonts take some seconds, on a busy machine ten times that.
 After it the snapshot is taken without the list."""
 PACKAGE = "matplotlib"
 MODULE = "matplotlib.font_manager"
+WHOLE = re.compile(r"fontlist-.*\.json|.*\.cache-\d+|CACHEDIR\.TAG")
+"""Names of the files that matplotlib and fontconfig leave when they have ended well."""
 
 
 def make(seconds: float = SECONDS) -> bool:
@@ -28,27 +34,62 @@ def make(seconds: float = SECONDS) -> bool:
 
     In a process of its own: this one would keep the modules, some 50 MiB. Blocks for ``seconds`` at
     most, leaves no process, and never raises.
+
+    The list is written elsewhere, and its files are moved into the home when they are whole. Half
+    of a list, or the lock of a process that was killed, would be in each kernel of the snapshot:
+    there matplotlib waits 5 s for such a lock, and fontconfig reads all fonts again for minutes.
     """
     try:
         if MODULE in sys.modules:  # it was preloaded
             return True
         if importlib.util.find_spec(PACKAGE) is None:
             return False
-        process = subprocess.Popen(
-            [sys.executable, "-c", f"import {MODULE}"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # it may start fc-list
-        )
-    except (ImportError, OSError, ValueError):
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        home.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix="fonts-", dir=home))
+    except (ImportError, OSError, RuntimeError, ValueError):
         return False
+    try:
+        if not _run(seconds, fresh):
+            return False
+        for name, place in (
+            ("matplotlib", os.environ.get("MPLCONFIGDIR") or home / "matplotlib"),
+            ("fontconfig", home / "fontconfig"),
+        ):
+            _move(fresh / name, Path(place))
+        return True
+    except OSError:
+        return False
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _run(seconds: float, cache: Path) -> bool:
+    """Have the list made in the folder ``cache``; return whether that went well."""
+    inherited = {name: value for name, value in os.environ.items() if name != "MPLCONFIGDIR"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"import {MODULE}"],
+        env={**inherited, "XDG_CACHE_HOME": str(cache)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # it may start fc-list
+    )
     try:
         return process.wait(seconds) == 0
     except subprocess.TimeoutExpired:
         return False
     finally:
         _end(process)
+
+
+def _move(made: Path, place: Path) -> None:
+    """Move the files that are whole, each at once."""
+    whole = [path for path in made.glob("*") if WHOLE.fullmatch(path.name)]
+    if whole:
+        place.mkdir(parents=True, exist_ok=True)
+    for path in whole:
+        path.replace(place / path.name)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -151,8 +151,8 @@ class Sandbox(ABC):
     def stderr_tail(self) -> str:
         """Return the last lines that the runtime and PID 1 wrote to stderr.
 
-        At most 4 KiB of printable text. Waits up to 0.1 s for the last lines of a sandbox that has
-        ended.
+        At most 4 KiB of printable text. Has the last lines of a sandbox that has ended: it waits
+        until they were read, which takes milliseconds, and at most 2 s on a busy machine.
         """
 
     def find_panic(self) -> str:

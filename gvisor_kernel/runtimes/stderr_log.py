@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import threading
 import time
 from pathlib import Path
@@ -18,6 +19,9 @@ write as much as it likes here."""
 PAUSE_SECONDS = 0.01
 """Pause before a read whose content is dropped: this thread shares the interpreter with all
 kernels."""
+CATCH_UP_SECONDS = 2.0
+"""How long whoever asks for the last lines waits for this module's thread. Some milliseconds are
+usual: only on a machine that is too busy the thread runs that much later."""
 
 
 class StderrLog:
@@ -35,7 +39,9 @@ class StderrLog:
         self._left_out = 0
         self._tail = b""
         self._line = b""
-        self._lock = threading.Lock()
+        self._is_behind = False
+        self._is_over = False
+        self._changed = threading.Condition()
         self._file.open()  # not later: the last lines come while the directory is being removed
         self._thread = threading.Thread(
             target=self._drain, name="gvisor-kernel-stderr", daemon=True
@@ -46,9 +52,22 @@ class StderrLog:
         """Wait until the last writer has closed the pipe, for at most ``seconds``."""
         self._thread.join(seconds)
 
+    def catch_up(self, seconds: float = CATCH_UP_SECONDS) -> None:
+        """Wait until what was written before this call is in ``tail()`` and in the file.
+
+        For at most ``seconds``, and not for writers that are still there.
+        """
+        with self._changed:
+            self._changed.wait_for(self._has_all, seconds)
+
+    def _has_all(self) -> bool:
+        """Whether the pipe has nothing that is not kept. The caller holds the lock."""
+        # The descriptor's number may be that of another file when the pipe is over.
+        return self._is_over or not (self._is_behind or _poll(self._fd, 0))
+
     def tail(self) -> str:
         """Return the last lines: at most TAIL_BYTES of printable text."""
-        with self._lock:
+        with self._changed:
             content = self._tail
         text = content[-TAIL_BYTES:].decode(errors="replace")
         if len(content) > TAIL_BYTES and "\n" in text:
@@ -56,23 +75,33 @@ class StderrLog:
         return "".join(c for c in text if c.isprintable() or c in "\n\t")
 
     def _drain(self) -> None:
-        with os.fdopen(self._fd, "rb", buffering=0) as stream:
-            while True:
-                try:
-                    content = stream.read(65536)
-                except OSError:
-                    return
+        try:
+            while _poll(self._fd, None):
+                with self._changed:
+                    content = os.read(self._fd, 65536)
+                    self._is_behind = True
+                    self._tail = (self._tail + content)[-TAIL_BYTES - 1 :]
                 if not content:
                     self._write_end()
                     return
-                with self._lock:
-                    self._tail = (self._tail + content)[-TAIL_BYTES - 1 :]
-                if self._allowance.room():
+                is_kept = self._allowance.room() > 0
+                if is_kept:
                     self._write_lines(content)
                 else:
                     self._left_out += len(self._line) + len(content)
                     self._line = b""
+                with self._changed:
+                    self._is_behind = False
+                    self._changed.notify_all()
+                if not is_kept:
                     time.sleep(PAUSE_SECONDS)
+        except OSError:
+            return
+        finally:
+            with self._changed:
+                self._is_over = True
+                os.close(self._fd)
+                self._changed.notify_all()
 
     def _write_end(self) -> None:
         """Write the last lines even where those before them were dropped."""
@@ -95,6 +124,13 @@ class StderrLog:
         written = b"".join(out)
         self._allowance.spend(len(written))
         self._file.write(written)
+
+
+def _poll(fd: int, milliseconds: float | None) -> bool:
+    """Whether a pipe has content, or its end; waits for either without a time."""
+    waiting = select.poll()
+    waiting.register(fd, select.POLLIN)
+    return bool(waiting.poll(milliseconds))
 
 
 def _escape(text: str) -> str:

@@ -37,6 +37,9 @@ const MAX_STRAY = 50;
 /** Times that a page may take the focus before it is ended; it may get a key each time. */
 const MAX_THEFTS = 2;
 const LOOK_MILLISECONDS = 50;
+/** Looks for the click by which a person follows a link: the browser tells of it by another way than
+ *  the page tells of the link, on a busy machine later. */
+const LOOKS_FOR_CLICK = 20;
 /** Requests under way of a page, and of all pages: a browser has six connections to a server, and
  *  JupyterLab saves notebooks by them. */
 const MAX_REQUESTS = 2;
@@ -105,10 +108,14 @@ export class PageFrame {
   private readonly gate = new Gate(MAX_REQUESTS);
   private stray = 0;
   private thefts = 0;
+  /** A link that waits for the person's click, and how many looks it yet waits. */
+  private link = { url: '', looks: 0 };
   private allowed = false;
   private readonly looking: ReturnType<typeof setInterval>;
   /** What had the focus last, beside the frame. */
   private elsewhere: HTMLElement | null = null;
+  /** Whether the person went elsewhere, and the browser may yet tell of a click before that. */
+  private wasLeft = false;
   private over = false;
   private disposed = false;
 
@@ -139,9 +146,12 @@ export class PageFrame {
     this.node = element('div', { class: 'gk-page-holder' }, this.frame, this.useButton);
     this.allowUse(false);
     document.addEventListener('focusin', this.leave, true);
-    window.addEventListener('blur', this.giveBack);
+    window.addEventListener('blur', this.giveBackSoon);
     // A frame of another process takes the focus a moment before this window knows.
-    this.looking = setInterval(this.giveBack, LOOK_MILLISECONDS);
+    this.looking = setInterval(() => {
+      this.giveBack();
+      this.followLink();
+    }, LOOK_MILLISECONDS);
     shown.add(this);
     this.frame.addEventListener(
       'load',
@@ -167,7 +177,7 @@ export class PageFrame {
     this.over = true;
     shown.delete(this);
     document.removeEventListener('focusin', this.leave, true);
-    window.removeEventListener('blur', this.giveBack);
+    window.removeEventListener('blur', this.giveBackSoon);
     clearInterval(this.looking);
     this.port.close();
     this.node.remove();
@@ -199,20 +209,36 @@ export class PageFrame {
     }
     this.elsewhere = event.target instanceof HTMLElement ? event.target : null;
     if (this.allowed && event.target !== this.useButton) {
+      this.wasLeft = true;
       this.allowUse(false);
     }
   };
 
+  /**
+   * A click in the page moves the focus there by way of the browser. What the page sends arrives
+   * earlier on a busy machine: the question about a link is shown, has the focus, and loses it. That
+   * is no theft, once for each time that the person used the page.
+   */
   private readonly giveBack = (): void => {
     if (this.over || this.allowed || document.activeElement !== this.frame) {
       return;
     }
     this.frame.blur();
     this.elsewhere?.focus();
+    if (this.wasLeft) {
+      this.wasLeft = false;
+      return;
+    }
     this.thefts += 1;
     if (this.thefts > MAX_THEFTS) {
       this.end('It was ended: it takes the keyboard.');
     }
+  };
+
+  /** During the event the browser is changing the focus: it would make an element the active one and
+   *  leave the keys with the page. */
+  private readonly giveBackSoon = (): void => {
+    setTimeout(this.giveBack);
   };
 
   /** Whether the person works in the page: it has the focus by their will, and got a click or a
@@ -220,6 +246,18 @@ export class PageFrame {
   private isInUse(): boolean {
     const active = (navigator as { userActivation?: { isActive: boolean } }).userActivation;
     return this.allowed && document.activeElement === this.frame && active?.isActive === true;
+  }
+
+  /** The question takes the focus, and the next key answers it: a page does not choose when. */
+  private followLink(): void {
+    const { url, looks } = this.link;
+    if (looks > 0) {
+      const isFollowed = this.isInUse();
+      this.link.looks = isFollowed || !this.allowed ? 0 : looks - 1;
+      if (isFollowed) {
+        this.events.link(url);
+      }
+    }
   }
 
   countStray(): void {
@@ -266,10 +304,8 @@ export class PageFrame {
         break;
       }
       case 'link':
-        // The question takes the focus, and the next key answers it: a page does not choose when.
-        if (this.isInUse()) {
-          this.events.link(text(message.url));
-        }
+        this.link = { url: text(message.url), looks: LOOKS_FOR_CLICK };
+        this.followLink();
         break;
       case 'blocked':
         this.events.blocked(text(message.url));

@@ -91,6 +91,13 @@ setInterval(() => {
 }, 50);
 </script>"""
 
+TAKES = """<a id="link" href="https://links.example/">Link</a><input id="field" value="x"><script>
+document.getElementById("link").addEventListener("click", () => {
+  setInterval(() => document.getElementById("field").select(), 50);
+});
+</script>"""
+"""It takes the focus from the question that its link asks."""
+
 
 @pytest.fixture(scope="module", autouse=True)
 def api(request: pytest.FixtureRequest) -> Iterator[Fake]:
@@ -209,6 +216,21 @@ def check_links(lab: LabPage) -> None:
     ActionChains(lab.driver).send_keys(Keys.ENTER).perform()
     gone = "return document.querySelector('.jp-Dialog') === null"
     lab.wait_until(lambda: lab.driver.execute_script(gone), "the question never ended")
+    assert len(lab.driver.window_handles) == 1
+    choose(lab, "notes.html")
+    (lab.server.folder / "outputs" / "takes.html").write_text(TAKES)
+    choose(lab, "takes.html")
+    page_has(lab, "#link")
+    button(lab, PANEL, "Use this page").click()
+    for _ in range(2):
+        lab.driver.switch_to.frame(lab.driver.find_elements(By.TAG_NAME, "iframe")[0])
+    lab.driver.find_element(By.ID, "link").click()
+    lab.driver.switch_to.default_content()
+    assert lab.dialog().startswith("Open links.example?")
+    wait_for_text(lab, f"{PANEL} .gk-preview", "it takes the keyboard")
+    wait_for_text(lab, ".jp-Dialog :focus", "Cancel")
+    ActionChains(lab.driver).send_keys(Keys.ENTER).perform()
+    lab.wait_until(lambda: lab.driver.execute_script(gone), "the question got no key")
     assert len(lab.driver.window_handles) == 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +53,25 @@ def test_lines_have_a_mark_and_are_printable(writer: Writer, path: Path) -> None
     texts = [re.fullmatch(r"\S+Z sandbox: (.*)", line) for line in lines]
     assert [text and text[1] for text in texts] == ["one", "two \\x1b[2J\ufffd", "three"]
     assert writer.log.tail() == "one\ntwo [2J\ufffd\n\nthree"
+
+
+def test_the_last_lines_are_there_however_late_the_reader_is(
+    writer: Writer, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while a writer is still there. A person needs them when a kernel has died."""
+    late = threading.Event()
+    write = writer.log._write_lines
+
+    def write_late(content: bytes) -> None:
+        late.wait(0.3)  # longer than the 0.1 s that were waited once; nothing depends on it
+        write(content)
+
+    monkeypatch.setattr(writer.log, "_write_lines", write_late)
+    for number in range(3):
+        writer.write(b"words %d\n" % number)
+        writer.log.catch_up(SECONDS)
+        assert writer.log.tail().endswith(f"words {number}\n")
+        assert path.read_text().endswith(f"words {number}\n")
 
 
 def test_removed_file_is_not_made_again(writer: Writer, path: Path) -> None:

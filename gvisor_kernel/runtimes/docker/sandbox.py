@@ -91,7 +91,7 @@ class DockerSandbox(RecordedSandbox):
 
     def stderr_tail(self) -> str:
         if self._ended:
-            self._stderr.wait(0.1)
+            self._stderr.catch_up()
         return self._stderr.tail()
 
     def kill(self) -> None:

@@ -116,7 +116,7 @@ class PodSandbox(RecordedSandbox):
 
     def stderr_tail(self) -> str:
         if self._ended:
-            self._stderr.wait(0.1)
+            self._stderr.catch_up()
         return self._stderr.tail()
 
     def find_cause(self) -> str:

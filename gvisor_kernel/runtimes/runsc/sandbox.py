@@ -89,7 +89,7 @@ class RunscSandbox(RecordedSandbox):
 
     def stderr_tail(self) -> str:
         if self.poll() is not None:
-            self._stderr.wait(0.1)  # the last lines may still be in the pipe
+            self._stderr.catch_up()  # the last lines may still be in the pipe
         return self._stderr.tail()
 
     def find_panic(self) -> str:
