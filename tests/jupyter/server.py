@@ -44,18 +44,8 @@ class JupyterServer:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        options = [
-            "--no-browser",
-            "--ServerApp.ip=127.0.0.1",
-            f"--ServerApp.port={port}",
-            f"--ServerApp.root_dir={self.folder}",
-            f"--IdentityProvider.token={self.token}",
-            f"--ServerApp.jpserver_extensions={self.extensions}",
-            *(["--allow-root"] if os.geteuid() == 0 else []),
-            *self.options,
-        ]
         self._process = subprocess.Popen(
-            [*command_of("jupyter_server"), *options],
+            self.argv(port),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -68,6 +58,19 @@ class JupyterServer:
             self.stop()
             raise AssertionError("The server did not start:\n" + "".join(self.log[-40:]))
         wait_until(self._answers, "the server to listen")  # it prints its URL before it listens
+
+    def argv(self, port: int) -> list[str]:
+        return [
+            *command_of("jupyter_server"),
+            "--no-browser",
+            "--ServerApp.ip=127.0.0.1",
+            f"--ServerApp.port={port}",
+            f"--ServerApp.root_dir={self.folder}",
+            f"--IdentityProvider.token={self.token}",
+            f"--ServerApp.jpserver_extensions={self.extensions}",
+            *(["--allow-root"] if os.geteuid() == 0 else []),
+            *self.options,
+        ]
 
     def _answers(self) -> bool:
         try:
