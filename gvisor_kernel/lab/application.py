@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from jupyter_core.paths import jupyter_config_dir, jupyter_data_dir, jupyter_run
 from jupyter_server.serverapp import ServerApp
 from traitlets.config import Config
 
-from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.errors import GvisorKernelError, KernelspecError
 from gvisor_kernel.host.homes import find_home
 from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs, install_kernelspec
 from gvisor_kernel.jupyter.plan_factory import read_configuration
@@ -72,8 +72,8 @@ def check_folder(path: str) -> Path:
             f"{folder} is the home {home}, or has it below: kernels are not shown a home.",
             "make a folder below it, and put there what you want to open.",
         )
-    places = (jupyter_config_dir(), jupyter_data_dir(), jupyter_runtime_dir(), sys.prefix)
-    for place in (Path(place).resolve() for place in places):
+    own = (jupyter_config_dir(), jupyter_data_dir(), jupyter_runtime_dir(), sys.prefix)
+    for place in {Path(place).resolve() for place in (*own, *filter(None, sys.path))}:
         is_hidden = any(part.startswith(".") for part in _below(place, folder))
         if folder.is_relative_to(place) or (place.is_relative_to(folder) and not is_hidden):
             raise GvisorKernelError(
@@ -142,6 +142,16 @@ def provide_kernelspec(private: Path) -> None:
         os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, paths))
 
 
+def check_kernelspecs(names: Iterable[str]) -> None:
+    """:raises KernelspecError: when there is no kernelspec of ours of one of these names"""
+    known = {spec.name for spec in find_kernelspecs()}
+    for name in sorted(set(names) - known):
+        raise KernelspecError(
+            f"There is no kernelspec {name!r} of gvisor-kernel.",
+            f"use one of these: {', '.join(sorted(known))}; or gvisor-kernel install --name NAME.",
+        )
+
+
 def run_lab(folder: Path, options: Any) -> None:
     """Run JupyterLab until it is ended.
 
@@ -155,6 +165,7 @@ def run_lab(folder: Path, options: Any) -> None:
         provide_kernelspec(private)
         config = make_config(folder, private)
         config.merge(options)
+        check_kernelspecs(config.KernelSpecManager.get("allowed_kernelspecs", ()))
         ClosedServer.folder = private
         # A closed terminal ends the server as a service manager does, with its sandboxes.
         signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))

@@ -27,8 +27,6 @@ from traitlets import default
 from gvisor_kernel.changes.autorun import find_kind
 from gvisor_kernel.host.folders import Opened, open_below, open_real
 
-MAX_MOVED = 10_000
-"""Files and folders in a folder that is renamed."""
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -170,7 +168,7 @@ class FolderContents(AsyncLargeFileManager):
             os.mkdir(name, dir_fd=folder.fd)
 
     async def rename_file(self, old_path: str, new_path: str) -> None:
-        """Move a file or a folder, if nothing in it would run by itself at its new place."""
+        """Move a file or a folder, if it does not run by itself at its new place."""
         old_path, new_path = old_path.strip("/"), new_path.strip("/")
         if old_path == new_path:
             return
@@ -179,9 +177,6 @@ class FolderContents(AsyncLargeFileManager):
         with self.perm_to_403(), self._open_parent(old) as above, self._open_parent(new) as below:
             is_folder = stat.S_ISDIR(_status(above, names[0], old_path).st_mode)
             refuse_autorun(new_path, is_folder=is_folder)
-            if is_folder:
-                with open_below(above, names[0]) as folder:
-                    refuse_autorun_in(folder, new_path)
             with suppress(FileNotFoundError):
                 os.stat(names[1], dir_fd=below.fd, follow_symlinks=False)
                 raise HTTPError(409, f"File already exists: {new_path}")
@@ -222,30 +217,6 @@ def refuse_autorun(path: str, *, is_folder: bool = False) -> None:
             raise HTTPError(
                 403, f"{path} is not written here: {kind.reason}. Write it with a program of yours."
             )
-
-
-def refuse_autorun_in(folder: Opened, path: str) -> None:
-    """Check all that is in a folder against ``path``, where it shall be.
-
-    :raises HTTPError: 403 for a link, and for a file that may run without being opened
-    """
-    left, count = [""], 0
-    while left:
-        below = left.pop()
-        with open_below(folder, below or ".") as opened:
-            fd = opened.read()
-        try:
-            for name in os.listdir(fd):  # noqa: PTH208
-                count += 1
-                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                inner = f"{below}/{name}".strip("/")
-                refuse_autorun(f"{path}/{inner}")
-                if stat.S_ISLNK(status.st_mode) or count > MAX_MOVED:
-                    raise HTTPError(403, f"{inner}: a link, or too many files. Move it yourself.")
-                if stat.S_ISDIR(status.st_mode):
-                    left.append(inner)
-        finally:
-            os.close(fd)
 
 
 def _status(folder: Opened, name: str, path: str) -> os.stat_result:

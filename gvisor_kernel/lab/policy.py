@@ -34,6 +34,8 @@ def harden(config: Any) -> None:
     server.jpserver_extensions = choose_extensions()
     config.FolderContents.allow_hidden = False
     config.GVisorServer.closed = True
+    config.LabApp.news_url = None
+    config.LabApp.check_for_updates_class = "jupyterlab.handlers.announcements.NeverCheckForUpdate"
     for name in ("LabApp", "JupyterNotebookApp"):
         config[name].extension_manager = "readonly"
         config[name].lock_all_plugins = True

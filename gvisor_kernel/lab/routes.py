@@ -19,14 +19,14 @@ OPEN: tuple[tuple[tuple[str, ...], str], ...] = (
     (READ, r"/(files|view)/.*"),
     (READ, r"/api/kernelspecs(/.*)?|/kernelspecs/.*"),
     # What the server is; and its end, which ends no more than its kernels.
-    (READ, r"/|/api/?|/api/(status|me|spec\.yaml)|/favicon\.ico|/metrics"),
+    (READ, r"/|/api/?|/api/(status|me|spec\.yaml|config/\w+)|/favicon\.ico|/metrics"),
     (("POST",), r"/api/(shutdown|security/csp-report)"),
     (("GET", "POST"), r"/api/events(/subscribe)?|/login|/logout"),
     # JupyterLab and Notebook 7: pages and what they are made of; settings of this person's pages.
     (READ, r"/(lab|doc|tree|notebooks|edit|consoles)(/(?!api/).*)?"),
     (READ, r"/(static|custom|logos)/.*"),
     (READ, r"/lab/api/(translations|themes|licenses|listings|schemas)(/.*)?"),
-    (READ, r"/lab/api/(extensions|plugins|build|update|news)"),
+    (READ, r"/lab/api/(extensions|plugins|build)"),
     (("GET", "PUT"), r"/lab/api/settings(/.*)?"),
     (("GET", "PUT", "POST", "DELETE"), r"/lab/api/workspaces(/.*)?"),
     # Ours, and a hub's way to log in.

@@ -132,6 +132,30 @@ class JupyterServer:
             connection.close()
 
 
+class Lab(JupyterServer):
+    """``gvisor-kernel lab``, as a person starts it, but for the browser. Its token is its own.
+
+    With ``GK_TEST_OPEN_LAB`` it is an ordinary server with ``extensions``, to see attacks succeed.
+    """
+
+    def argv(self, port: int) -> list[str]:
+        if os.environ.get("GK_TEST_OPEN_LAB"):
+            return super().argv(port)
+        options = ("--no-browser", f"--port={port}", "--GVisorServer.warm=False", *self.options)
+        return [*command_of("gvisor_kernel"), "lab", str(self.folder), *options]
+
+    def start(self) -> None:
+        super().start()
+        found = (re.search(r"token=([0-9a-f]{32,})", line) for line in self.log)
+        self.token = next((match[1] for match in found if match), self.token)
+
+    def send(self, method: str, path: str, body: Any = None, **more: Any) -> requests.Response:
+        """Send a request as a page does; ``body`` is JSON."""
+        headers = {"Authorization": f"token {self.token}"} | more.pop("headers", {})
+        url, seconds = f"{self.url}/{path}", SECONDS
+        return requests.request(method, url, json=body, timeout=seconds, headers=headers, **more)
+
+
 class Page:
     """One client: sends requests, and receives the messages of all channels in order."""
 

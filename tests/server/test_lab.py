@@ -9,6 +9,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -22,8 +23,7 @@ from websocket import WebSocketBadStatusException, create_connection
 from gvisor_kernel.runtimes.state.records import find_sandboxes
 
 from ..jupyter.helpers import SECONDS, wait_until
-from ..jupyter.server import JupyterServer
-from ..slow_imports import command_of
+from ..jupyter.server import Lab
 from ..world import DEFAULT_KERNEL
 
 LOCAL = {
@@ -39,27 +39,6 @@ NOTEBOOK: dict[str, Any] = {
     "cells": [],
     "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3"}},
 }
-
-
-class Lab(JupyterServer):
-    """The command, as a person starts it, but for the browser."""
-
-    def argv(self, port: int) -> list[str]:
-        if os.environ.get("GK_TEST_OPEN_LAB"):
-            return [*super().argv(port), "--ServerApp.jpserver_extensions={'jupyterlab': True}"]
-        options = ("--no-browser", f"--port={port}", "--GVisorServer.warm=False", *self.options)
-        return [*command_of("gvisor_kernel"), "lab", str(self.folder), *options]
-
-    def start(self) -> None:
-        super().start()
-        found = (re.search(r"token=([0-9a-f]{32,})", line) for line in self.log)
-        self.token = next((match[1] for match in found if match), self.token)
-
-    def send(self, method: str, path: str, body: Any = None, **more: Any) -> requests.Response:
-        """Send a request as a page does; ``body`` is JSON."""
-        headers = {"Authorization": f"token {self.token}"} | more.pop("headers", {})
-        url, seconds = f"{self.url}/{path}", SECONDS
-        return requests.request(method, url, json=body, timeout=seconds, headers=headers, **more)
 
 
 def plant(above: Path) -> Path:
@@ -98,7 +77,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     specs = Path(os.environ["JUPYTER_DATA_DIR"], "kernels")
     (specs / "local").mkdir()
     (specs / "local/kernel.json").write_text(json.dumps(LOCAL))
-    server = Lab(folder, extensions=())
+    server = Lab(folder, extensions=("jupyterlab", "jupyter_server_terminals", "jupyter_lsp"))
     try:
         server.start()
         for name, spec in (("later", LOCAL), ("later-ours", OURS)):
@@ -109,8 +88,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         server.stop()
         config.unlink()
         for name in ("local", "later", "later-ours"):
-            (specs / name / "kernel.json").unlink()
-            (specs / name).rmdir()
+            shutil.rmtree(specs / name, ignore_errors=True)
     assert not (folder.parent / "ran").exists()
     assert not list(Path(os.environ["JUPYTER_RUNTIME_DIR"]).glob("gvisor-*")), "left behind"
 
@@ -172,7 +150,6 @@ REFUSED: dict[str, tuple[str, str, Any]] = {
         *("PATCH", f"{CONTENTS}outputs/folder/secret.txt"),
         {"path": "secret.txt"},
     ),
-    "rename a folder with a link": ("PATCH", f"{CONTENTS}moved", {"path": "other"}),
     "copy hidden": ("POST", CONTENTS, {"copy_from": ".git/config"}),
     "copy from behind link": ("POST", CONTENTS, {"copy_from": "outputs/folder/secret.txt"}),
     "copy a folder with a link": ("POST", CONTENTS, {"copy_from": "moved"}),
@@ -192,7 +169,6 @@ REFUSED: dict[str, tuple[str, str, Any]] = {
         {"content": NOTEBOOK, "type": "notebook", "name": "x"},
     ),
     "exporters": ("GET", "api/nbconvert", None),
-    "read configuration": ("GET", "api/config/notebook", None),
     "write configuration": ("PUT", "api/config/notebook", {"x": 1}),
     "change configuration": ("PATCH", "api/config/notebook", {"x": 1}),
     "disable an extension": (
