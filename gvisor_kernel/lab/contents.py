@@ -210,8 +210,10 @@ class PrivateCheckpoints(AsyncGenericFileCheckpoints):
 
 
 def refuse_autorun(path: str, *, is_folder: bool = False) -> None:
-    """:raises HTTPError: 403 for the path of a file that may run without being opened."""
+    """:raises HTTPError: 403 for the path of a file that may run without being opened, or hidden"""
     path = path.strip("/")
+    if any(part.startswith(".") for part in path.split("/")):
+        raise HTTPError(403, f"{path} is hidden, and not written here.")
     for name in (path, f"{path}/__init__.py") if is_folder else (path,):
         if kind := find_kind(name):
             raise HTTPError(

@@ -7,6 +7,7 @@ the server starts: what is written later is neither listed nor started.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
@@ -90,6 +91,8 @@ class SandboxKernelManager(AsyncMappingKernelManager):
         if not isinstance(manager, SandboxKernelSpecManager):
             raise HTTPError(403, "This server's kernelspecs are not checked, so no kernel starts.")
         manager.get_kernel_spec(more.get("kernel_name") or self.default_kernel_name)
+        if not re.fullmatch(r"[\w-]{1,64}", more.get("kernel_id") or "none"):
+            raise HTTPError(400, "This is no kernel_id.")  # it is a part of a file's name
         return str(await super()._async_start_kernel(**more))
 
     start_kernel = _async_start_kernel  # type: ignore[assignment]

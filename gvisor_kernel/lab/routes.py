@@ -34,6 +34,8 @@ OPEN: tuple[tuple[tuple[str, ...], str], ...] = (
     (READ, r"/oauth_callback"),
 )
 """Methods and paths below the server's base URL."""
+CLOSED = "gvisor_kernel_closed"
+"""The setting of the server's application that is true then."""
 _OPEN = [(frozenset(methods), re.compile(pattern)) for methods, pattern in OPEN]
 
 
@@ -63,4 +65,5 @@ class ClosedHandler(RequestHandler):
 
 def close_routes(application: Application, base_url: str) -> None:
     """Let the server answer 404 for all that is not in the list. Call it before it listens."""
+    application.settings[CLOSED] = True
     application.default_router.rules.insert(0, Rule(_Closed(base_url), ClosedHandler))

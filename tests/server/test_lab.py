@@ -111,6 +111,7 @@ REFUSED: dict[str, tuple[str, str, Any]] = {
     "kernel by path": ("POST", "api/kernels", {"name": "../kernels/local"}),
     "kernel written later": ("POST", "api/kernels", {"name": "later"}),
     "sandbox written later": ("POST", "api/kernels", {"name": "later-ours"}),
+    "kernel with a path as its id": ("POST", "api/kernels", {"kernel_id": "x/../../y"}),
     "sandbox out of the folder": ("POST", "api/kernels", {"path": "../outside"}),
     "sandbox in a hidden folder": ("POST", "api/kernels", {"path": ".git/hooks"}),
     "sandbox behind a link": ("POST", "api/kernels", {"path": "outputs/folder"}),
@@ -229,6 +230,30 @@ def test_kernels_are_sandboxes_alone_also_after_a_change(lab: Lab) -> None:
         page.execute("import json; i = json.load(open('/container_info.json'))['limits']; print(i)")
         page.wait_for_text(f"'memory_bytes': {300 << 20}")  # this user's own setting holds
     assert lab.send("DELETE", f"api/sessions/{made['id']}").status_code == 204
+
+
+def test_changes_of_a_kernel_are_applied_but_for_files_that_run_by_themselves(lab: Lab) -> None:
+    kernel = lab.send("POST", "api/kernels", {}).json()["id"]
+    paths = (".git/hooks/pre-commit", "conftest.py", "numpy/__init__.py", "plain.txt")
+    code = f"""
+import pathlib
+for path in map(pathlib.Path, {paths}):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("applied")
+print("written")
+"""
+    with lab.page(kernel) as page:
+        page.execute(code)
+        page.wait_for_text("written")
+    api = f"gvisor-kernel/api/kernels/{kernel}/changes"
+    states = {change["path"]: change["state"] for change in lab.send("GET", api).json()["changes"]}
+    for path in (*paths, "numpy"):
+        wanted = [{"path": path, "state": states[path]}]
+        body = {"changes": wanted, "named": [path], "force": True}
+        answer = lab.send("POST", f"{api}/apply", body)
+        assert answer.status_code == (200 if path == "plain.txt" else 403), answer.text
+        assert (lab.folder / path).exists() == (path == "plain.txt")
+    assert lab.send("DELETE", f"api/kernels/{kernel}").status_code == 204
 
 
 def test_files_are_read_written_and_moved(lab: Lab) -> None:
