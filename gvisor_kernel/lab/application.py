@@ -37,6 +37,8 @@ HEADERS = {
     # Script in the page cannot fetch from elsewhere, or send there, but by leaving the page.
     "Content-Security-Policy": "frame-ancestors 'self'; base-uri 'self'; object-src 'none';"
     " form-action 'self'; default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:",
+    # Where a browser knows this, the page cannot leave for another site, either.
+    "Connection-Allowlist": "(response-origin)",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
 }

@@ -131,19 +131,21 @@ class FolderContents(AsyncLargeFileManager):
         name = os.path.basename(os_path)  # noqa: PTH119
         new = f".~{secrets.token_hex(8)}"
         with self.perm_to_403(os_path), self._open_parent(os_path) as folder:
-            mode = 0o666 & ~_umask()
+            old = None
             with suppress(FileNotFoundError):
-                mode = os.stat(name, dir_fd=folder.fd, follow_symlinks=False).st_mode & 0o777
-            fd = os.open(new, _NEW, 0o600, dir_fd=folder.fd)
+                old = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
+            fd = os.open(new, _NEW, 0o666, dir_fd=folder.fd)
+            is_text = more.get("text", True)
             try:
-                encoding = more.get("encoding", "utf-8")
-                is_text = more.get("text", True)
                 with os.fdopen(
-                    fd, "w" if is_text else "wb", encoding=encoding if is_text else None
+                    fd, "w" if is_text else "wb", encoding="utf-8" if is_text else None
                 ) as file:
                     yield file
                     file.flush()
-                    os.fchmod(fd, mode)
+                    if old is not None and stat.S_ISREG(old.st_mode):
+                        with suppress(PermissionError):
+                            os.fchown(fd, old.st_uid, old.st_gid)
+                        os.fchmod(fd, old.st_mode & 0o777)
                     os.fsync(fd)
                 os.replace(new, name, src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
             except BaseException:
@@ -226,9 +228,3 @@ def _status(folder: Opened, name: str, path: str) -> os.stat_result:
         return os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
     except FileNotFoundError:
         raise HTTPError(404, f"File or directory does not exist: {path}") from None
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

@@ -10,7 +10,8 @@ from typing import Any
 from jupyter_core.paths import jupyter_config_path
 from jupyter_server.extension.config import ExtensionConfigManager
 
-EXTENSIONS = ("jupyterlab", "gvisor_kernel.server", "notebook", "notebook_shim")
+OURS = "gvisor_kernel.server"
+EXTENSIONS = ("jupyterlab", OURS, "notebook", "notebook_shim")
 """Extensions of the server that stay. Others, such as terminals and language servers, start
 programs on the host."""
 
@@ -36,9 +37,9 @@ def harden(config: Any) -> None:
     config.GVisorServer.closed = True
     config.LabApp.news_url = None
     config.LabApp.check_for_updates_class = "jupyterlab.handlers.announcements.NeverCheckForUpdate"
+    config.LabApp.extension_manager = "readonly"
+    config.LabApp.lock_all_plugins = True
     for name in ("LabApp", "JupyterNotebookApp"):
-        config[name].extension_manager = "readonly"
-        config[name].lock_all_plugins = True
         config[name].custom_css = False
         config[name].expose_app_in_browser = False
 
@@ -47,4 +48,4 @@ def choose_extensions() -> dict[str, bool]:
     """Return which of the extensions that are enabled in Jupyter's folders stay so."""
     manager = ExtensionConfigManager(read_config_path=jupyter_config_path())
     found = manager.get_jpserver_extensions()  # type: ignore[no-untyped-call]
-    return {name: name in EXTENSIONS for name in found} | dict.fromkeys(EXTENSIONS[:2], True)
+    return {name: name in EXTENSIONS for name in found} | {OURS: True}

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from traitlets.config import Config
 
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.lab import application
 from gvisor_kernel.lab.application import check_folder, make_config, private_folder
 from gvisor_kernel.lab.options import parse_options
+from gvisor_kernel.lab.policy import EXTENSIONS, harden
 
 
 @pytest.mark.parametrize(
@@ -118,3 +121,24 @@ def test_command_names_what_is_missing(
     monkeypatch.setattr("gvisor_kernel.cli.lab.find_spec", lambda name: None)
     assert main(["lab", str(tmp_path)]) == 1
     assert "-m pip install jupyterlab" in capsys.readouterr().err
+
+
+def test_hardening_names_settings_that_exist() -> None:
+    """Jupyter does not start with a name that no class has, or ignores it."""
+    from jupyter_server.serverapp import ServerApp
+    from jupyterlab.labapp import LabApp
+
+    from gvisor_kernel.lab.contents import FolderContents
+    from gvisor_kernel.server.extension import GVisorServer
+
+    config = Config()
+    harden(config)
+    classes: tuple[Any, ...] = (ServerApp, LabApp, FolderContents, GVisorServer)
+    known = {each.__name__: each for each in classes}
+    assert set(config) - {"JupyterNotebookApp"} == set(known)
+    for name, each in known.items():
+        assert set(config[name]) <= set(each.class_traits(config=True)), name
+        each(config=Config({name: config[name]}))  # values are accepted
+    enabled = config.ServerApp.jpserver_extensions
+    assert enabled["gvisor_kernel.server"]
+    assert not {name for name, on in enabled.items() if on} - set(EXTENSIONS)
