@@ -76,17 +76,15 @@ def check_folder(path: str) -> Path:
         )
     own = (jupyter_config_dir(), jupyter_data_dir(), jupyter_runtime_dir(), sys.prefix)
     for place in {Path(place).resolve() for place in (*own, *filter(None, sys.path))}:
-        is_hidden = any(part.startswith(".") for part in _below(place, folder))
-        if folder.is_relative_to(place) or (place.is_relative_to(folder) and not is_hidden):
+        is_below = place.is_relative_to(folder)
+        below = place.relative_to(folder).parts if is_below else ()
+        is_shown = is_below and not any(part.startswith(".") for part in below)
+        if is_shown or folder.is_relative_to(place):
             raise GvisorKernelError(
                 f"{folder} is, has or lies in {place}, from which programs of this machine run.",
                 "name a folder that has only what you want to open.",
             )
     return folder
-
-
-def _below(place: Path, folder: Path) -> tuple[str, ...]:
-    return place.relative_to(folder).parts if place.is_relative_to(folder) else ()
 
 
 def make_config(folder: Path, private: Path) -> Config:
@@ -133,23 +131,19 @@ def private_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def provide_kernelspec(private: Path) -> None:
+def provide_kernelspecs(private: Path, wanted: Iterable[str] = ()) -> None:
     """If no kernelspec of ours is installed, let this process find the package's own.
 
-    :raises KernelspecError: when the package has none
+    :raises KernelspecError: when there is none, or not one of those that are ``wanted``
     """
     if not find_kernelspecs():
         made = install_kernelspec(prefix=str(private)).directory
         paths = [str(made.parent.parent), os.environ.get("JUPYTER_PATH", "")]
         os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, paths))
-
-
-def check_kernelspecs(names: Iterable[str]) -> None:
-    """:raises KernelspecError: when there is no kernelspec of ours of one of these names"""
     known = {spec.name for spec in find_kernelspecs()}
-    for name in sorted(set(names) - known):
+    if missing := set(wanted) - known:
         raise KernelspecError(
-            f"There is no kernelspec {name!r} of gvisor-kernel.",
+            f"There is no kernelspec {min(missing)!r} of gvisor-kernel.",
             f"use one of these: {', '.join(sorted(known))}; or gvisor-kernel install --name NAME.",
         )
 
@@ -164,11 +158,11 @@ def run_lab(folder: Path, options: Any) -> None:
     for name in [*DROPPED, *(name for name in os.environ if name.startswith("JUPYTER_GATEWAY_"))]:
         os.environ.pop(name, None)
     with private_folder() as private:
-        provide_kernelspec(private)
+        provide_kernelspecs(private, options.KernelSpecManager.get("allowed_kernelspecs", ()))
         config = make_config(folder, private)
         config.merge(options)
-        check_kernelspecs(config.KernelSpecManager.get("allowed_kernelspecs", ()))
         ClosedServer.folder = private
         # A closed terminal ends the server as a service manager does, with its sandboxes.
-        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         ClosedServer.launch_instance(argv=[], config=config)

@@ -177,8 +177,11 @@ class FolderContents(AsyncLargeFileManager):
         old, new = self._get_os_path(old_path), self._get_os_path(new_path)
         names = os.path.basename(old), os.path.basename(new)  # noqa: PTH119
         with self.perm_to_403(), self._open_parent(old) as above, self._open_parent(new) as below:
-            is_folder = stat.S_ISDIR(_status(above, names[0], old_path).st_mode)
-            refuse_autorun(new_path, is_folder=is_folder)
+            try:
+                status = os.stat(names[0], dir_fd=above.fd, follow_symlinks=False)
+            except FileNotFoundError:
+                raise HTTPError(404, f"File or directory does not exist: {old_path}") from None
+            refuse_autorun(new_path, is_folder=stat.S_ISDIR(status.st_mode))
             with suppress(FileNotFoundError):
                 os.stat(names[1], dir_fd=below.fd, follow_symlinks=False)
                 raise HTTPError(409, f"File already exists: {new_path}")
@@ -221,10 +224,3 @@ def refuse_autorun(path: str, *, is_folder: bool = False) -> None:
             raise HTTPError(
                 403, f"{path} is not written here: {kind.reason}. Write it with a program of yours."
             )
-
-
-def _status(folder: Opened, name: str, path: str) -> os.stat_result:
-    try:
-        return os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
-    except FileNotFoundError:
-        raise HTTPError(404, f"File or directory does not exist: {path}") from None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -67,7 +66,8 @@ class SandboxKernelManager(AsyncMappingKernelManager):
         assert self.kernel_spec_manager is not None  # the server has one
         names = self.kernel_spec_manager.find_kernel_specs()
         if self.default_kernel_name not in names:
-            self.default_kernel_name = choose_default(names)
+            is_there = DEFAULT_NAME in names or not names
+            self.default_kernel_name = DEFAULT_NAME if is_there else min(names)
 
     def cwd_for_path(self, path: str, **more: Any) -> str:
         """Return the folder of a kernel. Called for each start that names a path.
@@ -96,8 +96,3 @@ class SandboxKernelManager(AsyncMappingKernelManager):
         return str(await super()._async_start_kernel(**more))
 
     start_kernel = _async_start_kernel  # type: ignore[assignment]
-
-
-def choose_default(names: Mapping[str, str]) -> str:
-    """Return the kernelspec that is started if none is named."""
-    return DEFAULT_NAME if DEFAULT_NAME in names else min(names, default=DEFAULT_NAME)

@@ -18,7 +18,8 @@ ACCEPTED = (
     r"|open_browser|shutdown_no_activity_timeout|iopub_\w+|rate_limit_window|max_body_size"
     r"|max_buffer_size|quit_button)"
     r"|(Sandbox|Mapping|AsyncMapping)KernelManager\.(cull_\w+|kernel_info_timeout)"
-    r"|LabApp\.(app_dir|log_level)|GVisor(Provisioner|Egress|Server)\.(?!closed)\w+"
+    r"|LabApp\.(app_dir|log_level)|GVisor(Provisioner|Egress)\.\w+"
+    r"|GVisorServer\.(warm|shared_storage)"
 )
 OPENS = {
     r"\w+\.terminals_enabled|Term\w+\..*": "terminals, which are shells of this machine",

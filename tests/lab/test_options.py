@@ -99,10 +99,10 @@ def test_kernelspec_comes_with_the_command_if_none_is_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JUPYTER_PATH", "/nonexistent")
-    application.provide_kernelspec(tmp_path)
+    application.provide_kernelspecs(tmp_path)
     assert os.environ["JUPYTER_PATH"] == "/nonexistent"
     monkeypatch.setattr(application, "find_kernelspecs", list)
-    application.provide_kernelspec(tmp_path)
+    application.provide_kernelspecs(tmp_path)
     shown = tmp_path / "share/jupyter"
     assert os.environ["JUPYTER_PATH"] == f"{shown}:/nonexistent"
     assert (shown / "kernels/gvisor-python/kernel.json").exists()
