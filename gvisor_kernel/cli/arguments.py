@@ -68,7 +68,7 @@ def add_lab(add: Add) -> None:
         metavar="NAME",
         help="a kernelspec that may be started; may be repeated (default: all of gvisor-kernel)",
     )
-    lab.add_argument("--port", type=int, metavar="PORT", help="the port (default: 8888, or above)")
+    lab.add_argument("--port", type=int, metavar="PORT", help="the port (default: a free one)")
     lab.add_argument("--no-browser", action="store_true", help="open no browser")
 
 

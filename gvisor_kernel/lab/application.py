@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -97,6 +98,7 @@ def make_config(folder: Path, private: Path) -> Config:
     server.root_dir = str(folder)
     server.default_url = "/lab"
     server.ip = "127.0.0.1"
+    server.port = find_port()
     server.allow_remote_access = False  # another name for this machine is refused
     server.allow_root = os.geteuid() == 0
     server.allow_unauthenticated_access = False
@@ -108,6 +110,16 @@ def make_config(folder: Path, private: Path) -> Config:
     config.LabApp.user_settings_dir = str(private / "settings")
     config.LabApp.workspaces_dir = str(private / "workspaces")
     return config
+
+
+def find_port() -> int:
+    """Return a free port of the kernel's choice.
+
+    Not Jupyter's 8888: a page that stays open would be a page of the next server there.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -28,7 +28,7 @@ OPENS = {
     r"\w+\.(disable_check_xsrf|allow_unauthenticated_access)": "the server to pages of other sites",
     r"\w+\.(token|password|\w*password\w*)|IdentityProvider\..*": "the server to who knows it",
     r"ServerApp\.(ip|sock\w*|allow_remote_access|local_hostnames)": "the server to other machines"
-    " (from there, use: ssh -L 8888:127.0.0.1:8888 THIS_MACHINE)",
+    " (from there, use: ssh -L PORT:127.0.0.1:PORT THIS_MACHINE)",
     r"\w+\.(root_dir|notebook_dir|preferred_dir)": "another folder; name it instead of FOLDER",
     r"\w+\.(allow_hidden|checkpoint\w*|\w+_hook|files_handler\w*)": "files that are hidden",
     r"\w*Kernel(Spec)?Manager\..*|KernelProvisionerFactory\..*|\w+\.\w*kernel\w*": "kernels"

@@ -54,6 +54,8 @@ def test_other_options_hold(tmp_path: Path) -> None:
     config.merge(options)
     assert config.GVisorProvisioner.memory_limit == "1G"
     assert config.ServerApp.terminals_enabled is False
+    # An old page would be a page of whatever server comes to its port.
+    assert config.ServerApp.port not in (8888, make_config(tmp_path, tmp_path).ServerApp.port)
 
 
 def test_folder_that_has_what_programs_run_is_refused(
