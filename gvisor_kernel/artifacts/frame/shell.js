@@ -142,6 +142,8 @@ function open(outer) {
   let loads = 0;
   let allowed = false;
 
+  // The focus would stay on this document, which is nothing to type into.
+  const enter = () => allowed && inner.postMessage({ kind: 'use', allowed });
   const refuse = (id, error) => inner.postMessage({ kind: 'answer', id, error });
 
   function receive(message) {
@@ -159,7 +161,7 @@ function open(outer) {
     if (kind === 'call') receiveCall(id, message.method, message.args);
     else if (kind === 'ready' || kind === 'leave') {
       outer.postMessage({ kind });
-      if (kind === 'ready' && allowed) frame.focus();
+      if (kind === 'ready') enter();
     }
     // Not by the port: the browser keeps the order of these messages and of changes of the focus.
     else if (kind === 'out') parent.postMessage('out', '*');
@@ -211,10 +213,7 @@ function open(outer) {
       bytes -= open.get(data.id) ?? 0;
       open.delete(data.id);
     }
-    if (data.kind === 'use') {
-      allowed = data.allowed;
-      if (allowed) frame.focus(); // it would stay on this document
-    }
+    if (data.kind === 'use') allowed = data.allowed;
     const whole = data.value instanceof ArrayBuffer ? data.value : (data.value?.bytes ?? data.value?.chunk);
     inner.postMessage(data, whole instanceof ArrayBuffer ? [whole] : []);
   };
@@ -225,7 +224,7 @@ function open(outer) {
     else frame.contentWindow.postMessage(null, '*', [channel.port2]);
   };
   // The focus comes when it comes: before or after the word that it may.
-  addEventListener('focus', () => allowed && frame.focus());
+  addEventListener('focus', enter);
   addEventListener('keydown', event => event.key === 'Escape' && outer.postMessage({ kind: 'leave' }));
   frame.title = 'Page';
   frame.setAttribute('sandbox', SANDBOX);
