@@ -40,23 +40,23 @@ ATTACKS: dict[str, str] = {
     "srcdoc": """HTML('<iframe srcdoc="<script>parent.attacked=[1]</script>"></iframe>')""",
     "iframe-src": "HTML('<iframe src=\"javascript:parent.attacked=[1]\"></iframe><embed src=/lab>')",
     "javascript": "Javascript(act('javascript'))",
-    "svg": "SVG(data='<svg xmlns=\"http://www.w3.org/2000/svg\" onload=\"%s\"><text y=\"9\">t</text></svg>'"
+    "svg": 'SVG(data=\'<svg xmlns="http://www.w3.org/2000/svg" onload="%s"><text y="9">t</text></svg>\''
     " % act('svg').replace('\"', ''))",
     "toggle": "HTML('<details open ontoggle=\"%s\"><summary>s</summary></details>' % act('toggle'))",
-    "focus": "HTML('<input autofocus onfocus=\"%s\"><a id=x tabindex=1 onfocusin=\"%s\" autofocus>a</a>'"
+    "focus": 'HTML(\'<input autofocus onfocus="%s"><a id=x tabindex=1 onfocusin="%s" autofocus>a</a>\''
     " % (act('focus'), act('focusin')))",
     "style-import": "HTML('<style>@import \"%s\"; .jp-Notebook {display: none}</style>' % beacon('import'))",
     "style-scoped": "HTML('<style scoped>.dataframe td {background: url(%s)} .jp-Cell {opacity: 0}"
     "</style><table class=dataframe><tr><td>x</td></tr></table>' % beacon('scoped'))",
-    "style-attribute": "HTML('<p style=\"background:url(%s)\">p</p><p style=\"list-style-image:"
+    "style-attribute": 'HTML(\'<p style="background:url(%s)">p</p><p style="list-style-image:'
     "url(%s);display:list-item\">p</p>' % (beacon('background'), beacon('list')))",
     "image-beacon": "HTML('<img src=%s><input type=image src=%s><video poster=%s></video><audio src=%s autoplay>"
     "</audio>' % (beacon('img'), beacon('input'), beacon('poster'), beacon('audio')))",
     "link": "HTML('<link rel=stylesheet href=%s><link rel=prefetch href=%s>' % (beacon('link'), beacon('pre')))",
-    "refresh": "HTML('<meta http-equiv=refresh content=\"0;url=%s\"><base href=\"http://127.0.0.1:1/\">'"
+    "refresh": 'HTML(\'<meta http-equiv=refresh content="0;url=%s"><base href="http://127.0.0.1:1/">\''
     " % beacon('refresh'))",
-    "cover": "HTML('<div style=\"position:fixed;inset:0;z-index:99999;background:red\">cover</div>"
-    "<div style=\"position:absolute;top:-500px;left:0;width:2000px;height:2000px\">cover</div>')",
+    "cover": 'HTML(\'<div style="position:fixed;inset:0;z-index:99999;background:red">cover</div>'
+    '<div style="position:absolute;top:-500px;left:0;width:2000px;height:2000px">cover</div>\')',
     "command": """HTML('<button data-commandlinker-command="apputils:display-notifications" '
         'data-commandlinker-args="{}" class="jp-Button">run all</button>')""",
     "click": """HTML('<a href="javascript:%s">a</a> <button onclick="%s">b</button>'
@@ -79,7 +79,7 @@ ATTACKS: dict[str, str] = {
     " transient={'gvisor-kernel:origin': 'local', 'trusted': True})",
     "markdown": "Markdown('# Title\\n\\n%s\\n\\n<script>%s</script>\\n\\n[a](javascript:%s)' %"
     " (img('markdown'), act('md-script'), act('md-link')))",
-    "markdown-mermaid": "Markdown('```mermaid\\ngraph TD\\n A[\"%s\"] --> B\\n click A \"javascript:%s\"\\n```'"
+    "markdown-mermaid": 'Markdown(\'```mermaid\\ngraph TD\\n A["%s"] --> B\\n click A "javascript:%s"\\n```\''
     " % (img('mermaid').replace('\"', ''), act('mermaid-link')))",
     "mermaid": "publish({'text/vnd.mermaid': 'graph TD\\n A[\"%s\"]' % img('mm').replace('\"', '')})",
     "markdown-image": "Markdown('![a](%s) <img src=\"%s\">' % (beacon('markdown'), beacon('md')))",
@@ -114,5 +114,3 @@ HARMLESS: dict[str, str] = {
     "colours": "print('\\x1b[32mgreen\\x1b[0m')",
 }
 """What stays in the page as it is, without a line."""
-import os
-if os.environ.get("ONLY"): ATTACKS = {k: v for k, v in ATTACKS.items() if k in os.environ["ONLY"].split(",")}
