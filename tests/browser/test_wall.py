@@ -15,12 +15,24 @@ from ..sweeps import needs_all
 from .conftest import IN_SANDBOXES, KERNEL
 from .lab import LabPage
 from .looking import EXPOSED, sent_requests, wait_for_text
-from .wall_attacks import ATTACKS, BEACON, HARMLESS, PREPARE
 
 pytestmark = IN_SANDBOXES
 OPTIONS = EXPOSED
 WITHOUT = "python3"
 LINE = ".gk-wall-line"
+BEACON = "/gk-beacon/"
+_, *_SECTIONS = Path(__file__).with_name("wall_attacks.txt").read_text().split("\n%% ")
+ATTACKS = {name: source for name, _, source in (it.partition("\n") for it in _SECTIONS)}
+PREPARE = ATTACKS.pop("prepare")
+HARMLESS = {
+    "table": "import pandas as pd; pd.DataFrame({'name': ['ann', '<b>bob</b>'], 'x': [1.5, 2.0]})",
+    "plot": "import matplotlib.pyplot as plt; plt.plot([1, 3, 2]); plt.show()",
+    "formula": "Latex(r'$\\frac{\\alpha}{\\sqrt{2}}$')",
+    "tree": "from IPython.display import JSON; JSON({'key': [1, 2]})",
+    "words": "Markdown('# Heading\\n\\n**bold** and `code`\\n\\n| a |\\n|---|\\n| 1 |')",
+    "colours": "print('\\x1b[32mgreen\\x1b[0m')",
+}
+"""What stays in the page as it is, without a line."""
 OUTPUT = ".jp-OutputArea-output"
 
 LOOK = """
