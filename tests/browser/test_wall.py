@@ -55,8 +55,11 @@ return {attacked: window.attacked ?? null, title: document.title, bad, covers, l
 """
 
 
-def write_notebook(path: Path, kernel: str, cells: dict[str, str]) -> None:
-    """Write a notebook with a cell for each source."""
+COMMAND = '<button data-commandlinker-command="terminal:create-new">of a stranger</button>'
+
+
+def write_notebook(path: Path, kernel: str, cells: dict[str, str], text: str = "") -> None:
+    """Write a notebook with a cell for each source, and one of text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"kernelspec": {"name": kernel, "display_name": kernel, "language": "python"}}
     document = {
@@ -70,7 +73,8 @@ def write_notebook(path: Path, kernel: str, cells: dict[str, str]) -> None:
                 "execution_count": None,
             }
             for name, source in cells.items()
-        ],
+        ]
+        + [{"cell_type": "markdown", "id": "text", "source": text, "metadata": {}}] * bool(text),
         "metadata": {} if kernel == "" else metadata,
         "nbformat": 4,
         "nbformat_minor": 5,
@@ -172,7 +176,7 @@ def end_kernels(desk: LabPage) -> None:
 def attacked(desk: LabPage) -> Iterator[LabPage]:
     """A page with a notebook whose cells have tried everything, saved and trusted."""
     cells = {"prepare": PREPARE, **ATTACKS}
-    write_notebook(desk.server.folder / "wall" / "attacks.ipynb", KERNEL, cells)
+    write_notebook(desk.server.folder / "wall" / "attacks.ipynb", KERNEL, cells, COMMAND)
     open_notebook(desk, "wall/attacks.ipynb")
     run_all(desk, len(cells))
     yield desk
@@ -184,12 +188,17 @@ def test_a_kernel_prints_and_nothing_acts(attacked: LabPage) -> None:
     attacked.screenshot("wall-attacks")
     text = wait_for_text(attacked, LINE, "comes from a sandbox")
     assert "<" not in text
+    wait_for_text(attacked, ".jp-MarkdownOutput button", "of a stranger")
+    attacked.find(".jp-MarkdownOutput button").click()
+    assert attacked.server.request("GET", "api/terminals") == []
 
 
 def saved(desk: LabPage, name: str, kernel: str | None) -> None:
     """Write the notebook with its outputs under another name, trusted, with another kernel."""
     document = json.loads((desk.server.folder / "wall" / "attacks.ipynb").read_text())
-    assert any("onerror" in json.dumps(it["outputs"]) for it in document["cells"]), "nothing saved"
+    assert any("onerror" in json.dumps(it.get("outputs")) for it in document["cells"]), (
+        "nothing saved"
+    )
     if kernel is None:
         del document["metadata"]["kernelspec"]
     else:
@@ -213,7 +222,9 @@ def test_saved_and_trusted_outputs_do_not_act(
     attacked: LabPage, page: str, kernel: str | None
 ) -> None:
     path = attacked.server.folder / "wall" / "attacks.ipynb"
-    if "onerror" not in json.dumps([it["outputs"] for it in json.loads(path.read_text())["cells"]]):
+    if "onerror" not in json.dumps(
+        [it.get("outputs") for it in json.loads(path.read_text())["cells"]]
+    ):
         attacked.driver.execute_script("void jupyterapp.commands.execute('docmanager:save')")
         attacked.wait_until(lambda: "onerror=" in path.read_text(), "it was never saved")
     end_kernels(attacked)
