@@ -118,7 +118,8 @@ class Shown:
 
     def heard(self) -> dict[str, str]:
         """Return what the page told its host's window."""
-        return dict(data for _, data in self.driver.execute_script("return heard"))
+        heard = self.driver.execute_script("return heard")
+        return dict(data for _, data in heard if isinstance(data, list))
 
     def enter(self) -> None:
         """Let the page have the keyboard, as JupyterLab does when the person clicks."""

@@ -53,6 +53,7 @@ const natives = freeze({
   dispatch: method(EventTarget, 'dispatchEvent'),
   type: read(Event, 'type'),
   target: read(Event, 'target'),
+  cancelable: read(Event, 'cancelable'),
   path: method(Event, 'composedPath'),
   prevent: method(Event, 'preventDefault'),
   stop: method(Event, 'stopImmediatePropagation'),

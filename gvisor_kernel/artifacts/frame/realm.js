@@ -270,6 +270,11 @@ const isValid = HTMLFormElement.prototype.checkValidity;
 guard(HTMLFormElement, 'requestSubmit', (form, args, original) => {
   if (apply(isValid, form, [])) apply(original, form, args);
 });
+// A click of the page's own that cannot be held (see page.js) would do what one of the person does.
+lock(EventTarget.prototype, 'dispatchEvent', function (event) {
+  if (!mayFocus() && natives.type(event) === 'click' && !natives.cancelable(event)) return true;
+  return natives.dispatch(this, event);
+});
 lock(HTMLFormElement.prototype, 'submit', function () {});
 lock(window, 'focus', function () {});
 
