@@ -23,10 +23,7 @@ export interface Connects {
 }
 
 /** Marks what kernels send from now on. A connection that was made otherwise stays unknown. */
-export function followKernels(
-  kernels: Connects,
-  originOf: (kernelName: string) => Origin
-): void {
+export function followKernels(kernels: Connects, originOf: (kernelName: string) => Origin): void {
   const connect = kernels.connectTo.bind(kernels);
   kernels.connectTo = options => {
     const kernel = connect(options);
