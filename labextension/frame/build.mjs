@@ -4,14 +4,19 @@ import { build } from 'esbuild';
 
 const RENDERERS = [
   'jsx',
+  'esm',
+  'jquery',
+  'leaflet',
   'libraries',
   'markdown',
   'mermaid',
   'notebook',
+  'output',
   'pdf',
   'picture',
   'table',
-  'tailwind'
+  'tailwind',
+  'vega'
 ];
 
 await build({
@@ -24,6 +29,7 @@ await build({
   logLevel: 'warning',
   minify: true,
   platform: 'browser',
+  loader: { '.css': 'text', '.png': 'dataurl' },
   target: 'es2022',
   define: { 'process.env.NODE_ENV': '"production"' }
 });

@@ -37,6 +37,15 @@ export interface PageSource {
   readonly scripts: readonly string[];
   /** Whether the height of the content is told. */
   readonly sized?: boolean;
+  /** Answers the calls of a source that is no page of the outputs: it keeps nothing, and has no
+   *  network. */
+  readonly answer?: (method: unknown, args: Readonly<Record<string, unknown>>) => Promise<Answered>;
+}
+
+/** An answer to a page, and the bytes that it is charged for. */
+export interface Answered {
+  readonly value: unknown;
+  readonly bytes: number;
 }
 
 type Message = Readonly<Record<string, unknown>>;
@@ -337,7 +346,7 @@ export class PageFrame {
       }
     };
     try {
-      if (method === 'fetch') {
+      if (method === 'fetch' && this.source.answer === undefined) {
         await this.network.fetch(id, args, value => {
           send({ more: true, value });
         });
@@ -367,7 +376,10 @@ export class PageFrame {
     return value;
   }
 
-  private async call(method: unknown, args: Message): Promise<{ value: unknown; bytes: number }> {
+  private async call(method: unknown, args: Message): Promise<Answered> {
+    if (this.source.answer !== undefined) {
+      return await this.source.answer(method, args);
+    }
     const { ticket } = this.source.file;
     switch (method) {
       case 'storage.set':
