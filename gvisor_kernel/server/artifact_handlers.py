@@ -23,7 +23,7 @@ from jupyter_server.base.handlers import JupyterHandler
 from tornado import web
 from tornado.iostream import StreamClosedError
 
-from gvisor_kernel.artifacts.frame import make_frame_page
+from gvisor_kernel.artifacts.frame import ISOLATION, make_frame_page
 from gvisor_kernel.artifacts.outputs import check_path, find_type, list_outputs, open_output
 from gvisor_kernel.artifacts.page import Page
 from gvisor_kernel.errors import OutputsError, StorageError
@@ -271,6 +271,7 @@ class FrameHandler(JupyterHandler):
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.set_header("Content-Security-Policy", "; ".join([page.policy, *ancestors[:1]]))
         self.set_header("Permissions-Policy", page.permissions)
+        self.set_header("Document-Isolation-Policy", ISOLATION)
         self.set_header("Referrer-Policy", "no-referrer")
         self.set_header("X-DNS-Prefetch-Control", "off")
         self.set_header("X-Content-Type-Options", "nosniff")
