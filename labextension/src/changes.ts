@@ -409,7 +409,7 @@ export class ChangesView {
     }
     const preview = this.makePreview();
     this.previews = [...this.previews, preview];
-    void preview.showBytes(path, bytes);
+    void preview.showBytes(`${title}: ${path.split('/').at(-1) ?? ''}`, bytes);
     return element('figure', {}, element('figcaption', {}, title), preview.node);
   }
 }

@@ -91,8 +91,8 @@ export class Preview {
   }
 
   /** Shows what was read already. Its page, if it becomes one, can ask for nothing. */
-  async showBytes(path: string, bytes: ArrayBuffer): Promise<void> {
-    await this.present(path, () => Promise.resolve({ bytes, type: '', ticket: '' }));
+  async showBytes(name: string, bytes: ArrayBuffer): Promise<void> {
+    await this.present(name, () => Promise.resolve({ bytes, type: '', ticket: '' }));
   }
 
   private async present(path: string, read: () => Promise<ReadFile>): Promise<void> {

@@ -335,7 +335,7 @@ test('a drawing is text until the person wants to see it', async () => {
   assert.equal(FakePreview.alive.size, 0);
   assert.match(shown.textContent, /\+ <svg/);
   await click(find('Show as picture'));
-  assert.equal(shown.querySelector('.gk-pictures p').textContent, 'a.svg 50');
+  assert.equal(shown.querySelector('.gk-pictures p').textContent, 'After: a.svg 50');
   view.dispose();
   assert.equal(FakePreview.alive.size, 0);
 });
@@ -356,7 +356,7 @@ test('of many pictures the two of one change are there, and no more', async () =
     await click(find(name(number)));
     assert.deepEqual(
       [...FakePreview.alive].map(it => it.node.textContent),
-      [`${name(number)} 4`, `${name(number)} ${bytes(`new ${MARKUP}\n`).byteLength}`]
+      [`Before: ${name(number)} 4`, `After: ${name(number)} ${bytes(`new ${MARKUP}\n`).byteLength}`]
     );
     assert.equal(view.node.querySelector('img'), null);
   }
