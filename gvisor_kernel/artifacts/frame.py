@@ -65,9 +65,9 @@ FEATURES = (
 a window above all others, gamepads, stores."""
 
 ISOLATION = "isolate-and-credentialless"
-"""The Document-Isolation-Policy. Chromium has all sandboxed frames of a server in one process, where
-a page that hangs stops the others and outlives its frame. With it, each frame has a process of its
-own, which ends with the frame."""
+"""The Document-Isolation-Policy. Chromium has all sandboxed frames of a server in one process: a
+page that hangs there stops the others, and outlives its frame. With it, each frame has a process of
+its own, which ends with the frame."""
 
 
 @dataclass(frozen=True)
