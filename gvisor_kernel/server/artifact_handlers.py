@@ -261,8 +261,8 @@ class StorageHandler(ArtifactHandler):
 class FrameHandler(JupyterHandler):
     """``GET frame``: the document of the outer frame, the same for everybody.
 
-    With ``control`` it has no Connection-Allowlist, and shows no page then: a frame that reaches the
-    server only so has shown that the browser obeys that header, and that nothing else was in the way.
+    With ``control`` it has no Connection-Allowlist, and shows no page: a frame that reaches the
+    server only so shows that the browser obeys that header, and that nothing else was in the way.
     """
 
     def initialize(self, parts: Parts) -> None:

@@ -35,11 +35,13 @@ function look(): void {
 
 /** This window has lost the focus: to another window, or to a frame, which is the active element. */
 function lookAtBlur(): void {
-  look();
-  if (document.hasFocus() && document.activeElement?.matches(HOLDERS) !== true) {
+  const { activeElement, body } = document;
+  if (document.hasFocus() && (activeElement === null || activeElement === body)) {
     for (const use of [...alive]) {
-      use.suspect();
+      use.suspect(); // some frame has it, and the browser does not say which
     }
+  } else {
+    look();
   }
 }
 

@@ -150,7 +150,7 @@ def driver(
 def embed(host: Host, driver: webdriver.Chrome, query: str = "") -> Shown:
     """Open the page that embeds the frame, with nothing of the page before."""
     host.paths.clear()
-    driver.get(f"http://127.0.0.1:{host.port}/?{query}")
+    driver.get(f"http://127.0.0.1:{host.port}/{query}")
     return Shown(driver)
 
 

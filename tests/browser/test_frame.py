@@ -349,3 +349,36 @@ def test_scripts_of_a_pdf_do_not_run(shown: Shown) -> None:
     driver.switch_to.default_content()
     assert "attacked" not in str(shown.driver.execute_script("return [messages, heard]"))
     assert shown.messages("error") == []
+
+
+HEAVY = """<script>
+// What its functions would not send, a page sends by replacing what they use.
+const holes = Array(4294967295);
+const note = (name, made) => made.then(() => 'kept', error => error.message)
+  .then(what => top.postMessage([name, what], '*'));
+note('holes', storage.set('k', Array(2e7)));
+note('key', storage.get('k'.repeat(1e6)));
+note('method', fetch('https://x.example/', { method: 'A'.repeat(1e5) }));
+note('headers', fetch('https://x.example/', {
+  headers: Array.from({ length: 1000 }, (_, place) => [`h${place}`, 'x'])
+}));
+Headers.prototype[Symbol.iterator] = function* () {
+  for (let place = 0; place < 1000; place++) yield ['a', 'b'];
+};
+note('many', fetch('https://x.example/'));
+Headers.prototype[Symbol.iterator] = function* () { yield holes; };
+note('pair', fetch('https://x.example/'));
+Headers.prototype[Symbol.iterator] = function* () { yield ['a'.repeat(1e6), 'b']; };
+note('long', fetch('https://x.example/'));
+</script>"""
+
+
+def test_what_a_call_carries_is_counted_before_it_is_walked(shown: Shown) -> None:
+    shown.show(HEAVY, {"storage.set": [{"value": None}]})
+    names = {"key", "method", "headers", "many", "pair", "long"}
+    shown.wait(lambda: names | {"holes"} <= set(shown.heard()))
+    heard = shown.heard()
+    for name in names:
+        assert heard[name].startswith("The page cannot ask for this"), (name, heard[name])
+    assert heard["holes"] == "A value is below 5 MiB."
+    assert shown.messages("call") == []

@@ -174,3 +174,31 @@ def test_a_page_has_the_keyboard_until_escape(shown: Shown) -> None:
     ActionChains(driver).send_keys("secret").perform()
     assert driver.execute_script("return document.getElementById('cell').value") == "secret"
     assert shown.heard()["key"] == "Escape"
+
+
+COPIES = """<!doctype html><h1>Seen</h1>
+<p id="hidden" style="position: absolute; left: -999px">unseen</p><script>
+const say = (name, what) => top.postMessage([name, `${what}`], '*');
+addEventListener('copy', event => say('copy', event.clipboardData));
+addEventListener('paste', event => say('paste', event.clipboardData.getData('text/plain')));
+addEventListener('keydown', event => {
+  if (event.ctrlKey) getSelection().selectAllChildren(document.getElementById('hidden'));
+  say('key', event.key);
+});
+</script>"""
+
+
+def test_what_a_page_has_selected_is_copied(shown: Shown) -> None:
+    """docs/artifacts.md says so; here that it is still true."""
+    driver = shown.driver
+
+    def press(letter: str) -> None:
+        ActionChains(driver).key_down(Keys.CONTROL).send_keys(letter).key_up(Keys.CONTROL).perform()
+
+    shown.show(COPIES)
+    shown.wait(lambda: shown.messages("shown"))
+    shown.enter()
+    shown.wait(lambda: press("c") or "copy" in shown.heard())
+    shown.wait(lambda: press("v") or "paste" in shown.heard())
+    heard = shown.heard()
+    assert (heard["copy"], heard["paste"]) == ("null", "unseen")

@@ -107,7 +107,7 @@ def test_a_frame_tells_a_browser_that_does_not_obey(
     host: Host, logged: tuple[webdriver.Chrome, Path], listener: Listener
 ) -> None:
     driver, _ = logged
-    shown = embed(host, driver, "control")
+    shown = embed(host, driver, "?control")
     shown.show("<script>top.postMessage(['ran', 1], '*')</script>")
     (tried,) = shown.wait(lambda: shown.messages("tried"))
     assert (tried["request"], tried["navigation"]) == (True, True)

@@ -199,11 +199,15 @@ def test_strangers_see_nothing(client: Client, kernel: str) -> None:
 
 
 def test_the_frame_has_its_headers(client: Client, server: JupyterServer) -> None:
-    answer = requests.get(
-        client.api.replace("/api", "/frame"),
-        headers={"Authorization": f"token {server.token}"},
-        timeout=60,
-    )
+    frame = client.api.replace("/api", "/frame")
+    headers = {"Authorization": f"token {server.token}"}
+    answer = requests.get(frame, headers=headers, timeout=60)
+    assert answer.headers["Connection-Allowlist"] == "()"
+    control = requests.get(frame, {"control": "1"}, headers=headers, timeout=60)
+    assert "Connection-Allowlist" not in control.headers
+    # What the frame must not reach: there without a cookie, which it has not.
+    probe = requests.get(f"{frame}/probe", timeout=60, allow_redirects=False)
+    assert (probe.status_code, "<iframe>" in probe.text) == (200, True)
     policy = answer.headers["Content-Security-Policy"]
     assert policy.startswith("sandbox allow-scripts allow-forms; default-src 'none'; ")
     assert policy.endswith("frame-ancestors 'self'")

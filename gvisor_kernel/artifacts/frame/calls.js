@@ -2,6 +2,7 @@
 //
 // Questions and answers pass the outer frame (shell.js) on a port. The answers are data that
 // JupyterLab has made; whatever they say, only this page sees it.
+const MAX_VALUE = 32 * 1024 * 1024; // characters of a value as JSON; the server judges it
 let port = null;
 let lastCall = 0;
 const calls = new Map();
@@ -37,6 +38,7 @@ function storageKey(key) {
 async function keep(key, value, shared) {
   const json = natives.stringify(value);
   if (json === undefined) throw new natives.TypeError('A value is a text or JSON.');
+  if (json.length > MAX_VALUE) throw new natives.TypeError('A value is below 5 MiB.');
   await call('storage.set', { key: storageKey(key), json, shared: Boolean(shared) });
   return { key, value: natives.parse(json), shared: Boolean(shared) };
 }

@@ -233,9 +233,12 @@ for (const type of ['focus', 'blur']) {
   );
 }
 
+const focusWindow = window.focus;
+
 function enter(allowed) {
   isEntered = allowed;
   hasWindow = allowed;
+  if (allowed) apply(focusWindow, window, []);
 }
 
 // Call `otherwise` in place of a method while the page may not take the focus.

@@ -140,7 +140,10 @@ function open(outer) {
   let texts = 0; // of messages in this second
   let buffers = 0;
   let loads = 0;
+  let allowed = false;
 
+  // The focus would stay on this document, which is nothing to type into.
+  const enter = () => allowed && inner.postMessage({ kind: 'use', allowed });
   const refuse = (id, error) => inner.postMessage({ kind: 'answer', id, error });
 
   function receive(message) {
@@ -156,7 +159,10 @@ function open(outer) {
       return;
     }
     if (kind === 'call') receiveCall(id, message.method, message.args);
-    else if (kind === 'ready' || kind === 'leave') outer.postMessage({ kind });
+    else if (kind === 'ready' || kind === 'leave') {
+      outer.postMessage({ kind });
+      if (kind === 'ready') enter();
+    }
     // Not by the port: the browser keeps the order of these messages and of changes of the focus.
     else if (kind === 'out') parent.postMessage('out', '*');
     else if (kind === 'shown' && isText(message.title)) outer.postMessage({ kind, title: message.title });
@@ -207,7 +213,7 @@ function open(outer) {
       bytes -= open.get(data.id) ?? 0;
       open.delete(data.id);
     }
-    if (data.kind === 'use' && data.allowed) frame.focus(); // it would stay on this document
+    if (data.kind === 'use') allowed = data.allowed;
     const whole = data.value instanceof ArrayBuffer ? data.value : (data.value?.bytes ?? data.value?.chunk);
     inner.postMessage(data, whole instanceof ArrayBuffer ? [whole] : []);
   };
@@ -217,6 +223,9 @@ function open(outer) {
     if (loads > 1) outer.postMessage({ kind: 'left' });
     else frame.contentWindow.postMessage(null, '*', [channel.port2]);
   };
+  // The focus comes when it comes: before or after the word that it may.
+  addEventListener('focus', enter);
+  addEventListener('keydown', event => event.key === 'Escape' && outer.postMessage({ kind: 'leave' }));
   frame.title = 'Page';
   frame.setAttribute('sandbox', SANDBOX);
   frame.srcdoc = policy.createHTML(INNER);
