@@ -64,6 +64,11 @@ FEATURES = (
 """What a page may not use of the browser, though some of it is allowed to frames of other origins:
 a window above all others, gamepads, stores."""
 
+ISOLATION = "isolate-and-credentialless"
+"""The Document-Isolation-Policy. Chromium has all sandboxed frames of a server in one process: a
+page that hangs there stops the others, and outlives its frame. With it, each frame has a process of
+its own, which ends with the frame."""
+
 
 @dataclass(frozen=True)
 class FramePage:

@@ -24,7 +24,7 @@ from tornado import web
 from tornado.iostream import StreamClosedError
 from tornado.web import RequestHandler
 
-from gvisor_kernel.artifacts.frame import CONNECTIONS, PROBE, make_frame_page
+from gvisor_kernel.artifacts.frame import CONNECTIONS, ISOLATION, PROBE, make_frame_page
 from gvisor_kernel.artifacts.item import encode_json
 from gvisor_kernel.artifacts.outputs import check_path, find_type, list_outputs, open_output
 from gvisor_kernel.artifacts.page import Page
@@ -282,6 +282,7 @@ class FrameHandler(JupyterHandler):
         self.set_header("Permissions-Policy", page.permissions)
         if not self.get_query_argument("control", ""):
             self.set_header("Connection-Allowlist", CONNECTIONS)
+        self.set_header("Document-Isolation-Policy", ISOLATION)
         self.set_header("Referrer-Policy", "no-referrer")
         self.set_header("X-DNS-Prefetch-Control", "off")
         self.set_header("X-Content-Type-Options", "nosniff")

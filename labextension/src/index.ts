@@ -34,7 +34,7 @@ import { offerDoctor } from './failed_start.js';
 import { History } from './history.js';
 import { describeCards } from './launcher.js';
 import { LostFiles, describeLost } from './lost.js';
-import { SHOW_OUTPUTS, outputs } from './outputs_plugin.js';
+import { SHOW_OUTPUTS, makePreview, outputs } from './outputs_plugin.js';
 import { Sidebar } from './sidebar.js';
 import { isOurs, kernelToWarm } from './specs.js';
 import { guardNotebooks } from './untrusted.js';
@@ -178,6 +178,7 @@ function makeActions(
             client,
             it.kernelId,
             sessionWith(trackers, it.kernelId)?.name ?? nameOf(it),
+            () => makePreview(app),
             changed
           )
       );

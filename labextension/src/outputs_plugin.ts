@@ -65,6 +65,14 @@ function connect(app: JupyterFrontEnd): ArtifactClient {
   );
 }
 
+/** What shows a picture that is no file of the outputs. */
+export function makePreview(app: JupyterFrontEnd): Preview {
+  return new Preview(connect(app), {
+    confirmLink: () => undefined, // a picture has no links
+    isDark: () => document.body.dataset.jpThemeLight === 'false'
+  });
+}
+
 class OutputsWidget extends Widget {
   private readonly poll: Poll;
 
@@ -263,7 +271,7 @@ export const outputs: JupyterFrontEndPlugin<void> = {
     commands.addCommand(OPEN_PAGE, {
       label: 'Open as a Page Without Network',
       icon: shieldIcon,
-      isVisible: () => howToShow(selected() ?? '').kind === 'page',
+      isVisible: () => howToShow(selected() ?? '') !== null,
       execute: () => {
         const path = selected();
         if (path !== null) {
