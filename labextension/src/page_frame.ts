@@ -17,6 +17,10 @@ export interface PageEvents {
   blocked(url: string): void;
   shown(title: string): void;
   ended(reason: string): void;
+  /** A bundle in the frame has sent this, or the page in its name. */
+  message?(data: unknown, buffers: readonly ArrayBuffer[]): void;
+  /** The content has this height in pixels; only of a source that is ``sized``. */
+  size?(height: number): void;
   /** The page talks to a host, or has done so. */
   talk(talk: Talk): void;
 }
@@ -28,6 +32,8 @@ export interface PageSource {
   readonly file: ReadFile;
   readonly isText: boolean;
   readonly scripts: readonly string[];
+  /** Whether the height of the content is told. */
+  readonly sized?: boolean;
 }
 
 type Message = Readonly<Record<string, unknown>>;
@@ -36,6 +42,8 @@ type Message = Readonly<Record<string, unknown>>;
 const MAX_STRAY = 50;
 /** Times that a page may take the focus before it is ended; it may get a key each time. */
 const MAX_THEFTS = 2;
+/** Pixels of a page's content. */
+const MAX_HEIGHT = 20_000;
 const LOOK_MILLISECONDS = 50;
 /** Requests under way of a page, and of all pages: a browser has six connections to a server, and
  *  JupyterLab saves notebooks by them. */
@@ -157,6 +165,13 @@ export class PageFrame {
     };
   }
 
+  /** Sends data to the bundle in the frame (``Tools.onMessage``). */
+  send(data: unknown, buffers: readonly ArrayBuffer[] = []): void {
+    if (!this.over) {
+      this.port.postMessage({ kind: 'message', data, buffers });
+    }
+  }
+
   dispose(): void {
     this.disposed = true;
     this.network.end();
@@ -247,13 +262,14 @@ export class PageFrame {
       typeof value === 'string' ? value.slice(0, 2000) : '';
     switch (message.kind) {
       case 'ready': {
-        const { type, name, file, isText, scripts } = this.source;
+        const { type, name, file, isText, scripts, sized = false } = this.source;
         this.port.postMessage({
           kind: 'show',
           type,
           name,
           dark,
           renderers: scripts,
+          sized,
           source: isText ? new TextDecoder().decode(file.bytes) : file.bytes
         });
         break;
@@ -277,6 +293,12 @@ export class PageFrame {
       case 'shown':
         this.events.shown(text(message.title));
         break;
+      case 'message':
+        this.receiveMessage(message.text, message.buffers);
+        break;
+      case 'size':
+        this.events.size?.(Math.min(Math.max(0, Number(message.height) || 0), MAX_HEIGHT));
+        break;
       case 'left':
         this.end('The page tried to go elsewhere, which pages from sandboxes may not.');
         break;
@@ -298,6 +320,19 @@ export class PageFrame {
         this.network.cancel(message.id);
         break;
     }
+  }
+
+  private receiveMessage(text: unknown, buffers: unknown): void {
+    if (this.events.message === undefined || typeof text !== 'string' || !Array.isArray(buffers)) {
+      return;
+    }
+    let data: unknown;
+    try {
+      data = JSON.parse(text);
+    } catch {
+      return; // no message of a bundle
+    }
+    this.events.message(data, buffers as readonly ArrayBuffer[]);
   }
 
   private async answer({ id, method, args }: Message): Promise<void> {

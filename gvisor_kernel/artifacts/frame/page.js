@@ -211,22 +211,57 @@ async function runScript(script, source, name) {
   }
 }
 
+// Messages between a bundle and the extension: JSON, and buffers beside it. The page itself can send
+// such messages, too, once it has replaced what is used here: the extension trusts none.
+const sendMessage = (data, buffers = []) => tell({ kind: 'message', text: JSON.stringify(data), buffers });
+const waiting = []; // messages that came before the bundle listened
+let listener = null;
+
+function receiveMessage({ data, buffers }) {
+  if (listener === null) waiting.push({ data, buffers });
+  else listener(data, buffers);
+}
+
+function listen(handler) {
+  listener = handler;
+  for (const message of waiting.splice(0)) receiveMessage(message);
+}
+
+const tellHeight = () =>
+  tell({ kind: 'size', height: Math.ceil(document.documentElement.getBoundingClientRect().height) });
+
+// Tells how high the content is, at most once for each time that it is drawn.
+function watchHeight() {
+  let asked = false;
+  new ResizeObserver(() => {
+    if (asked) return;
+    asked = true;
+    requestAnimationFrame(() => {
+      asked = false;
+      tellHeight();
+    });
+  }).observe(document.documentElement);
+}
+
 // A bundle of the extension defines `gvisorRender`, which shows a source of its type.
 async function showBy(renderers, source, name, dark) {
   for (const text of renderers) evaluate(text);
   const render = window.gvisorRender;
   delete window.gvisorRender;
-  await render(source, { name, dark, root: document.body, reportError, readFile, evaluate });
+  const tools = { name, dark, root: document.body, reportError, readFile, evaluate };
+  await render(source, { ...tools, send: sendMessage, onMessage: listen });
 }
 
-async function show({ type, source, name, dark, renderers }) {
+async function show({ type, source, name, dark, renderers, sized }) {
   document.documentElement.style.colorScheme = dark ? 'dark' : 'light';
+  if (sized) watchHeight();
   try {
     if (type === 'html') await showHtml(source, name);
     else await showBy(renderers, source, name, dark);
   } catch (error) {
     reportError(error?.message ?? error, name, error?.line, error?.column);
   }
+  if (sized) tellHeight(); // a frame that is not in view is not drawn, and observes nothing
   tell({ kind: 'shown', title: cut(document.title) });
 }
 
@@ -241,6 +276,7 @@ addEventListener('message', function begin(event) {
       shown = true;
       void show(data);
     } else if (data.kind === 'answer') receiveAnswer(data);
+    else if (data.kind === 'message') receiveMessage(data);
     else if (data.kind === 'use') mayFocus = data.allowed === true;
   };
   tell({ kind: 'ready' });

@@ -8,6 +8,13 @@ const MAX_TEXT = 2000;
 const MAX_CALLS = 64;
 const MAX_BYTES_OF_CALLS = 32 * 1024 * 1024;
 const MAX_MESSAGES_PER_SECOND = 500;
+// What a renderer of ours tells the extension: its text is parsed there, its buffers are only kept.
+const MAX_MESSAGE_TEXT_PER_SECOND = 4 * 1024 * 1024;
+const MAX_BUFFERS = 1000;
+const MAX_BUFFER_BYTES_PER_SECOND = 32 * 1024 * 1024;
+// Heights of a page move what is around it: so many at once, then one in a second.
+const MAX_HEIGHT = 20000;
+const HEIGHTS_AT_ONCE = 20;
 const METHODS = ['storage.set', 'storage.get', 'storage.delete', 'storage.list', 'file', 'library', 'fetch'];
 
 const isText = value => typeof value === 'string' && value.length <= MAX_TEXT;
@@ -30,7 +37,30 @@ function measure(value, depth = 0) {
   return sum;
 }
 
+// Sends the newest height, as often as the notebook's layout may change by a page.
+function makeHeights(outer) {
+  let left = HEIGHTS_AT_ONCE;
+  let last = null;
+  let next = null;
+  let timer = null;
+  const send = () => {
+    if (next === null || next === last || left === 0) return;
+    left -= 1;
+    last = next;
+    outer.postMessage({ kind: 'size', height: last });
+  };
+  return height => {
+    timer ??= setInterval(() => {
+      left = Math.min(left + 1, HEIGHTS_AT_ONCE);
+      send();
+    }, 1000);
+    next = Math.min(height, MAX_HEIGHT);
+    send();
+  };
+}
+
 function open(outer) {
+  const sendHeight = makeHeights(outer);
   const frame = document.createElement('iframe');
   const channel = new MessageChannel();
   const inner = channel.port1;
@@ -38,6 +68,8 @@ function open(outer) {
   let bytes = 0;
   let second = 0;
   let count = 0;
+  let texts = 0; // of messages in this second
+  let buffers = 0;
   let loads = 0;
 
   const refuse = (id, error) => inner.postMessage({ kind: 'answer', id, error });
@@ -45,6 +77,7 @@ function open(outer) {
   function receive(message) {
     const now = Math.floor(performance.now() / 1000);
     count = now === second ? count + 1 : 1;
+    if (now !== second) texts = buffers = 0;
     second = now;
     if (typeof message !== 'object' || message === null) return;
     const { kind, id } = message;
@@ -56,6 +89,8 @@ function open(outer) {
     if (kind === 'call') receiveCall(id, message.method, message.args);
     else if (kind === 'ready') outer.postMessage({ kind });
     else if (kind === 'shown' && isText(message.title)) outer.postMessage({ kind, title: message.title });
+    else if (kind === 'message') receiveMessage(message.text, message.buffers);
+    else if (kind === 'size' && isCount(message.height)) sendHeight(message.height);
     else if ((kind === 'link' || kind === 'blocked') && isText(message.url)) {
       outer.postMessage({ kind, url: message.url });
     } else if ((kind === 'cancel' || kind === 'pull') && open.has(id)) outer.postMessage({ kind, id });
@@ -63,6 +98,22 @@ function open(outer) {
       const { file, line, column } = message;
       outer.postMessage({ kind, message: message.message, file, line: asNumber(line), column: asNumber(column) });
     }
+  }
+
+  // A text of JSON and buffers: their sizes are known before anything of them is looked at.
+  function receiveMessage(text, list) {
+    if (typeof text !== 'string' || !Array.isArray(list) || list.length > MAX_BUFFERS) return;
+    const passed = [];
+    for (let index = 0; index < list.length; index++) {
+      const buffer = list[index];
+      if (!(buffer instanceof ArrayBuffer) || buffer.resizable === true) return;
+      buffers += buffer.byteLength;
+      passed.push(buffer);
+    }
+    texts += text.length;
+    if (texts > MAX_MESSAGE_TEXT_PER_SECOND || buffers > MAX_BUFFER_BYTES_PER_SECOND) {
+      outer.postMessage({ kind: 'flood' });
+    } else outer.postMessage({ kind: 'message', text, buffers: passed }, passed);
   }
 
   function receiveCall(id, method, args) {
