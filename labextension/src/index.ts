@@ -39,6 +39,7 @@ import { Sidebar } from './sidebar.js';
 import { isOurs, kernelToWarm } from './specs.js';
 import { guardNotebooks } from './untrusted.js';
 import { Warmer, pageTimer } from './warm.js';
+import { widgets } from './widgets_plugin.js';
 import { ChangesWidget, LinesWidget, SidebarWidget, open, shieldIcon } from './widgets.js';
 
 const CATEGORY = 'Sandboxes';
@@ -413,4 +414,4 @@ const warm: JupyterFrontEndPlugin<void> = {
   }
 };
 
-export default [sandboxes, care, warm, outputs];
+export default [sandboxes, care, warm, outputs, widgets];

@@ -25,7 +25,7 @@ import { makePoll, open, shieldIcon } from './widgets.js';
 export const SHOW_OUTPUTS = 'gvisor-kernel:show-outputs';
 const OPEN_PAGE = 'gvisor-kernel:open-page';
 
-function connect(app: JupyterFrontEnd): ArtifactClient {
+export function connect(app: JupyterFrontEnd): ArtifactClient {
   const settings = app.serviceManager.serverSettings;
   const api = URLExt.join(settings.baseUrl, 'gvisor-kernel/api/');
   const own = URLExt.join(PageConfig.getOption('fullLabextensionsUrl'), 'gvisor-kernel');
@@ -129,7 +129,7 @@ function readLink(url: string): URL | null {
 let isAsking = false;
 
 /** Asks one question at a time: what a page wants meanwhile is not answered. */
-async function confirmLink(url: string): Promise<void> {
+export async function confirmLink(url: string): Promise<void> {
   if (isAsking) {
     return;
   }

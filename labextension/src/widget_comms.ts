@@ -58,11 +58,16 @@ export class KernelWidgets {
   private restoring: Promise<void> | null = null;
 
   constructor(private readonly connection: Connection) {
-    this.outputs = new WidgetOutputs(connection, (id, outputs) => {
-      this.store.update(id, { outputs }, { paths: [], buffers: [] });
-      this.tellFrames(id, ['outputs'], null);
-      return this.send(id, { method: 'update', state: { outputs }, buffer_paths: [] })?.done ?? null;
-    });
+    this.outputs = new WidgetOutputs(
+      connection,
+      (id, outputs) => {
+        this.change(id, { outputs }, { paths: [], buffers: [] }, null);
+      },
+      (id, outputs) => {
+        const data = { method: 'update', state: { outputs }, buffer_paths: [] };
+        return this.send(id, data as unknown as JSONObject)?.done ?? null;
+      }
+    );
   }
 
   /** The kernel has opened a comm: a new widget. */

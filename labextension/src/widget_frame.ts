@@ -82,7 +82,13 @@ export class WidgetFrame {
   }
 
   /** Tells a frame what the kernel has made of its own message. */
-  echo(id: string, state: object, paths: unknown, buffers: readonly ArrayBuffer[], n: number): void {
+  echo(
+    id: string,
+    state: object,
+    paths: unknown,
+    buffers: readonly ArrayBuffer[],
+    n: number
+  ): void {
     this.send({ kind: 'update', id, state: Object.entries(state), paths, echo: n }, buffers);
   }
 
@@ -141,8 +147,14 @@ export class WidgetFrame {
         const own = [...names].flatMap(name => model.attributes.get(name)?.references ?? []);
         this.supply(own.filter(it => !this.models.has(it)));
         const { data, buffers } = describe(model, names);
-        this.send({ kind: 'update', id, state: data.state, paths: data.paths, echo: null }, buffers);
-        this.bytes += [...names].reduce((sum, it) => sum + (model.attributes.get(it)?.bytes ?? 0), 0);
+        this.send(
+          { kind: 'update', id, state: data.state, paths: data.paths, echo: null },
+          buffers
+        );
+        this.bytes += [...names].reduce(
+          (sum, it) => sum + (model.attributes.get(it)?.bytes ?? 0),
+          0
+        );
       }
     }
   }

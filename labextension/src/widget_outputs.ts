@@ -31,9 +31,10 @@ interface Caught {
 export class WidgetOutputs {
   private readonly widgets = new Map<string, Caught>();
 
-  /** ``tell`` passes outputs on; its promise ends when the kernel has them. */
+  /** ``show`` tells the frames; the promise of ``tell`` ends when the kernel has the outputs. */
   constructor(
     private readonly connection: Connection,
+    private readonly show: (id: string, outputs: readonly Output[]) => void,
     private readonly tell: (id: string, outputs: readonly Output[]) => Promise<unknown> | null
   ) {}
 
@@ -124,6 +125,7 @@ export class WidgetOutputs {
   private set(id: string, caught: Caught, outputs: readonly Output[], bytes: number): void {
     caught.outputs = outputs;
     caught.bytes = bytes;
+    this.show(id, outputs);
     if (caught.telling) {
       caught.again = true;
     } else {

@@ -109,8 +109,7 @@ function copyOf(buffer: unknown): ArrayBuffer | null {
   }
   // A part of the whole message, which would be sent with it.
   return ArrayBuffer.isView(buffer)
-    ? (new Uint8Array(buffer.buffer, buffer.byteOffset, buffer.byteLength).slice()
-        .buffer as ArrayBuffer)
+    ? new Uint8Array(buffer.buffer, buffer.byteOffset, buffer.byteLength).slice().buffer
     : null;
 }
 
