@@ -342,7 +342,7 @@ export class PageFrame {
       }
     };
     try {
-      if (method === 'fetch') {
+      if (method === 'fetch' && this.source.file.ticket !== '') {
         await this.network.fetch(id, args, value => {
           send({ more: true, value });
         });
@@ -365,6 +365,10 @@ export class PageFrame {
 
   private async call(method: unknown, args: Message): Promise<unknown> {
     const { ticket } = this.source.file;
+    if (ticket === '' && method !== 'library') {
+      // Without a page's ticket the server would read below its root.
+      throw new Error('A widget has no files and no storage.');
+    }
     switch (method) {
       case 'storage.set':
       case 'storage.get':

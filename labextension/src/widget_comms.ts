@@ -291,7 +291,8 @@ export class KernelWidgets {
     const { states, buffer_paths: paths } = recordOf(answer.content.data);
     const all = readBuffers(paths, answer.buffers);
     const parts = new Map<unknown, { paths: (string | number)[][]; buffers: ArrayBuffer[] }>();
-    for (const [index, [id, ...path]] of (all?.paths ?? []).entries()) {
+    for (const [index, [id, , ...path]] of (all?.paths ?? []).entries()) {
+      // Between a model's id and the path in its state is "state".
       const part = parts.get(id) ?? { paths: [], buffers: [] };
       const buffer = all?.buffers[index];
       if (buffer !== undefined) {
