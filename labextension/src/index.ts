@@ -38,6 +38,7 @@ import { SHOW_OUTPUTS, outputs } from './outputs_plugin.js';
 import { Sidebar } from './sidebar.js';
 import { isOurs, kernelToWarm } from './specs.js';
 import { guardNotebooks } from './untrusted.js';
+import { wall } from './wall_plugin.js';
 import { Warmer, pageTimer } from './warm.js';
 import { widgets } from './widgets_plugin.js';
 import { ChangesWidget, LinesWidget, SidebarWidget, open, shieldIcon } from './widgets.js';
@@ -414,4 +415,4 @@ const warm: JupyterFrontEndPlugin<void> = {
   }
 };
 
-export default [sandboxes, care, warm, outputs, widgets];
+export default [wall, sandboxes, care, warm, outputs, widgets];

@@ -23,12 +23,16 @@ const RANK = -10;
 /** The notebook or console of a registry, as soon as that is known. */
 export interface ViewHome extends Home {
   readonly kernel: Promise<Kernel.IKernelConnection | null>;
+  /** Makes a view of JupyterLab's manager, as soon as that is there. */
+  readonly theirs: Promise<() => IRenderMime.IRenderer>;
 }
 
 export interface ViewActions {
   isDark(): boolean;
   confirmLink(url: string): void;
   isOther(name: string): boolean;
+  /** The home of what is below this widget of JupyterLab; null if it is no home. */
+  homeOf(widget: Widget): ViewHome | null;
 }
 
 export class WidgetRenderer extends Widget implements IRenderMime.IRenderer {
@@ -36,14 +40,15 @@ export class WidgetRenderer extends Widget implements IRenderMime.IRenderer {
   private attached: AttachedFrame | null = null;
   private readonly inner = new PanelLayout();
   private model: string | null = null;
+  private rendered: IRenderMime.IMimeModel | null = null;
   private framed = false;
 
+  /** Without a home, it is that of the panel in which the view is. */
   constructor(
     private readonly host: WidgetHost,
     private readonly client: ArtifactClient,
     private readonly actions: ViewActions,
-    private readonly home: ViewHome,
-    private readonly theirs: Promise<() => IRenderMime.IRenderer>
+    private home: ViewHome | null
   ) {
     super();
     this.addClass('gk-widget-output');
@@ -57,11 +62,24 @@ export class WidgetRenderer extends Widget implements IRenderMime.IRenderer {
       return;
     }
     this.model = id;
-    const kernel = await this.home.kernel;
+    this.rendered = model;
+    if (this.home !== null || this.isAttached) {
+      await this.decide();
+    }
+  }
+
+  private async decide(): Promise<void> {
+    const { model: id, rendered } = this;
+    this.home ??= this.findHome();
+    if (id === null || rendered === null || this.home === null) {
+      return;
+    }
+    const { kernel: promise, theirs } = this.home;
+    const kernel = await promise;
     if (kernel !== null && this.actions.isOther(kernel.name) && (await hasWidget(kernel, id))) {
-      const renderer = (await this.theirs)();
+      const renderer = (await theirs)();
       this.inner.addWidget(renderer);
-      await renderer.renderModel(model);
+      await renderer.renderModel(rendered);
       return;
     }
     this.framed = true;
@@ -70,10 +88,22 @@ export class WidgetRenderer extends Widget implements IRenderMime.IRenderer {
     }
   }
 
+  private findHome(): ViewHome | null {
+    for (let widget = this.parent; widget !== null; widget = widget.parent) {
+      const home = this.actions.homeOf(widget);
+      if (home !== null) {
+        return home;
+      }
+    }
+    return null;
+  }
+
   protected override onAfterAttach(message: Message): void {
     super.onAfterAttach(message);
     if (this.framed) {
       void this.begin();
+    } else if (this.home === null) {
+      void this.decide();
     }
   }
 
@@ -102,8 +132,8 @@ export class WidgetRenderer extends Widget implements IRenderMime.IRenderer {
     };
     try {
       const script = await this.client.script('widgets');
-      const { model: id } = this;
-      if (!this.isAttached || id === null || this.frame !== null) {
+      const { model: id, home } = this;
+      if (!this.isAttached || id === null || home === null || this.frame !== null) {
         return;
       }
       const bytes = new TextEncoder().encode(id).buffer;
@@ -146,7 +176,7 @@ export class WidgetRenderer extends Widget implements IRenderMime.IRenderer {
             frame.send({ widgets: message }, buffers);
           }
         },
-        this.home
+        home
       );
       this.node.append(frame.node);
     } catch (error) {
@@ -170,8 +200,8 @@ async function hasWidget(kernel: Kernel.IKernelConnection, id: string): Promise<
  */
 export function guardRegistry(
   registry: IRenderMimeRegistry,
-  make: (theirs: Promise<() => IRenderMime.IRenderer>) => IRenderMime.IRenderer
-): void {
+  make: () => IRenderMime.IRenderer
+): Promise<() => IRenderMime.IRenderer> {
   const add = registry.addFactory.bind(registry);
   const remove = registry.removeMimeType.bind(registry);
   const create = registry.createRenderer.bind(registry);
@@ -196,7 +226,7 @@ export function guardRegistry(
   const own: IRenderMime.IRendererFactory = {
     safe: true, // whatever the notebook's trust: it names a widget, which has a frame
     mimeTypes: [VIEW_TYPE],
-    createRenderer: () => make(theirs())
+    createRenderer: make
   };
   remove(VIEW_TYPE); // their placeholder
   add(own, RANK);
@@ -213,4 +243,5 @@ export function guardRegistry(
       resolve();
     }
   };
+  return theirs();
 }

@@ -4,11 +4,15 @@ import type { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/applica
 import { type ISessionContext, IThemeManager } from '@jupyterlab/apputils';
 import { type ConsolePanel, IConsoleTracker } from '@jupyterlab/console';
 import { INotebookTracker, type NotebookPanel } from '@jupyterlab/notebook';
-import { IRenderMimeRegistry } from '@jupyterlab/rendermime';
+import { type IRenderMime, IRenderMimeRegistry } from '@jupyterlab/rendermime';
+
+import type { Widget } from '@lumino/widgets';
 
 import { confirmLink, connect } from './outputs_plugin.js';
-import { isOurs } from './specs.js';
+import { originOfKernel } from './specs.js';
+import { setFrames } from './wall.js';
 import { WidgetHost } from './widget_host.js';
+import { VIEW_TYPE } from './widget_store.js';
 import { type ViewHome, WidgetRenderer, guardRegistry } from './widget_view.js';
 
 interface Place {
@@ -16,10 +20,18 @@ interface Place {
   readonly saved: () => unknown;
 }
 
-/** The place of a registry, which is made before its notebook is known. */
-type Homes = WeakMap<IRenderMimeRegistry, (place: Place) => void>;
+/** A registry's home, which is made before its notebook or console is known. */
+interface Entry {
+  readonly home: ViewHome;
+  readonly place: Promise<Place>;
+  readonly tell: (place: Place) => void;
+}
 
-function makeHome(place: Promise<Place>): ViewHome {
+function makeEntry(theirs: ViewHome['theirs']): Entry {
+  let tell: Entry['tell'] = () => undefined;
+  const place = new Promise<Place>(resolve => {
+    tell = resolve;
+  });
   const kernel = place.then(async ({ session }) => {
     await session.ready;
     return session.session?.kernel ?? null;
@@ -28,7 +40,15 @@ function makeHome(place: Promise<Place>): ViewHome {
   void place.then(it => {
     saved = it.saved;
   });
-  return { kernel, kernelId: kernel.then(it => it?.id ?? null), saved: () => saved() };
+  const kernelId = kernel.then(it => it?.id ?? null);
+  return { home: { kernel, kernelId, theirs, saved: () => saved() }, place, tell };
+}
+
+let makeView: () => IRenderMime.IRenderer | null = () => null;
+
+/** Makes the view of a widget, wherever it will be; null as long as the plugin is not there. */
+export function makeWidgetView(): IRenderMime.IRenderer | null {
+  return makeView();
 }
 
 export const widgets: JupyterFrontEndPlugin<void> = {
@@ -47,7 +67,7 @@ export const widgets: JupyterFrontEndPlugin<void> = {
     // A kernel whose kernelspec is gone is not known to be another one.
     const isOther = (name: string): boolean | null => {
       const { specs } = kernelspecs;
-      return specs === null ? null : specs.kernelspecs[name] !== undefined && !isOurs(specs, name);
+      return specs === null ? null : originOfKernel(specs, name) === 'local';
     };
     const host = new WidgetHost(isOther, kernelspecs.ready);
     host.guard(kernels);
@@ -61,31 +81,50 @@ export const widgets: JupyterFrontEndPlugin<void> = {
       },
       isOther: (name: string) => isOther(name) === true
     };
-    const homes: Homes = new WeakMap();
-    const guardOne = (registry: IRenderMimeRegistry): void => {
-      const place = new Promise<Place>(resolve => {
-        homes.set(registry, resolve);
-      });
-      const home = makeHome(place);
-      guardRegistry(registry, theirs => new WidgetRenderer(host, client, actions, home, theirs));
+    const entries = new WeakMap<IRenderMimeRegistry, Entry>();
+    const homeOf = (widget: Widget): ViewHome | null => {
+      const panel = [notebooks, consoles].some(it => it?.has(widget))
+        ? (widget as NotebookPanel | ConsolePanel)
+        : null;
+      const registry = panel === null ? undefined : registryOf(panel);
+      return (registry && entries.get(registry)?.home) ?? null;
+    };
+    const all = { ...actions, homeOf };
+    const guardOne = (registry: IRenderMimeRegistry): Entry => {
+      const entry: Entry = makeEntry(
+        guardRegistry(registry, () => new WidgetRenderer(host, client, all, entry.home))
+      );
+      entries.set(registry, entry);
       const clone = registry.clone.bind(registry);
       registry.clone = options => {
         const made = clone(options);
-        guardOne(made);
-        const find = homes.get(made);
-        void place.then(it => find?.(it)); // a view of this one's notebook
+        const { tell } = guardOne(made);
+        void entry.place.then(tell); // a view of this one's notebook
         return made;
       };
+      return entry;
     };
     if (rendermime !== null) {
       guardOne(rendermime);
     }
-    notebooks?.widgetAdded.connect((_, { content, context, sessionContext }: NotebookPanel) => {
-      const saved = host.guardMetadata(context.model, () => sessionContext.session?.kernel);
-      homes.get(content.rendermime)?.({ session: sessionContext, saved });
+    // Views behind the wall come here, too: of our kernels, and of outputs that a file has kept.
+    setFrames(
+      type => (type === VIEW_TYPE ? makeView() : null),
+      type => type === VIEW_TYPE
+    );
+    makeView = () => new WidgetRenderer(host, client, all, null);
+    notebooks?.widgetAdded.connect((_, panel: NotebookPanel) => {
+      const { context, sessionContext: session } = panel;
+      const saved = host.guardMetadata(context.model, () => session.session?.kernel);
+      entries.get(registryOf(panel))?.tell({ session, saved });
     });
-    consoles?.widgetAdded.connect((_, { console, sessionContext }: ConsolePanel) => {
-      homes.get(console.rendermime)?.({ session: sessionContext, saved: () => undefined });
+    consoles?.widgetAdded.connect((_, panel: ConsolePanel) => {
+      const { sessionContext: session } = panel;
+      entries.get(registryOf(panel))?.tell({ session, saved: () => undefined });
     });
   }
 };
+
+function registryOf(panel: NotebookPanel | ConsolePanel): IRenderMimeRegistry {
+  return 'console' in panel ? panel.console.rendermime : panel.content.rendermime;
+}
