@@ -35,6 +35,7 @@ from gvisor_kernel.server.handlers import (
     WarmHandler,
 )
 from gvisor_kernel.server.kernelspec_facts import KernelspecsHandler
+from gvisor_kernel.server.library_handlers import LibraryHandler
 from gvisor_kernel.server.parts import Parts
 
 PREFIX = r"/gvisor-kernel/api"
@@ -54,6 +55,7 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     ("/outputs/content", OutputHandler),
     ("/storage", StorageHandler),
     ("/fetch", FetchHandler),
+    (r"/libraries/(?P<name>[a-z0-9.-]{1,60})", LibraryHandler),
     ("/kernelspecs", KernelspecsHandler),
     ("/trust", TrustHandler),
     ("/doctor", DoctorHandler),

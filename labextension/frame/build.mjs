@@ -4,14 +4,19 @@ import { build } from 'esbuild';
 
 const RENDERERS = [
   'jsx',
+  'esm',
+  'jquery',
+  'leaflet',
   'libraries',
   'markdown',
   'mermaid',
   'notebook',
+  'output',
   'pdf',
   'picture',
   'table',
   'tailwind',
+  'vega',
   'widgets'
 ];
 
@@ -27,6 +32,7 @@ const styles = {
         legalComments: 'none',
         loader: {
           '.eot': 'empty',
+          '.png': 'dataurl',
           '.svg': 'empty',
           '.ttf': 'empty',
           '.woff': 'empty',
@@ -51,6 +57,7 @@ await build({
   minify: true,
   plugins: [styles],
   platform: 'browser',
+  loader: { '.png': 'dataurl' },
   target: 'es2022',
   define: { 'process.env.NODE_ENV': '"production"' }
 });

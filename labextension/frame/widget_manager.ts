@@ -26,7 +26,7 @@ export interface ModelData {
   readonly paths: (string | number)[][];
 }
 
-const BUNDLED: Readonly<Record<string, Exports>> = {
+export const BUNDLED: Readonly<Record<string, Exports>> = {
   '@jupyter-widgets/base': base,
   '@jupyter-widgets/controls': controls,
   '@jupyter-widgets/output': output,
@@ -195,7 +195,12 @@ export class FrameManager extends ManagerBase {
   private async loadModule(module: string, version: string): Promise<Exports> {
     const known = this.modules.get(module) ?? this.readModule(module, version);
     this.modules.set(module, known);
-    return await known;
+    try {
+      return await known;
+    } catch (error) {
+      this.tools.reportError(error instanceof Error ? error.message : String(error));
+      throw error;
+    }
   }
 
   // A new widget of a frame's own stays in the frame.

@@ -4,7 +4,7 @@
  */
 
 import { type Tools, addStyle, register } from './renderer.js';
-import { FrameManager, type ModelData } from './widget_manager.js';
+import { BUNDLED, FrameManager, type ModelData } from './widget_manager.js';
 import { readModule } from './widget_modules.js';
 import { loseAll, refuse, setPost, showView, showWanted } from './widget_views.js';
 import style from './widgets.css';
@@ -38,7 +38,7 @@ window.gvisorWidgets = tools => {
     tools.send({ widgets: message }, buffers);
   };
   setPost(post);
-  const manager = new FrameManager(tools, post, readModule(tools));
+  const manager = new FrameManager(tools, post, readModule(tools, BUNDLED));
   let done = 0;
   const answer = (): void => {
     if (done === 0) {
@@ -101,11 +101,23 @@ window.gvisorWidgets = tools => {
 /** A frame that shows one widget, and no other output. */
 register<string>((id, tools) => {
   const widgets = window.gvisorWidgets?.(tools);
-  document.body.style.margin = '0';
+  addStyle('html, body { margin: 0; height: auto; overflow: hidden }');
+  const theme = document.head.appendChild(document.createElement('style'));
   const node = document.createElement('div');
+  node.id = 'gvisor-root';
+  node.style.display = 'flow-root';
+  node.style.overflowX = 'auto';
   tools.root.append(node);
+  tools.watchHeight(node);
   tools.onMessage((data, buffers) => {
-    widgets?.receive((data as Message).widgets, buffers);
+    const message = data as Message;
+    if (message.kind === 'theme') {
+      theme.textContent = String(message.style);
+      document.documentElement.style.colorScheme = message.dark === true ? 'dark' : 'light';
+      document.documentElement.toggleAttribute('data-gk-dark', message.dark === true);
+    } else {
+      widgets?.receive(message.widgets, buffers);
+    }
   });
   widgets?.draw(id, node);
 });

@@ -97,6 +97,21 @@ export class ArtifactClient {
     return text;
   }
 
+  /** The text of a library of the server's environment, asked for once. */
+  library(name: string): Promise<string> {
+    const key = `library ${name}`;
+    let text = this.scripts.get(key);
+    if (text === undefined) {
+      text = this.get(`libraries/${encodeURIComponent(name)}`).then(async answer =>
+        new TextDecoder().decode(await answer.arrayBuffer())
+      );
+      // The person may install it; a page may ask in a loop.
+      text.catch(() => setTimeout(() => this.scripts.delete(key), 10_000));
+      this.scripts.set(key, text);
+    }
+    return text;
+  }
+
   private async get(path: string): Promise<BinaryAnswer> {
     const answer = await this.send({ method: 'GET', path });
     await refuse(answer);

@@ -16,10 +16,14 @@ import { ArtifactClient, type Place } from './artifacts.js';
 import { type Trackers, sessionOf } from './current.js';
 import { escapeHidden } from './dom.js';
 import { FetchClient } from './fetch.js';
+import { type OutputContext, OutputFrame, canDraw } from './output_frame.js';
 import { OutputRenderer, SHOW_TYPE } from './output_renderer.js';
 import { type OutputsActions, OutputsView } from './outputs.js';
 import { Preview, howToShow } from './preview.js';
 import { isOurs } from './specs.js';
+import { setFrames } from './wall.js';
+import { VIEW_TYPE } from './widget_store.js';
+import { makeWidgetView } from './widget_view.js';
 import { makePoll, open, shieldIcon } from './widgets.js';
 
 export const SHOW_OUTPUTS = 'gvisor-kernel:show-outputs';
@@ -206,6 +210,19 @@ export const outputs: JupyterFrontEndPlugin<void> = {
         return typeof theme === 'string' && themes?.isLight(theme) === false;
       }
     };
+    const context: OutputContext = {
+      client,
+      trackers,
+      ...actions,
+      onThemeChange: callback => {
+        themes?.themeChanged.connect(callback);
+        return () => void themes?.themeChanged.disconnect(callback);
+      }
+    };
+    setFrames(
+      type => (type === VIEW_TYPE ? makeWidgetView() : new OutputFrame(type, context)),
+      type => type === VIEW_TYPE || canDraw(type)
+    );
     const current = (): Target | null => {
       const session = sessionOf(trackers, app.shell.currentWidget);
       const kernel = session?.session?.kernel;

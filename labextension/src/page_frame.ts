@@ -34,6 +34,9 @@ export interface PageSource {
   readonly scripts: readonly string[];
   /** Whether the height of the content is told. */
   readonly sized?: boolean;
+  /** Answers the calls of a source that is no page of the outputs: it keeps nothing, and has no
+   *  network. */
+  readonly answer?: (method: unknown, args: Readonly<Record<string, unknown>>) => Promise<unknown>;
 }
 
 type Message = Readonly<Record<string, unknown>>;
@@ -342,7 +345,7 @@ export class PageFrame {
       }
     };
     try {
-      if (method === 'fetch' && this.source.file.ticket !== '') {
+      if (method === 'fetch' && this.source.answer === undefined) {
         await this.network.fetch(id, args, value => {
           send({ more: true, value });
         });
@@ -364,11 +367,10 @@ export class PageFrame {
   }
 
   private async call(method: unknown, args: Message): Promise<unknown> {
-    const { ticket } = this.source.file;
-    if (ticket === '' && method !== 'library') {
-      // Without a page's ticket the server would read below its root.
-      throw new Error('A widget has no files and no storage.');
+    if (this.source.answer !== undefined) {
+      return await this.source.answer(method, args);
     }
+    const { ticket } = this.source.file;
     switch (method) {
       case 'storage.set':
       case 'storage.get':

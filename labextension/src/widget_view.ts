@@ -12,6 +12,10 @@ import type { ArtifactClient } from './artifacts.js';
 import { messageOf } from './client.js';
 import { fieldsOf } from './contract.js';
 import { element } from './dom.js';
+import { type Framed } from './frame_pool.js';
+import { frameTheme } from './frame_theme.js';
+import { readLibrary } from './libraries.js';
+import { pool } from './output_frame.js';
 import { PageFrame } from './page_frame.js';
 import type { AttachedFrame } from './widget_comms.js';
 import type { Home, WidgetHost } from './widget_host.js';
@@ -19,6 +23,10 @@ import { VIEW_TYPE, isId } from './widget_store.js';
 
 const TARGET = 'jupyter.widget';
 const RANK = -10;
+const FIRST_HEIGHT = 40;
+const MAX_NOTES = 5;
+/** Scripts of packages of widgets, which the server has (``libraries.ts``). */
+const PACKAGE = 'gvisor:nbextension-';
 
 /** The notebook or console of a registry, as soon as that is known. */
 export interface ViewHome extends Home {
@@ -29,19 +37,36 @@ export interface ViewHome extends Home {
 
 export interface ViewActions {
   isDark(): boolean;
+  /** Calls back when the theme has changed; the function that is returned ends that. */
+  onThemeChange(callback: () => void): () => void;
   confirmLink(url: string): void;
   isOther(name: string): boolean;
   /** The home of what is below this widget of JupyterLab; null if it is no home. */
   homeOf(widget: Widget): ViewHome | null;
 }
 
-export class WidgetRenderer extends Widget implements IRenderMime.IRenderer {
+let makeView: () => IRenderMime.IRenderer | null = () => null;
+
+export function setWidgetViews(make: () => IRenderMime.IRenderer): void {
+  makeView = make;
+}
+
+/** Makes the view of a widget, wherever it will be; null as long as the plugin is not there. */
+export function makeWidgetView(): IRenderMime.IRenderer | null {
+  return makeView();
+}
+
+export class WidgetRenderer extends Widget implements IRenderMime.IRenderer, Framed {
   private frame: PageFrame | null = null;
   private attached: AttachedFrame | null = null;
   private readonly inner = new PanelLayout();
   private model: string | null = null;
   private rendered: IRenderMime.IMimeModel | null = null;
   private framed = false;
+  private turn = 0;
+  private readonly content = element('div');
+  private readonly notes = element('div');
+  private readonly stopListening: () => void;
 
   /** Without a home, it is that of the panel in which the view is. */
   constructor(
@@ -53,6 +78,10 @@ export class WidgetRenderer extends Widget implements IRenderMime.IRenderer {
     super();
     this.addClass('gk-widget-output');
     this.layout = this.inner;
+    this.node.append(this.notes, this.content);
+    this.stopListening = actions.onThemeChange(() => {
+      this.frame?.send(frameTheme(actions.isDark()));
+    });
   }
 
   async renderModel(model: IRenderMime.IMimeModel): Promise<void> {
@@ -83,9 +112,7 @@ export class WidgetRenderer extends Widget implements IRenderMime.IRenderer {
       return;
     }
     this.framed = true;
-    if (this.isAttached) {
-      await this.begin();
-    }
+    this.watch();
   }
 
   private findHome(): ViewHome | null {
@@ -101,86 +128,118 @@ export class WidgetRenderer extends Widget implements IRenderMime.IRenderer {
   protected override onAfterAttach(message: Message): void {
     super.onAfterAttach(message);
     if (this.framed) {
-      void this.begin();
+      this.watch();
     } else if (this.home === null) {
       void this.decide();
     }
   }
 
+  /** Browsers load a frame anew when its node is moved. */
   protected override onBeforeDetach(message: Message): void {
-    this.end();
+    pool.leave(this);
     super.onBeforeDetach(message);
   }
 
   override dispose(): void {
-    this.end();
+    this.stopListening();
+    pool.leave(this);
     super.dispose();
   }
 
-  private end(): void {
+  private watch(): void {
+    if (this.isAttached) {
+      if (this.content.style.height === '') {
+        this.content.style.height = `${FIRST_HEIGHT}px`;
+      }
+      pool.watch(this);
+    }
+  }
+
+  /** The pool has a place for its frame. */
+  begin(): void {
+    this.turn += 1;
+    const { turn } = this;
+    this.client.script('widgets').then(
+      script => {
+        if (turn === this.turn && this.model !== null && this.home !== null) {
+          this.make(script, this.model, this.home);
+        }
+      },
+      (error: unknown) => {
+        this.say(messageOf(error));
+      }
+    );
+  }
+
+  /** Its frame is given to others. The widget is the kernel's, and comes again as it is then. */
+  end(): void {
+    this.turn += 1;
     this.attached?.dispose();
     this.frame?.dispose();
     this.attached = null;
     this.frame = null;
-    this.node.replaceChildren();
+    this.content.replaceChildren();
   }
 
-  private async begin(): Promise<void> {
-    this.end();
-    const say = (text: string): void => {
-      this.node.prepend(element('p', { class: 'gk-widget-error' }, text));
+  private make(script: string, id: string, home: ViewHome): void {
+    this.notes.replaceChildren();
+    const frame = new PageFrame(
+      this.client,
+      {
+        type: 'widget',
+        name: 'Widget',
+        file: { bytes: new TextEncoder().encode(id).buffer, type: 'text/plain', ticket: '' },
+        isText: true,
+        scripts: [script],
+        answer: (method, args) => this.answer(method, args)
+      },
+      {
+        error: (text, place) => {
+          this.say(place === '' ? text : `${text} (${place})`);
+        },
+        link: url => {
+          this.actions.confirmLink(url);
+        },
+        blocked: url => {
+          this.say(`Not loaded, as widgets have no network: ${url}`);
+        },
+        shown: () => undefined,
+        ended: reason => {
+          this.say(reason);
+        },
+        talk: () => undefined,
+        message: (data, buffers) => {
+          const { widgets } = (data ?? {}) as { widgets?: unknown };
+          this.attached?.receive(widgets, buffers);
+        },
+        size: height => {
+          this.content.style.height = `${height}px`;
+        }
+      },
+      this.actions.isDark()
+    );
+    this.frame = frame;
+    this.content.replaceChildren(frame.node);
+    frame.send(frameTheme(this.actions.isDark()));
+    const send = (message: unknown, buffers?: readonly ArrayBuffer[]): void => {
+      frame.send({ widgets: message }, buffers);
     };
-    try {
-      const script = await this.client.script('widgets');
-      const { model: id, home } = this;
-      if (!this.isAttached || id === null || home === null || this.frame !== null) {
-        return;
-      }
-      const bytes = new TextEncoder().encode(id).buffer;
-      const frame: PageFrame = new PageFrame(
-        this.client,
-        {
-          type: 'widget',
-          name: 'Widget',
-          file: { bytes, type: 'text/plain', ticket: '' },
-          isText: true,
-          scripts: [script],
-          sized: true
-        },
-        {
-          error: (text, place) => {
-            say(place === '' ? text : `${text} (${place})`);
-          },
-          link: url => {
-            this.actions.confirmLink(url);
-          },
-          blocked: url => {
-            say(`Not loaded: ${url}`);
-          },
-          shown: () => undefined,
-          ended: say,
-          talk: () => undefined,
-          message: (data, buffers) => {
-            this.attached?.receive(fieldsOf(data).widgets, buffers);
-          },
-          size: height => {
-            frame.node.style.height = `${height}px`;
-          }
-        },
-        this.actions.isDark()
-      );
-      this.frame = frame;
-      this.attached = this.host.attach(
-        {
-          send: (message, buffers) => {
-            frame.send({ widgets: message }, buffers);
-          }
-        },
-        home
-      );
-      this.node.append(frame.node);
-    } catch (error) {
-      say(messageOf(error));
+    this.attached = this.host.attach({ send }, home);
+  }
+
+  private async answer(method: unknown, args: Readonly<Record<string, unknown>>): Promise<unknown> {
+    const url = typeof args.url === 'string' ? args.url : '';
+    if (method !== 'library' || !url.startsWith(PACKAGE)) {
+      throw new Error('A widget has no files, keeps nothing, and has no network.');
+    }
+    return await readLibrary(this.client, url, 'script');
+  }
+
+  /** A widget may say the same thing a thousand times. */
+  private say(text: string): void {
+    const present = [...this.notes.children];
+    if (present.length < MAX_NOTES && !present.some(node => node.textContent === text)) {
+      this.notes.append(element('p', { class: 'gk-warning' }, text));
     }
   }
 }

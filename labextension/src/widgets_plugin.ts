@@ -4,16 +4,14 @@ import type { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/applica
 import { type ISessionContext, IThemeManager } from '@jupyterlab/apputils';
 import { type ConsolePanel, IConsoleTracker } from '@jupyterlab/console';
 import { INotebookTracker, type NotebookPanel } from '@jupyterlab/notebook';
-import { type IRenderMime, IRenderMimeRegistry } from '@jupyterlab/rendermime';
+import { IRenderMimeRegistry } from '@jupyterlab/rendermime';
 
 import type { Widget } from '@lumino/widgets';
 
 import { confirmLink, connect } from './outputs_plugin.js';
 import { originOfKernel } from './specs.js';
-import { setFrames } from './wall.js';
 import { WidgetHost } from './widget_host.js';
-import { VIEW_TYPE } from './widget_store.js';
-import { type ViewHome, WidgetRenderer, guardRegistry } from './widget_view.js';
+import { type ViewHome, WidgetRenderer, guardRegistry, setWidgetViews } from './widget_view.js';
 
 interface Place {
   readonly session: ISessionContext;
@@ -44,13 +42,6 @@ function makeEntry(theirs: ViewHome['theirs']): Entry {
   return { home: { kernel, kernelId, theirs, saved: () => saved() }, place, tell };
 }
 
-let makeView: () => IRenderMime.IRenderer | null = () => null;
-
-/** Makes the view of a widget, wherever it will be; null as long as the plugin is not there. */
-export function makeWidgetView(): IRenderMime.IRenderer | null {
-  return makeView();
-}
-
 export const widgets: JupyterFrontEndPlugin<void> = {
   id: 'gvisor-kernel:widgets',
   description: 'Shows the widgets of kernels in frames that reach nothing.',
@@ -79,7 +70,11 @@ export const widgets: JupyterFrontEndPlugin<void> = {
         const theme = themes?.theme;
         return typeof theme === 'string' && themes?.isLight(theme) === false;
       },
-      isOther: (name: string) => isOther(name) === true
+      isOther: (name: string) => isOther(name) === true,
+      onThemeChange: (callback: () => void) => {
+        themes?.themeChanged.connect(callback);
+        return () => void themes?.themeChanged.disconnect(callback);
+      }
     };
     const entries = new WeakMap<IRenderMimeRegistry, Entry>();
     const homeOf = (widget: Widget): ViewHome | null => {
@@ -108,11 +103,7 @@ export const widgets: JupyterFrontEndPlugin<void> = {
       guardOne(rendermime);
     }
     // Views behind the wall come here, too: of our kernels, and of outputs that a file has kept.
-    setFrames(
-      type => (type === VIEW_TYPE ? makeView() : null),
-      type => type === VIEW_TYPE
-    );
-    makeView = () => new WidgetRenderer(host, client, all, null);
+    setWidgetViews(() => new WidgetRenderer(host, client, all, null));
     notebooks?.widgetAdded.connect((_, panel: NotebookPanel) => {
       const { context, sessionContext: session } = panel;
       const saved = host.guardMetadata(context.model, () => session.session?.kernel);

@@ -74,8 +74,10 @@ class Widgets:
         """Go into the frame of a widget, counted in the notebook; whether it is there."""
         self.driver.switch_to.default_content()
         try:
-            frames = self.driver.find_elements(By.CSS_SELECTOR, ".gk-widget-output .gk-page")
-            self.driver.switch_to.frame(frames[number])
+            view = self.driver.find_elements(By.CSS_SELECTOR, ".gk-widget-output")[number]
+            # Only what is near to the window has a frame.
+            self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", view)
+            self.driver.switch_to.frame(view.find_element(By.CSS_SELECTOR, ".gk-page"))
             self.driver.switch_to.frame(self.driver.find_element(By.TAG_NAME, "iframe"))
         except (IndexError, NoSuchElementException, StaleElementReferenceException):
             return False

@@ -227,12 +227,13 @@ function listen(handler) {
   for (const message of waiting.splice(0)) receiveMessage(message);
 }
 
-const tellHeight = () =>
-  tell({ kind: 'size', height: Math.ceil(document.documentElement.getBoundingClientRect().height) });
+let measured = null;
+const tellHeight = () => tell({ kind: 'size', height: Math.ceil(measured.getBoundingClientRect().height) });
 
 // Tells how high the content is, at most once for each time that it is drawn.
-function watchHeight() {
+function watchHeight(element) {
   let asked = false;
+  measured = element;
   new ResizeObserver(() => {
     if (asked) return;
     asked = true;
@@ -240,7 +241,7 @@ function watchHeight() {
       asked = false;
       tellHeight();
     });
-  }).observe(document.documentElement);
+  }).observe(element);
 }
 
 // A bundle of the extension defines `gvisorRender`, which shows a source of its type.
@@ -249,19 +250,19 @@ async function showBy(renderers, source, name, dark) {
   const render = window.gvisorRender;
   delete window.gvisorRender;
   const tools = { name, dark, root: document.body, reportError, readFile, evaluate };
-  await render(source, { ...tools, send: sendMessage, onMessage: listen });
+  await render(source, { ...tools, call, watchHeight, send: sendMessage, onMessage: listen });
 }
 
 async function show({ type, source, name, dark, renderers, sized }) {
   document.documentElement.style.colorScheme = dark ? 'dark' : 'light';
-  if (sized) watchHeight();
+  if (sized) watchHeight(document.documentElement);
   try {
     if (type === 'html') await showHtml(source, name);
     else await showBy(renderers, source, name, dark);
   } catch (error) {
     reportError(error?.message ?? error, name, error?.line, error?.column);
   }
-  if (sized) tellHeight(); // a frame that is not in view is not drawn, and observes nothing
+  if (measured !== null) tellHeight(); // a frame that is not in view is not drawn, and observes nothing
   tell({ kind: 'shown', title: cut(document.title) });
 }
 
