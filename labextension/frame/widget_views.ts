@@ -43,8 +43,8 @@ export function showWanted(id: string): void {
 
 async function show({ id, node, manager }: Place): Promise<void> {
   try {
-    const model = await manager.get_model(id);
-    const view = await manager.create_view(model);
+    const model: object = await manager.get_model(id);
+    const view = await manager.create_view(model as never);
     const { luminoWidget: widget } = view as unknown as { luminoWidget: Widget };
     node.replaceChildren();
     Widget.attach(widget, node);

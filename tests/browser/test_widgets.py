@@ -29,12 +29,10 @@ HIT = (
 )
 
 
-def write_notebook(
-    path: Path, cells: list[str], kernel: str = KERNEL, metadata: dict[str, Any] | None = None
-) -> None:
+def write_notebook(path: Path, cells: list[str], metadata: dict[str, Any] | None = None) -> None:
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(it) for it in cells])
     notebook.metadata.update(metadata or {})
-    notebook.metadata.kernelspec = {"name": kernel, "display_name": kernel, "language": "python"}
+    notebook.metadata.kernelspec = {"name": KERNEL, "display_name": KERNEL, "language": "python"}
     nbformat.write(notebook, path)
 
 
@@ -54,8 +52,22 @@ class Widgets:
 
     def kernel(self, what: str) -> Any:
         return self.driver.execute_script(
-            "return window.jupyterapp.shell.currentWidget?.sessionContext.session?.kernel?.[arguments[0]]",
+            "const { currentWidget } = window.jupyterapp.shell;"
+            "return currentWidget?.sessionContext?.session?.kernel?.[arguments[0]]",
             what,
+        )
+
+    def change_kernel(self, name: str) -> None:
+        """Change to a kernel that the person would be warned of in an unknown notebook."""
+        self.driver.execute_async_script(
+            "const done = arguments[1]; const { sessionContext } ="
+            " window.jupyterapp.shell.currentWidget;"
+            "sessionContext.changeKernel({ name: arguments[0] }).then(done, done)",
+            name,
+        )
+        self.page.wait_until(
+            lambda: (self.kernel("name"), self.kernel("status")) == (name, "idle"),
+            "the kernel has not changed",
         )
 
     def command(self, name: str) -> None:
@@ -120,7 +132,8 @@ class Widgets:
         return str(
             self.driver.execute_async_script(
                 "const done = arguments[1]; let text = '';"
-                "const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;"
+                "const { sessionContext } = window.jupyterapp.shell.currentWidget;"
+                "const { kernel } = sessionContext.session;"
                 "const future = kernel.requestExecute({code: arguments[0], store_history: false});"
                 "future.onIOPub = it => { text += it.content.text ?? it.content.evalue ?? ''; };"
                 "future.done.then(() => done(text), error => done(String(error)));",
@@ -270,8 +283,13 @@ ATTACKS = [
     "w.HTML('<style>.gk-page, body { position: fixed; inset: 0 }</style><div class=gk-planted "
     'data-commandlinker-command="terminal:create-new" style="position: fixed; inset: 0">x</div>\')',
     "mine = w.IntSlider(value=1, model_id='not-shown')\n"
-    "w.Widget.close(w.Link) if False else None\n"
-    "wrong = w.jslink((w.IntSlider(), 'value'), (mine, 'value'))\nwrong.source[0]",
+    "shown = w.IntSlider(value=3)\n"
+    "class Link(w.Widget):\n"
+    "    _model_module = traitlets.Unicode('@jupyter-widgets/controls').tag(sync=True)\n"
+    "    _model_name = traitlets.Unicode('LinkModel').tag(sync=True)\n"
+    "    source = traitlets.List(['IPY_MODEL_' + shown.model_id, 'value']).tag(sync=True)\n"
+    "    target = traitlets.List(['IPY_MODEL_other-kernels', 'value']).tag(sync=True)\n"
+    "link = Link()\nshown",
     # The port of the frame is taken from a message of the manager, and everything is asked of it.
     "forge = '''const send = MessagePort.prototype.postMessage;\n"
     "MessagePort.prototype.postMessage = function (...values) {\n"
@@ -289,15 +307,18 @@ ATTACKS = [
     "from ipykernel.comm import Comm\n"
     "for target in ('jupyter.widget', 'jupyter.widget.control'):\n"
     "    for data in ({}, {'state': None}, {'state': {'_model_name': 7}}, {'state': []},\n"
-    "                 {'state': {'_model_name': 'M', '_model_module': HIT}, 'buffer_paths': [[{}]]}):\n"
-    "        Comm(target, data=data).send({'method': 'update', 'state': {'__proto__': {'gkHit': 1}}})\n"
+    "                 {'state': {'_model_name': 'M', '_model_module': HIT},\n"
+    "                  'buffer_paths': [[{}]]}):\n"
+    "        state = {'__proto__': {'gkHit': 1}}\n"
+    "        Comm(target, data=data).send({'method': 'update', 'state': state})\n"
     "w.FileUpload(description='done')",
 ]
 
 
 def is_untouched(widgets: Widgets) -> bool:
     found = widgets.driver.execute_script(
-        "return [window.gkHit, {}.gkHit, document.querySelector('.gk-hit, .gk-planted, .jp-Dialog'),"
+        "return [window.gkHit, {}.gkHit,"
+        "document.querySelector('.gk-hit, .gk-planted, .jp-Dialog'),"
         "getComputedStyle(document.body).display === 'none']"
     )
     terminals = widgets.page.server.request("GET", "api/terminals")
@@ -352,23 +373,29 @@ def test_kept_widgets_are_shown_in_frames_for_every_kernel(widgets: Widgets) -> 
     state = {"version_major": 2, "version_minor": 0, "state": {"kept": model}}
     kept = {"widgets": {"application/vnd.jupyter.widget-state+json": state}}
     path = widgets.page.server.folder / "kept.ipynb"
-    for kernel in (KERNEL, "python3"):
-        write_notebook(path, ["1"], kernel, kept)
-        notebook = json.loads(path.read_text())
-        view = {"application/vnd.jupyter.widget-view+json": {"model_id": "kept"}}
-        notebook["cells"][0]["outputs"] = [
-            {"output_type": "display_data", "data": view, "metadata": {}}
-        ]
-        path.write_text(json.dumps(notebook))
-        widgets.open("kept.ipynb")
-        widgets.has(0, "kept")
-        assert is_untouched(widgets)
+    write_notebook(path, ["1"], metadata=kept)
+    notebook = json.loads(path.read_text())
+    view = {"application/vnd.jupyter.widget-view+json": {"model_id": "kept"}}
+    notebook["cells"][0]["outputs"] = [
+        {"output_type": "display_data", "data": view, "metadata": {}}
+    ]
+    path.write_text(json.dumps(notebook))
+    widgets.open("kept.ipynb")
+    widgets.has(0, "kept")
+    assert is_untouched(widgets)
+    widgets.change_kernel("python3")
+    widgets.command("docmanager:save")
+    widgets.open("kept.ipynb", reset=False)
+    assert widgets.kernel("name") == "python3"
+    widgets.has(0, "kept")
+    assert is_untouched(widgets)
 
 
 def test_widgets_of_other_kernels_are_shown_by_jupyterlab(widgets: Widgets) -> None:
     path = widgets.page.server.folder / "local.ipynb"
-    write_notebook(path, [f"{IMPORTS}s = w.IntSlider(value=4)\ns", ATTACKS[0]], "python3")
+    write_notebook(path, [f"{IMPORTS}s = w.IntSlider(value=4)\ns", ATTACKS[0]])
     widgets.open("local.ipynb")
+    widgets.change_kernel("python3")
     widgets.run_all()
     slider = ".jp-OutputArea .jupyter-widgets .widget-readout"
     assert widgets.page.find(slider).text == "4"
