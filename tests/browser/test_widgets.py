@@ -62,7 +62,7 @@ class Widgets:
         self.driver.execute_async_script(
             "const done = arguments[1]; const { sessionContext } ="
             " window.jupyterapp.shell.currentWidget;"
-            "sessionContext.changeKernel({ name: arguments[0] }).then(done, done)",
+            "sessionContext.changeKernel({ name: arguments[0] }).then(() => done(), () => done())",
             name,
         )
         self.page.wait_until(
@@ -252,7 +252,7 @@ def test_widgets_survive_a_reload_and_end_with_their_kernel(used: Widgets) -> No
     used.has(0, "56")
     used.driver.execute_async_script(
         "const done = arguments[0];"
-        "window.jupyterapp.shell.currentWidget.sessionContext.restartKernel().then(done, done)"
+        "window.jupyterapp.shell.currentWidget.sessionContext.restartKernel().then(() => done())"
     )
     used.has(0, "The kernel of this widget is gone: run the cell again.")
     used.command("docmanager:save")
@@ -298,8 +298,8 @@ ATTACKS = [
     "  for (const id of ['other-kernels', 'not-shown', '__proto__'])\n"
     "    for (const kind of ['update', 'custom', 'request_state', 'comm_open', 'open'])\n"
     "      send.call(this, {kind: 'message', buffers: [], text: JSON.stringify({widgets: {kind,\n"
-    "        n: n++, id, state: {value: 66}, paths: [], content: 1, target_name: 'jupyter.widget',\n"
-    "        comm_id: id, kernel: '*'}})});\n"
+    "        n: n++, id, state: {value: 66}, paths: [], content: 1, comm_id: id,\n"
+    "        target_name: 'jupyter.widget', kernel: '*'}})});\n"
     "  window.gkForged = 1;\n"
     "};'''\n"
     "display(w.HTML(f'<img src=x onerror=\"{forge}\">'))\n"
