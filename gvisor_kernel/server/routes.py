@@ -10,6 +10,7 @@ from gvisor_kernel.server.artifact_handlers import (
     FrameHandler,
     OutputHandler,
     OutputsHandler,
+    ProbeHandler,
     StorageHandler,
 )
 from gvisor_kernel.server.changes_handlers import (
@@ -67,4 +68,8 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
 def make_routes(parts: Parts) -> list[tuple[str, type[RequestHandler], dict[str, Any]]]:
     """Return the routes as tornado wants them; Jupyter's server adds its base URL."""
     api = [(f"{PREFIX}{path}", handler, {"parts": parts}) for path, handler in ROUTES]
-    return [*api, (r"/gvisor-kernel/frame", FrameHandler, {"parts": parts})]
+    return [
+        *api,
+        (r"/gvisor-kernel/frame", FrameHandler, {"parts": parts}),
+        (r"/gvisor-kernel/frame/probe", ProbeHandler, {}),
+    ]

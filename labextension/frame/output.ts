@@ -132,11 +132,11 @@ class Output {
       await embed(add(holder, 'div'), data, { mode, ...theme, ...options });
     } else if (type === 'text/html') {
       const node = add(holder, 'div');
-      node.className = 'jp-RenderedHTMLCommon jp-RenderedHTML';
+      node.className = 'jp-RenderedHTMLCommon jp-RenderedHTML jp-OutputArea-output';
       await this.setHtml(node, String(data));
     } else if (type === 'text/markdown') {
       const node = add(holder, 'div');
-      node.className = 'jp-RenderedHTMLCommon jp-RenderedMarkdown';
+      node.className = 'jp-RenderedHTMLCommon jp-RenderedMarkdown jp-OutputArea-output';
       await this.setHtml(node, marked.parse(String(data), { async: false, gfm: true }));
     } else if (type === 'image/svg+xml') {
       const node = add(holder, 'div');

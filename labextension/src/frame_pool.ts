@@ -12,10 +12,10 @@ export interface Framed {
 }
 
 /** Frames that stay when they are not near any more. */
-const MAX_KEPT = 10;
+const MAX_KEPT = 6;
 /** Frames at all: outputs beyond that wait until others are out of sight. */
 const MAX_ALIVE = 24;
-const MARGIN = '600px';
+const MARGIN = '250px';
 
 export class FramePool {
   private readonly members = new Map<Element, Framed>();

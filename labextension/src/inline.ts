@@ -55,7 +55,7 @@ const PROPERTIES = new Set(
 const VALUE = /^(?:[\w#%.,\s+"']|rgba?\(|hsla?\(|\)|-(?=[a-z]))*$/i;
 /** What pandas and polars put before each table: it says where the text of their cells stands. */
 const TABLE_STYLE =
-  /^(?:\s*(?:\.dataframe[\w\s:>-]*,?\s*)+\{(?:\s*(?:vertical-align|text-align|white-space):[\s\w-]+;)*\s*\})*\s*$/;
+  /^(?:\s*(?:\.dataframe[\w\s:>-]*(?:,\s*|(?=\{)))+\{(?:\s*(?:vertical-align|text-align|white-space):[\s\w-]+;)*\s*\})*\s*$/;
 
 export interface Markup {
   readonly nodes: DocumentFragment;
@@ -79,7 +79,7 @@ export function readMarkup(html: string): Markup | null {
   const texts: string[] = [];
   const copy = (from: Node, to: Node): void => {
     if (from.nodeType === 3) {
-      const text = from.nodeValue ?? '';
+      const text = (from as Text).data;
       texts.push(text);
       to.appendChild(document.createTextNode(text));
       return;
@@ -92,7 +92,7 @@ export function readMarkup(html: string): Markup | null {
     const name = element.localName;
     const known = element.namespaceURI === 'http://www.w3.org/1999/xhtml' && ELEMENTS.has(name);
     if (!known) {
-      lost ||= !(name === 'style' && isTableStyle(element.textContent ?? ''));
+      lost ||= !(name === 'style' && isTableStyle(element.textContent));
       if (!WITHOUT_CONTENT.has(name) && element.namespaceURI === source.body.namespaceURI) {
         element.childNodes.forEach(child => {
           copy(child, to);
@@ -159,7 +159,7 @@ function copyAttributes(from: Element, to: HTMLElement): boolean {
 
 function copyStyle(from: CSSStyleDeclaration, to: CSSStyleDeclaration): boolean {
   let all = true;
-  for (const property of from) {
+  for (const property of Array.from(from)) {
     const value = from.getPropertyValue(property);
     if (PROPERTIES.has(property) && VALUE.test(value)) {
       to.setProperty(property, value);

@@ -9,8 +9,8 @@ import type { IRenderMime } from '@jupyterlab/rendermime';
 import type { Message } from '@lumino/messaging';
 import { Widget } from '@lumino/widgets';
 
-import type { ArtifactClient, Place } from './artifacts.js';
-import { messageOf } from './client.js';
+import type { ArtifactClient, ReadFile } from './artifacts.js';
+import { ServerError, messageOf } from './client.js';
 import type { Trackers } from './current.js';
 import { element, replace, setText } from './dom.js';
 import { findPlace, setupsBefore } from './earlier_outputs.js';
@@ -27,7 +27,7 @@ import {
   isLoad,
   partsOf
 } from './output_parts.js';
-import { PageFrame, pathOf } from './page_frame.js';
+import { type Answered, PageFrame, pathOf } from './page_frame.js';
 
 export { canDraw } from './output_parts.js';
 
@@ -209,7 +209,10 @@ export class OutputFrame extends Widget implements IRenderMime.IRenderer, Framed
     frame.send({ kind: 'draw', parts, setups, libraries });
   }
 
-  private async answer(method: unknown, args: Readonly<Record<string, unknown>>): Promise<unknown> {
+  private async answer(
+    method: unknown,
+    args: Readonly<Record<string, unknown>>
+  ): Promise<Answered> {
     if (method === 'library') {
       const url = typeof args.url === 'string' ? args.url : '';
       const library = await readLibrary(
@@ -221,17 +224,17 @@ export class OutputFrame extends Widget implements IRenderMime.IRenderer, Framed
       if (this.given > MAX_LIBRARIES) {
         throw new Error('This output asks for too many libraries.');
       }
-      return library;
+      return { value: library, bytes: 0 }; // they are bounded in all
     }
     if (method === 'file') {
-      const { bytes, type } = await this.context.client.read(this.placeOf(pathOf(args.path)));
-      return { bytes, type };
+      const { bytes, type } = await this.readFile(pathOf(String(args.path)));
+      return { value: { bytes, type }, bytes: bytes.byteLength };
     }
     throw new Error('Outputs keep nothing, and have no network.');
   }
 
   /** A file of the outputs: of the kernel, or beside the notebook. No other is shown in an output. */
-  private placeOf(path: string): Place {
+  private async readFile(path: string): Promise<ReadFile> {
     const below = path.replace(/^\/?outputs\//, '');
     if (below === path || path.split('/').includes('..')) {
       throw new Error(
@@ -243,9 +246,18 @@ export class OutputFrame extends Widget implements IRenderMime.IRenderer, Framed
       throw new Error(`${path} is not shown: it is not known of which notebook this output is.`);
     }
     const kernel = session.session?.kernel;
-    return kernel
-      ? { kernel_id: kernel.id, path: below }
-      : { path: PathExt.join(PathExt.dirname(session.path), 'outputs', below) };
+    const beside = { path: PathExt.join(PathExt.dirname(session.path), 'outputs', below) };
+    if (!kernel) {
+      return await this.context.client.read(beside);
+    }
+    try {
+      return await this.context.client.read({ kernel_id: kernel.id, path: below });
+    } catch (error) {
+      if (error instanceof ServerError && error.status === 404) {
+        return await this.context.client.read(beside); // it is no kernel of ours
+      }
+      throw error;
+    }
   }
 
   private setHeight(height: number): void {

@@ -14,133 +14,17 @@ import {
   removeMath,
   replaceMath
 } from '@jupyterlab/rendermime';
-import type { ReadonlyPartialJSONObject } from '@lumino/coreutils';
 import { PanelLayout, Widget } from '@lumino/widgets';
 
 import { element } from './dom.js';
-import {
-  MOST_JSON,
-  MOST_TEXT,
-  type Markup,
-  isFormula,
-  isPicture,
-  mayTypeset,
-  readMarkup
-} from './inline.js';
+import { MOST_JSON, MOST_TEXT, type Markup, mayTypeset, readMarkup } from './inline.js';
 import { type Origin, originOf } from './origin.js';
-import { SHOW_TYPE } from './output_renderer.js';
+import { type Bundle, type Plan, canDraw, frameFor, makePlan, textOf } from './plan.js';
 
-type Bundle = ReadonlyPartialJSONObject;
+export { setFrames, setShown } from './plan.js';
 
 /** What a model behind the wall has instead of types that JupyterLab's renderers do not get. */
 export const WALLED_TYPE = 'application/vnd.gvisor-kernel.walled';
-
-/** From the richest to plain text; types that are not here are richer still. */
-const ORDER = [
-  SHOW_TYPE,
-  'text/html',
-  'text/markdown',
-  'text/latex',
-  'image/svg+xml',
-  'image/png',
-  'image/jpeg',
-  'image/gif',
-  'image/webp',
-  'image/bmp',
-  'application/json',
-  'application/pdf',
-  'application/javascript',
-  'text/javascript',
-  'text/plain'
-];
-
-/** Registered for each notebook alone, so that the page's list of types does not have it. */
-const WIDGET_TYPE = 'application/vnd.jupyter.widget-view+json';
-
-/** How an output is drawn. ``type``: of the bundle. ``lost``: a richer type is not shown. */
-interface Plan {
-  readonly way: 'native' | 'markup' | 'markdown' | 'frame' | 'nothing';
-  readonly type: string;
-  readonly lost: boolean;
-}
-
-let makeFrame: (mimeType: string) => IRenderMime.IRenderer | null = () => null;
-let canDraw: (mimeType: string) => boolean = () => false;
-let isShown: (mimeType: string) => boolean = type => ORDER.includes(type);
-
-/**
- * Says how to draw what may not be drawn in the page. A renderer gets a model with all of the
- * output's data. ``make`` gives null if no frame can be had: then less is shown, and a line says so.
- */
-export function setFrames(
-  make: (mimeType: string) => IRenderMime.IRenderer | null,
-  draws: (mimeType: string) => boolean = () => true
-): void {
-  makeFrame = make;
-  canDraw = draws;
-}
-
-/** Says which types JupyterLab shows: of others nobody misses anything. */
-export function setShown(shows: (mimeType: string) => boolean): void {
-  isShown = type => type === WIDGET_TYPE || ORDER.includes(type) || shows(type);
-}
-
-function textOf(value: unknown): string {
-  const text = Array.isArray(value) ? value.join('') : value;
-  return typeof text === 'string' ? text : (JSON.stringify(text) ?? '');
-}
-
-function isNative(type: string, value: unknown): boolean {
-  switch (type) {
-    case SHOW_TYPE:
-    case 'text/plain':
-      return true;
-    case 'image/png':
-    case 'image/jpeg':
-      return typeof value === 'string' && isPicture(value);
-    case 'text/latex':
-      return typeof value === 'string' && isFormula(value);
-    case 'application/json':
-      return JSON.stringify(value).length <= MOST_JSON;
-    default:
-      return false;
-  }
-}
-
-/** Exported for tests. ``frames``: whether a type can be drawn in one. */
-export function makePlan(bundle: Bundle, frames: (mimeType: string) => boolean): Plan {
-  const types = Object.keys(bundle)
-    .filter(type => isShown(type) || frames(type))
-    .sort((a, b) => ORDER.indexOf(a) - ORDER.indexOf(b));
-  let lost = false;
-  let reduced: string | null = null;
-  for (const type of types) {
-    const value = bundle[type];
-    if (isNative(type, value)) {
-      // Of a picture or formula that stands beside HTML, a person sees more than of its rest.
-      return reduced !== null && type === 'text/plain'
-        ? { way: 'markup', type: reduced, lost }
-        : { way: 'native', type, lost };
-    }
-    if (type === 'text/html') {
-      const markup = readMarkup(textOf(value));
-      if (markup?.lost === false) {
-        return { way: 'markup', type, lost };
-      }
-      reduced = markup !== null && /\S/.test(markup.text) ? type : null;
-    }
-    if (type === 'text/markdown') {
-      return { way: 'markdown', type, lost };
-    }
-    if (frames(type)) {
-      return { way: 'frame', type, lost };
-    }
-    lost = true;
-  }
-  return reduced === null
-    ? { way: 'nothing', type: '', lost }
-    : { way: 'markup', type: reduced, lost };
-}
 
 interface Behind {
   readonly raw: Bundle;
@@ -206,7 +90,7 @@ class WalledOutput extends Widget implements IRenderMime.IRenderer {
   ): Promise<void> {
     const source = textOf(raw[plan.type] ?? '');
     if (plan.way === 'frame') {
-      const frame = this.use(`frame ${plan.type}`, () => makeFrame(plan.type));
+      const frame = this.use(`frame ${plan.type}`, () => frameFor(plan.type));
       if (frame === null) {
         const none = (): boolean => false;
         await this.draw(raw, metadata, makePlan(raw, none), origin, turn, none);
@@ -330,6 +214,8 @@ function isStanding(): boolean {
   model.dispose();
   return stands;
 }
+
+/* eslint-disable @typescript-eslint/unbound-method -- what is replaced is called with its object */
 
 let raised: boolean | null = null;
 

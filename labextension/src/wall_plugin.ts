@@ -1,8 +1,8 @@
 /** Raises the wall as soon as the page loads, and tells it which kernels need none. */
 
 import type { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
-import { ISanitizer, showErrorMessage } from '@jupyterlab/apputils';
-import { IRenderMimeRegistry } from '@jupyterlab/rendermime';
+import { showErrorMessage } from '@jupyterlab/apputils';
+import { type IRenderMime, IRenderMimeRegistry } from '@jupyterlab/rendermime';
 
 import { followKernels } from './origin.js';
 import { originOfKernel } from './specs.js';
@@ -15,7 +15,7 @@ const stands = raiseWall();
  * Sanitized HTML may have buttons that run any command of JupyterLab, with any arguments; those in
  * the text of a stranger's notebook, too. One that covers the notebook needs one click.
  */
-function refuseCommands(sanitizer: ISanitizer): void {
+function refuseCommands(sanitizer: IRenderMime.ISanitizer): void {
   const it = sanitizer as { setAllowCommandLinker?: (allow: boolean) => void };
   it.setAllowCommandLinker?.(false);
   it.setAllowCommandLinker = () => undefined; // the settings would allow it again
@@ -33,19 +33,13 @@ export const wall: JupyterFrontEndPlugin<void> = {
   id: 'gvisor-kernel:wall',
   description: 'Keeps what sandboxes print, and saved outputs, from acting in the page.',
   autoStart: true,
-  optional: [IRenderMimeRegistry, ISanitizer],
-  activate: (
-    app: JupyterFrontEnd,
-    rendermime: IRenderMimeRegistry | null,
-    sanitizer: ISanitizer | null
-  ) => {
+  optional: [IRenderMimeRegistry],
+  activate: (app: JupyterFrontEnd, rendermime: IRenderMimeRegistry | null) => {
     const { kernels, kernelspecs } = app.serviceManager;
     followKernels(kernels, name => originOfKernel(kernelspecs.specs, name));
     if (rendermime !== null) {
       setShown(type => rendermime.mimeTypes.includes(type));
-    }
-    if (sanitizer !== null) {
-      refuseCommands(sanitizer);
+      refuseCommands(rendermime.sanitizer); // of all of the page
     }
     for (const kind of ['click', 'auxclick'] as const) {
       document.addEventListener(kind, refuseScriptLinks, true);

@@ -16,7 +16,7 @@ import { type Framed } from './frame_pool.js';
 import { frameTheme } from './frame_theme.js';
 import { readLibrary } from './libraries.js';
 import { pool } from './output_frame.js';
-import { PageFrame } from './page_frame.js';
+import { type Answered, PageFrame } from './page_frame.js';
 import type { AttachedFrame } from './widget_comms.js';
 import type { Home, WidgetHost } from './widget_host.js';
 import { VIEW_TYPE, isId } from './widget_store.js';
@@ -227,12 +227,16 @@ export class WidgetRenderer extends Widget implements IRenderMime.IRenderer, Fra
     this.attached = this.host.attach({ send }, home);
   }
 
-  private async answer(method: unknown, args: Readonly<Record<string, unknown>>): Promise<unknown> {
+  private async answer(
+    method: unknown,
+    args: Readonly<Record<string, unknown>>
+  ): Promise<Answered> {
     const url = typeof args.url === 'string' ? args.url : '';
     if (method !== 'library' || !url.startsWith(PACKAGE)) {
       throw new Error('A widget has no files, keeps nothing, and has no network.');
     }
-    return await readLibrary(this.client, url, 'script');
+    const library = await readLibrary(this.client, url, 'script');
+    return { value: library, bytes: library.text.length };
   }
 
   /** A widget may say the same thing a thousand times. */

@@ -68,6 +68,10 @@ test('a page asks for a link only where the person works in it', async () => {
   assert.deepEqual(await click('https://alone.example/'), []);
   activation.isActive = true;
   assert.deepEqual(await click('https://a.example/'), ['https://a.example/']);
+  // The question has the keyboard now.
+  assert.equal(document.activeElement, page.node.querySelector('button'));
+  assert.equal(frame.inert, true);
+  page.node.querySelector('button').click();
   const elsewhere = document.createElement('input');
   document.body.append(elsewhere);
   elsewhere.focus();
@@ -77,8 +81,8 @@ test('a page asks for a link only where the person works in it', async () => {
 
 test('requests of pages wait for their turn, and those of a page that is over are none', async () => {
   const asked = [];
-  const storage = (_, call, { key }) =>
-    new Promise(resolve => asked.push({ key, resolve: () => resolve({ key }) }));
+  const storage = (_, { key }) =>
+    new Promise(resolve => asked.push({ key, resolve: () => resolve(new ArrayBuffer(1)) }));
   const pages = [makePage({ storage }), makePage({ storage }), makePage({ storage })];
   const [first] = pages;
   const answers = [];

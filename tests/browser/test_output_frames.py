@@ -13,11 +13,13 @@ from selenium.common.exceptions import (
 )
 from selenium.webdriver.common.by import By
 
+from .framing import Host, Shown, driver, host
 from .lab import LabPage
-from .test_frame import Host, Shown, driver, host
+from .looking import EXPOSED, set_theme
 
 pytestmark = pytest.mark.browser
 __all__ = ["driver", "host"]
+OPTIONS = EXPOSED
 
 SHOW = """
 const [code, sized] = arguments;
@@ -68,9 +70,9 @@ HOSTILE_MESSAGES = {
 
 @pytest.mark.parametrize("code", HOSTILE_MESSAGES.values(), ids=HOSTILE_MESSAGES)
 def test_messages_are_bounded(frame: Shown, code: str) -> None:
-    draw(frame, f"{code} setTimeout(() => tools.send('after'), 1100);")
-    (message,) = frame.wait(lambda: frame.messages("message"))
-    assert message["text"] == '"after"'
+    draw(frame, f"{code} setInterval(() => tools.send('after'), 300);")
+    messages = frame.wait(lambda: frame.messages("message"))
+    assert {message["text"] for message in messages} == {'"after"'}
 
 
 def test_height_follows_the_content(frame: Shown) -> None:
@@ -143,6 +145,11 @@ OUTPUTS: dict[str, dict[str, Any]] = {
         "text/html": "<div id=box>grows</div><script>let high = 0; setInterval(() => {"
         "high += 50; box.style.height = high + 'px' }, 20);</script>"
     },
+    "asks": {
+        "text/html": "<p>asks</p><script>for (let i = 0; i < 200; i++) {"
+        "const made = document.createElement('script'); made.src = 'vega?' + i;"
+        "document.body.append(made); }</script>"
+    },
     "sends": {
         "text/html": "<p>sends</p><script>for (let i = 0; i < 3000; i++)"
         "top.postMessage({ kind: 'size', height: 5000 }, '*');</script>"
@@ -186,6 +193,11 @@ return cell?.querySelector('.gk-framed-output') ?? null;
 
 def text_in(lab: LabPage, name: str) -> str:
     """Return what the frame of a cell's output shows; nothing while it is not there."""
+    return run_in(lab, name, "return document.getElementById('gvisor-root')?.innerText ?? ''")
+
+
+def run_in(lab: LabPage, name: str, script: str) -> str:
+    """Run a script in the frame of a cell's output; an empty text while it is not there."""
     lab.driver.switch_to.default_content()
     output = lab.driver.execute_script(CELL, name)
     if output is None:
@@ -193,8 +205,7 @@ def text_in(lab: LabPage, name: str) -> str:
     try:
         lab.driver.switch_to.frame(output.find_element(By.CSS_SELECTOR, ".gk-page"))
         lab.driver.switch_to.frame(lab.driver.find_element(By.TAG_NAME, "iframe"))
-        root = "return document.getElementById('gvisor-root')?.innerText ?? ''"
-        return str(lab.driver.execute_script(root))
+        return str(lab.driver.execute_script(script))
     except (NoSuchElementException, StaleElementReferenceException, JavascriptException):
         return ""
     finally:
@@ -252,6 +263,40 @@ def test_one_that_sends_messages_is_ended(notebook: LabPage) -> None:
     notebook.wait_until(
         lambda: "sends messages to JupyterLab" in output_of(notebook, "sends", line), "it goes on"
     )
+
+
+def test_one_that_asks_for_libraries_for_ever_gets_no_more(notebook: LabPage) -> None:
+    line = "return output?.querySelector('.gk-notes')?.textContent ?? ''"
+    notebook.wait_until(
+        lambda: "too many libraries" in output_of(notebook, "asks", line), "it gets all"
+    )
+
+
+def test_an_output_that_changes_keeps_its_frame(notebook: LabPage) -> None:
+    notebook.wait_until(lambda: "drawn 2" in text_in(notebook, "javascript"), "not drawn")
+    page = "return output?.querySelector('.gk-page')"
+    before = output_of(notebook, "javascript", page)
+    change = """const { model } = jupyterapp.shell.currentWidget.content;
+      const cell = [...model.cells].find(it => it.sharedModel.getSource() === 'javascript');
+      cell.outputs.set(0, { output_type: 'display_data', metadata: {},
+        data: { 'application/javascript': "element.textContent = 'drawn again'" } });"""
+    notebook.driver.execute_script(change)
+    notebook.wait_until(lambda: text_in(notebook, "javascript") == "drawn again", "not again")
+    assert output_of(notebook, "javascript", page) == before
+
+
+def test_an_output_has_the_colours_of_the_theme(notebook: LabPage) -> None:
+    colour = "getComputedStyle(document.body).backgroundColor"
+    for theme in ("JupyterLab Dark", "JupyterLab Light"):
+        set_theme(notebook, theme)
+        around = "getComputedStyle(document.body).getPropertyValue('--jp-layout-color0')"
+        wanted = notebook.driver.execute_script(
+            f"const it = document.createElement('i'); it.style.color = {around};"
+            "document.body.append(it); return getComputedStyle(it).color"
+        )
+        notebook.wait_until(
+            lambda wanted=wanted: run_in(notebook, "svg", f"return {colour}") == wanted, theme
+        )
 
 
 def test_few_frames_are_alive(notebook: LabPage) -> None:

@@ -198,11 +198,13 @@ def check_links(lab: LabPage) -> None:
     choose(lab, "links.html")
     page_has(lab, "#count", "10")
     assert lab.driver.find_elements(By.CSS_SELECTOR, ".jp-Dialog") == []
-    button(lab, PANEL, "Use this page").click()
-    for _ in range(2):
-        lab.driver.switch_to.frame(lab.driver.find_elements(By.TAG_NAME, "iframe")[0])
-    lab.driver.find_element(By.ID, "link").click()
-    lab.driver.switch_to.default_content()
+    # One click: it goes on to the link. The question has the keyboard at once.
+    layer = lab.find(f"{PANEL} .gk-page-layer")
+    corner = {name: -layer.size[side] // 2 for name, side in (("x", "width"), ("y", "height"))}
+    to_link = ActionChains(lab.driver).move_to_element_with_offset(
+        layer, corner["x"] + 20, corner["y"] + 15
+    )
+    to_link.click().perform()
     assert lab.dialog().startswith("Open links.example?")
     wait_for_text(lab, ".jp-Dialog :focus", "Cancel")
     # Keys that the person types elsewhere, or hits by chance, open nothing.
@@ -354,6 +356,10 @@ setInterval(TAKE, 20);
 """A page that takes the focus by ``TAKE``, again and again, and notes the keys that it gets."""
 
 
+def enter_page(lab: LabPage) -> None:
+    lab.find(f"{PANEL} .gk-page-layer").click()
+
+
 def type_in_cell(lab: LabPage, text: str) -> None:
     lab.find(".jp-Notebook .jp-Cell.jp-mod-active .cm-content").click()
     for letter in text:
@@ -389,7 +395,7 @@ def test_a_page_gets_the_keyboard_from_the_person_alone(lab: LabPage, display_na
     cell = ".jp-Notebook .jp-Cell.jp-mod-active .cm-content"
     assert lab.find(cell).text == "secret"
     assert stolen(lab) == ""
-    button(lab, PANEL, "Use this page").click()
+    enter_page(lab)
     has_it = "return document.hasFocus() && document.activeElement === box"
     lab.wait_until(lambda: in_page(lab, has_it) == "True", "the page never had the focus")
     ActionChains(lab.driver).send_keys("x").perform()
@@ -397,10 +403,13 @@ def test_a_page_gets_the_keyboard_from_the_person_alone(lab: LabPage, display_na
     type_in_cell(lab, "more")
     assert stolen(lab) == "x"
     assert sorted(lab.find(cell).text) == sorted("secretmore")
-    # By other ways than focus(): the page is ended.
-    page = THIEF.replace("TAKE", "() => box.select()")
+    # By a way that its realm has not: the page is ended at once.
+    page = THIEF.replace(
+        "TAKE", "() => { location.hash = location.hash === '#box' ? '' : '#box'; }"
+    )
     (lab.server.folder / "outputs" / "other.html").write_text(page)
     choose(lab, "other.html")
-    wait_for_text(lab, f"{PANEL} .gk-notes", "it takes the keyboard")
+    wait_for_text(lab, f"{PANEL} .gk-notes", "it took the keyboard")
+    assert lab.driver.find_elements(By.CSS_SELECTOR, ".gk-page") == []
     type_in_cell(lab, "end")
     assert sorted(lab.find(cell).text) == sorted("secretmoreend")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,24 @@ from ..sweeps import needs_all
 from .conftest import IN_SANDBOXES, KERNEL
 from .lab import LabPage
 from .looking import EXPOSED, sent_requests, wait_for_text
-from .wall_attacks import ATTACKS, BEACON, HARMLESS, PREPARE
 
 pytestmark = IN_SANDBOXES
 OPTIONS = EXPOSED
 WITHOUT = "python3"
 LINE = ".gk-wall-line"
+BEACON = "/gk-beacon/"
+_, *_SECTIONS = Path(__file__).with_name("wall_attacks.txt").read_text().split("\n%% ")
+ATTACKS = {name: source for name, _, source in (it.partition("\n") for it in _SECTIONS)}
+PREPARE = ATTACKS.pop("prepare")
+HARMLESS = {
+    "table": "import pandas as pd; pd.DataFrame({'name': ['ann', '<b>bob</b>'], 'x': [1.5, 2.0]})",
+    "plot": "import matplotlib.pyplot as plt; plt.plot([1, 3, 2]); plt.show()",
+    "formula": "Latex(r'$\\frac{\\alpha}{\\sqrt{2}}$')",
+    "tree": "from IPython.display import JSON; JSON({'key': [1, 2]})",
+    "words": "Markdown('# Heading\\n\\n**bold** and `code`\\n\\n| a |\\n|---|\\n| 1 |')",
+    "colours": "print('\\x1b[32mgreen\\x1b[0m')",
+}
+"""What stays in the page as it is, without a line."""
 OUTPUT = ".jp-OutputArea-output"
 
 LOOK = """
@@ -70,7 +84,9 @@ def open_notebook(desk: LabPage, name: str, page: str = "lab/workspaces/auto-tes
     desk.find(".jp-Notebook .jp-Cell")
     # Without windowing each output is in the document, also those far below.
     desk.wait_until(
-        lambda: desk.driver.execute_script("return !!window.jupyterapp?.shell.currentWidget?.content"),
+        lambda: desk.driver.execute_script(
+            "return !!window.jupyterapp?.shell.currentWidget?.content"
+        ),
         "the page never showed its notebook",
     )
     desk.driver.execute_script(
@@ -168,3 +184,143 @@ def test_a_kernel_prints_and_nothing_acts(attacked: LabPage) -> None:
     attacked.screenshot("wall-attacks")
     text = wait_for_text(attacked, LINE, "comes from a sandbox")
     assert "<" not in text
+
+
+def saved(desk: LabPage, name: str, kernel: str | None) -> None:
+    """Write the notebook with its outputs under another name, trusted, with another kernel."""
+    document = json.loads((desk.server.folder / "wall" / "attacks.ipynb").read_text())
+    assert any("onerror" in json.dumps(it["outputs"]) for it in document["cells"]), "nothing saved"
+    if kernel is None:
+        del document["metadata"]["kernelspec"]
+    else:
+        document["metadata"]["kernelspec"] = {"name": kernel, "display_name": kernel}
+    path = desk.server.folder / "wall" / f"{name}.ipynb"
+    path.write_text(json.dumps(document))
+    subprocess.run([sys.executable, "-m", "jupyter", "trust", str(path)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("page", "kernel"),
+    [
+        ("lab/workspaces/auto-test/tree", WITHOUT),
+        ("notebooks", KERNEL),
+        pytest.param("lab/workspaces/auto-test/tree", KERNEL, marks=needs_all),
+        pytest.param("lab/workspaces/auto-test/tree", None, marks=needs_all),
+        pytest.param("notebooks", WITHOUT, marks=needs_all),
+    ],
+)
+def test_saved_and_trusted_outputs_do_not_act(
+    attacked: LabPage, page: str, kernel: str | None
+) -> None:
+    path = attacked.server.folder / "wall" / "attacks.ipynb"
+    if "onerror" not in json.dumps([it["outputs"] for it in json.loads(path.read_text())["cells"]]):
+        attacked.driver.execute_script("void jupyterapp.commands.execute('docmanager:save')")
+        attacked.wait_until(lambda: "onerror=" in path.read_text(), "it was never saved")
+    end_kernels(attacked)
+    name = f"saved-{kernel}-{page[:3]}"
+    saved(attacked, name, kernel)
+    open_notebook(attacked, f"wall/{name}.ipynb", page)
+    text = wait_for_text(attacked, LINE, "who made it is not known")
+    assert "comes from a sandbox" not in text
+    check(attacked, name)
+    attacked.screenshot(f"wall-{name}")
+
+
+SEND = """
+kernel = get_ipython().kernel
+kernel.session.send(kernel.iopub_socket, 'display_data', parent={},
+    content={'data': {'text/html': img('log') + 'logged'}, 'metadata': {}})
+"""
+
+
+def test_views_consoles_and_logs_are_behind_the_wall(desk: LabPage) -> None:
+    end_kernels(desk)
+    cells = {"prepare": PREPARE, "image": "HTML('seen' + img('image'))", "log": SEND}
+    write_notebook(desk.server.folder / "wall" / "views.ipynb", KERNEL, cells)
+    open_notebook(desk, "wall/views.ipynb")
+    desk.driver.execute_script("void jupyterapp.commands.execute('logconsole:open')")
+    desk.find(".jp-LogConsole")
+    desk.driver.execute_script(
+        "void jupyterapp.commands.execute('logconsole:set-level', {level: 'debug'})"
+    )
+    desk.driver.execute_script(
+        "for (const it of jupyterapp.shell.widgets('main')) jupyterapp.shell.activateById(it.id)"
+    )
+    run_all(desk, len(cells))
+    wait_for_text(desk, f".jp-LogConsole {OUTPUT}", "logged")
+    desk.driver.execute_script(
+        "jupyterapp.shell.currentWidget.content.activeCellIndex = 1;"
+        "void jupyterapp.commands.execute('notebook:create-output-view')"
+    )
+    wait_for_text(desk, f".jp-LinkedOutputView {OUTPUT}", "seen")
+    path = "wall/views.ipynb"
+    desk.driver.execute_script(
+        """
+        void jupyterapp.commands.execute('console:create', {
+          path: arguments[0], kernelPreference: {name: arguments[1]}, activate: true
+        }).then(async panel => {
+          await panel.sessionContext.ready;
+          for (const source of arguments[2]) await panel.console.inject(source);
+        })
+        """,
+        path,
+        KERNEL,
+        [PREPARE, "HTML('console' + img('console'))"],
+    )
+    wait_for_text(desk, f".jp-CodeConsole {OUTPUT}", "console")
+    check(desk, "views")
+    desk.screenshot("wall-views")
+    lines = wait_for_text(desk, f".jp-CodeConsole {LINE}", "comes from a sandbox")
+    assert lines.count("Part of") == 1
+
+
+LOCAL = {
+    "script": "HTML('<b id=own>b</b><script>window.ran = (window.ran || 0) + 1</script>')",
+    "update": "it = display('first', display_id=True); it.update(HTML("
+    "'<img src=x onerror=\"window.updated = 1\">'))",
+    "javascript": "Javascript('window.scripted = 1')",
+    "widget": "import ipywidgets; ipywidgets.IntSlider(description='slide')",
+    "other": "it.update(HTML('<img src=x onerror=\"window.other = 1\">'))",
+}
+
+
+def test_what_needs_no_wall_is_as_before(desk: LabPage) -> None:
+    end_kernels(desk)
+    cells = {"prepare": PREPARE, **HARMLESS}
+    write_notebook(desk.server.folder / "wall" / "harmless.ipynb", KERNEL, cells)
+    open_notebook(desk, "wall/harmless.ipynb")
+    run_all(desk, len(cells))
+    wait_for_text(desk, OUTPUT, "green")
+    desk.find(".jp-RenderedImage img")
+    desk.find(".jp-RenderedHTML table.dataframe td")
+    desk.find(".jp-RenderedMarkdown h1")
+    desk.find(".jp-RenderedJSON")
+    desk.find(".jp-RenderedLatex mjx-container")
+    desk.screenshot("wall-harmless")
+    assert (
+        desk.driver.execute_script("return document.querySelectorAll(arguments[0]).length", LINE)
+        == 0
+    )
+
+    # A kernel without a sandbox, whose outputs were just made; and then the same from the file.
+    end_kernels(desk)
+    path = desk.server.folder / "wall" / "local.ipynb"
+    cells = {"prepare": PREPARE, **LOCAL}
+    write_notebook(path, WITHOUT, cells)
+    subprocess.run([sys.executable, "-m", "jupyter", "trust", str(path)], check=True)
+    open_notebook(desk, "wall/local.ipynb")
+    run_all(desk, len(cells))
+    wait_for_text(desk, ".widget-slider", "slide")
+    ran = "return [window.ran, window.updated, window.scripted, window.other]"
+    desk.wait_until(
+        lambda: desk.driver.execute_script(ran) == [1, 1, 1, 1],
+        "a local kernel's output is missing",
+    )
+    desk.screenshot("wall-local")
+    assert desk.driver.execute_script("return document.querySelector('.gk-walled')") is None
+    desk.driver.execute_script("void jupyterapp.commands.execute('docmanager:save')")
+    desk.wait_until(lambda: "window.other" in path.read_text(), "it was never saved")
+    assert "gvisor-kernel:origin" not in path.read_text()
+    open_notebook(desk, "wall/local.ipynb")
+    wait_for_text(desk, LINE, "who made it is not known")
+    assert desk.driver.execute_script(ran) == [None] * 4
