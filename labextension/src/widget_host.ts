@@ -26,8 +26,8 @@ export interface Kernels {
 
 /** Which notebook or console a view is in. */
 export interface Home {
-  /** The id of its kernel, as soon as it is known; null if it has none. */
-  readonly kernelId: Promise<string | null>;
+  /** The id of the kernel that it has now, as soon as it has begun; null if it has none. */
+  kernelId(): Promise<string | null>;
   /** What the file has kept of widgets. */
   saved(): unknown;
 }
@@ -149,7 +149,7 @@ export class WidgetHost {
       }
       waiting = [];
     };
-    home.kernelId.then(
+    home.kernelId().then(
       id => {
         if (waiting !== null) {
           start(id);

@@ -30,7 +30,7 @@ const PACKAGE = 'gvisor:nbextension-';
 
 /** The notebook or console of a registry, as soon as that is known. */
 export interface ViewHome extends Home {
-  readonly kernel: Promise<Kernel.IKernelConnection | null>;
+  kernel(): Promise<Kernel.IKernelConnection | null>;
   /** Makes a view of JupyterLab's manager, as soon as that is there. */
   readonly theirs: Promise<() => IRenderMime.IRenderer>;
 }
@@ -103,8 +103,8 @@ export class WidgetRenderer extends Widget implements IRenderMime.IRenderer, Fra
     if (id === null || rendered === null || this.home === null) {
       return;
     }
-    const { kernel: promise, theirs } = this.home;
-    const kernel = await promise;
+    const { theirs } = this.home;
+    const kernel = await this.home.kernel();
     if (kernel !== null && this.actions.isOther(kernel.name) && (await hasWidget(kernel, id))) {
       const renderer = (await theirs)();
       this.inner.addWidget(renderer);

@@ -6,6 +6,7 @@ import { type ConsolePanel, IConsoleTracker } from '@jupyterlab/console';
 import { INotebookTracker, type NotebookPanel } from '@jupyterlab/notebook';
 import { IRenderMimeRegistry } from '@jupyterlab/rendermime';
 
+import type { Kernel } from '@jupyterlab/services';
 import type { Widget } from '@lumino/widgets';
 
 import { confirmLink, connect } from './outputs_plugin.js';
@@ -30,15 +31,17 @@ function makeEntry(theirs: ViewHome['theirs']): Entry {
   const place = new Promise<Place>(resolve => {
     tell = resolve;
   });
-  const kernel = place.then(async ({ session }) => {
+  // A notebook may have another one later.
+  const kernel = async (): Promise<Kernel.IKernelConnection | null> => {
+    const { session } = await place;
     await session.ready;
     return session.session?.kernel ?? null;
-  });
+  };
   let saved = (): unknown => undefined;
   void place.then(it => {
     saved = it.saved;
   });
-  const kernelId = kernel.then(it => it?.id ?? null);
+  const kernelId = async (): Promise<string | null> => (await kernel())?.id ?? null;
   return { home: { kernel, kernelId, theirs, saved: () => saved() }, place, tell };
 }
 
