@@ -40,6 +40,7 @@ import { isOurs, kernelToWarm } from './specs.js';
 import { guardNotebooks } from './untrusted.js';
 import { wall } from './wall_plugin.js';
 import { Warmer, pageTimer } from './warm.js';
+import { widgets } from './widgets_plugin.js';
 import { ChangesWidget, LinesWidget, SidebarWidget, open, shieldIcon } from './widgets.js';
 
 const CATEGORY = 'Sandboxes';
@@ -415,4 +416,4 @@ const warm: JupyterFrontEndPlugin<void> = {
   }
 };
 
-export default [wall, sandboxes, care, warm, outputs];
+export default [wall, sandboxes, care, warm, outputs, widgets];

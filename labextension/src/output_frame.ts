@@ -46,7 +46,8 @@ const MAX_LIBRARIES = 64 * 1024 * 1024;
 const FIRST_HEIGHT = 60;
 const MAX_NOTES = 5;
 
-const pool = new FramePool();
+/** Of all outputs of the page, and of widgets. */
+export const pool = new FramePool();
 
 export class OutputFrame extends Widget implements IRenderMime.IRenderer, Framed {
   private readonly content = element('div', { class: 'gk-output-frame' });

@@ -22,12 +22,14 @@ import { type OutputsActions, OutputsView } from './outputs.js';
 import { Preview, howToShow } from './preview.js';
 import { isOurs } from './specs.js';
 import { setFrames } from './wall.js';
+import { VIEW_TYPE } from './widget_store.js';
+import { makeWidgetView } from './widget_view.js';
 import { makePoll, open, shieldIcon } from './widgets.js';
 
 export const SHOW_OUTPUTS = 'gvisor-kernel:show-outputs';
 const OPEN_PAGE = 'gvisor-kernel:open-page';
 
-function connect(app: JupyterFrontEnd): ArtifactClient {
+export function connect(app: JupyterFrontEnd): ArtifactClient {
   const settings = app.serviceManager.serverSettings;
   const api = URLExt.join(settings.baseUrl, 'gvisor-kernel/api/');
   const own = URLExt.join(PageConfig.getOption('fullLabextensionsUrl'), 'gvisor-kernel');
@@ -139,7 +141,7 @@ function readLink(url: string): URL | null {
 let isAsking = false;
 
 /** Asks one question at a time: what a page wants meanwhile is not answered. */
-async function confirmLink(url: string): Promise<void> {
+export async function confirmLink(url: string): Promise<void> {
   if (isAsking) {
     return;
   }
@@ -225,7 +227,10 @@ export const outputs: JupyterFrontEndPlugin<void> = {
         return () => void themes?.themeChanged.disconnect(callback);
       }
     };
-    setFrames(mimeType => new OutputFrame(mimeType, context), canDraw);
+    setFrames(
+      type => (type === VIEW_TYPE ? makeWidgetView() : new OutputFrame(type, context)),
+      type => type === VIEW_TYPE || canDraw(type)
+    );
     const current = (): Target | null => {
       const session = sessionOf(trackers, app.shell.currentWidget);
       const kernel = session?.session?.kernel;
