@@ -1,0 +1,305 @@
+"""What a hostile kernel can do to JupyterLab beside its outputs, in one session: attacks.
+
+The kernel's code runs in the sandbox, as all code there does, and answers the page's requests as it
+likes. What must hold is docs/threat-model.md, "The browser".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from .conftest import IN_SANDBOXES, KERNEL
+from .lab import LabPage
+from .looking import EXPOSED
+from .test_files import end_kernels, write_notebook
+
+pytestmark = IN_SANDBOXES
+OPTIONS = EXPOSED
+
+HOSTILE = r"""
+kernel = get_ipython().kernel
+MARKUP = "<img src=x onerror=\"window.attacked = 'html'\"><form action=/logout>Password</form>"
+
+def send(kind, content, socket=None, **more):
+    kernel.session.send(socket or kernel.iopub_socket, kind, content, parent=kernel.get_parent(),
+        ident=kernel._topic(kind), **more)
+
+def write(**payload):
+    get_ipython().payload_manager.write_payload(payload, single=False)
+
+def overwrite():
+    write(source="set_next_input", text="import os; os.system('id')", replace=True)
+
+def page():
+    write(source="page", start=0, data={"text/html": MARKUP, "text/plain": "pager",
+        "application/vnd.vega.v5+json": {}})
+
+def edit():
+    write(source="edit", filename="/etc/passwd", line_number=1)
+    write(source="ask_exit", keepkernel=False)
+
+def do_complete(code, cursor):
+    if "huge" in code:
+        return {"status": "ok", "matches": ["a"] * 1_000_000, "cursor_start": 0,
+            "cursor_end": cursor, "metadata": {}}
+    return {"status": "ok", "matches": [MARKUP, "b" * 5000, 7, "good"], "cursor_start": -5,
+        "cursor_end": 10**9, "metadata": {"_jupyter_types_experimental": [
+            {"text": "import os", "type": MARKUP, "start": -1, "end": 10**9}]}}
+
+def do_inspect(code, cursor, detail_level=0, omit_sections=()):
+    return {"status": "ok", "found": True, "metadata": {}, "data": {"text/html": MARKUP,
+        "text/plain": "plain help", "application/vnd.jupyter.widget-view+json": {"model_id": "x"}}}
+
+kernel.do_complete, kernel.do_inspect = do_complete, do_inspect
+
+HOSTILE_INFO = {
+    "implementation": "ipython", "implementation_version": "9", "protocol_version": "5.4",
+    "status": "ok", "banner": "b" * 1_000_000, "debugger": True, "supported_features": ["debugger"],
+    "help_links": [{"text": "Python Reference", "url": "http://evil.example/"},
+        {"text": "x", "url": "javascript:window.attacked='link'"},
+        {"text": "Python", "url": "https://docs.python.org/3"}] + [{"text": "t"}] * 1000,
+    "language_info": {"name": "python", "version": "3", "mimetype": "text/x-python",
+        "file_extension": "/../../.bashrc", "nbconvert_exporter": "antigravity.Exporter",
+        "pygments_lexer": "../x", "codemirror_mode": {"name": "ipython", "version": 3}},
+}
+type(kernel).kernel_info = property(lambda self: HOSTILE_INFO)
+
+async def debug_request(stream, ident, parent):
+    request = parent["content"]
+    answer = {"type": "response", "seq": 1, "request_seq": request["seq"], "success": True,
+        "command": request["command"], "body": {}}
+    if request["command"] == "richInspectVariables":
+        answer["body"] = {"data": {"text/html": MARKUP, "text/plain": "a variable"}, "metadata": {}}
+    elif request["command"] == "debugInfo":
+        answer["body"] = {"isStarted": False, "hashMethod": "Murmur2", "hashSeed": 1,
+            "tmpFilePrefix": "/tmp/", "tmpFileSuffix": ".py", "stoppedThreads": [],
+            "breakpoints": [{"source": "s", "breakpoints": []}] * 300_000}
+    kernel.session.send(stream, "debug_reply", answer, parent, ident=ident)
+
+kernel.control_handlers["debug_request"] = debug_request
+print("hostile")
+"""
+
+KERNEL_JS = "const kernel = jupyterapp.shell.currentWidget.sessionContext.session.kernel;"
+
+
+def ask(lab: LabPage, code: str) -> Any:
+    """Run the body of an async function in the page, which has ``kernel``."""
+    answer = lab.driver.execute_async_script(
+        f"const done = arguments[0]; {KERNEL_JS}"
+        f"(async () => {{ {code} }})().then(it => done({{it}}), e => done({{error: String(e)}}));"
+    )
+    assert "error" not in answer, answer["error"]
+    return answer.get("it")
+
+
+def execute(lab: LabPage, code: str) -> dict[str, Any]:
+    """Run ``code`` beside the notebook, and return the content of its reply."""
+    answer: dict[str, Any] = ask(
+        lab,
+        f"const future = kernel.requestExecute({{code: {json.dumps(code)}}});"
+        "return (await future.done).content;",
+    )
+    assert answer["status"] == "ok", answer
+    return answer
+
+
+def attacked(lab: LabPage) -> Any:
+    return lab.driver.execute_script("return window.attacked ?? null")
+
+
+def source_of_first_cell(lab: LabPage) -> str:
+    return str(
+        lab.driver.execute_script(
+            "return jupyterapp.shell.currentWidget.content.widgets[0].model.sharedModel.getSource()"
+        )
+    )
+
+
+def run_first_cell(lab: LabPage, code: str) -> None:
+    """Replace the first cell's source, run it, and wait until its outputs have come."""
+    answer = lab.driver.execute_async_script(
+        """
+        const [code, done] = arguments;
+        const panel = jupyterapp.shell.currentWidget;
+        panel.content.activeCellIndex = 0;
+        panel.content.widgets[0].model.sharedModel.setSource(code);
+        jupyterapp.commands.execute('notebook:run-cell').then(() => done(''), e => done(String(e)));
+        """,
+        code,
+    )
+    assert answer == ""
+
+
+@pytest.fixture(scope="module")
+def hostile(desk: LabPage) -> Iterator[LabPage]:
+    """A notebook whose kernel does what it likes."""
+    write_notebook(desk.server.folder / "doors.ipynb", KERNEL, "1 + 1")
+    desk.open_path("doors.ipynb")
+    desk.driver.set_script_timeout(60)
+    desk.wait_until(
+        lambda: (
+            desk.driver.execute_script(
+                "return jupyterapp.shell.currentWidget.sessionContext?.session?.kernel?.status"
+            )
+            == "idle"
+        ),
+        "the kernel never started",
+    )
+    execute(desk, HOSTILE)
+    yield desk
+    end_kernels(desk)
+
+
+def test_no_reply_writes_into_a_cell_that_did_not_ask(hostile: LabPage) -> None:
+    run_first_cell(hostile, "overwrite()")
+
+    assert source_of_first_cell(hostile) == "overwrite()"
+
+
+def test_load_writes_into_its_own_cell(hostile: LabPage) -> None:
+    execute(hostile, "open('loaded.py', 'w').write('x = 41')")
+
+    run_first_cell(hostile, "%load loaded.py")
+
+    assert source_of_first_cell(hostile) == "# %load loaded.py\nx = 41"
+
+
+def test_the_pager_shows_text(hostile: LabPage) -> None:
+    payload = execute(hostile, "page()")["payload"]
+    run_first_cell(hostile, "page()")
+
+    assert payload == [{"source": "page", "start": 0, "data": {"text/plain": "pager"}}]
+    assert attacked(hostile) is None
+
+
+def test_no_other_payload_comes_through(hostile: LabPage) -> None:
+    assert execute(hostile, "edit()")["payload"] == []
+
+
+def test_only_widgets_open_a_comm(hostile: LabPage) -> None:
+    ask(
+        hostile,
+        "window.opened = [];"
+        "window.requirejs = (names, ok) => { opened.push(...names); ok({f: () => 0}); };"
+        "for (const name of ['victim', 'jupyter.widget'])"
+        "  kernel.registerCommTarget(name, () => void opened.push(name));",
+    )
+    execute(
+        hostile,
+        "send('comm_open', {'comm_id': 'a', 'target_name': 'victim', 'data': {}})\n"
+        "send('comm_open', {'comm_id': 'b', 'target_name': 'f', 'target_module': 'evil/module',"
+        " 'data': {}})\n"
+        "send('comm_open', {'comm_id': 'c', 'target_name': 'jupyter.widget', 'data': {'state': {}},"
+        " 'target_module': None}, metadata={'version': '2.1.0'})",
+    )
+
+    assert ask(hostile, "return window.opened") == ["jupyter.widget"]
+
+
+def test_a_completion_replaces_what_it_may(hostile: LabPage) -> None:
+    answer = ask(
+        hostile,
+        "return (await kernel.requestComplete({code: 'abc', cursor_pos: 3})).content",
+    )
+
+    assert answer["matches"][-1] == "good"
+    assert all(isinstance(it, str) and len(it) <= 1000 for it in answer["matches"])
+    assert 0 <= answer["cursor_start"] <= answer["cursor_end"] <= 3
+    assert answer["metadata"] == {}
+
+
+def test_a_million_completions_are_none(hostile: LabPage) -> None:
+    answer = ask(
+        hostile,
+        "return (await kernel.requestComplete({code: 'huge', cursor_pos: 4})).content",
+    )
+
+    assert len(answer["matches"]) <= 10_000
+
+
+def test_help_is_text(hostile: LabPage) -> None:
+    data = ask(
+        hostile,
+        "return (await kernel.requestInspect({code: 'x', cursor_pos: 1, detail_level: 0}))"
+        ".content.data",
+    )
+    run_first_cell(hostile, "x")
+    hostile.driver.execute_script(
+        "const cell = jupyterapp.shell.currentWidget.content.widgets[0];"
+        "jupyterapp.shell.currentWidget.content.mode = 'edit'; cell.editor.focus();"
+        "cell.editor.setCursorPosition({line: 0, column: 1});"
+        "jupyterapp.commands.execute('tooltip:launch-notebook')"
+    )
+    shown = hostile.find(".jp-Tooltip")
+
+    assert data == {"text/plain": "plain help"}
+    assert "plain help" in shown.text
+    assert not shown.find_elements(By.CSS_SELECTOR, "img, form")
+    shown.send_keys(Keys.ESCAPE)
+
+
+def test_the_debugger_shows_text(hostile: LabPage) -> None:
+    answer = ask(
+        hostile,
+        "const ask = async command => (await kernel.requestDebug("
+        "  {type: 'request', seq: 1, command, arguments: {}}).done).content;"
+        "return [await ask('richInspectVariables'), await ask('debugInfo')];",
+    )
+
+    assert answer[0]["body"]["data"] == {"text/plain": "a variable"}
+    assert answer[1]["success"] is False
+    assert "breakpoints" not in answer[1].get("body", {})
+
+
+def test_a_kernel_names_no_program_of_the_host(hostile: LabPage) -> None:
+    info = ask(hostile, "return (await kernel.requestKernelInfo()).content")
+
+    assert info["language_info"] == {
+        "name": "python",
+        "version": "3",
+        "mimetype": "text/x-python",
+        "codemirror_mode": {"name": "ipython", "version": 3},
+    }
+    assert info["help_links"] == [{"text": "Python", "url": "https://docs.python.org/3"}]
+    assert len(info["banner"]) <= 16_000
+
+
+@pytest.mark.parametrize("state", ["dead", "restarting", "terminating"])
+def test_a_kernel_cannot_say_that_it_is_dead(hostile: LabPage, state: str) -> None:
+    execute(hostile, f"send('status', {{'execution_state': {state!r}}})")
+
+    assert ask(hostile, "return kernel.isDisposed") is False
+    assert ask(hostile, "return kernel.status") in ("idle", "busy")
+
+
+def test_a_question_has_the_name_of_its_sandbox(hostile: LabPage, display_name: str) -> None:
+    hostile.driver.execute_script(
+        """
+        const panel = jupyterapp.shell.currentWidget;
+        panel.content.activeCellIndex = 0;
+        panel.content.widgets[0].model.sharedModel.setSource(
+          "import getpass; r = getpass.getpass('JupyterLab: your password' + '\\u202e' * 9000)");
+        void jupyterapp.commands.execute('notebook:run-cell');
+        """
+    )
+    hostile.find(".jp-Stdin-input").click()
+    asked = hostile.find(".jp-OutputArea-stdin-item").text
+    hostile.screenshot("question")
+    hostile.find(".jp-Stdin-input").send_keys("secret", Keys.ENTER)
+    hostile.wait_until(
+        lambda: not hostile.driver.find_elements(By.CSS_SELECTOR, ".jp-Stdin-input"),
+        "the question stays",
+    )
+
+    assert display_name in asked
+    assert "JupyterLab: your password" in asked
+    assert "\u202e" not in asked
+    assert len(asked) < 4000
+    execute(hostile, "assert r == 'secret'")
