@@ -8,6 +8,7 @@ from jupyter_server.extension.application import ExtensionApp
 from traitlets import Bool, Unicode
 
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
+from gvisor_kernel.server.file_handlers import make_file_routes
 from gvisor_kernel.server.parts import Parts
 from gvisor_kernel.server.routes import make_routes
 from gvisor_kernel.server.watch import Watch
@@ -44,6 +45,8 @@ class GVisorServer(ExtensionApp):
         """Add the routes. Called by the server after ``initialize_settings``."""
         assert self._parts is not None
         self.handlers.extend(make_routes(self._parts))
+        assert self.serverapp is not None
+        self.handlers.extend(make_file_routes(self.serverapp.contents_manager))
 
     async def _start_jupyter_server_extension(self, serverapp: Any) -> None:
         """Begin to watch. Called by the server once its loop runs."""

