@@ -29,6 +29,7 @@ import { Choices } from './care.js';
 import { SandboxClient, messageOf } from './client.js';
 import type { KernelspecFacts, Lost, Sandbox } from './contract.js';
 import { CurrentSandbox, type Trackers, kernelNameOf, sessionOf, sessionWith } from './current.js';
+import { doors } from './doors.js';
 import { askBeforeEnd, askInMenus, showLost } from './ending.js';
 import { offerDoctor } from './failed_start.js';
 import { History } from './history.js';
@@ -413,4 +414,4 @@ const warm: JupyterFrontEndPlugin<void> = {
   }
 };
 
-export default [sandboxes, care, warm, outputs];
+export default [doors, sandboxes, care, warm, outputs];

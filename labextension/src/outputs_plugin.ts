@@ -1,6 +1,10 @@
 /** The panel "Outputs", pages that are opened from the file browser, and ``show`` in a cell. */
 
-import type { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
+import {
+  ILayoutRestorer,
+  type JupyterFrontEnd,
+  type JupyterFrontEndPlugin
+} from '@jupyterlab/application';
 import { Dialog, ICommandPalette, IThemeManager, showDialog } from '@jupyterlab/apputils';
 import { IConsoleTracker } from '@jupyterlab/console';
 import { PageConfig, PathExt, URLExt } from '@jupyterlab/coreutils';
@@ -18,6 +22,7 @@ import { escapeHidden } from './dom.js';
 import { FetchClient } from './fetch.js';
 import { OutputRenderer, SHOW_TYPE } from './output_renderer.js';
 import { type OutputsActions, OutputsView } from './outputs.js';
+import { openInFrames } from './page_document.js';
 import { Preview, howToShow } from './preview.js';
 import { isOurs } from './specs.js';
 import { makePoll, open, shieldIcon } from './widgets.js';
@@ -185,7 +190,8 @@ export const outputs: JupyterFrontEndPlugin<void> = {
     IRenderMimeRegistry,
     IDefaultFileBrowser,
     ICommandPalette,
-    IThemeManager
+    IThemeManager,
+    ILayoutRestorer
   ],
   activate: (
     app: JupyterFrontEnd,
@@ -194,7 +200,8 @@ export const outputs: JupyterFrontEndPlugin<void> = {
     rendermime: IRenderMimeRegistry | null,
     browser: IDefaultFileBrowser | null,
     palette: ICommandPalette | null,
-    themes: IThemeManager | null
+    themes: IThemeManager | null,
+    restorer: ILayoutRestorer | null
   ) => {
     const client = connect(app);
     const trackers: Trackers = { notebooks, consoles };
@@ -267,6 +274,8 @@ export const outputs: JupyterFrontEndPlugin<void> = {
       selector: '.jp-DirListing-item[data-isdir="false"]',
       rank: 4
     });
+
+    openInFrames(app, restorer, () => new Preview(client, actions));
 
     rendermime?.addFactory(
       {

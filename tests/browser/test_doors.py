@@ -244,7 +244,7 @@ def test_help_is_text(hostile: LabPage) -> None:
     assert data == {"text/plain": "plain help"}
     assert "plain help" in shown.text
     assert not shown.find_elements(By.CSS_SELECTOR, "img, form")
-    shown.send_keys(Keys.ESCAPE)
+    hostile.find(".jp-Notebook").click()
 
 
 def test_the_debugger_shows_text(hostile: LabPage) -> None:
@@ -393,3 +393,70 @@ def test_a_new_tab_is_no_door(
     assert title != "ran"
     assert [path for path in asked if path != "/favicon.ico"] == ["/done"]
     assert hostile.server.request("GET", "api/terminals") == terminals
+
+
+def open_with(lab: LabPage, path: str, factory: str | None = None) -> str:
+    """Open a file in JupyterLab; return the class names of its document."""
+    return str(
+        lab.driver.execute_async_script(
+            """
+            const [path, factory, done] = arguments;
+            jupyterapp.commands.execute('docmanager:open', {path, factory: factory ?? undefined})
+              .then(widget => { window.opened = widget;
+                return widget.context.ready.then(() => done(widget.node.outerHTML)) })
+              .catch(error => done(String(error)));
+            """,
+            path,
+            factory,
+        )
+    )
+
+
+@pytest.mark.parametrize("name", ["attack.html", "attack.svg"])
+def test_a_file_opens_in_a_frame(
+    hostile: LabPage, listener: tuple[int, list[str]], name: str
+) -> None:
+    port, asked = listener
+    write_attacks(hostile, port)
+    asked.clear()
+    (hostile.server.folder / "elsewhere").mkdir(exist_ok=True)
+    (hostile.server.folder / "outputs" / name).rename(hostile.server.folder / "elsewhere" / name)
+
+    assert "gk-preview" in open_with(hostile, f"elsewhere/{name}")
+    hostile.wait_until(  # a page that leads its frame elsewhere is ended
+        lambda: hostile.driver.execute_script(
+            "return opened.node.querySelector('.gk-preview :is(iframe, .gk-warning)') !== null"
+        ),
+        "neither a frame nor why there is none",
+    )
+    hostile.screenshot(f"file-{name.split('.')[1]}")
+    sandboxes = hostile.driver.execute_script(
+        "return [...opened.node.querySelectorAll('iframe')].map(it => it.sandbox.value)"
+    )
+    hostile.driver.execute_script("opened.close()")
+
+    assert all("allow-scripts" in it and "same-origin" not in it for it in sandboxes)
+    assert not [path for path in asked if path != "/moved"]
+    hostile.to_notebook()
+
+
+def test_no_html_file_is_trusted(hostile: LabPage, listener: tuple[int, list[str]]) -> None:
+    write_attacks(hostile, listener[0])
+    (hostile.server.folder / "trust.html").write_text(
+        "<p>text</p><script>parent.attacked = 'trusted'</script>"
+    )
+    assert "gk-no-trust" in open_with(hostile, "trust.html", "HTML Viewer")
+
+    hostile.driver.execute_script("jupyterapp.commands.execute('htmlviewer:trust-html')")
+    said = hostile.dialog()
+    hostile.find(".jp-Dialog-button").click()
+    frame = hostile.find(".jp-HTMLViewer iframe")
+    buttons = hostile.driver.find_elements(By.CSS_SELECTOR, ".gk-no-trust .jp-Toolbar button")
+    hostile.screenshot("untrusted")
+
+    assert [button.text for button in buttons if "Trust" in button.text] == []
+    assert "trust.html cannot be trusted" in said
+    assert "allow-scripts" not in str(frame.get_attribute("sandbox"))
+    assert attacked(hostile) is None
+    hostile.driver.execute_script("opened.close()")
+    hostile.to_notebook()
