@@ -92,7 +92,8 @@ class _Cleaned:
         model = await ensure_async(self._contents.get(*args, **kwargs))
         if model["type"] == "notebook":
             metadata = model["content"]["metadata"]
-            metadata["language_info"] = clean_language(metadata.get("language_info"))
+            if "language_info" in metadata:
+                metadata["language_info"] = clean_language(metadata["language_info"])
         return model
 
 
