@@ -19,6 +19,7 @@ from tornado import web
 from gvisor_kernel.bridge.doors import clean_language
 from gvisor_kernel.config.spec import SandboxSpec
 from gvisor_kernel.errors import StateError
+from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders, read_written
 
 Route = tuple[str, type[web.RequestHandler], dict[str, Any]]
@@ -55,11 +56,8 @@ def _parents(folder: str) -> list[str]:
 
 
 def _has(written: WrittenFolders, folder: str) -> bool:
-    fd = os.open(folder, os.O_PATH | os.O_DIRECTORY)
-    try:
-        return written.has(folder, fd)
-    finally:
-        os.close(fd)
+    with open_path(folder) as opened:
+        return written.has(opened.path, opened.fd)
 
 
 class NotebookHandler(NbconvertFileHandler):
