@@ -9,6 +9,7 @@ from traitlets import Bool, Unicode
 
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.lab.routes import close_routes
+from gvisor_kernel.server.file_handlers import make_file_routes
 from gvisor_kernel.server.parts import Parts
 from gvisor_kernel.server.routes import make_routes
 from gvisor_kernel.server.watch import Watch
@@ -51,7 +52,9 @@ class GVisorServer(ExtensionApp):
         """Add the routes. Called by the server after ``initialize_settings``."""
         assert self._parts is not None
         self.handlers.extend(make_routes(self._parts))
-        if self.closed and self.serverapp is not None:
+        assert self.serverapp is not None
+        self.handlers.extend(make_file_routes(self.serverapp.contents_manager))
+        if self.closed:
             close_routes(self.serverapp.web_app, self.serverapp.base_url)
 
     async def _start_jupyter_server_extension(self, serverapp: Any) -> None:

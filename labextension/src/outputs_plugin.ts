@@ -1,6 +1,10 @@
 /** The panel "Outputs", pages that are opened from the file browser, and ``show`` in a cell. */
 
-import type { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
+import {
+  ILayoutRestorer,
+  type JupyterFrontEnd,
+  type JupyterFrontEndPlugin
+} from '@jupyterlab/application';
 import { Dialog, ICommandPalette, IThemeManager, showDialog } from '@jupyterlab/apputils';
 import { IConsoleTracker } from '@jupyterlab/console';
 import { PageConfig, PathExt, URLExt } from '@jupyterlab/coreutils';
@@ -19,6 +23,7 @@ import { FetchClient } from './fetch.js';
 import { type OutputContext, OutputFrame, canDraw } from './output_frame.js';
 import { OutputRenderer, SHOW_TYPE } from './output_renderer.js';
 import { type OutputsActions, OutputsView } from './outputs.js';
+import { openInFrames } from './page_document.js';
 import { Preview, howToShow } from './preview.js';
 import { isOurs } from './specs.js';
 import { setFrames } from './wall.js';
@@ -197,7 +202,8 @@ export const outputs: JupyterFrontEndPlugin<void> = {
     IRenderMimeRegistry,
     IDefaultFileBrowser,
     ICommandPalette,
-    IThemeManager
+    IThemeManager,
+    ILayoutRestorer
   ],
   activate: (
     app: JupyterFrontEnd,
@@ -206,7 +212,8 @@ export const outputs: JupyterFrontEndPlugin<void> = {
     rendermime: IRenderMimeRegistry | null,
     browser: IDefaultFileBrowser | null,
     palette: ICommandPalette | null,
-    themes: IThemeManager | null
+    themes: IThemeManager | null,
+    restorer: ILayoutRestorer | null
   ) => {
     const client = connect(app);
     const trackers: Trackers = { notebooks, consoles };
@@ -292,6 +299,8 @@ export const outputs: JupyterFrontEndPlugin<void> = {
       selector: '.jp-DirListing-item[data-isdir="false"]',
       rank: 4
     });
+
+    openInFrames(app, restorer, () => new Preview(client, actions));
 
     rendermime?.addFactory(
       {
