@@ -21,6 +21,7 @@ declare module 'leaflet' {
   export class Icon {
     static readonly Default: { readonly prototype: { readonly options: object } };
     constructor(options: object);
+    readonly options: object;
   }
   export const Marker: { mergeOptions(options: object): void };
 }

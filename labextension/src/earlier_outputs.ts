@@ -133,7 +133,7 @@ let lastId = 0;
 /** Looked at once for each state of an output. */
 function known(model: OutputLike): Known {
   const before = setups.get(model);
-  if (before !== undefined && before.data === model.data) {
+  if (before?.data === model.data) {
     return before;
   }
   const bundle = bundleOf(model);

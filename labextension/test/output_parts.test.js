@@ -59,7 +59,12 @@ test('addresses mean libraries by their names', () => {
 });
 
 test('a name of a library is never a path', () => {
-  for (const url of ['gvisor:../x', 'gvisor:plotly/../x', 'x/panel/css/../../etc.css', 'gvisor:x']) {
+  for (const url of [
+    'gvisor:../x',
+    'gvisor:plotly/../x',
+    'x/panel/css/../../etc.css',
+    'gvisor:x'
+  ]) {
     for (const kind of ['script', 'style']) {
       assert.match(libraryOf(url, kind) ?? '', /^(own:)?[a-z0-9.-]*$/, url);
     }
@@ -68,7 +73,10 @@ test('a name of a library is never a path', () => {
 
 test('a library that is not known is named', async () => {
   const source = { script: async () => 'own', library: async () => 'theirs' };
-  await assert.rejects(readLibrary(source, 'https://x.example/a.js', 'script'), /x\.example\/a\.js/);
+  await assert.rejects(
+    readLibrary(source, 'https://x.example/a.js', 'script'),
+    /x\.example\/a\.js/
+  );
   assert.deepEqual(await readLibrary(source, 'vega', 'script'), { name: 'own:vega', text: 'own' });
 });
 
@@ -124,7 +132,16 @@ test('names that an output expects', () => {
 });
 
 test('looking at a hostile output takes time that grows with its length', () => {
-  for (const part of ['<script', '<style>', '<!--', '</script>', ' id', ' on', 'window.', '<link ']) {
+  for (const part of [
+    '<script',
+    '<style>',
+    '<!--',
+    '</script>',
+    ' id',
+    ' on',
+    'window.',
+    '<link '
+  ]) {
     const html = part.repeat(8_000_000 / part.length);
     setupOf(bundle({ 'text/html': html }));
     hasScripts(partsOf('text/html', bundle({ 'text/html': html })));
