@@ -113,6 +113,11 @@ class Widgets:
         )
 
     def set_slider(self, number: int, value: int) -> None:
+        # Its frame may have been given to others meanwhile.
+        self.page.wait_until(
+            lambda: self.ask(number, "return document.querySelector('.widget-readout') !== null"),
+            f"the frame {number} has no slider",
+        )
         self.ask(
             number,
             "const node = document.querySelector('.widget-readout');"
@@ -200,6 +205,7 @@ def test_a_widget_in_two_cells_is_one_widget(used: Widgets) -> None:
     used.set_slider(0, 42)
     used.has(1, "42")
     assert used.run_code("print(s.value)").strip() == "42"
+    used.has(2, "press")
     used.ask(2, "document.querySelector('button').click()")
     used.has(0, "77")
     used.has(1, "77")
