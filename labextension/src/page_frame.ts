@@ -108,7 +108,7 @@ export class PageFrame {
   private readonly rate = new Rate(BYTES_PER_SECOND, BYTES_AT_ONCE);
   private tried: Tried | null = null;
   private stray = 0;
-  private isFollowing = false;
+  private following: ReturnType<typeof setTimeout> | undefined;
   private over = false;
   private disposed = false;
 
@@ -175,6 +175,7 @@ export class PageFrame {
   private close(): void {
     this.over = true;
     shown.delete(this);
+    clearTimeout(this.following);
     this.use.dispose();
     this.port.close();
   }
@@ -199,20 +200,16 @@ export class PageFrame {
    * answers it: a page does not choose when. The browser tells of a click by another way than the
    * page tells of its link, on a busy machine later.
    */
-  private async followLink(url: string): Promise<void> {
-    if (this.isFollowing) {
-      return;
+  private followLink(url: string, looks = LOOKS_FOR_CLICK): void {
+    clearTimeout(this.following);
+    if (this.isInUse()) {
+      this.use.leave(); // or the page would have what is typed to the question
+      this.events.link(url);
+    } else if (this.use.isEntered && looks > 0) {
+      this.following = setTimeout(() => {
+        this.followLink(url, looks - 1);
+      }, LOOK_MILLISECONDS);
     }
-    this.isFollowing = true;
-    for (let looks = 0; looks < LOOKS_FOR_CLICK && this.use.isEntered; looks++) {
-      if (this.isInUse()) {
-        this.use.leave(); // or the page would have what is typed to the question
-        this.events.link(url);
-        break;
-      }
-      await new Promise(resolve => setTimeout(resolve, LOOK_MILLISECONDS));
-    }
-    this.isFollowing = false;
   }
 
   /** A message to this window. The outer frame says so that the page has heard that the person has
@@ -289,7 +286,7 @@ export class PageFrame {
         break;
       }
       case 'link':
-        void this.followLink(text(message.url));
+        this.followLink(text(message.url));
         break;
       case 'blocked':
         this.events.blocked(text(message.url));

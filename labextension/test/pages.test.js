@@ -51,6 +51,9 @@ async function pass() {
   await settle();
 }
 
+/** The focus is given back when the event that tells of its loss is over. */
+const focusGivenBack = () => new Promise(resolve => setTimeout(resolve));
+
 test('a page asks for a link only where the person works in it', async () => {
   const activation = { isActive: true };
   const value = { userActivation: activation };
@@ -188,6 +191,7 @@ test('a page that takes the keyboard is ended, one that the person leaves is not
   box.focus();
   take(thief);
   assert.match(thief.told[0][1], /took the keyboard/);
+  await focusGivenBack();
   assert.equal(document.activeElement, box);
   assert.equal(thief.page.node.isConnected, false);
   thief.end();
@@ -198,6 +202,7 @@ test('a page that takes the keyboard is ended, one that the person leaves is not
   await pass();
   take(late);
   assert.deepEqual(late.told, []);
+  await focusGivenBack();
   assert.notEqual(document.activeElement, late.page.node.querySelector('iframe'));
   take(late);
   assert.match(late.told[0][1], /took the keyboard/);

@@ -193,7 +193,7 @@ def test_outputs_are_shown(lab: LabPage, display_name: str) -> None:
 
 
 def click_link(lab: LabPage) -> None:
-    """Click a page's link, which is at its top: one click enters the page and goes on to the link."""
+    """Click a page's link, at its top: one click enters the page and goes on to the link."""
     layer = lab.find(f"{PANEL} .gk-page-layer")
     left, top = (-layer.size[side] // 2 for side in ("width", "height"))
     ActionChains(lab.driver).move_to_element_with_offset(
