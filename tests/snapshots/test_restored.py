@@ -74,8 +74,13 @@ def look():
         "transcript": os.listdir("/mnt/transcripts"),
         "skills": sorted(os.listdir("/mnt/skills/public")),
         "temporary": os.listdir("/tmp"),
-        "home": sorted(name for _, _, names in os.walk("/home/user") for name in names),
+        "home": sorted(find_files("/home/user")),
     }
+def find_files(folder):
+    """An environment may lie below what is the home inside, too: what is mounted is not the home's."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = [each for each in folders if not os.path.ismount(os.path.join(place, each))]
+        yield from names
 open("/mnt/user-data/outputs/mine", "x").write("mine")
 open("/workspace/made", "x").close()
 open("/tmp/made", "x").close()
