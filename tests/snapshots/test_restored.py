@@ -77,7 +77,7 @@ def look():
         "home": sorted(find_files("/home/user")),
     }
 def find_files(folder):
-    """An environment may lie below what is the home inside, too: what is mounted is not the home's."""
+    # An environment may lie below what is the home inside, too: what is mounted is not the home's.
     for place, folders, names in os.walk(folder):
         folders[:] = [each for each in folders if not os.path.ismount(os.path.join(place, each))]
         yield from names
