@@ -448,6 +448,42 @@ def test_a_file_opens_in_a_frame(
     hostile.to_notebook()
 
 
+def test_a_plot_in_a_file_loads_nothing(
+    hostile: LabPage, listener: tuple[int, list[str]]
+) -> None:
+    port, asked = listener
+    (hostile.server.folder / "secret.csv").write_text("a\n7\n")
+    loads = [
+        f"http://127.0.0.1:{port}/plot",
+        f"{hostile.server.url}files/secret.csv",
+    ]
+    charts = [
+        {"data": {"url": url, "format": {"type": "csv"}}, "mark": "bar", "encoding": {}}
+        for url in loads
+    ]
+    text = {"data": {"values": [{"a": "a chart"}]}, "encoding": {"text": {"field": "a"}}}
+    spec = {"vconcat": [*charts, {**text, "mark": "text"}]}
+    (hostile.server.folder / "plot.vl.json").write_text(json.dumps(spec))
+    asked.clear()
+
+    open_with(hostile, "plot.vl.json")
+    hostile.wait_until(
+        lambda: hostile.driver.execute_script(
+            "return (opened.node.querySelector('.gk-output-frame')?.offsetHeight ?? 0) > 60"
+        ),
+        "no chart was drawn",
+    )
+    hostile.screenshot("file-vega")
+
+    assert asked == []
+    assert not hostile.driver.execute_script(
+        "return opened.node.querySelector('.vega-embed') !== null ||"
+        " performance.getEntriesByType('resource').some(it => it.name.endsWith('secret.csv'))"
+    )
+    hostile.driver.execute_script("opened.close()")
+    hostile.to_notebook()
+
+
 def test_no_html_file_is_trusted(hostile: LabPage, listener: tuple[int, list[str]]) -> None:
     write_attacks(hostile, listener[0])
     (hostile.server.folder / "trust.html").write_text(
