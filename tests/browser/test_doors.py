@@ -448,9 +448,7 @@ def test_a_file_opens_in_a_frame(
     hostile.to_notebook()
 
 
-def test_a_plot_in_a_file_loads_nothing(
-    hostile: LabPage, listener: tuple[int, list[str]]
-) -> None:
+def test_a_plot_in_a_file_loads_nothing(hostile: LabPage, listener: tuple[int, list[str]]) -> None:
     port, asked = listener
     (hostile.server.folder / "secret.csv").write_text("a\n7\n")
     loads = [
