@@ -76,20 +76,21 @@ class ArtifactHandler(Handler):
     async def find_file(self) -> Where:
         """Return where the file or folder is that the request is about.
 
-        :raises HTTPError: when the request names no folder, or one that is not there; 403 when the
-            person may not read the server's contents, and it is one of them
+        :raises HTTPError: when the request names no folder, or one that is not there; 403 for a
+            ticket that this server has not given, and when the person may not read the server's
+            contents, and it is one of them
         """
         path = self.get_query_argument("path", "", strip=False)
-        kernel_id = self.get_query_argument("kernel_id", "")
-        if kernel_id:
-            return Where(self._find_outputs(kernel_id), path)
-        ticket = self.get_query_argument("ticket", "")
-        if ticket:
+        ticket = self.get_query_argument("ticket", None)
+        if ticket is not None:  # without a valid one, a page would read all contents
             page = self.open_ticket(ticket)
             if page.of_contents:
                 await self._check_contents()
             below = f"{page.folder}/{path}" if page.folder else path
             return Where(page.open_root, below, page.of_contents)
+        kernel_id = self.get_query_argument("kernel_id", "")
+        if kernel_id:
+            return Where(self._find_outputs(kernel_id), path)
         await self._check_contents()
         return Where(partial(self._open_folder, path), Path(path).name, of_contents=True)
 

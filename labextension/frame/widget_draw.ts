@@ -1,72 +1,62 @@
-/** Draws an output of a cell, in the frame: by ``output.ts`` if that is there, or in a simple way. */
+/** Draws what an ``Output`` widget has caught: as an output of a cell is drawn, or as text. */
 
+import { librariesOf } from '../src/libraries.js';
+import { ORDER, PDF, canDraw, isLoad, partsOf, textOf } from '../src/output_parts.js';
+import { Drawer } from './draw.js';
+import { addTerminal, withReturns } from './terminal.js';
 import type { FrameManager } from './widget_manager.js';
 import { showView } from './widget_views.js';
 
 type Fields = Readonly<Record<string, unknown>>;
 
 const VIEW_TYPE = 'application/vnd.jupyter.widget-view+json';
-const PICTURES = ['image/png', 'image/jpeg', 'image/gif', 'image/webp'];
-const ESCAPES = /\u001b\[[0-9;]*[A-Za-z]/g;
 
 const fieldsOf = (value: unknown): Fields =>
   typeof value === 'object' && value !== null ? (value as Fields) : {};
-const textOf = (value: unknown): string =>
-  Array.isArray(value) ? value.join('') : typeof value === 'string' ? value : '';
 
-/** What a terminal shows: a line that begins anew replaces what it had. */
-export function withReturns(text: string): string {
-  return text
-    .split('\n')
-    .map(line => {
-      const parts = line.replace(/\r+$/, '').split('\r');
-      return parts.reduce((shown, part) => part + shown.slice(part.length), '');
-    })
-    .join('\n');
-}
+let drawer: Drawer | null = null;
+/** One after the other: scripts of two outputs do not mix. */
+let last: Promise<void> = Promise.resolve();
 
-function addText(node: Element, text: string, className: string): void {
-  const pre = document.createElement('pre');
-  pre.className = className;
-  pre.textContent = withReturns(text).replace(ESCAPES, '');
-  node.append(pre);
-}
-
-export function drawOutput(output: Fields, node: HTMLElement, manager: FrameManager): void {
-  const data = fieldsOf(output.data);
-  const view = fieldsOf(data[VIEW_TYPE]).model_id;
+/** Resolves when it is drawn. */
+export async function drawOutput(
+  output: Fields,
+  node: HTMLElement,
+  manager: FrameManager
+): Promise<void> {
+  const bundle = { data: fieldsOf(output.data), metadata: fieldsOf(output.metadata) };
+  const view = fieldsOf(bundle.data[VIEW_TYPE]).model_id;
   if (typeof view === 'string') {
     showView(view, node, manager);
-  } else if (window.gvisorDraw !== undefined) {
-    void window.gvisorDraw(output, node, manager.tools);
-  } else {
-    drawSimply(output, data, node, manager);
+    return;
   }
+  const type = isLoad(bundle)
+    ? 'application/javascript'
+    : Object.keys(bundle.data)
+        .filter(it => (canDraw(it) && it !== PDF) || it === 'text/plain')
+        .sort((a, b) => ORDER.indexOf(a) - ORDER.indexOf(b))[0];
+  if (type === undefined || type === 'text/plain') {
+    drawText(output, textOf(bundle.data['text/plain']), node);
+    return;
+  }
+  const parts = partsOf(type, bundle);
+  const { tools } = manager;
+  last = last
+    .then(async () => {
+      drawer ??= new Drawer(tools);
+      await drawer.load(librariesOf(parts, false));
+      await drawer.draw(parts, node);
+    })
+    .catch((error: unknown) => {
+      tools.reportError(error instanceof Error ? error.message : String(error));
+    });
+  await last;
 }
 
-function drawSimply(output: Fields, data: Fields, node: HTMLElement, manager: FrameManager): void {
-  const picture = PICTURES.find(type => type in data);
-  if (output.output_type === 'stream') {
-    addText(node, textOf(output.text), output.name === 'stderr' ? 'gk-stderr' : '');
-  } else if (output.output_type === 'error') {
-    const lines = Array.isArray(output.traceback) ? output.traceback : [];
-    addText(node, lines.join('\n'), 'gk-stderr');
-  } else if ('text/html' in data) {
-    const holder = document.createElement('div');
-    holder.innerHTML = textOf(data['text/html']);
-    node.append(holder);
-    for (const script of holder.querySelectorAll('script')) {
-      manager.tools.evaluate(script.textContent);
-    }
-  } else if (picture !== undefined) {
-    const image = document.createElement('img');
-    image.src = `data:${picture};base64,${textOf(data[picture])}`;
-    node.append(image);
-  } else if ('image/svg+xml' in data) {
-    const holder = document.createElement('div');
-    holder.innerHTML = textOf(data['image/svg+xml']);
-    node.append(holder);
-  } else {
-    addText(node, textOf(data['text/plain']), '');
-  }
+function drawText(output: Fields, plain: string, node: HTMLElement): void {
+  const { output_type: type, name, traceback, text } = output;
+  const lines = Array.isArray(traceback) ? traceback.map(textOf).join('\n') : '';
+  const shown = type === 'stream' ? textOf(text) : type === 'error' ? lines : plain;
+  const isError = type === 'error' || (type === 'stream' && name === 'stderr');
+  addTerminal(node, withReturns(shown)).classList.toggle('gk-stderr', isError);
 }

@@ -26,10 +26,13 @@ export class OutputView extends BaseView {
     this.area = document.createElement('div');
     this.area.className = 'jupyter-widgets-output-area';
     this.el.append(this.area);
-    this.listenTo(this.model, 'change:outputs', () => {
+    // Scripts look for their elements in the document.
+    void this.displayed.then(() => {
+      this.listenTo(this.model, 'change:outputs', () => {
+        this.draw();
+      });
       this.draw();
     });
-    this.draw();
   }
 
   /** Draws anew from the first output that is another one than before. */
@@ -40,14 +43,22 @@ export class OutputView extends BaseView {
     while (same < texts.length && texts[same] === this.drawn[same]) {
       same += 1;
     }
+    // Until the new outputs are there, the old ones keep their place.
+    this.area.style.minHeight = `${this.area.getBoundingClientRect().height}px`;
     while (this.area.children.length > same) {
       this.area.lastElementChild?.remove();
     }
-    for (const output of outputs.slice(same)) {
+    const manager = this.model.widget_manager as unknown as FrameManager;
+    const drawing = outputs.slice(same).map(output => {
       const node = document.createElement('div');
       this.area.append(node);
-      drawOutput(output, node, this.model.widget_manager as unknown as FrameManager);
-    }
+      return drawOutput(output, node, manager);
+    });
     this.drawn = texts;
+    void Promise.all(drawing).then(() => {
+      if (this.drawn === texts) {
+        this.area.style.minHeight = '';
+      }
+    });
   }
 }

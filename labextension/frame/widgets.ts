@@ -1,6 +1,5 @@
 /**
- * ipywidgets: the manager, the core widgets and anywidget. ``output.ts`` gives it the places of its
- * views, and the messages of the extension that are for widgets.
+ * ipywidgets: the manager, the core widgets and anywidget, in a frame of a widget's view.
  */
 
 import { type Tools, addStyle, register } from './renderer.js';
@@ -11,27 +10,17 @@ import style from './widgets.css';
 
 type Message = Readonly<Record<string, unknown>>;
 
-/** What the bundle gives to ``output.ts``. */
-export interface Widgets {
+interface Widgets {
   /** Shows the widget of this model in a node. */
   draw(id: string, node: HTMLElement): void;
   /** A message ``{widgets: …}`` of the extension. */
   receive(message: unknown, buffers: readonly ArrayBuffer[]): void;
 }
 
-declare global {
-  interface Window {
-    /** Called once, before anything is drawn. */
-    gvisorWidgets?: (tools: Tools) => Widgets;
-    /** Draws an output of a cell in a node; of ``output.ts``. */
-    gvisorDraw?: (output: Message, node: HTMLElement, tools: Tools) => unknown;
-  }
-}
-
 /** The extension sends no more than it is told to have been done; so many milliseconds later. */
 const ANSWER_MILLISECONDS = 20;
 
-window.gvisorWidgets = tools => {
+function makeWidgets(tools: Tools): Widgets {
   addStyle(style);
   document.documentElement.toggleAttribute('data-gk-dark', tools.dark);
   const post = (message: Message, buffers: readonly ArrayBuffer[] = []): void => {
@@ -96,11 +85,11 @@ window.gvisorWidgets = tools => {
       }
     }
   };
-};
+}
 
 /** A frame that shows one widget, and no other output. */
 register<string>((id, tools) => {
-  const widgets = window.gvisorWidgets?.(tools);
+  const widgets = makeWidgets(tools);
   addStyle('html, body { margin: 0; height: auto; overflow: hidden }');
   const theme = document.head.appendChild(document.createElement('style'));
   const node = document.createElement('div');
@@ -116,8 +105,8 @@ register<string>((id, tools) => {
       document.documentElement.style.colorScheme = message.dark === true ? 'dark' : 'light';
       document.documentElement.toggleAttribute('data-gk-dark', message.dark === true);
     } else {
-      widgets?.receive(message.widgets, buffers);
+      widgets.receive(message.widgets, buffers);
     }
   });
-  widgets?.draw(id, node);
+  widgets.draw(id, node);
 });

@@ -4,6 +4,8 @@
  * Pure functions over hostile text; which outputs they judge is said in ``wall.ts``.
  */
 
+import { isSmallPicture } from './picture_sizes.js';
+
 /** Characters of a text, of JSON and of HTML, and elements of HTML, that are drawn in the page. */
 export const MOST_TEXT = 2_000_000;
 export const MOST_JSON = 500_000;
@@ -12,9 +14,6 @@ const MOST_ELEMENTS = 100_000;
 const MOST_FORMULA = 20_000;
 const MOST_NESTING = 100;
 const MOST_PICTURE = 48_000_000; // characters in base64
-const MOST_PIXELS = 64_000_000;
-const MOST_PARTS = 1000; // of a picture's file
-const MOST_SCANS = 64; // each goes over all of a picture
 
 const ELEMENTS = new Set(
   (
@@ -218,75 +217,9 @@ export function mayTypeset({ text }: Markup): boolean {
 
 /** Whether it is a PNG or JPEG, in base64, of checked size: a browser believes no name of a type. */
 export function isPicture(base64: string): boolean {
-  if (base64.length > MOST_PICTURE) {
-    return false;
-  }
-  const text = /\s/.test(base64) ? base64.replace(/\s+/g, '') : base64;
   try {
-    const pixels = text.startsWith('iVBORw0KGg') ? readPng(text) : readJpeg(text);
-    return pixels > 0 && pixels <= MOST_PIXELS;
+    return base64.length <= MOST_PICTURE && isSmallPicture(atob(base64));
   } catch {
-    return false; // no base64, or shorter than its header
+    return false; // no base64
   }
-}
-
-/** Bytes of what is written in base64, of which only that part is read. */
-function bytesAt(base64: string, at: number, size: number): DataView {
-  const first = Math.floor(at / 3);
-  const bytes = atob(base64.slice(first * 4, Math.ceil((at + size) / 3) * 4));
-  const view = new DataView(new ArrayBuffer(size));
-  for (let index = 0; index < size; index++) {
-    const code = bytes.charCodeAt(at - first * 3 + index);
-    if (Number.isNaN(code)) {
-      throw new RangeError('The picture is shorter than its header.');
-    }
-    view.setUint8(index, code);
-  }
-  return view;
-}
-
-function readPng(base64: string): number {
-  const head = bytesAt(base64, 0, 24);
-  if (head.getUint32(0) !== 0x89504e47 || head.getUint32(12) !== 0x49484452) {
-    return 0;
-  }
-  let at = 8;
-  for (let part = 0; part < MOST_PARTS; part++) {
-    const chunk = bytesAt(base64, at, 8);
-    if (chunk.getUint32(4) === 0x6163544c) {
-      return 0; // it moves
-    }
-    if (chunk.getUint32(4) === 0x49444154) {
-      return head.getUint32(16) * head.getUint32(20);
-    }
-    at += chunk.getUint32(0) + 12;
-  }
-  return 0;
-}
-
-function readJpeg(base64: string): number {
-  if (bytesAt(base64, 0, 3).getUint16(0) !== 0xffd8) {
-    return 0;
-  }
-  let at = 2;
-  for (let part = 0; part < MOST_PARTS; part++) {
-    const segment = bytesAt(base64, at, 4);
-    const marker = segment.getUint8(1);
-    if (segment.getUint8(0) !== 0xff) {
-      return 0;
-    }
-    if (marker >= 0xc0 && marker <= 0xcf && ![0xc4, 0xc8, 0xcc].includes(marker)) {
-      const size = bytesAt(base64, at + 5, 4);
-      const isProgressive = (marker & 3) === 2;
-      return isProgressive && countScans(base64) > MOST_SCANS
-        ? 0
-        : size.getUint16(0) * size.getUint16(2);
-    }
-    at += segment.getUint16(2) + 2;
-  }
-  return 0;
-}
-
-function countScans(base64: string): number {
-  return atob(base64).split('\xff\xda').length - 1;
 }

@@ -5,6 +5,9 @@
  * extension. A page gets nothing by any other name.
  */
 
+import { PLOTLY, type Part, VEGA, hasScripts } from './output_parts.js';
+import type { Answered } from './page_frame.js';
+
 /** A library without which an output is drawn, too. */
 const NOTHING = 'nothing';
 
@@ -54,6 +57,9 @@ export function libraryOf(url: string, kind: 'script' | 'style'): string | null 
   return null;
 }
 
+/** Characters of libraries that a frame gets: it could ask for them in a loop. */
+const MAX_GIVEN = 64 * 1024 * 1024;
+
 export interface LibrarySource {
   script(name: string): Promise<string>;
   library(name: string): Promise<string>;
@@ -80,6 +86,22 @@ export async function readLibrary(
   return { name, text };
 }
 
+/** Answers a frame that asks for libraries, as long as it has not asked for too many. */
+export function giveLibraries(
+  source: LibrarySource
+): (args: Readonly<Record<string, unknown>>) => Promise<Answered> {
+  let given = 0;
+  return async args => {
+    const url = typeof args.url === 'string' ? args.url : '';
+    const value = await readLibrary(source, url, args.kind === 'style' ? 'style' : 'script');
+    given += value.text.length;
+    if (given > MAX_GIVEN) {
+      throw new Error('This output asks for too many libraries.');
+    }
+    return { value, bytes: 0 }; // they are bounded in all
+  };
+}
+
 const USES: readonly (readonly [RegExp, readonly string[]])[] = [
   [/\bPlotly\s*\./, ['gvisor:plotly']],
   [/\bSHAP\s*\./, ['gvisor:shap']],
@@ -89,6 +111,19 @@ const USES: readonly (readonly [RegExp, readonly string[]])[] = [
 const BOKEH = ['', '-gl', '-widgets', '-tables'].map(part => `gvisor:bokeh${part}`);
 /** Characters of an output that are looked at: one with a whole library in it loads it itself. */
 const MAX_LOOKED_AT = 1_000_000;
+
+/** What parts use without loading it; ``isPrepared``: an earlier output has loaded Bokeh. */
+export function librariesOf(parts: readonly Part[], isPrepared: boolean): readonly string[] {
+  if (parts[0]?.type === PLOTLY) {
+    return ['gvisor:plotly'];
+  }
+  if (parts.some(({ type }) => VEGA.test(type))) {
+    return ['gvisor:own:vega'];
+  }
+  return hasScripts(parts)
+    ? librariesIn(parts.map(({ data }) => String(data)).join('\n'), isPrepared)
+    : [];
+}
 
 /** What a text with scripts uses; ``isPrepared``: an earlier output has loaded Bokeh. */
 export function librariesIn(text: string, isPrepared: boolean): string[] {

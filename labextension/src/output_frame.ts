@@ -16,12 +16,11 @@ import { element, replace, setText } from './dom.js';
 import { findPlace, setupsBefore } from './earlier_outputs.js';
 import { FramePool, type Framed } from './frame_pool.js';
 import { frameTheme } from './frame_theme.js';
-import { librariesIn, readLibrary } from './libraries.js';
+import { giveLibraries, librariesOf } from './libraries.js';
 import {
   type Bundle,
   MAX_OUTPUT,
   PDF,
-  PLOTLY,
   type Part,
   hasScripts,
   isLoad,
@@ -41,8 +40,6 @@ export interface OutputContext {
   onThemeChange(callback: () => void): () => void;
 }
 
-/** Characters of libraries that a frame gets: it could ask for them in a loop. */
-const MAX_LIBRARIES = 64 * 1024 * 1024;
 const FIRST_HEIGHT = 60;
 const MAX_NOTES = 5;
 
@@ -58,7 +55,7 @@ export class OutputFrame extends Widget implements IRenderMime.IRenderer, Framed
   private model: IRenderMime.IMimeModel | null = null;
   private parts: readonly Part[] = [];
   private frame: PageFrame | null = null;
-  private given = 0;
+  private give: ReturnType<typeof giveLibraries>;
   private turn = 0;
   private readonly stopListening: () => void;
 
@@ -67,6 +64,7 @@ export class OutputFrame extends Widget implements IRenderMime.IRenderer, Framed
     private readonly context: OutputContext
   ) {
     super();
+    this.give = giveLibraries(context.client);
     this.addClass('gk-framed-output');
     this.notes.hidden = true;
     this.node.append(this.content, this.notes);
@@ -145,7 +143,7 @@ export class OutputFrame extends Widget implements IRenderMime.IRenderer, Framed
     const { context } = this;
     replace(this.notes);
     this.notes.hidden = true;
-    this.given = 0;
+    this.give = giveLibraries(context.client);
     const bytes = isPdf ? bytesOf(String(this.parts[0]?.data)) : new ArrayBuffer(0);
     const frame = new PageFrame(
       context.client,
@@ -193,19 +191,11 @@ export class OutputFrame extends Widget implements IRenderMime.IRenderer, Framed
   }
 
   private draw(frame: PageFrame): void {
-    const uses = hasScripts(this.parts);
-    const place = uses ? findPlace(this, this.context.trackers) : null;
+    const place = hasScripts(this.parts) ? findPlace(this, this.context.trackers) : null;
     const { parts, setups } =
       place === null ? { parts: this.parts, setups: [] } : setupsBefore(place, this.parts);
     const isPrepared = setups.some(({ isLoad: loads }) => loads);
-    const libraries =
-      parts[0]?.type === PLOTLY
-        ? ['gvisor:plotly']
-        : parts.some(({ type }) => type.startsWith('application/vnd.vega'))
-          ? ['gvisor:own:vega']
-          : uses
-            ? librariesIn(parts.map(({ data }) => String(data)).join('\n'), isPrepared)
-            : [];
+    const libraries = librariesOf(parts, isPrepared);
     frame.send({ kind: 'draw', parts, setups, libraries });
   }
 
@@ -214,17 +204,7 @@ export class OutputFrame extends Widget implements IRenderMime.IRenderer, Framed
     args: Readonly<Record<string, unknown>>
   ): Promise<Answered> {
     if (method === 'library') {
-      const url = typeof args.url === 'string' ? args.url : '';
-      const library = await readLibrary(
-        this.context.client,
-        url,
-        args.kind === 'style' ? 'style' : 'script'
-      );
-      this.given += library.text.length;
-      if (this.given > MAX_LIBRARIES) {
-        throw new Error('This output asks for too many libraries.');
-      }
-      return { value: library, bytes: 0 }; // they are bounded in all
+      return await this.give(args);
     }
     if (method === 'file') {
       const { bytes, type } = await this.readFile(pathOf(String(args.path)));

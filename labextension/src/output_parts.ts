@@ -13,6 +13,27 @@ export interface Bundle {
   readonly metadata: Readonly<Record<string, unknown>>;
 }
 
+/** ``show("report.html")``: the name of a file, which has a frame of its own. */
+export const SHOW_TYPE = 'application/vnd.gvisor-kernel.output+json';
+/** From the richest to plain text; types that are not here are richer still. */
+export const ORDER: readonly string[] = [
+  SHOW_TYPE,
+  'text/html',
+  'text/markdown',
+  'text/latex',
+  'image/svg+xml',
+  'image/png',
+  'image/jpeg',
+  'image/gif',
+  'image/webp',
+  'image/bmp',
+  'application/json',
+  'application/pdf',
+  'application/javascript',
+  'text/javascript',
+  'text/plain'
+];
+
 export const PLOTLY = 'application/vnd.plotly.v1+json';
 export const PDF = 'application/pdf';
 const LOADS = [
@@ -24,7 +45,7 @@ const EXECUTES = [
   'application/vnd.holoviews_exec.v0+json'
 ] as const;
 const SCRIPTS = ['application/javascript', 'application/x-javascript'] as const;
-const VEGA = /^application\/vnd\.vega(lite)?\.v\d\+json$/;
+export const VEGA = /^application\/vnd\.vega(lite)?\.v\d\+json$/;
 const MEDIA = /^(image\/(gif|webp|avif|bmp|png|jpeg)|audio\/[\w.+-]{1,40}|video\/[\w.+-]{1,40})$/;
 const DOCUMENTS = ['text/html', 'text/markdown', 'image/svg+xml'] as const;
 

@@ -8,7 +8,7 @@ import { Widget } from '@lumino/widgets';
 import type { ArtifactClient, Place } from './artifacts.js';
 import type { Trackers } from './current.js';
 import { fieldsOf } from './contract.js';
-import { SHOW_TYPE } from './plan.js';
+import { SHOW_TYPE } from './output_parts.js';
 import { Preview, type PreviewActions } from './preview.js';
 
 export { SHOW_TYPE };

@@ -28,8 +28,9 @@ export function isSmallPicture(bytes: string): boolean {
     }
     return sum;
   };
+  const isSmall = (pixels: number): boolean => pixels > 0 && pixels <= MOST_PIXELS;
   if (bytes.startsWith(PNG)) {
-    return number(16, 4) * number(20, 4) <= MOST_PIXELS && !bytes.includes('acTL');
+    return isSmall(number(16, 4) * number(20, 4)) && !bytes.includes('acTL');
   }
   const isOne = bytes.split('\xff\xda', MOST_SCANS + 2).length <= MOST_SCANS + 1;
   if (!bytes.startsWith(JPEG) || !isOne || bytes.includes('MPF\0')) {
@@ -39,7 +40,7 @@ export function isSmallPicture(bytes: string): boolean {
     const marker = bytes.slice(at, at + 2);
     const length = number(at + 2, 2);
     if (SIZE.test(marker)) {
-      return number(at + 5, 2) * number(at + 7, 2) <= MOST_PIXELS;
+      return isSmall(number(at + 5, 2) * number(at + 7, 2));
     }
     if (!BEFORE.test(marker) || length < 2) {
       return false;

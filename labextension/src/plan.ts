@@ -7,30 +7,9 @@ import type { IRenderMime } from '@jupyterlab/rendermime';
 import type { ReadonlyPartialJSONObject } from '@lumino/coreutils';
 
 import { MOST_JSON, isFormula, isPicture, readMarkup } from './inline.js';
+import { ORDER, SHOW_TYPE } from './output_parts.js';
 
 export type Bundle = ReadonlyPartialJSONObject;
-
-/** ``show("report.html")``: the name of a file, which has a frame of its own. */
-export const SHOW_TYPE = 'application/vnd.gvisor-kernel.output+json';
-
-/** From the richest to plain text; types that are not here are richer still. */
-const ORDER = [
-  SHOW_TYPE,
-  'text/html',
-  'text/markdown',
-  'text/latex',
-  'image/svg+xml',
-  'image/png',
-  'image/jpeg',
-  'image/gif',
-  'image/webp',
-  'image/bmp',
-  'application/json',
-  'application/pdf',
-  'application/javascript',
-  'text/javascript',
-  'text/plain'
-];
 
 /** Registered for each notebook alone, so that the page's list of types does not have it. */
 const WIDGET_TYPE = 'application/vnd.jupyter.widget-view+json';

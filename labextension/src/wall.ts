@@ -5,6 +5,7 @@
  * trusted, and shows only what may be drawn. What is saved stays whole.
  */
 
+import { MimeDocumentFactory } from '@jupyterlab/docregistry';
 import { OutputArea } from '@jupyterlab/outputarea';
 import {
   type IRenderMime,
@@ -19,6 +20,7 @@ import { PanelLayout, Widget } from '@lumino/widgets';
 import { element } from './dom.js';
 import { MOST_JSON, MOST_TEXT, type Markup, mayTypeset, readMarkup } from './inline.js';
 import { type Origin, originOf } from './origin.js';
+import { VEGA } from './output_parts.js';
 import { type Bundle, type Plan, canDraw, frameFor, makePlan, textOf } from './plan.js';
 
 export { setFrames, setShown } from './plan.js';
@@ -217,6 +219,12 @@ function isStanding(): boolean {
 
 /* eslint-disable @typescript-eslint/unbound-method -- what is replaced is called with its object */
 
+/** What is used of the factory of views of files. */
+interface FileFactory {
+  _factory?: IRenderMime.IRendererFactory | undefined;
+  createNewWidget(context: unknown): unknown;
+}
+
 let raised: boolean | null = null;
 
 /** Puts the wall into the page, once. False: this JupyterLab's models do not take it. */
@@ -271,7 +279,25 @@ function build(): boolean {
     return WALLED_TYPE in bundle ? WALLED_TYPE : preferredMimeType.call(this, bundle, safe);
   };
   RenderMimeRegistry.prototype.createRenderer = function (mimeType) {
+    if (isOfFile && VEGA.test(mimeType)) {
+      return frameFor(mimeType) ?? new Checked(null, 'jp-RenderedText', null);
+    }
     return mimeType === WALLED_TYPE ? new WalledOutput(this) : createRenderer.call(this, mimeType);
+  };
+  // A plot in a file loads what it names: with the person's cookies, and from anywhere.
+  const factory = MimeDocumentFactory.prototype as unknown as FileFactory;
+  let isOfFile = false;
+  const { createNewWidget } = factory;
+  factory.createNewWidget = function (context) {
+    if (this._factory?.mimeTypes.some(type => VEGA.test(type)) === true) {
+      this._factory = undefined; // so that the registry is asked
+    }
+    isOfFile = true;
+    try {
+      return createNewWidget.call(this, context);
+    } finally {
+      isOfFile = false;
+    }
   };
   return isStanding();
 }

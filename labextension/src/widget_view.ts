@@ -14,9 +14,9 @@ import { fieldsOf } from './contract.js';
 import { element } from './dom.js';
 import { type Framed } from './frame_pool.js';
 import { frameTheme } from './frame_theme.js';
-import { readLibrary } from './libraries.js';
+import { giveLibraries } from './libraries.js';
 import { pool } from './output_frame.js';
-import { type Answered, PageFrame } from './page_frame.js';
+import { PageFrame } from './page_frame.js';
 import type { AttachedFrame } from './widget_comms.js';
 import type { Home, WidgetHost } from './widget_host.js';
 import { VIEW_TYPE, isId } from './widget_store.js';
@@ -25,8 +25,6 @@ const TARGET = 'jupyter.widget';
 const RANK = -10;
 const FIRST_HEIGHT = 40;
 const MAX_NOTES = 5;
-/** Scripts of packages of widgets, which the server has (``libraries.ts``). */
-const PACKAGE = 'gvisor:nbextension-';
 
 /** The notebook or console of a registry, as soon as that is known. */
 export interface ViewHome extends Home {
@@ -183,6 +181,7 @@ export class WidgetRenderer extends Widget implements IRenderMime.IRenderer, Fra
 
   private make(script: string, id: string, home: ViewHome): void {
     this.notes.replaceChildren();
+    const give = giveLibraries(this.client);
     const frame = new PageFrame(
       this.client,
       {
@@ -191,7 +190,12 @@ export class WidgetRenderer extends Widget implements IRenderMime.IRenderer, Fra
         file: { bytes: new TextEncoder().encode(id).buffer, type: 'text/plain', ticket: '' },
         isText: true,
         scripts: [script],
-        answer: (method, args) => this.answer(method, args)
+        answer: async (method, args) => {
+          if (method !== 'library') {
+            throw new Error('A widget has no files, keeps nothing, and has no network.');
+          }
+          return await give(args);
+        }
       },
       {
         error: (text, place) => {
@@ -225,18 +229,6 @@ export class WidgetRenderer extends Widget implements IRenderMime.IRenderer, Fra
       frame.send({ widgets: message }, buffers);
     };
     this.attached = this.host.attach({ send }, home);
-  }
-
-  private async answer(
-    method: unknown,
-    args: Readonly<Record<string, unknown>>
-  ): Promise<Answered> {
-    const url = typeof args.url === 'string' ? args.url : '';
-    if (method !== 'library' || !url.startsWith(PACKAGE)) {
-      throw new Error('A widget has no files, keeps nothing, and has no network.');
-    }
-    const library = await readLibrary(this.client, url, 'script');
-    return { value: library, bytes: library.text.length };
   }
 
   /** A widget may say the same thing a thousand times. */

@@ -39,6 +39,7 @@ test('a PNG or JPEG of the size of a screenshot is small', () => {
 test('what is larger, moves, has another picture in it, or may be read otherwise, is not', () => {
   for (const [what, picture] of Object.entries({
     nothing: '',
+    empty: png(0, 8),
     large: png(8000, 8001),
     huge: png(0x7fffffff, 0x7fffffff),
     moves: png(8, 8, `${big(8, 4)}acTL`),

@@ -190,8 +190,10 @@ def test_only_widgets_open_a_comm(hostile: LabPage) -> None:
         hostile,
         "window.opened = [];"
         "window.requirejs = (names, ok) => { opened.push(...names); ok({f: () => 0}); };"
-        "for (const name of ['victim', 'jupyter.widget'])"
-        "  kernel.registerCommTarget(name, () => void opened.push(name));",
+        "kernel.registerCommTarget('victim', () => void opened.push('victim'));"
+        "kernel.iopubMessage.connect((_, { header, content }) => {"
+        "  if (header.msg_type === 'comm_open') opened.push(`message for ${content.target_name}`);"
+        "});",
     )
     execute(
         hostile,
@@ -202,7 +204,7 @@ def test_only_widgets_open_a_comm(hostile: LabPage) -> None:
         " 'target_module': None}, metadata={'version': '2.1.0'})",
     )
 
-    assert ask(hostile, "return window.opened") == ["jupyter.widget"]
+    assert ask(hostile, "return window.opened") == ["message for jupyter.widget"]
 
 
 def test_a_completion_replaces_what_it_may(hostile: LabPage) -> None:
@@ -442,7 +444,41 @@ def test_a_file_opens_in_a_frame(
     hostile.driver.execute_script("opened.close()")
 
     assert all("allow-scripts" in it and "same-origin" not in it for it in sandboxes)
-    assert not [path for path in asked if path != "/moved"]
+    assert asked == []
+    hostile.to_notebook()
+
+
+def test_a_plot_in_a_file_loads_nothing(hostile: LabPage, listener: tuple[int, list[str]]) -> None:
+    port, asked = listener
+    (hostile.server.folder / "secret.csv").write_text("a\n7\n")
+    loads = [
+        f"http://127.0.0.1:{port}/plot",
+        f"{hostile.server.url}files/secret.csv",
+    ]
+    charts = [
+        {"data": {"url": url, "format": {"type": "csv"}}, "mark": "bar", "encoding": {}}
+        for url in loads
+    ]
+    text = {"data": {"values": [{"a": "a chart"}]}, "encoding": {"text": {"field": "a"}}}
+    spec = {"vconcat": [*charts, {**text, "mark": "text"}]}
+    (hostile.server.folder / "plot.vl.json").write_text(json.dumps(spec))
+    asked.clear()
+
+    open_with(hostile, "plot.vl.json")
+    hostile.wait_until(
+        lambda: hostile.driver.execute_script(
+            "return (opened.node.querySelector('.gk-output-frame')?.offsetHeight ?? 0) > 60"
+        ),
+        "no chart was drawn",
+    )
+    hostile.screenshot("file-vega")
+
+    assert asked == []
+    assert not hostile.driver.execute_script(
+        "return opened.node.querySelector('.vega-embed') !== null ||"
+        " performance.getEntriesByType('resource').some(it => it.name.endsWith('secret.csv'))"
+    )
+    hostile.driver.execute_script("opened.close()")
     hostile.to_notebook()
 
 

@@ -191,6 +191,12 @@ def used(widgets: Widgets) -> Widgets:
             "class Unknown(Counter):\n"
             "    _view_module = traitlets.Unicode('some-package').tag(sync=True)\n"
             "    _model_module = traitlets.Unicode('some-package').tag(sync=True)\nUnknown()",
+            "def g(x=2):\n    print('\\x1b[31mred\\x1b[0m')\n"
+            "    display(HTML('<b id=it></b><script>it.textContent = \"by a script'"
+            " f' {x}\"</script>'))\n"
+            "    display({'application/vnd.vegalite.v6+json': {'mark': 'bar', 'width': 50 * x,"
+            " 'data': {'values': [{'a': 1}]}, 'encoding': {'x': {'field': 'a'}}},"
+            " 'text/plain': 'a plot'}, raw=True)\n_ = w.interact(g, x=(1, 9))",
             "image = w.Image(value=bytes.fromhex('89504e470d0a1a0a'), format='png')\nimage",
         ],
     )
@@ -219,6 +225,22 @@ def test_interact_and_output_widgets_show_what_is_printed(used: Widgets) -> None
     assert "twice" not in used.outputs()
 
 
+def test_output_widgets_draw_what_outputs_of_cells_draw(used: Widgets) -> None:
+    seen = """
+        const red = document.querySelector('pre span[style*=color]');
+        const chart = document.querySelector('.vega-embed canvas, .vega-embed svg');
+        return [red?.textContent, document.getElementById('it')?.textContent, chart !== null,
+            document.body.textContent.includes('a plot')]"""
+    for value in (2, 6):
+        if value != 2:
+            used.set_slider(10, value)
+        used.page.wait_until(
+            lambda value=value: used.ask(10, seen) == ["red", f"by a script {value}", True, False],
+            f"not drawn for {value}",
+        )
+    used.page.screenshot("widget-outputs")
+
+
 def test_progress_links_and_pictures(used: Widgets) -> None:
     used.has(4, "at 50")
     used.set_slider(5, 9)
@@ -227,7 +249,7 @@ def test_progress_links_and_pictures(used: Widgets) -> None:
         "the link does not work",
     )
     used.page.wait_until(
-        lambda: str(used.ask(10, "return document.querySelector('img')?.src")).startswith("blob:"),
+        lambda: str(used.ask(11, "return document.querySelector('img')?.src")).startswith("blob:"),
         "there is no picture",
     )
 

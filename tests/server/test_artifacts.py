@@ -83,6 +83,19 @@ def test_outputs_are_listed_and_read(client: Client, kernel: str, server: Jupyte
         assert read(client, ticket=ticket, path=path).status_code == 404, path
 
 
+def test_a_ticket_that_is_named_must_be_valid(
+    client: Client, kernel: str, server: JupyterServer
+) -> None:
+    (server.folder / "private.txt").write_text("private")
+    assert read(client, path="private.txt").content == b"private"
+    for ticket in ("", " ", "x.y"):
+        for where in ({}, {"kernel_id": kernel}):
+            answer = read(client, ticket=ticket, path="private.txt", **where)
+            assert answer.status_code == 403, ticket
+            listed = client.ask("GET", "outputs", params={"ticket": ticket, **where})
+            assert listed.status_code == 403, ticket
+
+
 def test_a_large_file_is_downloaded_and_not_shown(client: Client, kernel: str) -> None:
     answer = read(client, kernel_id=kernel, path="large.bin")
     assert answer.status_code == 413
