@@ -1,6 +1,8 @@
 """The routes of a closed server: a list of what JupyterLab and we need. All others answer 404.
 
 The list comes before all handlers, so an extension that somebody installs or enables adds nothing.
+An answer without a policy would be a document of the server's origin that may connect to anything,
+and script in the page could do so by a frame of it: each has one, errors of tornado's own, too.
 """
 
 from __future__ import annotations
@@ -8,9 +10,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from tornado.httputil import HTTPServerRequest
+from tornado.httputil import HTTPHeaders, HTTPServerRequest
 from tornado.routing import Matcher, Rule
-from tornado.web import Application, RequestHandler
+from tornado.web import Application, OutputTransform, RequestHandler
 
 READ = ("GET", "HEAD")
 OPEN: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -34,6 +36,12 @@ OPEN: tuple[tuple[tuple[str, ...], str], ...] = (
     (READ, r"/oauth_callback"),
 )
 """Methods and paths below the server's base URL."""
+LONELY = {
+    "Content-Security-Policy": "sandbox; default-src 'none'; frame-ancestors 'none'",
+    "Connection-Allowlist": "()",
+    "X-Content-Type-Options": "nosniff",
+}
+"""Headers of an answer that has no policy of its own."""
 CLOSED = "gvisor_kernel_closed"
 """The setting of the server's application that is true then."""
 _OPEN = [(frozenset(methods), re.compile(pattern)) for methods, pattern in OPEN]
@@ -63,7 +71,23 @@ class ClosedHandler(RequestHandler):
         self.finish({"message": "This server is closed: it does not have this route."})
 
 
+class _Policy(OutputTransform):
+    """Gives a policy to answers that have none."""
+
+    def __init__(self, request: HTTPServerRequest) -> None:
+        pass
+
+    def transform_first_chunk(
+        self, status_code: int, headers: HTTPHeaders, chunk: bytes, finishing: bool
+    ) -> tuple[int, HTTPHeaders, bytes]:
+        if "Content-Security-Policy" not in headers:
+            for name, value in LONELY.items():
+                headers[name] = value
+        return status_code, headers, chunk
+
+
 def close_routes(application: Application, base_url: str) -> None:
     """Let the server answer 404 for all that is not in the list. Call it before it listens."""
+    application.add_transform(_Policy)
     application.settings[CLOSED] = True
     application.default_router.rules.insert(0, Rule(_Closed(base_url), ClosedHandler))

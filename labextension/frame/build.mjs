@@ -3,6 +3,7 @@
 import { build } from 'esbuild';
 
 const RENDERERS = [
+  'chart',
   'jsx',
   'esm',
   'jquery',

@@ -16,11 +16,18 @@ import type { Preview } from './preview.js';
 import { shieldIcon } from './widgets.js';
 
 export const PAGE_FACTORY = 'Page Without Network';
-/** Types of files that JupyterLab would interpret, or decode, in its own page. */
-const TYPES = ['html', 'svg', 'png', 'gif', 'jpeg', 'bmp', 'ico', 'webp'];
+/** Types of files that JupyterLab would interpret, or decode, in its own page. Vega and Mermaid load
+ *  what they name with the person's rights, and from the network. */
+const TYPES = [
+  ...['html', 'svg', 'png', 'gif', 'jpeg', 'bmp', 'ico', 'webp'],
+  ...['vega3', 'vega4', 'vega5', 'vega-lite1', 'vega-lite2', 'vega-lite3', 'vega-lite4'],
+  ...['vega-lite5', 'mermaid']
+];
 const HTML_FACTORY = 'HTML Viewer';
 /** Those that claim these types, too; whoever comes last is the default. */
-const OTHERS = [HTML_FACTORY, 'Image', 'Image (Text)'].map(name => name.toLowerCase());
+const OTHERS = [HTML_FACTORY, 'Image', 'Image (Text)', 'Vega5', 'Vega-Lite5', 'Mermaid'].map(name =>
+  name.toLowerCase()
+);
 
 /** Where a document is below the server's root; null if it is elsewhere. */
 export function findPath(contents: Contents.IManager, path: string): string | null {

@@ -35,6 +35,7 @@ const PAGES: readonly (readonly [RegExp, How])[] = [
   [/^ipynb$/, how('notebook', ['notebook'], true)],
   [/^(md|markdown)$/, how('markdown', ['markdown'], true)],
   [/^(mermaid|mmd)$/, how('mermaid', ['mermaid'], true)],
+  [/^(v[gl](\.json)?|vega|vegalite)$/, how('chart', ['vega', 'chart'], true)],
   [/^pdf$/, how('pdf', ['pdf'], false)],
   [/^(csv|parquet|tsv|xlsx)$/, how('table', ['table'], false)],
   [/^(avif|bmp|gif|ico|jpe?g|png|svg|webp)$/, MEDIA],
@@ -45,7 +46,7 @@ const MAX_TEXT = 500_000;
 
 /** How a page is made of a file, by its name: what it contains is for its page to find out. */
 export function howToShow(path: string): How | null {
-  const ending = (/\.([a-z0-9]+)$/i.exec(path)?.[1] ?? '').toLowerCase();
+  const ending = (/\.(v[gl]\.json|[a-z0-9]+)$/i.exec(path)?.[1] ?? '').toLowerCase();
   return PAGES.find(([pattern]) => pattern.test(ending))?.[1] ?? null;
 }
 

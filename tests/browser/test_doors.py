@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -479,6 +480,42 @@ def test_a_plot_in_a_file_loads_nothing(hostile: LabPage, listener: tuple[int, l
         " performance.getEntriesByType('resource').some(it => it.name.endsWith('secret.csv'))"
     )
     hostile.driver.execute_script("opened.close()")
+    hostile.to_notebook()
+
+
+@pytest.mark.parametrize("name", ["chart.vg.json", "chart.vl.json", "chart.mmd"])
+def test_a_chart_is_drawn_in_a_frame_and_loads_nothing(
+    hostile: LabPage, listener: tuple[int, list[str]], name: str
+) -> None:
+    """Vega would load files of the server with the person's rights, and send them elsewhere."""
+    port, asked = listener
+    url = f"http://127.0.0.1:{port}/chart"
+    schema = "https://vega.github.io/schema/"
+    marks = [{"type": "image", "encode": {"enter": {"url": {"value": url}}}}]
+    data = [{"name": "a", "url": url}]
+    source = {
+        "chart.vg.json": json.dumps(
+            {
+                "$schema": f"{schema}vega/v5.json",
+                "data": data,
+                "marks": marks,
+            }
+        ),
+        "chart.vl.json": json.dumps(
+            {"$schema": f"{schema}vega-lite/v5.json", "data": {"url": url}, "mark": "point"}
+        ),
+        "chart.mmd": f"graph LR; A[\"<img src='{url}'>\"]-->B",
+    }[name]
+    (hostile.server.folder / name).write_text(source)
+    asked.clear()
+
+    assert "gk-preview" in open_with(hostile, name)
+    frame = "return opened.node.querySelector('.gk-preview :is(iframe, .gk-warning)') !== null"
+    hostile.wait_until(lambda: hostile.driver.execute_script(frame), "never shown")
+    time.sleep(3)  # nothing tells that nothing is asked for
+    hostile.driver.execute_script("opened.close()")
+
+    assert asked == []
     hostile.to_notebook()
 
 

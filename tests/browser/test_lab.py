@@ -40,6 +40,17 @@ const ask = async (method, path, body) => {
     image.onerror = () => resolve('refused');
     image.src = elsewhere;
   }),
+  frameOfAnError: await new Promise((resolve) => {
+    const frame = document.createElement('iframe');
+    frame.src = '/nothing';
+    frame.onload = () => {
+      try {
+        frame.contentWindow.fetch(elsewhere, {mode: 'no-cors'})
+          .then(() => resolve('sent'), () => resolve('refused'));
+      } catch { resolve('refused'); }
+    };
+    document.body.append(frame);
+  }),
 }))();
 """
 
@@ -101,6 +112,7 @@ def test_strangers_notebook_runs_in_a_sandbox_and_its_page_reaches_nothing(
                 "allowed": 200,
                 "elsewhere": "refused",
                 "picture": "refused",
+                "frameOfAnError": "refused",
             }
             assert not _Listener.asked
             # The browser shows its own page of an error: nothing is sent for these.

@@ -294,6 +294,24 @@ def test_no_signature_and_no_setting_outlives_the_server(lab: Lab) -> None:
     assert not (Path(os.environ["JUPYTER_CONFIG_DIR"]) / "lab").exists()
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        *(("GET", path) for path in ("", "nope", "api/terminals", "%ff", "/x", "files/nope")),
+        ("GET", "api/kernels/00000000-0000-0000-0000-000000000000/channels"),
+        *(("POST", path) for path in ("", "lab", "api", "favicon.ico", "nope", "files/note.txt")),
+        *(("HEAD", ""), ("OPTIONS", ""), ("FOO", "lab"), ("GET", "lab"), ("GET", "api/contents")),
+    ],
+)
+def test_no_answer_is_a_document_without_a_policy(lab: Lab, method: str, path: str) -> None:
+    """Script in the page could connect by a frame of it, which has the page's origin."""
+    for headers in ({}, {"Authorization": ""}):  # without a token, tornado's own errors
+        answer = lab.send(method, path, headers=headers, allow_redirects=False)
+        policy = answer.headers["Content-Security-Policy"]
+        assert "default-src 'self'" in policy or "default-src 'none'" in policy, policy
+        assert "Connection-Allowlist" in answer.headers or "sandbox" in policy
+
+
 def test_other_sites_and_other_names_of_this_machine_are_refused(lab: Lab) -> None:
     evil = {"Host": "evil.example"}
     assert lab.send("GET", "api/contents", headers=evil).status_code == 403  # DNS rebinding
