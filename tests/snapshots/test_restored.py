@@ -34,6 +34,11 @@ def look():
     def read(path):
         with open(path) as file:
             return file.read()
+    files = []
+    for place, folders, names in os.walk("/home/user"):
+        # An environment may lie there, too: what is mounted is not the home's.
+        folders[:] = [each for each in folders if not os.path.ismount(os.path.join(place, each))]
+        files += names
     return {
         "drawn": {
             "random": random.random(),
@@ -74,13 +79,8 @@ def look():
         "transcript": os.listdir("/mnt/transcripts"),
         "skills": sorted(os.listdir("/mnt/skills/public")),
         "temporary": os.listdir("/tmp"),
-        "home": sorted(find_files("/home/user")),
+        "home": sorted(files),
     }
-def find_files(folder):
-    # An environment may lie below what is the home inside, too: what is mounted is not the home's.
-    for place, folders, names in os.walk(folder):
-        folders[:] = [each for each in folders if not os.path.ismount(os.path.join(place, each))]
-        yield from names
 open("/mnt/user-data/outputs/mine", "x").write("mine")
 open("/workspace/made", "x").close()
 open("/tmp/made", "x").close()
