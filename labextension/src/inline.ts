@@ -5,16 +5,30 @@
  */
 
 /** Characters of a text, of JSON and of HTML, and elements of HTML, that are drawn in the page. */
-export const MOST_TEXT = 2_000_000;
-export const MOST_JSON = 500_000;
+const MOST_TEXT = 2_000_000;
+const MOST_JSON = 500_000;
 const MOST_HTML = 2_000_000;
+/** Of a text: colours and links, each of which is an element; in stderr, each path is a link. */
+const MOST_MARKS = 20_000;
+const MARKS = /\x1b\[|:\/\/|www\.|data:/g;
+const MARKS_OF_ERRORS = /\x1b\[|[\\/]|www\.|data:/g;
 const MOST_ELEMENTS = 100_000;
 const MOST_FORMULA = 20_000;
+/** Its parser takes time that grows with the square: of 400,000 stars, minutes. */
+export const MOST_MARKDOWN = 20_000;
 const MOST_NESTING = 100;
 const MOST_PICTURE = 48_000_000; // characters in base64
 const MOST_PIXELS = 64_000_000;
 const MOST_PARTS = 1000; // of a picture's file
 const MOST_SCANS = 64; // each goes over all of a picture
+/** Markers of a JPEG: of the segment with its size, and of those that may come before it. */
+const SIZES = new Set([0xc0, 0xc1, 0xc2, 0xc9, 0xca]);
+const BEFORE_SIZE = (marker: number): boolean =>
+  marker === 0xc4 ||
+  marker === 0xcc ||
+  (marker >= 0xdb && marker <= 0xdd) ||
+  (marker >= 0xe0 && marker <= 0xef) ||
+  marker === 0xfe;
 
 const ELEMENTS = new Set(
   (
@@ -63,6 +77,30 @@ export interface Markup {
   readonly lost: boolean;
   /** Its text, with a line end between any two elements. */
   readonly text: string;
+}
+
+/** How many characters of a text JupyterLab draws in a moment. */
+export function drawable(text: string, isError: boolean): number {
+  const end = Math.min(text.length, MOST_TEXT);
+  if (end > MOST_MARKS) {
+    let count = 0;
+    for (const { index } of text.slice(0, end).matchAll(isError ? MARKS_OF_ERRORS : MARKS)) {
+      count += 1;
+      if (count > MOST_MARKS) {
+        return index;
+      }
+    }
+  }
+  return end;
+}
+
+/** Whether a value of JSON is small and flat enough for JupyterLab's tree, which is recursive. */
+export function isTree(value: unknown): boolean {
+  const isDeep = (part: unknown, depth: number): boolean =>
+    typeof part === 'object' &&
+    part !== null &&
+    (depth > MOST_NESTING || Object.values(part).some(it => isDeep(it, depth + 1)));
+  return !isDeep(value, 0) && JSON.stringify(value).length <= MOST_JSON;
 }
 
 /** Reads HTML into nodes of which nothing acts and nothing is loaded, or null if it is too large. */
@@ -272,15 +310,15 @@ function readJpeg(base64: string): number {
   for (let part = 0; part < MOST_PARTS; part++) {
     const segment = bytesAt(base64, at, 4);
     const marker = segment.getUint8(1);
-    if (segment.getUint8(0) !== 0xff) {
-      return 0;
-    }
-    if (marker >= 0xc0 && marker <= 0xcf && ![0xc4, 0xc8, 0xcc].includes(marker)) {
+    if (segment.getUint8(0) === 0xff && SIZES.has(marker)) {
       const size = bytesAt(base64, at + 5, 4);
       const isProgressive = (marker & 3) === 2;
       return isProgressive && countScans(base64) > MOST_SCANS
         ? 0
         : size.getUint16(0) * size.getUint16(2);
+    }
+    if (segment.getUint8(0) !== 0xff || !BEFORE_SIZE(marker) || segment.getUint16(2) < 2) {
+      return 0; // a decoder might read it in another way
     }
     at += segment.getUint16(2) + 2;
   }
