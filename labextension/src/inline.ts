@@ -13,6 +13,7 @@ const MOST_MARKS = 20_000;
 const MARKS = /\x1b\[|:\/\/|www\.|data:/g;
 const MARKS_OF_ERRORS = /\x1b\[|[\\/]|www\.|data:/g;
 const MOST_ELEMENTS = 100_000;
+const MOST_SPANNED = 50_000; // rows and columns: the page lays each of them out
 const MOST_FORMULA = 20_000;
 /** Its parser takes time that grows with the square: of 400,000 stars, minutes. */
 export const MOST_MARKDOWN = 20_000;
@@ -114,6 +115,7 @@ export function readMarkup(html: string): Markup | null {
   const nodes = document.createDocumentFragment();
   let lost = false;
   let count = 0;
+  let spanned = 0;
   const texts: string[] = [];
   const copy = (from: Node, to: Node): void => {
     if (from.nodeType === 3) {
@@ -127,6 +129,9 @@ export function readMarkup(html: string): Markup | null {
     }
     count += 1;
     const element = from as Element;
+    for (const name of ['colspan', 'rowspan', 'span']) {
+      spanned += parseInt(element.getAttribute(name) ?? '') || 0;
+    }
     const name = element.localName;
     const known = element.namespaceURI === 'http://www.w3.org/1999/xhtml' && ELEMENTS.has(name);
     if (!known) {
@@ -155,7 +160,9 @@ export function readMarkup(html: string): Markup | null {
   roots.forEach(root => {
     copy(root, nodes);
   });
-  return count > MOST_ELEMENTS ? null : { nodes, lost, text: texts.join('\n') };
+  return count > MOST_ELEMENTS || spanned > MOST_SPANNED
+    ? null
+    : { nodes, lost, text: texts.join('\n') };
 }
 
 function isTableStyle(css: string): boolean {

@@ -103,6 +103,12 @@ test('a link to the web opens a page that does not know this one', () => {
   );
 });
 
+test('a table of more columns than it has cells is none', () => {
+  const table = cells => `<table><tr>${'<td colspan=1000>x</td>'.repeat(cells)}</tr></table>`;
+  assert.equal(readMarkup(table(9000)), null);
+  assert.equal(readMarkup(table(3)).lost, false);
+});
+
 test('too much HTML is none', () => {
   assert.equal(readMarkup('<b>'.repeat(700_000)), null);
   assert.equal(readMarkup('<b></b>'.repeat(120_000)), null);
