@@ -434,3 +434,22 @@ test('widgets that a file has kept are not given to JupyterLab', () => {
   model.setMetadata('widgets', 7);
   assert.equal(other(), undefined);
 });
+
+test('a frame that asks for kept widgets without end has the file read once', async () => {
+  const { host } = makeGuarded('ours');
+  let reads = 0;
+  const sent = [];
+  const saved = () => {
+    reads += 1;
+    return { state: {} };
+  };
+  const home = { kernelId: async () => null, saved };
+  const frame = host.attach({ send: data => sent.push(data) }, home);
+  await Promise.resolve();
+  await Promise.resolve();
+  for (let it = 0; it < 90; it++) {
+    frame.receive({ kind: 'want', id: 'gone' }, []);
+  }
+  assert.equal(reads, 1);
+  assert.ok(sent.length > 0 && sent.length <= 20, `${sent.length}`);
+});
