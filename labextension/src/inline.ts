@@ -7,11 +7,18 @@
 import { isSmallPicture } from './picture_sizes.js';
 
 /** Characters of a text, of JSON and of HTML, and elements of HTML, that are drawn in the page. */
-export const MOST_TEXT = 2_000_000;
-export const MOST_JSON = 500_000;
+const MOST_TEXT = 2_000_000;
+const MOST_JSON = 500_000;
 const MOST_HTML = 2_000_000;
+/** Of a text: colours and links, each of which is an element; in stderr, each path is a link. */
+const MOST_MARKS = 20_000;
+const MARKS = /\x1b\[|:\/\/|www\.|data:/g;
+const MARKS_OF_ERRORS = /\x1b\[|[\\/]|www\.|data:/g;
 const MOST_ELEMENTS = 100_000;
+const MOST_SPANNED = 50_000; // rows and columns: the page lays each of them out
 const MOST_FORMULA = 20_000;
+/** Its parser takes time that grows with the square: of 400,000 stars, minutes. */
+export const MOST_MARKDOWN = 20_000;
 const MOST_NESTING = 100;
 const MOST_PICTURE = 48_000_000; // characters in base64
 
@@ -64,6 +71,30 @@ export interface Markup {
   readonly text: string;
 }
 
+/** How many characters of a text JupyterLab draws in a moment. */
+export function drawable(text: string, isError: boolean): number {
+  const end = Math.min(text.length, MOST_TEXT);
+  if (end > MOST_MARKS) {
+    let count = 0;
+    for (const { index } of text.slice(0, end).matchAll(isError ? MARKS_OF_ERRORS : MARKS)) {
+      count += 1;
+      if (count > MOST_MARKS) {
+        return index;
+      }
+    }
+  }
+  return end;
+}
+
+/** Whether a value of JSON is small and flat enough for JupyterLab's tree, which is recursive. */
+export function isTree(value: unknown): boolean {
+  const isDeep = (part: unknown, depth: number): boolean =>
+    typeof part === 'object' &&
+    part !== null &&
+    (depth > MOST_NESTING || Object.values(part).some(it => isDeep(it, depth + 1)));
+  return !isDeep(value, 0) && JSON.stringify(value).length <= MOST_JSON;
+}
+
 /** Reads HTML into nodes of which nothing acts and nothing is loaded, or null if it is too large. */
 export function readMarkup(html: string): Markup | null {
   if (html.length > MOST_HTML) {
@@ -75,6 +106,7 @@ export function readMarkup(html: string): Markup | null {
   const nodes = document.createDocumentFragment();
   let lost = false;
   let count = 0;
+  let spanned = 0;
   const texts: string[] = [];
   const copy = (from: Node, to: Node): void => {
     if (from.nodeType === 3) {
@@ -88,6 +120,9 @@ export function readMarkup(html: string): Markup | null {
     }
     count += 1;
     const element = from as Element;
+    for (const name of ['colspan', 'rowspan', 'span']) {
+      spanned += parseInt(element.getAttribute(name) ?? '') || 0;
+    }
     const name = element.localName;
     const known = element.namespaceURI === 'http://www.w3.org/1999/xhtml' && ELEMENTS.has(name);
     if (!known) {
@@ -116,7 +151,9 @@ export function readMarkup(html: string): Markup | null {
   roots.forEach(root => {
     copy(root, nodes);
   });
-  return count > MOST_ELEMENTS ? null : { nodes, lost, text: texts.join('\n') };
+  return count > MOST_ELEMENTS || spanned > MOST_SPANNED
+    ? null
+    : { nodes, lost, text: texts.join('\n') };
 }
 
 function isTableStyle(css: string): boolean {

@@ -6,7 +6,7 @@
 import type { IRenderMime } from '@jupyterlab/rendermime';
 import type { ReadonlyPartialJSONObject } from '@lumino/coreutils';
 
-import { MOST_JSON, isFormula, isPicture, readMarkup } from './inline.js';
+import { isFormula, isPicture, isTree, readMarkup } from './inline.js';
 import { ORDER, SHOW_TYPE } from './output_parts.js';
 
 export type Bundle = ReadonlyPartialJSONObject;
@@ -66,7 +66,7 @@ function isNative(type: string, value: unknown): boolean {
     case 'text/latex':
       return typeof value === 'string' && isFormula(value);
     case 'application/json':
-      return JSON.stringify(value).length <= MOST_JSON;
+      return isTree(value);
     default:
       return false;
   }

@@ -18,7 +18,7 @@ import {
 import { PanelLayout, Widget } from '@lumino/widgets';
 
 import { element } from './dom.js';
-import { MOST_JSON, MOST_TEXT, type Markup, mayTypeset, readMarkup } from './inline.js';
+import { MOST_MARKDOWN, type Markup, drawable, mayTypeset, readMarkup } from './inline.js';
 import { type Origin, originOf } from './origin.js';
 import { VEGA } from './output_parts.js';
 import { type Bundle, type Plan, canDraw, frameFor, makePlan, textOf } from './plan.js';
@@ -38,10 +38,11 @@ interface Behind {
 const found = new WeakMap<object, Behind>();
 const walledMetadata = new WeakSet();
 
-function shorten(text: string): string {
-  return text.length <= MOST_TEXT
+function shorten(text: string, isError = false): string {
+  const most = drawable(text, isError);
+  return text.length <= most
     ? text
-    : `${text.slice(0, MOST_TEXT)}\n[${text.length - MOST_TEXT} characters more are saved, and not shown here]`;
+    : `${text.slice(0, most)}\n[${text.length - most} characters more are saved, and not shown here]`;
 }
 
 function lookBehind(model: object, raw: () => Bundle): Behind {
@@ -130,7 +131,7 @@ class WalledOutput extends Widget implements IRenderMime.IRenderer {
   /** Null for what is not parsed in the page: a diagram, or too much. */
   private async parseMarkdown(source: string): Promise<Markup | null> {
     const parser = this.registry.markdownParser;
-    if (parser === null || source.length > MOST_JSON || /mermaid/i.test(source)) {
+    if (parser === null || source.length > MOST_MARKDOWN || /mermaid/i.test(source)) {
       return null;
     }
     const { text, math } = removeMath(source);
@@ -303,15 +304,10 @@ function build(): boolean {
 }
 
 function shortenAll(bundle: Bundle): Bundle {
-  for (const value of Object.values(bundle)) {
-    if (typeof value === 'string' && value.length > MOST_TEXT) {
-      return Object.fromEntries(
-        Object.entries(bundle).map(([type, text]) => [
-          type,
-          typeof text === 'string' ? shorten(text) : text
-        ])
-      );
-    }
-  }
-  return bundle;
+  return Object.fromEntries(
+    Object.entries(bundle).map(([type, text]) => [
+      type,
+      typeof text === 'string' ? shorten(text, type.endsWith('stderr')) : text
+    ])
+  );
 }

@@ -31,6 +31,8 @@ const MAX_ASKED = 1000;
 /** Messages of frames that the kernel works at, and those of one frame in a second. */
 const MAX_UNDER_WAY = 100;
 const MAX_PER_SECOND = 200;
+/** Views of widgets that a file has kept, which a frame asks for. */
+const MAX_SAVED_VIEWS = 20;
 const RERUN = 'run the cell again.';
 
 /** What is used of a kernel's connection; ``createComm`` as it was before it was guarded. */
@@ -177,8 +179,9 @@ export class KernelWidgets {
   }
 
   /** A frame begins to show widgets; ``saved`` is what the notebook has kept of them. */
-  attach(frame: WidgetFrame, saved: () => unknown): AttachedFrame {
+  attach(frame: WidgetFrame, read: () => unknown): AttachedFrame {
     this.frames.add(frame);
+    const saved = new Saved(frame, read);
     let second = 0;
     let count = 0;
     return {
@@ -205,7 +208,7 @@ export class KernelWidgets {
     frame: WidgetFrame,
     message: Readonly<Record<string, unknown>>,
     buffers: readonly ArrayBuffer[],
-    saved: () => unknown
+    saved: Saved
   ): void {
     const { kind, id, n } = message;
     if (!isId(id)) {
@@ -256,16 +259,18 @@ export class KernelWidgets {
     return kind === 'request_state' ? this.send(id, { method: 'request_state' }) : null;
   }
 
-  private async show(frame: WidgetFrame, id: string, saved: () => unknown): Promise<void> {
+  private async show(frame: WidgetFrame, id: string, saved: Saved): Promise<void> {
     if (this.store.get(id) === undefined) {
       await this.restore();
     }
     if (this.store.get(id) !== undefined) {
-      frame.supply([id]);
+      if (!frame.models.has(id)) {
+        frame.supply([id]);
+      }
       frame.view(id);
       return;
     }
-    showSaved(frame, id, saved(), `The kernel does not have this widget any more: ${RERUN}`);
+    saved.show(id, `The kernel does not have this widget any more: ${RERUN}`);
   }
 
   /** Asks the kernel for its widgets, once; after a reload of the page it has some already. */
@@ -373,14 +378,30 @@ export class KernelWidgets {
   }
 }
 
-/** Shows a widget as the notebook has kept it; nobody hears what is done with it. */
-export function showSaved(frame: WidgetFrame, id: string, saved: unknown, text: string): void {
-  const store = new WidgetStore();
-  store.load(saved);
-  if (store.get(id) === undefined) {
-    frame.none(id, text);
-  } else {
-    frame.supplySaved(store, id);
-    frame.view(id);
+/** Shows widgets as the notebook has kept them, in one frame; nobody hears what is done with them. */
+export class Saved {
+  private store: Store | null = null;
+  private left = MAX_SAVED_VIEWS;
+
+  constructor(
+    private readonly frame: WidgetFrame,
+    private readonly read: () => unknown
+  ) {}
+
+  show(id: string, text: string): void {
+    if (this.left <= 0) {
+      return; // a frame asks for one, and a page in its name without end
+    }
+    this.left -= 1;
+    if (this.store === null) {
+      this.store = new WidgetStore();
+      this.store.load(this.read()); // which may take half a second
+    }
+    if (this.store.get(id) === undefined) {
+      this.frame.none(id, text);
+    } else {
+      this.frame.supplySaved(this.store, id);
+      this.frame.view(id);
+    }
   }
 }

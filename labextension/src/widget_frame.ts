@@ -145,7 +145,10 @@ export class WidgetFrame {
       const model = this.store.get(id);
       if (model !== undefined) {
         const own = [...names].flatMap(name => model.attributes.get(name)?.references ?? []);
-        this.supply(own.filter(it => !this.models.has(it)));
+        const missing = own.filter(it => !this.models.has(it));
+        if (missing.length > 0) {
+          this.supply(missing);
+        }
         const { data, buffers } = describe(model, names);
         this.send(
           { kind: 'update', id, state: data.state, paths: data.paths, echo: null },

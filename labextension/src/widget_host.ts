@@ -10,8 +10,13 @@
 
 import type { Kernel } from '@jupyterlab/services';
 
-import { CONTROL_TARGET, type AttachedFrame, KernelWidgets, TARGET } from './widget_comms.js';
-import { showSaved } from './widget_comms.js';
+import {
+  CONTROL_TARGET,
+  type AttachedFrame,
+  KernelWidgets,
+  Saved,
+  TARGET
+} from './widget_comms.js';
 import { type FramePort, WidgetFrame } from './widget_frame.js';
 import { STATE_TYPE, WidgetStore } from './widget_store.js';
 
@@ -196,12 +201,13 @@ export class WidgetHost {
   }
 }
 
-function attachSaved(frame: WidgetFrame, saved: () => unknown): AttachedFrame {
+function attachSaved(frame: WidgetFrame, read: () => unknown): AttachedFrame {
+  const saved = new Saved(frame, read);
   return {
     receive: data => {
       const { kind, id, n } = data as Record<string, unknown>;
       if (kind === 'want' && typeof id === 'string') {
-        showSaved(frame, id, saved(), 'The file has not kept this widget: run the cell.');
+        saved.show(id, 'The file has not kept this widget: run the cell.');
       } else if (Number.isSafeInteger(n)) {
         frame.idle(n as number);
       }

@@ -17,6 +17,8 @@ const MAX_MODELS = 20_000;
 /** Of all states of a kernel; a tab of JupyterLab has 4 GB. */
 const MAX_BYTES = 256 * 1024 * 1024;
 const MAX_NAMES = 2000;
+/** Memory of an attribute beside its value. */
+const BYTES_OF_ATTRIBUTE = 300;
 const MAX_VALUES = 2_000_000;
 const MAX_BUFFERS = 1000;
 const MAX_PATH = 50;
@@ -207,19 +209,29 @@ export class WidgetStore {
     const changes: [string, Attribute][] = [];
     let more = 0;
     let names = model.attributes.size;
-    for (const [name, value] of Object.entries(state)) {
+    const entries = Object.entries(state);
+    if (entries.length > MAX_NAMES) {
+      return false; // before each of them is measured
+    }
+    const owned = new Map<unknown, { path: Path; data: ArrayBuffer }[]>();
+    for (const [index, path] of paths.entries()) {
+      const data = buffers[index];
+      if (data !== undefined) {
+        const own = owned.get(path[0]) ?? [];
+        own.push({ path, data });
+        owned.set(path[0], own);
+      }
+    }
+    for (const [name, value] of entries) {
       const facts = measure(value);
       if (facts === null || name.length > MAX_ID) {
         return false;
       }
-      const own = paths.flatMap((path, index) => {
-        const data = buffers[index];
-        return path[0] === name && data !== undefined ? [{ path, data }] : [];
-      });
+      const own = owned.get(name) ?? [];
       const old = model.attributes.get(name);
       names += old === undefined ? 1 : 0;
       const bytes = own.reduce((sum, { data }) => sum + data.byteLength, facts.bytes);
-      more += bytes - (old?.bytes ?? 0);
+      more += bytes - (old?.bytes ?? -BYTES_OF_ATTRIBUTE);
       changes.push([name, { value, bytes, references: facts.references, buffers: own }]);
     }
     // Whole buffers are attributes, too, and are in no object that JSON can write.
@@ -231,7 +243,7 @@ export class WidgetStore {
       }
       const old = model.attributes.get(name);
       names += old === undefined ? 1 : 0;
-      more += data.byteLength - (old?.bytes ?? 0);
+      more += data.byteLength - (old?.bytes ?? -BYTES_OF_ATTRIBUTE);
       const one = { value: null, bytes: data.byteLength, references: [] };
       changes.push([name, { ...one, buffers: [{ path, data }] }]);
     }
@@ -241,6 +253,7 @@ export class WidgetStore {
     for (const [name, attribute] of changes) {
       model.attributes.set(name, attribute);
     }
+    namesOf.delete(model);
     this.total += more;
     return true;
   }
@@ -248,7 +261,7 @@ export class WidgetStore {
   close(id: string): void {
     const model = this.models.get(id);
     for (const { bytes } of model?.attributes.values() ?? []) {
-      this.total -= bytes;
+      this.total -= bytes + BYTES_OF_ATTRIBUTE;
     }
     this.models.delete(id);
     this.allLinks.delete(id);
@@ -266,27 +279,24 @@ export class WidgetStore {
    */
   needed(roots: readonly string[], known: ReadonlySet<string> = new Set()): Model[] {
     const found = new Map<string, Model>();
-    const visit = (ids: readonly string[]): void => {
-      const waiting = [...ids];
-      for (let id = waiting.pop(); id !== undefined; id = waiting.pop()) {
-        const model = this.models.get(id);
-        if (model === undefined || found.has(id) || found.size >= MAX_NEEDED) {
-          continue;
+    const waiting: string[] = [];
+    const ends = new Map<string, string[]>();
+    for (const link of this.allLinks) {
+      for (const id of this.links(link)) {
+        const links = ends.get(id) ?? [];
+        links.push(link);
+        ends.set(id, links);
+        if (known.has(id)) {
+          waiting.push(link);
         }
-        found.set(id, model);
-        waiting.push(...namesIn(model));
       }
-    };
-    visit(roots);
-    for (let before = -1; before < found.size;) {
-      before = found.size;
-      for (const link of this.allLinks) {
-        const model = this.models.get(link);
-        if (model !== undefined && !found.has(link)) {
-          if (namesIn(model).some(id => found.has(id) || known.has(id))) {
-            visit([link]);
-          }
-        }
+    }
+    waiting.push(...roots); // first
+    for (let id = waiting.pop(); id !== undefined; id = waiting.pop()) {
+      const model = this.models.get(id);
+      if (model !== undefined && !found.has(id) && found.size < MAX_NEEDED) {
+        found.set(id, model);
+        waiting.push(...(ends.get(id) ?? []), ...namesIn(model));
       }
     }
     return [...found.values()].filter(({ id }) => !known.has(id));
@@ -349,8 +359,18 @@ export class WidgetStore {
   }
 }
 
-const namesIn = (model: Model): string[] =>
-  [...model.attributes.values()].flatMap(({ references }) => references);
+/** Which models each one names, until it changes: a link is asked for that again and again. */
+const namesOf = new WeakMap<Model, readonly string[]>();
+
+function namesIn(model: Model): readonly string[] {
+  let names = namesOf.get(model);
+  if (names === undefined) {
+    const all = [...model.attributes.values()].flatMap(({ references }) => references);
+    names = [...new Set(all)];
+    namesOf.set(model, names);
+  }
+  return names;
+}
 
 function define(object: object, name: string, value: unknown): void {
   Object.defineProperty(object, name, {

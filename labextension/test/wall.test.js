@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { isFormula, isPicture, mayTypeset, readMarkup } from '../lib/inline.js';
+import { drawable, isFormula, isPicture, mayTypeset, readMarkup } from '../lib/inline.js';
 import { mark, originOf } from '../lib/origin.js';
 import { makePlan } from '../lib/plan.js';
 import { originOfKernel } from '../lib/specs.js';
@@ -104,6 +104,12 @@ test('a link to the web opens a page that does not know this one', () => {
   );
 });
 
+test('a table of more columns than it has cells is none', () => {
+  const table = cells => `<table><tr>${'<td colspan=1000>x</td>'.repeat(cells)}</tr></table>`;
+  assert.equal(readMarkup(table(9000)), null);
+  assert.equal(readMarkup(table(3)).lost, false);
+});
+
 test('too much HTML is none', () => {
   assert.equal(readMarkup('<b>'.repeat(700_000)), null);
   assert.equal(readMarkup('<b></b>'.repeat(120_000)), null);
@@ -151,6 +157,33 @@ const DECOY = [
   ...[0xff, 0xd0, 0xff, 0xe0, 0, 17, 0xff, 0xc0, 0, 11, 8, 0, 8, 0, 8, 1, 1, 0x11, 0],
   ...[0, 0, 0, 0]
 ];
+/** Decoders skip the second 0xff, and find the large size; who reads it as a marker skips that. */
+function withFillByte() {
+  const large = Buffer.from(jpeg(20_000, 20_000), 'base64').subarray(2);
+  const small = Buffer.from(jpeg(8, 8), 'base64').subarray(2);
+  const skipped = Buffer.concat([large, Buffer.alloc(0xc000)], 0xc000);
+  return Buffer.concat([Buffer.from([0xff, 0xd8, 0xff]), skipped, small]).toString('base64');
+}
+
+test('a text has so many colours and links as are drawn in a moment', () => {
+  assert.equal(drawable('x'.repeat(1_000_000), false), 1_000_000);
+  assert.equal(drawable('x'.repeat(3_000_000), false), 2_000_000);
+  for (const mark of ['\x1b[31mx', 'http://a.b ', 'www.a.b ', 'data:abc ']) {
+    assert.equal(drawable(mark.repeat(20_000), false), mark.length * 20_000);
+    const end = drawable(mark.repeat(150_000), false);
+    assert.ok(end >= mark.length * 20_000 && end < mark.length * 20_001, mark);
+  }
+  assert.equal(drawable('a/b '.repeat(30_000), false), 120_000);
+  assert.ok(drawable('a/b '.repeat(30_000), true) < 81_000);
+});
+
+test('a tree of JSON is small and flat', () => {
+  const nest = depth => JSON.parse(`${'['.repeat(depth)}${']'.repeat(depth)}`);
+  const planOf = value => makePlan({ 'application/json': value, 'text/plain': 't' }, none);
+  assert.equal(planOf(nest(50)).type, 'application/json');
+  assert.deepEqual(planOf(nest(5000)), { way: 'native', type: 'text/plain', lost: true });
+  assert.deepEqual(planOf('x'.repeat(600_000)).type, 'text/plain');
+});
 
 test('a picture is what its bytes say, and of checked size', () => {
   assert.ok(isPicture(png(800, 600)));
@@ -167,6 +200,7 @@ test('a picture is what its bytes say, and of checked size', () => {
     'a decoy after fill bytes': jpeg(65500, 900, { first: [0xff, ...DECOY.slice(2)] }),
     'a length that is none': jpeg(640, 480, { first: [0xff, 0xe0, 0, 0] }),
     'no length': jpeg(640, 480, { first: [0xff, 0xe0, 0, 1] }),
+    'a jpeg that may be read otherwise': withFillByte(),
     cut: png(800, 600).slice(0, 20),
     gif: Buffer.from('GIF89a\x01\0\x01\0').toString('base64'),
     markup: '"><img src=x onerror=act()>',

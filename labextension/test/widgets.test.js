@@ -56,6 +56,31 @@ test('names of prototypes are names among others', () => {
   assert.equal(Object.prototype.polluted, undefined);
 });
 
+test('what an attribute takes beside its value is counted', () => {
+  const store = storeOf({ a: {} });
+  const few = store.bytes;
+  const state = Object.fromEntries(Array.from({ length: 1000 }, (_, it) => [`a${it}`, 0]));
+  assert.ok(store.update('a', state, NONE));
+  assert.ok(store.bytes - few > 200_000);
+  store.close('a');
+  assert.equal(store.bytes, 0);
+});
+
+test('a chain of links is found in one pass', () => {
+  const store = storeOf({ l0: {} });
+  let reads = 0;
+  const references = store.links.bind(store);
+  store.links = id => {
+    reads += 1;
+    return references(id);
+  };
+  for (let it = 1000; it > 0; it--) {
+    store.open(`l${it}`, { ...link, source: [`IPY_MODEL_l${it - 1}`, 'value'] }, NONE);
+  }
+  assert.equal(store.needed(['l0']).length, 1001);
+  assert.equal(reads, 1000);
+});
+
 test('a store has an end', () => {
   const store = new WidgetStore();
   for (let index = 0; index < 1_000_000; index++) {
@@ -408,4 +433,23 @@ test('widgets that a file has kept are not given to JupyterLab', () => {
   const other = host.guardMetadata(model, () => null);
   model.setMetadata('widgets', 7);
   assert.equal(other(), undefined);
+});
+
+test('a frame that asks for kept widgets without end has the file read once', async () => {
+  const { host } = makeGuarded('ours');
+  let reads = 0;
+  const sent = [];
+  const saved = () => {
+    reads += 1;
+    return { state: {} };
+  };
+  const home = { kernelId: async () => null, saved };
+  const frame = host.attach({ send: data => sent.push(data) }, home);
+  await Promise.resolve();
+  await Promise.resolve();
+  for (let it = 0; it < 90; it++) {
+    frame.receive({ kind: 'want', id: 'gone' }, []);
+  }
+  assert.equal(reads, 1);
+  assert.ok(sent.length > 0 && sent.length <= 20, `${sent.length}`);
 });
