@@ -7,6 +7,7 @@ type Fields = Readonly<Record<string, unknown>>;
 
 const VIEW_TYPE = 'application/vnd.jupyter.widget-view+json';
 const PICTURES = ['image/png', 'image/jpeg', 'image/gif', 'image/webp'];
+const PLOTS = /^application\/(?:vnd\.(plotly|vega|vegalite|bokehjs|holoviews)\w*|javascript$)/;
 const ESCAPES = /\u001b\[[0-9;]*[A-Za-z]/g;
 
 const fieldsOf = (value: unknown): Fields =>
@@ -46,13 +47,24 @@ export function drawOutput(output: Fields, node: HTMLElement, manager: FrameMana
 
 function drawSimply(output: Fields, data: Fields, node: HTMLElement, manager: FrameManager): void {
   const picture = PICTURES.find(type => type in data);
-  if (output.output_type === 'stream') {
+  const plot = Object.keys(data).find(type => PLOTS.test(type));
+  if (plot !== undefined && picture === undefined) {
+    const hint = plot.includes('plotly')
+      ? ' Or use FigureWidget of plotly, and change its data.'
+      : '';
+    addText(
+      node,
+      `This plot or script is not shown in an Output widget, as interact has one. Show it in a cell of its own.${hint}`,
+      ''
+    );
+  } else if (output.output_type === 'stream') {
     addText(node, textOf(output.text), output.name === 'stderr' ? 'gk-stderr' : '');
   } else if (output.output_type === 'error') {
     const lines = Array.isArray(output.traceback) ? output.traceback : [];
     addText(node, lines.join('\n'), 'gk-stderr');
   } else if ('text/html' in data) {
     const holder = document.createElement('div');
+    holder.className = 'jp-OutputArea-output jp-RenderedHTMLCommon jp-RenderedHTML'; // for its rules
     holder.innerHTML = textOf(data['text/html']);
     node.append(holder);
     for (const script of holder.querySelectorAll('script')) {
