@@ -192,6 +192,9 @@ def used(widgets: Widgets) -> Widgets:
             "    _view_module = traitlets.Unicode('some-package').tag(sync=True)\n"
             "    _model_module = traitlets.Unicode('some-package').tag(sync=True)\nUnknown()",
             "image = w.Image(value=bytes.fromhex('89504e470d0a1a0a'), format='png')\nimage",
+            "shown = w.Output()\nwith shown:\n    display(HTML('<table><td>cell</table>'))\n"
+            "    display({'application/vnd.plotly.v1+json': {}, 'text/html': '<p>'},"
+            " raw=True)\nw.VBox([w.Button(button_style='success'), shown])",
         ],
     )
     widgets.open("widgets.ipynb")
@@ -230,6 +233,18 @@ def test_progress_links_and_pictures(used: Widgets) -> None:
         lambda: str(used.ask(10, "return document.querySelector('img')?.src")).startswith("blob:"),
         "there is no picture",
     )
+
+
+def test_a_frame_looks_like_jupyterlab_and_says_what_it_cannot_draw(used: Widgets) -> None:
+    used.has(11, "This plot or script is not shown in an Output widget")
+    colour = used.driver.execute_script(
+        "return getComputedStyle(document.body).getPropertyValue('--jp-success-color1')"
+    )
+    look = "getComputedStyle(document.querySelector(arguments[0])).getPropertyValue(arguments[1])"
+    variable = used.ask(11, f"return {look}", ":root", "--jp-success-color1")
+    assert variable.strip() == colour.strip()
+    assert used.ask(11, f"return {look}", "table", "border-collapse") == "collapse"
+    assert used.ask(11, f"return {look}", "table", "margin-left") == "0px"
 
 
 def test_modules_of_widgets_run_in_the_frame_or_say_why_not(used: Widgets) -> None:
