@@ -8,6 +8,9 @@ import type { Tools } from './renderer.js';
 type Exports = Readonly<Record<string, unknown>>;
 type Factory = (...modules: unknown[]) => unknown;
 
+/** Where a package seems to come from. Nobody can have this name. */
+const BASE = 'https://nbextensions.invalid/';
+
 export function readModule(
   tools: Tools,
   bundled: Readonly<Record<string, Exports>>
@@ -28,9 +31,9 @@ export function readModule(
       .catch((error: unknown) => {
         throw explain(name, error);
       })) as { text: string };
-    return await evaluateModule(text);
+    return await evaluateModule(name, text);
   };
-  const evaluateModule = async (text: string): Promise<Exports> => {
+  const evaluateModule = async (name: string, text: string): Promise<Exports> => {
     const defined: { names: string[]; factory: unknown }[] = [];
     const define = (...args: unknown[]): void => {
       const names = args.find(it => Array.isArray(it)) as string[] | undefined;
@@ -42,14 +45,16 @@ export function readModule(
     if (own === undefined) {
       throw new Error('The script of the package defines no module.');
     }
-    const module: { exports: Exports } = { exports: {} };
+    // Some take the folder of their pictures from it, and fail without an address. There are none.
+    const uri = `${BASE}${encodeURIComponent(name)}/index.js`;
+    const module: { id: string; uri: string; exports: Exports } = { id: name, uri, exports: {} };
     const special: Readonly<Record<string, unknown>> = {
       require: () => undefined,
       exports: module.exports,
       module
     };
     const wanted = await Promise.all(
-      own.names.map(async name => special[name] ?? (await find(name)))
+      own.names.map(async wish => special[wish] ?? (await find(wish)))
     );
     const made =
       typeof own.factory === 'function' ? (own.factory as Factory)(...wanted) : own.factory;

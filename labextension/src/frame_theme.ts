@@ -11,7 +11,13 @@ const BASE = `
     var(--jp-ui-font-color3) var(--jp-ui-font-family) var(--jp-ui-font-size1)
     var(--jp-border-color0) var(--jp-border-color1) var(--jp-border-color2) var(--jp-border-color3)
     var(--jp-layout-color1) var(--jp-layout-color2) var(--jp-layout-color3) var(--jp-brand-color1)
-    var(--jp-code-font-family) var(--jp-code-font-size) var(--jp-error-color1) }
+    var(--jp-code-font-family) var(--jp-code-font-size) var(--jp-code-line-height)
+    var(--jp-brand-color0) var(--jp-brand-color2) var(--jp-ui-font-size2)
+    var(--jp-inverse-ui-font-color0) var(--jp-inverse-ui-font-color1)
+    var(--jp-ui-inverse-font-color0) var(--jp-ui-inverse-font-color1)
+    var(--jp-success-color0) var(--jp-success-color1) var(--jp-info-color0) var(--jp-info-color1)
+    var(--jp-warn-color0) var(--jp-warn-color1) var(--jp-error-color0) var(--jp-error-color1)
+    var(--jp-rendermime-error-background) }
 `;
 
 let rules: string | null = null;
@@ -43,6 +49,10 @@ export function frameTheme(dark: boolean): FrameTheme {
   const text = BASE + rules;
   const names = new Set(Array.from(text.matchAll(/var\(\s*(--[\w-]+)/g), ([, name = '']) => name));
   const style = getComputedStyle(document.body);
-  const values = [...names].map(name => `${name}: ${style.getPropertyValue(name)};`).join('\n');
+  const values = [...names]
+    .map(name => [name, style.getPropertyValue(name)] as const)
+    .filter(([, value]) => value !== '') // what a theme lacks, a frame has by itself
+    .map(([name, value]) => `${name}: ${value};`)
+    .join('\n');
   return { kind: 'theme', style: `:root { ${values} }\n${text}`, dark };
 }

@@ -205,7 +205,8 @@ export class WidgetRenderer extends Widget implements IRenderMime.IRenderer, Fra
           this.actions.confirmLink(url);
         },
         blocked: url => {
-          this.say(`Not loaded, as widgets have no network: ${url}`);
+          const host = URL.canParse(url) ? new URL(url).host : url;
+          this.say(`Not loaded, as widgets have no network: ${host}`); // a map asks for many tiles
         },
         shown: () => undefined,
         ended: reason => {

@@ -198,6 +198,8 @@ def used(widgets: Widgets) -> Widgets:
             " 'data': {'values': [{'a': 1}]}, 'encoding': {'x': {'field': 'a'}}},"
             " 'text/plain': 'a plot'}, raw=True)\n_ = w.interact(g, x=(1, 9))",
             "image = w.Image(value=bytes.fromhex('89504e470d0a1a0a'), format='png')\nimage",
+            "shown = w.Output()\nwith shown:\n    display(HTML('<table><td>cell</table>'))\n"
+            "w.VBox([w.Button(button_style='success'), shown])",
         ],
     )
     widgets.open("widgets.ipynb")
@@ -252,6 +254,18 @@ def test_progress_links_and_pictures(used: Widgets) -> None:
         lambda: str(used.ask(11, "return document.querySelector('img')?.src")).startswith("blob:"),
         "there is no picture",
     )
+
+
+def test_a_frame_looks_like_jupyterlab(used: Widgets) -> None:
+    used.has(12, "cell")
+    colour = used.driver.execute_script(
+        "return getComputedStyle(document.body).getPropertyValue('--jp-success-color1')"
+    )
+    look = "getComputedStyle(document.querySelector(arguments[0])).getPropertyValue(arguments[1])"
+    variable = used.ask(12, f"return {look}", ":root", "--jp-success-color1")
+    assert variable.strip() == colour.strip()
+    assert used.ask(12, f"return {look}", "table", "border-collapse") == "collapse"
+    assert used.ask(12, f"return {look}", "table", "margin-left") == "0px"
 
 
 def test_modules_of_widgets_run_in_the_frame_or_say_why_not(used: Widgets) -> None:
