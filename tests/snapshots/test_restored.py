@@ -34,6 +34,11 @@ def look():
     def read(path):
         with open(path) as file:
             return file.read()
+    files = []
+    for place, folders, names in os.walk("/home/user"):
+        # An environment may lie there, too: what is mounted is not the home's.
+        folders[:] = [each for each in folders if not os.path.ismount(os.path.join(place, each))]
+        files += names
     return {
         "drawn": {
             "random": random.random(),
@@ -74,7 +79,7 @@ def look():
         "transcript": os.listdir("/mnt/transcripts"),
         "skills": sorted(os.listdir("/mnt/skills/public")),
         "temporary": os.listdir("/tmp"),
-        "home": sorted(name for _, _, names in os.walk("/home/user") for name in names),
+        "home": sorted(files),
     }
 open("/mnt/user-data/outputs/mine", "x").write("mine")
 open("/workspace/made", "x").close()
