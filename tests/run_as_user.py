@@ -31,6 +31,7 @@ FOLDERS = (
     "mcp/test_hostile.py::test_a_client_that_leaves_in_the_middle_leaves_nothing",
     "mcp/test_stdio.py::test_code_files_and_sessions",
     "changes/test_kernels.py",
+    "server/test_lab.py",
     *("cli/test_snapshots.py", "skills/test_store.py", "guest/test_kernel_process.py"),
     *("jupyter/test_launch.py", "jupyter/test_lifecycle.py", "jupyter/test_provisioner.py"),
     *("jupyter/test_root_images.py", "jupyter/test_server.py", "jupyter/test_settings.py"),
@@ -70,6 +71,11 @@ ONE_FOR_EACH: dict[str, tuple[str, ...]] = {
         *("doctor_finds_no_failure_on_this_machine", "platform_check_starts_a_sandbox"),
         "cgroup_check_distinguishes_versions_and_delegation",
         "user_namespace_check_tries_unshare",
+    ),
+    # A server that such a user starts, which needs no right to be root.
+    "server/test_lab.py": (
+        "kernels_are_sandboxes_alone_also_after_a_change",
+        "nothing_was_changed",
     ),
     "mcp/test_hostile.py": ("a_client_that_leaves_in_the_middle_leaves_nothing",),
     # Isolation, and what is seen of the host.

@@ -157,6 +157,7 @@ LONG: dict[str, tuple[str, ...]] = {
         "killed_owner_leaves_nothing[11",
         "killed_owner_leaves_nothing[15",
     ),
+    "server/test_lab.py": ("end_leaves_nothing[SIGHUP", "end_leaves_nothing[shutdown"),
     "security/test_closed_folders.py": (
         "folders_that_a_kernel_has_closed_are_open_at_the_next_start[restored",
     ),

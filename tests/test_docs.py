@@ -62,6 +62,7 @@ def test_the_table_has_every_setting() -> None:
     assert rows(text) == {
         "c.GVisorServer.warm",
         "c.GVisorServer.shared_storage",
+        "c.GVisorServer.closed",
         "c.GVisorEgress.routes",
     }
 

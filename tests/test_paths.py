@@ -84,6 +84,7 @@ ALLOWED = {
     "jupyter/default_provisioner.py": "Jupyter's folders of configuration and kernelspecs",
     "jupyter/kernelspecs.py": NAMED,
     "jupyter/replaced_kernelspec.py": "Jupyter's folder of kernelspecs, and one beside it",
+    "lab/application.py": "Jupyter's folders of this user",
     "host/locks.py:_describe_holder": KERNEL,
     "host/log_files.py": STATE,
     "host/private_directories.py": OWN_STORE,

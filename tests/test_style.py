@@ -45,7 +45,7 @@ STANDARD_LIBRARY_ONLY = {"link", "errors", "guest", "strict_json", "tracing", "a
 IN_THE_SANDBOX = {"zmq", "ipykernel", "IPython"}
 """Packages of the image's Python, which the guest imports in the mode that needs them."""
 
-JUPYTER_CLIENT = {"api", "jupyter", "kernel", "bridge"}
+JUPYTER_CLIENT = {"api", "jupyter", "kernel", "bridge", "lab"}
 
 
 def run(*argv: str) -> None:

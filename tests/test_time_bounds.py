@@ -35,6 +35,7 @@ from gvisor_kernel.archive.refusal import Refused
 from gvisor_kernel.archive.tar import BLOCK, TarReader
 from gvisor_kernel.artifacts.item import encode_value
 from gvisor_kernel.artifacts.outputs import check_path
+from gvisor_kernel.bridge.doors import opens_widget
 from gvisor_kernel.changes.claims import read_claims
 from gvisor_kernel.cli.transcripts import EntryFormatter
 from gvisor_kernel.egress.destinations import read_destination
@@ -410,6 +411,9 @@ CASES = [
     ),
     Case("a structure", clean, lambda n: [["\udc00"]] * n, 10_000),
     Case("a hint", explain, lambda n: "To allow more, raise the setting memory_limit " * n, 20_000),
+    Case(
+        "a comm that opens", opens_widget, lambda n: b'"target_module' * n + b"\\u00" * n, 200_000
+    ),
     Case("a file", decode, lambda n: b"x" * n + b"\xff", 5_000_000),
     Case(
         "a transcript",
@@ -422,6 +426,7 @@ CASES = [
 
 BOUNDED = {
     # Of a request or an answer, and its head.
+    "bridge.doors.guard": "4 MiB and 50,000 values, by parse_json",
     "bridge.wire.parse_object": "64 KiB of a header; other parts are not parsed",
     "bridge.wire.split_message": "4096 parts",
     "bridge.journal.Transcript.record": "512 KiB of a request, 16 KiB of an output, by parse_json",

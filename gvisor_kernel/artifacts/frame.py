@@ -27,14 +27,22 @@ POLICY = (
     "img-src data: blob:",
     "font-src data: blob:",
     "media-src data: blob:",
-    "connect-src 'none'",
-    "frame-src 'none'",
+    "connect-src 'self'",
+    "frame-src 'self'",
     "worker-src 'none'",
     "form-action 'none'",
     "base-uri 'none'",
     "require-trusted-types-for 'script'",
     "trusted-types gvisor default",
 )
+"""What the document may do. Nobody may connect to a server: ``CONNECTIONS`` forbids it, which the
+document tries out, with what ``'self'`` allows here and ``shell.js`` takes back before a page is
+there."""
+CONNECTIONS = "()"
+"""The Connection-Allowlist: no lookup of a name, no connection, by whatever element or script, also
+for a document that the frame would go to. A policy of contents is judged after the lookup."""
+PROBE = "<!doctype html><title>Reached</title><iframe></iframe>"
+"""What ``probe.js`` must not reach: it would see the frame in it."""
 FEATURES = (
     *("ambient-light-sensor", "aria-notify", "attribution-reporting", "autoplay", "bluetooth"),
     *("browsing-topics", "camera", "clipboard-read", "clipboard-write", "compute-pressure"),
@@ -47,10 +55,19 @@ FEATURES = (
     *("publickey-credentials-get", "run-ad-auction", "screen-wake-lock", "serial"),
     *("shared-storage", "speaker-selection", "storage-access", "sync-xhr", "unload", "usb"),
     *("web-share", "window-management", "xr-spatial-tracking"),
+    *("accelerometer", "captured-surface-control", "digital-credentials-create"),
+    *("digital-credentials-get", "focus-without-user-activation", "language-detector"),
+    *("local-network", "loopback-network", "on-device-speech-recognition"),
+    *("publickey-credentials-create", "summarizer", "translator"),
     *("ch-save-data", "ch-ua", "ch-ua-high-entropy-values", "ch-ua-mobile", "ch-ua-platform"),
 )
 """What a page may not use of the browser, though some of it is allowed to frames of other origins:
 a window above all others, gamepads, stores."""
+
+ISOLATION = "isolate-and-credentialless"
+"""The Document-Isolation-Policy. Chromium has all sandboxed frames of a server in one process: a
+page that hangs there stops the others, and outlives its frame. With it, each frame has a process of
+its own, which ends with the frame."""
 
 
 @dataclass(frozen=True)
@@ -67,21 +84,27 @@ class FramePage:
 @functools.cache
 def make_frame_page() -> FramePage:
     """Return the page; the same for everybody, as nothing in it is a secret."""
-    parts = (_read(name) for name in ("realm.js", "calls.js", "page.js"))
+    parts = (_read(name) for name in ("natives.js", "realm.js", "calls.js", "page.js"))
     prelude = (
         "(() => {\n'use strict';\ndocument.currentScript.remove();\n" + "".join(parts) + "})();"
     )
-    inner = f'<!doctype html><meta charset="utf-8"><body><script>{prelude}</script>'
-    # A text of JSON is one of JavaScript. "</script>" would end the script that it stands in.
-    literal = json.dumps(inner).replace("</", "<\\/")
-    shell = f"const INNER = {literal};\n{_read('shell.js')}"
-    hashes = " ".join(_hash(script) for script in (prelude, shell))
+    probe = _read("probe.js")
+    shell = _constant("INNER", prelude) + _constant("PROBE", probe) + _read("shell.js")
+    hashes = " ".join(_hash(script) for script in (prelude, probe, shell))
     return FramePage(
         html=f'<!doctype html><meta charset="utf-8"><title>Page</title><style>{STYLE}</style>'
         f"<body><script>{shell}</script>",
         policy="; ".join(POLICY).format(hashes=hashes),
         permissions=", ".join(f"{feature}=()" for feature in FEATURES),
     )
+
+
+def _constant(name: str, script: str) -> str:
+    """Return the definition of a document with one script, as a text."""
+    text = f'<!doctype html><meta charset="utf-8"><body><script>{script}</script>'
+    # A text of JSON is one of JavaScript. "</script>" would end the script that it stands in.
+    literal = json.dumps(text).replace("</", "<\\/")
+    return f"const {name} = {literal};\n"
 
 
 def _read(name: str) -> str:

@@ -144,6 +144,23 @@ def encode_value(value: Any) -> bytes:
     return encoded
 
 
+def encode_json(text: object) -> bytes:
+    """Return a value that is JSON already, in UTF-8; ``Storage.set_json`` looks whether it is.
+
+    :raises StorageError: when it is too large, or no text
+    """
+    if not isinstance(text, str):
+        raise no_json()
+    try:
+        content = text.encode()
+    except UnicodeEncodeError as error:
+        raise no_json() from error
+    # Of a text neither the quotes count nor what escapes its characters.
+    escapes = content.count(b"\\") - content.count(b"\\\\") + 2
+    check_size(len(content) - escapes * text.startswith('"'))
+    return content
+
+
 def check_size(size: int) -> None:
     """:raises StorageError: when a value of ``size`` bytes is too large"""
     if size > MAX_VALUE:

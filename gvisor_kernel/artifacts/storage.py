@@ -169,7 +169,9 @@ class Storage:
         """
         name = check_key(key)
         with self._transaction() as database:
-            return _delete(database, owner, artifact, name)
+            deleted = _delete(database, owner, artifact, name)
+            _forget(database, owner, artifact)
+        return deleted
 
     def list_keys(self, owner: str, artifact: Artifact, prefix: object = "") -> list[str]:
         """Return the keys that begin with ``prefix``, in their order.
@@ -221,6 +223,7 @@ class Storage:
             removed = database.execute(
                 "delete from items where owner = ? and artifact = ?", (owner, artifact.id)
             ).rowcount
+            # Also what an older version has left.
             database.execute("delete from artifacts where id not in (select artifact from items)")
         return removed
 
@@ -362,3 +365,15 @@ def _delete(database: sqlite3.Connection, owner: str, artifact: Artifact, key: s
         "delete from items where owner = ? and artifact = ? and key = ?", (owner, artifact.id, key)
     )
     return found.rowcount > 0
+
+
+def _forget(database: sqlite3.Connection, owner: str, artifact: Artifact) -> None:
+    """Remove the path of an artifact that keeps nothing any more: no quota counts paths, and a
+    kernel can name any number of pages."""
+    of_owner = "select 1 from items where owner = ? and artifact = ?"
+    if database.execute(of_owner, (owner, artifact.id)).fetchone() is None:
+        database.execute(
+            "delete from artifacts where id = ?1"
+            " and not exists (select 1 from items where artifact = ?1)",
+            (artifact.id,),
+        )

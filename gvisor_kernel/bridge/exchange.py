@@ -15,12 +15,14 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import zmq
 
 from gvisor_kernel.bridge.addresses import Address
 from gvisor_kernel.bridge.clients import ClientSockets, OnSent
 from gvisor_kernel.bridge.deaths import make_death_messages, make_note
+from gvisor_kernel.bridge.doors import NOTHING, Asked, guard, read_request
 from gvisor_kernel.bridge.identity import KernelIdentity
 from gvisor_kernel.bridge.lanes import Lane
 from gvisor_kernel.bridge.records import Records
@@ -32,6 +34,8 @@ from gvisor_kernel.link import Channel, LocalProtocolError, Message
 from gvisor_kernel.link.frames import Part
 from gvisor_kernel.link.state import State
 from gvisor_kernel.shown_text import printable_name
+
+T = TypeVar("T")
 
 MAX_TO_KERNEL = 1024 * 1024
 """Bytes that wait for the kernel on one channel. Above this the clients' socket is not read."""
@@ -76,6 +80,8 @@ class Exchange:
         self._is_for_this_kernel = is_for_this_kernel
         self._waiting = WaitingMessages()
         self._pending: dict[str, Part] = {}
+        self._asked: dict[str, Asked] = {}
+        """What requests allow their replies, by message id; at most MAX_PENDING."""
         self._refused_in: str | None = None
         self._refused: set[str] = set()
         """Connections that were shown to be refused in that cell."""
@@ -172,6 +178,7 @@ class Exchange:
     def forget_requests(self) -> None:
         """Forget open requests after the end of a kernel: the next one must not run its cells."""
         self._pending.clear()
+        self._asked.clear()
         self._unanswered.clear()
         self._waiting.drop_executions()
 
@@ -235,20 +242,17 @@ class Exchange:
         except WireError as error:
             self._log_drop("a client's", channel, error)
             return
+        if kind in ("execute_request", "complete_request"):
+            _remember(self._asked, message_id, read_request(message))
         if channel is Channel.CONTROL and kind == "shutdown_request":
             if not self._is_for_this_kernel(message):
                 return
         elif kind == "execute_request" and len(self._pending) < MAX_PENDING:
             self._pending[message_id] = message.header
         elif channel is not Channel.STDIN and kind.endswith("_request"):
-            self._remember_request(message_id)
+            _remember(self._unanswered, message_id, time.monotonic())
         self._records.record_request(message)
         self._to_kernel(channel, message)
-
-    def _remember_request(self, message_id: str) -> None:
-        if len(self._unanswered) >= MAX_PENDING:
-            del self._unanswered[next(iter(self._unanswered))]
-        self._unanswered[message_id] = time.monotonic()
 
     def _to_kernel(self, channel: Channel, message: ClientMessage) -> None:
         if not self.running:
@@ -302,7 +306,10 @@ class Exchange:
             return
         self._output_lanes[channel].put(
             message.size,
-            partial(_check_and_sign, message.parts, self._kernel_signer, self._client_signer),
+            partial(
+                _check_and_sign,
+                *(message.parts, self._kernel_signer, self._client_signer, self._asked),
+            ),
             partial(self._to_client, channel, on_sent),
         )
 
@@ -329,6 +336,7 @@ class Exchange:
     def _record_reply(self, channel: Channel, message: WireMessage) -> None:
         if channel in (Channel.SHELL, Channel.CONTROL):
             self._pending.pop(message.parent_id, None)
+            self._asked.pop(message.parent_id, None)
             self._unanswered.pop(message.parent_id, None)
         self._records.record_answer(channel, message)
 
@@ -349,7 +357,21 @@ def _check(parts: list[Part], signer: Signer) -> WireMessage | WireError:
 
 
 def _check_and_sign(
-    parts: list[Part], inner: Signer, host: Signer
+    parts: list[Part], inner: Signer, host: Signer, asked: dict[str, Asked]
 ) -> tuple[WireMessage, list[Part]] | WireError:
     message = _check(parts, inner)
-    return message if isinstance(message, WireError) else (message, host.sign(message))
+    if isinstance(message, WireError):
+        return message
+    try:
+        passed = guard(message, asked.get(message.parent_id, NOTHING))
+        if passed is None:
+            return WireError(f"no kernel may send front ends this {message.kind}")
+    except WireError as error:
+        return error
+    return passed, host.sign(passed)
+
+
+def _remember(known: dict[str, T], message_id: str, value: T) -> None:
+    if len(known) >= MAX_PENDING:
+        del known[next(iter(known))]
+    known[message_id] = value

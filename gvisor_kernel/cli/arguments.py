@@ -41,6 +41,37 @@ def make_add(commands: Subparsers) -> Add:
     return add
 
 
+LAB_EPILOG = """\
+The server shows this folder alone, without links and hidden files, starts no kernels but
+sandboxes, has no terminals and no other extensions, and listens on this machine only. It reads
+nothing of your Jupyter configuration but the sections GVisorProvisioner, GVisorEgress and
+GVisorServer; settings that you change in its page end with it. More options are those of Jupyter,
+as --ServerApp.base_url=/x/: one that would open the server again is refused. Ctrl-C twice ends it.
+"""
+
+
+def add_lab(add: Add) -> None:
+    """Add ``lab`` and its arguments."""
+    lab = add(
+        "lab",
+        "lab:run_lab",
+        "open a folder in JupyterLab, with sandboxes alone; for what strangers wrote",
+        LAB_EPILOG,
+    )
+    lab.add_argument(
+        "folder", nargs="?", default=".", metavar="FOLDER", help="the folder (default: this one)"
+    )
+    lab.add_argument(
+        "--kernel",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a kernelspec that may be started; may be repeated (default: all of gvisor-kernel)",
+    )
+    lab.add_argument("--port", type=int, metavar="PORT", help="the port (default: a free one)")
+    lab.add_argument("--no-browser", action="store_true", help="open no browser")
+
+
 def add_skills(skills: argparse.ArgumentParser) -> None:
     """Add the commands of ``skills`` and their arguments."""
     add = make_add(skills.add_subparsers(title="commands", metavar="COMMAND", required=True))

@@ -24,6 +24,7 @@ from gvisor_kernel.cli.arguments import (
     add_id,
     add_image,
     add_json,
+    add_lab,
     add_mcp,
     add_place,
     add_skills,
@@ -51,7 +52,7 @@ exit status:
 """
 
 GROUPS = {
-    "kernels": ("install", "uninstall", "start", "launch", "mcp", "skills"),
+    "kernels": ("lab", "install", "uninstall", "start", "launch", "mcp", "skills"),
     "information": ("doctor", "list", "logs", "transcript", "egress", "version"),
     "images and snapshots": ("image", "snapshot"),
     "files": ("changes", "apply", "undo", "storage"),
@@ -80,7 +81,11 @@ states:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status of the process."""
-    arguments = make_parser().parse_args(argv)
+    parser = make_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    arguments.rest = rest
+    if rest and arguments.run != "gvisor_kernel.cli.lab:run_lab":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     module, _, function = arguments.run.partition(":")
     try:
         status = getattr(importlib.import_module(module), function)(arguments)
@@ -113,6 +118,8 @@ def make_parser() -> argparse.ArgumentParser:
         prog="gvisor-kernel", metavar="COMMAND", required=True, help=argparse.SUPPRESS
     )
     add = make_add(commands)
+
+    add_lab(add)
 
     install = add(
         "install", "kernelspecs:run_install", "add a kernel to Jupyter's list of kernels", PLACES

@@ -18,12 +18,14 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from jupyter_core.utils import ensure_async
-from jupyter_server.auth.decorator import authorized
+from jupyter_server.auth.decorator import allow_unauthenticated, authorized
 from jupyter_server.base.handlers import JupyterHandler
 from tornado import web
 from tornado.iostream import StreamClosedError
+from tornado.web import RequestHandler
 
-from gvisor_kernel.artifacts.frame import make_frame_page
+from gvisor_kernel.artifacts.frame import CONNECTIONS, ISOLATION, PROBE, make_frame_page
+from gvisor_kernel.artifacts.item import encode_json
 from gvisor_kernel.artifacts.outputs import check_path, find_type, list_outputs, open_output
 from gvisor_kernel.artifacts.page import Page
 from gvisor_kernel.errors import OutputsError, StorageError
@@ -74,20 +76,21 @@ class ArtifactHandler(Handler):
     async def find_file(self) -> Where:
         """Return where the file or folder is that the request is about.
 
-        :raises HTTPError: when the request names no folder, or one that is not there; 403 when the
-            person may not read the server's contents, and it is one of them
+        :raises HTTPError: when the request names no folder, or one that is not there; 403 for a
+            ticket that this server has not given, and when the person may not read the server's
+            contents, and it is one of them
         """
         path = self.get_query_argument("path", "", strip=False)
-        kernel_id = self.get_query_argument("kernel_id", "")
-        if kernel_id:
-            return Where(self._find_outputs(kernel_id), path)
-        ticket = self.get_query_argument("ticket", "")
-        if ticket:
+        ticket = self.get_query_argument("ticket", None)
+        if ticket is not None:  # without a valid one, a page would read all contents
             page = self.open_ticket(ticket)
             if page.of_contents:
                 await self._check_contents()
             below = f"{page.folder}/{path}" if page.folder else path
             return Where(page.open_root, below, page.of_contents)
+        kernel_id = self.get_query_argument("kernel_id", "")
+        if kernel_id:
+            return Where(self._find_outputs(kernel_id), path)
         await self._check_contents()
         return Where(partial(self._open_folder, path), Path(path).name, of_contents=True)
 
@@ -236,6 +239,9 @@ class StorageHandler(ArtifactHandler):
         storage = self.parts.artifacts.open_storage(shared=shared)
         key = body.get("key")
         if method == "set":
+            if "json" in body:
+                storage.set_json(owner, page.artifact, key, encode_json(body["json"]))
+                return {"key": key, "shared": shared}
             storage.set(owner, page.artifact, key, body.get("value"))
             return {"key": key, "value": body.get("value"), "shared": shared}
         if method == "delete":
@@ -254,7 +260,11 @@ class StorageHandler(ArtifactHandler):
 
 
 class FrameHandler(JupyterHandler):
-    """``GET frame``: the document of the outer frame, the same for everybody."""
+    """``GET frame``: the document of the outer frame, the same for everybody.
+
+    With ``control`` it has no Connection-Allowlist, and shows no page: a frame that reaches the
+    server only so shows that the browser obeys that header, and that nothing else was in the way.
+    """
 
     def initialize(self, parts: Parts) -> None:
         pass
@@ -271,7 +281,23 @@ class FrameHandler(JupyterHandler):
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.set_header("Content-Security-Policy", "; ".join([page.policy, *ancestors[:1]]))
         self.set_header("Permissions-Policy", page.permissions)
+        if not self.get_query_argument("control", ""):
+            self.set_header("Connection-Allowlist", CONNECTIONS)
+        self.set_header("Document-Isolation-Policy", ISOLATION)
         self.set_header("Referrer-Policy", "no-referrer")
         self.set_header("X-DNS-Prefetch-Control", "off")
         self.set_header("X-Content-Type-Options", "nosniff")
         self.finish(page.html)
+
+
+class ProbeHandler(RequestHandler):
+    """``GET frame/probe``: what no page reaches. It is no secret, and a frame sends no cookie."""
+
+    @allow_unauthenticated
+    def get(self) -> None:
+        self.set_header("Content-Type", "text/html; charset=utf-8")
+        self.set_header("Content-Security-Policy", "sandbox; default-src 'none'")
+        self.set_header("Cross-Origin-Resource-Policy", "cross-origin")
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.finish(PROBE)

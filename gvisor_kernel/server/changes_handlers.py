@@ -18,6 +18,8 @@ from gvisor_kernel.changes.kernel_changes import KernelChanges
 from gvisor_kernel.changes.undo import undo_apply
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.kernel.session import SandboxedKernel
+from gvisor_kernel.lab.contents import refuse_autorun
+from gvisor_kernel.lab.routes import CLOSED
 from gvisor_kernel.server.documents import make_unkept
 from gvisor_kernel.server.handlers import Handler
 
@@ -112,6 +114,9 @@ class ApplyHandler(ChangeHandler):
             or not all(isinstance(path, str) for path in named)
         ):
             raise web.HTTPError(400, "The body must have changes, each with path and state.")
+        if self.settings.get(CLOSED):  # a person who wants that has a terminal
+            for path, _ in wanted:
+                refuse_autorun(path, is_folder=True)
         try:
             # Half an apply would be a surprise: it goes on when the client has left.
             applied = await asyncio.shield(changes.apply(wanted, named=named, force=force))

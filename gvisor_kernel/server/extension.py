@@ -8,6 +8,8 @@ from jupyter_server.extension.application import ExtensionApp
 from traitlets import Bool, Unicode
 
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
+from gvisor_kernel.lab.routes import close_routes
+from gvisor_kernel.server.file_handlers import make_file_routes
 from gvisor_kernel.server.parts import Parts
 from gvisor_kernel.server.routes import make_routes
 from gvisor_kernel.server.watch import Watch
@@ -33,6 +35,12 @@ class GVisorServer(ExtensionApp):
         user's server has its own.""",
     ).tag(config=True)
 
+    closed = Bool(
+        False,
+        help="""Whether the server has no other routes than those that JupyterLab and this extension
+        need. `gvisor_kernel.lab.policy.harden` sets it.""",
+    ).tag(config=True)
+
     _parts: Parts | None = None
     _watch: Watch | None = None
 
@@ -44,6 +52,10 @@ class GVisorServer(ExtensionApp):
         """Add the routes. Called by the server after ``initialize_settings``."""
         assert self._parts is not None
         self.handlers.extend(make_routes(self._parts))
+        assert self.serverapp is not None
+        self.handlers.extend(make_file_routes(self.serverapp.contents_manager))
+        if self.closed:
+            close_routes(self.serverapp.web_app, self.serverapp.base_url)
 
     async def _start_jupyter_server_extension(self, serverapp: Any) -> None:
         """Begin to watch. Called by the server once its loop runs."""

@@ -10,6 +10,7 @@ from gvisor_kernel.server.artifact_handlers import (
     FrameHandler,
     OutputHandler,
     OutputsHandler,
+    ProbeHandler,
     StorageHandler,
 )
 from gvisor_kernel.server.changes_handlers import (
@@ -35,6 +36,7 @@ from gvisor_kernel.server.handlers import (
     WarmHandler,
 )
 from gvisor_kernel.server.kernelspec_facts import KernelspecsHandler
+from gvisor_kernel.server.library_handlers import LibraryHandler
 from gvisor_kernel.server.parts import Parts
 
 PREFIX = r"/gvisor-kernel/api"
@@ -54,6 +56,7 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     ("/outputs/content", OutputHandler),
     ("/storage", StorageHandler),
     ("/fetch", FetchHandler),
+    (r"/libraries/(?P<name>[a-z0-9.-]{1,60})", LibraryHandler),
     ("/kernelspecs", KernelspecsHandler),
     ("/trust", TrustHandler),
     ("/doctor", DoctorHandler),
@@ -65,4 +68,8 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
 def make_routes(parts: Parts) -> list[tuple[str, type[RequestHandler], dict[str, Any]]]:
     """Return the routes as tornado wants them; Jupyter's server adds its base URL."""
     api = [(f"{PREFIX}{path}", handler, {"parts": parts}) for path, handler in ROUTES]
-    return [*api, (r"/gvisor-kernel/frame", FrameHandler, {"parts": parts})]
+    return [
+        *api,
+        (r"/gvisor-kernel/frame", FrameHandler, {"parts": parts}),
+        (r"/gvisor-kernel/frame/probe", ProbeHandler, {}),
+    ]

@@ -3,16 +3,49 @@
 import { build } from 'esbuild';
 
 const RENDERERS = [
+  'chart',
   'jsx',
+  'esm',
+  'jquery',
+  'leaflet',
   'libraries',
   'markdown',
   'mermaid',
   'notebook',
+  'output',
   'pdf',
   'picture',
   'table',
-  'tailwind'
+  'tailwind',
+  'vega',
+  'widgets'
 ];
+
+// Style sheets are texts in the scripts, with what they import and the newest form of their fonts.
+const styles = {
+  name: 'styles',
+  setup: ({ onLoad }) =>
+    onLoad({ filter: /\.css$/ }, async ({ path }) => {
+      const { outputFiles } = await build({
+        entryPoints: [path],
+        bundle: true,
+        charset: 'utf8',
+        legalComments: 'none',
+        loader: {
+          '.eot': 'empty',
+          '.png': 'dataurl',
+          '.svg': 'empty',
+          '.ttf': 'empty',
+          '.woff': 'empty',
+          '.woff2': 'dataurl'
+        },
+        logLevel: 'warning',
+        minify: true,
+        write: false
+      });
+      return { contents: outputFiles[0].text, loader: 'text' };
+    })
+};
 
 await build({
   entryPoints: RENDERERS.map(name => `frame/${name}.ts`),
@@ -23,7 +56,9 @@ await build({
   legalComments: 'external',
   logLevel: 'warning',
   minify: true,
+  plugins: [styles],
   platform: 'browser',
+  loader: { '.png': 'dataurl' },
   target: 'es2022',
   define: { 'process.env.NODE_ENV': '"production"' }
 });

@@ -2,13 +2,12 @@
 
 import { showHtml, showMarkdown } from './markup.js';
 import { add, addDocumentStyle, addStyle, register } from './renderer.js';
+import { addTerminal } from './terminal.js';
 
 const MAX_CELLS = 2000;
 /** Outputs that are shown of a cell: JupyterLab shows fewer. */
 const MAX_OUTPUTS = 200;
 const PICTURES = ['image/png', 'image/jpeg', 'image/gif', 'image/webp'];
-// Colours of a terminal.
-const ESCAPES = /\u001b\[[0-9;]*m/g;
 
 register<string>((source, { dark, root }) => {
   addDocumentStyle(dark);
@@ -50,7 +49,7 @@ function showOutput(output: Readonly<Record<string, unknown>>, node: Element): v
     showMarkdown(text(data['text/markdown']), node);
   } else {
     const trace = list(output.traceback).map(text).join('\n');
-    add(node, 'pre', (text(output.text) || trace || text(data['text/plain'])).replace(ESCAPES, ''));
+    addTerminal(node, text(output.text) || trace || text(data['text/plain']));
   }
 }
 

@@ -1,11 +1,105 @@
-/** A drawing, as a picture: its scripts do not run. What takes long to draw keeps the frame busy. */
+/**
+ * Pictures, sounds and films, by the name of their file. They are decoded in the frame's process,
+ * however large they become. In an image element an SVG runs no script and loads nothing.
+ */
 
-import { add, addDocumentStyle, register } from './renderer.js';
+import { add, addDocumentStyle, addStyle, register } from './renderer.js';
 
+const TYPES: Readonly<Record<string, string>> = {
+  avif: 'image/avif',
+  bmp: 'image/bmp',
+  flac: 'audio/flac',
+  gif: 'image/gif',
+  ico: 'image/x-icon',
+  jpeg: 'image/jpeg',
+  jpg: 'image/jpeg',
+  m4a: 'audio/mp4',
+  mp3: 'audio/mpeg',
+  mp4: 'video/mp4',
+  oga: 'audio/ogg',
+  ogg: 'audio/ogg',
+  ogv: 'video/ogg',
+  png: 'image/png',
+  svg: 'image/svg+xml',
+  wav: 'audio/wav',
+  webm: 'video/webm',
+  webp: 'image/webp'
+};
+
+/** Pixels of a drawing: one that is larger is drawn smaller. */
+const MAX_PIXELS = 16_000_000;
+
+/** One that fills its frame. Another bundle that imports this file registers its own later. */
 register<ArrayBuffer>(async (source, { name, dark, root }) => {
   addDocumentStyle(dark);
-  const image = add(root, 'img');
-  image.alt = name;
-  image.src = URL.createObjectURL(new Blob([source], { type: 'image/svg+xml' }));
-  await image.decode();
+  addStyle(`img, canvas, video { max-width: 100%; max-height: max(100vh - 32px, 300px);
+      object-fit: contain; object-position: 0 0 }
+    img, canvas { background: white } audio { width: 100% }`);
+  await showMedia(source, typeOf(name), name, root);
 });
+
+/** The MIME type of a file that is drawn or played here. */
+export function typeOf(name: string): string {
+  const ending = (/\.([a-z0-9]+)$/i.exec(name)?.[1] ?? '').toLowerCase();
+  return (Object.hasOwn(TYPES, ending) ? TYPES[ending] : undefined) ?? '';
+}
+
+/**
+ * Draws a picture, or makes a player with its controls.
+ *
+ * @param type its MIME type, of ``image/``, ``audio/`` or ``video/``
+ * @param label what a screen reader says
+ * @throws Error if this browser can neither draw nor play it
+ */
+export async function showMedia(
+  source: BlobPart,
+  type: string,
+  label: string,
+  parent: Node
+): Promise<void> {
+  const url = URL.createObjectURL(new Blob([source], { type }));
+  if (type.startsWith('image/')) {
+    const image = document.createElement('img');
+    image.alt = label;
+    image.src = url;
+    await ended(image, 'load', 'drawn');
+    parent.appendChild(type === 'image/svg+xml' ? drawOnce(image) : image);
+    return;
+  }
+  const player = add(parent, type.startsWith('video/') ? 'video' : 'audio');
+  player.controls = true;
+  player.preload = 'metadata';
+  player.setAttribute('aria-label', label);
+  player.src = url;
+  await ended(player, 'loadedmetadata', 'played');
+}
+
+/**
+ * A browser with a graphics card draws an SVG in a process that all pages share, for minutes if there
+ * is much in it. A canvas that is read often is drawn in this one's.
+ */
+function drawOnce(image: HTMLImageElement): HTMLCanvasElement {
+  const { naturalWidth: width, naturalHeight: height } = image;
+  const scale = Math.min(devicePixelRatio, Math.sqrt(MAX_PIXELS / Math.max(width * height, 1)));
+  const canvas = document.createElement('canvas');
+  canvas.width = Math.ceil(width * scale);
+  canvas.height = Math.ceil(height * scale);
+  canvas.style.width = `${width}px`;
+  canvas.setAttribute('role', 'img');
+  canvas.setAttribute('aria-label', image.alt);
+  canvas
+    .getContext('2d', { willReadFrequently: true })
+    ?.drawImage(image, 0, 0, canvas.width, canvas.height);
+  return canvas;
+}
+
+function ended(node: HTMLElement, event: string, done: string): Promise<void> {
+  return new Promise((resolve, reject) => {
+    node.addEventListener(event, () => {
+      resolve();
+    });
+    node.addEventListener('error', () => {
+      reject(new Error(`This file cannot be ${done} by this browser; download it.`));
+    });
+  });
+}

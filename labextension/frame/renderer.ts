@@ -13,6 +13,17 @@ export interface Tools {
   readonly readFile: (path: string) => Promise<FrameFile>;
   /** Evaluates a script in the global scope of the frame. */
   readonly evaluate: (code: string) => unknown;
+  /** Asks the extension, which knows the methods of ``PageFrame``. */
+  readonly call: (method: string, args: unknown) => Promise<unknown>;
+  /** Tells the height of this element from now on (``PageEvents.size``), and not the document's. */
+  readonly watchHeight: (element: Element) => void;
+  /**
+   * Sends JSON and buffers to the extension (``PageEvents.message``): up to 4 Mi characters and
+   * 32 MiB of buffers in a second, of which what is above is dropped.
+   */
+  readonly send: (data: unknown, buffers?: readonly ArrayBuffer[]) => void;
+  /** Calls ``handler`` with what ``PageFrame.send`` sends, also what came before this call. */
+  readonly onMessage: (handler: (data: unknown, buffers: readonly ArrayBuffer[]) => void) => void;
 }
 
 export type Render<Source> = (source: Source, tools: Tools) => Promise<void> | void;

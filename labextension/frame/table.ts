@@ -1,14 +1,15 @@
-/** Tables: csv, tsv, the first rows of parquet, the first sheets of xlsx. */
+/** The first rows of tables: csv, tsv, parquet and xlsx. */
 
 import { parquetMetadataAsync, parquetReadObjects } from 'hyparquet';
 import { compressors } from 'hyparquet-compressors';
 import Papa from 'papaparse';
-import readSheets from 'read-excel-file/browser';
 
 import { add, addDocumentStyle, register } from './renderer.js';
+import { readWorkbook } from './workbook.js';
 
 const MAX_ROWS = 1000;
 const MAX_COLUMNS = 200;
+const MAX_SHEETS = 20;
 const MAX_CELL = 1000;
 
 interface Table {
@@ -19,12 +20,30 @@ interface Table {
   readonly count: number | null;
 }
 
+/** One that fills its frame. Another bundle that imports this file registers its own later. */
 register<ArrayBuffer>(async (source, { name, dark, root }) => {
   addDocumentStyle(dark);
-  for (const table of await readTables(name, source)) {
-    show(table, root);
-  }
+  await showTables(name, source, root);
 });
+
+/**
+ * Draws the tables of a file, whose name says what it is.
+ *
+ * @throws Error for what is no such file
+ */
+export async function showTables(
+  name: string,
+  source: ArrayBuffer,
+  parent: Element
+): Promise<void> {
+  const tables = await readTables(name, source);
+  for (const table of tables.slice(0, MAX_SHEETS)) {
+    show(table, parent);
+  }
+  if (tables.length > MAX_SHEETS) {
+    add(parent, 'p', `${MAX_SHEETS} of ${tables.length} sheets`).className = 'note';
+  }
+}
 
 async function readTables(name: string, source: ArrayBuffer): Promise<readonly Table[]> {
   if (/\.parquet$/i.test(name)) {
@@ -41,12 +60,12 @@ async function readTables(name: string, source: ArrayBuffer): Promise<readonly T
     return [{ title: '', head, rows: rows.map(row => head.map(key => row[key])), count }];
   }
   if (/\.xlsx$/i.test(name)) {
-    const sheets = await readSheets(new Blob([source]));
-    return sheets.map(({ sheet, data }) => ({
-      title: sheet,
-      head: (data[0] ?? []).map(format),
-      rows: data.slice(1, MAX_ROWS + 1),
-      count: Math.max(data.length - 1, 0)
+    const sheets = await readWorkbook(source, MAX_ROWS + 1);
+    return sheets.map(({ title, rows, isCut }) => ({
+      title,
+      head: (rows[0] ?? []).map(format),
+      rows: rows.slice(1),
+      count: isCut ? null : Math.max(rows.length - 1, 0)
     }));
   }
   return [readText(decode(source))];

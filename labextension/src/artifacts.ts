@@ -31,6 +31,15 @@ export type Place =
   | { readonly path: string }
   | { readonly ticket: string; readonly path: string };
 
+/** What a page wants of its storage. */
+export interface StorageCall {
+  readonly key: string;
+  readonly prefix: string;
+  readonly shared: boolean;
+  /** The value to be kept. */
+  readonly json?: string;
+}
+
 export interface BinaryAnswer extends Answer {
   header(name: string): string | null;
 }
@@ -71,17 +80,11 @@ export class ArtifactClient {
     return this.downloadUrl(`outputs/content?${query}`);
   }
 
-  /** One call of a page's storage; the answer is what the page gets. */
-  async storage(
-    ticket: string,
-    call: string,
-    args: Readonly<Record<string, unknown>>
-  ): Promise<unknown> {
-    const { key, prefix, shared, value } = args;
-    const body = { ticket, do: call, key, prefix, shared, value };
-    const answer = await this.send({ method: 'POST', path: 'storage', body });
+  /** One call of a page's storage; the answer, JSON, is what the page gets. */
+  async storage(ticket: string, call: StorageCall & { readonly do: string }): Promise<ArrayBuffer> {
+    const answer = await this.send({ method: 'POST', path: 'storage', body: { ticket, ...call } });
     await refuse(answer);
-    return await answer.json();
+    return await answer.arrayBuffer();
   }
 
   private readonly scripts = new Map<string, Promise<string>>();
@@ -93,6 +96,21 @@ export class ArtifactClient {
       text = this.readOwn(`static/frame/${name}.js`);
       text.catch(() => this.scripts.delete(name)); // the next page asks again
       this.scripts.set(name, text);
+    }
+    return text;
+  }
+
+  /** The text of a library of the server's environment, asked for once. */
+  library(name: string): Promise<string> {
+    const key = `library ${name}`;
+    let text = this.scripts.get(key);
+    if (text === undefined) {
+      text = this.get(`libraries/${encodeURIComponent(name)}`).then(async answer =>
+        new TextDecoder().decode(await answer.arrayBuffer())
+      );
+      // The person may install it; a page may ask in a loop.
+      text.catch(() => setTimeout(() => this.scripts.delete(key), 10_000));
+      this.scripts.set(key, text);
     }
     return text;
   }

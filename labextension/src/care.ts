@@ -68,10 +68,14 @@ export function kernelToOffer(
 
 /** The sentence in the dialog. */
 export function whyOffered(specs: SpecModels | null, next: string | null, offered: string): string {
+  const why = 'You have neither saved nor trusted this notebook here. ';
+  if (specs !== null && Object.keys(specs.kernelspecs).every(name => isOurs(specs, name))) {
+    return `${why}Every kernel here runs it in a sandbox.`;
+  }
   const nameOf = (name: string): string => specs?.kernelspecs[name]?.display_name ?? name;
   const other = next === null ? 'Other kernels run' : `${nameOf(next)} runs`;
   return (
-    'You have neither saved nor trusted this notebook here. ' +
+    why +
     `${nameOf(offered)} runs it in a sandbox. ` +
     `${other} without one: code of the notebook can then read and change all of your files.`
   );

@@ -5,7 +5,10 @@ import type { Change, Changes, Refused } from './contract.js';
 import { type Difference, type Section, compare } from './differences.js';
 import { button, element, likeness, replace, setText, showName } from './dom.js';
 import { formatBytes } from './format.js';
-import { pictureUrl } from './pictures.js';
+import type { Preview } from './preview.js';
+
+/** What a picture is shown in, and ends when it is cleared. */
+export type PicturePreview = Pick<Preview, 'node' | 'showBytes' | 'clear'>;
 
 export type ChangesClient = Pick<SandboxClient, 'changes' | 'content' | 'apply' | 'undo'>;
 
@@ -48,10 +51,13 @@ export class ChangesView {
   /** The change whose difference is shown, as it was listed then. */
   private looked: Change | null = null;
   private shown = 0;
+  /** The pictures that are shown, each in a frame: two at most, those of one change. */
+  private previews: readonly PicturePreview[] = [];
 
   constructor(
     private readonly client: ChangesClient,
     private readonly kernelId: string,
+    private readonly makePreview: () => PicturePreview,
     private readonly changed: () => void = () => undefined
   ) {
     this.all = checkbox('All changes but those that may run by themselves', checked => {
@@ -104,6 +110,18 @@ export class ChangesView {
     this.showButtons();
   }
 
+  dispose(): void {
+    this.shown += 1; // what is being read is not shown
+    this.clearPictures();
+  }
+
+  private clearPictures(): void {
+    for (const preview of this.previews) {
+      preview.clear();
+    }
+    this.previews = [];
+  }
+
   async refresh(): Promise<void> {
     await this.work('', async () => {
       this.show(await this.client.changes(this.kernelId));
@@ -153,6 +171,7 @@ export class ChangesView {
     if (now === undefined) {
       this.looked = null;
       this.shown += 1; // what is being read is not shown, either
+      this.clearPictures();
       replace(this.difference);
     } else if (now.state !== looked.state) {
       this.difference.prepend(element('p', { class: 'gk-warning gk-outdated' }, OUTDATED));
@@ -303,6 +322,7 @@ export class ChangesView {
   private async compare(change: Change): Promise<void> {
     const turn = ++this.shown;
     this.looked = change;
+    this.clearPictures();
     const heading = element('h2', {}, showName(change.path));
     replace(this.difference, heading, element('p', {}, 'Reading.'));
     let content: readonly Node[];
@@ -315,7 +335,7 @@ export class ChangesView {
       if (turn !== this.shown) {
         return; // another file was chosen meanwhile
       }
-      content = this.showDifference(compare(change.path, old, current), old, current);
+      content = this.showDifference(compare(change.path, old, current), change.path, old, current);
     } catch (error) {
       if (turn !== this.shown) {
         return;
@@ -334,10 +354,15 @@ export class ChangesView {
     this.markOutdated();
   }
 
-  private showDifference(it: Difference, old: ArrayBuffer, current: ArrayBuffer): readonly Node[] {
+  private showDifference(
+    it: Difference,
+    path: string,
+    old: ArrayBuffer,
+    current: ArrayBuffer
+  ): readonly Node[] {
     switch (it.kind) {
       case 'picture':
-        return [this.pictures(it.type, old, current)];
+        return [this.pictures(path, old, current)];
       case 'binary':
         return [element('p', {}, 'The file is no text, so its content is not shown.')];
       case 'text':
@@ -351,43 +376,41 @@ export class ChangesView {
           ...(it.cut
             ? [element('p', { class: 'gk-warning' }, 'There are more differences than are shown.')]
             : []),
-          ...(it.picture === null ? [] : [this.offerPicture(it.picture, old, current)]),
+          ...(it.isPicture ? [this.offerPicture(path, old, current)] : []),
           ...it.sections.map(showSection)
         ];
     }
   }
 
-  /** An SVG is drawn only if the person wants it: drawing may take long. */
-  private offerPicture(type: string, old: ArrayBuffer, current: ArrayBuffer): HTMLElement {
+  /** Of an SVG the text is what would be applied. */
+  private offerPicture(path: string, old: ArrayBuffer, current: ArrayBuffer): HTMLElement {
     const place = element('div');
     place.append(
       button('Show as picture', () => {
-        replace(place, this.pictures(type, old, current));
+        replace(place, this.pictures(path, old, current));
         this.difference.focus(); // the button is gone
       })
     );
     return place;
   }
 
-  private pictures(type: string, old: ArrayBuffer, current: ArrayBuffer): HTMLElement {
+  private pictures(path: string, old: ArrayBuffer, current: ArrayBuffer): HTMLElement {
     return element(
       'div',
       { class: 'gk-pictures' },
-      this.picture('Before', type, old),
-      this.picture('After', type, current)
+      this.picture('Before', path, old),
+      this.picture('After', path, current)
     );
   }
 
-  private picture(title: string, type: string, bytes: ArrayBuffer): HTMLElement {
+  private picture(title: string, path: string, bytes: ArrayBuffer): HTMLElement {
     if (bytes.byteLength === 0) {
       return element('figure', {}, element('figcaption', {}, `${title}: none`));
     }
-    return element(
-      'figure',
-      {},
-      element('img', { attributes: { src: pictureUrl(type, bytes), alt: title } }),
-      element('figcaption', {}, title)
-    );
+    const preview = this.makePreview();
+    this.previews = [...this.previews, preview];
+    void preview.showBytes(`${title}: ${path.split('/').at(-1) ?? ''}`, bytes);
+    return element('figure', {}, element('figcaption', {}, title), preview.node);
   }
 }
 

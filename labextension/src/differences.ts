@@ -3,8 +3,6 @@
 import { structuredPatch } from 'diff';
 
 import { compareNotebooks } from './notebooks.js';
-import { isTooLarge } from './picture_sizes.js';
-import { isCostly } from './pictures.js';
 
 export type Mark = ' ' | '+' | '-' | '@';
 
@@ -27,9 +25,9 @@ export type Difference =
       /** Comparing was stopped, since it took too long. */
       readonly late: boolean;
       /** The text is a picture, too: shown as one if the person asks for it. */
-      readonly picture: string | null;
+      readonly isPicture: boolean;
     }
-  | { readonly kind: 'picture'; readonly type: string }
+  | { readonly kind: 'picture' }
   | { readonly kind: 'binary' };
 
 /** A page with more than this is slow, and nobody reads it. */
@@ -43,25 +41,11 @@ const MAX_MILLISECONDS = 1000;
 /** Two texts without a common line cost time that grows with the product of their sizes. */
 const MAX_EDITS = 3000;
 
-/** In an <img> it runs no script and loads nothing, but it may keep the browser busy. */
-const SVG = 'image/svg+xml';
-
-/** Pictures that a browser draws. */
-const PICTURES: Readonly<Record<string, string>> = {
-  png: 'image/png',
-  jpg: 'image/jpeg',
-  jpeg: 'image/jpeg',
-  gif: 'image/gif',
-  webp: 'image/webp',
-  svg: SVG
-};
+/** Pictures that a browser draws; an SVG is a text, too. */
+const PICTURE = /^(avif|bmp|gif|ico|jpe?g|png|svg|webp)$/;
 
 function extension(path: string): string {
   return /\.([a-z0-9]+)$/i.exec(path)?.[1]?.toLowerCase() ?? '';
-}
-
-export function pictureType(path: string): string | null {
-  return PICTURES[extension(path)] ?? null;
 }
 
 /** The text of a file; null if its bytes are no UTF-8 text. */
@@ -76,9 +60,9 @@ export function decode(bytes: ArrayBuffer): string | null {
 }
 
 export function compare(path: string, old: ArrayBuffer, current: ArrayBuffer): Difference {
-  const type = pictureType(path);
-  if (type !== null && type !== SVG) {
-    return isTooLarge(old) || isTooLarge(current) ? { kind: 'binary' } : { kind: 'picture', type };
+  const isPicture = PICTURE.test(extension(path));
+  if (isPicture && extension(path) !== 'svg') {
+    return { kind: 'picture' };
   }
   const [before, after] = [decode(old), decode(current)];
   if (before === null || after === null) {
@@ -93,7 +77,7 @@ export function compare(path: string, old: ArrayBuffer, current: ArrayBuffer): D
     sections: kept,
     cut: comparer.isSpent || comparer.isShortened || kept.length < sections.length,
     late: comparer.isLate,
-    picture: type === null || isCostly(before) || isCostly(after) ? null : type
+    isPicture
   };
 }
 

@@ -5,6 +5,8 @@ import { fieldsOf } from './contract.js';
 
 /** Bytes of a request's body that the server takes. */
 export const MOST_BODY = 32 * 1024 * 1024;
+/** Headers of a request or an answer; the server takes fewer. */
+const MOST_HEADERS = 1000;
 /** Bytes of a part of an answer. */
 const MOST_PART = 1024 * 1024;
 /** Bytes above which a piece of an answer gets no more. */
@@ -40,10 +42,13 @@ export function readCall(value: unknown): Call {
 }
 
 function readHeaders(value: unknown): [string, string][] {
-  return (Array.isArray(value) ? value : []).flatMap((pair: unknown) => {
-    const [name, text] = Array.isArray(pair) ? (pair as unknown[]) : [];
-    return typeof name === 'string' && typeof text === 'string' ? [[name, text]] : [];
-  });
+  // A length that a page has chosen is not walked through.
+  return (Array.isArray(value) && value.length <= MOST_HEADERS ? value : []).flatMap(
+    (pair: unknown) => {
+      const [name, text] = Array.isArray(pair) ? (pair as unknown[]) : [];
+      return typeof name === 'string' && typeof text === 'string' ? [[name, text]] : [];
+    }
+  );
 }
 
 /** An answer as it comes. */

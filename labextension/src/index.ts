@@ -29,16 +29,19 @@ import { Choices } from './care.js';
 import { SandboxClient, messageOf } from './client.js';
 import type { KernelspecFacts, Lost, Sandbox } from './contract.js';
 import { CurrentSandbox, type Trackers, kernelNameOf, sessionOf, sessionWith } from './current.js';
+import { doors } from './doors.js';
 import { askBeforeEnd, askInMenus, showLost } from './ending.js';
 import { offerDoctor } from './failed_start.js';
 import { History } from './history.js';
 import { describeCards } from './launcher.js';
 import { LostFiles, describeLost } from './lost.js';
-import { SHOW_OUTPUTS, outputs } from './outputs_plugin.js';
+import { SHOW_OUTPUTS, makePreview, outputs } from './outputs_plugin.js';
 import { Sidebar } from './sidebar.js';
 import { isOurs, kernelToWarm } from './specs.js';
 import { guardNotebooks } from './untrusted.js';
+import { wall } from './wall_plugin.js';
 import { Warmer, pageTimer } from './warm.js';
+import { widgets } from './widgets_plugin.js';
 import { ChangesWidget, LinesWidget, SidebarWidget, open, shieldIcon } from './widgets.js';
 
 const CATEGORY = 'Sandboxes';
@@ -177,6 +180,7 @@ function makeActions(
             client,
             it.kernelId,
             sessionWith(trackers, it.kernelId)?.name ?? nameOf(it),
+            () => makePreview(app),
             changed
           )
       );
@@ -413,4 +417,4 @@ const warm: JupyterFrontEndPlugin<void> = {
   }
 };
 
-export default [sandboxes, care, warm, outputs];
+export default [wall, doors, sandboxes, care, warm, outputs, widgets];

@@ -8,9 +8,10 @@ import { Widget } from '@lumino/widgets';
 import type { ArtifactClient, Place } from './artifacts.js';
 import type { Trackers } from './current.js';
 import { fieldsOf } from './contract.js';
+import { SHOW_TYPE } from './output_parts.js';
 import { Preview, type PreviewActions } from './preview.js';
 
-export const SHOW_TYPE = 'application/vnd.gvisor-kernel.output+json';
+export { SHOW_TYPE };
 
 export class OutputRenderer extends Widget implements IRenderMime.IRenderer {
   private readonly preview: Preview;

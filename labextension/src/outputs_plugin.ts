@@ -1,6 +1,10 @@
 /** The panel "Outputs", pages that are opened from the file browser, and ``show`` in a cell. */
 
-import type { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
+import {
+  ILayoutRestorer,
+  type JupyterFrontEnd,
+  type JupyterFrontEndPlugin
+} from '@jupyterlab/application';
 import { Dialog, ICommandPalette, IThemeManager, showDialog } from '@jupyterlab/apputils';
 import { IConsoleTracker } from '@jupyterlab/console';
 import { PageConfig, PathExt, URLExt } from '@jupyterlab/coreutils';
@@ -16,16 +20,21 @@ import { ArtifactClient, type Place } from './artifacts.js';
 import { type Trackers, sessionOf } from './current.js';
 import { escapeHidden } from './dom.js';
 import { FetchClient } from './fetch.js';
+import { type OutputContext, OutputFrame, canDraw } from './output_frame.js';
 import { OutputRenderer, SHOW_TYPE } from './output_renderer.js';
 import { type OutputsActions, OutputsView } from './outputs.js';
+import { openInFrames } from './page_document.js';
 import { Preview, howToShow } from './preview.js';
 import { isOurs } from './specs.js';
+import { setFrames } from './wall.js';
+import { VIEW_TYPE } from './widget_store.js';
+import { makeWidgetView } from './widget_view.js';
 import { makePoll, open, shieldIcon } from './widgets.js';
 
 export const SHOW_OUTPUTS = 'gvisor-kernel:show-outputs';
 const OPEN_PAGE = 'gvisor-kernel:open-page';
 
-function connect(app: JupyterFrontEnd): ArtifactClient {
+export function connect(app: JupyterFrontEnd): ArtifactClient {
   const settings = app.serviceManager.serverSettings;
   const api = URLExt.join(settings.baseUrl, 'gvisor-kernel/api/');
   const own = URLExt.join(PageConfig.getOption('fullLabextensionsUrl'), 'gvisor-kernel');
@@ -61,6 +70,14 @@ function connect(app: JupyterFrontEnd): ArtifactClient {
       };
     })
   );
+}
+
+/** What shows a picture that is no file of the outputs. */
+export function makePreview(app: JupyterFrontEnd): Preview {
+  return new Preview(connect(app), {
+    confirmLink: () => undefined, // a picture has no links
+    isDark: () => document.body.dataset.jpThemeLight === 'false'
+  });
 }
 
 class OutputsWidget extends Widget {
@@ -129,7 +146,7 @@ function readLink(url: string): URL | null {
 let isAsking = false;
 
 /** Asks one question at a time: what a page wants meanwhile is not answered. */
-async function confirmLink(url: string): Promise<void> {
+export async function confirmLink(url: string): Promise<void> {
   if (isAsking) {
     return;
   }
@@ -146,7 +163,7 @@ async function askAndOpen(found: URL | null, url: string): Promise<void> {
     title: found === null ? 'This address cannot be opened' : `Open ${found.host}?`,
     body: escapeHidden(
       found === null
-        ? url.slice(0, 300)
+        ? `Links of outputs and pages open addresses of the web alone: ${url.slice(0, 300)} is none, or is one of this server. For a file, use the file browser.`
         : `The page wants to open ${found.href.slice(0, 300)} in a new tab. The address may tell what the page knows.`
     ),
     buttons:
@@ -185,7 +202,8 @@ export const outputs: JupyterFrontEndPlugin<void> = {
     IRenderMimeRegistry,
     IDefaultFileBrowser,
     ICommandPalette,
-    IThemeManager
+    IThemeManager,
+    ILayoutRestorer
   ],
   activate: (
     app: JupyterFrontEnd,
@@ -194,7 +212,8 @@ export const outputs: JupyterFrontEndPlugin<void> = {
     rendermime: IRenderMimeRegistry | null,
     browser: IDefaultFileBrowser | null,
     palette: ICommandPalette | null,
-    themes: IThemeManager | null
+    themes: IThemeManager | null,
+    restorer: ILayoutRestorer | null
   ) => {
     const client = connect(app);
     const trackers: Trackers = { notebooks, consoles };
@@ -206,6 +225,19 @@ export const outputs: JupyterFrontEndPlugin<void> = {
         return typeof theme === 'string' && themes?.isLight(theme) === false;
       }
     };
+    const context: OutputContext = {
+      client,
+      trackers,
+      ...actions,
+      onThemeChange: callback => {
+        themes?.themeChanged.connect(callback);
+        return () => void themes?.themeChanged.disconnect(callback);
+      }
+    };
+    setFrames(
+      type => (type === VIEW_TYPE ? makeWidgetView() : new OutputFrame(type, context)),
+      type => type === VIEW_TYPE || canDraw(type)
+    );
     const current = (): Target | null => {
       const session = sessionOf(trackers, app.shell.currentWidget);
       const kernel = session?.session?.kernel;
@@ -251,7 +283,7 @@ export const outputs: JupyterFrontEndPlugin<void> = {
     commands.addCommand(OPEN_PAGE, {
       label: 'Open as a Page Without Network',
       icon: shieldIcon,
-      isVisible: () => howToShow(selected() ?? '').kind === 'page',
+      isVisible: () => howToShow(selected() ?? '') !== null,
       execute: () => {
         const path = selected();
         if (path !== null) {
@@ -267,6 +299,8 @@ export const outputs: JupyterFrontEndPlugin<void> = {
       selector: '.jp-DirListing-item[data-isdir="false"]',
       rank: 4
     });
+
+    openInFrames(app, restorer, () => new Preview(client, actions));
 
     rendermime?.addFactory(
       {

@@ -5,10 +5,13 @@
  * of it names a kernel, a file outside the outputs, or an address of this server.
  */
 
-import type { ArtifactClient, ReadFile } from './artifacts.js';
+import type { ArtifactClient, ReadFile, StorageCall } from './artifacts.js';
 import { messageOf } from './client.js';
-import { button, element } from './dom.js';
+import { fieldsOf } from './contract.js';
+import { type Tried, readTried, tryControl, whyUnfit } from './frame_fit.js';
 import { PageNetwork, type Talk } from './page_network.js';
+import { PageUse } from './page_use.js';
+import { Gate, Rate } from './turns.js';
 
 /** What the view around the frame is told. */
 export interface PageEvents {
@@ -17,6 +20,10 @@ export interface PageEvents {
   blocked(url: string): void;
   shown(title: string): void;
   ended(reason: string): void;
+  /** A bundle in the frame has sent this, or the page in its name. */
+  message?(data: unknown, buffers: readonly ArrayBuffer[]): void;
+  /** The content has this height in pixels; only of a source that is ``sized``. */
+  size?(height: number): void;
   /** The page talks to a host, or has done so. */
   talk(talk: Talk): void;
 }
@@ -28,18 +35,28 @@ export interface PageSource {
   readonly file: ReadFile;
   readonly isText: boolean;
   readonly scripts: readonly string[];
+  /** Whether the height of the content is told. */
+  readonly sized?: boolean;
+  /** Answers the calls of a source that is no page of the outputs: it keeps nothing, and has no
+   *  network. */
+  readonly answer?: (method: unknown, args: Readonly<Record<string, unknown>>) => Promise<Answered>;
+}
+
+/** An answer to a page, and the bytes that it is charged for. */
+export interface Answered {
+  readonly value: unknown;
+  readonly bytes: number;
 }
 
 type Message = Readonly<Record<string, unknown>>;
 
 /** Messages to this window, which a page may not send; after that many it is ended. */
 const MAX_STRAY = 50;
-/** Times that a page may take the focus before it is ended; it may get a key each time. */
-const MAX_THEFTS = 2;
-const LOOK_MILLISECONDS = 50;
-/** Looks for the click by which a person follows a link: the browser tells of it by another way than
- *  the page tells of the link, on a busy machine later. */
+/** Looks for the click by which a person follows a link. */
 const LOOKS_FOR_CLICK = 20;
+const LOOK_MILLISECONDS = 50;
+/** Pixels of a page's content. */
+const MAX_HEIGHT = 20_000;
 /** Requests under way of a page, and of all pages: a browser has six connections to a server, and
  *  JupyterLab saves notebooks by them. */
 const MAX_REQUESTS = 2;
@@ -50,33 +67,15 @@ const LIBRARIES: readonly (readonly [RegExp, string])[] = [
   [/\b(react|react-dom|recharts|d3|lodash|underscore)\b/i, 'libraries']
 ];
 
-/** Lets so many tasks run at a time; the others wait for their turn. */
-class Gate {
-  private running = 0;
-  private readonly waiting: (() => void)[] = [];
-
-  constructor(private readonly limit: number) {}
-
-  async pass<T>(task: () => Promise<T>): Promise<T> {
-    if (this.running >= this.limit) {
-      await new Promise<void>(resolve => this.waiting.push(resolve)); // takes over a place
-    } else {
-      this.running += 1;
-    }
-    try {
-      return await task();
-    } finally {
-      const next = this.waiting.shift();
-      if (next === undefined) {
-        this.running -= 1;
-      } else {
-        next();
-      }
-    }
-  }
-}
+/** Bytes of files and values: at once, which a page with pictures needs, and a second after that. */
+const BYTES_AT_ONCE = 64 * 1024 * 1024;
+const BYTES_PER_SECOND = 8 * 1024 * 1024;
+const MAX_TEXT = 2000;
+/** Characters of a value of the storage; the server judges it. */
+const MAX_VALUE = 32 * 1024 * 1024;
 
 const gateOfAll = new Gate(MAX_REQUESTS_OF_ALL);
+const rateOfAll = new Rate(2 * BYTES_PER_SECOND, 4 * BYTES_AT_ONCE);
 
 /** Pages that are shown. */
 const shown = new Set<PageFrame>();
@@ -89,7 +88,7 @@ function stopStray(event: MessageEvent): void {
   const page = [...shown].find(it => it.holds(event.source));
   if (page !== undefined) {
     event.stopImmediatePropagation();
-    page.countStray();
+    page.receiveStray(event);
   } else if (event.source === null) {
     event.stopImmediatePropagation();
   }
@@ -99,23 +98,17 @@ if (typeof window !== 'undefined') {
 }
 
 export class PageFrame {
-  /** The frame, and the button that lets the person use it. */
+  /** The frame, and the layer that lets the person use it. */
   readonly node: HTMLElement;
   readonly network: PageNetwork;
   private readonly frame: HTMLIFrameElement;
-  private readonly useButton: HTMLButtonElement;
+  private readonly use: PageUse;
   private readonly port: MessagePort;
   private readonly gate = new Gate(MAX_REQUESTS);
+  private readonly rate = new Rate(BYTES_PER_SECOND, BYTES_AT_ONCE);
+  private tried: Tried | null = null;
   private stray = 0;
-  private thefts = 0;
-  /** A link that waits for the person's click, and how many looks it yet waits. */
-  private link = { url: '', looks: 0 };
-  private allowed = false;
-  private readonly looking: ReturnType<typeof setInterval>;
-  /** What had the focus last, beside the frame. */
-  private elsewhere: HTMLElement | null = null;
-  /** Whether the person went elsewhere, and the browser may yet tell of a click before that. */
-  private wasLeft = false;
+  private following: ReturnType<typeof setTimeout> | undefined;
   private over = false;
   private disposed = false;
 
@@ -139,19 +132,18 @@ export class PageFrame {
     this.frame.setAttribute('sandbox', 'allow-scripts allow-forms');
     this.frame.referrerPolicy = 'no-referrer';
     this.frame.src = client.frameUrl;
-    this.useButton = button('Use this page', () => {
-      this.allowUse(true);
-      this.frame.focus();
+    this.use = new PageUse(this.frame, source.name, {
+      allow: allowed => {
+        this.port.postMessage({ kind: 'use', allowed });
+      },
+      press: (x, y) => {
+        this.port.postMessage({ kind: 'press', x, y });
+      },
+      stolen: () => {
+        this.end('It was ended: it took the keyboard, which nobody had given it.');
+      }
     });
-    this.node = element('div', { class: 'gk-page-holder' }, this.frame, this.useButton);
-    this.allowUse(false);
-    document.addEventListener('focusin', this.leave, true);
-    window.addEventListener('blur', this.giveBackSoon);
-    // A frame of another process takes the focus a moment before this window knows.
-    this.looking = setInterval(() => {
-      this.giveBack();
-      this.followLink();
-    }, LOOK_MILLISECONDS);
+    this.node = this.use.node;
     shown.add(this);
     this.frame.addEventListener(
       'load',
@@ -162,9 +154,16 @@ export class PageFrame {
     );
     this.port.onmessage = ({ data }: MessageEvent<unknown>) => {
       if (typeof data === 'object' && data !== null && !this.over) {
-        this.receive(data as Message, dark);
+        void this.receive(data as Message, dark);
       }
     };
+  }
+
+  /** Sends data to the bundle in the frame (``Tools.onMessage``). */
+  send(data: unknown, buffers: readonly ArrayBuffer[] = []): void {
+    if (!this.over) {
+      this.port.postMessage({ kind: 'message', data, buffers });
+    }
   }
 
   dispose(): void {
@@ -176,11 +175,9 @@ export class PageFrame {
   private close(): void {
     this.over = true;
     shown.delete(this);
-    document.removeEventListener('focusin', this.leave, true);
-    window.removeEventListener('blur', this.giveBackSoon);
-    clearInterval(this.looking);
+    clearTimeout(this.following);
+    this.use.dispose();
     this.port.close();
-    this.node.remove();
   }
 
   private end(reason: string): void {
@@ -191,76 +188,41 @@ export class PageFrame {
     }
   }
 
-  /**
-   * A page that takes the focus would get what the person types elsewhere. So it may not until the
-   * person wants to use it, and not any more when they go on elsewhere. ``realm.js`` obeys; a page
-   * that takes it in another way gives it back, and is ended when it does so again and again.
-   */
-  private allowUse(allowed: boolean): void {
-    this.allowed = allowed;
-    this.frame.inert = !allowed;
-    this.useButton.hidden = allowed;
-    this.port.postMessage({ kind: 'use', allowed });
-  }
-
-  private readonly leave = (event: FocusEvent): void => {
-    if (event.target === this.frame) {
-      return;
-    }
-    this.elsewhere = event.target instanceof HTMLElement ? event.target : null;
-    if (this.allowed && event.target !== this.useButton) {
-      this.wasLeft = true;
-      this.allowUse(false);
-    }
-  };
-
-  /**
-   * A click in the page moves the focus there by way of the browser. What the page sends arrives
-   * earlier on a busy machine: the question about a link is shown, has the focus, and loses it. That
-   * is no theft, once for each time that the person used the page.
-   */
-  private readonly giveBack = (): void => {
-    if (this.over || this.allowed || document.activeElement !== this.frame) {
-      return;
-    }
-    this.frame.blur();
-    this.elsewhere?.focus();
-    if (this.wasLeft) {
-      this.wasLeft = false;
-      return;
-    }
-    this.thefts += 1;
-    if (this.thefts > MAX_THEFTS) {
-      this.end('It was ended: it takes the keyboard.');
-    }
-  };
-
-  /** During the event the browser is changing the focus: it would make an element the active one and
-   *  leave the keys with the page. */
-  private readonly giveBackSoon = (): void => {
-    setTimeout(this.giveBack);
-  };
-
   /** Whether the person works in the page: it has the focus by their will, and got a click or a
    *  key a moment ago. A page can make clicks of its own, which do not count here. */
   private isInUse(): boolean {
     const active = (navigator as { userActivation?: { isActive: boolean } }).userActivation;
-    return this.allowed && document.activeElement === this.frame && active?.isActive === true;
+    return this.use.isEntered && active?.isActive === true;
   }
 
-  /** The question takes the focus, and the next key answers it: a page does not choose when. */
-  private followLink(): void {
-    const { url, looks } = this.link;
-    if (looks > 0) {
-      const isFollowed = this.isInUse();
-      this.link.looks = isFollowed || !this.allowed ? 0 : looks - 1;
-      if (isFollowed) {
-        this.events.link(url);
-      }
+  /**
+   * Follows a link that the person has clicked. The question takes the focus, and the next key
+   * answers it: a page does not choose when. The browser tells of a click by another way than the
+   * page tells of its link, on a busy machine later.
+   */
+  private followLink(url: string, looks = LOOKS_FOR_CLICK): void {
+    clearTimeout(this.following);
+    if (this.isInUse()) {
+      this.use.leave(); // or the page would have what is typed to the question
+      this.events.link(url);
+    } else if (this.use.isEntered && looks > 0) {
+      this.following = setTimeout(() => {
+        this.followLink(url, looks - 1);
+      }, LOOK_MILLISECONDS);
     }
   }
 
-  countStray(): void {
+  /** A message to this window. The outer frame says so that the page has heard that the person has
+   *  left it: the browser keeps the order of such messages and of changes of the focus. */
+  receiveStray({ source, data }: MessageEvent): void {
+    if (source === this.frame.contentWindow && data === 'out') {
+      this.use.heard();
+    } else {
+      this.countStray();
+    }
+  }
+
+  private countStray(): void {
     this.stray += 1;
     if (this.stray > MAX_STRAY) {
       this.end('It was ended: it sends messages to JupyterLab itself.');
@@ -280,22 +242,42 @@ export class PageFrame {
     return false;
   }
 
-  private receive(message: Message, dark: boolean): void {
-    const text = (value: unknown): string =>
-      typeof value === 'string' ? value.slice(0, 2000) : '';
+  /** Shows the page, if the browser holds it. */
+  private async begin(dark: boolean): Promise<void> {
+    if (this.tried === null) {
+      return; // the outer frame says that first
+    }
+    const why = whyUnfit(this.tried, await tryControl(this.client.frameUrl));
+    if (why !== null) {
+      this.end(why);
+    } else if (!this.over) {
+      const { type, name, file, isText, scripts, sized = false } = this.source;
+      this.port.postMessage({
+        kind: 'show',
+        type,
+        name,
+        dark,
+        renderers: scripts,
+        sized,
+        source: isText ? new TextDecoder().decode(file.bytes) : file.bytes
+      });
+    }
+  }
+
+  private async receive(message: Message, dark: boolean): Promise<void> {
     switch (message.kind) {
-      case 'ready': {
-        const { type, name, file, isText, scripts } = this.source;
-        this.port.postMessage({
-          kind: 'show',
-          type,
-          name,
-          dark,
-          renderers: scripts,
-          source: isText ? new TextDecoder().decode(file.bytes) : file.bytes
-        });
+      case 'tried':
+        this.tried = readTried(message);
+        if (this.tried?.request === true || this.tried?.navigation === true) {
+          this.end(whyUnfit(this.tried, null) ?? '');
+        }
         break;
-      }
+      case 'ready':
+        await this.begin(dark);
+        break;
+      case 'leave':
+        this.use.leave();
+        break;
       case 'error': {
         const line = Number(message.line) || 0;
         const file = text(message.file);
@@ -304,14 +286,19 @@ export class PageFrame {
         break;
       }
       case 'link':
-        this.link = { url: text(message.url), looks: LOOKS_FOR_CLICK };
-        this.followLink();
+        this.followLink(text(message.url));
         break;
       case 'blocked':
         this.events.blocked(text(message.url));
         break;
       case 'shown':
         this.events.shown(text(message.title));
+        break;
+      case 'message':
+        this.receiveMessage(message.text, message.buffers);
+        break;
+      case 'size':
+        this.events.size?.(Math.min(Math.max(0, Number(message.height) || 0), MAX_HEIGHT));
         break;
       case 'left':
         this.end('The page tried to go elsewhere, which pages from sandboxes may not.');
@@ -336,6 +323,19 @@ export class PageFrame {
     }
   }
 
+  private receiveMessage(text: unknown, buffers: unknown): void {
+    if (this.events.message === undefined || typeof text !== 'string' || !Array.isArray(buffers)) {
+      return;
+    }
+    let data: unknown;
+    try {
+      data = JSON.parse(text);
+    } catch {
+      return; // no message of a bundle
+    }
+    this.events.message(data, buffers as readonly ArrayBuffer[]);
+  }
+
   private async answer({ id, method, args }: Message): Promise<void> {
     const send = (answer: Readonly<Record<string, unknown>>): void => {
       if (!this.over) {
@@ -343,7 +343,7 @@ export class PageFrame {
       }
     };
     try {
-      if (method === 'fetch') {
+      if (method === 'fetch' && this.source.answer === undefined) {
         await this.network.fetch(id, args, value => {
           send({ more: true, value });
         });
@@ -353,9 +353,7 @@ export class PageFrame {
       const value = await this.gate.pass(() =>
         gateOfAll.pass(async () =>
           // Whoever waited for a page that is over asks nothing any more.
-          this.over
-            ? null
-            : await this.call(method, typeof args === 'object' ? (args as Message) : {})
+          this.over ? null : await this.callAndPay(method, fieldsOf(args))
         )
       );
       send({ value });
@@ -364,20 +362,39 @@ export class PageFrame {
     }
   }
 
-  private async call(method: unknown, args: Message): Promise<unknown> {
+  /** Reading a large file again and again would leave JupyterLab little time of its own. */
+  private async callAndPay(method: unknown, args: Message): Promise<unknown> {
+    const rates = [this.rate, rateOfAll];
+    await Promise.all(rates.map(rate => rate.wait()));
+    const { value, bytes } = await this.call(method, args);
+    rates.forEach(rate => {
+      rate.spend(bytes);
+    });
+    return value;
+  }
+
+  private async call(method: unknown, args: Message): Promise<Answered> {
+    if (this.source.answer !== undefined) {
+      return await this.source.answer(method, args);
+    }
     const { ticket } = this.source.file;
     switch (method) {
       case 'storage.set':
       case 'storage.get':
       case 'storage.delete':
-      case 'storage.list':
-        return await this.client.storage(ticket, method.slice('storage.'.length), args);
-      case 'file': {
-        const { bytes, type } = await this.client.read({ ticket, path: pathOf(args.path) });
-        return { bytes, type };
+      case 'storage.list': {
+        const call = { ...readStorageCall(args), do: method.slice('storage.'.length) };
+        const value = await this.client.storage(ticket, call);
+        return { value, bytes: value.byteLength + 2 * (call.json?.length ?? 0) };
       }
-      case 'library':
-        return await this.library(String(args.url), args.kind);
+      case 'file': {
+        const { bytes, type } = await this.client.read({ ticket, path: pathOf(text(args.path)) });
+        return { value: { bytes, type }, bytes: bytes.byteLength };
+      }
+      case 'library': {
+        const value = await this.library(text(args.url), args.kind);
+        return { value, bytes: 2 * value.length };
+      }
       default:
         throw new Error('A page cannot ask for this.');
     }
@@ -393,6 +410,20 @@ export class PageFrame {
     }
     return await this.client.script(found[1]);
   }
+}
+
+const text = (value: unknown): string =>
+  typeof value === 'string' ? value.slice(0, MAX_TEXT) : '';
+
+/** What a page wants of its storage; ``json`` is a text that nobody here looks into. */
+function readStorageCall(args: Message): StorageCall {
+  const { key, prefix, shared, json } = args;
+  return {
+    key: text(key),
+    prefix: text(prefix),
+    shared: shared === true,
+    ...(typeof json === 'string' && json.length <= MAX_VALUE ? { json } : {})
+  };
 }
 
 /** ``./a%20b.png?x#y`` in a page is the file ``a b.png``. */

@@ -1,4 +1,7 @@
-/** What a file of the outputs looks like: a page in its frame, a picture, a text, or its size. */
+/**
+ * What a file of the outputs looks like: a page, picture, film or table in a frame, or a text. Only a
+ * text is shown in JupyterLab's own process.
+ */
 
 import type { ArtifactClient, Place, ReadFile } from './artifacts.js';
 import { ServerError, messageOf } from './client.js';
@@ -6,75 +9,45 @@ import { decode } from './differences.js';
 import { element, replace, setText } from './dom.js';
 import { indentJson } from './json_text.js';
 import { PageFrame } from './page_frame.js';
-import { MOST_PIXELS, isTooLarge } from './picture_sizes.js';
-import { pictureUrl } from './pictures.js';
 import { TalkView } from './talk.js';
 
-export type Kind = 'page' | 'picture' | 'sound' | 'text' | 'none';
-
-interface How {
-  readonly kind: Kind;
+/** How a page is made of a file; of the others, the text is shown. */
+export interface How {
   readonly type: string;
   /** Bundles for a page. */
   readonly scripts: readonly string[];
   readonly isText: boolean;
 }
 
-const PAGES: Readonly<Record<string, readonly [string, readonly string[], boolean]>> = {
-  csv: ['table', ['table'], false],
-  htm: ['html', [], true],
-  html: ['html', [], true],
-  ipynb: ['notebook', ['notebook'], true],
-  jsx: ['jsx', ['libraries', 'tailwind', 'jsx'], true],
-  markdown: ['markdown', ['markdown'], true],
-  md: ['markdown', ['markdown'], true],
-  mermaid: ['mermaid', ['mermaid'], true],
-  mmd: ['mermaid', ['mermaid'], true],
-  parquet: ['table', ['table'], false],
-  pdf: ['pdf', ['pdf'], false],
-  svg: ['picture', ['picture'], false],
-  tsv: ['table', ['table'], false],
-  tsx: ['jsx', ['libraries', 'tailwind', 'jsx'], true],
-  xlsx: ['table', ['table'], false]
-};
+const how = (type: string, scripts: readonly string[], isText: boolean): How => ({
+  type,
+  scripts,
+  isText
+});
+const JSX = how('jsx', ['libraries', 'tailwind', 'jsx'], true);
 
-const PICTURES: Readonly<Record<string, string>> = {
-  avif: 'image/avif',
-  bmp: 'image/bmp',
-  gif: 'image/gif',
-  ico: 'image/x-icon',
-  jpeg: 'image/jpeg',
-  jpg: 'image/jpeg',
-  png: 'image/png',
-  webp: 'image/webp'
-};
+/** Files of a picture, a sound or a film. */
+export const MEDIA = how('picture', ['picture'], false);
 
-const SOUNDS: Readonly<Record<string, string>> = {
-  flac: 'audio/flac',
-  mp3: 'audio/mpeg',
-  mp4: 'video/mp4',
-  ogg: 'audio/ogg',
-  wav: 'audio/wav',
-  webm: 'video/webm'
-};
+const PAGES: readonly (readonly [RegExp, How])[] = [
+  [/^html?$/, how('html', [], true)],
+  [/^[jt]sx$/, JSX],
+  [/^ipynb$/, how('notebook', ['notebook'], true)],
+  [/^(md|markdown)$/, how('markdown', ['markdown'], true)],
+  [/^(mermaid|mmd)$/, how('mermaid', ['mermaid'], true)],
+  [/^(v[gl](\.json)?|vega|vegalite)$/, how('chart', ['vega', 'chart'], true)],
+  [/^pdf$/, how('pdf', ['pdf'], false)],
+  [/^(csv|parquet|tsv|xlsx)$/, how('table', ['table'], false)],
+  [/^(avif|bmp|gif|ico|jpe?g|png|svg|webp)$/, MEDIA],
+  [/^(flac|m4a|mp3|mp4|og[agv]|wav|webm)$/, MEDIA]
+];
 
 const MAX_TEXT = 500_000;
 
-/** How a file is shown, by its name: what it contains is for its page to find out. */
-export function howToShow(path: string): How {
-  const ending = (/\.([a-z0-9]+)$/i.exec(path)?.[1] ?? '').toLowerCase();
-  const page = PAGES[ending];
-  if (page !== undefined && Object.hasOwn(PAGES, ending)) {
-    const [type, scripts, isText] = page;
-    return { kind: 'page', type, scripts, isText };
-  }
-  const [kind, type] =
-    Object.hasOwn(PICTURES, ending) && PICTURES[ending] !== undefined
-      ? (['picture', PICTURES[ending]] as const)
-      : Object.hasOwn(SOUNDS, ending) && SOUNDS[ending] !== undefined
-        ? (['sound', SOUNDS[ending]] as const)
-        : (['text', 'text/plain'] as const);
-  return { kind, type, scripts: [], isText: false };
+/** How a page is made of a file, by its name: what it contains is for its page to find out. */
+export function howToShow(path: string): How | null {
+  const ending = (/\.(v[gl]\.json|[a-z0-9]+)$/i.exec(path)?.[1] ?? '').toLowerCase();
+  return PAGES.find(([pattern]) => pattern.test(ending))?.[1] ?? null;
 }
 
 export interface PreviewActions {
@@ -115,20 +88,29 @@ export class Preview {
   }
 
   async show(place: Place): Promise<void> {
+    await this.present(place.path, () => this.client.read(place));
+  }
+
+  /** Shows what was read already. Its page, if it becomes one, can ask for nothing. */
+  async showBytes(name: string, bytes: ArrayBuffer): Promise<void> {
+    await this.present(name, () => Promise.resolve({ bytes, type: '', ticket: '' }));
+  }
+
+  private async present(path: string, read: () => Promise<ReadFile>): Promise<void> {
     this.clear();
     const { turn } = this;
     replace(this.content, element('p', {}, 'Reading.'));
     let nodes: readonly Node[];
     try {
-      const how = howToShow(place.path);
+      const how = howToShow(path);
       const [file, scripts] = await Promise.all([
-        this.client.read(place),
-        Promise.all(how.scripts.map(name => this.client.script(name)))
+        read(),
+        Promise.all((how?.scripts ?? []).map(name => this.client.script(name)))
       ]);
       if (turn !== this.turn) {
         return; // another file was chosen meanwhile
       }
-      nodes = [this.make(how, place.path, file, scripts)];
+      nodes = [this.make(how, path, file, scripts)];
     } catch (error) {
       if (turn !== this.turn) {
         return;
@@ -140,33 +122,15 @@ export class Preview {
     replace(this.content, ...nodes);
   }
 
-  private make(how: How, path: string, file: ReadFile, scripts: readonly string[]): Node {
+  private make(how: How | null, path: string, file: ReadFile, scripts: readonly string[]): Node {
     const name = path.split('/').at(-1) ?? path;
-    switch (how.kind) {
-      case 'page':
-        return this.makePage(how, name, file, scripts);
-      case 'picture':
-        if (isTooLarge(file.bytes)) {
-          return element(
-            'p',
-            {},
-            `This is no picture that is shown here, or has more than ${MOST_PIXELS / 1e6} million pixels; download it.`
-          );
-        }
-        return element('img', { attributes: { src: pictureUrl(how.type, file.bytes), alt: name } });
-      case 'sound': {
-        const tag = how.type.startsWith('video/') ? 'video' : 'audio';
-        return element(tag, {
-          attributes: { src: pictureUrl(how.type, file.bytes), controls: '', 'aria-label': name }
-        });
-      }
-      default: {
-        const text = decode(file.bytes);
-        return text === null
-          ? element('p', {}, 'This file is no text, and no type that is shown here.')
-          : makeText(name, prettify(path, text));
-      }
+    if (how !== null) {
+      return this.makePage(how, name, file, scripts);
     }
+    const text = decode(file.bytes);
+    return text === null
+      ? element('p', {}, 'This file is no text, and no type that is shown here.')
+      : makeText(name, prettify(path, text));
   }
 
   private makePage(how: How, name: string, file: ReadFile, scripts: readonly string[]): Node {

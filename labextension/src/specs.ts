@@ -9,6 +9,7 @@ export interface SpecModel {
   readonly name: string;
   readonly display_name: string;
   readonly language: string;
+  readonly argv?: readonly string[] | undefined;
   readonly metadata?: Readonly<Record<string, unknown>> | undefined;
 }
 
@@ -56,4 +57,17 @@ export function describeSpec(facts: KernelspecFacts | undefined): string | null 
     `CPU shares ${facts.cpuShares}`
   ];
   return `Runs in a sandbox. Image: ${image}. Limits: ${limits.join(', ')}.`;
+}
+
+/** What an output of such a kernel may be taken for: a kernel that is not listed may be anything. */
+export function originOfKernel(
+  specs: SpecModels | null,
+  name: string
+): 'local' | 'sandbox' | 'unknown' {
+  const spec = specs?.kernelspecs[name];
+  if (spec === undefined) {
+    return 'unknown';
+  }
+  const starts = spec.argv?.some(it => /gvisor[_-]kernel/.test(it)) === true;
+  return starts || isOurs(specs, name) ? 'sandbox' : 'local';
 }

@@ -7,7 +7,7 @@ import type { Message } from '@lumino/messaging';
 import { Poll } from '@lumino/polling';
 import { Widget } from '@lumino/widgets';
 
-import { ChangesView } from './changes.js';
+import { ChangesView, type PicturePreview } from './changes.js';
 import { type SandboxClient, messageOf } from './client.js';
 import { SHIELD_SVG, button, element, setText } from './dom.js';
 import type { History } from './history.js';
@@ -122,13 +122,24 @@ export class SidebarWidget extends Panel {
 export class ChangesWidget extends Panel {
   private readonly view: ChangesView;
 
-  constructor(client: SandboxClient, kernelId: string, name: string, changed: () => void) {
+  constructor(
+    client: SandboxClient,
+    kernelId: string,
+    name: string,
+    makePreview: () => PicturePreview,
+    changed: () => void
+  ) {
     super(`gvisor-kernel-changes-${kernelId}`);
     this.title.label = `Changes: ${name}`;
     this.title.closable = true;
-    this.view = new ChangesView(client, kernelId, changed);
+    this.view = new ChangesView(client, kernelId, makePreview, changed);
     this.node.append(this.view.node);
     void this.view.refresh();
+  }
+
+  override dispose(): void {
+    this.view.dispose();
+    super.dispose();
   }
 }
 

@@ -282,6 +282,12 @@ test('a notebook is trusted if the server says so of all its code', () => {
 test('the sentence says what each kernel means', () => {
   assert.match(whyOffered(SPECS, 'python3', 'gvisor-python'), /python3 runs without one/);
   assert.match(whyOffered(SPECS, null, 'gvisor-python'), /Other kernels run without one/);
+  const { 'gvisor-python': only } = SPECS.kernelspecs;
+  const alone = { ...SPECS, kernelspecs: { 'gvisor-python': only } };
+  assert.match(
+    whyOffered(alone, null, 'gvisor-python'),
+    /Every kernel here runs it in a sandbox\.$/
+  );
 });
 
 test('a choice stands for the notebook as it was, and another file of its name is asked about', () => {

@@ -276,3 +276,10 @@ test('the line says to whom a page talks, and has one button at a time', () => {
   view.update(talk);
   assert.deepEqual([stop.hidden, allow.hidden], [false, true]);
 });
+
+test('a length that a page has chosen is not walked through', () => {
+  assert.deepEqual(readCall({ ...CALL, headers: Array(4294967295) }).headers, []);
+  assert.deepEqual(readCall({ ...CALL, headers: [Array(4294967295), ['a', 'b']] }).headers, [
+    ['a', 'b']
+  ]);
+});

@@ -7,6 +7,8 @@ import { openPage, settle } from './page.js';
 openPage();
 globalThis.HTMLElement = window.HTMLElement;
 const { PageFrame } = await import('../lib/page_frame.js');
+const { readTried, whyUnfit } = await import('../lib/frame_fit.js');
+const { Rate } = await import('../lib/turns.js');
 
 const events = () => {
   const told = [];
@@ -49,6 +51,9 @@ async function pass() {
   await settle();
 }
 
+/** The focus is given back when the event that tells of its loss is over. */
+const focusGivenBack = () => new Promise(resolve => setTimeout(resolve));
+
 test('a page asks for a link only where the person works in it', async () => {
   const activation = { isActive: true };
   const value = { userActivation: activation };
@@ -68,6 +73,10 @@ test('a page asks for a link only where the person works in it', async () => {
   assert.deepEqual(await click('https://alone.example/'), []);
   activation.isActive = true;
   assert.deepEqual(await click('https://a.example/'), ['https://a.example/']);
+  // The question has the keyboard now.
+  assert.equal(document.activeElement, page.node.querySelector('button'));
+  assert.equal(frame.inert, true);
+  page.node.querySelector('button').click();
   const elsewhere = document.createElement('input');
   document.body.append(elsewhere);
   elsewhere.focus();
@@ -77,8 +86,8 @@ test('a page asks for a link only where the person works in it', async () => {
 
 test('requests of pages wait for their turn, and those of a page that is over are none', async () => {
   const asked = [];
-  const storage = (_, call, { key }) =>
-    new Promise(resolve => asked.push({ key, resolve: () => resolve({ key }) }));
+  const storage = (_, { key }) =>
+    new Promise(resolve => asked.push({ key, resolve: () => resolve(new ArrayBuffer(1)) }));
   const pages = [makePage({ storage }), makePage({ storage }), makePage({ storage })];
   const [first] = pages;
   const answers = [];
@@ -143,4 +152,84 @@ test('indented JSON is bounded, however deep and long the file is', () => {
   const deep = '['.repeat(100_000) + ']'.repeat(100_000);
   assert.ok(indentJson(deep, 500_000).length < 500_100);
   assert.ok(indentJson(`[${'1,'.repeat(200_000)}1]`, 1000).length < 1100);
+});
+
+test('a page is run only where the browser is known to hold it', async () => {
+  const holds = { request: false, navigation: false };
+  const reaches = { request: true, navigation: true };
+  assert.equal(whyUnfit(holds, reaches), null);
+  assert.match(whyUnfit({ ...holds, navigation: true }, reaches), /does not obey .* Chromium 156/);
+  assert.match(whyUnfit(holds, { ...reaches, request: false }), /could not be tried out/);
+  assert.match(whyUnfit(holds, null), /could not be tried out/);
+  assert.equal(readTried({ kind: 'tried', request: 1, navigation: false }), null);
+  assert.equal(readTried(null), null);
+  const { port, told, end } = makePage();
+  const shown = [];
+  port.on('message', ({ kind }) => shown.push(kind));
+  port.postMessage({ kind: 'ready' }); // nothing was tried yet
+  port.postMessage({ kind: 'tried', ...reaches });
+  port.postMessage({ kind: 'ready' });
+  await pass();
+  assert.equal(shown.includes('show'), false);
+  assert.deepEqual(
+    told.map(([kind]) => kind),
+    ['ended']
+  );
+  end();
+});
+
+test('a page that takes the keyboard is ended, one that the person leaves is not', async () => {
+  const box = document.createElement('input');
+  document.body.append(box);
+  const take = ({ page }) => {
+    const frame = page.node.querySelector('iframe');
+    frame.inert = false;
+    frame.focus();
+    window.dispatchEvent(new window.Event('blur'));
+  };
+  const thief = makePage();
+  box.focus();
+  take(thief);
+  assert.match(thief.told[0][1], /took the keyboard/);
+  await focusGivenBack();
+  assert.equal(document.activeElement, box);
+  assert.equal(thief.page.node.isConnected, false);
+  thief.end();
+  // What it asked for before it heard that the person has left takes effect late, and once.
+  const late = makePage();
+  late.page.node.querySelector('button').click();
+  late.port.postMessage({ kind: 'leave' });
+  await pass();
+  take(late);
+  assert.deepEqual(late.told, []);
+  await focusGivenBack();
+  assert.notEqual(document.activeElement, late.page.node.querySelector('iframe'));
+  take(late);
+  assert.match(late.told[0][1], /took the keyboard/);
+  late.end();
+  // Another frame of the page is not ours to end.
+  const other = makePage();
+  const foreign = document.createElement('iframe');
+  document.body.append(foreign);
+  foreign.focus();
+  window.dispatchEvent(new window.Event('blur'));
+  assert.deepEqual(other.told, []);
+  foreign.remove();
+  other.end();
+});
+
+test('so many bytes at once, and so many a second after that', async () => {
+  let now = 0;
+  const waits = [];
+  const wait = async milliseconds => {
+    waits.push(milliseconds);
+    now += milliseconds;
+  };
+  const rate = new Rate(1000, 4000, { now: () => now, wait });
+  for (let round = 0; round < 5; round += 1) {
+    await rate.wait();
+    rate.spend(3000);
+  }
+  assert.deepEqual(waits, [2000, 3000, 3000]);
+  assert.equal(now, 8000);
 });

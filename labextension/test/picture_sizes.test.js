@@ -1,69 +1,62 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 
-import { MOST_PIXELS, isTooLarge, pixelsOf } from '../lib/picture_sizes.js';
+import { MOST_PIXELS, isSmallPicture } from '../lib/picture_sizes.js';
 
-const ascii = text => [...text].map(letter => letter.charCodeAt(0));
-const little = (value, size) => Array.from({ length: size }, (_, at) => (value >>> (8 * at)) & 255);
-const big = (value, size) => little(value, size).reverse();
-const file = (...parts) => Uint8Array.from(parts.flat()).buffer;
+const text = bytes => String.fromCharCode(...bytes);
+const big = (value, size) =>
+  text(Array.from({ length: size }, (_, at) => (value >>> (8 * (size - 1 - at))) & 255));
 
-const WIDTH = 300;
-const HEIGHT = 200;
-const screen = (width, height) => [...little(width, 2), ...little(height, 2)];
-const webp = (kind, ...rest) => file(ascii('RIFF'), little(0, 4), ascii(`WEBP${kind}`), ...rest);
+const png = (width, height, rest = '') =>
+  `\x89PNG\r\n\x1a\n${big(13, 4)}IHDR${big(width, 4)}${big(height, 4)}\x08\0\0\0\0${rest}`;
+const segment = (marker, content) => `\xff${marker}${big(content.length + 2, 2)}${content}`;
+const size = (width, height, marker = '\xc0') =>
+  segment(marker, `\x08${big(height, 2)}${big(width, 2)}\x01\x01\x11\0`);
+const jpeg = (...parts) => `\xff\xd8${parts.join('')}`;
+const JFIF = segment('\xe0', 'JFIF\0\x01\x01\0');
 
-/** The beginnings of files, as their decoders read them. */
-const PICTURES = {
-  png: file(
-    [0x89],
-    ascii('PNG\r\n\x1a\n'),
-    big(13, 4),
-    ascii('IHDR'),
-    big(WIDTH, 4),
-    big(HEIGHT, 4)
-  ),
-  gif: file(
-    ascii('GIF89a'),
-    screen(1, 1),
-    [0x80, 0, 0, ...Array(6).fill(1)],
-    [0x21, 0xf9, 4, 1, 2, 3, 4, 0],
-    [0x2c, ...screen(100, 50), ...screen(200, 150)]
-  ),
-  jpeg: file(
-    [0xff, 0xd8, 0xff, 0xe0, ...big(11, 2), 0xff, 0xc0, 0, 17, 8, ...big(1, 2), ...big(1, 2)],
-    [0xff, 0xff, 0xc2, ...big(17, 2), 8, ...big(HEIGHT, 2), ...big(WIDTH, 2)]
-  ),
-  extended: webp('VP8X', little(10, 4), little(0, 4), little(WIDTH - 1, 3), little(HEIGHT - 1, 3)),
-  lossless: webp('VP8L', little(10, 4), [0x2f], little((WIDTH - 1) | ((HEIGHT - 1) << 14), 4)),
-  lossy: webp('VP8 ', little(10, 4), [0, 0, 0, 0x9d, 1, 0x2a], screen(WIDTH, HEIGHT)),
-  bmp: file(ascii('BM'), Array(12).fill(0), little(40, 4), little(WIDTH, 4), little(-HEIGHT, 4)),
-  old: file(ascii('BM'), Array(12).fill(0), little(12, 4), screen(WIDTH, HEIGHT)),
-  avif: file(
-    [...big(24, 4), ...ascii('ftypavif'), ...Array(40).fill(0)],
-    [...ascii('ispe'), ...big(0, 4), ...big(1, 4), ...big(1, 4)],
-    [...ascii('ispe'), ...big(0, 4), ...big(WIDTH, 4), ...big(HEIGHT, 4)]
-  )
-};
-
-for (const [kind, content] of Object.entries(PICTURES)) {
-  test(`the size of a picture is in its header: ${kind}`, () => {
-    assert.equal(pixelsOf(content), WIDTH * HEIGHT);
-    assert.equal(isTooLarge(content), false);
-    for (let size = 1; size < content.byteLength; size++) {
-      const known = pixelsOf(content.slice(0, size)); // a file that was cut is no error
-      assert.ok(known === null || known <= WIDTH * HEIGHT);
-    }
-  });
-}
-
-test('what is too large, or no picture that a browser knows, is not shown', () => {
-  const png = side =>
-    file([0x89], ascii('PNG\r\n\x1a\n'), Array(8).fill(0), big(side, 4), big(side, 4));
+test('a PNG or JPEG of the size of a screenshot is small', () => {
   assert.equal(MOST_PIXELS, 8000 ** 2);
-  assert.equal(isTooLarge(png(8000)), false);
-  assert.equal(isTooLarge(png(8001)), true);
-  assert.equal(isTooLarge(file(ascii('GIF89a'), screen(65535, 65535), [0, 0, 0], [0x3b])), true);
-  assert.equal(isTooLarge(file(ascii('<svg/>'))), true);
-  assert.equal(isTooLarge(file()), false);
+  for (const picture of [
+    png(8000, 8000),
+    png(1, 1, `${big(0, 4)}IDAT`),
+    jpeg(JFIF, size(8000, 8000)),
+    jpeg(
+      JFIF,
+      segment('\xfe', 'a comment'),
+      segment('\xdb', '\0'),
+      size(300, 200, '\xc2'),
+      '\xff\xda'
+    )
+  ]) {
+    assert.equal(isSmallPicture(picture), true, picture.slice(0, 40));
+    for (let end = 0; end < picture.length; end++) {
+      isSmallPicture(picture.slice(0, end)); // a file that was cut is no error
+    }
+  }
+});
+
+test('what is larger, moves, has another picture in it, or may be read otherwise, is not', () => {
+  for (const [what, picture] of Object.entries({
+    nothing: '',
+    empty: png(0, 8),
+    large: png(8000, 8001),
+    huge: png(0x7fffffff, 0x7fffffff),
+    moves: png(8, 8, `${big(8, 4)}acTL`),
+    'a header elsewhere': png(8, 8).replace(big(13, 4), big(12, 4)),
+    'a large JPEG': jpeg(JFIF, size(8000, 8001)),
+    'many passes': jpeg(size(8, 8, '\xc2'), '\xff\xda'.repeat(21)),
+    'a picture in a picture': jpeg(segment('\xe2', 'MPF\0'), size(8, 8)),
+    'bytes between': jpeg(JFIF, '\xff', segment('\xc0', size(8, 8)), size(60000, 60000)),
+    'a mark without a length': jpeg('\xff\xd0', size(8, 8)),
+    'a length that is none': jpeg('\xff\xe1\0\0', size(8, 8)),
+    'no length': jpeg('\xff\xe1\0\x01', size(8, 8)),
+    'a JPEG of a rare kind': jpeg(size(8, 8, '\xc3')),
+    'no size': jpeg(JFIF, '\xff\xda'),
+    gif: 'GIF89a\x01\0\x01\0\x80\0\0',
+    webp: 'RIFF\0\0\0\0WEBPVP8 ',
+    svg: '<svg xmlns="http://www.w3.org/2000/svg"/>'
+  })) {
+    assert.equal(isSmallPicture(picture), false, what);
+  }
 });

@@ -4,7 +4,7 @@ import test from 'node:test';
 
 import { escapeHidden, showName } from '../lib/dom.js';
 import { indentJson } from '../lib/json_text.js';
-import { pixelsOf } from '../lib/picture_sizes.js';
+import { isSmallPicture } from '../lib/picture_sizes.js';
 import { howToShow } from '../lib/preview.js';
 
 /** Milliseconds of CPU. */
@@ -15,17 +15,6 @@ function cost(work, data) {
   return (user + system) / 1000;
 }
 
-function bytes(start, unit, count) {
-  const made = new Uint8Array(start.length + unit.length * count);
-  made.set(start);
-  for (let at = start.length; at < made.length; at++) {
-    made[at] = unit[(at - start.length) % unit.length];
-  }
-  return made.buffer;
-}
-
-const GIF = [...new TextEncoder().encode('GIF89a'), ...Array(7).fill(0)];
-
 const CASES = [
   ['JSON of escapes', text => indentJson(text, Infinity), n => `["${'\\"'.repeat(n)}"]`, 2_000_000],
   ['JSON of lists', text => indentJson(text, Infinity), n => `[${'[],'.repeat(n)}0]`, 50_000],
@@ -33,8 +22,8 @@ const CASES = [
   ['a name of spaces', showName, n => `${' '.repeat(n)}x`, 5_000_000],
   ['a name of words', showName, n => ' x'.repeat(n), 1_000_000],
   ['an ending', howToShow, n => '.a'.repeat(n), 1_000_000],
-  ['blocks of a GIF', pixelsOf, n => bytes(GIF, [0x21, 0xf9, 0], n), 500_000],
-  ['marks of a JPEG', pixelsOf, n => bytes([0xff, 0xd8, 0xff], [0xff, 0xd0], n), 500_000]
+  ['segments of a JPEG', isSmallPicture, n => `\xff\xd8${'\xff\xe0\0\x02'.repeat(n)}`, 500_000],
+  ['passes of a JPEG', isSmallPicture, n => `\xff\xd8${'\xff\xda'.repeat(n)}`, 500_000]
 ];
 
 for (const [name, work, make, n] of CASES) {

@@ -144,8 +144,23 @@ class Double {
   }
 }
 
+/** What shows pictures, and knows those that are there. */
+class FakePreview {
+  static alive = new Set();
+  node = document.createElement('p');
+
+  async showBytes(path, content) {
+    FakePreview.alive.add(this);
+    this.node.textContent = `${path} ${content.byteLength}`;
+  }
+
+  clear() {
+    FakePreview.alive.delete(this);
+  }
+}
+
 async function openChanges(double = new Double()) {
-  const view = new ChangesView(double, 'k1');
+  const view = new ChangesView(double, 'k1', () => new FakePreview());
   document.body.replaceChildren(view.node); // a checkbox outside of a page sends no event
   await view.refresh();
   const find = label =>
@@ -317,10 +332,37 @@ test('a drawing is text until the person wants to see it', async () => {
   const { view, find, click } = await openChanges(double);
   await click(find('a.svg'));
   const shown = view.node.querySelector('.gk-difference');
-  assert.equal(shown.querySelector('img'), null);
+  assert.equal(FakePreview.alive.size, 0);
   assert.match(shown.textContent, /\+ <svg/);
   await click(find('Show as picture'));
-  assert.match(shown.querySelector('img').src, /^data:image\/svg/);
+  assert.equal(shown.querySelector('.gk-pictures p').textContent, 'After: a.svg 50');
+  view.dispose();
+  assert.equal(FakePreview.alive.size, 0);
+});
+
+test('of many pictures the two of one change are there, and no more', async () => {
+  const double = new Double();
+  const name = number => `${number}.png`;
+  double.answer = Array.from({ length: 500 }, (_, number) => ({
+    path: name(number),
+    kind: 'changed',
+    type: 'file',
+    size: 1,
+    state: `s${number}`
+  }));
+  const { view, find, click } = await openChanges(double);
+  assert.equal(FakePreview.alive.size, 0);
+  for (const number of [0, 7, 499]) {
+    await click(find(name(number)));
+    assert.deepEqual(
+      [...FakePreview.alive].map(it => it.node.textContent),
+      [`Before: ${name(number)} 4`, `After: ${name(number)} ${bytes(`new ${MARKUP}\n`).byteLength}`]
+    );
+    assert.equal(view.node.querySelector('img'), null);
+  }
+  double.answer = [];
+  await click(find('Look again'));
+  assert.equal(FakePreview.alive.size, 0);
 });
 
 test('no character that nobody sees is left in a name, and no escape can be written', () => {

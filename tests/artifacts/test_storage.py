@@ -238,6 +238,27 @@ def test_kernels_of_a_folder_cannot_use_up_what_all_have(
         storage.set("ann", PAGE, "l", 1, folder="/o")
 
 
+def test_names_that_keep_nothing_leave_nothing(storage: Storage) -> None:
+    """A kernel may name any number of pages: set and delete, under new names without end."""
+    storage.set("ann", PAGE, "k", 1)
+
+    def churn(first: int) -> int:
+        for number in range(first, first + 300):
+            page = Artifact(f"{number:032x}", f"/o/{number}{'x' * 4000}.html")
+            storage.set("ann", page, "k", 1, folder="/o")
+            assert storage.delete("ann", page, "k")
+        with closing(sqlite3.connect(storage.path)) as database:
+            database.execute("pragma wal_checkpoint(truncate)")
+            assert database.execute("select count(*) from artifacts").fetchone() == (1,)
+        return storage.path.stat().st_size
+
+    assert churn(300) <= churn(0) + 64 * 1024
+    # Another person's keys keep the path of a page.
+    storage.set("bob", PAGE, "k", 1)
+    storage.delete("bob", PAGE, "k")
+    assert [usage.artifact for usage in storage.usages()] == [PAGE]
+
+
 def test_what_notebooks_keep_is_no_pages(tmp_path: Path) -> None:
     assert Artifact.of_notebooks(tmp_path).id != Artifact.of_page(tmp_path, "").id
     assert Artifact.of_notebooks(tmp_path).path == str(tmp_path)

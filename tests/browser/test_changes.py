@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
 
 from ..sweeps import needs_all
 from .conftest import IN_SANDBOXES, KERNEL
@@ -193,24 +195,37 @@ def test_differences_are_text(panel: LabPage) -> None:
     assert "attacked" not in panel.driver.execute_script(TITLE)
 
 
+def wait_for_pictures(lab: LabPage, tag: str, count: int) -> None:
+    """Wait until so many frames have each drawn a picture."""
+
+    def drawn(frame: WebElement) -> bool:
+        try:
+            lab.driver.switch_to.frame(frame)
+            lab.driver.switch_to.frame(lab.driver.find_element(By.TAG_NAME, "iframe"))
+            script = f"const it = document.querySelector('{tag}'); return it?.offsetWidth > 0"
+            return bool(lab.driver.execute_script(script))
+        except (NoSuchElementException, StaleElementReferenceException):
+            return False
+        finally:
+            lab.driver.switch_to.default_content()
+
+    def look() -> bool:
+        frames = lab.driver.find_elements(By.CSS_SELECTOR, ".gk-pictures iframe")
+        return len(frames) == count and all(drawn(frame) for frame in frames)
+
+    lab.wait_until(look, f"there were never {count} pictures")
+
+
 def test_a_picture_is_shown_before_and_after(panel: LabPage) -> None:
     compare(panel, "plot.png")
-    panel.wait_until(
-        lambda: panel.driver.execute_script(
-            "const all = [...document.querySelectorAll('.gk-pictures img')];"
-            "return all.length === 2 && all.every(it => it.complete && it.naturalWidth > 0)"
-        ),
-        "the pictures were never drawn",
-    )
+    wait_for_pictures(panel, "img", 2)
     panel.screenshot("changes-picture")
     assert "+ <svg" in compare(panel, "<svg onload=x>.svg")
+    assert panel.driver.find_elements(By.CSS_SELECTOR, f"{CHANGES} iframe") == []
     button(panel, DIFFERENCE, "Show as picture").click()
-    panel.wait_until(
-        lambda: panel.driver.execute_script(
-            "return document.querySelector('.gk-pictures img')?.naturalWidth > 0"
-        ),
-        "the drawing was never drawn",
-    )
+    wait_for_pictures(panel, "canvas", 1)
+    panel.screenshot("changes-drawing")
+    assert panel.driver.find_elements(By.CSS_SELECTOR, f"{CHANGES} img") == []
     assert "attacked" not in panel.driver.execute_script(TITLE)
 
 

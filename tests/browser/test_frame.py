@@ -5,16 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import re
-import socket
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
-from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.actions.mouse_button import MouseButton
@@ -22,133 +15,14 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from gvisor_kernel.artifacts.frame import make_frame_page
-
+from .framing import Host, Shown, driver, embed, host, shown
 from .lab import WAIT_SECONDS, browser
+
+__all__ = ["driver", "host", "shown"]
 
 pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).parents[2]
-HOST = """<!doctype html><title>host</title><h1>Host</h1>
-<iframe id="frame" sandbox="allow-scripts allow-forms" src="/frame"></iframe>
-<script>
-window.heard = [];
-window.messages = [];
-addEventListener('message', event => heard.push([event.origin, event.data]));
-function show(type, source, answers, name = 'page.html', renderers = []) {
-  const channel = new MessageChannel();
-  const port = channel.port1;
-  port.onmessage = ({ data }) => {
-    messages.push(data);
-    if (data.kind === 'ready') {
-      const page = { type, source, name, dark: false, renderers };
-      port.postMessage({ kind: 'show', ...page });
-    } else if (data.kind === 'call') {
-      const known = answers[data.method];
-      for (const answer of known ?? [{ error: 'not here' }]) {
-        port.postMessage({ kind: 'answer', id: data.id, ...answer });
-      }
-    }
-  };
-  document.getElementById('frame').contentWindow.postMessage(null, '*', [channel.port2]);
-}
-</script>
-"""
-
-
-@dataclass
-class Host:
-    """A server of the page that embeds the frame, which notes all that asks it for something."""
-
-    server: ThreadingHTTPServer
-    udp: socket.socket
-    paths: list[str]
-
-    @property
-    def port(self) -> int:
-        return self.server.server_port
-
-
-@pytest.fixture(scope="module")
-def host() -> Iterator[Host]:
-    page = make_frame_page()
-    paths: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            paths.append(self.path)
-            headers = {"Content-Type": "text/html; charset=utf-8"}
-            body = {"/": HOST, "/frame": page.html}.get(self.path, "")
-            if self.path == "/frame":
-                headers["Content-Security-Policy"] = page.policy
-                headers["Permissions-Policy"] = page.permissions
-            self.send_response(200 if body else 404)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        do_POST = do_GET
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    with (
-        ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server,
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
-    ):
-        udp.bind(("127.0.0.1", 0))
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield Host(server, udp, paths)
-        server.shutdown()
-        thread.join()
-
-
-@dataclass
-class Shown:
-    """A page in its frame."""
-
-    driver: webdriver.Chrome
-
-    def show(self, source: str, answers: dict[str, list[dict[str, Any]]] | None = None) -> None:
-        self.driver.execute_script(
-            "show('html', arguments[0], arguments[1])", source, answers or {}
-        )
-
-    def messages(self, kind: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.driver.execute_script("return messages")
-        return [message for message in found if message["kind"] == kind]
-
-    def heard(self) -> dict[str, str]:
-        """Return what the page told its host's window."""
-        return dict(data for _, data in self.driver.execute_script("return heard"))
-
-    def wait(self, condition: Callable[[], Any]) -> Any:
-        return WebDriverWait(self.driver, WAIT_SECONDS, 0.05).until(
-            lambda _: condition(), f"never: {self.driver.execute_script('return messages')}"
-        )
-
-
-@pytest.fixture(scope="module")
-def driver(
-    programs: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[webdriver.Chrome]:
-    """A browser that the tests share, as each takes seconds to begin."""
-    with browser(*programs, tmp_path_factory.mktemp("frame") / "profile") as driver:
-        yield driver
-
-
-def embed(host: Host, driver: webdriver.Chrome) -> Shown:
-    """Open the page that embeds the frame, with nothing of the page before."""
-    host.paths.clear()
-    driver.get(f"http://127.0.0.1:{host.port}/")
-    return Shown(driver)
-
-
-@pytest.fixture
-def shown(host: Host, driver: webdriver.Chrome) -> Shown:
-    return embed(host, driver)
 
 
 def test_a_page_reaches_nothing(host: Host, programs: tuple[str, str], tmp_path: Path) -> None:
@@ -220,7 +94,7 @@ addEventListener('load', async () => {
         show('html', arguments[0], {
           file: [{ value: file }],
           'storage.set': [{ value: true }],
-          'storage.get': [{ value: { key: 'k', value: { a: [1] } } }],
+          'storage.get': [{ value: text.encode('{"key":"k","value":{"a":[1]}}').buffer }],
           library: [{ error: 'no such library' }],
           fetch: [
             { more: true, value: { status: 201, headers: [['content-type', 'text/x']] } },
@@ -250,7 +124,7 @@ addEventListener('load', async () => {
         "width": 7,
     }
     calls = {call["method"]: call["args"] for call in shown.messages("call")}
-    assert calls["storage.set"] == {"key": "k", "value": {"a": [1]}, "shared": True}
+    assert calls["storage.set"] == {"key": "k", "json": '{"a":[1]}', "shared": True}
     assert calls["fetch"]["url"] == "https://api.example.com/v1"
     assert calls["fetch"]["method"] == "POST"
     assert shown.messages("link")[0]["url"] == "https://x.example/"
@@ -273,8 +147,7 @@ def test_a_link_opens_nothing_by_itself(shown: Shown, host: Host, button: int) -
     shown.show(f'<a id="a" href="{url}" style="display: block; font-size: 80px">Link</a>')
     shown.wait(lambda: shown.messages("shown"))
     driver = shown.driver
-    driver.switch_to.frame(driver.find_element(By.ID, "frame"))
-    driver.switch_to.frame(driver.find_element(By.TAG_NAME, "iframe"))
+    shown.go_inside()
     action = ActionBuilder(driver)
     action.pointer_action.move_to(driver.find_element(By.ID, "a"))
     action.pointer_action.pointer_down(button=button)
@@ -287,22 +160,23 @@ def test_a_link_opens_nothing_by_itself(shown: Shown, host: Host, button: int) -
 
 
 FLOOD = """<script>
-for (let round = 0; round < 2000; round++) storage.get('k' + round).catch(error => {
-  (window.seen ??= new Set()).add(error.message);
+const seen = new Set();
+const note = error => {
+  seen.add(error.message);
   top.postMessage(['errors', [...seen].sort().join(' ')], '*');
-});
-fetch('https://x.example/', {method: 'POST', body: 'x'.repeat(40e6)}).catch(() => {});
-storage.set('k', new Blob(['x']));
-storage.set('f', {toJSON: 1, __proto__: {a: 1}});
+};
+for (let round = 0; round < 2000; round++) storage.get('k' + round).catch(note);
+fetch('https://x.example/', {method: 'POST', body: 'x'.repeat(40e6)}).catch(note);
 const loop = [];
 loop.push(loop);
-storage.set('l', loop);
+storage.set('l', loop).catch(note);
 </script>"""
 
 
 def test_a_flood_ends_in_the_outer_frame(shown: Shown) -> None:
     shown.show(FLOOD)
     shown.wait(lambda: "asks too much" in shown.heard().get("errors", ""))
+    shown.wait(lambda: "circular" in shown.heard().get("errors", ""))
     shown.wait(lambda: shown.messages("flood"))
     assert len(shown.messages("call")) <= 500
 
@@ -321,8 +195,7 @@ def show_table(shown: Shown, name: str, table: bytes) -> list[list[str]]:
     driver.execute_script(SHOW_TABLE, base64.b64encode(table).decode(), renderer, name)
     shown.wait(lambda: shown.messages("shown"))
     assert shown.messages("error") == []
-    driver.switch_to.frame(driver.find_element(By.ID, "frame"))
-    driver.switch_to.frame(driver.find_element(By.TAG_NAME, "iframe"))
+    shown.go_inside()
     lines: list[list[str]] = driver.execute_script(
         "const texts = row => [...row.cells].map(cell => cell.innerText);"
         "return [...document.querySelectorAll('tr')].map(texts)"
@@ -425,8 +298,7 @@ def test_a_page_has_no_powers_beyond_its_frame(shown: Shown) -> None:
     shown.show(POWERS)
     shown.wait(lambda: int(shown.heard().get("rounds", 0)) > 5)
     assert driver.execute_script("return scrollY") == 0
-    driver.switch_to.frame(driver.find_element(By.ID, "frame"))
-    driver.switch_to.frame(driver.find_element(By.TAG_NAME, "iframe"))
+    shown.go_inside()
     driver.find_element(By.ID, "b").click()
     # The person copies.
     ActionChains(driver).key_down(Keys.CONTROL).send_keys("c").key_up(Keys.CONTROL).perform()
@@ -470,11 +342,43 @@ def test_scripts_of_a_pdf_do_not_run(shown: Shown) -> None:
     shown.driver.execute_script(show, base64.b64encode(SCRIPTED_PDF).decode(), renderer, "a.pdf")
     shown.wait(lambda: shown.messages("shown"))
     driver = shown.driver
-    driver.switch_to.frame(driver.find_element(By.ID, "frame"))
-    driver.switch_to.frame(driver.find_element(By.TAG_NAME, "iframe"))
+    shown.go_inside()
     drawn = (By.CSS_SELECTOR, "canvas[data-drawn]")
     WebDriverWait(driver, WAIT_SECONDS, 0.05).until(lambda _: driver.find_elements(*drawn))
     assert driver.find_elements(By.CSS_SELECTOR, "a, input, textarea, script") == []
     driver.switch_to.default_content()
     assert "attacked" not in str(shown.driver.execute_script("return [messages, heard]"))
     assert shown.messages("error") == []
+
+
+HEAVY = """<script>
+// What its functions would not send, a page sends by replacing what they use.
+const holes = Array(4294967295);
+const note = (name, made) => made.then(() => 'kept', error => error.message)
+  .then(what => top.postMessage([name, what], '*'));
+note('holes', storage.set('k', Array(2e7)));
+note('key', storage.get('k'.repeat(1e6)));
+note('method', fetch('https://x.example/', { method: 'A'.repeat(1e5) }));
+note('headers', fetch('https://x.example/', {
+  headers: Array.from({ length: 1000 }, (_, place) => [`h${place}`, 'x'])
+}));
+Headers.prototype[Symbol.iterator] = function* () {
+  for (let place = 0; place < 1000; place++) yield ['a', 'b'];
+};
+note('many', fetch('https://x.example/'));
+Headers.prototype[Symbol.iterator] = function* () { yield holes; };
+note('pair', fetch('https://x.example/'));
+Headers.prototype[Symbol.iterator] = function* () { yield ['a'.repeat(1e6), 'b']; };
+note('long', fetch('https://x.example/'));
+</script>"""
+
+
+def test_what_a_call_carries_is_counted_before_it_is_walked(shown: Shown) -> None:
+    shown.show(HEAVY, {"storage.set": [{"value": None}]})
+    names = {"key", "method", "headers", "many", "pair", "long"}
+    shown.wait(lambda: names | {"holes"} <= set(shown.heard()))
+    heard = shown.heard()
+    for name in names:
+        assert heard[name].startswith("The page cannot ask for this"), (name, heard[name])
+    assert heard["holes"] == "A value is below 5 MiB."
+    assert shown.messages("call") == []

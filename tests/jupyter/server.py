@@ -44,18 +44,8 @@ class JupyterServer:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        options = [
-            "--no-browser",
-            "--ServerApp.ip=127.0.0.1",
-            f"--ServerApp.port={port}",
-            f"--ServerApp.root_dir={self.folder}",
-            f"--IdentityProvider.token={self.token}",
-            f"--ServerApp.jpserver_extensions={self.extensions}",
-            *(["--allow-root"] if os.geteuid() == 0 else []),
-            *self.options,
-        ]
         self._process = subprocess.Popen(
-            [*command_of("jupyter_server"), *options],
+            self.argv(port),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -68,6 +58,19 @@ class JupyterServer:
             self.stop()
             raise AssertionError("The server did not start:\n" + "".join(self.log[-40:]))
         wait_until(self._answers, "the server to listen")  # it prints its URL before it listens
+
+    def argv(self, port: int) -> list[str]:
+        return [
+            *command_of("jupyter_server"),
+            "--no-browser",
+            "--ServerApp.ip=127.0.0.1",
+            f"--ServerApp.port={port}",
+            f"--ServerApp.root_dir={self.folder}",
+            f"--IdentityProvider.token={self.token}",
+            f"--ServerApp.jpserver_extensions={self.extensions}",
+            *(["--allow-root"] if os.geteuid() == 0 else []),
+            *self.options,
+        ]
 
     def _answers(self) -> bool:
         try:
@@ -127,6 +130,30 @@ class JupyterServer:
             yield Page(connection, session)
         finally:
             connection.close()
+
+
+class Lab(JupyterServer):
+    """``gvisor-kernel lab``, as a person starts it, but for the browser. Its token is its own.
+
+    With ``GK_TEST_OPEN_LAB`` it is an ordinary server with ``extensions``, to see attacks succeed.
+    """
+
+    def argv(self, port: int) -> list[str]:
+        if os.environ.get("GK_TEST_OPEN_LAB"):
+            return super().argv(port)
+        options = ("--no-browser", f"--port={port}", "--GVisorServer.warm=False", *self.options)
+        return [*command_of("gvisor_kernel"), "lab", str(self.folder), *options]
+
+    def start(self) -> None:
+        super().start()
+        found = (re.search(r"token=([0-9a-f]{32,})", line) for line in self.log)
+        self.token = next((match[1] for match in found if match), self.token)
+
+    def send(self, method: str, path: str, body: Any = None, **more: Any) -> requests.Response:
+        """Send a request as a page does; ``body`` is JSON."""
+        headers = {"Authorization": f"token {self.token}"} | more.pop("headers", {})
+        url, seconds = f"{self.url}/{path}", SECONDS
+        return requests.request(method, url, json=body, timeout=seconds, headers=headers, **more)
 
 
 class Page:

@@ -58,10 +58,6 @@ class TestConformance(Conformance):
         {"code": 'display("<b>x</b>", "text/html");', "mime": "text/html"}
     ]
 
-    @pytest.mark.xfail(reason="jjava's kernel_info_reply has no status, unsandboxed too")
-    def test_kernel_info(self) -> None:
-        super().test_kernel_info()
-
 
 @pytest.fixture(scope="module")
 def shared(

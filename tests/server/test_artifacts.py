@@ -83,6 +83,19 @@ def test_outputs_are_listed_and_read(client: Client, kernel: str, server: Jupyte
         assert read(client, ticket=ticket, path=path).status_code == 404, path
 
 
+def test_a_ticket_that_is_named_must_be_valid(
+    client: Client, kernel: str, server: JupyterServer
+) -> None:
+    (server.folder / "private.txt").write_text("private")
+    assert read(client, path="private.txt").content == b"private"
+    for ticket in ("", " ", "x.y"):
+        for where in ({}, {"kernel_id": kernel}):
+            answer = read(client, ticket=ticket, path="private.txt", **where)
+            assert answer.status_code == 403, ticket
+            listed = client.ask("GET", "outputs", params={"ticket": ticket, **where})
+            assert listed.status_code == 403, ticket
+
+
 def test_a_large_file_is_downloaded_and_not_shown(client: Client, kernel: str) -> None:
     answer = read(client, kernel_id=kernel, path="large.bin")
     assert answer.status_code == 413
@@ -199,14 +212,19 @@ def test_strangers_see_nothing(client: Client, kernel: str) -> None:
 
 
 def test_the_frame_has_its_headers(client: Client, server: JupyterServer) -> None:
-    answer = requests.get(
-        client.api.replace("/api", "/frame"),
-        headers={"Authorization": f"token {server.token}"},
-        timeout=60,
-    )
+    frame = client.api.replace("/api", "/frame")
+    headers = {"Authorization": f"token {server.token}"}
+    answer = requests.get(frame, headers=headers, timeout=60)
+    assert answer.headers["Connection-Allowlist"] == "()"
+    control = requests.get(frame, {"control": "1"}, headers=headers, timeout=60)
+    assert "Connection-Allowlist" not in control.headers
+    # What the frame must not reach: there without a cookie, which it has not.
+    probe = requests.get(f"{frame}/probe", timeout=60, allow_redirects=False)
+    assert (probe.status_code, "<iframe>" in probe.text) == (200, True)
     policy = answer.headers["Content-Security-Policy"]
     assert policy.startswith("sandbox allow-scripts allow-forms; default-src 'none'; ")
     assert policy.endswith("frame-ancestors 'self'")
     assert "picture-in-picture=()" in answer.headers["Permissions-Policy"].split(", ")
+    assert answer.headers["Document-Isolation-Policy"] == "isolate-and-credentialless"
     assert "unsafe-inline" not in policy.replace("style-src 'unsafe-inline'", "")
     assert answer.headers["Content-Type"] == "text/html; charset=utf-8"

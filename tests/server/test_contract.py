@@ -136,6 +136,7 @@ def test_answers_are_as_the_document_says(server: JupyterServer, upstream: Fake)
     checked.ask("POST", "/fetch", 404, data=make_parts({**head, "url": "https://b.example/"}))
     checked.ask("POST", "/fetch", 403, data=make_parts({**head, "ticket": "x"}))
     checked.ask("POST", "/fetch", 400, data=b"")
+    checked.ask("GET", "/libraries/{name}", 404)
     assert checked.ask("GET", "/trust", query="?path=n")["notebooks"]
     checked.ask("POST", "/doctor")
     wish = {"kernel_name": "gvisor-python", "path": "n"}

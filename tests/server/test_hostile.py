@@ -39,8 +39,11 @@ def kernel(server: JupyterServer) -> Iterator[str]:
 
 def paths(kernel: str) -> list[str]:
     """Return the path of each route."""
+    names = {"kernel_id": kernel, "name": "plotly"}
     return [
-        re.sub(r"\(\?P<kernel_id>[^)]*\)", kernel, path).replace("\\", "").lstrip("/")
+        re.sub(r"\(\?P<(\w+)>[^)]*\)", lambda group: names[group[1]], path)
+        .replace("\\", "")
+        .lstrip("/")
         for path, _ in ROUTES
     ]
 

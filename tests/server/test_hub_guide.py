@@ -16,17 +16,19 @@ pytestmark = needs_all
 
 
 def find_recipes() -> list[str]:
-    """Return the two blocks of Python of the guide, with the route that it names further down."""
+    """Return the blocks of Python of the guide, with the route that it names further down."""
     page = (PROJECT / "docs" / "howto" / "hub.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     routes = ('egress = ["packages"]', "egress=['packages']")
     empty = ("egress = []", "egress=[]")
-    for route, nothing, block in zip(routes, empty, blocks, strict=True):
+    assert len(blocks) == 3
+    for route, nothing, block in zip(routes, empty, blocks[:2], strict=True):
         assert f"GVisorProvisioner.{route}" in page
         assert nothing in block
+    changes = zip(empty, routes, strict=True)
     return [
-        block.replace(*both)
-        for block, both in zip(blocks, zip(empty, routes, strict=True), strict=True)
+        *(block.replace(*both) for block, both in zip(blocks[:2], changes, strict=True)),
+        blocks[2],
     ]
 
 
@@ -34,8 +36,8 @@ def find_recipes() -> list[str]:
 def test_guides_recipes_keep_users_from_changing_their_limits() -> None:
     """The texts are the guide's own. The user has written configuration, and kernelspecs without a
     sandbox into every folder of the home where Jupyter looks."""
-    jupyter_config, hub_config = find_recipes()
-    with running_hub("fay", recipe=hub_config, jupyter_config=jupyter_config) as hub:
+    jupyter_config, hub_config, closing = find_recipes()
+    with running_hub("fay", recipe=hub_config, jupyter_config=jupyter_config + closing) as hub:
         hub.stop_server("fay")
         home = hub.home("fay")
         config = home / ".jupyter" / "jupyter_server_config.py"
@@ -67,6 +69,10 @@ def test_guides_recipes_keep_users_from_changing_their_limits() -> None:
             assert answer.status_code >= 400, name
             assert name not in found
         assert hub.ask_server("fay", token, "POST", "api/terminals").status_code == 404
+        for path in ("api/nbconvert", "api/contents/.hidden", "lsp/status", "terminals/1"):
+            assert hub.ask_server("fay", token, "GET", path).status_code == 404, path
+        for path in ("api/contents", "api/status", "gvisor-kernel/api/sandboxes"):
+            assert hub.ask_server("fay", token, "GET", path).status_code == 200, path
         for name in found:
             answer = hub.ask_server("fay", token, "POST", "api/kernels", name=name)
             assert answer.status_code == 201, answer.text

@@ -2,47 +2,60 @@
 //
 // Questions and answers pass the outer frame (shell.js) on a port. The answers are data that
 // JupyterLab has made; whatever they say, only this page sees it.
+const MAX_VALUE = 32 * 1024 * 1024; // characters of a value as JSON; the server judges it
 let port = null;
 let lastCall = 0;
 const calls = new Map();
 
 const tell = message => {
-  if (port !== null) port.postMessage(message);
+  if (port !== null) natives.postMessage(port, message);
 };
 
 function call(method, args, onMessage, id = ++lastCall) {
-  return new Promise((resolve, reject) => {
-    calls.set(id, { resolve, reject, onMessage });
+  return new natives.Promise((resolve, reject) => {
+    natives.setCall(calls, id, { resolve, reject, onMessage });
     tell({ kind: 'call', id, method, args });
   });
 }
 
 function receiveAnswer(message) {
-  const waiting = calls.get(message.id);
+  const waiting = natives.getCall(calls, message.id);
   if (waiting === undefined) return;
   if (message.more === true) waiting.onMessage?.(message.value);
   else {
-    calls.delete(message.id);
-    if (typeof message.error === 'string') waiting.reject(new Error(message.error));
+    natives.deleteCall(calls, message.id);
+    if (typeof message.error === 'string') waiting.reject(new natives.Error(message.error));
     else waiting.resolve(message.value);
   }
 }
 
 function storageKey(key) {
-  if (typeof key !== 'string') throw new TypeError('A key of the storage is a text.');
+  if (typeof key !== 'string') throw new natives.TypeError('A key of the storage is a text.');
   return key;
 }
 
+// Values pass as texts of JSON: nobody outside this page walks through what it has made.
+async function keep(key, value, shared) {
+  const json = natives.stringify(value);
+  if (json === undefined) throw new natives.TypeError('A value is a text or JSON.');
+  if (json.length > MAX_VALUE) throw new natives.TypeError('A value is below 5 MiB.');
+  await call('storage.set', { key: storageKey(key), json, shared: Boolean(shared) });
+  return { key, value: natives.parse(json), shared: Boolean(shared) };
+}
+
+async function ask(method, args) {
+  return natives.parse(natives.decode(new natives.TextDecoder(), await call(method, args)));
+}
+
 define(window, 'storage', {
-  value: Object.freeze({
-    set: async (key, value, shared = false) =>
-      call('storage.set', { key: storageKey(key), value, shared: Boolean(shared) }),
+  value: freeze({
+    set: (key, value, shared = false) => keep(key, value, shared),
     get: async (key, shared = false) =>
-      call('storage.get', { key: storageKey(key), shared: Boolean(shared) }),
+      ask('storage.get', { key: storageKey(key), shared: Boolean(shared) }),
     delete: async (key, shared = false) =>
-      call('storage.delete', { key: storageKey(key), shared: Boolean(shared) }),
+      ask('storage.delete', { key: storageKey(key), shared: Boolean(shared) }),
     list: async (prefix = '', shared = false) =>
-      call('storage.list', { prefix: storageKey(prefix), shared: Boolean(shared) })
+      ask('storage.list', { prefix: storageKey(prefix), shared: Boolean(shared) })
   }),
   enumerable: true
 });
@@ -50,7 +63,7 @@ define(window, 'storage', {
 // A file beside the page. JupyterLab reads it below the outputs folder, and nowhere else.
 const readFile = path => call('file', { path });
 
-const isRelative = url => !/^([a-z][a-z0-9+.-]*:|\/\/)/i.test(url);
+const isRelative = url => !test(/^([a-z][a-z0-9+.-]*:|\/\/)/i, url);
 
 function decodeDataUrl(url) {
   const comma = url.indexOf(',');

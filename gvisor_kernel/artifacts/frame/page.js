@@ -2,11 +2,10 @@
 //
 // The headers let no script element and no `onclick="…"` run, since each realm that a page could
 // make would run them, too. So this script evaluates their texts, which is allowed here alone.
-const evaluate = eval; // called by another name it evaluates in the global scope
 const SCRIPT_TYPES = /^(|text\/javascript|application\/javascript|application\/ecmascript|module)$/i;
 const MAX_TEXT = 2000;
 
-const cut = text => `${text}`.slice(0, MAX_TEXT);
+const cut = text => natives.slice(`${text}`, 0, MAX_TEXT);
 
 function reportError(message, file, line, column) {
   tell({ kind: 'error', message: cut(message), file: cut(file ?? ''), line: line || 0, column: column || 0 });
@@ -20,113 +19,198 @@ addEventListener('error', event => {
 addEventListener('unhandledrejection', event => {
   reportError(event.reason?.message ?? event.reason, '', 0, 0);
 });
+const here = new URL('.', document.baseURI).href;
 document.addEventListener('securitypolicyviolation', event => {
   const wanted = event.blockedURI;
-  if (wanted.startsWith(new URL('.', document.baseURI))) return; // see loadFiles
-  if (!/^(inline|eval|trusted-types-)/.test(wanted)) tell({ kind: 'blocked', url: cut(wanted) });
+  if (natives.startsWith(wanted, here)) return; // see loadFiles
+  if (!test(/^(inline|eval|trusted-types-)/, wanted)) tell({ kind: 'blocked', url: cut(wanted) });
 });
 
 // A frame that is led elsewhere shows nothing any more, and a link that is clicked with another
-// button opens a window. So links have no address; the person decides whether one opens.
+// button, or with a key held, opens a window. So no link has an address by the time that the browser
+// looks for one: an observer is called before that. The person decides whether one opens.
 const targets = new WeakMap();
-const LINKS = 'a, area';
+
+function isLink(node) {
+  if (!isElement(node)) return false;
+  const name = natives.localName(node);
+  if (name === 'a' || name === 'area') return true;
+  return natives.namespace(node) === MATHML && natives.hasAttribute(node, 'href');
+}
 
 function takeAddress(link) {
-  const target = link.getAttribute('href') ?? link.getAttribute('xlink:href');
-  if (target === null || target.startsWith('#')) return;
-  targets.set(link, target);
-  link.removeAttribute('href');
-  link.removeAttribute('xlink:href');
-  link.setAttribute('role', 'link');
-  link.setAttribute('tabindex', '0');
-  if (link.style !== undefined) link.style.cssText += '; cursor: pointer; text-decoration: underline';
+  // Whatever the prefix is called.
+  const target = natives.getAttribute(link, 'href') ?? natives.getAttributeNS(link, XLINK, 'href');
+  if (target === null || natives.startsWith(target, '#')) return;
+  natives.set(targets, link, target);
+  natives.removeAttribute(link, 'href');
+  natives.removeAttributeNS(link, XLINK, 'href');
+  natives.setAttribute(link, 'role', 'link');
+  natives.setAttribute(link, 'tabindex', '0');
+  const style = natives.getAttribute(link, 'style') ?? '';
+  natives.setAttribute(link, 'style', `${style}; cursor: pointer; text-decoration: underline`);
+}
+
+// An animation could give an address back.
+function stopAnimation(node) {
+  const name = natives.getAttribute(node, 'attributeName');
+  if (name !== null && test(/href\s*$/i, name)) natives.removeAttribute(node, 'attributeName');
+}
+
+function linkOf(event) {
+  const path = natives.path(event);
+  for (let place = 0; place < path.length; place++) if (isLink(path[place])) return path[place];
+  return null;
 }
 
 function follow(event) {
-  const link = event.composedPath().find(node => node instanceof Element && node.matches(LINKS));
-  if (link === undefined) return;
+  const link = linkOf(event);
+  if (link === null) return;
   takeAddress(link);
-  event.preventDefault();
-  const target = targets.get(link);
+  natives.prevent(event);
+  const target = natives.get(targets, link);
   if (target !== undefined) tell({ kind: 'link', url: cut(target) });
   // A fragment would be one of the address of the outer frame.
-  else scrollTo(decodeURIComponent((link.getAttribute('href') ?? '#').slice(1)));
+  else scrollTo(natives.slice(natives.getAttribute(link, 'href') ?? '#', 1));
 }
 
-for (const kind of ['click', 'auxclick']) addEventListener(kind, follow, true);
-addEventListener(
-  'keydown',
-  event => {
-    if (event.key === 'Enter' && event.target instanceof Element && event.target.matches(LINKS)) {
-      follow(event);
-    }
-  },
-  true
-);
-addEventListener('submit', event => event.preventDefault());
-HTMLFormElement.prototype.submit = () => {};
-// Markup that is pasted or dropped would bring elements that a page cannot make.
-for (const kind of ['paste', 'drop']) {
-  addEventListener(
-    kind,
+// What a click of the page's own does beside its handlers may take the focus.
+function holdClick(event) {
+  if (event.isTrusted || mayFocus()) return;
+  const path = natives.path(event);
+  for (let place = 0; place < path.length; place++) {
+    if (!isElement(path[place])) continue;
+    const name = natives.localName(path[place]);
+    const type = name === 'input' ? natives.getAttribute(path[place], 'type') ?? '' : '';
+    if (name === 'label' || name === 'button' || test(/^(submit|image)$/i, type)) natives.prevent(event);
+  }
+}
+
+const GUARDS = [
+  ['click', follow],
+  ['click', holdClick],
+  ['auxclick', follow],
+  [
+    'keydown',
     event => {
-      const from = event.clipboardData ?? event.dataTransfer;
-      if (from?.types.includes('text/html')) event.preventDefault();
-    },
-    true
-  );
+      const key = natives.key(event);
+      if (key === 'Escape' && event.isTrusted) {
+        isEntered = false;
+        tell({ kind: 'leave' });
+      } else if (key === 'Enter' && isLink(natives.target(event))) follow(event);
+    }
+  ],
+  ['dragstart', event => linkOf(event) !== null && natives.prevent(event)],
+  ['submit', natives.prevent],
+  // Markup that is pasted or dropped would bring elements that a page cannot make.
+  ['paste', event => holdMarkup(event, natives.pasted(event))],
+  ['drop', event => holdMarkup(event, natives.dropped(event))]
+];
+
+function holdMarkup(event, from) {
+  const types = from === null ? [] : natives.typesOf(from);
+  for (let place = 0; place < types.length; place++) if (types[place] === 'text/html') natives.prevent(event);
 }
 
-function scrollTo(name) {
+const observer = new MutationObserver(records => {
+  for (let place = 0; place < records.length; place++) noteChange(records[place]);
+});
+const WATCHED = freeze({ __proto__: null, subtree: true, childList: true, attributes: true });
+
+// Events and changes inside a shadow root are not seen outside, so each is looked at for itself; a
+// closed one would hide its links.
+function watch(root) {
+  for (let place = 0; place < GUARDS.length; place++) {
+    natives.listen(root, GUARDS[place][0], GUARDS[place][1], true);
+  }
+  natives.observe(observer, root === window ? document : root, WATCHED);
+}
+watch(window);
+lock(Element.prototype, 'attachShadow', function (options) {
+  // A clone of it would not come by here.
+  const { delegatesFocus, slotAssignment, serializable, customElementRegistry } = options;
+  const open = { __proto__: null, mode: 'open', delegatesFocus, slotAssignment, serializable };
+  if (customElementRegistry !== undefined) open.customElementRegistry = customElementRegistry;
+  const root = natives.attachShadow(this, open);
+  watch(root);
+  return root;
+});
+
+function noteChange(record) {
+  const target = natives.recordTarget(record);
+  if (natives.recordType(record) === 'attributes') {
+    const name = natives.recordName(record);
+    if (natives.startsWith(name, 'on')) bindHandlers(target);
+    if (isLink(target)) takeAddress(target);
+    if (name === 'attributeName') stopAnimation(target);
+    return;
+  }
+  const added = natives.addedNodes(record);
+  const count = natives.countNodes(added);
+  for (let place = 0; place < count; place++) if (isElement(added[place])) adopt(added[place]);
+}
+
+function scrollTo(fragment) {
+  let name = fragment;
+  try {
+    name = natives.decodeURIComponent(fragment);
+  } catch {
+    // as it is written
+  }
   if (name === '') window.scrollTo(0, 0);
-  else (document.getElementById(name) ?? document.getElementsByName(name)[0])?.scrollIntoView();
+  else {
+    const found = natives.getById(document, name) ?? natives.getByName(document, name)[0];
+    if (found !== undefined) natives.scrollIntoView(found);
+  }
 }
 
 // Handlers that are written as attributes.
-function bindHandlers(root) {
-  const elements = root instanceof Element ? [root, ...root.querySelectorAll('*')] : root.querySelectorAll('*');
-  for (const element of elements) {
-    for (const { name, value } of element.attributes) {
-      if (!name.startsWith('on') || !(name in element)) continue;
-      try {
-        element[name] = new Function('event', value);
-      } catch (error) {
-        reportError(`${name}: ${error.message}`);
-      }
+function bindHandlers(element) {
+  const attributes = natives.attributes(element);
+  for (let place = natives.countAttributes(attributes) - 1; place >= 0; place--) {
+    const name = natives.attributeName(attributes[place]);
+    if (!natives.startsWith(name, 'on') || !(name in element)) continue;
+    try {
+      element[name] = new natives.Function('event', natives.attributeValue(attributes[place]));
+    } catch (error) {
+      reportError(`${name}: ${error.message}`);
     }
   }
 }
 
-new MutationObserver(records => {
-  for (const record of records) {
-    if (record.type === 'attributes') {
-      if (record.attributeName.startsWith('on')) bindHandlers(record.target);
-      if (record.attributeName === 'href' && record.target.matches(LINKS)) takeAddress(record.target);
-    } else for (const node of record.addedNodes) if (node instanceof Element) adopt(node);
-  }
-}).observe(document, { subtree: true, childList: true, attributes: true });
-
 function adopt(root) {
-  bindHandlers(root);
-  if (root.matches(LINKS)) takeAddress(root);
-  root.querySelectorAll(LINKS).forEach(takeAddress);
-  loadFiles(root);
+  adoptOne(root);
+  const below = natives.querySelectorAll(root, '*');
+  const count = natives.countNodes(below);
+  for (let place = 0; place < count; place++) adoptOne(below[place]);
+}
+
+function adoptOne(element) {
+  bindHandlers(element);
+  if (isLink(element)) takeAddress(element);
+  stopAnimation(element);
+  loadFile(element);
 }
 
 // Pictures, sounds and films that lie beside the page.
-function loadFiles(root) {
-  const wanted = 'img[src], audio[src], video[src], source[src]';
-  const elements = [...root.querySelectorAll(wanted), ...(root.matches?.(wanted) ? [root] : [])];
-  for (const element of elements) {
-    const path = element.getAttribute('src');
-    if (path === '' || !isRelative(path) || path.startsWith('#')) continue;
-    readFile(path).then(
-      file => {
-        element.src = URL.createObjectURL(new Blob([file.bytes], { type: file.type }));
-      },
-      error => reportError(`${path}: ${error.message}`)
-    );
-  }
+const SOURCES = freeze({
+  __proto__: null,
+  img: natives.setImageSource,
+  audio: natives.setSource,
+  video: natives.setSource,
+  source: natives.setSourceSource
+});
+
+function loadFile(element) {
+  const setSource = SOURCES[natives.localName(element)];
+  if (setSource === undefined || natives.namespace(element) !== HTML) return;
+  const path = natives.getAttribute(element, 'src');
+  if (path === null || path === '' || !isRelative(path) || natives.startsWith(path, '#')) return;
+  natives.then(
+    readFile(path),
+    file => setSource(element, URL.createObjectURL(new Blob([file.bytes], { type: file.type }))),
+    error => reportError(`${path}: ${error.message}`)
+  );
 }
 
 const lineOf = (source, text, from) => {
@@ -134,7 +218,8 @@ const lineOf = (source, text, from) => {
   return place < 0 ? 0 : source.slice(0, place).split('\n').length - 1;
 };
 
-const decode = bytes => new TextDecoder().decode(bytes);
+const decoder = new TextDecoder();
+const decode = bytes => natives.decode(decoder, bytes);
 
 // The text of a script or style of its own file: beside the page, or of a library that is bundled.
 async function readText(url, kind) {
@@ -154,7 +239,7 @@ async function showHtml(source, name) {
   for (const { name: attribute, value } of parsed.body.attributes) document.body.setAttribute(attribute, value);
   move(parsed.head, document.head);
   move(parsed.body, document.body);
-  bindHandlers(document.body);
+  adoptOne(document.body);
   for (const url of sheets) {
     try {
       const style = document.createElement('style');
@@ -191,7 +276,7 @@ async function runScript(script, source, name) {
     return;
   }
   const isModule = script.type === 'module';
-  if (isModule && /^\s*(import|export)\b/m.test(text)) {
+  if (isModule && test(/^\s*(import|export)\b/m, text)) {
     reportError('A module with import or export cannot run here.', file, line + 1);
     return;
   }
@@ -200,7 +285,7 @@ async function runScript(script, source, name) {
   const code = isModule ? `${place}(async () => {'use strict';${text}\n})()` : `${place}${text}`;
   running = script;
   try {
-    const ended = evaluate(`${code}\n//# sourceURL=${encodeURI(file)}`);
+    const ended = natives.evaluate(`${code}\n//# sourceURL=${encodeURI(file)}`);
     running = null;
     if (isModule) await ended;
   } catch (error) {
@@ -211,37 +296,101 @@ async function runScript(script, source, name) {
   }
 }
 
-// A bundle of the extension defines `gvisorRender`, which shows a source of its type.
-async function showBy(renderers, source, name, dark) {
-  for (const text of renderers) evaluate(text);
-  const render = window.gvisorRender;
-  delete window.gvisorRender;
-  await render(source, { name, dark, root: document.body, reportError, readFile, evaluate });
+// Messages between a bundle and the extension: JSON, and buffers beside it. The page itself can send
+// such messages, too, once it has replaced what is used here: the extension trusts none.
+const sendMessage = (data, buffers = []) => tell({ kind: 'message', text: natives.stringify(data), buffers });
+const waiting = []; // messages that came before the bundle listened
+let listener = null;
+
+function receiveMessage({ data, buffers }) {
+  if (listener === null) waiting.push({ data, buffers });
+  else listener(data, buffers);
 }
 
-async function show({ type, source, name, dark, renderers }) {
+function listen(handler) {
+  listener = handler;
+  for (const message of waiting.splice(0)) receiveMessage(message);
+}
+
+let measured = null;
+const tellHeight = () => tell({ kind: 'size', height: Math.ceil(measured.getBoundingClientRect().height) });
+
+// Tells how high the content is, at most once for each time that it is drawn.
+function watchHeight(element) {
+  let asked = false;
+  measured = element;
+  new ResizeObserver(() => {
+    if (asked) return;
+    asked = true;
+    requestAnimationFrame(() => {
+      asked = false;
+      tellHeight();
+    });
+  }).observe(element);
+}
+
+// A bundle of the extension defines `gvisorRender`, which shows a source of its type.
+async function showBy(renderers, source, name, dark) {
+  for (const text of renderers) natives.evaluate(text);
+  const render = window.gvisorRender;
+  delete window.gvisorRender;
+  const tools = { name, dark, root: document.body, reportError, readFile, evaluate: natives.evaluate };
+  await render(source, { ...tools, call, watchHeight, send: sendMessage, onMessage: listen });
+}
+
+async function show({ type, source, name, dark, renderers, sized }) {
   document.documentElement.style.colorScheme = dark ? 'dark' : 'light';
+  if (sized) watchHeight(document.documentElement);
   try {
     if (type === 'html') await showHtml(source, name);
     else await showBy(renderers, source, name, dark);
   } catch (error) {
     reportError(error?.message ?? error, name, error?.line, error?.column);
   }
+  if (measured !== null) tellHeight(); // a frame that is not in view is not drawn, and observes nothing
   tell({ kind: 'shown', title: cut(document.title) });
 }
+
+// The click with which the person has entered the page goes on to what lies there.
+function pressAt(x, y) {
+  const target = natives.elementFromPoint(document, x, y);
+  if (target === null) return;
+  for (let node = target; node !== null; node = natives.parentNode(node)) {
+    if (!isElement(node)) break;
+    focusOn(node);
+    if (natives.activeElement(document) === node) break;
+  }
+  const at = { bubbles: true, cancelable: true, composed: true, clientX: x, clientY: y, detail: 1 };
+  for (let place = 0; place < PRESS.length; place++) {
+    const Type = PRESS[place][1];
+    natives.dispatch(target, new Type(PRESS[place][0], at));
+  }
+}
+const PRESS = [
+  ['pointerdown', natives.PointerEvent],
+  ['mousedown', natives.MouseEvent],
+  ['pointerup', natives.PointerEvent],
+  ['mouseup', natives.MouseEvent],
+  ['click', natives.PointerEvent]
+];
 
 addEventListener('message', function begin(event) {
   if (event.source !== parent || event.ports.length !== 1) return;
   removeEventListener('message', begin);
   port = event.ports[0];
   let shown = false;
-  port.onmessage = ({ data }) => {
+  port.onmessage = event => {
+    const message = natives.data(event);
     // Once: afterwards the page's code may have replaced what showing uses.
-    if (data.kind === 'show' && !shown) {
+    if (message.kind === 'show' && !shown) {
       shown = true;
-      void show(data);
-    } else if (data.kind === 'answer') receiveAnswer(data);
-    else if (data.kind === 'use') mayFocus = data.allowed === true;
+      void show(message);
+    } else if (message.kind === 'answer') receiveAnswer(message);
+    else if (message.kind === 'message') receiveMessage(message);
+    else if (message.kind === 'use') {
+      enter(message.allowed === true);
+      if (!isEntered) tell({ kind: 'out' });
+    } else if (message.kind === 'press' && isEntered) pressAt(message.x, message.y);
   };
   tell({ kind: 'ready' });
 });

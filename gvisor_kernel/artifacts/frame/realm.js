@@ -6,14 +6,7 @@
 // cannot be made here. Text becomes elements in a document that is not shown, where nothing loads,
 // and passes only without them. Trusted Types make every other way from text to elements an error.
 //
-// The page's own code runs later in this realm and can replace any function of it. So whatever
-// this script calls later was taken before, and is called by `apply`.
-const apply = Reflect.apply;
-const define = Object.defineProperty;
-
-const getter = (type, name) => Object.getOwnPropertyDescriptor(type.prototype, name).get;
-const setter = (type, name) => Object.getOwnPropertyDescriptor(type.prototype, name).set;
-
+// The page's own code runs later in this realm; see natives.js.
 const FORBIDDEN = Object.freeze({
   __proto__: null,
   applet: true,
@@ -30,22 +23,10 @@ const FORBIDDEN = Object.freeze({
   webview: true
 });
 const SUBSTITUTE = 'gvisor-removed';
-const ELEMENT = 1;
-const HTML = 'http://www.w3.org/1999/xhtml';
 
 const createElement = Document.prototype.createElement;
 const createElementNS = Document.prototype.createElementNS;
-const getLocalName = getter(Element, 'localName');
-const getNamespace = getter(Element, 'namespaceURI');
-const getNodeType = getter(Node, 'nodeType');
-const getFirst = getter(Node, 'firstChild');
-const getNext = getter(Node, 'nextSibling');
-const getParent = getter(Node, 'parentNode');
-const getContent = getter(HTMLTemplateElement, 'content');
-const removeChild = Node.prototype.removeChild;
-const appendChild = Node.prototype.appendChild;
 const adoptNode = Document.prototype.adoptNode;
-const insertBefore = Node.prototype.insertBefore;
 const createFragment = Document.prototype.createDocumentFragment;
 const getInner = getter(Element, 'innerHTML');
 const setInner = setter(Element, 'innerHTML');
@@ -71,17 +52,17 @@ narrower.remove();
 
 const inert = document.implementation.createHTMLDocument('');
 
-const isForbidden = node => FORBIDDEN[apply(getLocalName, node, [])] === true;
+const isForbidden = node => FORBIDDEN[natives.localName(node)] === true;
 
 // Remove all forbidden elements below a node.
 function clean(node) {
-  let child = apply(getFirst, node, []);
+  let child = natives.firstChild(node);
   while (child !== null) {
-    const next = apply(getNext, child, []);
-    if (apply(getNodeType, child, []) === ELEMENT) {
-      if (isForbidden(child)) apply(removeChild, node, [child]);
+    const next = natives.nextSibling(child);
+    if (natives.nodeType(child) === ELEMENT) {
+      if (isForbidden(child)) natives.removeChild(node, child);
       else {
-        if (apply(getLocalName, child, []) === 'template') cleanTemplate(child);
+        if (natives.localName(child) === 'template') cleanTemplate(child);
         clean(child);
       }
     }
@@ -92,7 +73,7 @@ function clean(node) {
 function cleanTemplate(node) {
   let content;
   try {
-    content = apply(getContent, node, []);
+    content = natives.template(node);
   } catch {
     return; // an element of this name in SVG: it has no content of its own
   }
@@ -105,7 +86,7 @@ function parse(text, namespace, name) {
   apply(setInner, holder, [apply(createHTML, policy, [`${text}`])]);
   let from = holder;
   try {
-    from = apply(getContent, holder, []);
+    from = natives.template(holder);
   } catch {
     // no template
   }
@@ -117,23 +98,23 @@ function parse(text, namespace, name) {
 }
 
 function move(from, to) {
-  let child = apply(getFirst, from, []);
+  let child = natives.firstChild(from);
   while (child !== null) {
-    apply(appendChild, to, [child]);
-    child = apply(getFirst, from, []);
+    natives.appendChild(to, child);
+    child = natives.firstChild(from);
   }
 }
 
 function empty(node) {
-  let child = apply(getFirst, node, []);
+  let child = natives.firstChild(node);
   while (child !== null) {
-    apply(removeChild, node, [child]);
-    child = apply(getFirst, node, []);
+    natives.removeChild(node, child);
+    child = natives.firstChild(node);
   }
 }
 
 const parseFor = (text, element) =>
-  parse(text, apply(getNamespace, element, []), apply(getLocalName, element, []));
+  parse(text, natives.namespace(element), natives.localName(element));
 
 const lock = (object, name, value) =>
   define(object, name, { value, writable: false, enumerable: true, configurable: false });
@@ -174,12 +155,12 @@ lockProperty(
     const fragment = parseFor(text === null ? '' : text, this);
     let target = this;
     try {
-      target = apply(getContent, this, []);
+      target = natives.template(this);
     } catch {
       // no template
     }
     empty(target);
-    apply(appendChild, target, [fragment]);
+    natives.appendChild(target, fragment);
   }
 );
 lockProperty(
@@ -191,7 +172,7 @@ lockProperty(
   function (text) {
     const fragment = parse(text === null ? '' : text, HTML, 'div');
     empty(this);
-    apply(appendChild, this, [fragment]);
+    natives.appendChild(this, fragment);
   }
 );
 lockProperty(
@@ -201,24 +182,24 @@ lockProperty(
     return apply(getOuter, this, []);
   },
   function (text) {
-    const parent = apply(getParent, this, []);
+    const parent = natives.parentNode(this);
     if (parent === null) return;
-    const context = apply(getNodeType, parent, []) === ELEMENT ? parent : this;
-    apply(insertBefore, parent, [parseFor(text === null ? '' : text, context), this]);
-    apply(removeChild, parent, [this]);
+    const context = natives.nodeType(parent) === ELEMENT ? parent : this;
+    natives.insertBefore(parent, parseFor(text === null ? '' : text, context), this);
+    natives.removeChild(parent, this);
   }
 );
 lock(Element.prototype, 'insertAdjacentHTML', function (place, text) {
   const where = `${place}`;
-  const parent = apply(getParent, this, []);
+  const parent = natives.parentNode(this);
   if (where === 'afterbegin') {
-    apply(insertBefore, this, [parseFor(text, this), apply(getFirst, this, [])]);
+    natives.insertBefore(this, parseFor(text, this), natives.firstChild(this));
   } else if (where === 'beforeend') {
-    apply(appendChild, this, [parseFor(text, this)]);
+    natives.appendChild(this, parseFor(text, this));
   } else if (parent !== null && where === 'beforebegin') {
-    apply(insertBefore, parent, [parseFor(text, this), this]);
+    natives.insertBefore(parent, parseFor(text, this), this);
   } else if (parent !== null && where === 'afterend') {
-    apply(insertBefore, parent, [parseFor(text, this), apply(getNext, this, [])]);
+    natives.insertBefore(parent, parseFor(text, this), natives.nextSibling(this));
   }
 });
 lock(Range.prototype, 'createContextualFragment', function (text) {
@@ -227,7 +208,7 @@ lock(Range.prototype, 'createContextualFragment', function (text) {
 // Scripts of a page run one after the other, long after it was parsed: what they write is added.
 lock(Document.prototype, 'write', function (...texts) {
   const body = document.body;
-  apply(appendChild, body, [parse(`${texts}`, HTML, 'body')]);
+  natives.appendChild(body, parse(`${texts}`, HTML, 'body'));
 });
 lock(Document.prototype, 'writeln', Document.prototype.write);
 lock(Document.prototype, 'open', function () {
@@ -235,52 +216,96 @@ lock(Document.prototype, 'open', function () {
 });
 lock(Document.prototype, 'close', function () {});
 
-// A page that takes the focus gets what the person types elsewhere. JupyterLab says when it may; it
-// also ends a page that finds another way to take it.
-let mayFocus = false;
-for (const type of [HTMLElement, SVGElement, MathMLElement]) {
-  const focus = type.prototype.focus;
-  lock(type.prototype, 'focus', function (options) {
-    if (mayFocus) apply(focus, this, [options]);
+// A page that takes the focus gets what the person types elsewhere. JupyterLab says when it may, and
+// ends a page that finds another way to take it, so what honest pages do must not: it does the rest
+// of its work, or nothing. A page that the person leaves is told so too late: it must see for itself.
+let isEntered = false;
+let hasWindow = false;
+const mayFocus = () => isEntered && hasWindow;
+for (const type of ['focus', 'blur']) {
+  natives.listen(
+    window,
+    type,
+    event => {
+      if (event.isTrusted && natives.target(event) === window) hasWindow = type === 'focus';
+    },
+    true
+  );
+}
+
+const focusWindow = window.focus;
+
+function enter(allowed) {
+  isEntered = allowed;
+  hasWindow = allowed;
+  if (allowed) apply(focusWindow, window, []);
+}
+
+// Call `otherwise` in place of a method while the page may not take the focus.
+function guard(type, name, otherwise = () => undefined) {
+  const original = type?.prototype[name];
+  if (original === undefined) return;
+  lock(type.prototype, name, function (...args) {
+    return mayFocus() ? apply(original, this, args) : otherwise(this, args, original);
   });
 }
+for (const type of [HTMLElement, SVGElement, MathMLElement]) guard(type, 'focus');
+for (const type of [HTMLInputElement, HTMLTextAreaElement]) guard(type, 'select');
+guard(Element, 'requestPointerLock');
+for (const name of ['show', 'showModal']) {
+  guard(HTMLDialogElement, name, dialog => natives.setAttribute(dialog, 'open', ''));
+}
+const takesFocus = popover =>
+  natives.localName(popover) === 'dialog' ||
+  natives.hasAttribute(popover, 'autofocus') ||
+  natives.querySelector(popover, '[autofocus]') !== null;
+for (const name of ['showPopover', 'togglePopover']) {
+  guard(HTMLElement, name, (popover, args, original) => {
+    if (!takesFocus(popover)) return apply(original, popover, args);
+  });
+}
+const FIELDS = [HTMLInputElement, HTMLSelectElement, HTMLTextAreaElement, HTMLButtonElement, HTMLOutputElement];
+for (const type of [...FIELDS, HTMLFieldSetElement, HTMLFormElement, ElementInternals]) {
+  const { checkValidity } = type.prototype;
+  guard(type, 'reportValidity', field => apply(checkValidity, field, []));
+}
+const isValid = HTMLFormElement.prototype.checkValidity;
+guard(HTMLFormElement, 'requestSubmit', (form, args, original) => {
+  if (apply(isValid, form, [])) apply(original, form, args);
+});
+// A click of the page's own that cannot be held (see page.js) would do what one of the person does.
+lock(EventTarget.prototype, 'dispatchEvent', function (event) {
+  if (!mayFocus() && natives.type(event) === 'click' && !natives.cancelable(event)) return true;
+  return natives.dispatch(this, event);
+});
+lock(HTMLFormElement.prototype, 'submit', function () {});
 lock(window, 'focus', function () {});
 
 // A page that scrolls to an element would scroll the notebook around it, too.
-const within = (type, name) => {
-  const scroll = type.prototype[name];
-  if (scroll === undefined) return;
-  lock(type.prototype, name, function (options) {
-    if (mayFocus) apply(scroll, this, [options]);
-  });
-};
-within(Element, 'scrollIntoView');
-within(Element, 'scrollIntoViewIfNeeded');
+for (const name of ['scrollIntoView', 'scrollIntoViewIfNeeded']) guard(Element, name);
 delete window.find;
 
 // What a person pastes elsewhere, as into a terminal, is what they saw and copied.
 const execCommand = Document.prototype.execCommand;
 lock(Document.prototype, 'execCommand', function (command, shown, value) {
-  return /^(copy|cut)$/i.test(`${command}`) ? false : apply(execCommand, this, [`${command}`, shown, value]);
+  const name = `${command}`;
+  return test(/^(copy|cut)$/i, name) ? false : apply(execCommand, this, [name, shown, value]);
 });
-const getType = getter(Event, 'type');
-const getClipboard = getter(ClipboardEvent, 'clipboardData');
 lockProperty(ClipboardEvent.prototype, 'clipboardData', function () {
-  return apply(getType, this, []) === 'paste' ? apply(getClipboard, this, []) : null;
+  return natives.type(this) === 'paste' ? natives.pasted(this) : null;
 });
 
 // Other pages lie in windows of the same tab, and a window cannot be kept from sending. What another
 // one sends is not heard here: this listener is before any of the page.
 const outer = parent;
-const getSource = getter(MessageEvent, 'source');
-const stopAll = Event.prototype.stopImmediatePropagation;
 for (const type of ['message', 'messageerror']) {
-  addEventListener(
+  natives.listen(
+    window,
     type,
     event => {
       if (!event.isTrusted) return; // the page has made it
-      const source = apply(getSource, event, []);
-      if (source !== window && source !== outer) apply(stopAll, event, []);
+      const source = natives.source(event);
+      if (source !== window && source !== outer) natives.stop(event);
     },
     true
   );

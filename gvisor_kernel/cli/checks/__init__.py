@@ -21,6 +21,7 @@ from gvisor_kernel.cli.checks.jupyter import (
 )
 from gvisor_kernel.cli.checks.kernel import check_kernel
 from gvisor_kernel.cli.checks.nodes import SECONDS, check_nodes, make_check
+from gvisor_kernel.cli.checks.reach import check_reach
 from gvisor_kernel.cli.checks.runsc import check_runsc
 from gvisor_kernel.cli.checks.servers import check_servers
 from gvisor_kernel.cli.checks.shown import check_shown
@@ -39,6 +40,7 @@ CHECKS: tuple[tuple[str, float, Callable[[], Check | list[Check]]], ...] = (
     ("kernelspecs", 5, check_kernelspecs),
     ("other kernelspecs", 5, check_others),
     ("running kernels", 20, check_servers),
+    ("pages of servers", 20, check_reach),
     ("routes", 10, check_egress),
     ("state directory", 5, check_state),
     ("leftovers", 5, check_leftovers),

@@ -40,6 +40,7 @@ class Server:
     pid: int
     url: str
     token: str
+    root: str = ""
 
 
 def check_servers() -> Check:
@@ -52,7 +53,7 @@ def check_servers() -> Check:
         for server in servers
         for kernel, name in list_kernels(server)
         if kernel not in sandboxed
-        and (is_process(kernel) or (name in names and not _is_default(server)))
+        and (is_process(kernel) or (name in names and not is_default(server)))
     ]
     if found:
         return Check(
@@ -67,10 +68,13 @@ def check_servers() -> Check:
 
 def find_servers() -> Iterator[Server]:
     """Yield the servers of this user on this machine that run and listen on its loopback."""
-    for file in sorted(Path(jupyter_runtime_dir()).glob("jpserver-*.json")):
+    folder = Path(jupyter_runtime_dir())
+    patterns = ("jpserver-*.json", "gvisor-lab-*/jpserver-*.json")  # gvisor_kernel/lab
+    for file in sorted(found for pattern in patterns for found in folder.glob(pattern)):
         with suppress(OSError, JsonError, KeyError, TypeError, ValueError):
             content = parse_json(file.read_bytes(), MAX_ANSWER)
-            server = Server(int(content["pid"]), str(content["url"]), str(content["token"]))
+            said = (str(content[key]) for key in ("url", "token", "root_dir"))
+            server = Server(int(content["pid"]), *said)
             is_own = Path(f"/proc/{server.pid}").stat().st_uid == os.geteuid()
             parts = urlsplit(server.url)
             is_web = parts.scheme in ("http", "https") and parts.hostname in LOOPBACK
@@ -114,7 +118,7 @@ def is_process(kernel: str) -> bool:
     return False
 
 
-def _is_default(server: Server) -> bool:
+def is_default(server: Server) -> bool:
     """Return whether the server's environment makes our provisioner the default."""
     with suppress(OSError):
         variables = Path(f"/proc/{server.pid}/environ").read_bytes().split(b"\0")

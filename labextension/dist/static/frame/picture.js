@@ -1,10 +1,12 @@
-"use strict";(()=>{function a(e){window.gvisorRender=e}function l(e){let o=document.createElement("style");o.textContent=e,document.head.append(o)}function d(e){let[o,t,r,n]=e?["#e3e3e3","#111","#555","#2a2a2a"]:["#1c1c1c","#fff","#bbb","#f0f0f0"];l(`
-    body { margin: 0; padding: 16px; color: ${o}; background: ${t};
+"use strict";(()=>{function s(t){window.gvisorRender=t}function d(t){let e=document.createElement("style");e.textContent=t,document.head.append(e)}function l(t){let[e,n,o,a]=t?["#e3e3e3","#111","#555","#2a2a2a"]:["#1c1c1c","#fff","#bbb","#f0f0f0"];d(`
+    body { margin: 0; padding: 16px; color: ${e}; background: ${n};
       font: 14px/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
-    table { border-collapse: collapse } th, td { border: 1px solid ${r}; padding: 2px 8px;
+    table { border-collapse: collapse } th, td { border: 1px solid ${o}; padding: 2px 8px;
       text-align: left; vertical-align: top; white-space: pre-wrap; max-width: 40em }
-    th { background: ${n}; position: sticky; top: 0 }
-    pre, code { background: ${n}; font: 13px/1.4 ui-monospace, monospace }
+    th { background: ${a}; position: sticky; top: 0 }
+    pre, code { background: ${a}; font: 13px/1.4 ui-monospace, monospace }
     pre { padding: 8px; overflow: auto } img, svg, canvas { max-width: 100% }
-    a { color: ${e?"#8ab4f8":"#0b57d0"} } p.note { opacity: 0.8 }
-  `)}function i(e,o,t=""){let r=document.createElement(o);return r.textContent=t,e.appendChild(r),r}a(async(e,{name:o,dark:t,root:r})=>{d(t);let n=i(r,"img");n.alt=o,n.src=URL.createObjectURL(new Blob([e],{type:"image/svg+xml"})),await n.decode()});})();
+    a { color: ${t?"#8ab4f8":"#0b57d0"} } p.note { opacity: 0.8 }
+  `)}function c(t,e,n=""){let o=document.createElement(e);return o.textContent=n,t.appendChild(o),o}var g={avif:"image/avif",bmp:"image/bmp",flac:"audio/flac",gif:"image/gif",ico:"image/x-icon",jpeg:"image/jpeg",jpg:"image/jpeg",m4a:"audio/mp4",mp3:"audio/mpeg",mp4:"video/mp4",oga:"audio/ogg",ogg:"audio/ogg",ogv:"video/ogg",png:"image/png",svg:"image/svg+xml",wav:"audio/wav",webm:"video/webm",webp:"image/webp"},u=16e6;s(async(t,{name:e,dark:n,root:o})=>{l(n),d(`img, canvas, video { max-width: 100%; max-height: max(100vh - 32px, 300px);
+      object-fit: contain; object-position: 0 0 }
+    img, canvas { background: white } audio { width: 100% }`),await f(t,p(e),e,o)});function p(t){let e=(/\.([a-z0-9]+)$/i.exec(t)?.[1]??"").toLowerCase();return(Object.hasOwn(g,e)?g[e]:void 0)??""}async function f(t,e,n,o){let a=URL.createObjectURL(new Blob([t],{type:e}));if(e.startsWith("image/")){let i=document.createElement("img");i.alt=n,i.src=a,await m(i,"load","drawn"),o.appendChild(e==="image/svg+xml"?w(i):i);return}let r=c(o,e.startsWith("video/")?"video":"audio");r.controls=!0,r.preload="metadata",r.setAttribute("aria-label",n),r.src=a,await m(r,"loadedmetadata","played")}function w(t){let{naturalWidth:e,naturalHeight:n}=t,o=Math.min(devicePixelRatio,Math.sqrt(u/Math.max(e*n,1))),a=document.createElement("canvas");return a.width=Math.ceil(e*o),a.height=Math.ceil(n*o),a.style.width=`${e}px`,a.setAttribute("role","img"),a.setAttribute("aria-label",t.alt),a.getContext("2d",{willReadFrequently:!0})?.drawImage(t,0,0,a.width,a.height),a}function m(t,e,n){return new Promise((o,a)=>{t.addEventListener(e,()=>{o()}),t.addEventListener("error",()=>{a(new Error(`This file cannot be ${n} by this browser; download it.`))})})}})();

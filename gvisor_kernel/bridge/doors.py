@@ -1,0 +1,370 @@
+"""What a kernel may make a front end do: rebuilds the messages by which it could do more.
+
+Front ends trust a kernel: they write its payloads into cells, show its help as HTML, open whatever
+comm it opens, and write its language into the notebook, from which nbconvert imports a class. Here
+each such message is made anew, field by field, from what was checked; so this holds for all front
+ends, also those without our extension. Outputs are not looked at: front ends draw them, and
+``labextension/src`` says how. Pure functions of one message and of the request that it answers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+from gvisor_kernel.bridge.wire import WireMessage
+from gvisor_kernel.link.frames import Part
+from gvisor_kernel.shown_text import printable, printable_name
+from gvisor_kernel.strict_json import JsonError, parse_json
+
+MAX_SIZE = 2 * 1024 * 1024
+"""Bytes of a reply that is parsed: a source that ``??`` shows may have a megabyte."""
+MAX_VALUES = 50_000
+"""Values in it, which bound the time to parse it: 10 ms."""
+MAX_CELL = 256 * 1024
+"""Characters of a text for a cell, as of ``%load``."""
+MAX_BANNER, MAX_PROMPT, MAX_NAME = 16_000, 2000, 1000
+MAX_MATCHES = 5000
+MAX_LINKS = 20
+WIDGETS = "jupyter.widget"
+STATES = ("busy", "idle", "starting")
+"""What a kernel may say of itself; that it is dead or restarts is for its server to say."""
+USUAL_STATES = frozenset(json.dumps({"execution_state": it}).encode() for it in STATES)
+EXPORTERS = ("python", "script")
+"""Of nbconvert. Any other name would be imported on the host, or run a browser or TeX."""
+DOCUMENTATION = (
+    *("docs.python.org", "ipython.org", "numpy.org", "docs.scipy.org", "matplotlib.org"),
+    *("pandas.pydata.org", "docs.sympy.org", "docs.deno.com", "docs.oracle.com", "www.gnu.org"),
+)
+"""Sites to which a kernel's entries of the menu Help may lead: it makes up the address."""
+
+TEXT_WORDS = (b"load", b"recall", b"rep", b"set_next_input")
+END_WORDS = (b"exit", b"quit")
+_ASKS_TEXT = re.compile(rb'(?:%|"|\\n)(?:loadpy|load|recall|rep)\b|set_next_input')
+_ASKS_END = re.compile(rb"\b(?:exit|quit)\b")
+_NAME = re.compile(r"[\w.+#/ -]{1,100}", re.ASCII)
+_MIME = re.compile(r"[\w.+-]{1,60}/[\w.+-]{1,60}", re.ASCII)
+_EXTENSION = re.compile(r"\.[A-Za-z0-9]{1,10}")
+_ESCAPED = re.compile(rb"\\u00[2-7]")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a client's request allows its reply. ``cursor`` and the ends of its line are positions
+    in the code, in characters."""
+
+    text: bool = False
+    end: bool = False
+    cursor: int = 0
+    line_begin: int = 0
+    line_end: int = 0
+
+
+NOTHING = Asked()
+Fields = dict[str, Any]
+
+
+def read_request(message: WireMessage) -> Asked:
+    """Return what ``message``, a client's request, asks for beside its usual reply.
+
+    :raises WireError: when its header cannot be parsed
+    """
+    if message.kind == "execute_request":
+        data = bytes(message.content)
+        return Asked(_mentions(data, TEXT_WORDS, _ASKS_TEXT), _mentions(data, END_WORDS, _ASKS_END))
+    if message.kind == "complete_request":
+        asked = _parse(message.content, MAX_SIZE)
+        code, cursor = _text(asked, "code", MAX_SIZE), _number(asked, "cursor_pos")
+        cursor = min(max(cursor, 0), len(code))
+        end = code.find("\n", cursor)
+        return Asked(
+            cursor=cursor,
+            line_begin=code.rfind("\n", 0, cursor) + 1,
+            line_end=len(code) if end < 0 else end,
+        )
+    return NOTHING
+
+
+def _mentions(content: bytes, words: tuple[bytes, ...], pattern: re.Pattern[bytes]) -> bool:
+    """Search for ``pattern`` if ``content`` has one of ``words``, which is a tenth of the time."""
+    return any(word in content for word in words) and pattern.search(content) is not None
+
+
+def guard(message: WireMessage, asked: Asked) -> WireMessage | None:
+    """Return ``message``, a kernel's, as front ends may have it; None if they must not.
+
+    :raises WireError: when its header cannot be parsed
+    """
+    kind = message.kind
+    if kind == "status":
+        return _guard_status(message)
+    if kind == "comm_open":
+        return message if opens_widget(message.content) else None
+    rebuild = _REBUILD.get(kind)
+    if rebuild is None:
+        return message
+    fields = _parse(message.content, MAX_SIZE)
+    rebuilt = rebuild(fields, asked)
+    if rebuilt is None:
+        return None
+    if rebuilt is fields:
+        return message
+    return replace(message, content=json.dumps(rebuilt).encode())
+
+
+def opens_widget(content: Part) -> bool:
+    """Return whether a ``comm_open`` can have no other target than widgets have, and no module.
+
+    A widget's state may have megabytes of numbers, which are not parsed: each key may stand there
+    once, as every encoder writes it. Nested, it would be no target at all.
+    """
+    data = bytes(content)
+    modules = data.count(b'"target_module"')
+    return (
+        data.count(b'"target_name"') == 1
+        and any(f'"target_name":{space}"{WIDGETS}"'.encode() in data for space in ("", " "))
+        and modules == data.count(b'"target_module": null') + data.count(b'"target_module":null')
+        and not _ESCAPED.search(data)
+    )
+
+
+def _guard_status(message: WireMessage) -> WireMessage | None:
+    if len(message.content) < MAX_NAME and bytes(message.content) in USUAL_STATES:
+        return message
+    state = _parse(message.content, MAX_NAME).get("execution_state")
+    if state not in STATES:
+        return None
+    return replace(message, content=json.dumps({"execution_state": state}).encode())
+
+
+# -- one function for each kind: from the fields of a content to those that front ends get ---------
+
+
+def _execute(fields: Fields, asked: Asked) -> Fields:
+    if not fields:
+        text = "The reply was left out: it is no JSON, or too large."
+        return {"status": "error", "ename": "KernelReply", "evalue": text, "traceback": []}
+    payloads = fields.get("payload")
+    if payloads in ([], None):
+        return fields
+    if not isinstance(payloads, list):
+        return fields | {"payload": []}
+    checked = (_payload(it, asked) for it in payloads[:MAX_LINKS] if isinstance(it, dict))
+    return fields | {"payload": [it for it in checked if it is not None]}
+
+
+def _payload(fields: Fields, asked: Asked) -> Fields | None:
+    """Return a payload that may pass; ``edit`` would open a file of the host."""
+    source = fields.get("source")
+    if source == "page":
+        data, start = _help(fields.get("data")), max(0, _number(fields, "start"))
+        return None if data is None else {"source": "page", "start": start, "data": data}
+    if source == "set_next_input" and asked.text:
+        text = fields.get("text")
+        if isinstance(text, str) and len(text) <= MAX_CELL:
+            text = _clean(text)
+            return {"source": source, "text": text, "replace": fields.get("replace") is True}
+    if source == "ask_exit" and asked.end:
+        return {"source": source, "keepkernel": fields.get("keepkernel") is True}
+    return None
+
+
+def _complete(fields: Fields, asked: Asked) -> Fields:
+    begin = min(max(_number(fields, "cursor_start"), asked.line_begin), asked.cursor)
+    end = min(max(_number(fields, "cursor_end"), asked.cursor), asked.line_end)
+    matches, types = fields.get("matches"), fields.get("metadata")
+    matches = matches if isinstance(matches, list) else []
+    types = types.get("_jupyter_types_experimental") if isinstance(types, dict) else None
+    if not isinstance(types, list) or len(types) != len(matches):
+        types = [None] * len(matches)
+    kept = [
+        (match, kind)
+        for match, kind in zip(matches[:MAX_MATCHES], types, strict=False)
+        if isinstance(match, str) and len(match) <= MAX_NAME and printable_name(match) == match
+    ]
+    described = [_completion(match, kind, begin, end) for match, kind in kept]
+    has_types = any(isinstance(kind, dict) for _, kind in kept)
+    return {
+        "status": "ok",
+        "matches": [match for match, _ in kept],
+        "cursor_start": begin,
+        "cursor_end": end,
+        "metadata": {"_jupyter_types_experimental": described} if has_types else {},
+    }
+
+
+def _completion(match: str, kind: object, begin: int, end: int) -> Fields:
+    found = kind if isinstance(kind, dict) else {}
+    described = {"start": begin, "end": end, "text": match}
+    for name, limit in (("type", 50), ("signature", MAX_NAME)):
+        described[name] = printable_name(_text(found, name, limit))
+    return described
+
+
+def _inspect(fields: Fields, _: Asked) -> Fields:
+    data = _help(fields.get("data"))
+    found = fields.get("found") is True and data is not None
+    return {"status": "ok", "found": found, "data": data or {}, "metadata": {}}
+
+
+def _help(data: object) -> Fields | None:
+    """Return help as text alone: it is drawn where nobody expects a page."""
+    if not isinstance(data, dict):
+        return None
+    for kind in ("text/plain", "text/markdown"):
+        if isinstance(data.get(kind), str):
+            return {"text/plain": data[kind]}
+    return None
+
+
+def _input(fields: Fields, _: Asked) -> Fields:
+    prompt = _clean(_text(fields, "prompt", MAX_PROMPT))
+    return {"prompt": prompt[:MAX_PROMPT], "password": fields.get("password") is True}
+
+
+def _info(fields: Fields, _: Asked) -> Fields:
+    features = fields.get("supported_features")
+    version = _text(fields, "protocol_version", 10)
+    info = {
+        "status": "ok",
+        "protocol_version": version if re.fullmatch(r"\d+(\.\d+)*", version) else "5.4",
+        "implementation": printable_name(_text(fields, "implementation", 100)),
+        "implementation_version": printable_name(_text(fields, "implementation_version", 100)),
+        "banner": _clean(_text(fields, "banner", MAX_BANNER))[:MAX_BANNER],
+        "debugger": fields.get("debugger") is True,
+        "help_links": _links(fields.get("help_links")),
+        "language_info": clean_language(fields.get("language_info")),
+    }
+    if isinstance(features, list):
+        info["supported_features"] = [
+            it for it in features[:MAX_LINKS] if isinstance(it, str) and _NAME.fullmatch(it)
+        ]
+    return info
+
+
+def _links(links: object) -> list[Fields]:
+    found = []
+    for link in links if isinstance(links, list) else ():
+        fields = link if isinstance(link, dict) else {}
+        text, url = _text(fields, "text", 100), _text(fields, "url", 300)
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            continue
+        if text and parts.scheme == "https" and parts.netloc in DOCUMENTATION:
+            found.append({"text": printable_name(text), "url": printable_name(url)})
+    return found[:MAX_LINKS]
+
+
+def clean_language(info: object) -> Fields:
+    """Return a kernel's ``language_info``, or a notebook's, without what is no name.
+
+    Front ends write it into notebooks, and nbconvert names files by it and imports a class.
+    """
+    fields = info if isinstance(info, dict) else {}
+    forms = {
+        **dict.fromkeys(("name", "version", "pygments_lexer"), _NAME),
+        "mimetype": _MIME,
+        "file_extension": _EXTENSION,
+    }
+    cleaned: Fields = {
+        name: fields[name]
+        for name, form in forms.items()
+        if isinstance(fields.get(name), str) and form.fullmatch(fields[name])
+    }
+    if ".." in cleaned.get("pygments_lexer", ""):
+        del cleaned["pygments_lexer"]
+    if fields.get("nbconvert_exporter") in EXPORTERS:
+        cleaned["nbconvert_exporter"] = fields["nbconvert_exporter"]
+    mode = fields.get("codemirror_mode")
+    if isinstance(mode, dict):
+        mode = {key: it for key, it in mode.items() if key in ("name", "version", "typescript")}
+        if all(isinstance(it, bool | int) or _is_name(it) for it in mode.values()):
+            cleaned["codemirror_mode"] = mode
+    elif _is_name(mode):
+        cleaned["codemirror_mode"] = mode
+    return {"name": "", **cleaned}
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
+
+
+def _debug(fields: Fields, _: Asked) -> Fields:
+    if not fields:
+        text = "The debugger's answer was left out: it is no JSON, or too large."
+        return {"type": "response", "success": False, "message": text, "body": {}}
+    body = fields.get("body")
+    if isinstance(body, dict) and "data" in body:  # a variable, which is drawn as if trusted
+        fields = fields | {"body": body | {"data": _help(body["data"]) or {}, "metadata": {}}}
+    return fields
+
+
+def _debug_event(fields: Fields, _: Asked) -> Fields | None:
+    return fields or None
+
+
+def _is_complete(fields: Fields, _: Asked) -> Fields:
+    status, indent = fields.get("status"), _text(fields, "indent", 200)
+    known = status if status in ("complete", "incomplete", "invalid") else "unknown"
+    return {"status": known, "indent": indent if not indent.strip(" \t") else ""}
+
+
+def _history(fields: Fields, _: Asked) -> Fields:
+    history = fields.get("history")
+    return {"status": "ok", "history": history if isinstance(history, list) else []}
+
+
+def _comm_info(fields: Fields, _: Asked) -> Fields:
+    comms = fields.get("comms")
+    known = comms.items() if isinstance(comms, dict) else ()
+    return {
+        "status": "ok",
+        "comms": {
+            name: {"target_name": WIDGETS}
+            for name, it in known
+            if isinstance(it, dict) and it.get("target_name") == WIDGETS
+        },
+    }
+
+
+_REBUILD: dict[str, Callable[[Fields, Asked], Fields | None]] = {
+    "execute_reply": _execute,
+    "complete_reply": _complete,
+    "inspect_reply": _inspect,
+    "input_request": _input,
+    "kernel_info_reply": _info,
+    "debug_reply": _debug,
+    "debug_event": _debug_event,
+    "is_complete_reply": _is_complete,
+    "history_reply": _history,
+    "comm_info_reply": _comm_info,
+}
+
+
+def _parse(data: Part, limit: int) -> Fields:
+    """Parse an object; one that is none, or over the limits, is empty."""
+    try:
+        value = parse_json(data, limit, MAX_VALUES)
+    except JsonError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _text(fields: Fields, name: str, limit: int) -> str:
+    value = fields.get(name)
+    return value[:limit] if isinstance(value, str) else ""
+
+
+def _number(fields: Fields, name: str) -> int:
+    value = fields.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def _clean(text: str) -> str:
+    """Escape what hides from a reader. Escape sequences stay: consoles have always had them."""
+    return "\x1b".join(map(printable, text.split("\x1b")))

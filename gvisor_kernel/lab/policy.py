@@ -1,0 +1,51 @@
+"""What closes a Jupyter server: the configuration for ``gvisor-kernel lab`` and for hubs.
+
+Named as classes and values, so that one file of Jupyter's configuration can have all of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jupyter_core.paths import jupyter_config_path
+from jupyter_server.extension.config import ExtensionConfigManager
+
+OURS = "gvisor_kernel.server"
+EXTENSIONS = ("jupyterlab", OURS, "notebook", "notebook_shim")
+"""Extensions of the server that stay. Others, such as terminals and language servers, start
+programs on the host."""
+
+
+def harden(config: Any) -> None:
+    """Close the server that reads ``config``. Called in ``jupyter_server_config.py``.
+
+    Kernels: sandboxes alone. Contents: the root folder's, without links and hidden files. Routes:
+    those that JupyterLab needs. Who may log in, and from where, is left as it is.
+    """
+    server = config.ServerApp
+    server.kernel_spec_manager_class = "gvisor_kernel.lab.kernels.SandboxKernelSpecManager"
+    server.kernel_manager_class = "gvisor_kernel.lab.kernels.SandboxKernelManager"
+    server.contents_manager_class = "gvisor_kernel.lab.contents.FolderContents"
+    server.terminals_enabled = False
+    server.allow_external_kernels = False
+    server.allow_origin = server.allow_origin_pat = ""
+    server.allow_credentials = False
+    server.disable_check_xsrf = False
+    server.reraise_server_extension_failures = True  # without our extension routes were open
+    server.jpserver_extensions = choose_extensions()
+    config.FolderContents.allow_hidden = False
+    config.GVisorServer.closed = True
+    config.LabApp.news_url = None
+    config.LabApp.check_for_updates_class = "jupyterlab.handlers.announcements.NeverCheckForUpdate"
+    config.LabApp.extension_manager = "readonly"
+    config.LabApp.lock_all_plugins = True
+    for name in ("LabApp", "JupyterNotebookApp"):
+        config[name].custom_css = False
+        config[name].expose_app_in_browser = False
+
+
+def choose_extensions() -> dict[str, bool]:
+    """Return which of the extensions that are enabled in Jupyter's folders stay so."""
+    manager = ExtensionConfigManager(read_config_path=jupyter_config_path())
+    found = manager.get_jpserver_extensions()  # type: ignore[no-untyped-call]
+    return {name: name in EXTENSIONS for name in found} | {OURS: True}

@@ -1,0 +1,93 @@
+"""The routes of a closed server: a list of what JupyterLab and we need. All others answer 404.
+
+The list comes before all handlers, so an extension that somebody installs or enables adds nothing.
+An answer without a policy would be a document of the server's origin that may connect to anything,
+and script in the page could do so by a frame of it: each has one, errors of tornado's own, too.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from tornado.httputil import HTTPHeaders, HTTPServerRequest
+from tornado.routing import Matcher, Rule
+from tornado.web import Application, OutputTransform, RequestHandler
+
+READ = ("GET", "HEAD")
+OPEN: tuple[tuple[tuple[str, ...], str], ...] = (
+    # Files, kernels and sessions: their managers decide (contents.py, kernels.py).
+    (("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"), r"/api/(contents|kernels|sessions)(/.*)?"),
+    (READ, r"/(files|view)/.*"),
+    (READ, r"/api/kernelspecs(/.*)?|/kernelspecs/.*"),
+    # What the server is; and its end, which ends no more than its kernels.
+    (READ, r"/|/api/?|/api/(status|me|spec\.yaml|config/\w+)|/favicon\.ico|/metrics"),
+    (("POST",), r"/api/(shutdown|security/csp-report)"),
+    (("GET", "POST"), r"/api/events(/subscribe)?|/login|/logout"),
+    # JupyterLab and Notebook 7: pages and what they are made of; settings of this person's pages.
+    (READ, r"/(lab|doc|tree|notebooks|edit|consoles)(/(?!api/).*)?"),
+    (READ, r"/(static|custom|logos)/.*"),
+    (READ, r"/lab/api/(translations|themes|licenses|listings|schemas)(/.*)?"),
+    (READ, r"/lab/api/(extensions|plugins|build)"),
+    (("GET", "PUT"), r"/lab/api/settings(/.*)?"),
+    (("GET", "PUT", "POST", "DELETE"), r"/lab/api/workspaces(/.*)?"),
+    # Ours, and a hub's way to log in.
+    (("GET", "HEAD", "POST", "PUT", "DELETE"), r"/gvisor-kernel/.*"),
+    (READ, r"/oauth_callback"),
+)
+"""Methods and paths below the server's base URL."""
+LONELY = {
+    "Content-Security-Policy": "sandbox; default-src 'none'; frame-ancestors 'none'",
+    "Connection-Allowlist": "()",
+    "X-Content-Type-Options": "nosniff",
+}
+"""Headers of an answer that has no policy of its own."""
+CLOSED = "gvisor_kernel_closed"
+"""The setting of the server's application that is true then."""
+_OPEN = [(frozenset(methods), re.compile(pattern)) for methods, pattern in OPEN]
+
+
+class _Closed(Matcher):
+    """Matches requests that are not in the list."""
+
+    def __init__(self, base_url: str) -> None:
+        self._base = base_url.rstrip("/")
+
+    def match(self, request: HTTPServerRequest) -> dict[str, Any] | None:
+        """Return None for an open route, so that the server's own handlers get it."""
+        path, method = request.path, request.method
+        if path in ("/", self._base):
+            return None  # a redirect to the base URL
+        below = path.removeprefix(self._base) if path.startswith(f"{self._base}/") else ""
+        is_open = any(method in methods and each.fullmatch(below) for methods, each in _OPEN)
+        return None if is_open else {}
+
+
+class ClosedHandler(RequestHandler):
+    """Answers 404, whoever asks."""
+
+    def prepare(self) -> None:
+        self.set_status(404)
+        self.finish({"message": "This server is closed: it does not have this route."})
+
+
+class _Policy(OutputTransform):
+    """Gives a policy to answers that have none."""
+
+    def __init__(self, request: HTTPServerRequest) -> None:
+        pass
+
+    def transform_first_chunk(
+        self, status_code: int, headers: HTTPHeaders, chunk: bytes, finishing: bool
+    ) -> tuple[int, HTTPHeaders, bytes]:
+        if "Content-Security-Policy" not in headers:
+            for name, value in LONELY.items():
+                headers[name] = value
+        return status_code, headers, chunk
+
+
+def close_routes(application: Application, base_url: str) -> None:
+    """Let the server answer 404 for all that is not in the list. Call it before it listens."""
+    application.add_transform(_Policy)
+    application.settings[CLOSED] = True
+    application.default_router.rules.insert(0, Rule(_Closed(base_url), ClosedHandler))

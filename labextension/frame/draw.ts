@@ -1,0 +1,216 @@
+/**
+ * Draws the parts of an output: HTML with its scripts, JavaScript, plots, drawings, sounds and films.
+ * Of the outputs of cells (``output.ts``), and of those in widgets (``widget_draw.ts``).
+ */
+
+import { marked } from 'marked';
+
+import { PLOTLY, type Part } from '../src/output_parts.js';
+import { PageScripts } from './page_scripts.js';
+import { type Tools, add, addStyle } from './renderer.js';
+
+interface Plotly {
+  react(node: Element, data: unknown, layout: unknown, config: unknown): Promise<unknown>;
+  addFrames(node: Element, frames: unknown): unknown;
+}
+
+type Embed = (node: Element, spec: unknown, options: unknown) => Promise<unknown>;
+
+export class Drawer {
+  private readonly scripts: PageScripts;
+
+  /** Of all of a frame: it changes how scripts are added to its document. */
+  constructor(private readonly tools: Tools) {
+    this.scripts = new PageScripts(tools);
+    addStyle(`
+      .gvisor-iframe { position: relative; overflow: auto; isolation: isolate }
+      .gvisor-note { opacity: 0.8; padding: 4px 0 }
+    `);
+  }
+
+  /** Loads libraries by their names; what is missing is said. */
+  async load(libraries: readonly string[]): Promise<void> {
+    for (const name of libraries) {
+      await this.scripts.load(name).catch((error: unknown) => {
+        this.scripts.missing(error);
+      });
+    }
+  }
+
+  /** A plot that is in ``holder`` already is changed to the new one. */
+  async draw(parts: readonly Part[], holder: HTMLElement): Promise<void> {
+    for (const part of parts) {
+      await this.drawPart(part, holder);
+    }
+    await this.scripts.settle();
+  }
+
+  private async drawPart({ type, data, metadata }: Part, holder: HTMLElement): Promise<void> {
+    if (type === PLOTLY) {
+      await this.drawPlotly(data as Record<string, unknown>, holder);
+    } else if (/^application\/vnd\.vega(lite)?\./.test(type)) {
+      const embed = (window as unknown as { vegaEmbed: Embed }).vegaEmbed;
+      const options = (metadata.embed_options ?? {}) as Record<string, unknown>;
+      const mode = type.includes('lite') ? 'vega-lite' : 'vega';
+      const dark = document.documentElement.style.colorScheme === 'dark';
+      const theme = dark ? { theme: 'dark' } : {};
+      await embed(add(holder, 'div'), data, { mode, ...theme, ...options });
+    } else if (type === 'text/html') {
+      const node = add(holder, 'div');
+      node.className = 'jp-RenderedHTMLCommon jp-RenderedHTML jp-OutputArea-output';
+      await this.setHtml(node, String(data));
+    } else if (type === 'text/markdown') {
+      const node = add(holder, 'div');
+      node.className = 'jp-RenderedHTMLCommon jp-RenderedMarkdown jp-OutputArea-output';
+      await this.setHtml(node, marked.parse(String(data), { async: false, gfm: true }));
+    } else if (type === 'image/svg+xml') {
+      const node = add(holder, 'div');
+      node.className = 'jp-RenderedSVG';
+      node.innerHTML = String(data);
+    } else if (/^application\/(x-)?javascript$/.test(type) || type.endsWith('_load.v0+json')) {
+      this.runJavaScript(String(data), add(holder, 'div'));
+    } else if (/^(image|audio|video)\//.test(type)) {
+      this.drawMedium(type, String(data), metadata, holder);
+    }
+  }
+
+  private runJavaScript(code: string, element: HTMLElement): void {
+    const text = code.replace(/\bimport\s*\(/g, 'gvisorImport(');
+    try {
+      const run = this.tools.evaluate(`(function (element) {${text}\n})`) as (
+        element: HTMLElement
+      ) => void;
+      run.call(window, element);
+    } catch (error) {
+      element.textContent = `Javascript Error: ${String(error)}`;
+    }
+  }
+
+  private async drawPlotly(figure: Record<string, unknown>, holder: HTMLElement): Promise<void> {
+    const plotly = (window as unknown as { Plotly?: Plotly }).Plotly;
+    if (plotly === undefined) {
+      return; // it was said that it is not there
+    }
+    const { data, layout, config, frames } = figure;
+    const node = plotIn(holder) ?? add(holder, 'div');
+    node.classList.add(PLOT);
+    const { height } = (layout ?? {}) as { height?: number };
+    node.style.cssText = `width: 100%; height: ${typeof height === 'number' ? height : 450}px`;
+    await plotly.react(node, data ?? [], layout ?? {}, {
+      responsive: true,
+      ...(config ?? {})
+    });
+    if (Array.isArray(frames) && frames.length > 0) {
+      plotly.addFrames(node, frames);
+    }
+  }
+
+  private drawMedium(
+    type: string,
+    data: string,
+    metadata: Readonly<Record<string, unknown>>,
+    holder: HTMLElement
+  ): void {
+    const tag = type.startsWith('image/') ? 'img' : type.startsWith('audio/') ? 'audio' : 'video';
+    const node = add(holder, tag);
+    node.src = `data:${type};base64,${data.replace(/\s/g, '')}`;
+    node.style.maxWidth = metadata.unconfined === true ? 'none' : '100%';
+    if (node instanceof HTMLMediaElement) {
+      node.controls = true;
+    }
+    for (const side of ['width', 'height'] as const) {
+      const value = metadata[side];
+      if (typeof value === 'number' && !(node instanceof HTMLAudioElement)) {
+        node[side] = value;
+      }
+    }
+  }
+
+  /** HTML, or a whole document: its elements, styles, frames, then its scripts. */
+  private async setHtml(node: HTMLElement, source: string): Promise<void> {
+    // realm.js takes links and frames away, so they are read before.
+    const sheets: string[] = [];
+    for (const [tag] of source.replace(/<script\b[\s\S]*?<\/script/gi, '').matchAll(LINK)) {
+      const template = document.createElement('div');
+      template.innerHTML = tag.replace(/^<link/i, '<span');
+      const link = template.firstElementChild;
+      if (/\bstylesheet\b/i.test(link?.getAttribute('rel') ?? '')) {
+        sheets.push(link?.getAttribute('href') ?? '');
+      }
+    }
+    const known = source.replace(/<(\/?)iframe\b/gi, '<$1gvisor-iframe');
+    node.innerHTML = known;
+    await Promise.all(
+      sheets.map(url =>
+        this.scripts.sheet(url).catch((error: unknown) => {
+          this.scripts.missing(error);
+        })
+      )
+    );
+    for (const frame of node.querySelectorAll<HTMLElement>('gvisor-iframe')) {
+      await this.drawFrame(frame);
+    }
+    await this.scripts.runAll(node);
+  }
+
+  private async drawFrame(frame: HTMLElement): Promise<void> {
+    const side = (name: string, otherwise: string): string => {
+      const value = frame.getAttribute(name) ?? otherwise;
+      return /^\d+$/.test(value) ? `${value}px` : value;
+    };
+    frame.replaceChildren();
+    const written = frame.getAttribute('style') ?? '';
+    frame.className = 'gvisor-iframe';
+    frame.style.cssText = `display: block; max-width: 100%; width: ${side('width', '300px')};
+      height: ${side('height', '150px')}; ${written}`;
+    // Before it stands a hint of folium for pages that show no frames.
+    const hint = frame.previousElementSibling;
+    if (hint?.localName === 'span' && hint.textContent.includes('Make this Notebook Trusted')) {
+      hint.remove();
+    }
+    const srcdoc = frame.getAttribute('srcdoc');
+    if (srcdoc !== null) {
+      await this.drawDocument(frame, srcdoc);
+      return;
+    }
+    const url = frame.getAttribute('src') ?? '';
+    if (/^([a-z][a-z0-9+.-]*:|\/\/)/i.test(url)) {
+      const note = add(frame, 'div', 'Not loaded, as outputs have no network: ');
+      note.className = 'gvisor-note';
+      add(note, 'a', url).setAttribute('href', url);
+      return;
+    }
+    try {
+      const { bytes, type } = await this.tools.readFile(url);
+      if (type.startsWith('image/')) {
+        add(frame, 'img').src = URL.createObjectURL(new Blob([bytes], { type }));
+      } else {
+        await this.drawDocument(frame, new TextDecoder().decode(bytes));
+      }
+    } catch (error) {
+      add(frame, 'div', error instanceof Error ? error.message : String(error)).className =
+        'gvisor-note';
+    }
+  }
+
+  /** Another document in this one: its rules for ``html`` and ``body`` are those of its place. */
+  private async drawDocument(frame: HTMLElement, source: string): Promise<void> {
+    frame.removeAttribute('srcdoc');
+    frame.style.display = 'block';
+    const scoped = source.replace(
+      /(<style\b[^>]*>)([\s\S]*?)(<\/style>)/gi,
+      (_, open: string, rules: string, close: string) =>
+        `${open}@scope (.gvisor-iframe) {${rules}\n}${close}`
+    );
+    await this.setHtml(frame, scoped);
+  }
+}
+
+/** The plot of Plotly that is all of what is drawn in a node. */
+export function plotIn(holder: Element): HTMLElement | null {
+  const only = holder.childElementCount === 1 ? holder.firstElementChild : null;
+  return only instanceof HTMLElement && only.classList.contains(PLOT) ? only : null;
+}
+
+const PLOT = 'gvisor-plot';
+const LINK = /<link\b[^>]*>/gi;

@@ -1,0 +1,24 @@
+/** Leaflet, as maps of folium load it: with a plain marker in place of those of icon fonts. */
+
+import * as leaflet from 'leaflet';
+import icon from 'leaflet/dist/images/marker-icon.png';
+import shadow from 'leaflet/dist/images/marker-shadow.png';
+import styles from 'leaflet/dist/leaflet.css';
+
+import { addStyle } from './renderer.js';
+
+const L: Record<string, unknown> = { ...leaflet };
+const pictures = { iconUrl: icon, iconRetinaUrl: icon, shadowUrl: shadow };
+class Marker extends leaflet.Icon {
+  constructor() {
+    super({ ...leaflet.Icon.Default.prototype.options, ...pictures });
+  }
+}
+leaflet.Marker.mergeOptions({ icon: new Marker() });
+// Leaflet.awesome-markers draws icons of fonts that are loaded from elsewhere.
+L.AwesomeMarkers = {
+  Icon: Marker,
+  icon: () => new Marker()
+};
+Object.assign(window, { L });
+addStyle(styles);

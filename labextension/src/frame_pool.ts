@@ -1,0 +1,98 @@
+/**
+ * Which outputs have a frame: those near to what is seen, and the last that were.
+ *
+ * A frame takes memory, and a plot's library in it. An output without one keeps its height.
+ */
+
+/** Something with a frame: it is told when to begin, and when its frame is given to others. */
+export interface Framed {
+  readonly node: HTMLElement;
+  begin(): void;
+  end(): void;
+}
+
+/** Frames that stay when they are not near any more. */
+const MAX_KEPT = 6;
+/** Frames at all: outputs beyond that wait until others are out of sight. */
+const MAX_ALIVE = 24;
+const MARGIN = '250px';
+
+export class FramePool {
+  private readonly members = new Map<Element, Framed>();
+  private readonly near = new Set<Framed>();
+  /** Those with a frame, the one that was near longest ago first. */
+  private readonly alive = new Set<Framed>();
+  private observer: IntersectionObserver | null = null;
+
+  watch(member: Framed): void {
+    this.observer ??= new IntersectionObserver(
+      entries => {
+        this.look(entries);
+      },
+      // The second is for the notebook, which scrolls itself; not all browsers' types have it.
+      { rootMargin: MARGIN, scrollMargin: MARGIN } as IntersectionObserverInit
+    );
+    this.members.set(member.node, member);
+    this.observer.observe(member.node);
+  }
+
+  leave(member: Framed): void {
+    this.observer?.unobserve(member.node);
+    this.members.delete(member.node);
+    this.near.delete(member);
+    this.stop(member);
+    this.fill();
+  }
+
+  /** How many have a frame. */
+  get size(): number {
+    return this.alive.size;
+  }
+
+  private look(entries: readonly IntersectionObserverEntry[]): void {
+    for (const { target, isIntersecting } of entries) {
+      const member = this.members.get(target);
+      if (member === undefined) {
+        continue;
+      }
+      if (isIntersecting) {
+        this.near.add(member);
+      } else {
+        this.near.delete(member);
+      }
+      if (this.alive.delete(member)) {
+        this.alive.add(member); // the newest
+      }
+    }
+    this.fill();
+  }
+
+  private fill(): void {
+    for (const member of this.near) {
+      if (!this.alive.has(member) && this.makePlace(MAX_ALIVE - 1)) {
+        this.alive.add(member);
+        member.begin();
+      }
+    }
+    this.makePlace(MAX_KEPT);
+  }
+
+  /** Ends frames that are not near until there are so many; whether there are. */
+  private makePlace(count: number): boolean {
+    for (const member of this.alive) {
+      if (this.alive.size <= count) {
+        break;
+      }
+      if (!this.near.has(member)) {
+        this.stop(member);
+      }
+    }
+    return this.alive.size <= count;
+  }
+
+  private stop(member: Framed): void {
+    if (this.alive.delete(member)) {
+      member.end();
+    }
+  }
+}

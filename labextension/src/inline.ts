@@ -1,0 +1,262 @@
+/**
+ * What a kernel's output may put into JupyterLab's own document: HTML of which every element and
+ * property is known, formulas without commands that do more than set type, pictures of known size.
+ * Pure functions over hostile text; which outputs they judge is said in ``wall.ts``.
+ */
+
+import { isSmallPicture } from './picture_sizes.js';
+
+/** Characters of a text, of JSON and of HTML, and elements of HTML, that are drawn in the page. */
+const MOST_TEXT = 2_000_000;
+const MOST_JSON = 500_000;
+const MOST_HTML = 2_000_000;
+/** Of a text: colours and links, each of which is an element; in stderr, each path is a link. */
+const MOST_MARKS = 20_000;
+const MARKS = /\x1b\[|:\/\/|www\.|data:/g;
+const MARKS_OF_ERRORS = /\x1b\[|[\\/]|www\.|data:/g;
+const MOST_ELEMENTS = 100_000;
+const MOST_SPANNED = 50_000; // rows and columns: the page lays each of them out
+const MOST_FORMULA = 20_000;
+/** Its parser takes time that grows with the square: of 400,000 stars, minutes. */
+export const MOST_MARKDOWN = 20_000;
+const MOST_NESTING = 100;
+const MOST_PICTURE = 48_000_000; // characters in base64
+
+const ELEMENTS = new Set(
+  (
+    'a abbr b blockquote br caption center cite code col colgroup dd del details dfn div dl dt em ' +
+    'figcaption figure font h1 h2 h3 h4 h5 h6 hr i img ins kbd li mark ol p pre q s samp section ' +
+    'small span strong sub summary sup table tbody td tfoot th thead time tr tt u ul var'
+  ).split(' ')
+);
+/** Of any other element, what is in it is drawn; of these, it is code, or belongs to a form. */
+const WITHOUT_CONTENT = new Set(
+  (
+    'script style template iframe object embed applet noscript noembed noframes svg math title ' +
+    'head textarea select datalist audio video canvas map frameset xmp plaintext portal'
+  ).split(' ')
+);
+const WORDS = new Set(['align', 'valign', 'dir', 'lang', 'scope', 'type', 'rules', 'frame']);
+const NUMBERS = new Set(
+  'border cellpadding cellspacing colspan rowspan span start value width height'.split(' ')
+);
+const TEXTS = new Set(['title', 'alt', 'abbr', 'datetime']);
+const EMPTY = new Set(['open', 'hidden', 'nowrap', 'reversed']);
+/** Those that mean nothing without a script or style, which are taken away, and said so. */
+const MEANINGLESS =
+  /^(?:class|id|role|name|headers|halign|scoped|tabindex|aria-[a-z]+|data-[\w-]+)$/;
+const PROPERTIES = new Set(
+  (
+    'background-color border border-bottom border-bottom-color border-bottom-style ' +
+    'border-bottom-width border-collapse border-color border-left border-left-color ' +
+    'border-left-style border-left-width border-right border-right-color border-right-style ' +
+    'border-right-width border-spacing border-style border-top border-top-color border-top-style ' +
+    'border-top-width border-width color font-family font-size font-style font-weight height ' +
+    'line-height max-height max-width min-height min-width padding padding-bottom padding-left ' +
+    'padding-right padding-top text-align text-decoration text-decoration-color ' +
+    'text-decoration-line text-decoration-style text-decoration-thickness vertical-align ' +
+    'white-space white-space-collapse text-wrap-mode width'
+  ).split(' ')
+);
+const VALUE = /^(?:[\w#%.,\s+"']|rgba?\(|hsla?\(|\)|-(?=[a-z]))*$/i;
+/** What pandas and polars put before each table: it says where the text of their cells stands. */
+const TABLE_STYLE =
+  /^(?:\s*(?:\.dataframe[\w\s:>-]*(?:,\s*|(?=\{)))+\{(?:\s*(?:vertical-align|text-align|white-space):[\s\w-]+;)*\s*\})*\s*$/;
+
+export interface Markup {
+  readonly nodes: DocumentFragment;
+  /** Whether something of it is missing that a person could have seen. */
+  readonly lost: boolean;
+  /** Its text, with a line end between any two elements. */
+  readonly text: string;
+}
+
+/** How many characters of a text JupyterLab draws in a moment. */
+export function drawable(text: string, isError: boolean): number {
+  const end = Math.min(text.length, MOST_TEXT);
+  if (end > MOST_MARKS) {
+    let count = 0;
+    for (const { index } of text.slice(0, end).matchAll(isError ? MARKS_OF_ERRORS : MARKS)) {
+      count += 1;
+      if (count > MOST_MARKS) {
+        return index;
+      }
+    }
+  }
+  return end;
+}
+
+/** Whether a value of JSON is small and flat enough for JupyterLab's tree, which is recursive. */
+export function isTree(value: unknown): boolean {
+  const isDeep = (part: unknown, depth: number): boolean =>
+    typeof part === 'object' &&
+    part !== null &&
+    (depth > MOST_NESTING || Object.values(part).some(it => isDeep(it, depth + 1)));
+  return !isDeep(value, 0) && JSON.stringify(value).length <= MOST_JSON;
+}
+
+/** Reads HTML into nodes of which nothing acts and nothing is loaded, or null if it is too large. */
+export function readMarkup(html: string): Markup | null {
+  if (html.length > MOST_HTML) {
+    return null;
+  }
+  const source = new DOMParser().parseFromString(html, 'text/html');
+  // A style that stands first is put into the head.
+  const roots = [...source.head.childNodes, ...source.body.childNodes];
+  const nodes = document.createDocumentFragment();
+  let lost = false;
+  let count = 0;
+  let spanned = 0;
+  const texts: string[] = [];
+  const copy = (from: Node, to: Node): void => {
+    if (from.nodeType === 3) {
+      const text = (from as Text).data;
+      texts.push(text);
+      to.appendChild(document.createTextNode(text));
+      return;
+    }
+    if (from.nodeType !== 1 || count > MOST_ELEMENTS) {
+      return; // a comment
+    }
+    count += 1;
+    const element = from as Element;
+    for (const name of ['colspan', 'rowspan', 'span']) {
+      spanned += parseInt(element.getAttribute(name) ?? '') || 0;
+    }
+    const name = element.localName;
+    const known = element.namespaceURI === 'http://www.w3.org/1999/xhtml' && ELEMENTS.has(name);
+    if (!known) {
+      lost ||= !(name === 'style' && isTableStyle(element.textContent));
+      if (!WITHOUT_CONTENT.has(name) && element.namespaceURI === source.body.namespaceURI) {
+        element.childNodes.forEach(child => {
+          copy(child, to);
+        });
+      }
+      return;
+    }
+    const made = document.createElement(name);
+    if (!copyAttributes(element, made)) {
+      lost = true;
+    }
+    if (name === 'img' && !made.hasAttribute('src')) {
+      lost = true;
+      to.appendChild(document.createTextNode(element.getAttribute('alt') ?? ''));
+      return;
+    }
+    element.childNodes.forEach(child => {
+      copy(child, made);
+    });
+    to.appendChild(made);
+  };
+  roots.forEach(root => {
+    copy(root, nodes);
+  });
+  return count > MOST_ELEMENTS || spanned > MOST_SPANNED
+    ? null
+    : { nodes, lost, text: texts.join('\n') };
+}
+
+function isTableStyle(css: string): boolean {
+  return css.length < 2000 && TABLE_STYLE.test(css);
+}
+
+/** Whether all that means something was copied. */
+function copyAttributes(from: Element, to: HTMLElement): boolean {
+  let all = true;
+  for (const { name, value } of from.attributes) {
+    const tag = to.localName;
+    if (name === 'style') {
+      all = copyStyle((from as HTMLElement).style, to.style) && all;
+    } else if (name === 'class' && tag === 'table' && value.split(/\s+/).includes('dataframe')) {
+      to.className = 'dataframe';
+    } else if (name === 'href' && tag === 'a') {
+      all = setLink(to as HTMLAnchorElement, value) && all;
+    } else if (name === 'src' && tag === 'img') {
+      const found = /^data:image\/(?:png|jpeg);base64,(.*)$/s.exec(value);
+      if (found?.[1] !== undefined && isPicture(found[1])) {
+        to.setAttribute('src', value);
+      }
+    } else if (
+      (WORDS.has(name) && /^[\w-]*$/.test(value)) ||
+      (NUMBERS.has(name) && /^\d{0,4}%?(?:px)?$/.test(value)) ||
+      ((name === 'bgcolor' || name === 'color') && /^#?\w*$/.test(value))
+    ) {
+      to.setAttribute(name, value);
+    } else if (TEXTS.has(name)) {
+      to.setAttribute(name, value.slice(0, 1000));
+    } else if (EMPTY.has(name)) {
+      to.setAttribute(name, '');
+    } else if (!MEANINGLESS.test(name) && !['rel', 'target', 'cite', 'face'].includes(name)) {
+      all = false;
+    }
+  }
+  return all;
+}
+
+function copyStyle(from: CSSStyleDeclaration, to: CSSStyleDeclaration): boolean {
+  let all = true;
+  for (const property of Array.from(from)) {
+    const value = from.getPropertyValue(property);
+    if (PROPERTIES.has(property) && VALUE.test(value)) {
+      to.setProperty(property, value);
+    } else if (value !== 'initial') {
+      all = false;
+    }
+  }
+  return all;
+}
+
+/** Only to the web: a link to this server would act in the person's name. */
+function setLink(link: HTMLAnchorElement, href: string): boolean {
+  const url = URL.canParse(href) ? new URL(href) : null;
+  if (url === null || !/^https?:$/.test(url.protocol) || url.host === location.host) {
+    return false;
+  }
+  link.href = url.href;
+  link.target = '_blank';
+  link.rel = 'noopener noreferrer nofollow';
+  return true;
+}
+
+/**
+ * Commands of MathJax that load, link, style, name or define. Definitions hold for the whole page:
+ * one output could change the formulas of the others.
+ */
+const COMMANDS = new RegExp(
+  '\\\\(?:href|url|class|cssId|style|data|html\\w*|unicode|U|require|mmlToken|bbox|mathtip|texttip|' +
+    'toggle|def|gdef|edef|xdef|let|futurelet|global|long|(?:re|provide|)newcommand|' +
+    'renewcommand|providecommand|(?:re|)newenvironment|NewDocument\\w*|Declare\\w*|define\\w*|' +
+    'newcolumntype|csname|begingroup|sandbox|label|ref|eqref|catcode|includegraphics|enclose|' +
+    'set\\w*|usepackage|input|loop)(?![A-Za-z])|\\^\\^'
+);
+
+/** Whether the formulas in a text set type, and do nothing else; and whether that takes no time. */
+export function isFormula(tex: string): boolean {
+  if (tex.length > MOST_FORMULA || COMMANDS.test(tex)) {
+    return false;
+  }
+  let depth = 0;
+  for (const character of tex) {
+    depth += character === '{' ? 1 : character === '}' ? -1 : 0;
+    if (depth > MOST_NESTING) {
+      return false;
+    }
+  }
+  return true;
+}
+
+/** Whether MathJax may look at the text: it has formulas, however its parts are put together. */
+export function mayTypeset({ text }: Markup): boolean {
+  return (
+    /\$|\\\(|\\\[|\\begin/.test(text) && isFormula(text) && isFormula(text.replaceAll('\n', ''))
+  );
+}
+
+/** Whether it is a PNG or JPEG, in base64, of checked size: a browser believes no name of a type. */
+export function isPicture(base64: string): boolean {
+  try {
+    return base64.length <= MOST_PICTURE && isSmallPicture(atob(base64));
+  } catch {
+    return false; // no base64
+  }
+}

@@ -1,0 +1,277 @@
+/**
+ * An output that is drawn in a frame, in place of JupyterLab's own document.
+ *
+ * ``labextension/frame/output.ts`` draws it. Nothing of an output becomes an element here.
+ */
+
+import { PathExt } from '@jupyterlab/coreutils';
+import type { IRenderMime } from '@jupyterlab/rendermime';
+import type { Message } from '@lumino/messaging';
+import { Widget } from '@lumino/widgets';
+
+import type { ArtifactClient, ReadFile } from './artifacts.js';
+import { ServerError, messageOf } from './client.js';
+import type { Trackers } from './current.js';
+import { element, replace, setText } from './dom.js';
+import { findPlace, setupsBefore } from './earlier_outputs.js';
+import { FramePool, type Framed } from './frame_pool.js';
+import { frameTheme } from './frame_theme.js';
+import { giveLibraries, librariesOf } from './libraries.js';
+import {
+  type Bundle,
+  MAX_OUTPUT,
+  PDF,
+  type Part,
+  hasScripts,
+  isLoad,
+  partsOf
+} from './output_parts.js';
+import { type Answered, PageFrame, pathOf } from './page_frame.js';
+
+export { canDraw } from './output_parts.js';
+
+/** What outputs in frames need of the extension. */
+export interface OutputContext {
+  readonly client: ArtifactClient;
+  readonly trackers: Trackers;
+  confirmLink(url: string): void;
+  isDark(): boolean;
+  /** Calls back when the theme has changed; the function that is returned ends that. */
+  onThemeChange(callback: () => void): () => void;
+}
+
+const FIRST_HEIGHT = 60;
+const MAX_NOTES = 5;
+
+/** Of all outputs of the page, and of widgets. */
+export const pool = new FramePool();
+
+export class OutputFrame extends Widget implements IRenderMime.IRenderer, Framed {
+  private readonly content = element('div', { class: 'gk-output-frame' });
+  private readonly notes = element('ul', {
+    class: 'gk-notes',
+    attributes: { 'aria-live': 'polite', 'aria-label': 'Messages of the output' }
+  });
+  private model: IRenderMime.IMimeModel | null = null;
+  private parts: readonly Part[] = [];
+  private frame: PageFrame | null = null;
+  private give: ReturnType<typeof giveLibraries>;
+  private turn = 0;
+  private readonly stopListening: () => void;
+
+  constructor(
+    private readonly mimeType: string,
+    private readonly context: OutputContext
+  ) {
+    super();
+    this.give = giveLibraries(context.client);
+    this.addClass('gk-framed-output');
+    this.notes.hidden = true;
+    this.node.append(this.content, this.notes);
+    this.stopListening = context.onThemeChange(() => {
+      this.frame?.send(frameTheme(context.isDark()));
+    });
+  }
+
+  renderModel(model: IRenderMime.IMimeModel): Promise<void> {
+    this.model = model;
+    this.parts = partsOf(this.mimeType, bundleOf(model));
+    if (sizeOf(this.parts) > MAX_OUTPUT) {
+      this.parts = [];
+      this.note('This output is not drawn: it has more than 64 million characters.');
+    }
+    if (this.frame !== null) {
+      this.draw(this.frame);
+    } else if (this.isAttached) {
+      this.watch();
+    }
+    return Promise.resolve();
+  }
+
+  protected override onAfterAttach(message: Message): void {
+    super.onAfterAttach(message);
+    this.watch();
+  }
+
+  /** Browsers load a frame anew when its node is moved. */
+  protected override onBeforeDetach(message: Message): void {
+    pool.leave(this);
+    super.onBeforeDetach(message);
+  }
+
+  override dispose(): void {
+    this.stopListening();
+    pool.leave(this);
+    super.dispose();
+  }
+
+  private watch(): void {
+    if (this.model !== null && this.parts.length > 0 && !isLoad(bundleOf(this.model))) {
+      if (this.content.style.height === '') {
+        this.setHeight(FIRST_HEIGHT);
+      }
+      pool.watch(this);
+    }
+  }
+
+  /** The pool has a place for its frame. */
+  begin(): void {
+    this.turn += 1;
+    const { turn } = this;
+    const isPdf = this.parts[0]?.type === PDF;
+    this.context.client.script(isPdf ? 'pdf' : 'output').then(
+      script => {
+        if (turn === this.turn) {
+          this.make(script, isPdf);
+        }
+      },
+      (error: unknown) => {
+        this.note(messageOf(error));
+      }
+    );
+  }
+
+  /** Its frame is given to others: what the person has done in it is lost, its height stays. */
+  end(): void {
+    this.turn += 1;
+    this.frame?.dispose();
+    this.frame = null;
+    replace(this.content);
+  }
+
+  private make(script: string, isPdf: boolean): void {
+    const { context } = this;
+    replace(this.notes);
+    this.notes.hidden = true;
+    this.give = giveLibraries(context.client);
+    const bytes = isPdf ? bytesOf(String(this.parts[0]?.data)) : new ArrayBuffer(0);
+    const frame = new PageFrame(
+      context.client,
+      {
+        type: isPdf ? 'pdf' : 'output',
+        name: 'output',
+        file: { bytes, type: this.mimeType, ticket: '' },
+        isText: !isPdf,
+        scripts: [script],
+        sized: isPdf,
+        answer: (method, args) => this.answer(method, args)
+      },
+      {
+        error: (message, place) => {
+          if (place === 'library') {
+            this.note(message);
+          } else {
+            console.warn(`gvisor-kernel: a script of an output: ${message}`);
+          }
+        },
+        link: url => {
+          context.confirmLink(url);
+        },
+        blocked: url => {
+          const host = URL.canParse(url) ? new URL(url).host : url;
+          this.note(`Not loaded, as outputs have no network: ${host}`);
+        },
+        shown: () => undefined,
+        ended: reason => {
+          this.note(reason);
+        },
+        size: height => {
+          this.setHeight(height);
+        },
+        talk: () => undefined
+      },
+      context.isDark()
+    );
+    this.frame = frame;
+    replace(this.content, frame.node);
+    if (!isPdf) {
+      frame.send(frameTheme(context.isDark()));
+      this.draw(frame);
+    }
+  }
+
+  private draw(frame: PageFrame): void {
+    const place = hasScripts(this.parts) ? findPlace(this, this.context.trackers) : null;
+    const { parts, setups } =
+      place === null ? { parts: this.parts, setups: [] } : setupsBefore(place, this.parts);
+    const isPrepared = setups.some(({ isLoad: loads }) => loads);
+    const libraries = librariesOf(parts, isPrepared);
+    frame.send({ kind: 'draw', parts, setups, libraries });
+  }
+
+  private async answer(
+    method: unknown,
+    args: Readonly<Record<string, unknown>>
+  ): Promise<Answered> {
+    if (method === 'library') {
+      return await this.give(args);
+    }
+    if (method === 'file') {
+      const { bytes, type } = await this.readFile(pathOf(String(args.path)));
+      return { value: { bytes, type }, bytes: bytes.byteLength };
+    }
+    throw new Error('Outputs keep nothing, and have no network.');
+  }
+
+  /** A file of the outputs: of the kernel, or beside the notebook. No other is shown in an output. */
+  private async readFile(path: string): Promise<ReadFile> {
+    const below = path.replace(/^\/?outputs\//, '');
+    if (below === path || path.split('/').includes('..')) {
+      throw new Error(
+        `${path} is not shown: outputs show files of outputs/ alone; write it there.`
+      );
+    }
+    const session = findPlace(this, this.context.trackers)?.session ?? null;
+    if (session === null) {
+      throw new Error(`${path} is not shown: it is not known of which notebook this output is.`);
+    }
+    const kernel = session.session?.kernel;
+    const beside = { path: PathExt.join(PathExt.dirname(session.path), 'outputs', below) };
+    if (!kernel) {
+      return await this.context.client.read(beside);
+    }
+    try {
+      return await this.context.client.read({ kernel_id: kernel.id, path: below });
+    } catch (error) {
+      if (error instanceof ServerError && error.status === 404) {
+        return await this.context.client.read(beside); // it is no kernel of ours
+      }
+      throw error;
+    }
+  }
+
+  private setHeight(height: number): void {
+    this.content.style.height = `${height}px`;
+  }
+
+  /** An output may say the same thing a thousand times. */
+  private note(text: string): void {
+    const present = [...this.notes.children];
+    if (present.length < MAX_NOTES && !present.some(node => node.textContent === text)) {
+      this.notes.hidden = false;
+      const node = element('li', { class: 'gk-warning' });
+      setText(node, text);
+      this.notes.append(node);
+    }
+  }
+}
+
+function bundleOf(model: IRenderMime.IMimeModel): Bundle {
+  return { data: model.data, metadata: model.metadata };
+}
+
+function sizeOf(parts: readonly Part[]): number {
+  return parts.reduce(
+    (sum, { data }) =>
+      sum + (typeof data === 'string' ? data.length : JSON.stringify(data ?? null).length),
+    0
+  );
+}
+
+function bytesOf(base64: string): ArrayBuffer {
+  try {
+    return Uint8Array.from(atob(base64.replace(/\s/g, '')), it => it.charCodeAt(0)).buffer;
+  } catch {
+    return new ArrayBuffer(0);
+  }
+}

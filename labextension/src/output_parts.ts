@@ -1,0 +1,220 @@
+/** What of an output's MIME bundle is drawn in a frame, and which outputs prepare later ones. */
+
+/** A value of a MIME bundle, as the bundle in the frame draws it. */
+export interface Part {
+  readonly type: string;
+  readonly data: unknown;
+  readonly metadata: Readonly<Record<string, unknown>>;
+}
+
+/** The part of an output's model that is looked at. */
+export interface Bundle {
+  readonly data: Readonly<Record<string, unknown>>;
+  readonly metadata: Readonly<Record<string, unknown>>;
+}
+
+/** ``show("report.html")``: the name of a file, which has a frame of its own. */
+export const SHOW_TYPE = 'application/vnd.gvisor-kernel.output+json';
+/** From the richest to plain text; types that are not here are richer still. */
+export const ORDER: readonly string[] = [
+  SHOW_TYPE,
+  'text/html',
+  'text/markdown',
+  'text/latex',
+  'image/svg+xml',
+  'image/png',
+  'image/jpeg',
+  'image/gif',
+  'image/webp',
+  'image/bmp',
+  'application/json',
+  'application/pdf',
+  'application/javascript',
+  'text/javascript',
+  'text/plain'
+];
+
+export const PLOTLY = 'application/vnd.plotly.v1+json';
+export const PDF = 'application/pdf';
+const LOADS = [
+  'application/vnd.bokehjs_load.v0+json',
+  'application/vnd.holoviews_load.v0+json'
+] as const;
+const EXECUTES = [
+  'application/vnd.bokehjs_exec.v0+json',
+  'application/vnd.holoviews_exec.v0+json'
+] as const;
+const SCRIPTS = ['application/javascript', 'application/x-javascript'] as const;
+export const VEGA = /^application\/vnd\.vega(lite)?\.v\d\+json$/;
+const MEDIA = /^(image\/(gif|webp|avif|bmp|png|jpeg)|audio\/[\w.+-]{1,40}|video\/[\w.+-]{1,40})$/;
+const DOCUMENTS = ['text/html', 'text/markdown', 'image/svg+xml'] as const;
+
+/** Bytes, or characters, of an output that is drawn. */
+export const MAX_OUTPUT = 64 * 1024 * 1024;
+/** Characters of earlier outputs that are given to a frame. */
+export const MAX_SETUPS = 8 * 1024 * 1024;
+/** A script of so many characters is a library. */
+const LONG_SCRIPT = 20_000;
+
+const has = (names: readonly string[], name: string): boolean => names.includes(name);
+
+/** Whether a frame can draw a value of this type. */
+export function canDraw(mimeType: string): boolean {
+  return (
+    mimeType === PLOTLY ||
+    mimeType === PDF ||
+    has(LOADS, mimeType) ||
+    has(EXECUTES, mimeType) ||
+    has(SCRIPTS, mimeType) ||
+    has(DOCUMENTS, mimeType) ||
+    VEGA.test(mimeType) ||
+    MEDIA.test(mimeType)
+  );
+}
+
+export function textOf(value: unknown): string {
+  return typeof value === 'string'
+    ? value
+    : Array.isArray(value)
+      ? value.filter(it => typeof it === 'string').join('')
+      : '';
+}
+
+/** The parts that draw an output which is shown by this type. */
+export function partsOf(mimeType: string, bundle: Bundle): readonly Part[] {
+  const { data, metadata } = bundle;
+  const part = (type: string): Part[] => {
+    if (!Object.hasOwn(data, type)) {
+      return [];
+    }
+    const own = metadata[type];
+    const merged = typeof own === 'object' && own !== null ? { ...metadata, ...own } : metadata;
+    const isJson = type === PLOTLY || VEGA.test(type);
+    return [{ type, data: isJson ? data[type] : textOf(data[type]), metadata: merged }];
+  };
+  const script = (): Part[] => SCRIPTS.flatMap(part).slice(0, 1);
+  // Bokeh's bundles have elements, and the script that fills them.
+  if (EXECUTES.some(type => Object.hasOwn(data, type))) {
+    return [...part('text/html'), ...script()];
+  }
+  const load = LOADS.find(type => Object.hasOwn(data, type));
+  if (load !== undefined && !has(DOCUMENTS, mimeType)) {
+    return script().length > 0 ? script() : part(load);
+  }
+  return part(mimeType);
+}
+
+/** Whether an output draws nothing, so that it needs no frame. */
+export function isLoad(bundle: Bundle): boolean {
+  return LOADS.some(type => Object.hasOwn(bundle.data, type));
+}
+
+/** Whether what is drawn may use what earlier outputs have prepared. */
+export function hasScripts(parts: readonly Part[]): boolean {
+  return parts.some(
+    ({ type, data }) =>
+      has(SCRIPTS, type) || (typeof data === 'string' && /<script|\son[a-z]+\s*=/i.test(data))
+  );
+}
+
+/** The parts of an output that only prepares the page for later ones; none if it draws something. */
+export function setupOf(bundle: Bundle): readonly Part[] {
+  const { data } = bundle;
+  if (isLoad(bundle)) {
+    return partsOf(SCRIPTS[0], bundle);
+  }
+  if (EXECUTES.some(type => Object.hasOwn(data, type))) {
+    return [];
+  }
+  const html = textOf(data['text/html']);
+  if (html !== '') {
+    return isSetup(html) ? partsOf('text/html', bundle) : [];
+  }
+  const type = SCRIPTS.find(it => Object.hasOwn(data, it));
+  const code = type === undefined ? '' : textOf(data[type]);
+  return type !== undefined && !/\belement\b/.test(code) ? partsOf(type, bundle) : [];
+}
+
+const NAME = /(?:^|[^.\w$])(?:window\.|root\.|self\.)?([A-Za-z_$][\w$]{2,60})(?=\s*[.([;,})])/g;
+const MAX_NAMES = 60;
+/** Characters of an output whose names are looked for. */
+const MAX_SCANNED = 200_000;
+const WORDS = new Set(
+  (
+    'async await break case catch class const continue data default delete div element else error ' +
+    'event export false finally for function import index instanceof let name new node null return ' +
+    'root script span static style super switch table this throw true try typeof undefined value ' +
+    'var void while yield'
+  ).split(' ')
+);
+
+/** Names of variables that a text may expect: those that no browser has. */
+export function relevantNames(text: string): readonly string[] {
+  const found = new Set<string>();
+  for (const [, name = ''] of text.slice(0, MAX_SCANNED).matchAll(NAME)) {
+    if (!(name in globalThis) && !WORDS.has(name)) {
+      found.add(name);
+    }
+    if (found.size >= MAX_NAMES) {
+      break;
+    }
+  }
+  return [...found];
+}
+
+/** The elements that a script fills, if the output before it has them alone, as Bokeh's have. */
+export function completes(before: Bundle, script: string): readonly Part[] {
+  const html = textOf(before.data['text/html']);
+  if (html === '' || html.length > LONG_SCRIPT || /<script/i.test(html)) {
+    return [];
+  }
+  const id = /\sdata-root-id="([\w-]{1,80})"/.exec(html)?.[1];
+  return id !== undefined && script.includes(id) ? partsOf('text/html', before) : [];
+}
+
+function isSetup(html: string): boolean {
+  if (html.length > MAX_SETUPS || !/<script/i.test(html)) {
+    return false;
+  }
+  const { rest, scripts } = withoutScripts(html);
+  // Elements with names are those that a script fills.
+  return rest.trim() === '' || (scripts > LONG_SCRIPT && !/\sid\s*=|<table/i.test(rest));
+}
+
+/** The text without its scripts, styles and comments, and how long the scripts are. */
+function withoutScripts(html: string): { readonly rest: string; readonly scripts: number } {
+  const lower = html.toLowerCase();
+  const ends = [
+    ['<script', '</script>'],
+    ['<style', '</style>'],
+    ['<svg', '</svg>'],
+    ['<!--', '-->']
+  ] as const;
+  // Where each begins next: looked for again only when that is passed.
+  const next = ends.map(([opening]) => lower.indexOf(opening));
+  let rest = '';
+  let scripts = 0;
+  let place = 0;
+  for (;;) {
+    let first = -1;
+    ends.forEach(([opening], index) => {
+      const known = next[index] ?? -1;
+      next[index] = known >= 0 && known < place ? lower.indexOf(opening, place) : known;
+      const found = next[index] ?? -1;
+      if (found >= 0 && (first < 0 || found < (next[first] ?? 0))) {
+        first = index;
+      }
+    });
+    const begin = next[first];
+    if (begin === undefined) {
+      return { rest: rest + html.slice(place), scripts };
+    }
+    const [name, end] = ends[first] ?? ends[0];
+    rest += html.slice(place, begin);
+    const closing = lower.indexOf(end, begin);
+    place = closing < 0 ? html.length : closing + end.length;
+    if (name === '<script') {
+      scripts += place - begin;
+    }
+  }
+}

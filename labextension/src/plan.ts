@@ -1,0 +1,108 @@
+/**
+ * How an output is drawn: which of its types, and where. Its data are hostile, and so is their order.
+ * What draws it is in ``wall.ts``; what may stand in the page is in ``inline.ts``.
+ */
+
+import type { IRenderMime } from '@jupyterlab/rendermime';
+import type { ReadonlyPartialJSONObject } from '@lumino/coreutils';
+
+import { isFormula, isPicture, isTree, readMarkup } from './inline.js';
+import { ORDER, SHOW_TYPE } from './output_parts.js';
+
+export type Bundle = ReadonlyPartialJSONObject;
+
+/** Registered for each notebook alone, so that the page's list of types does not have it. */
+const WIDGET_TYPE = 'application/vnd.jupyter.widget-view+json';
+
+/** How an output is drawn. ``type``: of the bundle. ``lost``: a richer type is not shown. */
+export interface Plan {
+  readonly way: 'native' | 'markup' | 'markdown' | 'frame' | 'nothing';
+  readonly type: string;
+  readonly lost: boolean;
+}
+
+let make: (mimeType: string) => IRenderMime.IRenderer | null = () => null;
+let draws: (mimeType: string) => boolean = () => false;
+let isShown: (mimeType: string) => boolean = type => type === WIDGET_TYPE || ORDER.includes(type);
+
+/**
+ * Says how to draw what may not be drawn in the page. A renderer gets a model with all of the
+ * output's data. ``makeFrame`` gives null if no frame can be had: then less is shown, and a line says so.
+ */
+export function setFrames(
+  makeFrame: (mimeType: string) => IRenderMime.IRenderer | null,
+  canDraw: (mimeType: string) => boolean = () => true
+): void {
+  make = makeFrame;
+  draws = canDraw;
+}
+
+export function frameFor(mimeType: string): IRenderMime.IRenderer | null {
+  return make(mimeType);
+}
+
+export function canDraw(mimeType: string): boolean {
+  return draws(mimeType);
+}
+
+/** Says which types JupyterLab shows: of others nobody misses anything. */
+export function setShown(shows: (mimeType: string) => boolean): void {
+  isShown = type => type === WIDGET_TYPE || ORDER.includes(type) || shows(type);
+}
+
+export function textOf(value: unknown): string {
+  const text = Array.isArray(value) ? value.join('') : value;
+  return typeof text === 'string' ? text : JSON.stringify(text);
+}
+
+function isNative(type: string, value: unknown): boolean {
+  switch (type) {
+    case SHOW_TYPE:
+    case 'text/plain':
+      return true;
+    case 'image/png':
+    case 'image/jpeg':
+      return typeof value === 'string' && isPicture(value);
+    case 'text/latex':
+      return typeof value === 'string' && isFormula(value);
+    case 'application/json':
+      return isTree(value);
+    default:
+      return false;
+  }
+}
+
+/** ``frames``: whether a type can be drawn in one. */
+export function makePlan(bundle: Bundle, frames: (mimeType: string) => boolean): Plan {
+  const types = Object.keys(bundle)
+    .filter(type => isShown(type) || frames(type))
+    .sort((a, b) => ORDER.indexOf(a) - ORDER.indexOf(b));
+  let lost = false;
+  let reduced: string | null = null;
+  for (const type of types) {
+    const value = bundle[type];
+    if (isNative(type, value)) {
+      // Of a picture or formula that stands beside HTML, a person sees more than of its rest.
+      return reduced !== null && type === 'text/plain'
+        ? { way: 'markup', type: reduced, lost }
+        : { way: 'native', type, lost };
+    }
+    if (type === 'text/html') {
+      const markup = readMarkup(textOf(value));
+      if (markup?.lost === false) {
+        return { way: 'markup', type, lost };
+      }
+      reduced = markup !== null && /\S/.test(markup.text) ? type : null;
+    }
+    if (type === 'text/markdown') {
+      return { way: 'markdown', type, lost };
+    }
+    if (frames(type)) {
+      return { way: 'frame', type, lost };
+    }
+    lost = true;
+  }
+  return reduced === null
+    ? { way: 'nothing', type: '', lost }
+    : { way: 'markup', type: reduced, lost };
+}

@@ -1,0 +1,77 @@
+import assert from 'node:assert/strict';
+import test from 'node:test';
+
+import { Questions } from '../lib/questions.js';
+import { MARKUP, openPage } from './page.js';
+
+openPage();
+
+const SANDBOX = 'gvisor-python';
+
+/** A manager of kernels, and an area that shows a question as JupyterLab does. */
+function open(nameOf = name => (name === SANDBOX ? 'Python 3 (gVisor)' : null)) {
+  const listeners = [];
+  const kernels = {
+    connectTo: ({ model }) => ({
+      name: model.name,
+      anyMessage: { connect: listener => listeners.push(listener) }
+    })
+  };
+  class Area {
+    node = document.createElement('div');
+    onInputRequest({ content }) {
+      const item = document.createElement('div');
+      const input = document.createElement('input');
+      input.className = 'jp-Stdin-input';
+      item.append(content.prompt, input);
+      this.node.append(item);
+    }
+  }
+  const questions = new Questions(nameOf);
+  questions.follow(kernels);
+  questions.label(Area.prototype);
+  const area = new Area();
+  return {
+    area,
+    ask(name, password = false, direction = 'recv') {
+      kernels.connectTo({ model: { name } });
+      const content = { prompt: 'Name:', password };
+      const msg = { header: { msg_type: 'input_request' }, content };
+      listeners.at(-1)(null, { msg, direction });
+      area.onInputRequest(msg, {});
+      return area.node.lastElementChild;
+    }
+  };
+}
+
+test('a question of a sandbox has its name, before the text that is its own', () => {
+  const item = open().ask(SANDBOX);
+  assert.equal(item.firstElementChild.textContent, 'Python 3 (gVisor) asks, from its sandbox.');
+  const input = item.querySelector('input');
+  assert.equal(input.getAttribute('aria-describedby'), item.firstElementChild.id);
+});
+
+test('a password is never asked for without a warning', () => {
+  assert.match(open().ask(SANDBOX, true).textContent, /Type no password that it must not know/);
+});
+
+test('each question has a label of its own', () => {
+  const { area, ask } = open();
+  ask(SANDBOX);
+  ask(SANDBOX);
+  const ids = [...area.node.querySelectorAll('.gk-question')].map(it => it.id);
+  assert.equal(new Set(ids).size, 2);
+});
+
+test('a kernel without a sandbox asks as before', () => {
+  assert.equal(open().ask('python3').querySelector('.gk-question'), null);
+});
+
+test('a question of which nobody knows the kernel is not taken for JupyterLab’s', () => {
+  assert.match(open().ask(SANDBOX, false, 'send').textContent, /^A kernel asks/);
+});
+
+test('a name is text', () => {
+  const item = open(() => MARKUP).ask(SANDBOX);
+  assert.equal(item.querySelector('img'), null);
+});
