@@ -199,18 +199,23 @@ def test_outputs_are_shown(lab: LabPage, display_name: str) -> None:
     check_links(lab)
 
 
-def check_links(lab: LabPage) -> None:
-    """A page that clicks its own links; then one that the person clicks."""
-    (lab.server.folder / "outputs" / "links.html").write_text(LINKS)
-    choose(lab, "links.html")
-    page_has(lab, "#count", "10")
-    assert lab.driver.find_elements(By.CSS_SELECTOR, ".jp-Dialog") == []
+def use_link(lab: LabPage) -> None:
+    """Click the link of the page that is shown, as a person does; wait for the question."""
     button(lab, PANEL, "Use this page").click()
     for _ in range(2):
         lab.driver.switch_to.frame(lab.driver.find_elements(By.TAG_NAME, "iframe")[0])
     lab.driver.find_element(By.ID, "link").click()
     lab.driver.switch_to.default_content()
     assert lab.dialog().startswith("Open links.example?")
+
+
+def check_links(lab: LabPage) -> None:
+    """A page that clicks its own links; then one that the person clicks."""
+    (lab.server.folder / "outputs" / "links.html").write_text(LINKS)
+    choose(lab, "links.html")
+    page_has(lab, "#count", "10")
+    assert lab.driver.find_elements(By.CSS_SELECTOR, ".jp-Dialog") == []
+    use_link(lab)
     wait_for_text(lab, ".jp-Dialog :focus", "Cancel")
     # Keys that the person types elsewhere, or hits by chance, open nothing.
     ActionChains(lab.driver).send_keys(Keys.ENTER).perform()
@@ -221,12 +226,7 @@ def check_links(lab: LabPage) -> None:
     (lab.server.folder / "outputs" / "takes.html").write_text(TAKES)
     choose(lab, "takes.html")
     page_has(lab, "#link")
-    button(lab, PANEL, "Use this page").click()
-    for _ in range(2):
-        lab.driver.switch_to.frame(lab.driver.find_elements(By.TAG_NAME, "iframe")[0])
-    lab.driver.find_element(By.ID, "link").click()
-    lab.driver.switch_to.default_content()
-    assert lab.dialog().startswith("Open links.example?")
+    use_link(lab)
     wait_for_text(lab, f"{PANEL} .gk-preview", "it takes the keyboard")
     wait_for_text(lab, ".jp-Dialog :focus", "Cancel")
     ActionChains(lab.driver).send_keys(Keys.ENTER).perform()
