@@ -55,7 +55,8 @@ class StderrLog:
     def catch_up(self, seconds: float = CATCH_UP_SECONDS) -> None:
         """Wait until what was written before this call is in ``tail()`` and in the file.
 
-        For at most ``seconds``, and not for writers that are still there.
+        For at most ``seconds``. A writer that is still there does not delay it, unless it goes on
+        writing.
         """
         with self._changed:
             self._changed.wait_for(self._has_all, seconds)

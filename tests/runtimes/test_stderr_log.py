@@ -59,19 +59,29 @@ def test_the_last_lines_are_there_however_late_the_reader_is(
     writer: Writer, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also while a writer is still there. A person needs them when a kernel has died."""
-    late = threading.Event()
-    write = writer.log._write_lines
+    waited = threading.Event()
+    write, has_all = writer.log._write_lines, writer.log._has_all
 
     def write_late(content: bytes) -> None:
-        late.wait(0.3)  # longer than the 0.1 s that were waited once; nothing depends on it
+        waited.wait(SECONDS)
         write(content)
 
+    def look() -> bool:
+        found = has_all()
+        if not found:
+            waited.set()
+        return found
+
     monkeypatch.setattr(writer.log, "_write_lines", write_late)
+    monkeypatch.setattr(writer.log, "_has_all", look)
     for number in range(3):
+        waited.clear()
         writer.write(b"words %d\n" % number)
         writer.log.catch_up(SECONDS)
+        assert waited.is_set()
         assert writer.log.tail().endswith(f"words {number}\n")
         assert path.read_text().endswith(f"words {number}\n")
+    writer.end()
 
 
 def test_removed_file_is_not_made_again(writer: Writer, path: Path) -> None:
