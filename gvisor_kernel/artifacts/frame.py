@@ -66,8 +66,9 @@ a window above all others, gamepads, stores."""
 
 ISOLATION = "isolate-and-credentialless"
 """The Document-Isolation-Policy. Chromium has all sandboxed frames of a server in one process: a
-page that hangs there stops the others, and outlives its frame. With it, each frame has a process of
-its own, which ends with the frame."""
+page that hangs there stops the others, and outlives its frame. With it, a frame has a process of its
+own, which ends with the frame. Outputs of cells go without: Chromium 156 now and then crashes the
+process of one of many such frames that come and go."""
 
 
 @dataclass(frozen=True)

@@ -264,6 +264,7 @@ class FrameHandler(JupyterHandler):
 
     With ``control`` it has no Connection-Allowlist, and shows no page: a frame that reaches the
     server only so shows that the browser obeys that header, and that nothing else was in the way.
+    With ``alone`` the browser gives the frame a process of its own.
     """
 
     def initialize(self, parts: Parts) -> None:
@@ -283,7 +284,8 @@ class FrameHandler(JupyterHandler):
         self.set_header("Permissions-Policy", page.permissions)
         if not self.get_query_argument("control", ""):
             self.set_header("Connection-Allowlist", CONNECTIONS)
-        self.set_header("Document-Isolation-Policy", ISOLATION)
+        if self.get_query_argument("alone", ""):
+            self.set_header("Document-Isolation-Policy", ISOLATION)
         self.set_header("Referrer-Policy", "no-referrer")
         self.set_header("X-DNS-Prefetch-Control", "off")
         self.set_header("X-Content-Type-Options", "nosniff")

@@ -131,7 +131,8 @@ export class PageFrame {
     this.frame.title = source.name;
     this.frame.setAttribute('sandbox', 'allow-scripts allow-forms');
     this.frame.referrerPolicy = 'no-referrer';
-    this.frame.src = client.frameUrl;
+    // Pages have a process each. Outputs of cells share one: there are many, and they are small.
+    this.frame.src = source.answer === undefined ? `${client.frameUrl}?alone=1` : client.frameUrl;
     this.use = new PageUse(this.frame, source.name, {
       allow: allowed => {
         this.port.postMessage({ kind: 'use', allowed });
