@@ -33,7 +33,6 @@ MAX_LINKS = 20
 WIDGETS = "jupyter.widget"
 STATES = ("busy", "idle", "starting")
 """What a kernel may say of itself; that it is dead or restarts is for its server to say."""
-USUAL_STATES = frozenset(json.dumps({"execution_state": it}).encode() for it in STATES)
 EXPORTERS = ("python", "script")
 """Of nbconvert. Any other name would be imported on the host, or run a browser or TeX."""
 DOCUMENTATION = (
@@ -42,8 +41,6 @@ DOCUMENTATION = (
 )
 """Sites to which a kernel's entries of the menu Help may lead: it makes up the address."""
 
-TEXT_WORDS = (b"load", b"recall", b"rep", b"set_next_input")
-END_WORDS = (b"exit", b"quit")
 _ASKS_TEXT = re.compile(rb'(?:%|"|\\n)(?:loadpy|load|recall|rep)\b|set_next_input')
 _ASKS_END = re.compile(rb"\b(?:exit|quit)\b")
 _NAME = re.compile(r"[\w.+#/ -]{1,100}", re.ASCII)
@@ -73,11 +70,11 @@ def read_request(message: WireMessage) -> Asked:
 
     :raises WireError: when its header cannot be parsed
     """
-    if message.kind == "execute_request":
+    if message.kind == "execute_request" and len(message.content) <= MAX_SIZE:
         data = bytes(message.content)
-        return Asked(_mentions(data, TEXT_WORDS, _ASKS_TEXT), _mentions(data, END_WORDS, _ASKS_END))
+        return Asked(text=bool(_ASKS_TEXT.search(data)), end=bool(_ASKS_END.search(data)))
     if message.kind == "complete_request":
-        asked = _parse(message.content, MAX_SIZE)
+        asked = _parse(message.content)
         code, cursor = _text(asked, "code", MAX_SIZE), _number(asked, "cursor_pos")
         cursor = min(max(cursor, 0), len(code))
         end = code.find("\n", cursor)
@@ -89,31 +86,18 @@ def read_request(message: WireMessage) -> Asked:
     return NOTHING
 
 
-def _mentions(content: bytes, words: tuple[bytes, ...], pattern: re.Pattern[bytes]) -> bool:
-    """Search for ``pattern`` if ``content`` has one of ``words``, which is a tenth of the time."""
-    return any(word in content for word in words) and pattern.search(content) is not None
-
-
 def guard(message: WireMessage, asked: Asked) -> WireMessage | None:
     """Return ``message``, a kernel's, as front ends may have it; None if they must not.
 
     :raises WireError: when its header cannot be parsed
     """
-    kind = message.kind
-    if kind == "status":
-        return _guard_status(message)
-    if kind == "comm_open":
+    if message.kind == "comm_open":
         return message if opens_widget(message.content) else None
-    rebuild = _REBUILD.get(kind)
+    rebuild = _REBUILD.get(message.kind)
     if rebuild is None:
         return message
-    fields = _parse(message.content, MAX_SIZE)
-    rebuilt = rebuild(fields, asked)
-    if rebuilt is None:
-        return None
-    if rebuilt is fields:
-        return message
-    return replace(message, content=json.dumps(rebuilt).encode())
+    rebuilt = rebuild(_parse(message.content), asked)
+    return None if rebuilt is None else replace(message, content=json.dumps(rebuilt).encode())
 
 
 def opens_widget(content: Part) -> bool:
@@ -132,29 +116,36 @@ def opens_widget(content: Part) -> bool:
     )
 
 
-def _guard_status(message: WireMessage) -> WireMessage | None:
-    if len(message.content) < MAX_NAME and bytes(message.content) in USUAL_STATES:
-        return message
-    state = _parse(message.content, MAX_NAME).get("execution_state")
-    if state not in STATES:
-        return None
-    return replace(message, content=json.dumps({"execution_state": state}).encode())
-
-
 # -- one function for each kind: from the fields of a content to those that front ends get ---------
+
+
+def _status(fields: Fields, _: Asked) -> Fields | None:
+    state = fields.get("execution_state")
+    return {"execution_state": state} if state in STATES else None
+
+
+def _input_of_cell(fields: Fields, _: Asked) -> Fields | None:
+    code = fields.get("code")
+    if not isinstance(code, str):
+        return None
+    return {"code": code, "execution_count": _number(fields, "execution_count")}
 
 
 def _execute(fields: Fields, asked: Asked) -> Fields:
     if not fields:
         text = "The reply was left out: it is no JSON, or too large."
         return {"status": "error", "ename": "KernelReply", "evalue": text, "traceback": []}
-    payloads = fields.get("payload")
-    if payloads in ([], None):
-        return fields
-    if not isinstance(payloads, list):
-        return fields | {"payload": []}
-    checked = (_payload(it, asked) for it in payloads[:MAX_LINKS] if isinstance(it, dict))
-    return fields | {"payload": [it for it in checked if it is not None]}
+    rebuilt = dict(fields)
+    if "payload" in fields:
+        checked = (_payload(it, asked) for it in _dicts(fields["payload"])[:MAX_LINKS])
+        rebuilt["payload"] = [it for it in checked if it is not None]
+    if "user_expressions" in fields:
+        rebuilt["user_expressions"] = {
+            name: it | {"data": _help(it.get("data")) or {}, "metadata": {}}
+            for name, it in _dict(fields, "user_expressions").items()
+            if isinstance(it, dict)
+        }
+    return rebuilt
 
 
 def _payload(fields: Fields, asked: Asked) -> Fields | None:
@@ -176,10 +167,9 @@ def _payload(fields: Fields, asked: Asked) -> Fields | None:
 def _complete(fields: Fields, asked: Asked) -> Fields:
     begin = min(max(_number(fields, "cursor_start"), asked.line_begin), asked.cursor)
     end = min(max(_number(fields, "cursor_end"), asked.cursor), asked.line_end)
-    matches, types = fields.get("matches"), fields.get("metadata")
-    matches = matches if isinstance(matches, list) else []
-    types = types.get("_jupyter_types_experimental") if isinstance(types, dict) else None
-    if not isinstance(types, list) or len(types) != len(matches):
+    matches = _list(fields, "matches")
+    types = _list(_dict(fields, "metadata"), "_jupyter_types_experimental")
+    if len(types) != len(matches):
         types = [None] * len(matches)
     kept = [
         (match, kind)
@@ -227,7 +217,6 @@ def _input(fields: Fields, _: Asked) -> Fields:
 
 
 def _info(fields: Fields, _: Asked) -> Fields:
-    features = fields.get("supported_features")
     version = _text(fields, "protocol_version", 10)
     info = {
         "status": "ok",
@@ -239,17 +228,15 @@ def _info(fields: Fields, _: Asked) -> Fields:
         "help_links": _links(fields.get("help_links")),
         "language_info": clean_language(fields.get("language_info")),
     }
-    if isinstance(features, list):
-        info["supported_features"] = [
-            it for it in features[:MAX_LINKS] if isinstance(it, str) and _NAME.fullmatch(it)
-        ]
+    if "supported_features" in fields:
+        found = _list(fields, "supported_features")[:MAX_LINKS]
+        info["supported_features"] = [it for it in found if _is_name(it)]
     return info
 
 
 def _links(links: object) -> list[Fields]:
     found = []
-    for link in links if isinstance(links, list) else ():
-        fields = link if isinstance(link, dict) else {}
+    for fields in _dicts(links):
         text, url = _text(fields, "text", 100), _text(fields, "url", 300)
         try:
             parts = urlsplit(url)
@@ -298,8 +285,8 @@ def _debug(fields: Fields, _: Asked) -> Fields:
     if not fields:
         text = "The debugger's answer was left out: it is no JSON, or too large."
         return {"type": "response", "success": False, "message": text, "body": {}}
-    body = fields.get("body")
-    if isinstance(body, dict) and "data" in body:  # a variable, which is drawn as if trusted
+    body = _dict(fields, "body")
+    if "data" in body:  # a variable, which is drawn as if trusted
         fields = fields | {"body": body | {"data": _help(body["data"]) or {}, "metadata": {}}}
     return fields
 
@@ -315,24 +302,20 @@ def _is_complete(fields: Fields, _: Asked) -> Fields:
 
 
 def _history(fields: Fields, _: Asked) -> Fields:
-    history = fields.get("history")
-    return {"status": "ok", "history": history if isinstance(history, list) else []}
+    return {"status": "ok", "history": _list(fields, "history")}
 
 
 def _comm_info(fields: Fields, _: Asked) -> Fields:
-    comms = fields.get("comms")
-    known = comms.items() if isinstance(comms, dict) else ()
-    return {
-        "status": "ok",
-        "comms": {
-            name: {"target_name": WIDGETS}
-            for name, it in known
-            if isinstance(it, dict) and it.get("target_name") == WIDGETS
-        },
-    }
+    known = _dict(fields, "comms").items()
+    found = [
+        name for name, it in known if isinstance(it, dict) and it.get("target_name") == WIDGETS
+    ]
+    return {"status": "ok", "comms": {name: {"target_name": WIDGETS} for name in found}}
 
 
 _REBUILD: dict[str, Callable[[Fields, Asked], Fields | None]] = {
+    "status": _status,
+    "execute_input": _input_of_cell,
     "execute_reply": _execute,
     "complete_reply": _complete,
     "inspect_reply": _inspect,
@@ -346,10 +329,10 @@ _REBUILD: dict[str, Callable[[Fields, Asked], Fields | None]] = {
 }
 
 
-def _parse(data: Part, limit: int) -> Fields:
+def _parse(data: Part) -> Fields:
     """Parse an object; one that is none, or over the limits, is empty."""
     try:
-        value = parse_json(data, limit, MAX_VALUES)
+        value = parse_json(data, MAX_SIZE, MAX_VALUES)
     except JsonError:
         return {}
     return value if isinstance(value, dict) else {}
@@ -358,6 +341,20 @@ def _parse(data: Part, limit: int) -> Fields:
 def _text(fields: Fields, name: str, limit: int) -> str:
     value = fields.get(name)
     return value[:limit] if isinstance(value, str) else ""
+
+
+def _dict(fields: Fields, name: str) -> Fields:
+    value = fields.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _list(fields: Fields, name: str) -> list[Any]:
+    value = fields.get(name)
+    return value if isinstance(value, list) else []
+
+
+def _dicts(value: object) -> list[Fields]:
+    return [it for it in value if isinstance(it, dict)] if isinstance(value, list) else []
 
 
 def _number(fields: Fields, name: str) -> int:
