@@ -14,7 +14,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import urlsplit
 
 from gvisor_kernel.bridge.wire import WireMessage
 from gvisor_kernel.link.frames import Part
@@ -26,7 +25,7 @@ MAX_SIZE = 2 * 1024 * 1024
 MAX_VALUES = 50_000
 """Values in it, which bound the time to parse it: 10 ms."""
 MAX_CELL = 256 * 1024
-"""Characters of a text for a cell, as of ``%load``."""
+"""Characters of a text for a cell, as of ``%load``, and bytes of a cell that may ask for it."""
 MAX_BANNER, MAX_PROMPT, MAX_NAME = 16_000, 2000, 1000
 MAX_MATCHES = 5000
 MAX_LINKS = 20
@@ -35,17 +34,18 @@ STATES = ("busy", "idle", "starting")
 """What a kernel may say of itself; that it is dead or restarts is for its server to say."""
 EXPORTERS = ("python", "script")
 """Of nbconvert. Any other name would be imported on the host, or run a browser or TeX."""
-DOCUMENTATION = (
-    *("docs.python.org", "ipython.org", "numpy.org", "docs.scipy.org", "matplotlib.org"),
-    *("pandas.pydata.org", "docs.sympy.org", "docs.deno.com", "docs.oracle.com", "www.gnu.org"),
-)
-"""Sites to which a kernel's entries of the menu Help may lead: it makes up the address."""
-
 _ASKS_TEXT = re.compile(rb'(?:%|"|\\n)(?:loadpy|load|recall|rep)\b|set_next_input')
 _ASKS_END = re.compile(rb"\b(?:exit|quit)\b")
 _NAME = re.compile(r"[\w.+#/ -]{1,100}", re.ASCII)
+_LEXER = re.compile(r"[\w.+#-]{1,100}", re.ASCII)
 _MIME = re.compile(r"[\w.+-]{1,60}/[\w.+-]{1,60}", re.ASCII)
 _EXTENSION = re.compile(r"\.[A-Za-z0-9]{1,10}")
+_DOCUMENTATION = re.compile(
+    r"https://(?:docs\.(?:python|scipy|sympy)\.org|(?:ipython|numpy|matplotlib)\.org|docs\.deno\.com"
+    r"|ipython\.readthedocs\.io|pandas\.pydata\.org|docs\.oracle\.com|www\.gnu\.org)(?:/[\w./#-]{0,200})?",
+    re.ASCII,
+)
+"""Where a kernel's entries of the menu Help may lead: it makes up the address."""
 _ESCAPED = re.compile(rb"\\u00[2-7]")
 
 
@@ -70,7 +70,7 @@ def read_request(message: WireMessage) -> Asked:
 
     :raises WireError: when its header cannot be parsed
     """
-    if message.kind == "execute_request" and len(message.content) <= MAX_SIZE:
+    if message.kind == "execute_request" and len(message.content) <= MAX_CELL:
         data = bytes(message.content)
         return Asked(text=bool(_ASKS_TEXT.search(data)), end=bool(_ASKS_END.search(data)))
     if message.kind == "complete_request":
@@ -141,7 +141,7 @@ def _execute(fields: Fields, asked: Asked) -> Fields:
         rebuilt["payload"] = [it for it in checked if it is not None]
     if "user_expressions" in fields:
         rebuilt["user_expressions"] = {
-            name: it | {"data": _help(it.get("data")) or {}, "metadata": {}}
+            name: it | {"data": _help(it), "metadata": {}}
             for name, it in _dict(fields, "user_expressions").items()
             if isinstance(it, dict)
         }
@@ -152,8 +152,8 @@ def _payload(fields: Fields, asked: Asked) -> Fields | None:
     """Return a payload that may pass; ``edit`` would open a file of the host."""
     source = fields.get("source")
     if source == "page":
-        data, start = _help(fields.get("data")), max(0, _number(fields, "start"))
-        return None if data is None else {"source": "page", "start": start, "data": data}
+        data, start = _help(fields), max(0, _number(fields, "start"))
+        return {"source": "page", "start": start, "data": data} if data else None
     if source == "set_next_input" and asked.text:
         text = fields.get("text")
         if isinstance(text, str) and len(text) <= MAX_CELL:
@@ -189,26 +189,25 @@ def _complete(fields: Fields, asked: Asked) -> Fields:
 
 def _completion(match: str, kind: object, begin: int, end: int) -> Fields:
     found = kind if isinstance(kind, dict) else {}
-    described = {"start": begin, "end": end, "text": match}
-    for name, limit in (("type", 50), ("signature", MAX_NAME)):
-        described[name] = printable_name(_text(found, name, limit))
-    return described
+    shown = {
+        name: printable_name(_text(found, name, limit))
+        for name, limit in (("type", 50), ("signature", MAX_NAME))
+    }
+    return {"start": begin, "end": end, "text": match, **shown}
 
 
 def _inspect(fields: Fields, _: Asked) -> Fields:
-    data = _help(fields.get("data"))
-    found = fields.get("found") is True and data is not None
-    return {"status": "ok", "found": found, "data": data or {}, "metadata": {}}
+    data = _help(fields)
+    found = fields.get("found") is True and bool(data)
+    return {"status": "ok", "found": found, "data": data, "metadata": {}}
 
 
-def _help(data: object) -> Fields | None:
-    """Return help as text alone: it is drawn where nobody expects a page."""
-    if not isinstance(data, dict):
-        return None
-    for kind in ("text/plain", "text/markdown"):
-        if isinstance(data.get(kind), str):
-            return {"text/plain": data[kind]}
-    return None
+def _help(fields: Fields) -> Fields:
+    """Return the text alone of a bundle: it is drawn where nobody expects a page."""
+    data = _dict(fields, "data")
+    texts = (data.get(kind) for kind in ("text/plain", "text/markdown"))
+    found = next((it for it in texts if isinstance(it, str)), None)
+    return {} if found is None else {"text/plain": found}
 
 
 def _input(fields: Fields, _: Asked) -> Fields:
@@ -225,26 +224,17 @@ def _info(fields: Fields, _: Asked) -> Fields:
         "implementation_version": printable_name(_text(fields, "implementation_version", 100)),
         "banner": _clean(_text(fields, "banner", MAX_BANNER))[:MAX_BANNER],
         "debugger": fields.get("debugger") is True,
-        "help_links": _links(fields.get("help_links")),
+        "help_links": [
+            {"text": printable_name(_text(it, "text", 100)), "url": it["url"]}
+            for it in _dicts(fields.get("help_links"))
+            if _text(it, "text", 100) and _matches(_DOCUMENTATION, it.get("url"))
+        ][:MAX_LINKS],
         "language_info": clean_language(fields.get("language_info")),
     }
     if "supported_features" in fields:
         found = _list(fields, "supported_features")[:MAX_LINKS]
-        info["supported_features"] = [it for it in found if _is_name(it)]
+        info["supported_features"] = [it for it in found if _matches(_NAME, it)]
     return info
-
-
-def _links(links: object) -> list[Fields]:
-    found = []
-    for fields in _dicts(links):
-        text, url = _text(fields, "text", 100), _text(fields, "url", 300)
-        try:
-            parts = urlsplit(url)
-        except ValueError:
-            continue
-        if text and parts.scheme == "https" and parts.netloc in DOCUMENTATION:
-            found.append({"text": printable_name(text), "url": printable_name(url)})
-    return found[:MAX_LINKS]
 
 
 def clean_language(info: object) -> Fields:
@@ -254,31 +244,23 @@ def clean_language(info: object) -> Fields:
     """
     fields = info if isinstance(info, dict) else {}
     forms = {
-        **dict.fromkeys(("name", "version", "pygments_lexer"), _NAME),
-        "mimetype": _MIME,
-        "file_extension": _EXTENSION,
+        **{"name": _NAME, "version": _NAME, "pygments_lexer": _LEXER},
+        **{"mimetype": _MIME, "file_extension": _EXTENSION},
     }
-    cleaned: Fields = {
-        name: fields[name]
-        for name, form in forms.items()
-        if isinstance(fields.get(name), str) and form.fullmatch(fields[name])
-    }
-    if ".." in cleaned.get("pygments_lexer", ""):
-        del cleaned["pygments_lexer"]
+    cleaned = {name: fields[name] for name in forms if _matches(forms[name], fields.get(name))}
     if fields.get("nbconvert_exporter") in EXPORTERS:
         cleaned["nbconvert_exporter"] = fields["nbconvert_exporter"]
     mode = fields.get("codemirror_mode")
     if isinstance(mode, dict):
-        mode = {key: it for key, it in mode.items() if key in ("name", "version", "typescript")}
-        if all(isinstance(it, bool | int) or _is_name(it) for it in mode.values()):
-            cleaned["codemirror_mode"] = mode
-    elif _is_name(mode):
+        mode = {
+            key: it
+            for key, it in mode.items()
+            if key in ("name", "version", "typescript")
+            and (isinstance(it, int) or _matches(_NAME, it))
+        }
+    if mode and (isinstance(mode, dict) or _matches(_NAME, mode)):
         cleaned["codemirror_mode"] = mode
     return {"name": "", **cleaned}
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and _NAME.fullmatch(value) is not None
 
 
 def _debug(fields: Fields, _: Asked) -> Fields:
@@ -287,7 +269,7 @@ def _debug(fields: Fields, _: Asked) -> Fields:
         return {"type": "response", "success": False, "message": text, "body": {}}
     body = _dict(fields, "body")
     if "data" in body:  # a variable, which is drawn as if trusted
-        fields = fields | {"body": body | {"data": _help(body["data"]) or {}, "metadata": {}}}
+        fields = fields | {"body": body | {"data": _help(body), "metadata": {}}}
     return fields
 
 
@@ -341,6 +323,10 @@ def _parse(data: Part) -> Fields:
 def _text(fields: Fields, name: str, limit: int) -> str:
     value = fields.get(name)
     return value[:limit] if isinstance(value, str) else ""
+
+
+def _matches(form: re.Pattern[str], value: object) -> bool:
+    return isinstance(value, str) and form.fullmatch(value) is not None
 
 
 def _dict(fields: Fields, name: str) -> Fields:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
 from tornado.routing import Matcher, Rule
-from tornado.web import Application, OutputTransform, RequestHandler
+from tornado.web import Application, ErrorHandler, OutputTransform
 
 READ = ("GET", "HEAD")
 OPEN: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -42,6 +42,7 @@ LONELY = {
     "X-Content-Type-Options": "nosniff",
 }
 """Headers of an answer that has no policy of its own."""
+NOT_FOUND = {"status_code": 404}
 CLOSED = "gvisor_kernel_closed"
 """The setting of the server's application that is true then."""
 _OPEN = [(frozenset(methods), re.compile(pattern)) for methods, pattern in OPEN]
@@ -63,14 +64,6 @@ class _Closed(Matcher):
         return None if is_open else {}
 
 
-class ClosedHandler(RequestHandler):
-    """Answers 404, whoever asks."""
-
-    def prepare(self) -> None:
-        self.set_status(404)
-        self.finish({"message": "This server is closed: it does not have this route."})
-
-
 class _Policy(OutputTransform):
     """Gives a policy to answers that have none."""
 
@@ -90,4 +83,4 @@ def close_routes(application: Application, base_url: str) -> None:
     """Let the server answer 404 for all that is not in the list. Call it before it listens."""
     application.add_transform(_Policy)
     application.settings[CLOSED] = True
-    application.default_router.rules.insert(0, Rule(_Closed(base_url), ClosedHandler))
+    application.default_router.rules.insert(0, Rule(_Closed(base_url), ErrorHandler, NOT_FOUND))
