@@ -44,6 +44,7 @@ LONG: dict[str, tuple[str, ...]] = {
         "a_disk_that_fails_at_any_call_leaves_each_file_old_or_new[13-EROFS",
     ),
     "docker/test_kernels.py": (
+        "cell_over_the_memory_limit_says_so",
         "container_that_differs_from_the_request_is_killed[fake_more_capabilities",
         "exited_kernel_restarts_in_its_sandbox",
         "failed_start_leaves_nothing[settings1",
@@ -86,6 +87,7 @@ LONG: dict[str, tuple[str, ...]] = {
         "a_sandbox_that_is_late_is_replaced_once[greet",
         "a_sandbox_that_is_late_is_replaced_once[sentry",
     ),
+    "faults/test_memory.py": ("kernel_over_memory_limit_is_killed[pages touched",),
     "faults/test_owner_death.py": ("killed_sandbox_process_ends_the_kernel[gofer",),
     "faults/test_scarce_descriptors.py": ("running_kernel_survives_without_descriptors",),
     "guest/test_egress_listener.py": (
@@ -98,6 +100,7 @@ LONG: dict[str, tuple[str, ...]] = {
     "images/test_bounds.py": ("each_of_many_opaque_folders_is_walked_once",),
     "jupyter/test_debugger.py": ("debug_info_and_variables_work_without_stop[restored",),
     "jupyter/test_default.py": ("kernels_of_running_servers_without_a_sandbox_are_named",),
+    "jupyter/test_forks.py": ("notebooks_run_in_forked_workers",),
     "jupyter/test_gvisor_sandbox.py": ("raw_questions_are_judged_on_the_host",),
     "jupyter/test_interrupt.py": (
         "interrupt_works_for_background_server[docker",
@@ -153,6 +156,7 @@ LONG: dict[str, tuple[str, ...]] = {
     ),
     "nodes/test_kernels.py": ("kernel_waits_for_resources_and_says_so",),
     "nodes/test_snapshots.py": ("first_start_is_cold_and_next_is_restored[ssh",),
+    "runtimes/test_inside.py": ("servers_umask_does_not_change_modes_inside[23",),
     "runtimes/test_owner_death.py": (
         "killed_owner_leaves_nothing[11",
         "killed_owner_leaves_nothing[15",
@@ -189,7 +193,7 @@ LONG: dict[str, tuple[str, ...]] = {
     "snapshots/test_snapshot_queue.py": (
         "builder_ends_with_its_server[killed with a child that stays",
         "failing_snapshot_is_tried_twice",
-        "program_leaves_its_builder_to_finish[True",
+        "program_leaves_its_builder_to_finish",
         "snapshots_are_made_one_at_a_time_with_low_priority",
         "store_removes_least_recently_used_snapshot",
     ),
