@@ -173,15 +173,10 @@ class OutputHandler(ArtifactHandler):
                 return content or b"", find_type(checked), tickets.seal(page, owner)
 
         content, kind, ticket = await self.work(read)
-        self._set_headers()
+        self.set_opaque()
         self.set_header("Gvisor-Kernel-Ticket", ticket)
         self.set_header("Gvisor-Kernel-Type", kind)
         self.finish(content, set_content_type="application/octet-stream")
-
-    def _set_headers(self) -> None:
-        self.set_header("Cache-Control", "no-store")
-        self.set_header("Content-Security-Policy", "sandbox; default-src 'none'")
-        self.set_header("X-Content-Type-Options", "nosniff")
 
     async def _download(self, where: Where) -> None:
         def begin() -> Any:
@@ -197,7 +192,7 @@ class OutputHandler(ArtifactHandler):
         stack, file, size = await self.work(begin)
         with stack:
             name = quote(where.path.rpartition("/")[2], safe="")
-            self._set_headers()
+            self.set_opaque()
             self.set_header("Content-Type", "application/octet-stream")
             self.set_header("Content-Disposition", f"attachment; filename*=UTF-8''{name}")
             left = size  # what is appended meanwhile is another download's

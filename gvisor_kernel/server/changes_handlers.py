@@ -82,10 +82,8 @@ class ContentHandler(ChangeHandler):
             raise web.HTTPError(409, error.fact) from error
         if content is None:
             raise web.HTTPError(404, "There is no such file on this side.")
-        self.set_header("Cache-Control", "no-store")
+        self.set_opaque()
         self.set_header("Content-Disposition", "attachment")
-        self.set_header("Content-Security-Policy", "sandbox; default-src 'none'")
-        self.set_header("X-Content-Type-Options", "nosniff")
         self.finish(content, set_content_type="application/octet-stream")
 
 

@@ -178,9 +178,7 @@ class FetchHandler(ArtifactHandler):
         from gvisor_kernel.egress.stream_client import AnswerBroken, asking
 
         self.set_header("Content-Type", "application/octet-stream")
-        self.set_header("Cache-Control", "no-store")
-        self.set_header("Content-Security-Policy", "sandbox; default-src 'none'")
-        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_opaque()
         self.set_header("X-Accel-Buffering", "no")  # a proxy before the server holds nothing back
         why = ""
         try:

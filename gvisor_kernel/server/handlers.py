@@ -51,6 +51,12 @@ class Handler(APIHandler):
         self.set_header("Cache-Control", "no-store")
         self.finish(document)
 
+    def set_opaque(self) -> None:
+        """Say that no cache keeps the answer, and that no browser shows it as a document."""
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("Content-Security-Policy", "sandbox; default-src 'none'")
+        self.set_header("X-Content-Type-Options", "nosniff")
+
     def read_body(self, limit: int) -> dict[str, Any]:
         """Return the body, a JSON object of at most ``limit`` bytes.
 

@@ -27,10 +27,7 @@ MAX_LIBRARY = 16 * 1024 * 1024
 VIS = tuple(f"pyvis/lib/vis-{version}/vis-network" for version in ("9.1.2", "9.0.4"))
 LDAVIS = tuple(f"pyLDAvis/js/ldavis{version}.js" for version in (".v3.0.0", ""))
 NBEXTENSIONS = {
-    **{
-        name: name
-        for name in ("anywidget", "bqplot", "bqscales", "ipycytoscape", "ipyvolume", "k3d")
-    },
+    **{it: it for it in ("anywidget", "bqplot", "bqscales", "ipycytoscape", "ipyvolume", "k3d")},
     **{"jupyter-leaflet": "ipyleaflet", "jupyter-matplotlib": "ipympl", "jupyter-vue": "ipyvue"},
     **{"jupyter-threejs": "pythreejs", "jupyter-vuetify": "ipyvuetify"},
     **{"jupyterlab-plotly": "plotly", "plotlywidget": "plotly"},
@@ -99,9 +96,8 @@ class LibraryHandler(ArtifactHandler):
             return text, hashlib.sha256(text).hexdigest()
 
         text, digest = await self.work(read)
+        self.set_opaque()
         self.set_header("Cache-Control", "private, no-cache")
-        self.set_header("Content-Security-Policy", "sandbox; default-src 'none'")
-        self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Etag", f'"{digest}"')
         if self.check_etag_header():
             self.set_status(304)
