@@ -24,8 +24,8 @@ OPEN: tuple[tuple[tuple[str, ...], str], ...] = (
     (READ, r"/|/api/?|/api/(status|me|spec\.yaml|config/\w+)|/favicon\.ico|/metrics"),
     (("POST",), r"/api/(shutdown|security/csp-report)"),
     (("GET", "POST"), r"/api/events(/subscribe)?|/login|/logout"),
-    # JupyterLab and Notebook 7, but for licenses, whose handler never answers a request that it
-    # refuses (jupyterlab_server 2.28): pages and what they are made of; settings of this person's pages.
+    # JupyterLab and Notebook 7: pages and what they are made of; settings of this person's pages.
+    # No licenses: their handler never answers what it refuses (jupyterlab_server 2.28).
     (READ, r"/(lab|doc|tree|notebooks|edit|consoles)(/(?!api/).*)?"),
     (READ, r"/(static|custom|logos)/.*"),
     (READ, r"/lab/api/(translations|themes|listings|schemas)(/.*)?"),
