@@ -44,6 +44,7 @@ LONG: dict[str, tuple[str, ...]] = {
         "a_disk_that_fails_at_any_call_leaves_each_file_old_or_new[13-EROFS",
     ),
     "docker/test_kernels.py": (
+        "cell_over_the_memory_limit_says_so",
         "container_that_differs_from_the_request_is_killed[fake_more_capabilities",
         "exited_kernel_restarts_in_its_sandbox",
         "failed_start_leaves_nothing[settings1",
@@ -86,6 +87,7 @@ LONG: dict[str, tuple[str, ...]] = {
         "a_sandbox_that_is_late_is_replaced_once[greet",
         "a_sandbox_that_is_late_is_replaced_once[sentry",
     ),
+    "faults/test_memory.py": ("kernel_over_memory_limit_is_killed[pages touched",),
     "faults/test_owner_death.py": ("killed_sandbox_process_ends_the_kernel[gofer",),
     "faults/test_scarce_descriptors.py": ("running_kernel_survives_without_descriptors",),
     "guest/test_egress_listener.py": (
@@ -98,6 +100,7 @@ LONG: dict[str, tuple[str, ...]] = {
     "images/test_bounds.py": ("each_of_many_opaque_folders_is_walked_once",),
     "jupyter/test_debugger.py": ("debug_info_and_variables_work_without_stop[restored",),
     "jupyter/test_default.py": ("kernels_of_running_servers_without_a_sandbox_are_named",),
+    "jupyter/test_forks.py": ("notebooks_run_in_forked_workers",),
     "jupyter/test_gvisor_sandbox.py": ("raw_questions_are_judged_on_the_host",),
     "jupyter/test_interrupt.py": (
         "interrupt_works_for_background_server[docker",
@@ -132,10 +135,14 @@ LONG: dict[str, tuple[str, ...]] = {
         "closing_descriptors_0_to_2_is_harmless[closed by Python",
         "interrupt_works_while_gil_is_held[a call of C-relay",
     ),
-    "kubernetes/test_ends.py": ("an_end_that_comes_late_is_told_to_nobody_else",),
+    "kubernetes/test_ends.py": (
+        "an_end_that_comes_late_is_told_to_nobody_else",
+        "the_command_kill_ends_a_pod_after_its_outputs_are_fetched",
+    ),
     "mcp/test_hostile.py": (
         "calls_beyond_the_limit_are_refused",
         "garbage_floods_and_long_lines_do_no_harm",
+        "nothing_but_messages_is_on_stdout",
     ),
     "mcp/test_stdio.py": ("sessions_that_are_not_used_end",),
     "nodes/test_copies.py": (
@@ -146,6 +153,7 @@ LONG: dict[str, tuple[str, ...]] = {
     ),
     "nodes/test_faults.py": (
         "client_is_killed[ssh",
+        "full_disk_of_the_node[slurm",
         "helper_is_killed[ssh",
         "job_is_cancelled",
         "network_is_cut_for_good",
@@ -153,6 +161,11 @@ LONG: dict[str, tuple[str, ...]] = {
     ),
     "nodes/test_kernels.py": ("kernel_waits_for_resources_and_says_so",),
     "nodes/test_snapshots.py": ("first_start_is_cold_and_next_is_restored[ssh",),
+    "runtimes/test_inside.py": ("servers_umask_does_not_change_modes_inside[23",),
+    "runtimes/test_outside.py": (
+        "start_that_fails_half_way_leaves_nothing[launch_plan.write_rootfs",
+        "start_that_fails_half_way_leaves_nothing[runtime.make_cgroup",
+    ),
     "runtimes/test_owner_death.py": (
         "killed_owner_leaves_nothing[11",
         "killed_owner_leaves_nothing[15",
@@ -164,6 +177,7 @@ LONG: dict[str, tuple[str, ...]] = {
     "security/test_link.py": ("random_frames_do_not_disturb_neighbour",),
     "security/test_races.py": (
         "swap_at_each_step_of_kernel_life_is_harmless",
+        "spare_of_swapped_folder_is_not_taken[plain",
         "swap_while_spare_is_taken_is_harmless[plain",
     ),
     "security/test_resources.py": (
@@ -180,16 +194,20 @@ LONG: dict[str, tuple[str, ...]] = {
         "xlsx_examples_work",
     ),
     "snapshots/test_damaged.py": (
+        "damaged_snapshot_makes_one_start_cold[a bit flipped",
         "damaged_snapshot_makes_one_start_cold[a file missing",
         "damaged_snapshot_makes_one_start_cold[truncated",
         "undamaged_copy_is_restored",
     ),
     "snapshots/test_editable.py": ("snapshot_covers_editable_installs",),
     "snapshots/test_languages.py": ("bash_kernels_are_restored",),
+    "snapshots/test_left_builder.py": (
+        "builder_ends_with_its_program_or_when_it_was_left_too_long[xfinish",
+    ),
     "snapshots/test_snapshot_queue.py": (
         "builder_ends_with_its_server[killed with a child that stays",
         "failing_snapshot_is_tried_twice",
-        "program_leaves_its_builder_to_finish[True",
+        "program_leaves_its_builder_to_finish",
         "snapshots_are_made_one_at_a_time_with_low_priority",
         "store_removes_least_recently_used_snapshot",
     ),

@@ -105,7 +105,7 @@ def test_error_contains_nothing_of_data() -> None:
 
 def find_parsers() -> set[str]:
     found = set()
-    for path in MODULES:
+    for path in (path for path in MODULES if "json.load" in path.read_text()):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in {"json.loads", "json.load"}:
                 found.add(str(path.relative_to(PACKAGE)))

@@ -15,8 +15,7 @@ NAMED = re.findall(
 
 @cache
 def functions_in(file: str) -> set[str]:
-    tree = ast.parse((PROJECT / file).read_text())
-    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    return set(re.findall(r"(?m)^ *def (\w+)\(", (PROJECT / file).read_text()))
 
 
 def test_threat_model_names_tests() -> None:

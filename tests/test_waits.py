@@ -12,7 +12,7 @@ from functools import cache
 
 import pytest
 
-from .test_style import MODULES, PACKAGE, tree_of
+from .test_style import MODULES, PACKAGE, text_of, tree_of
 
 BLOCKING = {"wait", "join", "result", "get", "acquire", "communicate"}
 """Methods that may wait for ever when called without arguments."""
@@ -288,7 +288,7 @@ ALLOWED_MODULES = {
 
 def is_unbounded(call: ast.Call) -> bool:
     """Whether a call may wait for ever, judged by its text."""
-    name = ast.unparse(call.func)
+    name = text_of(call.func)
     method, owner = name.rpartition(".")[2], name.rpartition(".")[0]
     words = {keyword.arg for keyword in call.keywords}
     bounded = bool(words & {"timeout", "seconds"})

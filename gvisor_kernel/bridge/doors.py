@@ -14,7 +14,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import urlsplit
 
 from gvisor_kernel.bridge.wire import WireMessage
 from gvisor_kernel.link.frames import Part
@@ -26,29 +25,27 @@ MAX_SIZE = 2 * 1024 * 1024
 MAX_VALUES = 50_000
 """Values in it, which bound the time to parse it: 10 ms."""
 MAX_CELL = 256 * 1024
-"""Characters of a text for a cell, as of ``%load``."""
+"""Characters of a text for a cell, as of ``%load``, and bytes of a cell that may ask for it."""
 MAX_BANNER, MAX_PROMPT, MAX_NAME = 16_000, 2000, 1000
 MAX_MATCHES = 5000
 MAX_LINKS = 20
 WIDGETS = "jupyter.widget"
 STATES = ("busy", "idle", "starting")
 """What a kernel may say of itself; that it is dead or restarts is for its server to say."""
-USUAL_STATES = frozenset(json.dumps({"execution_state": it}).encode() for it in STATES)
 EXPORTERS = ("python", "script")
 """Of nbconvert. Any other name would be imported on the host, or run a browser or TeX."""
-DOCUMENTATION = (
-    *("docs.python.org", "ipython.org", "numpy.org", "docs.scipy.org", "matplotlib.org"),
-    *("pandas.pydata.org", "docs.sympy.org", "docs.deno.com", "docs.oracle.com", "www.gnu.org"),
-)
-"""Sites to which a kernel's entries of the menu Help may lead: it makes up the address."""
-
-TEXT_WORDS = (b"load", b"recall", b"rep", b"set_next_input")
-END_WORDS = (b"exit", b"quit")
 _ASKS_TEXT = re.compile(rb'(?:%|"|\\n)(?:loadpy|load|recall|rep)\b|set_next_input')
 _ASKS_END = re.compile(rb"\b(?:exit|quit)\b")
 _NAME = re.compile(r"[\w.+#/ -]{1,100}", re.ASCII)
+_LEXER = re.compile(r"[\w.+#-]{1,100}", re.ASCII)
 _MIME = re.compile(r"[\w.+-]{1,60}/[\w.+-]{1,60}", re.ASCII)
 _EXTENSION = re.compile(r"\.[A-Za-z0-9]{1,10}")
+_DOCUMENTATION = re.compile(
+    r"https://(?:docs\.(?:python|scipy|sympy)\.org|(?:ipython|numpy|matplotlib)\.org|docs\.deno\.com"
+    r"|ipython\.readthedocs\.io|pandas\.pydata\.org|docs\.oracle\.com|www\.gnu\.org)(?:/[\w./#-]{0,200})?",
+    re.ASCII,
+)
+"""Where a kernel's entries of the menu Help may lead: it makes up the address."""
 _ESCAPED = re.compile(rb"\\u00[2-7]")
 
 
@@ -73,11 +70,11 @@ def read_request(message: WireMessage) -> Asked:
 
     :raises WireError: when its header cannot be parsed
     """
-    if message.kind == "execute_request":
+    if message.kind == "execute_request" and len(message.content) <= MAX_CELL:
         data = bytes(message.content)
-        return Asked(_mentions(data, TEXT_WORDS, _ASKS_TEXT), _mentions(data, END_WORDS, _ASKS_END))
+        return Asked(text=bool(_ASKS_TEXT.search(data)), end=bool(_ASKS_END.search(data)))
     if message.kind == "complete_request":
-        asked = _parse(message.content, MAX_SIZE)
+        asked = _parse(message.content)
         code, cursor = _text(asked, "code", MAX_SIZE), _number(asked, "cursor_pos")
         cursor = min(max(cursor, 0), len(code))
         end = code.find("\n", cursor)
@@ -89,31 +86,18 @@ def read_request(message: WireMessage) -> Asked:
     return NOTHING
 
 
-def _mentions(content: bytes, words: tuple[bytes, ...], pattern: re.Pattern[bytes]) -> bool:
-    """Search for ``pattern`` if ``content`` has one of ``words``, which is a tenth of the time."""
-    return any(word in content for word in words) and pattern.search(content) is not None
-
-
 def guard(message: WireMessage, asked: Asked) -> WireMessage | None:
     """Return ``message``, a kernel's, as front ends may have it; None if they must not.
 
     :raises WireError: when its header cannot be parsed
     """
-    kind = message.kind
-    if kind == "status":
-        return _guard_status(message)
-    if kind == "comm_open":
+    if message.kind == "comm_open":
         return message if opens_widget(message.content) else None
-    rebuild = _REBUILD.get(kind)
+    rebuild = _REBUILD.get(message.kind)
     if rebuild is None:
         return message
-    fields = _parse(message.content, MAX_SIZE)
-    rebuilt = rebuild(fields, asked)
-    if rebuilt is None:
-        return None
-    if rebuilt is fields:
-        return message
-    return replace(message, content=json.dumps(rebuilt).encode())
+    rebuilt = rebuild(_parse(message.content), asked)
+    return None if rebuilt is None else replace(message, content=json.dumps(rebuilt).encode())
 
 
 def opens_widget(content: Part) -> bool:
@@ -132,37 +116,44 @@ def opens_widget(content: Part) -> bool:
     )
 
 
-def _guard_status(message: WireMessage) -> WireMessage | None:
-    if len(message.content) < MAX_NAME and bytes(message.content) in USUAL_STATES:
-        return message
-    state = _parse(message.content, MAX_NAME).get("execution_state")
-    if state not in STATES:
-        return None
-    return replace(message, content=json.dumps({"execution_state": state}).encode())
-
-
 # -- one function for each kind: from the fields of a content to those that front ends get ---------
+
+
+def _status(fields: Fields, _: Asked) -> Fields | None:
+    state = fields.get("execution_state")
+    return {"execution_state": state} if state in STATES else None
+
+
+def _input_of_cell(fields: Fields, _: Asked) -> Fields | None:
+    code = fields.get("code")
+    if not isinstance(code, str):
+        return None
+    return {"code": code, "execution_count": _number(fields, "execution_count")}
 
 
 def _execute(fields: Fields, asked: Asked) -> Fields:
     if not fields:
         text = "The reply was left out: it is no JSON, or too large."
         return {"status": "error", "ename": "KernelReply", "evalue": text, "traceback": []}
-    payloads = fields.get("payload")
-    if payloads in ([], None):
-        return fields
-    if not isinstance(payloads, list):
-        return fields | {"payload": []}
-    checked = (_payload(it, asked) for it in payloads[:MAX_LINKS] if isinstance(it, dict))
-    return fields | {"payload": [it for it in checked if it is not None]}
+    rebuilt = dict(fields)
+    if "payload" in fields:
+        checked = (_payload(it, asked) for it in _dicts(fields["payload"])[:MAX_LINKS])
+        rebuilt["payload"] = [it for it in checked if it is not None]
+    if "user_expressions" in fields:
+        rebuilt["user_expressions"] = {
+            name: it | {"data": _help(it), "metadata": {}}
+            for name, it in _dict(fields, "user_expressions").items()
+            if isinstance(it, dict)
+        }
+    return rebuilt
 
 
 def _payload(fields: Fields, asked: Asked) -> Fields | None:
     """Return a payload that may pass; ``edit`` would open a file of the host."""
     source = fields.get("source")
     if source == "page":
-        data, start = _help(fields.get("data")), max(0, _number(fields, "start"))
-        return None if data is None else {"source": "page", "start": start, "data": data}
+        data, start = _help(fields), max(0, _number(fields, "start"))
+        return {"source": "page", "start": start, "data": data} if data else None
     if source == "set_next_input" and asked.text:
         text = fields.get("text")
         if isinstance(text, str) and len(text) <= MAX_CELL:
@@ -176,10 +167,9 @@ def _payload(fields: Fields, asked: Asked) -> Fields | None:
 def _complete(fields: Fields, asked: Asked) -> Fields:
     begin = min(max(_number(fields, "cursor_start"), asked.line_begin), asked.cursor)
     end = min(max(_number(fields, "cursor_end"), asked.cursor), asked.line_end)
-    matches, types = fields.get("matches"), fields.get("metadata")
-    matches = matches if isinstance(matches, list) else []
-    types = types.get("_jupyter_types_experimental") if isinstance(types, dict) else None
-    if not isinstance(types, list) or len(types) != len(matches):
+    matches = _list(fields, "matches")
+    types = _list(_dict(fields, "metadata"), "_jupyter_types_experimental")
+    if len(types) != len(matches):
         types = [None] * len(matches)
     kept = [
         (match, kind)
@@ -199,26 +189,25 @@ def _complete(fields: Fields, asked: Asked) -> Fields:
 
 def _completion(match: str, kind: object, begin: int, end: int) -> Fields:
     found = kind if isinstance(kind, dict) else {}
-    described = {"start": begin, "end": end, "text": match}
-    for name, limit in (("type", 50), ("signature", MAX_NAME)):
-        described[name] = printable_name(_text(found, name, limit))
-    return described
+    shown = {
+        name: printable_name(_text(found, name, limit))
+        for name, limit in (("type", 50), ("signature", MAX_NAME))
+    }
+    return {"start": begin, "end": end, "text": match, **shown}
 
 
 def _inspect(fields: Fields, _: Asked) -> Fields:
-    data = _help(fields.get("data"))
-    found = fields.get("found") is True and data is not None
-    return {"status": "ok", "found": found, "data": data or {}, "metadata": {}}
+    data = _help(fields)
+    found = fields.get("found") is True and bool(data)
+    return {"status": "ok", "found": found, "data": data, "metadata": {}}
 
 
-def _help(data: object) -> Fields | None:
-    """Return help as text alone: it is drawn where nobody expects a page."""
-    if not isinstance(data, dict):
-        return None
-    for kind in ("text/plain", "text/markdown"):
-        if isinstance(data.get(kind), str):
-            return {"text/plain": data[kind]}
-    return None
+def _help(fields: Fields) -> Fields:
+    """Return the text alone of a bundle: it is drawn where nobody expects a page."""
+    data = _dict(fields, "data")
+    texts = (data.get(kind) for kind in ("text/plain", "text/markdown"))
+    found = next((it for it in texts if isinstance(it, str)), None)
+    return {} if found is None else {"text/plain": found}
 
 
 def _input(fields: Fields, _: Asked) -> Fields:
@@ -227,7 +216,6 @@ def _input(fields: Fields, _: Asked) -> Fields:
 
 
 def _info(fields: Fields, _: Asked) -> Fields:
-    features = fields.get("supported_features")
     version = _text(fields, "protocol_version", 10)
     info = {
         "status": "ok",
@@ -236,28 +224,17 @@ def _info(fields: Fields, _: Asked) -> Fields:
         "implementation_version": printable_name(_text(fields, "implementation_version", 100)),
         "banner": _clean(_text(fields, "banner", MAX_BANNER))[:MAX_BANNER],
         "debugger": fields.get("debugger") is True,
-        "help_links": _links(fields.get("help_links")),
+        "help_links": [
+            {"text": printable_name(_text(it, "text", 100)), "url": it["url"]}
+            for it in _dicts(fields.get("help_links"))
+            if _text(it, "text", 100) and _matches(_DOCUMENTATION, it.get("url"))
+        ][:MAX_LINKS],
         "language_info": clean_language(fields.get("language_info")),
     }
-    if isinstance(features, list):
-        info["supported_features"] = [
-            it for it in features[:MAX_LINKS] if isinstance(it, str) and _NAME.fullmatch(it)
-        ]
+    if "supported_features" in fields:
+        found = _list(fields, "supported_features")[:MAX_LINKS]
+        info["supported_features"] = [it for it in found if _matches(_NAME, it)]
     return info
-
-
-def _links(links: object) -> list[Fields]:
-    found = []
-    for link in links if isinstance(links, list) else ():
-        fields = link if isinstance(link, dict) else {}
-        text, url = _text(fields, "text", 100), _text(fields, "url", 300)
-        try:
-            parts = urlsplit(url)
-        except ValueError:
-            continue
-        if text and parts.scheme == "https" and parts.netloc in DOCUMENTATION:
-            found.append({"text": printable_name(text), "url": printable_name(url)})
-    return found[:MAX_LINKS]
 
 
 def clean_language(info: object) -> Fields:
@@ -267,40 +244,32 @@ def clean_language(info: object) -> Fields:
     """
     fields = info if isinstance(info, dict) else {}
     forms = {
-        **dict.fromkeys(("name", "version", "pygments_lexer"), _NAME),
-        "mimetype": _MIME,
-        "file_extension": _EXTENSION,
+        **{"name": _NAME, "version": _NAME, "pygments_lexer": _LEXER},
+        **{"mimetype": _MIME, "file_extension": _EXTENSION},
     }
-    cleaned: Fields = {
-        name: fields[name]
-        for name, form in forms.items()
-        if isinstance(fields.get(name), str) and form.fullmatch(fields[name])
-    }
-    if ".." in cleaned.get("pygments_lexer", ""):
-        del cleaned["pygments_lexer"]
+    cleaned = {name: fields[name] for name in forms if _matches(forms[name], fields.get(name))}
     if fields.get("nbconvert_exporter") in EXPORTERS:
         cleaned["nbconvert_exporter"] = fields["nbconvert_exporter"]
     mode = fields.get("codemirror_mode")
     if isinstance(mode, dict):
-        mode = {key: it for key, it in mode.items() if key in ("name", "version", "typescript")}
-        if all(isinstance(it, bool | int) or _is_name(it) for it in mode.values()):
-            cleaned["codemirror_mode"] = mode
-    elif _is_name(mode):
+        mode = {
+            key: it
+            for key, it in mode.items()
+            if key in ("name", "version", "typescript")
+            and (isinstance(it, int) or _matches(_NAME, it))
+        }
+    if mode and (isinstance(mode, dict) or _matches(_NAME, mode)):
         cleaned["codemirror_mode"] = mode
     return {"name": "", **cleaned}
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and _NAME.fullmatch(value) is not None
 
 
 def _debug(fields: Fields, _: Asked) -> Fields:
     if not fields:
         text = "The debugger's answer was left out: it is no JSON, or too large."
         return {"type": "response", "success": False, "message": text, "body": {}}
-    body = fields.get("body")
-    if isinstance(body, dict) and "data" in body:  # a variable, which is drawn as if trusted
-        fields = fields | {"body": body | {"data": _help(body["data"]) or {}, "metadata": {}}}
+    body = _dict(fields, "body")
+    if "data" in body:  # a variable, which is drawn as if trusted
+        fields = fields | {"body": body | {"data": _help(body), "metadata": {}}}
     return fields
 
 
@@ -315,24 +284,20 @@ def _is_complete(fields: Fields, _: Asked) -> Fields:
 
 
 def _history(fields: Fields, _: Asked) -> Fields:
-    history = fields.get("history")
-    return {"status": "ok", "history": history if isinstance(history, list) else []}
+    return {"status": "ok", "history": _list(fields, "history")}
 
 
 def _comm_info(fields: Fields, _: Asked) -> Fields:
-    comms = fields.get("comms")
-    known = comms.items() if isinstance(comms, dict) else ()
-    return {
-        "status": "ok",
-        "comms": {
-            name: {"target_name": WIDGETS}
-            for name, it in known
-            if isinstance(it, dict) and it.get("target_name") == WIDGETS
-        },
-    }
+    known = _dict(fields, "comms").items()
+    found = [
+        name for name, it in known if isinstance(it, dict) and it.get("target_name") == WIDGETS
+    ]
+    return {"status": "ok", "comms": {name: {"target_name": WIDGETS} for name in found}}
 
 
 _REBUILD: dict[str, Callable[[Fields, Asked], Fields | None]] = {
+    "status": _status,
+    "execute_input": _input_of_cell,
     "execute_reply": _execute,
     "complete_reply": _complete,
     "inspect_reply": _inspect,
@@ -346,10 +311,10 @@ _REBUILD: dict[str, Callable[[Fields, Asked], Fields | None]] = {
 }
 
 
-def _parse(data: Part, limit: int) -> Fields:
+def _parse(data: Part) -> Fields:
     """Parse an object; one that is none, or over the limits, is empty."""
     try:
-        value = parse_json(data, limit, MAX_VALUES)
+        value = parse_json(data, MAX_SIZE, MAX_VALUES)
     except JsonError:
         return {}
     return value if isinstance(value, dict) else {}
@@ -358,6 +323,24 @@ def _parse(data: Part, limit: int) -> Fields:
 def _text(fields: Fields, name: str, limit: int) -> str:
     value = fields.get(name)
     return value[:limit] if isinstance(value, str) else ""
+
+
+def _matches(form: re.Pattern[str], value: object) -> bool:
+    return isinstance(value, str) and form.fullmatch(value) is not None
+
+
+def _dict(fields: Fields, name: str) -> Fields:
+    value = fields.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _list(fields: Fields, name: str) -> list[Any]:
+    value = fields.get(name)
+    return value if isinstance(value, list) else []
+
+
+def _dicts(value: object) -> list[Fields]:
+    return [it for it in value if isinstance(it, dict)] if isinstance(value, list) else []
 
 
 def _number(fields: Fields, name: str) -> int:

@@ -46,7 +46,7 @@ The server shows this folder alone, without links and hidden files, starts no ke
 sandboxes, has no terminals and no other extensions, and listens on this machine only. It reads
 nothing of your Jupyter configuration but the sections GVisorProvisioner, GVisorEgress and
 GVisorServer; settings that you change in its page end with it. More options are those of Jupyter,
-as --ServerApp.base_url=/x/: one that would open the server again is refused. Ctrl-C twice ends it.
+as --ServerApp.base_url=/x/, but for those that could open the server again. Ctrl-C twice ends it.
 """
 
 

@@ -21,7 +21,7 @@ def run_lab(arguments: argparse.Namespace) -> int:
             f"{shlex.quote(sys.executable)} -m pip install jupyterlab",
         )
     from gvisor_kernel.lab import application
-    from gvisor_kernel.lab.options import parse_options
+    from gvisor_kernel.lab.policy import parse_options
 
     options = parse_options(arguments.rest)
     if arguments.port is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,17 +85,20 @@ def find_unsandboxed(configured: bool = True) -> list[str]:
     application = _Configuration()
     if configured:
         application.load_config_file()
-    default = KernelProvisionerFactory(parent=application).default_provisioner_name
-    names = []
-    for name, folder in KernelSpecManager(parent=application).find_kernel_specs().items():
-        try:
-            kernel_spec = KernelSpec.from_resource_dir(folder)
-        except (OSError, ValueError, TypeError, TraitError):
-            continue
-        stanza = kernel_spec.metadata.get("kernel_provisioner", {})
-        if stanza.get("provisioner_name", default) != PROVISIONER:
-            names.append(name)
-    return sorted(names)
+    manager = KernelSpecManager(parent=application)
+    return sorted(name for name, (_, is_ours) in read_kernelspecs(manager).items() if not is_ours)
+
+
+def read_kernelspecs(manager: KernelSpecManager) -> dict[str, tuple[KernelSpec, bool]]:
+    """Return each kernelspec that can be read, and whether its kernels start in sandboxes."""
+    default = KernelProvisionerFactory(parent=manager.parent).default_provisioner_name
+    found = {}
+    for name, folder in manager.find_kernel_specs().items():
+        with suppress(OSError, ValueError, TypeError, AttributeError, TraitError):
+            spec = KernelSpec.from_resource_dir(folder)
+            stanza = spec.metadata.get("kernel_provisioner", {})
+            found[name] = (spec, stanza.get("provisioner_name", default) == PROVISIONER)
+    return found
 
 
 def read_configuration() -> Config:

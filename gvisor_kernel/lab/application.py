@@ -11,7 +11,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -19,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from jupyter_client.connect import LocalPortCache
 from jupyter_core.paths import jupyter_config_dir, jupyter_data_dir, jupyter_runtime_dir
 from jupyter_server.serverapp import ServerApp
 from traitlets.config import Config
@@ -77,10 +77,9 @@ def check_folder(path: str) -> Path:
         )
     own = (jupyter_config_dir(), jupyter_data_dir(), jupyter_runtime_dir(), sys.prefix)
     for place in {Path(place).resolve() for place in (*own, *filter(None, sys.path))}:
-        is_below = place.is_relative_to(folder)
-        below = place.relative_to(folder).parts if is_below else ()
-        is_shown = is_below and not any(part.startswith(".") for part in below)
-        if is_shown or folder.is_relative_to(place):
+        below = place.relative_to(folder).parts if place.is_relative_to(folder) else (".",)
+        is_hidden = any(part.startswith(".") for part in below)
+        if folder.is_relative_to(place) or not is_hidden:
             raise GvisorKernelError(
                 f"{folder} is, has or lies in {place}, from which programs of this machine run.",
                 "name a folder that has only what you want to open.",
@@ -98,7 +97,8 @@ def make_config(folder: Path, private: Path) -> Config:
     server.root_dir = str(folder)
     server.default_url = "/lab"
     server.ip = "127.0.0.1"
-    server.port = find_port()
+    # Not Jupyter's 8888: a page that stays open would be a page of the next server there.
+    server.port = LocalPortCache.instance().find_available_port("127.0.0.1")
     server.allow_remote_access = False  # another name for this machine is refused
     server.allow_root = os.geteuid() == 0
     server.allow_unauthenticated_access = False
@@ -110,16 +110,6 @@ def make_config(folder: Path, private: Path) -> Config:
     config.LabApp.user_settings_dir = str(private / "settings")
     config.LabApp.workspaces_dir = str(private / "workspaces")
     return config
-
-
-def find_port() -> int:
-    """Return a free port of the kernel's choice.
-
-    Not Jupyter's 8888: a page that stays open would be a page of the next server there.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -163,7 +153,7 @@ def provide_kernelspecs(private: Path, wanted: Iterable[str] = ()) -> None:
 def run_lab(folder: Path, options: Any) -> None:
     """Run JupyterLab until it is ended.
 
-    ``options``: configuration that a person has given, which opens nothing (``options.py``).
+    ``options``: configuration that a person has given, which opens nothing (``policy.py``).
 
     :raises GvisorKernelError: when the server cannot start
     """

@@ -1,19 +1,35 @@
 """What closes a Jupyter server: the configuration for ``gvisor-kernel lab`` and for hubs.
 
-Named as classes and values, so that one file of Jupyter's configuration can have all of it.
+Named as classes and values, so that one file of Jupyter's configuration can have all of it; and a
+list of the options that a person may give the command.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from jupyter_core.paths import jupyter_config_path
 from jupyter_server.extension.config import ExtensionConfigManager
+from traitlets.config import Config
+from traitlets.config.loader import DeferredConfigString
+
+from gvisor_kernel.errors import GvisorKernelError
 
 OURS = "gvisor_kernel.server"
 EXTENSIONS = ("jupyterlab", OURS, "notebook", "notebook_shim")
 """Extensions of the server that stay. Others, such as terminals and language servers, start
 programs on the host."""
+ACCEPTED = (
+    r"ServerApp\.(base_url|browser|certfile|keyfile|custom_display_url|log_level|port|port_retries"
+    r"|open_browser|shutdown_no_activity_timeout|iopub_\w+|rate_limit_window|max_body_size"
+    r"|max_buffer_size|quit_button)"
+    r"|(Sandbox|Mapping|AsyncMapping)KernelManager\.(cull_\w+|kernel_info_timeout)"
+    r"|LabApp\.(app_dir|log_level)|GVisor(Provisioner|Egress)\.\w+"
+    r"|GVisorServer\.(warm|shared_storage)"
+)
+"""Options that open nothing."""
 
 
 def harden(config: Any) -> None:
@@ -49,3 +65,22 @@ def choose_extensions() -> dict[str, bool]:
     manager = ExtensionConfigManager(read_config_path=jupyter_config_path())
     found = manager.get_jpserver_extensions()  # type: ignore[no-untyped-call]
     return {name: name in EXTENSIONS for name in found} | {OURS: True}
+
+
+def parse_options(texts: Iterable[str]) -> Config:
+    """Return the configuration in options such as ``--ServerApp.base_url=/x/``.
+
+    :raises GvisorKernelError: for one that is not in the list
+    """
+    config = Config()
+    for text in texts:
+        option, _, value = text.partition("=")
+        if not re.fullmatch(f"--({ACCEPTED})", option):
+            raise GvisorKernelError(
+                f"{option} is not accepted: of Jupyter's options, as"
+                " --CLASS.NAME=VALUE, this command takes those that cannot open the server.",
+                "see gvisor-kernel lab --help; where you trust what you open, run jupyter lab.",
+            )
+        section, _, name = option.removeprefix("--").partition(".")
+        config[section][name] = DeferredConfigString(value)
+    return config

@@ -12,7 +12,7 @@ from typing import Any
 
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
 from tornado.routing import Matcher, Rule
-from tornado.web import Application, OutputTransform, RequestHandler
+from tornado.web import Application, ErrorHandler, OutputTransform
 
 READ = ("GET", "HEAD")
 OPEN: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -25,9 +25,10 @@ OPEN: tuple[tuple[tuple[str, ...], str], ...] = (
     (("POST",), r"/api/(shutdown|security/csp-report)"),
     (("GET", "POST"), r"/api/events(/subscribe)?|/login|/logout"),
     # JupyterLab and Notebook 7: pages and what they are made of; settings of this person's pages.
+    # No licenses: their handler never answers what it refuses (jupyterlab_server 2.28).
     (READ, r"/(lab|doc|tree|notebooks|edit|consoles)(/(?!api/).*)?"),
     (READ, r"/(static|custom|logos)/.*"),
-    (READ, r"/lab/api/(translations|themes|licenses|listings|schemas)(/.*)?"),
+    (READ, r"/lab/api/(translations|themes|listings|schemas)(/.*)?"),
     (READ, r"/lab/api/(extensions|plugins|build)"),
     (("GET", "PUT"), r"/lab/api/settings(/.*)?"),
     (("GET", "PUT", "POST", "DELETE"), r"/lab/api/workspaces(/.*)?"),
@@ -42,6 +43,7 @@ LONELY = {
     "X-Content-Type-Options": "nosniff",
 }
 """Headers of an answer that has no policy of its own."""
+NOT_FOUND = {"status_code": 404}
 CLOSED = "gvisor_kernel_closed"
 """The setting of the server's application that is true then."""
 _OPEN = [(frozenset(methods), re.compile(pattern)) for methods, pattern in OPEN]
@@ -63,14 +65,6 @@ class _Closed(Matcher):
         return None if is_open else {}
 
 
-class ClosedHandler(RequestHandler):
-    """Answers 404, whoever asks."""
-
-    def prepare(self) -> None:
-        self.set_status(404)
-        self.finish({"message": "This server is closed: it does not have this route."})
-
-
 class _Policy(OutputTransform):
     """Gives a policy to answers that have none."""
 
@@ -90,4 +84,4 @@ def close_routes(application: Application, base_url: str) -> None:
     """Let the server answer 404 for all that is not in the list. Call it before it listens."""
     application.add_transform(_Policy)
     application.settings[CLOSED] = True
-    application.default_router.rules.insert(0, Rule(_Closed(base_url), ClosedHandler))
+    application.default_router.rules.insert(0, Rule(_Closed(base_url), ErrorHandler, NOT_FOUND))

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from jupyter_core.utils import ensure_async
-from jupyter_server.auth.decorator import allow_unauthenticated, authorized
+from jupyter_server.auth.decorator import allow_unauthenticated
 from jupyter_server.base.handlers import JupyterHandler
 from tornado import web
 from tornado.iostream import StreamClosedError
@@ -138,8 +138,6 @@ class ArtifactHandler(Handler):
 class OutputsHandler(ArtifactHandler):
     """``GET outputs``"""
 
-    @web.authenticated
-    @authorized
     async def get(self) -> None:
         where = await self.find_file()
 
@@ -157,8 +155,6 @@ class OutputsHandler(ArtifactHandler):
 class OutputHandler(ArtifactHandler):
     """``GET outputs/content``: a file to be shown, with a ticket; or to be downloaded."""
 
-    @web.authenticated
-    @authorized
     async def get(self) -> None:
         where = await self.find_file()
         if self.get_query_argument("download", ""):
@@ -177,15 +173,10 @@ class OutputHandler(ArtifactHandler):
                 return content or b"", find_type(checked), tickets.seal(page, owner)
 
         content, kind, ticket = await self.work(read)
-        self._set_headers()
+        self.set_opaque()
         self.set_header("Gvisor-Kernel-Ticket", ticket)
         self.set_header("Gvisor-Kernel-Type", kind)
         self.finish(content, set_content_type="application/octet-stream")
-
-    def _set_headers(self) -> None:
-        self.set_header("Cache-Control", "no-store")
-        self.set_header("Content-Security-Policy", "sandbox; default-src 'none'")
-        self.set_header("X-Content-Type-Options", "nosniff")
 
     async def _download(self, where: Where) -> None:
         def begin() -> Any:
@@ -201,7 +192,7 @@ class OutputHandler(ArtifactHandler):
         stack, file, size = await self.work(begin)
         with stack:
             name = quote(where.path.rpartition("/")[2], safe="")
-            self._set_headers()
+            self.set_opaque()
             self.set_header("Content-Type", "application/octet-stream")
             self.set_header("Content-Disposition", f"attachment; filename*=UTF-8''{name}")
             left = size  # what is appended meanwhile is another download's
@@ -221,8 +212,6 @@ class OutputHandler(ArtifactHandler):
 class StorageHandler(ArtifactHandler):
     """``POST storage``: one call of a page."""
 
-    @web.authenticated
-    @authorized
     async def post(self) -> None:
         self.note_activity()
         body = await self.work(partial(self.read_body, MAX_BODY))

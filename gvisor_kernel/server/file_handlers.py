@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from jupyter_core.utils import ensure_async
@@ -20,7 +21,7 @@ from gvisor_kernel.bridge.doors import clean_language
 from gvisor_kernel.config.spec import SandboxSpec
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.host.folders import open_path
-from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders, read_written
+from gvisor_kernel.runtimes.mounts.written_folders import read_written
 
 Route = tuple[str, type[web.RequestHandler], dict[str, Any]]
 POLICY = (
@@ -38,26 +39,19 @@ def close_page(handler: Any) -> None:
 
 
 def is_from_sandbox(path: str) -> bool:
-    """Return whether the file ``path`` lies in a folder that a sandbox of this user may write.
-
-    Also if that cannot be said.
+    """Return whether the file ``path``, or what it leads to, lies in a folder that a sandbox of
+    this user may write. Also if that cannot be said.
     """
+    places = Path(os.path.realpath(path)), Path(os.path.realpath(Path(path).parent), "file")
     try:
         written = read_written(SandboxSpec())
-        folder = os.path.realpath(os.path.dirname(path))  # noqa: PTH120
-        return any(_has(written, parent) for parent in _parents(folder))
+        for folder in {parent for place in places for parent in place.parents}:
+            with open_path(str(folder)) as opened:
+                if written.has(opened.path, opened.fd):
+                    return True
     except (StateError, OSError):
         return True
-
-
-def _parents(folder: str) -> list[str]:
-    parts = folder.split("/")
-    return ["/".join(parts[:count]) or "/" for count in range(len(parts), 0, -1)]
-
-
-def _has(written: WrittenFolders, folder: str) -> bool:
-    with open_path(folder) as opened:
-        return written.has(opened.path, opened.fd)
+    return False
 
 
 class NotebookHandler(NbconvertFileHandler):

@@ -37,6 +37,12 @@ class Handler(APIHandler):
     # Polling is no activity: a server that ends when nobody uses it must still end.
     _track_activity = False
 
+    def __init_subclass__(cls, **more: Any) -> None:
+        """Answer nobody who is not logged in and authorized, whatever handler it is."""
+        super().__init_subclass__(**more)
+        for name in {"get", "post", "put", "delete"} & vars(cls).keys():
+            setattr(cls, name, web.authenticated(authorized(vars(cls)[name])))
+
     def initialize(self, parts: Parts) -> None:
         self.parts = parts
 
@@ -44,6 +50,12 @@ class Handler(APIHandler):
         """Answer with JSON that no cache keeps."""
         self.set_header("Cache-Control", "no-store")
         self.finish(document)
+
+    def set_opaque(self) -> None:
+        """Say that no cache keeps the answer, and that no browser shows it as a document."""
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("Content-Security-Policy", "sandbox; default-src 'none'")
+        self.set_header("X-Content-Type-Options", "nosniff")
 
     def read_body(self, limit: int) -> dict[str, Any]:
         """Return the body, a JSON object of at most ``limit`` bytes.
@@ -76,8 +88,6 @@ class Handler(APIHandler):
 class SandboxesHandler(Handler):
     """``GET sandboxes``"""
 
-    @web.authenticated
-    @authorized
     async def get(self) -> None:
         known = await self.parts.sandboxes.read()
         self.answer(
@@ -91,8 +101,6 @@ class SandboxesHandler(Handler):
 class KernelHandler(Handler):
     """``GET kernels/{kernel_id}``"""
 
-    @web.authenticated
-    @authorized
     async def get(self, kernel_id: str) -> None:
         ended = self.parts.ended.find(kernel_id)
         if ended is not None and not self.parts.sandboxes.has(kernel_id):
@@ -110,8 +118,6 @@ class RecordedHandler(Handler):
 
     kind: Kind
 
-    @web.authenticated
-    @authorized
     async def get(self, kernel_id: str) -> None:
         ended = self.parts.ended.find(kernel_id)
         if ended is None:
@@ -149,8 +155,6 @@ class StopHandler(Handler):
 
     now = False
 
-    @web.authenticated
-    @authorized
     async def post(self, kernel_id: str) -> None:
         self.check_kernel(kernel_id)
         self.note_activity()
@@ -186,8 +190,6 @@ class KillHandler(StopHandler):
 class DoctorHandler(Handler):
     """``POST doctor``: it starts a kernel, which no page of another site may ask for."""
 
-    @web.authenticated
-    @authorized
     async def post(self) -> None:
         try:
             findings = await self.parts.doctor.read()
@@ -199,8 +201,6 @@ class DoctorHandler(Handler):
 class WarmHandler(Handler):
     """``POST warm``"""
 
-    @web.authenticated
-    @authorized
     async def post(self) -> None:
         body = self.read_body(MAX_BODY)
         name, path = body.get("kernel_name"), body.get("path", "")
@@ -220,8 +220,6 @@ class WarmHandler(Handler):
 class TrustHandler(Handler):
     """``GET trust``"""
 
-    @web.authenticated
-    @authorized
     async def get(self) -> None:
         path = self.get_query_argument("path", "", strip=False)
         self.answer(asdict(await self.parts.notary.read(path)))
@@ -230,7 +228,5 @@ class TrustHandler(Handler):
 class OpenApiHandler(Handler):
     """``GET openapi.json``"""
 
-    @web.authenticated
-    @authorized
     async def get(self) -> None:
         self.answer(OPENAPI.read_text())

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import site
 import sysconfig
-from dataclasses import dataclass
 from pathlib import Path
 
 from jupyter_core.paths import jupyter_path
-from jupyter_server.auth.decorator import authorized
-from tornado import web
 
 from gvisor_kernel.artifacts.outputs import open_output
 from gvisor_kernel.errors import OutputsError
@@ -26,64 +24,34 @@ MAX_LIBRARY = 16 * 1024 * 1024
 """Bytes of a library: plotly has 5 million."""
 
 
-@dataclass(frozen=True)
-class Library:
-    """``package``: what pip installs it with. ``paths``: where it may be below a folder of packages
-    (or of nbextensions), by its versions."""
-
-    package: str
-    paths: tuple[str, ...]
-    is_nbextension: bool = False
-
-
-def _make_table() -> dict[str, Library]:
-    bokeh = ("", "-api", "-gl", "-mathjax", "-tables", "-widgets")
-    panel = (
-        *("alerts", "booleanstatus", "button", "chat_copy_icon", "chat_feed"),
-        *("chat_interface", "chat_message", "chat_step", "chat_steps", "dataframe"),
-        *("debugger", "divider", "editable_slider", "floatpanel", "gridbox", "gridspec"),
-        *("gridstack", "icon", "json", "katex", "layout", "listpanel", "loading"),
-        *("loadingspinner", "markdown", "multichoice", "player", "progress"),
-        *("regular_table", "select", "swipe", "widgetbox", "widgets"),
-    )
-    themes = ("bootstrap", "dark", "default", "fast", "material", "native")
-    vis = ("pyvis/lib/vis-9.1.2/vis-network", "pyvis/lib/vis-9.0.4/vis-network")
-    nbextensions = {
-        **{"bqplot": "bqplot", "ipyvolume": "ipyvolume", "jupyter-leaflet": "ipyleaflet"},
-        **{"jupyter-matplotlib": "ipympl", "jupyter-threejs": "pythreejs", "k3d": "k3d"},
-        **{"jupyter-vue": "ipyvue", "jupyter-vuetify": "ipyvuetify", "anywidget": "anywidget"},
-        **{"jupyterlab-plotly": "plotly", "plotlywidget": "plotly", "ipycytoscape": "ipycytoscape"},
-    }
-    return {
-        "plotly": Library("plotly", ("plotly/package_data/plotly.min.js",)),
-        "itables": Library("itables", ("itables/html/dt_bundle.js",)),
-        "itables.css": Library("itables", ("itables/html/dt_bundle.css",)),
-        "d3-5": Library("pyLDAvis", ("pyLDAvis/js/d3.v5.min.js",)),
-        "ldavis": Library("pyLDAvis", ("pyLDAvis/js/ldavis.v3.0.0.js", "pyLDAvis/js/ldavis.js")),
-        "ldavis.css": Library("pyLDAvis", ("pyLDAvis/js/ldavis.v1.0.0.css",)),
-        "shap": Library("shap", ("shap/plots/resources/bundle.js",)),
-        "vis-network": Library("pyvis", tuple(f"{path}.min.js" for path in vis)),
-        "vis-network.css": Library("pyvis", tuple(f"{path}.css" for path in vis)),
-        "pyvis-utils": Library("pyvis", ("pyvis/lib/bindings/utils.js",)),
-        "tom-select": Library("pyvis", ("pyvis/lib/tom-select/tom-select.complete.min.js",)),
-        "panel": Library("panel", ("panel/dist/panel.min.js",)),
-        **{
-            f"bokeh{part}": Library("bokeh", (f"bokeh/server/static/js/bokeh{part}.min.js",))
-            for part in bokeh
-        },
-        **{f"panel-{it}.css": Library("panel", (f"panel/dist/css/{it}.css",)) for it in panel},
-        **{
-            f"panel-theme-{it}.css": Library("panel", (f"panel/dist/bundled/theme/{it}.css",))
-            for it in themes
-        },
-        **{
-            f"nbextension-{name}": Library(package, (f"{name}/index.js",), is_nbextension=True)
-            for name, package in nbextensions.items()
-        },
-    }
-
-
-LIBRARIES = _make_table()
+VIS = tuple(f"pyvis/lib/vis-{version}/vis-network" for version in ("9.1.2", "9.0.4"))
+LDAVIS = tuple(f"pyLDAvis/js/ldavis{version}.js" for version in (".v3.0.0", ""))
+NBEXTENSIONS = {
+    **{it: it for it in ("anywidget", "bqplot", "bqscales", "ipycytoscape", "ipyvolume", "k3d")},
+    **{"jupyter-leaflet": "ipyleaflet", "jupyter-matplotlib": "ipympl", "jupyter-vue": "ipyvue"},
+    **{"jupyter-threejs": "pythreejs", "jupyter-vuetify": "ipyvuetify"},
+    **{"jupyterlab-plotly": "plotly", "plotlywidget": "plotly"},
+}
+LIBRARIES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("plotly", "plotly", ("plotly/package_data/plotly.min.js",)),
+    ("itables", "itables", ("itables/html/dt_bundle.js",)),
+    (r"itables\.css", "itables", ("itables/html/dt_bundle.css",)),
+    ("d3-5", "pyLDAvis", ("pyLDAvis/js/d3.v5.min.js",)),
+    ("ldavis", "pyLDAvis", LDAVIS),
+    (r"ldavis\.css", "pyLDAvis", ("pyLDAvis/js/ldavis.v1.0.0.css",)),
+    ("shap", "shap", ("shap/plots/resources/bundle.js",)),
+    ("vis-network", "pyvis", tuple(f"{path}.min.js" for path in VIS)),
+    (r"vis-network\.css", "pyvis", tuple(f"{path}.css" for path in VIS)),
+    ("pyvis-utils", "pyvis", ("pyvis/lib/bindings/utils.js",)),
+    ("tom-select", "pyvis", ("pyvis/lib/tom-select/tom-select.complete.min.js",)),
+    ("panel", "panel", ("panel/dist/panel.min.js",)),
+    (r"panel-theme-([a-z]+)\.css", "panel", (r"panel/dist/bundled/theme/\1.css",)),
+    (r"panel-([a-z_]+)\.css", "panel", (r"panel/dist/css/\1.css",)),
+    (r"bokeh(-[a-z]+)?", "bokeh", (r"bokeh/server/static/js/bokeh\1.min.js",)),
+    *((f"nbextension-{it}", NBEXTENSIONS[it], (f"{it}/index.js",)) for it in NBEXTENSIONS),
+)
+"""Names, what pip installs them with, and where they may be below a folder of packages (or of
+nbextensions), by their versions."""
 
 
 def find_folders(*, nbextensions: bool) -> list[str]:
@@ -97,16 +65,17 @@ def find_folders(*, nbextensions: bool) -> list[str]:
     return list(dict.fromkeys(os.path.realpath(folder) for folder in found))
 
 
-def read_library(name: str, folders: list[str]) -> bytes:
+def read_library(name: str, folders: list[str] | None = None) -> bytes:
     """Return a library's text. No link is followed below a folder of packages.
 
     :raises OutputsError: when it is unknown, not installed, or too large
     """
-    library = LIBRARIES.get(name)
-    if library is None:
+    known = next((it for it in LIBRARIES if re.fullmatch(it[0], name)), None)
+    if known is None:
         raise OutputsError("There is no library of this name that outputs may load.")
-    for folder in folders:
-        for path in library.paths:
+    pattern, package, paths = known
+    for folder in folders or find_folders(nbextensions=name.startswith("nbextension-")):
+        for path in (re.sub(pattern, path, name) for path in paths):
             if not Path(folder, path).is_file():
                 continue
             with open_real(folder) as root, open_output(root, path) as (file, status):
@@ -114,26 +83,21 @@ def read_library(name: str, folders: list[str]) -> bytes:
                     raise OutputsError(f"{name} has {status.st_size:,} bytes, which is too large.")
                 return file.read(MAX_LIBRARY) or b""
     raise OutputsError(
-        f"{name} is not installed where the Jupyter server runs: pip install {library.package}"
+        f"{name} is not installed where the Jupyter server runs: pip install {package}"
     )
 
 
 class LibraryHandler(ArtifactHandler):
     """``GET libraries/NAME``: with a digest, so that a browser's copy is asked for once."""
 
-    @web.authenticated
-    @authorized
     async def get(self, name: str) -> None:
         def read() -> tuple[bytes, str]:
-            known = LIBRARIES.get(name)
-            folders = find_folders(nbextensions=known is not None and known.is_nbextension)
-            text = read_library(name, folders)
+            text = read_library(name)
             return text, hashlib.sha256(text).hexdigest()
 
         text, digest = await self.work(read)
+        self.set_opaque()
         self.set_header("Cache-Control", "private, no-cache")
-        self.set_header("Content-Security-Policy", "sandbox; default-src 'none'")
-        self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Etag", f'"{digest}"')
         if self.check_etag_header():
             self.set_status(304)

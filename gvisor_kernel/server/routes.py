@@ -56,7 +56,7 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     ("/outputs/content", OutputHandler),
     ("/storage", StorageHandler),
     ("/fetch", FetchHandler),
-    (r"/libraries/(?P<name>[a-z0-9.-]{1,60})", LibraryHandler),
+    (r"/libraries/(?P<name>[a-z0-9._-]{1,60})", LibraryHandler),
     ("/kernelspecs", KernelspecsHandler),
     ("/trust", TrustHandler),
     ("/doctor", DoctorHandler),

@@ -9,12 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gvisor_kernel.api import collector as module
 from gvisor_kernel.api.collector import Collector, LeftOut, cut, read_error
 from gvisor_kernel.api.execution import ExecutionError, Missing, Omitted, Printed, Result
+
+from ..sweeps import ALL
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=9),
@@ -154,6 +156,7 @@ def test_the_first_reply_counts_and_is_not_kept(collector: Collector) -> None:
     assert other.finish(None).execution_count is None
 
 
+@settings(max_examples=200 if ALL else 40)
 @given(st.lists(st.tuples(st.sampled_from(KINDS) | JSON, JSON), max_size=20))
 def test_no_message_of_a_sandbox_does_harm(messages: list[tuple[Any, Any]]) -> None:
     collector = Collector("request", 100)

@@ -85,6 +85,36 @@ def test_payloads_that_are_none_are_left_out(payload: object) -> None:
     assert passed == {"status": "ok", "payload": []}
 
 
+def test_the_value_of_an_expression_is_text() -> None:
+    data = {"text/plain": "7", "text/html": MARKUP, "application/vnd.vega.v5+json": {}}
+    value = {"status": "ok", "data": data, "metadata": {"text/html": {"isolated": False}}}
+    failed = {"status": "error", "ename": "NameError", "evalue": "b", "traceback": []}
+    sent = {"a": value, "b": failed, "c": MARKUP}
+    passed = pass_on("execute_reply", {"status": "ok", "user_expressions": sent})
+
+    assert passed == {
+        "status": "ok",
+        "user_expressions": {
+            "a": {"status": "ok", "data": {"text/plain": "7"}, "metadata": {}},
+            "b": failed | {"data": {}, "metadata": {}},
+        },
+    }
+    for odd in (None, [], MARKUP):
+        passed = pass_on("execute_reply", {"status": "ok", "user_expressions": odd})
+        assert passed == {"status": "ok", "user_expressions": {}}
+
+
+def test_the_input_of_a_cell_is_a_text_and_a_number() -> None:
+    sent = {"code": "1 + 1", "execution_count": 3}
+
+    assert pass_on("execute_input", sent | {"x": MARKUP, "data": {"text/html": MARKUP}}) == sent
+    assert pass_on("execute_input", sent | {"execution_count": MARKUP}) == {
+        **{"code": "1 + 1", "execution_count": 0}
+    }
+    for code in ({"text/html": MARKUP}, [MARKUP], None, "x" * MAX_SIZE):
+        assert pass_on("execute_input", {"code": code, "execution_count": 1}) is None
+
+
 @pytest.mark.parametrize("text", [b"[]", b"{", b"\xff", b'{"a":' * 200, b" " * (MAX_SIZE + 1)])
 def test_an_execution_ends_whatever_its_reply_is(text: bytes) -> None:
     message = WireMessage([], b"", b'{"msg_type": "execute_reply"}', b"{}", b"{}", text, [])

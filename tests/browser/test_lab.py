@@ -54,6 +54,13 @@ const ask = async (method, path, body) => {
 }))();
 """
 
+WORKSPACE = {
+    "data": {
+        "layout-restorer:data": {"main": {"dock": None}},
+        "help-viewer:a": {"data": {"url": "http://127.0.0.1:1/", "text": "a"}},
+    },
+    "metadata": {"id": "stranger"},
+}
 LEAVING = (
     "window.open(arguments[0])",
     "document.body.append(document.createElement('iframe')); frames[0].location = arguments[0]",
@@ -86,6 +93,7 @@ def test_strangers_notebook_runs_in_a_sandbox_and_its_page_reaches_nothing(
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "stranger.ipynb").write_text(json.dumps(notebook))
+    (folder / "a.jupyterlab-workspace").write_text(json.dumps(WORKSPACE))
     server = Lab(folder)
     listener = http.server.HTTPServer(("127.0.0.1", 0), _Listener)
     threading.Thread(target=listener.serve_forever, daemon=True).start()
@@ -115,6 +123,12 @@ def test_strangers_notebook_runs_in_a_sandbox_and_its_page_reaches_nothing(
                 "frameOfAnError": "refused",
             }
             assert not _Listener.asked
+            # A file of a layout is a text: it would open what a stranger has named in it.
+            driver.get(f"{server.url}/lab/tree/a.jupyterlab-workspace")
+            page.find(".jp-FileEditor")
+            kept = server.send("GET", "lab/api/workspaces").json()["workspaces"]["ids"]
+            assert "stranger" not in kept
+            assert "workspaces/stranger" not in driver.current_url
             # The browser shows its own page of an error: nothing is sent for these.
             for way in LEAVING:
                 driver.execute_script(way, f"http://127.0.0.1:{listener.server_port}/left")

@@ -56,6 +56,7 @@ class TestDirect(Checks):
     kernel_name = kernelspec_of("direct") if SANDBOXED else KERNEL
 
 
+@needs_all  # kernels of other languages, whose suites are beside this one, are reached so
 @pytest.mark.once
 @pytest.mark.skipif(not SANDBOXED, reason="the local kernel is started in one way only")
 class TestRelay(Checks):
@@ -77,10 +78,15 @@ class TestDocker(Checks):
     kernel_name = kernelspec_of("docker")
 
 
+SSH_MARKS = [*needs_sshd, needs_all]
+
+
 @pytest.mark.usefixtures("sshd")
 class TestSsh(Checks):
+    """Only with ``--all``: the same link as here, over a stream that other tests look at."""
+
     __test__ = True
-    pytestmark = needs_sshd
+    pytestmark = SSH_MARKS
     kernel_name = kernelspec_of("ssh")
 
 

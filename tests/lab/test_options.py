@@ -14,35 +14,25 @@ from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.lab import application
 from gvisor_kernel.lab.application import check_folder, make_config, private_folder
-from gvisor_kernel.lab.options import parse_options
-from gvisor_kernel.lab.policy import EXTENSIONS, harden
+from gvisor_kernel.lab.policy import EXTENSIONS, harden, parse_options
 
 
 @pytest.mark.parametrize(
-    ("option", "opens"),
+    "option",
     [
-        ("--ServerApp.terminals_enabled=True", "terminals"),
-        ("--ServerApp.jpserver_extensions={}", "code that answers"),
-        ("--ServerApp.kernel_manager_class=x", "code that answers"),
-        ("--ServerApp.allow_origin=*", "other sites"),
-        ("--ServerApp.disable_check_xsrf=True", "other sites"),
-        ("--IdentityProvider.token=", "who knows it"),
-        ("--ServerApp.ip=0.0.0.0", "ssh -L"),
-        ("--ServerApp.root_dir=/", "another folder"),
-        ("--FolderContents.allow_hidden=True", "hidden"),
-        ("--KernelSpecManager.ensure_native_kernel=True", "without a sandbox"),
-        ("--KernelProvisionerFactory.default_provisioner_name=x", "without a sandbox"),
-        ("--MappingKernelManager.default_kernel_name=python3", "without a sandbox"),
-        ("--LabApp.extension_manager=pypi", "code of JupyterLab"),
-        ("--GVisorServer.closed=False", "all routes"),
-        ("--ServerApp.tornado_settings={}", "doors"),
-        ("--ServerApp.unknown=1", "not accepted"),
-        ("--ip=0.0.0.0", "no option"),
-        ("stray", "no option"),
+        *("--ServerApp.terminals_enabled=True", "--ServerApp.jpserver_extensions={}"),
+        *("--ServerApp.kernel_manager_class=x", "--ServerApp.allow_origin=*"),
+        *("--ServerApp.disable_check_xsrf=True", "--IdentityProvider.token="),
+        *("--ServerApp.ip=0.0.0.0", "--ServerApp.root_dir=/", "--FolderContents.allow_hidden=True"),
+        *("--KernelSpecManager.ensure_native_kernel=True", "--LabApp.extension_manager=pypi"),
+        "--KernelProvisionerFactory.default_provisioner_name=x",
+        *("--MappingKernelManager.default_kernel_name=python3", "--GVisorServer.closed=False"),
+        *("--ServerApp.tornado_settings={}", "--ServerApp.unknown=1", "--ip=0.0.0.0", "stray"),
+        *("--ServerApp.port", "--ServerApp.port\n=1", "ServerApp.port=1")[1:],
     ],
 )
-def test_option_that_opens_the_server_is_refused_and_named(option: str, opens: str) -> None:
-    with pytest.raises(GvisorKernelError, match=opens):
+def test_option_that_may_open_the_server_is_refused(option: str) -> None:
+    with pytest.raises(GvisorKernelError, match=f"{option.partition('=')[0]} is not accepted"):
         parse_options([option])
 
 
@@ -116,7 +106,7 @@ def test_command_names_what_is_missing(
     assert main(["lab", str(tmp_path), "--kernel", "nothing"]) == 1
     assert "There is no kernelspec 'nothing'" in capsys.readouterr().err
     assert main(["lab", str(tmp_path), "--ServerApp.terminals_enabled=True"]) == 1
-    assert "It would open terminals" in capsys.readouterr().err
+    assert "--ServerApp.terminals_enabled is not accepted" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["list", "--ServerApp.terminals_enabled=True"])
     assert "unrecognized arguments" in capsys.readouterr().err

@@ -143,7 +143,7 @@ def test_any_value_is_accepted_or_refused_cleanly(name: str, value: object) -> N
     judge(name, value)
 
 
-@hypothesis_settings(max_examples=200 if ALL else 50, deadline=None)
+@hypothesis_settings(max_examples=200 if ALL else 20, deadline=None)
 @given(st.text(max_size=30).filter(lambda name: name not in SETTINGS), ANY_VALUE)
 def test_unknown_name_is_refused(name: str, value: object) -> None:
     """Any name that is not a setting gives UnknownSetting."""

@@ -84,7 +84,10 @@ def test_a_page_below_a_folder_that_was_lent_has_no_scripts(server: JupyterServe
     folder.rename(server.folder / "moved")
     (server.folder / "link").symlink_to("moved/deep")
 
+    (server.folder / "of-a-person.html").symlink_to("moved/deep/a.html")
+
     assert policy(server, "files/moved/deep/a.html") == POLICY
+    assert policy(server, "files/of-a-person.html") == POLICY
     assert policy(server, "files/link/a.html") == POLICY
 
 

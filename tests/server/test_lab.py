@@ -187,6 +187,7 @@ REFUSED: dict[str, tuple[str, str, Any]] = {
     "build": ("POST", "lab/api/build", {}),
     "language server": ("GET", "lsp/status", None),
     "proxy": ("GET", "proxy/80/", None),
+    "licenses, which never answered a wrong request": ("GET", "lab/api/licenses/?format=x", None),
     "route of nobody": ("GET", "lab/api/unknown", None),
 }
 

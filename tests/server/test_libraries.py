@@ -66,9 +66,19 @@ def test_no_folder_of_notebooks_is_looked_at(
         assert os.path.realpath(tmp_path) not in folders
 
 
-def test_names_and_paths_are_plain() -> None:
-    for name, library in LIBRARIES.items():
-        assert name == name.lower()
-        for path in library.paths:
+def test_a_version_of_a_name_is_in_its_folder(packages: Path) -> None:
+    for path in ("bokeh/server/static/js/bokeh-gl.min.js", "panel/dist/css/chat_feed.css"):
+        (packages / path).parent.mkdir(parents=True)
+        (packages / path).write_text(path)
+    assert read_library("bokeh-gl", [str(packages)]) == b"bokeh/server/static/js/bokeh-gl.min.js"
+    assert read_library("panel-chat_feed.css", [str(packages)]) == b"panel/dist/css/chat_feed.css"
+    for name in ("panel-../../x.css", "panel-.css", "bokeh-a.b", "bokeh-/x", "panel-a.css\n"):
+        with pytest.raises(OutputsError, match="no library of this name"):
+            read_library(name, [str(packages)])
+
+
+def test_paths_are_plain() -> None:
+    for _, _, paths in LIBRARIES:
+        for path in paths:
             assert not path.startswith("/")
             assert ".." not in path.split("/")

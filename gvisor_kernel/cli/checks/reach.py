@@ -9,13 +9,20 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from http.client import HTTPException
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from gvisor_kernel.cli.bounded import call_within
 from gvisor_kernel.cli.checks.base import Check
-from gvisor_kernel.cli.checks.servers import MAX_ANSWER, SECONDS, Server, find_servers, is_default
+from gvisor_kernel.cli.checks.servers import (
+    MAX_ANSWER,
+    SECONDS,
+    Server,
+    ask,
+    find_servers,
+    is_default,
+)
 from gvisor_kernel.host.homes import find_home
 from gvisor_kernel.jupyter.kernelspecs import PROVISIONER, make_manager
 from gvisor_kernel.jupyter.plan_factory import find_unsandboxed
@@ -97,19 +104,3 @@ def is_sandbox(entry: Any, is_known: bool, server: Server) -> bool:
     stanza = entry["spec"]["metadata"].get("kernel_provisioner") or {}
     named = stanza.get("provisioner_name")
     return bool(named == PROVISIONER or (not named and (is_default(server) or is_known)))
-
-
-def ask(server: Server, path: str, **headers: str) -> tuple[int, str, bytes]:
-    """Return status, Access-Control-Allow-Origin and body; no redirect is followed."""
-    url = urlsplit(server.url)
-    kind = HTTPSConnection if url.scheme == "https" else HTTPConnection
-    connection = kind(url.hostname or "", url.port, timeout=SECONDS)
-    own = {"Authorization": f"token {server.token}"} | headers
-    try:
-        sent = {name: value for name, value in own.items() if value}
-        connection.request("GET", f"{url.path.rstrip('/')}/{path}", headers=sent)
-        answer = connection.getresponse()
-        allowed = answer.headers.get("Access-Control-Allow-Origin", "")
-        return answer.status, allowed, answer.read(MAX_ANSWER)
-    finally:
-        connection.close()

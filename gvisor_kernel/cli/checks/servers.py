@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -84,17 +84,28 @@ def find_servers() -> Iterator[Server]:
 
 def list_kernels(server: Server) -> list[tuple[str, str]]:
     """Return ID and kernelspec of each kernel that runs; none if the server does not tell."""
-    request = urllib.request.Request(  # noqa: S310 - the scheme was checked
-        f"{server.url.rstrip('/')}/api/kernels", headers={"Authorization": f"token {server.token}"}
-    )
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=SECONDS) as answer:
-            content: Any = parse_json(answer.read(MAX_ANSWER), MAX_ANSWER)
-    except (OSError, JsonError, ValueError):
+        content: Any = parse_json(ask(server, "api/kernels")[2], MAX_ANSWER)
+    except (OSError, HTTPException, JsonError, ValueError):
         return []
     entries = content if isinstance(content, list) else []
     return [(str(e.get("id")), str(e.get("name"))) for e in entries if isinstance(e, dict)]
+
+
+def ask(server: Server, path: str, **headers: str) -> tuple[int, str, bytes]:
+    """Return status, Access-Control-Allow-Origin and body; no redirect is followed."""
+    url = urlsplit(server.url)
+    kind = HTTPSConnection if url.scheme == "https" else HTTPConnection
+    connection = kind(url.hostname or "", url.port, timeout=SECONDS)
+    own = {"Authorization": f"token {server.token}"} | headers
+    try:
+        sent = {name: value for name, value in own.items() if value}
+        connection.request("GET", f"{url.path.rstrip('/')}/{path}", headers=sent)
+        answer = connection.getresponse()
+        allowed = answer.headers.get("Access-Control-Allow-Origin", "")
+        return answer.status, allowed, answer.read(MAX_ANSWER)
+    finally:
+        connection.close()
 
 
 def find_sandboxed() -> set[str]:
