@@ -49,7 +49,8 @@ def _make_table() -> dict[str, Library]:
     themes = ("bootstrap", "dark", "default", "fast", "material", "native")
     vis = ("pyvis/lib/vis-9.1.2/vis-network", "pyvis/lib/vis-9.0.4/vis-network")
     nbextensions = {
-        **{"bqplot": "bqplot", "ipyvolume": "ipyvolume", "jupyter-leaflet": "ipyleaflet"},
+        **{"bqplot": "bqplot", "bqscales": "bqscales", "ipyvolume": "ipyvolume"},
+        **{"jupyter-leaflet": "ipyleaflet"},
         **{"jupyter-matplotlib": "ipympl", "jupyter-threejs": "pythreejs", "k3d": "k3d"},
         **{"jupyter-vue": "ipyvue", "jupyter-vuetify": "ipyvuetify", "anywidget": "anywidget"},
         **{"jupyterlab-plotly": "plotly", "plotlywidget": "plotly", "ipycytoscape": "ipycytoscape"},

@@ -129,6 +129,22 @@ OUTPUTS: dict[str, dict[str, Any]] = {
         "define('stand', [], () => ({ word: 'required' }));"
         "require(['stand'], found => { seen.textContent = found.word });</script>"
     },
+    "module": {
+        "text/html": "<p id=seen></p><script type=module>import * as d3 from"
+        " 'https://cdn.jsdelivr.net/npm/d3@7/+esm'; import wait from"
+        " 'https://esm.sh/lodash-es@4.17.21/debounce';"
+        "d3.select('#seen').text(`d3 and ${typeof wait} of ${import.meta.url}`)</script>"
+    },
+    "clusters": {
+        "text/html": "<div id=map style='height: 90px'></div><p id=seen></p>"
+        "<script src='https://cdn.example/leaflet.js'></script>"
+        "<script src='https://cdn.example/leaflet.markercluster.js'></script><script>"
+        "const map = L.map('map', { center: [1, 1], zoom: 3 });"
+        "L.markerClusterGroup().addLayer(L.marker([1, 1])).addTo(map);"
+        "L.heatLayer([[1, 1, 0.5]]).addTo(map);"
+        "seen.textContent = document.querySelectorAll('.leaflet-interactive').length + ' drawn'"
+        "</script>"
+    },
     "vega": {
         "application/vnd.vegalite.v6+json": {
             "data": {"values": [{"a": 1}, {"a": 3}]},
@@ -164,6 +180,8 @@ SHOWN = {
     "network": "Not loaded, as outputs have no network: https://example.com/x",
     "missing": "before",
     "require": "required",
+    "module": "d3 and function of https://nothing.invalid/",
+    "clusters": "2 drawn",
     "svg": "drawing",
 }
 
