@@ -42,7 +42,7 @@ const STYLES: readonly (readonly [RegExp, string])[] = [
   [/\bvis(?:-network)?\b/, 'vis-network.css'],
   [/\bdt_for_itables\b|\bitables\b/, 'itables.css'],
   // The leaflet bundle has its own; the others only make it nicer.
-  [/\bleaflet\b|\bbootstrap\b|\bfont-?awesome\b|\bglyphicons\b|\btom-select\b/i, NOTHING]
+  [/\bleaflet\b|\bbootstrap\b|\bfont-?awesome\b|\bglyphicons\b|\btom-select\b|\bfonts\./i, NOTHING]
 ];
 
 /** The name of the library that a page asks for by an address, or by a name of RequireJS. */
