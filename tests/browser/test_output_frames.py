@@ -96,7 +96,10 @@ def test_heights_that_change_for_ever_are_told_seldom(frame: Shown) -> None:
 
 
 OUTPUTS: dict[str, dict[str, Any]] = {
-    "setup": {"text/html": "<script>window.prepared = {word: 'by an earlier cell'};</script>"},
+    "setup": {
+        "text/html": "<script>window.prepared = {word: 'by an earlier cell', kind: typeof $}"
+        "</script>"
+    },
     "library": {
         "application/vnd.bokehjs_load.v0+json": "",
         "application/javascript": "window.Stand = {embed: id => "
@@ -129,6 +132,7 @@ OUTPUTS: dict[str, dict[str, Any]] = {
         "define('stand', [], () => ({ word: 'required' }));"
         "require(['stand'], found => { seen.textContent = found.word });</script>"
     },
+    "jquery": {"text/html": "<p></p><script>$('p').text('$: ' + prepared.kind)</script>"},
     "module": {
         "text/html": "<p id=seen></p><script type=module>import * as d3 from"
         " 'https://cdn.jsdelivr.net/npm/d3@7/+esm'; import wait from"
@@ -180,6 +184,7 @@ SHOWN = {
     "network": "Not loaded, as outputs have no network: https://example.com/x",
     "missing": "before",
     "require": "required",
+    "jquery": "$: function",
     "module": "d3 and function of https://nothing.invalid/",
     "clusters": "2 drawn",
     "svg": "drawing",
