@@ -95,7 +95,7 @@ export class Drawer {
     const node = plotIn(holder) ?? add(holder, 'div');
     node.classList.add(PLOT);
     const { height } = (layout ?? {}) as { height?: number };
-    node.style.cssText = `width: 100%; height: ${typeof height === 'number' ? height : 450}px`;
+    node.style.cssText = `width: 100%; height: ${typeof height === 'number' ? height : 360}px`;
     await plotly.react(node, data ?? [], layout ?? {}, {
       responsive: true,
       ...(config ?? {})

@@ -20,5 +20,9 @@ L.AwesomeMarkers = {
   Icon: Marker,
   icon: () => new Marker()
 };
+// A cluster is drawn as its markers, and a map of heat as its points.
+L.markerClusterGroup = () => new leaflet.FeatureGroup();
+L.heatLayer = (points: readonly (readonly number[])[]) =>
+  new leaflet.FeatureGroup(points.map(it => new leaflet.CircleMarker(it, { radius: 6 })));
 Object.assign(window, { L });
 addStyle(styles);

@@ -24,4 +24,10 @@ declare module 'leaflet' {
     readonly options: object;
   }
   export const Marker: { mergeOptions(options: object): void };
+  export class CircleMarker {
+    constructor(place: readonly number[], options: object);
+  }
+  export class FeatureGroup {
+    constructor(layers?: readonly object[]);
+  }
 }

@@ -73,13 +73,13 @@ class Output {
   }
 
   private async draw({ parts, setups, libraries }: Draw): Promise<void> {
+    await this.drawer.load(libraries); // which earlier outputs use, too
     for (const { id, parts: setup } of setups) {
       if (!this.prepared.has(id)) {
         this.prepared.add(id);
         await this.drawer.draw(setup, add(this.hidden, 'div'));
       }
     }
-    await this.drawer.load(libraries);
     // Until the new output is there, the old one keeps its place.
     if (parts[0]?.type !== PLOTLY || plotIn(this.holder) === null) {
       this.holder.style.minHeight = `${this.holder.getBoundingClientRect().height}px`;

@@ -22,6 +22,19 @@ interface Define {
 const SCRIPT_TYPES =
   /^(|text\/javascript|application\/(x-)?javascript|application\/ecmascript|module)$/i;
 const IS_MODULE = /^\s*(import|export)\b|[;}]\s*export\s*\{/m;
+/** Variables that libraries set, by what modules import them by. */
+const GLOBALS: readonly (readonly [RegExp, string])[] = [
+  [/\bvega-embed\b/, 'vegaEmbed'],
+  [/\bvega-lite\b/, 'vegaLite'],
+  [/\bvega\b/, 'vega'],
+  [/\bplotly/, 'Plotly'],
+  [/\bjquery\b/, 'jQuery'],
+  [/\bleaflet\b/, 'L'],
+  [/\blodash\b/, '_'],
+  [/\breact-dom\b/, 'ReactDOM'],
+  [/\breact\b/, 'React'],
+  [/\bd3\b/, 'd3']
+];
 /** What realm.js makes in place of a link. */
 const REMOVED = 'gvisor-removed';
 
@@ -174,7 +187,9 @@ export class PageScripts {
       const { text: own } = await this.find('gvisor:esm', 'script');
       this.tools.evaluate(own);
     }
-    const code = (window.gvisorModule?.(text) ?? '').replace(/\bimport\s*\(/g, 'gvisorImport(');
+    const code = (window.gvisorModule?.(text) ?? '')
+      .replace(/\bimport\s*\(/g, 'gvisorImport(')
+      .replace(/\bimport\.meta\b/g, '({url: "https://nothing.invalid/"})');
     const loaded = new Map<string, unknown>();
     for (const [, name = ''] of code.matchAll(/\brequire\(['"]([^'"]+)['"]\)/g)) {
       if (!loaded.has(name)) {
@@ -192,7 +207,13 @@ export class PageScripts {
   private import(url: string): Promise<unknown> {
     let found = this.modules.get(url);
     if (found === undefined) {
-      found = this.textOf(url).then(({ text, name }) => this.evaluateModule(text, name));
+      found = this.textOf(url).then(async ({ text, name }) => {
+        if (/^(blob|data):/.test(url) || IS_MODULE.test(text)) {
+          return await this.evaluateModule(text, name);
+        }
+        await this.runLibrary(name, text);
+        return globalOf(url);
+      });
       this.modules.set(url, found);
     }
     return found;
@@ -435,6 +456,14 @@ export class PageScripts {
     const result = (factory as (...modules: unknown[]) => unknown)(...modules);
     return result ?? module.exports;
   }
+}
+
+/** What a module gets that imports a library by this address; of ``lodash-es/debounce`` the function. */
+function globalOf(url: string): unknown {
+  const name = GLOBALS.find(([pattern]) => pattern.test(url))?.[1] ?? '';
+  const found = (window as unknown as Record<string, Record<string, unknown> | undefined>)[name];
+  const part = /\blodash[^/]*\/(\w+)$/.exec(url)?.[1];
+  return part === undefined ? found : found?.[part];
 }
 
 declare global {

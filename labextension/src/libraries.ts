@@ -17,8 +17,8 @@ const SCRIPTS: readonly (readonly [RegExp, string])[] = [
   [/^gvisor:(nbextension-[a-z0-9-]{1,50})$/, '$1'],
   [/\bplotly(?:js)?\b(?!.*\.css)/i, 'plotly'],
   [/\bbokeh(-api|-gl|-mathjax|-tables|-widgets)?(?:-\d[\w.-]*?)?(?:\.min)?(?:\.js)?$/, 'bokeh$1'],
-  // It makes a frame to try the browser's modules, which the frame has not.
-  [/\bes-module-shims\b/, NOTHING],
+  // It makes a frame to try the browser's modules, which the frame has not. Plotly asks for MathJax.
+  [/\bes-module-shims\b|\bmathjax\b/i, NOTHING],
   [/\bpanel(?:\.min)?\.js$/, 'panel'],
   [/\bvega(?:-lib|-lite|-embed)?\b/, 'own:vega'],
   [/\bd3(?:\.v5|@5|\/5\.)/, 'd3-5'],
@@ -28,7 +28,7 @@ const SCRIPTS: readonly (readonly [RegExp, string])[] = [
   [/\btom-select\b/, 'tom-select'],
   [/^(?:\.\/)?lib\/bindings\/utils\.js$/, 'pyvis-utils'],
   [/\bjquery\b/i, 'own:jquery'],
-  [/\bawesome-?markers\b|\bbootstrap\b/i, NOTHING],
+  [/\bawesome-?markers\b|\bbootstrap\b|\bleaflet[._-](?:markercluster|heat)\b/i, NOTHING],
   [/\bleaflet(?:-src)?(?:\.js)?$/, 'own:leaflet'],
   [/\bshap\b/, 'shap'],
   [/\btailwind/i, 'own:tailwind'],
@@ -42,7 +42,7 @@ const STYLES: readonly (readonly [RegExp, string])[] = [
   [/\bvis(?:-network)?\b/, 'vis-network.css'],
   [/\bdt_for_itables\b|\bitables\b/, 'itables.css'],
   // The leaflet bundle has its own; the others only make it nicer.
-  [/\bleaflet\b|\bbootstrap\b|\bfont-?awesome\b|\bglyphicons\b|\btom-select\b/i, NOTHING]
+  [/\bleaflet\b|\bbootstrap\b|\bfont-?awesome\b|\bglyphicons\b|\btom-select\b|\bfonts\./i, NOTHING]
 ];
 
 /** The name of the library that a page asks for by an address, or by a name of RequireJS. */

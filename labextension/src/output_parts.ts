@@ -45,7 +45,8 @@ const EXECUTES = [
   'application/vnd.holoviews_exec.v0+json'
 ] as const;
 const SCRIPTS = ['application/javascript', 'application/x-javascript'] as const;
-export const VEGA = /^application\/vnd\.vega(lite)?\.v\d\+json$/;
+// Altair 6 writes `.v6.json`.
+export const VEGA = /^application\/vnd\.vega(lite)?\.v\d[+.]json$/;
 const MEDIA = /^(image\/(gif|webp|avif|bmp|png|jpeg)|audio\/[\w.+-]{1,40}|video\/[\w.+-]{1,40})$/;
 const DOCUMENTS = ['text/html', 'text/markdown', 'image/svg+xml'] as const;
 

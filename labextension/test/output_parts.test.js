@@ -23,6 +23,7 @@ test('types that a frame draws', () => {
     'application/vnd.plotly.v1+json',
     'application/vnd.vegalite.v5+json',
     'application/vnd.vega.v6+json',
+    'application/vnd.vegalite.v6.json',
     'application/vnd.bokehjs_exec.v0+json',
     'video/mp4'
   ]) {
@@ -46,6 +47,10 @@ test('addresses mean libraries by their names', () => {
     'https://code.jquery.com/jquery-3.7.1.min.js': 'own:jquery',
     'https://cdn.jsdelivr.net/npm/leaflet@1.9.3/dist/leaflet.js': 'own:leaflet',
     'https://cdn.jsdelivr.net/gh/bmabey/pyLDAvis@3.4.0/pyLDAvis/js/ldavis.v3.0.0.js': 'ldavis',
+    'https://esm.sh/vega-embed@v7.0.2?deps=vega@6&deps=vega-lite@6.4.1': 'own:vega',
+    'https://cdnjs.cloudflare.com/ajax/libs/mathjax/3.2.2/es5/tex-svg.min.js': 'nothing',
+    'https://cdnjs.cloudflare.com/ajax/libs/leaflet.markercluster/1.1.0/leaflet.markercluster.js':
+      'nothing',
     'gvisor:own:vega': 'own:vega',
     'gvisor:shap': 'shap',
     'https://evil.example/x.js': null,

@@ -96,7 +96,10 @@ def test_heights_that_change_for_ever_are_told_seldom(frame: Shown) -> None:
 
 
 OUTPUTS: dict[str, dict[str, Any]] = {
-    "setup": {"text/html": "<script>window.prepared = {word: 'by an earlier cell'};</script>"},
+    "setup": {
+        "text/html": "<script>window.prepared = {word: 'by an earlier cell', kind: typeof $}"
+        "</script>"
+    },
     "library": {
         "application/vnd.bokehjs_load.v0+json": "",
         "application/javascript": "window.Stand = {embed: id => "
@@ -128,6 +131,23 @@ OUTPUTS: dict[str, dict[str, Any]] = {
         "text/html": "<p id=seen></p><script>define = gvisorDefine;"
         "define('stand', [], () => ({ word: 'required' }));"
         "require(['stand'], found => { seen.textContent = found.word });</script>"
+    },
+    "jquery": {"text/html": "<p></p><script>$('p').text('$: ' + prepared.kind)</script>"},
+    "module": {
+        "text/html": "<p id=seen></p><script type=module>import * as d3 from"
+        " 'https://cdn.jsdelivr.net/npm/d3@7/+esm'; import wait from"
+        " 'https://esm.sh/lodash-es@4.17.21/debounce';"
+        "d3.select('#seen').text(`d3 and ${typeof wait} of ${import.meta.url}`)</script>"
+    },
+    "clusters": {
+        "text/html": "<div id=map style='height: 90px'></div><p id=seen></p>"
+        "<script src='https://cdn.example/leaflet.js'></script>"
+        "<script src='https://cdn.example/leaflet.markercluster.js'></script><script>"
+        "const map = L.map('map', { center: [1, 1], zoom: 3 });"
+        "L.markerClusterGroup().addLayer(L.marker([1, 1])).addTo(map);"
+        "L.heatLayer([[1, 1, 0.5]]).addTo(map);"
+        "seen.textContent = document.querySelectorAll('.leaflet-interactive').length + ' drawn'"
+        "</script>"
     },
     "vega": {
         "application/vnd.vegalite.v6+json": {
@@ -164,6 +184,9 @@ SHOWN = {
     "network": "Not loaded, as outputs have no network: https://example.com/x",
     "missing": "before",
     "require": "required",
+    "jquery": "$: function",
+    "module": "d3 and function of https://nothing.invalid/",
+    "clusters": "2 drawn",
     "svg": "drawing",
 }
 
