@@ -60,8 +60,10 @@ function isNative(type: string, value: unknown): boolean {
 
 /** ``frames``: whether a type can be drawn in one. */
 export function makePlan(bundle: Bundle, frames: (mimeType: string) => boolean): Plan {
+  const isKnown = (type: string): boolean =>
+    type === WIDGET_TYPE || ORDER.includes(type) || page.isShown(type) || page.canDraw(type);
   const types = Object.keys(bundle)
-    .filter(it => it === WIDGET_TYPE || ORDER.includes(it) || page.isShown(it) || frames(it))
+    .filter(it => isKnown(it) || frames(it))
     .sort((a, b) => ORDER.indexOf(a) - ORDER.indexOf(b));
   let lost = false;
   let reduced: string | null = null;
