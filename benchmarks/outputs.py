@@ -50,7 +50,7 @@ look();
 """Waits until the outputs that are in sight are drawn; returns when that was."""
 
 SCROLL = """
-const outer = document.querySelector('.jp-WindowedPanel-outer');
+const outer = document.querySelector('.jp-Notebook .jp-WindowedPanel-outer');
 outer.scrollTop += outer.clientHeight;
 return outer.scrollTop + outer.clientHeight < outer.scrollHeight - 5;
 """
