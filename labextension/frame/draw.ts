@@ -128,21 +128,13 @@ export class Drawer {
 
   /** HTML, or a whole document: its elements, styles, frames, then its scripts. */
   private async setHtml(node: HTMLElement, source: string): Promise<void> {
-    // realm.js takes links and frames away, so they are read before.
-    const sheets: string[] = [];
-    for (const [tag] of source.replace(/<script\b[\s\S]*?<\/script/gi, '').matchAll(LINK)) {
-      const template = document.createElement('div');
-      template.innerHTML = tag.replace(/^<link/i, '<span');
-      const link = template.firstElementChild;
-      if (/\bstylesheet\b/i.test(link?.getAttribute('rel') ?? '')) {
-        sheets.push(link?.getAttribute('href') ?? '');
-      }
-    }
-    const known = source.replace(/<(\/?)iframe\b/gi, '<$1gvisor-iframe');
-    node.innerHTML = known;
+    // realm.js takes links and frames away, so they are given other names (and of links, one without content).
+    node.innerHTML = source
+      .replace(/<(\/?)iframe\b/gi, '<$1gvisor-iframe')
+      .replace(/<link\b/gi, '<param');
     await Promise.all(
-      sheets.map(url =>
-        this.scripts.sheet(url).catch((error: unknown) => {
+      [...node.querySelectorAll('param[rel~="stylesheet" i]')].map(link =>
+        this.scripts.sheet(link.getAttribute('href') ?? '').catch((error: unknown) => {
           this.scripts.missing(error);
         })
       )
@@ -213,4 +205,3 @@ export function plotIn(holder: Element): HTMLElement | null {
 }
 
 const PLOT = 'gvisor-plot';
-const LINK = /<link\b[^>]*>/gi;

@@ -65,9 +65,6 @@ class Output {
         .then(() => this.draw(message))
         .catch((error: unknown) => {
           this.tools.reportError(error instanceof Error ? error.message : String(error));
-        })
-        .then(() => {
-          this.tools.send({ kind: 'drawn' });
         });
     }
   }

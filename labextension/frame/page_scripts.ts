@@ -7,8 +7,6 @@
 
 import type { Tools } from './renderer.js';
 
-type Kind = 'script' | 'style';
-
 interface Library {
   readonly name: string;
   readonly text: string;
@@ -18,6 +16,8 @@ interface Define {
   (...args: unknown[]): void;
   amd?: object;
 }
+
+type Globals = Record<string, unknown>;
 
 const SCRIPT_TYPES =
   /^(|text\/javascript|application\/(x-)?javascript|application\/ecmascript|module)$/i;
@@ -37,16 +37,21 @@ const GLOBALS: readonly (readonly [RegExp, string])[] = [
 ];
 /** What realm.js makes in place of a link. */
 const REMOVED = 'gvisor-removed';
+/** Ways to put nodes into a document. */
+const INSERTS = [
+  [Node.prototype, ['appendChild', 'insertBefore', 'replaceChild']],
+  [Element.prototype, ['append', 'prepend', 'replaceChildren', 'before', 'after', 'replaceWith']],
+  [DocumentFragment.prototype, ['append', 'prepend', 'replaceChildren']]
+] as const;
 
 export class PageScripts {
   private readonly done = new Set<Node>();
-  private readonly made = new WeakSet<Node>();
   private readonly addresses = new WeakMap<HTMLScriptElement, string>();
-  private readonly libraries = new Map<string, Promise<string>>();
-  private readonly evaluated = new Set<string>();
+  /** Addresses that were asked for, and names of libraries that have run. */
+  private readonly loads = new Map<string, Promise<void>>();
+  private readonly loaded = new Set<string>();
   private readonly modules = new Map<string, Promise<unknown>>();
   private readonly blobs = new Map<string, Blob>();
-  private readonly paths: Record<string, string> = {};
   /** The last of the scripts that were added and load a library: they run in their order. */
   private last: Promise<void> = Promise.resolve();
   private running: HTMLScriptElement | null = null;
@@ -56,7 +61,7 @@ export class PageScripts {
       get: () => this.running,
       configurable: true
     });
-    this.watchElements();
+    this.watchAddresses();
     this.watchInsertion();
     this.keepBlobs();
     this.offerRequire();
@@ -79,21 +84,23 @@ export class PageScripts {
     } while (last !== this.last);
   }
 
-  /** Loads a library that the extension names, and those of a page's address. */
-  async load(url: string): Promise<void> {
-    const { name, text } = await this.find(url, 'script');
-    if (!this.evaluated.has(name)) {
-      await this.runLibrary(name, text);
+  /** Loads a library by its name or a page's address; one of a name runs once. */
+  load(url: string): Promise<void> {
+    let load = this.loads.get(url);
+    if (load === undefined) {
+      load = this.textOf(url).then(library => {
+        this.runOnce(library);
+      });
+      this.loads.set(url, load);
     }
+    return load;
   }
 
-  private async runLibrary(name: string, text: string): Promise<void> {
-    // A bundle of the extension has several libraries, and is there for good.
-    if (name.startsWith('own:') && this.evaluated.has(name)) {
-      return;
+  private runOnce({ name, text }: Library): void {
+    if (!this.loaded.has(name)) {
+      this.loaded.add(name);
+      this.runNow(text, name);
     }
-    this.evaluated.add(name);
-    await this.evaluate(text, name, 'script');
   }
 
   async sheet(url: string, target: Node = document.head): Promise<void> {
@@ -103,13 +110,8 @@ export class PageScripts {
     target.appendChild(style);
   }
 
-  private async find(url: string, kind: Kind): Promise<Library> {
-    let found = this.libraries.get(`${kind} ${url}`) as Promise<Library> | undefined;
-    if (found === undefined) {
-      found = this.tools.call('library', { url: url.slice(0, 2000), kind }) as Promise<Library>;
-      this.libraries.set(`${kind} ${url}`, found as never);
-    }
-    return await found;
+  private async find(url: string, kind: 'script' | 'style'): Promise<Library> {
+    return (await this.tools.call('library', { url: url.slice(0, 2000), kind })) as Library;
   }
 
   private async textOf(url: string): Promise<Library> {
@@ -117,10 +119,9 @@ export class PageScripts {
     if (blob !== undefined) {
       return { name: url, text: await blob.text() };
     }
-    if (url.startsWith('data:')) {
-      return { name: url.slice(0, 200), text: await (await fetch(url)).text() };
-    }
-    return await this.find(url, 'script');
+    return url.startsWith('data:')
+      ? { name: url, text: await (await fetch(url)).text() }
+      : await this.find(url, 'script');
   }
 
   private async run(script: HTMLScriptElement): Promise<void> {
@@ -128,55 +129,54 @@ export class PageScripts {
       return;
     }
     this.done.add(script);
+    const { name } = this.tools;
     const url = this.addresses.get(script) ?? script.getAttribute('src');
-    if (url === null) {
-      const kind = script.type === 'module' ? 'module' : 'script';
-      await this.evaluate(script.textContent, this.tools.name, kind, script);
-      return;
+    if (url !== null) {
+      await this.runAddress(script, url);
+    } else if (script.type === 'module') {
+      const ended = this.evaluateModule(script.textContent, name);
+      await ended.catch((error: unknown) => {
+        this.report(error, name);
+      });
+    } else {
+      this.runNow(script.textContent, name, script);
     }
-    await this.runAddress(script, url);
   }
 
   private async runAddress(script: HTMLScriptElement, url: string): Promise<void> {
+    const isModule =
+      script.type === 'module' &&
+      IS_MODULE.test((await this.textOf(url).catch(() => null))?.text ?? '');
+    await this.tell(script, isModule ? this.import(url) : this.load(url));
+  }
+
+  /** Tells an element, and the person, what became of its address. */
+  private async tell(element: Element, ended: Promise<unknown>): Promise<void> {
     try {
-      const { name, text } = await this.textOf(url);
-      if (script.type === 'module' && IS_MODULE.test(text)) {
-        await this.import(url);
-      } else {
-        await this.runLibrary(name, text);
-      }
-      script.dispatchEvent(new Event('load'));
+      await ended;
+      element.dispatchEvent(new Event('load'));
     } catch (error) {
       this.missing(error);
-      script.dispatchEvent(new Event('error'));
+      element.dispatchEvent(new Event('error'));
     }
   }
 
-  private async evaluate(
-    text: string,
-    file: string,
-    kind: 'module' | 'script',
-    script: HTMLScriptElement | null = null
-  ): Promise<void> {
+  private runNow(text: string, file: string, script: HTMLScriptElement | null = null): void {
     try {
-      if (kind === 'module') {
-        await this.evaluateModule(text, file);
-      } else {
-        this.evaluateNow(text, file, script);
-      }
+      this.evaluate(text, file, script);
     } catch (error) {
       this.report(error, file);
     }
   }
 
-  private evaluateNow(text: string, file: string, script: HTMLScriptElement | null): void {
+  private evaluate(text: string, file: string, script: HTMLScriptElement | null): void {
     const before = this.running;
     this.running = script;
     try {
-      // The headers let no module be imported.
-      const code = text.replace(/\bimport\s*\(/g, 'gvisorImport(');
       // "use strict" at the begin of what is evaluated would keep its variables from others.
-      this.tools.evaluate(`;${code}\n//# sourceURL=${encodeURI(file)}`);
+      this.tools.evaluate(
+        `;${withoutImports(text)}\n//# sourceURL=${encodeURI(file.slice(0, 200))}`
+      );
     } finally {
       this.running = before;
     }
@@ -184,20 +184,18 @@ export class PageScripts {
 
   private async evaluateModule(text: string, file: string): Promise<unknown> {
     if (window.gvisorModule === undefined) {
-      const { text: own } = await this.find('gvisor:esm', 'script');
-      this.tools.evaluate(own);
+      this.tools.evaluate((await this.find('gvisor:esm', 'script')).text);
     }
-    const code = (window.gvisorModule?.(text) ?? '')
-      .replace(/\bimport\s*\(/g, 'gvisorImport(')
-      .replace(/\bimport\.meta\b/g, '({url: "https://nothing.invalid/"})');
+    const code = withoutImports(window.gvisorModule?.(text) ?? '').replace(
+      /\bimport\.meta\b/g,
+      '({url: "https://nothing.invalid/"})'
+    );
     const loaded = new Map<string, unknown>();
     for (const [, name = ''] of code.matchAll(/\brequire\(['"]([^'"]+)['"]\)/g)) {
-      if (!loaded.has(name)) {
-        loaded.set(name, await this.import(name));
-      }
+      loaded.set(name, await this.import(name));
     }
     const run = this.tools.evaluate(
-      `(async function (require, exports) {${code}\n})\n//# sourceURL=${encodeURI(file)}`
+      `(async function (require, exports) {${code}\n})\n//# sourceURL=${encodeURI(file.slice(0, 200))}`
     ) as (require: (name: string) => unknown, exports: object) => Promise<void>;
     const exports = {};
     await run(name => loaded.get(name), exports);
@@ -211,7 +209,7 @@ export class PageScripts {
         if (/^(blob|data):/.test(url) || IS_MODULE.test(text)) {
           return await this.evaluateModule(text, name);
         }
-        await this.runLibrary(name, text);
+        this.runOnce({ name, text });
         return globalOf(url);
       });
       this.modules.set(url, found);
@@ -228,78 +226,49 @@ export class PageScripts {
     this.tools.reportError(error instanceof Error ? error.message : String(error), file);
   }
 
-  /** Which script elements are made by scripts: those that come from a text do not run. */
-  private watchElements(): void {
-    for (const name of ['createElement', 'createElementNS'] as const) {
-      const create = document[name].bind(document) as (...args: unknown[]) => Element;
-      Object.defineProperty(document, name, {
-        value: (...args: unknown[]) => {
-          const element = create(...args);
-          if (element instanceof HTMLScriptElement) {
-            this.made.add(element);
-          }
-          return element;
-        }
-      });
-    }
+  /** The address of a script is kept beside it: Trusted Types refuse it. */
+  private watchAddresses(): void {
     const { addresses } = this;
-    const added = (script: HTMLScriptElement): void => {
-      this.added(script);
-    };
-    const setAddress = (script: HTMLScriptElement, value: string): void => {
+    const set = (script: HTMLScriptElement, value: string): void => {
       addresses.set(script, value);
-      if (script.isConnected) {
-        added(script);
-      }
+      this.added(script);
     };
     Object.defineProperty(HTMLScriptElement.prototype, 'src', {
       get(this: HTMLScriptElement) {
         return addresses.get(this) ?? this.getAttribute('src') ?? '';
       },
       set(this: HTMLScriptElement, value: unknown) {
-        setAddress(this, String(value));
+        set(this, String(value));
       },
       configurable: true
     });
     HTMLScriptElement.prototype.setAttribute = function (name: string, value: string): void {
       if (name.toLowerCase() === 'src') {
-        setAddress(this, value);
+        set(this, value);
       } else {
         Element.prototype.setAttribute.call(this, name, value);
       }
     };
   }
 
+  /** Scripts run that are put into the document themselves: not those in a text that is. */
   private watchInsertion(): void {
-    const wrap = (prototype: object, name: string): void => {
-      const insert = (prototype as Record<string, (...args: unknown[]) => unknown>)[name];
-      if (insert === undefined) {
-        return;
-      }
-      const found = (nodes: unknown[]): void => {
-        nodes.forEach(node => {
-          this.added(node);
-        });
-      };
-      (prototype as Record<string, unknown>)[name] = function (this: Node, ...args: unknown[]) {
-        const nodes = args.flatMap(node =>
-          node instanceof DocumentFragment ? [...node.querySelectorAll('*')] : [node]
-        );
-        const result = insert.apply(this, args);
-        found(nodes);
-        return result;
-      };
+    const added = (node: unknown): void => {
+      this.added(node);
     };
-    for (const name of ['appendChild', 'insertBefore', 'replaceChild']) {
-      wrap(Node.prototype, name);
-    }
-    for (const prototype of [Element.prototype, DocumentFragment.prototype]) {
-      for (const name of ['append', 'prepend', 'replaceChildren']) {
-        wrap(prototype, name);
+    for (const [prototype, names] of INSERTS) {
+      const methods = prototype as unknown as Record<string, (...args: unknown[]) => unknown>;
+      for (const name of names) {
+        const insert = methods[name];
+        methods[name] = function (this: Node, ...args: unknown[]) {
+          const nodes = args.flatMap(node =>
+            node instanceof DocumentFragment ? [...node.querySelectorAll('*')] : node
+          );
+          const result = insert?.apply(this, args);
+          nodes.forEach(added);
+          return result;
+        };
       }
-    }
-    for (const name of ['before', 'after', 'replaceWith']) {
-      wrap(Element.prototype, name);
     }
   }
 
@@ -309,16 +278,13 @@ export class PageScripts {
     }
     if (node.localName === REMOVED) {
       this.addedLink(node);
-    } else if (node instanceof HTMLScriptElement && this.made.has(node)) {
+    } else if (node instanceof HTMLScriptElement) {
       const url = this.addresses.get(node);
-      if (url === undefined && node.textContent === '') {
-        return; // its address or text comes later
-      }
-      if (url === undefined || !SCRIPT_TYPES.test(node.type)) {
-        void this.run(node); // at once
-      } else {
+      if (url !== undefined && SCRIPT_TYPES.test(node.type)) {
         this.done.add(node);
         this.last = this.last.then(() => this.runAddress(node, url));
+      } else if (node.textContent !== '') {
+        void this.run(node); // at once; an empty one gets its address or text later
       }
     }
   }
@@ -326,27 +292,19 @@ export class PageScripts {
   private addedLink(link: Element & { rel?: string; href?: string }): void {
     const rel = link.rel ?? link.getAttribute('rel') ?? '';
     const url = link.href ?? link.getAttribute('href') ?? '';
-    if (!/\bstylesheet\b/i.test(rel) || url === '') {
-      return;
+    if (/\bstylesheet\b/i.test(rel) && url !== '') {
+      this.done.add(link);
+      void this.tell(link, this.sheet(url, link.parentNode ?? document.head));
     }
-    this.done.add(link);
-    this.sheet(url, link.parentNode ?? document.head).then(
-      () => link.dispatchEvent(new Event('load')),
-      (error: unknown) => {
-        this.missing(error);
-        link.dispatchEvent(new Event('error'));
-      }
-    );
   }
 
   /** A module that a page makes itself is read from its blob. */
   private keepBlobs(): void {
-    const { blobs } = this;
     const make = URL.createObjectURL.bind(URL);
     URL.createObjectURL = object => {
       const url = make(object);
       if (object instanceof Blob && /javascript/i.test(object.type)) {
-        blobs.set(url, object);
+        this.blobs.set(url, object);
       }
       return url;
     };
@@ -355,39 +313,33 @@ export class PageScripts {
 
   // RequireJS, as far as outputs use it.
 
+  private readonly paths: Record<string, string> = {};
   private readonly defined = new Map<string, Promise<unknown>>();
 
   private offerRequire(): void {
     const load = (
-      names: unknown,
-      done?: (...modules: unknown[]) => void,
-      failed?: (error: unknown) => void
+      names: string | string[],
+      done: (...modules: unknown[]) => void = () => undefined,
+      failed: (error: unknown) => void = error => {
+        this.missing(error);
+      }
     ): unknown => {
       if (typeof names === 'string') {
-        return (window as unknown as Record<string, unknown>)[names];
+        return (window as unknown as Globals)[names];
       }
-      const modules = Promise.all((names as string[]).map(name => this.require(name)));
-      const ended = modules.then(
-        found => {
-          done?.(...found);
-        },
-        (error: unknown) => {
-          if (failed === undefined) {
-            this.missing(error);
-          } else {
-            failed(error);
-          }
-        }
-      );
-      ended.catch((error: unknown) => {
-        this.report(error, 'require');
-      });
-      this.last = this.last.then(() => ended).catch(() => undefined);
+      const ended = Promise.all(names.map(name => this.require(name)))
+        .then(found => {
+          done(...found);
+        }, failed)
+        .catch((error: unknown) => {
+          this.report(error, 'require');
+        });
+      this.last = this.last.then(() => ended);
       return undefined;
     };
     const config = (options: { paths?: Record<string, string | string[]> }): void => {
       for (const [name, path] of Object.entries(options.paths ?? {})) {
-        this.paths[name] = String(Array.isArray(path) ? path[0] : path);
+        this.paths[name] = String([path].flat()[0]);
       }
     };
     const undef = (name: string): void => void this.defined.delete(name);
@@ -404,8 +356,8 @@ export class PageScripts {
   private require(name: string): Promise<unknown> {
     let found = this.defined.get(name);
     if (found === undefined) {
-      found = this.textOf(this.paths[name] ?? name).then(({ text, name: known }) =>
-        this.requireText(text, known, name)
+      found = this.textOf(this.paths[name] ?? name).then(library =>
+        this.requireText(library, name)
       );
       this.defined.set(name, found);
     }
@@ -413,48 +365,43 @@ export class PageScripts {
   }
 
   /** Most libraries define a module without a name, or set a variable if they cannot. */
-  private requireText(text: string, known: string, name: string): unknown {
-    const made: Promise<unknown>[] = [];
+  private requireText({ name: known, text }: Library, name: string): unknown {
+    let made: Promise<unknown> | undefined;
     const define: Define = (...args) => {
-      made.push(this.make(args));
+      made ??= this.make(args);
     };
     define.amd = {};
-    const globals = window as unknown as Record<string, unknown>;
+    const globals = window as unknown as Globals;
     const before = new Set(Object.keys(globals));
     globals.define = define;
     try {
-      this.evaluated.add(known);
-      this.evaluateNow(text, known, null);
+      this.loaded.add(known);
+      this.evaluate(text, known, null);
     } finally {
       delete globals.define;
     }
-    if (made[0] !== undefined) {
-      return made[0];
-    }
     const added = Object.keys(globals).filter(key => !before.has(key));
     const wanted = name.replace(/[^a-z]/gi, '').toLowerCase();
-    const named = [...added, ...Object.keys(globals)].find(key => key.toLowerCase() === wanted);
-    return globals[named ?? added[0] ?? ''];
+    const named = [...added, ...before].find(key => key.toLowerCase() === wanted);
+    return made ?? globals[named ?? added[0] ?? ''];
   }
 
   private async make(args: readonly unknown[]): Promise<unknown> {
-    const names = args.find(Array.isArray) as string[] | undefined;
     const factory = args.at(-1);
     if (typeof factory !== 'function') {
       return factory;
     }
     const module = { exports: {} };
-    const special: Record<string, unknown> = {
-      require: (window as unknown as { require: unknown }).require,
-      exports: module.exports,
-      module
-    };
-    const wanted = names ?? ['require', 'exports', 'module'];
-    const modules = await Promise.all(
-      wanted.map(async name => special[name] ?? (await this.require(name)))
+    const { require } = window as unknown as Globals;
+    const special: Globals = { require, exports: module.exports, module };
+    const names = args.find(Array.isArray) as string[] | undefined;
+    const wanted = (names ?? Object.keys(special)).map(
+      async name => special[name] ?? (await this.require(name))
     );
-    const result = (factory as (...modules: unknown[]) => unknown)(...modules);
-    return result ?? module.exports;
+    return (
+      (factory as (...modules: unknown[]) => unknown)(...(await Promise.all(wanted))) ??
+      module.exports
+    );
   }
 }
 
@@ -465,6 +412,8 @@ function globalOf(url: string): unknown {
   const part = /\blodash[^/]*\/(\w+)$/.exec(url)?.[1];
   return part === undefined ? found : found?.[part];
 }
+/** The headers let no module be imported. */
+const withoutImports = (text: string): string => text.replace(/\bimport\s*\(/g, 'gvisorImport(');
 
 declare global {
   interface Window {

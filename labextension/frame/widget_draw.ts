@@ -1,7 +1,7 @@
 /** Draws what an ``Output`` widget has caught: as an output of a cell is drawn, or as text. */
 
 import { librariesOf } from '../src/libraries.js';
-import { ORDER, PDF, canDraw, isLoad, partsOf, textOf } from '../src/output_parts.js';
+import { ORDER, canDraw, isLoad, partsOf, textOf } from '../src/output_parts.js';
 import { Drawer } from './draw.js';
 import { addTerminal, withReturns } from './terminal.js';
 import type { FrameManager } from './widget_manager.js';
@@ -33,7 +33,7 @@ export async function drawOutput(
   const type = isLoad(bundle)
     ? 'application/javascript'
     : Object.keys(bundle.data)
-        .filter(it => (canDraw(it) && it !== PDF) || it === 'text/plain')
+        .filter(it => canDraw(it) || it === 'text/plain')
         .sort((a, b) => ORDER.indexOf(a) - ORDER.indexOf(b))[0];
   if (type === undefined || type === 'text/plain') {
     drawText(output, textOf(bundle.data['text/plain']), node);

@@ -1,8 +1,11 @@
 /** Where an output is, and what earlier outputs of its notebook or console have prepared for it. */
 
+import type { ISessionContext } from '@jupyterlab/apputils';
+import { PathExt } from '@jupyterlab/coreutils';
 import type { IRenderMime } from '@jupyterlab/rendermime';
 import type { Widget } from '@lumino/widgets';
 
+import type { Place } from './artifacts.js';
 import type { Trackers } from './current.js';
 import {
   type Bundle,
@@ -13,6 +16,7 @@ import {
   relevantNames,
   setupOf
 } from './output_parts.js';
+import { isOurs } from './specs.js';
 
 interface OutputLike extends IRenderMime.IMimeModel {
   toJSON(): unknown;
@@ -23,16 +27,9 @@ interface OutputList {
   get(index: number): OutputLike;
 }
 
-interface CellLike {
-  readonly outputs?: OutputList;
-}
-
 /** A notebook's or console's outputs before one of them. */
 export interface OutputPlace {
-  readonly session: {
-    readonly path: string;
-    readonly session: { readonly kernel: { readonly id: string } | null } | null;
-  };
+  readonly session: ISessionContext;
   readonly before: readonly OutputLike[];
 }
 
@@ -50,42 +47,44 @@ interface Area extends Widget {
 /** By the output area that a widget is in; another view of a cell's outputs has the same model. */
 export function findPlace(widget: Widget, trackers: Trackers): OutputPlace | null {
   let child = widget;
-  let parent = child.parent;
-  while (parent !== null && !isArea(parent)) {
-    child = parent;
-    parent = parent.parent;
+  while (child.parent !== null && !isArea(child.parent)) {
+    child = child.parent;
   }
-  if (parent === null) {
+  if (child.parent === null) {
     return null;
   }
-  const { model: list, widgets } = parent;
-  const index = Math.max(widgets.indexOf(child), 0);
-  let found: OutputPlace | null = null;
-  const look = (session: OutputPlace['session'], cells: Iterable<CellLike>): void => {
-    const before: OutputLike[] = [];
-    for (const { outputs } of found === null ? cells : []) {
-      const count = outputs === list ? index : (outputs?.length ?? 0);
-      for (let place = 0; outputs !== undefined && place < count; place++) {
-        before.push(outputs.get(place));
-      }
-      if (outputs === list) {
-        found = { session, before };
-        return;
-      }
+  const { model, widgets } = child.parent;
+  const known: [ISessionContext, Iterable<object>][] = [];
+  trackers.notebooks?.forEach(({ sessionContext, content }) => {
+    known.push([sessionContext, content.model?.cells ?? []]);
+  });
+  trackers.consoles?.forEach(({ sessionContext, console: { cells } }) => {
+    known.push([sessionContext, [...cells].map(cell => cell.model)]);
+  });
+  for (const [session, cells] of known) {
+    const lists = [...cells].flatMap(cell => (cell as { outputs?: OutputList }).outputs ?? []);
+    const place = lists.indexOf(model);
+    if (place >= 0) {
+      const own = outputsOf(model).slice(0, Math.max(widgets.indexOf(child), 0));
+      return { session, before: [...lists.slice(0, place).flatMap(outputsOf), ...own] };
     }
-  };
-  trackers.notebooks?.forEach(panel => {
-    look(panel.sessionContext, (panel.content.model?.cells ?? []) as Iterable<CellLike>);
-  });
-  trackers.consoles?.forEach(panel => {
-    const cells = [...panel.console.cells].map(cell => cell.model as CellLike);
-    look(panel.sessionContext, cells);
-  });
-  return found;
+  }
+  return null;
 }
+
+const outputsOf = (list: OutputList): OutputLike[] =>
+  Array.from({ length: list.length }, (_, index) => list.get(index));
 
 function isArea(widget: Widget): widget is Area {
   return widget.node.classList.contains('jp-OutputArea') && 'model' in widget;
+}
+
+/** A file of the outputs: of a kernel of ours, or of the folder ``outputs`` beside the notebook. */
+export function fileOf({ path: own, session, specsManager }: ISessionContext, path: string): Place {
+  const kernel = session?.kernel;
+  return kernel && isOurs(specsManager.specs, kernel.name)
+    ? { kernel_id: kernel.id, path }
+    : { path: PathExt.join(PathExt.dirname(own), 'outputs', path) };
 }
 
 /**
@@ -96,30 +95,29 @@ export function setupsBefore(
   { before }: OutputPlace,
   parts: readonly Part[]
 ): { readonly parts: readonly Part[]; readonly setups: readonly Setup[] } {
-  const own = parts.map(({ data }) => String(data)).join('\n');
+  const own = textIn(parts);
   const names = relevantNames(own);
-  const seen = new Set<string>();
-  const found: Known[] = [];
+  const found = new Map<string, Setup>();
   let size = 0;
   for (const output of [...before].reverse()) {
-    const it = known(output);
-    const { setup, text } = it;
-    const fits = setup.parts.length > 0 && !seen.has(text) && size + text.length <= MAX_SETUPS;
+    const { setup, text } = lookAt(output);
+    const fits = text !== '' && !found.has(text) && size + text.length <= MAX_SETUPS;
     if (fits && names.some(name => text.includes(name))) {
-      seen.add(text);
       size += text.length;
-      found.push(it);
+      found.set(text, setup);
     }
   }
   // Panel loads Bokeh, too.
-  const usesPanel = found.some(({ text }) => text.includes('Panel'));
-  const kept = found.filter(
-    ({ setup, text }) => !setup.isLoad || !usesPanel || /panel|holoviews/i.test(text)
+  const usesPanel = [...found.keys()].some(text => text.includes('Panel'));
+  const kept = [...found].filter(
+    ([text, setup]) => !setup.isLoad || !usesPanel || /panel|holoviews/i.test(text)
   );
   const last = before.at(-1);
   const filled = last === undefined ? [] : completes(bundleOf(last), own);
-  return { parts: [...filled, ...parts], setups: kept.reverse().map(({ setup }) => setup) };
+  return { parts: [...filled, ...parts], setups: kept.reverse().map(([, setup]) => setup) };
 }
+
+const textIn = (parts: readonly Part[]): string => parts.map(({ data }) => String(data)).join('\n');
 
 interface Known {
   readonly data: unknown;
@@ -127,32 +125,24 @@ interface Known {
   readonly text: string;
 }
 
-const setups = new WeakMap<object, Known>();
+const looks = new WeakMap<object, Known>();
 let lastId = 0;
 
 /** Looked at once for each state of an output. */
-function known(model: OutputLike): Known {
-  const before = setups.get(model);
-  if (before?.data === model.data) {
-    return before;
+function lookAt(model: OutputLike): Known {
+  let known = looks.get(model);
+  if (known?.data !== model.data) {
+    const bundle = bundleOf(model);
+    const parts = setupOf(bundle);
+    const setup = { id: String(++lastId), parts, isLoad: isLoad(bundle) };
+    known = { data: model.data, setup, text: textIn(parts) };
+    looks.set(model, known);
   }
-  const bundle = bundleOf(model);
-  const parts = setupOf(bundle);
-  const made = {
-    data: model.data,
-    setup: { id: String(++lastId), parts, isLoad: isLoad(bundle) },
-    text: parts.map(({ data }) => String(data)).join('')
-  };
-  setups.set(model, made);
-  return made;
+  return known;
 }
 
 /** As it is saved: what JupyterLab's renderers get of a model may be less. */
 function bundleOf(model: OutputLike): Bundle {
-  const { data, metadata } = fields(model.toJSON());
-  return { data: fields(data), metadata: fields(metadata) };
-}
-
-function fields(value: unknown): Readonly<Record<string, unknown>> {
-  return typeof value === 'object' && value !== null ? (value as Record<string, unknown>) : {};
+  const { data, metadata } = model.toJSON() as Partial<Bundle>;
+  return { data: { ...data }, metadata: { ...metadata } };
 }

@@ -12,7 +12,7 @@ export interface Framed {
 }
 
 /** Frames that stay when they are not near any more. */
-const MAX_KEPT = 6;
+const MAX_KEPT = 3;
 /** Frames at all: outputs beyond that wait until others are out of sight. */
 const MAX_ALIVE = 24;
 const MARGIN = '250px';
@@ -44,24 +44,14 @@ export class FramePool {
     this.fill();
   }
 
-  /** How many have a frame. */
-  get size(): number {
-    return this.alive.size;
-  }
-
   private look(entries: readonly IntersectionObserverEntry[]): void {
     for (const { target, isIntersecting } of entries) {
       const member = this.members.get(target);
-      if (member === undefined) {
-        continue;
-      }
-      if (isIntersecting) {
-        this.near.add(member);
-      } else {
-        this.near.delete(member);
-      }
-      if (this.alive.delete(member)) {
-        this.alive.add(member); // the newest
+      if (member !== undefined) {
+        this.near[isIntersecting ? 'add' : 'delete'](member);
+        if (this.alive.delete(member)) {
+          this.alive.add(member); // the newest
+        }
       }
     }
     this.fill();
@@ -69,25 +59,24 @@ export class FramePool {
 
   private fill(): void {
     for (const member of this.near) {
-      if (!this.alive.has(member) && this.makePlace(MAX_ALIVE - 1)) {
-        this.alive.add(member);
-        member.begin();
+      if (!this.alive.has(member)) {
+        this.shrink(MAX_ALIVE - 1);
+        if (this.alive.size < MAX_ALIVE) {
+          this.alive.add(member);
+          member.begin();
+        }
       }
     }
-    this.makePlace(MAX_KEPT);
+    this.shrink(MAX_KEPT);
   }
 
-  /** Ends frames that are not near until there are so many; whether there are. */
-  private makePlace(count: number): boolean {
+  /** Ends frames that are not near until there are so many. */
+  private shrink(count: number): void {
     for (const member of this.alive) {
-      if (this.alive.size <= count) {
-        break;
-      }
-      if (!this.near.has(member)) {
+      if (this.alive.size > count && !this.near.has(member)) {
         this.stop(member);
       }
     }
-    return this.alive.size <= count;
   }
 
   private stop(member: Framed): void {

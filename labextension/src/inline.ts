@@ -36,35 +36,32 @@ const WITHOUT_CONTENT = new Set(
     'head textarea select datalist audio video canvas map frameset xmp plaintext portal'
   ).split(' ')
 );
-const WORDS = new Set(['align', 'valign', 'dir', 'lang', 'scope', 'type', 'rules', 'frame']);
-const NUMBERS = new Set(
-  'border cellpadding cellspacing colspan rowspan span start value width height'.split(' ')
+/** Attributes that stay, if their value is so. */
+const ATTRIBUTES = new Map(
+  (
+    [
+      ['align valign dir lang scope type rules frame', /^[\w-]*$/],
+      [
+        'border cellpadding cellspacing colspan rowspan span start value width height',
+        /^\d{0,4}%?(?:px)?$/
+      ],
+      ['bgcolor color', /^#?\w*$/],
+      ['title alt abbr datetime open hidden nowrap reversed', /^/]
+    ] as const
+  ).flatMap(([names, value]) => names.split(' ').map(name => [name, value] as const))
 );
-const TEXTS = new Set(['title', 'alt', 'abbr', 'datetime']);
-const EMPTY = new Set(['open', 'hidden', 'nowrap', 'reversed']);
 /** Those that mean nothing without a script or style, which are taken away, and said so. */
 const MEANINGLESS =
-  /^(?:class|id|role|name|headers|halign|scoped|tabindex|aria-[a-z]+|data-[\w-]+)$/;
-const PROPERTIES = new Set(
-  (
-    'background-color border border-bottom border-bottom-color border-bottom-style ' +
-    'border-bottom-width border-collapse border-color border-left border-left-color ' +
-    'border-left-style border-left-width border-right border-right-color border-right-style ' +
-    'border-right-width border-spacing border-style border-top border-top-color border-top-style ' +
-    'border-top-width border-width color font-family font-size font-style font-weight height ' +
-    'line-height max-height max-width min-height min-width padding padding-bottom padding-left ' +
-    'padding-right padding-top text-align text-decoration text-decoration-color ' +
-    'text-decoration-line text-decoration-style text-decoration-thickness vertical-align ' +
-    'white-space white-space-collapse text-wrap-mode width'
-  ).split(' ')
-);
+  /^(?:class|id|role|name|headers|halign|scoped|tabindex|rel|target|cite|face|aria-[a-z]+|data-[\w-]+)$/;
+const PROPERTIES =
+  /^(?:background-color|color|font-(?:family|size|style|weight)|line-height|(?:(?:max|min)-)?(?:height|width)|border(?:-(?:bottom|left|right|top))?(?:-(?:color|style|width))?|border-(?:collapse|spacing)|padding(?:-(?:bottom|left|right|top))?|text-(?:align|wrap-mode)|text-decoration(?:-(?:color|line|style|thickness))?|vertical-align|white-space(?:-collapse)?)$/;
 const VALUE = /^(?:[\w#%.,\s+"']|rgba?\(|hsla?\(|\)|-(?=[a-z]))*$/i;
 /** What pandas and polars put before each table: it says where the text of their cells stands. */
 const TABLE_STYLE =
   /^(?:\s*(?:\.dataframe[\w\s:>-]*(?:,\s*|(?=\{)))+\{(?:\s*(?:vertical-align|text-align|white-space):[\s\w-]+;)*\s*\})*\s*$/;
 
 export interface Markup {
-  readonly nodes: DocumentFragment;
+  readonly nodes: Node;
   /** Whether something of it is missing that a person could have seen. */
   readonly lost: boolean;
   /** Its text, with a line end between any two elements. */
@@ -120,8 +117,8 @@ export function readMarkup(html: string): Markup | null {
     }
     count += 1;
     const element = from as Element;
-    for (const name of ['colspan', 'rowspan', 'span']) {
-      spanned += parseInt(element.getAttribute(name) ?? '') || 0;
+    for (const side of ['colspan', 'rowspan', 'span']) {
+      spanned += parseInt(element.getAttribute(side) ?? '') || 0;
     }
     const name = element.localName;
     const known = element.namespaceURI === 'http://www.w3.org/1999/xhtml' && ELEMENTS.has(name);
@@ -176,17 +173,9 @@ function copyAttributes(from: Element, to: HTMLElement): boolean {
       if (found?.[1] !== undefined && isPicture(found[1])) {
         to.setAttribute('src', value);
       }
-    } else if (
-      (WORDS.has(name) && /^[\w-]*$/.test(value)) ||
-      (NUMBERS.has(name) && /^\d{0,4}%?(?:px)?$/.test(value)) ||
-      ((name === 'bgcolor' || name === 'color') && /^#?\w*$/.test(value))
-    ) {
-      to.setAttribute(name, value);
-    } else if (TEXTS.has(name)) {
+    } else if (ATTRIBUTES.get(name)?.test(value) === true) {
       to.setAttribute(name, value.slice(0, 1000));
-    } else if (EMPTY.has(name)) {
-      to.setAttribute(name, '');
-    } else if (!MEANINGLESS.test(name) && !['rel', 'target', 'cite', 'face'].includes(name)) {
+    } else if (!MEANINGLESS.test(name)) {
       all = false;
     }
   }
@@ -197,7 +186,7 @@ function copyStyle(from: CSSStyleDeclaration, to: CSSStyleDeclaration): boolean 
   let all = true;
   for (const property of Array.from(from)) {
     const value = from.getPropertyValue(property);
-    if (PROPERTIES.has(property) && VALUE.test(value)) {
+    if (PROPERTIES.test(property) && VALUE.test(value)) {
       to.setProperty(property, value);
     } else if (value !== 'initial') {
       all = false;

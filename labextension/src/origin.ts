@@ -42,10 +42,8 @@ export function mark(message: KernelMessage.IMessage, origin: Origin): void {
   if (!('data' in content)) {
     return; // text, an error, or no output at all
   }
-  const { transient } = content;
-  const kept = typeof transient === 'object' && transient !== null ? transient : {};
   content.transient = {
-    ...kept,
+    ...(content.transient as object | undefined),
     [KEY]: origin === 'unknown' ? null : SECRETS[origin]
   };
 }
@@ -53,14 +51,6 @@ export function mark(message: KernelMessage.IMessage, origin: Origin): void {
 /** Of a model of an output. */
 export function originOf(model: object): Origin {
   const { transient } = (model as { _raw?: { transient?: unknown } })._raw ?? {};
-  if (typeof transient !== 'object' || transient === null) {
-    return 'unknown';
-  }
-  const secret = (transient as Readonly<Record<string, unknown>>)[KEY];
-  for (const origin of ['local', 'sandbox'] as const) {
-    if (secret === SECRETS[origin]) {
-      return origin;
-    }
-  }
-  return 'unknown';
+  const secret = (transient as Readonly<Record<string, unknown>> | null | undefined)?.[KEY];
+  return secret === SECRETS.local ? 'local' : secret === SECRETS.sandbox ? 'sandbox' : 'unknown';
 }

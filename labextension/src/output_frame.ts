@@ -4,38 +4,27 @@
  * ``labextension/frame/output.ts`` draws it. Nothing of an output becomes an element here.
  */
 
-import { PathExt } from '@jupyterlab/coreutils';
 import type { IRenderMime } from '@jupyterlab/rendermime';
 import type { Message } from '@lumino/messaging';
 import { Widget } from '@lumino/widgets';
 
 import type { ArtifactClient, ReadFile } from './artifacts.js';
-import { ServerError, messageOf } from './client.js';
+import { messageOf } from './client.js';
 import type { Trackers } from './current.js';
 import { element, replace, setText } from './dom.js';
-import { findPlace, setupsBefore } from './earlier_outputs.js';
+import { fileOf, findPlace, setupsBefore } from './earlier_outputs.js';
 import { FramePool, type Framed } from './frame_pool.js';
 import { frameTheme } from './frame_theme.js';
 import { giveLibraries, librariesOf } from './libraries.js';
-import {
-  type Bundle,
-  MAX_OUTPUT,
-  PDF,
-  type Part,
-  hasScripts,
-  isLoad,
-  partsOf
-} from './output_parts.js';
-import { type Answered, PageFrame, pathOf } from './page_frame.js';
-
-export { canDraw } from './output_parts.js';
+import { type Bundle, MAX_OUTPUT, type Part, hasScripts, isLoad, partsOf } from './output_parts.js';
+import { PageFrame, pathOf } from './page_frame.js';
 
 /** What outputs in frames need of the extension. */
 export interface OutputContext {
   readonly client: ArtifactClient;
   readonly trackers: Trackers;
-  confirmLink(url: string): void;
-  isDark(): boolean;
+  readonly confirmLink: (url: string) => void;
+  readonly isDark: () => boolean;
   /** Calls back when the theme has changed; the function that is returned ends that. */
   onThemeChange(callback: () => void): () => void;
 }
@@ -55,16 +44,15 @@ export class OutputFrame extends Widget implements IRenderMime.IRenderer, Framed
   private model: IRenderMime.IMimeModel | null = null;
   private parts: readonly Part[] = [];
   private frame: PageFrame | null = null;
-  private give: ReturnType<typeof giveLibraries>;
   private turn = 0;
   private readonly stopListening: () => void;
 
   constructor(
     private readonly mimeType: string,
-    private readonly context: OutputContext
+    private readonly context: OutputContext,
+    private readonly refused: (why: string) => void
   ) {
     super();
-    this.give = giveLibraries(context.client);
     this.addClass('gk-framed-output');
     this.notes.hidden = true;
     this.node.append(this.content, this.notes);
@@ -116,13 +104,11 @@ export class OutputFrame extends Widget implements IRenderMime.IRenderer, Framed
 
   /** The pool has a place for its frame. */
   begin(): void {
-    this.turn += 1;
-    const { turn } = this;
-    const isPdf = this.parts[0]?.type === PDF;
-    this.context.client.script(isPdf ? 'pdf' : 'output').then(
+    const turn = ++this.turn;
+    this.context.client.script('output').then(
       script => {
         if (turn === this.turn) {
-          this.make(script, isPdf);
+          this.make(script);
         }
       },
       (error: unknown) => {
@@ -139,22 +125,29 @@ export class OutputFrame extends Widget implements IRenderMime.IRenderer, Framed
     replace(this.content);
   }
 
-  private make(script: string, isPdf: boolean): void {
-    const { context } = this;
+  private make(script: string): void {
+    const { client, confirmLink, isDark } = this.context;
     replace(this.notes);
     this.notes.hidden = true;
-    this.give = giveLibraries(context.client);
-    const bytes = isPdf ? bytesOf(String(this.parts[0]?.data)) : new ArrayBuffer(0);
+    const give = giveLibraries(client);
     const frame = new PageFrame(
-      context.client,
+      client,
       {
-        type: isPdf ? 'pdf' : 'output',
+        type: 'output',
         name: 'output',
-        file: { bytes, type: this.mimeType, ticket: '' },
-        isText: !isPdf,
+        file: { bytes: new ArrayBuffer(0), type: this.mimeType, ticket: '' },
+        isText: true,
         scripts: [script],
-        sized: isPdf,
-        answer: (method, args) => this.answer(method, args)
+        answer: async (method, args) => {
+          if (method === 'library') {
+            return await give(args);
+          }
+          if (method === 'file') {
+            const { bytes, type } = await this.readFile(pathOf(String(args.path)));
+            return { value: { bytes, type }, bytes: bytes.byteLength };
+          }
+          throw new Error('Outputs keep nothing, and have no network.');
+        }
       },
       {
         error: (message, place) => {
@@ -164,30 +157,30 @@ export class OutputFrame extends Widget implements IRenderMime.IRenderer, Framed
             console.warn(`gvisor-kernel: a script of an output: ${message}`);
           }
         },
-        link: url => {
-          context.confirmLink(url);
-        },
+        link: confirmLink,
         blocked: url => {
           const host = URL.canParse(url) ? new URL(url).host : url;
           this.note(`Not loaded, as outputs have no network: ${host}`);
         },
         shown: () => undefined,
-        ended: reason => {
-          this.note(reason);
+        ended: (reason, isRefused) => {
+          if (isRefused) {
+            this.refused(reason);
+          } else {
+            this.note(reason);
+          }
         },
         size: height => {
           this.setHeight(height);
         },
         talk: () => undefined
       },
-      context.isDark()
+      isDark()
     );
     this.frame = frame;
     replace(this.content, frame.node);
-    if (!isPdf) {
-      frame.send(frameTheme(context.isDark()));
-      this.draw(frame);
-    }
+    frame.send(frameTheme(isDark()));
+    this.draw(frame);
   }
 
   private draw(frame: PageFrame): void {
@@ -199,20 +192,6 @@ export class OutputFrame extends Widget implements IRenderMime.IRenderer, Framed
     frame.send({ kind: 'draw', parts, setups, libraries });
   }
 
-  private async answer(
-    method: unknown,
-    args: Readonly<Record<string, unknown>>
-  ): Promise<Answered> {
-    if (method === 'library') {
-      return await this.give(args);
-    }
-    if (method === 'file') {
-      const { bytes, type } = await this.readFile(pathOf(String(args.path)));
-      return { value: { bytes, type }, bytes: bytes.byteLength };
-    }
-    throw new Error('Outputs keep nothing, and have no network.');
-  }
-
   /** A file of the outputs: of the kernel, or beside the notebook. No other is shown in an output. */
   private async readFile(path: string): Promise<ReadFile> {
     const below = path.replace(/^\/?outputs\//, '');
@@ -221,23 +200,11 @@ export class OutputFrame extends Widget implements IRenderMime.IRenderer, Framed
         `${path} is not shown: outputs show files of outputs/ alone; write it there.`
       );
     }
-    const session = findPlace(this, this.context.trackers)?.session ?? null;
-    if (session === null) {
+    const place = findPlace(this, this.context.trackers);
+    if (place === null) {
       throw new Error(`${path} is not shown: it is not known of which notebook this output is.`);
     }
-    const kernel = session.session?.kernel;
-    const beside = { path: PathExt.join(PathExt.dirname(session.path), 'outputs', below) };
-    if (!kernel) {
-      return await this.context.client.read(beside);
-    }
-    try {
-      return await this.context.client.read({ kernel_id: kernel.id, path: below });
-    } catch (error) {
-      if (error instanceof ServerError && error.status === 404) {
-        return await this.context.client.read(beside); // it is no kernel of ours
-      }
-      throw error;
-    }
+    return await this.context.client.read(fileOf(place.session, below));
   }
 
   private setHeight(height: number): void {
@@ -266,12 +233,4 @@ function sizeOf(parts: readonly Part[]): number {
       sum + (typeof data === 'string' ? data.length : JSON.stringify(data ?? null).length),
     0
   );
-}
-
-function bytesOf(base64: string): ArrayBuffer {
-  try {
-    return Uint8Array.from(atob(base64.replace(/\s/g, '')), it => it.charCodeAt(0)).buffer;
-  } catch {
-    return new ArrayBuffer(0);
-  }
 }

@@ -35,20 +35,13 @@ export const ORDER: readonly string[] = [
 ];
 
 export const PLOTLY = 'application/vnd.plotly.v1+json';
-export const PDF = 'application/pdf';
-const LOADS = [
-  'application/vnd.bokehjs_load.v0+json',
-  'application/vnd.holoviews_load.v0+json'
-] as const;
-const EXECUTES = [
-  'application/vnd.bokehjs_exec.v0+json',
-  'application/vnd.holoviews_exec.v0+json'
-] as const;
-const SCRIPTS = ['application/javascript', 'application/x-javascript'] as const;
 // Altair 6 writes `.v6.json`.
 export const VEGA = /^application\/vnd\.vega(lite)?\.v\d[+.]json$/;
-const MEDIA = /^(image\/(gif|webp|avif|bmp|png|jpeg)|audio\/[\w.+-]{1,40}|video\/[\w.+-]{1,40})$/;
-const DOCUMENTS = ['text/html', 'text/markdown', 'image/svg+xml'] as const;
+const LOAD = /^application\/vnd\.(bokehjs|holoviews)_load\.v0\+json$/;
+const EXECUTE = /^application\/vnd\.(bokehjs|holoviews)_exec\.v0\+json$/;
+const SCRIPT = /^application\/(x-)?javascript$/;
+const MEDIUM = /^(image\/(gif|webp|avif|bmp|png|jpeg)|audio\/[\w.+-]{1,40}|video\/[\w.+-]{1,40})$/;
+const DOCUMENT = /^(text\/(html|markdown)|image\/svg\+xml)$/;
 
 /** Bytes, or characters, of an output that is drawn. */
 export const MAX_OUTPUT = 64 * 1024 * 1024;
@@ -57,21 +50,14 @@ export const MAX_SETUPS = 8 * 1024 * 1024;
 /** A script of so many characters is a library. */
 const LONG_SCRIPT = 20_000;
 
-const has = (names: readonly string[], name: string): boolean => names.includes(name);
-
 /** Whether a frame can draw a value of this type. */
 export function canDraw(mimeType: string): boolean {
-  return (
-    mimeType === PLOTLY ||
-    mimeType === PDF ||
-    has(LOADS, mimeType) ||
-    has(EXECUTES, mimeType) ||
-    has(SCRIPTS, mimeType) ||
-    has(DOCUMENTS, mimeType) ||
-    VEGA.test(mimeType) ||
-    MEDIA.test(mimeType)
-  );
+  const known = [VEGA, LOAD, EXECUTE, SCRIPT, MEDIUM, DOCUMENT];
+  return mimeType === PLOTLY || known.some(it => it.test(mimeType));
 }
+
+const typeOf = ({ data }: Bundle, pattern: RegExp): string | undefined =>
+  Object.keys(data).find(it => pattern.test(it));
 
 export function textOf(value: unknown): string {
   return typeof value === 'string'
@@ -84,8 +70,8 @@ export function textOf(value: unknown): string {
 /** The parts that draw an output which is shown by this type. */
 export function partsOf(mimeType: string, bundle: Bundle): readonly Part[] {
   const { data, metadata } = bundle;
-  const part = (type: string): Part[] => {
-    if (!Object.hasOwn(data, type)) {
+  const part = (type: string | undefined): Part[] => {
+    if (type === undefined || !Object.hasOwn(data, type)) {
       return [];
     }
     const own = metadata[type];
@@ -93,47 +79,45 @@ export function partsOf(mimeType: string, bundle: Bundle): readonly Part[] {
     const isJson = type === PLOTLY || VEGA.test(type);
     return [{ type, data: isJson ? data[type] : textOf(data[type]), metadata: merged }];
   };
-  const script = (): Part[] => SCRIPTS.flatMap(part).slice(0, 1);
+  const script = part(typeOf(bundle, SCRIPT));
   // Bokeh's bundles have elements, and the script that fills them.
-  if (EXECUTES.some(type => Object.hasOwn(data, type))) {
-    return [...part('text/html'), ...script()];
+  if (typeOf(bundle, EXECUTE) !== undefined) {
+    return [...part('text/html'), ...script];
   }
-  const load = LOADS.find(type => Object.hasOwn(data, type));
-  if (load !== undefined && !has(DOCUMENTS, mimeType)) {
-    return script().length > 0 ? script() : part(load);
+  if (isLoad(bundle) && !DOCUMENT.test(mimeType)) {
+    return script.length > 0 ? script : part(typeOf(bundle, LOAD));
   }
   return part(mimeType);
 }
 
 /** Whether an output draws nothing, so that it needs no frame. */
 export function isLoad(bundle: Bundle): boolean {
-  return LOADS.some(type => Object.hasOwn(bundle.data, type));
+  return typeOf(bundle, LOAD) !== undefined;
 }
 
 /** Whether what is drawn may use what earlier outputs have prepared. */
 export function hasScripts(parts: readonly Part[]): boolean {
   return parts.some(
     ({ type, data }) =>
-      has(SCRIPTS, type) || (typeof data === 'string' && /<script|\son[a-z]+\s*=/i.test(data))
+      SCRIPT.test(type) || (typeof data === 'string' && /<script|\son[a-z]+\s*=/i.test(data))
   );
 }
 
 /** The parts of an output that only prepares the page for later ones; none if it draws something. */
 export function setupOf(bundle: Bundle): readonly Part[] {
-  const { data } = bundle;
+  const script = typeOf(bundle, SCRIPT);
   if (isLoad(bundle)) {
-    return partsOf(SCRIPTS[0], bundle);
+    return partsOf('', bundle);
   }
-  if (EXECUTES.some(type => Object.hasOwn(data, type))) {
+  if (typeOf(bundle, EXECUTE) !== undefined) {
     return [];
   }
-  const html = textOf(data['text/html']);
+  const html = textOf(bundle.data['text/html']);
   if (html !== '') {
     return isSetup(html) ? partsOf('text/html', bundle) : [];
   }
-  const type = SCRIPTS.find(it => Object.hasOwn(data, it));
-  const code = type === undefined ? '' : textOf(data[type]);
-  return type !== undefined && !/\belement\b/.test(code) ? partsOf(type, bundle) : [];
+  const draws = script === undefined || /\belement\b/.test(textOf(bundle.data[script]));
+  return draws ? [] : partsOf(script, bundle);
 }
 
 const NAME = /(?:^|[^.\w$])(?:window\.|root\.|self\.)?([A-Za-z_$][\w$]{2,60})(?=\s*[.([;,})])/g;
@@ -185,37 +169,17 @@ function isSetup(html: string): boolean {
 /** The text without its scripts, styles and comments, and how long the scripts are. */
 function withoutScripts(html: string): { readonly rest: string; readonly scripts: number } {
   const lower = html.toLowerCase();
-  const ends = [
-    ['<script', '</script>'],
-    ['<style', '</style>'],
-    ['<svg', '</svg>'],
-    ['<!--', '-->']
-  ] as const;
-  // Where each begins next: looked for again only when that is passed.
-  const next = ends.map(([opening]) => lower.indexOf(opening));
   let rest = '';
   let scripts = 0;
   let place = 0;
-  for (;;) {
-    let first = -1;
-    ends.forEach(([opening], index) => {
-      const known = next[index] ?? -1;
-      next[index] = known >= 0 && known < place ? lower.indexOf(opening, place) : known;
-      const found = next[index] ?? -1;
-      if (found >= 0 && (first < 0 || found < (next[first] ?? 0))) {
-        first = index;
-      }
-    });
-    const begin = next[first];
-    if (begin === undefined) {
-      return { rest: rest + html.slice(place), scripts };
-    }
-    const [name, end] = ends[first] ?? ends[0];
-    rest += html.slice(place, begin);
-    const closing = lower.indexOf(end, begin);
-    place = closing < 0 ? html.length : closing + end.length;
-    if (name === '<script') {
-      scripts += place - begin;
+  for (const { index, 1: name } of lower.matchAll(/<(?:(script|style|svg)(?![\w-])|!--)/g)) {
+    if (index >= place) {
+      const end = name === undefined ? '-->' : `</${name}>`;
+      const closing = lower.indexOf(end, index);
+      rest += html.slice(place, index);
+      place = closing < 0 ? html.length : closing + end.length;
+      scripts += name === 'script' ? place - index : 0;
     }
   }
+  return { rest: rest + html.slice(place), scripts };
 }

@@ -1,17 +1,15 @@
 /** ``show("report.html")`` in a cell: the file of the outputs, in its frame. */
 
-import { PathExt } from '@jupyterlab/coreutils';
 import type { IRenderMime } from '@jupyterlab/rendermime';
 import type { Message } from '@lumino/messaging';
 import { Widget } from '@lumino/widgets';
 
-import type { ArtifactClient, Place } from './artifacts.js';
-import type { Trackers } from './current.js';
+import type { ArtifactClient } from './artifacts.js';
 import { fieldsOf } from './contract.js';
+import type { Trackers } from './current.js';
+import { fileOf, findPlace } from './earlier_outputs.js';
 import { SHOW_TYPE } from './output_parts.js';
 import { Preview, type PreviewActions } from './preview.js';
-
-export { SHOW_TYPE };
 
 export class OutputRenderer extends Widget implements IRenderMime.IRenderer {
   private readonly preview: Preview;
@@ -50,35 +48,14 @@ export class OutputRenderer extends Widget implements IRenderMime.IRenderer {
   }
 
   private async showFile(): Promise<void> {
-    const place = this.path === null ? null : this.find(this.path);
-    if (place !== null) {
-      await this.preview.show(place);
+    const place = findPlace(this, this.trackers);
+    if (this.path !== null && place !== null) {
+      await this.preview.show(fileOf(place.session, this.path));
     }
   }
 
   override dispose(): void {
     this.preview.clear();
     super.dispose();
-  }
-
-  /** The kernel's outputs; without a kernel, the folder ``outputs`` beside the notebook. */
-  private find(path: string): Place | null {
-    let widget: Widget | null = this.parent;
-    for (; widget !== null; widget = widget.parent) {
-      const inside = widget;
-      const found =
-        this.trackers.notebooks?.has(inside) === true ||
-        this.trackers.consoles?.has(inside) === true;
-      if (found) {
-        const { sessionContext } = widget as Widget & {
-          sessionContext: { path: string; session: { kernel: { id: string } | null } | null };
-        };
-        const kernel = sessionContext.session?.kernel;
-        return kernel
-          ? { kernel_id: kernel.id, path }
-          : { path: PathExt.join(PathExt.dirname(sessionContext.path), 'outputs', path) };
-      }
-    }
-    return null;
   }
 }

@@ -20,13 +20,14 @@ import { ArtifactClient, type Place } from './artifacts.js';
 import { type Trackers, sessionOf } from './current.js';
 import { escapeHidden } from './dom.js';
 import { FetchClient } from './fetch.js';
-import { type OutputContext, OutputFrame, canDraw } from './output_frame.js';
-import { OutputRenderer, SHOW_TYPE } from './output_renderer.js';
+import { type OutputContext, OutputFrame } from './output_frame.js';
+import { SHOW_TYPE, canDraw } from './output_parts.js';
+import { OutputRenderer } from './output_renderer.js';
 import { type OutputsActions, OutputsView } from './outputs.js';
 import { openInFrames } from './page_document.js';
+import { page } from './plan.js';
 import { Preview, howToShow } from './preview.js';
 import { isOurs } from './specs.js';
-import { setFrames } from './wall.js';
 import { VIEW_TYPE } from './widget_store.js';
 import { makeWidgetView } from './widget_view.js';
 import { makePoll, open, shieldIcon } from './widgets.js';
@@ -234,10 +235,9 @@ export const outputs: JupyterFrontEndPlugin<void> = {
         return () => void themes?.themeChanged.disconnect(callback);
       }
     };
-    setFrames(
-      type => (type === VIEW_TYPE ? makeWidgetView() : new OutputFrame(type, context)),
-      type => type === VIEW_TYPE || canDraw(type)
-    );
+    page.canDraw = type => type === VIEW_TYPE || canDraw(type);
+    page.makeFrame = (type, refused) =>
+      type === VIEW_TYPE ? makeWidgetView() : new OutputFrame(type, context, refused);
     const current = (): Target | null => {
       const session = sessionOf(trackers, app.shell.currentWidget);
       const kernel = session?.session?.kernel;

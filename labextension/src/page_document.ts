@@ -25,9 +25,9 @@ const TYPES = [
 ];
 const HTML_FACTORY = 'HTML Viewer';
 /** Those that claim these types, too; whoever comes last is the default. */
-const OTHERS = [HTML_FACTORY, 'Image', 'Image (Text)', 'Vega5', 'Vega-Lite5', 'Mermaid'].map(name =>
-  name.toLowerCase()
-);
+const OTHERS = ['html viewer', 'image', 'image (text)', 'vega5', 'vega-lite5', 'mermaid'];
+/** Of these, those that load what a file names, also when a person chooses them. */
+const LOADING = /^(vega|mermaid)/i;
 
 /** Where a document is below the server's root; null if it is elsewhere. */
 export function findPath(contents: Contents.IManager, path: string): string | null {
@@ -112,6 +112,8 @@ export function openInFrames(
     args: widget => ({ path: widget.context.path, factory: PAGE_FACTORY }),
     name: widget => widget.context.path
   });
+  const find = docRegistry.getWidgetFactory.bind(docRegistry);
+  docRegistry.getWidgetFactory = name => find(LOADING.test(name) ? PAGE_FACTORY : name);
   let added = add();
   docRegistry.changed.connect((_, { type, name, change }) => {
     if (type === 'widgetFactory' && change === 'added' && OTHERS.includes(name ?? '')) {

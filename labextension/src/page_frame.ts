@@ -19,7 +19,8 @@ export interface PageEvents {
   link(url: string): void;
   blocked(url: string): void;
   shown(title: string): void;
-  ended(reason: string): void;
+  /** ``isRefused``: it was never run, as this browser does not hold it. */
+  ended(reason: string, isRefused: boolean): void;
   /** A bundle in the frame has sent this, or the page in its name. */
   message?(data: unknown, buffers: readonly ArrayBuffer[]): void;
   /** The content has this height in pixels; only of a source that is ``sized``. */
@@ -181,11 +182,11 @@ export class PageFrame {
     this.port.close();
   }
 
-  private end(reason: string): void {
+  private end(reason: string, isRefused = false): void {
     if (!this.over) {
       this.close();
       this.network.leave();
-      this.events.ended(reason);
+      this.events.ended(reason, isRefused);
     }
   }
 
@@ -250,7 +251,7 @@ export class PageFrame {
     }
     const why = whyUnfit(this.tried, await tryControl(this.client.frameUrl));
     if (why !== null) {
-      this.end(why);
+      this.end(why, true);
     } else if (!this.over) {
       const { type, name, file, isText, scripts, sized = false } = this.source;
       this.port.postMessage({
@@ -270,7 +271,7 @@ export class PageFrame {
       case 'tried':
         this.tried = readTried(message);
         if (this.tried?.request === true || this.tried?.navigation === true) {
-          this.end(whyUnfit(this.tried, null) ?? '');
+          this.end(whyUnfit(this.tried, null) ?? '', true);
         }
         break;
       case 'ready':
@@ -306,7 +307,8 @@ export class PageFrame {
         break;
       case 'unfit':
         this.end(
-          'This browser cannot hold a page in its frame: it has no Trusted Types. Use a newer one.'
+          'This browser cannot hold a page in its frame: it has no Trusted Types. Use a newer one.',
+          true
         );
         break;
       case 'flood':

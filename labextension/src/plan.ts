@@ -21,34 +21,20 @@ export interface Plan {
   readonly lost: boolean;
 }
 
-let make: (mimeType: string) => IRenderMime.IRenderer | null = () => null;
-let draws: (mimeType: string) => boolean = () => false;
-let isShown: (mimeType: string) => boolean = type => type === WIDGET_TYPE || ORDER.includes(type);
+/** Makes what draws a type in a frame. It gets a model with all of the output's data, and calls
+ *  ``refused`` with the reason if this browser cannot hold a frame. */
+export type MakeFrame = (
+  mimeType: string,
+  refused: (why: string) => void
+) => IRenderMime.IRenderer | null;
 
-/**
- * Says how to draw what may not be drawn in the page. A renderer gets a model with all of the
- * output's data. ``makeFrame`` gives null if no frame can be had: then less is shown, and a line says so.
- */
-export function setFrames(
-  makeFrame: (mimeType: string) => IRenderMime.IRenderer | null,
-  canDraw: (mimeType: string) => boolean = () => true
-): void {
-  make = makeFrame;
-  draws = canDraw;
-}
-
-export function frameFor(mimeType: string): IRenderMime.IRenderer | null {
-  return make(mimeType);
-}
-
-export function canDraw(mimeType: string): boolean {
-  return draws(mimeType);
-}
-
-/** Says which types JupyterLab shows: of others nobody misses anything. */
-export function setShown(shows: (mimeType: string) => boolean): void {
-  isShown = type => type === WIDGET_TYPE || ORDER.includes(type) || shows(type);
-}
+/** What plugins say of this page, before an output is drawn. */
+export const page: {
+  makeFrame: MakeFrame;
+  canDraw: (mimeType: string) => boolean;
+  /** Which types JupyterLab shows: of others nobody misses anything. */
+  isShown: (mimeType: string) => boolean;
+} = { makeFrame: () => null, canDraw: () => false, isShown: () => false };
 
 export function textOf(value: unknown): string {
   const text = Array.isArray(value) ? value.join('') : value;
@@ -74,8 +60,10 @@ function isNative(type: string, value: unknown): boolean {
 
 /** ``frames``: whether a type can be drawn in one. */
 export function makePlan(bundle: Bundle, frames: (mimeType: string) => boolean): Plan {
+  const isKnown = (type: string): boolean =>
+    type === WIDGET_TYPE || ORDER.includes(type) || page.isShown(type) || page.canDraw(type);
   const types = Object.keys(bundle)
-    .filter(type => isShown(type) || frames(type))
+    .filter(it => isKnown(it) || frames(it))
     .sort((a, b) => ORDER.indexOf(a) - ORDER.indexOf(b));
   let lost = false;
   let reduced: string | null = null;

@@ -5,7 +5,6 @@
  * trusted, and shows only what may be drawn. What is saved stays whole.
  */
 
-import { MimeDocumentFactory } from '@jupyterlab/docregistry';
 import { OutputArea } from '@jupyterlab/outputarea';
 import {
   type IRenderMime,
@@ -19,14 +18,11 @@ import { PanelLayout, Widget } from '@lumino/widgets';
 
 import { element } from './dom.js';
 import { MOST_MARKDOWN, type Markup, drawable, mayTypeset, readMarkup } from './inline.js';
-import { type Origin, originOf } from './origin.js';
-import { VEGA } from './output_parts.js';
-import { type Bundle, type Plan, canDraw, frameFor, makePlan, textOf } from './plan.js';
-
-export { setFrames, setShown } from './plan.js';
+import { originOf } from './origin.js';
+import { type Bundle, type Plan, makePlan, page, textOf } from './plan.js';
 
 /** What a model behind the wall has instead of types that JupyterLab's renderers do not get. */
-export const WALLED_TYPE = 'application/vnd.gvisor-kernel.walled';
+const WALLED_TYPE = 'application/vnd.gvisor-kernel.walled';
 
 interface Behind {
   readonly raw: Bundle;
@@ -38,6 +34,12 @@ interface Behind {
 const found = new WeakMap<object, Behind>();
 const walledMetadata = new WeakSet();
 
+const CLASSES = {
+  markup: 'jp-RenderedHTML',
+  markdown: 'jp-RenderedMarkdown',
+  nothing: 'jp-RenderedText'
+};
+
 function shorten(text: string, isError = false): string {
   const most = drawable(text, isError);
   return text.length <= most
@@ -45,19 +47,14 @@ function shorten(text: string, isError = false): string {
     : `${text.slice(0, most)}\n[${text.length - most} characters more are saved, and not shown here]`;
 }
 
-function lookBehind(model: object, raw: () => Bundle): Behind {
-  const known = found.get(model);
-  if (known !== undefined) {
-    return known;
-  }
-  const bundle = raw();
-  const plan = makePlan(bundle, canDraw);
-  const value = bundle[plan.type];
+function lookBehind(model: object, raw: Bundle): Behind {
+  const plan = makePlan(raw, page.canDraw);
+  const value = raw[plan.type];
   const shown: Bundle =
     plan.way === 'native' && !plan.lost
       ? { [plan.type]: plan.type === 'text/plain' ? shorten(textOf(value)) : value }
-      : { [WALLED_TYPE]: shorten(textOf(bundle['text/plain'] ?? '')) };
-  const behind = { raw: bundle, plan, shown };
+      : { [WALLED_TYPE]: shorten(textOf(raw['text/plain'] ?? '')) };
+  const behind = { raw, plan, shown };
   found.set(model, behind);
   return behind;
 }
@@ -67,6 +64,8 @@ class WalledOutput extends Widget implements IRenderMime.IRenderer {
   private inner: IRenderMime.IRenderer | null = null;
   private innerKey = '';
   private turn = 0;
+  /** Why this browser draws no frames, once one has said so. */
+  private refusal: string | null = null;
 
   constructor(private readonly registry: RenderMimeRegistry) {
     super();
@@ -75,57 +74,42 @@ class WalledOutput extends Widget implements IRenderMime.IRenderer {
   }
 
   async renderModel(model: IRenderMime.IMimeModel): Promise<void> {
-    const behind = found.get(model);
-    const origin = behind === undefined ? 'unknown' : originOf(model);
-    const raw = behind?.raw ?? { 'text/plain': textOf(model.data[WALLED_TYPE]) };
-    const plan = behind?.plan ?? { way: 'native', type: 'text/plain', lost: false };
-    this.turn += 1;
-    await this.draw(raw, model.metadata, plan, origin, this.turn);
-  }
-
-  private async draw(
-    raw: Bundle,
-    metadata: Bundle,
-    plan: Plan,
-    origin: Origin,
-    turn: number,
-    frames = canDraw
-  ): Promise<void> {
-    const source = textOf(raw[plan.type] ?? '');
-    if (plan.way === 'frame') {
-      const frame = this.use(`frame ${plan.type}`, () => frameFor(plan.type));
-      if (frame === null) {
-        const none = (): boolean => false;
-        await this.draw(raw, metadata, makePlan(raw, none), origin, turn, none);
-        return;
-      }
-      this.say(null);
-      await frame.renderModel(new MimeModel({ data: raw, metadata }));
-    } else if (plan.way === 'native') {
-      const value = plan.type === 'text/plain' ? shorten(source) : raw[plan.type];
-      const native = this.use(`native ${plan.type}`, () => this.registry.createRenderer(plan.type));
-      this.say(plan.lost ? origin : null);
-      await native?.renderModel(new MimeModel({ data: { [plan.type]: value }, metadata }));
-    } else if (plan.way === 'markup') {
-      this.put(readMarkup(source), 'jp-RenderedHTML', plan.lost, origin);
-    } else if (plan.way === 'markdown') {
-      const markup = await this.parseMarkdown(source);
+    const turn = ++this.turn;
+    const raw = found.get(model)?.raw ?? { 'text/plain': textOf(model.data[WALLED_TYPE]) };
+    const frames = (type: string): boolean => this.refusal === null && page.canDraw(type);
+    const known = this.refusal === null ? found.get(model)?.plan : undefined;
+    const plan = known ?? makePlan(raw, frames);
+    const { type } = plan;
+    let { way, lost } = plan;
+    const source = textOf(raw[type] ?? '');
+    let markup = way === 'markup' ? readMarkup(source) : null;
+    if (way === 'markdown') {
+      markup = await this.parseMarkdown(source);
       if (turn !== this.turn) {
         return; // drawn again meanwhile
       }
-      if (markup?.lost !== false && frames(plan.type)) {
-        await this.draw(raw, metadata, { ...plan, way: 'frame' }, origin, turn, frames);
-      } else {
-        this.put(
-          markup ?? { nodes: textNodes(shorten(source)), lost: true, text: source },
-          'jp-RenderedMarkdown',
-          plan.lost,
-          origin
-        );
+      if (markup?.lost !== false && frames(type)) {
+        way = 'frame';
       }
-    } else {
-      this.put(null, 'jp-RenderedText', plan.lost, origin);
+      markup ??= { nodes: element('pre', {}, shorten(source)), lost: true, text: source };
     }
+    let data = raw;
+    if (way === 'frame') {
+      this.use(`frame ${type}`, () =>
+        page.makeFrame(type, why => {
+          this.refusal = why;
+          void this.renderModel(model);
+        })
+      );
+    } else if (way === 'native') {
+      data = { [type]: type === 'text/plain' ? shorten(source) : raw[type] };
+      this.use(`native ${type}`, () => this.registry.createRenderer(type));
+    } else {
+      this.use('', () => new Checked(markup, CLASSES[way], this.registry.latexTypesetter));
+      lost ||= markup?.lost === true;
+    }
+    this.say(lost ? describe(originOf(model) === 'sandbox', this.refusal) : null);
+    await this.inner?.renderModel(new MimeModel({ data, metadata: model.metadata }));
   }
 
   /** Null for what is not parsed in the page: a diagram, or too much. */
@@ -138,14 +122,8 @@ class WalledOutput extends Widget implements IRenderMime.IRenderer {
     return readMarkup(replaceMath(await parser.render(text), math));
   }
 
-  private put(markup: Markup | null, name: string, lost: boolean, origin: Origin): void {
-    const node = new Checked(markup, name, this.registry.latexTypesetter);
-    this.use('', () => node);
-    this.say(lost || markup?.lost === true ? origin : null);
-  }
-
   /** The renderer of before if it draws the same type, as a frame that is made anew loses its state. */
-  private use(key: string, make: () => IRenderMime.IRenderer | null): IRenderMime.IRenderer | null {
+  private use(key: string, make: () => IRenderMime.IRenderer | null): void {
     if (key === '' || key !== this.innerKey || this.inner === null) {
       this.inner?.dispose();
       this.inner = make();
@@ -154,27 +132,24 @@ class WalledOutput extends Widget implements IRenderMime.IRenderer {
         (this.layout as PanelLayout).insertWidget(0, this.inner);
       }
     }
-    return this.inner;
   }
 
-  private say(origin: Origin | null): void {
+  private say(line: string | null): void {
     this.node.querySelector(':scope > .gk-wall-line')?.remove();
-    if (origin !== null) {
-      this.node.append(element('div', { class: 'gk-wall-line' }, describe(origin)));
+    if (line !== null) {
+      this.node.append(element('div', { class: 'gk-wall-line' }, line));
     }
   }
 }
 
-function textNodes(text: string): DocumentFragment {
-  const nodes = document.createDocumentFragment();
-  nodes.append(element('pre', {}, text));
-  return nodes;
-}
-
-function describe(origin: Origin): string {
-  return origin === 'sandbox'
-    ? 'Part of this output is not shown: it comes from a sandbox, and in this page it could act as you. A page that it writes to outputs/ is shown whole.'
-    : 'Part of this output is not shown: who made it is not known, and in this page it could act as you. To see it, run the cell.';
+function describe(isOfSandbox: boolean, refusal: string | null): string {
+  const why = isOfSandbox
+    ? 'it comes from a sandbox, and in this page it could act as you. '
+    : 'who made it is not known, and in this page it could act as you. ';
+  const help = isOfSandbox
+    ? 'A page that it writes to outputs/ is shown whole.'
+    : 'To see it, run the cell.';
+  return `Part of this output is not shown: ${why}${refusal ?? help}`;
 }
 
 /** Nodes that were checked, with their formulas set as soon as they are in the document. */
@@ -187,9 +162,7 @@ class Checked extends Widget implements IRenderMime.IRenderer {
     super();
     this.addClass('jp-RenderedHTMLCommon');
     this.addClass(name);
-    if (markup !== null) {
-      this.node.append(markup.nodes);
-    }
+    this.node.append(markup?.nodes ?? '');
   }
 
   async renderModel(): Promise<void> {
@@ -205,42 +178,21 @@ class Checked extends Widget implements IRenderMime.IRenderer {
 
 /** Whether the wall stands is tried by a model that asks for all. */
 function isStanding(): boolean {
-  const model = new OutputModel({
-    value: {
-      output_type: 'display_data',
-      data: { 'text/html': '<script></script>' },
-      metadata: {}
-    },
-    trusted: true
-  });
-  const stands = !model.trusted && Object.keys(model.data).join() === WALLED_TYPE;
-  model.dispose();
-  return stands;
+  const data = { 'text/html': '<script></script>' };
+  const value = { output_type: 'display_data', data, metadata: {} };
+  const model = new OutputModel({ value, trusted: true });
+  return !model.trusted && Object.keys(model.data).join() === WALLED_TYPE;
 }
 
 /* eslint-disable @typescript-eslint/unbound-method -- what is replaced is called with its object */
 
-/** What is used of the factory of views of files. */
-interface FileFactory {
-  _factory?: IRenderMime.IRendererFactory | undefined;
-  createNewWidget(context: unknown): unknown;
-}
-
-let raised: boolean | null = null;
-
-/** Puts the wall into the page, once. False: this JupyterLab's models do not take it. */
+/** Puts the wall into the page. False: this JupyterLab's models do not take it. */
 export function raiseWall(): boolean {
-  raised ??= build();
-  return raised;
-}
-
-function build(): boolean {
   const { prototype } = OutputModel;
-  const data = Object.getOwnPropertyDescriptor(prototype, 'data');
-  if (data?.get === undefined) {
+  const readData = Object.getOwnPropertyDescriptor(prototype, 'data')?.get;
+  if (readData === undefined) {
     return false;
   }
-  const readData = data.get;
   const { setData } = prototype;
   const claimed = new WeakMap<OutputModel, boolean>();
   Object.defineProperty(prototype, 'trusted', {
@@ -263,7 +215,7 @@ function build(): boolean {
         return shortenAll(raw());
       }
       walledMetadata.add(this.metadata);
-      return lookBehind(this, raw).shown;
+      return (found.get(this) ?? lookBehind(this, raw())).shown;
     }
   });
   prototype.setData = function (this: OutputModel, options) {
@@ -280,25 +232,7 @@ function build(): boolean {
     return WALLED_TYPE in bundle ? WALLED_TYPE : preferredMimeType.call(this, bundle, safe);
   };
   RenderMimeRegistry.prototype.createRenderer = function (mimeType) {
-    if (isOfFile && VEGA.test(mimeType)) {
-      return frameFor(mimeType) ?? new Checked(null, 'jp-RenderedText', null);
-    }
     return mimeType === WALLED_TYPE ? new WalledOutput(this) : createRenderer.call(this, mimeType);
-  };
-  // A plot in a file loads what it names: with the person's cookies, and from anywhere.
-  const factory = MimeDocumentFactory.prototype as unknown as FileFactory;
-  let isOfFile = false;
-  const { createNewWidget } = factory;
-  factory.createNewWidget = function (context) {
-    if (this._factory?.mimeTypes.some(type => VEGA.test(type)) === true) {
-      this._factory = undefined; // so that the registry is asked
-    }
-    isOfFile = true;
-    try {
-      return createNewWidget.call(this, context);
-    } finally {
-      isOfFile = false;
-    }
   };
   return isStanding();
 }

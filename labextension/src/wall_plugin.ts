@@ -5,8 +5,9 @@ import { showErrorMessage } from '@jupyterlab/apputils';
 import { type IRenderMime, IRenderMimeRegistry } from '@jupyterlab/rendermime';
 
 import { followKernels } from './origin.js';
+import { page } from './plan.js';
 import { originOfKernel } from './specs.js';
-import { raiseWall, setShown } from './wall.js';
+import { raiseWall } from './wall.js';
 
 /** Before any plugin: a restored notebook makes its models when it likes. */
 const stands = raiseWall();
@@ -38,7 +39,7 @@ export const wall: JupyterFrontEndPlugin<void> = {
     const { kernels, kernelspecs } = app.serviceManager;
     followKernels(kernels, name => originOfKernel(kernelspecs.specs, name));
     if (rendermime !== null) {
-      setShown(type => rendermime.mimeTypes.includes(type));
+      page.isShown = type => rendermime.mimeTypes.includes(type);
       refuseCommands(rendermime.sanitizer); // of all of the page
     }
     for (const kind of ['click', 'auxclick'] as const) {

@@ -15,7 +15,7 @@ from selenium.webdriver.common.by import By
 
 from .framing import Host, Shown, driver, host
 from .lab import LabPage
-from .looking import EXPOSED, set_theme
+from .looking import EXPOSED, set_theme, text_of, wait_for_text
 
 pytestmark = pytest.mark.browser
 __all__ = ["driver", "host"]
@@ -191,18 +191,22 @@ SHOWN = {
 }
 
 
-@pytest.fixture(scope="module")
-def notebook(desk: LabPage) -> LabPage:
-    """A notebook of these outputs is open, whose kernel is not there."""
+def open_outputs(desk: LabPage, name: str, outputs: dict[str, dict[str, Any]]) -> None:
+    """Open a notebook of these outputs, whose kernel is not there."""
     cells = [
         nbformat.v4.new_code_cell(name, outputs=[nbformat.v4.new_output("display_data", data)])
-        for name, data in OUTPUTS.items()
+        for name, data in outputs.items()
     ]
     folder = desk.server.folder
     folder.mkdir(parents=True, exist_ok=True)
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "frames.ipynb")
-    desk.driver.get(f"{desk.server.url}lab/tree/frames.ipynb?token={desk.server.token}")
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / name)
+    desk.driver.get(f"{desk.server.url}lab/tree/{name}?token={desk.server.token}")
     desk.find(".jp-Notebook .jp-Cell")
+
+
+@pytest.fixture(scope="module")
+def notebook(desk: LabPage) -> LabPage:
+    open_outputs(desk, "frames.ipynb", OUTPUTS)
     return desk
 
 
@@ -327,3 +331,35 @@ def test_few_frames_are_alive(notebook: LabPage) -> None:
         output_of(notebook, name, "return null")
     count = "return document.querySelectorAll('iframe.gk-page').length"
     notebook.wait_until(lambda: 0 < notebook.driver.execute_script(count) <= 24, "too many frames")
+
+
+UNFIT = """
+const { set } = Object.getOwnPropertyDescriptor(HTMLIFrameElement.prototype, 'src');
+Object.defineProperty(HTMLIFrameElement.prototype, 'src', { set(url) {
+  set.call(this, /frame$/.test(url) ? `${url}?control=1` : url);
+} });
+"""
+"""Each frame is one without the header that the browser obeys: as in a browser that does not."""
+
+
+def test_a_browser_that_holds_no_frame_shows_what_is_harmless(desk: LabPage) -> None:
+    outputs = {
+        "html": {"text/html": "<b>harmless</b><script>top.attacked = 1</script>"},
+        "plot": {"application/vnd.plotly.v1+json": {}, "text/plain": "a figure"},
+        "markdown": {"text/markdown": "**strong**<script>top.attacked = 1</script>"},
+    }
+    command = "Page.addScriptToEvaluateOnNewDocument"
+    added = desk.driver.execute_cdp_cmd(command, {"source": UNFIT})
+    try:
+        open_outputs(desk, "unfit.ipynb", outputs)
+        for text in ("harmless", "a figure", "strong"):
+            wait_for_text(desk, ".gk-walled", text)
+        refusal = "does not keep it from the network"
+        desk.wait_until(
+            lambda: text_of(desk, ".gk-wall-line").count(refusal) == len(outputs), "not all said so"
+        )
+    finally:
+        desk.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+    desk.screenshot("frames-unfit")
+    left = "return [document.querySelectorAll('.gk-page').length, window.attacked ?? null]"
+    assert desk.driver.execute_script(left) == [0, None]

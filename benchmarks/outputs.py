@@ -1,0 +1,185 @@
+"""How a notebook of many outputs opens in JupyterLab with frames, against without this extension.
+
+``python -m benchmarks.outputs``: for each round and each notebook, a browser for either server, one
+after the other. Needs Chromium, its driver and selenium; of plotly the package, for the server
+without the extension its own, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import psutil
+from jupyter_core.paths import jupyter_path
+
+from benchmarks.processes import cpu_seconds, memory
+from tests.browser.lab import LabServer, browser
+
+OWN = "gvisor-kernel"
+SIDES = ("without", "frames")
+KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+FIGURES = ("open s", "its CPU s", "its MiB", "scroll s", "its CPU s", "its MiB")
+
+DRAWN = """
+const done = arguments[arguments.length - 1];
+const begin = performance.now();
+const isDrawn = it => it.querySelector('.main-svg, table, svg, img') !== null ||
+  parseFloat(it.querySelector('.gk-output-frame')?.style.height ?? '0') > 60;
+const look = () => {
+  const seen = [...document.querySelectorAll('.jp-OutputArea-output')].filter(it => {
+    const { top, bottom } = it.getBoundingClientRect();
+    return bottom > 150 && top < innerHeight - 50;
+  });
+  const late = performance.now() - begin > 280000;
+  if (late || (seen.length > 0 && seen.every(isDrawn))) done(late ? -1 : performance.now());
+  else requestAnimationFrame(look);
+};
+look();
+"""
+"""Waits until the outputs that are in sight are drawn; returns when that was."""
+
+SCROLL = """
+const outer = document.querySelector('.jp-Notebook .jp-WindowedPanel-outer');
+outer.scrollTop += outer.clientHeight;
+return outer.scrollTop + outer.clientHeight < outer.scrollHeight - 5;
+"""
+
+
+def make_plot(number: int) -> dict[str, Any]:
+    values = [(it * 7919 + number * 104729) % 1000 for it in range(500)]
+    data = [{"type": "scatter", "mode": "markers", "x": list(range(500)), "y": values}]
+    figure = {"data": data, "layout": {"title": {"text": f"plot {number}"}}}
+    return {"application/vnd.plotly.v1+json": figure}
+
+
+def make_table(number: int) -> dict[str, Any]:
+    import pandas
+
+    rows = [[number + row * column for column in range(8)] for row in range(20)]
+    styled = pandas.DataFrame(rows).style.background_gradient()
+    return {"text/html": styled.to_html(), "text/plain": "<Styler>"}
+
+
+def make_html(number: int) -> dict[str, Any]:
+    rows = "".join(f"<tr><td>{number}</td><td>{row}</td></tr>" for row in range(20))
+    return {"text/html": f"<table>{rows}</table>", "text/plain": "a table"}
+
+
+NOTEBOOKS = {"plots": make_plot, "styled": make_table, "plain": make_html}
+
+
+def write(folder: Path, name: str, count: int) -> None:
+    cells = [
+        nbformat.v4.new_code_cell(
+            f"draw({it})",
+            execution_count=it + 1,
+            outputs=[nbformat.v4.new_output("display_data", NOTEBOOKS[name](it))],
+        )
+        for it in range(count)
+    ]
+    path = folder / f"{name}.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=KERNEL), path)
+    subprocess.run([sys.executable, "-m", "jupyter", "trust", str(path)], check=True)
+
+
+def labextensions() -> list[Path]:
+    folders = [Path(it) for it in jupyter_path("labextensions")]
+    return [it for folder in folders if folder.is_dir() for it in folder.iterdir()]
+
+
+@contextmanager
+def servers(base: Path, count: int, names: list[str]) -> Iterator[dict[str, LabServer]]:
+    with ExitStack() as stack:
+        started = {}
+        for side in SIDES:
+            others = [it for it in labextensions() if side == "frames" or it.name != OWN]
+            folder = base / side / "labextensions"
+            folder.mkdir(parents=True)
+            for it in others:
+                shutil.copytree(it, folder / it.name)
+            option = f"--LabApp.labextensions_path={folder}"
+            server = LabServer(base / side, base / f"{side}.log", options=[option])
+            server.start()
+            stack.callback(server.stop)
+            for name in names:
+                write(server.folder, name, count)
+            started[side] = server
+        yield started
+
+
+def measure(server: LabServer, name: str, profile: Path) -> list[float]:
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    assert chromium is not None
+    assert driver is not None
+    with browser(chromium, driver, profile) as page:
+        tree = psutil.Process(page.service.process.pid)
+
+        def cpu() -> float:
+            return cpu_seconds(tree.children(recursive=True))
+
+        def pss() -> float:
+            return memory(tree.children(recursive=True)).processes / 1024**2
+
+        page.set_script_timeout(300)
+        page.get(f"{server.url}lab/workspaces/first/tree?reset&token={server.token}")
+        page.execute_async_script(
+            "const done = arguments[0]; const look = () => document.querySelector('.jp-DirListing')"
+            " ? setTimeout(done, 1000) : setTimeout(look, 50); look();"
+        )
+        before = cpu()
+        page.get(f"{server.url}lab/workspaces/bench/tree/{name}.ipynb?reset")
+        opened = page.execute_async_script(DRAWN) / 1000
+        opened_cpu, opened_pss = cpu() - before, pss()
+        scrolled = 0.0
+        begin = page.execute_script("return performance.now()") / 1000
+        while page.execute_script(SCROLL):
+            scrolled = page.execute_async_script(DRAWN) / 1000 - begin
+        if min(opened, scrolled) < 0:
+            raise RuntimeError(f"{name}: its outputs were never drawn")
+        return [opened, opened_cpu, opened_pss, scrolled, cpu() - before - opened_cpu, pss()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.outputs", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--count", type=int, default=200, help="outputs of each notebook")
+    parser.add_argument("--notebooks", default=",".join(NOTEBOOKS))
+    arguments = parser.parse_args()
+    names = arguments.notebooks.split(",")
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        for variable in ("DATA", "RUNTIME"):
+            os.environ[f"JUPYTER_{variable}_DIR"] = str(base / variable)
+            (base / variable).mkdir(mode=0o700)
+        found: dict[tuple[str, str], list[list[float]]] = {}
+        with servers(base, arguments.count, names) as started:
+            for turn in range(arguments.rounds):
+                for name in names:
+                    for side in SIDES if turn % 2 == 0 else SIDES[::-1]:
+                        sample = measure(started[side], name, base / f"{turn}-{name}-{side}")
+                        found.setdefault((name, side), []).append(sample)
+                        print(turn, name, side, *(f"{it:.1f}" for it in sample), flush=True)
+    print(f"{'':10}", *(f"{it:>22}" for it in FIGURES))
+    for name in names:
+        pairs = list(zip(found[name, "without"], found[name, "frames"], strict=True))
+        row = []
+        for column in range(len(FIGURES)):
+            sides = [statistics.median(pair[side][column] for pair in pairs) for side in (0, 1)]
+            ratio = statistics.median(pair[1][column] / pair[0][column] for pair in pairs)
+            row.append(f"{sides[0]:.1f} > {sides[1]:.1f} = {ratio:.2f}")
+        print(f"{name:10}", *(f"{it:>22}" for it in row))
+
+
+if __name__ == "__main__":
+    main()
