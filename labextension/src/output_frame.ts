@@ -178,16 +178,22 @@ export class OutputFrame extends Widget implements IRenderMime.IRenderer, Framed
         size: height => {
           this.setHeight(height);
         },
-        talk: () => undefined
+        talk: () => undefined,
+        renewed: () => {
+          start();
+        }
       },
       context.isDark()
     );
+    const start = (): void => {
+      if (!isPdf) {
+        frame.send(frameTheme(context.isDark()));
+        this.draw(frame);
+      }
+    };
     this.frame = frame;
     replace(this.content, frame.node);
-    if (!isPdf) {
-      frame.send(frameTheme(context.isDark()));
-      this.draw(frame);
-    }
+    start();
   }
 
   private draw(frame: PageFrame): void {

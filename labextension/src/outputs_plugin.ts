@@ -16,14 +16,14 @@ import type { ReadonlyPartialJSONObject } from '@lumino/coreutils';
 import type { Poll } from '@lumino/polling';
 import { Widget } from '@lumino/widgets';
 
-import { ArtifactClient, type Place } from './artifacts.js';
+import { ArtifactClient } from './artifacts.js';
 import { type Trackers, sessionOf } from './current.js';
 import { escapeHidden } from './dom.js';
 import { FetchClient } from './fetch.js';
 import { type OutputContext, OutputFrame, canDraw } from './output_frame.js';
 import { OutputRenderer, SHOW_TYPE } from './output_renderer.js';
 import { type OutputsActions, OutputsView } from './outputs.js';
-import { openInFrames } from './page_document.js';
+import { PAGE_FACTORY, openInFrames } from './page_document.js';
 import { Preview, howToShow } from './preview.js';
 import { isOurs } from './specs.js';
 import { setFrames } from './wall.js';
@@ -106,29 +106,6 @@ class OutputsWidget extends Widget {
   override dispose(): void {
     this.poll.dispose();
     this.view.dispose();
-    super.dispose();
-  }
-}
-
-class PageWidget extends Widget {
-  constructor(
-    private readonly preview: Preview,
-    id: string,
-    place: Place
-  ) {
-    super();
-    this.id = id;
-    this.addClass('gk-panel');
-    this.title.label = PathExt.basename(place.path);
-    this.title.caption = place.path;
-    this.title.icon = shieldIcon;
-    this.title.closable = true;
-    this.node.append(preview.node);
-    void preview.show(place);
-  }
-
-  override dispose(): void {
-    this.preview.clear();
     super.dispose();
   }
 }
@@ -286,12 +263,13 @@ export const outputs: JupyterFrontEndPlugin<void> = {
       isVisible: () => howToShow(selected() ?? '') !== null,
       execute: () => {
         const path = selected();
-        if (path !== null) {
-          const id = `gvisor-kernel-page-${path}`;
-          open(app, id, () => new PageWidget(new Preview(client, actions), id, { path }), {
-            mode: 'split-right'
-          });
-        }
+        return path === null
+          ? undefined
+          : commands.execute('docmanager:open', {
+              path,
+              factory: PAGE_FACTORY,
+              options: { mode: 'split-right' }
+            });
       }
     });
     app.contextMenu.addItem({

@@ -6,20 +6,23 @@ so does every other frame, and closing the view ends the work.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import wave
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
 
 from .conftest import IN_SANDBOXES
 from .lab import LabPage
-from .looking import EXPOSED
+from .looking import EXPOSED, wait_for_text
 
 pytestmark = IN_SANDBOXES
 
@@ -126,12 +129,16 @@ def busy_time(process: psutil.Process) -> float:
     return times.user + times.system
 
 
-def page_process(lab: LabPage) -> psutil.Process:
-    """Return JupyterLab's own process: the one that works while its page does."""
+WORK = "for (const end = performance.now() + 300; performance.now() < end;); return 1"
+
+
+def page_process(lab: LabPage, run: Callable[[LabPage, str], object] | None = None) -> Any:
+    """Return the process of JupyterLab's page, or of what ``run`` runs in: it works meanwhile."""
     before = {pid: busy_time(it) for pid, it in renderers(lab).items()}
-    lab.driver.execute_script(
-        "for (const end = performance.now() + 300; performance.now() < end;);"
-    )
+    if run is None:
+        lab.driver.execute_script(WORK)
+    else:
+        assert run(lab, WORK) == 1
     return max(renderers(lab).values(), key=lambda it: busy_time(it) - before.get(it.pid, 0))
 
 
@@ -155,32 +162,26 @@ def open_file(lab: LabPage, name: str) -> None:
 
 def close_all(lab: LabPage) -> None:
     lab.driver.execute_script(
-        "[...jupyterapp.shell.widgets('main')].filter(it => it.hasClass('gk-panel'))"
+        "[...jupyterapp.shell.widgets('main')].filter(it => it.node.querySelector('.gk-page'))"
         ".forEach(it => it.close())"
     )
 
 
-def in_frame(lab: LabPage, script: str) -> object:
-    """Return a script's value in the page that was opened last; None while it is not there."""
+def in_frame(lab: LabPage, script: str, place: int = -1) -> object:
+    """Return a script's value in a page, the one that was opened last; None if it is not there."""
     try:
-        outer = lab.driver.find_elements(By.CSS_SELECTOR, ".gk-page")[-1]
+        outer = lab.driver.find_elements(By.CSS_SELECTOR, ".gk-page")[place]
         lab.driver.switch_to.frame(outer)
         lab.driver.switch_to.frame(lab.driver.find_element(By.TAG_NAME, "iframe"))
         return lab.driver.execute_script(script)
-    except (IndexError, NoSuchElementException, StaleElementReferenceException):
+    except (IndexError, WebDriverException):
         return None
     finally:
         lab.driver.switch_to.default_content()
 
 
-def wait_in_frame(lab: LabPage, script: str) -> None:
-    seen: list[object] = []
-
-    def look() -> bool:
-        seen[:] = [in_frame(lab, script)]
-        return bool(seen[0])
-
-    lab.wait_until(look, f"never in the frame: {script}")
+def wait_in_frame(lab: LabPage, script: str, place: int = -1) -> None:
+    lab.wait_until(lambda: in_frame(lab, script, place), f"never in the frame: {script}")
 
 
 DRAWN = "const it = document.querySelector('img'); return it?.complete && it.naturalWidth > 8000"
@@ -249,3 +250,42 @@ def test_a_drawing_without_end_ends_with_its_view(media: LabPage) -> None:
     close_all(media)
     media.wait_until(lambda: not worker.is_running(), "the drawing outlives its view")
     assert own.is_running()
+
+
+OTHER = "return document.querySelector('h1')?.textContent === 'Other'"
+
+
+def test_a_page_whose_process_dies_is_loaded_anew_once(media: LabPage) -> None:
+    open_file(media, "other.html")
+    wait_in_frame(media, OTHER)
+    page_process(media, in_frame).kill()
+    media.wait_until(lambda: in_frame(media, OTHER) is None, "the page outlives its process")
+    wait_in_frame(media, OTHER)
+    page_process(media, in_frame).kill()
+    wait_for_text(media, ".gk-preview", "Its frame has ended, twice")
+    media.screenshot("frame-crashed")
+    close_all(media)
+
+
+def test_outputs_whose_process_dies_are_drawn_anew_and_each_by_itself(media: LabPage) -> None:
+    """They share a process at first; afterwards the one that is to blame ends alone."""
+    html = "<h1>Other</h1><script>document.title = 'run'</script>"
+    data = {"data": {"text/html": html}, "output_type": "display_data", "metadata": {}}
+    cell = {"cell_type": "code", "source": "", "metadata": {}, "execution_count": 1}
+    cells = [{**cell, "id": f"cell{number}", "outputs": [data]} for number in range(2)]
+    notebook = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    (media.server.folder / "media" / "crash.ipynb").write_text(json.dumps(notebook))
+    media.driver.execute_script(
+        "void jupyterapp.commands.execute('docmanager:open', {path: 'media/crash.ipynb'})"
+    )
+    for place in (0, 1):
+        wait_in_frame(media, OTHER, place)
+    page_process(media, in_frame).kill()
+    media.wait_until(lambda: in_frame(media, OTHER) is None, "the output outlives its process")
+    for place in (0, 1):
+        wait_in_frame(media, OTHER, place)
+    page_process(media, in_frame).kill()
+    wait_for_text(media, ".gk-framed-output", "Its frame has ended, twice")
+    wait_in_frame(media, OTHER, 0)
+    assert len(media.driver.find_elements(By.CSS_SELECTOR, ".gk-page")) == 1
+    media.screenshot("output-crashed")
