@@ -26,8 +26,8 @@ async function openControl(url: string): Promise<number | null> {
   frame.hidden = true;
   const tried = await new Promise<number | null>(resolve => {
     setTimeout(resolve, WAIT_MILLISECONDS, null);
-    port.onmessage = ({ data }: MessageEvent<unknown>) => {
-      resolve(readTried(data));
+    port.onmessage = ({ data }: MessageEvent<{ reached?: number }>) => {
+      resolve(data.reached ?? null);
     };
     document.body.append(frame);
   });
@@ -52,23 +52,22 @@ export function connectTo(frame: HTMLIFrameElement): MessagePort {
   return port1;
 }
 
-/** In how many of two ways a frame has reached the server; null for other messages. */
-export function readTried(data: unknown): number | null {
-  const { kind, reached } = (data ?? {}) as Record<string, unknown>;
-  return kind === 'tried' && typeof reached === 'number' ? reached : null;
-}
-
-/** Why no page is shown in this browser; null if one is. */
+/**
+ * Why no page is shown in this browser; null if one is.
+ *
+ * @param page in how many of two ways a page's frame has reached the server
+ * @param control in how many a frame without the header has; null if it never said
+ */
 export function whyUnfit(page: number, control: number | null): string | null {
-  if (page > 0) {
+  if (page !== 0) {
     return (
-      'This page is not run: this browser does not keep it from the network, as it does not obey ' +
+      'Not run: this browser does not keep pages and outputs from the network, as it does not obey ' +
       'the header Connection-Allowlist. Chromium 156 and newer do, and what is built from it.'
     );
   }
   return control === 2
     ? null
-    : 'This page is not run: whether this browser keeps it from the network could not be tried out, ' +
-        'since a frame does not reach the Jupyter server. Look for an extension of the browser, or a ' +
-        'proxy, that keeps it from gvisor-kernel/frame/probe; then open the page again.';
+    : 'Not run: whether this browser keeps pages from the network could not be tried out, since a ' +
+        'frame does not reach the Jupyter server. Look for an extension of the browser, or a proxy, ' +
+        'that keeps it from gvisor-kernel/frame/probe; then open the page again.';
 }

@@ -1,4 +1,4 @@
-/** The panel "Outputs", pages that are opened from the file browser, and ``show`` in a cell. */
+/** The panel "Outputs", files that open as pages, ``show`` in a cell, and who asks a question. */
 
 import {
   ILayoutRestorer,
@@ -10,6 +10,7 @@ import { IConsoleTracker } from '@jupyterlab/console';
 import { PageConfig, PathExt, URLExt } from '@jupyterlab/coreutils';
 import { IDefaultFileBrowser } from '@jupyterlab/filebrowser';
 import { INotebookTracker } from '@jupyterlab/notebook';
+import { OutputArea } from '@jupyterlab/outputarea';
 import { IRenderMimeRegistry } from '@jupyterlab/rendermime';
 import { ServerConnection } from '@jupyterlab/services';
 import type { ReadonlyPartialJSONObject } from '@lumino/coreutils';
@@ -23,9 +24,10 @@ import { FetchClient } from './fetch.js';
 import { type OutputContext, OutputFrame, canDraw } from './output_frame.js';
 import { OutputRenderer, SHOW_TYPE } from './output_renderer.js';
 import { type OutputsActions, OutputsView } from './outputs.js';
-import { PAGE_FACTORY, openInFrames } from './page_document.js';
+import { PAGE_FACTORY, openInFrames, refuseTrust } from './page_document.js';
 import { Preview, howToShow } from './preview.js';
-import { isOurs } from './specs.js';
+import { type Asks, labelQuestions } from './questions.js';
+import { isOurs, originOfKernel } from './specs.js';
 import { setFrames } from './wall.js';
 import { VIEW_TYPE } from './widget_store.js';
 import { makeWidgetView } from './widget_view.js';
@@ -279,6 +281,13 @@ export const outputs: JupyterFrontEndPlugin<void> = {
     });
 
     openInFrames(app, restorer, () => new Preview(client, actions));
+    refuseTrust(app);
+    labelQuestions(OutputArea.prototype as unknown as Asks, name => {
+      const { specs } = app.serviceManager.kernelspecs;
+      return originOfKernel(specs, name) === 'local'
+        ? null
+        : (specs?.kernelspecs[name]?.display_name ?? name);
+    });
 
     rendermime?.addFactory(
       {

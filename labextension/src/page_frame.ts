@@ -8,7 +8,7 @@
 import type { ArtifactClient, ReadFile } from './artifacts.js';
 import { messageOf } from './client.js';
 import { fieldsOf } from './contract.js';
-import { connectTo, makeFrame, readTried, tryControl, whyUnfit } from './frame_fit.js';
+import { connectTo, makeFrame, tryControl, whyUnfit } from './frame_fit.js';
 import { PageNetwork, type Talk } from './page_network.js';
 import { PageUse } from './page_use.js';
 import { Gate } from './turns.js';
@@ -59,6 +59,7 @@ const LOOKS_FOR_CLICK = 20;
 const LOOK_MILLISECONDS = 50;
 /** The outer frame has said by then whether it holds a page: it waits for a busy server. */
 const READY_MILLISECONDS = 60_000;
+const LOOK_FOR_FRAME_MILLISECONDS = 1000;
 const LOST =
   'Its frame has ended, twice: it crashed, as for want of memory, or did not load. ' +
   'Show it again to try once more.';
@@ -108,6 +109,7 @@ export class PageFrame {
   private port: MessagePort;
   /** The frame's document says that it is ready within that time. */
   private late: ReturnType<typeof setTimeout> | undefined;
+  private readonly watching: ReturnType<typeof setInterval>;
   private isRenewed = false;
   /** That of the document which is ready. */
   private window: Window | null = null;
@@ -148,6 +150,12 @@ export class PageFrame {
       }
     });
     this.port = this.connect();
+    // No event tells that a frame's process has ended; the frame in it is gone with it.
+    this.watching = setInterval(() => {
+      if (this.window !== null && this.frame.contentWindow?.length === 0) {
+        this.renew();
+      }
+    }, LOOK_FOR_FRAME_MILLISECONDS);
     shown.add(this);
   }
 
@@ -162,19 +170,15 @@ export class PageFrame {
 
   private connect(): MessagePort {
     const port = connectTo(this.frame);
-    const lose = (): void => {
-      if (port === this.port && !this.over) {
-        this.renew();
-      }
-    };
     port.onmessage = ({ data }: MessageEvent<unknown>) => {
       if (typeof data === 'object' && data !== null && port === this.port && !this.over) {
         void this.receive(data as Message);
       }
     };
-    port.addEventListener('close', lose); // the process at its other end is gone
     clearTimeout(this.late);
-    this.late = setTimeout(lose, READY_MILLISECONDS);
+    this.late = setTimeout(() => {
+      this.renew();
+    }, READY_MILLISECONDS);
     return port;
   }
 
@@ -191,6 +195,7 @@ export class PageFrame {
     this.network.end();
     this.port.close();
     this.reached = null;
+    this.window = null;
     this.port = this.connect();
     this.frame.src = this.ownProcess;
     this.events.renewed?.();
@@ -214,6 +219,7 @@ export class PageFrame {
     shown.delete(this);
     clearTimeout(this.following);
     clearTimeout(this.late);
+    clearInterval(this.watching);
     this.use.dispose();
     this.port.close();
   }
@@ -285,8 +291,8 @@ export class PageFrame {
   private async receive(message: Message): Promise<void> {
     switch (message.kind) {
       case 'tried':
-        this.reached = readTried(message);
-        if (this.reached) {
+        this.reached = Number(message.reached);
+        if (this.reached !== 0) {
           this.end(whyUnfit(this.reached, null) ?? '');
         }
         break;
