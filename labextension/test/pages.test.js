@@ -217,6 +217,7 @@ test('a page that takes the keyboard is ended, one that the person leaves is not
 });
 
 test('so many bytes at once, and so many a second after that', async t => {
+  t.mock.timers.enable({ apis: ['setTimeout'] });
   const MIB = 1024 * 1024;
   const bytes = { byteLength: 32 * MIB };
   const { port, end } = makePage({ read: async () => ({ bytes, type: '' }) });
@@ -224,7 +225,6 @@ test('so many bytes at once, and so many a second after that', async t => {
   port.on('message', ({ kind }) => {
     answers += kind === 'answer' ? 1 : 0;
   });
-  t.mock.timers.enable({ apis: ['setTimeout'] });
   for (let id = 1; id <= 4; id += 1) {
     port.postMessage({ kind: 'call', id, method: 'file', args: { path: 'a' } });
   }
