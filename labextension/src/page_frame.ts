@@ -60,6 +60,7 @@ const LOOK_MILLISECONDS = 50;
 /** The outer frame has said by then whether it holds a page: it waits for a busy server. */
 const READY_MILLISECONDS = 60_000;
 const LOOK_FOR_FRAME_MILLISECONDS = 1000;
+const LOOKS_FOR_FRAME = 10;
 const LOST =
   'Its frame has ended, twice: it crashed, as for want of memory, or did not load. ' +
   'Show it again to try once more.';
@@ -151,8 +152,11 @@ export class PageFrame {
     });
     this.port = this.connect();
     // No event tells that a frame's process has ended; the frame in it is gone with it.
+    let empty = 0;
     this.watching = setInterval(() => {
-      if (this.window !== null && this.frame.contentWindow?.length === 0) {
+      empty = this.frame.contentWindow?.length === 0 ? empty + 1 : 0;
+      // One that crashed before it was ready looks like one that a busy server is late with.
+      if (empty > 0 && (this.window !== null || (empty >= LOOKS_FOR_FRAME && !this.isRenewed))) {
         this.renew();
       }
     }, LOOK_FOR_FRAME_MILLISECONDS);
