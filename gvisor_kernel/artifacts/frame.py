@@ -15,6 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SCRIPTS = Path(__file__).with_name("frame")
+HEAD = (
+    '<!doctype html><meta charset="utf-8"><meta http-equiv="x-dns-prefetch-control" content="off">'
+)
+"""How each document of the frame begins. No name of a link is looked up before it is clicked, also
+by browsers that do not know ``CONNECTIONS``."""
 STYLE = """
 html, body { margin: 0; height: 100%; overflow: hidden }
 iframe { display: block; border: 0; width: 100%; height: 100% }
@@ -66,9 +71,9 @@ a window above all others, gamepads, stores."""
 
 ISOLATION = "isolate-and-credentialless"
 """The Document-Isolation-Policy. Chromium has all sandboxed frames of a server in one process: a
-page that hangs there stops the others, and outlives its frame. With it, a frame has a process of its
-own, which ends with the frame. Outputs of cells go without: Chromium 156 now and then crashes the
-process of one of many such frames that come and go."""
+page that hangs there stops the others, and outlives its frame. With it, a frame has a process of
+its own, which ends with the frame. Outputs of cells go without: Chromium 156 now and then crashes
+the process of one of many such frames that come and go."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +98,7 @@ def make_frame_page() -> FramePage:
     shell = _constant("INNER", prelude) + _constant("PROBE", probe) + _read("shell.js")
     hashes = " ".join(_hash(script) for script in (prelude, probe, shell))
     return FramePage(
-        html=f'<!doctype html><meta charset="utf-8"><title>Page</title><style>{STYLE}</style>'
-        f"<body><script>{shell}</script>",
+        html=f"{HEAD}<title>Page</title><style>{STYLE}</style><body><script>{shell}</script>",
         policy="; ".join(POLICY).format(hashes=hashes),
         permissions=", ".join(f"{feature}=()" for feature in FEATURES),
     )
@@ -102,7 +106,7 @@ def make_frame_page() -> FramePage:
 
 def _constant(name: str, script: str) -> str:
     """Return the definition of a document with one script, as a text."""
-    text = f'<!doctype html><meta charset="utf-8"><body><script>{script}</script>'
+    text = f"{HEAD}<body><script>{script}</script>"
     # A text of JSON is one of JavaScript. "</script>" would end the script that it stands in.
     literal = json.dumps(text).replace("</", "<\\/")
     return f"const {name} = {literal};\n"

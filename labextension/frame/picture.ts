@@ -5,27 +5,6 @@
 
 import { add, addDocumentStyle, addStyle, register } from './renderer.js';
 
-const TYPES: Readonly<Record<string, string>> = {
-  avif: 'image/avif',
-  bmp: 'image/bmp',
-  flac: 'audio/flac',
-  gif: 'image/gif',
-  ico: 'image/x-icon',
-  jpeg: 'image/jpeg',
-  jpg: 'image/jpeg',
-  m4a: 'audio/mp4',
-  mp3: 'audio/mpeg',
-  mp4: 'video/mp4',
-  oga: 'audio/ogg',
-  ogg: 'audio/ogg',
-  ogv: 'video/ogg',
-  png: 'image/png',
-  svg: 'image/svg+xml',
-  wav: 'audio/wav',
-  webm: 'video/webm',
-  webp: 'image/webp'
-};
-
 /** Pixels of a drawing: one that is larger is drawn smaller. */
 const MAX_PIXELS = 16_000_000;
 
@@ -38,10 +17,12 @@ register<ArrayBuffer>(async (source, { name, dark, root }) => {
   await showMedia(source, typeOf(name), name, root);
 });
 
-/** The MIME type of a file that is drawn or played here. */
-export function typeOf(name: string): string {
+/** What kind of file this is; the browser looks into it for more, except for an SVG. */
+function typeOf(name: string): string {
   const ending = (/\.([a-z0-9]+)$/i.exec(name)?.[1] ?? '').toLowerCase();
-  return (Object.hasOwn(TYPES, ending) ? TYPES[ending] : undefined) ?? '';
+  const isSound = /^(flac|m4a|mp3|og[ag]|wav)$/.test(ending);
+  const kind = isSound ? 'audio' : /^(mp4|ogv|webm)$/.test(ending) ? 'video' : 'image';
+  return `${kind}/${ending === 'svg' ? 'svg+xml' : ending}`;
 }
 
 /**

@@ -61,11 +61,11 @@ async function readTables(name: string, source: ArrayBuffer): Promise<readonly T
   }
   if (/\.xlsx$/i.test(name)) {
     const sheets = await readWorkbook(source, MAX_ROWS + 1);
-    return sheets.map(({ title, rows, isCut }) => ({
-      title,
-      head: (rows[0] ?? []).map(format),
-      rows: rows.slice(1),
-      count: isCut ? null : Math.max(rows.length - 1, 0)
+    return sheets.map(({ sheet, data }) => ({
+      title: sheet,
+      head: (data[0] ?? []).map(format),
+      rows: data.slice(1),
+      count: data.length > MAX_ROWS ? null : Math.max(data.length - 1, 0)
     }));
   }
   return [readText(decode(source))];

@@ -6,23 +6,13 @@
  */
 
 import { unzipSync, zipSync } from 'fflate';
-import readSheets from 'read-excel-file/universal';
+import readSheets, { type Sheet } from 'read-excel-file/universal';
 
 /** Bytes of the XML in a workbook: some 20 MB of a file. */
 const MAX_XML = 250_000_000;
 
-export interface Sheet {
-  readonly title: string;
-  readonly rows: readonly (readonly unknown[])[];
-  /** There may be rows that were not read. */
-  readonly isCut: boolean;
-}
-
 /** @throws Error for what is no workbook, or has too much in it */
-export async function readWorkbook(
-  source: ArrayBuffer,
-  maxRows: number
-): Promise<readonly Sheet[]> {
+export async function readWorkbook(source: ArrayBuffer, maxRows: number): Promise<Sheet[]> {
   let size = 0;
   const parts = unzipSync(new Uint8Array(source), {
     filter: ({ name, originalSize }) => {
@@ -39,13 +29,7 @@ export async function readWorkbook(
       parts[name] = cutRows(bytes, maxRows);
     }
   }
-  const packed = zipSync(parts, { level: 0 });
-  const sheets = await readSheets(packed.slice().buffer);
-  return sheets.map(({ sheet, data }) => ({
-    title: sheet,
-    rows: data.slice(0, maxRows),
-    isCut: data.length >= maxRows
-  }));
+  return await readSheets(zipSync(parts, { level: 0 }).slice().buffer);
 }
 
 /** Return a sheet that ends after so many of its rows. */

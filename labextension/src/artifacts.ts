@@ -31,15 +31,6 @@ export type Place =
   | { readonly path: string }
   | { readonly ticket: string; readonly path: string };
 
-/** What a page wants of its storage. */
-export interface StorageCall {
-  readonly key: string;
-  readonly prefix: string;
-  readonly shared: boolean;
-  /** The value to be kept. */
-  readonly json?: string;
-}
-
 export interface BinaryAnswer extends Answer {
   header(name: string): string | null;
 }
@@ -81,7 +72,7 @@ export class ArtifactClient {
   }
 
   /** One call of a page's storage; the answer, JSON, is what the page gets. */
-  async storage(ticket: string, call: StorageCall & { readonly do: string }): Promise<ArrayBuffer> {
+  async storage(ticket: string, call: Readonly<Record<string, unknown>>): Promise<ArrayBuffer> {
     const answer = await this.send({ method: 'POST', path: 'storage', body: { ticket, ...call } });
     await refuse(answer);
     return await answer.arrayBuffer();
@@ -91,24 +82,22 @@ export class ArtifactClient {
 
   /** The text of a bundle that runs in the frame. */
   script(name: string): Promise<string> {
-    let text = this.scripts.get(name);
-    if (text === undefined) {
-      text = this.readOwn(`static/frame/${name}.js`);
-      text.catch(() => this.scripts.delete(name)); // the next page asks again
-      this.scripts.set(name, text);
-    }
-    return text;
+    return this.once(name, () => this.readOwn(`static/frame/${name}.js`));
   }
 
-  /** The text of a library of the server's environment, asked for once. */
+  /** The text of a library of the server's environment. */
   library(name: string): Promise<string> {
-    const key = `library ${name}`;
+    return this.once(`library ${name}`, async () => {
+      const answer = await this.get(`libraries/${encodeURIComponent(name)}`);
+      return new TextDecoder().decode(await answer.arrayBuffer());
+    });
+  }
+
+  private once(key: string, read: () => Promise<string>): Promise<string> {
     let text = this.scripts.get(key);
     if (text === undefined) {
-      text = this.get(`libraries/${encodeURIComponent(name)}`).then(async answer =>
-        new TextDecoder().decode(await answer.arrayBuffer())
-      );
-      // The person may install it; a page may ask in a loop.
+      text = read();
+      // A later page asks again: the person may install it. A page may ask in a loop.
       text.catch(() => setTimeout(() => this.scripts.delete(key), 10_000));
       this.scripts.set(key, text);
     }

@@ -52,7 +52,7 @@ export class ChangesView {
   private looked: Change | null = null;
   private shown = 0;
   /** The pictures that are shown, each in a frame: two at most, those of one change. */
-  private previews: readonly PicturePreview[] = [];
+  private readonly previews: PicturePreview[] = [];
 
   constructor(
     private readonly client: ChangesClient,
@@ -116,10 +116,9 @@ export class ChangesView {
   }
 
   private clearPictures(): void {
-    for (const preview of this.previews) {
+    for (const preview of this.previews.splice(0)) {
       preview.clear();
     }
-    this.previews = [];
   }
 
   async refresh(): Promise<void> {
@@ -408,7 +407,7 @@ export class ChangesView {
       return element('figure', {}, element('figcaption', {}, `${title}: none`));
     }
     const preview = this.makePreview();
-    this.previews = [...this.previews, preview];
+    this.previews.push(preview);
     void preview.showBytes(`${title}: ${path.split('/').at(-1) ?? ''}`, bytes);
     return element('figure', {}, element('figcaption', {}, title), preview.node);
   }

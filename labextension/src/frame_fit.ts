@@ -4,76 +4,70 @@
  * Otherwise something else was in the way, and nothing is known of the header.
  */
 
-export interface Tried {
-  readonly request: boolean;
-  readonly navigation: boolean;
-}
+import { element } from './dom.js';
 
 const WAIT_MILLISECONDS = 30_000;
 
-const controls = new Map<string, Promise<Tried | null>>();
+let control: Promise<number | null> | null = null;
 
 /** What a frame without the header reaches, tried once; null if it never said. */
-export function tryControl(frameUrl: string): Promise<Tried | null> {
-  let tried = controls.get(frameUrl);
-  if (tried === undefined) {
-    tried = openControl(`${frameUrl}?control=1`);
-    controls.set(frameUrl, tried);
-    void tried.then(it => it ?? controls.delete(frameUrl)); // the next page tries again
+export async function tryControl(frameUrl: string): Promise<number | null> {
+  control ??= openControl(`${frameUrl}?control=1`);
+  const reached = await control;
+  if (reached === null) {
+    control = null; // the next page tries again
   }
-  return tried;
+  return reached;
 }
 
-function openControl(url: string): Promise<Tried | null> {
-  return new Promise(resolve => {
-    const frame = document.createElement('iframe');
-    const { port1, port2 } = new MessageChannel();
-    const end = (tried: Tried | null): void => {
-      clearTimeout(timer);
-      port1.close();
-      frame.remove();
-      resolve(tried);
-    };
-    const timer = setTimeout(end, WAIT_MILLISECONDS, null);
-    frame.hidden = true;
-    frame.setAttribute('sandbox', 'allow-scripts allow-forms');
-    frame.src = url;
-    frame.addEventListener(
-      'load',
-      () => {
-        frame.contentWindow?.postMessage(null, '*', [port2]);
-      },
-      { once: true }
-    );
-    port1.onmessage = ({ data }: MessageEvent<unknown>) => {
-      const tried = readTried(data);
-      if (tried !== null) {
-        end(tried);
-      }
+async function openControl(url: string): Promise<number | null> {
+  const frame = makeFrame(url);
+  const port = connectTo(frame);
+  frame.hidden = true;
+  const tried = await new Promise<number | null>(resolve => {
+    setTimeout(resolve, WAIT_MILLISECONDS, null);
+    port.onmessage = ({ data }: MessageEvent<{ reached?: number }>) => {
+      resolve(data.reached ?? null);
     };
     document.body.append(frame);
   });
+  port.close();
+  frame.remove();
+  return tried;
 }
 
-/** What a frame says that it has reached, before there is a page in it; null for other messages. */
-export function readTried(data: unknown): Tried | null {
-  const { kind, request, navigation } = (data ?? {}) as Record<string, unknown>;
-  return kind === 'tried' && typeof request === 'boolean' && typeof navigation === 'boolean'
-    ? { request, navigation }
-    : null;
+/** A frame of the kind of pages'. */
+export function makeFrame(url: string): HTMLIFrameElement {
+  const sandbox = 'allow-scripts allow-forms';
+  return element('iframe', { attributes: { sandbox, referrerpolicy: 'no-referrer', src: url } });
 }
 
-/** Why no page is shown in this browser; null if one is. */
-export function whyUnfit(page: Tried, control: Tried | null): string | null {
-  if (page.request || page.navigation) {
+/** A port to the document that a frame loads next. */
+export function connectTo(frame: HTMLIFrameElement): MessagePort {
+  const { port1, port2 } = new MessageChannel();
+  const give = (): void => {
+    frame.contentWindow?.postMessage(null, '*', [port2]);
+  };
+  frame.addEventListener('load', give, { once: true });
+  return port1;
+}
+
+/**
+ * Why no page is shown in this browser; null if one is.
+ *
+ * @param page in how many of two ways a page's frame has reached the server
+ * @param control in how many a frame without the header has; null if it never said
+ */
+export function whyUnfit(page: number, control: number | null): string | null {
+  if (page !== 0) {
     return (
-      'This page is not run: this browser does not keep it from the network, as it does not obey ' +
+      'Not run: this browser does not keep pages and outputs from the network, as it does not obey ' +
       'the header Connection-Allowlist. Chromium 156 and newer do, and what is built from it.'
     );
   }
-  return control?.request === true && control.navigation
+  return control === 2
     ? null
-    : 'This page is not run: whether this browser keeps it from the network could not be tried out, ' +
-        'since a frame does not reach the Jupyter server. Look for an extension of the browser, or a ' +
-        'proxy, that keeps it from gvisor-kernel/frame/probe; then open the page again.';
+    : 'Not run: whether this browser keeps pages from the network could not be tried out, since a ' +
+        'frame does not reach the Jupyter server. Look for an extension of the browser, or a proxy, ' +
+        'that keeps it from gvisor-kernel/frame/probe; then open the page again.';
 }

@@ -29,7 +29,6 @@ import { Choices } from './care.js';
 import { SandboxClient, messageOf } from './client.js';
 import type { KernelspecFacts, Lost, Sandbox } from './contract.js';
 import { CurrentSandbox, type Trackers, kernelNameOf, sessionOf, sessionWith } from './current.js';
-import { doors } from './doors.js';
 import { askBeforeEnd, askInMenus, showLost } from './ending.js';
 import { offerDoctor } from './failed_start.js';
 import { History } from './history.js';
@@ -417,4 +416,4 @@ const warm: JupyterFrontEndPlugin<void> = {
   }
 };
 
-export default [wall, doors, sandboxes, care, warm, outputs, widgets];
+export default [wall, sandboxes, care, warm, outputs, widgets];

@@ -173,14 +173,20 @@ export class OutputFrame extends Widget implements IRenderMime.IRenderer, Framed
         size: height => {
           this.setHeight(height);
         },
-        talk: () => undefined
+        talk: () => undefined,
+        renewed: () => {
+          start();
+        }
       },
       isDark()
     );
+    const start = (): void => {
+      frame.send(frameTheme(isDark()));
+      this.draw(frame);
+    };
     this.frame = frame;
     replace(this.content, frame.node);
-    frame.send(frameTheme(isDark()));
-    this.draw(frame);
+    start();
   }
 
   private draw(frame: PageFrame): void {

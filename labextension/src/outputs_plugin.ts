@@ -1,4 +1,4 @@
-/** The panel "Outputs", pages that are opened from the file browser, and ``show`` in a cell. */
+/** The panel "Outputs", files that open as pages, ``show`` in a cell, and who asks a question. */
 
 import {
   ILayoutRestorer,
@@ -10,13 +10,14 @@ import { IConsoleTracker } from '@jupyterlab/console';
 import { PageConfig, PathExt, URLExt } from '@jupyterlab/coreutils';
 import { IDefaultFileBrowser } from '@jupyterlab/filebrowser';
 import { INotebookTracker } from '@jupyterlab/notebook';
+import { OutputArea } from '@jupyterlab/outputarea';
 import { IRenderMimeRegistry } from '@jupyterlab/rendermime';
 import { ServerConnection } from '@jupyterlab/services';
 import type { ReadonlyPartialJSONObject } from '@lumino/coreutils';
 import type { Poll } from '@lumino/polling';
 import { Widget } from '@lumino/widgets';
 
-import { ArtifactClient, type Place } from './artifacts.js';
+import { ArtifactClient } from './artifacts.js';
 import { type Trackers, sessionOf } from './current.js';
 import { escapeHidden } from './dom.js';
 import { FetchClient } from './fetch.js';
@@ -24,10 +25,11 @@ import { type OutputContext, OutputFrame } from './output_frame.js';
 import { SHOW_TYPE, canDraw } from './output_parts.js';
 import { OutputRenderer } from './output_renderer.js';
 import { type OutputsActions, OutputsView } from './outputs.js';
-import { openInFrames } from './page_document.js';
+import { PAGE_FACTORY, openInFrames, refuseTrust } from './page_document.js';
 import { page } from './plan.js';
 import { Preview, howToShow } from './preview.js';
-import { isOurs } from './specs.js';
+import { type Asks, labelQuestions } from './questions.js';
+import { isOurs, originOfKernel } from './specs.js';
 import { VIEW_TYPE } from './widget_store.js';
 import { makeWidgetView } from './widget_view.js';
 import { makePoll, open, shieldIcon } from './widgets.js';
@@ -107,29 +109,6 @@ class OutputsWidget extends Widget {
   override dispose(): void {
     this.poll.dispose();
     this.view.dispose();
-    super.dispose();
-  }
-}
-
-class PageWidget extends Widget {
-  constructor(
-    private readonly preview: Preview,
-    id: string,
-    place: Place
-  ) {
-    super();
-    this.id = id;
-    this.addClass('gk-panel');
-    this.title.label = PathExt.basename(place.path);
-    this.title.caption = place.path;
-    this.title.icon = shieldIcon;
-    this.title.closable = true;
-    this.node.append(preview.node);
-    void preview.show(place);
-  }
-
-  override dispose(): void {
-    this.preview.clear();
     super.dispose();
   }
 }
@@ -286,12 +265,13 @@ export const outputs: JupyterFrontEndPlugin<void> = {
       isVisible: () => howToShow(selected() ?? '') !== null,
       execute: () => {
         const path = selected();
-        if (path !== null) {
-          const id = `gvisor-kernel-page-${path}`;
-          open(app, id, () => new PageWidget(new Preview(client, actions), id, { path }), {
-            mode: 'split-right'
-          });
-        }
+        return path === null
+          ? undefined
+          : commands.execute('docmanager:open', {
+              path,
+              factory: PAGE_FACTORY,
+              options: { mode: 'split-right' }
+            });
       }
     });
     app.contextMenu.addItem({
@@ -301,6 +281,13 @@ export const outputs: JupyterFrontEndPlugin<void> = {
     });
 
     openInFrames(app, restorer, () => new Preview(client, actions));
+    refuseTrust(app);
+    labelQuestions(OutputArea.prototype as unknown as Asks, name => {
+      const { specs } = app.serviceManager.kernelspecs;
+      return originOfKernel(specs, name) === 'local'
+        ? null
+        : (specs?.kernelspecs[name]?.display_name ?? name);
+    });
 
     rendermime?.addFactory(
       {

@@ -24,9 +24,7 @@ const TYPES = [
   ...['vega-lite5', 'mermaid']
 ];
 const HTML_FACTORY = 'HTML Viewer';
-/** Those that claim these types, too; whoever comes last is the default. */
-const OTHERS = ['html viewer', 'image', 'image (text)', 'vega5', 'vega-lite5', 'mermaid'];
-/** Of these, those that load what a file names, also when a person chooses them. */
+/** Viewers that load what a file names, also when a person chooses them. */
 const LOADING = /^(vega|mermaid)/i;
 
 /** Where a document is below the server's root; null if it is elsewhere. */
@@ -116,43 +114,30 @@ export function openInFrames(
   docRegistry.getWidgetFactory = name => find(LOADING.test(name) ? PAGE_FACTORY : name);
   let added = add();
   docRegistry.changed.connect((_, { type, name, change }) => {
-    if (type === 'widgetFactory' && change === 'added' && OTHERS.includes(name ?? '')) {
+    // Others claim these types, too; whoever comes last is the default.
+    if (type === 'widgetFactory' && change === 'added' && name !== PAGE_FACTORY.toLowerCase()) {
       added.dispose();
       added = add();
     }
   });
 }
 
-/** A document of the HTML viewer, whose scripts would act as the person. */
-export interface Trustable {
-  trusted: boolean;
-  addClass(name: string): void;
-}
-
-export function refuseTrust(document: Trustable, explain: () => void): void {
-  document.trusted = false; // the settings may have said otherwise
-  document.addClass('gk-no-trust');
-  Object.defineProperty(document, 'trusted', {
-    get: () => false,
-    set: (value: boolean) => {
-      if (value) {
-        explain();
-      }
-    }
-  });
-}
-
 /** No HTML file gets scripts in JupyterLab's origin: which one is a sandbox's is not known. */
-export function refuseTrustInViewer(app: JupyterFrontEnd): void {
+export function refuseTrust(app: JupyterFrontEnd): void {
   app.docRegistry.addWidgetExtension(HTML_FACTORY, {
     createNew: (widget, context) => {
-      refuseTrust(widget as unknown as Trustable, () => {
-        const name = PathExt.basename(context.path);
-        void showErrorMessage(
-          `${name} cannot be trusted`,
-          `Its scripts would act as you in JupyterLab, and a sandbox may have made the file. Open it with "${PAGE_FACTORY}", where its scripts run and reach nothing.`
-        );
-      });
+      const viewer = widget as unknown as Widget & { trusted: boolean };
+      viewer.trusted = false; // the settings may have said otherwise
+      viewer.addClass('gk-no-trust');
+      const set = (trusted: boolean): void => {
+        if (trusted) {
+          void showErrorMessage(
+            `${PathExt.basename(context.path)} cannot be trusted`,
+            `Its scripts would act as you in JupyterLab, and a sandbox may have made the file. Open it with "${PAGE_FACTORY}", where its scripts run and reach nothing.`
+          );
+        }
+      };
+      Object.defineProperty(viewer, 'trusted', { get: () => false, set });
     }
   });
 }

@@ -5,13 +5,13 @@
  * of it names a kernel, a file outside the outputs, or an address of this server.
  */
 
-import type { ArtifactClient, ReadFile, StorageCall } from './artifacts.js';
+import type { ArtifactClient, ReadFile } from './artifacts.js';
 import { messageOf } from './client.js';
 import { fieldsOf } from './contract.js';
-import { type Tried, readTried, tryControl, whyUnfit } from './frame_fit.js';
+import { connectTo, makeFrame, tryControl, whyUnfit } from './frame_fit.js';
 import { PageNetwork, type Talk } from './page_network.js';
 import { PageUse } from './page_use.js';
-import { Gate, Rate } from './turns.js';
+import { Gate } from './turns.js';
 
 /** What the view around the frame is told. */
 export interface PageEvents {
@@ -23,6 +23,8 @@ export interface PageEvents {
   ended(reason: string, isRefused: boolean): void;
   /** A bundle in the frame has sent this, or the page in its name. */
   message?(data: unknown, buffers: readonly ArrayBuffer[]): void;
+  /** The frame is loaded anew, and knows nothing of what was sent; without it, an output is ended. */
+  renewed?(): void;
   /** The content has this height in pixels; only of a source that is ``sized``. */
   size?(height: number): void;
   /** The page talks to a host, or has done so. */
@@ -56,6 +58,13 @@ const MAX_STRAY = 50;
 /** Looks for the click by which a person follows a link. */
 const LOOKS_FOR_CLICK = 20;
 const LOOK_MILLISECONDS = 50;
+/** The outer frame has said by then whether it holds a page: it waits for a busy server. */
+const READY_MILLISECONDS = 60_000;
+const LOOK_FOR_FRAME_MILLISECONDS = 1000;
+const LOOKS_FOR_FRAME = 10;
+const LOST =
+  'Its frame has ended, twice: it crashed, as for want of memory, or did not load. ' +
+  'Show it again to try once more.';
 /** Pixels of a page's content. */
 const MAX_HEIGHT = 20_000;
 /** Requests under way of a page, and of all pages: a browser has six connections to a server, and
@@ -68,15 +77,13 @@ const LIBRARIES: readonly (readonly [RegExp, string])[] = [
   [/\b(react|react-dom|recharts|d3|lodash|underscore)\b/i, 'libraries']
 ];
 
-/** Bytes of files and values: at once, which a page with pictures needs, and a second after that. */
-const BYTES_AT_ONCE = 64 * 1024 * 1024;
-const BYTES_PER_SECOND = 8 * 1024 * 1024;
+/** Bytes of files and values that a page with pictures needs. After that a request keeps its place for
+ *  as long as two of a page, or four of all, bring 4 MiB a second each. */
+const FREE_BYTES = 64 * 1024 * 1024;
+const BYTES_PER_MILLISECOND = (4 * 1024 * 1024) / 1000;
 const MAX_TEXT = 2000;
-/** Characters of a value of the storage; the server judges it. */
-const MAX_VALUE = 32 * 1024 * 1024;
 
 const gateOfAll = new Gate(MAX_REQUESTS_OF_ALL);
-const rateOfAll = new Rate(2 * BYTES_PER_SECOND, 4 * BYTES_AT_ONCE);
 
 /** Pages that are shown. */
 const shown = new Set<PageFrame>();
@@ -87,11 +94,9 @@ function stopStray(event: MessageEvent): void {
     return;
   }
   const page = [...shown].find(it => it.holds(event.source));
-  if (page !== undefined) {
+  if (page !== undefined || event.source === null) {
     event.stopImmediatePropagation();
-    page.receiveStray(event);
-  } else if (event.source === null) {
-    event.stopImmediatePropagation();
+    page?.countStray();
   }
 }
 if (typeof window !== 'undefined') {
@@ -99,15 +104,20 @@ if (typeof window !== 'undefined') {
 }
 
 export class PageFrame {
-  /** The frame, and the layer that lets the person use it. */
-  readonly node: HTMLElement;
   readonly network: PageNetwork;
   private readonly frame: HTMLIFrameElement;
   private readonly use: PageUse;
-  private readonly port: MessagePort;
   private readonly gate = new Gate(MAX_REQUESTS);
-  private readonly rate = new Rate(BYTES_PER_SECOND, BYTES_AT_ONCE);
-  private tried: Tried | null = null;
+  private port: MessagePort;
+  /** The frame's document says that it is ready within that time. */
+  private late: ReturnType<typeof setTimeout> | undefined;
+  private readonly watching: ReturnType<typeof setInterval>;
+  private isRenewed = false;
+  /** That of the document which is ready. */
+  private window: Window | null = null;
+  private spent = 0;
+  /** Of two ways to the server, those that the frame has tried with success. */
+  private reached: number | null = null;
   private stray = 0;
   private following: ReturnType<typeof setTimeout> | undefined;
   private over = false;
@@ -117,48 +127,83 @@ export class PageFrame {
     private readonly client: ArtifactClient,
     private readonly source: PageSource,
     private readonly events: PageEvents,
-    dark: boolean
+    private readonly dark: boolean
   ) {
-    const channel = new MessageChannel();
     this.network = new PageNetwork(client.network, source.file.ticket, talk => {
       // Also of a page that has ended itself: it may have talked just before.
       if (!this.disposed) {
         events.talk(talk);
       }
     });
-    this.port = channel.port1;
-    this.frame = document.createElement('iframe');
+    const isPage = source.answer === undefined;
+    // Pages have a process each. Outputs of cells share one: there are many, and they are small.
+    this.frame = makeFrame(isPage ? this.ownProcess : client.frameUrl);
     this.frame.className = 'gk-page';
     this.frame.title = source.name;
-    this.frame.setAttribute('sandbox', 'allow-scripts allow-forms');
-    this.frame.referrerPolicy = 'no-referrer';
-    // Pages have a process each. Outputs of cells share one: there are many, and they are small.
-    this.frame.src = source.answer === undefined ? `${client.frameUrl}?alone=1` : client.frameUrl;
-    this.use = new PageUse(this.frame, source.name, {
+    this.use = new PageUse(this.frame, isPage ? 'page' : 'output', {
       allow: allowed => {
         this.port.postMessage({ kind: 'use', allowed });
       },
-      press: (x, y) => {
-        this.port.postMessage({ kind: 'press', x, y });
+      point: (what, x, y) => {
+        this.port.postMessage({ kind: 'point', what, x, y });
       },
       stolen: () => {
         this.end('It was ended: it took the keyboard, which nobody had given it.');
       }
     });
-    this.node = this.use.node;
+    this.port = this.connect();
+    // No event tells that a frame's process has ended; the frame in it is gone with it.
+    let empty = 0;
+    this.watching = setInterval(() => {
+      empty = this.frame.contentWindow?.length === 0 ? empty + 1 : 0;
+      // One that crashed before it was ready looks like one that a busy server is late with.
+      if (empty > 0 && (this.window !== null || (empty >= LOOKS_FOR_FRAME && !this.isRenewed))) {
+        this.renew();
+      }
+    }, LOOK_FOR_FRAME_MILLISECONDS);
     shown.add(this);
-    this.frame.addEventListener(
-      'load',
-      () => {
-        this.frame.contentWindow?.postMessage(null, '*', [channel.port2]);
-      },
-      { once: true }
-    );
-    this.port.onmessage = ({ data }: MessageEvent<unknown>) => {
-      if (typeof data === 'object' && data !== null && !this.over) {
-        void this.receive(data as Message, dark);
+  }
+
+  /** The frame, and the layer that lets the person use it. */
+  get node(): HTMLElement {
+    return this.use.node;
+  }
+
+  private get ownProcess(): string {
+    return `${this.client.frameUrl}?alone=1`;
+  }
+
+  private connect(): MessagePort {
+    const port = connectTo(this.frame);
+    port.onmessage = ({ data }: MessageEvent<unknown>) => {
+      if (typeof data === 'object' && data !== null && port === this.port && !this.over) {
+        void this.receive(data as Message);
       }
     };
+    clearTimeout(this.late);
+    this.late = setTimeout(() => {
+      this.renew();
+    }, READY_MILLISECONDS);
+    return port;
+  }
+
+  /** Loads the frame anew, once. It gets a process of its own: another output may be to blame. */
+  private renew(): void {
+    // A frame that is moved to another place of the page is loaded anew by the browser.
+    const isMoved = this.window !== null && this.window !== this.frame.contentWindow;
+    if (!isMoved && (this.isRenewed || (this.source.answer && !this.events.renewed))) {
+      this.end(LOST);
+      return;
+    }
+    this.isRenewed ||= !isMoved;
+    this.use.leave();
+    this.network.end();
+    this.port.close();
+    this.reached = null;
+    this.window = null;
+    this.port = this.connect();
+    this.frame.src = this.ownProcess;
+    this.events.renewed?.();
   }
 
   /** Sends data to the bundle in the frame (``Tools.onMessage``). */
@@ -178,6 +223,8 @@ export class PageFrame {
     this.over = true;
     shown.delete(this);
     clearTimeout(this.following);
+    clearTimeout(this.late);
+    clearInterval(this.watching);
     this.use.dispose();
     this.port.close();
   }
@@ -190,21 +237,14 @@ export class PageFrame {
     }
   }
 
-  /** Whether the person works in the page: it has the focus by their will, and got a click or a
-   *  key a moment ago. A page can make clicks of its own, which do not count here. */
-  private isInUse(): boolean {
-    const active = (navigator as { userActivation?: { isActive: boolean } }).userActivation;
-    return this.use.isEntered && active?.isActive === true;
-  }
-
   /**
-   * Follows a link that the person has clicked. The question takes the focus, and the next key
-   * answers it: a page does not choose when. The browser tells of a click by another way than the
-   * page tells of its link, on a busy machine later.
+   * Follows a link that the person has clicked: the page has the focus by their will, and got a click
+   * or a key a moment ago. A page can make clicks of its own, which do not count here. The browser
+   * tells of a click by another way than the page tells of its link, on a busy machine later.
    */
   private followLink(url: string, looks = LOOKS_FOR_CLICK): void {
     clearTimeout(this.following);
-    if (this.isInUse()) {
+    if (this.use.isEntered && navigator.userActivation.isActive) {
       this.use.leave(); // or the page would have what is typed to the question
       this.events.link(url);
     } else if (this.use.isEntered && looks > 0) {
@@ -214,17 +254,8 @@ export class PageFrame {
     }
   }
 
-  /** A message to this window. The outer frame says so that the page has heard that the person has
-   *  left it: the browser keeps the order of such messages and of changes of the focus. */
-  receiveStray({ source, data }: MessageEvent): void {
-    if (source === this.frame.contentWindow && data === 'out') {
-      this.use.heard();
-    } else {
-      this.countStray();
-    }
-  }
-
-  private countStray(): void {
+  /** A message of the page, or its outer frame, to this window. */
+  countStray(): void {
     this.stray += 1;
     if (this.stray > MAX_STRAY) {
       this.end('It was ended: it sends messages to JupyterLab itself.');
@@ -234,31 +265,27 @@ export class PageFrame {
   /** Whether a window is the outer frame, or lies in it. */
   holds(source: MessageEventSource | null): boolean {
     const outer = this.frame.contentWindow;
-    let window_ = source instanceof MessagePort ? null : (source as Window | null);
-    for (let depth = 0; window_ !== null && depth < 4; depth++) {
-      if (window_ === outer) {
-        return true;
-      }
-      window_ = window_.parent === window_ ? null : window_.parent;
-    }
-    return false;
+    return outer !== null && (source === outer || (source as Window | null)?.parent === outer);
   }
 
   /** Shows the page, if the browser holds it. */
-  private async begin(dark: boolean): Promise<void> {
-    if (this.tried === null) {
+  private async begin(): Promise<void> {
+    clearTimeout(this.late);
+    this.window = this.frame.contentWindow;
+    if (this.reached === null) {
       return; // the outer frame says that first
     }
-    const why = whyUnfit(this.tried, await tryControl(this.client.frameUrl));
+    const { port } = this;
+    const why = whyUnfit(this.reached, await tryControl(this.client.frameUrl));
     if (why !== null) {
       this.end(why, true);
     } else if (!this.over) {
       const { type, name, file, isText, scripts, sized = false } = this.source;
-      this.port.postMessage({
+      port.postMessage({
         kind: 'show',
         type,
         name,
-        dark,
+        dark: this.dark,
         renderers: scripts,
         sized,
         source: isText ? new TextDecoder().decode(file.bytes) : file.bytes
@@ -266,16 +293,16 @@ export class PageFrame {
     }
   }
 
-  private async receive(message: Message, dark: boolean): Promise<void> {
+  private async receive(message: Message): Promise<void> {
     switch (message.kind) {
       case 'tried':
-        this.tried = readTried(message);
-        if (this.tried?.request === true || this.tried?.navigation === true) {
-          this.end(whyUnfit(this.tried, null) ?? '', true);
+        this.reached = Number(message.reached);
+        if (this.reached !== 0) {
+          this.end(whyUnfit(this.reached, null) ?? '', true);
         }
         break;
       case 'ready':
-        await this.begin(dark);
+        await this.begin();
         break;
       case 'leave':
         this.use.leave();
@@ -340,9 +367,10 @@ export class PageFrame {
   }
 
   private async answer({ id, method, args }: Message): Promise<void> {
+    const { port } = this;
     const send = (answer: Readonly<Record<string, unknown>>): void => {
       if (!this.over) {
-        this.port.postMessage({ kind: 'answer', id, ...answer });
+        port.postMessage({ kind: 'answer', id, ...answer });
       }
     };
     try {
@@ -354,26 +382,21 @@ export class PageFrame {
         return;
       }
       const value = await this.gate.pass(() =>
-        gateOfAll.pass(async () =>
+        gateOfAll.pass(async () => {
           // Whoever waited for a page that is over asks nothing any more.
-          this.over ? null : await this.callAndPay(method, fieldsOf(args))
-        )
+          const answer = this.over
+            ? { value: null, bytes: 0 }
+            : await this.call(method, fieldsOf(args));
+          this.spent += answer.bytes;
+          // Reading a large file again and again would leave JupyterLab little time of its own.
+          await (this.spent > FREE_BYTES && delay(answer.bytes / BYTES_PER_MILLISECOND));
+          return answer.value;
+        })
       );
       send({ value });
     } catch (error) {
       send({ error: messageOf(error) });
     }
-  }
-
-  /** Reading a large file again and again would leave JupyterLab little time of its own. */
-  private async callAndPay(method: unknown, args: Message): Promise<unknown> {
-    const rates = [this.rate, rateOfAll];
-    await Promise.all(rates.map(rate => rate.wait()));
-    const { value, bytes } = await this.call(method, args);
-    rates.forEach(rate => {
-      rate.spend(bytes);
-    });
-    return value;
   }
 
   private async call(method: unknown, args: Message): Promise<Answered> {
@@ -386,9 +409,11 @@ export class PageFrame {
       case 'storage.get':
       case 'storage.delete':
       case 'storage.list': {
-        const call = { ...readStorageCall(args), do: method.slice('storage.'.length) };
+        const json = typeof args.json === 'string' ? args.json : ''; // nobody here looks into it
+        const [key, prefix, shared] = [text(args.key), text(args.prefix), args.shared === true];
+        const call = { do: method.slice('storage.'.length), key, prefix, shared, json };
         const value = await this.client.storage(ticket, call);
-        return { value, bytes: value.byteLength + 2 * (call.json?.length ?? 0) };
+        return { value, bytes: value.byteLength + 2 * json.length };
       }
       case 'file': {
         const { bytes, type } = await this.client.read({ ticket, path: pathOf(text(args.path)) });
@@ -415,19 +440,11 @@ export class PageFrame {
   }
 }
 
+const delay = (milliseconds: number): Promise<void> =>
+  new Promise(resolve => setTimeout(resolve, milliseconds));
+
 const text = (value: unknown): string =>
   typeof value === 'string' ? value.slice(0, MAX_TEXT) : '';
-
-/** What a page wants of its storage; ``json`` is a text that nobody here looks into. */
-function readStorageCall(args: Message): StorageCall {
-  const { key, prefix, shared, json } = args;
-  return {
-    key: text(key),
-    prefix: text(prefix),
-    shared: shared === true,
-    ...(typeof json === 'string' && json.length <= MAX_VALUE ? { json } : {})
-  };
-}
 
 /** ``./a%20b.png?x#y`` in a page is the file ``a b.png``. */
 export function pathOf(url: unknown): string {

@@ -4,6 +4,7 @@
  */
 
 import { type FetchClient, type NetworkAnswer, MOST_BODY, readCall } from './fetch.js';
+import { Gate } from './turns.js';
 
 /** Requests of pages at once: a browser opens six connections to a server, JupyterLab needs some. */
 const MOST_AT_ONCE = 4;
@@ -26,52 +27,15 @@ export type Tell = (value: Readonly<Record<string, unknown>>) => void;
 
 const STOPPED = 'The person has stopped the requests of this page.';
 
-/** At most so many at once; the others wait, the first one first. */
-class Turns {
-  private open = 0;
-  private readonly waiting: (() => void)[] = [];
-
-  constructor(private readonly most: number) {}
-
-  async do(signal: AbortSignal, work: () => Promise<void>): Promise<void> {
-    await this.begin(signal);
-    try {
-      await work();
-    } finally {
-      const next = this.waiting.shift();
-      if (next === undefined) {
-        this.open -= 1;
-      } else {
-        next(); // which gets this place
-      }
-    }
-  }
-
-  private async begin(signal: AbortSignal): Promise<void> {
-    signal.throwIfAborted();
-    if (this.open < this.most) {
-      this.open += 1;
-      return;
-    }
-    await new Promise<void>((resolve, reject) => {
-      const go = (): void => {
-        signal.removeEventListener('abort', leave);
-        resolve();
-      };
-      const leave = (): void => {
-        this.waiting.splice(this.waiting.indexOf(go), 1);
-        reject(new Error(STOPPED));
-      };
-      signal.addEventListener('abort', leave, { once: true });
-      this.waiting.push(go);
-    });
-  }
-}
-
-const allPages = new Turns(MOST_AT_ONCE);
+const allPages = new Gate(MOST_AT_ONCE);
 
 class Running {
   readonly abort = new AbortController();
+  readonly ended = new Promise<never>((_, reject) => {
+    this.abort.signal.addEventListener('abort', () => {
+      reject(new Error(STOPPED));
+    });
+  });
   private credit = 0;
   private wake: (() => void) | null = null;
   private isSent = false;
@@ -129,7 +93,7 @@ export class PageNetwork {
   private received = 0;
   private stopped = false;
   private readonly running = new Map<unknown, Running>();
-  private readonly ownTurns = new Turns(MOST_OF_A_PAGE);
+  private readonly ownTurns = new Gate(MOST_OF_A_PAGE);
 
   constructor(
     private readonly client: FetchClient,
@@ -150,8 +114,9 @@ export class PageNetwork {
     this.running.set(id, running);
     const { signal } = running.abort;
     try {
-      await this.ownTurns.do(signal, () =>
-        allPages.do(signal, async () => {
+      const passed = this.ownTurns.pass(() =>
+        allPages.pass(async () => {
+          signal.throwIfAborted();
           running.sent();
           const answer = await this.client.fetch(this.ticket, call, signal);
           this.hosts.add(answer.host);
@@ -162,6 +127,7 @@ export class PageNetwork {
           await this.passAnswer(answer, running, tell);
         })
       );
+      await Promise.race([passed, running.ended]); // one that waits for its turn ends at once, too
     } catch (error) {
       throw signal.aborted ? new Error(STOPPED) : error;
     } finally {

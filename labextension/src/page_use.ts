@@ -11,13 +11,15 @@ import { element } from './dom.js';
 export interface UseActions {
   /** The page may have the keyboard, or not any more. */
   allow(allowed: boolean): void;
-  /** A click of the person at this place of the frame. */
-  press(x: number, y: number): void;
+  /** The person's pointer does this above the frame, at this place of it: move, down, up, click. */
+  point(what: string, x: number, y: number): void;
   /** The page has taken the keyboard. */
   stolen(): void;
 }
 
 const LOOK_MILLISECONDS = 50;
+/** So long after the person has left it, a page may not have heard it yet. */
+const LEAVE_MILLISECONDS = 1000;
 /** Elements whose content may have the focus. */
 const HOLDERS = 'iframe, frame, object, embed';
 
@@ -25,7 +27,7 @@ const HOLDERS = 'iframe, frame, object, embed';
 const alive = new Set<PageUse>();
 /** What had the focus last, outside of all frames. */
 let elsewhere: HTMLElement | null = null;
-let looking: ReturnType<typeof setInterval> | null = null;
+let looking: ReturnType<typeof setInterval> | undefined;
 
 function look(): void {
   for (const use of [...alive]) {
@@ -33,51 +35,32 @@ function look(): void {
   }
 }
 
-/** This window has lost the focus: to another window, or to a frame, which is the active element. */
-function lookAtBlur(): void {
-  const { activeElement, body } = document;
-  if (document.hasFocus() && (activeElement === null || activeElement === body)) {
-    for (const use of [...alive]) {
-      use.suspect(); // some frame has it, and the browser does not say which
+if (typeof window !== 'undefined') {
+  const focused = ({ target }: Event): void => {
+    if (target instanceof HTMLElement && !target.matches(HOLDERS)) {
+      elsewhere = target;
+      look();
     }
-  } else {
-    look();
-  }
-}
-
-function note({ target }: Event): void {
-  if (target instanceof HTMLElement && !target.matches(HOLDERS)) {
-    elsewhere = target;
-    look();
-  }
-}
-
-function notePress({ target }: Event): void {
-  for (const use of [...alive]) {
-    use.pressedAt(target);
-  }
-}
-
-function begin(use: PageUse): void {
-  alive.add(use);
-  if (looking === null) {
-    document.addEventListener('focusin', note, true);
-    document.addEventListener('pointerdown', notePress, true);
-    window.addEventListener('blur', lookAtBlur);
-    // A frame that takes the focus from another frame takes it from neither window nor element here.
-    looking = setInterval(look, LOOK_MILLISECONDS);
-  }
-}
-
-function end(use: PageUse): void {
-  alive.delete(use);
-  if (alive.size === 0 && looking !== null) {
-    document.removeEventListener('focusin', note, true);
-    document.removeEventListener('pointerdown', notePress, true);
-    window.removeEventListener('blur', lookAtBlur);
-    clearInterval(looking);
-    looking = null;
-  }
+  };
+  const pressed = ({ target }: Event): void => {
+    for (const use of [...alive]) {
+      use.pressedAt(target);
+    }
+  };
+  // This window has lost the focus: to another window, or to a frame, which is the active element.
+  const blurred = (): void => {
+    const { activeElement, body } = document;
+    if (document.hasFocus() && (activeElement === null || activeElement === body)) {
+      for (const use of [...alive]) {
+        use.suspect(); // some frame has it, and the browser does not say which
+      }
+    } else {
+      look();
+    }
+  };
+  document.addEventListener('focusin', focused, true);
+  document.addEventListener('pointerdown', pressed, true);
+  window.addEventListener('blur', blurred);
 }
 
 export class PageUse {
@@ -85,37 +68,52 @@ export class PageUse {
   readonly node: HTMLElement;
   private readonly layer: HTMLButtonElement;
   private entered = false;
-  /** The page has not heard yet that it may not have the keyboard any more. It may have asked for it
-   *  just before, which takes effect later: it loses it again, once. */
-  private leaving = false;
+  /** When the person has left the page. It may have asked for the keyboard just before, which takes
+   *  effect later: it loses it again, once. */
+  private left = -Infinity;
   /** The page is about to lose the keyboard. */
   private giving = false;
 
+  /** ``kind``: what the person is told that it is, a page, an output. */
   constructor(
     private readonly frame: HTMLIFrameElement,
-    name: string,
+    kind: string,
     private readonly actions: UseActions
   ) {
-    const hint = element('span', { class: 'gk-button' }, 'Use this page');
+    const use = `Use this ${kind}`;
     this.layer = element(
       'button',
       {
         class: 'gk-page-layer',
         attributes: {
           type: 'button',
-          'aria-label': `Use this page: ${name}`,
-          title: 'Use this page. The Escape key, or a click elsewhere, leaves it.',
+          'aria-label': `${use}: ${frame.title}`,
+          title: `${use}. The Escape key, or a click elsewhere, leaves it.`,
           'data-lm-suppress-shortcuts': 'true' // Enter is for this button, not for a cell
         },
         click: event => {
           this.enter(event);
         }
       },
-      hint
+      element('span', { class: 'gk-button' }, use)
     );
+    // The page has no pointer of its own as long as the layer is there: the person's is passed on.
+    for (const what of ['move', 'down', 'up', 'leave', 'cancel']) {
+      this.layer.addEventListener(`pointer${what}`, event => {
+        const { button, pointerId } = event as PointerEvent;
+        if (what === 'down' && button === 0) {
+          this.layer.setPointerCapture(pointerId);
+        }
+        if (button <= 0) {
+          this.pass(what, event as PointerEvent);
+        }
+      });
+    }
     frame.inert = true;
     this.node = element('div', { class: 'gk-page-holder' }, frame, this.layer);
-    begin(this);
+    alive.add(this);
+    // A frame that takes the focus from another frame takes it from neither window nor element here.
+    looking ??= setInterval(look, LOOK_MILLISECONDS);
   }
 
   /** Whether the person uses the page: it has the keyboard by their will. */
@@ -123,16 +121,20 @@ export class PageUse {
     return this.entered && document.activeElement === this.frame;
   }
 
-  private enter({ detail, clientX, clientY }: MouseEvent): void {
+  private pass(what: string, { clientX, clientY }: MouseEvent): void {
+    const { left, top } = this.frame.getBoundingClientRect();
+    this.actions.point(what, clientX - left, clientY - top);
+  }
+
+  private enter(event: MouseEvent): void {
     this.entered = true;
-    this.leaving = false;
+    this.left = -Infinity;
     this.frame.inert = false;
     this.layer.hidden = true;
     this.actions.allow(true);
     this.frame.focus();
-    if (detail > 0) {
-      const { left, top } = this.frame.getBoundingClientRect();
-      this.actions.press(clientX - left, clientY - top);
+    if (event.detail > 0) {
+      this.pass('click', event);
     }
   }
 
@@ -147,16 +149,10 @@ export class PageUse {
 
   private shut(): void {
     this.entered = false;
-    this.leaving = true;
+    this.left = performance.now();
     this.layer.hidden = false;
     this.frame.inert = true;
     this.actions.allow(false);
-  }
-
-  /** The page has heard that the person has left. What it asked for before has taken effect. */
-  heard(): void {
-    this.check();
-    this.leaving = false;
   }
 
   pressedAt(target: EventTarget | null): void {
@@ -179,18 +175,13 @@ export class PageUse {
     if (this.entered || this.giving) {
       return;
     }
-    if (this.leaving) {
-      this.leaving = false;
-      this.giveBack();
-    } else {
+    const isLate = performance.now() - this.left < LEAVE_MILLISECONDS;
+    this.left = -Infinity;
+    if (!isLate) {
       this.actions.stolen();
-      this.giveBack();
     }
-  }
-
-  /** While the browser tells that the window loses the focus, it is changing it: an element would
-   *  become the active one then, and the keys would stay with the page. */
-  private giveBack(): void {
+    // While the browser tells that the window loses the focus, it is changing it: an element would
+    // become the active one then, and the keys would stay with the page.
     this.giving = true;
     setTimeout(() => {
       this.giving = false;
@@ -202,7 +193,11 @@ export class PageUse {
   }
 
   dispose(): void {
-    end(this);
+    alive.delete(this);
+    if (alive.size === 0) {
+      clearInterval(looking);
+      looking = undefined;
+    }
     this.node.remove();
   }
 }

@@ -213,6 +213,9 @@ export class WidgetRenderer extends Widget implements IRenderMime.IRenderer, Fra
           this.say(reason);
         },
         talk: () => undefined,
+        renewed: () => {
+          start();
+        },
         message: (data, buffers) => {
           const { widgets } = (data ?? {}) as { widgets?: unknown };
           this.attached?.receive(widgets, buffers);
@@ -225,11 +228,15 @@ export class WidgetRenderer extends Widget implements IRenderMime.IRenderer, Fra
     );
     this.frame = frame;
     this.content.replaceChildren(frame.node);
-    frame.send(frameTheme(this.actions.isDark()));
     const send = (message: unknown, buffers?: readonly ArrayBuffer[]): void => {
       frame.send({ widgets: message }, buffers);
     };
-    this.attached = this.host.attach({ send }, home);
+    const start = (): void => {
+      this.attached?.dispose();
+      frame.send(frameTheme(this.actions.isDark()));
+      this.attached = this.host.attach({ send }, home);
+    };
+    start();
   }
 
   /** A widget may say the same thing a thousand times. */

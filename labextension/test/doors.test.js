@@ -1,22 +1,15 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 
-import { Questions } from '../lib/questions.js';
+import { labelQuestions } from '../lib/questions.js';
 import { MARKUP, openPage } from './page.js';
 
 openPage();
 
 const SANDBOX = 'gvisor-python';
 
-/** A manager of kernels, and an area that shows a question as JupyterLab does. */
+/** An area that shows a question as JupyterLab does. */
 function open(nameOf = name => (name === SANDBOX ? 'Python 3 (gVisor)' : null)) {
-  const listeners = [];
-  const kernels = {
-    connectTo: ({ model }) => ({
-      name: model.name,
-      anyMessage: { connect: listener => listeners.push(listener) }
-    })
-  };
   class Area {
     node = document.createElement('div');
     onInputRequest({ content }) {
@@ -27,18 +20,12 @@ function open(nameOf = name => (name === SANDBOX ? 'Python 3 (gVisor)' : null)) 
       this.node.append(item);
     }
   }
-  const questions = new Questions(nameOf);
-  questions.follow(kernels);
-  questions.label(Area.prototype);
+  labelQuestions(Area.prototype, nameOf);
   const area = new Area();
   return {
     area,
-    ask(name, password = false, direction = 'recv') {
-      kernels.connectTo({ model: { name } });
-      const content = { prompt: 'Name:', password };
-      const msg = { header: { msg_type: 'input_request' }, content };
-      listeners.at(-1)(null, { msg, direction });
-      area.onInputRequest(msg, {});
+    ask(name, password = false, future = { _kernel: { name } }) {
+      area.onInputRequest({ content: { prompt: 'Name:', password } }, future);
       return area.node.lastElementChild;
     }
   };
@@ -68,7 +55,7 @@ test('a kernel without a sandbox asks as before', () => {
 });
 
 test('a question of which nobody knows the kernel is not taken for JupyterLab’s', () => {
-  assert.match(open().ask(SANDBOX, false, 'send').textContent, /^A kernel asks/);
+  assert.match(open().ask(SANDBOX, false, {}).textContent, /^A kernel asks/);
 });
 
 test('a name is text', () => {

@@ -7,8 +7,7 @@ import { openPage, settle } from './page.js';
 openPage();
 globalThis.HTMLElement = window.HTMLElement;
 const { PageFrame } = await import('../lib/page_frame.js');
-const { readTried, whyUnfit } = await import('../lib/frame_fit.js');
-const { Rate } = await import('../lib/turns.js');
+const { whyUnfit } = await import('../lib/frame_fit.js');
 
 const events = () => {
   const told = [];
@@ -17,8 +16,10 @@ const events = () => {
   return { told, events: Object.fromEntries(kinds.map(kind => [kind, note(kind)])) };
 };
 
-/** A page in a frame, and the port at which its messages come. */
-function makePage(client = {}) {
+const own = globalThis.MessageChannel;
+
+/** A page in a frame, and the ports at which its messages come. */
+function makePage(client = {}, more = {}, hearsMore = {}) {
   const ports = [];
   class Channel extends MessageChannel {
     constructor() {
@@ -26,20 +27,20 @@ function makePage(client = {}) {
       ports.push(this.port2);
     }
   }
-  const own = globalThis.MessageChannel;
   globalThis.MessageChannel = Channel;
   const { told, events: hears } = events();
   const file = { bytes: new ArrayBuffer(0), type: '', ticket: 't' };
-  const source = { type: 'html', name: 'a.html', file, isText: true, scripts: [] };
-  const page = new PageFrame({ frameUrl: 'about:blank', ...client }, source, hears, false);
-  globalThis.MessageChannel = own;
+  const source = { type: 'html', name: 'a.html', file, isText: true, scripts: [], ...more };
+  const heard = { ...hears, ...hearsMore };
+  const page = new PageFrame({ frameUrl: 'about:blank', ...client }, source, heard, false);
   document.body.append(page.node);
   const [port] = ports;
   const end = () => {
     page.dispose();
-    port.close();
+    ports.forEach(it => it.close());
+    globalThis.MessageChannel = own;
   };
-  return { page, port, told, end };
+  return { page, port, ports, told, end };
 }
 
 const turn = () => new Promise(resolve => setImmediate(resolve));
@@ -155,19 +156,16 @@ test('indented JSON is bounded, however deep and long the file is', () => {
 });
 
 test('a page is run only where the browser is known to hold it', async () => {
-  const holds = { request: false, navigation: false };
-  const reaches = { request: true, navigation: true };
-  assert.equal(whyUnfit(holds, reaches), null);
-  assert.match(whyUnfit({ ...holds, navigation: true }, reaches), /does not obey .* Chromium 156/);
-  assert.match(whyUnfit(holds, { ...reaches, request: false }), /could not be tried out/);
-  assert.match(whyUnfit(holds, null), /could not be tried out/);
-  assert.equal(readTried({ kind: 'tried', request: 1, navigation: false }), null);
-  assert.equal(readTried(null), null);
+  assert.equal(whyUnfit(0, 2), null);
+  assert.match(whyUnfit(1, 2), /does not obey .* Chromium 156/);
+  assert.match(whyUnfit(0, 1), /could not be tried out/);
+  assert.match(whyUnfit(0, null), /could not be tried out/);
+  assert.match(whyUnfit(NaN, 2), /does not obey/);
   const { port, told, end } = makePage();
   const shown = [];
   port.on('message', ({ kind }) => shown.push(kind));
   port.postMessage({ kind: 'ready' }); // nothing was tried yet
-  port.postMessage({ kind: 'tried', ...reaches });
+  port.postMessage({ kind: 'tried', reached: 2 });
   port.postMessage({ kind: 'ready' });
   await pass();
   assert.equal(shown.includes('show'), false);
@@ -218,18 +216,74 @@ test('a page that takes the keyboard is ended, one that the person leaves is not
   other.end();
 });
 
-test('so many bytes at once, and so many a second after that', async () => {
-  let now = 0;
-  const waits = [];
-  const wait = async milliseconds => {
-    waits.push(milliseconds);
-    now += milliseconds;
-  };
-  const rate = new Rate(1000, 4000, { now: () => now, wait });
-  for (let round = 0; round < 5; round += 1) {
-    await rate.wait();
-    rate.spend(3000);
+test('so many bytes at once, and so many a second after that', async t => {
+  t.mock.timers.enable({ apis: ['setTimeout'] });
+  const MIB = 1024 * 1024;
+  const bytes = { byteLength: 32 * MIB };
+  const { port, end } = makePage({ read: async () => ({ bytes, type: '' }) });
+  let answers = 0;
+  port.on('message', ({ kind }) => {
+    answers += kind === 'answer' ? 1 : 0;
+  });
+  for (let id = 1; id <= 4; id += 1) {
+    port.postMessage({ kind: 'call', id, method: 'file', args: { path: 'a' } });
   }
-  assert.deepEqual(waits, [2000, 3000, 3000]);
-  assert.equal(now, 8000);
+  await pass();
+  assert.equal(answers, 2);
+  t.mock.timers.tick(7999); // 4 MiB a second for each of two requests
+  await pass();
+  assert.equal(answers, 2);
+  t.mock.timers.tick(1);
+  await pass();
+  assert.equal(answers, 4);
+  end();
+});
+
+/** A frame that has said that it is ready, and then has none in it any more. */
+async function crash(t, port) {
+  port.postMessage({ kind: 'ready' });
+  await pass();
+  t.mock.timers.tick(1000);
+}
+
+test('a frame whose process ends is loaded anew, once', async t => {
+  t.mock.timers.enable({ apis: ['setInterval'] });
+  const { page, ports, told, end } = makePage();
+  const frame = page.node.querySelector('iframe');
+  ports[0].postMessage({ kind: 'error', message: 'alive' });
+  await pass();
+  await crash(t, ports[0]);
+  assert.equal(frame.src, 'about:blank?alone=1');
+  assert.equal(ports.length, 2);
+  ports[1].postMessage({ kind: 'error', message: 'again' });
+  await pass();
+  assert.deepEqual(
+    told.map(([, what]) => what),
+    ['alive', 'again']
+  );
+  await crash(t, ports[1]);
+  assert.match(told[2][1], /ended, twice/);
+  assert.equal(page.node.isConnected, false);
+  end();
+});
+
+test('a frame that never says that it is ready is loaded anew, once', async t => {
+  t.mock.timers.enable({ apis: ['setTimeout'] });
+  const { ports, told, end } = makePage();
+  t.mock.timers.tick(60_000);
+  assert.equal(ports.length, 2);
+  assert.deepEqual(told, []);
+  t.mock.timers.tick(60_000);
+  assert.match(told[0][1], /did not load/);
+  end();
+});
+
+test('an output is sent anew to its new frame', async t => {
+  t.mock.timers.enable({ apis: ['setInterval'] });
+  const answer = () => Promise.reject(new Error('nothing'));
+  const renewed = [];
+  const { ports, end } = makePage({}, { answer }, { renewed: () => renewed.push(ports.length) });
+  await crash(t, ports[0]);
+  assert.deepEqual(renewed, [2]);
+  end();
 });

@@ -6,6 +6,7 @@ so does every other frame, and closing the view ends the work.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import wave
@@ -14,12 +15,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
 
+from ..sweeps import ALL
 from .conftest import IN_SANDBOXES
 from .lab import LabPage
-from .looking import EXPOSED
+from .looking import EXPOSED, wait_for_text
 
 pytestmark = IN_SANDBOXES
 
@@ -46,7 +48,7 @@ def media(desk: LabPage) -> LabPage:
     """JupyterLab at a folder of such files."""
     folder = desk.server.folder / "media"
     shutil.copytree(DATA, folder)
-    (folder / "other.html").write_text("<h1>Other</h1>")
+    (folder / "other.html").write_text(f"<h1>Other</h1>{LOADS}")
     (folder / "endless.svg").write_text(ENDLESS)
     (folder / "plain.svg").write_text(f'{SVG}<circle r="300" fill="red"/></svg>')
     with wave.open(str(folder / "sound.wav"), "wb") as sound:
@@ -155,32 +157,26 @@ def open_file(lab: LabPage, name: str) -> None:
 
 def close_all(lab: LabPage) -> None:
     lab.driver.execute_script(
-        "[...jupyterapp.shell.widgets('main')].filter(it => it.hasClass('gk-panel'))"
+        "[...jupyterapp.shell.widgets('main')].filter(it => it.node.querySelector('.gk-page'))"
         ".forEach(it => it.close())"
     )
 
 
-def in_frame(lab: LabPage, script: str) -> object:
-    """Return a script's value in the page that was opened last; None while it is not there."""
+def in_frame(lab: LabPage, script: str, place: int = -1) -> object:
+    """Return a script's value in a page, the one that was opened last; None if it is not there."""
     try:
-        outer = lab.driver.find_elements(By.CSS_SELECTOR, ".gk-page")[-1]
+        outer = lab.driver.find_elements(By.CSS_SELECTOR, ".gk-page")[place]
         lab.driver.switch_to.frame(outer)
         lab.driver.switch_to.frame(lab.driver.find_element(By.TAG_NAME, "iframe"))
         return lab.driver.execute_script(script)
-    except (IndexError, NoSuchElementException, StaleElementReferenceException):
+    except (IndexError, WebDriverException):
         return None
     finally:
         lab.driver.switch_to.default_content()
 
 
-def wait_in_frame(lab: LabPage, script: str) -> None:
-    seen: list[object] = []
-
-    def look() -> bool:
-        seen[:] = [in_frame(lab, script)]
-        return bool(seen[0])
-
-    lab.wait_until(look, f"never in the frame: {script}")
+def wait_in_frame(lab: LabPage, script: str, place: int = -1) -> None:
+    lab.wait_until(lambda: in_frame(lab, script, place), f"never in the frame: {script}")
 
 
 DRAWN = "const it = document.querySelector('img'); return it?.complete && it.naturalWidth > 8000"
@@ -202,10 +198,8 @@ def test_each_kind_is_drawn_in_its_frame_and_not_in_jupyterlab(media: LabPage) -
         "large.csv": ROWS,
         "large.xlsx": ROWS,
         "film.mp4": PLAYABLE,
-        "film.webm": PLAYABLE,
         "sound.mp3": PLAYABLE,
-        "sound.ogg": PLAYABLE,
-        "sound.wav": PLAYABLE,
+        **(dict.fromkeys(("film.webm", "sound.ogg", "sound.wav"), PLAYABLE) if ALL else {}),
     }.items():
         open_file(media, name)
         wait_in_frame(media, script)
@@ -249,3 +243,48 @@ def test_a_drawing_without_end_ends_with_its_view(media: LabPage) -> None:
     close_all(media)
     media.wait_until(lambda: not worker.is_running(), "the drawing outlives its view")
     assert own.is_running()
+
+
+LOADS = "<script>new Image().src = `http://r${Math.random()}.example/`</script>"
+"""A page whose every run is told: what it asks for is not loaded."""
+
+
+def runs(lab: LabPage) -> int:
+    """Return how often such pages have run. A frame whose process is gone cannot be entered."""
+    return len(lab.driver.find_elements(By.CSS_SELECTOR, ".gk-notes li"))
+
+
+def crash(lab: LabPage, own: psutil.Process) -> None:
+    """Kill the processes of all frames."""
+    for process in renderers(lab).values():
+        if process.pid != own.pid:
+            process.kill()
+
+
+def test_a_page_whose_process_dies_is_loaded_anew_once(media: LabPage) -> None:
+    own = page_process(media)
+    open_file(media, "other.html")
+    for count in (1, 2):
+        media.wait_until(lambda count=count: runs(media) == count, f"it never ran {count} times")
+        crash(media, own)
+    wait_for_text(media, ".gk-notes", "Its frame has ended, twice")
+    media.screenshot("frame-crashed")
+    assert media.driver.find_elements(By.CSS_SELECTOR, ".gk-page") == []
+    media.driver.execute_script("jupyterapp.shell.currentWidget.close()")
+
+
+def test_outputs_whose_process_dies_are_drawn_anew_once(media: LabPage) -> None:
+    own = page_process(media)
+    data = {"data": {"text/html": LOADS}, "output_type": "display_data", "metadata": {}}
+    cell = {"cell_type": "code", "source": "", "metadata": {}, "execution_count": 1}
+    cells = [{**cell, "id": f"cell{number}", "outputs": [data]} for number in range(2)]
+    notebook = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    (media.server.folder / "media" / "crash.ipynb").write_text(json.dumps(notebook))
+    media.driver.execute_script(
+        "void jupyterapp.commands.execute('docmanager:open', {path: 'media/crash.ipynb'})"
+    )
+    for count in (2, 4):
+        media.wait_until(lambda count=count: runs(media) == count, f"{count} runs never came")
+        crash(media, own)
+    wait_for_text(media, ".gk-framed-output", "Its frame has ended, twice")
+    media.screenshot("output-crashed")

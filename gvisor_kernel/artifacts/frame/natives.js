@@ -12,33 +12,27 @@ const method = (type, name) => unbound(type.prototype[name]);
 const read = (type, name) => unbound(getter(type, name));
 const write = (type, name) => unbound(setter(type, name));
 
+// Return the methods of these names, and what reads the properties.
+function take(type, names) {
+  const taken = { __proto__: null };
+  for (const name of names.split(' ')) {
+    const { get, value } = describe(type.prototype, name);
+    taken[name] = unbound(get ?? value);
+  }
+  return taken;
+}
+
 const natives = freeze({
   __proto__: null,
   // Nodes
-  nodeType: read(Node, 'nodeType'),
-  firstChild: read(Node, 'firstChild'),
-  nextSibling: read(Node, 'nextSibling'),
-  parentNode: read(Node, 'parentNode'),
-  appendChild: method(Node, 'appendChild'),
-  insertBefore: method(Node, 'insertBefore'),
-  removeChild: method(Node, 'removeChild'),
-  localName: read(Element, 'localName'),
+  ...take(Node, 'nodeType firstChild nextSibling parentNode appendChild insertBefore removeChild'),
+  ...take(Element, 'localName attributes getAttribute setAttribute hasAttribute removeAttribute'),
+  ...take(Element, 'getAttributeNS removeAttributeNS querySelector querySelectorAll'),
+  ...take(Element, 'attachShadow scrollIntoView'),
+  ...take(Document, 'elementFromPoint activeElement'),
   namespace: read(Element, 'namespaceURI'),
-  attributes: read(Element, 'attributes'),
-  getAttribute: method(Element, 'getAttribute'),
-  setAttribute: method(Element, 'setAttribute'),
-  hasAttribute: method(Element, 'hasAttribute'),
-  removeAttribute: method(Element, 'removeAttribute'),
-  getAttributeNS: method(Element, 'getAttributeNS'),
-  removeAttributeNS: method(Element, 'removeAttributeNS'),
-  querySelector: method(Element, 'querySelector'),
-  querySelectorAll: method(Element, 'querySelectorAll'),
-  attachShadow: method(Element, 'attachShadow'),
-  scrollIntoView: method(Element, 'scrollIntoView'),
   getById: method(Document, 'getElementById'),
   getByName: method(Document, 'getElementsByName'),
-  elementFromPoint: method(Document, 'elementFromPoint'),
-  activeElement: read(Document, 'activeElement'),
   focus: freeze([HTMLElement, SVGElement, MathMLElement].map(type => method(type, 'focus'))),
   setSource: write(HTMLMediaElement, 'src'),
   setImageSource: write(HTMLImageElement, 'src'),
@@ -49,48 +43,37 @@ const natives = freeze({
   attributeName: read(Attr, 'name'),
   attributeValue: read(Attr, 'value'),
   // Events
+  ...take(Event, 'type target cancelable'),
+  ...take(KeyboardEvent, 'key'),
+  ...take(MessageEvent, 'data source'),
+  ...take(MessagePort, 'postMessage'),
+  ...take(MutationRecord, 'addedNodes'),
+  ...take(MutationObserver, 'observe'),
   listen: method(EventTarget, 'addEventListener'),
   dispatch: method(EventTarget, 'dispatchEvent'),
-  type: read(Event, 'type'),
-  target: read(Event, 'target'),
-  cancelable: read(Event, 'cancelable'),
   path: method(Event, 'composedPath'),
   prevent: method(Event, 'preventDefault'),
   stop: method(Event, 'stopImmediatePropagation'),
-  key: read(KeyboardEvent, 'key'),
   pasted: read(ClipboardEvent, 'clipboardData'),
   dropped: read(DragEvent, 'dataTransfer'),
   typesOf: read(DataTransfer, 'types'),
-  data: read(MessageEvent, 'data'),
-  source: read(MessageEvent, 'source'),
-  postMessage: method(MessagePort, 'postMessage'),
   recordType: read(MutationRecord, 'type'),
   recordTarget: read(MutationRecord, 'target'),
   recordName: read(MutationRecord, 'attributeName'),
-  addedNodes: read(MutationRecord, 'addedNodes'),
-  observe: method(MutationObserver, 'observe'),
   // Values
-  get: method(WeakMap, 'get'),
-  set: method(WeakMap, 'set'),
+  ...take(WeakMap, 'get set'),
+  ...take(Promise, 'then'),
+  ...take(String, 'slice startsWith'),
+  ...take(RegExp, 'exec'),
+  ...take(TextDecoder, 'decode'),
   getCall: method(Map, 'get'),
   setCall: method(Map, 'set'),
   deleteCall: method(Map, 'delete'),
-  then: method(Promise, 'then'),
-  slice: method(String, 'slice'),
-  startsWith: method(String, 'startsWith'),
-  exec: method(RegExp, 'exec'),
-  decode: method(TextDecoder, 'decode'),
   parse: JSON.parse,
   stringify: JSON.stringify,
   decodeURIComponent,
   evaluate: eval, // called by another name it evaluates in the global scope
-  Promise,
-  Error,
-  TypeError,
-  TextDecoder,
-  Function,
-  MouseEvent,
-  PointerEvent
+  ...{ Promise, Error, TypeError, TextDecoder, Function, MouseEvent, PointerEvent }
 });
 const test = (pattern, text) => natives.exec(pattern, text) !== null;
 const isElement = node => {

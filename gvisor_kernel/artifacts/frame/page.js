@@ -351,28 +351,47 @@ async function show({ type, source, name, dark, renderers, sized }) {
   tell({ kind: 'shown', title: cut(document.title) });
 }
 
-// The click with which the person has entered the page goes on to what lies there.
-function pressAt(x, y) {
-  const target = natives.elementFromPoint(document, x, y);
-  if (target === null) return;
-  for (let node = target; node !== null; node = natives.parentNode(node)) {
-    if (!isElement(node)) break;
-    focusOn(node);
-    if (natives.activeElement(document) === node) break;
+// What the person's pointer does on the layer above the page, before and as they enter it, as events
+// that the page could make itself. At the click they have entered it: what lies there gets the focus.
+let above = null;
+let pressed = null;
+let buttons = 0;
+function point(what, x, y) {
+  const under = what === 'leave' ? null : natives.elementFromPoint(document, x, y);
+  if (what === 'down') pressed = under;
+  if (what === 'click') {
+    for (let node = under; node !== null && isElement(node); node = natives.parentNode(node)) {
+      focusOn(node);
+      if (natives.activeElement(document) === node) break;
+    }
+    if (under === pressed) pointAt(under, 'click', x, y);
+    return;
   }
-  const at = { bubbles: true, cancelable: true, composed: true, clientX: x, clientY: y, detail: 1 };
-  for (let place = 0; place < PRESS.length; place++) {
-    const Type = PRESS[place][1];
-    natives.dispatch(target, new Type(PRESS[place][0], at));
+  buttons = what === 'down' || (what === 'move' && buttons === 1) ? 1 : 0;
+  if (under !== above) {
+    pointAt(above, 'out', x, y);
+    pointAt(above, 'leave', x, y);
+    pointAt(under, 'over', x, y);
+    pointAt(under, 'enter', x, y);
+    above = under;
+  }
+  // A drag goes on beside the frame.
+  if (what !== 'leave') pointAt(under ?? (buttons === 1 ? pressed : null), what, x, y);
+}
+
+function pointAt(target, what, x, y) {
+  if (target === null) return;
+  const init = {
+    __proto__: null,
+    ...{ bubbles: what !== 'enter' && what !== 'leave', cancelable: true, composed: true, view: window },
+    ...{ clientX: x, clientY: y, buttons, detail: 1, isPrimary: true, pointerId: 1, pointerType: 'mouse' }
+  };
+  if (what === 'click') natives.dispatch(target, new natives.PointerEvent('click', init));
+  else {
+    natives.dispatch(target, new natives.PointerEvent(`pointer${what}`, init));
+    natives.dispatch(target, new natives.MouseEvent(`mouse${what}`, init));
   }
 }
-const PRESS = [
-  ['pointerdown', natives.PointerEvent],
-  ['mousedown', natives.MouseEvent],
-  ['pointerup', natives.PointerEvent],
-  ['mouseup', natives.MouseEvent],
-  ['click', natives.PointerEvent]
-];
 
 addEventListener('message', function begin(event) {
   if (event.source !== parent || event.ports.length !== 1) return;
@@ -387,10 +406,10 @@ addEventListener('message', function begin(event) {
       void show(message);
     } else if (message.kind === 'answer') receiveAnswer(message);
     else if (message.kind === 'message') receiveMessage(message);
-    else if (message.kind === 'use') {
-      enter(message.allowed === true);
-      if (!isEntered) tell({ kind: 'out' });
-    } else if (message.kind === 'press' && isEntered) pressAt(message.x, message.y);
+    else if (message.kind === 'use') enter(message.allowed === true);
+    else if (message.kind === 'point' && (isEntered || message.what !== 'click')) {
+      point(message.what, message.x, message.y);
+    }
   };
   tell({ kind: 'ready' });
 });

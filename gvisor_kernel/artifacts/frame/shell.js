@@ -96,7 +96,7 @@ function tryOut() {
       if (request === null || navigation === null) return;
       removeEventListener('message', hear);
       frame.remove();
-      resolve({ request, navigation });
+      resolve(request + navigation); // in how many ways
     };
     const hear = event => {
       if (event.source !== frame.contentWindow || typeof event.data?.request !== 'boolean') return;
@@ -163,8 +163,6 @@ function open(outer) {
       outer.postMessage({ kind });
       if (kind === 'ready') enter();
     }
-    // Not by the port: the browser keeps the order of these messages and of changes of the focus.
-    else if (kind === 'out') parent.postMessage('out', '*');
     else if (kind === 'shown' && isText(message.title)) outer.postMessage({ kind, title: message.title });
     else if (kind === 'message') receiveMessage(message.text, message.buffers);
     else if (kind === 'size' && isCount(message.height)) sendHeight(message.height);
@@ -239,8 +237,8 @@ addEventListener('message', function begin(event) {
   if (policy === null) outer.postMessage({ kind: 'unfit' });
   else {
     void tryOut().then(reached => {
-      outer.postMessage({ kind: 'tried', ...reached });
-      if (reached.request || reached.navigation) return;
+      outer.postMessage({ kind: 'tried', reached });
+      if (reached > 0) return;
       close();
       open(outer);
     });
