@@ -422,7 +422,8 @@ export class PageScripts {
     if (typeof factory !== 'function') {
       return factory;
     }
-    const module = { exports: {} };
+    // Some take the folder of their pictures from its address, and fail without one. There are none.
+    const module = { uri: 'https://nbextensions.invalid/index.js', exports: {} };
     const special: Record<string, unknown> = {
       require: (window as unknown as { require: unknown }).require,
       exports: module.exports,
