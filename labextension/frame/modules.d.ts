@@ -25,3 +25,7 @@ declare module 'leaflet' {
   }
   export const Marker: { mergeOptions(options: object): void };
 }
+
+declare module 'katex/contrib/auto-render' {
+  export default function render(element: HTMLElement, options: object): void;
+}

@@ -43,6 +43,7 @@ interface Page {
     failed: (error: unknown) => void
   ) => void) & { readonly config: (options: object) => void };
   readonly gvisorDefine: (name: string, module: unknown) => void;
+  readonly gvisorTypeset: (element: HTMLElement) => void;
   readonly gvisorImport: (url: string) => Promise<Exports>;
 }
 
@@ -78,6 +79,24 @@ export class FrameManager extends ManagerBase {
     this.made ??= new Drawer(this.tools);
     return this.made;
   }
+
+  /** What views of widgets set formulas with. */
+  readonly _rendermime = {
+    latexTypesetter: {
+      typeset: (element: HTMLElement): void => {
+        if (/\$|\\[([]/.test(element.textContent)) {
+          this.drawer.load(['gvisor:own:katex']).then(
+            () => {
+              this.page.gvisorTypeset(element);
+            },
+            (error: unknown) => {
+              this.reportError(error);
+            }
+          );
+        }
+      }
+    }
+  };
 
   private get page(): Page {
     this.made ??= new Drawer(this.tools);

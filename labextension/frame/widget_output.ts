@@ -87,7 +87,13 @@ async function drawOutput(output: Fields, node: HTMLElement, manager: FrameManag
         .filter(it => (canDraw(it) && it !== 'application/pdf') || it === 'text/plain')
         .sort((a, b) => ORDER.indexOf(a) - ORDER.indexOf(b))[0];
   if (type === undefined || type === 'text/plain') {
-    drawText(output, textOf(bundle.data['text/plain']), node);
+    const latex = bundle.data['text/latex'];
+    if (latex === undefined) {
+      drawText(output, textOf(bundle.data['text/plain']), node);
+    } else {
+      node.textContent = textOf(latex);
+      manager._rendermime.latexTypesetter.typeset(node);
+    }
     return;
   }
   const parts = partsOf(type, bundle);

@@ -7,6 +7,9 @@ import style from './widgets.css';
 
 type Message = Readonly<Record<string, unknown>>;
 
+/** A frame may send so many messages in a second, and no more. */
+const ANSWER_MILLISECONDS = 10;
+
 register<string>((id, tools) => {
   addStyle(style);
   const theme = document.head.appendChild(document.createElement('style'));
@@ -15,6 +18,7 @@ register<string>((id, tools) => {
   tools.root.append(node);
   tools.watchHeight(node);
   const manager = new FrameManager(tools);
+  let done = 0;
   const receive = (packet: readonly Message[]): void => {
     for (const message of packet) {
       manager.receive(message).catch((error: unknown) => {
@@ -24,7 +28,13 @@ register<string>((id, tools) => {
         loseAll(String(message.text));
       }
     }
-    tools.send({ kind: 'done' }); // the extension sends more
+    if (done === 0) {
+      setTimeout(() => {
+        tools.send({ kind: 'done', count: done }); // the extension sends more
+        done = 0;
+      }, ANSWER_MILLISECONDS);
+    }
+    done += 1;
   };
   tools.onMessage(data => {
     const message = data as Message;

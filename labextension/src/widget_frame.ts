@@ -23,10 +23,12 @@ export interface FramePort {
 }
 
 /** Packets that a frame has not answered yet. Of one that hangs, names of what changes are kept. */
-const MAX_UNANSWERED = 4;
+const MAX_UNANSWERED = 8;
 /** What waits for an answer, beside changes: no later message replaces it. */
 const MAX_WAITING = 2000;
 const MAX_WAITING_BYTES = 64 * 1024 * 1024;
+/** Of packets that are not answered, about: no more is sent above. */
+const MAX_SENT_BYTES = 64 * 1024 * 1024;
 /** Models of one frame, and messages of it in a second. */
 const MAX_MODELS = 5000;
 const MAX_PER_SECOND = 200;
@@ -43,6 +45,7 @@ export class WidgetFrame {
   private readonly changes = new Map<string, Change>();
   private bytes = 0;
   private unanswered = 0;
+  private sent = 0;
   private second = 0;
   private count = 0;
   private saved: WidgetStore | null = null;
@@ -57,14 +60,18 @@ export class WidgetFrame {
   /** A message of the frame. */
   receive(data: unknown, buffers: readonly ArrayBuffer[]): void {
     const message = recordOf(data);
-    const { kind, id, ids, n } = message;
+    const { kind, id, ids, n, count } = message;
+    if (kind === 'done') {
+      const answered = Number.isSafeInteger(count) ? Math.max(0, count as number) : 0;
+      this.unanswered = Math.max(0, this.unanswered - answered);
+      this.sent = this.unanswered === 0 ? 0 : this.sent;
+      this.flush();
+      return;
+    }
     const second = Math.floor(performance.now() / 1000);
     this.count = second === this.second ? this.count + 1 : 1;
     this.second = second;
-    if (kind === 'done') {
-      this.unanswered = Math.max(0, this.unanswered - 1);
-      this.flush();
-    } else if (kind === 'want' && this.count <= MAX_PER_SECOND) {
+    if (kind === 'want' && this.count <= MAX_PER_SECOND) {
       void this.supply(Array.isArray(ids) ? ids.slice(0, MAX_MODELS).filter(isId) : []);
     } else if (typeof n === 'number') {
       const isSent =
@@ -178,7 +185,9 @@ export class WidgetFrame {
   }
 
   private flush(): void {
-    if (this.unanswered < MAX_UNANSWERED && this.queue.length > 0) {
+    const hasRoom = this.unanswered < MAX_UNANSWERED && this.sent < MAX_SENT_BYTES;
+    if (hasRoom && this.queue.length > 0) {
+      this.sent += this.bytes;
       const packet = this.queue.flatMap(it => ('kind' in it ? [it] : this.describe(it as Change)));
       this.queue = [];
       this.changes.clear();
@@ -192,6 +201,9 @@ export class WidgetFrame {
     const model = this.kernel?.store.get(id);
     if (model === undefined) {
       return []; // closed meanwhile
+    }
+    for (const name of names ?? model.attributes.keys()) {
+      this.sent += model.attributes.get(name)?.bytes ?? 0;
     }
     return [
       names === null

@@ -21,7 +21,7 @@ from .lab import LabPage
 
 pytestmark = IN_SANDBOXES
 OPTIONS = ("--LabApp.expose_app_in_browser=True",)
-IMPORTS = "import ipywidgets as w\nfrom IPython.display import HTML, Javascript, display\n"
+IMPORTS = "import ipywidgets as w\nfrom IPython.display import HTML, Javascript, Math, display\n"
 HIT = (
     "window.gkHit = 1; for (const it of [top, parent, parent.parent])"
     " try { it.gkHit = 1; it.document.body.className += ' gk-hit' } catch (error) {}"
@@ -198,8 +198,9 @@ def used(widgets: Widgets) -> Widgets:
             " 'data': {'values': [{'a': 1}]}, 'encoding': {'x': {'field': 'a'}}},"
             " 'text/plain': 'a plot'}, raw=True)\n_ = w.interact(g, x=(1, 9))",
             "image = w.Image(value=bytes.fromhex('89504e470d0a1a0a'), format='png')\nimage",
-            "shown = w.Output()\nwith shown:\n    display(HTML('<table><td>cell</table>'))\n"
-            "w.VBox([w.Button(button_style='success'), shown])",
+            "shown = w.Output()\nwith shown:\n    display(Math('y^2'))\n"
+            "    display(HTML('<table><td>cell</table>'))\n"
+            "w.VBox([w.Button(button_style='success'), shown, w.HTMLMath('so $x^2$ is')])",
         ],
     )
     widgets.open("widgets.ipynb")
@@ -266,6 +267,10 @@ def test_a_frame_looks_like_jupyterlab(used: Widgets) -> None:
     assert variable.strip() == colour.strip()
     assert used.ask(12, f"return {look}", "table", "border-collapse") == "collapse"
     assert used.ask(12, f"return {look}", "table", "margin-left") == "0px"
+    used.page.wait_until(
+        lambda: used.ask(12, "return document.querySelectorAll('.katex').length") == 2,
+        "formulas are shown as their text",
+    )
 
 
 def test_modules_of_widgets_run_in_the_frame_or_say_why_not(used: Widgets) -> None:
