@@ -7,6 +7,7 @@ const RENDERERS = [
   'jsx',
   'esm',
   'jquery',
+  'katex',
   'leaflet',
   'libraries',
   'markdown',

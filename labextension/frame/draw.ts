@@ -1,6 +1,6 @@
 /**
  * Draws the parts of an output: HTML with its scripts, JavaScript, plots, drawings, sounds and films.
- * Of the outputs of cells (``output.ts``), and of those in widgets (``widget_draw.ts``).
+ * Of the outputs of cells (``output.ts``), and of those in widgets (``widget_output.ts``).
  */
 
 import { marked } from 'marked';

@@ -31,3 +31,7 @@ declare module 'leaflet' {
     constructor(layers?: readonly object[]);
   }
 }
+
+declare module 'katex/contrib/auto-render' {
+  export default function render(element: HTMLElement, options: object): void;
+}

@@ -391,7 +391,8 @@ export class PageScripts {
     if (typeof factory !== 'function') {
       return factory;
     }
-    const module = { exports: {} };
+    // Some take the folder of their pictures from its address, and fail without one. There are none.
+    const module = { uri: 'https://nbextensions.invalid/index.js', exports: {} };
     const { require } = window as unknown as Globals;
     const special: Globals = { require, exports: module.exports, module };
     const names = args.find(Array.isArray) as string[] | undefined;

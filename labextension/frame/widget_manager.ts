@@ -1,181 +1,202 @@
 /**
  * The manager of the widgets in a frame. Its models are copies of those that the extension keeps
  * (``src/widget_store.ts``), and their comms end there: one of another kernel has no name here.
+ *
+ * A model comes when something here names it: a view, an attribute of another model, an output.
  */
 
 import * as base from '@jupyter-widgets/base';
 import { ManagerBase } from '@jupyter-widgets/base-manager';
 import * as controls from '@jupyter-widgets/controls';
+import { PromiseDelegate } from '@lumino/coreutils';
 
 import * as anywidget from './anywidget.js';
+import { Drawer } from './draw.js';
 import type { Tools } from './renderer.js';
 import * as output from './widget_output.js';
 
 type Message = Readonly<Record<string, unknown>>;
 type Class = typeof base.WidgetModel | typeof base.WidgetView;
 type Exports = Readonly<Record<string, unknown>>;
-/** Sends to the extension. */
-export type Post = (message: Message, buffers?: readonly ArrayBuffer[]) => void;
 
-export interface ModelData {
-  readonly id: string;
-  readonly name: string;
-  readonly module: string;
-  readonly version: string;
+/** A part of a state, as ``describe`` in ``src/widget_store.ts`` makes it. */
+interface ModelState {
   readonly state: readonly (readonly [string, unknown])[];
-  readonly paths: (string | number)[][];
+  readonly buffers: readonly { readonly path: (string | number)[]; readonly data: ArrayBuffer }[];
 }
 
-export const BUNDLED: Readonly<Record<string, Exports>> = {
+const BUNDLED: Readonly<Record<string, Exports>> = {
   '@jupyter-widgets/base': base,
   '@jupyter-widgets/controls': controls,
   '@jupyter-widgets/output': output,
   anywidget: anywidget
 };
 
+/** Packages that others need. */
+const NEEDED = ['jupyter-threejs', 'jupyter-vue'];
+
+/** What the page has of scripts of outputs (``page_scripts.ts``). */
+interface Page {
+  readonly require: ((
+    names: string[],
+    done: (found: Exports) => void,
+    failed: (error: unknown) => void
+  ) => void) & { readonly config: (options: object) => void };
+  readonly gvisorDefine: (name: string, module: unknown) => void;
+  readonly gvisorTypeset: (element: HTMLElement) => void;
+  readonly gvisorImport: (url: string) => Promise<Exports>;
+}
+
 const bufferOf = (value: ArrayBuffer | ArrayBufferView): ArrayBuffer =>
   value instanceof ArrayBuffer
     ? value
     : new Uint8Array(value.buffer, value.byteOffset, value.byteLength).slice().buffer;
 
-/** A comm whose other side is the extension, which passes what it says to the kernel. */
-class FrameComm implements base.IClassicComm {
-  readonly target_name = 'jupyter.widget';
-  private onMessage: ((message: unknown) => unknown) | null = null;
-  private onClose: ((message: unknown) => void) | null = null;
-
-  constructor(
-    readonly comm_id: string,
-    private readonly pass: (
-      message: Message,
-      callbacks: base.ICallbacks | undefined,
-      buffers: readonly ArrayBuffer[]
-    ) => string
-  ) {}
-
-  open(): string {
-    return ''; // the kernel has opened it
-  }
-
-  send(
-    data: unknown,
-    callbacks?: base.ICallbacks,
-    _metadata?: unknown,
-    buffers: readonly (ArrayBuffer | ArrayBufferView)[] = []
-  ): string {
-    const { method, state, buffer_paths: paths, content } = data as Message;
-    const message = { kind: method, id: this.comm_id, state, paths, content };
-    return this.pass(message, callbacks, buffers.map(bufferOf));
-  }
-
-  close(): string {
-    return ''; // a view ends; the model is the kernel's
-  }
-
-  on_msg(callback: (message: unknown) => unknown): void {
-    this.onMessage = callback;
-  }
-
-  on_close(callback: (message: unknown) => void): void {
-    this.onClose = callback;
-  }
-
-  async receive(data: Message, buffers: readonly ArrayBuffer[], parent: string): Promise<void> {
-    const views = buffers.map(it => new DataView(it));
-    await this.onMessage?.({
-      content: { data },
-      buffers: views,
-      parent_header: { msg_id: parent }
-    });
-  }
-
-  end(): void {
-    this.onClose?.({});
-  }
+function stateOf({ state, buffers }: ModelState): Record<string, unknown> {
+  const whole = Object.fromEntries(state);
+  base.put_buffers(
+    whole as never,
+    buffers.map(({ path }) => path),
+    buffers.map(({ data }) => new DataView(data))
+  );
+  return whole;
 }
 
 export class FrameManager extends ManagerBase {
-  private readonly comms = new Map<string, FrameComm>();
   private readonly waiting = new Map<number, base.ICallbacks | undefined>();
+  private readonly wanted = new Map<string, PromiseDelegate<base.WidgetModel>>();
+  private asked: string[] = [];
   private readonly modules = new Map<string, Promise<Exports>>();
+  private made: Drawer | null = null;
   private count = 0;
 
-  constructor(
-    readonly tools: Tools,
-    private readonly post: Post,
-    private readonly readModule: (name: string, version: string) => Promise<Exports>
-  ) {
+  constructor(readonly tools: Tools) {
     super();
   }
 
-  async addModels(
-    models: readonly ModelData[],
-    buffers: readonly ArrayBuffer[],
-    live: boolean
-  ): Promise<void> {
-    let first = 0;
-    const made = models.map(({ id, name, module, version, state: entries, paths }) => {
-      const own = buffers.slice(first, first + paths.length);
-      first += paths.length;
-      const state = Object.fromEntries(entries);
-      if (this.has_model(id)) {
-        return this.update(id, state, paths, own, null);
-      }
-      base.put_buffers(
-        state as never,
-        paths,
-        own.map(it => new DataView(it))
-      );
-      const comm = live ? new FrameComm(id, this.pass) : undefined;
-      if (comm !== undefined) {
-        this.comms.set(id, comm);
-      }
-      const options = { model_name: name, model_module: module, model_module_version: version };
-      // Registers the model before it waits for anything: others may name it.
-      return this.new_model({ ...options, model_id: id, ...(comm ? { comm } : {}) }, state);
-    });
-    await Promise.all(made);
+  /** Draws outputs, and runs scripts. Made late, as it changes how elements are added. */
+  get drawer(): Drawer {
+    this.made ??= new Drawer(this.tools);
+    return this.made;
   }
 
-  private readonly pass = (
-    message: Message,
-    callbacks: base.ICallbacks | undefined,
-    buffers: readonly ArrayBuffer[]
-  ): string => {
-    const n = ++this.count;
-    this.waiting.set(n, callbacks);
-    this.post({ ...message, n }, buffers);
-    return String(n);
+  /** What views of widgets set formulas with. */
+  readonly _rendermime = {
+    latexTypesetter: {
+      typeset: (element: HTMLElement): void => {
+        if (/\$|\\[([]/.test(element.textContent)) {
+          this.drawer.load(['gvisor:own:katex']).then(
+            () => {
+              this.page.gvisorTypeset(element);
+            },
+            (error: unknown) => {
+              this.reportError(error);
+            }
+          );
+        }
+      }
+    }
   };
 
-  async update(
-    id: string,
-    state: Message,
-    paths: unknown,
-    buffers: readonly ArrayBuffer[],
-    echo: number | null
-  ): Promise<void> {
-    const method = echo === null ? 'update' : 'echo_update';
-    const data = { method, state, buffer_paths: paths };
-    await this.comms.get(id)?.receive(data, buffers, String(echo));
+  private get page(): Page {
+    this.made ??= new Drawer(this.tools);
+    return window as unknown as Page;
   }
 
-  async custom(id: string, content: unknown, buffers: readonly ArrayBuffer[]): Promise<void> {
+  /** Runs a module, with libraries that are there; or what lies at an address, if it is known. */
+  async importModule(source: string): Promise<Exports> {
+    const { gvisorImport } = this.page; // which keeps the blobs that are made from now on
+    const own = new Blob([source], { type: 'text/javascript' });
+    return await gvisorImport(/^https?:/.test(source) ? source : URL.createObjectURL(own));
+  }
+
+  reportError(error: unknown): void {
+    this.tools.reportError(error instanceof Error ? error.message : String(error));
+  }
+
+  /** Asks for a model that is not here, together with others that are asked for at this time. */
+  override async get_model(id: string): Promise<base.WidgetModel> {
     if (this.has_model(id)) {
-      await this.get_model(id); // its class may still be loaded
+      return await super.get_model(id);
     }
-    await this.comms.get(id)?.receive({ method: 'custom', content }, buffers, '');
+    const wanted = this.wanted.get(id) ?? new PromiseDelegate<base.WidgetModel>();
+    if (!this.wanted.has(id)) {
+      this.wanted.set(id, wanted);
+      this.asked.push(id);
+      queueMicrotask(() => {
+        if (this.asked.length > 0) {
+          this.tools.send({ kind: 'want', ids: this.asked });
+          this.asked = [];
+        }
+      });
+    }
+    return await wanted.promise;
   }
 
-  idle(n: number): void {
-    const callbacks = this.waiting.get(n);
-    this.waiting.delete(n);
-    callbacks?.iopub?.status?.({ content: { execution_state: 'idle' } } as never);
+  /** A message of the extension. */
+  async receive(message: Message): Promise<void> {
+    const { kind, content, n } = message;
+    const id = String(message.id);
+    if (kind === 'open') {
+      this.open(id, message as unknown as ModelState & Message);
+    } else if (kind === 'none') {
+      this.wanted.get(id)?.reject(new Error(String(message.text)));
+      this.wanted.delete(id);
+    } else if (kind === 'idle') {
+      const callbacks = this.waiting.get(Number(n));
+      this.waiting.delete(Number(n));
+      callbacks?.iopub?.status?.({ content: { execution_state: 'idle' } } as never);
+    } else if (kind === 'lost') {
+      this.disconnect();
+    } else if (this.has_model(id)) {
+      const model = await this.get_model(id); // its class may still be loaded
+      if (kind === 'close') {
+        model._handle_comm_closed({} as never);
+      } else if (kind === 'custom') {
+        const buffers = (message.buffers as ArrayBuffer[]).map(it => new DataView(it));
+        const data = { method: kind, content };
+        await model._handle_comm_msg({ content: { data }, buffers } as never);
+      } else {
+        const data = { method: 'update', state: stateOf(message as unknown as ModelState) };
+        await model._handle_comm_msg({ content: { data } } as never);
+      }
+    }
   }
 
-  close(id: string): void {
-    this.comms.get(id)?.end();
-    this.comms.delete(id);
+  private open(id: string, message: ModelState & Message): void {
+    const state = stateOf(message);
+    const options = {
+      model_name: String(state._model_name),
+      model_module: String(state._model_module),
+      model_module_version: String(state._model_module_version),
+      model_id: id
+    };
+    const comm = message.live === true ? { comm: this.makeComm(id) } : {};
+    const made = this.new_model({ ...options, ...comm }, state);
+    made.catch((error: unknown) => {
+      this.reportError(error);
+    });
+    this.wanted.get(id)?.resolve(made);
+    this.wanted.delete(id);
+  }
+
+  /** A comm whose other side is the extension, which passes what it says to the kernel. */
+  private makeComm(id: string): base.IClassicComm {
+    return {
+      comm_id: id,
+      target_name: 'jupyter.widget',
+      open: () => '', // the kernel has opened it
+      close: () => '', // a view ends; the model is the kernel's
+      send: (data, callbacks, _metadata, buffers = []) => {
+        const n = ++this.count;
+        this.waiting.set(n, callbacks);
+        const { method: kind, state, buffer_paths: paths, content } = data as Message;
+        this.tools.send({ kind, id, n, state, paths, content }, buffers.map(bufferOf));
+        return String(n);
+      },
+      on_msg: () => undefined, // see ``receive``
+      on_close: () => undefined
+    };
   }
 
   protected override async loadClass(
@@ -184,22 +205,35 @@ export class FrameManager extends ManagerBase {
     version: string
   ): Promise<Class> {
     const bundled = Object.hasOwn(BUNDLED, module) ? BUNDLED[module] : undefined;
-    const exports = bundled ?? (await this.loadModule(module, version));
-    const found = exports[name];
+    const known = bundled ?? this.modules.get(module) ?? this.loadModule(module);
+    if (known instanceof Promise) {
+      this.modules.set(module, known);
+    }
+    const found = (await known)[name];
     if (found === undefined) {
       throw new Error(`${module} ${version} has no "${name}".`);
     }
     return found as Class;
   }
 
-  private async loadModule(module: string, version: string): Promise<Exports> {
-    const known = this.modules.get(module) ?? this.readModule(module, version);
-    this.modules.set(module, known);
+  /** A package that is not bundled: its script for the classic notebook, from the server. */
+  private async loadModule(name: string): Promise<Exports> {
+    const { require, gvisorDefine: define } = this.page;
+    for (const [module, exports] of Object.entries(BUNDLED)) {
+      define(module, exports);
+    }
+    const paths = [name, ...NEEDED].map(it => [it, `gvisor:nbextension-${it}`]);
+    require.config({ paths: Object.fromEntries(paths) as object });
     try {
-      return await known;
+      return await new Promise((resolve, reject) => {
+        require([name], resolve, reject);
+      });
     } catch (error) {
-      this.tools.reportError(error instanceof Error ? error.message : String(error));
-      throw error;
+      const reason = error instanceof Error ? error.message : String(error);
+      const short = name.slice(0, 100);
+      const told = new Error(`The widget package "${short}" cannot be shown here. ${reason}`);
+      this.reportError(told);
+      throw told;
     }
   }
 

@@ -1,14 +1,22 @@
 /**
- * ``Output`` widgets. The extension catches what they are to show, and keeps it in ``outputs``: so
- * nothing of it is sent back from here.
+ * ``Output`` widgets: what one has caught is drawn as an output of a cell is, or as text. The
+ * extension catches it, and keeps it in ``outputs``: so nothing of it is sent back from here.
  */
 
 import { OutputModel as BaseModel, OutputView as BaseView } from '@jupyter-widgets/output';
 
-import { drawOutput } from './widget_draw.js';
+import { librariesOf } from '../src/libraries.js';
+import { ORDER, canDraw, isLoad, partsOf, textOf } from '../src/output_parts.js';
+import { addTerminal, withReturns } from './terminal.js';
 import type { FrameManager } from './widget_manager.js';
+import { showView } from './widget_views.js';
 
-type Output = Readonly<Record<string, unknown>>;
+type Fields = Readonly<Record<string, unknown>>;
+
+const VIEW_TYPE = 'application/vnd.jupyter.widget-view+json';
+
+const fieldsOf = (value: unknown): Fields =>
+  typeof value === 'object' && value !== null ? (value as Fields) : {};
 
 export class OutputModel extends BaseModel {
   override defaults(): ReturnType<BaseModel['defaults']> {
@@ -37,7 +45,7 @@ export class OutputView extends BaseView {
 
   /** Draws anew from the first output that is another one than before. */
   private draw(): void {
-    const outputs = (this.model.get('outputs') ?? []) as readonly Output[];
+    const outputs = (this.model.get('outputs') ?? []) as readonly Fields[];
     const texts = outputs.map(output => JSON.stringify(output));
     let same = 0;
     while (same < texts.length && texts[same] === this.drawn[same]) {
@@ -61,4 +69,49 @@ export class OutputView extends BaseView {
       }
     });
   }
+}
+
+/** One after the other: scripts of two outputs do not mix. */
+let last: Promise<void> = Promise.resolve();
+
+async function drawOutput(output: Fields, node: HTMLElement, manager: FrameManager): Promise<void> {
+  const bundle = { data: fieldsOf(output.data), metadata: fieldsOf(output.metadata) };
+  const view = fieldsOf(bundle.data[VIEW_TYPE]).model_id;
+  if (typeof view === 'string') {
+    await showView(view, node, manager);
+    return;
+  }
+  const type = isLoad(bundle)
+    ? 'application/javascript'
+    : Object.keys(bundle.data)
+        .filter(it => (canDraw(it) && it !== 'application/pdf') || it === 'text/plain')
+        .sort((a, b) => ORDER.indexOf(a) - ORDER.indexOf(b))[0];
+  if (type === undefined || type === 'text/plain') {
+    const latex = bundle.data['text/latex'];
+    if (latex === undefined) {
+      drawText(output, textOf(bundle.data['text/plain']), node);
+    } else {
+      node.textContent = textOf(latex);
+      manager._rendermime.latexTypesetter.typeset(node);
+    }
+    return;
+  }
+  const parts = partsOf(type, bundle);
+  last = last
+    .then(async () => {
+      await manager.drawer.load(librariesOf(parts, false));
+      await manager.drawer.draw(parts, node);
+    })
+    .catch((error: unknown) => {
+      manager.reportError(error);
+    });
+  await last;
+}
+
+function drawText(output: Fields, plain: string, node: HTMLElement): void {
+  const { output_type: type, name, traceback, text } = output;
+  const lines = Array.isArray(traceback) ? traceback.map(textOf).join('\n') : '';
+  const shown = type === 'stream' ? textOf(text) : type === 'error' ? lines : plain;
+  const isError = type === 'error' || (type === 'stream' && name === 'stderr');
+  addTerminal(node, withReturns(shown)).classList.toggle('gk-stderr', isError);
 }

@@ -13,7 +13,10 @@ const NOTHING = 'nothing';
 
 const SCRIPTS: readonly (readonly [RegExp, string])[] = [
   [/^gvisor:esm$/, 'own:esm'],
-  [/^gvisor:(own:(?:vega|jquery|libraries|leaflet)|plotly|shap|panel|bokeh(?:-[a-z]+)?)$/, '$1'],
+  [
+    /^gvisor:(own:(?:vega|jquery|katex|libraries|leaflet)|plotly|shap|panel|bokeh(?:-[a-z]+)?)$/,
+    '$1'
+  ],
   [/^gvisor:(nbextension-[a-z0-9-]{1,50})$/, '$1'],
   [/\bplotly(?:js)?\b(?!.*\.css)/i, 'plotly'],
   [/\bbokeh(-api|-gl|-mathjax|-tables|-widgets)?(?:-\d[\w.-]*?)?(?:\.min)?(?:\.js)?$/, 'bokeh$1'],

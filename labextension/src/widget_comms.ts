@@ -2,105 +2,104 @@
  * The widgets of one kernel of ours: its comms of the target ``jupyter.widget``, the store of their
  * states, and the frames that show them. The rules are here; no widget runs.
  *
- * A frame is as little trusted as the kernel. It names models that it was given, and what it sends
- * goes to this kernel's comm of that model and to other frames that have the model: nowhere else.
- * It opens no comm.
+ * The kernel sends → ``open``, ``receive``: store → ``change``: each frame that has the model.
+ * A frame sends → ``pass``: store, other frames, the kernel's comm. A frame opens no comm.
  */
 
 import type { Kernel, KernelMessage } from '@jupyterlab/services';
 import type { JSONObject } from '@lumino/coreutils';
 
-import { WidgetFrame } from './widget_frame.js';
+import { type FramePort, WidgetFrame } from './widget_frame.js';
+import { WidgetOutputs } from './widget_outputs.js';
 import {
-  type Buffers,
-  type WidgetStore as Store,
+  type Buffer,
+  type Fields,
   WidgetStore,
-  isId,
   measure,
   readBuffers,
-  readLooseBuffers
+  readLooseBuffers,
+  recordOf
 } from './widget_store.js';
-import { WidgetOutputs } from './widget_outputs.js';
 
 export const TARGET = 'jupyter.widget';
 export const CONTROL_TARGET = 'jupyter.widget.control';
-/** The kernel answers that soon if it knows the question; ipywidgets 7 does not. */
-const CONTROL_MILLISECONDS = 4000;
-/** Models that are asked for one by one, of ipywidgets 7. */
-const MAX_ASKED = 1000;
-/** Messages of frames that the kernel works at, and those of one frame in a second. */
+/** Messages of frames that the kernel works at. */
 const MAX_UNDER_WAY = 100;
-const MAX_PER_SECOND = 200;
-/** Views of widgets that a file has kept, which a frame asks for. */
-const MAX_SAVED_VIEWS = 20;
-const RERUN = 'run the cell again.';
 
-/** What is used of a kernel's connection; ``createComm`` as it was before it was guarded. */
+/** What is used of a kernel's connection. */
 export type Connection = Pick<
   Kernel.IKernelConnection,
-  'createComm' | 'hasComm' | 'registerMessageHook' | 'removeMessageHook' | 'requestCommInfo'
+  'createComm' | 'hasComm' | 'registerMessageHook' | 'removeMessageHook'
 >;
 
-const recordOf = (value: unknown): Readonly<Record<string, unknown>> =>
-  typeof value === 'object' && value !== null ? (value as Record<string, unknown>) : {};
-
-/** What the extension gives to the view of a frame. */
-export interface AttachedFrame {
-  receive(data: unknown, buffers: readonly ArrayBuffer[]): void;
-  dispose(): void;
-}
-
 export class KernelWidgets {
-  readonly store: Store = new WidgetStore();
+  readonly store = new WidgetStore();
   private readonly comms = new Map<string, Kernel.IComm>();
   private readonly frames = new Set<WidgetFrame>();
-  /** Messages of frames that the kernel works at, by their id. */
-  private readonly sent = new Map<string, { readonly frame: WidgetFrame; readonly n: number }>();
+  /** Ids of messages of frames that the kernel works at. */
+  private readonly underWay = new Set<string>();
   private readonly outputs: WidgetOutputs;
   private restoring: Promise<void> | null = null;
 
-  constructor(private readonly connection: Connection) {
+  /** ``createComm`` is the connection's, as it was before it was guarded. */
+  constructor(
+    private readonly connection: Connection,
+    private readonly createComm: Connection['createComm']
+  ) {
     this.outputs = new WidgetOutputs(
       connection,
-      (id, outputs) => {
-        this.change(id, { outputs }, { paths: [], buffers: [] }, null);
+      (id, outputs, bytes) => {
+        this.store.put(id, new Map([['outputs', { value: outputs, bytes, buffers: [] }]]));
+        this.tell(id, ['outputs'], null);
       },
-      (id, outputs) => {
-        const data = { method: 'update', state: { outputs }, buffer_paths: [] };
-        return this.send(id, data as unknown as JSONObject)?.done ?? null;
-      }
+      (id, outputs) => this.send(id, { method: 'update', state: { outputs }, buffer_paths: [] })
     );
+  }
+
+  attach(port: FramePort, readSaved: () => unknown): WidgetFrame {
+    const frame = new WidgetFrame(port, this, readSaved);
+    this.frames.add(frame);
+    return frame;
+  }
+
+  detach(frame: WidgetFrame): void {
+    this.frames.delete(frame);
   }
 
   /** The kernel has opened a comm: a new widget. */
   open(comm: Kernel.IComm, message: KernelMessage.ICommOpenMsg): void {
     const data = recordOf(message.content.data);
     const buffers = readBuffers(data.buffer_paths, message.buffers);
-    if (buffers === null || !this.store.open(comm.commId, data.state, buffers)) {
+    this.closed(comm.commId); // there is none, unless the kernel has it twice
+    if (buffers === null || !this.begin(comm.commId, data.state, buffers, () => comm)) {
       comm.dispose(); // no answer: a kernel that makes too many is not asked to close them
-      return;
     }
-    this.follow(comm);
-    this.opened(comm.commId);
   }
 
-  private follow(comm: Kernel.IComm): void {
-    this.comms.set(comm.commId, comm);
+  private begin(
+    id: string,
+    state: unknown,
+    buffers: readonly Buffer[],
+    commOf: () => Kernel.IComm
+  ): boolean {
+    const isKept = this.store.open(id, state, buffers);
+    const model = this.store.get(id);
+    if (!isKept || model === undefined) {
+      return false;
+    }
+    const comm = commOf();
+    this.comms.set(id, comm);
     comm.onMsg = message => {
-      this.receive(comm.commId, message);
+      this.receive(id, message);
     };
     comm.onClose = () => {
-      this.closed(comm.commId);
+      this.closed(id);
     };
-  }
-
-  private opened(id: string): void {
-    this.outputs.look(id, this.store);
+    this.outputs.look(model);
     for (const frame of this.frames) {
-      if (this.store.links(id).some(end => frame.models.has(end))) {
-        frame.supply([id]);
-      }
+      frame.opened(model);
     }
+    return true;
   }
 
   private closed(id: string): void {
@@ -108,64 +107,49 @@ export class KernelWidgets {
     this.outputs.close(id);
     this.store.close(id);
     for (const frame of this.frames) {
-      frame.close(id);
+      frame.closed(id);
     }
   }
 
   /** A message of the kernel to the front end's side of a widget. */
   private receive(id: string, message: KernelMessage.ICommMsgMsg): void {
-    const data = recordOf(message.content.data);
-    if (data.method === 'custom') {
-      const buffers = readLooseBuffers(message.buffers);
-      if (buffers !== null && measure(data.content) !== null) {
-        for (const frame of this.frames) {
-          frame.custom(id, data.content, buffers);
-        }
+    const { method, state, buffer_paths: paths, content } = recordOf(message.content.data);
+    if (method === 'custom') {
+      const loose = readLooseBuffers(message.buffers);
+      for (const frame of loose === null ? [] : this.frames) {
+        frame.custom(id, content, loose ?? []);
       }
       return;
     }
-    if (data.method !== 'update' && data.method !== 'echo_update') {
-      return;
+    const buffers = readBuffers(paths, message.buffers);
+    // What the kernel says again of a frame's message was kept, and told to others, when it was sent.
+    const isEcho =
+      method === 'echo_update' && this.underWay.has(String(recordOf(message.parent_header).msg_id));
+    if ((method === 'update' || method === 'echo_update') && !isEcho && buffers !== null) {
+      this.change(id, state, buffers, null);
     }
-    const state = recordOf(data.state);
-    const buffers = readBuffers(data.buffer_paths, message.buffers);
-    if (buffers === null) {
-      return;
-    }
-    const parent = recordOf(message.parent_header).msg_id;
-    const from = typeof parent === 'string' ? this.sent.get(parent) : undefined;
-    if (data.method === 'echo_update' && from !== undefined) {
-      if (measure(state) !== null) {
-        from.frame.echo(id, state, buffers.paths, buffers.buffers, from.n);
-      }
-      return; // store and other frames had it when it was sent
-    }
-    if (this.store.get(id) === undefined) {
-      if (this.store.open(id, state, buffers)) {
-        this.opened(id); // the answer to request_state
-      }
-      return;
-    }
-    this.change(id, state, buffers, null);
   }
 
   /** Keeps new values, and tells them to the frames, without that which has sent them. */
-  private change(id: string, state: object, buffers: Buffers, from: WidgetFrame | null): boolean {
-    if (!this.store.update(id, state, buffers)) {
+  private change(
+    id: string,
+    state: unknown,
+    buffers: readonly Buffer[],
+    from: WidgetFrame | null
+  ): boolean {
+    const model = this.store.get(id);
+    if (model === undefined || !this.store.update(id, state, buffers)) {
       return false;
     }
-    const names = new Set(Object.keys(state));
-    for (const [name] of buffers.paths) {
-      names.add(String(name));
+    const names = [...Object.keys(recordOf(state)), ...buffers.map(({ path }) => String(path[0]))];
+    if (from === null && names.includes('msg_id')) {
+      this.outputs.look(model); // no frame decides what is caught
     }
-    if (from === null && names.has('msg_id')) {
-      this.outputs.look(id, this.store);
-    }
-    this.tellFrames(id, [...names], from);
+    this.tell(id, names, from);
     return true;
   }
 
-  private tellFrames(id: string, names: readonly string[], from: WidgetFrame | null): void {
+  private tell(id: string, names: readonly string[], from: WidgetFrame | null): void {
     for (const frame of this.frames) {
       if (frame !== from) {
         frame.update(id, names);
@@ -173,104 +157,43 @@ export class KernelWidgets {
     }
   }
 
-  private send(id: string, data: JSONObject, buffers: readonly ArrayBuffer[] = []) {
+  /** Null if the kernel has no such comm any more. */
+  private send(id: string, data: Fields, buffers: readonly ArrayBuffer[] = []) {
     const comm = this.comms.get(id);
-    return comm === undefined || comm.isDisposed ? null : comm.send(data, {}, [...buffers]);
-  }
-
-  /** A frame begins to show widgets; ``saved`` is what the notebook has kept of them. */
-  attach(frame: WidgetFrame, read: () => unknown): AttachedFrame {
-    this.frames.add(frame);
-    const saved = new Saved(frame, read);
-    let second = 0;
-    let count = 0;
-    return {
-      receive: (data, buffers) => {
-        const message = recordOf(data);
-        const now = Math.floor(performance.now() / 1000);
-        count = now === second ? count + 1 : 1;
-        second = now;
-        if (message.kind === 'done') {
-          frame.answered(message.count);
-        } else if (count <= MAX_PER_SECOND) {
-          this.receiveFrom(frame, message, buffers, saved);
-        } else if (Number.isSafeInteger(message.n)) {
-          frame.idle(message.n as number);
-        }
-      },
-      dispose: () => {
-        this.frames.delete(frame);
-      }
-    };
-  }
-
-  private receiveFrom(
-    frame: WidgetFrame,
-    message: Readonly<Record<string, unknown>>,
-    buffers: readonly ArrayBuffer[],
-    saved: Saved
-  ): void {
-    const { kind, id, n } = message;
-    if (!isId(id)) {
-      return;
+    if (comm === undefined || comm.isDisposed) {
+      return null;
     }
-    if (kind === 'want') {
-      void this.show(frame, id, saved);
-      return;
-    }
-    if (!Number.isSafeInteger(n)) {
-      return;
-    }
-    const future = frame.models.has(id) ? this.pass(frame, id, message, buffers) : null;
-    if (future === null) {
-      frame.idle(n as number);
-      return;
-    }
-    const messageId = future.msg.header.msg_id;
-    this.sent.set(messageId, { frame, n: n as number });
-    const idle = (): void => {
-      this.sent.delete(messageId);
-      frame.idle(n as number);
-    };
-    future.done.then(idle, idle);
+    const future = comm.send(data as JSONObject, {}, [...buffers]);
+    const { msg_id: messageId } = future.msg.header;
+    this.underWay.add(messageId);
+    return future.done.finally(() => {
+      this.underWay.delete(messageId);
+    });
   }
 
   /** Sends a frame's message to the kernel; null if it is none, or the kernel has too many. */
-  private pass(
+  pass(
     frame: WidgetFrame,
     id: string,
-    { kind, state, paths, content }: Readonly<Record<string, unknown>>,
+    { kind, state, paths, content }: Fields,
     list: readonly ArrayBuffer[]
-  ) {
-    if (this.sent.size >= MAX_UNDER_WAY) {
+  ): Promise<unknown> | null {
+    if (this.underWay.size >= MAX_UNDER_WAY) {
       return null;
     }
-    if (kind === 'update') {
-      const buffers = readBuffers(paths, list);
-      if (buffers === null || !this.change(id, recordOf(state), buffers, frame)) {
-        return null;
-      }
-      const data = { method: 'update', state: recordOf(state), buffer_paths: buffers.paths };
-      return this.send(id, data as unknown as JSONObject, buffers.buffers);
+    if (kind === 'custom') {
+      return measure(content) === Infinity ? null : this.send(id, { method: kind, content }, list);
     }
-    if (kind === 'custom' && measure(content) !== null) {
-      return this.send(id, { method: 'custom', content: content as JSONObject }, list);
+    const buffers = kind === 'update' ? readBuffers(paths, list) : null;
+    if (buffers === null || !this.change(id, state, buffers, frame)) {
+      return null;
     }
-    return kind === 'request_state' ? this.send(id, { method: 'request_state' }) : null;
-  }
-
-  private async show(frame: WidgetFrame, id: string, saved: Saved): Promise<void> {
-    if (this.store.get(id) === undefined) {
-      await this.restore();
-    }
-    if (this.store.get(id) !== undefined) {
-      if (!frame.models.has(id)) {
-        frame.supply([id]);
-      }
-      frame.view(id);
-      return;
-    }
-    saved.show(id, `The kernel does not have this widget any more: ${RERUN}`);
+    const data = { method: kind, state, buffer_paths: buffers.map(({ path }) => path) };
+    return this.send(
+      id,
+      data,
+      buffers.map(it => it.data)
+    );
   }
 
   /** Asks the kernel for its widgets, once; after a reload of the page it has some already. */
@@ -289,80 +212,38 @@ export class KernelWidgets {
 
   private async ask(): Promise<void> {
     const answer = await this.askControl();
-    if (answer === null) {
-      await this.askEach();
-      return;
-    }
-    const { states, buffer_paths: paths } = recordOf(answer.content.data);
-    const all = readBuffers(paths, answer.buffers);
-    const parts = new Map<unknown, { paths: (string | number)[][]; buffers: ArrayBuffer[] }>();
-    for (const [index, [id, , ...path]] of (all?.paths ?? []).entries()) {
-      // Between a model's id and the path in its state is "state".
-      const part = parts.get(id) ?? { paths: [], buffers: [] };
-      const buffer = all?.buffers[index];
-      if (buffer !== undefined) {
-        part.paths.push(path);
-        part.buffers.push(buffer);
-        parts.set(id, part);
-      }
-    }
-    const found = new Set<string>();
+    const { states, buffer_paths: paths } = recordOf(answer?.content.data);
+    const all = readBuffers(paths, answer?.buffers) ?? [];
     for (const [id, it] of Object.entries(recordOf(states))) {
-      const buffers = parts.get(id) ?? { paths: [], buffers: [] };
       const { state } = recordOf(it);
-      if (!this.store.open(id, state, buffers)) {
-        continue;
+      const buffers = all
+        .filter(({ path }) => path[0] === id)
+        .map(({ path, data }) => ({ path: path.slice(2), data })) // after the id comes "state"
+        .filter(({ path }) => path.length > 0);
+      if (!this.change(id, state, buffers, null) && !this.connection.hasComm(id)) {
+        this.begin(id, state, buffers, () => this.createComm(TARGET, id));
       }
-      found.add(id);
-      if (!this.connection.hasComm(id)) {
-        this.follow(this.connection.createComm(TARGET, id));
-      }
-      this.opened(id);
-      this.tellFrames(id, Object.keys(recordOf(state)), null);
     }
-    for (const id of this.store.ids()) {
-      if (!found.has(id)) {
+    for (const id of answer === null ? [] : this.store.ids()) {
+      if (!Object.hasOwn(recordOf(states), id)) {
         this.closed(id);
       }
     }
   }
 
+  /** Null if the kernel does not know the question, as with ipywidgets 7. */
   private async askControl(): Promise<KernelMessage.ICommMsgMsg | null> {
-    const comm = this.connection.createComm(CONTROL_TARGET);
-    try {
-      return await new Promise(resolve => {
-        comm.onMsg = message => {
-          if (recordOf(message.content.data).method === 'update_states') {
-            resolve(message);
-          }
-        };
-        comm.onClose = () => {
-          resolve(null);
-        };
-        comm.open({}, { version: '1.0.0' });
-        comm.send({ method: 'request_states' });
-        setTimeout(() => {
-          resolve(null);
-        }, CONTROL_MILLISECONDS);
-      });
-    } finally {
-      if (!comm.isDisposed) {
-        comm.onClose = () => undefined;
-        comm.close();
-      }
+    const comm = this.createComm(CONTROL_TARGET);
+    let answer: KernelMessage.ICommMsgMsg | null = null;
+    comm.onMsg = message => {
+      answer = message;
+    };
+    comm.open({}, { version: '1.0.0' });
+    await comm.send({ method: 'request_states' }).done;
+    if (!comm.isDisposed) {
+      comm.close();
     }
-  }
-
-  private async askEach(): Promise<void> {
-    const reply = await this.connection.requestCommInfo({ target_name: TARGET });
-    const comms = recordOf(recordOf(reply.content).comms);
-    const asked = Object.keys(comms).filter(id => isId(id) && !this.connection.hasComm(id));
-    await Promise.all(
-      asked.slice(0, MAX_ASKED).map(async id => {
-        this.follow(this.connection.createComm(TARGET, id));
-        await this.send(id, { method: 'request_state' })?.done;
-      })
-    );
+    return answer;
   }
 
   /** The kernel was restarted, or has ended. */
@@ -370,38 +251,10 @@ export class KernelWidgets {
     this.comms.clear();
     this.outputs.clear();
     this.store.clear();
-    this.sent.clear();
+    this.underWay.clear();
     this.restoring = null;
     for (const frame of this.frames) {
-      frame.lost(`The kernel of this widget is gone: ${RERUN}`);
-    }
-  }
-}
-
-/** Shows widgets as the notebook has kept them, in one frame; nobody hears what is done with them. */
-export class Saved {
-  private store: Store | null = null;
-  private left = MAX_SAVED_VIEWS;
-
-  constructor(
-    private readonly frame: WidgetFrame,
-    private readonly read: () => unknown
-  ) {}
-
-  show(id: string, text: string): void {
-    if (this.left <= 0) {
-      return; // a frame asks for one, and a page in its name without end
-    }
-    this.left -= 1;
-    if (this.store === null) {
-      this.store = new WidgetStore();
-      this.store.load(this.read()); // which may take half a second
-    }
-    if (this.store.get(id) === undefined) {
-      this.frame.none(id, text);
-    } else {
-      this.frame.supplySaved(this.store, id);
-      this.frame.view(id);
+      frame.lost();
     }
   }
 }

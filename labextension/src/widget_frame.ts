@@ -1,169 +1,218 @@
 /**
- * A frame that shows widgets: what it holds, and what it is told, at its own pace.
+ * A frame that shows widgets, as the extension sees it: which models it has, what it is told, at its
+ * own pace, and what it asks for.
  *
- * A frame that does not answer, as its page hangs, is told nothing more: of each model only the
- * names of what has changed are kept for it.
+ * A frame is as little trusted as the kernel. It has a kernel's models, or those that a file has
+ * kept; what it sends goes to this kernel's comm of a model that it has, and nowhere else.
  */
 
-import { type Model, type WidgetStore, describe } from './widget_store.js';
+import type { KernelWidgets } from './widget_comms.js';
+import {
+  type Fields,
+  type Model,
+  WidgetStore,
+  describe,
+  isId,
+  measure,
+  recordOf
+} from './widget_store.js';
 
 /** How the extension sends to a frame's bundle (``PageFrame.send``). */
 export interface FramePort {
-  send(data: unknown, buffers?: readonly ArrayBuffer[]): void;
+  send(data: unknown): void;
 }
 
-/** Messages that a frame has not answered yet. */
-const MAX_UNANSWERED = 200;
-const MAX_UNANSWERED_BYTES = 64 * 1024 * 1024;
-/** Custom messages that wait: no later one replaces them. */
-const MAX_WAITING = 500;
+/** Packets that a frame has not answered yet. Of one that hangs, names of what changes are kept. */
+const MAX_UNANSWERED = 8;
+/** What waits for an answer, beside changes: no later message replaces it. */
+const MAX_WAITING = 2000;
+const MAX_WAITING_BYTES = 64 * 1024 * 1024;
+/** Of packets that are not answered, about: no more is sent above. */
+const MAX_SENT_BYTES = 64 * 1024 * 1024;
+/** Models of one frame, and messages of it in a second. */
+const MAX_MODELS = 5000;
+const MAX_PER_SECOND = 200;
+
+/** Attributes that have changed; null: all of a model that the frame does not have. */
+interface Change {
+  readonly id: string;
+  names: Set<string> | null;
+}
 
 export class WidgetFrame {
-  /** Models that the frame has. */
   readonly models = new Set<string>();
-  private unanswered = 0;
+  private queue: (Change | Fields)[] = [];
+  private readonly changes = new Map<string, Change>();
   private bytes = 0;
-  private readonly changed = new Map<string, Set<string>>();
-  private waiting: (() => void)[] = [];
+  private unanswered = 0;
+  private sent = 0;
+  private second = 0;
+  private count = 0;
+  private saved: WidgetStore | null = null;
 
+  /** ``readSaved`` returns what the notebook's file has kept of its widgets. */
   constructor(
     private readonly port: FramePort,
-    private readonly store: WidgetStore
+    private readonly kernel: KernelWidgets | null,
+    private readonly readSaved: () => unknown
   ) {}
 
-  /** Sends models that the frame does not have, and those that they need. */
-  supply(ids: readonly string[]): void {
-    this.sendModels(this.store.needed(ids, this.models), true);
-  }
-
-  /** Sends models of a notebook's file: no kernel has them. */
-  supplySaved(saved: WidgetStore, id: string): void {
-    this.sendModels(saved.needed([id]), false);
-  }
-
-  private sendModels(models: readonly Model[], live: boolean): void {
-    if (models.length === 0) {
+  /** A message of the frame. */
+  receive(data: unknown, buffers: readonly ArrayBuffer[]): void {
+    const message = recordOf(data);
+    const { kind, id, ids, n, count } = message;
+    if (kind === 'done') {
+      const answered = Number.isSafeInteger(count) ? Math.max(0, count as number) : 0;
+      this.unanswered = Math.max(0, this.unanswered - answered);
+      this.sent = this.unanswered === 0 ? 0 : this.sent;
+      this.flush();
       return;
     }
-    const described = models.map(model => describe(model));
-    if (live) {
-      for (const { id } of models) {
-        this.models.add(id);
-        this.changed.delete(id);
+    const second = Math.floor(performance.now() / 1000);
+    this.count = second === this.second ? this.count + 1 : 1;
+    this.second = second;
+    if (kind === 'want' && this.count <= MAX_PER_SECOND) {
+      void this.supply(Array.isArray(ids) ? ids.slice(0, MAX_MODELS).filter(isId) : []);
+    } else if (typeof n === 'number') {
+      const isSent =
+        this.count <= MAX_PER_SECOND && isId(id) && this.models.has(id)
+          ? this.kernel?.pass(this, id, message, buffers)
+          : undefined;
+      const idle = (): void => {
+        this.say({ kind: 'idle', n });
+      };
+      (isSent ?? Promise.resolve()).then(idle, idle);
+    }
+  }
+
+  /** Sends models by their ids, as soon as they are known: of the kernel, or of the file. */
+  private async supply(ids: readonly string[]): Promise<void> {
+    const missing = ids.filter(id => !this.open(id));
+    this.flush();
+    if (missing.length > 0) {
+      await this.kernel?.restore();
+    }
+    for (const id of missing) {
+      if (!this.open(id)) {
+        this.openSaved(id);
       }
     }
-    const data = described.map(it => it.data);
-    this.send(
-      { kind: 'models', models: data, live },
-      described.flatMap(it => it.buffers)
-    );
-  }
-
-  /** Tells new values of attributes, now or when the frame has answered. */
-  update(id: string, names: Iterable<string>): void {
-    if (!this.models.has(id)) {
-      return;
-    }
-    const changed = this.changed.get(id) ?? new Set();
-    for (const name of names) {
-      changed.add(name);
-    }
-    this.changed.set(id, changed);
     this.flush();
   }
 
-  custom(id: string, content: unknown, buffers: readonly ArrayBuffer[]): void {
-    if (this.models.has(id) && this.waiting.length < MAX_WAITING) {
-      this.waiting.push(() => {
-        this.send({ kind: 'custom', id, content }, buffers);
-      });
+  /** Lets the frame have a model of the kernel, and the links that it is an end of. */
+  private open(id: string): boolean {
+    for (const one of [id, ...(this.kernel?.store.linksOf(id) ?? [])]) {
+      if (!this.models.has(one) && this.kernel?.store.get(one) !== undefined) {
+        if (this.models.size >= MAX_MODELS) {
+          break;
+        }
+        this.models.add(one);
+        this.change(one, null);
+      }
+    }
+    return this.models.has(id);
+  }
+
+  /** A model has begun. One that connects models of this frame is shown by them. */
+  opened({ id, ends }: Model): void {
+    if (ends.some(end => this.models.has(end)) && this.open(id)) {
       this.flush();
     }
   }
 
-  /** Tells a frame what the kernel has made of its own message. */
-  echo(
-    id: string,
-    state: object,
-    paths: unknown,
-    buffers: readonly ArrayBuffer[],
-    n: number
-  ): void {
-    this.send({ kind: 'update', id, state: Object.entries(state), paths, echo: n }, buffers);
+  private openSaved(id: string): void {
+    if (this.saved === null) {
+      this.saved = new WidgetStore();
+      this.saved.load(this.readSaved()); // which may take half a second
+    }
+    const model = this.saved.get(id);
+    const text =
+      this.kernel === null
+        ? 'The file has not kept this widget: run the cell.'
+        : 'The kernel does not have this widget any more: run the cell again.';
+    this.say(
+      model === undefined
+        ? { kind: 'none', id, text }
+        : { kind: 'open', id, live: false, ...describe(model) }
+    );
   }
 
-  /** The kernel has done what a message asked for. */
-  idle(n: number): void {
-    this.port.send({ kind: 'idle', n });
-  }
-
-  close(id: string): void {
-    if (this.models.delete(id)) {
-      this.changed.delete(id);
-      this.port.send({ kind: 'close', id });
+  /** Tells new values of attributes. */
+  update(id: string, names: readonly string[]): void {
+    if (this.models.has(id)) {
+      this.change(id, names);
+      this.flush();
     }
   }
 
-  view(id: string): void {
-    this.port.send({ kind: 'view', id });
+  private change(id: string, names: readonly string[] | null): void {
+    const waiting = this.changes.get(id);
+    if (waiting === undefined) {
+      const change = { id, names: names === null ? null : new Set(names) };
+      this.changes.set(id, change);
+      this.queue.push(change);
+    } else if (waiting.names !== null) {
+      waiting.names = names === null ? null : new Set([...waiting.names, ...names]);
+    }
   }
 
-  none(id: string, text: string): void {
-    this.port.send({ kind: 'none', id, text });
+  custom(id: string, content: unknown, buffers: readonly ArrayBuffer[]): void {
+    if (this.models.has(id)) {
+      const bytes = buffers.reduce((sum, it) => sum + it.byteLength, measure(content));
+      this.say({ kind: 'custom', id, content, buffers }, bytes);
+    }
+  }
+
+  closed(id: string): void {
+    if (this.models.delete(id)) {
+      this.say({ kind: 'close', id });
+    }
   }
 
   /** The kernel is gone, and its models with it. */
-  lost(text: string): void {
+  lost(): void {
     this.models.clear();
-    this.changed.clear();
-    this.waiting = [];
-    this.port.send({ kind: 'lost', text });
+    this.say({ kind: 'lost', text: 'The kernel of this widget is gone: run the cell again.' });
   }
 
-  /** The frame has done so many messages. */
-  answered(count: unknown): void {
-    if (Number.isSafeInteger(count) && (count as number) > 0) {
-      this.unanswered = Math.max(0, this.unanswered - (count as number));
-      this.bytes = this.unanswered === 0 ? 0 : this.bytes;
+  private say(message: Fields, bytes = 0): void {
+    if (this.queue.length < MAX_WAITING && this.bytes + bytes < MAX_WAITING_BYTES) {
+      this.bytes += bytes;
+      this.queue.push(message);
       this.flush();
     }
   }
 
-  private hasRoom(): boolean {
-    return this.unanswered < MAX_UNANSWERED && this.bytes < MAX_UNANSWERED_BYTES;
-  }
-
   private flush(): void {
-    while (this.waiting.length > 0 && this.hasRoom()) {
-      this.waiting.shift()?.();
-    }
-    for (const [id, names] of this.changed) {
-      if (!this.hasRoom()) {
-        return;
-      }
-      this.changed.delete(id);
-      const model = this.store.get(id);
-      if (model !== undefined) {
-        const own = [...names].flatMap(name => model.attributes.get(name)?.references ?? []);
-        const missing = own.filter(it => !this.models.has(it));
-        if (missing.length > 0) {
-          this.supply(missing);
-        }
-        const { data, buffers } = describe(model, names);
-        this.send(
-          { kind: 'update', id, state: data.state, paths: data.paths, echo: null },
-          buffers
-        );
-        this.bytes += [...names].reduce(
-          (sum, it) => sum + (model.attributes.get(it)?.bytes ?? 0),
-          0
-        );
-      }
+    const hasRoom = this.unanswered < MAX_UNANSWERED && this.sent < MAX_SENT_BYTES;
+    if (hasRoom && this.queue.length > 0) {
+      this.sent += this.bytes;
+      const packet = this.queue.flatMap(it => ('kind' in it ? [it] : this.describe(it as Change)));
+      this.queue = [];
+      this.changes.clear();
+      this.bytes = 0;
+      this.unanswered += 1;
+      this.port.send({ packet });
     }
   }
 
-  private send(data: unknown, buffers: readonly ArrayBuffer[]): void {
-    this.unanswered += 1;
-    this.port.send(data, buffers);
+  private describe({ id, names }: Change): Fields[] {
+    const model = this.kernel?.store.get(id);
+    if (model === undefined) {
+      return []; // closed meanwhile
+    }
+    for (const name of names ?? model.attributes.keys()) {
+      this.sent += model.attributes.get(name)?.bytes ?? 0;
+    }
+    return [
+      names === null
+        ? { kind: 'open', id, live: true, ...describe(model) }
+        : { kind: 'update', id, ...describe(model, names) }
+    ];
+  }
+
+  dispose(): void {
+    this.kernel?.detach(this);
   }
 }

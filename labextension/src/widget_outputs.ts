@@ -5,144 +5,145 @@
 
 import type { Kernel, KernelMessage } from '@jupyterlab/services';
 
-import { isId, measure, type WidgetStore } from './widget_store.js';
+import { type Fields, type Model, isId, measure, recordOf } from './widget_store.js';
 
 type Connection = Pick<Kernel.IKernelConnection, 'registerMessageHook' | 'removeMessageHook'>;
 type Hook = (message: KernelMessage.IIOPubMessage) => boolean;
-type Output = Readonly<Record<string, unknown>>;
 
-const CAUGHT = ['stream', 'display_data', 'execute_result', 'error'];
+/** Messages that are outputs, and what such a widget keeps of each: no id of a display. */
+const FIELDS: Readonly<Record<string, readonly string[]>> = {
+  stream: ['name', 'text'],
+  display_data: ['data', 'metadata'],
+  execute_result: ['data', 'metadata', 'execution_count'],
+  error: ['ename', 'evalue', 'traceback']
+};
 const MAX_OUTPUTS = 1000;
 /** Of all outputs of a widget: each new one is sent to the kernel together with the others. */
 const MAX_BYTES = 8 * 1024 * 1024;
 const MAX_STREAM = 1024 * 1024;
 
 interface Caught {
-  outputs: readonly Output[];
-  bytes: number;
   /** Whether the next output replaces the others (``clear_output(wait=True)``). */
   waits: boolean;
   request: string;
-  readonly hook: Hook;
+  /** Whether a message to the kernel is under way. */
   telling: boolean;
-  again: boolean;
+  readonly hook: Hook;
 }
 
 export class WidgetOutputs {
   private readonly widgets = new Map<string, Caught>();
 
-  /** ``show`` tells the frames; the promise of ``tell`` ends when the kernel has the outputs. */
+  /** ``keep`` keeps and shows the outputs; the promise of ``tell`` ends when the kernel has them. */
   constructor(
     private readonly connection: Connection,
-    private readonly show: (id: string, outputs: readonly Output[]) => void,
-    private readonly tell: (id: string, outputs: readonly Output[]) => Promise<unknown> | null
+    private readonly keep: (id: string, outputs: readonly Fields[], bytes: number) => void,
+    private readonly tell: (id: string, outputs: unknown) => Promise<unknown> | null
   ) {}
 
-  /** Catches for the request that a widget names now, if it is an output widget. */
-  look(id: string, store: WidgetStore): void {
-    if (!store.isOutput(id)) {
+  /** Catches for the request that a model names now, if it is an output widget. */
+  look(model: Model): void {
+    const { id, attributes } = model;
+    if (attributes.get('_model_module')?.value !== '@jupyter-widgets/output') {
       return;
     }
-    const attributes = store.get(id)?.attributes;
-    const value = attributes?.get('msg_id')?.value;
+    const value = attributes.get('msg_id')?.value;
     const request = isId(value) ? value : '';
-    const caught = this.widgets.get(id) ?? this.begin(id);
-    if (caught.request === request) {
-      return;
-    }
-    if (caught.request !== '') {
-      this.connection.removeMessageHook(caught.request, caught.hook);
-    } else {
-      // The kernel may have set them meanwhile.
-      const known = attributes?.get('outputs');
-      caught.outputs = Array.isArray(known?.value) ? (known.value as Output[]) : [];
-      caught.bytes = known?.bytes ?? 0;
-    }
-    caught.request = request;
-    if (request !== '') {
-      this.connection.registerMessageHook(request, caught.hook);
+    const caught = this.widgets.get(id) ?? this.begin(model);
+    if (caught.request !== request) {
+      this.leave(caught);
+      caught.request = request;
+      if (request !== '') {
+        this.connection.registerMessageHook(request, caught.hook);
+      }
     }
   }
 
-  private begin(id: string): Caught {
+  private begin(model: Model): Caught {
     const caught: Caught = {
-      outputs: [],
-      bytes: 0,
       waits: false,
       request: '',
-      hook: message => !this.catch(id, caught, message),
       telling: false,
-      again: false
+      hook: message => !this.catch(model, caught, message)
     };
-    this.widgets.set(id, caught);
+    this.widgets.set(model.id, caught);
     return caught;
+  }
+
+  private leave({ request, hook }: Caught): void {
+    if (request !== '') {
+      this.connection.removeMessageHook(request, hook);
+    }
   }
 
   close(id: string): void {
     const caught = this.widgets.get(id);
-    if (caught !== undefined && caught.request !== '') {
-      this.connection.removeMessageHook(caught.request, caught.hook);
+    if (caught !== undefined) {
+      this.leave(caught);
+      this.widgets.delete(id);
     }
-    this.widgets.delete(id);
   }
 
   clear(): void {
     this.widgets.clear();
   }
 
-  private catch(id: string, caught: Caught, message: KernelMessage.IIOPubMessage): boolean {
+  /** Whether the message is caught: then the cell does not get it. */
+  private catch(model: Model, caught: Caught, message: KernelMessage.IIOPubMessage): boolean {
     const type = message.header.msg_type;
-    const content = message.content as Output;
+    const content = recordOf(message.content);
     if (type === 'clear_output') {
       caught.waits = content.wait === true;
       if (!caught.waits) {
-        this.set(id, caught, [], 0);
+        this.set(model, caught, [], 0);
       }
       return true;
     }
-    if (!CAUGHT.includes(type)) {
+    const fields = Object.hasOwn(FIELDS, type) ? FIELDS[type] : undefined;
+    if (fields === undefined) {
       return false;
     }
-    if (caught.waits) {
-      caught.waits = false;
-      caught.outputs = [];
-      caught.bytes = 0;
-    }
-    const output = { ...content, output_type: type };
-    const bytes = measure(output)?.bytes ?? Infinity;
-    const last = caught.outputs.at(-1);
-    if (type === 'stream' && last?.output_type === 'stream' && last.name === content.name) {
-      const text = `${String(last.text)}${String(content.text)}`.slice(-MAX_STREAM);
+    const known = caught.waits ? undefined : model.attributes.get('outputs');
+    const outputs = Array.isArray(known?.value) ? (known.value as readonly unknown[]) : [];
+    const all = outputs.map(recordOf);
+    caught.waits = false;
+    const output: Fields = {
+      output_type: type,
+      ...Object.fromEntries(fields.map(name => [name, content[name]]))
+    };
+    const last = all.at(-1);
+    if (type === 'stream' && last?.output_type === 'stream' && last.name === output.name) {
+      const text = `${String(last.text)}${String(output.text)}`.slice(-MAX_STREAM);
       const growth = 2 * (text.length - String(last.text).length);
-      const merged = [...caught.outputs.slice(0, -1), { ...last, text }];
-      this.set(id, caught, merged, caught.bytes + growth);
-    } else if (caught.outputs.length < MAX_OUTPUTS && caught.bytes + bytes < MAX_BYTES) {
-      this.set(id, caught, [...caught.outputs, output], caught.bytes + bytes);
+      const merged = [...all.slice(0, -1), { ...last, text }];
+      this.set(model, caught, merged, (known?.bytes ?? 0) + growth);
+      return true;
+    }
+    const bytes = (known?.bytes ?? 0) + measure(output); // the others are not measured again
+    if (all.length < MAX_OUTPUTS && bytes < MAX_BYTES) {
+      this.set(model, caught, [...all, output], bytes);
     }
     return true;
   }
 
-  private set(id: string, caught: Caught, outputs: readonly Output[], bytes: number): void {
-    caught.outputs = outputs;
-    caught.bytes = bytes;
-    this.show(id, outputs);
-    if (caught.telling) {
-      caught.again = true;
-    } else {
-      this.pass(id, caught);
+  private set(model: Model, caught: Caught, outputs: readonly Fields[], bytes: number): void {
+    this.keep(model.id, outputs, bytes);
+    if (!caught.telling) {
+      this.pass(model, caught);
     }
   }
 
   /** One message is under way for each widget, and the newest outputs are in the next. */
-  private pass(id: string, caught: Caught): void {
+  private pass(model: Model, caught: Caught): void {
+    const { id, attributes } = model;
+    const outputs = attributes.get('outputs')?.value;
     caught.telling = true;
-    caught.again = false;
     const done = (): void => {
       caught.telling = false;
-      if (caught.again && this.widgets.get(id) === caught) {
-        this.pass(id, caught);
+      if (attributes.get('outputs')?.value !== outputs && this.widgets.get(id) === caught) {
+        this.pass(model, caught);
       }
     };
-    (this.tell(id, caught.outputs) ?? Promise.resolve()).then(done, done);
+    (this.tell(id, outputs) ?? Promise.resolve()).then(done, done);
   }
 }

@@ -3,9 +3,9 @@
  * that is known to be none of ours. Which of both is decided when the view is shown.
  */
 
+import type { ISessionContext } from '@jupyterlab/apputils';
 import type { IRenderMime, IRenderMimeRegistry } from '@jupyterlab/rendermime';
 import type { Kernel } from '@jupyterlab/services';
-import type { Message } from '@lumino/messaging';
 import { PanelLayout, Widget } from '@lumino/widgets';
 
 import type { ArtifactClient } from './artifacts.js';
@@ -17,20 +17,20 @@ import { frameTheme } from './frame_theme.js';
 import { giveLibraries } from './libraries.js';
 import { pool } from './output_frame.js';
 import { PageFrame } from './page_frame.js';
-import type { AttachedFrame } from './widget_comms.js';
-import type { Home, WidgetHost } from './widget_host.js';
+import { TARGET } from './widget_comms.js';
+import type { WidgetFrame } from './widget_frame.js';
+import type { WidgetHost } from './widget_host.js';
 import { VIEW_TYPE, isId } from './widget_store.js';
 
-const TARGET = 'jupyter.widget';
-const RANK = -10;
 const FIRST_HEIGHT = 40;
 const MAX_NOTES = 5;
 
-/** The notebook or console of a registry, as soon as that is known. */
-export interface ViewHome extends Home {
-  kernel(): Promise<Kernel.IKernelConnection | null>;
-  /** Makes a view of JupyterLab's manager, as soon as that is there. */
-  readonly theirs: Promise<() => IRenderMime.IRenderer>;
+/** The notebook or console that a view is in. */
+export interface Home {
+  readonly session: ISessionContext;
+  readonly rendermime: IRenderMimeRegistry;
+  /** What the file has kept of widgets. */
+  saved(): unknown;
 }
 
 export interface ViewActions {
@@ -39,8 +39,8 @@ export interface ViewActions {
   onThemeChange(callback: () => void): () => void;
   confirmLink(url: string): void;
   isOther(name: string): boolean;
-  /** The home of what is below this widget of JupyterLab; null if it is no home. */
-  homeOf(widget: Widget): ViewHome | null;
+  /** The home of an output; null if it is in none. */
+  homeOf(view: Widget): Home | null;
 }
 
 let makeView: () => IRenderMime.IRenderer | null = () => null;
@@ -55,23 +55,20 @@ export function makeWidgetView(): IRenderMime.IRenderer | null {
 }
 
 export class WidgetRenderer extends Widget implements IRenderMime.IRenderer, Framed {
+  private model: IRenderMime.IMimeModel | null = null;
+  private home: Home | null = null;
   private frame: PageFrame | null = null;
-  private attached: AttachedFrame | null = null;
-  private readonly inner = new PanelLayout();
-  private model: string | null = null;
-  private rendered: IRenderMime.IMimeModel | null = null;
-  private framed = false;
+  private widgets: WidgetFrame | null = null;
   private turn = 0;
+  private readonly inner = new PanelLayout();
   private readonly content = element('div');
   private readonly notes = element('div');
   private readonly stopListening: () => void;
 
-  /** Without a home, it is that of the panel in which the view is. */
   constructor(
     private readonly host: WidgetHost,
     private readonly client: ArtifactClient,
-    private readonly actions: ViewActions,
-    private home: ViewHome | null
+    private readonly actions: ViewActions
   ) {
     super();
     this.addClass('gk-widget-output');
@@ -83,59 +80,45 @@ export class WidgetRenderer extends Widget implements IRenderMime.IRenderer, Fra
   }
 
   async renderModel(model: IRenderMime.IMimeModel): Promise<void> {
-    const { model_id: id } = fieldsOf(model.data[VIEW_TYPE] ?? {});
     this.end();
-    if (!isId(id)) {
-      return;
-    }
-    this.model = id;
-    this.rendered = model;
-    if (this.home !== null || this.isAttached) {
-      await this.decide();
-    }
+    this.model = model;
+    await this.decide();
+  }
+
+  private get modelId(): string {
+    const { model_id: id } = fieldsOf(this.model?.data[VIEW_TYPE] ?? {});
+    return isId(id) ? id : '';
   }
 
   private async decide(): Promise<void> {
-    const { model: id, rendered } = this;
-    this.home ??= this.findHome();
-    if (id === null || rendered === null || this.home === null) {
+    const { model, modelId } = this;
+    this.home = this.isAttached ? this.actions.homeOf(this) : null;
+    if (model === null || modelId === '' || this.home === null) {
       return;
     }
-    const { theirs } = this.home;
-    const kernel = await this.home.kernel();
-    if (kernel !== null && this.actions.isOther(kernel.name) && (await hasWidget(kernel, id))) {
-      const renderer = (await theirs)();
-      this.inner.addWidget(renderer);
-      await renderer.renderModel(rendered);
-      return;
-    }
-    this.framed = true;
-    this.watch();
-  }
-
-  private findHome(): ViewHome | null {
-    for (let widget = this.parent; widget !== null; widget = widget.parent) {
-      const home = this.actions.homeOf(widget);
-      if (home !== null) {
-        return home;
+    const { session, rendermime } = this.home;
+    await session.ready;
+    const kernel = session.session?.kernel;
+    if (kernel && this.actions.isOther(kernel.name) && (await hasWidget(kernel, modelId))) {
+      await new Promise(resolve => setTimeout(resolve)); // their manager waits for the session, too
+      if (this.inner.widgets.length === 0) {
+        const renderer = rendermime.createRenderer(VIEW_TYPE);
+        this.inner.addWidget(renderer);
+        await renderer.renderModel(model);
       }
+    } else if (this.isAttached) {
+      this.content.style.height ||= `${FIRST_HEIGHT}px`;
+      pool.watch(this);
     }
-    return null;
   }
 
-  protected override onAfterAttach(message: Message): void {
-    super.onAfterAttach(message);
-    if (this.framed) {
-      this.watch();
-    } else if (this.home === null) {
-      void this.decide();
-    }
+  protected override onAfterAttach(): void {
+    void this.decide();
   }
 
   /** Browsers load a frame anew when its node is moved. */
-  protected override onBeforeDetach(message: Message): void {
+  protected override onBeforeDetach(): void {
     pool.leave(this);
-    super.onBeforeDetach(message);
   }
 
   override dispose(): void {
@@ -144,23 +127,14 @@ export class WidgetRenderer extends Widget implements IRenderMime.IRenderer, Fra
     super.dispose();
   }
 
-  private watch(): void {
-    if (this.isAttached) {
-      if (this.content.style.height === '') {
-        this.content.style.height = `${FIRST_HEIGHT}px`;
-      }
-      pool.watch(this);
-    }
-  }
-
   /** The pool has a place for its frame. */
   begin(): void {
     this.turn += 1;
     const { turn } = this;
     this.client.script('widgets').then(
       script => {
-        if (turn === this.turn && this.model !== null && this.home !== null) {
-          this.make(script, this.model, this.home);
+        if (turn === this.turn && this.home !== null) {
+          this.make(script, this.home);
         }
       },
       (error: unknown) => {
@@ -172,14 +146,14 @@ export class WidgetRenderer extends Widget implements IRenderMime.IRenderer, Fra
   /** Its frame is given to others. The widget is the kernel's, and comes again as it is then. */
   end(): void {
     this.turn += 1;
-    this.attached?.dispose();
+    this.widgets?.dispose();
     this.frame?.dispose();
-    this.attached = null;
+    this.widgets = null;
     this.frame = null;
     this.content.replaceChildren();
   }
 
-  private make(script: string, id: string, home: ViewHome): void {
+  private make(script: string, home: Home): void {
     this.notes.replaceChildren();
     const give = giveLibraries(this.client);
     const frame = new PageFrame(
@@ -187,7 +161,11 @@ export class WidgetRenderer extends Widget implements IRenderMime.IRenderer, Fra
       {
         type: 'widget',
         name: 'Widget',
-        file: { bytes: new TextEncoder().encode(id).buffer, type: 'text/plain', ticket: '' },
+        file: {
+          bytes: new TextEncoder().encode(this.modelId).buffer,
+          type: 'text/plain',
+          ticket: ''
+        },
         isText: true,
         scripts: [script],
         answer: async (method, args) => {
@@ -217,8 +195,7 @@ export class WidgetRenderer extends Widget implements IRenderMime.IRenderer, Fra
           start();
         },
         message: (data, buffers) => {
-          const { widgets } = (data ?? {}) as { widgets?: unknown };
-          this.attached?.receive(widgets, buffers);
+          this.widgets?.receive(data, buffers);
         },
         size: height => {
           this.content.style.height = `${height}px`;
@@ -228,13 +205,11 @@ export class WidgetRenderer extends Widget implements IRenderMime.IRenderer, Fra
     );
     this.frame = frame;
     this.content.replaceChildren(frame.node);
-    const send = (message: unknown, buffers?: readonly ArrayBuffer[]): void => {
-      frame.send({ widgets: message }, buffers);
-    };
     const start = (): void => {
-      this.attached?.dispose();
+      this.widgets?.dispose();
       frame.send(frameTheme(this.actions.isDark()));
-      this.attached = this.host.attach({ send }, home);
+      const kernelId = home.session.session?.kernel?.id ?? null;
+      this.widgets = this.host.attach(frame, kernelId, () => home.saved());
     };
     start();
   }
@@ -255,56 +230,4 @@ async function hasWidget(kernel: Kernel.IKernelConnection, id: string): Promise<
   }
   const { content } = await kernel.requestCommInfo({ target_name: TARGET });
   return content.status === 'ok' && Object.hasOwn(content.comms, id);
-}
-
-/**
- * Makes a registry ask for views here. JupyterLab's manager puts its own factory into the registry
- * of each notebook, which is kept for other kernels.
- */
-export function guardRegistry(
-  registry: IRenderMimeRegistry,
-  make: () => IRenderMime.IRenderer
-): Promise<() => IRenderMime.IRenderer> {
-  const add = registry.addFactory.bind(registry);
-  const remove = registry.removeMimeType.bind(registry);
-  const create = registry.createRenderer.bind(registry);
-  let bound: IRenderMime.IRendererFactory | null = null;
-  let resolve = (): void => undefined;
-  const isBound = new Promise<void>(done => {
-    resolve = done;
-  });
-  const theirs = async (): Promise<() => IRenderMime.IRenderer> => {
-    await isBound;
-    return () => {
-      // Their factory wants what the registry gives to each.
-      remove(VIEW_TYPE);
-      add(bound ?? own, RANK);
-      try {
-        return create(VIEW_TYPE);
-      } finally {
-        add(own, RANK);
-      }
-    };
-  };
-  const own: IRenderMime.IRendererFactory = {
-    safe: true, // whatever the notebook's trust: it names a widget, which has a frame
-    mimeTypes: [VIEW_TYPE],
-    createRenderer: make
-  };
-  remove(VIEW_TYPE); // their placeholder
-  add(own, RANK);
-  registry.removeMimeType = type => {
-    if (type !== VIEW_TYPE) {
-      remove(type);
-    }
-  };
-  registry.addFactory = (factory, rank) => {
-    if (!factory.mimeTypes.includes(VIEW_TYPE)) {
-      add(factory, rank);
-    } else if (factory !== own) {
-      bound = factory;
-      resolve();
-    }
-  };
-  return theirs();
 }

@@ -21,7 +21,7 @@ from .lab import LabPage
 
 pytestmark = IN_SANDBOXES
 OPTIONS = ("--LabApp.expose_app_in_browser=True",)
-IMPORTS = "import ipywidgets as w\nfrom IPython.display import HTML, Javascript, display\n"
+IMPORTS = "import ipywidgets as w\nfrom IPython.display import HTML, Javascript, Math, display\n"
 HIT = (
     "window.gkHit = 1; for (const it of [top, parent, parent.parent])"
     " try { it.gkHit = 1; it.document.body.className += ' gk-hit' } catch (error) {}"
@@ -198,8 +198,9 @@ def used(widgets: Widgets) -> Widgets:
             " 'data': {'values': [{'a': 1}]}, 'encoding': {'x': {'field': 'a'}}},"
             " 'text/plain': 'a plot'}, raw=True)\n_ = w.interact(g, x=(1, 9))",
             "image = w.Image(value=bytes.fromhex('89504e470d0a1a0a'), format='png')\nimage",
-            "shown = w.Output()\nwith shown:\n    display(HTML('<table><td>cell</table>'))\n"
-            "w.VBox([w.Button(button_style='success'), shown])",
+            "shown = w.Output()\nwith shown:\n    display(Math('y^2'))\n"
+            "    display(HTML('<table><td>cell</table>'))\n"
+            "w.VBox([w.Button(button_style='success'), shown, w.HTMLMath('so $x^2$ is')])",
         ],
     )
     widgets.open("widgets.ipynb")
@@ -266,6 +267,10 @@ def test_a_frame_looks_like_jupyterlab(used: Widgets) -> None:
     assert variable.strip() == colour.strip()
     assert used.ask(12, f"return {look}", "table", "border-collapse") == "collapse"
     assert used.ask(12, f"return {look}", "table", "margin-left") == "0px"
+    used.page.wait_until(
+        lambda: used.ask(12, "return document.querySelectorAll('.katex').length") == 2,
+        "formulas are shown as their text",
+    )
 
 
 def test_modules_of_widgets_run_in_the_frame_or_say_why_not(used: Widgets) -> None:
@@ -275,7 +280,7 @@ def test_modules_of_widgets_run_in_the_frame_or_say_why_not(used: Widgets) -> No
     used.page.wait_until(
         lambda: used.run_code("print(counter.count)").strip() == "6", "the kernel has not heard it"
     )
-    used.has(8, "cannot be imported: a widget in a frame has no network")
+    used.has(8, "Bundle what the widget imports into its _esm")
     used.page.wait_until(
         lambda: "some-package" in used.outputs(), "nobody says what is not installed"
     )
@@ -319,6 +324,18 @@ ATTACKS = [
     "    _view_name = traitlets.Unicode('AnyView').tag(sync=True)\n"
     "    _model_name = traitlets.Unicode('AnyModel').tag(sync=True)\n"
     "    _esm = traitlets.Unicode(HIT + '; export default {}').tag(sync=True)\nAny()",
+    "class Asks(Any):\n"
+    "    _css = traitlets.Unicode('body, .gk-page { position: fixed; inset: 0 }').tag(sync=True)\n"
+    "    _esm = traitlets.Unicode('''\n"
+    "export default { async render({ model, el }) {\n"
+    "  el.innerHTML = '<div class=gk-planted style=\"position: fixed; inset: 0\">x</div>';\n"
+    "  const manager = model.widget_manager;\n"
+    "  manager.get_model('other-kernels').then(it => {\n"
+    "    it.set('value', 66); it.save_changes(); });\n"
+    "  manager.new_widget({ model_name: 'M', model_module: 'm', model_module_version: '1',\n"
+    "    view_name: 'V', view_module: 'm', view_module_version: '1' });\n"
+    "  for (let n = 0; n < 5000; n++) model.send({ n });\n"
+    "  window.gkHit = 1; } }''').tag(sync=True)\nAsks()",
     "cover = w.Button(description='cover', layout=w.Layout(width='9000px', height='9000px'))\n"
     "cover.add_class('jp-Dialog').add_class('gk-planted')\n"
     "display(HTML('<style class=gk-planted>body { display: none }</style>'))\ncover",
@@ -339,9 +356,11 @@ ATTACKS = [
     "  let n = 1000;\n"
     "  for (const id of ['other-kernels', 'not-shown', '__proto__'])\n"
     "    for (const kind of ['update', 'custom', 'request_state', 'comm_open', 'open'])\n"
-    "      send.call(this, {kind: 'message', buffers: [], text: JSON.stringify({widgets: {kind,\n"
+    "      send.call(this, {kind: 'message', buffers: [], text: JSON.stringify({kind,\n"
     "        n: n++, id, state: {value: 66}, paths: [], content: 1, comm_id: id,\n"
-    "        target_name: 'jupyter.widget', kernel: '*'}})});\n"
+    "        target_name: 'jupyter.widget', kernel: '*'})});\n"
+    "  send.call(this, {kind: 'message', buffers: [], text: JSON.stringify({kind: 'want',\n"
+    "    ids: ['other-kernels', '__proto__']})});\n"
     "  window.gkForged = 1;\n"
     "};'''\n"
     "display(w.HTML(f'<img src=x onerror=\"{forge}\">'))\n"
@@ -384,7 +403,7 @@ def test_what_widgets_attack_stays_in_their_frames(widgets: Widgets) -> None:
         lambda: widgets.run_code("print('target' in globals())").strip() == "True", "cells wait"
     )
     # They run, each in its frame.
-    for number in (0, 2):
+    for number in (0, 2, 4, 5):
         widgets.page.wait_until(
             lambda number=number: widgets.ask(number, "return window.gkHit") == 1,
             f"the attack {number} does not even run",
