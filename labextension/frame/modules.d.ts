@@ -24,12 +24,8 @@ declare module 'leaflet' {
     readonly options: object;
   }
   export const Marker: { mergeOptions(options: object): void };
-  export class CircleMarker {
-    constructor(place: readonly number[], options: object);
-  }
-  export class FeatureGroup {
-    constructor(layers?: readonly object[]);
-  }
+  export const CircleMarker: new (place: readonly number[], options: object) => object;
+  export const FeatureGroup: new (layers?: readonly object[]) => object;
 }
 
 declare module 'katex/contrib/auto-render' {
