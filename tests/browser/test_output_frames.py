@@ -334,10 +334,11 @@ def test_few_frames_are_alive(notebook: LabPage) -> None:
 
 
 UNFIT = """
-const { set } = Object.getOwnPropertyDescriptor(HTMLIFrameElement.prototype, 'src');
-Object.defineProperty(HTMLIFrameElement.prototype, 'src', { set(url) {
-  set.call(this, /frame$/.test(url) ? `${url}?control=1` : url);
-} });
+const { setAttribute } = Element.prototype;
+Element.prototype.setAttribute = function (name, value) {
+  const unheld = name === 'src' && /gvisor-kernel[/]frame$/.test(value);
+  setAttribute.call(this, name, unheld ? `${value}?control=1` : value);
+};
 """
 """Each frame is one without the header that the browser obeys: as in a browser that does not."""
 
@@ -354,7 +355,7 @@ def test_a_browser_that_holds_no_frame_shows_what_is_harmless(desk: LabPage) -> 
         open_outputs(desk, "unfit.ipynb", outputs)
         for text in ("harmless", "a figure", "strong"):
             wait_for_text(desk, ".gk-walled", text)
-        refusal = "does not keep it from the network"
+        refusal = "does not keep pages and outputs from the network"
         desk.wait_until(
             lambda: text_of(desk, ".gk-wall-line").count(refusal) == len(outputs), "not all said so"
         )
