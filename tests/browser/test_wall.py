@@ -88,16 +88,14 @@ def open_notebook(desk: LabPage, name: str, page: str = "lab/workspaces/auto-tes
     desk.driver.get("about:blank")  # an address that differs in its query alone does not load
     desk.driver.get(f"{desk.server.url}{page}/{name}?reset&token={desk.server.token}")
     desk.find(".jp-Notebook .jp-Cell")
-    # Without windowing each output is in the document, also those far below.
+    # JupyterLab makes the cells one by one, when it is idle.
     desk.wait_until(
         lambda: desk.driver.execute_script(
-            "return !!window.jupyterapp?.shell.currentWidget?.content"
+            "const it = window.jupyterapp?.shell.currentWidget;"
+            "return !!it?.context?.isReady"
+            " && it.content.widgets.every(cell => !cell.isPlaceholder())"
         ),
-        "the page never showed its notebook",
-    )
-    desk.driver.execute_script(
-        "const it = jupyterapp.shell.currentWidget.content;"
-        "it.notebookConfig = {...it.notebookConfig, windowingMode: 'none'};"
+        "the page never showed all of its notebook",
     )
 
 
