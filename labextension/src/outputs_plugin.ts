@@ -21,6 +21,7 @@ import { ArtifactClient } from './artifacts.js';
 import { type Trackers, sessionOf } from './current.js';
 import { escapeHidden } from './dom.js';
 import { FetchClient } from './fetch.js';
+import type { ViewContext } from './framed_view.js';
 import { type OutputContext, OutputFrame } from './output_frame.js';
 import { SHOW_TYPE, canDraw } from './output_parts.js';
 import { OutputRenderer } from './output_renderer.js';
@@ -123,6 +124,18 @@ function readLink(url: string): URL | null {
   return known && found.password === '' && found.host !== location.host ? found : null;
 }
 
+export function makeViewContext(client: ArtifactClient, themes: IThemeManager | null): ViewContext {
+  return {
+    client,
+    confirmLink: url => void confirmLink(url),
+    isDark: () => typeof themes?.theme === 'string' && !themes.isLight(themes.theme),
+    onThemeChange: callback => {
+      themes?.themeChanged.connect(callback);
+      return () => void themes?.themeChanged.disconnect(callback);
+    }
+  };
+}
+
 let isAsking = false;
 
 /** Asks one question at a time: what a page wants meanwhile is not answered. */
@@ -198,22 +211,8 @@ export const outputs: JupyterFrontEndPlugin<void> = {
     const client = connect(app);
     const trackers: Trackers = { notebooks, consoles };
     const { commands } = app;
-    const actions = {
-      confirmLink: (url: string) => void confirmLink(url),
-      isDark: () => {
-        const theme = themes?.theme;
-        return typeof theme === 'string' && themes?.isLight(theme) === false;
-      }
-    };
-    const context: OutputContext = {
-      client,
-      trackers,
-      ...actions,
-      onThemeChange: callback => {
-        themes?.themeChanged.connect(callback);
-        return () => void themes?.themeChanged.disconnect(callback);
-      }
-    };
+    const actions = makeViewContext(client, themes);
+    const context: OutputContext = { ...actions, trackers };
     page.canDraw = type => type === VIEW_TYPE || canDraw(type);
     page.makeFrame = (type, refused) =>
       type === VIEW_TYPE ? makeWidgetView() : new OutputFrame(type, context, refused);

@@ -6,24 +6,15 @@
 import type { ISessionContext } from '@jupyterlab/apputils';
 import type { IRenderMime, IRenderMimeRegistry } from '@jupyterlab/rendermime';
 import type { Kernel } from '@jupyterlab/services';
-import { PanelLayout, Widget } from '@lumino/widgets';
+import { PanelLayout, type Widget } from '@lumino/widgets';
 
-import type { ArtifactClient } from './artifacts.js';
-import { messageOf } from './client.js';
 import { fieldsOf } from './contract.js';
-import { element } from './dom.js';
-import { type Framed } from './frame_pool.js';
-import { frameTheme } from './frame_theme.js';
-import { giveLibraries } from './libraries.js';
-import { pool } from './output_frame.js';
-import { PageFrame } from './page_frame.js';
+import { FramedView, type ViewContext } from './framed_view.js';
+import type { PageFrame } from './page_frame.js';
 import { TARGET } from './widget_comms.js';
 import type { WidgetFrame } from './widget_frame.js';
 import type { WidgetHost } from './widget_host.js';
 import { VIEW_TYPE, isId } from './widget_store.js';
-
-const FIRST_HEIGHT = 40;
-const MAX_NOTES = 5;
 
 /** The notebook or console that a view is in. */
 export interface Home {
@@ -33,11 +24,7 @@ export interface Home {
   saved(): unknown;
 }
 
-export interface ViewActions {
-  isDark(): boolean;
-  /** Calls back when the theme has changed; the function that is returned ends that. */
-  onThemeChange(callback: () => void): () => void;
-  confirmLink(url: string): void;
+export interface ViewActions extends ViewContext {
   isOther(name: string): boolean;
   /** The home of an output; null if it is in none. */
   homeOf(view: Widget): Home | null;
@@ -54,29 +41,19 @@ export function makeWidgetView(): IRenderMime.IRenderer | null {
   return makeView();
 }
 
-export class WidgetRenderer extends Widget implements IRenderMime.IRenderer, Framed {
+export class WidgetRenderer extends FramedView implements IRenderMime.IRenderer {
   private model: IRenderMime.IMimeModel | null = null;
   private home: Home | null = null;
-  private frame: PageFrame | null = null;
   private widgets: WidgetFrame | null = null;
-  private turn = 0;
   private readonly inner = new PanelLayout();
-  private readonly content = element('div');
-  private readonly notes = element('div');
-  private readonly stopListening: () => void;
 
   constructor(
     private readonly host: WidgetHost,
-    private readonly client: ArtifactClient,
     private readonly actions: ViewActions
   ) {
-    super();
+    super(actions, 'widgets');
     this.addClass('gk-widget-output');
     this.layout = this.inner;
-    this.node.append(this.notes, this.content);
-    this.stopListening = actions.onThemeChange(() => {
-      this.frame?.send(frameTheme(actions.isDark()));
-    });
   }
 
   async renderModel(model: IRenderMime.IMimeModel): Promise<void> {
@@ -85,13 +62,13 @@ export class WidgetRenderer extends Widget implements IRenderMime.IRenderer, Fra
     await this.decide();
   }
 
-  private get modelId(): string {
+  protected get source(): string {
     const { model_id: id } = fieldsOf(this.model?.data[VIEW_TYPE] ?? {});
     return isId(id) ? id : '';
   }
 
   private async decide(): Promise<void> {
-    const { model, modelId } = this;
+    const { model, source: modelId } = this;
     this.home = this.isAttached ? this.actions.homeOf(this) : null;
     if (model === null || modelId === '' || this.home === null) {
       return;
@@ -107,8 +84,7 @@ export class WidgetRenderer extends Widget implements IRenderMime.IRenderer, Fra
         await renderer.renderModel(model);
       }
     } else if (this.isAttached) {
-      this.content.style.height ||= `${FIRST_HEIGHT}px`;
-      pool.watch(this);
+      this.watch();
     }
   }
 
@@ -116,110 +92,26 @@ export class WidgetRenderer extends Widget implements IRenderMime.IRenderer, Fra
     void this.decide();
   }
 
-  /** Browsers load a frame anew when its node is moved. */
-  protected override onBeforeDetach(): void {
-    pool.leave(this);
-  }
-
-  override dispose(): void {
-    this.stopListening();
-    pool.leave(this);
-    super.dispose();
-  }
-
-  /** The pool has a place for its frame. */
-  begin(): void {
-    this.turn += 1;
-    const { turn } = this;
-    this.client.script('widgets').then(
-      script => {
-        if (turn === this.turn && this.home !== null) {
-          this.make(script, this.home);
-        }
-      },
-      (error: unknown) => {
-        this.say(messageOf(error));
-      }
-    );
-  }
-
-  /** Its frame is given to others. The widget is the kernel's, and comes again as it is then. */
-  end(): void {
-    this.turn += 1;
+  /** The widget is the kernel's, and comes again as it is then. */
+  override end(): void {
     this.widgets?.dispose();
-    this.frame?.dispose();
     this.widgets = null;
-    this.frame = null;
-    this.content.replaceChildren();
+    super.end();
   }
 
-  private make(script: string, home: Home): void {
-    this.notes.replaceChildren();
-    const give = giveLibraries(this.client);
-    const frame = new PageFrame(
-      this.client,
-      {
-        type: 'widget',
-        name: 'Widget',
-        file: {
-          bytes: new TextEncoder().encode(this.modelId).buffer,
-          type: 'text/plain',
-          ticket: ''
-        },
-        isText: true,
-        scripts: [script],
-        answer: async (method, args) => {
-          if (method !== 'library') {
-            throw new Error('A widget has no files, keeps nothing, and has no network.');
-          }
-          return await give(args);
-        }
-      },
-      {
-        error: (text, place) => {
-          this.say(place === '' ? text : `${text} (${place})`);
-        },
-        link: url => {
-          this.actions.confirmLink(url);
-        },
-        blocked: url => {
-          const host = URL.canParse(url) ? new URL(url).host : url;
-          this.say(`Not loaded, as widgets have no network: ${host}`); // a map asks for many tiles
-        },
-        shown: () => undefined,
-        ended: reason => {
-          this.say(reason);
-        },
-        talk: () => undefined,
-        renewed: () => {
-          start();
-        },
-        message: (data, buffers) => {
-          this.widgets?.receive(data, buffers);
-        },
-        size: height => {
-          this.content.style.height = `${height}px`;
-        }
-      },
-      this.actions.isDark()
-    );
-    this.frame = frame;
-    this.content.replaceChildren(frame.node);
-    const start = (): void => {
-      this.widgets?.dispose();
-      frame.send(frameTheme(this.actions.isDark()));
-      const kernelId = home.session.session?.kernel?.id ?? null;
-      this.widgets = this.host.attach(frame, kernelId, () => home.saved());
-    };
-    start();
+  protected start(frame: PageFrame): void {
+    const { home } = this;
+    this.widgets?.dispose();
+    const kernelId = home?.session.session?.kernel?.id ?? null;
+    this.widgets = this.host.attach(frame, kernelId, () => home?.saved());
   }
 
-  /** A widget may say the same thing a thousand times. */
-  private say(text: string): void {
-    const present = [...this.notes.children];
-    if (present.length < MAX_NOTES && !present.some(node => node.textContent === text)) {
-      this.notes.append(element('p', { class: 'gk-warning' }, text));
-    }
+  protected override receive(data: unknown, buffers: readonly ArrayBuffer[]): void {
+    this.widgets?.receive(data, buffers);
+  }
+
+  protected failed(message: string, place: string): void {
+    this.note(place === '' ? message : `${message} (${place})`);
   }
 }
 

@@ -6,7 +6,7 @@ import { IConsoleTracker } from '@jupyterlab/console';
 import { INotebookTracker } from '@jupyterlab/notebook';
 
 import { findPlace } from './earlier_outputs.js';
-import { confirmLink, connect } from './outputs_plugin.js';
+import { connect, makeViewContext } from './outputs_plugin.js';
 import { originOfKernel } from './specs.js';
 import { WidgetHost } from './widget_host.js';
 import { type Home, WidgetRenderer, setWidgetViews } from './widget_view.js';
@@ -40,24 +40,15 @@ export const widgets: JupyterFrontEndPlugin<void> = {
       homes.set(session, { session, rendermime, saved: () => undefined });
     });
 
-    const client = connect(app);
     const actions = {
-      confirmLink: (url: string) => void confirmLink(url),
+      ...makeViewContext(connect(app), themes),
       homeOf: (view: WidgetRenderer) => {
         const place = findPlace(view, { notebooks, consoles });
         return (place && homes.get(place.session)) ?? null;
       },
-      isDark: () => {
-        const theme = themes?.theme;
-        return typeof theme === 'string' && themes?.isLight(theme) === false;
-      },
-      isOther: (name: string) => isOther(name) === true,
-      onThemeChange: (callback: () => void) => {
-        themes?.themeChanged.connect(callback);
-        return () => void themes?.themeChanged.disconnect(callback);
-      }
+      isOther: (name: string) => isOther(name) === true
     };
     // Views behind the wall come here: of our kernels, and of outputs that a file has kept.
-    setWidgetViews(() => new WidgetRenderer(host, client, actions));
+    setWidgetViews(() => new WidgetRenderer(host, actions));
   }
 };

@@ -269,7 +269,7 @@ def test_what_is_missing_is_named(notebook: LabPage) -> None:
 
 
 def test_an_output_is_as_high_as_its_content(notebook: LabPage) -> None:
-    height = "return output?.querySelector('.gk-output-frame').offsetHeight ?? 0"
+    height = "return output?.querySelector('.gk-framed-content').offsetHeight ?? 0"
     notebook.wait_until(lambda: 700 <= output_of(notebook, "tall", height) < 720, "not 700 pixels")
 
 

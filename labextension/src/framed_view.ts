@@ -1,0 +1,183 @@
+/**
+ * What outputs and widgets in frames share: a frame as long as the pool has a place for it, its height,
+ * and lines with what the person has to know. What a frame draws is said by those that extend this.
+ */
+
+import { Widget } from '@lumino/widgets';
+
+import type { ArtifactClient } from './artifacts.js';
+import { messageOf } from './client.js';
+import { element, replace, setText } from './dom.js';
+import { FramePool, type Framed } from './frame_pool.js';
+import { frameTheme } from './frame_theme.js';
+import { giveLibraries } from './libraries.js';
+import { type Answered, PageFrame } from './page_frame.js';
+
+/** What views need of the extension. */
+export interface ViewContext {
+  readonly client: ArtifactClient;
+  readonly confirmLink: (url: string) => void;
+  readonly isDark: () => boolean;
+  /** Calls back when the theme has changed; the function that is returned ends that. */
+  onThemeChange(callback: () => void): () => void;
+}
+
+const FIRST_HEIGHT = 50;
+const MAX_NOTES = 5;
+
+/** Of all outputs and widgets of the page. */
+const pool = new FramePool();
+
+export abstract class FramedView extends Widget implements Framed {
+  protected frame: PageFrame | null = null;
+  private readonly content = element('div', { class: 'gk-framed-content' });
+  private readonly notes = element('ul', {
+    class: 'gk-notes',
+    attributes: { 'aria-live': 'polite', 'aria-label': 'Messages of the output' }
+  });
+  private turn = 0;
+  private readonly stopListening: () => void;
+
+  /** @param kind the name of the bundle that draws */
+  constructor(
+    protected readonly context: ViewContext,
+    private readonly kind: 'output' | 'widgets'
+  ) {
+    super();
+    this.addClass('gk-framed-output');
+    this.notes.hidden = true;
+    this.node.append(this.content, this.notes);
+    this.stopListening = context.onThemeChange(() => {
+      this.frame?.send(frameTheme(context.isDark()));
+    });
+  }
+
+  /** The text that the bundle begins with. */
+  protected abstract get source(): string;
+  /** Sends to a new frame what it shows. */
+  protected abstract start(frame: PageFrame): void;
+  protected abstract failed(message: string, place: string): void;
+  /** A bundle in the frame, or a page in its name, has sent this. */
+  protected receive?(data: unknown, buffers: readonly ArrayBuffer[]): void;
+  /** Answers a call other than for a library; undefined for what outputs have not. */
+  protected call?(
+    method: unknown,
+    args: Readonly<Record<string, unknown>>
+  ): Promise<Answered | undefined>;
+  /** This browser holds no frame. */
+  protected refuse(why: string): void {
+    this.note(why);
+  }
+
+  protected watch(): void {
+    this.content.style.height ||= `${FIRST_HEIGHT}px`;
+    pool.watch(this);
+  }
+
+  /** Browsers load a frame anew when its node is moved. */
+  protected override onBeforeDetach(): void {
+    pool.leave(this);
+  }
+
+  override dispose(): void {
+    this.stopListening();
+    pool.leave(this);
+    super.dispose();
+  }
+
+  /** The pool has a place for its frame. */
+  begin(): void {
+    const turn = ++this.turn;
+    this.context.client.script(this.kind).then(
+      script => {
+        if (turn === this.turn) {
+          this.make(script);
+        }
+      },
+      (error: unknown) => {
+        this.note(messageOf(error));
+      }
+    );
+  }
+
+  /** Its frame is given to others: what the person has done in it is lost, its height stays. */
+  end(): void {
+    this.turn += 1;
+    this.frame?.dispose();
+    this.frame = null;
+    replace(this.content);
+  }
+
+  private make(script: string): void {
+    const { client, confirmLink, isDark } = this.context;
+    replace(this.notes);
+    this.notes.hidden = true;
+    const give = giveLibraries(client);
+    const start = (): void => {
+      frame.send(frameTheme(isDark()));
+      this.start(frame);
+    };
+    const frame = new PageFrame(
+      client,
+      {
+        type: this.kind === 'widgets' ? 'widget' : 'output',
+        name: 'output',
+        file: {
+          bytes: new TextEncoder().encode(this.source).buffer,
+          type: 'text/plain',
+          ticket: ''
+        },
+        isText: true,
+        scripts: [script],
+        answer: async (method, args) => {
+          const answer = method === 'library' ? await give(args) : await this.call?.(method, args);
+          if (answer === undefined) {
+            throw new Error('Outputs keep nothing, and have no network.');
+          }
+          return answer;
+        }
+      },
+      {
+        error: (message, place) => {
+          this.failed(message, place);
+        },
+        link: confirmLink,
+        blocked: url => {
+          const host = URL.canParse(url) ? new URL(url).host : url;
+          this.note(`Not loaded, as outputs have no network: ${host}`); // a map asks for many tiles
+        },
+        shown: () => undefined,
+        ended: (reason, isRefused) => {
+          if (isRefused) {
+            this.refuse(reason);
+          } else {
+            this.note(reason);
+          }
+        },
+        message: (data, buffers) => {
+          this.receive?.(data, buffers);
+        },
+        size: height => {
+          this.content.style.height = `${height}px`;
+        },
+        talk: () => undefined,
+        renewed: start
+      },
+      isDark()
+    );
+    this.frame = frame;
+    replace(this.content, frame.node);
+    start();
+  }
+
+  /** An output may say the same thing a thousand times. */
+  protected note(text: string): void {
+    const present = [...this.notes.children];
+    if (present.length < MAX_NOTES && !present.some(node => node.textContent === text)) {
+      this.notes.hidden = false;
+      const node = element('li', { class: 'gk-warning' });
+      setText(node, text);
+      this.notes.append(node);
+    }
+  }
+}
