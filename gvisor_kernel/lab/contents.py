@@ -149,6 +149,14 @@ class FolderContents(AsyncLargeFileManager):
         with self.perm_to_403(), self._parent(old) as above, self._parent(new) as below:
             os.rename(above[1], below[1], src_dir_fd=above[0].fd, dst_dir_fd=below[0].fd)
 
+    async def delete_file(self, path: str) -> None:
+        """Move a file or a folder to the trash, but not this one, which has hidden files."""
+        if self._below(self._get_os_path(path)) == ".":
+            raise HTTPError(
+                400, "This folder is not deleted here. Delete it in a terminal of yours."
+            )
+        await super().delete_file(path)  # type: ignore[no-untyped-call]
+
     async def check_folder_size(self, path: str) -> None:
         """Refuse to copy a folder: a copy would follow links that a kernel has put into it."""
         raise HTTPError(403, "Folders are not copied here. Copy it in a terminal of yours.")
