@@ -120,14 +120,14 @@ class WireMessage:
 
 def _has_dates(value: object) -> bool:
     """Return whether each text that begins as a date is one; clients parse them, at any depth."""
+    if isinstance(value, str):
+        try:
+            return not _DATE.match(value) or bool(datetime.fromisoformat(value))
+        except ValueError:
+            return False
     if isinstance(value, dict | list):
         return all(map(_has_dates, value.values() if isinstance(value, dict) else value))
-    try:
-        return not (
-            isinstance(value, str) and _DATE.match(value) and not datetime.fromisoformat(value)
-        )
-    except ValueError:
-        return False
+    return True
 
 
 def _text(value: object) -> str:
