@@ -136,6 +136,8 @@ def _execute(fields: Fields, asked: Asked) -> Fields:
         text = "The reply was left out: it is no JSON, or too large."
         return {"status": "error", "ename": "KernelReply", "evalue": text, "traceback": []}
     rebuilt = dict(fields)
+    if fields.get("execution_count") is not None:
+        rebuilt["execution_count"] = _number(fields, "execution_count")
     if "payload" in fields:
         checked = (_payload(it, asked) for it in _dicts(fields["payload"])[:MAX_LINKS])
         rebuilt["payload"] = [it for it in checked if it is not None]

@@ -363,7 +363,7 @@ def _check_and_sign(
     if isinstance(message, WireError):
         return message
     try:
-        passed = guard(message, asked.get(message.parent_id, NOTHING))
+        passed = guard(message.for_clients(), asked.get(message.parent_id, NOTHING))
         if passed is None:
             return WireError(f"no kernel may send front ends this {message.kind}")
     except WireError as error:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hmac
 import json
+import re
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -23,6 +24,8 @@ ones have a few hundred."""
 MAX_IDENTITIES = 16
 MAX_IDENTITY = 4096
 """Bytes of a client's identity or of a topic. ZMQ allows 255 for an identity."""
+_VERSION = re.compile(r"5(\.[0-9]{1,4}){0,2}")
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:")
 
 
 class WireError(Exception):
@@ -62,29 +65,69 @@ class WireMessage:
         return sum(map(len, (*self.identities, *parts, *self.buffers)))
 
     @cached_property
+    def _header(self) -> dict[str, Any]:
+        return parse_object(self.header, "header")
+
+    @cached_property
+    def _parent(self) -> dict[str, Any]:
+        return parse_object(self.parent, "parent header")
+
+    @property
     def kind(self) -> str:
         """The ``msg_type``.
 
         :raises WireError: when the header cannot be parsed
         """
-        kind = parse_object(self.header, "header").get("msg_type")
+        kind = self._header.get("msg_type")
         return kind if isinstance(kind, str) else ""
 
-    @cached_property
+    @property
     def id(self) -> str:
         """The ``msg_id``.
 
         :raises WireError: when the header cannot be parsed
         """
-        return _text(parse_object(self.header, "header").get("msg_id"))
+        return _text(self._header.get("msg_id"))
 
-    @cached_property
+    @property
     def parent_id(self) -> str:
         """The ``msg_id`` of the parent, or "".
 
         :raises WireError: when the parent header cannot be parsed
         """
-        return _text(parse_object(self.parent, "parent header").get("msg_id"))
+        return _text(self._parent.get("msg_id"))
+
+    def for_clients(self) -> WireMessage:
+        """Return this message, a kernel's, with headers that every client can read.
+
+        jupyter_client raises where it cannot, and Jupyter's server then hears no more of the
+        kernel. A message of another version than 5 it translates, type and content.
+
+        :raises WireError: when there is no such message
+        """
+        if not (self.kind and self.id and _has_dates(self._header) and _has_dates(self._parent)):
+            raise WireError("the header has no type or ID, or a date that is none")
+        passed = self
+        if not _VERSION.fullmatch(_text(self._header.get("version"))):
+            header = self._header | {"version": "5.4"}
+            passed = replace(passed, header=json.dumps(header).encode())
+        try:
+            parse_object(self.metadata, "metadata")
+        except WireError:
+            passed = replace(passed, metadata=b"{}")
+        return passed
+
+
+def _has_dates(value: object) -> bool:
+    """Return whether each text that begins as a date is one; clients parse them, at any depth."""
+    if isinstance(value, str):
+        try:
+            return not _DATE.match(value) or bool(datetime.fromisoformat(value))
+        except ValueError:
+            return False
+    if isinstance(value, dict | list):
+        return all(map(_has_dates, value.values() if isinstance(value, dict) else value))
+    return True
 
 
 def _text(value: object) -> str:

@@ -28,6 +28,9 @@ from gvisor_kernel.changes.autorun import find_kind
 from gvisor_kernel.changes.folder import look, name_of, open_file, open_parent, put
 from gvisor_kernel.host.folders import Opened, open_below, open_real
 
+MAX_READ = 256 * 1024 * 1024
+"""Bytes of a file that is read, which takes six times as much memory. A sparse one of any size
+takes a kernel nothing."""
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _HIDDEN = re.compile(r"(?:^|/)\.[^/]")
 
@@ -84,7 +87,10 @@ class FolderContents(AsyncLargeFileManager):
         with self.perm_to_403(os_path), self._open_root() as root:
             file = open_file(root, self._below(os_path))
         with file:
-            yield file
+            content = file.read(MAX_READ + 1)
+        if len(content) > MAX_READ:
+            raise HTTPError(413, f"It has more than {MAX_READ:,} bytes. Copy it in a terminal.")
+        yield io.BytesIO(content)
 
     async def _dir_model(self, path: str, content: bool = True) -> dict[str, Any]:
         """Return a folder. Links, hidden and special files are left out."""
@@ -148,6 +154,14 @@ class FolderContents(AsyncLargeFileManager):
             raise HTTPError(409, f"File already exists: {new_path}")
         with self.perm_to_403(), self._parent(old) as above, self._parent(new) as below:
             os.rename(above[1], below[1], src_dir_fd=above[0].fd, dst_dir_fd=below[0].fd)
+
+    async def delete_file(self, path: str) -> None:
+        """Move a file or a folder to the trash, but not this one, which has hidden files."""
+        if self._below(self._get_os_path(path)) == ".":
+            raise HTTPError(
+                400, "This folder is not deleted here. Delete it in a terminal of yours."
+            )
+        await super().delete_file(path)  # type: ignore[no-untyped-call]
 
     async def check_folder_size(self, path: str) -> None:
         """Refuse to copy a folder: a copy would follow links that a kernel has put into it."""

@@ -115,6 +115,13 @@ def test_the_input_of_a_cell_is_a_text_and_a_number() -> None:
         assert pass_on("execute_input", {"code": code, "execution_count": 1}) is None
 
 
+def test_the_number_of_a_cell_is_one() -> None:
+    """It is saved in the notebook, and a page that nbconvert makes has it as markup."""
+    for count, passed in ((3, 3), (None, None), (MARKUP, 0), ([[{}]], 0), (True, 0)):
+        reply = {"status": "ok", "execution_count": count}
+        assert pass_on("execute_reply", reply) == reply | {"execution_count": passed}
+
+
 @pytest.mark.parametrize("text", [b"[]", b"{", b"\xff", b'{"a":' * 200, b" " * (MAX_SIZE + 1)])
 def test_an_execution_ends_whatever_its_reply_is(text: bytes) -> None:
     message = WireMessage([], b"", b'{"msg_type": "execute_reply"}', b"{}", b"{}", text, [])

@@ -9,20 +9,29 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zmq
 import zmq.asyncio
+from jupyter_client.session import Session
 
 from gvisor_kernel.bridge import lanes, wire
 from gvisor_kernel.bridge.addresses import Address
-from gvisor_kernel.bridge.exchange import Exchange
+from gvisor_kernel.bridge.exchange import Exchange, _check_and_sign
 from gvisor_kernel.bridge.identity import KernelIdentity
 from gvisor_kernel.bridge.lanes import MAX_INLINE, Lane
 from gvisor_kernel.bridge.records import Records
-from gvisor_kernel.bridge.wire import DELIMITER, Signer, WireMessage, new_message, split_message
+from gvisor_kernel.bridge.wire import (
+    DELIMITER,
+    Signer,
+    WireError,
+    WireMessage,
+    new_message,
+    split_message,
+)
 from gvisor_kernel.link import Channel, Message
 from gvisor_kernel.link.frames import Part
 from gvisor_kernel.link.state import State
@@ -220,6 +229,46 @@ def test_message_with_too_long_topic_is_dropped(
             assert len(bench.link.connection.consumed_messages) == 2
 
     asyncio.run(run())
+
+
+def pass_on(change: dict[str, Any], metadata: bytes = b"{}", parent: bytes = b"{}") -> Any:
+    """Return what a client reads of a kernel's message with a changed header; None: it is none."""
+    message = new_message("pyin", {"code": {"text/html": ""}}, parent, b"t")
+    header = json.loads(bytes(message.header)) | change
+    message = replace(message, header=json.dumps(header).encode(), metadata=metadata)
+    signer = Signer(b"key")
+    passed = _check_and_sign([*signer.sign(message)], signer, signer, {})
+    if isinstance(passed, WireError):
+        return None
+    return Session(key=b"key").deserialize([*map(bytes, passed[1][2:])])
+
+
+@pytest.mark.parametrize("version", ["4.0", "", "x", 5, None, ["5.0"], "6", "\u0665.0"])
+def test_a_client_translates_no_message_of_another_version(version: object) -> None:
+    """jupyter_client made an ``execute_input`` of it, which no check had seen, or raised."""
+    assert pass_on({"version": version})["msg_type"] == "pyin"
+    assert pass_on({"version": "5.3"})["header"]["version"] == "5.3"
+
+
+@pytest.mark.parametrize("metadata", [b"", b"{", b"[]", b'{"a": ' * 5000, b"null"])
+def test_metadata_is_an_object(metadata: bytes) -> None:
+    assert pass_on({}, metadata)["metadata"] == {}
+    assert pass_on({}, b'{"a": 1}')["metadata"] == {"a": 1}
+
+
+@pytest.mark.parametrize("name", ["msg_id", "msg_type", "date", "x"])
+def test_a_header_that_clients_cannot_read_is_dropped(name: str) -> None:
+    """The server heard nothing more of the kernel after one of them."""
+    odd: Any = (
+        [["a"], None]
+        if name.startswith("msg")
+        else ["2026-01-32T00:00:00", ["9999-99-99T99:99:99Z"]]
+    )
+    for value in odd:
+        assert pass_on({name: value}) is None
+        parent = json.dumps({name: value}).encode()
+        assert (pass_on({}, parent=parent) is None) is not name.startswith("msg")
+    assert pass_on({"date": "2026-01-31T00:00:00.123Z", "x": "2026"})
 
 
 def test_dropped_messages_do_not_fill_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

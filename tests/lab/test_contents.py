@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -78,6 +79,19 @@ def test_no_file_is_reached_by_a_link_that_comes_in_the_way(folder: Path) -> Non
     outside = folder.parent / "outside"
     assert [file.name for file in outside.iterdir()] == ["a.txt"]
     assert (outside / "a.txt").read_text() == HIDDEN
+
+
+def test_a_huge_file_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 3 GiB, which took no space, ended the server at 17 GB of memory."""
+    monkeypatch.setattr("gvisor_kernel.lab.contents.MAX_READ", 1000, raising=False)
+    contents: Any = FolderContents(root_dir=str(folder))  # type: ignore[no-untyped-call]
+    path = "outputs/real/a.txt"
+    os.truncate(folder / path, 1000)
+    assert asyncio.run(contents.get(path))["size"] == 1000
+    os.truncate(folder / path, 1001)
+    for kind in ("file", "notebook"):
+        with pytest.raises(HTTPError, match="more than 1,000 bytes"):
+            asyncio.run(contents.get(path, type=kind))
 
 
 def test_the_attack_succeeds_on_jupyters_own_contents(folder: Path) -> None:

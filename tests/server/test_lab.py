@@ -156,6 +156,8 @@ REFUSED: dict[str, tuple[str, str, Any]] = {
     "copy a folder with a link": ("POST", CONTENTS, {"copy_from": "moved"}),
     "copy into hidden": ("POST", f"{CONTENTS}.hidden", {"copy_from": "note.txt"}),
     "delete hidden": ("DELETE", f"{CONTENTS}.hidden", None),
+    "delete the folder": ("DELETE", f"{CONTENTS}%2e", None),
+    "delete the folder by another name": ("DELETE", f"{CONTENTS}outputs%2f..", None),
     "delete behind link": ("DELETE", f"{CONTENTS}outputs/folder/secret.txt", None),
     "checkpoint of hidden": ("POST", f"{CONTENTS}.bashrc/checkpoints", {}),
     "file hidden": ("GET", "files/.bashrc", None),
