@@ -32,6 +32,17 @@ const BUNDLED: Readonly<Record<string, Exports>> = {
   anywidget: anywidget
 };
 
+/** Models that take a change of another frame, which has done what their links do. If they did it
+ *  here, too, a late answer would take back what was typed there meanwhile. */
+const linked = new WeakSet<base.WidgetModel>();
+const link = controls.DirectionalLinkModel.prototype;
+const { updateValue } = link as { updateValue: (...values: unknown[]) => void };
+link.updateValue = function (source: base.WidgetModel, ...rest): void {
+  if (!linked.has(source)) {
+    updateValue.call(this, source, ...rest);
+  }
+};
+
 /** Packages that others need. */
 const NEEDED = ['jupyter-threejs', 'jupyter-vue'];
 
@@ -158,7 +169,9 @@ export class FrameManager extends ManagerBase {
         await model._handle_comm_msg({ content: { data }, buffers } as never);
       } else {
         const data = { method: 'update', state: stateOf(message as unknown as ModelState) };
+        linked[message.isOfFrames === true ? 'add' : 'delete'](model);
         await model._handle_comm_msg({ content: { data } } as never);
+        linked.delete(model);
       }
     }
   }

@@ -2,6 +2,7 @@
 
 import type { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
 import { showErrorMessage } from '@jupyterlab/apputils';
+import { PageConfig } from '@jupyterlab/coreutils';
 import { type IRenderMime, IRenderMimeRegistry } from '@jupyterlab/rendermime';
 
 import { followKernels } from './origin.js';
@@ -9,8 +10,9 @@ import { page } from './plan.js';
 import { originOfKernel } from './specs.js';
 import { raiseWall } from './wall.js';
 
-/** Before any plugin: a restored notebook makes its models when it likes. */
-const stands = raiseWall();
+/** Before any plugin: a restored notebook makes its models when it likes. Where the extension is
+ *  disabled, its code is loaded all the same, and no plugin of it would draw what is behind. */
+const stands = PageConfig.Extension.isDisabled('gvisor-kernel:wall') || raiseWall();
 
 /**
  * Sanitized HTML may have buttons that run any command of JupyterLab, with any arguments; those in

@@ -152,7 +152,7 @@ export class KernelWidgets {
   private tell(id: string, names: readonly string[], from: WidgetFrame | null): void {
     for (const frame of this.frames) {
       if (frame !== from) {
-        frame.update(id, names);
+        frame.update(id, names, from !== null);
       }
     }
   }

@@ -37,6 +37,8 @@ const MAX_PER_SECOND = 200;
 interface Change {
   readonly id: string;
   names: Set<string> | null;
+  /** Only frames have made it: they have done what links of it do, and tell it, too. */
+  isOfFrames: boolean;
 }
 
 export class WidgetFrame {
@@ -139,20 +141,21 @@ export class WidgetFrame {
   }
 
   /** Tells new values of attributes. */
-  update(id: string, names: readonly string[]): void {
+  update(id: string, names: readonly string[], isOfFrames: boolean): void {
     if (this.models.has(id)) {
-      this.change(id, names);
+      this.change(id, names, isOfFrames);
       this.flush();
     }
   }
 
-  private change(id: string, names: readonly string[] | null): void {
+  private change(id: string, names: readonly string[] | null, isOfFrames = false): void {
     const waiting = this.changes.get(id);
     if (waiting === undefined) {
-      const change = { id, names: names === null ? null : new Set(names) };
+      const change = { id, names: names === null ? null : new Set(names), isOfFrames };
       this.changes.set(id, change);
       this.queue.push(change);
     } else if (waiting.names !== null) {
+      waiting.isOfFrames &&= isOfFrames;
       waiting.names = names === null ? null : new Set([...waiting.names, ...names]);
     }
   }
@@ -197,7 +200,7 @@ export class WidgetFrame {
     }
   }
 
-  private describe({ id, names }: Change): Fields[] {
+  private describe({ id, names, isOfFrames }: Change): Fields[] {
     const model = this.kernel?.store.get(id);
     if (model === undefined) {
       return []; // closed meanwhile
@@ -208,7 +211,7 @@ export class WidgetFrame {
     return [
       names === null
         ? { kind: 'open', id, live: true, ...describe(model) }
-        : { kind: 'update', id, ...describe(model, names) }
+        : { kind: 'update', id, isOfFrames, ...describe(model, names) }
     ];
   }
 

@@ -344,3 +344,14 @@ def test_what_needs_no_wall_is_as_before(desk: LabPage) -> None:
     open_notebook(desk, "wall/local.ipynb")
     desk.wait_until(lambda: walled(desk) > 2, "the outputs were never drawn")
     assert desk.driver.execute_script(ran) == [None] * 4
+
+    # The extension's code is loaded where it is disabled, too.
+    config = desk.server.base / "config" / "labconfig" / "page_config.json"
+    before = config.read_text()
+    config.write_text(json.dumps({"disabledExtensions": {"gvisor-kernel": True}}))
+    try:
+        open_notebook(desk, "wall/local.ipynb")
+        wait_for_text(desk, OUTPUT, "slide")
+        assert walled(desk) == 0
+    finally:
+        config.write_text(before)

@@ -257,6 +257,30 @@ def test_progress_links_and_pictures(used: Widgets) -> None:
     )
 
 
+def test_a_link_between_frames_takes_back_nothing_that_is_entered(used: Widgets) -> None:
+    used.set_slider(5, 8)
+    used.page.wait_until(
+        lambda: used.ask(6, "return document.querySelector('input')?.value") == "8",
+        "the link does not work",
+    )
+    assert used.frame(5)
+    try:
+        back = used.driver.execute_async_script(
+            "const done = arguments[0]; const back = []; let value = 10;"
+            "const node = document.querySelector('.widget-readout');"
+            "const next = () => {"
+            "  if (node.textContent !== String(value)) back.push([value, node.textContent]);"
+            "  if (++value > 60) return done(back);"
+            "  node.textContent = String(value);"
+            "  node.dispatchEvent(new KeyboardEvent('keydown', {keyCode: 13, bubbles: true}));"
+            "  setTimeout(next, 20); };"
+            "node.textContent = '10'; next();"
+        )
+    finally:
+        used.driver.switch_to.default_content()
+    assert back == []
+
+
 def test_a_frame_looks_like_jupyterlab(used: Widgets) -> None:
     used.has(12, "cell")
     colour = used.driver.execute_script(
