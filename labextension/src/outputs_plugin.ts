@@ -156,7 +156,7 @@ async function askAndOpen(found: URL | null, url: string): Promise<void> {
     title: found === null ? 'This address cannot be opened' : `Open ${found.host}?`,
     body: escapeHidden(
       found === null
-        ? `Links of outputs and pages open addresses of the web alone: ${url.slice(0, 300)} is none, or is one of this server. For a file, use the file browser.`
+        ? `Links of outputs and pages open addresses of the web alone: ${url.slice(0, 300)} is none, or is one of this server. For a file, use the file browser; to save one, let the kernel write it to outputs/.`
         : `The page wants to open ${found.href.slice(0, 300)} in a new tab. The address may tell what the page knows.`
     ),
     buttons:
