@@ -208,8 +208,8 @@ export class WidgetRenderer extends Widget implements IRenderMime.IRenderer, Fra
     const start = (): void => {
       this.widgets?.dispose();
       frame.send(frameTheme(this.actions.isDark()));
-      const kernelId = home.session.session?.kernel?.id ?? null;
-      this.widgets = this.host.attach(frame, kernelId, () => home.saved());
+      const kernel = home.session.session?.kernel ?? null;
+      this.widgets = this.host.attach(frame, kernel, () => home.saved());
     };
     start();
   }

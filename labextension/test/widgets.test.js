@@ -450,6 +450,27 @@ test('widgets that a file has kept are not given to JupyterLab', () => {
   assert.equal(other(), undefined);
 });
 
+test('a frame reaches no kernel without a sandbox, whatever a file has kept', async () => {
+  const { connection, made, host } = makeGuarded('other');
+  const frame = host.attach({ send: () => undefined }, connection, () => undefined);
+  frame.receive({ kind: 'want', ids: ['a'] });
+  await turn();
+  assert.deepEqual(made, [], 'its widgets were asked for');
+});
+
+test('a model with many links is looked at once for each message that wants it', async () => {
+  const kernel = makeKernel();
+  const widgets = new KernelWidgets(kernel.connection, kernel.connection.createComm);
+  let looks = 0;
+  widgets.store.linksOf = () => {
+    looks += 1;
+    return [];
+  };
+  makeFrame(widgets).receive({ kind: 'want', ids: Array(5000).fill('a') });
+  await turn();
+  assert.ok(looks <= 2, `${looks}`);
+});
+
 test('a frame that asks for kept widgets without end has the file read once', async () => {
   const { host } = makeGuarded('ours');
   let reads = 0;
