@@ -471,6 +471,16 @@ test('a model with many links is looked at once for each message that wants it',
   assert.ok(looks <= 2, `${looks}`);
 });
 
+test('large buffers that a file has kept are read at once', () => {
+  const data = Buffer.alloc(30_000_000, 7).toString('base64');
+  const buffers = [{ encoding: 'base64', path: ['x'], data }];
+  const store = new WidgetStore();
+  const start = performance.now();
+  store.load({ state: { a: { model_name: 'M', model_module: 'm', state: {}, buffers } } });
+  assert.ok(performance.now() - start < 3000);
+  assert.equal(store.get('a').attributes.get('x').buffers[0].data.byteLength, 30_000_000);
+});
+
 test('a frame that asks for kept widgets without end has the file read once', async () => {
   const { host } = makeGuarded('ours');
   let reads = 0;
