@@ -19,6 +19,8 @@ const MOST_SPANNED = 50_000; // rows and columns: the page lays each of them out
 const MOST_FORMULA = 20_000;
 /** Of one with ``\ce`` or ``\pu``, whose parser takes time that grows with the square. */
 const MOST_CHEMISTRY = 2000;
+/** Columns times rows that a formula may have: all are laid out. */
+const MOST_CELLS = 250_000;
 /** Of a style: each is looked up among all others. */
 const MOST_PROPERTIES = 1000;
 /** Its parser takes time that grows with the square: of 400,000 stars, minutes. */
@@ -231,6 +233,9 @@ const COMMANDS = new RegExp(
 export function isFormula(tex: string): boolean {
   const most = /\\(?:ce|pu)(?![A-Za-z])/.test(tex) ? MOST_CHEMISTRY : MOST_FORMULA;
   if (tex.length > most || COMMANDS.test(tex)) {
+    return false;
+  }
+  if (tex.split('&').length * tex.split(/\\\\|\\cr|\\newline/).length > MOST_CELLS) {
     return false;
   }
   let depth = 0;

@@ -144,6 +144,7 @@ test('formulas set type and do nothing else', () => {
     String.raw`\renewcommand{\alpha}{x}`,
     String.raw`\newcommand*{\alpha}{x}`,
     String.raw`\DeclareMathOperator{\sin}{x}`,
+    `\\begin{array}{c}${'&'.repeat(5000)}${'\\\\'.repeat(5000)}\\end{array}`,
     String.raw`\Newextarrow{\alpha}{5,5}{0x58}`,
     String.raw`\renewtagform{x}{[}{]}`,
     String.raw`\mathtoolsset{mathic=true}`,
