@@ -17,6 +17,12 @@ const MARKS_OF_ERRORS = /\x1b\[|[\\/]|www\.|data:/g;
 const MOST_ELEMENTS = 100_000;
 const MOST_SPANNED = 50_000; // rows and columns: the page lays each of them out
 const MOST_FORMULA = 20_000;
+/** Of one with ``\ce`` or ``\pu``, whose parser takes time that grows with the square. */
+const MOST_CHEMISTRY = 2000;
+/** Columns times rows that a formula may have: all are laid out. */
+const MOST_CELLS = 250_000;
+/** Of a style: each is looked up among all others. */
+const MOST_PROPERTIES = 1000;
 /** Its parser takes time that grows with the square: of 400,000 stars, minutes. */
 export const MOST_MARKDOWN = 20_000;
 const MOST_NESTING = 100;
@@ -183,6 +189,9 @@ function copyAttributes(from: Element, to: HTMLElement): boolean {
 }
 
 function copyStyle(from: CSSStyleDeclaration, to: CSSStyleDeclaration): boolean {
+  if (from.length > MOST_PROPERTIES) {
+    return false;
+  }
   let all = true;
   for (const property of Array.from(from)) {
     const value = from.getPropertyValue(property);
@@ -216,12 +225,17 @@ const COMMANDS = new RegExp(
     'toggle|def|gdef|edef|xdef|let|futurelet|global|long|(?:re|provide|)newcommand|' +
     'renewcommand|providecommand|(?:re|)newenvironment|NewDocument\\w*|Declare\\w*|define\\w*|' +
     'newcolumntype|csname|begingroup|sandbox|label|ref|eqref|catcode|includegraphics|enclose|' +
-    'set\\w*|usepackage|input|loop)(?![A-Za-z])|\\^\\^'
+    'set\\w*|usepackage|input|loop|Newextarrow|\\w*tagform|mathtoolsset|minCD\\w*)(?![A-Za-z])|\\^\\^|' +
+    'align(?:ed)?at[^]*\\d{4}' // so many columns that the page ends
 );
 
 /** Whether the formulas in a text set type, and do nothing else; and whether that takes no time. */
 export function isFormula(tex: string): boolean {
-  if (tex.length > MOST_FORMULA || COMMANDS.test(tex)) {
+  const most = /\\(?:ce|pu)(?![A-Za-z])/.test(tex) ? MOST_CHEMISTRY : MOST_FORMULA;
+  if (tex.length > most || COMMANDS.test(tex)) {
+    return false;
+  }
+  if (tex.split('&').length * tex.split(/\\\\|\\cr|\\newline/).length > MOST_CELLS) {
     return false;
   }
   let depth = 0;

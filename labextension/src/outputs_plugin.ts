@@ -26,7 +26,7 @@ import { type OutputContext, OutputFrame } from './output_frame.js';
 import { SHOW_TYPE, canDraw } from './output_parts.js';
 import { OutputRenderer } from './output_renderer.js';
 import { type OutputsActions, OutputsView } from './outputs.js';
-import { PAGE_FACTORY, openInFrames, refuseTrust } from './page_document.js';
+import { PAGE_FACTORY, openInFrames } from './page_document.js';
 import { page } from './plan.js';
 import { Preview, howToShow } from './preview.js';
 import { type Asks, labelQuestions } from './questions.js';
@@ -280,7 +280,6 @@ export const outputs: JupyterFrontEndPlugin<void> = {
     });
 
     openInFrames(app, restorer, () => new Preview(client, actions));
-    refuseTrust(app);
     labelQuestions(OutputArea.prototype as unknown as Asks, name => {
       const { specs } = app.serviceManager.kernelspecs;
       return originOfKernel(specs, name) === 'local'

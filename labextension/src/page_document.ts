@@ -4,8 +4,7 @@
  */
 
 import type { ILayoutRestorer, JupyterFrontEnd } from '@jupyterlab/application';
-import { WidgetTracker, showErrorMessage } from '@jupyterlab/apputils';
-import { PathExt } from '@jupyterlab/coreutils';
+import { WidgetTracker } from '@jupyterlab/apputils';
 import { ABCWidgetFactory, type DocumentRegistry, DocumentWidget } from '@jupyterlab/docregistry';
 import type { Contents } from '@jupyterlab/services';
 import type { IDisposable } from '@lumino/disposable';
@@ -23,9 +22,9 @@ const TYPES = [
   ...['vega3', 'vega4', 'vega5', 'vega-lite1', 'vega-lite2', 'vega-lite3', 'vega-lite4'],
   ...['vega-lite5', 'mermaid']
 ];
-const HTML_FACTORY = 'HTML Viewer';
-/** Viewers that load what a file names, also when a person chooses them. */
-const LOADING = /^(vega|mermaid)/i;
+/** Viewers of JupyterLab for them: none is opened, also when a person chooses it. They load what a
+ *  file names, run its scripts as the person's if it is "trusted", or decode it in the page. */
+const VIEWERS = /^(html viewer|image|vega|mermaid)/i;
 
 /** Where a document is below the server's root; null if it is elsewhere. */
 export function findPath(contents: Contents.IManager, path: string): string | null {
@@ -90,7 +89,7 @@ class PageFactory extends ABCWidgetFactory<DocumentWidget> {
   }
 }
 
-/** Opens these files in frames by default; a person may choose another viewer, or in settings. */
+/** Opens these files in frames, unless a person chooses an editor. */
 export function openInFrames(
   app: JupyterFrontEnd,
   restorer: ILayoutRestorer | null,
@@ -111,33 +110,13 @@ export function openInFrames(
     name: widget => widget.context.path
   });
   const find = docRegistry.getWidgetFactory.bind(docRegistry);
-  docRegistry.getWidgetFactory = name => find(LOADING.test(name) ? PAGE_FACTORY : name);
+  docRegistry.getWidgetFactory = name => find(VIEWERS.test(name) ? PAGE_FACTORY : name);
   let added = add();
   docRegistry.changed.connect((_, { type, name, change }) => {
     // Others claim these types, too; whoever comes last is the default.
     if (type === 'widgetFactory' && change === 'added' && name !== PAGE_FACTORY.toLowerCase()) {
       added.dispose();
       added = add();
-    }
-  });
-}
-
-/** No HTML file gets scripts in JupyterLab's origin: which one is a sandbox's is not known. */
-export function refuseTrust(app: JupyterFrontEnd): void {
-  app.docRegistry.addWidgetExtension(HTML_FACTORY, {
-    createNew: (widget, context) => {
-      const viewer = widget as unknown as Widget & { trusted: boolean };
-      viewer.trusted = false; // the settings may have said otherwise
-      viewer.addClass('gk-no-trust');
-      const set = (trusted: boolean): void => {
-        if (trusted) {
-          void showErrorMessage(
-            `${PathExt.basename(context.path)} cannot be trusted`,
-            `Its scripts would act as you in JupyterLab, and a sandbox may have made the file. Open it with "${PAGE_FACTORY}", where its scripts run and reach nothing.`
-          );
-        }
-      };
-      Object.defineProperty(viewer, 'trusted', { get: () => false, set });
     }
   });
 }

@@ -54,7 +54,7 @@ export interface Answered {
 type Message = Readonly<Record<string, unknown>>;
 
 /** Messages to this window, which a page may not send; after that many it is ended. */
-const MAX_STRAY = 50;
+const MAX_STRAY = 10;
 /** Looks for the click by which a person follows a link. */
 const LOOKS_FOR_CLICK = 20;
 const LOOK_MILLISECONDS = 50;

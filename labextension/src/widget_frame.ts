@@ -74,7 +74,9 @@ export class WidgetFrame {
     this.count = second === this.second ? this.count + 1 : 1;
     this.second = second;
     if (kind === 'want' && this.count <= MAX_PER_SECOND) {
-      void this.supply(Array.isArray(ids) ? ids.slice(0, MAX_MODELS).filter(isId) : []);
+      // Each id once: a model may be an end of thousands of links.
+      const wanted = new Set(Array.isArray(ids) ? ids.slice(0, MAX_MODELS).filter(isId) : []);
+      void this.supply([...wanted]);
     } else if (typeof n === 'number') {
       const isSent =
         this.count <= MAX_PER_SECOND && isId(id) && this.models.has(id)

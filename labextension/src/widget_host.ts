@@ -15,6 +15,7 @@ import { CONTROL_TARGET, KernelWidgets, TARGET } from './widget_comms.js';
 import { type FramePort, WidgetFrame } from './widget_frame.js';
 import { STATE_TYPE } from './widget_store.js';
 
+type KernelName = Pick<Kernel.IKernelConnection, 'id' | 'name'>;
 type OnOpen = Parameters<Kernel.IKernelConnection['registerCommTarget']>[1];
 const LOST: readonly Kernel.Status[] = ['restarting', 'autorestarting', 'dead'];
 const MAX_SAVED_BYTES = 16 * 1024 * 1024;
@@ -102,10 +103,14 @@ export class WidgetHost {
     });
   }
 
-  /** A view's frame begins, of this kernel or of none; what it sends is given to what this returns. */
-  attach(port: FramePort, kernelId: string | null, readSaved: () => unknown): WidgetFrame {
-    const kernel = this.kernels.get(kernelId ?? '');
-    return kernel?.attach(port, readSaved) ?? new WidgetFrame(port, null, readSaved);
+  /**
+   * A view's frame begins, of this kernel or of none; what it sends is given to what this returns. A
+   * frame reaches no kernel without a sandbox: a stranger's file may have kept the code in it.
+   */
+  attach(port: FramePort, kernel: KernelName | null, readSaved: () => unknown): WidgetFrame {
+    const isOurs = kernel !== null && this.isOther(kernel.name) !== true;
+    const own = isOurs ? this.kernels.get(kernel.id) : undefined;
+    return own?.attach(port, readSaved) ?? new WidgetFrame(port, null, readSaved);
   }
 
   /**

@@ -102,8 +102,8 @@ export class WidgetRenderer extends FramedView implements IRenderMime.IRenderer 
   protected start(frame: PageFrame): void {
     const { home } = this;
     this.widgets?.dispose();
-    const kernelId = home?.session.session?.kernel?.id ?? null;
-    this.widgets = this.host.attach(frame, kernelId, () => home?.saved());
+    const kernel = home?.session.session?.kernel ?? null;
+    this.widgets = this.host.attach(frame, kernel, () => home?.saved());
   }
 
   protected override receive(data: unknown, buffers: readonly ArrayBuffer[]): void {

@@ -110,6 +110,11 @@ test('a table of more columns than it has cells is none', () => {
   assert.equal(readMarkup(table(3)).lost, false);
 });
 
+test('a style of more properties than there are is not read', () => {
+  const style = Array.from({ length: 2000 }, (_, index) => `--p${index}: 1`).join(';');
+  assert.equal(htmlOf(readMarkup(`<p style="color: red; ${style}">x</p>`)), '<p>x</p>');
+});
+
 test('too much HTML is none', () => {
   assert.equal(readMarkup('<b>'.repeat(700_000)), null);
   assert.equal(readMarkup('<b></b>'.repeat(120_000)), null);
@@ -139,6 +144,14 @@ test('formulas set type and do nothing else', () => {
     String.raw`\renewcommand{\alpha}{x}`,
     String.raw`\newcommand*{\alpha}{x}`,
     String.raw`\DeclareMathOperator{\sin}{x}`,
+    `\\begin{array}{c}${'&'.repeat(5000)}${'\\\\'.repeat(5000)}\\end{array}`,
+    String.raw`\Newextarrow{\alpha}{5,5}{0x58}`,
+    String.raw`\renewtagform{x}{[}{]}`,
+    String.raw`\mathtoolsset{mathic=true}`,
+    String.raw`\begin{alignat}{500000000}x\end{alignat}`,
+    String.raw`\begin{empheq}{alignat = 500000000}x\end{empheq}`,
+    String.raw`\begin{alignedat}[{t}]{500000000}x\end{alignedat}`,
+    String.raw`\ce{${'(A2+ ->[b] '.repeat(300)}}`,
     String.raw`\label{x}`,
     String.raw`\unicode[serif;position:fixed]{65}`,
     '{'.repeat(200),

@@ -450,6 +450,37 @@ test('widgets that a file has kept are not given to JupyterLab', () => {
   assert.equal(other(), undefined);
 });
 
+test('a frame reaches no kernel without a sandbox, whatever a file has kept', async () => {
+  const { connection, made, host } = makeGuarded('other');
+  const frame = host.attach({ send: () => undefined }, connection, () => undefined);
+  frame.receive({ kind: 'want', ids: ['a'] });
+  await turn();
+  assert.deepEqual(made, [], 'its widgets were asked for');
+});
+
+test('a model with many links is looked at once for each message that wants it', async () => {
+  const kernel = makeKernel();
+  const widgets = new KernelWidgets(kernel.connection, kernel.connection.createComm);
+  let looks = 0;
+  widgets.store.linksOf = () => {
+    looks += 1;
+    return [];
+  };
+  makeFrame(widgets).receive({ kind: 'want', ids: Array(5000).fill('a') });
+  await turn();
+  assert.ok(looks <= 2, `${looks}`);
+});
+
+test('large buffers that a file has kept are read at once', () => {
+  const data = Buffer.alloc(30_000_000, 7).toString('base64');
+  const buffers = [{ encoding: 'base64', path: ['x'], data }];
+  const store = new WidgetStore();
+  const start = performance.now();
+  store.load({ state: { a: { model_name: 'M', model_module: 'm', state: {}, buffers } } });
+  assert.ok(performance.now() - start < 3000);
+  assert.equal(store.get('a').attributes.get('x').buffers[0].data.byteLength, 30_000_000);
+});
+
 test('a frame that asks for kept widgets without end has the file read once', async () => {
   const { host } = makeGuarded('ours');
   let reads = 0;
