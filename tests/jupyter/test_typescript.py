@@ -20,9 +20,6 @@ pytest.importorskip("deno", reason="deno, the kernel of TypeScript, is not insta
 pytestmark = pytest.mark.skipif(not SANDBOXED, reason="another kernel than ours")
 
 NAME = "gvisor-typescript"
-NULLS = pytest.mark.xfail(
-    reason="Deno 2.7 sends null for user_expressions and transient, also without a sandbox"
-)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,15 +44,8 @@ class TestConformance(Conformance):
     incomplete_code_samples = ["function f() {"]  # noqa: RUF012
     code_generate_error = "throw new Error('no')"
 
-    # code_execute_result and code_display_data are not set, as xfail does not work for their
-    # subtests. test_results_and_outputs_are_shown checks the same without the schema.
-    @NULLS
-    def test_execute_stdout(self) -> None:
-        super().test_execute_stdout()
-
-    @NULLS
-    def test_execute_stderr(self) -> None:
-        super().test_execute_stderr()
+    # code_execute_result and code_display_data are not set: Deno 2.7 sends null for transient, also
+    # without a sandbox. test_results_and_outputs_are_shown checks the same without the schema.
 
 
 @pytest.fixture(scope="module")
