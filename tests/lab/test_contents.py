@@ -83,7 +83,7 @@ def test_no_file_is_reached_by_a_link_that_comes_in_the_way(folder: Path) -> Non
 
 def test_a_huge_file_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of 3 GiB, which took no space, ended the server at 17 GB of memory."""
-    monkeypatch.setattr("gvisor_kernel.lab.contents.MAX_READ", 1000, raising=False)
+    monkeypatch.setattr("gvisor_kernel.lab.contents.MAX_READ", 1000)
     contents: Any = FolderContents(root_dir=str(folder))  # type: ignore[no-untyped-call]
     path = "outputs/real/a.txt"
     os.truncate(folder / path, 1000)
