@@ -248,9 +248,16 @@ def world(pytestconfig: pytest.Config) -> World:
 
 @pytest.fixture(scope="session")
 def shared_snapshot(world: World) -> str:
-    """Make the snapshot that kernels of this run start from; the output of its command."""
+    """Make the snapshot that kernels of this run start from; the output of its command.
+
+    It is of kernels that keep outputs, as in the folders of tests. The checkout may lie where no
+    sandbox writes, such as below ``/usr``.
+    """
+    folder = world.make_folder("w")
     build = [sys.executable, "-m", "gvisor_kernel", "snapshot", "build"]
-    done = subprocess.run(build, capture_output=True, text=True, timeout=170, check=False)
+    done = subprocess.run(
+        build, cwd=folder, capture_output=True, text=True, timeout=170, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
