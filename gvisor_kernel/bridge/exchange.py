@@ -366,6 +366,7 @@ def _check_and_sign(
         passed = guard(message.for_clients(), asked.get(message.parent_id, NOTHING))
         if passed is None:
             return WireError(f"no kernel may send front ends this {message.kind}")
+        passed = passed.as_unicode()
     except WireError as error:
         return error
     return passed, host.sign(passed)
