@@ -134,8 +134,9 @@ class WireMessage:
 
         :raises WireError: when a part has more than MAX_SURROGATES
         """
-        names = ("header", "parent", "metadata", "content")
-        return replace(self, **{name: _mend_surrogates(getattr(self, name)) for name in names})
+        dicts = (self.header, self.parent, self.metadata, self.content)
+        header, parent, metadata, content = map(_mend_surrogates, dicts)
+        return replace(self, header=header, parent=parent, metadata=metadata, content=content)
 
 
 def _mend_surrogates(part: Part) -> Part:
