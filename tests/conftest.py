@@ -75,6 +75,7 @@ IN_SANDBOXES += ("server/test_collaboration.py", "server/test_contract.py")
 IN_SANDBOXES += ("server/test_ended.py", "server/test_hub.py", "server/test_gateways.py")
 IN_SANDBOXES += ("server/test_hostile.py", "server/test_server.py", "server/test_warming.py")
 IN_SANDBOXES += ("server/test_artifacts.py", "server/test_fetch.py", "server/test_lab.py")
+IN_SANDBOXES += ("server/test_tiles.py",)
 IN_SANDBOXES += ("mcp/test_suites.py", "mcp/test_egress.py", "mcp/test_scale.py")
 IN_SANDBOXES += ("changes/test_kernels.py", "skills/test_inside.py")
 """Files in which nearly all tests run real sandboxes, or pip itself; they are marked slow."""

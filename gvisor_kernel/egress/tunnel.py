@@ -75,7 +75,7 @@ async def _copy_down(sock: socket.socket, stream: ByteStream, meter: Meter) -> N
 
 
 async def pass_on(request: Request, reply: Reply, host: str, port: int, upstream: Upstream) -> None:
-    """Answer a request for an http URL with what its server answers.
+    """Answer a request for a whole URL with what its server answers.
 
     :raises Refusal: see ``forward``
     """
@@ -89,7 +89,8 @@ async def pass_on(request: Request, reply: Reply, host: str, port: int, upstream
             "send a path that has one meaning; no setting allows this one.",
         )
     shown = f"[{host}]" if ":" in host else host
-    authority = shown if port == 80 else f"{shown}:{port}"
+    scheme, usual = ("https", 443) if head.is_tls else ("http", 80)
+    authority = shown if port == usual else f"{shown}:{port}"
     headers = request_headers(request, authority.encode())
-    url = httpcore.URL(scheme="http", host=host, port=port, target=head.path)
+    url = httpcore.URL(scheme=scheme, host=host, port=port, target=head.path)
     await forward(upstream, request, reply, url, headers)

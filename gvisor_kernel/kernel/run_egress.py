@@ -44,3 +44,14 @@ def make_egress(
         return await in_worker(EgressWorker.instance().open, grant, write_log)
 
     return open_egress
+
+
+def open_beside(sandbox: Sandbox) -> socket.socket:
+    """Return one more socket that the routes of the kernel in ``sandbox`` serve. Blocks.
+
+    It ends at once if no kernel with routes runs there.
+
+    :raises LaunchError: when the process for routes cannot be started
+    """
+    record = sandbox.log_path.with_name(audit.FILE)
+    return EgressWorker.instance().open(Grant("", (), record, is_beside=True), lambda _: None)

@@ -43,12 +43,14 @@ class TooMany(EgressError):
     """More requests are open than may be."""
 
 
-class _Line:
-    """A page's socket to the process for routes."""
+class Line:
+    """A socket to the process for routes."""
 
-    def __init__(self, sock: socket.socket, on_end: Callable[[bool], None]) -> None:
+    def __init__(
+        self, sock: socket.socket, on_end: Callable[[bool], None] = lambda has_died: None
+    ) -> None:
         """``on_end`` is called once; with True when the process has ended the socket."""
-        # Most servers have no route for pages, and do not need this.
+        # Most servers have no route, and do not need this.
         from gvisor_kernel.egress.streams import StreamLink
 
         self._socket = sock
@@ -74,7 +76,7 @@ class PageNetwork:
         self._server = secrets.token_hex(8)
         self._found: tuple[Route, ...] | None = None
         self._open: Counter[str] = Counter()
-        self._lines: dict[str, _Line] = {}
+        self._lines: dict[str, Line] = {}
         self._idle: dict[str, asyncio.TimerHandle] = {}
         self._opening = asyncio.Lock()
         self._renewed = 0.0
@@ -147,7 +149,7 @@ class PageNetwork:
                         "The process for routes, or its record, cannot be used.",
                         "the log of the server says why.",
                     ) from error
-                line = _Line(sock, partial(self._forget, artifact.id))
+                line = Line(sock, partial(self._forget, artifact.id))
                 self._lines[artifact.id] = line
             return line.link
 
