@@ -105,7 +105,7 @@ ALLOWED = {
     "runtimes/copies/contents.py:write_list": STATE,
     "runtimes/mounts/editable_installs.py:_read": "only read: paths in it are opened safely",
     "runtimes/mounts/editable_installs.py:_open_at_once": "only read, likewise",
-    "runtimes/runsc/answers.py": STATE,
+    "runtimes/runsc/command_line.py": STATE,
     "runtimes/runsc/launch_plan.py:write_files": STATE,
     "runtimes/runsc/rootfs.py": STATE,
     "runtimes/runsc/runtime.py:start": STATE,

@@ -68,7 +68,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ): "a transaction, with a timeout for its lock",
     ("egress/name_resolver.py", "self._turn.acquire()"): "bounded by RESOLVE_SECONDS in addresses",
     ("egress/name_resolver.py", "asyncio.shield(resolving)"): "bounded by RESOLVE_SECONDS",
-    ("egress/secret_reader.py", "done.result()"): "it is done",
+    ("egress/services.py", "done.result()"): "it is done",
     ("egress/package_catalog.py", "asyncio.shield(fetch.task)"): "bounded by PAGE_SECONDS",
     ("egress/package_catalog.py", "asyncio.wait([fetch.task])"): "it was cancelled",
     ("egress/package_connections.py", "asyncio.wait(others)"): "they were cancelled",
@@ -223,8 +223,8 @@ ALLOWED: dict[tuple[str, str], str] = {
     ): "bounded by END_SECONDS in sessions",
     ("mcp/clients.py", "await self._sweeping"): CANCELLED,
     ("mcp/http.py", "stop.wait()"): SIGNAL,
-    ("mcp/progress.py", "await self._sender"): CANCELLED,
-    ("mcp/progress.py", "self._changed.wait()"): "until the run has ended",
+    ("mcp/tools.py", "await self._sender"): CANCELLED,
+    ("mcp/tools.py", "self._changed.wait()"): "until the run has ended",
     (
         "mcp/sessions.py",
         "asyncio.shield(asyncio.ensure_future(self._sandboxes.give_back(session)))",
@@ -250,7 +250,7 @@ ALLOWED: dict[tuple[str, str], str] = {
         "asyncio.shield(self._workers.undo_by(give_up(kernel, restored, error)))",
     ): UNDONE,
     ("kernel/workers.py", "asyncio.shield(starting)"): UNDONE,
-    ("kernel/undoing.py", "await starting"): UNDONE,
+    ("kernel/workers.py", "await starting"): UNDONE,
     ("kernel/left_builder.py", "poller.poll()"): OWN,
     ("kernel/left_builder.py", "os.read(fd, 65536)"): (
         "the order is there, or its program has ended; the rest is read after a poll"

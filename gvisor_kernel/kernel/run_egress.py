@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from gvisor_kernel.bridge import KernelBridge
 from gvisor_kernel.bridge.egress import OpenEgress
@@ -46,12 +47,8 @@ def make_egress(
     return open_egress
 
 
-def open_beside(sandbox: Sandbox) -> socket.socket:
-    """Return one more socket that the routes of the kernel in ``sandbox`` serve. Blocks.
-
-    It ends at once if no kernel with routes runs there.
-
-    :raises LaunchError: when the process for routes cannot be started
-    """
-    record = sandbox.log_path.with_name(audit.FILE)
-    return EgressWorker.instance().open(Grant("", (), record, is_beside=True), lambda _: None)
+def find_opener(sandbox: Sandbox) -> Callable[[], socket.socket]:
+    """Return what opens one more socket that the routes of the kernel in ``sandbox`` serve; see
+    ``EgressWorker.open``. The socket ends at once if no kernel with routes runs there."""
+    grant = Grant("", (), sandbox.log_path.with_name(audit.FILE), is_beside=True)
+    return partial(EgressWorker.instance().open, grant, lambda _: None)

@@ -1,4 +1,4 @@
-"""The routes of pages: who may ask now, and the socket of each page to the process for routes.
+"""What the server has for pages, and among it their routes: who may ask now, and the socket of each page to the process for routes.
 
 Each page has a grant of its own, so that limits count for it and its requests are recorded under
 its place. The process is the one that kernels of this server have; without a request there is none.
@@ -28,6 +28,13 @@ from gvisor_kernel.jupyter.plan_factory import find_routes
 
 if TYPE_CHECKING:
     from gvisor_kernel.egress.streams import StreamLink
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from gvisor_kernel.artifacts.page import Tickets
+from gvisor_kernel.artifacts.places import open_personal, open_shared
+from gvisor_kernel.artifacts.storage import Storage
+from gvisor_kernel.kernel.kept_data import KeptData
 
 PAGE_REQUESTS = 8
 """Requests of one page that may be open."""
@@ -184,3 +191,41 @@ class PageNetwork:
         self._idle.clear()
         for line in tuple(self._lines.values()):
             line.close()
+
+
+THREADS = 4
+
+
+class Artifacts:
+    """``root``: the server's root folder. ``shared``: an administrator's folder for data that
+    people share, or an empty text. ``config`` and ``log``: the server's."""
+
+    def __init__(self, root: str, shared: str, config: Any, log: Any) -> None:
+        self.root = Path(root)
+        self.tickets = Tickets()
+        self.executor = ThreadPoolExecutor(THREADS, thread_name_prefix="gvisor-kernel-artifacts")
+        self.network = PageNetwork(config, log, self.executor)
+        self._shared = KeptData.instance().shared = Path(shared) if shared else None
+
+    def open_storage(self, *, shared: bool) -> Storage:
+        """Return the storage of this user, or the one that people share. Blocks.
+
+        :raises StorageError: when it cannot be used
+        """
+        return open_shared(self._shared) if shared else open_personal()
+
+    def end(self) -> None:
+        """End the threads, without waiting for what they do, and the requests of pages."""
+        self.network.end()
+        self.executor.shutdown(wait=False, cancel_futures=True)
+
+
+def find_owner(provider: Any, user: Any) -> str:
+    """Return whose keys a request is about, as the server's identity provider says.
+
+    Jupyter's own providers know no names: each browser is somebody else to them, and all are the
+    person whose server this is.
+    """
+    if type(provider).__module__.startswith("jupyter_server."):
+        return "me"
+    return str(user.username)

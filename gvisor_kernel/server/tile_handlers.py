@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from tornado import web
@@ -22,7 +21,7 @@ from gvisor_kernel.egress.destinations import Destination, find_route, read_dest
 from gvisor_kernel.egress.kinds import HostsRoute, Route, UrlRoute
 from gvisor_kernel.egress.patterns import is_host_allowed
 from gvisor_kernel.errors import EgressRefused, GvisorKernelError
-from gvisor_kernel.kernel.run_egress import open_beside
+from gvisor_kernel.kernel.run_egress import find_opener
 from gvisor_kernel.server.handlers import Handler
 from gvisor_kernel.server.page_network import Line
 
@@ -82,8 +81,8 @@ class TileHandler(Handler):
         with _counted(kernel_id):
             try:
                 async with asyncio.timeout(SECONDS):
-                    connect = partial(open_beside, sandbox)
-                    line = Line(await loop.run_in_executor(self.parts.executor, connect))
+                    opener = find_opener(sandbox)
+                    line = Line(await loop.run_in_executor(self.parts.executor, opener))
                     try:
                         tile = await _read_tile(line, ask)
                     finally:

@@ -21,7 +21,7 @@ from gvisor_kernel.cli.main import main
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, IsolationError, LaunchError
 from gvisor_kernel.runtimes.base import LaunchRequest
-from gvisor_kernel.runtimes.docker import memory, verification
+from gvisor_kernel.runtimes.docker import memory
 from gvisor_kernel.runtimes.docker import sandbox as sandbox_module
 from gvisor_kernel.runtimes.docker.runtime import DockerRuntime
 from gvisor_kernel.runtimes.docker.sandbox import DockerSandbox
@@ -370,7 +370,7 @@ def fake_more_capabilities(sandbox: DockerSandbox, patch: pytest.MonkeyPatch) ->
 
 
 def fake_other_process(sandbox: DockerSandbox, patch: pytest.MonkeyPatch) -> str:
-    patch.setattr(verification, "read_argv", lambda pid: ["/usr/bin/python3"])
+    patch.setattr(sandbox_module, "read_argv", lambda pid: ["/usr/bin/python3"])
     return GVISOR
 
 

@@ -41,9 +41,9 @@ from gvisor_kernel.server.events import SCHEMAS, Events
 from gvisor_kernel.server.handlers import OPENAPI, shut_down
 from gvisor_kernel.server.metrics import Metrics
 from gvisor_kernel.server.recorded import clean
-from gvisor_kernel.server.refusals import Refusals, is_refused
 from gvisor_kernel.server.routes import PREFIX, ROUTES
 from gvisor_kernel.server.sandboxes import Sandboxes, Snapshot
+from gvisor_kernel.server.watch import Refusals, is_refused
 
 from ..world import PROJECT
 

@@ -1,23 +1,54 @@
-"""A running sandbox in a Docker engine: its stdio as a link, and its removal."""
+"""A running sandbox in a Docker engine: its stdio as a link, a check of it, and its removal."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.errors import IsolationError, SandboxError, SnapshotError
+from gvisor_kernel.host.processes import SANDBOX_NAME, read_argv
 from gvisor_kernel.runtimes.docker.engine import Engine
 from gvisor_kernel.runtimes.docker.memory import MemoryGauge
 from gvisor_kernel.runtimes.docker.stream import Pumps
-from gvisor_kernel.runtimes.docker.verification import find_outside_faults
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.runsc.starting import Ends
 from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView, RecordedSandbox
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.stderr_log import StderrLog
+from gvisor_kernel.spec.container import RUNTIME, find_faults, is_gvisor
+
+
+def find_outside_faults(engine: Engine, container: str, asked: Mapping[str, Any]) -> list[str]:
+    """Return how ``container`` differs from what was ``asked`` for; empty if it does not."""
+    try:
+        made = engine.inspect(container)
+        runtimes = engine.info().get("Runtimes") or {}
+    except SandboxError as error:
+        return [error.fact.rstrip(".")]
+    faults = find_faults(asked, made)
+    if not is_gvisor(runtimes.get(RUNTIME) or {}):
+        faults.append(f"the engine's runtime {RUNTIME} is another program")
+    state = made.get("State") or {}
+    if not state.get("Running"):
+        faults.append("it is not running")
+    pid = state.get("Pid")
+    if isinstance(pid, int) and _is_here(pid, container):
+        argv = read_argv(pid)
+        if argv and argv[0] != SANDBOX_NAME:
+            faults.append(f"its process on this host is not {SANDBOX_NAME}")
+    return faults
+
+
+def _is_here(pid: int, container: str) -> bool:
+    """Return whether ``pid`` is a process of this machine, and the container's."""
+    with suppress(OSError):
+        return container in Path(f"/proc/{pid}/cgroup").read_text()
+    return False
+
 
 log = logging.getLogger(__name__)
 

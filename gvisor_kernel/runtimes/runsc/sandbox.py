@@ -1,4 +1,4 @@
-"""A running sandbox of runsc: its link, its processes, and its removal."""
+"""A running sandbox of runsc: its link, its processes and their isolation, and its removal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,12 +14,11 @@ from gvisor_kernel.errors import IsolationError
 from gvisor_kernel.host import processes
 from gvisor_kernel.host.cgroups import count_oom_kills
 from gvisor_kernel.host.folders import Opened
-from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME
+from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME, Posture, read_posture
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.runsc.checkpoint import save_snapshot
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 from gvisor_kernel.runtimes.runsc.memory import HostMemory
-from gvisor_kernel.runtimes.runsc.posture import check_posture
 from gvisor_kernel.runtimes.runsc.starting import Ends, Sentry, is_readable, read_panic
 from gvisor_kernel.runtimes.state import lifeline
 from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView, RecordedSandbox
@@ -31,6 +30,54 @@ from gvisor_kernel.runtimes.state.sweep import (
     root_argument,
 )
 from gvisor_kernel.runtimes.stderr_log import StderrLog
+
+SECCOMP_FILTER = 2
+NAMESPACES = ("user", "mnt", "net", "ipc", "uts")
+
+
+def check_posture(
+    find_process: Callable[[str], int | None], stderr_tail: Callable[[], str]
+) -> None:
+    """Check that the sentry and the gofer run, and are isolated from the host.
+
+    ``find_process(name)`` returns the pid of the sandbox's process of that name.
+
+    :raises IsolationError: when one of them is missing or lacks isolation
+    """
+    own = read_posture(os.getpid())
+    assert own is not None
+    for name in (SANDBOX_NAME, GOFER_NAME):
+        pid = find_process(name)
+        posture = None if pid is None else read_posture(pid)
+        if posture is None:
+            raise IsolationError(
+                f"The sandbox has no process {name}, so gVisor does not run the kernel.",
+                "check that `runsc` on PATH is gVisor's: `gvisor-kernel doctor`.",
+                stderr_tail(),
+            )
+        faults = find_faults(posture, own)
+        if faults:
+            raise IsolationError(
+                f"The sandbox's process {name} is not isolated: {', '.join(faults)}.",
+                "this runsc ignores flags that it was given; install another release.",
+                stderr_tail(),
+            )
+
+
+def find_faults(posture: Posture, own: Posture) -> list[str]:
+    """Return which isolation a process of the sandbox lacks, compared with ``own``, one outside."""
+    faults = []
+    if 0 in posture.uids:
+        faults.append("it is root on the host")
+    if posture.seccomp != SECCOMP_FILTER:
+        faults.append("it has no seccomp filter")
+    faults += [
+        f"it shares the host's {name} namespace"
+        for name in NAMESPACES
+        if posture.namespaces[name] == own.namespaces[name]
+    ]
+    return faults
+
 
 log = logging.getLogger(__name__)
 
