@@ -100,7 +100,7 @@ ALLOWED = {
     "mcp/sessions.py:remove_if_empty": "a folder in one that a person has named, and that no"
     " sandbox sees; only an empty one is removed",
     "mcp/greeting.py:claimed_streams": KERNEL,
-    "runtimes/runsc/checkpoint.py": OWN_STORE,
+    "runtimes/runsc/sandbox.py": OWN_STORE,
     "runtimes/mounts/covers.py:make_mount_points": STATE,
     "runtimes/copies/contents.py:write_list": STATE,
     "runtimes/mounts/editable_installs.py:_read": "only read: paths in it are opened safely",

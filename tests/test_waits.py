@@ -115,7 +115,6 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("egress/streams.py", "self._sock.recv(PACED_READ if is_paced else READ_SIZE)"): READY,
     ("egress/tunnel.py", "stream.read()"): "the limit seconds of the route ends the tunnel",
     ("egress/upstream.py", "self._sock.recv(1, socket.MSG_PEEK)"): READY,
-    ("egress/tls_stream.py", "self._sock.recv(1, socket.MSG_PEEK)"): READY,
     ("egress/worker.py", "worker.ended.wait()"): "its owner's end ends it",
     ("jupyter/launcher.py", "launching.result()"): "it is done",
     ("api/files.py", "asyncio.shield(call.close())"): "a step of the bridge's loop",

@@ -26,9 +26,8 @@ from gvisor_kernel.bridge.doors import NOTHING, Asked, guard, read_request
 from gvisor_kernel.bridge.identity import KernelIdentity
 from gvisor_kernel.bridge.lanes import Lane
 from gvisor_kernel.bridge.records import Records
-from gvisor_kernel.bridge.renewal import RenewalRequest
 from gvisor_kernel.bridge.sandbox_link import SandboxLink
-from gvisor_kernel.bridge.waiting import ClientMessage, WaitingMessages
+from gvisor_kernel.bridge.waiting import ClientMessage, RenewalRequest, WaitingMessages
 from gvisor_kernel.bridge.wire import Signer, WireError, WireMessage, new_message, split_message
 from gvisor_kernel.link import Channel, LocalProtocolError, Message
 from gvisor_kernel.link.frames import Part

@@ -1,4 +1,4 @@
-"""Routes with ``hosts``: CONNECT, and requests for a whole URL, to listed names and ports only; what passes is metered."""
+"""Routes with ``hosts``: CONNECT, and requests for a whole URL, to listed names and ports only."""
 
 from __future__ import annotations
 

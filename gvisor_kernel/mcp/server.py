@@ -34,7 +34,7 @@ from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
 from gvisor_kernel import __version__
 from gvisor_kernel.errors import GvisorKernelError, SandboxError
-from gvisor_kernel.mcp import completions, resources, skill_files
+from gvisor_kernel.mcp import resources, skill_files
 from gvisor_kernel.mcp.clients import STATELESS, Client, Clients
 from gvisor_kernel.mcp.displays import make_plain
 from gvisor_kernel.mcp.file_tools import FILE_TOOLS, UPLOAD
@@ -172,7 +172,7 @@ class McpServer:
     ) -> CompleteResult:
         client = self._find_client(context)
         with self._refused(), self._counted(client):
-            found = await completions.complete(client.sessions, params)
+            found = await resources.complete(client.sessions, params)
             return CompleteResult(completion=found)
         raise AssertionError
 

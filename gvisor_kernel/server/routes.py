@@ -26,6 +26,7 @@ from gvisor_kernel.server.handlers import (
     DoctorHandler,
     Handler,
     KernelHandler,
+    KernelspecsHandler,
     KillHandler,
     LogHandler,
     OpenApiHandler,
@@ -35,7 +36,6 @@ from gvisor_kernel.server.handlers import (
     TrustHandler,
     WarmHandler,
 )
-from gvisor_kernel.server.kernelspec_facts import KernelspecsHandler
 from gvisor_kernel.server.library_handlers import LibraryHandler
 from gvisor_kernel.server.parts import Parts
 from gvisor_kernel.server.tile_handlers import TileHandler

@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -77,28 +76,28 @@ class TileHandler(Handler):
             ask = make_tile_ask(wanted, facts.routes)
         except EgressRefused as error:
             raise web.HTTPError(404, f"This kernel has no route to {wanted.shown}.") from error
-        loop = asyncio.get_running_loop()
-        with _counted(kernel_id):
-            try:
-                async with asyncio.timeout(SECONDS):
-                    opener = find_opener(sandbox)
-                    line = Line(await loop.run_in_executor(self.parts.executor, opener))
-                    try:
-                        tile = await _read_tile(line, ask)
-                    finally:
-                        line.close()
-            except TimeoutError as error:
-                raise web.HTTPError(
-                    504, f"{wanted.shown} takes more than {SECONDS:g} s."
-                ) from error
-            except GvisorKernelError as error:
-                raise web.HTTPError(503, "The routes cannot be used now.") from error
+        if _open[kernel_id] >= AT_ONCE:
+            raise web.HTTPError(429, f"This kernel has {AT_ONCE} tiles open, which is the most.")
+        _open[kernel_id] += 1
+        try:
+            async with asyncio.timeout(SECONDS):
+                opening = asyncio.wrap_future(self.parts.executor.submit(find_opener(sandbox)))
+                tile = await _read_tile(Line(await opening), ask)
+        except TimeoutError as error:
+            raise web.HTTPError(504, f"{wanted.shown} takes more than {SECONDS:g} s.") from error
+        except GvisorKernelError as error:
+            raise web.HTTPError(503, "The routes cannot be used now.") from error
+        finally:
+            _open[kernel_id] -= 1
         self.set_opaque()
         self.finish(tile, set_content_type="application/octet-stream")
 
 
 async def _read_tile(line: Line, ask: Ask) -> bytes:
-    """:raises HTTPError: 429, 502 or 415 for what is no tile"""
+    """Fetch a tile, and close the line.
+
+    :raises HTTPError: 429, 502 or 415 for what is none
+    """
     from gvisor_kernel.egress.stream_client import AnswerBroken, asking
 
     tile = bytearray()
@@ -113,19 +112,8 @@ async def _read_tile(line: Line, ask: Ask) -> bytes:
                     raise web.HTTPError(502, f"It has more than {MAX_TILE} bytes.")
     except AnswerBroken as error:
         raise web.HTTPError(502, f"There is no whole answer: {error}.") from error
+    finally:
+        line.close()
     if not _PICTURE.match(tile):
         raise web.HTTPError(415, "It is no PNG, JPEG, WebP or AVIF.")
     return bytes(tile)
-
-
-@contextmanager
-def _counted(kernel_id: str) -> Iterator[None]:
-    if _open[kernel_id] >= AT_ONCE:
-        raise web.HTTPError(429, f"{AT_ONCE} tiles of this kernel are fetched, which is the most.")
-    _open[kernel_id] += 1
-    try:
-        yield
-    finally:
-        _open[kernel_id] -= 1
-        if not _open[kernel_id]:
-            del _open[kernel_id]

@@ -1,4 +1,4 @@
-"""A running sandbox in a pod: an attach as its link, a check of it, why it ended, and its removal."""
+"""A running sandbox in a pod: its link, a check of it, why it ended, and its removal."""
 
 from __future__ import annotations
 

@@ -29,8 +29,7 @@ from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs
 from gvisor_kernel.runtimes.mounts.host_python import check_image_exists, find_python_tree
 from gvisor_kernel.runtimes.mounts.outputs import open_outputs
-from gvisor_kernel.runtimes.mounts.packages import find_base
-from gvisor_kernel.runtimes.mounts.plan import Outputs, Places, plan_mounts
+from gvisor_kernel.runtimes.mounts.plan import Outputs, Places, find_base, plan_mounts
 from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders, note_written, read_written
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc, prelude_argv, start_argv
 from gvisor_kernel.runtimes.runsc.description import (

@@ -1,4 +1,4 @@
-"""A running sandbox of runsc: its link, its processes and their isolation, and its removal."""
+"""A running sandbox of runsc: its link, its processes, their isolation, its snapshot, its end."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from gvisor_kernel.errors import IsolationError
-from gvisor_kernel.host import processes
+from gvisor_kernel.errors import IsolationError, SnapshotError
+from gvisor_kernel.host import commands, processes
 from gvisor_kernel.host.cgroups import count_oom_kills
 from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME, Posture, read_posture
 from gvisor_kernel.runtimes.mounts.plan import Places
-from gvisor_kernel.runtimes.runsc.checkpoint import save_snapshot
-from gvisor_kernel.runtimes.runsc.command_line import find_runsc
+from gvisor_kernel.runtimes.runsc.command_line import Runsc, checkpoint_argv, find_runsc
 from gvisor_kernel.runtimes.runsc.memory import HostMemory
 from gvisor_kernel.runtimes.runsc.starting import Ends, Sentry, is_readable, read_panic
 from gvisor_kernel.runtimes.state import lifeline
@@ -30,6 +29,60 @@ from gvisor_kernel.runtimes.state.sweep import (
     root_argument,
 )
 from gvisor_kernel.runtimes.stderr_log import StderrLog
+
+WRITTEN_SECONDS = 5.0
+"""How long the sentry may take to end after runsc has said that the snapshot is written."""
+WORDS_BYTES = 2000
+"""Bytes of runsc's output that are kept for an error."""
+
+
+def save_snapshot(
+    runsc: Runsc, root: Path, container_id: str, exit_fd: int, directory: Path, seconds: float
+) -> None:
+    """Save the sandbox ``container_id``, whose runsc state is in ``root``; see
+    ``Sandbox.checkpoint``.
+
+    ``exit_fd`` is the pidfd of its sentry, which ends when the snapshot is written.
+
+    :raises SnapshotError: when it could not be written within ``seconds``
+    """
+    argv = checkpoint_argv(
+        runsc,
+        root=str(root),
+        container_id=container_id,
+        snapshot=str(directory),
+        direct=can_write_directly(directory),
+    )
+    try:
+        (done,) = commands.run(
+            argv, seconds=seconds, max_bytes=WORDS_BYTES, cwd=root.parent, umask=0o077
+        )
+    except OSError as error:
+        raise SnapshotError(f"Could not run {argv[0]}: {error.strerror}.") from error
+    if done.status is None:
+        raise SnapshotError(f"The snapshot was not written within {seconds:g} s.")
+    if done.status != 0:
+        raise SnapshotError(
+            f"The snapshot could not be written: runsc ended with status {done.status}.",
+            "kernels start without a snapshot, more slowly; check whether the disk is full.",
+            done.output,
+        )
+    if not is_readable(exit_fd, WRITTEN_SECONDS):
+        raise SnapshotError("The sandbox did not end after its snapshot was written.")
+
+
+def can_write_directly(directory: Path) -> bool:
+    """Return whether the file system of ``directory`` supports O_DIRECT."""
+    probe = directory / "probe"
+    try:
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_DIRECT | os.O_CLOEXEC, 0o600))
+    except OSError:
+        return False
+    finally:
+        with suppress(OSError):
+            probe.unlink()
+    return True
+
 
 SECCOMP_FILTER = 2
 NAMESPACES = ("user", "mnt", "net", "ipc", "uts")
