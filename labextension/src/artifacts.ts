@@ -1,22 +1,8 @@
 /** Outputs and what pages keep, docs/rest.md: what the server's answers mean, and how to ask it. */
 
 import { type Answer, type Request, refuse } from './client.js';
-import { fieldsOf } from './contract.js';
+import type { Outputs } from './contract.js';
 import type { FetchClient } from './fetch.js';
-
-export interface OutputFile {
-  readonly path: string;
-  readonly size: number;
-  /** Seconds of Unix time. */
-  readonly modified: number;
-  readonly type: string;
-}
-
-export interface Outputs {
-  readonly files: readonly OutputFile[];
-  /** There are files that are not listed. */
-  readonly more: boolean;
-}
 
 /** A file as it was read. The ticket names it in what its page asks afterwards. */
 export interface ReadFile {
@@ -51,7 +37,7 @@ export class ArtifactClient {
   async list(kernelId: string): Promise<Outputs> {
     const query = new URLSearchParams({ kernel_id: kernelId }).toString();
     const answer = await this.get(`outputs?${query}`);
-    return readOutputs(await answer.json());
+    return (await answer.json()) as Outputs;
   }
 
   async read(place: Place): Promise<ReadFile> {
@@ -109,22 +95,4 @@ export class ArtifactClient {
     await refuse(answer);
     return answer;
   }
-}
-
-export function readOutputs(value: unknown): Outputs {
-  const { files, more } = fieldsOf(value);
-  return {
-    files: (Array.isArray(files) ? files : []).map(readOutputFile),
-    more: more === true
-  };
-}
-
-function readOutputFile(value: unknown): OutputFile {
-  const { path, size, modified, type } = fieldsOf(value);
-  return {
-    path: typeof path === 'string' ? path : '',
-    size: typeof size === 'number' ? size : 0,
-    modified: typeof modified === 'number' ? modified : 0,
-    type: typeof type === 'string' ? type : ''
-  };
 }

@@ -97,6 +97,10 @@ export function button(label: string, click: () => void, options: Options = {}):
   );
 }
 
+export function warning(text: string): HTMLElement {
+  return element('p', { class: 'gk-warning' }, text);
+}
+
 const SVG = 'http://www.w3.org/2000/svg';
 
 export function drawing(

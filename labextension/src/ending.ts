@@ -7,7 +7,7 @@ import { Widget } from '@lumino/widgets';
 
 import type { Unkept } from './contract.js';
 import { element } from './dom.js';
-import { countFiles, listFiles } from './unkept.js';
+import { countFiles, hasFiles, listFiles, sayGone } from './unkept.js';
 
 export type Answer = 'end' | 'changes' | 'cancel';
 
@@ -18,26 +18,22 @@ export interface Question {
   readonly unkept: Unkept | null;
 }
 
-function has(unkept: Unkept | null): unkept is Unkept {
-  return unkept !== null && (unkept.total > 0 || unkept.more);
-}
-
 /** Names the files that would be gone, and offers to look at them first. */
 export async function askBeforeEnd(question: Question): Promise<Answer> {
-  const { title, text, label, unkept } = question;
+  const { title, text, label } = question;
+  const unkept = question.unkept && hasFiles(question.unkept) ? question.unkept : null;
   const body = new Widget({
     node: element(
       'div',
       { class: 'gk-question' },
       element('p', {}, text),
-      has(unkept)
-        ? element(
-            'p',
-            {},
-            `${countFiles(unkept)} in /workspace will be gone. To keep what you need, choose Changes.`
-          )
-        : null,
-      has(unkept) ? listFiles(unkept) : null
+      unkept !== null &&
+        element(
+          'p',
+          {},
+          `${countFiles(unkept)} in /workspace will be gone. To keep what you need, choose Changes.`
+        ),
+      unkept !== null && listFiles(unkept)
     )
   });
   const changes = Dialog.createButton({ label: 'Changes', actions: ['changes'] });
@@ -47,7 +43,7 @@ export async function askBeforeEnd(question: Question): Promise<Answer> {
     defaultButton: 1, // Enter does not throw files away
     buttons: [
       Dialog.cancelButton(),
-      ...(has(unkept) ? [changes] : []),
+      ...(unkept === null ? [] : [changes]),
       Dialog.warnButton({ label })
     ]
   });
@@ -59,10 +55,8 @@ export async function askBeforeEnd(question: Question): Promise<Answer> {
 
 /** Says which files are gone; for pages that have no notifications, and behind those that have. */
 export async function showLost(kernelName: string, unkept: Unkept): Promise<void> {
-  const one = unkept.total === 1 && !unkept.more;
-  const count = countFiles(unkept);
   await showDialog({
-    title: `${count.charAt(0).toUpperCase()}${count.slice(1)} ${one ? 'is' : 'are'} gone`,
+    title: sayGone(unkept),
     body: new Widget({
       node: element(
         'div',

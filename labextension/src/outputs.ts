@@ -1,7 +1,8 @@
 /** The panel "Outputs": files of a kernel's outputs folder as they appear, and a preview of one. */
 
-import type { ArtifactClient, OutputFile, Outputs } from './artifacts.js';
+import type { ArtifactClient } from './artifacts.js';
 import { messageOf } from './client.js';
+import type { Outputs } from './contract.js';
 import { button, element, replace, setText } from './dom.js';
 import { formatBytes, formatSeconds } from './format.js';
 import { Preview, type PreviewActions } from './preview.js';

@@ -90,7 +90,7 @@ export class SidebarWidget extends Panel {
         for (const sandbox of answer.sandboxes) {
           history.add(sandbox, now);
         }
-        history.keep(new Set(answer.sandboxes.map(sandbox => sandbox.kernelId)));
+        history.keep(new Set(answer.sandboxes.map(sandbox => sandbox.kernel_id)));
         view.update(answer, now);
       } catch (error) {
         view.showProblem(messageOf(error));
