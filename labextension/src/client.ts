@@ -14,20 +14,8 @@ import type {
   Unkept
 } from './contract.js';
 
-export interface Request {
-  readonly method: 'GET' | 'POST';
-  /** Below ``<base_url>gvisor-kernel/api/``, each part encoded. */
-  readonly path: string;
-  readonly body?: unknown;
-}
-
-export interface Answer {
-  readonly status: number;
-  json(): Promise<unknown>;
-  arrayBuffer(): Promise<ArrayBuffer>;
-}
-
-export type Send = (request: Request) => Promise<Answer>;
+/** Sends a request; ``path`` is below ``<base_url>gvisor-kernel/api/``, each part encoded. */
+export type Send = (path: string, init: RequestInit) => Promise<Response>;
 
 /** An answer that is no success: its message is for people. */
 export class ServerError extends Error {
@@ -100,11 +88,7 @@ export class SandboxClient {
    */
   async content(id: string, { path, state }: Change, side: Side): Promise<ArrayBuffer> {
     const query = new URLSearchParams({ path, side, state }).toString();
-    const answer = await this.send({
-      method: 'GET',
-      path: `${pathOf(id)}/changes/content?${query}`
-    });
-    await refuse(answer);
+    const answer = await ask(this.send, `${pathOf(id)}/changes/content?${query}`);
     return answer.arrayBuffer();
   }
 
@@ -120,15 +104,12 @@ export class SandboxClient {
   }
 
   private async get<T>(path: string): Promise<T> {
-    const answer = await this.send({ method: 'GET', path });
-    await refuse(answer);
-    return (await answer.json()) as T;
+    return (await (await ask(this.send, path)).json()) as T;
   }
 
   /** Some answers have no body (202, 204): these are null. */
   private async post<T>(path: string, body: unknown): Promise<T> {
-    const answer = await this.send({ method: 'POST', path, body });
-    await refuse(answer);
+    const answer = await ask(this.send, path, { method: 'POST', body: JSON.stringify(body) });
     return (await answer.json().catch(() => null)) as T;
   }
 }
@@ -155,18 +136,15 @@ async function orNull<T>(asked: Promise<T>): Promise<T | null> {
   }
 }
 
-/** Throws a ServerError for an answer that is no success. */
-export async function refuse(answer: Answer): Promise<void> {
-  if (answer.status >= 200 && answer.status < 300) {
-    return;
+/** @throws ServerError for an answer that is no success */
+export async function ask(send: Send, path: string, init: RequestInit = {}): Promise<Response> {
+  const answer = await send(path, init);
+  if (answer.ok) {
+    return answer;
   }
-  let message = '';
-  try {
-    const body = (await answer.json()) as { message?: unknown } | null;
-    message = typeof body?.message === 'string' ? body.message : '';
-  } catch {
-    // The body is no JSON: a proxy answered.
-  }
+  // The body is no JSON if a proxy answered.
+  const body = (await answer.json().catch(() => null)) as { message?: unknown } | null;
+  const message = typeof body?.message === 'string' ? body.message : '';
   throw new ServerError(answer.status, message || `The server answered ${answer.status}.`);
 }
 

@@ -24,7 +24,6 @@ export type Change = Changes['changes'][number];
 export type Applied = Answer<paths['/kernels/{kernel_id}/changes/apply']['post']>;
 export type Undone = Answer<paths['/kernels/{kernel_id}/changes/undo']['post']>;
 export type Outputs = Answer<paths['/outputs']['get']>;
-export type OutputFile = Outputs['files'][number];
 export type Trust = Answer<paths['/trust']['get']>;
 export type Kernelspecs = Answer<paths['/kernelspecs']['get']>;
 export type Kernelspec = Kernelspecs['kernelspecs'][number];

@@ -13,11 +13,10 @@ import {
   showErrorMessage
 } from '@jupyterlab/apputils';
 import { IConsoleTracker } from '@jupyterlab/console';
-import { URLExt } from '@jupyterlab/coreutils';
 import { IDefaultFileBrowser } from '@jupyterlab/filebrowser';
 import { IMainMenu } from '@jupyterlab/mainmenu';
 import { INotebookTracker } from '@jupyterlab/notebook';
-import { KernelAPI, ServerConnection } from '@jupyterlab/services';
+import { KernelAPI } from '@jupyterlab/services';
 import { IStatusBar } from '@jupyterlab/statusbar';
 import { ITranslator } from '@jupyterlab/translation';
 import { Widget } from '@lumino/widgets';
@@ -32,7 +31,7 @@ import { offerDoctor } from './failed_start.js';
 import { History } from './history.js';
 import { describeCards } from './launcher.js';
 import { LostFiles, describeLost } from './lost.js';
-import { SHOW_OUTPUTS, makePreview, outputs } from './outputs_plugin.js';
+import { SHOW_OUTPUTS, makePreview, makeSend, outputs } from './outputs_plugin.js';
 import { Sidebar } from './sidebar.js';
 import { isOurs, kernelToWarm } from './specs.js';
 import { hasFiles } from './unkept.js';
@@ -50,18 +49,6 @@ const Commands = {
   doctor: 'gvisor-kernel:doctor',
   sidebar: 'gvisor-kernel:show-sandboxes'
 } as const;
-
-function connect(app: JupyterFrontEnd): SandboxClient {
-  const settings = app.serviceManager.serverSettings;
-  const root = URLExt.join(settings.baseUrl, 'gvisor-kernel/api/');
-  return new SandboxClient(({ method, path, body }) =>
-    ServerConnection.makeRequest(
-      root + path,
-      body === undefined ? { method } : { method, body: JSON.stringify(body) },
-      settings
-    )
-  );
-}
 
 /** What is asked before a sandbox ends, or its kernel. */
 const ENDINGS = {
@@ -202,7 +189,7 @@ const sandboxes: JupyterFrontEndPlugin<void> = {
     translator: ITranslator | null,
     menu: IMainMenu | null
   ) => {
-    const client = connect(app);
+    const client = new SandboxClient(makeSend(app));
     const history = new History();
     const trackers = { notebooks, consoles };
     const { kernelspecs } = app.serviceManager;
@@ -340,7 +327,7 @@ const care: JupyterFrontEndPlugin<void> = {
     translator: ITranslator | null
   ) => {
     const { baseUrl } = app.serviceManager.serverSettings;
-    const client = connect(app);
+    const client = new SandboxClient(makeSend(app));
     guardNotebooks(
       app,
       dialogs ?? new SessionContextDialogs(translator === null ? {} : { translator }),
@@ -356,7 +343,7 @@ const warm: JupyterFrontEndPlugin<void> = {
   autoStart: true,
   optional: [IDefaultFileBrowser],
   activate: (app: JupyterFrontEnd, browser: IDefaultFileBrowser | null) => {
-    const client = connect(app);
+    const client = new SandboxClient(makeSend(app));
     const { kernelspecs, contents } = app.serviceManager;
     // Folders change quickly while somebody walks through them.
     const wishes = new Wishes(0.5, 10, pageTimer, () => {

@@ -28,7 +28,7 @@ class Server {
   asked = [];
 
   client = new FetchClient(
-    (path, body, signal) =>
+    (path, { body, signal }) =>
       new Promise((resolve, reject) => {
         const asked = { body, signal, written: null };
         const stream = new ReadableStream({
@@ -40,20 +40,8 @@ class Server {
           reject(signal.reason);
           asked.controller.error(signal.reason);
         });
-        asked.answer = () =>
-          resolve({
-            status: 200,
-            json: async () => ({}),
-            arrayBuffer: async () => null,
-            body: stream
-          });
-        asked.refuse = (status, message) =>
-          resolve({
-            status,
-            json: async () => ({ message }),
-            arrayBuffer: async () => null,
-            body: null
-          });
+        asked.answer = () => resolve(new Response(stream));
+        asked.refuse = (status, message) => resolve(Response.json({ message }, { status }));
         this.asked.push(asked);
       })
   );

@@ -453,9 +453,9 @@ test('a file that is too large says so', async () => {
 
 function client(status, body) {
   const requests = [];
-  const send = async request => {
-    requests.push(request);
-    return { status, json: async () => body, arrayBuffer: async () => new ArrayBuffer(0) };
+  const send = async (path, init) => {
+    requests.push({ path, body: init.body && JSON.parse(init.body) });
+    return new Response(JSON.stringify(body), { status });
   };
   return { requests, client: new SandboxClient(send) };
 }
