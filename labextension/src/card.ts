@@ -102,6 +102,14 @@ export class Card {
   }
 }
 
+/** What a card says of a state; nothing where the status bar has more to say. */
+const STATES = {
+  starting: '',
+  running: 'running',
+  stopped: 'paused, as the kernel is idle: the next cell continues it',
+  ended: 'ended'
+} as const;
+
 /** One fact: its name, and what is drawn only if the text has changed. */
 interface Fact {
   readonly name: string;
@@ -120,7 +128,7 @@ function factsOf(sandbox: Sandbox, now: number): readonly Fact[] {
   return [
     ...fact('Sandbox', id ?? ''),
     ...fact('Identity', identity === id ? null : identity),
-    ...fact('State', state === 'starting' ? describeState(sandbox) : state),
+    ...fact('State', STATES[state] || describeState(sandbox)),
     ...fact('Memory', describeMemory(sandbox)),
     ...fact(
       'CPU',

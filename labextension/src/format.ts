@@ -74,7 +74,7 @@ export function describeState(sandbox: Sandbox): string {
         ? 'starting from snapshot'
         : 'starting';
     case 'stopped':
-      return `paused while idle, ${describeMemory(sandbox)}`;
+      return `paused, ${describeMemory(sandbox)}`;
     case 'ended':
       return 'ended';
     case 'running':

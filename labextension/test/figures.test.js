@@ -23,7 +23,7 @@ test('a sandbox says its state in words', () => {
   const waits = { state: 'starting', waits_for: 'waiting for resources: job 17, 3 before it' };
   assert.equal(say(waits), 'waiting for resources: job 17, 3 before it');
   assert.equal(say({}), '212 MB of 4 GB');
-  assert.equal(say({ state: 'stopped' }), 'paused while idle, 212 MB of 4 GB');
+  assert.equal(say({ state: 'stopped' }), 'paused, 212 MB of 4 GB');
   assert.equal(say({ state: 'starting' }), 'starting from snapshot');
   assert.equal(say({ state: 'starting', start: null }), 'starting');
   assert.equal(say({ memory: { used: null, limit: 1024 ** 3 } }), 'limit 1 GB');
