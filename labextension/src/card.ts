@@ -87,7 +87,7 @@ export class Card {
       replace(
         this.facts,
         ...facts.flatMap((fact, index) => [
-          element('dt', {}, fact.name),
+          element('dt', fact.name),
           this.values[index]?.node ?? null
         ])
       );
@@ -162,18 +162,12 @@ function mountsOf(sandbox: Sandbox): HTMLElement {
   const others = sandbox.mounts.filter(mount => !same.includes(mount));
   return element(
     'div',
-    {},
-    others.length > 0 ? element('ul', {}, ...others.map(showMount)) : null,
+    others.length > 0 ? element('ul', ...others.map(showMount)) : null,
     same.length > 0
       ? element(
           'details',
-          {},
-          element('summary', {}, `${same.length} of this computer, read-only, at the same path`),
-          element(
-            'ul',
-            {},
-            ...same.map(mount => element('li', {}, element('code', {}, mount.target)))
-          )
+          element('summary', `${same.length} of this computer, read-only, at the same path`),
+          element('ul', ...same.map(mount => element('li', element('code', mount.target))))
         )
       : null
   );
@@ -182,10 +176,9 @@ function mountsOf(sandbox: Sandbox): HTMLElement {
 function showMount(mount: Mount): HTMLElement {
   return element(
     'li',
-    {},
-    element('code', {}, mount.target),
+    element('code', mount.target),
     mount.source ? ' is ' : '',
-    mount.source ? element('code', {}, mount.source) : null,
+    mount.source ? element('code', mount.source) : null,
     mount.read_only ? ' (read-only)' : '',
     mount.description ? `: ${mount.description}` : ''
   );
@@ -194,9 +187,8 @@ function showMount(mount: Mount): HTMLElement {
 function routesOf(sandbox: Sandbox): HTMLElement {
   return element(
     'ul',
-    {},
     ...sandbox.egress.map(route =>
-      element('li', {}, `${route.name} (${route.kind}): ${route.hosts.join(', ') || 'any host'}`)
+      element('li', `${route.name} (${route.kind}): ${route.hosts.join(', ') || 'any host'}`)
     )
   );
 }

@@ -70,7 +70,6 @@ export class ChangesView {
     this.node.append(
       element(
         'p',
-        {},
         'What is not applied is gone when the sandbox ends. A backup is kept of what is overwritten.'
       ),
       element(
@@ -79,7 +78,7 @@ export class ChangesView {
         this.applyButton,
         this.undoButton,
         button('Look again', () => void this.refresh()),
-        element('label', {}, this.force, ` ${FORCE}`)
+        element('label', this.force, ` ${FORCE}`)
       ),
       this.summary,
       element(
@@ -87,13 +86,10 @@ export class ChangesView {
         { class: 'gk-table', attributes: { tabindex: '0', 'aria-label': 'Changes' } },
         element(
           'table',
-          {},
           element(
             'thead',
-            {},
             element(
               'tr',
-              {},
               element('th', { attributes: { scope: 'col' } }, this.all),
               ...['File', 'Change', 'Size'].map(name =>
                 element('th', { attributes: { scope: 'col' } }, name)
@@ -190,10 +186,9 @@ export class ChangesView {
     return element(
       'tr',
       { class: conflict === null ? '' : 'gk-conflict' },
-      element('td', {}, this.ticks.get(change) ?? null),
+      element('td', this.ticks.get(change) ?? null),
       element(
         'td',
-        {},
         type === 'file'
           ? button(showName(path), () => void this.compare(change), { class: 'gk-path' })
           : element('span', { class: 'gk-path' }, showName(path)),
@@ -204,12 +199,11 @@ export class ChangesView {
       ),
       element(
         'td',
-        {},
         kind,
         type === 'folder' && ' folder',
         type === 'other' && ' (neither file nor folder: cannot be applied)'
       ),
-      element('td', {}, type === 'file' && sizes)
+      element('td', type === 'file' && sizes)
     );
   }
 
@@ -320,8 +314,8 @@ export class ChangesView {
   private async compare(change: Change): Promise<void> {
     this.clear();
     this.looked = change;
-    const heading = element('h2', {}, showName(change.path));
-    replace(this.difference, heading, element('p', {}, 'Reading.'));
+    const heading = element('h2', showName(change.path));
+    replace(this.difference, heading, element('p', 'Reading.'));
     let content: () => readonly Child[];
     try {
       const side = (which: Side, absent: string): Promise<ArrayBuffer> =>
@@ -334,7 +328,7 @@ export class ChangesView {
     } catch (error) {
       const large = error instanceof ServerError && error.status === 413;
       const text = large ? 'The file is too large to be shown here.' : messageOf(error);
-      content = () => [element('p', {}, text)];
+      content = () => [element('p', text)];
     }
     if (change !== this.looked) {
       return; // another file was chosen meanwhile
@@ -355,10 +349,10 @@ export class ChangesView {
       case 'picture':
         return [this.pictures(path, old, current)];
       case 'binary':
-        return [element('p', {}, 'The file is no text, so its content is not shown.')];
+        return [element('p', 'The file is no text, so its content is not shown.')];
       case 'text':
         return [
-          old.byteLength + current.byteLength === 0 && element('p', {}, 'The file is empty.'),
+          old.byteLength + current.byteLength === 0 && element('p', 'The file is empty.'),
           it.late && warning('Comparing took too long and was stopped.'),
           it.cut && warning('There are more differences than are shown.'),
           it.isPicture && this.offerPicture(path, old, current),
@@ -390,12 +384,12 @@ export class ChangesView {
 
   private picture(title: string, path: string, bytes: ArrayBuffer): HTMLElement {
     if (bytes.byteLength === 0) {
-      return element('figure', {}, element('figcaption', {}, `${title}: none`));
+      return element('figure', element('figcaption', `${title}: none`));
     }
     const preview = this.makePreview();
     this.previews.push(preview);
     void preview.showBytes(`${title}: ${path.split('/').at(-1) ?? ''}`, bytes);
-    return element('figure', {}, element('figcaption', {}, title), preview.node);
+    return element('figure', element('figcaption', title), preview.node);
   }
 }
 
@@ -404,11 +398,9 @@ const MARKS: Readonly<Record<string, string>> = { '+': 'gk-new', '-': 'gk-old', 
 function showSection(section: Section): HTMLElement {
   return element(
     'div',
-    {},
-    section.title ? element('h3', {}, section.title) : null,
+    section.title ? element('h3', section.title) : null,
     element(
       'pre',
-      {},
       ...section.lines.map(({ mark, text }) =>
         element('span', { class: `gk-line-text ${MARKS[mark] ?? ''}` }, `${mark} ${text}\n`)
       )

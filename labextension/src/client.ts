@@ -48,9 +48,9 @@ export class SandboxClient {
     return (await orNull(this.get<Trust>(`trust?${query}`)))?.notebooks ?? [];
   }
 
-  /** Whether this person trusts a notebook; null where it is not known. */
-  async trusts(path: string): Promise<boolean | null> {
-    return (await this.trust(path)).find(it => it.path === path)?.trusted ?? null;
+  /** Whether this person trusts a notebook, as far as the server knows. */
+  async trusts(path: string): Promise<boolean> {
+    return (await this.trust(path)).some(it => it.path === path && it.trusted);
   }
 
   /** Our kernelspecs with the limits that hold; none where the server does not say. */

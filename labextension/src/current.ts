@@ -76,7 +76,7 @@ export class CurrentSandbox {
     const dead = kernel?.status === 'dead' || kernel?.status === 'autorestarting';
     if (dead && !this.dead) {
       if (this.sandbox !== null && this.unkeptLook.last !== null) {
-        this.died(this.sandbox, this.unkeptLook.last);
+        this.lost.died(this.sandbox, this.unkeptLook.last);
       }
       this.unkeptLook.forget();
     }
@@ -101,7 +101,7 @@ export class CurrentSandbox {
     private readonly client: SandboxClient,
     private readonly history: History,
     act: Act,
-    private readonly died: LostFiles['died']
+    private readonly lost: Pick<LostFiles, 'died'>
   ) {
     this.popup = new Popup('Sandbox', this.view.node, () => {
       this.card =
@@ -133,19 +133,11 @@ export class CurrentSandbox {
       () => this.look(),
       () => !this.isOurs()
     );
-    app.shell.currentChanged?.connect(() => {
-      this.follow();
-    });
+    app.shell.currentChanged?.connect(this.follow);
     // A widget that was just made is known to its tracker only after it is the current one.
-    trackers.notebooks?.currentChanged.connect(() => {
-      this.follow();
-    });
-    trackers.consoles?.currentChanged.connect(() => {
-      this.follow();
-    });
-    app.serviceManager.kernelspecs.specsChanged.connect(() => {
-      this.changed();
-    });
+    trackers.notebooks?.currentChanged.connect(this.follow);
+    trackers.consoles?.currentChanged.connect(this.follow);
+    app.serviceManager.kernelspecs.specsChanged.connect(this.changed);
     this.follow();
   }
 
@@ -163,7 +155,7 @@ export class CurrentSandbox {
     this.popup.toggle();
   }
 
-  private follow(): void {
+  private readonly follow = (): void => {
     const session = sessionOf(this.trackers, this.app.shell.currentWidget);
     if (session !== this.session) {
       this.session?.kernelChanged.disconnect(this.changed);
@@ -174,7 +166,7 @@ export class CurrentSandbox {
       session?.statusChanged.connect(this.changed);
       this.changed();
     }
-  }
+  };
 
   private isOurs(): boolean {
     const { session } = this;

@@ -45,20 +45,22 @@ export function likeness(name: string): string {
 
 export function element<K extends keyof HTMLElementTagNameMap>(
   tag: K,
-  options: Options = {},
-  ...children: readonly Child[]
+  ...parts: readonly (Options | Child)[]
 ): HTMLElementTagNameMap[K] {
   const node = document.createElement(tag);
-  if (options.class !== undefined) {
-    node.className = options.class;
+  for (const part of parts) {
+    if (typeof part !== 'object' || part === null || 'nodeType' in part) {
+      append(node, [part]);
+      continue;
+    }
+    node.className = part.class ?? '';
+    for (const [name, value] of Object.entries(part.attributes ?? {})) {
+      node.setAttribute(name, escapeHidden(value));
+    }
+    if (part.click !== undefined) {
+      node.addEventListener('click', part.click as EventListener);
+    }
   }
-  for (const [name, value] of Object.entries(options.attributes ?? {})) {
-    node.setAttribute(name, escapeHidden(value));
-  }
-  if (options.click !== undefined) {
-    node.addEventListener('click', options.click as EventListener);
-  }
-  append(node, children);
   return node;
 }
 

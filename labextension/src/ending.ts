@@ -26,11 +26,10 @@ export async function askBeforeEnd(question: Question): Promise<Answer> {
     node: element(
       'div',
       { class: 'gk-question' },
-      element('p', {}, text),
+      element('p', text),
       unkept !== null &&
         element(
           'p',
-          {},
           `${countFiles(unkept)} in /workspace will be gone. To keep what you need, choose Changes.`
         ),
       unkept !== null && listFiles(unkept)
@@ -63,11 +62,10 @@ export async function showLost(kernelName: string, unkept: Unkept): Promise<void
         { class: 'gk-question' },
         element(
           'p',
-          {},
           `The sandbox of ${kernelName} has ended with what was not kept in /workspace:`
         ),
         listFiles(unkept),
-        element('p', {}, 'Next time, write to outputs, or apply the changes before it ends.')
+        element('p', 'Next time, write to outputs, or apply the changes before it ends.')
       )
     }),
     buttons: [Dialog.okButton()]

@@ -215,9 +215,7 @@ const sandboxes: JupyterFrontEndPlugin<void> = {
     const sidebar = new SidebarWidget(new Sidebar(client, history, act), client, history);
     app.shell.add(sidebar, 'left', { rank: 850, type: 'Sandboxes' });
 
-    const current = new CurrentSandbox(app, trackers, client, history, act, (it, unkept) => {
-      lost.died(it, unkept);
-    });
+    const current = new CurrentSandbox(app, trackers, client, history, act, lost);
     const item = new Widget();
     item.id = 'gvisor-kernel-status';
     item.addClass('gk-status-item');
@@ -332,7 +330,7 @@ const care: JupyterFrontEndPlugin<void> = {
       app,
       dialogs ?? new SessionContextDialogs(translator === null ? {} : { translator }),
       new Choices(window.localStorage, `gvisor-kernel:chosen:${baseUrl}`),
-      path => client.trusts(path)
+      path => client.trusts(path).catch(() => false) // the server did not say so
     );
   }
 };

@@ -59,7 +59,7 @@ export class Sidebar {
   readonly node = element('div', { class: 'gk-sidebar' });
   private readonly rows = new Map<string, Row>();
   private readonly list = element('ul', { class: 'gk-list' });
-  private readonly empty = element('p', {}, 'No kernel of this server runs in a sandbox.');
+  private readonly empty = element('p', 'No kernel of this server runs in a sandbox.');
   private readonly leftovers = element('section', { attributes: { 'aria-label': 'Leftovers' } });
   private readonly problem = element('p', { class: 'gk-warning', attributes: { role: 'status' } });
   private readonly findings = element('div', { attributes: { 'aria-live': 'polite' } });
@@ -76,7 +76,7 @@ export class Sidebar {
     this.problem.hidden = true;
     this.leftovers.hidden = true;
     this.node.append(
-      element('h2', {}, 'Sandboxes'),
+      element('h2', 'Sandboxes'),
       this.problem,
       this.empty,
       this.list,
@@ -84,8 +84,8 @@ export class Sidebar {
       element(
         'section',
         { attributes: { 'aria-label': 'Doctor' } },
-        element('h2', {}, 'Doctor'),
-        element('p', {}, 'Looks at what sandboxes need on this computer.'),
+        element('h2', 'Doctor'),
+        element('p', 'Looks at what sandboxes need on this computer.'),
         this.doctorButton,
         this.findings
       )
@@ -128,7 +128,7 @@ export class Sidebar {
     this.looking = true;
     // Not ``disabled``: that would take the focus from whoever pressed it by a key.
     this.doctorButton.setAttribute('aria-disabled', 'true');
-    replace(this.findings, element('p', {}, 'Looking; this takes some seconds.'));
+    replace(this.findings, element('p', 'Looking; this takes some seconds.'));
     try {
       replace(this.findings, ...showFindings(await this.client.doctor()));
     } catch (error) {
@@ -149,22 +149,19 @@ export class Sidebar {
     const now = Date.now() / 1000;
     replace(
       this.leftovers,
-      element('h2', {}, 'Leftovers'),
+      element('h2', 'Leftovers'),
       element(
         'p',
-        {},
         'Sandboxes whose server has gone. The next start of a kernel removes them, or ',
-        element('code', {}, 'gvisor-kernel prune'),
+        element('code', 'gvisor-kernel prune'),
         '.'
       ),
       element(
         'ul',
-        {},
         ...leftovers.map(one =>
           element(
             'li',
-            {},
-            element('code', {}, one.id),
+            element('code', one.id),
             ` (${one.state}), ${one.folder}`,
             one.created > 0 ? `, ${formatSeconds(Math.max(0, now - one.created))} old` : ''
           )
@@ -184,18 +181,17 @@ function showFindings(findings: Findings['checks']): Node[] {
     element(
       'li',
       { class: it.state === 'ok' ? '' : 'gk-finding' },
-      element('strong', {}, it.name),
+      element('strong', it.name),
       ` (${WORDS[it.state]}): ${it.fact}`,
       it.fix ? element('p', { class: 'gk-fix' }, `What to do: ${it.fix}`) : null
     );
   return [
     others.length > 0
       ? element('ul', { class: 'gk-findings' }, ...others.map(show))
-      : element('p', {}, 'Nothing to do.'),
+      : element('p', 'Nothing to do.'),
     element(
       'details',
-      {},
-      element('summary', {}, `${fine.length} checks are fine`),
+      element('summary', `${fine.length} checks are fine`),
       element('ul', { class: 'gk-findings' }, ...fine.map(show))
     )
   ];

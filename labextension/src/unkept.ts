@@ -34,16 +34,14 @@ export function listFiles(unkept: Unkept): HTMLElement {
   const others = unkept.total - unkept.paths.length;
   return element(
     'div',
-    {},
     element(
       'ul',
       { class: 'gk-files' },
-      ...unkept.paths.map(path => element('li', {}, element('bdi', {}, showName(path))))
+      ...unkept.paths.map(path => element('li', element('bdi', showName(path))))
     ),
     others > 0
-      ? element('p', {}, `and ${unkept.more ? 'at least ' : ''}${others} more`)
-      : unkept.more &&
-          element('p', {}, unkept.total === 0 ? 'Their names are not known.' : 'and more')
+      ? element('p', `and ${unkept.more ? 'at least ' : ''}${others} more`)
+      : unkept.more && element('p', unkept.total === 0 ? 'Their names are not known.' : 'and more')
   );
 }
 

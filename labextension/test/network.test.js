@@ -245,24 +245,24 @@ test('the line says to whom a page talks, and has one button at a time', () => {
   assert.equal(view.node.hidden, false);
   assert.equal(view.node.querySelector('img'), null);
   document.body.append(view.node);
-  const [stop, allow] = view.node.querySelectorAll('button');
-  assert.deepEqual([stop.hidden, allow.hidden], [false, true]);
-  stop.focus();
-  stop.click();
+  const button = view.node.querySelector('button');
+  assert.equal(button.textContent, 'Stop');
+  button.focus();
+  button.click();
   view.update({ ...talk, stopped: true });
-  assert.deepEqual([stop.hidden, allow.hidden], [true, false]);
-  assert.equal(document.activeElement, allow);
+  assert.equal(button.textContent, 'Allow again');
+  assert.equal(document.activeElement, button);
   assert.match(view.node.textContent, /You stopped this page/);
-  allow.click();
+  button.click();
   assert.deepEqual(pressed, ['stop', 'allow']);
   view.end(); // the page is over, and had talked just before
   view.update({ ...talk, open: 0 });
   assert.match(view.node.textContent, /This page talked to/);
-  assert.deepEqual([stop.hidden, allow.hidden], [true, true]);
+  assert.equal(button.hidden, true);
   view.clear();
   assert.equal(view.node.hidden, true);
   view.update(talk);
-  assert.deepEqual([stop.hidden, allow.hidden], [false, true]);
+  assert.equal(button.hidden, false);
 });
 
 test('a length that a page has chosen is not walked through', () => {

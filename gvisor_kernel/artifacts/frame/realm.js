@@ -286,7 +286,6 @@ for (const name of ['scrollIntoView', 'scrollIntoViewIfNeeded']) guard(Element, 
 delete window.find;
 
 // What a page adds to its history is in that of the tab: the person would go back through all of it.
-// Nobody can replace `location.hash`; places that it adds without a click are passed over by browsers.
 const { replaceState } = History.prototype;
 lock(History.prototype, 'pushState', function (...args) {
   apply(replaceState, this, args);
