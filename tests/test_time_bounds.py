@@ -434,7 +434,7 @@ BOUNDED = {
     "egress.answer_heads.HeadWatch.feed": "64 KiB and 400 lines",
     "egress.audit.parse_entry": "64 KiB, by parse_json",
     "egress.package_replies.prefers_json": "32 types of a head of 64 KiB",
-    "egress.page_body.save_body": "pieces of 256 KiB, by zlib",
+    "egress.package_catalog.save_body": "pieces of 256 KiB, by zlib",
     "egress.http.serve": "frames of 32 KiB, by h11, which goes on where it has ended",
     "server.fetch_handlers.read_wish": "the head of a request, by parse_json",
     "server.recorded.clean": "4000 characters of a line",
