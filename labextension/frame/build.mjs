@@ -1,5 +1,7 @@
 // Bundles what shows a source in a page's frame: one script for each type, as text without imports.
 // They run in the frame alone, which reaches no network, so each has all that it needs.
+import { copyFile } from 'node:fs/promises';
+
 import { build } from 'esbuild';
 
 const RENDERERS = [
@@ -63,3 +65,7 @@ await build({
   target: 'es2022',
   define: { 'process.env.NODE_ENV': '"production"' }
 });
+// A module of RequireJS as it is: its ``import()`` is rewritten when it runs (``page_scripts.ts``).
+const anywidget = 'dist/static/frame/anywidget.js';
+await copyFile('node_modules/anywidget/dist/index.js', anywidget);
+await copyFile('node_modules/anywidget/LICENSE', `${anywidget}.LEGAL.txt`);

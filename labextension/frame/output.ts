@@ -7,6 +7,7 @@
 import { PLOTLY, type Part } from '../src/output_parts.js';
 import { Drawer, plotIn } from './draw.js';
 import { type Tools, add, addStyle, register } from './renderer.js';
+import { askForTiles } from './tiles.js';
 
 interface Draw {
   readonly kind: 'draw';
@@ -41,6 +42,7 @@ class Output {
 
   constructor(private readonly tools: Tools) {
     this.drawer = new Drawer(tools);
+    askForTiles(tools);
     addStyle(`
       html, body { margin: 0; padding: 0; height: auto; overflow: hidden }
       #gvisor-root { display: flow-root; overflow-x: auto }

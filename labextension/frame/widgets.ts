@@ -1,6 +1,7 @@
 /** ipywidgets: a frame that shows one widget, and those that it names. */
 
 import { addStyle, register } from './renderer.js';
+import { askForTiles } from './tiles.js';
 import { FrameManager } from './widget_manager.js';
 import { loseAll, showView } from './widget_views.js';
 import style from './widgets.css';
@@ -18,6 +19,7 @@ register<string>((id, tools) => {
   tools.root.append(node);
   tools.watchHeight(node);
   const manager = new FrameManager(tools);
+  askForTiles(tools);
   let done = 0;
   const receive = (packet: readonly Message[]): void => {
     for (const message of packet) {

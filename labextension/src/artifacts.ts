@@ -65,6 +65,13 @@ export class ArtifactClient {
     };
   }
 
+  /** A picture of the web, by a route of the kernel. @throws Error if it has none there */
+  async tile(kernelId: string, url: string): Promise<ArrayBuffer> {
+    const query = new URLSearchParams({ url }).toString();
+    const answer = await this.get(`kernels/${encodeURIComponent(kernelId)}/tiles?${query}`);
+    return await answer.arrayBuffer();
+  }
+
   /** The address at which the browser downloads a file. */
   download(place: Place): string {
     const query = new URLSearchParams({ ...place, download: '1' }).toString();

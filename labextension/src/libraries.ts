@@ -13,11 +13,7 @@ const NOTHING = 'nothing';
 
 const SCRIPTS: readonly (readonly [RegExp, string])[] = [
   [/^gvisor:esm$/, 'own:esm'],
-  [
-    /^gvisor:(own:(?:vega|jquery|katex|libraries|leaflet)|plotly|shap|panel|bokeh(?:-[a-z]+)?)$/,
-    '$1'
-  ],
-  [/^gvisor:(nbextension-[a-z0-9-]{1,50})$/, '$1'],
+  [/^gvisor:((?:own:)?[a-z0-9-]{1,60})$/, '$1'],
   [/\bplotly(?:js)?\b(?!.*\.css)/i, 'plotly'],
   [/\bbokeh(-api|-gl|-mathjax|-tables|-widgets)?(?:-\d[\w.-]*?)?(?:\.min)?(?:\.js)?$/, 'bokeh$1'],
   // It makes a frame to try the browser's modules, which the frame has not. Plotly asks for MathJax.
