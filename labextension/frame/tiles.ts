@@ -10,31 +10,32 @@ import type { Tools } from './renderer.js';
 export function askForTiles({ call }: Tools): void {
   const own = Object.getOwnPropertyDescriptor(HTMLImageElement.prototype, 'src');
   const without = new Set<string>();
-  const set = (image: HTMLImageElement, url: string): void => own?.set?.call(image, url);
   const ask = async (image: HTMLImageElement, url: string, host: string): Promise<void> => {
+    let address = url;
     try {
-      const bytes = (await call('library', { url, kind: 'tile' })) as ArrayBuffer;
-      const address = URL.createObjectURL(new Blob([bytes]));
-      const done = (): void => {
-        URL.revokeObjectURL(address);
-      };
-      image.addEventListener('load', done, { once: true });
-      image.addEventListener('error', done, { once: true });
-      set(image, address);
+      const picture = (await call('library', { url, kind: 'tile' })) as ArrayBuffer;
+      address = URL.createObjectURL(new Blob([picture]));
     } catch {
       without.add(host);
-      set(image, url);
     }
+    image.addEventListener(
+      'load',
+      () => {
+        URL.revokeObjectURL(address);
+      },
+      { once: true }
+    );
+    own?.set?.call(image, address);
   };
   Object.defineProperty(HTMLImageElement.prototype, 'src', {
     ...own,
     set(this: HTMLImageElement, value: unknown) {
       const url = String(value);
-      const { protocol, host } = URL.canParse(url) ? new URL(url) : { protocol: '', host: '' };
-      if (/^https?:$/.test(protocol) && !without.has(host)) {
-        void ask(this, url, host);
+      const host = /^https?:\/\/([^/?#]+)/i.exec(url)?.[1] ?? '';
+      if (host === '' || without.has(host)) {
+        own?.set?.call(this, url);
       } else {
-        set(this, url);
+        void ask(this, url, host);
       }
     }
   });

@@ -6,7 +6,7 @@
  */
 
 import * as base from '@jupyter-widgets/base';
-import { ManagerBase, base64ToBuffer } from '@jupyter-widgets/base-manager';
+import { ManagerBase } from '@jupyter-widgets/base-manager';
 import * as controls from '@jupyter-widgets/controls';
 import { PromiseDelegate } from '@lumino/coreutils';
 
@@ -46,15 +46,7 @@ interface Page {
     failed: (error: unknown) => void
   ) => void) & { readonly config: (options: object) => void };
   readonly gvisorDefine: (name: string, module: unknown) => void;
-  readonly gvisorTypeset: (element: HTMLElement) => void;
-}
-
-interface Saved {
-  readonly model_name: string;
-  readonly model_module: string;
-  readonly model_module_version?: string;
-  readonly state: Readonly<Record<string, unknown>>;
-  readonly buffers?: readonly { readonly path: (string | number)[]; readonly data: string }[];
+  readonly gvisorTypeset?: (element: HTMLElement) => void;
 }
 
 const bufferOf = (value: ArrayBuffer | ArrayBufferView): ArrayBuffer =>
@@ -70,20 +62,6 @@ function stateOf({ state, buffers }: ModelState): Record<string, unknown> {
     buffers.map(({ data }) => new DataView(data))
   );
   return whole;
-}
-
-/** The state of a model that a notebook's file has kept (``jupyter.widget-state``). */
-function savedState(saved: Saved): Record<string, unknown> {
-  const buffers = (saved.buffers ?? []).map(({ path, data }) => ({
-    path,
-    data: base64ToBuffer(data)
-  }));
-  const names = {
-    _model_name: saved.model_name,
-    _model_module: saved.model_module,
-    _model_module_version: saved.model_module_version
-  };
-  return stateOf({ state: Object.entries({ ...saved.state, ...names }), buffers });
 }
 
 export class FrameManager extends ManagerBase {
@@ -108,14 +86,9 @@ export class FrameManager extends ManagerBase {
     latexTypesetter: {
       typeset: (element: HTMLElement): void => {
         if (/\$|\\[([]/.test(element.textContent)) {
-          this.drawer.load(['gvisor:own:katex']).then(
-            () => {
-              this.page.gvisorTypeset(element);
-            },
-            (error: unknown) => {
-              this.reportError(error);
-            }
-          );
+          void this.drawer.load(['gvisor:own:katex']).then(() => {
+            this.page.gvisorTypeset?.(element); // what is missing was said
+          });
         }
       }
     }
@@ -151,7 +124,9 @@ export class FrameManager extends ManagerBase {
     if (kind === 'open') {
       this.open(id, stateOf(message as unknown as ModelState), this.makeComm(id));
     } else if (kind === 'saved') {
-      this.open(id, savedState(message.model as Saved));
+      const saved = { version_major: 2, version_minor: 0, state: { [id]: message.model } };
+      const made = this.set_state(saved as never).then(() => super.get_model(id));
+      this.begin(id, made);
     } else if (kind === 'none') {
       this.wanted.get(id)?.reject(new Error(String(message.text)));
       this.wanted.delete(id);
@@ -172,15 +147,18 @@ export class FrameManager extends ManagerBase {
     }
   }
 
-  private open(id: string, state: Record<string, unknown>, comm?: base.IClassicComm): void {
+  private open(id: string, state: Record<string, unknown>, comm: base.IClassicComm): void {
     const options = {
       model_name: String(state._model_name),
       model_module: String(state._model_module),
       model_module_version: String(state._model_module_version),
       model_id: id,
-      ...(comm && { comm })
+      comm
     };
-    const made = this.new_model(options, state);
+    this.begin(id, this.new_model(options, state));
+  }
+
+  private begin(id: string, made: Promise<base.WidgetModel>): void {
     made.catch((error: unknown) => {
       this.reportError(error);
     });

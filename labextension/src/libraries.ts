@@ -5,6 +5,7 @@
  * extension. A page gets nothing by any other name.
  */
 
+import type { ArtifactClient } from './artifacts.js';
 import { PLOTLY, type Part, VEGA, hasScripts } from './output_parts.js';
 import type { Answered } from './page_frame.js';
 
@@ -59,10 +60,7 @@ export function libraryOf(url: string, kind: 'script' | 'style'): string | null 
 /** Characters of libraries that a frame gets: it could ask for them in a loop. */
 const MAX_GIVEN = 64 * 1024 * 1024;
 
-export interface LibrarySource {
-  script(name: string): Promise<string>;
-  library(name: string): Promise<string>;
-}
+type LibrarySource = Pick<ArtifactClient, 'script' | 'library'>;
 
 /** Its name and text. */
 export async function readLibrary(

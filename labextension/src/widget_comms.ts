@@ -76,25 +76,17 @@ export class KernelWidgets {
   /** The kernel has opened a comm: a new widget. */
   open(comm: Kernel.IComm, message: KernelMessage.ICommOpenMsg): void {
     const data = recordOf(message.content.data);
-    const buffers = readBuffers(data.buffer_paths, message.buffers);
-    this.closed(comm.commId); // there is none, unless the kernel has it twice
-    if (buffers === null || !this.begin(comm.commId, data.state, buffers, () => comm)) {
-      comm.dispose(); // no answer: a kernel that makes too many is not asked to close them
-    }
+    this.begin(comm, data.state, readBuffers(data.buffer_paths, message.buffers));
   }
 
-  private begin(
-    id: string,
-    state: unknown,
-    buffers: readonly Buffer[],
-    commOf: () => Kernel.IComm
-  ): boolean {
-    const isKept = this.store.open(id, state, buffers);
-    const model = this.store.get(id);
-    if (!isKept || model === undefined) {
-      return false;
+  private begin(comm: Kernel.IComm, state: unknown, buffers: readonly Buffer[] | null): void {
+    const { commId: id } = comm;
+    this.closed(id); // there is none, unless the kernel has it twice
+    const model = buffers && this.store.open(id, state, buffers);
+    if (model === null) {
+      comm.dispose(); // no answer: a kernel that makes too many is not asked to close them
+      return;
     }
-    const comm = commOf();
     this.comms.set(id, comm);
     comm.onMsg = message => {
       this.receive(id, message);
@@ -104,7 +96,9 @@ export class KernelWidgets {
     };
     this.outputs.look(model);
     this.links.look(model);
-    return true;
+    for (const frame of this.frames) {
+      frame.opened(model);
+    }
   }
 
   private closed(id: string): void {
@@ -249,7 +243,7 @@ export class KernelWidgets {
         .map(({ path, data }) => ({ path: path.slice(2), data })) // after the id comes "state"
         .filter(({ path }) => path.length > 0);
       if (this.change(id, state, buffers, null) === null && !this.connection.hasComm(id)) {
-        this.begin(id, state, buffers, () => this.createComm(TARGET, id));
+        this.begin(this.createComm(TARGET, id), state, buffers);
       }
     }
     for (const id of answer === null ? [] : this.store.ids()) {

@@ -7,7 +7,7 @@
  */
 
 import type { KernelWidgets } from './widget_comms.js';
-import { type Fields, describe, isId, measure, recordOf } from './widget_store.js';
+import { type Fields, type Model, describe, isId, measure, recordOf } from './widget_store.js';
 
 /** How the extension sends to a frame's bundle (``PageFrame.send``). */
 export interface FramePort {
@@ -28,6 +28,7 @@ export class WidgetFrame {
   /** One packet is not answered yet. Of a frame that hangs, names of what changes are kept. */
   private isBusy = false;
   private saved: Fields | null = null;
+  private hasScene = false;
 
   /** ``readSaved`` returns what the notebook's file has kept of its widgets. */
   constructor(
@@ -74,12 +75,25 @@ export class WidgetFrame {
 
   /** Lets the frame have a model of the kernel. */
   private open(id: string): boolean {
-    const isKnown = this.kernel?.store.get(id) !== undefined;
-    if (isKnown && !this.models.has(id) && this.models.size < MAX_MODELS) {
+    const model = this.kernel?.store.get(id);
+    if (model !== undefined && !this.models.has(id) && this.models.size < MAX_MODELS) {
       this.models.add(id);
       this.queue.set(id, null);
+      if (!this.hasScene && isOfScene(model)) {
+        this.hasScene = true;
+        this.kernel?.store.ids().forEach(it => {
+          this.opened(this.kernel?.store.get(it));
+        });
+      }
     }
     return this.models.has(id);
+  }
+
+  /** A model has begun; parts of a scene name one another by numbers of their own. */
+  opened(model: Model | undefined): void {
+    if (model !== undefined && this.hasScene && isOfScene(model) && this.open(model.id)) {
+      this.flush();
+    }
   }
 
   private openSaved(id: string): void {
@@ -142,7 +156,7 @@ export class WidgetFrame {
       this.queue.clear();
       this.bytes = 0;
       this.isBusy = true;
-      this.port.send({ packet });
+      this.port.send({ kind: 'packet', packet });
     }
   }
 
@@ -158,3 +172,7 @@ export class WidgetFrame {
     this.kernel?.detach(this);
   }
 }
+
+/** Of k3d, whose plots name their objects by no reference. */
+const isOfScene = ({ attributes }: Model): boolean =>
+  String(attributes.get('_anywidget_id')?.value).startsWith('k3d.');

@@ -53,7 +53,13 @@ export class WidgetOutputs {
     }
     const value = attributes.get('msg_id')?.value;
     const request = isId(value) ? value : '';
-    const caught = this.widgets.get(id) ?? this.begin(model);
+    const made: Caught = {
+      waits: false,
+      request: '',
+      hook: message => !this.catch(model, made, message)
+    };
+    const caught = this.widgets.get(id) ?? made;
+    this.widgets.set(id, caught);
     if (caught.request !== request) {
       this.leave(caught);
       caught.request = request;
@@ -61,16 +67,6 @@ export class WidgetOutputs {
         this.connection.registerMessageHook(request, caught.hook);
       }
     }
-  }
-
-  private begin(model: Model): Caught {
-    const caught: Caught = {
-      waits: false,
-      request: '',
-      hook: message => !this.catch(model, caught, message)
-    };
-    this.widgets.set(model.id, caught);
-    return caught;
   }
 
   private leave({ request, hook }: Caught): void {

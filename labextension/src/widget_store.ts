@@ -129,19 +129,20 @@ export class WidgetStore {
     return this.models.get(id);
   }
 
-  /** Keeps a new model; returns false if it is none, or too much. */
-  open(id: unknown, state: unknown, buffers: readonly Buffer[]): boolean {
+  /** Keeps a new model; null if it is none, or too much. */
+  open(id: unknown, state: unknown, buffers: readonly Buffer[]): Model | null {
     const { _model_name: name, _model_module: module } = recordOf(state);
     const isModel = isId(id) && isId(name) && isId(module) && !this.models.has(id);
     if (!isModel || this.models.size >= MAX_MODELS) {
-      return false;
+      return null;
     }
-    this.models.set(id, { id, attributes: new Map() });
-    const isKept = this.update(id, state, buffers) !== null;
-    if (!isKept) {
-      this.close(id);
+    const model = { id, attributes: new Map() };
+    this.models.set(id, model);
+    if (this.update(id, state, buffers) === null) {
+      this.models.delete(id);
+      return null;
     }
-    return isKept;
+    return model;
   }
 
   /** Keeps new values of attributes, and returns their names; null, and keeps none, if they are too

@@ -61,13 +61,13 @@ test('a store has an end', () => {
 test('what is no state is refused', () => {
   const store = storeOf({ a: {} });
   for (const state of [null, undefined, 7, 'text', [], () => 1]) {
-    assert.equal(store.open('b', state, NONE), false);
+    assert.equal(store.open('b', state, NONE), null);
     assert.equal(store.update('a', state, NONE), null);
   }
   for (const id of [null, undefined, 7, '', 'x'.repeat(1000), {}, ['a']]) {
-    assert.equal(store.open(id, names, NONE), false);
+    assert.equal(store.open(id, names, NONE), null);
   }
-  assert.equal(store.open('c', { _model_name: 7, _model_module: {} }, NONE), false);
+  assert.equal(store.open('c', { _model_name: 7, _model_module: {} }, NONE), null);
   assert.equal(store.update('none', {}, NONE), null);
   assert.deepEqual(store.ids(), ['a']);
 });
