@@ -75,6 +75,7 @@ IN_SANDBOXES += ("server/test_collaboration.py", "server/test_contract.py")
 IN_SANDBOXES += ("server/test_ended.py", "server/test_hub.py", "server/test_gateways.py")
 IN_SANDBOXES += ("server/test_hostile.py", "server/test_server.py", "server/test_warming.py")
 IN_SANDBOXES += ("server/test_artifacts.py", "server/test_fetch.py", "server/test_lab.py")
+IN_SANDBOXES += ("server/test_tiles.py",)
 IN_SANDBOXES += ("mcp/test_suites.py", "mcp/test_egress.py", "mcp/test_scale.py")
 IN_SANDBOXES += ("changes/test_kernels.py", "skills/test_inside.py")
 """Files in which nearly all tests run real sandboxes, or pip itself; they are marked slow."""
@@ -248,9 +249,16 @@ def world(pytestconfig: pytest.Config) -> World:
 
 @pytest.fixture(scope="session")
 def shared_snapshot(world: World) -> str:
-    """Make the snapshot that kernels of this run start from; the output of its command."""
+    """Make the snapshot that kernels of this run start from; the output of its command.
+
+    It is of kernels that keep outputs, as in the folders of tests. The checkout may lie where no
+    sandbox writes, such as below ``/usr``.
+    """
+    folder = world.make_folder("w")
     build = [sys.executable, "-m", "gvisor_kernel", "snapshot", "build"]
-    done = subprocess.run(build, capture_output=True, text=True, timeout=170, check=False)
+    done = subprocess.run(
+        build, cwd=folder, capture_output=True, text=True, timeout=170, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

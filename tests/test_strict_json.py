@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from gvisor_kernel.bridge.renewal import RenewalRequest
+from gvisor_kernel.bridge.waiting import RenewalRequest
 from gvisor_kernel.bridge.wire import WireError, new_message
 from gvisor_kernel.link import Channel
 from gvisor_kernel.strict_json import MAX_DEPTH, JsonError, TooManyValues, parse_json
@@ -37,7 +37,7 @@ OWN = {
     "config/kubernetes.py": "settings",
     "spec/pod.py": "settings, after their validation",
     "guest/pod.py": "the host's words to PID 1, before anything else runs",
-    "runtimes/runsc/answers.py": "a flat document that the runtime wrote",
+    "runtimes/runsc/command_line.py": "a flat document that the runtime wrote",
     "runtimes/runsc/staging.py": "an error of a process of this package",
     "runtimes/state/records.py": "a record that this user wrote",
     "runtimes/mounts/host_python.py": "output of this machine's interpreter",

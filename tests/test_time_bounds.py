@@ -39,8 +39,8 @@ from gvisor_kernel.bridge.doors import opens_widget
 from gvisor_kernel.changes.claims import read_claims
 from gvisor_kernel.cli.transcripts import EntryFormatter
 from gvisor_kernel.egress.destinations import read_destination
+from gvisor_kernel.egress.forward import Masking
 from gvisor_kernel.egress.heads import parse_head
-from gvisor_kernel.egress.masking import Masking
 from gvisor_kernel.egress.package_pages import (
     SIMPLE_JSON,
     merge_pages,

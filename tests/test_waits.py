@@ -68,7 +68,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ): "a transaction, with a timeout for its lock",
     ("egress/name_resolver.py", "self._turn.acquire()"): "bounded by RESOLVE_SECONDS in addresses",
     ("egress/name_resolver.py", "asyncio.shield(resolving)"): "bounded by RESOLVE_SECONDS",
-    ("egress/secret_reader.py", "done.result()"): "it is done",
+    ("egress/services.py", "done.result()"): "it is done",
     ("egress/package_catalog.py", "asyncio.shield(fetch.task)"): "bounded by PAGE_SECONDS",
     ("egress/package_catalog.py", "asyncio.wait([fetch.task])"): "it was cancelled",
     ("egress/package_connections.py", "asyncio.wait(others)"): "they were cancelled",
@@ -115,7 +115,6 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("egress/streams.py", "self._sock.recv(PACED_READ if is_paced else READ_SIZE)"): READY,
     ("egress/tunnel.py", "stream.read()"): "the limit seconds of the route ends the tunnel",
     ("egress/upstream.py", "self._sock.recv(1, socket.MSG_PEEK)"): READY,
-    ("egress/tls_stream.py", "self._sock.recv(1, socket.MSG_PEEK)"): READY,
     ("egress/worker.py", "worker.ended.wait()"): "its owner's end ends it",
     ("jupyter/launcher.py", "launching.result()"): "it is done",
     ("api/files.py", "asyncio.shield(call.close())"): "a step of the bridge's loop",
@@ -223,8 +222,8 @@ ALLOWED: dict[tuple[str, str], str] = {
     ): "bounded by END_SECONDS in sessions",
     ("mcp/clients.py", "await self._sweeping"): CANCELLED,
     ("mcp/http.py", "stop.wait()"): SIGNAL,
-    ("mcp/progress.py", "await self._sender"): CANCELLED,
-    ("mcp/progress.py", "self._changed.wait()"): "until the run has ended",
+    ("mcp/tools.py", "await self._sender"): CANCELLED,
+    ("mcp/tools.py", "self._changed.wait()"): "until the run has ended",
     (
         "mcp/sessions.py",
         "asyncio.shield(asyncio.ensure_future(self._sandboxes.give_back(session)))",
@@ -250,7 +249,7 @@ ALLOWED: dict[tuple[str, str], str] = {
         "asyncio.shield(self._workers.undo_by(give_up(kernel, restored, error)))",
     ): UNDONE,
     ("kernel/workers.py", "asyncio.shield(starting)"): UNDONE,
-    ("kernel/undoing.py", "await starting"): UNDONE,
+    ("kernel/workers.py", "await starting"): UNDONE,
     ("kernel/left_builder.py", "poller.poll()"): OWN,
     ("kernel/left_builder.py", "os.read(fd, 65536)"): (
         "the order is there, or its program has ended; the rest is read after a poll"

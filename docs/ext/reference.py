@@ -217,7 +217,7 @@ def metrics() -> str:
     """Return a table of the metrics, with the values of their labels."""
     from prometheus_client import REGISTRY
 
-    from gvisor_kernel.server.metrics import metrics as register
+    from gvisor_kernel.server.watch import metrics as register
 
     register()
     rows = []

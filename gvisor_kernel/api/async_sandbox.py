@@ -16,7 +16,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
-from gvisor_kernel.api.applying import apply_asked
 from gvisor_kernel.api.collector import MAX_OUTPUT, MAX_RICH, Collector, Event, Output
 from gvisor_kernel.api.execution import Execution, ExecutionError, Printed, Result
 from gvisor_kernel.api.files import AsyncFiles
@@ -27,6 +26,7 @@ from gvisor_kernel.api.shell import ShellResult, run_shell
 from gvisor_kernel.artifacts.outputs import Listing
 from gvisor_kernel.changes.change import Applied, Change, Changes, Undone
 from gvisor_kernel.changes.kernel_changes import KernelChanges
+from gvisor_kernel.changes.selection import apply_asked
 from gvisor_kernel.changes.undo import undo_apply
 from gvisor_kernel.egress.doors import PROGRAM, Door
 from gvisor_kernel.errors import OutputsError, SandboxError

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gvisor_kernel.bridge.wire import WireMessage
+from gvisor_kernel.bridge.wire import VERSION, WireMessage
 from gvisor_kernel.link.frames import Part
 from gvisor_kernel.shown_text import printable, printable_name
 from gvisor_kernel.strict_json import JsonError, parse_json
@@ -27,6 +27,10 @@ MAX_VALUES = 50_000
 MAX_CELL = 256 * 1024
 """Characters of a text for a cell, as of ``%load``, and bytes of a cell that may ask for it."""
 MAX_BANNER, MAX_PROMPT, MAX_NAME = 16_000, 2000, 1000
+MAX_EVALUE = 10_000
+"""Characters of an error's text where it is shown in one line; a traceback has the rest."""
+MAX_ERROR = 64 * 1024 * 1024
+"""Bytes of an error that is parsed: its text is in its traceback, too."""
 MAX_MATCHES = 5000
 MAX_LINKS = 20
 WIDGETS = "jupyter.widget"
@@ -96,7 +100,8 @@ def guard(message: WireMessage, asked: Asked) -> WireMessage | None:
     rebuild = _REBUILD.get(message.kind)
     if rebuild is None:
         return message
-    rebuilt = rebuild(_parse(message.content), asked)
+    most = MAX_ERROR if message.kind == "error" else MAX_SIZE
+    rebuilt = rebuild(_parse(message.content, most), asked)
     return None if rebuilt is None else replace(message, content=json.dumps(rebuilt).encode())
 
 
@@ -135,19 +140,37 @@ def _execute(fields: Fields, asked: Asked) -> Fields:
     if not fields:
         text = "The reply was left out: it is no JSON, or too large."
         return {"status": "error", "ename": "KernelReply", "evalue": text, "traceback": []}
-    rebuilt = dict(fields)
-    if fields.get("execution_count") is not None:
-        rebuilt["execution_count"] = _number(fields, "execution_count")
+    rebuilt = _result(fields)
+    if "execution_count" in fields:
+        count = fields["execution_count"]
+        rebuilt["execution_count"] = None if count is None else _number(fields, "execution_count")
     if "payload" in fields:
         checked = (_payload(it, asked) for it in _dicts(fields["payload"])[:MAX_LINKS])
         rebuilt["payload"] = [it for it in checked if it is not None]
     if "user_expressions" in fields:
         rebuilt["user_expressions"] = {
-            name: it | {"data": _help(it), "metadata": {}}
+            name: _result(it) | {"data": _help(it), "metadata": {}}
             for name, it in _dict(fields, "user_expressions").items()
             if isinstance(it, dict)
         }
     return rebuilt
+
+
+def _result(fields: Fields) -> Fields:
+    """Return the status of a reply or an expression, and its error if it has one."""
+    status = fields.get("status")
+    known = status if status in ("ok", "abort", "aborted") else "error"
+    return {"status": known, **(_error(fields, NOTHING) if known == "error" else {})}
+
+
+def _error(fields: Fields, _: Asked) -> Fields:
+    if not fields:
+        fields = {"ename": "KernelError", "evalue": "The error is no JSON, or too large."}
+    return {
+        "ename": printable_name(_text(fields, "ename", MAX_NAME)),
+        "evalue": _text(fields, "evalue", MAX_EVALUE),
+        "traceback": [it for it in _list(fields, "traceback") if isinstance(it, str)],
+    }
 
 
 def _payload(fields: Fields, asked: Asked) -> Fields | None:
@@ -218,10 +241,10 @@ def _input(fields: Fields, _: Asked) -> Fields:
 
 
 def _info(fields: Fields, _: Asked) -> Fields:
-    version = _text(fields, "protocol_version", 10)
+    version = _text(fields, "protocol_version", 20)
     info = {
         "status": "ok",
-        "protocol_version": version if re.fullmatch(r"\d+(\.\d+)*", version) else "5.4",
+        "protocol_version": version if VERSION.fullmatch(version) else "5.4",
         "implementation": printable_name(_text(fields, "implementation", 100)),
         "implementation_version": printable_name(_text(fields, "implementation_version", 100)),
         "banner": _clean(_text(fields, "banner", MAX_BANNER))[:MAX_BANNER],
@@ -269,14 +292,25 @@ def _debug(fields: Fields, _: Asked) -> Fields:
     if not fields:
         text = "The debugger's answer was left out: it is no JSON, or too large."
         return {"type": "response", "success": False, "message": text, "body": {}}
-    body = _dict(fields, "body")
-    if "data" in body:  # a variable, which is drawn as if trusted
-        fields = fields | {"body": body | {"data": _help(body), "metadata": {}}}
-    return fields
+    return _debugged(fields) | {"type": "response", "success": fields.get("success") is True}
 
 
 def _debug_event(fields: Fields, _: Asked) -> Fields | None:
-    return fields or None
+    return _debugged(fields) | {"type": "event"} if fields else None
+
+
+def _debugged(fields: Fields) -> Fields:
+    """Return what the debugger's protocol has in each message; a body's texts are drawn as text."""
+    numbers = ("seq", "request_seq")
+    kept: Fields = {name: _number(fields, name) for name in numbers if name in fields}
+    for name in ("command", "event", "message"):
+        if name in fields:
+            kept[name] = _clean(_text(fields, name, MAX_PROMPT))
+    if isinstance(body := fields.get("body"), dict):
+        # A variable's data would be drawn as if trusted.
+        drawn = {"data": _help(body), "metadata": {}} if "data" in body else {}
+        kept["body"] = body | drawn
+    return kept
 
 
 def _is_complete(fields: Fields, _: Asked) -> Fields:
@@ -301,6 +335,7 @@ _REBUILD: dict[str, Callable[[Fields, Asked], Fields | None]] = {
     "status": _status,
     "execute_input": _input_of_cell,
     "execute_reply": _execute,
+    "error": _error,
     "complete_reply": _complete,
     "inspect_reply": _inspect,
     "input_request": _input,
@@ -313,10 +348,10 @@ _REBUILD: dict[str, Callable[[Fields, Asked], Fields | None]] = {
 }
 
 
-def _parse(data: Part) -> Fields:
+def _parse(data: Part, most: int = MAX_SIZE) -> Fields:
     """Parse an object; one that is none, or over the limits, is empty."""
     try:
-        value = parse_json(data, MAX_SIZE, MAX_VALUES)
+        value = parse_json(data, most, MAX_VALUES)
     except JsonError:
         return {}
     return value if isinstance(value, dict) else {}

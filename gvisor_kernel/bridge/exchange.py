@@ -26,9 +26,8 @@ from gvisor_kernel.bridge.doors import NOTHING, Asked, guard, read_request
 from gvisor_kernel.bridge.identity import KernelIdentity
 from gvisor_kernel.bridge.lanes import Lane
 from gvisor_kernel.bridge.records import Records
-from gvisor_kernel.bridge.renewal import RenewalRequest
 from gvisor_kernel.bridge.sandbox_link import SandboxLink
-from gvisor_kernel.bridge.waiting import ClientMessage, WaitingMessages
+from gvisor_kernel.bridge.waiting import ClientMessage, RenewalRequest, WaitingMessages
 from gvisor_kernel.bridge.wire import Signer, WireError, WireMessage, new_message, split_message
 from gvisor_kernel.link import Channel, LocalProtocolError, Message
 from gvisor_kernel.link.frames import Part
@@ -366,6 +365,7 @@ def _check_and_sign(
         passed = guard(message.for_clients(), asked.get(message.parent_id, NOTHING))
         if passed is None:
             return WireError(f"no kernel may send front ends this {message.kind}")
+        passed = passed.as_unicode()
     except WireError as error:
         return error
     return passed, host.sign(passed)

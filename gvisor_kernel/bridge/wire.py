@@ -8,6 +8,7 @@ from __future__ import annotations
 import hmac
 import json
 import re
+import secrets
 import uuid
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -24,7 +25,16 @@ ones have a few hundred."""
 MAX_IDENTITIES = 16
 MAX_IDENTITY = 4096
 """Bytes of a client's identity or of a topic. ZMQ allows 255 for an identity."""
-_VERSION = re.compile(r"5(\.[0-9]{1,4}){0,2}")
+MAX_SURROGATES = 1_000_000
+"""Escaped surrogates in one part, which are looked at one by one: a second at worst."""
+OURS = "gvisor_kernel"
+"""Field of each header that is passed on. No two messages are the same with it."""
+_MARK = re.compile(rb"\\u[dD]")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_WINDOW = 1024 * 1024
+"""Bytes that are searched at once: a search stops all other threads."""
+VERSION = re.compile(r"5(\.[0-9]{1,4}){0,2}")
+"""Of the protocol: messages of others are translated by clients."""
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:")
 
 
@@ -100,22 +110,74 @@ class WireMessage:
     def for_clients(self) -> WireMessage:
         """Return this message, a kernel's, with headers that every client can read.
 
-        jupyter_client raises where it cannot, and Jupyter's server then hears no more of the
-        kernel. A message of another version than 5 it translates, type and content.
+        jupyter_client raises where it cannot, and for a message that has come before; Jupyter's
+        server then hears no more of the kernel. A message of another version than 5 it translates,
+        type and content.
 
         :raises WireError: when there is no such message
         """
         if not (self.kind and self.id and _has_dates(self._header) and _has_dates(self._parent)):
             raise WireError("the header has no type or ID, or a date that is none")
-        passed = self
-        if not _VERSION.fullmatch(_text(self._header.get("version"))):
-            header = self._header | {"version": "5.4"}
-            passed = replace(passed, header=json.dumps(header).encode())
+        header = self._header | {OURS: secrets.token_hex(8)}
+        if not VERSION.fullmatch(_text(header.get("version"))):
+            header["version"] = "5.4"
+        passed = replace(self, header=json.dumps(header).encode())
         try:
             parse_object(self.metadata, "metadata")
         except WireError:
             passed = replace(passed, metadata=b"{}")
         return passed
+
+    def as_unicode(self) -> WireMessage:
+        """Return this message with U+FFFD for each surrogate without its other half, which no
+        notebook can be saved with.
+
+        :raises WireError: when a part has more than MAX_SURROGATES
+        """
+        dicts = (self.header, self.parent, self.metadata, self.content)
+        header, parent, metadata, content = map(_mend_surrogates, dicts)
+        return replace(self, header=header, parent=parent, metadata=metadata, content=content)
+
+
+def _mend_surrogates(part: Part) -> Part:
+    """Replace lone surrogates in JSON, which are escapes: bytes that are not UTF-8 are replaced by
+    all who read them."""
+    if _MARK.search(part) is None:
+        return part
+    data = bytes(part)
+    seen, high = 0, -1
+    lone: list[int] = []
+    for begin in range(0, len(data), _WINDOW):
+        for found in _SURROGATE.finditer(data, begin, begin + _WINDOW + 5):
+            at = found.start()
+            seen += 1
+            if seen > MAX_SURROGATES:
+                raise WireError(f"a part has more than {MAX_SURROGATES} escaped surrogates")
+            if _count_backslashes(data, at) % 2:
+                continue  # the escape is one of a backslash
+            is_low = data[at + 3] in b"cdefCDEF"
+            if high >= 0 and not (is_low and high == at - 6):
+                lone.append(high)
+            if is_low and (high < 0 or high != at - 6):
+                lone.append(at)
+            high = -1 if is_low else at
+    if high >= 0:
+        lone.append(high)
+    mended = bytearray(data)
+    for at in lone:
+        mended[at : at + 6] = rb"\ufffd"
+    return bytes(mended)
+
+
+def _count_backslashes(data: bytes, end: int) -> int:
+    """Return how many backslashes are right before ``end``."""
+    size = 8
+    while True:
+        part = data[max(0, end - size) : end]
+        count = len(part) - len(part.rstrip(b"\\"))
+        if count < size:
+            return count
+        size *= 8
 
 
 def _has_dates(value: object) -> bool:

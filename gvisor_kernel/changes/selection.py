@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from gvisor_kernel.changes.change import Applied, Change, Changes, ChangesError, Refused, is_path
 from gvisor_kernel.spec.layout import WORKSPACE
+
+if TYPE_CHECKING:
+    from gvisor_kernel.changes.kernel_changes import KernelChanges
 
 
 def select(changes: Changes, paths: Iterable[str]) -> list[Change]:
@@ -76,3 +80,31 @@ def _find_new_parents(found: Mapping[str, Change], path: str) -> dict[str, Chang
     parts = path.split("/")
     parents = ("/".join(parts[:count]) for count in range(1, len(parts)))
     return {p: found[p] for p in parents if p in found and found[p].kind == "added"}
+
+
+async def apply_asked(
+    kernel: KernelChanges,
+    asked: Sequence[Change | str],
+    named: Iterable[str],
+    *,
+    unseen: bool,
+    force: bool,
+) -> Applied:
+    """Apply changes as they were listed, and with ``unseen`` what is below paths now.
+
+    Files that may run by themselves need their own path in ``asked`` or ``named``.
+
+    :raises ChangesError: a path is not changed, or was not seen, or nothing can be applied
+    """
+    chosen = [change for change in asked if isinstance(change, Change)]
+    paths = [path for path in asked if isinstance(path, str)]
+    if paths and not unseen:
+        raise ChangesError(
+            f"The path {paths[0]!r} does not say which content was seen.",
+            "apply a Change that changes() gave, or what is there now: unseen=True.",
+        )
+    listed = await kernel.list(paths) if paths else Changes((), False, 0)
+    chosen += select(listed, paths)
+    own = {name_path(path) for path in (*paths, *named)}
+    result = await kernel.apply([(c.path, c.state) for c in chosen], named=own, force=force)
+    return note_more(result, listed)

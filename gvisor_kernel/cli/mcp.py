@@ -21,8 +21,7 @@ from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.folders import open_real
 from gvisor_kernel.host.open_files import raise_limit
 from gvisor_kernel.mcp.greeting import Greeting, claimed_streams
-from gvisor_kernel.mcp.limits import Limits, ServerSettings
-from gvisor_kernel.mcp.outputs_folder import OutputsFolder
+from gvisor_kernel.mcp.limits import Limits, OutputsFolder, ServerSettings
 
 TOKEN_VARIABLE = "GVISOR_KERNEL_MCP_TOKEN"  # noqa: S105 - the name of a variable
 MIN_TOKEN = 32

@@ -214,7 +214,7 @@ def run_build(arguments: argparse.Namespace) -> int:
         preload = accept_modules("preload", names)
     from gvisor_kernel.cli.images import progress
     from gvisor_kernel.jupyter.plan_factory import check_provisioner, make_plan
-    from gvisor_kernel.kernel.connection_info import private_connection_info
+    from gvisor_kernel.kernel.client import private_connection_info
     from gvisor_kernel.kernel.snapshot_builder import build_snapshot
 
     check_provisioner(arguments.kernel)
@@ -237,7 +237,7 @@ def build_missing(kernel_name: str) -> None:
     from gvisor_kernel.cli.images import progress
     from gvisor_kernel.jupyter.plan_factory import make_plan
     from gvisor_kernel.kernel.ahead import may_prepare
-    from gvisor_kernel.kernel.connection_info import private_connection_info
+    from gvisor_kernel.kernel.client import private_connection_info
     from gvisor_kernel.kernel.restore import has_snapshot
     from gvisor_kernel.kernel.snapshot_builder import build_snapshot
 

@@ -6,8 +6,7 @@ import argparse
 import asyncio
 
 from gvisor_kernel.jupyter.plan_factory import make_plan
-from gvisor_kernel.kernel.client import connect, wait_for_reply
-from gvisor_kernel.kernel.connection_info import private_connection_info
+from gvisor_kernel.kernel.client import connect, private_connection_info, wait_for_reply
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.tracing import Trace, tracing
 

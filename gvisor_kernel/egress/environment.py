@@ -11,8 +11,13 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from gvisor_kernel.egress.doors import JUPYTER, Door
-from gvisor_kernel.egress.kinds import PackagesRoute, Route, UrlRoute
-from gvisor_kernel.egress.known_apis import find_api_of_host, find_api_of_variable
+from gvisor_kernel.egress.kinds import (
+    PackagesRoute,
+    Route,
+    UrlRoute,
+    find_api_of_host,
+    find_api_of_variable,
+)
 from gvisor_kernel.link.streams import EGRESS_PORT
 from gvisor_kernel.spec.etc import HOSTNAME
 from gvisor_kernel.spec.layout import HOME

@@ -20,14 +20,13 @@ from gvisor_kernel.egress.doors import JUPYTER
 from gvisor_kernel.egress.heads import Form, Head
 from gvisor_kernel.egress.http import Handler, Reply, Request
 from gvisor_kernel.egress.kinds import HostsRoute, PackagesRoute, Route, UrlRoute
-from gvisor_kernel.egress.meter import Meter
 from gvisor_kernel.egress.own_process import end_if_out_of_memory
 from gvisor_kernel.egress.patterns import is_host_allowed, split_authority
 from gvisor_kernel.egress.refusals import BadRequest, LimitReached, Refusal, Refused
 from gvisor_kernel.egress.reverse import Reverse
 from gvisor_kernel.egress.services import Services
 from gvisor_kernel.egress.streams import StreamReset
-from gvisor_kernel.egress.tunnel import open_tunnel, pass_on
+from gvisor_kernel.egress.tunnel import Meter, open_tunnel, pass_on
 from gvisor_kernel.egress.upstream import Upstream
 from gvisor_kernel.link.streams import EGRESS_PORT
 

@@ -22,6 +22,7 @@ _REQUEST_LINE = re.compile(rb"([A-Z]{1,20}) ([\x21-\x7e]{1,32768}) HTTP/(1\.[01]
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}):([\t\x20-\x7e\x80-\xff]*)")
 _BARE = re.compile(rb"(?<!\r)\n|\r(?!\n)")
 _AUTHORITY = re.compile(rb"(\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z._-]{1,253})(?::([0-9]{1,5}))?")
+_PORTS = {b"http": 80, b"https": 443}
 _LENGTH = re.compile(rb"[0-9]{1,15}")
 _ONCE = frozenset(
     {b"host", b"content-length", b"transfer-encoding", b"expect", b"authorization", b"content-type"}
@@ -55,6 +56,8 @@ class Head:
     path: bytes
     length: int | None
     chunked: bool
+    is_tls: bool
+    """Whether it is an absolute URL of https: TLS is made here, and not in the sandbox."""
 
     def find(self, name: bytes) -> bytes | None:
         """Return the first value of the header ``name``, which is in lower case."""
@@ -91,15 +94,16 @@ def parse_head(raw: bytes) -> Head:
     length, chunked = _find_framing(values, version)
     if version == b"1.1" and b"host" not in values:
         raise BadRequest("The request has no header Host")
+    is_tls = target[:8].lower() == b"https://"
     form, host, port, path = _parse_target(method, target)
     named = _parse_authority(values[b"host"]) if b"host" in values else None
     if form is Form.ORIGIN:
         host, port = named or ("", None)
     elif named is not None:
-        default = 80 if form is Form.ABSOLUTE else None
+        default = None if form is Form.AUTHORITY else 443 if is_tls else 80
         if named[0] != host or (named[1] or default or port) != port:
             raise BadRequest("The header Host names another server than the request line")
-    return Head(method, target, form, version, headers, host, port, path, length, chunked)
+    return Head(method, target, form, version, headers, host, port, path, length, chunked, is_tls)
 
 
 def _parse_header(line: bytes) -> tuple[bytes, bytes]:
@@ -142,13 +146,14 @@ def _parse_target(method: str, target: bytes) -> tuple[Form, str, int | None, by
         return Form.AUTHORITY, host, port, b""
     if target.startswith(b"/"):
         return Form.ORIGIN, "", None, target
-    if target[:7].lower() == b"http://":
-        authority, slash, path = target[7:].partition(b"/")
+    scheme, colon, rest = target.partition(b"://")
+    if colon and scheme.lower() in _PORTS:
+        authority, slash, path = rest.partition(b"/")
         if b"?" in authority:
             raise BadRequest("The target of the request has a query but no path")
         host, port = _parse_authority(authority)
-        return Form.ABSOLUTE, host, port or 80, slash + path or b"/"
-    raise BadRequest("The target of the request is neither a path nor an http URL")
+        return Form.ABSOLUTE, host, port or _PORTS[scheme.lower()], slash + path or b"/"
+    raise BadRequest("The target of the request is neither a path nor a URL")
 
 
 def _parse_authority(authority: bytes) -> tuple[str, int | None]:

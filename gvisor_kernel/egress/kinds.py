@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 from gvisor_kernel.config.validators import GIB, MIB
 from gvisor_kernel.egress.patterns import fold_header
@@ -128,3 +129,39 @@ def read_route(content: Mapping[str, Any]) -> Route:
     kind = values.pop("kind")
     values["limits"] = Limits(**values["limits"])
     return _KINDS[kind](**values)
+
+
+@dataclass(frozen=True)
+class KnownApi:
+    """``variable``: what its client reads an address from; ``path``: the end of that address.
+    ``key``: the variable without which the client refuses to start."""
+
+    host: str
+    variable: str
+    path: str = ""
+    key: str | None = None
+    header: str = DEFAULT_HEADER
+
+
+KNOWN_APIS = (
+    KnownApi("api.openai.com", "OPENAI_BASE_URL", "/v1", "OPENAI_API_KEY"),
+    KnownApi(
+        "api.anthropic.com",
+        "ANTHROPIC_BASE_URL",
+        key="ANTHROPIC_API_KEY",
+        header=f"x-api-key: {SECRET_MARK}",
+    ),
+    KnownApi("huggingface.co", "HF_ENDPOINT"),
+    KnownApi("api.github.com", "GITHUB_API_URL"),
+)
+
+
+def find_api_of_host(url: str) -> KnownApi | None:
+    """Return the API that is at the host of ``url``."""
+    host = (urlsplit(url).hostname or "").lower()
+    return next((api for api in KNOWN_APIS if api.host == host), None)
+
+
+def find_api_of_variable(variable: str | None) -> KnownApi | None:
+    """Return the API whose client reads ``variable``: another server may speak it, too."""
+    return next((api for api in KNOWN_APIS if api.variable == variable), None)

@@ -69,6 +69,9 @@ class Grant:
     door: Door = JUPYTER
     show_refused: Log | None = None
     """Called like a Log, with a tunnel that was refused, and why."""
+    is_beside: bool = False
+    """Whether it is one more socket of the kernel that writes ``audit``: the kernel's own routes
+    serve it, with all that they count, while the kernel runs. Otherwise the socket ends."""
 
 
 class EgressWorker(PerProcess):
@@ -319,6 +322,7 @@ def _describe(number: int, grant: Grant) -> dict[str, Any]:
         "identity": grant.identity,
         "routes": [write_route(route) for route in grant.routes],
         "giving": grant.door.giving,
+        "beside": grant.is_beside,
         "audit": None if grant.audit is None else str(grant.audit),
         "environment": {name: os.environ[name] for name in names if name in os.environ},
     }

@@ -15,12 +15,12 @@ from gvisor_kernel.egress.forward import (
     Pairs,
     check_method,
     forward,
+    is_quoted,
     request_headers,
     without,
 )
 from gvisor_kernel.egress.http import Reply, Request
 from gvisor_kernel.egress.kinds import UrlRoute
-from gvisor_kernel.egress.masking import is_quoted
 from gvisor_kernel.egress.patterns import find_target_fault, is_allowed, split_target
 from gvisor_kernel.egress.refusals import Refused, UpstreamFailed
 from gvisor_kernel.egress.upstream import Upstream

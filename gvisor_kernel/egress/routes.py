@@ -26,11 +26,12 @@ from gvisor_kernel.egress.kinds import (
     PackagesRoute,
     Route,
     UrlRoute,
+    find_api_of_host,
+    find_api_of_variable,
     kind_of,
     read_route,
     write_route,
 )
-from gvisor_kernel.egress.known_apis import find_api_of_host, find_api_of_variable
 from gvisor_kernel.egress.patterns import (
     MAX_PARTS,
     MAX_TARGET,

@@ -6,6 +6,7 @@ One object for each run of a kernel. Whatever blocks runs in a thread.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +21,49 @@ from gvisor_kernel.egress.kinds import Route
 from gvisor_kernel.egress.name_resolver import NameResolver, make_threads
 from gvisor_kernel.egress.own_process import describe_error, is_memory_short
 from gvisor_kernel.egress.refusals import LimitReached, Refused, UpstreamFailed
-from gvisor_kernel.egress.secret_reader import SecretReader
+from gvisor_kernel.egress.secrets import read_secret
 from gvisor_kernel.errors import EgressError, EgressRefused, SecretError
+
+THREADS = 8
+KEEP_SECONDS = 60.0
+"""How long a secret that was read is used; then it is read again, as it may have been replaced."""
+READ_SECONDS = 20.0
+"""How long a request waits for its secret."""
+
+
+class SecretReader:
+    """One for each worker. Use it in one event loop."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(THREADS, "secrets")
+        self._known: dict[str, tuple[float, str]] = {}
+        self._reading: dict[str, asyncio.Future[str]] = {}
+
+    async def read(self, reference: str, environment: Mapping[str, str]) -> str:
+        """Return a secret's value. ``environment`` has the values of ``env:``.
+
+        :raises SecretError: it cannot be read
+        :raises TimeoutError: it was not read within READ_SECONDS
+        """
+        if reference.startswith("env:"):
+            return read_secret(reference, environment)
+        read, value = self._known.get(reference, (0.0, ""))
+        if value and time.monotonic() < read + KEEP_SECONDS:
+            return value
+        reading = self._reading.get(reference)
+        if reading is None:
+            loop = asyncio.get_running_loop()
+            reading = loop.run_in_executor(self._threads, read_secret, reference, {})
+            self._reading[reference] = reading
+            reading.add_done_callback(lambda done: self._note(reference, done))
+        async with asyncio.timeout(READ_SECONDS):
+            return await asyncio.shield(reading)
+
+    def _note(self, reference: str, done: asyncio.Future[str]) -> None:
+        del self._reading[reference]
+        with suppress(SecretError):
+            self._known[reference] = (time.monotonic(), done.result())
+
 
 RETRY_SECONDS = 10
 """When a client may try again that was refused for the number of requests."""

@@ -28,13 +28,14 @@ class AnswerBroken(Exception):
 
 @dataclass(frozen=True)
 class Ask:
-    """A request. ``target`` is below the route's own address; ``headers`` were checked."""
+    """A request. ``target``: of the route's own address, or a whole URL of the server ``host``;
+    ``headers`` were checked."""
 
-    route: str
     method: str
     target: str
     headers: Pairs
-    body: memoryview | None
+    body: memoryview | None = None
+    host: str = f"127.0.0.1:{EGRESS_PORT}"
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,10 @@ async def asking(link: StreamLink, ask: Ask) -> AsyncIterator[Answer]:
 
 async def _send(stream: ByteStream, connection: h11.Connection, ask: Ask) -> None:
     framing = () if ask.body is None else (("Content-Length", str(len(ask.body))),)
-    headers = [("Host", f"127.0.0.1:{EGRESS_PORT}"), *ask.headers, *framing]
+    headers = [("Host", ask.host), *ask.headers, *framing]
     request = h11.Request(
         method=ask.method,
-        target=f"/{ask.route}{ask.target}",
+        target=ask.target,
         headers=[*headers, ("Connection", "close")],
     )
     with suppress(StreamReset, h11.LocalProtocolError):  # who reads the answer is told, too

@@ -58,6 +58,8 @@ class Worker:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._kernels: dict[int, StreamLink] = {}
+        self._gates: dict[str, Gate] = {}
+        """By the record that the gate writes: those of runs that go on."""
         self._shared = Shared()
         self._packages: Packages | None = None
         self._opening = asyncio.Lock()
@@ -81,7 +83,33 @@ class Worker:
         self._add(json.loads(content), socket.socket(fileno=fds[0]))
 
     def _add(self, message: dict[str, Any], sock: socket.socket) -> None:
-        """Serve the streams of one run of a kernel."""
+        """Serve the streams of one run of a kernel, or more of them by its gate."""
+        number, record = message["kernel"], message["audit"]
+        gate = self._gates.get(record) if message["beside"] else self._open_gate(message)
+        if gate is None:  # the kernel has just ended
+            sock.close()
+            self._send({"kernel": number})
+            return
+
+        async def serve(stream: ByteStream) -> None:
+            await http.serve(stream, gate.handle)
+
+        def end(reason: str) -> None:
+            self._kernels.pop(number, None)
+            if reason:
+                self._send({"kernel": number, "line": reason})
+            self._send({"kernel": number})
+            if message["beside"]:
+                return
+            if self._gates.get(record) is gate:
+                del self._gates[record]
+            task = asyncio.get_running_loop().create_task(gate.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+        self._kernels[number] = StreamLink(sock, serve, end)
+
+    def _open_gate(self, message: dict[str, Any]) -> Gate:
         number = message["kernel"]
         services = Services(
             message["identity"],
@@ -101,20 +129,9 @@ class Worker:
         routes = [read_route(route) for route in message["routes"]]
         answer_packages = partial(self._answer_packages, number, services)
         gate = Gate(routes, services, answer_packages, message["giving"])
-
-        async def serve(stream: ByteStream) -> None:
-            await http.serve(stream, gate.handle)
-
-        def end(reason: str) -> None:
-            self._kernels.pop(number, None)
-            if reason:
-                self._send({"kernel": number, "line": reason})
-            self._send({"kernel": number})
-            task = asyncio.get_running_loop().create_task(gate.close())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
-
-        self._kernels[number] = StreamLink(sock, serve, end)
+        if message["audit"] is not None:
+            self._gates[message["audit"]] = gate
+        return gate
 
     async def _answer_packages(
         self, kernel: int, services: Services, request: http.Request, reply: http.Reply

@@ -19,7 +19,7 @@ from gvisor_kernel.changes.control import ControlSocket
 from gvisor_kernel.changes.unkept import find_unkept
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.jupyter.plan_factory import make_plan
-from gvisor_kernel.kernel.connection_info import CHANNELS
+from gvisor_kernel.kernel.client import CHANNELS
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.session import SandboxedKernel
 

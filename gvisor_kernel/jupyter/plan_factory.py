@@ -24,8 +24,8 @@ from gvisor_kernel.egress.routes import Route, parse_routes
 from gvisor_kernel.errors import KernelspecError, UnknownSetting
 from gvisor_kernel.jupyter.kernelspecs import PROVISIONER, find_kernelspecs
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
+from gvisor_kernel.kernel.client import private_connection_info, read_address
 from gvisor_kernel.kernel.command import choose_program
-from gvisor_kernel.kernel.connection_info import private_connection_info, read_address
 from gvisor_kernel.kernel.plan import KernelPlan, without_user
 from gvisor_kernel.runtimes.base import LaunchRequest
 

@@ -29,8 +29,8 @@ from gvisor_kernel.egress.doors import JUPYTER
 from gvisor_kernel.egress.exposure import check_exposure
 from gvisor_kernel.egress.routes import Route, choose_routes, parse_routes
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, SettingError, StartStopped
+from gvisor_kernel.kernel.client import CHANNELS, describe_address, new_key
 from gvisor_kernel.kernel.command import choose_program
-from gvisor_kernel.kernel.connection_info import CHANNELS, describe_address, new_key
 from gvisor_kernel.kernel.facts import KernelFacts
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.session import SandboxedKernel

@@ -23,8 +23,7 @@ from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, kernel_variables,
 from gvisor_kernel.kernel.restore import Restored, find_obstacle, make_asking_request, restore
 from gvisor_kernel.kernel.run_egress import make_egress
 from gvisor_kernel.kernel.spare_keeper import SpareKeeper
-from gvisor_kernel.kernel.undoing import give_up
-from gvisor_kernel.kernel.workers import Workers, run_beside
+from gvisor_kernel.kernel.workers import Workers, give_up, run_beside
 from gvisor_kernel.kernel.workspace import OWN_OUTPUTS, SHOWN, VARIABLE, describe_workspace
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import LaunchRequest, Sandbox

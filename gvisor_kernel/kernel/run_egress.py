@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from gvisor_kernel.bridge import KernelBridge
 from gvisor_kernel.bridge.egress import OpenEgress
@@ -44,3 +45,10 @@ def make_egress(
         return await in_worker(EgressWorker.instance().open, grant, write_log)
 
     return open_egress
+
+
+def find_opener(sandbox: Sandbox) -> Callable[[], socket.socket]:
+    """Return what opens one more socket that the routes of the kernel in ``sandbox`` serve; see
+    ``EgressWorker.open``. The socket ends at once if no kernel with routes runs there."""
+    grant = Grant("", (), sandbox.log_path.with_name(audit.FILE), is_beside=True)
+    return partial(EgressWorker.instance().open, grant, lambda _: None)

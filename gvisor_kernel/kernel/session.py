@@ -20,7 +20,6 @@ from gvisor_kernel.bridge.deaths import classify
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 from gvisor_kernel.errors import LaunchError, SandboxError, StartStopped
 from gvisor_kernel.host.open_files import make_room
-from gvisor_kernel.kernel.endings import JudgeLeft, tell_end
 from gvisor_kernel.kernel.facts import (
     Death,
     Died,
@@ -37,7 +36,9 @@ from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
 from gvisor_kernel.kernel.workers import Workers, run_beside
 from gvisor_kernel.kernel.workspace import (
+    JudgeLeft,
     find_host_path,
+    tell_end,
 )
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import Sandbox

@@ -20,9 +20,9 @@ from gvisor_kernel.kernel.client import (
     REPLY_SECONDS,
     OwnClient,
     connect,
+    new_key,
     wait_for_reply,
 )
-from gvisor_kernel.kernel.connection_info import new_key
 from gvisor_kernel.kernel.learned_modules import with_learned
 from gvisor_kernel.kernel.plan import KernelPlan, read_plan, without_routes
 from gvisor_kernel.kernel.restore import (

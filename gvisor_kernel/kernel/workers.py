@@ -1,20 +1,47 @@
 """Work of one kernel that blocks, in workers; and what undoes it if nobody waits for it any more.
 
-On the bridge's loop. What undoes a start is in ``undoing.py``.
+On the bridge's loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import copy_context
 from typing import Any, TypeVar
 
-from gvisor_kernel.errors import LaunchError
-from gvisor_kernel.kernel.undoing import close_started
+from gvisor_kernel.bridge import KernelBridge
+from gvisor_kernel.bridge.linked_sandbox import close_sandbox
+from gvisor_kernel.errors import LaunchError, SandboxError
+from gvisor_kernel.kernel.restore import Restored
+from gvisor_kernel.runtimes.base import Sandbox
 from gvisor_kernel.runtimes.waits import until
+
+
+async def give_up(kernel: KernelBridge, restored: Restored, error: BaseException) -> None:
+    """End a restored sandbox after ``error``, and discard its snapshot if that is to blame."""
+    await kernel.end_sandbox()
+    await close_sandbox(restored.sandbox)  # in case the bridge has not taken it over
+    if not isinstance(error, SandboxError):
+        return  # not the snapshot's fault: for example, the start was cancelled
+    with suppress(RuntimeError):  # this process is exiting
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, restored.discard, str(error))
+
+
+async def close_started(starting: asyncio.Future[Any]) -> None:
+    """Close what ``starting`` has started, once that is known: a sandbox, or a connection."""
+    with suppress(Exception):  # if it fails, it has started nothing
+        started = await starting
+        sandbox = started.sandbox if isinstance(started, Restored) else started
+        if isinstance(sandbox, Sandbox):
+            await close_sandbox(sandbox)
+        elif isinstance(sandbox, socket.socket):
+            sandbox.close()
+
 
 T = TypeVar("T")
 

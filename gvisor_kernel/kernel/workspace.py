@@ -6,16 +6,19 @@ The words of the variable are read by PID 1 (``guest/supervisor.py``) and by the
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from gvisor_kernel.config.kubernetes import NO_CHOICE
 from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
+from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.folders import open_real, reopen
-from gvisor_kernel.kernel.facts import Left
+from gvisor_kernel.kernel.facts import Ended, Happenings, KernelFacts, Left
+from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.link import RemoteProtocolError
 from gvisor_kernel.link.service_messages import decode_service
 from gvisor_kernel.runtimes.base import MountView, Sandbox
@@ -172,3 +175,38 @@ def find_host_path(sandbox: Sandbox, path: str) -> Path | None:
             if found.is_relative_to(root):
                 return found
     return None
+
+
+log = logging.getLogger(__name__)
+
+JudgeLeft: TypeAlias = Callable[[Sandbox, Mapping[str, Any]], Left]
+"""Returns which files end with a sandbox, of what it has said."""
+
+
+def tell_end(
+    plan: KernelPlan,
+    facts: KernelFacts,
+    sandbox: Sandbox,
+    part: bytes,
+    judge_left: JudgeLeft | None,
+    logs: bool,
+) -> None:
+    """Tell the end of ``sandbox``. ``part``: what it has said of its files. Raises nothing.
+
+    ``logs``: whether files that are lost are in the log, too.
+    """
+    request, left = plan.request, None
+    try:
+        content = read_left(part)
+        if content is not None and plan.spec.uploads is not None:
+            left = list_left(content) if judge_left is None else judge_left(sandbox, content)
+    except GvisorKernelError as error:  # it says what cannot be
+        log.info("%s: %s", request.kernel_name, error)
+    try:
+        words = describe_left(left) if left is not None else ""
+        if words and logs:
+            log.warning("%s in %s: %s", request.kernel_name, facts.folder, words)
+        ended = Ended(request.kernel_id, request.kernel_name, facts, left)
+        Happenings.instance().tell_end(ended)
+    except Exception:
+        log.exception("The end of a sandbox could not be told")

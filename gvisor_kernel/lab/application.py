@@ -44,6 +44,12 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 
+DISABLED = (
+    "@jupyter-notebook/lab-extension",  # its buttons lead to pages that this server has not
+    "@jupyterlab/apputils-extension:announcements",  # asks at each start, as no answer is kept
+)
+"""What the page leaves out."""
+
 
 class ClosedServer(ServerApp):
     """Jupyter's server, which reads configuration from its private folder alone."""
@@ -102,7 +108,7 @@ def make_config(folder: Path, private: Path) -> Config:
     server.allow_remote_access = False  # another name for this machine is refused
     server.allow_root = os.geteuid() == 0
     server.allow_unauthenticated_access = False
-    server.tornado_settings = {"headers": HEADERS}
+    server.tornado_settings = {"headers": HEADERS, "page_config_hook": _leave_out}
     config.PasswordIdentityProvider.allow_password_change = False
     # This user's other servers believe signatures, so none is made or believed here.
     config.NotebookNotary.db_file = ":memory:"
@@ -110,6 +116,11 @@ def make_config(folder: Path, private: Path) -> Config:
     config.LabApp.user_settings_dir = str(private / "settings")
     config.LabApp.workspaces_dir = str(private / "workspaces")
     return config
+
+
+def _leave_out(_handler: Any, page: dict[str, Any]) -> dict[str, Any]:
+    page["disabledExtensions"] = [*page.get("disabledExtensions", ()), *DISABLED]
+    return page
 
 
 @contextmanager

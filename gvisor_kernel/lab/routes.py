@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from jupyter_server.services.contents.handlers import ContentsHandler
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
 from tornado.routing import Matcher, Rule
-from tornado.web import Application, ErrorHandler, OutputTransform
+from tornado.web import Application, ErrorHandler, HTTPError, OutputTransform
 
 READ = ("GET", "HEAD")
 OPEN: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -46,6 +47,8 @@ LONELY = {
 NOT_FOUND = {"status_code": 404}
 CLOSED = "gvisor_kernel_closed"
 """The setting of the server's application that is true then."""
+TEXTS = {"path": "", "name": "", "ext": "", "type": None, "format": None, "copy_from": None}
+"""Fields of a request for contents that are texts, and the value of one that is not there."""
 _OPEN = [(frozenset(methods), re.compile(pattern)) for methods, pattern in OPEN]
 
 
@@ -80,8 +83,24 @@ class _Policy(OutputTransform):
         return status_code, headers, chunk
 
 
+class _Contents(ContentsHandler):
+    """The server's handler, which fails where a field is no text."""
+
+    def get_json_body(self) -> dict[str, Any] | None:
+        model = super().get_json_body()
+        if model is not None and not (
+            isinstance(model, dict)
+            and all(isinstance(it := model.get(n, no), str) or it is no for n, no in TEXTS.items())
+        ):
+            raise HTTPError(400, f"The body must be an object, and {', '.join(TEXTS)} texts.")
+        return model
+
+
 def close_routes(application: Application, base_url: str) -> None:
     """Let the server answer 404 for all that is not in the list. Call it before it listens."""
     application.add_transform(_Policy)
     application.settings[CLOSED] = True
+    for rule in application.wildcard_router.rules:
+        if rule.target is ContentsHandler:
+            rule.target = _Contents
     application.default_router.rules.insert(0, Rule(_Closed(base_url), ErrorHandler, NOT_FOUND))

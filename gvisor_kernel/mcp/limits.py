@@ -10,7 +10,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gvisor_kernel.mcp.outputs_folder import OutputsFolder
+from ulid import ULID
+
+from gvisor_kernel.errors import SandboxError
+from gvisor_kernel.host.folders import Opened, reopen
+
+
+@dataclass(frozen=True)
+class OutputsFolder:
+    """The folder. It stays open while a server runs: no other one can be taken for it."""
+
+    opened: Opened
+
+    def name_new(self) -> Path:
+        """Return a path in the folder that nothing has yet.
+
+        :raises SandboxError: the folder was removed, or its name leads to another one now
+        """
+        try:
+            reopen(self.opened.path, self.opened.identity).close()
+        except OSError as error:
+            raise SandboxError(
+                "The folder for outputs was moved or replaced while this server runs.",
+                "ask the user to restart the server.",
+            ) from error
+        return Path(self.opened.path) / str(ULID()).lower()
+
 
 MIB = 1024 * 1024
 

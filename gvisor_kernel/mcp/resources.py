@@ -19,7 +19,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from mcp_types import BlobResourceContents, Resource, ResourceTemplate, TextResourceContents
+from mcp_types import (
+    BlobResourceContents,
+    CompleteRequestParams,
+    Completion,
+    Resource,
+    ResourceTemplate,
+    ResourceTemplateReference,
+    TextResourceContents,
+)
 
 from gvisor_kernel.api.files import FileFailed
 from gvisor_kernel.errors import SandboxError
@@ -281,3 +289,45 @@ def read_tail(path: Path) -> Iterator[str]:
     # Not splitlines: other separators are a kernel's, and would begin a line of its own making.
     lines = text.removesuffix("\n").split("\n") if text else []
     yield from lines[1:] if start else lines
+
+
+MAX_VALUES = 100
+"""The protocol's limit."""
+
+
+async def complete(sessions: Sessions, params: CompleteRequestParams) -> Completion:
+    """Return the values that begin with what was typed, at most MAX_VALUES."""
+    typed = params.argument.value
+    found = [value for value in await find_values(sessions, params) if value.startswith(typed)]
+    return Completion(values=found[:MAX_VALUES], total=len(found), has_more=len(found) > MAX_VALUES)
+
+
+async def find_values(sessions: Sessions, params: CompleteRequestParams) -> list[str]:
+    """Return all values of the argument, in order."""
+    if not isinstance(params.ref, ResourceTemplateReference):
+        return []  # the one argument of prompts is free text
+    template, argument = params.ref.uri, params.argument.name
+    if (template, argument) == (SKILL_OF, "name"):
+        return sorted(skill.name for skill in await list_skills())
+    if sessions.is_stateless or template not in (OUTPUT_OF, TRANSCRIPT_OF, LOG_OF):
+        return []
+    if argument == "session":
+        return sorted(session.name for session in sessions.list())
+    if (template, argument) == (OUTPUT_OF, "path"):
+        known = (params.context.arguments if params.context else None) or {}
+        return await find_paths(sessions, known.get("session"))
+    return []
+
+
+async def find_paths(sessions: Sessions, name: str | None) -> list[str]:
+    """Return the files in the outputs of a session, or of all if none is named.
+
+    A name that hides something is left out: whoever types it could not see what it is.
+    """
+    found: set[str] = set()
+    for session in sessions.list():
+        if name in (None, session.name):
+            start = f"sandbox://{session.name}/outputs/"
+            listed, _ = await list_outputs(session)
+            found |= {unquote(resource.uri.removeprefix(start)) for resource in listed}
+    return sorted(path for path in found if path == printable_name(path))

@@ -34,7 +34,7 @@ from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
 from gvisor_kernel import __version__
 from gvisor_kernel.errors import GvisorKernelError, SandboxError
-from gvisor_kernel.mcp import completions, prompts, resources
+from gvisor_kernel.mcp import resources, skill_files
 from gvisor_kernel.mcp.clients import STATELESS, Client, Clients
 from gvisor_kernel.mcp.displays import make_plain
 from gvisor_kernel.mcp.file_tools import FILE_TOOLS, UPLOAD
@@ -158,13 +158,13 @@ class McpServer:
     async def _list_prompts(
         self, context: ServerRequestContext[Any], params: PaginatedRequestParams | None
     ) -> ListPromptsResult:
-        return ListPromptsResult(prompts=await prompts.list_prompts())
+        return ListPromptsResult(prompts=await skill_files.list_prompts())
 
     async def _get_prompt(
         self, context: ServerRequestContext[Any], params: GetPromptRequestParams
     ) -> GetPromptResult:
         with self._refused():
-            return await prompts.get_prompt(params.name, params.arguments or {})
+            return await skill_files.get_prompt(params.name, params.arguments or {})
         raise AssertionError
 
     async def _complete(
@@ -172,7 +172,7 @@ class McpServer:
     ) -> CompleteResult:
         client = self._find_client(context)
         with self._refused(), self._counted(client):
-            found = await completions.complete(client.sessions, params)
+            found = await resources.complete(client.sessions, params)
             return CompleteResult(completion=found)
         raise AssertionError
 

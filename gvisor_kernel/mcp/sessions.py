@@ -27,7 +27,6 @@ from gvisor_kernel.mcp.limits import ServerSettings
 T = TypeVar("T")
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
-NAME_RULE = "lower-case letters, digits and -, at most 32"
 KEPT_ENDS = 32
 """Ended sessions of a client whose end can still be explained."""
 END_SECONDS = 15.0

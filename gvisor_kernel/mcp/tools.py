@@ -6,9 +6,13 @@ whose hint says what a model can do.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from mcp_types import CallToolResult, ToolAnnotations
 from mcp_types import Tool as ToolDescription
@@ -18,9 +22,9 @@ from gvisor_kernel.errors import GvisorKernelError, SandboxError
 from gvisor_kernel.mcp import arguments as forms
 from gvisor_kernel.mcp.displays import join_results, make_plain, mark
 from gvisor_kernel.mcp.limits import ServerSettings
-from gvisor_kernel.mcp.progress import Progress, Report
 from gvisor_kernel.mcp.results import (
     RUN_SCHEMA,
+    clean,
     make_result,
     make_run_result,
     make_session_result,
@@ -28,6 +32,59 @@ from gvisor_kernel.mcp.results import (
 )
 from gvisor_kernel.mcp.sessions import Session, Sessions
 from gvisor_kernel.mcp.situation import Situation
+
+PAUSE_SECONDS = 0.25
+MAX_LINE = 200
+"""Characters of the last line, in one notification."""
+
+Report = Callable[[float, float | None, str | None], Awaitable[None]]
+
+
+class Progress:
+    """Reports the number of characters that were printed, and the last line.
+
+    ``async with`` it around the run, whose listeners ``note`` is.
+    """
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._count = 0
+        self._line = ""
+        self._changed = asyncio.Event()
+        self._sender: asyncio.Task[None] | None = None
+
+    def note(self, text: str) -> None:
+        """Note text that was printed."""
+        self._count += len(text)
+        lines = text[-4 * MAX_LINE :].rstrip("\n").rsplit("\n", 1)
+        self._line = lines[-1]
+        self._changed.set()
+
+    async def _send(self) -> None:
+        last = 0.0
+        while True:
+            await self._changed.wait()
+            await asyncio.sleep(max(0.0, last + PAUSE_SECONDS - time.monotonic()))
+            last = time.monotonic()
+            self._changed.clear()
+            line = clean(make_plain(self._line)[:MAX_LINE])
+            await self._report(float(self._count), None, line)
+
+    async def __aenter__(self) -> Self:
+        self._sender = asyncio.ensure_future(self._send())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._sender is not None
+        self._sender.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await self._sender
+
 
 MAX_FIELD = 80
 """Characters of a wrong argument's name that an error repeats."""

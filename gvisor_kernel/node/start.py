@@ -32,9 +32,8 @@ def _restore(runtime: RunscRuntime, order: Order) -> tuple[Sandbox, dict[str, An
     # A node whose kernels start cold does not wait for these.
     from gvisor_kernel.snapshots.host_facts import find_host_facts
     from gvisor_kernel.snapshots.key import KernelFacts, make_key
-    from gvisor_kernel.snapshots.restore import restore_by_key
     from gvisor_kernel.snapshots.snapshot import PRELOADED, Snapshot
-    from gvisor_kernel.snapshots.store import Store
+    from gvisor_kernel.snapshots.store import Store, restore_by_key
 
     request = order.request
     try:

@@ -30,8 +30,8 @@ from gvisor_kernel.artifacts.outputs import check_path, find_type, list_outputs,
 from gvisor_kernel.artifacts.page import Page
 from gvisor_kernel.errors import OutputsError, StorageError
 from gvisor_kernel.host.folders import Opened, open_real, reopen
-from gvisor_kernel.server.artifacts import find_owner
 from gvisor_kernel.server.handlers import Handler
+from gvisor_kernel.server.page_network import find_owner
 from gvisor_kernel.server.parts import Parts
 from gvisor_kernel.spec.layout import OUTPUTS
 

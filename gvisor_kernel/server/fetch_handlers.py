@@ -136,9 +136,8 @@ def make_ask(wish: Wish, route: UrlRoute, target: str) -> Ask:
     # Some APIs refuse who has no name. What is compressed would reach the page as it is.
     own = (("user-agent", "gvisor-kernel"), ("accept-encoding", "identity"))
     has_body = bool(wish.body) or wish.method in ("PATCH", "POST", "PUT")
-    return Ask(
-        route.name, wish.method, target, (*wish.headers, *own), wish.body if has_body else None
-    )
+    path, body = f"/{route.name}{target}", wish.body if has_body else None
+    return Ask(wish.method, path, (*wish.headers, *own), body)
 
 
 class FetchHandler(ArtifactHandler):

@@ -16,11 +16,15 @@ from jupyter_server.auth.decorator import authorized
 from jupyter_server.base.handlers import APIHandler
 from tornado import web
 
+from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.jupyter.plan_factory import find_spec
 from gvisor_kernel.server.doctor import DoctorFailed
 from gvisor_kernel.server.documents import Described, make_sandbox
 from gvisor_kernel.server.parts import Parts
 from gvisor_kernel.server.recorded import DEFAULT_LINES, MAX_LINES, Kind
 from gvisor_kernel.server.warming import NotOurs, OutsideRoot
+from gvisor_kernel.shown_text import printable
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 READY_SECONDS = 10.0
@@ -230,3 +234,51 @@ class OpenApiHandler(Handler):
 
     async def get(self) -> None:
         self.answer(OPENAPI.read_text())
+
+
+class KernelspecsHandler(Handler):
+    """``GET kernelspecs``"""
+
+    async def get(self) -> None:
+        found = await ensure_async(self.kernel_spec_manager.get_all_specs())
+        facts = await asyncio.get_running_loop().run_in_executor(
+            self.parts.executor, make_facts, found, self.settings["serverapp"]
+        )
+        self.answer({"kernelspecs": facts})
+
+
+def make_facts(found: dict[str, Any], application: Any) -> list[dict[str, Any]]:
+    """Return the documents of our kernelspecs, by name; the others are left out.
+
+    ``found``: kernelspecs as Jupyter's managers list them. ``application``: the server's, whose
+    configuration holds.
+    """
+    facts = []
+    for name, entry in sorted(found.items()):
+        spec: SandboxSpec | None
+        problem = None
+        try:
+            spec = find_spec(entry["spec"].get("metadata", {}), application)
+            if spec is None:
+                continue
+        except GvisorKernelError as error:
+            spec, problem = None, printable(error.fact)
+        facts.append(
+            {
+                "name": printable(name),
+                "image": None if spec is None else printable(spec.image),
+                "limits": None if spec is None else make_limits(spec),
+                "problem": problem,
+            }
+        )
+    return facts
+
+
+def make_limits(spec: SandboxSpec) -> dict[str, int]:
+    """Return the document of the limits; sizes in bytes."""
+    return {
+        "memory": spec.memory_limit,
+        "disk": spec.disk_limit,
+        "processes": spec.pids_limit,
+        "cpu_shares": spec.cpu_shares,
+    }

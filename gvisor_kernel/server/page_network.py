@@ -1,4 +1,4 @@
-"""The routes of pages: who may ask now, and the socket of each page to the process for routes.
+"""What the server has for pages: tickets, storages, threads, and their routes.
 
 Each page has a grant of its own, so that limits count for it and its requests are recorded under
 its place. The process is the one that kernels of this server have; without a request there is none.
@@ -28,6 +28,13 @@ from gvisor_kernel.jupyter.plan_factory import find_routes
 
 if TYPE_CHECKING:
     from gvisor_kernel.egress.streams import StreamLink
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from gvisor_kernel.artifacts.page import Tickets
+from gvisor_kernel.artifacts.places import open_personal, open_shared
+from gvisor_kernel.artifacts.storage import Storage
+from gvisor_kernel.kernel.kept_data import KeptData
 
 PAGE_REQUESTS = 8
 """Requests of one page that may be open."""
@@ -43,12 +50,14 @@ class TooMany(EgressError):
     """More requests are open than may be."""
 
 
-class _Line:
-    """A page's socket to the process for routes."""
+class Line:
+    """A socket to the process for routes."""
 
-    def __init__(self, sock: socket.socket, on_end: Callable[[bool], None]) -> None:
+    def __init__(
+        self, sock: socket.socket, on_end: Callable[[bool], None] = lambda has_died: None
+    ) -> None:
         """``on_end`` is called once; with True when the process has ended the socket."""
-        # Most servers have no route for pages, and do not need this.
+        # Most servers have no route, and do not need this.
         from gvisor_kernel.egress.streams import StreamLink
 
         self._socket = sock
@@ -74,7 +83,7 @@ class PageNetwork:
         self._server = secrets.token_hex(8)
         self._found: tuple[Route, ...] | None = None
         self._open: Counter[str] = Counter()
-        self._lines: dict[str, _Line] = {}
+        self._lines: dict[str, Line] = {}
         self._idle: dict[str, asyncio.TimerHandle] = {}
         self._opening = asyncio.Lock()
         self._renewed = 0.0
@@ -147,7 +156,7 @@ class PageNetwork:
                         "The process for routes, or its record, cannot be used.",
                         "the log of the server says why.",
                     ) from error
-                line = _Line(sock, partial(self._forget, artifact.id))
+                line = Line(sock, partial(self._forget, artifact.id))
                 self._lines[artifact.id] = line
             return line.link
 
@@ -182,3 +191,41 @@ class PageNetwork:
         self._idle.clear()
         for line in tuple(self._lines.values()):
             line.close()
+
+
+THREADS = 4
+
+
+class Artifacts:
+    """``root``: the server's root folder. ``shared``: an administrator's folder for data that
+    people share, or an empty text. ``config`` and ``log``: the server's."""
+
+    def __init__(self, root: str, shared: str, config: Any, log: Any) -> None:
+        self.root = Path(root)
+        self.tickets = Tickets()
+        self.executor = ThreadPoolExecutor(THREADS, thread_name_prefix="gvisor-kernel-artifacts")
+        self.network = PageNetwork(config, log, self.executor)
+        self._shared = KeptData.instance().shared = Path(shared) if shared else None
+
+    def open_storage(self, *, shared: bool) -> Storage:
+        """Return the storage of this user, or the one that people share. Blocks.
+
+        :raises StorageError: when it cannot be used
+        """
+        return open_shared(self._shared) if shared else open_personal()
+
+    def end(self) -> None:
+        """End the threads, without waiting for what they do, and the requests of pages."""
+        self.network.end()
+        self.executor.shutdown(wait=False, cancel_futures=True)
+
+
+def find_owner(provider: Any, user: Any) -> str:
+    """Return whose keys a request is about, as the server's identity provider says.
+
+    Jupyter's own providers know no names: each browser is somebody else to them, and all are the
+    person whose server this is.
+    """
+    if type(provider).__module__.startswith("jupyter_server."):
+        return "me"
+    return str(user.username)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
-from gvisor_kernel.server.artifacts import Artifacts
 from gvisor_kernel.server.doctor import Doctor
 from gvisor_kernel.server.ended import EndedKernels
 from gvisor_kernel.server.events import Events
 from gvisor_kernel.server.listings import Listings
+from gvisor_kernel.server.page_network import Artifacts
 from gvisor_kernel.server.recorded import Recorded
 from gvisor_kernel.server.sandboxes import Sandboxes
 from gvisor_kernel.server.trust import Notary

@@ -26,6 +26,7 @@ from gvisor_kernel.server.handlers import (
     DoctorHandler,
     Handler,
     KernelHandler,
+    KernelspecsHandler,
     KillHandler,
     LogHandler,
     OpenApiHandler,
@@ -35,9 +36,9 @@ from gvisor_kernel.server.handlers import (
     TrustHandler,
     WarmHandler,
 )
-from gvisor_kernel.server.kernelspec_facts import KernelspecsHandler
 from gvisor_kernel.server.library_handlers import LibraryHandler
 from gvisor_kernel.server.parts import Parts
+from gvisor_kernel.server.tile_handlers import TileHandler
 
 PREFIX = r"/gvisor-kernel/api"
 ROUTES: tuple[tuple[str, type[Handler]], ...] = (
@@ -52,6 +53,7 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     (f"/kernels/{KERNEL}/changes/content", ContentHandler),
     (f"/kernels/{KERNEL}/changes/apply", ApplyHandler),
     (f"/kernels/{KERNEL}/changes/undo", UndoHandler),
+    (f"/kernels/{KERNEL}/tiles", TileHandler),
     ("/outputs", OutputsHandler),
     ("/outputs/content", OutputHandler),
     ("/storage", StorageHandler),

@@ -8,13 +8,138 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections import Counter as Counts
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import get_args
 
-from gvisor_kernel.kernel.facts import Died, Happening, Happenings, KernelFacts, Started
+from prometheus_client import Counter, Gauge, Histogram
+
+from gvisor_kernel.cli.logs import Follower
+from gvisor_kernel.egress.audit import FILE, Entry, parse_entry
+from gvisor_kernel.kernel.facts import (
+    DeathKind,
+    Died,
+    Happening,
+    Happenings,
+    KernelFacts,
+    Started,
+    StartKind,
+    State,
+)
 from gvisor_kernel.server.events import Events
-from gvisor_kernel.server.metrics import metrics
-from gvisor_kernel.server.refusals import Refusals, Refused
+
+BUCKETS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+"""Seconds: a spare takes 0.1 s, a cold start a second, the limit of a start is 60 s."""
+
+
+class Metrics:
+    """The metrics of this process; use ``metrics()``, as a registry takes each name once."""
+
+    def __init__(self) -> None:
+        self._sandboxes = Gauge("gvisor_kernel_sandboxes", "Kernels by state.", ["state"])
+        self._memory = Gauge(
+            "gvisor_kernel_memory_bytes", "Memory of the host that all sandboxes hold."
+        )
+        self._limit = Gauge(
+            "gvisor_kernel_memory_limit_bytes", "The memory limits of all sandboxes, together."
+        )
+        self._starts = Histogram(
+            "gvisor_kernel_start_seconds",
+            "Seconds that starts of kernels took, by kind.",
+            ["kind"],
+            buckets=BUCKETS,
+        )
+        self._deaths = Counter(
+            "gvisor_kernel_deaths", "Ends of kernels that nobody asked for, by reason.", ["reason"]
+        )
+        self._bytes = Counter(
+            "gvisor_kernel_link_bytes",
+            "Bytes on the links between this server and its sandboxes.",
+            ["direction"],
+        )
+        self._refused = Counter(
+            "gvisor_kernel_refused_requests",
+            "Requests to the network that no route of the kernel allows.",
+        )
+        for state in get_args(State):
+            self._sandboxes.labels(state)
+        for kind in get_args(StartKind):
+            self._starts.labels(kind)
+        for reason in get_args(DeathKind):
+            self._deaths.labels(reason)
+        for direction in ("received", "sent"):
+            self._bytes.labels(direction)
+
+    def show(self, kernels: Iterable[KernelFacts]) -> None:
+        """Set what is so now."""
+        kernels = list(kernels)
+        states = Counts(facts.state for facts in kernels)
+        for state in get_args(State):
+            self._sandboxes.labels(state).set(states[state])
+        live = [facts for facts in kernels if facts.identity is not None]
+        self._memory.set(sum(facts.memory_used or 0 for facts in live))
+        self._limit.set(sum(facts.spec.memory_limit for facts in live))
+
+    def count_start(self, kind: StartKind, seconds: float) -> None:
+        """Count a start."""
+        self._starts.labels(kind).observe(seconds)
+
+    def count_death(self, kind: DeathKind) -> None:
+        """Count a death."""
+        self._deaths.labels(kind).inc()
+
+    def count_bytes(self, received: int, sent: int) -> None:
+        """Count bytes on links."""
+        self._bytes.labels("received").inc(received)
+        self._bytes.labels("sent").inc(sent)
+
+    def count_refused(self, requests: int) -> None:
+        """Count requests to the network that were refused."""
+        self._refused.inc(requests)
+
+
+@cache
+def metrics() -> Metrics:
+    """Return the metrics of this process."""
+    return Metrics()
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The last refused request, and how many there were with it."""
+
+    entry: Entry
+    count: int
+
+
+class Refusals:
+    """Follows the record of one sandbox, until ``close``. One thread at a time."""
+
+    def __init__(self, directory: Path) -> None:
+        self._follower = Follower(directory / FILE)
+
+    def read(self) -> Refused | None:
+        """Return what was refused since the last call; None if nothing was. Blocks."""
+        last, count = None, 0
+        for line in self._follower.read():
+            entry = parse_entry(line)
+            if entry is not None and is_refused(entry):
+                last, count = entry, count + 1 + entry.more
+        return None if last is None else Refused(last, count)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._follower.close()
+
+
+def is_refused(entry: Entry) -> bool:
+    """Return whether nothing of a request was sent, because no rule allows it."""
+    return bool(entry.reason) and not (entry.is_open or entry.id or entry.up or entry.down)
+
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from gvisor_kernel.spec.limits import guest_rlimits
 
 KERNEL_ID = 1
 """The uid and gid of the kernel, and of the files that it may write, in a sandbox that root starts.
-``runtimes/runsc/kernel_id.py`` says when it is 0 instead; see also ``guest.identity``."""
+``runtimes/runsc/description.py`` says when it is 0 instead; see also ``guest.identity``."""
 
 CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SETUID", "CAP_SETGID", "CAP_CHOWN", "CAP_KILL")
 

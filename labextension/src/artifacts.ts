@@ -1,22 +1,8 @@
 /** Outputs and what pages keep, docs/rest.md: what the server's answers mean, and how to ask it. */
 
-import { type Answer, type Request, refuse } from './client.js';
-import { fieldsOf } from './contract.js';
+import { type Send, ask } from './client.js';
+import type { Outputs } from './contract.js';
 import type { FetchClient } from './fetch.js';
-
-export interface OutputFile {
-  readonly path: string;
-  readonly size: number;
-  /** Seconds of Unix time. */
-  readonly modified: number;
-  readonly type: string;
-}
-
-export interface Outputs {
-  readonly files: readonly OutputFile[];
-  /** There are files that are not listed. */
-  readonly more: boolean;
-}
 
 /** A file as it was read. The ticket names it in what its page asks afterwards. */
 export interface ReadFile {
@@ -31,15 +17,9 @@ export type Place =
   | { readonly path: string }
   | { readonly ticket: string; readonly path: string };
 
-export interface BinaryAnswer extends Answer {
-  header(name: string): string | null;
-}
-
-export type SendBinary = (request: Request) => Promise<BinaryAnswer>;
-
 export class ArtifactClient {
   constructor(
-    private readonly send: SendBinary,
+    private readonly send: Send,
     /** Addresses of the extension's own files and of the frame. */
     readonly frameUrl: string,
     private readonly readOwn: (name: string) => Promise<string>,
@@ -50,25 +30,25 @@ export class ArtifactClient {
 
   async list(kernelId: string): Promise<Outputs> {
     const query = new URLSearchParams({ kernel_id: kernelId }).toString();
-    const answer = await this.get(`outputs?${query}`);
-    return readOutputs(await answer.json());
+    const answer = await ask(this.send, `outputs?${query}`);
+    return (await answer.json()) as Outputs;
   }
 
   async read(place: Place): Promise<ReadFile> {
-    const answer = await this.get(
-      `outputs/content?${new URLSearchParams({ ...place }).toString()}`
-    );
+    const query = new URLSearchParams({ ...place }).toString();
+    const answer = await ask(this.send, `outputs/content?${query}`);
     return {
       bytes: await answer.arrayBuffer(),
-      type: answer.header('Gvisor-Kernel-Type') ?? 'application/octet-stream',
-      ticket: answer.header('Gvisor-Kernel-Ticket') ?? ''
+      type: answer.headers.get('Gvisor-Kernel-Type') ?? 'application/octet-stream',
+      ticket: answer.headers.get('Gvisor-Kernel-Ticket') ?? ''
     };
   }
 
   /** A picture of the web, by a route of the kernel. @throws Error if it has none there */
   async tile(kernelId: string, url: string): Promise<ArrayBuffer> {
     const query = new URLSearchParams({ url }).toString();
-    const answer = await this.get(`kernels/${encodeURIComponent(kernelId)}/tiles?${query}`);
+    const path = `kernels/${encodeURIComponent(kernelId)}/tiles?${query}`;
+    const answer = await ask(this.send, path);
     return await answer.arrayBuffer();
   }
 
@@ -80,8 +60,8 @@ export class ArtifactClient {
 
   /** One call of a page's storage; the answer, JSON, is what the page gets. */
   async storage(ticket: string, call: Readonly<Record<string, unknown>>): Promise<ArrayBuffer> {
-    const answer = await this.send({ method: 'POST', path: 'storage', body: { ticket, ...call } });
-    await refuse(answer);
+    const body = JSON.stringify({ ticket, ...call });
+    const answer = await ask(this.send, 'storage', { method: 'POST', body });
     return await answer.arrayBuffer();
   }
 
@@ -95,8 +75,7 @@ export class ArtifactClient {
   /** The text of a library of the server's environment. */
   library(name: string): Promise<string> {
     return this.once(`library ${name}`, async () => {
-      const answer = await this.get(`libraries/${encodeURIComponent(name)}`);
-      return new TextDecoder().decode(await answer.arrayBuffer());
+      return await (await ask(this.send, `libraries/${encodeURIComponent(name)}`)).text();
     });
   }
 
@@ -110,28 +89,4 @@ export class ArtifactClient {
     }
     return text;
   }
-
-  private async get(path: string): Promise<BinaryAnswer> {
-    const answer = await this.send({ method: 'GET', path });
-    await refuse(answer);
-    return answer;
-  }
-}
-
-export function readOutputs(value: unknown): Outputs {
-  const { files, more } = fieldsOf(value);
-  return {
-    files: (Array.isArray(files) ? files : []).map(readOutputFile),
-    more: more === true
-  };
-}
-
-function readOutputFile(value: unknown): OutputFile {
-  const { path, size, modified, type } = fieldsOf(value);
-  return {
-    path: typeof path === 'string' ? path : '',
-    size: typeof size === 'number' ? size : 0,
-    modified: typeof modified === 'number' ? modified : 0,
-    type: typeof type === 'string' ? type : ''
-  };
 }

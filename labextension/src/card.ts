@@ -1,74 +1,80 @@
 /** The card of one sandbox: what it is, what it sees, how it started, and how it last died. */
 
 import type { Mount, Sandbox } from './contract.js';
-import { type Child, button, element, replace, setText } from './dom.js';
+import { type Child, button, element, replace, setText, warning } from './dom.js';
 import { NO_FILES, describeMemory, describeStart, describeState, formatSeconds } from './format.js';
 
-export interface Actions {
-  restart(sandbox: Sandbox): void;
-  stop(sandbox: Sandbox): void;
-  kill(sandbox: Sandbox): void;
-  log(sandbox: Sandbox): void;
-  transcript(sandbox: Sandbox): void;
-  changes(sandbox: Sandbox): void;
-  outputs(sandbox: Sandbox): void;
-  /** Whether the server can show changes; it is asked when the page begins. */
-  offersChanges(): boolean;
+/** What can be done with a sandbox, and what its button says. */
+const LABELS = {
+  changes: 'Changes',
+  outputs: 'Outputs',
+  log: 'Log',
+  transcript: 'Transcript',
+  restart: 'Restart',
+  stop: 'Stop',
+  kill: 'Kill'
+} as const;
+
+export type Action = keyof typeof LABELS;
+export type Act = (action: Action, sandbox: Sandbox) => void;
+
+export function nameOf(sandbox: Sandbox): string {
+  return sandbox.display_name || sandbox.kernel_name;
 }
 
-/** The actions of buttons. */
-export type Action = Exclude<keyof Actions, 'offersChanges'>;
+/** Buttons of one sandbox. They stay the same elements, so the focus survives each answer. */
+export class ActionButtons {
+  readonly node = element('div', { class: 'gk-buttons' });
+  private readonly buttons: readonly (readonly [Action, HTMLButtonElement])[];
+
+  constructor(
+    private sandbox: Sandbox,
+    actions: readonly Action[],
+    act: Act
+  ) {
+    this.buttons = actions.map(action => [
+      action,
+      button(LABELS[action], () => {
+        act(action, this.sandbox);
+      })
+    ]);
+    this.node.append(...this.buttons.map(([, node]) => node));
+  }
+
+  /** ``name`` tells the buttons from those of other sandboxes. */
+  update(sandbox: Sandbox, name = ''): void {
+    this.sandbox = sandbox;
+    for (const [action, node] of this.buttons) {
+      node.hidden =
+        (action === 'outputs' && sandbox.workspace.outputs === null) ||
+        ((action === 'log' || action === 'transcript') && !sandbox[action]);
+      if (name) {
+        const of = ['restart', 'stop', 'kill'].includes(action) ? '' : ' of';
+        node.setAttribute('aria-label', `${LABELS[action]}${of} ${name}`);
+      }
+    }
+  }
+}
 
 export class Card {
   readonly node = element('div', { class: 'gk-card' });
   private readonly facts = element('dl', { class: 'gk-facts' });
   private readonly heading = element('h2');
-  private sandbox: Sandbox;
+  private readonly buttons: ActionButtons;
   private names = '';
   private values: { readonly node: HTMLElement; key: string | null }[] = [];
-  private readonly changesButton: HTMLButtonElement;
-  private readonly outputsButton: HTMLButtonElement;
-  private readonly logButton: HTMLButtonElement;
-  private readonly transcriptButton: HTMLButtonElement;
 
-  constructor(
-    sandbox: Sandbox,
-    private readonly actions: Actions
-  ) {
-    this.sandbox = sandbox;
-    const act = (label: string, action: Action): HTMLButtonElement =>
-      button(label, () => {
-        actions[action](this.sandbox);
-      });
-    this.changesButton = act('Changes', 'changes');
-    this.outputsButton = act('Outputs', 'outputs');
-    this.logButton = act('Log', 'log');
-    this.transcriptButton = act('Transcript', 'transcript');
-    this.node.append(
-      this.heading,
-      this.facts,
-      element(
-        'div',
-        { class: 'gk-buttons' },
-        this.changesButton,
-        this.outputsButton,
-        this.logButton,
-        this.transcriptButton,
-        act('Restart', 'restart'),
-        act('Stop', 'stop')
-      )
-    );
+  constructor(sandbox: Sandbox, act: Act) {
+    const actions = ['changes', 'outputs', 'log', 'transcript', 'restart', 'stop'] as const;
+    this.buttons = new ActionButtons(sandbox, actions, act);
+    this.node.append(this.heading, this.facts, this.buttons.node);
     this.update(sandbox, Date.now() / 1000);
   }
 
   /** ``now`` is the time of day in seconds, as the server's times are. */
   update(sandbox: Sandbox, now: number): void {
-    this.sandbox = sandbox;
-    this.changesButton.hidden = !this.actions.offersChanges();
-    this.outputsButton.hidden = sandbox.outputs === null;
-    this.logButton.hidden = !sandbox.hasLog;
-    this.transcriptButton.hidden = !sandbox.hasTranscript;
-    setText(this.heading, sandbox.displayName || sandbox.kernelName);
+    this.buttons.update(sandbox);
+    setText(this.heading, nameOf(sandbox));
     this.showFacts(factsOf(sandbox, now));
   }
 
@@ -81,7 +87,7 @@ export class Card {
       replace(
         this.facts,
         ...facts.flatMap((fact, index) => [
-          element('dt', {}, fact.name),
+          element('dt', fact.name),
           this.values[index]?.node ?? null
         ])
       );
@@ -96,6 +102,14 @@ export class Card {
   }
 }
 
+/** What a card says of a state; nothing where the status bar has more to say. */
+const STATES = {
+  starting: '',
+  running: 'running',
+  stopped: 'paused, as the kernel is idle: the next cell continues it',
+  ended: 'ended'
+} as const;
+
 /** One fact: its name, and what is drawn only if the text has changed. */
 interface Fact {
   readonly name: string;
@@ -104,69 +118,56 @@ interface Fact {
 }
 
 function factsOf(sandbox: Sandbox, now: number): readonly Fact[] {
-  const facts: Fact[] = [];
-  const add = (name: string, text: string, draw?: () => Node): void => {
-    facts.push({ name, key: text, draw: draw ?? (() => text) });
-  };
-  add('Sandbox', sandbox.id);
-  if (sandbox.identity && sandbox.identity !== sandbox.id) {
-    add('Identity', sandbox.identity);
-  }
-  add('State', sandbox.state === 'starting' ? describeState(sandbox) : sandbox.state);
-  add('Memory', describeMemory(sandbox));
-  if (sandbox.cpuSeconds !== null) {
-    add('CPU', `${formatSeconds(sandbox.cpuSeconds)} used`);
-  }
-  if (sandbox.processes !== null) {
-    add('Processes', `${sandbox.processes}`);
-  }
-  if (sandbox.node !== null) {
-    add('Machine', sandbox.node);
-  }
-  add('Image', sandbox.image === 'host' ? 'host: the programs of this computer' : sandbox.image);
-  add('Folder', sandbox.folder);
-  if (sandbox.workspaceIsHome) {
-    add('Files', NO_FILES, () => element('p', { class: 'gk-warning' }, NO_FILES));
-  }
-  add('Mounts', JSON.stringify(sandbox.mounts), () => mountsOf(sandbox));
-  if (sandbox.egress.length > 0) {
-    add('Network', JSON.stringify(sandbox.egress), () => routesOf(sandbox));
-  } else {
-    add('Network', 'none');
-  }
-  if (sandbox.created > 0) {
-    add('Age', formatSeconds(Math.max(0, now - sandbox.created)));
-  }
-  if (sandbox.start !== null) {
-    const { kind, seconds } = sandbox.start;
-    add('Start', `${describeStart(kind)}, ${formatSeconds(seconds)}`);
-  }
-  if (sandbox.lastDeath !== null) {
-    const { when, reason } = sandbox.lastDeath;
-    add('Last death', `${formatSeconds(Math.max(0, now - when))} ago: ${reason}`);
-  }
-  add('Releases', `gvisor-kernel ${sandbox.release.gvisorKernel}, runsc ${sandbox.release.runsc}`);
-  return facts;
+  const { id, identity, state, image, mounts, egress, created, start, last_death, release } =
+    sandbox;
+  const since = (when: number): string => formatSeconds(Math.max(0, now - when));
+  const known = <T>(value: T | null, say: (it: T) => string): string | null =>
+    value === null ? null : say(value);
+  const fact = (name: string, key: string | null, draw?: () => Node): readonly Fact[] =>
+    key === null ? [] : [{ name, key, draw: draw ?? (() => key) }];
+  return [
+    ...fact('Sandbox', id ?? ''),
+    ...fact('Identity', identity === id ? null : identity),
+    ...fact('State', STATES[state] || describeState(sandbox)),
+    ...fact('Memory', describeMemory(sandbox)),
+    ...fact(
+      'CPU',
+      known(sandbox.cpu_seconds, it => `${formatSeconds(it)} used`)
+    ),
+    ...fact('Processes', known(sandbox.processes, String)),
+    ...fact('Machine', sandbox.node),
+    ...fact('Image', image === 'host' ? 'host: the programs of this computer' : image),
+    ...fact('Folder', sandbox.folder),
+    ...fact('Files', sandbox.workspace.is_home ? NO_FILES : null, () => warning(NO_FILES)),
+    ...fact('Mounts', JSON.stringify(mounts), () => mountsOf(sandbox)),
+    ...(egress.length > 0
+      ? fact('Network', JSON.stringify(egress), () => routesOf(sandbox))
+      : fact('Network', 'none')),
+    ...fact('Age', known(created, since)),
+    ...fact(
+      'Start',
+      known(start, it => `${describeStart(it.kind)}, ${formatSeconds(it.seconds)}`)
+    ),
+    ...fact(
+      'Last death',
+      known(last_death, it => `${since(it.when)} ago: ${it.reason}`)
+    ),
+    ...fact('Releases', `gvisor-kernel ${release.gvisor_kernel}, runsc ${release.runsc}`)
+  ];
 }
 
 /** What is shown at its own path are programs of this computer: many, and seldom looked at. */
 function mountsOf(sandbox: Sandbox): HTMLElement {
-  const same = sandbox.mounts.filter(mount => mount.readOnly && mount.source === mount.target);
+  const same = sandbox.mounts.filter(mount => mount.read_only && mount.source === mount.target);
   const others = sandbox.mounts.filter(mount => !same.includes(mount));
   return element(
     'div',
-    {},
-    others.length > 0 ? element('ul', {}, ...others.map(showMount)) : null,
+    others.length > 0 ? element('ul', ...others.map(showMount)) : null,
     same.length > 0
       ? element(
           'details',
-          {},
-          element('summary', {}, `${same.length} of this computer, read-only, at the same path`),
-          element(
-            'ul',
-            {},
-            ...same.map(mount => element('li', {}, element('code', {}, mount.target)))
-          )
+          element('summary', `${same.length} of this computer, read-only, at the same path`),
+          element('ul', ...same.map(mount => element('li', element('code', mount.target))))
         )
       : null
   );
@@ -175,11 +176,10 @@ function mountsOf(sandbox: Sandbox): HTMLElement {
 function showMount(mount: Mount): HTMLElement {
   return element(
     'li',
-    {},
-    element('code', {}, mount.target),
+    element('code', mount.target),
     mount.source ? ' is ' : '',
-    mount.source ? element('code', {}, mount.source) : null,
-    mount.readOnly ? ' (read-only)' : '',
+    mount.source ? element('code', mount.source) : null,
+    mount.read_only ? ' (read-only)' : '',
     mount.description ? `: ${mount.description}` : ''
   );
 }
@@ -187,9 +187,8 @@ function showMount(mount: Mount): HTMLElement {
 function routesOf(sandbox: Sandbox): HTMLElement {
   return element(
     'ul',
-    {},
     ...sandbox.egress.map(route =>
-      element('li', {}, `${route.name} (${route.kind}): ${route.hosts.join(', ') || 'any host'}`)
+      element('li', `${route.name} (${route.kind}): ${route.hosts.join(', ') || 'any host'}`)
     )
   );
 }

@@ -1,9 +1,18 @@
 /** The panel "Changes": what a kernel changed against the folder on disk, to look at and apply. */
 
-import { type SandboxClient, type Side, ServerError, messageOf } from './client.js';
-import type { Change, Changes, Refused } from './contract.js';
+import { type SandboxClient, type Side, ServerError, isChecked, messageOf } from './client.js';
+import type { Applied, Change, Changes } from './contract.js';
 import { type Difference, type Section, compare } from './differences.js';
-import { button, element, likeness, replace, setText, showName } from './dom.js';
+import {
+  type Child,
+  button,
+  element,
+  likeness,
+  replace,
+  setText,
+  showName,
+  warning
+} from './dom.js';
 import { formatBytes } from './format.js';
 import type { Preview } from './preview.js';
 
@@ -11,13 +20,6 @@ import type { Preview } from './preview.js';
 export type PicturePreview = Pick<Preview, 'node' | 'showBytes' | 'clear'>;
 
 export type ChangesClient = Pick<SandboxClient, 'changes' | 'content' | 'apply' | 'undo'>;
-
-const KINDS: Readonly<Record<string, string>> = {
-  added: 'added',
-  changed: 'changed',
-  removed: 'removed',
-  conflict: 'conflict'
-};
 
 const FORCE =
   'Also apply conflicts: overwrite what others have changed on disk, and apply what is not checked';
@@ -40,17 +42,15 @@ export class ChangesView {
     class: 'gk-difference',
     attributes: { 'aria-label': 'Difference', tabindex: '0' }
   });
-  private alike: ReadonlySet<string> = new Set();
   private readonly force: HTMLInputElement;
   private readonly applyButton: HTMLButtonElement;
   private readonly undoButton: HTMLButtonElement;
-  private changes: readonly Change[] = [];
-  private readonly chosen = new Set<string>();
+  /** The changes in the list, and what the person ticks there. */
+  private ticks: ReadonlyMap<Change, HTMLInputElement> = new Map();
   private undoId: string | null = null;
   private busy = false;
-  /** The change whose difference is shown, as it was listed then. */
+  /** The change whose difference is read or shown, as it was listed then. */
   private looked: Change | null = null;
-  private shown = 0;
   /** The pictures that are shown, each in a frame: two at most, those of one change. */
   private readonly previews: PicturePreview[] = [];
 
@@ -60,18 +60,16 @@ export class ChangesView {
     private readonly makePreview: () => PicturePreview,
     private readonly changed: () => void = () => undefined
   ) {
-    this.all = checkbox('All changes but those that may run by themselves', checked => {
-      this.chooseAll(checked);
+    this.all = this.checkbox('All changes but those that may run by themselves');
+    this.all.addEventListener('change', () => {
+      this.chooseAll();
     });
-    this.force = checkbox(FORCE, () => {
-      this.showButtons();
-    });
+    this.force = this.checkbox(FORCE);
     this.applyButton = button('Apply', () => void this.apply());
     this.undoButton = button('Undo', () => void this.undo());
     this.node.append(
       element(
         'p',
-        {},
         'What is not applied is gone when the sandbox ends. A backup is kept of what is overwritten.'
       ),
       element(
@@ -80,7 +78,7 @@ export class ChangesView {
         this.applyButton,
         this.undoButton,
         button('Look again', () => void this.refresh()),
-        element('label', {}, this.force, ` ${FORCE}`)
+        element('label', this.force, ` ${FORCE}`)
       ),
       this.summary,
       element(
@@ -88,13 +86,10 @@ export class ChangesView {
         { class: 'gk-table', attributes: { tabindex: '0', 'aria-label': 'Changes' } },
         element(
           'table',
-          {},
           element(
             'thead',
-            {},
             element(
               'tr',
-              {},
               element('th', { attributes: { scope: 'col' } }, this.all),
               ...['File', 'Change', 'Size'].map(name =>
                 element('th', { attributes: { scope: 'col' } }, name)
@@ -111,14 +106,16 @@ export class ChangesView {
   }
 
   dispose(): void {
-    this.shown += 1; // what is being read is not shown
-    this.clearPictures();
+    this.clear();
   }
 
-  private clearPictures(): void {
+  /** Shows no difference, nor one that is being read. */
+  private clear(): void {
+    this.looked = null;
     for (const preview of this.previews.splice(0)) {
       preview.clear();
     }
+    replace(this.difference);
   }
 
   async refresh(): Promise<void> {
@@ -128,26 +125,33 @@ export class ChangesView {
   }
 
   private show(answer: Changes): void {
-    this.changes = answer.changes;
-    this.chosen.clear();
+    const { changes } = answer;
     this.all.checked = false;
     this.force.checked = false;
     const seen = new Set<string>();
-    this.alike = new Set(
-      answer.changes
-        .map(change => likeness(change.path))
-        .filter(name => seen.size === seen.add(name).size)
+    const alike = new Set(
+      changes.map(({ path }) => likeness(path)).filter(name => seen.size === seen.add(name).size)
     );
-    const isUsual = (change: Change): boolean => change.runs === null;
-    replace(this.body, ...answer.changes.filter(isUsual).map(change => this.row(change)));
-    const running = answer.changes.filter(change => !isUsual(change));
+    this.ticks = new Map(
+      changes.map(change => {
+        const tick = this.checkbox(`Choose ${showName(change.path)}`);
+        tick.disabled = change.type === 'other';
+        return [change, tick];
+      })
+    );
+    const rowsOf = (isRunning: boolean): readonly Node[] =>
+      changes
+        .filter(change => (change.runs !== null) === isRunning)
+        .map(change => this.row(change, alike.has(likeness(change.path))));
+    replace(this.body, ...rowsOf(false));
+    const running = rowsOf(true);
     const heading = element('th', { attributes: { colspan: '4', scope: 'rowgroup' } }, RUN);
     replace(
       this.running,
       running.length > 0 && element('tr', { class: 'gk-conflict' }, heading),
-      ...running.map(change => this.row(change))
+      ...running
     );
-    const shown = answer.changes.length;
+    const shown = changes.length;
     setText(
       this.summary,
       answer.more
@@ -166,80 +170,69 @@ export class ChangesView {
     if (looked === null || this.difference.querySelector('.gk-outdated') !== null) {
       return;
     }
-    const now = this.changes.find(change => change.path === looked.path);
+    const now = [...this.ticks.keys()].find(change => change.path === looked.path);
     if (now === undefined) {
-      this.looked = null;
-      this.shown += 1; // what is being read is not shown, either
-      this.clearPictures();
-      replace(this.difference);
+      this.clear();
     } else if (now.state !== looked.state) {
       this.difference.prepend(element('p', { class: 'gk-warning gk-outdated' }, OUTDATED));
     }
   }
 
-  private row(change: Change): HTMLTableRowElement {
-    const tick = checkbox(`Choose ${showName(change.path)}`, checked => {
-      if (checked) {
-        this.chosen.add(change.path);
-      } else {
-        this.chosen.delete(change.path);
-      }
-      this.showButtons();
-    });
-    tick.disabled = change.type === 'other';
-    const sizes =
-      change.kind === 'removed'
-        ? formatBytes(change.oldSize ?? 0)
-        : change.oldSize !== null && change.oldSize !== change.size
-          ? `${formatBytes(change.oldSize)} → ${formatBytes(change.size)}`
-          : formatBytes(change.size);
+  private row(change: Change, isAlike: boolean): HTMLTableRowElement {
+    const { path, kind, type, size, old_size, runs, conflict } = change;
+    const isResized = kind === 'changed' && old_size !== null && old_size !== size;
+    const before = isResized ? `${formatBytes(old_size)} → ` : '';
+    const sizes = before + formatBytes(kind === 'removed' ? (old_size ?? 0) : size);
     return element(
       'tr',
-      { class: change.conflict === null ? '' : 'gk-conflict' },
-      element('td', {}, tick),
+      { class: conflict === null ? '' : 'gk-conflict' },
+      element('td', this.ticks.get(change) ?? null),
       element(
         'td',
-        {},
-        change.type === 'file'
-          ? button(showName(change.path), () => void this.compare(change), { class: 'gk-path' })
-          : element('span', { class: 'gk-path' }, showName(change.path)),
-        this.alike.has(likeness(change.path))
-          ? element('p', { class: 'gk-warning' }, 'Another name here looks the same.')
-          : null,
-        change.runs === null ? null : element('p', { class: 'gk-warning' }, change.runs),
-        change.conflict === null ? null : element('p', { class: 'gk-warning' }, change.conflict),
-        change.isChecked ? null : element('p', { class: 'gk-warning' }, 'Not checked: too large.')
+        type === 'file'
+          ? button(showName(path), () => void this.compare(change), { class: 'gk-path' })
+          : element('span', { class: 'gk-path' }, showName(path)),
+        isAlike && warning('Another name here looks the same.'),
+        runs !== null && warning(runs),
+        conflict !== null && warning(conflict),
+        !isChecked(change) && warning('Not checked: too large.')
       ),
       element(
         'td',
-        {},
-        KINDS[change.kind] ?? change.kind,
-        change.type === 'folder' ? ' folder' : '',
-        change.type === 'other' ? ' (neither file nor folder: cannot be applied)' : ''
+        kind,
+        type === 'folder' && ' folder',
+        type === 'other' && ' (neither file nor folder: cannot be applied)'
       ),
-      element('td', {}, change.type === 'file' ? sizes : '')
+      element('td', type === 'file' && sizes)
     );
   }
 
-  private chooseAll(checked: boolean): void {
-    const usual = this.changes.filter(change => change.runs === null);
-    usual.forEach(({ path }, index) => {
-      const tick = this.body.rows[index]?.querySelector('input');
-      if (tick && !tick.disabled) {
-        tick.checked = checked;
-        this.chosen[checked ? 'add' : 'delete'](path);
-      }
+  private checkbox(label: string): HTMLInputElement {
+    const node = element('input', { attributes: { type: 'checkbox', 'aria-label': label } });
+    node.addEventListener('change', () => {
+      this.showButtons();
     });
+    return node;
+  }
+
+  private chooseAll(): void {
+    for (const [change, tick] of this.ticks) {
+      if (change.runs === null && !tick.disabled) {
+        tick.checked = this.all.checked;
+      }
+    }
     this.showButtons();
   }
 
+  private get chosen(): readonly Change[] {
+    return [...this.ticks].filter(([, tick]) => tick.checked).map(([change]) => change);
+  }
+
   private showButtons(): void {
-    setText(
-      this.applyButton,
-      this.chosen.size > 0 ? `Apply ${this.chosen.size} to the folder on disk` : 'Apply'
-    );
+    const count = this.chosen.length;
+    setText(this.applyButton, count > 0 ? `Apply ${count} to the folder on disk` : 'Apply');
     const focused = document.activeElement;
-    this.applyButton.disabled = this.busy || this.chosen.size === 0;
+    this.applyButton.disabled = this.busy || count === 0;
     this.undoButton.disabled = this.busy || this.undoId === null;
     // A button that is switched off loses the focus, and keys would begin at the page's start.
     if ([this.applyButton, this.undoButton].some(it => it === focused && it.disabled)) {
@@ -248,7 +241,7 @@ export class ChangesView {
   }
 
   private async apply(): Promise<void> {
-    const chosen = this.changes.filter(change => this.chosen.has(change.path));
+    const { chosen } = this;
     const force = this.force.checked;
     this.force.checked = false; // one tick is for one apply
     await this.work('Applying.', async () => {
@@ -260,7 +253,7 @@ export class ChangesView {
   }
 
   /** Tells what was done, whether or not a new list comes. */
-  private async report(done: string, refusals: readonly Refused[]): Promise<void> {
+  private async report(done: string, refusals: Applied['refused']): Promise<void> {
     let failure = '';
     try {
       this.show(await this.client.changes(this.kernelId));
@@ -319,37 +312,30 @@ export class ChangesView {
   }
 
   private async compare(change: Change): Promise<void> {
-    const turn = ++this.shown;
+    this.clear();
     this.looked = change;
-    this.clearPictures();
-    const heading = element('h2', {}, showName(change.path));
-    replace(this.difference, heading, element('p', {}, 'Reading.'));
-    let content: readonly Node[];
+    const heading = element('h2', showName(change.path));
+    replace(this.difference, heading, element('p', 'Reading.'));
+    let content: () => readonly Child[];
     try {
       const side = (which: Side, absent: string): Promise<ArrayBuffer> =>
         change.kind === absent
           ? Promise.resolve(new ArrayBuffer(0))
           : this.client.content(this.kernelId, change, which);
       const [old, current] = await Promise.all([side('old', 'added'), side('new', 'removed')]);
-      if (turn !== this.shown) {
-        return; // another file was chosen meanwhile
-      }
-      content = this.showDifference(compare(change.path, old, current), change.path, old, current);
+      const difference = compare(change.path, old, current);
+      content = () => this.showDifference(difference, change.path, old, current);
     } catch (error) {
-      if (turn !== this.shown) {
-        return;
-      }
       const large = error instanceof ServerError && error.status === 413;
-      content = [
-        element('p', {}, large ? 'The file is too large to be shown here.' : messageOf(error))
-      ];
+      const text = large ? 'The file is too large to be shown here.' : messageOf(error);
+      content = () => [element('p', text)];
     }
-    replace(
-      this.difference,
-      heading,
-      change.isChecked ? null : element('p', { class: 'gk-warning' }, NOT_CHECKED),
-      ...content
-    );
+    if (change !== this.looked) {
+      return; // another file was chosen meanwhile
+    }
+    this.clear(); // it may have been chosen twice
+    this.looked = change;
+    replace(this.difference, heading, !isChecked(change) && warning(NOT_CHECKED), ...content());
     this.markOutdated();
   }
 
@@ -358,24 +344,18 @@ export class ChangesView {
     path: string,
     old: ArrayBuffer,
     current: ArrayBuffer
-  ): readonly Node[] {
+  ): readonly Child[] {
     switch (it.kind) {
       case 'picture':
         return [this.pictures(path, old, current)];
       case 'binary':
-        return [element('p', {}, 'The file is no text, so its content is not shown.')];
+        return [element('p', 'The file is no text, so its content is not shown.')];
       case 'text':
         return [
-          ...(old.byteLength + current.byteLength === 0
-            ? [element('p', {}, 'The file is empty.')]
-            : []),
-          ...(it.late
-            ? [element('p', { class: 'gk-warning' }, 'Comparing took too long and was stopped.')]
-            : []),
-          ...(it.cut
-            ? [element('p', { class: 'gk-warning' }, 'There are more differences than are shown.')]
-            : []),
-          ...(it.isPicture ? [this.offerPicture(path, old, current)] : []),
+          old.byteLength + current.byteLength === 0 && element('p', 'The file is empty.'),
+          it.late && warning('Comparing took too long and was stopped.'),
+          it.cut && warning('There are more differences than are shown.'),
+          it.isPicture && this.offerPicture(path, old, current),
           ...it.sections.map(showSection)
         ];
     }
@@ -404,12 +384,12 @@ export class ChangesView {
 
   private picture(title: string, path: string, bytes: ArrayBuffer): HTMLElement {
     if (bytes.byteLength === 0) {
-      return element('figure', {}, element('figcaption', {}, `${title}: none`));
+      return element('figure', element('figcaption', `${title}: none`));
     }
     const preview = this.makePreview();
     this.previews.push(preview);
     void preview.showBytes(`${title}: ${path.split('/').at(-1) ?? ''}`, bytes);
-    return element('figure', {}, element('figcaption', {}, title), preview.node);
+    return element('figure', element('figcaption', title), preview.node);
   }
 }
 
@@ -418,22 +398,12 @@ const MARKS: Readonly<Record<string, string>> = { '+': 'gk-new', '-': 'gk-old', 
 function showSection(section: Section): HTMLElement {
   return element(
     'div',
-    {},
-    section.title ? element('h3', {}, section.title) : null,
+    section.title ? element('h3', section.title) : null,
     element(
       'pre',
-      {},
       ...section.lines.map(({ mark, text }) =>
         element('span', { class: `gk-line-text ${MARKS[mark] ?? ''}` }, `${mark} ${text}\n`)
       )
     )
   );
-}
-
-function checkbox(label: string, change: (checked: boolean) => void): HTMLInputElement {
-  const node = element('input', { attributes: { type: 'checkbox', 'aria-label': label } });
-  node.addEventListener('change', () => {
-    change(node.checked);
-  });
-  return node;
 }

@@ -7,7 +7,7 @@ import type { INotebookTracker } from '@jupyterlab/notebook';
 import type { Poll } from '@lumino/polling';
 import type { Widget } from '@lumino/widgets';
 
-import { type Actions, Card } from './card.js';
+import { type Act, Card } from './card.js';
 import { type SandboxClient, messageOf } from './client.js';
 import type { Sandbox } from './contract.js';
 import type { History } from './history.js';
@@ -16,7 +16,7 @@ import { Popup } from './popup.js';
 import { isOurs } from './specs.js';
 import { StatusView } from './status.js';
 import { UnkeptLook, UnkeptView } from './unkept.js';
-import { pageTimer } from './warm.js';
+import { pageTimer } from './wishes.js';
 import { makePoll, pageClock } from './widgets.js';
 
 export interface Trackers {
@@ -56,12 +56,12 @@ const QUICK_MILLISECONDS = 250;
 const MOST_QUICK_LOOKS = 120;
 
 export class CurrentSandbox {
-  readonly view: StatusView;
+  readonly view = new StatusView();
   readonly unkept: UnkeptView;
   private readonly unkeptLook: UnkeptLook;
   private session: ISessionContext | null = null;
   private sandbox: Sandbox | null = null;
-  private popup: Popup | null = null;
+  private readonly popup: Popup;
   private card: Card | null = null;
   private quickLooks = 0;
   private readonly poll: Poll;
@@ -76,7 +76,7 @@ export class CurrentSandbox {
     const dead = kernel?.status === 'dead' || kernel?.status === 'autorestarting';
     if (dead && !this.dead) {
       if (this.sandbox !== null && this.unkeptLook.last !== null) {
-        this.died(this.sandbox, this.unkeptLook.last);
+        this.lost.died(this.sandbox, this.unkeptLook.last);
       }
       this.unkeptLook.forget();
     }
@@ -85,7 +85,7 @@ export class CurrentSandbox {
     }
     this.busy = kernel?.status !== 'idle';
     this.dead = dead;
-    if (this.sandbox !== null && this.sandbox.kernelId !== id) {
+    if (this.sandbox !== null && this.sandbox.kernel_id !== id) {
       this.forget();
     }
     if (this.isOurs()) {
@@ -100,15 +100,21 @@ export class CurrentSandbox {
     private readonly trackers: Trackers,
     private readonly client: SandboxClient,
     private readonly history: History,
-    private readonly actions: Actions,
-    private readonly died: LostFiles['died']
+    act: Act,
+    private readonly lost: Pick<LostFiles, 'died'>
   ) {
-    this.view = new StatusView(() => {
-      this.toggleCard();
+    this.popup = new Popup('Sandbox', this.view.node, () => {
+      this.card =
+        this.sandbox &&
+        new Card(this.sandbox, (action, sandbox) => {
+          this.popup.close();
+          act(action, sandbox);
+        });
+      return this.card?.node ?? null;
     });
     this.unkept = new UnkeptView(() => {
       if (this.sandbox !== null) {
-        this.actions.changes(this.sandbox);
+        act('changes', this.sandbox);
       }
     });
     this.unkeptLook = new UnkeptLook(
@@ -127,19 +133,11 @@ export class CurrentSandbox {
       () => this.look(),
       () => !this.isOurs()
     );
-    app.shell.currentChanged?.connect(() => {
-      this.follow();
-    });
+    app.shell.currentChanged?.connect(this.follow);
     // A widget that was just made is known to its tracker only after it is the current one.
-    trackers.notebooks?.currentChanged.connect(() => {
-      this.follow();
-    });
-    trackers.consoles?.currentChanged.connect(() => {
-      this.follow();
-    });
-    app.serviceManager.kernelspecs.specsChanged.connect(() => {
-      this.changed();
-    });
+    trackers.notebooks?.currentChanged.connect(this.follow);
+    trackers.consoles?.currentChanged.connect(this.follow);
+    app.serviceManager.kernelspecs.specsChanged.connect(this.changed);
     this.follow();
   }
 
@@ -154,47 +152,10 @@ export class CurrentSandbox {
 
   /** Opens the card, or closes it: it belongs to the item in the status bar. */
   toggleCard(): void {
-    if (this.popup !== null) {
-      this.popup.close();
-      return;
-    }
-    if (this.sandbox === null) {
-      return;
-    }
-    this.card = new Card(this.sandbox, {
-      ...this.actions,
-      changes: it => {
-        this.popup?.close();
-        this.actions.changes(it);
-      },
-      outputs: it => {
-        this.popup?.close();
-        this.actions.outputs(it);
-      },
-      log: it => {
-        this.popup?.close();
-        this.actions.log(it);
-      },
-      transcript: it => {
-        this.popup?.close();
-        this.actions.transcript(it);
-      },
-      restart: it => {
-        this.popup?.close();
-        this.actions.restart(it);
-      },
-      stop: it => {
-        this.popup?.close();
-        this.actions.stop(it);
-      }
-    });
-    this.popup = new Popup(this.card.node, 'Sandbox', this.view.node, () => {
-      this.popup = null;
-      this.card = null;
-    });
+    this.popup.toggle();
   }
 
-  private follow(): void {
+  private readonly follow = (): void => {
     const session = sessionOf(this.trackers, this.app.shell.currentWidget);
     if (session !== this.session) {
       this.session?.kernelChanged.disconnect(this.changed);
@@ -205,7 +166,7 @@ export class CurrentSandbox {
       session?.statusChanged.connect(this.changed);
       this.changed();
     }
-  }
+  };
 
   private isOurs(): boolean {
     const { session } = this;
@@ -218,7 +179,7 @@ export class CurrentSandbox {
 
   private forget(): void {
     this.sandbox = null;
-    this.popup?.close();
+    this.popup.close();
     this.view.hide();
   }
 
@@ -244,7 +205,7 @@ export class CurrentSandbox {
     if (sandbox !== null) {
       this.show(sandbox, id !== undefined);
     } else if (id === undefined && STARTING.includes(session.kernelDisplayStatus)) {
-      this.view.showStarting(false);
+      this.view.showStarting();
     } else {
       this.forget();
       // Perhaps the server has not our half: then nothing will come, and its log stays quiet.
@@ -268,7 +229,7 @@ export class CurrentSandbox {
   private async findStarting(session: ISessionContext): Promise<Sandbox | null> {
     const name = kernelNameOf(session);
     const { sandboxes } = await this.client.sandboxes();
-    return sandboxes.find(it => it.state === 'starting' && it.kernelName === name) ?? null;
+    return sandboxes.find(it => it.state === 'starting' && it.kernel_name === name) ?? null;
   }
 
   private show(sandbox: Sandbox, known: boolean): void {

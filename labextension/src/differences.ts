@@ -87,24 +87,15 @@ export class Comparer {
   private characters = MAX_CHARACTERS;
   private sections = MAX_SECTIONS;
   private readonly end = performance.now() + MAX_MILLISECONDS;
-  private cut = false;
-  private shortened = false;
-  private late = false;
-
   /** Whether the end of a line was left out. */
-  get isShortened(): boolean {
-    return this.shortened;
-  }
-
+  isShortened = false;
   /** Whether there was no time for the rest. */
-  get isLate(): boolean {
-    return this.late;
-  }
+  isLate = false;
 
   /** Whether something was left out, or will be. */
   get isSpent(): boolean {
-    this.late ||= performance.now() > this.end;
-    return this.late || this.cut || this.lines <= 0 || this.characters <= 0 || this.sections <= 0;
+    this.isLate ||= performance.now() > this.end;
+    return this.isLate || this.lines <= 0 || this.characters <= 0 || this.sections <= 0;
   }
 
   compare(before: string, after: string): readonly Line[] {
@@ -112,13 +103,12 @@ export class Comparer {
     const kept: Line[] = [];
     for (const line of compareLines(before, after, Math.max(this.end - performance.now(), 1))) {
       if (this.lines <= 0 || this.characters <= 0) {
-        this.cut = true;
         break;
       }
       const { length } = line.text;
       const text =
         length > MAX_LINE ? `${line.text.slice(0, MAX_LINE)}… (${length} characters)` : line.text;
-      this.shortened ||= text !== line.text;
+      this.isShortened ||= text !== line.text;
       this.lines -= 1;
       this.characters -= text.length;
       kept.push({ mark: line.mark, text });

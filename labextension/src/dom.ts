@@ -45,20 +45,22 @@ export function likeness(name: string): string {
 
 export function element<K extends keyof HTMLElementTagNameMap>(
   tag: K,
-  options: Options = {},
-  ...children: readonly Child[]
+  ...parts: readonly (Options | Child)[]
 ): HTMLElementTagNameMap[K] {
   const node = document.createElement(tag);
-  if (options.class !== undefined) {
-    node.className = options.class;
+  for (const part of parts) {
+    if (typeof part !== 'object' || part === null || 'nodeType' in part) {
+      append(node, [part]);
+      continue;
+    }
+    node.className = part.class ?? '';
+    for (const [name, value] of Object.entries(part.attributes ?? {})) {
+      node.setAttribute(name, escapeHidden(value));
+    }
+    if (part.click !== undefined) {
+      node.addEventListener('click', part.click as EventListener);
+    }
   }
-  for (const [name, value] of Object.entries(options.attributes ?? {})) {
-    node.setAttribute(name, escapeHidden(value));
-  }
-  if (options.click !== undefined) {
-    node.addEventListener('click', options.click as EventListener);
-  }
-  append(node, children);
   return node;
 }
 
@@ -95,6 +97,10 @@ export function button(label: string, click: () => void, options: Options = {}):
     },
     label
   );
+}
+
+export function warning(text: string): HTMLElement {
+  return element('p', { class: 'gk-warning' }, text);
 }
 
 const SVG = 'http://www.w3.org/2000/svg';

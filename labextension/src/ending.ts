@@ -7,7 +7,7 @@ import { Widget } from '@lumino/widgets';
 
 import type { Unkept } from './contract.js';
 import { element } from './dom.js';
-import { countFiles, listFiles } from './unkept.js';
+import { countFiles, hasFiles, listFiles, sayGone } from './unkept.js';
 
 export type Answer = 'end' | 'changes' | 'cancel';
 
@@ -18,26 +18,21 @@ export interface Question {
   readonly unkept: Unkept | null;
 }
 
-function has(unkept: Unkept | null): unkept is Unkept {
-  return unkept !== null && (unkept.total > 0 || unkept.more);
-}
-
 /** Names the files that would be gone, and offers to look at them first. */
 export async function askBeforeEnd(question: Question): Promise<Answer> {
-  const { title, text, label, unkept } = question;
+  const { title, text, label } = question;
+  const unkept = question.unkept && hasFiles(question.unkept) ? question.unkept : null;
   const body = new Widget({
     node: element(
       'div',
       { class: 'gk-question' },
-      element('p', {}, text),
-      has(unkept)
-        ? element(
-            'p',
-            {},
-            `${countFiles(unkept)} in /workspace will be gone. To keep what you need, choose Changes.`
-          )
-        : null,
-      has(unkept) ? listFiles(unkept) : null
+      element('p', text),
+      unkept !== null &&
+        element(
+          'p',
+          `${countFiles(unkept)} in /workspace will be gone. To keep what you need, choose Changes.`
+        ),
+      unkept !== null && listFiles(unkept)
     )
   });
   const changes = Dialog.createButton({ label: 'Changes', actions: ['changes'] });
@@ -47,7 +42,7 @@ export async function askBeforeEnd(question: Question): Promise<Answer> {
     defaultButton: 1, // Enter does not throw files away
     buttons: [
       Dialog.cancelButton(),
-      ...(has(unkept) ? [changes] : []),
+      ...(unkept === null ? [] : [changes]),
       Dialog.warnButton({ label })
     ]
   });
@@ -59,21 +54,18 @@ export async function askBeforeEnd(question: Question): Promise<Answer> {
 
 /** Says which files are gone; for pages that have no notifications, and behind those that have. */
 export async function showLost(kernelName: string, unkept: Unkept): Promise<void> {
-  const one = unkept.total === 1 && !unkept.more;
-  const count = countFiles(unkept);
   await showDialog({
-    title: `${count.charAt(0).toUpperCase()}${count.slice(1)} ${one ? 'is' : 'are'} gone`,
+    title: sayGone(unkept),
     body: new Widget({
       node: element(
         'div',
         { class: 'gk-question' },
         element(
           'p',
-          {},
           `The sandbox of ${kernelName} has ended with what was not kept in /workspace:`
         ),
         listFiles(unkept),
-        element('p', {}, 'Next time, write to outputs, or apply the changes before it ends.')
+        element('p', 'Next time, write to outputs, or apply the changes before it ends.')
       )
     }),
     buttons: [Dialog.okButton()]

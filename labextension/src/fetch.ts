@@ -1,6 +1,6 @@
 /** Requests of pages to the network, docs/rest.md: parts of a length and so many bytes, each way. */
 
-import { type Answer, refuse } from './client.js';
+import { type Send, ask } from './client.js';
 import { fieldsOf } from './contract.js';
 
 /** Bytes of a request's body that the server takes. */
@@ -11,16 +11,6 @@ const MOST_HEADERS = 1000;
 const MOST_PART = 1024 * 1024;
 /** Bytes above which a piece of an answer gets no more. */
 const MOST_PIECE = 1024 * 1024;
-
-export interface StreamAnswer extends Answer {
-  readonly body: ReadableStream<Uint8Array> | null;
-}
-
-export type SendStream = (
-  path: string,
-  body: Uint8Array<ArrayBuffer>,
-  signal: AbortSignal
-) => Promise<StreamAnswer>;
 
 /** What a page asks for. The server judges all of it. */
 export interface Call {
@@ -150,7 +140,7 @@ export class NetworkAnswer {
 }
 
 export class FetchClient {
-  constructor(private readonly send: SendStream) {}
+  constructor(private readonly send: Send) {}
 
   /** Sends a page's request. The answer is there when the server has passed the request on. */
   async fetch(ticket: string, call: Call, signal: AbortSignal): Promise<NetworkAnswer> {
@@ -160,8 +150,9 @@ export class FetchClient {
     new DataView(content.buffer).setUint32(0, head.byteLength);
     content.set(head, 4);
     content.set(body, 4 + head.byteLength);
-    const answer = await this.send('fetch', content, signal);
-    await refuse(answer);
+    const sent = { 'Content-Type': 'application/octet-stream' };
+    const init = { method: 'POST', body: content, headers: sent, signal };
+    const answer = await ask(this.send, 'fetch', init);
     if (answer.body === null) {
       throw new Error('The server sent no answer.');
     }

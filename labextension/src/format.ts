@@ -33,10 +33,10 @@ export function formatSeconds(seconds: number): string {
 
 /** Used memory as a share of the limit; null if one of them is unknown. */
 export function memoryShare(sandbox: Sandbox): number | null {
-  if (sandbox.memoryUsed === null || sandbox.memoryLimit <= 0) {
+  if (sandbox.memory.used === null || sandbox.memory.limit <= 0) {
     return null;
   }
-  return Math.min(1, sandbox.memoryUsed / sandbox.memoryLimit);
+  return Math.min(1, sandbox.memory.used / sandbox.memory.limit);
 }
 
 /** From this share on, the bar has the colour of a warning. */
@@ -48,10 +48,10 @@ export const NO_FILES =
   'Move the notebook and its files to a folder of their own, and open it there.';
 
 export function describeMemory(sandbox: Sandbox): string {
-  const limit = formatBytes(sandbox.memoryLimit);
-  return sandbox.memoryUsed === null
+  const limit = formatBytes(sandbox.memory.limit);
+  return sandbox.memory.used === null
     ? `limit ${limit}`
-    : `${formatBytes(sandbox.memoryUsed)} of ${limit}`;
+    : `${formatBytes(sandbox.memory.used)} of ${limit}`;
 }
 
 export function describeStart(kind: string): string {
@@ -67,14 +67,14 @@ export function describeStart(kind: string): string {
 export function describeState(sandbox: Sandbox): string {
   switch (sandbox.state) {
     case 'starting':
-      if (sandbox.waitsFor !== '') {
-        return sandbox.waitsFor;
+      if (sandbox.waits_for !== '') {
+        return sandbox.waits_for;
       }
       return sandbox.start?.kind === 'snapshot' || sandbox.start?.kind === 'spare'
         ? 'starting from snapshot'
         : 'starting';
     case 'stopped':
-      return `stopped, ${describeMemory(sandbox)}`;
+      return `paused, ${describeMemory(sandbox)}`;
     case 'ended':
       return 'ended';
     case 'running':

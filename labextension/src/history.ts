@@ -21,20 +21,20 @@ export class History {
   private readonly series = new Map<string, Series>();
 
   add(sandbox: Sandbox, time: number): void {
-    const one = this.series.get(sandbox.kernelId) ?? { memory: [], cpu: [], last: null };
-    this.series.set(sandbox.kernelId, one);
+    const one = this.series.get(sandbox.kernel_id) ?? { memory: [], cpu: [], last: null };
+    this.series.set(sandbox.kernel_id, one);
     const oldest = time - SPAN_SECONDS;
-    if (sandbox.memoryUsed !== null) {
-      one.memory = recent([...one.memory, { time, value: sandbox.memoryUsed }], oldest);
+    if (sandbox.memory.used !== null) {
+      one.memory = recent([...one.memory, { time, value: sandbox.memory.used }], oldest);
     }
-    if (sandbox.cpuSeconds !== null) {
+    if (sandbox.cpu_seconds !== null) {
       const { last } = one;
       // A fresh sandbox under the same kernel id counts from zero again.
-      if (last !== null && time > last.time && sandbox.cpuSeconds >= last.value) {
-        const value = (sandbox.cpuSeconds - last.value) / (time - last.time);
+      if (last !== null && time > last.time && sandbox.cpu_seconds >= last.value) {
+        const value = (sandbox.cpu_seconds - last.value) / (time - last.time);
         one.cpu = recent([...one.cpu, { time, value }], oldest);
       }
-      one.last = { time, value: sandbox.cpuSeconds };
+      one.last = { time, value: sandbox.cpu_seconds };
     }
   }
 

@@ -6,42 +6,40 @@ import {
   type JupyterFrontEndPlugin
 } from '@jupyterlab/application';
 import {
-  Dialog,
   ICommandPalette,
   ISessionContextDialogs,
   Notification,
   SessionContextDialogs,
-  showDialog,
   showErrorMessage
 } from '@jupyterlab/apputils';
 import { IConsoleTracker } from '@jupyterlab/console';
-import { URLExt } from '@jupyterlab/coreutils';
 import { IDefaultFileBrowser } from '@jupyterlab/filebrowser';
 import { IMainMenu } from '@jupyterlab/mainmenu';
 import { INotebookTracker } from '@jupyterlab/notebook';
-import { KernelAPI, ServerConnection } from '@jupyterlab/services';
+import { KernelAPI } from '@jupyterlab/services';
 import { IStatusBar } from '@jupyterlab/statusbar';
 import { ITranslator } from '@jupyterlab/translation';
 import { Widget } from '@lumino/widgets';
 
-import type { Actions } from './card.js';
+import { type Act, type Action, nameOf } from './card.js';
 import { Choices } from './care.js';
 import { SandboxClient, messageOf } from './client.js';
-import type { KernelspecFacts, Lost, Sandbox } from './contract.js';
+import type { Kernelspec, Lost, Sandbox } from './contract.js';
 import { CurrentSandbox, type Trackers, kernelNameOf, sessionOf, sessionWith } from './current.js';
 import { askBeforeEnd, askInMenus, showLost } from './ending.js';
 import { offerDoctor } from './failed_start.js';
 import { History } from './history.js';
 import { describeCards } from './launcher.js';
 import { LostFiles, describeLost } from './lost.js';
-import { SHOW_OUTPUTS, makePreview, outputs } from './outputs_plugin.js';
+import { SHOW_OUTPUTS, makePreview, makeSend, outputs } from './outputs_plugin.js';
 import { Sidebar } from './sidebar.js';
 import { isOurs, kernelToWarm } from './specs.js';
+import { hasFiles } from './unkept.js';
 import { guardNotebooks } from './untrusted.js';
 import { wall } from './wall_plugin.js';
-import { Warmer, pageTimer } from './warm.js';
 import { widgets } from './widgets_plugin.js';
 import { ChangesWidget, LinesWidget, SidebarWidget, open, shieldIcon } from './widgets.js';
+import { Wishes, pageTimer } from './wishes.js';
 
 const CATEGORY = 'Sandboxes';
 
@@ -52,149 +50,99 @@ const Commands = {
   sidebar: 'gvisor-kernel:show-sandboxes'
 } as const;
 
-function connect(app: JupyterFrontEnd): SandboxClient {
-  const settings = app.serviceManager.serverSettings;
-  const root = URLExt.join(settings.baseUrl, 'gvisor-kernel/api/');
-  return new SandboxClient(({ method, path, body }) =>
-    ServerConnection.makeRequest(
-      root + path,
-      body === undefined ? { method } : { method, body: JSON.stringify(body) },
-      settings
-    )
-  );
-}
+/** What is asked before a sandbox ends, or its kernel. */
+const ENDINGS = {
+  restart: { title: 'Restart the kernel?', label: 'Restart', first: '' },
+  stop: { title: 'Stop the sandbox?', label: 'Stop', first: '' },
+  kill: { title: 'Kill the sandbox?', label: 'Kill', first: 'It ends at once. ' }
+} as const;
 
-async function confirm(title: string, body: string, label: string): Promise<boolean> {
-  const answer = await showDialog({
-    title,
-    body,
-    buttons: [Dialog.cancelButton(), Dialog.warnButton({ label })]
-  });
-  return answer.button.accept;
-}
-
-function makeActions(
+/** ``done``: a sandbox may have ended. ``changed``: changes were applied or undone. */
+function makeAct(
   app: JupyterFrontEnd,
   client: SandboxClient,
   trackers: Trackers,
   lost: LostFiles,
   done: () => void,
   changed: () => void
-): Actions {
-  const ask = async (
-    title: string,
-    body: string,
-    label: string,
-    call: () => Promise<unknown>
-  ): Promise<void> => {
-    if (await confirm(title, body, label)) {
-      try {
-        await call();
-      } catch (error) {
-        await showErrorMessage(title, messageOf(error));
-      }
-      done();
-    }
-  };
-  let changesOffered = false;
-  client.offersChanges().then(
-    offered => {
-      changesOffered = offered;
-    },
-    () => undefined // a server without our half; it answers nothing else either
-  );
-  const nameOf = (it: Sandbox): string => it.displayName || it.kernelName;
+): Act {
   const end = async (
     it: Sandbox,
-    title: string,
-    text: string,
-    label: string,
+    how: keyof typeof ENDINGS,
     call: () => Promise<unknown>
   ): Promise<void> => {
-    const unkept = await client.unkept(it.kernelId).catch(() => null);
+    const { title, label, first } = ENDINGS[how];
+    const text = `${first}The variables of ${nameOf(it)} are lost.`;
+    const unkept = how === 'restart' ? null : await client.unkept(it.kernel_id).catch(() => null);
     const answer = await askBeforeEnd({ title, text, label, unkept });
     if (answer === 'changes') {
       actions.changes(it);
     } else if (answer === 'end') {
       if (unkept !== null) {
-        lost.agree(it.kernelId);
+        lost.agree(it.kernel_id);
       }
       try {
         await call();
       } catch (error) {
-        lost.disagree(it.kernelId);
+        lost.disagree(it.kernel_id);
         await showErrorMessage(title, messageOf(error));
       }
       done();
     }
   };
-  const actions: Actions = {
+  const showLines = (it: Sandbox, of: 'log' | 'transcript', title: string): void => {
+    const id = `gvisor-kernel-${of}-${it.kernel_id}`;
+    open(
+      app,
+      id,
+      () => new LinesWidget(id, `${title}: ${nameOf(it)}`, () => client.lines(it.kernel_id, of))
+    );
+  };
+  const actions: Readonly<Record<Action, (it: Sandbox) => void>> = {
     restart: it =>
-      void ask(
-        'Restart the kernel?',
-        `The variables of ${nameOf(it)} are lost.`,
-        'Restart',
-        // A page that shows the kernel takes part, so that its cells are not left waiting.
-        () =>
-          sessionWith(trackers, it.kernelId)?.restartKernel() ??
-          KernelAPI.restartKernel(it.kernelId, app.serviceManager.serverSettings)
-      ),
-    stop: it =>
-      void end(it, 'Stop the sandbox?', `The variables of ${nameOf(it)} are lost.`, 'Stop', () =>
-        client.stop(it.kernelId)
-      ),
-    kill: it =>
       void end(
         it,
-        'Kill the sandbox?',
-        `It ends at once. The variables of ${nameOf(it)} are lost.`,
-        'Kill',
-        () => client.kill(it.kernelId)
+        'restart',
+        // A page that shows the kernel takes part, so that its cells are not left waiting.
+        () =>
+          sessionWith(trackers, it.kernel_id)?.restartKernel() ??
+          KernelAPI.restartKernel(it.kernel_id, app.serviceManager.serverSettings)
       ),
+    stop: it => void end(it, 'stop', () => client.end(it.kernel_id, 'stop')),
+    kill: it => void end(it, 'kill', () => client.end(it.kernel_id, 'kill')),
     log: it => {
-      const id = `gvisor-kernel-log-${it.kernelId}`;
-      open(app, id, () => new LinesWidget(id, `Log: ${nameOf(it)}`, () => client.log(it.kernelId)));
+      showLines(it, 'log', 'Log');
     },
     transcript: it => {
-      const id = `gvisor-kernel-transcript-${it.kernelId}`;
-      open(
-        app,
-        id,
-        () => new LinesWidget(id, `Transcript: ${nameOf(it)}`, () => client.transcript(it.kernelId))
-      );
+      showLines(it, 'transcript', 'Transcript');
     },
-    offersChanges: () => changesOffered,
     outputs: it =>
       void app.commands.execute(SHOW_OUTPUTS, {
-        kernelId: it.kernelId,
+        kernelId: it.kernel_id,
         name: nameOf(it),
-        path: sessionWith(trackers, it.kernelId)?.path ?? null
+        path: sessionWith(trackers, it.kernel_id)?.path ?? null
       }),
     changes: it => {
+      const name = sessionWith(trackers, it.kernel_id)?.name ?? nameOf(it);
       open(
         app,
-        `gvisor-kernel-changes-${it.kernelId}`,
-        () =>
-          new ChangesWidget(
-            client,
-            it.kernelId,
-            sessionWith(trackers, it.kernelId)?.name ?? nameOf(it),
-            () => makePreview(app),
-            changed
-          )
+        `gvisor-kernel-changes-${it.kernel_id}`,
+        () => new ChangesWidget(client, it.kernel_id, name, () => makePreview(app), changed)
       );
     }
   };
-  return actions;
+  return (action, it) => {
+    actions[action](it);
+  };
 }
 
 /** Tells which files are gone: where there is no status bar, there are no notifications either. */
 function makeTell(app: JupyterFrontEnd, notifies: boolean): (lost: Lost) => void {
   return lost => {
     const specs = app.serviceManager.kernelspecs.specs?.kernelspecs;
-    const name = specs?.[lost.kernelName]?.display_name ?? lost.kernelName;
+    const name = specs?.[lost.kernel_name]?.display_name ?? lost.kernel_name;
     const show = (): void => {
-      void showLost(name, lost.unkept);
+      void showLost(name, lost);
     };
     if (notifies) {
       Notification.emit(describeLost(lost, name), 'error', {
@@ -241,7 +189,7 @@ const sandboxes: JupyterFrontEndPlugin<void> = {
     translator: ITranslator | null,
     menu: IMainMenu | null
   ) => {
-    const client = connect(app);
+    const client = new SandboxClient(makeSend(app));
     const history = new History();
     const trackers = { notebooks, consoles };
     const { kernelspecs } = app.serviceManager;
@@ -252,7 +200,7 @@ const sandboxes: JupyterFrontEndPlugin<void> = {
       pageTimer
     );
     follow(app, lost);
-    const actions = makeActions(
+    const act = makeAct(
       app,
       client,
       trackers,
@@ -264,12 +212,10 @@ const sandboxes: JupyterFrontEndPlugin<void> = {
         current.lookAtUnkept();
       }
     );
-    const sidebar = new SidebarWidget(new Sidebar(client, history, actions), client, history);
+    const sidebar = new SidebarWidget(new Sidebar(client, history, act), client, history);
     app.shell.add(sidebar, 'left', { rank: 850, type: 'Sandboxes' });
 
-    const current = new CurrentSandbox(app, trackers, client, history, actions, (it, unkept) => {
-      lost.died(it, unkept);
-    });
+    const current = new CurrentSandbox(app, trackers, client, history, act, lost);
     const item = new Widget();
     item.id = 'gvisor-kernel-status';
     item.addClass('gk-status-item');
@@ -304,10 +250,10 @@ const sandboxes: JupyterFrontEndPlugin<void> = {
     });
     commands.addCommand(Commands.changes, {
       label: 'Show the Changes of This Kernel',
-      isEnabled: () => current.current !== null && actions.offersChanges(),
+      isEnabled: () => current.current !== null,
       execute: () => {
         if (current.current !== null) {
-          actions.changes(current.current);
+          act('changes', current.current);
         }
       }
     });
@@ -328,7 +274,7 @@ const sandboxes: JupyterFrontEndPlugin<void> = {
       askInMenus(app, menu, isOurNotebook, async label => {
         const kernel = sessionOf(trackers, app.shell.currentWidget)?.session?.kernel;
         const unkept = kernel ? await client.unkept(kernel.id).catch(() => null) : null;
-        if (!kernel || unkept === null || (unkept.total === 0 && !unkept.more)) {
+        if (!kernel || unkept === null || !hasFiles(unkept)) {
           return true; // nothing to lose, or nothing known: as without this extension
         }
         const answer = await askBeforeEnd({
@@ -346,7 +292,7 @@ const sandboxes: JupyterFrontEndPlugin<void> = {
       });
     }
     if (labShell !== null) {
-      let facts: ReadonlyMap<string, KernelspecFacts> = new Map();
+      let facts: ReadonlyMap<string, Kernelspec> = new Map();
       const look = describeCards(labShell, {
         specs: () => kernelspecs.specs,
         kernelspecs: () => facts,
@@ -379,12 +325,12 @@ const care: JupyterFrontEndPlugin<void> = {
     translator: ITranslator | null
   ) => {
     const { baseUrl } = app.serviceManager.serverSettings;
-    const client = connect(app);
+    const client = new SandboxClient(makeSend(app));
     guardNotebooks(
       app,
       dialogs ?? new SessionContextDialogs(translator === null ? {} : { translator }),
       new Choices(window.localStorage, `gvisor-kernel:chosen:${baseUrl}`),
-      path => client.trusts(path)
+      path => client.trusts(path).catch(() => false) // the server did not say so
     );
   }
 };
@@ -395,16 +341,20 @@ const warm: JupyterFrontEndPlugin<void> = {
   autoStart: true,
   optional: [IDefaultFileBrowser],
   activate: (app: JupyterFrontEnd, browser: IDefaultFileBrowser | null) => {
-    const client = connect(app);
-    const warmer = new Warmer((name, path) => client.warm(name, path), pageTimer);
+    const client = new SandboxClient(makeSend(app));
     const { kernelspecs, contents } = app.serviceManager;
-    const want = (): void => {
+    // Folders change quickly while somebody walks through them.
+    const wishes = new Wishes(0.5, 10, pageTimer, () => {
       const name = kernelToWarm(kernelspecs.specs);
       const path = browser?.model.path ?? '';
       // Folders of other drives are not on the server's disk.
       if (name !== null && contents.driveName(path) === '') {
-        warmer.want(name, path);
+        // A favour that is refused costs a slower start, which is no reason to disturb anybody.
+        client.warm(name, path).catch(() => undefined);
       }
+    });
+    const want = (): void => {
+      wishes.want();
     };
     browser?.model.pathChanged.connect(want);
     app.commands.commandExecuted.connect((_, { id }) => {

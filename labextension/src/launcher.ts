@@ -3,14 +3,14 @@
 import type { ILabShell } from '@jupyterlab/application';
 import type { Widget } from '@lumino/widgets';
 
-import type { KernelspecFacts } from './contract.js';
+import type { Kernelspec } from './contract.js';
 import { type SpecModels, describeSpec, isOurs } from './specs.js';
 
 /** What the cards are about; both may be asked again at any time. */
 export interface Facts {
   readonly specs: () => SpecModels | null;
   /** Our kernelspecs by name. */
-  readonly kernelspecs: () => ReadonlyMap<string, KernelspecFacts>;
+  readonly kernelspecs: () => ReadonlyMap<string, Kernelspec>;
   /** Whether the folder has notebooks that this person has neither saved nor trusted. */
   readonly hasUntrusted: (folder: string) => Promise<boolean>;
 }

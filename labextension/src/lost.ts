@@ -5,10 +5,10 @@
  */
 
 import type { SandboxClient } from './client.js';
-import { type Lost, type Sandbox, type Unkept, readLost } from './contract.js';
+import type { Lost, Sandbox, Unkept } from './contract.js';
 import { escapeHidden, showName } from './dom.js';
-import { countFiles } from './unkept.js';
-import type { Timer } from './warm.js';
+import { hasFiles, sayGone } from './unkept.js';
+import type { Timer } from './wishes.js';
 
 export const FILES_LOST = 'urn:gvisor-kernel:event:files-lost:v1';
 
@@ -29,8 +29,8 @@ export interface RunningKernel {
 export class LostFiles {
   private running = new Map<string, string>();
   private readonly agreed = new Set<string>();
-  private readonly told = new Map<string, number>();
-  private readonly heard = new Map<string, number>();
+  /** The last news of each kernel: when it was told, and when it was heard again. */
+  private readonly news = new Map<string, { key: string; told: number; heard: number }>();
 
   constructor(
     private readonly client: Pick<SandboxClient, 'kernel'>,
@@ -52,11 +52,7 @@ export class LostFiles {
   /** An event of the server, of any kind. */
   event(emission: Readonly<Record<string, unknown>>): void {
     if (emission.schema_id === FILES_LOST) {
-      try {
-        this.news(readLost(emission));
-      } catch {
-        // Not of the contract: the list of kernels is the second source.
-      }
+      this.hear(emission as unknown as Lost); // the server has compared it with its schema
     }
   }
 
@@ -65,20 +61,20 @@ export class LostFiles {
    * with the files; one that ends as a whole leaves the server nothing to tell.
    */
   died(sandbox: Sandbox, unkept: Unkept): void {
-    const { kernelId, kernelName } = sandbox;
+    const { kernel_id, kernel_name } = sandbox;
     const when = this.timer.now();
     this.timer.after(NEWS_SECONDS, () => {
-      if ((this.heard.get(kernelId) ?? -Infinity) < when - NEWS_SECONDS) {
-        void this.lookAgain(sandbox, { kernelId, kernelName, unkept });
+      if ((this.news.get(kernel_id)?.heard ?? -Infinity) < when - NEWS_SECONDS) {
+        void this.lookAgain(sandbox, { kernel_id, kernel_name, ...unkept });
       }
     });
   }
 
   private async lookAgain(sandbox: Sandbox, lost: Lost): Promise<void> {
     try {
-      const now = await this.client.kernel(sandbox.kernelId);
+      const now = await this.client.kernel(sandbox.kernel_id);
       if (now === null || now.state === 'ended' || now.id !== sandbox.id) {
-        this.news(lost);
+        this.hear(lost);
       }
     } catch {
       // The server does not answer: whether the sandbox lives cannot be known.
@@ -95,43 +91,36 @@ export class LostFiles {
     await Promise.all(ended.map(([id, name]) => this.lookBack(id, name)));
   }
 
-  private async lookBack(kernelId: string, kernelName: string): Promise<void> {
+  private async lookBack(kernel_id: string, kernel_name: string): Promise<void> {
     try {
-      const unkept = (await this.client.kernel(kernelId))?.unkept ?? null;
+      const unkept = (await this.client.kernel(kernel_id))?.unkept ?? null;
       if (unkept !== null) {
-        this.news({ kernelId, kernelName, unkept });
+        this.hear({ kernel_id, kernel_name, ...unkept });
       }
     } catch {
       // The server does not answer; what it would say cannot be known.
     }
-    this.agreed.delete(kernelId);
+    this.agreed.delete(kernel_id);
   }
 
-  private news(lost: Lost): void {
-    if ((lost.unkept.total === 0 && !lost.unkept.more) || this.agreed.has(lost.kernelId)) {
+  private hear(lost: Lost): void {
+    if (!hasFiles(lost) || this.agreed.has(lost.kernel_id)) {
       return;
     }
-    const now = this.timer.now();
-    for (const times of [this.told, this.heard]) {
-      for (const [key, when] of times) {
-        if (now - when > AGAIN_SECONDS) {
-          times.delete(key);
-        }
-      }
-    }
-    this.heard.set(lost.kernelId, now);
-    const key = JSON.stringify([lost.kernelId, lost.unkept.total, lost.unkept.paths]);
-    if (!this.told.has(key)) {
-      this.told.set(key, now);
+    const heard = this.timer.now();
+    const key = JSON.stringify([lost.total, lost.paths]);
+    const before = this.news.get(lost.kernel_id);
+    const isAgain = before?.key === key && heard - before.told <= AGAIN_SECONDS;
+    this.news.set(lost.kernel_id, { key, told: isAgain ? before.told : heard, heard });
+    if (!isAgain) {
       this.tell(lost);
     }
   }
 }
 
 /** One line for a notification: how many, and as many names as there is room for. */
-export function describeLost({ unkept }: Lost, name: string): string {
-  const start = `${countFiles(unkept)} in /workspace ${unkept.total === 1 && !unkept.more ? 'is' : 'are'} gone with the sandbox of ${cut(name, 40)}`;
-  const text = start.charAt(0).toUpperCase() + start.slice(1);
+export function describeLost(unkept: Unkept, name: string): string {
+  const text = `${sayGone(unkept, ' in /workspace')} with the sandbox of ${cut(name, 40)}`;
   const paths = unkept.paths.map(path => escapeHidden(showName(path)));
   const [first] = paths;
   const room = LONGEST_MESSAGE - text.length - ': …'.length;

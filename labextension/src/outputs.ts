@@ -1,7 +1,8 @@
 /** The panel "Outputs": files of a kernel's outputs folder as they appear, and a preview of one. */
 
-import type { ArtifactClient, OutputFile, Outputs } from './artifacts.js';
+import type { ArtifactClient } from './artifacts.js';
 import { messageOf } from './client.js';
+import type { Outputs } from './contract.js';
 import { button, element, replace, setText } from './dom.js';
 import { formatBytes, formatSeconds } from './format.js';
 import { Preview, type PreviewActions } from './preview.js';
@@ -22,7 +23,7 @@ export class OutputsView {
   private readonly heading = element('h2');
   private readonly tools = element('div', { class: 'gk-buttons' });
   private shown = '';
-  private chosen: OutputFile | null = null;
+  private chosen = '';
 
   constructor(
     private readonly client: ArtifactClient,
@@ -69,11 +70,9 @@ export class OutputsView {
       this.shown = key;
       const focused = document.activeElement?.getAttribute('data-path') ?? null;
       replace(this.list, ...files.map(file => this.makeRow(file)));
+      this.markChosen();
       if (focused !== null) {
-        const node = [...this.list.querySelectorAll('button')].find(
-          it => it.getAttribute('data-path') === focused
-        );
-        node?.focus();
+        this.list.querySelector<HTMLElement>(`[data-path="${CSS.escape(focused)}"]`)?.focus();
       }
     }
     files.forEach((file, index) => {
@@ -109,7 +108,8 @@ export class OutputsView {
             reveal(path);
           })
     );
-    this.markChosen(path);
+    this.chosen = path;
+    this.markChosen();
     await this.preview.show(place);
   }
 
@@ -117,14 +117,10 @@ export class OutputsView {
     this.preview.clear();
   }
 
-  private makeRow(file: OutputFile): HTMLElement {
-    const node = button(file.path, () => {
-      this.chosen = file;
-      void this.show(file.path);
-    });
+  private makeRow(file: Outputs['files'][number]): HTMLElement {
+    const node = button(file.path, () => void this.show(file.path));
     node.className = 'gk-path';
     node.setAttribute('data-path', file.path);
-    node.setAttribute('aria-current', String(file.path === this.chosen?.path));
     return element(
       'li',
       { class: 'gk-output' },
@@ -134,9 +130,9 @@ export class OutputsView {
     );
   }
 
-  private markChosen(path: string): void {
+  private markChosen(): void {
     for (const node of this.list.querySelectorAll('button')) {
-      node.setAttribute('aria-current', String(node.getAttribute('data-path') === path));
+      node.setAttribute('aria-current', String(node.getAttribute('data-path') === this.chosen));
     }
   }
 }

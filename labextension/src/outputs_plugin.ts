@@ -15,9 +15,9 @@ import { IRenderMimeRegistry } from '@jupyterlab/rendermime';
 import { ServerConnection } from '@jupyterlab/services';
 import type { ReadonlyPartialJSONObject } from '@lumino/coreutils';
 import type { Poll } from '@lumino/polling';
-import { Widget } from '@lumino/widgets';
 
 import { ArtifactClient } from './artifacts.js';
+import type { Send } from './client.js';
 import { type Trackers, sessionOf } from './current.js';
 import { escapeHidden } from './dom.js';
 import { FetchClient } from './fetch.js';
@@ -32,46 +32,37 @@ import { Preview, howToShow } from './preview.js';
 import { type Asks, labelQuestions } from './questions.js';
 import { isOurs, originOfKernel } from './specs.js';
 import { VIEW_TYPE } from './widget_store.js';
-import { makePoll, open, shieldIcon } from './widgets.js';
+import { Panel, makePoll, open, shieldIcon } from './widgets.js';
 
 export const SHOW_OUTPUTS = 'gvisor-kernel:show-outputs';
 const OPEN_PAGE = 'gvisor-kernel:open-page';
 
-export function connect(app: JupyterFrontEnd): ArtifactClient {
+function apiUrl(app: JupyterFrontEnd): string {
+  return URLExt.join(app.serviceManager.serverSettings.baseUrl, 'gvisor-kernel/api/');
+}
+
+export function makeSend(app: JupyterFrontEnd): Send {
   const settings = app.serviceManager.serverSettings;
-  const api = URLExt.join(settings.baseUrl, 'gvisor-kernel/api/');
+  const api = apiUrl(app);
+  return (path, init) => ServerConnection.makeRequest(api + path, init, settings);
+}
+
+export function connect(app: JupyterFrontEnd): ArtifactClient {
+  const { baseUrl } = app.serviceManager.serverSettings;
   const own = URLExt.join(PageConfig.getOption('fullLabextensionsUrl'), 'gvisor-kernel');
+  const send = makeSend(app);
   return new ArtifactClient(
-    async ({ method, path, body }) => {
-      const init = body === undefined ? { method } : { method, body: JSON.stringify(body) };
-      const response = await ServerConnection.makeRequest(api + path, init, settings);
-      return {
-        status: response.status,
-        json: () => response.json(),
-        arrayBuffer: () => response.arrayBuffer(),
-        header: name => response.headers.get(name)
-      };
-    },
-    URLExt.join(settings.baseUrl, 'gvisor-kernel/frame'),
+    send,
+    URLExt.join(baseUrl, 'gvisor-kernel/frame'),
     async name => {
-      const response = await fetch(new URL(URLExt.join(own, name), settings.baseUrl));
+      const response = await fetch(new URL(URLExt.join(own, name), baseUrl));
       if (!response.ok) {
         throw new Error(`The extension's file ${name} is missing: install gvisor-kernel again.`);
       }
       return await response.text();
     },
-    path => api + path,
-    new FetchClient(async (path, body, signal) => {
-      const headers = { 'Content-Type': 'application/octet-stream' };
-      const init = { method: 'POST', body, headers, signal };
-      const response = await ServerConnection.makeRequest(api + path, init, settings);
-      return {
-        status: response.status,
-        json: () => response.json(),
-        arrayBuffer: () => response.arrayBuffer(),
-        body: response.body
-      };
-    })
+    path => apiUrl(app) + path,
+    new FetchClient(send)
   );
 }
 
@@ -83,7 +74,7 @@ export function makePreview(app: JupyterFrontEnd): Preview {
   });
 }
 
-class OutputsWidget extends Widget {
+class OutputsWidget extends Panel {
   private readonly poll: Poll;
 
   constructor(
@@ -91,12 +82,7 @@ class OutputsWidget extends Widget {
     id: string,
     title: string
   ) {
-    super();
-    this.id = id;
-    this.addClass('gk-panel');
-    this.title.label = `Outputs: ${title}`;
-    this.title.icon = shieldIcon;
-    this.title.closable = true;
+    super(id, `Outputs: ${title}`);
     this.node.append(view.node);
     this.poll = makePoll(
       id,

@@ -1,86 +1,56 @@
-/** A dialog beside the element that opened it: Escape or a click elsewhere closes it. */
+/** A dialog beside the button that opens it: the browser's own popover, which Escape or a click
+ *  elsewhere closes. */
 
-import { element } from './dom.js';
+import { element, replace } from './dom.js';
 
-/** Pixels between the popup and the window's edge, or its anchor. */
+/** Pixels between the popup and the window's edge, or its button; its width in style/index.css. */
 const EDGE = 4;
+const WIDTH = 480;
 
 export class Popup {
   private readonly node: HTMLElement;
-  private readonly listeners = new AbortController();
 
-  constructor(
-    body: HTMLElement,
-    label: string,
-    private readonly anchor: HTMLElement,
-    private readonly closed: () => void
-  ) {
-    this.node = element(
-      'div',
-      {
-        class: 'gk-popup',
-        attributes: { role: 'dialog', 'aria-label': label, tabindex: '-1' }
-      },
-      body
-    );
+  /** ``make``: what is shown each time that it is opened; null if there is nothing to show. */
+  constructor(label: string, anchor: HTMLButtonElement, make: () => Node | null) {
+    this.node = element('div', {
+      class: 'gk-popup',
+      attributes: {
+        'aria-label': label,
+        autofocus: '',
+        popover: 'auto',
+        role: 'dialog',
+        tabindex: '-1'
+      }
+    });
     document.body.append(this.node);
-    this.place();
-    anchor.setAttribute('aria-expanded', 'true');
-    this.node.focus();
-    const { signal } = this.listeners;
-    this.node.addEventListener(
-      'keydown',
-      event => {
-        if (event.key === 'Escape') {
-          event.stopPropagation();
-          this.close();
-          anchor.focus();
-        } else if (event.key === 'Tab') {
-          this.keepFocus(event);
-        }
-      },
-      { signal }
-    );
-    document.addEventListener(
-      'pointerdown',
-      event => {
-        const target = event.target as Node | null;
-        if (!this.node.contains(target) && !anchor.contains(target)) {
-          this.close();
-        }
-      },
-      { signal, capture: true }
-    );
+    anchor.popoverTargetElement = this.node;
+    anchor.setAttribute('aria-expanded', 'false');
+    this.node.addEventListener('beforetoggle', event => {
+      const body = event.newState === 'open' ? make() : null;
+      anchor.setAttribute('aria-expanded', String(body !== null));
+      if (body !== null) {
+        replace(this.node, body);
+        this.place(anchor.getBoundingClientRect());
+      } else if (event.newState === 'open') {
+        event.preventDefault();
+      }
+    });
+  }
+
+  toggle(): void {
+    this.node.togglePopover();
   }
 
   close(): void {
-    if (!this.listeners.signal.aborted) {
-      this.listeners.abort();
-      this.node.remove();
-      this.anchor.setAttribute('aria-expanded', 'false');
-      this.closed();
-    }
+    this.node.hidePopover();
   }
 
-  private place(): void {
-    const box = this.anchor.getBoundingClientRect();
-    const below = box.top < window.innerHeight / 2;
-    const last = window.innerWidth - this.node.offsetWidth - EDGE;
-    this.node.style.left = `${Math.max(EDGE, Math.min(box.left, last))}px`;
-    this.node.style[below ? 'top' : 'bottom'] = below
-      ? `${box.bottom + EDGE}px`
-      : `${window.innerHeight - box.top + EDGE}px`;
-  }
-
-  /** The popup is the last of the page: without this, Tab would leave it for the browser. */
-  private keepFocus(event: KeyboardEvent): void {
-    const stops = [...this.node.querySelectorAll<HTMLElement>('button, a[href], summary')];
-    const edge = event.shiftKey ? stops.at(0) : stops.at(-1);
-    const next = event.shiftKey ? stops.at(-1) : stops.at(0);
-    const active = document.activeElement;
-    if (next !== undefined && (active === edge || (event.shiftKey && active === this.node))) {
-      event.preventDefault();
-      next.focus();
-    }
+  private place(box: DOMRect): void {
+    const { style } = this.node;
+    const isAbove = box.top >= window.innerHeight / 2;
+    const last = window.innerWidth - WIDTH - EDGE;
+    style.left = `${Math.max(EDGE, Math.min(box.left, last))}px`;
+    style.top = isAbove ? 'auto' : `${box.bottom + EDGE}px`;
+    style.bottom = isAbove ? `${window.innerHeight - box.top + EDGE}px` : 'auto';
   }
 }

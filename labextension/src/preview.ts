@@ -6,7 +6,7 @@
 import type { ArtifactClient, Place, ReadFile } from './artifacts.js';
 import { ServerError, messageOf } from './client.js';
 import { decode } from './differences.js';
-import { element, replace, setText } from './dom.js';
+import { element, replace, warning } from './dom.js';
 import { indentJson } from './json_text.js';
 import { PageFrame } from './page_frame.js';
 import { TalkView } from './talk.js';
@@ -19,25 +19,18 @@ export interface How {
   readonly isText: boolean;
 }
 
-const how = (type: string, scripts: readonly string[], isText: boolean): How => ({
-  type,
-  scripts,
-  isText
-});
-const JSX = how('jsx', ['libraries', 'tailwind', 'jsx'], true);
-
 /** Files of a picture, a sound or a film. */
-export const MEDIA = how('picture', ['picture'], false);
+const MEDIA = { type: 'picture', scripts: ['picture'], isText: false };
 
 const PAGES: readonly (readonly [RegExp, How])[] = [
-  [/^html?$/, how('html', [], true)],
-  [/^[jt]sx$/, JSX],
-  [/^ipynb$/, how('notebook', ['notebook'], true)],
-  [/^(md|markdown)$/, how('markdown', ['markdown'], true)],
-  [/^(mermaid|mmd)$/, how('mermaid', ['mermaid'], true)],
-  [/^(v[gl](\.json)?|vega|vegalite)$/, how('chart', ['vega', 'chart'], true)],
-  [/^pdf$/, how('pdf', ['pdf'], false)],
-  [/^(csv|parquet|tsv|xlsx)$/, how('table', ['table'], false)],
+  [/^html?$/, { type: 'html', scripts: [], isText: true }],
+  [/^[jt]sx$/, { type: 'jsx', scripts: ['libraries', 'tailwind', 'jsx'], isText: true }],
+  [/^ipynb$/, { type: 'notebook', scripts: ['notebook'], isText: true }],
+  [/^(md|markdown)$/, { type: 'markdown', scripts: ['markdown'], isText: true }],
+  [/^(mermaid|mmd)$/, { type: 'mermaid', scripts: ['mermaid'], isText: true }],
+  [/^(v[gl](\.json)?|vega|vegalite)$/, { type: 'chart', scripts: ['vega', 'chart'], isText: true }],
+  [/^pdf$/, { type: 'pdf', scripts: ['pdf'], isText: false }],
+  [/^(csv|parquet|tsv|xlsx)$/, { type: 'table', scripts: ['table'], isText: false }],
   [/^(avif|bmp|gif|ico|jpe?g|png|svg|webp)$/, MEDIA],
   [/^(flac|m4a|mp3|mp4|og[agv]|wav|webm)$/, MEDIA]
 ];
@@ -99,7 +92,7 @@ export class Preview {
   private async present(path: string, read: () => Promise<ReadFile>): Promise<void> {
     this.clear();
     const { turn } = this;
-    replace(this.content, element('p', {}, 'Reading.'));
+    replace(this.content, element('p', 'Reading.'));
     let nodes: readonly Node[];
     try {
       const how = howToShow(path);
@@ -117,7 +110,7 @@ export class Preview {
       }
       const large = error instanceof ServerError && error.status === 413;
       const why = large ? `${error.message} That is too large to be shown; download it.` : null;
-      nodes = [element('p', { class: 'gk-warning' }, why ?? messageOf(error))];
+      nodes = [warning(why ?? messageOf(error))];
     }
     replace(this.content, ...nodes);
   }
@@ -129,7 +122,7 @@ export class Preview {
     }
     const text = decode(file.bytes);
     return text === null
-      ? element('p', {}, 'This file is no text, and no type that is shown here.')
+      ? element('p', 'This file is no text, and no type that is shown here.')
       : makeText(name, prettify(path, text));
   }
 
@@ -169,9 +162,7 @@ export class Preview {
       return;
     }
     this.notes.hidden = false;
-    const node = element('li', { class: 'gk-warning' });
-    setText(node, text);
-    this.notes.append(node);
+    this.notes.append(element('li', { class: 'gk-warning' }, text));
   }
 }
 
@@ -183,7 +174,7 @@ function makeText(name: string, text: string): Node {
   );
   return text.length <= MAX_TEXT
     ? pre
-    : element('div', {}, element('p', {}, 'Only the beginning is shown; download the file.'), pre);
+    : element('div', element('p', 'Only the beginning is shown; download the file.'), pre);
 }
 
 function prettify(path: string, text: string): string {

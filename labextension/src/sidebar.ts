@@ -1,15 +1,13 @@
 /** The content of the sidebar: this server's sandboxes, what earlier ones left, and doctor. */
 
-import type { Action, Actions } from './card.js';
-import type { SandboxClient } from './client.js';
-import { messageOf } from './client.js';
-import type { Finding, Leftover, Sandbox, Sandboxes } from './contract.js';
-import { button, element, replace, setText } from './dom.js';
+import { type Act, ActionButtons, nameOf } from './card.js';
+import { type SandboxClient, messageOf } from './client.js';
+import type { Findings, Leftover, Sandbox, Sandboxes } from './contract.js';
+import { button, element, replace, setText, warning } from './dom.js';
 import { NEARLY_FULL, describeState, formatSeconds, memoryShare } from './format.js';
-import { type History, type Sample } from './history.js';
+import type { History, Sample } from './history.js';
 import { Plot } from './plot.js';
 
-/** One sandbox. Its buttons stay the same elements, so the focus survives each answer. */
 class Row {
   readonly node: HTMLLIElement;
   private readonly heading = element('h3');
@@ -18,31 +16,11 @@ class Row {
   private readonly cpu = new Plot('cpu');
   private readonly cpuText = element('span', { class: 'gk-state' });
   private readonly death = element('p', { class: 'gk-warning' });
-  private readonly changesButton: HTMLButtonElement;
-  private readonly outputsButton: HTMLButtonElement;
-  private readonly logButton: HTMLButtonElement;
-  private readonly buttons: readonly (readonly [HTMLButtonElement, string])[];
+  private readonly buttons: ActionButtons;
 
-  constructor(
-    private sandbox: Sandbox,
-    private readonly actions: Actions
-  ) {
-    const act = (label: string, action: Action): HTMLButtonElement =>
-      button(label, () => {
-        actions[action](this.sandbox);
-      });
-    this.changesButton = act('Changes', 'changes');
-    this.outputsButton = act('Outputs', 'outputs');
-    this.logButton = act('Log', 'log');
-    const named: readonly (readonly [HTMLButtonElement, string])[] = [
-      [this.changesButton, 'Changes of'],
-      [this.outputsButton, 'Outputs of'],
-      [this.logButton, 'Log of'],
-      [act('Restart', 'restart'), 'Restart'],
-      [act('Stop', 'stop'), 'Stop'],
-      [act('Kill', 'kill'), 'Kill']
-    ];
-    this.buttons = named;
+  constructor(sandbox: Sandbox, act: Act) {
+    const actions = ['changes', 'outputs', 'log', 'restart', 'stop', 'kill'] as const;
+    this.buttons = new ActionButtons(sandbox, actions, act);
     this.node = element(
       'li',
       { class: 'gk-row' },
@@ -50,31 +28,25 @@ class Row {
       element('div', { class: 'gk-figure' }, this.memory.node, this.state),
       element('div', { class: 'gk-figure' }, this.cpu.node, this.cpuText),
       this.death,
-      element('div', { class: 'gk-buttons' }, ...named.map(([node]) => node))
+      this.buttons.node
     );
   }
 
   update(sandbox: Sandbox, history: History, now: number): void {
-    this.sandbox = sandbox;
-    const name = sandbox.displayName || sandbox.kernelName;
-    setText(this.heading, `${name}, ${sandbox.folder}`);
-    this.heading.title = `${sandbox.id}\n${sandbox.folder}`;
+    const name = `${nameOf(sandbox)}, ${sandbox.folder}`;
+    setText(this.heading, name);
+    this.heading.title = `${sandbox.id ?? ''}\n${sandbox.folder}`;
     setText(this.state, describeState(sandbox));
     this.node.classList.toggle('gk-full', (memoryShare(sandbox) ?? 0) >= NEARLY_FULL);
-    this.memory.update(history.memory(sandbox.kernelId), now, sandbox.memoryLimit);
-    const cpu = history.cpu(sandbox.kernelId);
+    this.memory.update(history.memory(sandbox.kernel_id), now, sandbox.memory.limit);
+    const cpu = history.cpu(sandbox.kernel_id);
     this.cpu.update(cpu, now, highest(cpu));
     const last = cpu.at(-1);
     setText(this.cpuText, last === undefined ? 'CPU' : `CPU ${(last.value * 100).toFixed(0)} %`);
-    const death = sandbox.lastDeath;
+    const death = sandbox.last_death;
     this.death.hidden = death === null;
     setText(this.death, death === null ? '' : `Died last: ${death.reason}`);
-    this.changesButton.hidden = !this.actions.offersChanges();
-    this.outputsButton.hidden = sandbox.outputs === null;
-    this.logButton.hidden = !sandbox.hasLog;
-    for (const [node, verb] of this.buttons) {
-      node.setAttribute('aria-label', `${verb} ${name}, ${sandbox.folder}`);
-    }
+    this.buttons.update(sandbox, name);
   }
 }
 
@@ -87,7 +59,7 @@ export class Sidebar {
   readonly node = element('div', { class: 'gk-sidebar' });
   private readonly rows = new Map<string, Row>();
   private readonly list = element('ul', { class: 'gk-list' });
-  private readonly empty = element('p', {}, 'No kernel of this server runs in a sandbox.');
+  private readonly empty = element('p', 'No kernel of this server runs in a sandbox.');
   private readonly leftovers = element('section', { attributes: { 'aria-label': 'Leftovers' } });
   private readonly problem = element('p', { class: 'gk-warning', attributes: { role: 'status' } });
   private readonly findings = element('div', { attributes: { 'aria-live': 'polite' } });
@@ -98,13 +70,13 @@ export class Sidebar {
   constructor(
     private readonly client: Pick<SandboxClient, 'doctor'>,
     private readonly history: History,
-    private readonly actions: Actions
+    private readonly act: Act
   ) {
     this.doctorButton = button('Run doctor', () => void this.runDoctor());
     this.problem.hidden = true;
     this.leftovers.hidden = true;
     this.node.append(
-      element('h2', {}, 'Sandboxes'),
+      element('h2', 'Sandboxes'),
       this.problem,
       this.empty,
       this.list,
@@ -112,8 +84,8 @@ export class Sidebar {
       element(
         'section',
         { attributes: { 'aria-label': 'Doctor' } },
-        element('h2', {}, 'Doctor'),
-        element('p', {}, 'Looks at what sandboxes need on this computer.'),
+        element('h2', 'Doctor'),
+        element('p', 'Looks at what sandboxes need on this computer.'),
         this.doctorButton,
         this.findings
       )
@@ -123,7 +95,7 @@ export class Sidebar {
   /** ``now`` is the clock of the history. */
   update(answer: Sandboxes, now: number): void {
     this.problem.hidden = true;
-    const present = new Set(answer.sandboxes.map(sandbox => sandbox.kernelId));
+    const present = new Set(answer.sandboxes.map(sandbox => sandbox.kernel_id));
     for (const [id, row] of this.rows) {
       if (!present.has(id)) {
         row.node.remove();
@@ -131,10 +103,10 @@ export class Sidebar {
       }
     }
     for (const sandbox of answer.sandboxes) {
-      let row = this.rows.get(sandbox.kernelId);
+      let row = this.rows.get(sandbox.kernel_id);
       if (row === undefined) {
-        row = new Row(sandbox, this.actions);
-        this.rows.set(sandbox.kernelId, row);
+        row = new Row(sandbox, this.act);
+        this.rows.set(sandbox.kernel_id, row);
         this.list.append(row.node);
       }
       row.update(sandbox, this.history, now);
@@ -156,11 +128,11 @@ export class Sidebar {
     this.looking = true;
     // Not ``disabled``: that would take the focus from whoever pressed it by a key.
     this.doctorButton.setAttribute('aria-disabled', 'true');
-    replace(this.findings, element('p', {}, 'Looking; this takes some seconds.'));
+    replace(this.findings, element('p', 'Looking; this takes some seconds.'));
     try {
       replace(this.findings, ...showFindings(await this.client.doctor()));
     } catch (error) {
-      replace(this.findings, element('p', { class: 'gk-warning' }, messageOf(error)));
+      replace(this.findings, warning(messageOf(error)));
     } finally {
       this.looking = false;
       this.doctorButton.removeAttribute('aria-disabled');
@@ -177,22 +149,19 @@ export class Sidebar {
     const now = Date.now() / 1000;
     replace(
       this.leftovers,
-      element('h2', {}, 'Leftovers'),
+      element('h2', 'Leftovers'),
       element(
         'p',
-        {},
         'Sandboxes whose server has gone. The next start of a kernel removes them, or ',
-        element('code', {}, 'gvisor-kernel prune'),
+        element('code', 'gvisor-kernel prune'),
         '.'
       ),
       element(
         'ul',
-        {},
         ...leftovers.map(one =>
           element(
             'li',
-            {},
-            element('code', {}, one.id),
+            element('code', one.id),
             ` (${one.state}), ${one.folder}`,
             one.created > 0 ? `, ${formatSeconds(Math.max(0, now - one.created))} old` : ''
           )
@@ -202,33 +171,27 @@ export class Sidebar {
   }
 }
 
-const WORDS: Readonly<Record<string, string>> = {
-  ok: 'fine',
-  warning: 'look at this',
-  failed: 'not fine',
-  error: 'not fine'
-};
+const WORDS = { ok: 'fine', warning: 'look at this', failed: 'not fine' } as const;
 
 /** What needs a hand first; what is fine is folded away. */
-function showFindings(findings: readonly Finding[]): Node[] {
+function showFindings(findings: Findings['checks']): Node[] {
   const fine = findings.filter(it => it.state === 'ok');
   const others = findings.filter(it => it.state !== 'ok');
-  const show = (it: Finding): HTMLElement =>
+  const show = (it: Findings['checks'][number]): HTMLElement =>
     element(
       'li',
       { class: it.state === 'ok' ? '' : 'gk-finding' },
-      element('strong', {}, it.name),
-      ` (${WORDS[it.state] ?? it.state}): ${it.fact}`,
+      element('strong', it.name),
+      ` (${WORDS[it.state]}): ${it.fact}`,
       it.fix ? element('p', { class: 'gk-fix' }, `What to do: ${it.fix}`) : null
     );
   return [
     others.length > 0
       ? element('ul', { class: 'gk-findings' }, ...others.map(show))
-      : element('p', {}, 'Nothing to do.'),
+      : element('p', 'Nothing to do.'),
     element(
       'details',
-      {},
-      element('summary', {}, `${fine.length} checks are fine`),
+      element('summary', `${fine.length} checks are fine`),
       element('ul', { class: 'gk-findings' }, ...fine.map(show))
     )
   ];

@@ -1,6 +1,6 @@
 /** Which kernelspecs are ours, and what they say about the sandboxes to come. */
 
-import { type KernelspecFacts, fieldsOf } from './contract.js';
+import { type Kernelspec, fieldsOf } from './contract.js';
 import { formatBytes } from './format.js';
 
 const PROVISIONER = 'gvisor-provisioner';
@@ -45,16 +45,17 @@ export function kernelToWarm(specs: SpecModels | null): string | null {
 }
 
 /** For the launcher's card; null if the kernel is none of ours, or the server does not say. */
-export function describeSpec(facts: KernelspecFacts | undefined): string | null {
-  if (facts === undefined) {
+export function describeSpec(facts: Kernelspec | undefined): string | null {
+  if (!facts?.limits) {
     return null;
   }
-  const image = facts.image === 'host' ? "this computer's programs" : facts.image;
+  const image = facts.image === 'host' ? "this computer's programs" : (facts.image ?? '');
+  const { memory, disk, processes, cpu_shares } = facts.limits;
   const limits = [
-    `memory ${formatBytes(facts.memoryLimit)}`,
-    `files ${formatBytes(facts.diskLimit)}`,
-    `${facts.processes} processes`,
-    `CPU shares ${facts.cpuShares}`
+    `memory ${formatBytes(memory)}`,
+    `files ${formatBytes(disk)}`,
+    `${processes} processes`,
+    `CPU shares ${cpu_shares}`
   ];
   return `Runs in a sandbox. Image: ${image}. Limits: ${limits.join(', ')}.`;
 }

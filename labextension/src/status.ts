@@ -5,23 +5,23 @@ import { element, setText, shield } from './dom.js';
 import { NEARLY_FULL, NO_FILES, describeState, memoryShare } from './format.js';
 
 export class StatusView {
-  readonly node: HTMLButtonElement;
   private readonly label = element('span', { class: 'gk-status-label' });
   private readonly fill = element('span', { class: 'gk-bar-fill' });
   private readonly bar = element('span', { class: 'gk-bar' }, this.fill);
   private readonly routes = element('span', { class: 'gk-routes' });
   private readonly home = element('span', { class: 'gk-home' }, 'sees no files');
 
-  constructor(click: () => void) {
-    this.node = element(
-      'button',
-      { class: 'gk-status', attributes: { type: 'button', 'aria-haspopup': 'dialog' }, click },
-      shield(),
-      this.bar,
-      this.label,
-      this.home,
-      this.routes
-    );
+  readonly node = element(
+    'button',
+    { class: 'gk-status', attributes: { type: 'button', 'aria-haspopup': 'dialog' } },
+    shield(),
+    this.bar,
+    this.label,
+    this.home,
+    this.routes
+  );
+
+  constructor() {
     this.hide();
   }
 
@@ -30,8 +30,8 @@ export class StatusView {
   }
 
   /** The kernel is one of ours, and the server does not list it yet. */
-  showStarting(fromSnapshot: boolean): void {
-    this.show(fromSnapshot ? 'starting from snapshot' : 'starting', null, []);
+  showStarting(): void {
+    this.show('starting', null, []);
   }
 
   update(sandbox: Sandbox): void {
@@ -41,8 +41,8 @@ export class StatusView {
       sandbox.state === 'running' || sandbox.state === 'stopped' ? memoryShare(sandbox) : null,
       names
     );
-    this.home.hidden = !sandbox.workspaceIsHome;
-    if (sandbox.workspaceIsHome) {
+    this.home.hidden = !sandbox.workspace.is_home;
+    if (sandbox.workspace.is_home) {
       this.describe(`${this.node.title}\n${NO_FILES}`);
     }
   }

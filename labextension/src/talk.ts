@@ -7,21 +7,22 @@ import type { Talk } from './page_network.js';
 export class TalkView {
   readonly node = element('div', { class: 'gk-talk', attributes: { role: 'group' } });
   private readonly text = element('span');
-  private readonly stop: HTMLButtonElement;
-  private readonly allow: HTMLButtonElement;
+  /** "Stop", or "Allow again": one element, so it keeps the focus. */
+  private readonly button: HTMLButtonElement;
   /** What a screen reader is told: that a page talks, and to whom, not each byte. */
   private readonly said = element('span', {
     class: 'gk-said',
     attributes: { role: 'status' }
   });
 
-  private ended = false;
+  private isStopped = false;
 
   constructor(stop: () => void, allow: () => void) {
-    this.stop = button('Stop', stop);
-    this.allow = button('Allow again', allow);
+    this.button = button('Stop', () => {
+      (this.isStopped ? allow : stop)();
+    });
     this.node.setAttribute('aria-label', 'Network of the page');
-    this.node.append(this.text, this.stop, this.allow, this.said);
+    this.node.append(this.text, this.button, this.said);
     this.clear();
   }
 
@@ -29,34 +30,20 @@ export class TalkView {
     this.node.hidden = true;
     setText(this.text, '');
     setText(this.said, '');
-    this.ended = false;
+    this.button.hidden = false;
   }
 
   /** The page is over. What it has done stays to be read, and there is nothing to stop. */
   end(): void {
-    this.ended = true;
-    this.stop.hidden = true;
-    this.allow.hidden = true;
+    this.button.hidden = true;
   }
 
   update(talk: Talk): void {
     this.node.hidden = false;
+    this.isStopped = talk.stopped;
     setText(this.text, describeTalk(talk));
     setText(this.said, whomOf(talk));
-    if (!this.ended) {
-      this.move(talk.stopped);
-    }
-  }
-
-  /** The button that goes has the focus if it was pressed: the other one gets it. */
-  private move(stopped: boolean): void {
-    const [shown, gone] = stopped ? [this.allow, this.stop] : [this.stop, this.allow];
-    const focused = document.activeElement === gone;
-    shown.hidden = false;
-    gone.hidden = true;
-    if (focused) {
-      shown.focus();
-    }
+    setText(this.button, talk.stopped ? 'Allow again' : 'Stop');
   }
 }
 

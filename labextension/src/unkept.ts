@@ -2,13 +2,18 @@
 
 import type { Unkept } from './contract.js';
 import { element, setText, showName } from './dom.js';
-import type { Timer } from './warm.js';
+import { type Timer, Wishes } from './wishes.js';
 
 /** A cell may end while the next one begins: only the last end counts. */
 export const QUIET_SECONDS = 0.7;
 
 /** The server answers again what it saw in the last two seconds. */
 export const PAUSE_SECONDS = 2.2;
+
+/** Whether there are files to lose, or there may be some. */
+export function hasFiles({ total, more }: Unkept): boolean {
+  return total > 0 || more;
+}
 
 /** ``3 files``; ``at least 3 files`` where the server stopped counting. */
 export function countFiles({ total, more }: Unkept): string {
@@ -18,28 +23,25 @@ export function countFiles({ total, more }: Unkept): string {
   return `${more ? 'at least ' : ''}${total} ${total === 1 && !more ? 'file' : 'files'}`;
 }
 
+export function sayGone(unkept: Unkept, where = ''): string {
+  const count = countFiles(unkept);
+  const verb = unkept.total === 1 && !unkept.more ? 'is' : 'are';
+  return `${count.charAt(0).toUpperCase()}${count.slice(1)}${where} ${verb} gone`;
+}
+
 /** The first names, one a line, and how many there are beside them. */
 export function listFiles(unkept: Unkept): HTMLElement {
   const others = unkept.total - unkept.paths.length;
   return element(
     'div',
-    {},
     element(
       'ul',
       { class: 'gk-files' },
-      ...unkept.paths.map(path => element('li', {}, element('bdi', {}, showName(path))))
+      ...unkept.paths.map(path => element('li', element('bdi', showName(path))))
     ),
-    others > 0 || unkept.more
-      ? element(
-          'p',
-          {},
-          others > 0
-            ? `and ${unkept.more ? 'at least ' : ''}${others} more`
-            : unkept.total === 0
-              ? 'Their names are not known.'
-              : 'and more'
-        )
-      : null
+    others > 0
+      ? element('p', `and ${unkept.more ? 'at least ' : ''}${others} more`)
+      : unkept.more && element('p', unkept.total === 0 ? 'Their names are not known.' : 'and more')
   );
 }
 
@@ -57,13 +59,12 @@ export class UnkeptView {
   }
 
   update(unkept: Unkept | null): void {
-    this.node.hidden = unkept === null || (unkept.total === 0 && !unkept.more);
+    this.node.hidden = unkept === null || !hasFiles(unkept);
     if (unkept === null) {
-      setText(this.node, '');
       return;
     }
     const label =
-      unkept.total === 0 && unkept.more
+      unkept.total === 0
         ? 'there may be files that are not kept'
         : `${countFiles(unkept)} not kept`;
     setText(this.node, label);
@@ -78,17 +79,18 @@ export class UnkeptView {
 export class UnkeptLook {
   private kernelId: string | null = null;
   private turn = 0;
-  private cancel: (() => void) | null = null;
   private pending = false;
-  private asked = -Infinity;
   private latest: Unkept | null = null;
+  private readonly wishes: Wishes;
 
   constructor(
     private readonly ask: (kernelId: string) => Promise<Unkept | null>,
     private readonly show: (unkept: Unkept | null) => void,
-    private readonly timer: Timer,
+    timer: Timer,
     private readonly isVisible: () => boolean
-  ) {}
+  ) {
+    this.wishes = new Wishes(QUIET_SECONDS, PAUSE_SECONDS, timer, () => void this.look());
+  }
 
   /** The person is in a notebook with this kernel now; null: in none of ours. */
   follow(kernelId: string | null): void {
@@ -101,11 +103,9 @@ export class UnkeptLook {
 
   /** The kernel has died: nothing is known until it has started again, which is wished for then. */
   forget(): void {
-    this.cancel?.();
-    this.cancel = null;
+    this.wishes.forget();
     this.pending = false;
     this.turn += 1;
-    this.asked = -Infinity;
     this.latest = null;
     this.show(null);
   }
@@ -117,15 +117,9 @@ export class UnkeptLook {
 
   /** Something may have changed: a cell has ended, changes were applied, the page is seen again. */
   want(): void {
-    this.cancel?.();
-    this.cancel = null;
     this.pending = this.kernelId !== null;
     if (this.pending && this.isVisible()) {
-      const wait = Math.max(QUIET_SECONDS, this.asked + PAUSE_SECONDS - this.timer.now());
-      this.cancel = this.timer.after(wait, () => {
-        this.cancel = null;
-        void this.look();
-      });
+      this.wishes.want();
     }
   }
 
@@ -142,7 +136,6 @@ export class UnkeptLook {
       return;
     }
     this.pending = false;
-    this.asked = this.timer.now();
     const turn = ++this.turn;
     let unkept: Unkept | null;
     try {

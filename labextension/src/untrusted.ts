@@ -16,8 +16,8 @@ import { element } from './dom.js';
 
 type Context = NotebookPanel['context'];
 
-/** Asks the server whether a notebook is trusted; null where it is not known. */
-export type Trusts = (path: string) => Promise<boolean | null>;
+/** Asks the server whether a notebook is trusted. */
+export type Trusts = (path: string) => Promise<boolean>;
 
 /** Every notebook that is opened from now on, in JupyterLab and Notebook 7. */
 export function guardNotebooks(
@@ -110,15 +110,6 @@ class Guard {
     }
   }
 
-  private async isSigned(): Promise<boolean> {
-    const { contents } = this.app.serviceManager;
-    try {
-      return (await this.trusts(contents.localPath(this.context.path))) === true;
-    } catch {
-      return false; // the server did not say so
-    }
-  }
-
   /** JupyterLab sets the name again that the notebook has, and settings set others. */
   private readonly hold = (): void => {
     const { kernelPreference } = this.session;
@@ -136,7 +127,8 @@ class Guard {
 
   private async offer(why: string, asks: boolean, next: string | null): Promise<void> {
     await this.session.ready;
-    if (asks && (await this.isSigned()) && this.offered !== null && !this.session.isDisposed) {
+    const path = this.app.serviceManager.contents.localPath(this.context.path);
+    if (asks && (await this.trusts(path)) && this.offered !== null && !this.session.isDisposed) {
       await this.release(next);
       return;
     }

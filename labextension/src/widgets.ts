@@ -34,10 +34,12 @@ export function pageClock(): number {
 }
 
 /** A widget that has the focus when it comes to the front, so that keys work in it at once. */
-class Panel extends Widget {
-  constructor(id: string) {
+export class Panel extends Widget {
+  constructor(id: string, label = '') {
     super();
     this.id = id;
+    this.title.label = label;
+    this.title.closable = true;
     this.addClass('gk-panel');
     this.node.tabIndex = -1;
     this.title.icon = shieldIcon;
@@ -80,6 +82,7 @@ export class SidebarWidget extends Panel {
   ) {
     super('gvisor-kernel-sandboxes');
     this.title.caption = 'Sandboxes';
+    this.title.closable = false;
     this.node.setAttribute('role', 'region');
     this.node.setAttribute('aria-label', 'Sandboxes');
     this.node.append(view.node);
@@ -90,7 +93,7 @@ export class SidebarWidget extends Panel {
         for (const sandbox of answer.sandboxes) {
           history.add(sandbox, now);
         }
-        history.keep(new Set(answer.sandboxes.map(sandbox => sandbox.kernelId)));
+        history.keep(new Set(answer.sandboxes.map(sandbox => sandbox.kernel_id)));
         view.update(answer, now);
       } catch (error) {
         view.showProblem(messageOf(error));
@@ -129,9 +132,7 @@ export class ChangesWidget extends Panel {
     makePreview: () => PicturePreview,
     changed: () => void
   ) {
-    super(`gvisor-kernel-changes-${kernelId}`);
-    this.title.label = `Changes: ${name}`;
-    this.title.closable = true;
+    super(`gvisor-kernel-changes-${kernelId}`, `Changes: ${name}`);
     this.view = new ChangesView(client, kernelId, makePreview, changed);
     this.node.append(this.view.node);
     void this.view.refresh();
@@ -155,9 +156,7 @@ export class LinesWidget extends Panel {
     title: string,
     private readonly read: () => Promise<readonly string[]>
   ) {
-    super(id);
-    this.title.label = title;
-    this.title.closable = true;
+    super(id, title);
     this.node.append(
       element(
         'div',

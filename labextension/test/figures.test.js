@@ -1,11 +1,10 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 
-import { readKernelspecs, readSandbox } from '../lib/contract.js';
 import { describeState, formatBytes, formatSeconds, memoryShare } from '../lib/format.js';
 import { History, SPAN_SECONDS, plotPoints } from '../lib/history.js';
 import { describeSpec, isOurs, kernelToWarm } from '../lib/specs.js';
-import { PAUSE_SECONDS, QUIET_SECONDS, Warmer } from '../lib/warm.js';
+import { Wishes } from '../lib/wishes.js';
 import { Clock, sandboxAnswer } from './page.js';
 
 test('sizes and times are as people read them', () => {
@@ -20,27 +19,20 @@ test('sizes and times are as people read them', () => {
 });
 
 test('a sandbox says its state in words', () => {
-  const say = fields => describeState(readSandbox(sandboxAnswer(fields)));
+  const say = fields => describeState(sandboxAnswer(fields));
   const waits = { state: 'starting', waits_for: 'waiting for resources: job 17, 3 before it' };
   assert.equal(say(waits), 'waiting for resources: job 17, 3 before it');
   assert.equal(say({}), '212 MB of 4 GB');
-  assert.equal(say({ state: 'stopped' }), 'stopped, 212 MB of 4 GB');
+  assert.equal(say({ state: 'stopped' }), 'paused, 212 MB of 4 GB');
   assert.equal(say({ state: 'starting' }), 'starting from snapshot');
   assert.equal(say({ state: 'starting', start: null }), 'starting');
   assert.equal(say({ memory: { used: null, limit: 1024 ** 3 } }), 'limit 1 GB');
-  assert.equal(memoryShare(readSandbox(sandboxAnswer({ memory: { used: 1, limit: 0 } }))), null);
-});
-
-test('an answer of another form is refused, and figures that are none are unknown', () => {
-  assert.throws(() => readSandbox([]));
-  assert.throws(() => readSandbox(sandboxAnswer({ kernel_id: 7 })));
-  assert.equal(readSandbox(sandboxAnswer({ cpu_seconds: '9' })).cpuSeconds, null);
-  assert.equal(readSandbox(sandboxAnswer({ state: 'dancing' })).state, 'ended');
+  assert.equal(memoryShare(sandboxAnswer({ memory: { used: 1, limit: 0 } })), null);
 });
 
 test('the history has five minutes of memory, and CPU as a share of a core', () => {
   const history = new History();
-  const add = (time, cpu) => history.add(readSandbox(sandboxAnswer({ cpu_seconds: cpu })), time);
+  const add = (time, cpu) => history.add(sandboxAnswer({ cpu_seconds: cpu }), time);
   add(0, 10);
   add(2, 11);
   add(4, 1); // a fresh sandbox counts from zero again
@@ -100,38 +92,37 @@ test('only kernelspecs with our provisioner are ours', () => {
 
 test('a card says image and limits that hold, and nothing where they are not known', () => {
   const limits = { memory: 8 * 1024 ** 3, disk: 2 * 1024 ** 3, processes: 512, cpu_shares: 1024 };
-  const [facts] = readKernelspecs({
-    kernelspecs: [
-      { name: 'ours', image: 'data', limits, problem: null },
-      { name: 'wrong', image: null, limits: null, problem: 'memory_limit' }
-    ]
-  });
+  const facts = { name: 'ours', image: 'data', limits, problem: null };
   assert.equal(
     describeSpec(facts),
     'Runs in a sandbox. Image: data. Limits: memory 8 GB, files 2 GB, 512 processes, CPU shares 1024.'
   );
   assert.match(describeSpec({ ...facts, image: 'host' }), /Image: this computer's programs\./);
+  const wrong = { name: 'wrong', image: null, limits: null, problem: 'memory_limit' };
+  assert.equal(describeSpec(wrong), null);
   assert.equal(describeSpec(undefined), null);
 });
 
-test('of many folders only the last is made ready, and not too often', () => {
+test('of many wishes only the last is followed, and not too often', () => {
   const clock = new Clock();
-  const sent = [];
-  const warmer = new Warmer(async (name, path) => {
-    sent.push(path);
-    throw new Error('refused'); // which is nobody's trouble
-  }, clock);
-  warmer.want('ours', 'a');
-  warmer.want('ours', 'b');
-  assert.deepEqual(sent, []);
-  clock.move(QUIET_SECONDS);
-  assert.deepEqual(sent, ['b']);
-  warmer.want('ours', 'c');
-  clock.move(PAUSE_SECONDS / 2);
-  assert.deepEqual(sent, ['b']);
-  warmer.want('ours', 'd');
-  clock.move(PAUSE_SECONDS / 2);
-  assert.deepEqual(sent, ['b', 'd']);
-  clock.move(PAUSE_SECONDS * 10);
-  assert.deepEqual(sent, ['b', 'd']);
+  const followed = [];
+  let wish = '';
+  const wishes = new Wishes(0.5, 10, clock, () => followed.push(wish));
+  const want = text => {
+    wish = text;
+    wishes.want();
+  };
+  want('a');
+  want('b');
+  assert.deepEqual(followed, []);
+  clock.move(0.5);
+  assert.deepEqual(followed, ['b']);
+  want('c');
+  clock.move(5);
+  assert.deepEqual(followed, ['b']);
+  want('d');
+  clock.move(5);
+  assert.deepEqual(followed, ['b', 'd']);
+  clock.move(100);
+  assert.deepEqual(followed, ['b', 'd']);
 });

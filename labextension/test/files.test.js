@@ -10,12 +10,11 @@ import {
   whyOffered
 } from '../lib/care.js';
 import { Card } from '../lib/card.js';
-import { readSandbox, readUnkept } from '../lib/contract.js';
 import { describeCards } from '../lib/launcher.js';
 import { FILES_LOST, LONGEST_MESSAGE, LostFiles, describeLost } from '../lib/lost.js';
 import { StatusView } from '../lib/status.js';
 import { UnkeptLook, UnkeptView, listFiles } from '../lib/unkept.js';
-import { Clock, MARKUP, noActions, openPage, sandboxAnswer, settle } from './page.js';
+import { Clock, HOME, MARKUP, noAction, openPage, sandboxAnswer, settle } from './page.js';
 
 openPage();
 
@@ -39,8 +38,8 @@ test('the count of files that are not kept is beside the shield, while there are
 });
 
 test('a list names the first files as text, and says how many there are beside', () => {
-  const paths = Array.from({ length: 12 }, (_, index) => `${MARKUP}${index}`);
-  const node = listFiles(readUnkept({ total: 12, more: false, paths }));
+  const paths = Array.from({ length: 10 }, (_, index) => `${MARKUP}${index}`);
+  const node = listFiles({ total: 12, more: false, paths });
   assert.equal(node.querySelectorAll('li').length, 10);
   assert.equal(node.querySelector('img'), null);
   assert.match(node.textContent, /and 2 more$/);
@@ -116,8 +115,7 @@ function openLost(ended = {}) {
   const told = [];
   const clock = new Clock();
   const client = {
-    kernel: async id =>
-      ended[id] ? readSandbox(sandboxAnswer({ kernel_id: id, ...ended[id] })) : null
+    kernel: async id => (ended[id] ? sandboxAnswer({ kernel_id: id, ...ended[id] }) : null)
   };
   const lost = new LostFiles(
     client,
@@ -142,7 +140,7 @@ test('what a kernel took with it is told once, from the list of kernels or from 
   await lost.follow([ours('k1'), ours('k2'), { id: 'k3', name: 'python3' }]);
   await lost.follow([ours('k2')]);
   assert.deepEqual(
-    told.map(it => [it.kernelId, it.unkept.paths]),
+    told.map(it => [it.kernel_id, it.paths]),
     [['k1', ['a', 'b', 'c']]]
   );
   lost.event(event('k1'));
@@ -160,7 +158,6 @@ test('each death is told, whoever else sends the same again', () => {
   lost.event(event('k1'));
   assert.equal(told.length, 2);
   lost.event(event('k1', { schema_id: 'urn:gvisor-kernel:event:died:v1' }));
-  lost.event({ schema_id: FILES_LOST });
   lost.event(event('k9', { total: 0, paths: [] }));
   assert.equal(told.length, 2);
 });
@@ -168,7 +165,7 @@ test('each death is told, whoever else sends the same again', () => {
 test('a death of which the server knows nothing is told from what was seen last', async () => {
   const ended = { k1: { id: 'second' } };
   const { told, clock, lost } = openLost(ended);
-  const sandbox = readSandbox(sandboxAnswer({ id: 'first' }));
+  const sandbox = sandboxAnswer({ id: 'first' });
   const wait = async seconds => {
     clock.move(seconds);
     await settle();
@@ -181,7 +178,7 @@ test('a death of which the server knows nothing is told from what was seen last'
   lost.event(event('k1')); // the server knows better
   await wait(4);
   assert.deepEqual(
-    told.map(it => it.unkept.total),
+    told.map(it => it.total),
     [3, 3]
   );
   await wait(100);
@@ -209,26 +206,26 @@ test('whoever has seen the list before is not told again, unless the kernel live
 });
 
 test('a notification has the names that there is room for', () => {
-  const lost = { kernelId: 'k', kernelName: 'x', unkept: THREE };
+  const lost = { kernel_id: 'k', kernel_name: 'x', ...THREE };
   assert.equal(
     describeLost(lost, 'Python'),
     '3 files in /workspace are gone with the sandbox of Python: a, b, c'
   );
-  const long = { ...lost, unkept: { total: 1, more: true, paths: ['x'.repeat(500)] } };
+  const long = { ...lost, total: 1, more: true, paths: ['x'.repeat(500)] };
   const text = describeLost(long, 'N'.repeat(200));
   assert.ok(text.length <= LONGEST_MESSAGE, text);
   assert.match(text, /^At least 1 files in \/workspace are gone/);
 });
 
 test('a notebook in a home is told so in the bar and on the card, with what to do', () => {
-  const sandbox = readSandbox(sandboxAnswer({ workspace: { is_home: true } }));
-  const view = new StatusView(() => {});
+  const sandbox = sandboxAnswer({ workspace: HOME });
+  const view = new StatusView();
   view.update(sandbox);
   const home = view.node.querySelector('.gk-home');
   assert.equal(home.hidden, false);
   assert.match(view.node.getAttribute('aria-label'), /Move the notebook/);
-  assert.match(new Card(sandbox, noActions).node.textContent, /to a folder of their own/);
-  view.update(readSandbox(sandboxAnswer()));
+  assert.match(new Card(sandbox, noAction).node.textContent, /to a folder of their own/);
+  view.update(sandboxAnswer());
   assert.equal(home.hidden, true);
 });
 
@@ -322,12 +319,13 @@ function openLauncher(untrusted) {
   }
   globalThis.MutationObserver = window.MutationObserver;
   const widget = { node, content: { cwd: 'folder' }, disposed: { connect() {} } };
-  const facts = { name: 'gvisor-python', image: MARKUP, memoryLimit: 1024, diskLimit: 1024 };
+  const limits = { memory: 1024, disk: 1024, processes: 1, cpu_shares: 1 };
+  const facts = { name: 'gvisor-python', image: MARKUP, limits, problem: null };
   const look = describeCards(
     { widgets: () => [widget], layoutModified: { connect() {} } },
     {
       specs: () => SPECS,
-      kernelspecs: () => new Map([['gvisor-python', { ...facts, processes: 1, cpuShares: 1 }]]),
+      kernelspecs: () => new Map([['gvisor-python', facts]]),
       hasUntrusted: async folder => untrusted.includes(folder)
     }
   );

@@ -32,11 +32,14 @@ export function sandboxAnswer(fields = {}) {
     ],
     egress: [],
     start: { kind: 'snapshot', seconds: 0.4 },
+    waits_for: '',
+    node: null,
     last_death: null,
     release: { gvisor_kernel: '1.0', runsc: '2026' },
     log: true,
     transcript: true,
     workspace: { uploads: '/home/anna/project', outputs: null, is_home: false },
+    unkept: null,
     ...fields
   };
 }
@@ -45,15 +48,24 @@ export function bytes(text) {
   return new TextEncoder().encode(text).buffer;
 }
 
-export const noActions = {
-  restart() {},
-  stop() {},
-  kill() {},
-  log() {},
-  transcript() {},
-  changes() {},
-  offersChanges: () => true
-};
+export function changeAnswer(fields) {
+  return {
+    kind: 'added',
+    type: 'file',
+    size: 1,
+    old_size: null,
+    state: 's',
+    conflict: null,
+    is_refused: false,
+    runs: null,
+    ...fields
+  };
+}
+
+/** The workspace of a notebook that lies directly in a home. */
+export const HOME = { uploads: null, outputs: null, is_home: true };
+
+export const noAction = () => {};
 
 /** Waits until what was begun by a click has been done. */
 export async function settle() {

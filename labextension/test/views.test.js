@@ -4,18 +4,26 @@ import test from 'node:test';
 import { Card } from '../lib/card.js';
 import { ChangesView } from '../lib/changes.js';
 import { SandboxClient, ServerError } from '../lib/client.js';
-import { readChanges, readSandbox, readSandboxes } from '../lib/contract.js';
 import { escapeHidden, likeness, showName } from '../lib/dom.js';
 import { History } from '../lib/history.js';
 import { Sidebar } from '../lib/sidebar.js';
 import { StatusView } from '../lib/status.js';
-import { MARKUP, bytes, noActions, openPage, sandboxAnswer, settle } from './page.js';
+import {
+  HOME,
+  MARKUP,
+  bytes,
+  changeAnswer,
+  noAction,
+  openPage,
+  sandboxAnswer,
+  settle
+} from './page.js';
 
 openPage();
 
 test('the bar turns at 80 % of the limit, and words say it too', () => {
-  const view = new StatusView(() => {});
-  const show = used => view.update(readSandbox(sandboxAnswer({ memory: { used, limit: 100 } })));
+  const view = new StatusView();
+  const show = used => view.update(sandboxAnswer({ memory: { used, limit: 100 } }));
   show(79);
   assert.equal(view.node.classList.contains('gk-full'), false);
   show(80);
@@ -24,38 +32,36 @@ test('the bar turns at 80 % of the limit, and words say it too', () => {
 });
 
 test('open routes are named, and a notebook directly in a home is told why', () => {
-  const view = new StatusView(() => {});
+  const view = new StatusView();
   const egress = [{ name: 'pypi', kind: 'packages', hosts: ['pypi.org'] }];
-  view.update(readSandbox(sandboxAnswer({ egress, workspace: { is_home: true } })));
+  view.update(sandboxAnswer({ egress, workspace: HOME }));
   assert.match(view.node.textContent, /⇄ pypi/);
   assert.match(view.node.title, /lies directly in a home folder/);
 });
 
 test('an item without an answer says so, and no figure is left', () => {
-  const view = new StatusView(() => {});
-  view.update(readSandbox(sandboxAnswer()));
+  const view = new StatusView();
+  view.update(sandboxAnswer());
   view.showUnreachable('HTTP 502');
   assert.match(view.node.textContent, /no answer/);
 });
 
 test('what servers and sandboxes send is text in each view', () => {
-  const sandbox = readSandbox(
-    sandboxAnswer({
-      display_name: MARKUP,
-      folder: MARKUP,
-      image: MARKUP,
-      identity: MARKUP,
-      last_death: { when: 1, reason: MARKUP },
-      mounts: [{ source: MARKUP, target: MARKUP, read_only: false, description: MARKUP }],
-      egress: [{ name: MARKUP, kind: MARKUP, hosts: [MARKUP] }]
-    })
-  );
-  const card = new Card(sandbox, noActions);
-  const status = new StatusView(() => {});
+  const sandbox = sandboxAnswer({
+    display_name: MARKUP,
+    folder: MARKUP,
+    image: MARKUP,
+    identity: MARKUP,
+    last_death: { when: 1, reason: MARKUP },
+    mounts: [{ source: MARKUP, target: MARKUP, read_only: false, description: MARKUP }],
+    egress: [{ name: MARKUP, kind: MARKUP, hosts: [MARKUP] }]
+  });
+  const card = new Card(sandbox, noAction);
+  const status = new StatusView();
   status.update(sandbox);
-  const sidebar = new Sidebar({ doctor: async () => [] }, new History(), noActions);
+  const sidebar = new Sidebar({ doctor: async () => [] }, new History(), noAction);
   const leftovers = [{ id: MARKUP, state: MARKUP, folder: MARKUP, created: 1 }];
-  sidebar.update({ ...readSandboxes({}), sandboxes: [sandbox], leftovers }, 0);
+  sidebar.update({ sandboxes: [sandbox], leftovers }, 0);
   for (const view of [card, status, sidebar]) {
     assert.equal(view.node.querySelector('img'), null);
     assert.ok(view.node.textContent.includes(MARKUP));
@@ -63,25 +69,25 @@ test('what servers and sandboxes send is text in each view', () => {
 });
 
 test('an unfolded list of the card stays through the next answer', () => {
-  const card = new Card(readSandbox(sandboxAnswer()), noActions);
+  const card = new Card(sandboxAnswer(), noAction);
   const details = card.node.querySelector('details');
-  card.update(readSandbox(sandboxAnswer({ memory: { used: 1, limit: 2 } })), 2000);
+  card.update(sandboxAnswer({ memory: { used: 1, limit: 2 } }), 2000);
   assert.equal(card.node.querySelector('details'), details);
   assert.match(card.node.textContent, /1 B of 2 B/);
 });
 
 test('the buttons of the sidebar stay the same elements, and rows of ended kernels go', () => {
   const stopped = [];
-  const actions = { ...noActions, stop: it => stopped.push(it.id), offersChanges: () => false };
-  const sidebar = new Sidebar({ doctor: async () => [] }, new History(), actions);
-  const answer = (...sandboxes) => readSandboxes({ sandboxes, leftovers: [] });
+  const act = (action, it) => stopped.push(`${action} ${it.id}`);
+  const sidebar = new Sidebar({ doctor: async () => [] }, new History(), act);
+  const answer = (...sandboxes) => ({ sandboxes, leftovers: [] });
   sidebar.update(answer(sandboxAnswer()), 0);
   const buttons = [...sidebar.node.querySelectorAll('.gk-row button')];
   sidebar.update(answer(sandboxAnswer({ id: 'second' })), 2);
   assert.deepEqual([...sidebar.node.querySelectorAll('.gk-row button')], buttons);
   buttons.find(node => node.textContent === 'Stop').click();
-  assert.deepEqual(stopped, ['second']);
-  assert.equal(buttons.find(node => node.textContent === 'Changes').hidden, true);
+  assert.deepEqual(stopped, ['stop second']);
+  assert.equal(buttons.find(node => node.textContent === 'Outputs').hidden, true);
   sidebar.update(answer(), 4);
   assert.equal(sidebar.node.querySelector('.gk-row'), null);
 });
@@ -91,7 +97,7 @@ test('doctor shows first what needs a hand, and what to do', async () => {
     { name: 'seccomp', state: 'ok', fact: 'available', fix: '' },
     { name: 'runsc', state: 'warning', fact: MARKUP, fix: 'install a current one' }
   ];
-  const sidebar = new Sidebar({ doctor: async () => checks }, new History(), noActions);
+  const sidebar = new Sidebar({ doctor: async () => checks }, new History(), noAction);
   await sidebar.runDoctor();
   const text = sidebar.node.textContent;
   assert.ok(text.indexOf('runsc') < text.indexOf('seccomp'));
@@ -108,7 +114,7 @@ class Double {
     { path: MARKUP, kind: 'added', type: 'file', size: 5, old_size: null, state: 's2' },
     {
       path: 'c.txt',
-      kind: 'conflict',
+      kind: 'changed',
       type: 'file',
       size: 1,
       state: 's3',
@@ -123,7 +129,8 @@ class Double {
   };
 
   async changes() {
-    return readChanges({ changes: this.answer, more: false, total: this.answer.length });
+    const changes = this.answer.map(changeAnswer);
+    return { changes, more: false, total: changes.length };
   }
 
   async content(id, { path }, side) {
@@ -199,7 +206,7 @@ test('files that may run by themselves are apart, and each is ticked and named',
   assert.deepEqual(double.calls, [{ paths: [['Makefile', 's0']], force: false }]);
 
   const { requests, client: asked } = client(200, { applied: [], refused: [], undo: null });
-  await asked.apply('k', readChanges({ changes: double.answer }).changes.slice(0, 2), false);
+  await asked.apply('k', (await double.changes()).changes.slice(0, 2), false);
   assert.deepEqual(requests[0].body.named, ['Makefile']);
 });
 
@@ -446,9 +453,9 @@ test('a file that is too large says so', async () => {
 
 function client(status, body) {
   const requests = [];
-  const send = async request => {
-    requests.push(request);
-    return { status, json: async () => body, arrayBuffer: async () => new ArrayBuffer(0) };
+  const send = async (path, init) => {
+    requests.push({ path, body: init.body && JSON.parse(init.body) });
+    return new Response(JSON.stringify(body), { status });
   };
   return { requests, client: new SandboxClient(send) };
 }
@@ -466,10 +473,4 @@ test('a kernel of others has no sandbox; other failures carry the server’s tex
   assert.equal(await client(404, { message: 'no' }).client.kernel('k'), null);
   await assert.rejects(client(500, { message: 'Broken.' }).client.kernel('k'), /Broken\./);
   await assert.rejects(client(502, null).client.sandboxes(), /The server answered 502\./);
-});
-
-test('changes are offered when the server describes them', async () => {
-  const offers = paths => client(200, { paths }).client.offersChanges();
-  assert.equal(await offers({ '/kernels/{kernel_id}/changes': {} }), true);
-  assert.equal(await offers({ '/sandboxes': {} }), false);
 });

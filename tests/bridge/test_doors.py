@@ -303,6 +303,48 @@ def test_the_debugger_shows_a_variable_as_text() -> None:
     assert passed == reply | {"body": {"data": {"text/plain": "1"}, "metadata": {}, "seq": 1}}
 
 
+@pytest.mark.parametrize("kind", ["debug_event", "debug_reply"])
+def test_the_debugger_sends_what_its_protocol_has(kind: str) -> None:
+    sent = {"type": MARKUP, "seq": MARKUP, "command": ["x"], "x": MARKUP, "body": [MARKUP]}
+    named = {"type": kind.removeprefix("debug_").replace("reply", "response"), "seq": 0}
+    success = {"success": False} if kind == "debug_reply" else {}
+
+    assert pass_on(kind, sent) == {**named, "command": "", **success}
+    sent = {"seq": 3, "body": {"data": {"text/html": MARKUP}, "metadata": {"text/html": {}}}}
+    passed = pass_on(kind, sent)
+    assert passed == {**named, "seq": 3, **success, "body": {"data": {}, "metadata": {}}}
+
+
+def test_a_reply_has_a_known_status_and_known_fields() -> None:
+    for status in (MARKUP, "", None, ["ok"], "OK"):
+        passed = pass_on("execute_reply", {"status": status, "x": MARKUP, "traceback": MARKUP})
+        assert passed == {"status": "error", "ename": "", "evalue": "", "traceback": []}
+    for status in ("ok", "aborted"):
+        assert pass_on("execute_reply", {"status": status, "ename": MARKUP}) == {"status": status}
+
+
+def test_an_error_has_short_texts_and_a_traceback() -> None:
+    """A page that draws a line of 10 MB stops for seconds."""
+    huge, lines = "x" * 10**7, ["Traceback", "x" * 10**6]
+    sent = {"ename": huge, "evalue": huge, "traceback": [*lines, 7, None], "x": MARKUP}
+    passed = pass_on("error", sent)
+
+    assert passed == {"ename": huge[:1000], "evalue": huge[:10_000], "traceback": lines}
+    usual = {"ename": "ValueError", "evalue": "a\nb", "traceback": ["\x1b[31mx\x1b[0m"]}
+    assert pass_on("error", usual) == usual
+    passed = guard(WireMessage([], b"", b'{"msg_type": "error"}', b"{}", b"{}", b"{", []), NOTHING)
+    assert passed is not None
+    assert json.loads(bytes(passed.content))["ename"] == "KernelError"
+
+
+@pytest.mark.parametrize("version", ["4.1", "6.0", "5.x", "", 5, None])
+def test_a_kernel_speaks_version_5(version: object) -> None:
+    for said, passed in ((version, "5.4"), ("5.3", "5.3")):
+        info = pass_on("kernel_info_reply", {"protocol_version": said})
+        assert info is not None
+        assert info["protocol_version"] == passed
+
+
 @pytest.mark.parametrize("kind", ["debug_event", "debug_reply", "history_reply", "comm_info_reply"])
 def test_a_huge_list_is_left_out(kind: str) -> None:
     passed = pass_on(

@@ -271,6 +271,51 @@ def test_a_header_that_clients_cannot_read_is_dropped(name: str) -> None:
     assert pass_on({"date": "2026-01-31T00:00:00.123Z", "x": "2026"})
 
 
+def test_no_message_comes_twice() -> None:
+    """jupyter_client raises for one that has come before, and the server heard nothing more."""
+    signer, client = Signer(b"key"), Session(key=b"key")
+    sent = signer.sign(new_message("stream", {"name": "stdout", "text": "a"}, b"{}", b"t"))
+    for _ in range(3):
+        passed = _check_and_sign([*sent], signer, signer, {})
+        assert not isinstance(passed, WireError)
+        assert client.deserialize([*map(bytes, passed[1][2:])])["content"]["text"] == "a"
+
+
+HALVES = (
+    *(r"\ud800", r"\udc00", r"\uD83D\uDE00", r"\\ud800", r"\\\ud800", r"\ud800\ud83d\ude00\ude00"),
+    *(r"\\ud83d\ude00", r"\ud83d\u0041", r"\ud83d\\ude00", r"\udc00\ud800", r"\ud800x\udc00"),
+    *("\\" * 99 + r"ud800", "\\" * 100 + r"ud800", r"\ud55c\ud83d\ude00 \n" * 2),
+)
+
+
+@pytest.mark.parametrize("before", range(7))
+@pytest.mark.parametrize("text", HALVES)
+def test_half_a_character_is_replaced(
+    text: str, before: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one in an output, a notebook could not be saved."""
+    monkeypatch.setattr(wire, "_WINDOW", 7)
+    kept = "a" * before + json.loads(f'"{text}"')
+    written = "".join("\ufffd" if "\ud800" <= it <= "\udfff" else it for it in kept)
+    content = f'{{"text": "{"a" * before}{text}"}}'.encode("utf-8", "surrogatepass")
+    message = replace(new_message("stream", {}, b"{}", b"t"), content=content)
+    signer = Signer(b"key")
+    passed = _check_and_sign([*signer.sign(message)], signer, signer, {})
+
+    assert not isinstance(passed, WireError)
+    assert json.loads(bytes(passed[0].content))["text"] == written
+
+
+def test_a_part_of_nothing_but_halves_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are looked at one by one."""
+    monkeypatch.setattr(wire, "MAX_SURROGATES", 100)
+    for count in (100, 101):
+        message = new_message("stream", {"text": "\ud800" * count}, b"{}", b"t")
+        signer = Signer(b"key")
+        passed = _check_and_sign([*signer.sign(message)], signer, signer, {})
+        assert isinstance(passed, WireError) == (count > 100)
+
+
 def test_dropped_messages_do_not_fill_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """13,000 of them once pushed all other lines out of the log."""
 

@@ -1,7 +1,8 @@
-"""Fixtures: one JupyterLab server per module, and a browser per test."""
+"""Fixtures: one JupyterLab server per module, and a window of a browser per test."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -12,7 +13,7 @@ import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 
 from ..world import DEFAULT_KERNEL, World
-from .lab import LabPage, LabServer, browser
+from .lab import LabPage, LabServer, SharedBrowser, browser
 
 ARTIFACTS = Path(__file__).parents[2] / "test-artifacts"
 KERNEL = os.environ.get("GK_TEST_KERNEL", DEFAULT_KERNEL)
@@ -97,15 +98,21 @@ def server(
         server.stop()
 
 
+@pytest.fixture(scope="session")
+def shared_browser(
+    programs: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SharedBrowser]:
+    """A browser whose windows the tests of this process have one after the other."""
+    with contextlib.closing(SharedBrowser(programs, tmp_path_factory)) as shared:
+        yield shared
+
+
 @pytest.fixture
-def lab(
-    programs: tuple[str, str], server: LabServer, tmp_path: Path, artifacts: Path
-) -> Iterator[LabPage]:
-    """JupyterLab's page with the launcher open."""
-    with browser(*programs, profile=tmp_path / "profile") as driver:
-        page = LabPage(driver, server, artifacts)
-        page.open()
-        yield page
+def lab(shared_browser: SharedBrowser, server: LabServer, artifacts: Path) -> LabPage:
+    """JupyterLab's page with the launcher open, in a window of its own without any history."""
+    page = LabPage(shared_browser.open_window(server.url), server, artifacts)
+    page.open()
+    return page
 
 
 @pytest.fixture(scope="module")

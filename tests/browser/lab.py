@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import pytest
 from selenium import webdriver
-from selenium.common.exceptions import TimeoutException
+from selenium.common.exceptions import TimeoutException, WebDriverException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -212,6 +213,52 @@ def browser(
         yield driver
     finally:
         driver.quit()
+
+
+class SharedBrowser:
+    """A browser that is begun once, as this takes seconds, and begun anew if a test has ended it.
+
+    :param programs: the browser's path and its driver's
+    """
+
+    def __init__(self, programs: tuple[str, str], folders: pytest.TempPathFactory) -> None:
+        self._programs = programs
+        self._folders = folders
+        self._end = contextlib.ExitStack()
+        self._driver: webdriver.Chrome | None = None
+
+    def open_window(self, url: str) -> webdriver.Chrome:
+        """Close all windows, forget what the site of ``url`` has left, and open a window."""
+        if self._driver is not None:
+            try:
+                self._renew(self._driver, url)
+            except WebDriverException:
+                self.close()
+            else:
+                return self._driver
+        profile = self._folders.mktemp("browser") / "profile"
+        self._driver = self._end.enter_context(browser(*self._programs, profile=profile))
+        return self._driver
+
+    @staticmethod
+    def _renew(driver: webdriver.Chrome, url: str) -> None:
+        old = driver.window_handles
+        driver.switch_to.new_window("window")
+        new = driver.current_window_handle
+        for handle in old:
+            driver.switch_to.window(handle)
+            driver.close()
+        driver.switch_to.window(new)
+        driver.execute_cdp_cmd("Network.clearBrowserCookies", {})
+        driver.execute_cdp_cmd(
+            "Storage.clearDataForOrigin", {"origin": url.rstrip("/"), "storageTypes": "all"}
+        )
+        for kind in ("performance", "browser"):
+            driver.get_log(kind)  # type: ignore[no-untyped-call]  # not of this test
+
+    def close(self) -> None:
+        self._driver = None
+        self._end.close()
 
 
 class LabPage:

@@ -56,7 +56,7 @@ def test_a_notebook_shows_its_sandbox(lab: LabPage, display_name: str) -> None:
         assert word in card
     assert serious_violations(lab, ".gk-popup", STATUS) == []
     lab.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
-    assert lab.driver.find_elements(By.CSS_SELECTOR, ".gk-popup") == []
+    assert lab.driver.find_elements(By.CSS_SELECTOR, ".gk-popup:popover-open") == []
     assert lab.driver.switch_to.active_element == lab.find(STATUS)
 
     lab.find('.jp-SideBar [data-id="gvisor-kernel-sandboxes"]').click()

@@ -263,6 +263,9 @@ const attempt = async (name, action) => {
     say(name, error.name);
   }
 };
+const before = history.length;
+for (const state of [1, 2]) history.pushState(state, '');
+say('places in the history', `${history.length - before}, ${history.state}`);
 const low = document.getElementById('low');
 let rounds = 0;
 setInterval(() => {
@@ -307,6 +310,7 @@ def test_a_page_has_no_powers_beyond_its_frame(shown: Shown) -> None:
     heard = shown.heard()
     del heard["rounds"], heard["done"]
     assert heard == {
+        "places in the history": "0, 2",
         "window above all": "SecurityError",
         "gamepads": "SecurityError",
         "clipboard": "NotAllowedError",

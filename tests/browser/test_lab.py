@@ -111,6 +111,10 @@ def test_strangers_notebook_runs_in_a_sandbox_and_its_page_reaches_nothing(
             page.find_menu("Run All Cells").click()
             assert page.output(1).text == gvisor_release()
             page.screenshot("lab-run")
+            # No way to Notebook 7, whose pages this server has not.
+            tools = page.find(".jp-NotebookPanel-toolbar").text
+            assert "Python 3 (gVisor)" in tools
+            assert "Notebook" not in tools
             driver.set_script_timeout(60)
             found = driver.execute_async_script(ATTACK, f"http://127.0.0.1:{listener.server_port}")
             assert found == {

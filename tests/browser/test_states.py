@@ -105,7 +105,7 @@ def test_open_routes_are_named(small: LabPage) -> None:
 
 
 def test_an_idle_kernel_is_stopped(small: LabPage) -> None:
-    wait_for_text(small, STATUS, "stopped, ")
+    wait_for_text(small, STATUS, "paused, ")
     small.screenshot("status-stopped")
     assert serious_violations(small, STATUS) == []
 

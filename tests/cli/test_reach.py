@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gvisor_kernel.cli.checks import reach
+from gvisor_kernel.cli.checks import reach, servers
 from gvisor_kernel.cli.checks.base import Check
 
 SPECS = {
@@ -137,6 +137,28 @@ def test_server_that_does_not_answer_takes_no_longer_than_the_limit(
     found = reach.check_server(server, frozenset())
     ended.set()
     assert "does not answer" in found.fact
+
+
+@pytest.mark.parametrize("begin", [b"", b"HTTP/1.1 200 OK\r\n\r\n["])
+def test_server_that_answers_byte_by_byte_takes_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: bytes
+) -> None:
+    """Each byte comes in time. Without a limit for all of them, this would never end."""
+    monkeypatch.setattr(servers, "SECONDS", 0.3)
+    gone = Event()
+
+    def dribble(self: Fake) -> None:
+        self.wfile.write(begin)
+        with suppress(OSError):
+            while not gone.wait(0.05):
+                self.wfile.write(b" ")
+
+    monkeypatch.setattr(Fake, "do_GET", dribble)
+    with running(tmp_path):
+        try:
+            assert [servers.list_kernels(it) for it in servers.find_servers()] == [[]]
+        finally:
+            gone.set()
 
 
 def test_no_server_is_said() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gvisor_kernel.cli.checks.engine import check_engines
+from gvisor_kernel.cli.checks.nodes import check_engines
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, RuntimeMissing
 from gvisor_kernel.runtimes.base import LaunchRequest
@@ -216,5 +216,5 @@ def test_doctor_asks_no_engine_without_a_kernelspec_for_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("DOCKER_HOST", raising=False)
-    monkeypatch.setattr("gvisor_kernel.cli.checks.engine.find_kernelspecs", list)
+    monkeypatch.setattr("gvisor_kernel.cli.checks.nodes.find_kernelspecs", list)
     assert check_engines() == []

@@ -67,8 +67,9 @@ def test_a_route_is_reached_only_by_the_loopbacks_name(kernel: Kernel, host: str
 
 
 def test_a_route_is_not_reached_by_a_url_or_a_tunnel(kernel: Kernel) -> None:
-    raw = f"GET http://127.0.0.1:3128/plain/x HTTP/1.1\r\n{HEAD}\r\n"
-    assert status_of(kernel.ask(raw.encode())) == 400
+    for scheme in ("http", "https"):
+        raw = f"GET {scheme}://127.0.0.1:3128/plain/x HTTP/1.1\r\n{HEAD}\r\n"
+        assert status_of(kernel.ask(raw.encode())) == 400
     raw = f"CONNECT 127.0.0.1:3128 HTTP/1.1\r\n{HEAD}\r\n"
     assert status_of(kernel.ask(raw.encode())) == 400
 
@@ -82,7 +83,7 @@ def test_a_route_is_not_reached_by_a_url_or_a_tunnel(kernel: Kernel) -> None:
         "[::ffff:7f00:1]:{port}",
     ],
 )
-@pytest.mark.parametrize("form", ["CONNECT {host}", "GET http://{host}/"])
+@pytest.mark.parametrize("form", ["CONNECT {host}", "GET http://{host}/", "GET https://{host}/"])
 def test_a_host_that_is_not_listed_is_refused(
     kernel: Kernel, upstream: Fake, host: str, form: str
 ) -> None:

@@ -23,6 +23,10 @@ def test_a_path_a_url_and_a_host_are_told_apart() -> None:
     assert (origin.host, origin.port) == ("127.0.0.1", 3128)
     url = parse_head(head(b"GET http://Example.org/a HTTP/1.1", b"Host: example.org\r\n"))
     assert (url.form, url.host, url.port, url.path) == (Form.ABSOLUTE, "example.org", 80, b"/a")
+    assert not url.is_tls
+    url = parse_head(head(b"GET HTTPS://example.org HTTP/1.1", b"Host: example.org:443\r\n"))
+    assert (url.form, url.host, url.port, url.path) == (Form.ABSOLUTE, "example.org", 443, b"/")
+    assert url.is_tls
     tunnel = parse_head(head(b"CONNECT Example.org:443 HTTP/1.1", b"Host: example.org:443\r\n"))
     assert (tunnel.form, tunnel.host, tunnel.port) == (Form.AUTHORITY, "example.org", 443)
 
@@ -90,7 +94,8 @@ def test_an_ambiguous_head_is_refused(raw: bytes) -> None:
         b"GET /#fragment HTTP/1.1",
         b"OPTIONS * HTTP/1.1",
         b"GET openai/v1 HTTP/1.1",
-        b"GET https://127.0.0.1:3128/openai HTTP/1.1",
+        b"GET https://example.org/ HTTP/1.1",
+        b"GET httpx://127.0.0.1:3128/openai HTTP/1.1",
         b"GET ftp://127.0.0.1:3128/ HTTP/1.1",
         b"GET http://user@127.0.0.1:3128/ HTTP/1.1",
         b"GET http:///openai HTTP/1.1",

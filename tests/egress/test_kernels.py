@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -242,8 +243,14 @@ def test_a_kernel_cannot_use_the_route_of_another(
     ],
 )
 def test_a_kernel_of_another_way_has_its_routes(
-    upstream: Fake, tls: Fake, way: str, request: pytest.FixtureRequest
+    upstream: Fake,
+    tls: Fake,
+    way: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     if way != "relay":
         request.getfixturevalue({"restored": "shared_snapshot", "docker": "dockerd"}[way])
     with kernel_with(routes(upstream, tls), ["api"], way) as (manager, client):

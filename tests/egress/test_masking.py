@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gvisor_kernel.egress.masking import MIN_SECRET, Masking, is_quoted
+from gvisor_kernel.egress.forward import MIN_SECRET, Masking, is_quoted
 
 SECRET = b"sk-aab-aab-aabc"
 MASKED = b"*" * len(SECRET)

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.egress import name_resolver, secret_reader, services
+from gvisor_kernel.egress import name_resolver, services
 from gvisor_kernel.egress.budgets import DailyBudgets
 from gvisor_kernel.egress.name_resolver import NAMES_AT_ONCE, NameResolver, make_threads
 from gvisor_kernel.egress.routes import Limits, UrlRoute
-from gvisor_kernel.egress.secret_reader import SecretReader
-from gvisor_kernel.egress.services import Services, Shared, Turns
+from gvisor_kernel.egress.services import SecretReader, Services, Shared, Turns
 from gvisor_kernel.errors import SecretError
 
 from ..patience import scale_seconds
@@ -83,15 +82,15 @@ def test_a_secret_is_read_by_one_thread_however_many_wait(
         assert await reader.read("keyring:locked/x", {}) == "value"
         assert sorted(asked) == ["file:/other", "keyring:locked/x"]
 
-    monkeypatch.setattr(secret_reader, "read_secret", read)
+    monkeypatch.setattr(services, "read_secret", read)
     asyncio.run(check())
 
 
 def test_a_secret_that_is_not_read_in_time_is_given_up(
     monkeypatch: pytest.MonkeyPatch, go: threading.Event
 ) -> None:
-    monkeypatch.setattr(secret_reader, "READ_SECONDS", 0.01)
-    monkeypatch.setattr(secret_reader, "read_secret", lambda *_: go.wait() and "")
+    monkeypatch.setattr(services, "READ_SECONDS", 0.01)
+    monkeypatch.setattr(services, "read_secret", lambda *_: go.wait() and "")
     with pytest.raises(TimeoutError):
         asyncio.run(SecretReader().read("keyring:locked/x", {}))
 

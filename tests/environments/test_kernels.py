@@ -25,7 +25,7 @@ from gvisor_kernel.environments.environment import Environment
 from gvisor_kernel.environments.store import Store
 from gvisor_kernel.jupyter.kernelspecs import read_kernelspec
 from gvisor_kernel.jupyter.plan_factory import make_plan
-from gvisor_kernel.kernel.connection_info import private_connection_info
+from gvisor_kernel.kernel.client import private_connection_info
 from gvisor_kernel.kernel.restore import find_key
 from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
 from gvisor_kernel.runtimes.state import records

@@ -14,7 +14,7 @@ from gvisor_kernel.environments.environment import Base, Environment
 from gvisor_kernel.environments.store import Store
 from gvisor_kernel.errors import LaunchError, PackagesError
 from gvisor_kernel.runtimes.mounts.host_python import find_host_python
-from gvisor_kernel.runtimes.mounts.packages import find_base, open_packages
+from gvisor_kernel.runtimes.mounts.plan import find_base, open_packages
 
 from .helpers import BASE, make_environment
 

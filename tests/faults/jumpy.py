@@ -1,4 +1,4 @@
-"""A server whose wall clock jumps: ``python -m tests.faults.jumpy SECONDS``.
+"""A server whose wall clock jumps: ``python -m tests.faults.jumpy SECONDS FOLDER``.
 
 Only ``time.time`` of this process is changed, not the machine's clock. libzmq, selectors and locks
 use the monotonic clock. Prints one JSON object.
@@ -7,6 +7,7 @@ use the monotonic clock. Prints one JSON object.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 
@@ -28,7 +29,8 @@ class Clock:
         return self._time() + self.offset
 
 
-def main(seconds: float) -> dict[str, bool]:
+def main(seconds: float, folder: str) -> dict[str, bool]:
+    os.chdir(folder)
     SnapshotQueue.instance().stop()
     clock = Clock()
     seen = {}
@@ -60,4 +62,4 @@ def main(seconds: float) -> dict[str, bool]:
 
 
 if __name__ == "__main__":
-    print("\n" + json.dumps(main(float(sys.argv[1]))))
+    print("\n" + json.dumps(main(float(sys.argv[1]), sys.argv[2])))

@@ -34,8 +34,7 @@ from gvisor_kernel.bridge.endpoints import sweep_bases
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.jupyter.plan_factory import make_plan
 from gvisor_kernel.kernel import snapshot_builder
-from gvisor_kernel.kernel.client import OwnClient, connect, wait_for_reply
-from gvisor_kernel.kernel.connection_info import private_connection_info
+from gvisor_kernel.kernel.client import OwnClient, connect, private_connection_info, wait_for_reply
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue

@@ -84,7 +84,7 @@ def test_kernel_works_when_wall_clock_jumps(
 ) -> None:
     before = leaks.find_things(world)
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.jumpy", str(seconds)],
+        [sys.executable, "-m", "tests.faults.jumpy", str(seconds), str(tmp_path)],
         cwd=PROJECT,
         capture_output=True,
         text=True,

@@ -24,7 +24,7 @@ from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.kernel import snapshot_builder
 from gvisor_kernel.link import Connection, Hello
 from gvisor_kernel.link.state import Role
-from gvisor_kernel.runtimes.runsc import checkpoint, command_line, runtime
+from gvisor_kernel.runtimes.runsc import command_line, runtime, sandbox
 from gvisor_kernel.snapshots.store import Store
 
 from .. import leaks
@@ -278,7 +278,7 @@ def test_broken_checkpoint_command_makes_no_snapshot(
 ) -> None:
     if what == "hangs":
         monkeypatch.setattr(snapshot_builder, "REPLY_SECONDS", 1.0)
-    monkeypatch.setattr(checkpoint, "END_SECONDS", 1.0)
+    monkeypatch.setattr(sandbox, "WRITTEN_SECONDS", 1.0)
     script, words = CHECKPOINTS[what]
     fake.instead_of("checkpoint", script)
     snapshots = Store.open().snapshots()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -256,8 +257,9 @@ print(ask(b"served again"))
 
 @pytest.mark.parametrize("way", ["restored", "relay"])
 def test_kernel_started_in_another_way_has_streams(
-    way: str, monkeypatch: Any, shared_snapshot: str
+    way: str, monkeypatch: Any, shared_snapshot: str, tmp_path: Path
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     with (
         kernels_with_egress(monkeypatch) as peers,
         running_kernel(settings=WAYS[way]) as (manager, client),

@@ -57,7 +57,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
         "held = lambda: snapshot_queue.SnapshotQueue._lock",
         "from gvisor_kernel.kernel.spare_keeper import SpareKeeper\n"
         "held = lambda: SpareKeeper._lock",
-        "from gvisor_kernel.runtimes import registry\nheld = lambda: registry._lock",
+        "import gvisor_kernel.runtimes as them\nheld = lambda: them._lock",
         "from gvisor_kernel.runtimes.runsc import command_line\nheld = lambda: command_line._lock",
         "from gvisor_kernel.runtimes.runsc import staging\nheld = lambda: staging._namespaces_lock",
         "from gvisor_kernel.runtimes.state import lifeline\nheld = lambda: lifeline._lock",

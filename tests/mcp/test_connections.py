@@ -17,7 +17,7 @@ import httpx2
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gvisor_kernel.mcp import connections, http
+from gvisor_kernel.mcp import http
 from gvisor_kernel.mcp.clients import Clients
 from gvisor_kernel.mcp.http import PATH, Gate, make_gate, serve
 from gvisor_kernel.mcp.limits import ServerSettings
@@ -116,7 +116,7 @@ async def is_closed(stream: Stream) -> bool:
 
 
 def test_a_connection_that_sends_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.05)
+    monkeypatch.setattr(http, "HEAD_SECONDS", 0.05)
 
     async def scenario() -> None:
         async with running() as server, server.connect() as stream:
@@ -129,7 +129,7 @@ def test_a_head_that_comes_byte_by_byte_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Neither as the first one of a connection, nor as a later one."""
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(http, "HEAD_SECONDS", 0.2)
 
     async def scenario(server: Server, is_first: bool) -> None:
         async with server.connect() as stream:
@@ -154,7 +154,7 @@ def test_a_body_that_does_not_go_on_is_given_up_quietly(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Also with the application of the SDK, which would log a failure."""
-    monkeypatch.setattr(connections, "BODY_SECONDS", 0.05)
+    monkeypatch.setattr(http, "BODY_SECONDS", 0.05)
 
     async def scenario() -> None:
         async with running(None) as server:
@@ -183,8 +183,8 @@ def test_a_client_that_leaves_in_a_body_is_not_logged(caplog: pytest.LogCaptureF
 
 
 def test_an_answer_may_take_longer_than_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.1)
-    monkeypatch.setattr(connections, "BODY_SECONDS", 0.1)
+    monkeypatch.setattr(http, "HEAD_SECONDS", 0.1)
+    monkeypatch.setattr(http, "BODY_SECONDS", 0.1)
     go = asyncio.Event()
 
     async def late(scope: Scope, receive: Receive, send: Send) -> None:
@@ -207,8 +207,8 @@ def test_an_answer_may_take_longer_than_a_head(monkeypatch: pytest.MonkeyPatch) 
 
 def test_connections_that_send_nothing_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest of them make room; a connection that was used stays."""
-    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 10)
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 1000)
+    monkeypatch.setattr(http, "MAX_CONNECTIONS", 10)
+    monkeypatch.setattr(http, "HEAD_SECONDS", 1000)
     monkeypatch.setattr(http, "KEEP_SECONDS", 1000)
 
     async def scenario() -> None:

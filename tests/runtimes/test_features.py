@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.errors import RuntimeMissing
-from gvisor_kernel.runtimes.runsc import answers, command_line, features
+from gvisor_kernel.runtimes.runsc import command_line, features
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 from gvisor_kernel.runtimes.runsc.features import init_capabilities, wants_setfcap
 from gvisor_kernel.runtimes.state import records
@@ -29,7 +29,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRunsc]
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr(features, "_known", {})
     monkeypatch.setattr(command_line, "_known", {})
-    monkeypatch.setattr(answers, "is_script", lambda path: False)  # the fake is one
+    monkeypatch.setattr(command_line, "is_script", lambda path: False)  # the fake is one
     yield fake
     fake.as_ever("do")
 
@@ -63,7 +63,7 @@ def test_failed_probe_is_not_remembered(script: str, fake: FakeRunsc) -> None:
 
 @pytest.mark.parametrize("content", ["", "[]", '{"a": "b"}', "[" * 60_000, "{program: 1}"])
 def test_damaged_answer_file_is_written_again(content: str, fake: FakeRunsc) -> None:
-    path = records.state_root() / answers.FILE
+    path = records.state_root() / command_line.FILE
     fake.instead_of("do", ANSWER.format("yes", "no"))
     program = find_runsc().program
     path.write_text(json.dumps({program: 1}) if content == "{program: 1}" else content)
@@ -95,7 +95,7 @@ def test_answers_that_make_no_runsc_are_asked_for_again(
     kept: dict[str, object], fake: FakeRunsc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = find_runsc()
-    path = records.state_root() / answers.FILE
+    path = records.state_root() / command_line.FILE
     path.write_text(json.dumps({first.program: kept}))
     monkeypatch.setattr(command_line, "_known", {})
     assert find_runsc() == first
@@ -115,7 +115,7 @@ def test_answers_of_a_script_are_not_kept(
         monkeypatch.setattr(features, "_known", {})
         fake.instead_of("do", ANSWER.format("yes", "no" if with_setfcap else "yes"))
         assert wants_setfcap(find_runsc()) is with_setfcap
-    assert not (records.state_root() / answers.FILE).exists()
+    assert not (records.state_root() / command_line.FILE).exists()
 
 
 def test_runsc_that_is_being_replaced_is_missing(
@@ -127,10 +127,10 @@ def test_runsc_that_is_being_replaced_is_missing(
 
 
 def test_only_the_newest_programs_are_remembered(fake: FakeRunsc) -> None:
-    for number in range(answers.MAX_PROGRAMS + 1):
-        answers.keep_answers("runsc", str(number), {"version": str(number)})
-    assert answers.read_answers("runsc", "0") == {}
-    assert answers.read_answers("runsc", "1") == {"version": "1"}
+    for number in range(command_line.MAX_PROGRAMS + 1):
+        command_line.keep_answers("runsc", str(number), {"version": str(number)})
+    assert command_line.read_answers("runsc", "0") == {}
+    assert command_line.read_answers("runsc", "1") == {"version": "1"}
 
 
 def test_sidecar_changes_the_fingerprint(fake: FakeRunsc) -> None:

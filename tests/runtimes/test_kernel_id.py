@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.runtimes.mounts.host_python import World, find_host_python
-from gvisor_kernel.runtimes.runsc import kernel_id
-from gvisor_kernel.runtimes.runsc.kernel_id import choose_kernel_id
+from gvisor_kernel.runtimes.runsc import description
+from gvisor_kernel.runtimes.runsc.description import choose_kernel_id
 from gvisor_kernel.spec.oci import KERNEL_ID
 
 from ..jupyter.helpers import execute, running_kernel
@@ -38,12 +38,12 @@ def shown(tmp_path: Path) -> World:
 
 
 def test_ordinary_users_sandbox_has_one_uid(shown: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel_id.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(description.os, "geteuid", lambda: 1000)
     assert choose_kernel_id(shown) == 0
 
 
 def test_root_image_has_one_uid(shown: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel_id.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(description.os, "geteuid", lambda: 0)
     assert choose_kernel_id(replace(shown, tree="/nonexistent")) == 0
 
 
@@ -55,7 +55,7 @@ def test_interpreter_that_only_its_owner_can_read_has_one_uid(
     shown: World, closed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PID 1 could not load it as another uid."""
-    monkeypatch.setattr(kernel_id.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(description.os, "geteuid", lambda: 0)
     assert choose_kernel_id(shown) == KERNEL_ID
     path = tmp_path / closed
     path.chmod(stat.S_IMODE(path.stat().st_mode) & 0o700)

@@ -23,15 +23,15 @@ from .inside import Kernel, attacker
 MAKER = """
 import json, sys
 from dataclasses import replace
-from gvisor_kernel.kernel import connection_info, snapshot_builder
+from gvisor_kernel.kernel import client, snapshot_builder
 from gvisor_kernel.jupyter.plan_factory import make_plan
 from jupyter_client import KernelManager
-new_key, keys = connection_info.new_key, []
+new_key, keys = client.new_key, []
 def noted():
     keys.append(new_key())
     return keys[-1]
-connection_info.new_key = noted
-plan = make_plan("gvisor-python-restored", connection_info.private_connection_info(), "")
+client.new_key = noted
+plan = make_plan("gvisor-python-restored", client.private_connection_info(), "")
 environment = dict.fromkeys(json.loads(sys.argv[2]), sys.argv[1])
 plan = replace(plan, spec=replace(plan.spec, environment=tuple(environment)),
                request=replace(plan.request, environment=environment),

@@ -137,6 +137,8 @@ def test_answers_are_as_the_document_says(server: JupyterServer, upstream: Fake)
     checked.ask("POST", "/fetch", 403, data=make_parts({**head, "ticket": "x"}))
     checked.ask("POST", "/fetch", 400, data=b"")
     checked.ask("GET", "/libraries/{name}", 404)
+    for status, query in ((400, ""), (404, "?url=https://b.example/")):
+        checked.ask("GET", f"{of_kernel}/tiles", status, query, kernel=kernel)
     assert checked.ask("GET", "/trust", query="?path=n")["notebooks"]
     checked.ask("POST", "/doctor")
     wish = {"kernel_name": "gvisor-python", "path": "n"}

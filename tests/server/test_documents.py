@@ -39,11 +39,10 @@ from gvisor_kernel.server.documents import Described, HostFacts, make_sandbox
 from gvisor_kernel.server.ended import MAX_CHARACTERS, MAX_KERNELS, EndedKernels
 from gvisor_kernel.server.events import SCHEMAS, Events
 from gvisor_kernel.server.handlers import OPENAPI, shut_down
-from gvisor_kernel.server.metrics import Metrics
 from gvisor_kernel.server.recorded import clean
-from gvisor_kernel.server.refusals import Refusals, is_refused
 from gvisor_kernel.server.routes import PREFIX, ROUTES
 from gvisor_kernel.server.sandboxes import Sandboxes, Snapshot
+from gvisor_kernel.server.watch import Metrics, Refusals, is_refused
 
 from ..world import PROJECT
 
@@ -170,7 +169,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> CollectorRegistry:
     for name in ("Gauge", "Counter", "Histogram"):
         kind = getattr(__import__("prometheus_client"), name)
         monkeypatch.setattr(
-            f"gvisor_kernel.server.metrics.{name}",
+            f"gvisor_kernel.server.watch.{name}",
             lambda *words, kind=kind, **more: kind(*words, **more, registry=registry),
         )
     return registry

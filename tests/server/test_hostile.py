@@ -14,7 +14,7 @@ import requests
 
 from gvisor_kernel.server.routes import ROUTES
 
-from ..jupyter.helpers import SECONDS
+from ..jupyter.helpers import SECONDS, wait_until
 from ..jupyter.server import JupyterServer
 from ..sweeps import needs_all
 from .clients import Client, running_server
@@ -88,6 +88,41 @@ def test_odd_ids_are_not_found(client: Client, odd: str) -> None:
     for path in ("", "/log", "/unkept", "/changes"):
         assert client.ask("GET", f"kernels/{odd}{path}").status_code == 404
     assert client.ask("POST", f"kernels/{odd}/kill").status_code == 404
+
+
+TWICE = r"""
+import json
+kernel = get_ipython().kernel
+kernel.session.pack = lambda it: json.dumps(it, default=str).encode()
+message = kernel.session.msg("stream", {"name": "stdout", "text": "half \ud800."})
+parts = kernel.session.serialize(message, b"stream")
+for _ in range(3):
+    kernel.iopub_socket.send_multipart(parts)
+"""
+
+
+def test_a_kernel_that_repeats_itself_is_heard_and_saved(
+    server: JupyterServer, kernel: str
+) -> None:
+    with server.page(kernel) as page:
+        page.execute(TWICE)
+        text = page.wait_for_text("half")["content"]["text"]
+        page.wait_for_state("idle")
+        page.execute("1 + 1")
+        page.wait_for_state("busy")
+        page.wait_for_state("idle")
+    wait_until(
+        lambda: server.ask("GET", f"kernels/{kernel}")["execution_state"] == "idle",
+        "the server to hear that the kernel is idle",
+    )
+    output = {"output_type": "stream", "name": "stdout", "text": text}
+    cell = {
+        **{"cell_type": "code", "id": "a", "source": "", "metadata": {}, "execution_count": 1},
+        "outputs": [output],
+    }
+    notebook = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [cell]}
+    server.ask("PUT", "contents/said.ipynb", type="notebook", format="json", content=notebook)
+    assert text == "half \ufffd."
 
 
 def begin(client: Client, path: str, *headers: str) -> socket.socket:

@@ -6,7 +6,7 @@ from typing import Any
 
 from traitlets.config import Config, Configurable
 
-from gvisor_kernel.server.kernelspec_facts import make_facts
+from gvisor_kernel.server.handlers import make_facts
 
 GIB = 1024**3
 

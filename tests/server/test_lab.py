@@ -287,6 +287,20 @@ def test_files_are_read_written_and_moved(lab: Lab) -> None:
     assert not list(lab.folder.glob(".~*"))
 
 
+@pytest.mark.parametrize("odd", [5, ["a"], {"a": 1}, True])
+def test_a_field_that_is_no_text_is_refused(lab: Lab, odd: Any) -> None:
+    """Each was an error of the server, with a traceback in its log."""
+    written = {"type": "file", "format": "text", "content": "a"}
+    for field in ("path", "name", "type", "format"):
+        assert lab.send("PUT", f"{CONTENTS}odd.txt", written | {field: odd}).status_code == 400
+    for field in ("ext", "type", "copy_from"):
+        assert lab.send("POST", CONTENTS, {field: odd}).status_code == 400
+    for body in ({"path": odd}, {"path": None}, [odd]):
+        assert lab.send("PATCH", f"{CONTENTS}note.txt", body).status_code == 400
+    assert lab.send("PUT", f"{CONTENTS}odd.txt", written).ok
+    assert lab.send("DELETE", f"{CONTENTS}odd.txt").ok
+
+
 def test_no_signature_and_no_setting_outlives_the_server(lab: Lab) -> None:
     """Another server of this user would believe them."""
     assert lab.send("POST", f"{CONTENTS}stranger.ipynb/trust", {}).status_code == 201

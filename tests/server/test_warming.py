@@ -20,7 +20,7 @@ from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.processes import is_stopped
 from gvisor_kernel.jupyter.plan_factory import make_plan
 from gvisor_kernel.kernel import ahead
-from gvisor_kernel.kernel.connection_info import private_connection_info
+from gvisor_kernel.kernel.client import private_connection_info
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.server import warming
 from gvisor_kernel.server.listings import Listings

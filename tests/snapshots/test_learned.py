@@ -18,7 +18,7 @@ from gvisor_kernel.bridge import SnapshotRun
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.jupyter.plan_factory import make_plan
 from gvisor_kernel.kernel import learned_modules, snapshot_builder
-from gvisor_kernel.kernel.connection_info import private_connection_info
+from gvisor_kernel.kernel.client import private_connection_info
 from gvisor_kernel.kernel.learned_modules import (
     ImportReports,
     Report,

@@ -9,7 +9,7 @@ import pytest
 
 from gvisor_kernel.jupyter.plan_factory import make_plan
 from gvisor_kernel.kernel import ahead, learned_modules
-from gvisor_kernel.kernel.connection_info import private_connection_info
+from gvisor_kernel.kernel.client import private_connection_info
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.snapshot_builder import build_snapshot
 from gvisor_kernel.snapshots.learned import Counts, Preloaded, add_report, read_preloaded

@@ -16,7 +16,7 @@ import pytest
 
 from gvisor_kernel.jupyter.plan_factory import make_plan
 from gvisor_kernel.kernel import left_builder, snapshot_queue
-from gvisor_kernel.kernel.connection_info import private_connection_info
+from gvisor_kernel.kernel.client import private_connection_info
 from gvisor_kernel.kernel.snapshot_builder import build_snapshot
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.runtimes import get_runtime

@@ -16,6 +16,7 @@ from gvisor_kernel.snapshots.store import Store
 
 from ..jupyter.helpers import execute, kernel_log, running_kernel
 from ..sweeps import ALL, needs_all
+from ..world import World
 from .conftest import make_python
 
 
@@ -115,3 +116,12 @@ def use_processors(which: set[int]) -> None:
 @pytest.mark.usefixtures("one_processor")
 def test_fewer_cpus_start_cold(tmp_path: Path) -> None:
     assert start_cold("import os; print(os.cpu_count())", tmp_path) == "1\n"
+
+
+def test_a_folder_whose_outputs_are_not_kept_costs_no_snapshot(world: World) -> None:
+    """Nobody may write the server's folders: the snapshot of kernels that keep outputs has more
+    mounts, fails there, and would be discarded for all kernels."""
+    folder = world.kernelspecs.parent / "notebooks"
+    (folder / "outputs").mkdir(parents=True)
+    start_cold("print(40 + 2)", folder)
+    shutil.rmtree(folder)

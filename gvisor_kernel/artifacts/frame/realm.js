@@ -285,6 +285,12 @@ lock(window, 'focus', function () {});
 for (const name of ['scrollIntoView', 'scrollIntoViewIfNeeded']) guard(Element, name);
 delete window.find;
 
+// What a page adds to its history is in that of the tab: the person would go back through all of it.
+const { replaceState } = History.prototype;
+lock(History.prototype, 'pushState', function (...args) {
+  apply(replaceState, this, args);
+});
+
 // What a person pastes elsewhere, as into a terminal, is what they saw and copied.
 const execCommand = Document.prototype.execCommand;
 lock(Document.prototype, 'execCommand', function (command, shown, value) {

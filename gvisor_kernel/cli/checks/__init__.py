@@ -11,7 +11,6 @@ from gvisor_kernel.cli.bounded import call_within
 from gvisor_kernel.cli.checks.base import Check
 from gvisor_kernel.cli.checks.cluster import check_chosen_clusters, check_clusters
 from gvisor_kernel.cli.checks.egress import check_egress
-from gvisor_kernel.cli.checks.engine import check_engines
 from gvisor_kernel.cli.checks.host import check_cgroups, check_platform, check_seccomp, check_userns
 from gvisor_kernel.cli.checks.jupyter import (
     check_kernelspecs,
@@ -20,7 +19,7 @@ from gvisor_kernel.cli.checks.jupyter import (
     check_pythons,
 )
 from gvisor_kernel.cli.checks.kernel import check_kernel
-from gvisor_kernel.cli.checks.nodes import SECONDS, check_nodes, make_check
+from gvisor_kernel.cli.checks.nodes import SECONDS, check_engines, check_nodes, make_check
 from gvisor_kernel.cli.checks.reach import check_reach
 from gvisor_kernel.cli.checks.runsc import check_runsc
 from gvisor_kernel.cli.checks.servers import check_servers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gvisor_kernel.cli.checks.base import Check, State
 from gvisor_kernel.cli.egress import find_users
-from gvisor_kernel.egress.masking import MIN_SECRET
+from gvisor_kernel.egress.forward import MIN_SECRET
 from gvisor_kernel.egress.routes import UrlRoute
 from gvisor_kernel.egress.secrets import read_secret
 from gvisor_kernel.errors import SecretError

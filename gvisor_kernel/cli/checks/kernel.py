@@ -16,8 +16,7 @@ from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, LaunchError
 from gvisor_kernel.host.processes import SANDBOX_NAME
 from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs
-from gvisor_kernel.kernel.client import OwnClient, connect, wait_for_reply
-from gvisor_kernel.kernel.connection_info import new_key
+from gvisor_kernel.kernel.client import OwnClient, connect, new_key, wait_for_reply
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes.base import LaunchRequest

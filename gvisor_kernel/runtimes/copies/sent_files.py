@@ -14,8 +14,7 @@ from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.runtimes.copies.contents import Contents
 from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, identify
-from gvisor_kernel.runtimes.mounts.packages import open_packages
-from gvisor_kernel.runtimes.mounts.plan import GUEST_PARTS, check_source
+from gvisor_kernel.runtimes.mounts.plan import GUEST_PARTS, check_source, open_packages
 from gvisor_kernel.runtimes.state.beginning import Beginning
 from gvisor_kernel.spec.info import format_info
 from gvisor_kernel.spec.layout import (

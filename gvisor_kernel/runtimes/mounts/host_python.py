@@ -18,8 +18,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from gvisor_kernel.config.spec import HOST_IMAGE, SandboxSpec
 from gvisor_kernel.config.validators import is_within
-from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.errors import LaunchError, RootImageError
 from gvisor_kernel.host.folders import (
     LinkRefused,
     Writable,
@@ -29,6 +30,8 @@ from gvisor_kernel.host.folders import (
 )
 from gvisor_kernel.host.homes import find_home
 from gvisor_kernel.host.open_files import explain_scarce_files
+from gvisor_kernel.images import RootImage, Store
+from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.covers import (
     Cover,
     find_cover,
@@ -36,6 +39,7 @@ from gvisor_kernel.runtimes.mounts.covers import (
     find_repositories,
 )
 from gvisor_kernel.runtimes.mounts.editable_installs import find_editables
+from gvisor_kernel.spec.environment import image_paths
 from gvisor_kernel.spec.layout import SCRATCH
 
 log = logging.getLogger(__name__)
@@ -286,3 +290,50 @@ def outermost(paths: Iterable[str]) -> tuple[str, ...]:
         if _exists(path) and not any(is_within(path, root) for root in kept):
             kept.append(path)
     return tuple(kept)
+
+
+def find_python_tree(spec: SandboxSpec, request: LaunchRequest, writable: Writable) -> World:
+    """Return the world of ``spec``'s image. ``writable``: see ``find_host_python``.
+
+    :raises LaunchError: when the image or its Python cannot be used
+    """
+    if spec.image == HOST_IMAGE:
+        return find_host_python(request.python, writable)
+    try:
+        return _make_world(Store.open().find(spec.image))
+    except RootImageError as error:
+        raise LaunchError(error.fact, error.hint) from error
+
+
+def _make_world(image: RootImage) -> World:
+    """Return the world of a root image.
+
+    :raises LaunchError: when the image has no Python that can run a sandbox
+    """
+    python = image.require_python()
+    return World(
+        python=python,
+        version=image.inside.version if image.inside is not None else "",
+        bin_directory=str(Path(python).parent),
+        roots=(),
+        links=(),
+        aliases=(),
+        user_base=None,
+        image=image.digest,
+        tree=str(image.tree),
+        path=image.path,
+        environment=tuple(sorted(image.environment.items())),
+        present=tuple(sorted(image.find_existing(image_paths()))),
+    )
+
+
+def check_image_exists(world: World) -> None:
+    """Check that the root image was not removed since it was looked at.
+
+    :raises LaunchError: when it was
+    """
+    if world.tree is not None and not Path(world.tree).is_dir():
+        raise LaunchError(
+            "The image was removed while a kernel was being started in it.",
+            "import it again, or choose another one: gvisor-kernel image list",
+        )

@@ -50,7 +50,7 @@ def open_outputs(
         return Outputs(None)
     parent, name = _open_parent(spec, inputs, stack)
     path = f"{parent.path.rstrip('/')}/{name}"
-    if not may_be_writable(path) or holds_keys(path):
+    if not _may_hold_outputs(path):
         if spec.outputs == DEFAULTS.outputs:
             log.warning("%s is a folder of the system or of Jupyter: outputs are not kept", path)
             return Outputs(None)
@@ -90,14 +90,20 @@ def open_outputs(
 def keeps_outputs(spec: SandboxSpec, request: LaunchRequest) -> bool:
     """Return whether ``open_outputs`` would find or make a folder of the host. Opens nothing.
 
-    Only for the choice of a snapshot: a wrong answer costs a cold start.
+    Only for the choice of a snapshot. One that is restored without what it has mounted fails and
+    is discarded, so a wrong answer costs all kernels a cold start.
     """
     if spec.outputs is None:
         return False
     path = Path(real_path(str(request.folder / spec.outputs)))
-    return path.is_dir() or (
-        may_be_writable(str(path)) and os.access(path.parent, os.W_OK | os.X_OK)
+    return _may_hold_outputs(str(path)) and (
+        path.is_dir() or os.access(path.parent, os.W_OK | os.X_OK)
     )
+
+
+def _may_hold_outputs(path: str) -> bool:
+    """Return whether a sandbox may write the folder ``path`` (real), which need not exist."""
+    return may_be_writable(path) and not holds_keys(path)
 
 
 def _open_parent(spec: SandboxSpec, inputs: Inputs, stack: ExitStack) -> tuple[Opened, str]:

@@ -14,7 +14,9 @@ from pathlib import Path
 import gvisor_kernel
 from gvisor_kernel.config.spec import SandboxSpec
 from gvisor_kernel.config.validators import is_within
-from gvisor_kernel.errors import LaunchError, SettingError
+from gvisor_kernel.environments.environment import Base, Environment
+from gvisor_kernel.environments.store import Store
+from gvisor_kernel.errors import LaunchError, PackagesError, SettingError
 from gvisor_kernel.host import log_files
 from gvisor_kernel.host.folders import Identity, Opened
 from gvisor_kernel.runtimes.mounts.covers import (
@@ -26,10 +28,39 @@ from gvisor_kernel.runtimes.mounts.covers import (
     make_mount_points,
 )
 from gvisor_kernel.runtimes.mounts.host_python import World
-from gvisor_kernel.runtimes.mounts.packages import find_base, open_packages
 from gvisor_kernel.runtimes.runsc.rootfs import find_etc_binds, make_readable
 from gvisor_kernel.spec import layout
 from gvisor_kernel.spec.layout import Bind, Mount, Tmpfs
+
+
+def find_base(world: World) -> Base:
+    """Return what packages for a sandbox of ``world`` lie on.
+
+    A Python of the host is told by its ``sys.prefix``, which has its packages, not by its name:
+    ``bin/python`` and ``bin/python3`` are one. The programs of all virtual environments, without
+    their links, may be one, too.
+    """
+    image = world.image
+    if image is None:
+        image = f"host:{os.path.realpath(world.prefixes[0])}"
+    return Base(image, ".".join(world.version.split(".")[:2]))
+
+
+def open_packages(spec: SandboxSpec, base: Base) -> Environment | None:
+    """Return the environment of the setting ``packages``; None without that setting.
+
+    :raises LaunchError: when it is not in the store, or was made for another Python or image
+    """
+    if spec.packages is None:
+        return None
+    try:
+        store = Store.open()
+    except PackagesError as error:
+        raise LaunchError(error.fact, error.hint) from error
+    found = store.find(spec.packages.environment, spec.packages.requirements)
+    found.check(base)
+    return found
+
 
 GUEST_PARTS = ("__init__.py", "strict_json.py", "link", "guest")
 SYSTEM_ROOTS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")

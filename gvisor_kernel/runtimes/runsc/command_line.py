@@ -7,20 +7,77 @@ Each call that asks runsc something has a timeout. A flag is used where ``runsc 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import shutil
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
-from gvisor_kernel.errors import RuntimeMissing
+from gvisor_kernel.errors import RuntimeMissing, StateError
 from gvisor_kernel.host import commands
 from gvisor_kernel.host.cgroups import Cgroup
 from gvisor_kernel.host.locks import ThreadLock
-from gvisor_kernel.runtimes.runsc.answers import keep_answers, read_answers
+from gvisor_kernel.host.private_directories import read_file, write_file
+from gvisor_kernel.runtimes.state.records import state_root
+
+FILE = "runsc.json"
+MAX_BYTES = 256 * 1024
+"""The flags of one program take 3 KB."""
+MAX_PROGRAMS = 8
+"""How many programs are remembered on this machine; the oldest are forgotten."""
+
+
+def read_answers(path: str, fingerprint: str) -> dict[str, Any]:
+    """Return what the program at ``path`` has answered before, by question; the types are not
+    checked.
+
+    Another file at the same path has another ``fingerprint``, so it has no answers. Returns an
+    empty dictionary if the file of answers is missing or damaged, and for a script.
+    """
+    found = {} if is_script(path) else _read_all().get(f"{path} {fingerprint}")
+    return found if isinstance(found, dict) else {}
+
+
+def keep_answers(path: str, fingerprint: str, answers: dict[str, Any]) -> None:
+    """Add ``answers`` to those of a program, unless it is a script. Never raises: without the file
+    the next process asks again. Two processes may write at the same time; then one of the answers
+    is asked for again."""
+    if is_script(path):
+        return
+    program = f"{path} {fingerprint}"
+    merged = {**read_answers(path, fingerprint), **answers}
+    others = [item for item in _read_all().items() if item[0] != program]
+    newest = dict([*others, (program, merged)][-MAX_PROGRAMS:])
+    with suppress(OSError, StateError), tempfile.TemporaryDirectory(dir=state_root()) as folder:
+        draft = Path(folder, FILE)
+        write_file(draft, json.dumps(newest))
+        draft.replace(state_root() / FILE)
+
+
+def is_script(path: str) -> bool:
+    """Return whether the program at ``path`` is a script. What answers then is a program that the
+    script starts: when that is replaced, the script stays as it is."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(2) == b"#!"
+    except OSError:
+        return True
+
+
+def _read_all() -> dict[str, Any]:
+    with suppress(OSError, ValueError, RecursionError, StateError):
+        found = json.loads(read_file(state_root() / FILE, MAX_BYTES))
+        if isinstance(found, dict):
+            return found
+    return {}
+
 
 ANSWER_SECONDS = 10.0
 """How long runsc may take to print its version or its flags."""

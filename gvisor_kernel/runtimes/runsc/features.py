@@ -14,8 +14,7 @@ from pathlib import Path
 
 from gvisor_kernel.host import commands, processes
 from gvisor_kernel.host.locks import ThreadLock
-from gvisor_kernel.runtimes.runsc.answers import keep_answers, read_answers
-from gvisor_kernel.runtimes.runsc.command_line import Runsc
+from gvisor_kernel.runtimes.runsc.command_line import Runsc, keep_answers, read_answers
 from gvisor_kernel.spec.oci import CAPABILITIES, SETFCAP
 
 log = logging.getLogger(__name__)

@@ -25,18 +25,20 @@ from gvisor_kernel.host.commands import check_children
 from gvisor_kernel.host.folders import Opened, find_identity
 from gvisor_kernel.host.processes import SUBUID_BASE, SUBUID_COUNT
 from gvisor_kernel.runtimes.base import LaunchRequest, MountView, Runtime, Sandbox
-from gvisor_kernel.runtimes.environment import find_environment, find_init_environment
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs
-from gvisor_kernel.runtimes.mounts.image_python import check_image_exists, find_python_tree
+from gvisor_kernel.runtimes.mounts.host_python import check_image_exists, find_python_tree
 from gvisor_kernel.runtimes.mounts.outputs import open_outputs
-from gvisor_kernel.runtimes.mounts.packages import find_base
-from gvisor_kernel.runtimes.mounts.plan import Outputs, Places, plan_mounts
+from gvisor_kernel.runtimes.mounts.plan import Outputs, Places, find_base, plan_mounts
 from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders, note_written, read_written
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc, prelude_argv, start_argv
-from gvisor_kernel.runtimes.runsc.description import describe_sandbox
+from gvisor_kernel.runtimes.runsc.description import (
+    choose_kernel_id,
+    describe_sandbox,
+    find_environment,
+    find_init_environment,
+)
 from gvisor_kernel.runtimes.runsc.features import init_capabilities
-from gvisor_kernel.runtimes.runsc.kernel_id import choose_kernel_id
 from gvisor_kernel.runtimes.runsc.launch_plan import LaunchPlan, open_source
 from gvisor_kernel.runtimes.runsc.sandbox import RunscSandbox
 from gvisor_kernel.runtimes.runsc.staging import (

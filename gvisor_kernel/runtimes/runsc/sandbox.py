@@ -1,4 +1,4 @@
-"""A running sandbox of runsc: its link, its processes, and its removal."""
+"""A running sandbox of runsc: its link, its processes, their isolation, its snapshot, its end."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from gvisor_kernel.errors import IsolationError
-from gvisor_kernel.host import processes
+from gvisor_kernel.errors import IsolationError, SnapshotError
+from gvisor_kernel.host import commands, processes
 from gvisor_kernel.host.cgroups import count_oom_kills
 from gvisor_kernel.host.folders import Opened
-from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME
+from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME, Posture, read_posture
 from gvisor_kernel.runtimes.mounts.plan import Places
-from gvisor_kernel.runtimes.runsc.checkpoint import save_snapshot
-from gvisor_kernel.runtimes.runsc.command_line import find_runsc
+from gvisor_kernel.runtimes.runsc.command_line import Runsc, checkpoint_argv, find_runsc
 from gvisor_kernel.runtimes.runsc.memory import HostMemory
-from gvisor_kernel.runtimes.runsc.posture import check_posture
 from gvisor_kernel.runtimes.runsc.starting import Ends, Sentry, is_readable, read_panic
 from gvisor_kernel.runtimes.state import lifeline
 from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView, RecordedSandbox
@@ -31,6 +29,108 @@ from gvisor_kernel.runtimes.state.sweep import (
     root_argument,
 )
 from gvisor_kernel.runtimes.stderr_log import StderrLog
+
+WRITTEN_SECONDS = 5.0
+"""How long the sentry may take to end after runsc has said that the snapshot is written."""
+WORDS_BYTES = 2000
+"""Bytes of runsc's output that are kept for an error."""
+
+
+def save_snapshot(
+    runsc: Runsc, root: Path, container_id: str, exit_fd: int, directory: Path, seconds: float
+) -> None:
+    """Save the sandbox ``container_id``, whose runsc state is in ``root``; see
+    ``Sandbox.checkpoint``.
+
+    ``exit_fd`` is the pidfd of its sentry, which ends when the snapshot is written.
+
+    :raises SnapshotError: when it could not be written within ``seconds``
+    """
+    argv = checkpoint_argv(
+        runsc,
+        root=str(root),
+        container_id=container_id,
+        snapshot=str(directory),
+        direct=can_write_directly(directory),
+    )
+    try:
+        (done,) = commands.run(
+            argv, seconds=seconds, max_bytes=WORDS_BYTES, cwd=root.parent, umask=0o077
+        )
+    except OSError as error:
+        raise SnapshotError(f"Could not run {argv[0]}: {error.strerror}.") from error
+    if done.status is None:
+        raise SnapshotError(f"The snapshot was not written within {seconds:g} s.")
+    if done.status != 0:
+        raise SnapshotError(
+            f"The snapshot could not be written: runsc ended with status {done.status}.",
+            "kernels start without a snapshot, more slowly; check whether the disk is full.",
+            done.output,
+        )
+    if not is_readable(exit_fd, WRITTEN_SECONDS):
+        raise SnapshotError("The sandbox did not end after its snapshot was written.")
+
+
+def can_write_directly(directory: Path) -> bool:
+    """Return whether the file system of ``directory`` supports O_DIRECT."""
+    probe = directory / "probe"
+    try:
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_DIRECT | os.O_CLOEXEC, 0o600))
+    except OSError:
+        return False
+    finally:
+        with suppress(OSError):
+            probe.unlink()
+    return True
+
+
+SECCOMP_FILTER = 2
+NAMESPACES = ("user", "mnt", "net", "ipc", "uts")
+
+
+def check_posture(
+    find_process: Callable[[str], int | None], stderr_tail: Callable[[], str]
+) -> None:
+    """Check that the sentry and the gofer run, and are isolated from the host.
+
+    ``find_process(name)`` returns the pid of the sandbox's process of that name.
+
+    :raises IsolationError: when one of them is missing or lacks isolation
+    """
+    own = read_posture(os.getpid())
+    assert own is not None
+    for name in (SANDBOX_NAME, GOFER_NAME):
+        pid = find_process(name)
+        posture = None if pid is None else read_posture(pid)
+        if posture is None:
+            raise IsolationError(
+                f"The sandbox has no process {name}, so gVisor does not run the kernel.",
+                "check that `runsc` on PATH is gVisor's: `gvisor-kernel doctor`.",
+                stderr_tail(),
+            )
+        faults = find_faults(posture, own)
+        if faults:
+            raise IsolationError(
+                f"The sandbox's process {name} is not isolated: {', '.join(faults)}.",
+                "this runsc ignores flags that it was given; install another release.",
+                stderr_tail(),
+            )
+
+
+def find_faults(posture: Posture, own: Posture) -> list[str]:
+    """Return which isolation a process of the sandbox lacks, compared with ``own``, one outside."""
+    faults = []
+    if 0 in posture.uids:
+        faults.append("it is root on the host")
+    if posture.seccomp != SECCOMP_FILTER:
+        faults.append("it has no seccomp filter")
+    faults += [
+        f"it shares the host's {name} namespace"
+        for name in NAMESPACES
+        if posture.namespaces[name] == own.namespaces[name]
+    ]
+    return faults
+
 
 log = logging.getLogger(__name__)
 
