@@ -27,10 +27,9 @@ MAX_LIBRARY = 16 * 1024 * 1024
 VIS = tuple(f"pyvis/lib/vis-{version}/vis-network" for version in ("9.1.2", "9.0.4"))
 LDAVIS = tuple(f"pyLDAvis/js/ldavis{version}.js" for version in (".v3.0.0", ""))
 NBEXTENSIONS = {
-    **{it: it for it in ("anywidget", "bqplot", "bqscales", "ipycytoscape", "ipyvolume", "k3d")},
+    **{it: it for it in ("bqplot", "bqscales", "ipycytoscape")},
     **{"jupyter-leaflet": "ipyleaflet", "jupyter-matplotlib": "ipympl", "jupyter-vue": "ipyvue"},
     **{"jupyter-threejs": "pythreejs", "jupyter-vuetify": "ipyvuetify"},
-    **{"jupyterlab-plotly": "plotly", "plotlywidget": "plotly"},
 }
 LIBRARIES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("plotly", "plotly", ("plotly/package_data/plotly.min.js",)),

@@ -1,5 +1,7 @@
 // Bundles what shows a source in a page's frame: one script for each type, as text without imports.
 // They run in the frame alone, which reaches no network, so each has all that it needs.
+import { copyFile, readFile, writeFile } from 'node:fs/promises';
+
 import { build } from 'esbuild';
 
 const RENDERERS = [
@@ -63,3 +65,9 @@ await build({
   target: 'es2022',
   define: { 'process.env.NODE_ENV': '"production"' }
 });
+// A module of RequireJS as it is: its ``import()`` is rewritten when it runs (``page_scripts.ts``). It
+// gives up on a widget's module after two seconds, and a frame takes longer to rewrite a large one.
+const anywidget = await readFile('node_modules/anywidget/dist/index.js', 'utf8');
+const target = 'dist/static/frame/anywidget.js';
+await writeFile(target, anywidget.replace('AbortSignal.timeout(2e3)', 'AbortSignal.timeout(6e4)'));
+await copyFile('node_modules/anywidget/LICENSE', `${target}.LEGAL.txt`);

@@ -22,7 +22,7 @@ L.AwesomeMarkers = {
 };
 // A cluster is drawn as its markers, and a map of heat as its points.
 L.markerClusterGroup = () => new leaflet.FeatureGroup();
-L.heatLayer = (points: readonly (readonly number[])[]) =>
+L.heatLayer = (points: leaflet.LatLngTuple[]) =>
   new leaflet.FeatureGroup(points.map(it => new leaflet.CircleMarker(it, { radius: 6 })));
 Object.assign(window, { L });
 addStyle(styles);

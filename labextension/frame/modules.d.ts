@@ -7,25 +7,9 @@ declare module '*.css' {
   export default text;
 }
 
-declare module 'jquery' {
-  const jquery: unknown;
-  export default jquery;
-}
-
 declare module '*.png' {
   const url: string;
   export default url;
-}
-
-declare module 'leaflet' {
-  export class Icon {
-    static readonly Default: { readonly prototype: { readonly options: object } };
-    constructor(options: object);
-    readonly options: object;
-  }
-  export const Marker: { mergeOptions(options: object): void };
-  export const CircleMarker: new (place: readonly number[], options: object) => object;
-  export const FeatureGroup: new (layers?: readonly object[]) => object;
 }
 
 declare module 'katex/contrib/auto-render' {

@@ -4,9 +4,11 @@
  * The extension sends what is drawn (``src/output_frame.ts``), and again when the output changes.
  */
 
+import type { FrameTheme } from '../src/frame_theme.js';
 import { PLOTLY, type Part } from '../src/output_parts.js';
 import { Drawer, plotIn } from './draw.js';
-import { type Tools, add, addStyle, register } from './renderer.js';
+import { type Tools, add, addStyle, register, takeTheme } from './renderer.js';
+import { askForTiles } from './tiles.js';
 
 interface Draw {
   readonly kind: 'draw';
@@ -17,16 +19,10 @@ interface Draw {
   readonly libraries: readonly string[];
 }
 
-interface Theme {
-  readonly kind: 'theme';
-  readonly style: string;
-  readonly dark: boolean;
-}
-
 register<string>((_, tools) => {
   const output = new Output(tools);
   tools.onMessage(message => {
-    output.receive(message as Draw | Theme);
+    output.receive(message as Draw | FrameTheme);
   });
 });
 
@@ -36,17 +32,16 @@ class Output {
   private readonly hidden: HTMLElement;
   private readonly drawer: Drawer;
   private readonly prepared = new Set<string>();
-  private readonly theme: HTMLStyleElement;
   private last: Promise<void> = Promise.resolve();
 
   constructor(private readonly tools: Tools) {
     this.drawer = new Drawer(tools);
+    askForTiles(tools);
     addStyle(`
       html, body { margin: 0; padding: 0; height: auto; overflow: hidden }
       #gvisor-root { display: flow-root; overflow-x: auto }
       #gvisor-hidden { display: none }
     `);
-    this.theme = document.head.appendChild(document.createElement('style'));
     this.hidden = add(tools.root, 'div');
     this.hidden.id = 'gvisor-hidden';
     this.node = add(tools.root, 'div');
@@ -55,11 +50,9 @@ class Output {
     tools.watchHeight(this.node);
   }
 
-  receive(message: Draw | Theme): void {
+  receive(message: Draw | FrameTheme): void {
     if (message.kind === 'theme') {
-      this.theme.textContent = message.style;
-      document.documentElement.style.colorScheme = message.dark ? 'dark' : 'light';
-      document.body.dataset.jpThemeLight = String(!message.dark);
+      takeTheme(message);
     } else {
       this.last = this.last
         .then(() => this.draw(message))

@@ -191,7 +191,8 @@ export class PageScripts {
       '({url: "https://nothing.invalid/"})'
     );
     const loaded = new Map<string, unknown>();
-    for (const [, name = ''] of code.matchAll(/\brequire\(['"]([^'"]+)['"]\)/g)) {
+    // What its imports have become. A library that is bundled in it may have others, never called.
+    for (const [, name = ''] of code.matchAll(/\brequire\('([^']+)'\)/g)) {
       loaded.set(name, await this.import(name));
     }
     const run = this.tools.evaluate(

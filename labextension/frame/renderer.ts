@@ -1,5 +1,7 @@
 /** What a renderer gets from the frame (``gvisor_kernel/artifacts/frame/page.js``). */
 
+import type { FrameTheme } from '../src/frame_theme.js';
+
 export interface FrameFile {
   readonly bytes: ArrayBuffer;
   readonly type: string;
@@ -44,6 +46,15 @@ export function addStyle(text: string): void {
   const style = document.createElement('style');
   style.textContent = text;
   document.head.append(style);
+}
+
+let theme: HTMLStyleElement | null = null;
+
+export function takeTheme({ style, dark }: FrameTheme): void {
+  theme ??= document.head.appendChild(document.createElement('style'));
+  theme.textContent = style;
+  document.documentElement.style.colorScheme = dark ? 'dark' : 'light';
+  document.body.dataset.jpThemeLight = String(!dark);
 }
 
 /** What documents, tables and pictures look like; a page in HTML or JSX has its own. */

@@ -10,7 +10,6 @@ import { ManagerBase } from '@jupyter-widgets/base-manager';
 import * as controls from '@jupyter-widgets/controls';
 import { PromiseDelegate } from '@lumino/coreutils';
 
-import * as anywidget from './anywidget.js';
 import { Drawer } from './draw.js';
 import type { Tools } from './renderer.js';
 import * as output from './widget_output.js';
@@ -28,23 +27,16 @@ interface ModelState {
 const BUNDLED: Readonly<Record<string, Exports>> = {
   '@jupyter-widgets/base': base,
   '@jupyter-widgets/controls': controls,
-  '@jupyter-widgets/output': output,
-  anywidget: anywidget
+  '@jupyter-widgets/output': output
 };
-
-/** Models that take a change of another frame, which has done what their links do. If they did it
- *  here, too, a late answer would take back what was typed there meanwhile. */
-const linked = new WeakSet<base.WidgetModel>();
-const link = controls.DirectionalLinkModel.prototype;
-const { updateValue } = link as { updateValue: (...values: unknown[]) => void };
-link.updateValue = function (source: base.WidgetModel, ...rest): void {
-  if (!linked.has(source)) {
-    updateValue.call(this, source, ...rest);
-  }
+/** Packages whose script for the classic notebook is in the extension, and those that others need. */
+const PATHS: Readonly<Record<string, string>> = {
+  anywidget: 'gvisor:own:anywidget',
+  'jupyter-threejs': 'gvisor:nbextension-jupyter-threejs',
+  'jupyter-vue': 'gvisor:nbextension-jupyter-vue'
 };
-
-/** Packages that others need. */
-const NEEDED = ['jupyter-threejs', 'jupyter-vue'];
+/** A model sends so often: what changes meanwhile is in its next message. */
+const MILLISECONDS_OF_MESSAGE = 20;
 
 /** What the page has of scripts of outputs (``page_scripts.ts``). */
 interface Page {
@@ -54,8 +46,7 @@ interface Page {
     failed: (error: unknown) => void
   ) => void) & { readonly config: (options: object) => void };
   readonly gvisorDefine: (name: string, module: unknown) => void;
-  readonly gvisorTypeset: (element: HTMLElement) => void;
-  readonly gvisorImport: (url: string) => Promise<Exports>;
+  readonly gvisorTypeset?: (element: HTMLElement) => void;
 }
 
 const bufferOf = (value: ArrayBuffer | ArrayBufferView): ArrayBuffer =>
@@ -74,21 +65,20 @@ function stateOf({ state, buffers }: ModelState): Record<string, unknown> {
 }
 
 export class FrameManager extends ManagerBase {
-  private readonly waiting = new Map<number, base.ICallbacks | undefined>();
   private readonly wanted = new Map<string, PromiseDelegate<base.WidgetModel>>();
   private asked: string[] = [];
-  private readonly modules = new Map<string, Promise<Exports>>();
-  private made: Drawer | null = null;
+  /** Draws outputs, and runs scripts. */
+  readonly drawer: Drawer;
+  private readonly page = window as unknown as Page;
   private count = 0;
 
   constructor(readonly tools: Tools) {
     super();
-  }
-
-  /** Draws outputs, and runs scripts. Made late, as it changes how elements are added. */
-  get drawer(): Drawer {
-    this.made ??= new Drawer(this.tools);
-    return this.made;
+    this.drawer = new Drawer(tools);
+    for (const [name, exports] of Object.entries(BUNDLED)) {
+      this.page.gvisorDefine(name, exports);
+    }
+    this.page.require.config({ paths: PATHS });
   }
 
   /** What views of widgets set formulas with. */
@@ -96,30 +86,13 @@ export class FrameManager extends ManagerBase {
     latexTypesetter: {
       typeset: (element: HTMLElement): void => {
         if (/\$|\\[([]/.test(element.textContent)) {
-          this.drawer.load(['gvisor:own:katex']).then(
-            () => {
-              this.page.gvisorTypeset(element);
-            },
-            (error: unknown) => {
-              this.reportError(error);
-            }
-          );
+          void this.drawer.load(['gvisor:own:katex']).then(() => {
+            this.page.gvisorTypeset?.(element); // what is missing was said
+          });
         }
       }
     }
   };
-
-  private get page(): Page {
-    this.made ??= new Drawer(this.tools);
-    return window as unknown as Page;
-  }
-
-  /** Runs a module, with libraries that are there; or what lies at an address, if it is known. */
-  async importModule(source: string): Promise<Exports> {
-    const { gvisorImport } = this.page; // which keeps the blobs that are made from now on
-    const own = new Blob([source], { type: 'text/javascript' });
-    return await gvisorImport(/^https?:/.test(source) ? source : URL.createObjectURL(own));
-  }
 
   reportError(error: unknown): void {
     this.tools.reportError(error instanceof Error ? error.message : String(error));
@@ -146,17 +119,17 @@ export class FrameManager extends ManagerBase {
 
   /** A message of the extension. */
   async receive(message: Message): Promise<void> {
-    const { kind, content, n } = message;
+    const { kind, content } = message;
     const id = String(message.id);
     if (kind === 'open') {
-      this.open(id, message as unknown as ModelState & Message);
+      this.open(id, stateOf(message as unknown as ModelState), this.makeComm(id));
+    } else if (kind === 'saved') {
+      const saved = { version_major: 2, version_minor: 0, state: { [id]: message.model } };
+      const made = this.set_state(saved as never).then(() => super.get_model(id));
+      this.begin(id, made);
     } else if (kind === 'none') {
       this.wanted.get(id)?.reject(new Error(String(message.text)));
       this.wanted.delete(id);
-    } else if (kind === 'idle') {
-      const callbacks = this.waiting.get(Number(n));
-      this.waiting.delete(Number(n));
-      callbacks?.iopub?.status?.({ content: { execution_state: 'idle' } } as never);
     } else if (kind === 'lost') {
       this.disconnect();
     } else if (this.has_model(id)) {
@@ -169,23 +142,23 @@ export class FrameManager extends ManagerBase {
         await model._handle_comm_msg({ content: { data }, buffers } as never);
       } else {
         const data = { method: 'update', state: stateOf(message as unknown as ModelState) };
-        linked[message.isOfFrames === true ? 'add' : 'delete'](model);
         await model._handle_comm_msg({ content: { data } } as never);
-        linked.delete(model);
       }
     }
   }
 
-  private open(id: string, message: ModelState & Message): void {
-    const state = stateOf(message);
+  private open(id: string, state: Record<string, unknown>, comm: base.IClassicComm): void {
     const options = {
       model_name: String(state._model_name),
       model_module: String(state._model_module),
       model_module_version: String(state._model_module_version),
-      model_id: id
+      model_id: id,
+      comm
     };
-    const comm = message.live === true ? { comm: this.makeComm(id) } : {};
-    const made = this.new_model({ ...options, ...comm }, state);
+    this.begin(id, this.new_model(options, state));
+  }
+
+  private begin(id: string, made: Promise<base.WidgetModel>): void {
     made.catch((error: unknown) => {
       this.reportError(error);
     });
@@ -201,11 +174,12 @@ export class FrameManager extends ManagerBase {
       open: () => '', // the kernel has opened it
       close: () => '', // a view ends; the model is the kernel's
       send: (data, callbacks, _metadata, buffers = []) => {
-        const n = ++this.count;
-        this.waiting.set(n, callbacks);
         const { method: kind, state, buffer_paths: paths, content } = data as Message;
-        this.tools.send({ kind, id, n, state, paths, content }, buffers.map(bufferOf));
-        return String(n);
+        this.tools.send({ kind, id, state, paths, content }, buffers.map(bufferOf));
+        setTimeout(() => {
+          callbacks?.iopub?.status?.({ content: { execution_state: 'idle' } } as never);
+        }, MILLISECONDS_OF_MESSAGE);
+        return String(++this.count);
       },
       on_msg: () => undefined, // see ``receive``
       on_close: () => undefined
@@ -217,37 +191,24 @@ export class FrameManager extends ManagerBase {
     module: string,
     version: string
   ): Promise<Class> {
-    const bundled = Object.hasOwn(BUNDLED, module) ? BUNDLED[module] : undefined;
-    const known = bundled ?? this.modules.get(module) ?? this.loadModule(module);
-    if (known instanceof Promise) {
-      this.modules.set(module, known);
+    const { require } = this.page;
+    if (!Object.hasOwn(PATHS, module)) {
+      require.config({ paths: { [module]: `gvisor:nbextension-${module}` } }); // if it is not bundled
     }
-    const found = (await known)[name];
+    const exports = await new Promise<Exports>((resolve, reject) => {
+      require([module], resolve, reject);
+    }).catch((error: unknown) => {
+      const reason = error instanceof Error ? error.message : String(error);
+      const short = module.slice(0, 100);
+      const told = new Error(`The widget package "${short}" cannot be shown here. ${reason}`);
+      this.reportError(told);
+      throw told;
+    });
+    const found = exports[name];
     if (found === undefined) {
       throw new Error(`${module} ${version} has no "${name}".`);
     }
     return found as Class;
-  }
-
-  /** A package that is not bundled: its script for the classic notebook, from the server. */
-  private async loadModule(name: string): Promise<Exports> {
-    const { require, gvisorDefine: define } = this.page;
-    for (const [module, exports] of Object.entries(BUNDLED)) {
-      define(module, exports);
-    }
-    const paths = [name, ...NEEDED].map(it => [it, `gvisor:nbextension-${it}`]);
-    require.config({ paths: Object.fromEntries(paths) as object });
-    try {
-      return await new Promise((resolve, reject) => {
-        require([name], resolve, reject);
-      });
-    } catch (error) {
-      const reason = error instanceof Error ? error.message : String(error);
-      const short = name.slice(0, 100);
-      const told = new Error(`The widget package "${short}" cannot be shown here. ${reason}`);
-      this.reportError(told);
-      throw told;
-    }
   }
 
   // A new widget of a frame's own stays in the frame.

@@ -7,16 +7,10 @@ import { OutputModel as BaseModel, OutputView as BaseView } from '@jupyter-widge
 
 import { librariesOf } from '../src/libraries.js';
 import { ORDER, canDraw, isLoad, partsOf, textOf } from '../src/output_parts.js';
+import { type Fields, VIEW_TYPE, recordOf } from '../src/widget_store.js';
 import { addTerminal, withReturns } from './terminal.js';
 import type { FrameManager } from './widget_manager.js';
 import { showView } from './widget_views.js';
-
-type Fields = Readonly<Record<string, unknown>>;
-
-const VIEW_TYPE = 'application/vnd.jupyter.widget-view+json';
-
-const fieldsOf = (value: unknown): Fields =>
-  typeof value === 'object' && value !== null ? (value as Fields) : {};
 
 export class OutputModel extends BaseModel {
   override defaults(): ReturnType<BaseModel['defaults']> {
@@ -75,8 +69,8 @@ export class OutputView extends BaseView {
 let last: Promise<void> = Promise.resolve();
 
 async function drawOutput(output: Fields, node: HTMLElement, manager: FrameManager): Promise<void> {
-  const bundle = { data: fieldsOf(output.data), metadata: fieldsOf(output.metadata) };
-  const view = fieldsOf(bundle.data[VIEW_TYPE]).model_id;
+  const bundle = { data: recordOf(output.data), metadata: recordOf(output.metadata) };
+  const view = recordOf(bundle.data[VIEW_TYPE]).model_id;
   if (typeof view === 'string') {
     await showView(view, node, manager);
     return;

@@ -3,12 +3,13 @@
 import { MessageLoop } from '@lumino/messaging';
 import { Widget } from '@lumino/widgets';
 
+import { add } from './renderer.js';
 import type { FrameManager } from './widget_manager.js';
 
-const shown = new Map<Widget, HTMLElement>();
+const shown = new Set<Widget>();
 
 window.addEventListener('resize', () => {
-  for (const widget of shown.keys()) {
+  for (const widget of shown) {
     MessageLoop.postMessage(widget, Widget.ResizeMessage.UnknownSize);
   }
 });
@@ -23,26 +24,15 @@ export async function showView(
     const view = await manager.create_view(model as never);
     const { luminoWidget: widget } = view as unknown as { luminoWidget: Widget };
     Widget.attach(widget, node);
-    shown.set(widget, node);
+    shown.add(widget);
     widget.disposed.connect(() => shown.delete(widget));
   } catch (error) {
     addNote(node, error instanceof Error ? error.message : String(error));
   }
 }
 
-/** The kernel is gone: what is shown stays, and does nothing any more. */
-export function loseAll(text: string): void {
-  for (const node of new Set(shown.values())) {
-    if (node.isConnected) {
-      node.classList.add('gk-widget-lost');
-      addNote(node, text);
-    }
-  }
-}
-
-function addNote(node: HTMLElement, text: string): void {
-  const note = document.createElement('p');
+export function addNote(node: HTMLElement, text: string): void {
+  const note = add(node, 'p', text);
   note.className = 'gk-widget-note';
-  note.textContent = text;
   node.prepend(note);
 }

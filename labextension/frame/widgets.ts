@@ -1,48 +1,47 @@
 /** ipywidgets: a frame that shows one widget, and those that it names. */
 
-import { addStyle, register } from './renderer.js';
+import type { FrameTheme } from '../src/frame_theme.js';
+import { addStyle, register, takeTheme } from './renderer.js';
+import { askForTiles } from './tiles.js';
 import { FrameManager } from './widget_manager.js';
-import { loseAll, showView } from './widget_views.js';
+import { addNote, showView } from './widget_views.js';
 import style from './widgets.css';
 
 type Message = Readonly<Record<string, unknown>>;
 
-/** A frame may send so many messages in a second, and no more. */
-const ANSWER_MILLISECONDS = 10;
+/** Twice, as of what a frame sends in a second, all above a number is dropped. */
+const ANSWER_MILLISECONDS = [10, 1010];
 
 register<string>((id, tools) => {
   addStyle(style);
-  const theme = document.head.appendChild(document.createElement('style'));
   const node = document.createElement('div');
   node.id = 'gvisor-root';
   tools.root.append(node);
   tools.watchHeight(node);
   const manager = new FrameManager(tools);
-  let done = 0;
+  askForTiles(tools);
   const receive = (packet: readonly Message[]): void => {
     for (const message of packet) {
       manager.receive(message).catch((error: unknown) => {
         manager.reportError(error);
       });
       if (message.kind === 'lost') {
-        loseAll(String(message.text));
+        node.classList.add('gk-widget-lost'); // what is shown stays, and does nothing any more
+        addNote(node, String(message.text));
       }
     }
-    if (done === 0) {
+    for (const delay of ANSWER_MILLISECONDS) {
       setTimeout(() => {
-        tools.send({ kind: 'done', count: done }); // the extension sends more
-        done = 0;
-      }, ANSWER_MILLISECONDS);
+        tools.send({ kind: 'done' }); // the extension sends more
+      }, delay);
     }
-    done += 1;
   };
   tools.onMessage(data => {
-    const message = data as Message;
+    const message = data as FrameTheme | { kind: 'packet'; packet: readonly Message[] };
     if (message.kind === 'theme') {
-      theme.textContent = String(message.style);
-      document.documentElement.style.colorScheme = message.dark === true ? 'dark' : 'light';
+      takeTheme(message);
     } else {
-      receive(message.packet as readonly Message[]);
+      receive(message.packet);
     }
   });
   void showView(id, node, manager);

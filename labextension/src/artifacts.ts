@@ -44,6 +44,14 @@ export class ArtifactClient {
     };
   }
 
+  /** A picture of the web, by a route of the kernel. @throws Error if it has none there */
+  async tile(kernelId: string, url: string): Promise<ArrayBuffer> {
+    const query = new URLSearchParams({ url }).toString();
+    const path = `kernels/${encodeURIComponent(kernelId)}/tiles?${query}`;
+    const answer = await ask(this.send, path);
+    return await answer.arrayBuffer();
+  }
+
   /** The address at which the browser downloads a file. */
   download(place: Place): string {
     const query = new URLSearchParams({ ...place, download: '1' }).toString();

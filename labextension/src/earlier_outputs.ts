@@ -30,6 +30,7 @@ interface OutputList {
 /** A notebook's or console's outputs before one of them. */
 export interface OutputPlace {
   readonly session: ISessionContext;
+  readonly own: OutputLike;
   readonly before: readonly OutputLike[];
 }
 
@@ -65,8 +66,10 @@ export function findPlace(widget: Widget, trackers: Trackers): OutputPlace | nul
     const lists = [...cells].flatMap(cell => (cell as { outputs?: OutputList }).outputs ?? []);
     const place = lists.indexOf(model);
     if (place >= 0) {
-      const own = outputsOf(model).slice(0, Math.max(widgets.indexOf(child), 0));
-      return { session, before: [...lists.slice(0, place).flatMap(outputsOf), ...own] };
+      const index = Math.max(widgets.indexOf(child), 0);
+      const earlier = outputsOf(model).slice(0, index);
+      const before = [...lists.slice(0, place).flatMap(outputsOf), ...earlier];
+      return { session, own: model.get(index), before };
     }
   }
   return null;

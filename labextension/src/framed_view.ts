@@ -59,6 +59,8 @@ export abstract class FramedView extends Widget implements Framed {
   protected abstract failed(message: string, place: string): void;
   /** A bundle in the frame, or a page in its name, has sent this. */
   protected receive?(data: unknown, buffers: readonly ArrayBuffer[]): void;
+  /** The kernel that has sent what is shown, to this page; null if none has. */
+  protected abstract get sender(): string | null;
   /** Answers a call other than for a library; undefined for what outputs have not. */
   protected call?(
     method: unknown,
@@ -130,7 +132,12 @@ export abstract class FramedView extends Widget implements Framed {
         isText: true,
         scripts: [script],
         answer: async (method, args) => {
-          const answer = method === 'library' ? await give(args) : await this.call?.(method, args);
+          const answer =
+            args.kind === 'tile'
+              ? await this.tile(String(args.url))
+              : method === 'library'
+                ? await give(args)
+                : await this.call?.(method, args);
           if (answer === undefined) {
             throw new Error('Outputs keep nothing, and have no network.');
           }
@@ -168,6 +175,16 @@ export abstract class FramedView extends Widget implements Framed {
     this.frame = frame;
     replace(this.content, frame.node);
     start();
+  }
+
+  /** Of a map; what a file has kept reaches nothing. The picture is decoded in the frame alone. */
+  private async tile(url: string): Promise<Answered> {
+    const { sender } = this;
+    if (sender === null) {
+      throw new Error('Only what a kernel has sent to this page has routes: run the cell.');
+    }
+    const value = await this.context.client.tile(sender, url);
+    return { value, bytes: value.byteLength };
   }
 
   /** An output may say the same thing a thousand times. */

@@ -5,6 +5,7 @@
  * extension. A page gets nothing by any other name.
  */
 
+import type { ArtifactClient } from './artifacts.js';
 import { PLOTLY, type Part, VEGA, hasScripts } from './output_parts.js';
 import type { Answered } from './page_frame.js';
 
@@ -13,11 +14,7 @@ const NOTHING = 'nothing';
 
 const SCRIPTS: readonly (readonly [RegExp, string])[] = [
   [/^gvisor:esm$/, 'own:esm'],
-  [
-    /^gvisor:(own:(?:vega|jquery|katex|libraries|leaflet)|plotly|shap|panel|bokeh(?:-[a-z]+)?)$/,
-    '$1'
-  ],
-  [/^gvisor:(nbextension-[a-z0-9-]{1,50})$/, '$1'],
+  [/^gvisor:((?:own:)?[a-z0-9-]{1,60})$/, '$1'],
   [/\bplotly(?:js)?\b(?!.*\.css)/i, 'plotly'],
   [/\bbokeh(-api|-gl|-mathjax|-tables|-widgets)?(?:-\d[\w.-]*?)?(?:\.min)?(?:\.js)?$/, 'bokeh$1'],
   // It makes a frame to try the browser's modules, which the frame has not. Plotly asks for MathJax.
@@ -63,10 +60,7 @@ export function libraryOf(url: string, kind: 'script' | 'style'): string | null 
 /** Characters of libraries that a frame gets: it could ask for them in a loop. */
 const MAX_GIVEN = 64 * 1024 * 1024;
 
-export interface LibrarySource {
-  script(name: string): Promise<string>;
-  library(name: string): Promise<string>;
-}
+type LibrarySource = Pick<ArtifactClient, 'script' | 'library'>;
 
 /** Its name and text. */
 export async function readLibrary(

@@ -12,6 +12,7 @@ import type { Kernel, KernelMessage } from '@jupyterlab/services';
 export type Origin = 'local' | 'sandbox' | 'unknown';
 
 const KEY = 'gvisor-kernel:origin';
+const SENDER = 'gvisor-kernel:sender';
 const SECRETS: Readonly<Record<Exclude<Origin, 'unknown'>, string>> = {
   local: crypto.randomUUID(),
   sandbox: crypto.randomUUID()
@@ -29,7 +30,7 @@ export function followKernels(kernels: Connects, originOf: (kernelName: string) 
     const kernel = connect(options);
     kernel.anyMessage.connect((_, { msg, direction }) => {
       if (direction === 'recv') {
-        mark(msg, originOf(kernel.name));
+        mark(msg, originOf(kernel.name), kernel.id);
       }
     });
     return kernel;
@@ -37,20 +38,30 @@ export function followKernels(kernels: Connects, originOf: (kernelName: string) 
 }
 
 /** Exported for tests. The content of a message belongs to the page alone, so it may be changed. */
-export function mark(message: KernelMessage.IMessage, origin: Origin): void {
+export function mark(message: KernelMessage.IMessage, origin: Origin, sender = ''): void {
   const content = message.content as { transient?: unknown };
   if (!('data' in content)) {
     return; // text, an error, or no output at all
   }
   content.transient = {
     ...(content.transient as object | undefined),
-    [KEY]: origin === 'unknown' ? null : SECRETS[origin]
+    [KEY]: origin === 'unknown' ? null : SECRETS[origin],
+    [SENDER]: sender
   };
+}
+
+function transientOf(model: object): Readonly<Record<string, unknown>> {
+  const { transient } = (model as { _raw?: { transient?: unknown } })._raw ?? {};
+  return (transient ?? {}) as Readonly<Record<string, unknown>>;
+}
+
+/** The id of the sandbox's kernel that has sent a model of an output; null if none has. */
+export function senderOf(model: object): string | null {
+  return originOf(model) === 'sandbox' ? String(transientOf(model)[SENDER]) : null;
 }
 
 /** Of a model of an output. */
 export function originOf(model: object): Origin {
-  const { transient } = (model as { _raw?: { transient?: unknown } })._raw ?? {};
-  const secret = (transient as Readonly<Record<string, unknown>> | null | undefined)?.[KEY];
+  const secret = transientOf(model)[KEY];
   return secret === SECRETS.local ? 'local' : secret === SECRETS.sandbox ? 'sandbox' : 'unknown';
 }

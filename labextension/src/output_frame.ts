@@ -11,6 +11,7 @@ import type { Trackers } from './current.js';
 import { fileOf, findPlace, setupsBefore } from './earlier_outputs.js';
 import { FramedView, type ViewContext } from './framed_view.js';
 import { librariesOf } from './libraries.js';
+import { senderOf } from './origin.js';
 import { type Bundle, MAX_OUTPUT, type Part, hasScripts, isLoad, partsOf } from './output_parts.js';
 import { type Answered, type PageFrame, pathOf } from './page_frame.js';
 
@@ -62,6 +63,11 @@ export class OutputFrame extends FramedView implements IRenderMime.IRenderer {
     const isPrepared = setups.some(({ isLoad: loads }) => loads);
     const libraries = librariesOf(parts, isPrepared);
     frame.send({ kind: 'draw', parts, setups, libraries });
+  }
+
+  protected get sender(): string | null {
+    const place = findPlace(this, this.context.trackers);
+    return place && senderOf(place.own);
   }
 
   protected failed(message: string, place: string): void {

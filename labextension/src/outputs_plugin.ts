@@ -32,7 +32,6 @@ import { Preview, howToShow } from './preview.js';
 import { type Asks, labelQuestions } from './questions.js';
 import { isOurs, originOfKernel } from './specs.js';
 import { VIEW_TYPE } from './widget_store.js';
-import { makeWidgetView } from './widget_view.js';
 import { Panel, makePoll, open, shieldIcon } from './widgets.js';
 
 export const SHOW_OUTPUTS = 'gvisor-kernel:show-outputs';
@@ -201,7 +200,7 @@ export const outputs: JupyterFrontEndPlugin<void> = {
     const context: OutputContext = { ...actions, trackers };
     page.canDraw = type => type === VIEW_TYPE || canDraw(type);
     page.makeFrame = (type, refused) =>
-      type === VIEW_TYPE ? makeWidgetView() : new OutputFrame(type, context, refused);
+      type === VIEW_TYPE ? page.makeWidget() : new OutputFrame(type, context, refused);
     const current = (): Target | null => {
       const session = sessionOf(trackers, app.shell.currentWidget);
       const kernel = session?.session?.kernel;

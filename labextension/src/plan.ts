@@ -34,7 +34,14 @@ export const page: {
   canDraw: (mimeType: string) => boolean;
   /** Which types JupyterLab shows: of others nobody misses anything. */
   isShown: (mimeType: string) => boolean;
-} = { makeFrame: () => null, canDraw: () => false, isShown: () => false };
+  /** Makes the view of a widget; null as long as its plugin is not there. */
+  makeWidget: () => IRenderMime.IRenderer | null;
+} = {
+  makeFrame: () => null,
+  canDraw: () => false,
+  isShown: () => false,
+  makeWidget: () => null
+};
 
 export function textOf(value: unknown): string {
   const text = Array.isArray(value) ? value.join('') : value;

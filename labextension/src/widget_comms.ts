@@ -3,18 +3,22 @@
  * states, and the frames that show them. The rules are here; no widget runs.
  *
  * The kernel sends → ``open``, ``receive``: store → ``change``: each frame that has the model.
- * A frame sends → ``pass``: store, other frames, the kernel's comm. A frame opens no comm.
+ * A frame sends → ``pass``: store, other frames, what is linked, and as soon as it has done with
+ * what it had, the kernel. A frame opens no comm.
  */
 
 import type { Kernel, KernelMessage } from '@jupyterlab/services';
 import type { JSONObject } from '@lumino/coreutils';
 
 import { type FramePort, WidgetFrame } from './widget_frame.js';
+import { WidgetLinks } from './widget_links.js';
 import { WidgetOutputs } from './widget_outputs.js';
 import {
+  type Attribute,
   type Buffer,
   type Fields,
   WidgetStore,
+  describe,
   measure,
   readBuffers,
   readLooseBuffers,
@@ -36,8 +40,11 @@ export class KernelWidgets {
   readonly store = new WidgetStore();
   private readonly comms = new Map<string, Kernel.IComm>();
   private readonly frames = new Set<WidgetFrame>();
-  /** Ids of messages of frames that the kernel works at. */
-  private readonly underWay = new Set<string>();
+  /** Messages that the kernel works at, and the models whose attributes they tell. */
+  private readonly underWay = new Map<string, string>();
+  /** Attributes that the kernel is told next, by their models. */
+  private readonly untold = new Map<string, Set<string>>();
+  private readonly links: WidgetLinks;
   private readonly outputs: WidgetOutputs;
   private restoring: Promise<void> | null = null;
 
@@ -46,14 +53,14 @@ export class KernelWidgets {
     private readonly connection: Connection,
     private readonly createComm: Connection['createComm']
   ) {
-    this.outputs = new WidgetOutputs(
-      connection,
-      (id, outputs, bytes) => {
-        this.store.put(id, new Map([['outputs', { value: outputs, bytes, buffers: [] }]]));
-        this.tell(id, ['outputs'], null);
-      },
-      (id, outputs) => this.send(id, { method: 'update', state: { outputs }, buffer_paths: [] })
-    );
+    const put = (id: string, name: string, attribute: Attribute): void => {
+      if (this.store.put(id, new Map([[name, attribute]]))) {
+        this.spread(id, [name], null);
+        this.push(id, [name]);
+      }
+    };
+    this.outputs = new WidgetOutputs(connection, put);
+    this.links = new WidgetLinks(this.store, put);
   }
 
   attach(port: FramePort, readSaved: () => unknown): WidgetFrame {
@@ -69,25 +76,17 @@ export class KernelWidgets {
   /** The kernel has opened a comm: a new widget. */
   open(comm: Kernel.IComm, message: KernelMessage.ICommOpenMsg): void {
     const data = recordOf(message.content.data);
-    const buffers = readBuffers(data.buffer_paths, message.buffers);
-    this.closed(comm.commId); // there is none, unless the kernel has it twice
-    if (buffers === null || !this.begin(comm.commId, data.state, buffers, () => comm)) {
-      comm.dispose(); // no answer: a kernel that makes too many is not asked to close them
-    }
+    this.begin(comm, data.state, readBuffers(data.buffer_paths, message.buffers));
   }
 
-  private begin(
-    id: string,
-    state: unknown,
-    buffers: readonly Buffer[],
-    commOf: () => Kernel.IComm
-  ): boolean {
-    const isKept = this.store.open(id, state, buffers);
-    const model = this.store.get(id);
-    if (!isKept || model === undefined) {
-      return false;
+  private begin(comm: Kernel.IComm, state: unknown, buffers: readonly Buffer[] | null): void {
+    const { commId: id } = comm;
+    this.closed(id); // there is none, unless the kernel has it twice
+    const model = buffers && this.store.open(id, state, buffers);
+    if (model === null) {
+      comm.dispose(); // no answer: a kernel that makes too many is not asked to close them
+      return;
     }
-    const comm = commOf();
     this.comms.set(id, comm);
     comm.onMsg = message => {
       this.receive(id, message);
@@ -96,15 +95,17 @@ export class KernelWidgets {
       this.closed(id);
     };
     this.outputs.look(model);
+    this.links.look(model);
     for (const frame of this.frames) {
       frame.opened(model);
     }
-    return true;
   }
 
   private closed(id: string): void {
     this.comms.delete(id);
     this.outputs.close(id);
+    this.links.close(id);
+    this.untold.delete(id);
     this.store.close(id);
     for (const frame of this.frames) {
       frame.closed(id);
@@ -130,70 +131,91 @@ export class KernelWidgets {
     }
   }
 
-  /** Keeps new values, and tells them to the frames, without that which has sent them. */
+  /** Keeps new values, and tells them to the frames, without that which has sent them. Returns the
+   *  names of their attributes; null if they are none. */
   private change(
     id: string,
     state: unknown,
     buffers: readonly Buffer[],
     from: WidgetFrame | null
-  ): boolean {
+  ): readonly string[] | null {
+    const names = this.store.update(id, state, buffers);
     const model = this.store.get(id);
-    if (model === undefined || !this.store.update(id, state, buffers)) {
-      return false;
+    if (model !== undefined && names !== null) {
+      if (from === null && names.includes('msg_id')) {
+        this.outputs.look(model); // no frame decides what is caught
+      }
+      this.spread(id, names, from);
     }
-    const names = [...Object.keys(recordOf(state)), ...buffers.map(({ path }) => String(path[0]))];
-    if (from === null && names.includes('msg_id')) {
-      this.outputs.look(model); // no frame decides what is caught
-    }
-    this.tell(id, names, from);
-    return true;
+    return names;
   }
 
-  private tell(id: string, names: readonly string[], from: WidgetFrame | null): void {
+  private spread(id: string, names: readonly string[], from: WidgetFrame | null): void {
     for (const frame of this.frames) {
       if (frame !== from) {
-        frame.update(id, names, from !== null);
+        frame.update(id, names);
+      }
+    }
+    this.links.follow(id, names);
+  }
+
+  private send(id: string, data: Fields, buffers: readonly ArrayBuffer[]): void {
+    const comm = this.comms.get(id);
+    if (comm === undefined || comm.isDisposed) {
+      return;
+    }
+    const future = comm.send(data as JSONObject, {}, [...buffers]);
+    const { msg_id: messageId } = future.msg.header;
+    this.underWay.set(messageId, data.method === 'update' ? id : '');
+    const done = (): void => {
+      this.underWay.delete(messageId);
+      this.pushAll();
+    };
+    future.done.then(done, done);
+  }
+
+  /** Tells the kernel attributes as they are when it has done with what it was told of the model. */
+  private push(id: string, names: readonly string[]): void {
+    this.untold.set(id, new Set([...(this.untold.get(id) ?? []), ...names]));
+    this.pushAll();
+  }
+
+  private pushAll(): void {
+    for (const [id, names] of this.untold) {
+      const model = this.store.get(id);
+      if (this.underWay.size >= MAX_UNDER_WAY) {
+        return;
+      }
+      if (model !== undefined && ![...this.underWay.values()].includes(id)) {
+        this.untold.delete(id);
+        const { state, buffers } = describe(model, names);
+        const paths = buffers.map(({ path }) => path);
+        const data = { method: 'update', state: Object.fromEntries(state), buffer_paths: paths };
+        this.send(
+          id,
+          data,
+          buffers.map(it => it.data)
+        );
       }
     }
   }
 
-  /** Null if the kernel has no such comm any more. */
-  private send(id: string, data: Fields, buffers: readonly ArrayBuffer[] = []) {
-    const comm = this.comms.get(id);
-    if (comm === undefined || comm.isDisposed) {
-      return null;
-    }
-    const future = comm.send(data as JSONObject, {}, [...buffers]);
-    const { msg_id: messageId } = future.msg.header;
-    this.underWay.add(messageId);
-    return future.done.finally(() => {
-      this.underWay.delete(messageId);
-    });
-  }
-
-  /** Sends a frame's message to the kernel; null if it is none, or the kernel has too many. */
+  /** A frame's message to a model that it has. */
   pass(
     frame: WidgetFrame,
     id: string,
     { kind, state, paths, content }: Fields,
     list: readonly ArrayBuffer[]
-  ): Promise<unknown> | null {
-    if (this.underWay.size >= MAX_UNDER_WAY) {
-      return null;
-    }
-    if (kind === 'custom') {
-      return measure(content) === Infinity ? null : this.send(id, { method: kind, content }, list);
-    }
+  ): void {
     const buffers = kind === 'update' ? readBuffers(paths, list) : null;
-    if (buffers === null || !this.change(id, state, buffers, frame)) {
-      return null;
+    const names = buffers && this.change(id, state, buffers, frame);
+    if (names !== null && names.length > 0) {
+      this.push(id, names);
     }
-    const data = { method: kind, state, buffer_paths: buffers.map(({ path }) => path) };
-    return this.send(
-      id,
-      data,
-      buffers.map(it => it.data)
-    );
+    const isCustom = kind === 'custom' && measure(content) !== Infinity;
+    if (isCustom && this.underWay.size < MAX_UNDER_WAY) {
+      this.send(id, { method: kind, content }, list);
+    }
   }
 
   /** Asks the kernel for its widgets, once; after a reload of the page it has some already. */
@@ -220,8 +242,8 @@ export class KernelWidgets {
         .filter(({ path }) => path[0] === id)
         .map(({ path, data }) => ({ path: path.slice(2), data })) // after the id comes "state"
         .filter(({ path }) => path.length > 0);
-      if (!this.change(id, state, buffers, null) && !this.connection.hasComm(id)) {
-        this.begin(id, state, buffers, () => this.createComm(TARGET, id));
+      if (this.change(id, state, buffers, null) === null && !this.connection.hasComm(id)) {
+        this.begin(this.createComm(TARGET, id), state, buffers);
       }
     }
     for (const id of answer === null ? [] : this.store.ids()) {
@@ -250,7 +272,9 @@ export class KernelWidgets {
   lost(): void {
     this.comms.clear();
     this.outputs.clear();
+    this.links.clear();
     this.store.clear();
+    this.untold.clear();
     this.underWay.clear();
     this.restoring = null;
     for (const frame of this.frames) {

@@ -3,54 +3,32 @@
  * own pace, and what it asks for.
  *
  * A frame is as little trusted as the kernel. It has a kernel's models, or those that a file has
- * kept; what it sends goes to this kernel's comm of a model that it has, and nowhere else.
+ * kept; what it sends goes to this kernel's widgets that it has, and nowhere else.
  */
 
 import type { KernelWidgets } from './widget_comms.js';
-import {
-  type Fields,
-  type Model,
-  WidgetStore,
-  describe,
-  isId,
-  measure,
-  recordOf
-} from './widget_store.js';
+import { type Fields, type Model, describe, isId, measure, recordOf } from './widget_store.js';
 
 /** How the extension sends to a frame's bundle (``PageFrame.send``). */
 export interface FramePort {
   send(data: unknown): void;
 }
 
-/** Packets that a frame has not answered yet. Of one that hangs, names of what changes are kept. */
-const MAX_UNANSWERED = 8;
-/** What waits for an answer, beside changes: no later message replaces it. */
+/** What waits for a frame, beside changes: no later message replaces it. */
 const MAX_WAITING = 2000;
 const MAX_WAITING_BYTES = 64 * 1024 * 1024;
-/** Of packets that are not answered, about: no more is sent above. */
-const MAX_SENT_BYTES = 64 * 1024 * 1024;
-/** Models of one frame, and messages of it in a second. */
+/** Models of one frame. */
 const MAX_MODELS = 5000;
-const MAX_PER_SECOND = 200;
-
-/** Attributes that have changed; null: all of a model that the frame does not have. */
-interface Change {
-  readonly id: string;
-  names: Set<string> | null;
-  /** Only frames have made it: they have done what links of it do, and tell it, too. */
-  isOfFrames: boolean;
-}
 
 export class WidgetFrame {
   readonly models = new Set<string>();
-  private queue: (Change | Fields)[] = [];
-  private readonly changes = new Map<string, Change>();
+  /** Messages, and ids of models with the attributes that have changed; null: it begins. */
+  private queue = new Map<Fields | string, Set<string> | null>();
   private bytes = 0;
-  private unanswered = 0;
-  private sent = 0;
-  private second = 0;
-  private count = 0;
-  private saved: WidgetStore | null = null;
+  /** One packet is not answered yet. Of a frame that hangs, names of what changes are kept. */
+  private isBusy = false;
+  private saved: Fields | null = null;
+  private hasScene = false;
 
   /** ``readSaved`` returns what the notebook's file has kept of its widgets. */
   constructor(
@@ -59,33 +37,24 @@ export class WidgetFrame {
     private readonly readSaved: () => unknown
   ) {}
 
+  /** Whether all of it is of a kernel, and nothing of a file. */
+  get isOfKernel(): boolean {
+    return this.models.size > 0 && this.saved === null;
+  }
+
   /** A message of the frame. */
   receive(data: unknown, buffers: readonly ArrayBuffer[]): void {
     const message = recordOf(data);
-    const { kind, id, ids, n, count } = message;
+    const { kind, id, ids } = message;
     if (kind === 'done') {
-      const answered = Number.isSafeInteger(count) ? Math.max(0, count as number) : 0;
-      this.unanswered = Math.max(0, this.unanswered - answered);
-      this.sent = this.unanswered === 0 ? 0 : this.sent;
+      this.isBusy = false;
       this.flush();
-      return;
-    }
-    const second = Math.floor(performance.now() / 1000);
-    this.count = second === this.second ? this.count + 1 : 1;
-    this.second = second;
-    if (kind === 'want' && this.count <= MAX_PER_SECOND) {
-      // Each id once: a model may be an end of thousands of links.
+    } else if (kind === 'want') {
+      // Each id once, however often it is asked for.
       const wanted = new Set(Array.isArray(ids) ? ids.slice(0, MAX_MODELS).filter(isId) : []);
       void this.supply([...wanted]);
-    } else if (typeof n === 'number') {
-      const isSent =
-        this.count <= MAX_PER_SECOND && isId(id) && this.models.has(id)
-          ? this.kernel?.pass(this, id, message, buffers)
-          : undefined;
-      const idle = (): void => {
-        this.say({ kind: 'idle', n });
-      };
-      (isSent ?? Promise.resolve()).then(idle, idle);
+    } else if (isId(id) && this.models.has(id)) {
+      this.kernel?.pass(this, id, message, buffers);
     }
   }
 
@@ -104,61 +73,48 @@ export class WidgetFrame {
     this.flush();
   }
 
-  /** Lets the frame have a model of the kernel, and the links that it is an end of. */
+  /** Lets the frame have a model of the kernel. */
   private open(id: string): boolean {
-    for (const one of [id, ...(this.kernel?.store.linksOf(id) ?? [])]) {
-      if (!this.models.has(one) && this.kernel?.store.get(one) !== undefined) {
-        if (this.models.size >= MAX_MODELS) {
-          break;
-        }
-        this.models.add(one);
-        this.change(one, null);
+    const model = this.kernel?.store.get(id);
+    if (model !== undefined && !this.models.has(id) && this.models.size < MAX_MODELS) {
+      this.models.add(id);
+      this.queue.set(id, null);
+      if (!this.hasScene && isOfScene(model)) {
+        this.hasScene = true;
+        this.kernel?.store.ids().forEach(it => {
+          this.opened(this.kernel?.store.get(it));
+        });
       }
     }
     return this.models.has(id);
   }
 
-  /** A model has begun. One that connects models of this frame is shown by them. */
-  opened({ id, ends }: Model): void {
-    if (ends.some(end => this.models.has(end)) && this.open(id)) {
+  /** A model has begun; parts of a scene name one another by numbers of their own. */
+  opened(model: Model | undefined): void {
+    if (model !== undefined && this.hasScene && isOfScene(model) && this.open(model.id)) {
       this.flush();
     }
   }
 
   private openSaved(id: string): void {
-    if (this.saved === null) {
-      this.saved = new WidgetStore();
-      this.saved.load(this.readSaved()); // which may take half a second
-    }
-    const model = this.saved.get(id);
+    this.saved ??= recordOf(recordOf(this.readSaved()).state); // which may take half a second
+    const model = Object.hasOwn(this.saved, id) ? this.saved[id] : undefined;
     const text =
       this.kernel === null
         ? 'The file has not kept this widget: run the cell.'
         : 'The kernel does not have this widget any more: run the cell again.';
-    this.say(
-      model === undefined
-        ? { kind: 'none', id, text }
-        : { kind: 'open', id, live: false, ...describe(model) }
-    );
+    const isSaved = model !== undefined && measure(model) !== Infinity;
+    this.say(isSaved ? { kind: 'saved', id, model } : { kind: 'none', id, text });
   }
 
   /** Tells new values of attributes. */
-  update(id: string, names: readonly string[], isOfFrames: boolean): void {
+  update(id: string, names: readonly string[]): void {
     if (this.models.has(id)) {
-      this.change(id, names, isOfFrames);
+      const waiting = this.queue.get(id);
+      if (waiting !== null) {
+        this.queue.set(id, new Set([...(waiting ?? []), ...names]));
+      }
       this.flush();
-    }
-  }
-
-  private change(id: string, names: readonly string[] | null, isOfFrames = false): void {
-    const waiting = this.changes.get(id);
-    if (waiting === undefined) {
-      const change = { id, names: names === null ? null : new Set(names), isOfFrames };
-      this.changes.set(id, change);
-      this.queue.push(change);
-    } else if (waiting.names !== null) {
-      waiting.isOfFrames &&= isOfFrames;
-      waiting.names = names === null ? null : new Set([...waiting.names, ...names]);
     }
   }
 
@@ -182,42 +138,41 @@ export class WidgetFrame {
   }
 
   private say(message: Fields, bytes = 0): void {
-    if (this.queue.length < MAX_WAITING && this.bytes + bytes < MAX_WAITING_BYTES) {
+    if (
+      this.queue.size < MAX_WAITING + this.models.size &&
+      this.bytes + bytes < MAX_WAITING_BYTES
+    ) {
       this.bytes += bytes;
-      this.queue.push(message);
+      this.queue.set(message, null);
       this.flush();
     }
   }
 
   private flush(): void {
-    const hasRoom = this.unanswered < MAX_UNANSWERED && this.sent < MAX_SENT_BYTES;
-    if (hasRoom && this.queue.length > 0) {
-      this.sent += this.bytes;
-      const packet = this.queue.flatMap(it => ('kind' in it ? [it] : this.describe(it as Change)));
-      this.queue = [];
-      this.changes.clear();
+    if (!this.isBusy && this.queue.size > 0) {
+      const packet = [...this.queue].flatMap(([it, names]) =>
+        typeof it === 'string' ? this.describe(it, names) : [it]
+      );
+      this.queue.clear();
       this.bytes = 0;
-      this.unanswered += 1;
-      this.port.send({ packet });
+      this.isBusy = true;
+      this.port.send({ kind: 'packet', packet });
     }
   }
 
-  private describe({ id, names, isOfFrames }: Change): Fields[] {
+  private describe(id: string, names: Set<string> | null): Fields[] {
     const model = this.kernel?.store.get(id);
-    if (model === undefined) {
-      return []; // closed meanwhile
-    }
-    for (const name of names ?? model.attributes.keys()) {
-      this.sent += model.attributes.get(name)?.bytes ?? 0;
-    }
-    return [
-      names === null
-        ? { kind: 'open', id, live: true, ...describe(model) }
-        : { kind: 'update', id, isOfFrames, ...describe(model, names) }
-    ];
+    const kind = names === null ? 'open' : 'update';
+    return model === undefined // closed meanwhile
+      ? []
+      : [{ kind, id, ...describe(model, names ?? undefined) }];
   }
 
   dispose(): void {
     this.kernel?.detach(this);
   }
 }
+
+/** Of k3d, whose plots name their objects by no reference. */
+const isOfScene = ({ attributes }: Model): boolean =>
+  String(attributes.get('_anywidget_id')?.value).startsWith('k3d.');

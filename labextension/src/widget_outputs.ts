@@ -5,7 +5,14 @@
 
 import type { Kernel, KernelMessage } from '@jupyterlab/services';
 
-import { type Fields, type Model, isId, measure, recordOf } from './widget_store.js';
+import {
+  type Attribute,
+  type Fields,
+  type Model,
+  isId,
+  measure,
+  recordOf
+} from './widget_store.js';
 
 type Connection = Pick<Kernel.IKernelConnection, 'registerMessageHook' | 'removeMessageHook'>;
 type Hook = (message: KernelMessage.IIOPubMessage) => boolean;
@@ -26,19 +33,16 @@ interface Caught {
   /** Whether the next output replaces the others (``clear_output(wait=True)``). */
   waits: boolean;
   request: string;
-  /** Whether a message to the kernel is under way. */
-  telling: boolean;
   readonly hook: Hook;
 }
 
 export class WidgetOutputs {
   private readonly widgets = new Map<string, Caught>();
 
-  /** ``keep`` keeps and shows the outputs; the promise of ``tell`` ends when the kernel has them. */
+  /** ``put`` keeps an attribute, and tells it to frames and to the kernel. */
   constructor(
     private readonly connection: Connection,
-    private readonly keep: (id: string, outputs: readonly Fields[], bytes: number) => void,
-    private readonly tell: (id: string, outputs: unknown) => Promise<unknown> | null
+    private readonly put: (id: string, name: string, attribute: Attribute) => void
   ) {}
 
   /** Catches for the request that a model names now, if it is an output widget. */
@@ -49,7 +53,13 @@ export class WidgetOutputs {
     }
     const value = attributes.get('msg_id')?.value;
     const request = isId(value) ? value : '';
-    const caught = this.widgets.get(id) ?? this.begin(model);
+    const made: Caught = {
+      waits: false,
+      request: '',
+      hook: message => !this.catch(model, made, message)
+    };
+    const caught = this.widgets.get(id) ?? made;
+    this.widgets.set(id, caught);
     if (caught.request !== request) {
       this.leave(caught);
       caught.request = request;
@@ -57,17 +67,6 @@ export class WidgetOutputs {
         this.connection.registerMessageHook(request, caught.hook);
       }
     }
-  }
-
-  private begin(model: Model): Caught {
-    const caught: Caught = {
-      waits: false,
-      request: '',
-      telling: false,
-      hook: message => !this.catch(model, caught, message)
-    };
-    this.widgets.set(model.id, caught);
-    return caught;
   }
 
   private leave({ request, hook }: Caught): void {
@@ -95,7 +94,7 @@ export class WidgetOutputs {
     if (type === 'clear_output') {
       caught.waits = content.wait === true;
       if (!caught.waits) {
-        this.set(model, caught, [], 0);
+        this.set(model, [], 0);
       }
       return true;
     }
@@ -116,34 +115,17 @@ export class WidgetOutputs {
       const text = `${String(last.text)}${String(output.text)}`.slice(-MAX_STREAM);
       const growth = 2 * (text.length - String(last.text).length);
       const merged = [...all.slice(0, -1), { ...last, text }];
-      this.set(model, caught, merged, (known?.bytes ?? 0) + growth);
+      this.set(model, merged, (known?.bytes ?? 0) + growth);
       return true;
     }
     const bytes = (known?.bytes ?? 0) + measure(output); // the others are not measured again
     if (all.length < MAX_OUTPUTS && bytes < MAX_BYTES) {
-      this.set(model, caught, [...all, output], bytes);
+      this.set(model, [...all, output], bytes);
     }
     return true;
   }
 
-  private set(model: Model, caught: Caught, outputs: readonly Fields[], bytes: number): void {
-    this.keep(model.id, outputs, bytes);
-    if (!caught.telling) {
-      this.pass(model, caught);
-    }
-  }
-
-  /** One message is under way for each widget, and the newest outputs are in the next. */
-  private pass(model: Model, caught: Caught): void {
-    const { id, attributes } = model;
-    const outputs = attributes.get('outputs')?.value;
-    caught.telling = true;
-    const done = (): void => {
-      caught.telling = false;
-      if (attributes.get('outputs')?.value !== outputs && this.widgets.get(id) === caught) {
-        this.pass(model, caught);
-      }
-    };
-    (this.tell(id, outputs) ?? Promise.resolve()).then(done, done);
+  private set({ id }: Model, outputs: readonly Fields[], bytes: number): void {
+    this.put(id, 'outputs', { value: outputs, bytes, buffers: [] });
   }
 }

@@ -6,10 +6,10 @@
  * that the frame puts them to.
  */
 
-export const REFERENCE = 'IPY_MODEL_';
+import { fromByteArray } from 'base64-js';
+
 export const VIEW_TYPE = 'application/vnd.jupyter.widget-view+json';
 export const STATE_TYPE = 'application/vnd.jupyter.widget-state+json';
-const LINKS: readonly unknown[] = ['LinkModel', 'DirectionalLinkModel'];
 
 /** A page with that many widgets is a page with a loop that makes them. */
 const MAX_MODELS = 20_000;
@@ -28,7 +28,7 @@ export interface Buffer {
   readonly data: ArrayBuffer;
 }
 
-interface Attribute {
+export interface Attribute {
   readonly value: unknown;
   readonly bytes: number;
   readonly buffers: readonly Buffer[];
@@ -37,8 +37,6 @@ interface Attribute {
 export interface Model {
   readonly id: string;
   readonly attributes: Map<string, Attribute>;
-  /** The models that a link connects; none of any other model. */
-  readonly ends: readonly string[];
 }
 
 /** What a frame is told of a model: names beside values, as an object would have some by itself. */
@@ -113,8 +111,6 @@ export function readLooseBuffers(buffers: unknown): ArrayBuffer[] | null {
 
 export class WidgetStore {
   private readonly models = new Map<string, Model>();
-  /** By the id of a model: the links that have it as an end. */
-  private readonly links = new Map<string, Set<string>>();
   private total = 0;
 
   get bytes(): number {
@@ -133,34 +129,28 @@ export class WidgetStore {
     return this.models.get(id);
   }
 
-  linksOf(id: string): readonly string[] {
-    return [...(this.links.get(id) ?? [])];
-  }
-
-  /** Keeps a new model; returns false if it is none, or too much. */
-  open(id: unknown, state: unknown, buffers: readonly Buffer[]): boolean {
+  /** Keeps a new model; null if it is none, or too much. */
+  open(id: unknown, state: unknown, buffers: readonly Buffer[]): Model | null {
     const { _model_name: name, _model_module: module } = recordOf(state);
     const isModel = isId(id) && isId(name) && isId(module) && !this.models.has(id);
     if (!isModel || this.models.size >= MAX_MODELS) {
-      return false;
+      return null;
     }
-    const ends = endsOf(recordOf(state));
-    this.models.set(id, { id, attributes: new Map(), ends });
-    for (const end of ends) {
-      this.links.set(end, (this.links.get(end) ?? new Set()).add(id));
+    const model = { id, attributes: new Map() };
+    this.models.set(id, model);
+    if (this.update(id, state, buffers) === null) {
+      this.models.delete(id);
+      return null;
     }
-    const isKept = this.update(id, state, buffers);
-    if (!isKept) {
-      this.close(id);
-    }
-    return isKept;
+    return model;
   }
 
-  /** Keeps new values of attributes; returns false, and keeps none, if they are too much. */
-  update(id: string, state: unknown, buffers: readonly Buffer[]): boolean {
+  /** Keeps new values of attributes, and returns their names; null, and keeps none, if they are too
+   *  much. */
+  update(id: string, state: unknown, buffers: readonly Buffer[]): readonly string[] | null {
     const names = isRecord(state) ? Object.keys(state) : null;
     if (names === null || names.length > MAX_NAMES) {
-      return false; // before each of them is measured
+      return null; // before each of them is measured
     }
     const changes = new Map<string, Attribute>();
     // Whole buffers are attributes, too, and are in no object that JSON can write.
@@ -170,10 +160,10 @@ export class WidgetStore {
       const bytes = own.reduce((sum, { data }) => sum + data.byteLength, measure(value));
       changes.set(name, { value, bytes: bytes + 2 * name.length, buffers: own });
     }
-    return this.put(id, changes);
+    return this.put(id, changes) ? [...changes.keys()] : null;
   }
 
-  /** Keeps values that are measured already; as ``update``. */
+  /** Keeps values that are measured already; returns false, and keeps none, if they are too much. */
   put(id: string, changes: ReadonlyMap<string, Attribute>): boolean {
     const attributes = this.models.get(id)?.attributes;
     let count = attributes?.size ?? 0;
@@ -198,18 +188,11 @@ export class WidgetStore {
     for (const { bytes } of model?.attributes.values() ?? []) {
       this.total -= bytes + BYTES_OF_ATTRIBUTE;
     }
-    for (const end of model?.ends ?? []) {
-      this.links.get(end)?.delete(id);
-      if (this.links.get(end)?.size === 0) {
-        this.links.delete(end);
-      }
-    }
     this.models.delete(id);
   }
 
   clear(): void {
     this.models.clear();
-    this.links.clear();
     this.total = 0;
   }
 
@@ -232,42 +215,13 @@ export class WidgetStore {
         buffers: buffers.map(({ path, data }) => ({
           encoding: 'base64',
           path,
-          data: toBase64(data)
+          data: fromByteArray(new Uint8Array(data))
         }))
       };
       saved.push([model.id, kept]);
     }
     return { version_major: 2, version_minor: 0, state: Object.fromEntries(saved) };
   }
-
-  /** Keeps what a notebook has kept; anything else is left out. */
-  load(saved: unknown): void {
-    for (const [id, it] of Object.entries(recordOf(recordOf(saved).state))) {
-      const { state, buffers, model_name, model_module, model_module_version } = recordOf(it);
-      const all = Array.isArray(buffers) ? buffers.map(recordOf) : [];
-      const read = readBuffers(
-        all.map(({ path }) => path),
-        all.map(fromBase64)
-      );
-      const names = {
-        _model_name: model_name,
-        _model_module: model_module,
-        _model_module_version: model_module_version
-      };
-      this.open(id, { ...recordOf(state), ...names }, read ?? []);
-    }
-  }
-}
-
-function endsOf({ _model_module: module, _model_name: name, source, target }: Fields): string[] {
-  if (module !== '@jupyter-widgets/controls' || !LINKS.includes(name)) {
-    return [];
-  }
-  const first = [source, target].map(end => (Array.isArray(end) ? (end[0] as unknown) : null));
-  return first
-    .filter(it => typeof it === 'string')
-    .map(it => it.replace(REFERENCE, ''))
-    .filter(isId);
 }
 
 /** Returns attributes of a model for a frame, all of them unless names are given. */
@@ -283,29 +237,4 @@ export function describe(
     state: found.map(([name, { value }]) => [name, value]),
     buffers: found.flatMap(([, { buffers }]) => buffers)
   };
-}
-
-function toBase64(data: ArrayBuffer): string {
-  let text = '';
-  const bytes = new Uint8Array(data);
-  for (let start = 0; start < bytes.length; start += 30_000) {
-    text += String.fromCharCode(...bytes.subarray(start, start + 30_000));
-  }
-  return btoa(text);
-}
-
-function fromBase64({ data, encoding }: Fields): ArrayBuffer | null {
-  if (typeof data !== 'string' || encoding !== 'base64' || data.length > MAX_BYTES) {
-    return null;
-  }
-  try {
-    const text = atob(data);
-    const bytes = new Uint8Array(text.length); // ``from`` takes fifty times as long
-    for (let index = 0; index < bytes.length; index++) {
-      bytes[index] = text.charCodeAt(index);
-    }
-    return bytes.buffer;
-  } catch {
-    return null;
-  }
 }

@@ -30,17 +30,6 @@ export interface ViewActions extends ViewContext {
   homeOf(view: Widget): Home | null;
 }
 
-let makeView: () => IRenderMime.IRenderer | null = () => null;
-
-export function setWidgetViews(make: () => IRenderMime.IRenderer): void {
-  makeView = make;
-}
-
-/** Makes the view of a widget, wherever it will be; null as long as the plugin is not there. */
-export function makeWidgetView(): IRenderMime.IRenderer | null {
-  return makeView();
-}
-
 export class WidgetRenderer extends FramedView implements IRenderMime.IRenderer {
   private model: IRenderMime.IMimeModel | null = null;
   private home: Home | null = null;
@@ -108,6 +97,12 @@ export class WidgetRenderer extends FramedView implements IRenderMime.IRenderer 
 
   protected override receive(data: unknown, buffers: readonly ArrayBuffer[]): void {
     this.widgets?.receive(data, buffers);
+  }
+
+  protected get sender(): string | null {
+    return this.widgets?.isOfKernel === true
+      ? (this.home?.session.session?.kernel?.id ?? null)
+      : null;
   }
 
   protected failed(message: string, place: string): void {

@@ -7,9 +7,10 @@ import { INotebookTracker } from '@jupyterlab/notebook';
 
 import { findPlace } from './earlier_outputs.js';
 import { connect, makeViewContext } from './outputs_plugin.js';
+import { page } from './plan.js';
 import { originOfKernel } from './specs.js';
 import { WidgetHost } from './widget_host.js';
-import { type Home, WidgetRenderer, setWidgetViews } from './widget_view.js';
+import { type Home, WidgetRenderer } from './widget_view.js';
 
 export const widgets: JupyterFrontEndPlugin<void> = {
   id: 'gvisor-kernel:widgets',
@@ -49,6 +50,6 @@ export const widgets: JupyterFrontEndPlugin<void> = {
       isOther: (name: string) => isOther(name) === true
     };
     // Views behind the wall come here: of our kernels, and of outputs that a file has kept.
-    setWidgetViews(() => new WidgetRenderer(host, actions));
+    page.makeWidget = () => new WidgetRenderer(host, actions);
   }
 };

@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 import { drawable, isFormula, isPicture, mayTypeset, readMarkup } from '../lib/inline.js';
-import { mark, originOf } from '../lib/origin.js';
+import { mark, originOf, senderOf } from '../lib/origin.js';
 import { makePlan } from '../lib/plan.js';
 import { originOfKernel } from '../lib/specs.js';
 import { openPage } from './page.js';
@@ -296,8 +296,19 @@ test('only what this page has heard itself has an origin', () => {
   }
   const forged = { content: { data: {}, transient: { 'gvisor-kernel:origin': 'local' } } };
   assert.equal(originOf(modelOf(forged)), 'unknown');
-  mark(forged, 'sandbox');
+  mark(forged, 'sandbox', 'k1');
   assert.equal(originOf(modelOf(forged)), 'sandbox');
+  assert.equal(senderOf(modelOf(forged)), 'k1');
+  const other = structuredClone(forged);
+  other.content.transient['gvisor-kernel:sender'] = 'k2';
+  for (const [origin, sender] of [
+    ['sandbox', 'k1'],
+    ['local', null],
+    ['unknown', null]
+  ]) {
+    mark(other, origin, 'k1');
+    assert.equal(senderOf(modelOf(other)), sender, origin);
+  }
   for (const raw of [undefined, {}, { transient: null }, { transient: 'local' }]) {
     assert.equal(originOf({ _raw: raw }), 'unknown');
   }

@@ -41,6 +41,7 @@ BROWSER_FLAGS = (
     "--headless=new",
     "--no-sandbox",  # Chromium refuses root otherwise; it only visits our own server
     "--disable-gpu",
+    "--enable-unsafe-swiftshader",  # WebGL in software
     "--disable-quic",
     "--disable-dev-shm-usage",
     "--no-first-run",

@@ -6,7 +6,9 @@ element that its scripts alone make.
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import nbformat
@@ -14,9 +16,10 @@ import pytest
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
 
+from ..egress.upstream import Handler, make_certificate, serving
 from ..sweeps import needs_all
 from .conftest import IN_SANDBOXES, KERNEL
-from .lab import LabPage
+from .lab import LabPage, LabServer, browser
 
 pytestmark = [*IN_SANDBOXES, needs_all]
 OPTIONS = ("--LabApp.expose_app_in_browser=True",)
@@ -83,6 +86,11 @@ DRAWS = {
         "import bqplot.pyplot as plt\nplt.figure(); plt.plot([1, 2], [2, 1]); plt.show()",
         ".bqplot svg",
     ),
+    "k3d": (
+        "k3d",
+        "import k3d\nshown = k3d.plot(); shown += k3d.points([[0, 0, 0], [1, 1, 1]])\nshown",
+        "canvas",
+    ),
     "anywidget": ("anywidget", ANYWIDGET, ".made"),
     "tqdm": ("tqdm", "from tqdm.notebook import tqdm\nlist(tqdm([1]))", ".widget-hprogress"),
     "rich": ("rich", "from rich.jupyter import print\nprint('[bold]word')", "pre span"),
@@ -119,6 +127,10 @@ RUN = """
 const done = arguments[0];
 window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => done(), () => done());
 """
+SAVE = RUN.replace("notebook:run-all-cells", "docmanager:save")
+TILE = (  # a picture of one pixel
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 STATUS = "return window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status"
 
 
@@ -138,18 +150,61 @@ def is_drawn(page: LabPage, css: str) -> bool:
     return False
 
 
+def run_notebook(page: LabPage, name: str, code: str) -> None:
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(code)],
+        metadata={"kernelspec": {"name": KERNEL, "display_name": KERNEL, "language": "python"}},
+    )
+    nbformat.write(notebook, page.server.folder / f"{name}.ipynb")
+    page.open_path(f"{name}.ipynb")
+    page.wait_until(lambda: page.driver.execute_script(STATUS) == "idle", "no kernel is idle")
+    page.driver.execute_async_script(RUN)
+
+
 @pytest.mark.parametrize("name", DRAWS)
 def test_a_library_draws_in_a_frame(desk: LabPage, name: str) -> None:
     package, code, css = DRAWS[name]
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
-    notebook = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(code)],
-        metadata={"kernelspec": {"name": KERNEL, "display_name": KERNEL, "language": "python"}},
-    )
-    path = f"{name.replace(' ', '-')}.ipynb"
-    nbformat.write(notebook, desk.server.folder / path)
-    desk.open_path(path)
-    desk.wait_until(lambda: desk.driver.execute_script(STATUS) == "idle", "no kernel is idle")
-    desk.driver.execute_async_script(RUN)
+    run_notebook(desk, name.replace(" ", "-"), code)
     desk.wait_until(lambda: is_drawn(desk, css), f"{name} draws no {css}")
+
+
+class Tiles(Handler):
+    """A server of tiles, which counts them."""
+
+    asked = 0
+
+    def at_tile(self, query: dict[str, str]) -> None:
+        Tiles.asked += 1
+        self._answer(base64.b64decode(TILE))
+
+
+def test_tiles_of_a_map_come_by_a_route_of_the_kernel_that_sent_it(
+    programs: tuple[str, str], tmp_path: Path, artifacts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("folium")
+    ca, both = make_certificate(tmp_path)
+    with serving(both, Tiles) as upstream:
+        monkeypatch.setenv("SSL_CERT_FILE", str(ca))
+        here = f"127.0.0.1:{upstream.port}"
+        routes = {"tiles": {"hosts": [here], "allow_private": True}}
+        options = (f"--GVisorEgress.routes={routes!r}", "--GVisorProvisioner.egress=['tiles']")
+        server = LabServer(tmp_path / "lab", artifacts / "tiles.log", "/", (*OPTIONS, *options))
+        server.start()
+        try:
+            with browser(*programs, profile=tmp_path / "profile") as driver:
+                page = LabPage(driver, server, artifacts)
+                url = f"https://{here}/tile?at={{z}}-{{x}}-{{y}}"
+                run_notebook(page, "map", f"import folium\nfolium.Map(tiles='{url}', attr='x')")
+                loaded = ".leaflet-tile-loaded[src^='blob:']"
+                page.wait_until(lambda: is_drawn(page, loaded), "no tile is drawn")
+                driver.execute_async_script(SAVE)
+                # Of a file nothing is asked for, while the same kernel is there.
+                page.open_path("map.ipynb")
+                page.wait_until(lambda: is_drawn(page, ".leaflet-container"), "no map is drawn")
+                asked = Tiles.asked
+                page.find(".gk-notes li")
+                assert Tiles.asked == asked > 0
+        finally:
+            server.stop()

@@ -1,0 +1,77 @@
+/**
+ * What links of widgets do (``jslink``, ``jsdlink``): an attribute gets the value of another one. It
+ * is done here, as the two widgets may be in two frames, or in none.
+ */
+
+import { type Attribute, type Model, type WidgetStore, isId } from './widget_store.js';
+
+/** Each is looked at when something changes. */
+const MAX_LINKS = 500;
+
+interface End {
+  readonly id: string;
+  readonly name: string;
+}
+
+export class WidgetLinks {
+  /** By their ids: from where to where. */
+  private readonly links = new Map<string, readonly (readonly [End, End])[]>();
+
+  /** ``put`` keeps a value, tells it to everybody, and follows it. */
+  constructor(
+    private readonly store: WidgetStore,
+    private readonly put: (id: string, name: string, attribute: Attribute) => void
+  ) {}
+
+  /** Follows a model from now on, if it is a link. */
+  look(model: Model): void {
+    const [module, name] = ['_model_module', '_model_name'].map(
+      it => model.attributes.get(it)?.value
+    );
+    const [source, target] = [endOf(model, 'source'), endOf(model, 'target')];
+    const isLink = name === 'LinkModel' || name === 'DirectionalLinkModel';
+    const isKnown = isLink && module === '@jupyter-widgets/controls';
+    if (isKnown && source !== null && target !== null && this.links.size < MAX_LINKS) {
+      const back = name === 'LinkModel' ? [[target, source] as const] : [];
+      this.links.set(model.id, [[source, target], ...back]);
+      this.copy(source, target);
+    }
+  }
+
+  close(id: string): void {
+    this.links.delete(id);
+  }
+
+  clear(): void {
+    this.links.clear();
+  }
+
+  /** Copies what has changed to where it is linked; what is there already ends a circle. */
+  follow(id: string, names: readonly string[]): void {
+    for (const [from, to] of [...this.links.values()].flat()) {
+      if (from.id === id && names.includes(from.name)) {
+        this.copy(from, to);
+      }
+    }
+  }
+
+  private copy(from: End, to: End): void {
+    const [value, old] = [from, to].map(end => this.store.get(end.id)?.attributes.get(end.name));
+    if (value !== undefined && old !== undefined && !isSame(value, old)) {
+      const buffers = value.buffers.map(it => ({ ...it, path: [to.name, ...it.path.slice(1)] }));
+      this.put(to.id, to.name, { ...value, buffers });
+    }
+  }
+}
+
+const isSame = (one: Attribute, other: Attribute): boolean =>
+  one.value === other.value &&
+  one.buffers.length === other.buffers.length &&
+  one.buffers.every(({ data }, index) => data === other.buffers[index]?.data);
+
+function endOf({ attributes }: Model, side: 'source' | 'target'): End | null {
+  const value = attributes.get(side)?.value;
+  const [model, name] = Array.isArray(value) ? (value as unknown[]) : [];
+  const id = typeof model === 'string' ? model.replace('IPY_MODEL_', '') : null;
+  return isId(id) && isId(name) ? { id, name } : null;
+}
