@@ -24,6 +24,8 @@ export interface ViewContext {
 
 const FIRST_HEIGHT = 50;
 const MAX_NOTES = 5;
+/** Of one that is not drawn yet. */
+const WAITING = 'gk-waiting';
 
 /** Of all outputs and widgets of the page. */
 const pool = new FramePool();
@@ -45,6 +47,7 @@ export abstract class FramedView extends Widget implements Framed {
   ) {
     super();
     this.addClass('gk-framed-output');
+    this.content.classList.add(WAITING);
     this.notes.hidden = true;
     this.node.append(this.content, this.notes);
     this.stopListening = context.onThemeChange(() => {
@@ -69,8 +72,9 @@ export abstract class FramedView extends Widget implements Framed {
     this.note(why);
   }
 
-  protected watch(): void {
-    this.content.style.height ||= `${FIRST_HEIGHT}px`;
+  /** ``height``: as far as it is known before it is drawn, so that nothing moves later. */
+  protected watch(height = FIRST_HEIGHT): void {
+    this.content.style.height ||= `${height}px`;
     pool.watch(this);
   }
 
@@ -106,6 +110,7 @@ export abstract class FramedView extends Widget implements Framed {
     this.frame?.dispose();
     this.frame = null;
     replace(this.content);
+    this.content.classList.add(WAITING);
   }
 
   private make(script: string): void {
@@ -159,6 +164,7 @@ export abstract class FramedView extends Widget implements Framed {
         },
         size: height => {
           this.content.style.height = `${height}px`;
+          this.content.classList.remove(WAITING);
         },
         talk: () => undefined,
         renewed: start

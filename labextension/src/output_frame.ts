@@ -11,7 +11,15 @@ import type { Trackers } from './current.js';
 import { fileOf, findPlace, setupsBefore } from './earlier_outputs.js';
 import { FramedView, type ViewContext } from './framed_view.js';
 import { librariesOf } from './libraries.js';
-import { type Bundle, MAX_OUTPUT, type Part, hasScripts, isLoad, partsOf } from './output_parts.js';
+import {
+  type Bundle,
+  MAX_OUTPUT,
+  type Part,
+  hasScripts,
+  heightOf,
+  isLoad,
+  partsOf
+} from './output_parts.js';
 import { type Answered, type PageFrame, pathOf } from './page_frame.js';
 
 /** What outputs in frames need of the extension. */
@@ -51,7 +59,7 @@ export class OutputFrame extends FramedView implements IRenderMime.IRenderer {
 
   protected override onAfterAttach(): void {
     if (this.isAttached && this.parts.length > 0 && !this.isLoad) {
-      this.watch();
+      this.watch(heightOf(this.parts));
     }
   }
 
