@@ -17,14 +17,15 @@ export interface Framed {
 const MAX_KEPT = 3;
 /** Frames at all: outputs beyond that wait until others are out of sight. */
 const MAX_ALIVE = 24;
-/** A frame that is as near as that begins before it is seen. */
-const MARGIN = '500px';
+/** Pixels around what is seen: a frame begins before. */
+const MARGIN = 500;
 const LOOK_MILLISECONDS = 100;
 /** Pixels between two looks by which an output may move and begin. */
 const MAX_MOVED = 200;
 
 export class FramePool {
-  private readonly members = new Map<Element, Framed>();
+  /** Each with its cell, or itself. */
+  private readonly members = new Map<Framed, HTMLElement>();
   /** With where they were when they were looked at last. */
   private readonly near = new Map<Framed, number>();
   /** Those with a frame, the one that was near longest ago first. */
@@ -33,64 +34,56 @@ export class FramePool {
   private looking: ReturnType<typeof setTimeout> | undefined;
 
   watch(member: Framed): void {
-    this.observer ??= new IntersectionObserver(
-      entries => {
-        this.observe(entries);
-      },
-      // The second is for the notebook, which scrolls itself; not all browsers' types have it.
-      { rootMargin: MARGIN, scrollMargin: MARGIN } as IntersectionObserverInit
-    );
-    this.members.set(member.node, member);
+    if (this.observer === null) {
+      // It tells of tabs and panels. Of what scrolls, JupyterLab lets it tell a second late.
+      this.observer = new IntersectionObserver(this.lookLater);
+      document.addEventListener('scroll', this.lookLater, { capture: true, passive: true });
+    }
+    this.members.set(member, member.node.closest<HTMLElement>('.jp-Cell') ?? member.node);
     this.observer.observe(member.node);
+    this.lookLater();
   }
 
   leave(member: Framed): void {
     this.observer?.unobserve(member.node);
-    this.members.delete(member.node);
+    this.members.delete(member);
     this.near.delete(member);
     this.stop(member);
+    this.lookLater();
   }
 
-  private observe(entries: readonly IntersectionObserverEntry[]): void {
-    for (const { target, isIntersecting, boundingClientRect } of entries) {
-      const member = this.members.get(target);
-      if (member !== undefined) {
-        if (isIntersecting) {
-          this.near.set(member, boundingClientRect.top);
-        } else {
-          this.near.delete(member);
+  private readonly lookLater = (): void => {
+    this.looking ??= setTimeout(() => {
+      this.looking = undefined;
+      this.look();
+    }, LOOK_MILLISECONDS);
+  };
+
+  /** Begins all that are seen, then one after the other of those that are near, if they do not move. */
+  private look(): void {
+    const ready: (readonly [Framed, boolean])[] = [];
+    for (const [member, place] of this.members) {
+      const { top, bottom, height } = place.getBoundingClientRect();
+      const before = this.near.get(member);
+      if (height === 0 || bottom < -MARGIN || top > innerHeight + MARGIN) {
+        this.near.delete(member);
+      } else {
+        this.near.set(member, top);
+        if (before !== undefined && Math.abs(top - before) <= MAX_MOVED) {
+          ready.push([member, bottom > 0 && top < innerHeight]);
         }
+      }
+      if (this.near.has(member) !== (before !== undefined)) {
+        // JupyterLab lays out no cell that is out of sight, and so no frame in it.
+        place.style.contentVisibility = before === undefined ? 'visible' : '';
         if (this.alive.delete(member)) {
           this.alive.add(member); // the newest
         }
       }
     }
-    this.shrink(MAX_KEPT);
-    this.lookLater();
-  }
-
-  private lookLater(): void {
-    this.looking ??= setTimeout(() => {
-      this.look();
-    }, LOOK_MILLISECONDS);
-  }
-
-  /** Begins all that are seen, and one of the others, unless they move fast. */
-  private look(): void {
-    const ready: (readonly [Framed, boolean])[] = [];
-    let left = 0;
-    for (const [member, before] of this.near) {
-      if (!this.alive.has(member)) {
-        const { top, bottom } = member.node.getBoundingClientRect();
-        this.near.set(member, top);
-        left += 1;
-        if (Math.abs(top - before) <= MAX_MOVED) {
-          ready.push([member, bottom > 0 && top < innerHeight]);
-        }
-      }
-    }
-    const seen = ready.filter(([, isSeen]) => isSeen);
-    for (const [member] of seen.length > 0 ? seen : ready.slice(0, 1)) {
+    const next = ready.filter(([member]) => !this.alive.has(member));
+    const seen = next.filter(([, isSeen]) => isSeen);
+    for (const [member] of seen.length > 0 ? seen : next.slice(0, 1)) {
       this.shrink(MAX_ALIVE - 1);
       if (this.alive.size < MAX_ALIVE) {
         this.alive.add(member);
@@ -98,8 +91,7 @@ export class FramePool {
       }
     }
     this.shrink(MAX_KEPT);
-    this.looking = undefined;
-    if (left > 0) {
+    if (this.alive.size < MAX_ALIVE && [...this.near.keys()].some(it => !this.alive.has(it))) {
       this.lookLater();
     }
   }
