@@ -7,10 +7,11 @@ import { Widget } from '@lumino/widgets';
 
 import type { ArtifactClient } from './artifacts.js';
 import { messageOf } from './client.js';
-import { element, replace, setText } from './dom.js';
+import { element, replace } from './dom.js';
 import { FramePool, type Framed } from './frame_pool.js';
 import { frameTheme } from './frame_theme.js';
 import { giveLibraries } from './libraries.js';
+import { Notes } from './notes.js';
 import { type Answered, PageFrame } from './page_frame.js';
 
 /** What views need of the extension. */
@@ -33,10 +34,7 @@ const pool = new FramePool();
 export abstract class FramedView extends Widget implements Framed {
   protected frame: PageFrame | null = null;
   private readonly content = element('div', { class: 'gk-framed-content' });
-  private readonly notes = element('ul', {
-    class: 'gk-notes',
-    attributes: { 'aria-live': 'polite', 'aria-label': 'Messages of the output' }
-  });
+  private readonly notes = new Notes('Messages of the output', MAX_NOTES);
   private turn = 0;
   private readonly stopListening: () => void;
 
@@ -48,8 +46,7 @@ export abstract class FramedView extends Widget implements Framed {
     super();
     this.addClass('gk-framed-output');
     this.content.classList.add(WAITING);
-    this.notes.hidden = true;
-    this.node.append(this.content, this.notes);
+    this.node.append(this.content, this.notes.node);
     this.stopListening = context.onThemeChange(() => {
       this.frame?.send(frameTheme(context.isDark()));
     });
@@ -99,7 +96,7 @@ export abstract class FramedView extends Widget implements Framed {
         }
       },
       (error: unknown) => {
-        this.note(messageOf(error));
+        this.notes.add(messageOf(error), this.again);
       }
     );
   }
@@ -115,8 +112,7 @@ export abstract class FramedView extends Widget implements Framed {
 
   private make(script: string): void {
     const { client, confirmLink, isDark } = this.context;
-    replace(this.notes);
-    this.notes.hidden = true;
+    this.notes.clear();
     const give = giveLibraries(client);
     const start = (): void => {
       frame.send(frameTheme(isDark()));
@@ -156,7 +152,7 @@ export abstract class FramedView extends Widget implements Framed {
           if (isRefused) {
             this.refuse(reason);
           } else {
-            this.note(reason);
+            this.notes.add(reason, this.again);
           }
         },
         message: (data, buffers) => {
@@ -176,14 +172,12 @@ export abstract class FramedView extends Widget implements Framed {
     start();
   }
 
-  /** An output may say the same thing a thousand times. */
+  private readonly again = (): void => {
+    this.end();
+    this.begin();
+  };
+
   protected note(text: string): void {
-    const present = [...this.notes.children];
-    if (present.length < MAX_NOTES && !present.some(node => node.textContent === text)) {
-      this.notes.hidden = false;
-      const node = element('li', { class: 'gk-warning' });
-      setText(node, text);
-      this.notes.append(node);
-    }
+    this.notes.add(text);
   }
 }
