@@ -292,5 +292,6 @@ def test_outputs_whose_process_dies_are_drawn_anew_once(media: LabPage) -> None:
     media.wait_until(lambda: media.driver.execute_script(lost) == 2, "no button in each")
     # JupyterLab asks for a kernel meanwhile, above it.
     media.driver.execute_script("document.querySelector('.gk-notes .gk-button').click()")
-    drawn = "return document.querySelectorAll('.gk-framed-content:not(.gk-waiting) .gk-page').length"
+    shown = ".gk-framed-content:not(.gk-waiting) .gk-page"
+    drawn = f"return document.querySelectorAll('{shown}').length"
     media.wait_until(lambda: media.driver.execute_script(drawn) == 1, "not shown again")
