@@ -35,7 +35,7 @@ DRAWN = """
 const done = arguments[arguments.length - 1];
 const begin = performance.now();
 const isDrawn = it => it.querySelector('.main-svg, table, svg, img') !== null ||
-  parseFloat(it.querySelector('.gk-output-frame')?.style.height ?? '0') > 60;
+  it.querySelector('.gk-framed-content:not(.gk-waiting)') !== null;
 const look = () => {
   const seen = [...document.querySelectorAll('.jp-OutputArea-output')].filter(it => {
     const { top, bottom } = it.getBoundingClientRect();

@@ -5,7 +5,7 @@
 
 import { marked } from 'marked';
 
-import { PLOTLY, type Part } from '../src/output_parts.js';
+import { PLOTLY, type Part, plotHeight } from '../src/output_parts.js';
 import { PageScripts } from './page_scripts.js';
 import { type Tools, add, addStyle } from './renderer.js';
 
@@ -94,8 +94,7 @@ export class Drawer {
     const { data, layout, config, frames } = figure;
     const node = plotIn(holder) ?? add(holder, 'div');
     node.classList.add(PLOT);
-    const { height } = (layout ?? {}) as { height?: number };
-    node.style.cssText = `width: 100%; height: ${typeof height === 'number' ? height : 360}px`;
+    node.style.cssText = `width: 100%; height: ${plotHeight(figure)}px`;
     await plotly.react(node, data ?? [], layout ?? {}, {
       responsive: true,
       ...(config ?? {})

@@ -47,7 +47,6 @@ class Output {
     this.node = add(tools.root, 'div');
     this.node.id = 'gvisor-root';
     this.holder = add(this.node, 'div');
-    tools.watchHeight(this.node);
   }
 
   receive(message: Draw | FrameTheme): void {
@@ -58,6 +57,9 @@ class Output {
         .then(() => this.draw(message))
         .catch((error: unknown) => {
           this.tools.reportError(error instanceof Error ? error.message : String(error));
+        })
+        .then(() => {
+          this.tools.watchHeight(this.node); // until then it has the height that was expected
         });
     }
   }

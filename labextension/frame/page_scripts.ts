@@ -12,6 +12,11 @@ interface Library {
   readonly text: string;
 }
 
+interface Found {
+  readonly name: string;
+  readonly blob: Blob;
+}
+
 interface Define {
   (...args: unknown[]): void;
   amd?: object;
@@ -111,7 +116,9 @@ export class PageScripts {
   }
 
   private async find(url: string, kind: 'script' | 'style'): Promise<Library> {
-    return (await this.tools.call('library', { url: url.slice(0, 2000), kind })) as Library;
+    const args = { url: url.slice(0, 2000), kind };
+    const { name, blob } = (await this.tools.call('library', args)) as Found;
+    return { name, text: await blob.text() };
   }
 
   private async textOf(url: string): Promise<Library> {

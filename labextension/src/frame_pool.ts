@@ -1,7 +1,8 @@
 /**
  * Which outputs have a frame: those near to what is seen, and the last that were.
  *
- * A frame takes memory, and a plot's library in it. An output without one keeps its height.
+ * A frame takes memory, and a plot's library in it. An output without one keeps its height. Of what
+ * goes by while a person scrolls fast, none begins: only that at which they stop, and then the next.
  */
 
 /** Something with a frame: it is told when to begin, and when its frame is given to others. */
@@ -11,63 +12,88 @@ export interface Framed {
   end(): void;
 }
 
-/** Frames that stay when they are not near any more. */
+/** Frames that stay when they are not near any more. While one with a library is there, the browser
+ *  keeps what it has compiled: without, the next plot takes a second. */
 const MAX_KEPT = 3;
 /** Frames at all: outputs beyond that wait until others are out of sight. */
 const MAX_ALIVE = 24;
-const MARGIN = '250px';
+/** Pixels around what is seen: a frame begins before. */
+const MARGIN = 500;
+const LOOK_MILLISECONDS = 100;
+/** Pixels between two looks by which an output may move and begin. */
+const MAX_MOVED = 200;
 
 export class FramePool {
-  private readonly members = new Map<Element, Framed>();
-  private readonly near = new Set<Framed>();
+  /** Each with its cell, or itself. */
+  private readonly members = new Map<Framed, HTMLElement>();
+  /** With where they were when they were looked at last. */
+  private readonly near = new Map<Framed, number>();
   /** Those with a frame, the one that was near longest ago first. */
   private readonly alive = new Set<Framed>();
   private observer: IntersectionObserver | null = null;
+  private looking: ReturnType<typeof setTimeout> | undefined;
 
   watch(member: Framed): void {
-    this.observer ??= new IntersectionObserver(
-      entries => {
-        this.look(entries);
-      },
-      // The second is for the notebook, which scrolls itself; not all browsers' types have it.
-      { rootMargin: MARGIN, scrollMargin: MARGIN } as IntersectionObserverInit
-    );
-    this.members.set(member.node, member);
+    if (this.observer === null) {
+      // It tells of tabs and panels. Of what scrolls, JupyterLab lets it tell a second late.
+      this.observer = new IntersectionObserver(this.lookLater);
+      document.addEventListener('scroll', this.lookLater, { capture: true, passive: true });
+    }
+    this.members.set(member, member.node.closest<HTMLElement>('.jp-Cell') ?? member.node);
     this.observer.observe(member.node);
+    this.lookLater();
   }
 
   leave(member: Framed): void {
     this.observer?.unobserve(member.node);
-    this.members.delete(member.node);
+    this.members.delete(member);
     this.near.delete(member);
     this.stop(member);
-    this.fill();
+    this.lookLater();
   }
 
-  private look(entries: readonly IntersectionObserverEntry[]): void {
-    for (const { target, isIntersecting } of entries) {
-      const member = this.members.get(target);
-      if (member !== undefined) {
-        this.near[isIntersecting ? 'add' : 'delete'](member);
+  private readonly lookLater = (): void => {
+    this.looking ??= setTimeout(() => {
+      this.looking = undefined;
+      this.look();
+    }, LOOK_MILLISECONDS);
+  };
+
+  /** Begins all that are seen, then one after the other of those that are near, if they do not move. */
+  private look(): void {
+    const ready: (readonly [Framed, boolean])[] = [];
+    for (const [member, place] of this.members) {
+      const { top, bottom, height } = place.getBoundingClientRect();
+      const before = this.near.get(member);
+      if (height === 0 || bottom < -MARGIN || top > innerHeight + MARGIN) {
+        this.near.delete(member);
+      } else {
+        this.near.set(member, top);
+        if (before !== undefined && Math.abs(top - before) <= MAX_MOVED) {
+          ready.push([member, bottom > 0 && top < innerHeight]);
+        }
+      }
+      if (this.near.has(member) !== (before !== undefined)) {
+        // JupyterLab lays out no cell that is out of sight, and so no frame in it.
+        place.style.contentVisibility = before === undefined ? 'visible' : '';
         if (this.alive.delete(member)) {
           this.alive.add(member); // the newest
         }
       }
     }
-    this.fill();
-  }
-
-  private fill(): void {
-    for (const member of this.near) {
-      if (!this.alive.has(member)) {
-        this.shrink(MAX_ALIVE - 1);
-        if (this.alive.size < MAX_ALIVE) {
-          this.alive.add(member);
-          member.begin();
-        }
+    const next = ready.filter(([member]) => !this.alive.has(member));
+    const seen = next.filter(([, isSeen]) => isSeen);
+    for (const [member] of seen.length > 0 ? seen : next.slice(0, 1)) {
+      this.shrink(MAX_ALIVE - 1);
+      if (this.alive.size < MAX_ALIVE) {
+        this.alive.add(member);
+        member.begin();
       }
     }
     this.shrink(MAX_KEPT);
+    if (this.alive.size < MAX_ALIVE && [...this.near.keys()].some(it => !this.alive.has(it))) {
+      this.lookLater();
+    }
   }
 
   /** Ends frames that are not near until there are so many. */

@@ -7,10 +7,11 @@ import { Widget } from '@lumino/widgets';
 
 import type { ArtifactClient } from './artifacts.js';
 import { messageOf } from './client.js';
-import { element, replace, setText } from './dom.js';
+import { element, replace } from './dom.js';
 import { FramePool, type Framed } from './frame_pool.js';
 import { frameTheme } from './frame_theme.js';
 import { giveLibraries } from './libraries.js';
+import { Notes } from './notes.js';
 import { type Answered, PageFrame } from './page_frame.js';
 
 /** What views need of the extension. */
@@ -24,6 +25,8 @@ export interface ViewContext {
 
 const FIRST_HEIGHT = 50;
 const MAX_NOTES = 5;
+/** Of one that is not drawn yet. */
+const WAITING = 'gk-waiting';
 
 /** Of all outputs and widgets of the page. */
 const pool = new FramePool();
@@ -31,10 +34,7 @@ const pool = new FramePool();
 export abstract class FramedView extends Widget implements Framed {
   protected frame: PageFrame | null = null;
   private readonly content = element('div', { class: 'gk-framed-content' });
-  private readonly notes = element('ul', {
-    class: 'gk-notes',
-    attributes: { 'aria-live': 'polite', 'aria-label': 'Messages of the output' }
-  });
+  private readonly notes = new Notes('Messages of the output', MAX_NOTES);
   private turn = 0;
   private readonly stopListening: () => void;
 
@@ -45,8 +45,8 @@ export abstract class FramedView extends Widget implements Framed {
   ) {
     super();
     this.addClass('gk-framed-output');
-    this.notes.hidden = true;
-    this.node.append(this.content, this.notes);
+    this.content.classList.add(WAITING);
+    this.node.append(this.content, this.notes.node);
     this.stopListening = context.onThemeChange(() => {
       this.frame?.send(frameTheme(context.isDark()));
     });
@@ -71,8 +71,9 @@ export abstract class FramedView extends Widget implements Framed {
     this.note(why);
   }
 
-  protected watch(): void {
-    this.content.style.height ||= `${FIRST_HEIGHT}px`;
+  /** ``height``: as far as it is known before it is drawn, so that nothing moves later. */
+  protected watch(height = FIRST_HEIGHT): void {
+    this.content.style.height ||= `${height}px`;
     pool.watch(this);
   }
 
@@ -97,7 +98,7 @@ export abstract class FramedView extends Widget implements Framed {
         }
       },
       (error: unknown) => {
-        this.note(messageOf(error));
+        this.notes.add(messageOf(error), this.again);
       }
     );
   }
@@ -108,12 +109,12 @@ export abstract class FramedView extends Widget implements Framed {
     this.frame?.dispose();
     this.frame = null;
     replace(this.content);
+    this.content.classList.add(WAITING);
   }
 
   private make(script: string): void {
     const { client, confirmLink, isDark } = this.context;
-    replace(this.notes);
-    this.notes.hidden = true;
+    this.notes.clear();
     const give = giveLibraries(client);
     const start = (): void => {
       frame.send(frameTheme(isDark()));
@@ -158,7 +159,7 @@ export abstract class FramedView extends Widget implements Framed {
           if (isRefused) {
             this.refuse(reason);
           } else {
-            this.note(reason);
+            this.notes.add(reason, this.again);
           }
         },
         message: (data, buffers) => {
@@ -166,6 +167,7 @@ export abstract class FramedView extends Widget implements Framed {
         },
         size: height => {
           this.content.style.height = `${height}px`;
+          this.content.classList.remove(WAITING);
         },
         talk: () => undefined,
         renewed: start
@@ -187,14 +189,12 @@ export abstract class FramedView extends Widget implements Framed {
     return { value, bytes: value.byteLength };
   }
 
-  /** An output may say the same thing a thousand times. */
+  private readonly again = (): void => {
+    this.end();
+    this.begin();
+  };
+
   protected note(text: string): void {
-    const present = [...this.notes.children];
-    if (present.length < MAX_NOTES && !present.some(node => node.textContent === text)) {
-      this.notes.hidden = false;
-      const node = element('li', { class: 'gk-warning' });
-      setText(node, text);
-      this.notes.append(node);
-    }
+    this.notes.add(text);
   }
 }

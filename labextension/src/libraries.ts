@@ -83,6 +83,9 @@ export async function readLibrary(
   return { name, text };
 }
 
+/** A text would be copied through three documents, by JupyterLab's own process first. */
+const blobs = new Map<string, Blob>();
+
 /** Answers a frame that asks for libraries, as long as it has not asked for too many. */
 export function giveLibraries(
   source: LibrarySource
@@ -90,12 +93,21 @@ export function giveLibraries(
   let given = 0;
   return async args => {
     const url = typeof args.url === 'string' ? args.url : '';
-    const value = await readLibrary(source, url, args.kind === 'style' ? 'style' : 'script');
-    given += value.text.length;
+    const { name, text } = await readLibrary(
+      source,
+      url,
+      args.kind === 'style' ? 'style' : 'script'
+    );
+    given += text.length;
     if (given > MAX_GIVEN) {
       throw new Error('This output asks for too many libraries.');
     }
-    return { value, bytes: 0 }; // they are bounded in all
+    let blob = blobs.get(text);
+    if (blob === undefined) {
+      blob = new Blob([text]);
+      blobs.set(text, blob);
+    }
+    return { value: { name, blob }, bytes: 0 }; // they are bounded in all
   };
 }
 

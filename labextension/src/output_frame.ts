@@ -12,7 +12,15 @@ import { fileOf, findPlace, setupsBefore } from './earlier_outputs.js';
 import { FramedView, type ViewContext } from './framed_view.js';
 import { librariesOf } from './libraries.js';
 import { senderOf } from './origin.js';
-import { type Bundle, MAX_OUTPUT, type Part, hasScripts, isLoad, partsOf } from './output_parts.js';
+import {
+  type Bundle,
+  MAX_OUTPUT,
+  type Part,
+  hasScripts,
+  heightOf,
+  isLoad,
+  partsOf
+} from './output_parts.js';
 import { type Answered, type PageFrame, pathOf } from './page_frame.js';
 
 /** What outputs in frames need of the extension. */
@@ -52,7 +60,7 @@ export class OutputFrame extends FramedView implements IRenderMime.IRenderer {
 
   protected override onAfterAttach(): void {
     if (this.isAttached && this.parts.length > 0 && !this.isLoad) {
-      this.watch();
+      this.watch(heightOf(this.parts));
     }
   }
 

@@ -95,6 +95,29 @@ export function isLoad(bundle: Bundle): boolean {
   return typeOf(bundle, LOAD) !== undefined;
 }
 
+/** The height of a plot's node, which has no height of its own. */
+export function plotHeight(figure: unknown): number {
+  const { layout } = (figure ?? {}) as { layout?: { height?: unknown } | null };
+  const height = layout?.height;
+  return typeof height === 'number' ? height : 360;
+}
+
+const HEIGHT = /(?<![\w-])height["']?\s*[:=]\s*["']?(\d{1,5})(pt)?(?![\w%])/;
+const HEIGHT_OF_ROW = 21;
+
+/** About how high an output will be, by what its data say. */
+export function heightOf(parts: readonly Part[]): number | undefined {
+  const { type, data } = parts.at(-1) ?? {};
+  if (type === PLOTLY) {
+    return Math.min(Math.max(plotHeight(data), 10), 5000);
+  }
+  const text = (typeof data === 'string' ? data : JSON.stringify(data ?? '')).slice(0, MAX_SCANNED);
+  const [, height = VEGA.test(type ?? '') ? 300 : 0, unit] = HEIGHT.exec(text) ?? [];
+  const rows = (text.match(/<tr\b/gi)?.length ?? 0) * HEIGHT_OF_ROW;
+  const found = Math.max(Number(height) * (unit === 'pt' ? 4 / 3 : 1), rows);
+  return found > 0 ? Math.min(found, 5000) : undefined;
+}
+
 /** Whether what is drawn may use what earlier outputs have prepared. */
 export function hasScripts(parts: readonly Part[]): boolean {
   return parts.some(

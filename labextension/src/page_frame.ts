@@ -58,13 +58,12 @@ const MAX_STRAY = 10;
 /** Looks for the click by which a person follows a link. */
 const LOOKS_FOR_CLICK = 20;
 const LOOK_MILLISECONDS = 50;
-/** The outer frame has said by then whether it holds a page: it waits for a busy server. */
-const READY_MILLISECONDS = 60_000;
 const LOOK_FOR_FRAME_MILLISECONDS = 1000;
-const LOOKS_FOR_FRAME = 10;
-const LOST =
-  'Its frame has ended, twice: it crashed, as for want of memory, or did not load. ' +
-  'Show it again to try once more.';
+/** The outer frame has said by then whether it holds a page: it waits for a busy server. */
+const LOOKS_UNTIL_READY = 60;
+/** It has a frame in it by then, at first and when it is loaded anew. */
+const LOOKS_UNTIL_FILLED = [10, 30] as const;
+const LOST = 'Its frame has ended, twice: it crashed, as for want of memory, or did not load.';
 /** Pixels of a page's content. */
 const MAX_HEIGHT = 20_000;
 /** Requests under way of a page, and of all pages: a browser has six connections to a server, and
@@ -109,8 +108,8 @@ export class PageFrame {
   private readonly use: PageUse;
   private readonly gate = new Gate(MAX_REQUESTS);
   private port: MessagePort;
-  /** The frame's document says that it is ready within that time. */
-  private late: ReturnType<typeof setTimeout> | undefined;
+  /** How often it was looked for since it was loaded. */
+  private looks = 0;
   private readonly watching: ReturnType<typeof setInterval>;
   private isRenewed = false;
   /** That of the document which is ready. */
@@ -153,13 +152,8 @@ export class PageFrame {
     });
     this.port = this.connect();
     // No event tells that a frame's process has ended; the frame in it is gone with it.
-    let empty = 0;
     this.watching = setInterval(() => {
-      empty = this.frame.contentWindow?.length === 0 ? empty + 1 : 0;
-      // One that crashed before it was ready looks like one that a busy server is late with.
-      if (empty > 0 && (this.window !== null || (empty >= LOOKS_FOR_FRAME && !this.isRenewed))) {
-        this.renew();
-      }
+      this.look();
     }, LOOK_FOR_FRAME_MILLISECONDS);
     shown.add(this);
   }
@@ -180,11 +174,21 @@ export class PageFrame {
         void this.receive(data as Message);
       }
     };
-    clearTimeout(this.late);
-    this.late = setTimeout(() => {
-      this.renew();
-    }, READY_MILLISECONDS);
+    this.looks = 0;
     return port;
+  }
+
+  /** One that crashed before it was ready looks like one that a busy server is late with. */
+  private look(): void {
+    const isFilled = this.frame.contentWindow?.length !== 0;
+    if (this.window !== null && isFilled) {
+      return;
+    }
+    this.looks += 1;
+    const most = isFilled ? LOOKS_UNTIL_READY : LOOKS_UNTIL_FILLED[this.isRenewed ? 1 : 0];
+    if (this.window !== null || this.looks >= most) {
+      this.renew();
+    }
   }
 
   /** Loads the frame anew, once. It gets a process of its own: another output may be to blame. */
@@ -223,7 +227,6 @@ export class PageFrame {
     this.over = true;
     shown.delete(this);
     clearTimeout(this.following);
-    clearTimeout(this.late);
     clearInterval(this.watching);
     this.use.dispose();
     this.port.close();
@@ -270,7 +273,6 @@ export class PageFrame {
 
   /** Shows the page, if the browser holds it. */
   private async begin(): Promise<void> {
-    clearTimeout(this.late);
     this.window = this.frame.contentWindow;
     if (this.reached === null) {
       return; // the outer frame says that first

@@ -8,6 +8,7 @@ import { ServerError, messageOf } from './client.js';
 import { decode } from './differences.js';
 import { element, replace, warning } from './dom.js';
 import { indentJson } from './json_text.js';
+import { Notes } from './notes.js';
 import { PageFrame } from './page_frame.js';
 import { TalkView } from './talk.js';
 
@@ -35,6 +36,7 @@ const PAGES: readonly (readonly [RegExp, How])[] = [
   [/^(flac|m4a|mp3|mp4|og[agv]|wav|webm)$/, MEDIA]
 ];
 
+const MAX_NOTES = 20;
 const MAX_TEXT = 500_000;
 
 /** How a page is made of a file, by its name: what it contains is for its page to find out. */
@@ -50,10 +52,7 @@ export interface PreviewActions {
 
 export class Preview {
   readonly node = element('div', { class: 'gk-preview' });
-  private readonly notes = element('ul', {
-    class: 'gk-notes',
-    attributes: { 'aria-live': 'polite', 'aria-label': 'Messages of the page' }
-  });
+  private readonly notes = new Notes('Messages of the page', MAX_NOTES);
   private readonly content = element('div', { class: 'gk-preview-content' });
   private readonly talk = new TalkView(
     () => this.frame?.network.stop(),
@@ -66,8 +65,7 @@ export class Preview {
     private readonly client: ArtifactClient,
     private readonly actions: PreviewActions
   ) {
-    this.notes.hidden = true;
-    this.node.append(this.talk.node, this.notes, this.content);
+    this.node.append(this.talk.node, this.notes.node, this.content);
   }
 
   clear(): void {
@@ -75,8 +73,7 @@ export class Preview {
     this.frame?.dispose();
     this.frame = null;
     this.talk.clear();
-    replace(this.notes);
-    this.notes.hidden = true;
+    this.notes.clear();
     replace(this.content);
   }
 
@@ -103,7 +100,7 @@ export class Preview {
       if (turn !== this.turn) {
         return; // another file was chosen meanwhile
       }
-      nodes = [this.make(how, path, file, scripts)];
+      nodes = [this.make(how, path, file, scripts, () => void this.present(path, read))];
     } catch (error) {
       if (turn !== this.turn) {
         return;
@@ -115,10 +112,16 @@ export class Preview {
     replace(this.content, ...nodes);
   }
 
-  private make(how: How | null, path: string, file: ReadFile, scripts: readonly string[]): Node {
+  private make(
+    how: How | null,
+    path: string,
+    file: ReadFile,
+    scripts: readonly string[],
+    again: () => void
+  ): Node {
     const name = path.split('/').at(-1) ?? path;
     if (how !== null) {
-      return this.makePage(how, name, file, scripts);
+      return this.makePage(how, name, file, scripts, again);
     }
     const text = decode(file.bytes);
     return text === null
@@ -126,24 +129,30 @@ export class Preview {
       : makeText(name, prettify(path, text));
   }
 
-  private makePage(how: How, name: string, file: ReadFile, scripts: readonly string[]): Node {
+  private makePage(
+    how: How,
+    name: string,
+    file: ReadFile,
+    scripts: readonly string[],
+    again: () => void
+  ): Node {
     const frame = new PageFrame(
       this.client,
       { type: how.type, name, file, isText: how.isText, scripts },
       {
         error: (message, place) => {
-          this.note(place === '' ? message : `${place}: ${message}`);
+          this.notes.add(place === '' ? message : `${place}: ${message}`);
         },
         link: url => {
           this.actions.confirmLink(url);
         },
         blocked: url => {
-          this.note(`Not loaded, as pages from sandboxes have no network: ${url}`);
+          this.notes.add(`Not loaded, as pages from sandboxes have no network: ${url}`);
         },
         shown: () => undefined,
-        ended: reason => {
+        ended: (reason, isRefused) => {
           this.talk.end();
-          this.note(reason);
+          this.notes.add(reason, isRefused ? undefined : again);
         },
         talk: talk => {
           this.talk.update(talk);
@@ -153,16 +162,6 @@ export class Preview {
     );
     this.frame = frame;
     return frame.node;
-  }
-
-  /** A page may say the same thing a thousand times. */
-  private note(text: string): void {
-    const present = [...this.notes.children];
-    if (present.length >= 20 || present.some(node => node.textContent === text)) {
-      return;
-    }
-    this.notes.hidden = false;
-    this.notes.append(element('li', { class: 'gk-warning' }, text));
   }
 }
 

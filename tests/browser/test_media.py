@@ -288,3 +288,10 @@ def test_outputs_whose_process_dies_are_drawn_anew_once(media: LabPage) -> None:
         crash(media, own)
     wait_for_text(media, ".gk-framed-output", "Its frame has ended, twice")
     media.screenshot("output-crashed")
+    lost = "return [...document.querySelectorAll('.gk-notes .gk-button')].length"
+    media.wait_until(lambda: media.driver.execute_script(lost) == 2, "no button in each")
+    # JupyterLab asks for a kernel meanwhile, above it.
+    media.driver.execute_script("document.querySelector('.gk-notes .gk-button').click()")
+    shown = ".gk-framed-content:not(.gk-waiting) .gk-page"
+    drawn = f"return document.querySelectorAll('{shown}').length"
+    media.wait_until(lambda: media.driver.execute_script(drawn) == 1, "not shown again")

@@ -317,8 +317,13 @@ const tellHeight = () => tell({ kind: 'size', height: Math.ceil(measured.getBoun
 
 // Tells how high the content is, at most once for each time that it is drawn.
 function watchHeight(element) {
+  if (measured === element) {
+    tellHeight();
+    return;
+  }
   let asked = false;
   measured = element;
+  tellHeight(); // a frame that is not in view is not drawn, and observes nothing
   new ResizeObserver(() => {
     if (asked) return;
     asked = true;
