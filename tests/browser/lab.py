@@ -7,6 +7,7 @@ say what a kernel must do.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import pytest
 from selenium import webdriver
@@ -55,6 +56,14 @@ START_SECONDS = scale_seconds(60)
 WAIT_SECONDS = scale_seconds(60)
 
 
+@functools.cache
+def own_port() -> int:
+    """Return the port of all servers here: a browser keeps what it has compiled of an address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class LabServer:
     """A JupyterLab with the test world's kernelspecs and its own configuration in ``base``."""
 
@@ -67,7 +76,7 @@ class LabServer:
         self.base_url = base_url
         self.options = options
         self.url = ""
-        self._port = 0
+        self._port = own_port()
         self.token = secrets.token_hex(16)
         self._process: subprocess.Popen[str] | None = None
         self._running = threading.Event()
@@ -83,10 +92,6 @@ class LabServer:
                 {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
             )
         )
-        if not self._port:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                self._port = probe.getsockname()[1]
         self.url = ""
         self._running.clear()
         self._process = subprocess.Popen(
@@ -126,7 +131,7 @@ class LabServer:
         deadline = time.monotonic() + START_SECONDS
         while True:  # it prints its address before it listens
             with contextlib.suppress(ConnectionError):
-                socket.create_connection(("127.0.0.1", self._port)).close()
+                socket.create_connection(("127.0.0.1", urlsplit(self.url).port or 0)).close()
                 return
             if time.monotonic() > deadline:
                 raise RuntimeError(f"JupyterLab does not listen:\n{self.log_tail()}")
@@ -250,9 +255,9 @@ class SharedBrowser:
             driver.close()
         driver.switch_to.window(new)
         driver.execute_cdp_cmd("Network.clearBrowserCookies", {})
-        driver.execute_cdp_cmd(
-            "Storage.clearDataForOrigin", {"origin": url.rstrip("/"), "storageTypes": "all"}
-        )
+        origin = "{0.scheme}://{0.netloc}".format(urlsplit(url))
+        stores = {"origin": origin, "storageTypes": "local_storage,indexeddb,cookies"}
+        driver.execute_cdp_cmd("Storage.clearDataForOrigin", stores)
         for kind in ("performance", "browser"):
             driver.get_log(kind)  # type: ignore[no-untyped-call]  # not of this test
 
