@@ -455,7 +455,7 @@ def test_a_command_that_ignores_its_interrupt_is_killed(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shell, "GRACE_SECONDS", 0.5)
-    done = sandbox.shell("trap '' INT; echo on; while true; do sleep 1; done", timeout=1)
+    done = sandbox.shell("trap '' INT; echo on; while true; do sleep 1; done", timeout=3)
     assert (done.status, done.ended_by, done.stdout) == (-9, "kill", "on\n")
     assert sandbox.alive
 
