@@ -5,13 +5,14 @@
  * of it names a kernel, a file outside the outputs, or an address of this server.
  */
 
+import pLimit from 'p-limit';
+
 import type { ArtifactClient, ReadFile } from './artifacts.js';
 import { messageOf } from './client.js';
 import { fieldsOf } from './contract.js';
 import { connectTo, makeFrame, tryControl, whyUnfit } from './frame_fit.js';
 import { PageNetwork, type Talk } from './page_network.js';
 import { PageUse } from './page_use.js';
-import { Gate } from './turns.js';
 
 /** What the view around the frame is told. */
 export interface PageEvents {
@@ -82,7 +83,7 @@ const FREE_BYTES = 64 * 1024 * 1024;
 const BYTES_PER_MILLISECOND = (4 * 1024 * 1024) / 1000;
 const MAX_TEXT = 2000;
 
-const gateOfAll = new Gate(MAX_REQUESTS_OF_ALL);
+const turnsOfAll = pLimit(MAX_REQUESTS_OF_ALL);
 
 /** Pages that are shown. */
 const shown = new Set<PageFrame>();
@@ -106,7 +107,7 @@ export class PageFrame {
   readonly network: PageNetwork;
   private readonly frame: HTMLIFrameElement;
   private readonly use: PageUse;
-  private readonly gate = new Gate(MAX_REQUESTS);
+  private readonly turns = pLimit(MAX_REQUESTS);
   private port: MessagePort;
   /** How often it was looked for since it was loaded. */
   private looks = 0;
@@ -383,8 +384,8 @@ export class PageFrame {
         send({ value: null });
         return;
       }
-      const value = await this.gate.pass(() =>
-        gateOfAll.pass(async () => {
+      const value = await this.turns(() =>
+        turnsOfAll(async () => {
           // Whoever waited for a page that is over asks nothing any more.
           const answer = this.over
             ? { value: null, bytes: 0 }

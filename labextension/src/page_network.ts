@@ -3,8 +3,9 @@
  * opened for pages. What is counted here is what the person sees of it; the page has no say.
  */
 
+import pLimit from 'p-limit';
+
 import { type FetchClient, type NetworkAnswer, MOST_BODY, readCall } from './fetch.js';
-import { Gate } from './turns.js';
 
 /** Requests of pages at once: a browser opens six connections to a server, JupyterLab needs some. */
 const MOST_AT_ONCE = 4;
@@ -27,7 +28,7 @@ export type Tell = (value: Readonly<Record<string, unknown>>) => void;
 
 const STOPPED = 'The person has stopped the requests of this page.';
 
-const allPages = new Gate(MOST_AT_ONCE);
+const allPages = pLimit(MOST_AT_ONCE);
 
 class Running {
   readonly abort = new AbortController();
@@ -93,7 +94,7 @@ export class PageNetwork {
   private received = 0;
   private stopped = false;
   private readonly running = new Map<unknown, Running>();
-  private readonly ownTurns = new Gate(MOST_OF_A_PAGE);
+  private readonly ownTurns = pLimit(MOST_OF_A_PAGE);
 
   constructor(
     private readonly client: FetchClient,
@@ -114,8 +115,8 @@ export class PageNetwork {
     this.running.set(id, running);
     const { signal } = running.abort;
     try {
-      const passed = this.ownTurns.pass(() =>
-        allPages.pass(async () => {
+      const passed = this.ownTurns(() =>
+        allPages(async () => {
           signal.throwIfAborted();
           running.sent();
           const answer = await this.client.fetch(this.ticket, call, signal);

@@ -1,22 +1,14 @@
 /** Which kernelspecs are ours, and what they say about the sandboxes to come. */
 
+import type { KernelSpec } from '@jupyterlab/services';
+
 import { type Kernelspec, fieldsOf } from './contract.js';
 import { formatBytes } from './format.js';
 
 const PROVISIONER = 'gvisor-provisioner';
 
-export interface SpecModel {
-  readonly name: string;
-  readonly display_name: string;
-  readonly language: string;
-  readonly argv?: readonly string[] | undefined;
-  readonly metadata?: Readonly<Record<string, unknown>> | undefined;
-}
-
-export interface SpecModels {
-  readonly default: string;
-  readonly kernelspecs: Readonly<Record<string, SpecModel | undefined>>;
-}
+type SpecModel = KernelSpec.ISpecModel;
+export type SpecModels = KernelSpec.ISpecModels;
 
 function provisionerOf(spec: SpecModel | undefined): Readonly<Record<string, unknown>> | null {
   try {
@@ -69,6 +61,6 @@ export function originOfKernel(
   if (spec === undefined) {
     return 'unknown';
   }
-  const starts = spec.argv?.some(it => /gvisor[_-]kernel/.test(it)) === true;
+  const starts = spec.argv.some(it => /gvisor[_-]kernel/.test(it));
   return starts || isOurs(specs, name) ? 'sandbox' : 'local';
 }
