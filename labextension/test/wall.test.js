@@ -323,6 +323,7 @@ test('a kernel that is not listed may be anything', () => {
         name: 'ours',
         display_name: 'Ours',
         language: 'python',
+        argv: ['python'],
         metadata: { kernel_provisioner: { provisioner_name: 'gvisor-provisioner' } }
       },
       started: {
