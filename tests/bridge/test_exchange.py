@@ -208,7 +208,7 @@ def test_death_is_shown_after_kernel_output(
             bench.exchange._pending.update({"1": b'{"msg_id": "1"}', "2": b'{"msg_id": "2"}'})
             bench.send_as_kernel(Channel.IOPUB, "stream", 7, LARGE)
             bench.send_as_kernel(Channel.SHELL, "execute_reply", 1, LARGE, to=b"gone")
-            await bench.exchange.drain_kernel(SECONDS)
+            await bench.exchange.drain(SECONDS, clients=False)
             bench.exchange.show_death("the reason")
             kinds = [(m.kind, m.parent_id) for m in [await receive(client) for _ in range(3)]]
             assert kinds == [("stream", "7"), ("error", "2"), ("status", "2")]
