@@ -182,8 +182,7 @@ class Exchange:
         self._waiting.drop_executions()
 
     async def drain(self, seconds: float, *, clients: bool = True) -> None:
-        """Wait up to ``seconds`` until all that the kernel sent was checked and recorded and, if
-        ``clients``, was sent to them."""
+        """Wait up to ``seconds`` until all from the kernel is checked, and sent if ``clients``."""
         deadline = time.monotonic() + seconds
         while self._has_unchecked or (clients and self._clients.count_waiting()):
             if time.monotonic() >= deadline:

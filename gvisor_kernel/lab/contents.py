@@ -33,8 +33,7 @@ MAX_READ = 256 * 1024 * 1024
 """Bytes of a file that is read, which takes six times as much memory. A sparse one of any size
 takes a kernel nothing."""
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_ODD = (None, errno.ENOENT, errno.ENOTDIR)
-"""Numbers of errors that a request's own fields cause; None: of those that are no OSError."""
+_ODD = (None, errno.ENOENT, errno.ENOTDIR)  # of errors that a request's own fields cause
 _HIDDEN = re.compile(r"(?:^|/)\.[^/]")
 
 
