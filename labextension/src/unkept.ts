@@ -7,7 +7,6 @@ import { type Timer, Wishes } from './wishes.js';
 /** A cell may end while the next one begins: only the last end counts. The server keeps no answer
  *  longer than this. */
 export const QUIET_SECONDS = 0.7;
-
 export const PAUSE_SECONDS = 2.2;
 
 /** Whether there are files to lose, or there may be some. */
