@@ -29,8 +29,8 @@ MAX_CELL = 256 * 1024
 MAX_BANNER, MAX_PROMPT, MAX_NAME = 16_000, 2000, 1000
 MAX_EVALUE = 10_000
 """Characters of an error's text where it is shown in one line; a traceback has the rest."""
-MAX_ERROR = 64 * 1024 * 1024
-"""Bytes of an error that is parsed: its text is in its traceback, too."""
+MAX_ERROR = 16 * 1024 * 1024
+"""Bytes of an error that is parsed, while other threads wait: its text is in its traceback, too."""
 MAX_MATCHES = 5000
 MAX_LINKS = 20
 WIDGETS = "jupyter.widget"

@@ -181,18 +181,12 @@ class Exchange:
         self._unanswered.clear()
         self._waiting.drop_executions()
 
-    async def drain_clients(self, seconds: float) -> None:
-        """Wait up to ``seconds`` until clients were sent all that waits for them."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + seconds
-        while (self._clients.count_waiting() or self._has_unchecked) and loop.time() < deadline:
-            await asyncio.sleep(0.01)
-
-    async def drain_kernel(self, seconds: float) -> None:
-        """Wait up to ``seconds`` until all that the kernel sent was checked and recorded."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + seconds
-        while self._has_unchecked and loop.time() < deadline:
+    async def drain(self, seconds: float, *, clients: bool = True) -> None:
+        """Wait up to ``seconds`` until all from the kernel is checked, and sent if ``clients``."""
+        deadline = time.monotonic() + seconds
+        while self._has_unchecked or (clients and self._clients.count_waiting()):
+            if time.monotonic() >= deadline:
+                break
             await asyncio.sleep(0.01)
 
     @property

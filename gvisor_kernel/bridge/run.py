@@ -85,7 +85,7 @@ class KernelRun:
     async def _report_end(self, status: int) -> None:
         self._attached.fail_start(status)
         self._records.note(f"the kernel ended {describe_status(status)}")
-        await self._exchange.drain_kernel(FLUSH_SECONDS)
+        await self._exchange.drain(FLUSH_SECONDS, clients=False)
         self._records.report_drops()
         reason = self.cause
         if reason is None and not self.end_expected:
@@ -95,7 +95,7 @@ class KernelRun:
         self._exchange.forget_requests()
         if self.cause is not None:
             await self._attached.end_if_memory_stays()
-        await self._exchange.drain_clients(FLUSH_SECONDS)
+        await self._exchange.drain(FLUSH_SECONDS)
 
     def _report_death(self, reason: str) -> None:
         """Log why the kernel died, if wanted, and show it in the cell that was running."""

@@ -36,6 +36,7 @@ _WINDOW = 1024 * 1024
 VERSION = re.compile(r"5(\.[0-9]{1,4}){0,2}")
 """Of the protocol: messages of others are translated by clients."""
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:")
+_ODD_DATE = re.compile(r"T24|[+-]\d{2}:?[6-9]\d$")  # some Pythons read it, and strptime does not
 
 
 class WireError(Exception):
@@ -182,9 +183,9 @@ def _count_backslashes(data: bytes, end: int) -> int:
 
 def _has_dates(value: object) -> bool:
     """Return whether each text that begins as a date is one; clients parse them, at any depth."""
-    if isinstance(value, str):
+    if isinstance(value, str) and _DATE.match(value):
         try:
-            return not _DATE.match(value) or bool(datetime.fromisoformat(value))
+            return bool(datetime.fromisoformat(value)) and not _ODD_DATE.search(value)
         except ValueError:
             return False
     if isinstance(value, dict | list):

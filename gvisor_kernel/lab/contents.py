@@ -8,6 +8,7 @@ themselves (changes/autorun.py) are shown, and not written.
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import io
 import os
@@ -32,6 +33,7 @@ MAX_READ = 256 * 1024 * 1024
 """Bytes of a file that is read, which takes six times as much memory. A sparse one of any size
 takes a kernel nothing."""
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_ODD = (None, errno.ENOENT, errno.ENOTDIR)  # of errors that a request's own fields cause
 _HIDDEN = re.compile(r"(?:^|/)\.[^/]")
 
 
@@ -110,7 +112,12 @@ class FolderContents(AsyncLargeFileManager):
     async def save(self, model: dict[str, Any], path: str = "") -> Any:
         """Save a file. Called for uploads, new files and copies, too."""
         refuse_autorun(path, is_folder=model.get("type") == "directory")
-        return await super().save(model, path)  # type: ignore[no-untyped-call]
+        try:
+            return await super().save(model, path)  # type: ignore[no-untyped-call]
+        except HTTPError as error:
+            if error.status_code == 500 and getattr(error.__cause__, "errno", None) in _ODD:
+                raise HTTPError(400, error.log_message) from error
+            raise
 
     @contextmanager
     def atomic_writing(

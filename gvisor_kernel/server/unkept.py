@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from gvisor_kernel.changes.kernel_changes import KernelChanges
 from gvisor_kernel.kernel.facts import Left
 from gvisor_kernel.kernel.session import SandboxedKernel
 
-KEEP_SECONDS = 2.0
-"""How long an answer is used again: clients ask after each cell."""
+KEEP_SECONDS = 0.7
+"""How long after its begin a look is used again: clients ask that long after the end of a cell, and
+what was seen before it is no answer."""
 MAX_KEPT = 200
 """Kernels whose answers are kept."""
 
 
-@dataclass(frozen=True)
-class _Kept:
-    left: Left
-    at: float
+class _Look:
+    began = math.inf
+    task: asyncio.Task[Left]
 
 
 class UnkeptLooks:
@@ -27,8 +27,8 @@ class UnkeptLooks:
 
     def __init__(self, make: Callable[[SandboxedKernel], KernelChanges] = KernelChanges) -> None:
         self._make = make
-        self._kept: dict[str, _Kept] = {}
-        self._looking: dict[str, asyncio.Task[Left]] = {}
+        self._looks: dict[str, _Look] = {}
+        """The last look of each sandbox: it waits for the one before, is under way, or is over."""
 
     async def read(self, kernel: SandboxedKernel) -> Left:
         """Return the files that would end with the sandbox; up to KEEP_SECONDS old.
@@ -36,24 +36,22 @@ class UnkeptLooks:
         :raises GvisorKernelError: when the sandbox has ended, or does not answer
         """
         key = kernel.sandbox.identity if kernel.sandbox is not None else ""
-        kept = self._kept.get(key)
-        if kept is not None and asyncio.get_running_loop().time() - kept.at < KEEP_SECONDS:
-            return kept.left
-        if key not in self._looking:
-            self._looking[key] = asyncio.create_task(self._look(key, kernel))
-        return await asyncio.shield(self._looking[key])
+        look = before = self._looks.get(key)
+        if look is None or asyncio.get_running_loop().time() - look.began >= KEEP_SECONDS:
+            look = _Look()
+            look.task = asyncio.create_task(self._look(look, before, kernel))
+            if len(self._looks) >= MAX_KEPT:
+                self._looks.clear()
+            self._looks[key] = look
+        return await asyncio.shield(look.task)
 
-    async def _look(self, key: str, kernel: SandboxedKernel) -> Left:
-        try:
-            left = await self._make(kernel).find_unkept()
-            if len(self._kept) >= MAX_KEPT:
-                self._kept.clear()
-            self._kept[key] = _Kept(left, asyncio.get_running_loop().time())
-            return left
-        finally:
-            del self._looking[key]
+    async def _look(self, look: _Look, before: _Look | None, kernel: SandboxedKernel) -> Left:
+        if before is not None:
+            await asyncio.wait([before.task])
+        look.began = asyncio.get_running_loop().time()
+        return await self._make(kernel).find_unkept()
 
     def end(self) -> None:
         """End all looks."""
-        for task in self._looking.values():
-            task.cancel()
+        for look in self._looks.values():
+            look.task.cancel()

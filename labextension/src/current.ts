@@ -65,14 +65,14 @@ export class CurrentSandbox {
   private card: Card | null = null;
   private quickLooks = 0;
   private readonly poll: Poll;
-
   private busy = false;
   private dead = false;
 
   private readonly changed = (): void => {
     const kernel = this.session?.session?.kernel;
     const id = kernel?.id;
-    this.unkeptLook.follow(this.isOurs() ? (id ?? null) : null);
+    const ours = this.isOurs();
+    this.unkeptLook.follow(ours ? (id ?? null) : null);
     const dead = kernel?.status === 'dead' || kernel?.status === 'autorestarting';
     if (dead && !this.dead) {
       if (this.sandbox !== null && this.unkeptLook.last !== null) {
@@ -83,15 +83,17 @@ export class CurrentSandbox {
     if (this.busy && kernel?.status === 'idle') {
       this.unkeptLook.want(); // a cell has ended, or the kernel has started again
     }
+    if (ours && kernel?.status === 'unknown' && kernel.connectionStatus === 'connected') {
+      // The server's nudge takes "starting", and JupyterLab believes no status of its own requests.
+      void kernel.requestIsComplete({ code: '' }).catch(() => null);
+    }
     this.busy = kernel?.status !== 'idle';
     this.dead = dead;
-    if (this.sandbox !== null && this.sandbox.kernel_id !== id) {
+    if (!ours || (this.sandbox !== null && this.sandbox.kernel_id !== id)) {
       this.forget();
     }
-    if (this.isOurs()) {
+    if (ours) {
       void this.poll.refresh();
-    } else {
-      this.forget();
     }
   };
 
@@ -158,12 +160,12 @@ export class CurrentSandbox {
   private readonly follow = (): void => {
     const session = sessionOf(this.trackers, this.app.shell.currentWidget);
     if (session !== this.session) {
-      this.session?.kernelChanged.disconnect(this.changed);
-      this.session?.statusChanged.disconnect(this.changed);
+      for (const name of ['kernelChanged', 'statusChanged', 'connectionStatusChanged'] as const) {
+        this.session?.[name].disconnect(this.changed);
+        session?.[name].connect(this.changed);
+      }
       this.session = session;
       this.quickLooks = 0;
-      session?.kernelChanged.connect(this.changed);
-      session?.statusChanged.connect(this.changed);
       this.changed();
     }
   };

@@ -4,10 +4,9 @@ import type { Unkept } from './contract.js';
 import { element, setText, showName } from './dom.js';
 import { type Timer, Wishes } from './wishes.js';
 
-/** A cell may end while the next one begins: only the last end counts. */
+/** A cell may end while the next one begins: only the last end counts. The server keeps no answer
+ *  longer than this. */
 export const QUIET_SECONDS = 0.7;
-
-/** The server answers again what it saw in the last two seconds. */
 export const PAUSE_SECONDS = 2.2;
 
 /** Whether there are files to lose, or there may be some. */

@@ -324,17 +324,19 @@ def test_a_reply_has_a_known_status_and_known_fields() -> None:
 
 
 def test_an_error_has_short_texts_and_a_traceback() -> None:
-    """A page that draws a line of 10 MB stops for seconds."""
-    huge, lines = "x" * 10**7, ["Traceback", "x" * 10**6]
+    """A page that draws a line of 7 MB stops for seconds, and 60 MB of text the server."""
+    huge, lines = "x" * 7_000_000, ["Traceback", "x" * 10**6]
     sent = {"ename": huge, "evalue": huge, "traceback": [*lines, 7, None], "x": MARKUP}
     passed = pass_on("error", sent)
 
     assert passed == {"ename": huge[:1000], "evalue": huge[:10_000], "traceback": lines}
     usual = {"ename": "ValueError", "evalue": "a\nb", "traceback": ["\x1b[31mx\x1b[0m"]}
     assert pass_on("error", usual) == usual
-    passed = guard(WireMessage([], b"", b'{"msg_type": "error"}', b"{}", b"{}", b"{", []), NOTHING)
-    assert passed is not None
-    assert json.loads(bytes(passed.content))["ename"] == "KernelError"
+    for content in (b"{", b'{"evalue": "' + b"x" * 17_000_000 + b'"}'):
+        error = WireMessage([], b"", b'{"msg_type": "error"}', b"{}", b"{}", content, [])
+        passed = guard(error, NOTHING)
+        assert passed is not None
+        assert json.loads(bytes(passed.content))["ename"] == "KernelError"
 
 
 @pytest.mark.parametrize("version", ["4.1", "6.0", "5.x", "", 5, None])

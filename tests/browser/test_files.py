@@ -267,7 +267,6 @@ def test_dark_page_asks_before_a_stop_and_leads_to_changes(lab: LabPage, display
     end_kernels(lab)
 
 
-@needs_all
 def test_dead_sandbox_and_a_stopped_one(lab: LabPage) -> None:
     """A death asks nobody; a kernel that dies alone leaves the files where they are."""
     end_kernels(lab)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -14,6 +16,7 @@ from gvisor_kernel.host.folders import Identity
 from gvisor_kernel.kernel.workspace import describe_left, list_left, read_left
 from gvisor_kernel.link.service_messages import PROCESS, encode_service
 from gvisor_kernel.runtimes.base import MountView
+from gvisor_kernel.server.unkept import KEEP_SECONDS, UnkeptLooks
 from gvisor_kernel.spec.layout import UPLOADS
 
 pytestmark = pytest.mark.once
@@ -106,3 +109,26 @@ def test_words_for_the_log_are_bounded() -> None:
     for odd in (b"", b"x" * 12, encode_service(PROCESS, {"ended": True})):
         assert read_left(odd) is None
     assert list_left({"entries": [], "total": "5"}) is None
+
+
+def test_no_answer_is_older_than_its_question_but_a_moment() -> None:
+    """A page asks once after each cell: what was seen before the cell's end was its last word."""
+    states = iter(range(9))
+
+    class Slow:
+        async def find_unkept(self) -> int:
+            found = next(states)
+            await asyncio.sleep(2 * KEEP_SECONDS)
+            return found
+
+    async def ask() -> list[Any]:
+        looks = UnkeptLooks(lambda _: cast(Any, Slow()))
+        kernel = cast(Any, SimpleNamespace(sandbox=SimpleNamespace(identity="a")))
+        first = [asyncio.create_task(looks.read(kernel)) for _ in range(3)]
+        await asyncio.sleep(1.5 * KEEP_SECONDS)  # its cell has ended after the look began
+        second = [asyncio.create_task(looks.read(kernel)) for _ in range(3)]
+        answers = [*await asyncio.gather(*first, *second), await looks.read(kernel)]
+        looks.end()
+        return answers
+
+    assert asyncio.run(ask()) == [0, 0, 0, 1, 1, 1, 2]

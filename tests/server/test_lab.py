@@ -301,6 +301,20 @@ def test_a_field_that_is_no_text_is_refused(lab: Lab, odd: Any) -> None:
     assert lab.send("DELETE", f"{CONTENTS}odd.txt").ok
 
 
+@pytest.mark.parametrize("content", [{}, [], None, "a", {"nbformat": 4}, {**NOTEBOOK, "cells": 5}])
+def test_what_is_no_notebook_is_refused(lab: Lab, content: Any) -> None:
+    body = {"type": "notebook", "format": "json", "content": content}
+    assert lab.send("PUT", f"{CONTENTS}no.ipynb", body).status_code == 400
+    assert not (lab.folder / "no.ipynb").exists()
+
+
+@pytest.mark.parametrize("chunk", ["a", {}, 2, -1])
+def test_a_part_without_a_first_one_is_refused(lab: Lab, chunk: Any) -> None:
+    answer = lab.send("PUT", f"{CONTENTS}parts.bin", {**text(), "chunk": chunk})
+    assert answer.status_code == 400
+    assert not (lab.folder / "parts.bin").exists()
+
+
 def test_no_signature_and_no_setting_outlives_the_server(lab: Lab) -> None:
     """Another server of this user would believe them."""
     assert lab.send("POST", f"{CONTENTS}stranger.ipynb/trust", {}).status_code == 201
