@@ -5,18 +5,17 @@
 
 import type { Tools } from './renderer.js';
 
-/** From now on a picture that gets an address is asked for, until it is said of its host that there
- *  is no route; then it is as without this, and the browser refuses it. */
+/** From now on a picture that gets an address is asked for. Where there is none, it is as without
+ *  this, and the browser refuses it. */
 export function askForTiles({ call }: Tools): void {
   const own = Object.getOwnPropertyDescriptor(HTMLImageElement.prototype, 'src');
-  const without = new Set<string>();
-  const ask = async (image: HTMLImageElement, url: string, host: string): Promise<void> => {
+  const ask = async (image: HTMLImageElement, url: string): Promise<void> => {
     let address = url;
     try {
       const picture = (await call('library', { url, kind: 'tile' })) as ArrayBuffer;
       address = URL.createObjectURL(new Blob([picture]));
     } catch {
-      without.add(host);
+      // the extension remembers hosts without a route
     }
     image.addEventListener(
       'load',
@@ -31,11 +30,10 @@ export function askForTiles({ call }: Tools): void {
     ...own,
     set(this: HTMLImageElement, value: unknown) {
       const url = String(value);
-      const host = /^https?:\/\/([^/?#]+)/i.exec(url)?.[1] ?? '';
-      if (host === '' || without.has(host)) {
-        own?.set?.call(this, url);
+      if (/^https?:\/\//i.test(url)) {
+        void ask(this, url);
       } else {
-        void ask(this, url, host);
+        own?.set?.call(this, url);
       }
     }
   });

@@ -92,15 +92,21 @@ export function fileOf({ path: own, session, specsManager }: ISessionContext, pa
 
 /**
  * What an output is drawn with: its own parts, those of the output before it that it fills, and
- * earlier outputs that prepare the page: the newest where they are too large together.
+ * earlier outputs that prepare the page: the newest where they are too large together; and from
+ * which outputs that is.
  */
 export function setupsBefore(
   { before }: OutputPlace,
   parts: readonly Part[]
-): { readonly parts: readonly Part[]; readonly setups: readonly Setup[] } {
+): {
+  readonly parts: readonly Part[];
+  readonly setups: readonly Setup[];
+  readonly from: readonly OutputLike[];
+} {
   const own = textIn(parts);
   const names = relevantNames(own);
   const found = new Map<string, Setup>();
+  const from: OutputLike[] = [];
   let size = 0;
   for (const output of [...before].reverse()) {
     const { setup, text } = lookAt(output);
@@ -108,6 +114,7 @@ export function setupsBefore(
     if (fits && names.some(name => text.includes(name))) {
       size += text.length;
       found.set(text, setup);
+      from.push(output);
     }
   }
   // Panel loads Bokeh, too.
@@ -117,7 +124,8 @@ export function setupsBefore(
   );
   const last = before.at(-1);
   const filled = last === undefined ? [] : completes(bundleOf(last), own);
-  return { parts: [...filled, ...parts], setups: kept.reverse().map(([, setup]) => setup) };
+  from.push(...(last !== undefined && filled.length > 0 ? [last] : []));
+  return { parts: [...filled, ...parts], setups: kept.reverse().map(([, setup]) => setup), from };
 }
 
 const textIn = (parts: readonly Part[]): string => parts.map(({ data }) => String(data)).join('\n');

@@ -6,7 +6,7 @@
 import { Widget } from '@lumino/widgets';
 
 import type { ArtifactClient } from './artifacts.js';
-import { messageOf } from './client.js';
+import { ServerError, messageOf } from './client.js';
 import { element, replace } from './dom.js';
 import { FramePool, type Framed } from './frame_pool.js';
 import { frameTheme } from './frame_theme.js';
@@ -25,6 +25,8 @@ export interface ViewContext {
 
 const FIRST_HEIGHT = 50;
 const MAX_NOTES = 5;
+/** Hosts to which there is no route, after which a frame asks the server for no tile any more. */
+const MAX_CLOSED = 10;
 /** Of one that is not drawn yet. */
 const WAITING = 'gk-waiting';
 
@@ -116,6 +118,7 @@ export abstract class FramedView extends Widget implements Framed {
     const { client, confirmLink, isDark } = this.context;
     this.notes.clear();
     const give = giveLibraries(client);
+    const closed = new Set<string>();
     const start = (): void => {
       frame.send(frameTheme(isDark()));
       this.start(frame);
@@ -135,7 +138,7 @@ export abstract class FramedView extends Widget implements Framed {
         answer: async (method, args) => {
           const answer =
             args.kind === 'tile'
-              ? await this.tile(String(args.url))
+              ? await this.tile(String(args.url), closed)
               : method === 'library'
                 ? await give(args)
                 : await this.call?.(method, args);
@@ -180,12 +183,16 @@ export abstract class FramedView extends Widget implements Framed {
   }
 
   /** Of a map; what a file has kept reaches nothing. The picture is decoded in the frame alone. */
-  private async tile(url: string): Promise<Answered> {
+  private async tile(url: string, closed: Set<string>): Promise<Answered> {
     const { sender } = this;
-    if (sender === null) {
+    const { host } = new URL(url);
+    if (sender === null || closed.has(host) || closed.size >= MAX_CLOSED) {
       throw new Error('Only what a kernel has sent to this page has routes: run the cell.');
     }
-    const value = await this.context.client.tile(sender, url);
+    const value = await this.context.client.tile(sender, url).catch((error: unknown) => {
+      closed.add(error instanceof ServerError && error.status === 404 ? host : '');
+      throw error;
+    });
     return { value, bytes: value.byteLength };
   }
 

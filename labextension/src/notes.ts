@@ -20,11 +20,11 @@ export class Notes {
     this.node.hidden = true;
   }
 
-  /** Adds a line that is not there yet; ``again``: what its button does. */
+  /** Adds a line that is not there yet; ``again``: what its button does, for which there is room. */
   add(text: string, again?: () => void): void {
     const line = element('li', { class: 'gk-warning' }, element('span', text));
     const present = [...this.node.children].map(it => it.firstElementChild?.textContent);
-    if (present.length < this.most && !present.includes(line.textContent)) {
+    if ((again || present.length < this.most) && !present.includes(line.textContent)) {
       this.node.hidden = false;
       line.append(...(again === undefined ? [] : [' ', button('Show again', again)]));
       this.node.append(line);

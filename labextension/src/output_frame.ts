@@ -33,6 +33,8 @@ export class OutputFrame extends FramedView implements IRenderMime.IRenderer {
   private parts: readonly Part[] = [];
   /** Whether all of it is to load a library, which the outputs that use it do. */
   private isLoad = false;
+  /** The kernels of all that its frame has got; null among them: of a file. */
+  private readonly senders = new Set<string | null>();
 
   constructor(
     private readonly mimeType: string,
@@ -65,17 +67,23 @@ export class OutputFrame extends FramedView implements IRenderMime.IRenderer {
   }
 
   protected start(frame: PageFrame): void {
-    const place = hasScripts(this.parts) ? findPlace(this, this.context.trackers) : null;
-    const { parts, setups } =
-      place === null ? { parts: this.parts, setups: [] } : setupsBefore(place, this.parts);
+    const place = findPlace(this, this.context.trackers);
+    const { parts, setups, from } =
+      place !== null && hasScripts(this.parts)
+        ? setupsBefore(place, this.parts)
+        : { parts: this.parts, setups: [], from: [] };
+    for (const model of place === null ? [] : [place.own, ...from]) {
+      this.senders.add(senderOf(model));
+    }
     const isPrepared = setups.some(({ isLoad: loads }) => loads);
     const libraries = librariesOf(parts, isPrepared);
     frame.send({ kind: 'draw', parts, setups, libraries });
   }
 
+  /** Scripts of an earlier output may be anybody's, and would ask in the kernel's name. */
   protected get sender(): string | null {
-    const place = findPlace(this, this.context.trackers);
-    return place && senderOf(place.own);
+    const [sender = null, ...others] = this.senders;
+    return others.length === 0 ? sender : null;
   }
 
   protected failed(message: string, place: string): void {

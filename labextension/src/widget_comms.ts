@@ -17,6 +17,7 @@ import {
   type Attribute,
   type Buffer,
   type Fields,
+  MAX_MODELS,
   WidgetStore,
   describe,
   measure,
@@ -236,7 +237,7 @@ export class KernelWidgets {
     const answer = await this.askControl();
     const { states, buffer_paths: paths } = recordOf(answer?.content.data);
     const all = readBuffers(paths, answer?.buffers) ?? [];
-    for (const [id, it] of Object.entries(recordOf(states))) {
+    for (const [id, it] of Object.entries(recordOf(states)).slice(0, MAX_MODELS)) {
       const { state } = recordOf(it);
       const buffers = all
         .filter(({ path }) => path[0] === id)

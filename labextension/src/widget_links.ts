@@ -5,8 +5,9 @@
 
 import { type Attribute, type Model, type WidgetStore, isId } from './widget_store.js';
 
-/** Each is looked at when something changes. */
-const MAX_LINKS = 500;
+/** Each is looked at when something changes; one that goes both ways is two. Also how many values are
+ *  copied in a tenth of a second: a message that changes one value copies fewer. */
+const MAX_LINKS = 1000;
 
 interface End {
   readonly id: string;
@@ -14,8 +15,11 @@ interface End {
 }
 
 export class WidgetLinks {
-  /** By their ids: from where to where. */
-  private readonly links = new Map<string, readonly (readonly [End, End])[]>();
+  /** Each with the id of its widget, which may have one back. */
+  private links: readonly { readonly by: string; readonly from: End; readonly to: End }[] = [];
+  private left = MAX_LINKS;
+  /** From where is copied later. */
+  private readonly late = new Set<End>();
 
   /** ``put`` keeps a value, tells it to everybody, and follows it. */
   constructor(
@@ -31,25 +35,27 @@ export class WidgetLinks {
     const [source, target] = [endOf(model, 'source'), endOf(model, 'target')];
     const isLink = name === 'LinkModel' || name === 'DirectionalLinkModel';
     const isKnown = isLink && module === '@jupyter-widgets/controls';
-    if (isKnown && source !== null && target !== null && this.links.size < MAX_LINKS) {
-      const back = name === 'LinkModel' ? [[target, source] as const] : [];
-      this.links.set(model.id, [[source, target], ...back]);
+    if (isKnown && source !== null && target !== null && this.links.length < MAX_LINKS) {
+      const link = { by: model.id, from: source, to: target };
+      const back = name === 'LinkModel' ? [{ ...link, from: target, to: source }] : [];
+      this.links = [...this.links, link, ...back];
       this.copy(source, target);
     }
   }
 
   close(id: string): void {
-    this.links.delete(id);
+    this.links = this.links.filter(({ by }) => by !== id);
   }
 
   clear(): void {
-    this.links.clear();
+    this.links = [];
   }
 
   /** Copies what has changed to where it is linked; what is there already ends a circle. */
   follow(id: string, names: readonly string[]): void {
-    for (const [from, to] of [...this.links.values()].flat()) {
-      if (from.id === id && names.includes(from.name)) {
+    const changed = new Set(names);
+    for (const { from, to } of this.links) {
+      if (from.id === id && changed.has(from.name)) {
         this.copy(from, to);
       }
     }
@@ -57,11 +63,29 @@ export class WidgetLinks {
 
   private copy(from: End, to: End): void {
     const [value, old] = [from, to].map(end => this.store.get(end.id)?.attributes.get(end.name));
-    if (value !== undefined && old !== undefined && !isSame(value, old)) {
+    if (value === undefined || old === undefined || isSame(value, old)) {
+      return;
+    }
+    if (this.left === MAX_LINKS) {
+      setTimeout(this.goOn, 100);
+    }
+    if (this.left === 0) {
+      this.late.add(from);
+    } else {
+      this.left -= 1;
       const buffers = value.buffers.map(it => ({ ...it, path: [to.name, ...it.path.slice(1)] }));
       this.put(to.id, to.name, { ...value, buffers });
     }
   }
+
+  private readonly goOn = (): void => {
+    const late = [...this.late];
+    this.late.clear();
+    this.left = MAX_LINKS;
+    late.forEach(({ id, name }) => {
+      this.follow(id, [name]);
+    });
+  };
 }
 
 const isSame = (one: Attribute, other: Attribute): boolean =>

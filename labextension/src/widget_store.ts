@@ -12,7 +12,7 @@ export const VIEW_TYPE = 'application/vnd.jupyter.widget-view+json';
 export const STATE_TYPE = 'application/vnd.jupyter.widget-state+json';
 
 /** A page with that many widgets is a page with a loop that makes them. */
-const MAX_MODELS = 20_000;
+export const MAX_MODELS = 20_000;
 /** Of all states of a kernel; a tab of JupyterLab has 4 GB. */
 const MAX_BYTES = 256 * 1024 * 1024;
 const MAX_NAMES = 2000;

@@ -6,6 +6,7 @@ import { ChangesView } from '../lib/changes.js';
 import { SandboxClient, ServerError } from '../lib/client.js';
 import { escapeHidden, likeness, showName } from '../lib/dom.js';
 import { History } from '../lib/history.js';
+import { Notes } from '../lib/notes.js';
 import { Sidebar } from '../lib/sidebar.js';
 import { StatusView } from '../lib/status.js';
 import {
@@ -20,6 +21,18 @@ import {
 } from './page.js';
 
 openPage();
+
+test('what ends an output is said whatever its page has said before', () => {
+  const notes = new Notes('Messages', 5);
+  for (let it = 0; it < 9; it++) {
+    notes.add(`Not loaded: host${it}`);
+  }
+  assert.equal(notes.node.children.length, 5);
+  let count = 0;
+  notes.add('It has ended.', () => (count += 1));
+  notes.node.querySelector('button').click();
+  assert.equal(count, 1);
+});
 
 test('the bar turns at 80 % of the limit, and words say it too', () => {
   const view = new StatusView();

@@ -325,6 +325,38 @@ test('what is linked has the same value, in the page and in the kernel', async (
   assert.equal(value('c'), 8);
 });
 
+test('a message is followed over few links, however many it changes', () => {
+  const kernel = makeKernel();
+  const widgets = new KernelWidgets(kernel.connection, kernel.connection.createComm);
+  const all = Array.from({ length: 240 }, (_, it) => it);
+  const many = value => Object.fromEntries(all.map(it => [`a${it}`, value + it]));
+  const source = kernel.open(widgets, 'source', many(0));
+  const connect = (from, to) => {
+    const ends = {
+      source: [`IPY_MODEL_${from[0]}`, from[1]],
+      target: [`IPY_MODEL_${to}`, 'value']
+    };
+    kernel.open(widgets, `${from} ${to}`, {
+      ...link,
+      _model_name: 'DirectionalLinkModel',
+      ...ends
+    });
+  };
+  all.forEach(it => kernel.open(widgets, `t${it}`, { value: 0 }));
+  all.forEach(it => connect(['source', `a${it}`], 't0'));
+  all.slice(1).forEach(it => connect([`t${it - 1}`, 'value'], `t${it}`));
+  let puts = 0;
+  const put = widgets.store.put.bind(widgets.store);
+  widgets.store.put = (...args) => {
+    puts += 1;
+    return put(...args);
+  };
+  for (let it = 0; it < 5; it++) {
+    update(source, many(1000 * (it + 1)));
+  }
+  assert.ok(puts < 2000, `${puts} values`);
+});
+
 test('a circle of links that changes itself ends', () => {
   const kernel = makeKernel();
   const widgets = new KernelWidgets(kernel.connection, kernel.connection.createComm);

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import base64
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import nbformat
 import pytest
@@ -127,6 +128,11 @@ RUN = """
 const done = arguments[0];
 window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => done(), () => done());
 """
+RUN_LAST = """
+const {commands, shell} = window.jupyterapp, book = shell.currentWidget.content;
+book.activeCellIndex = book.widgets.length - 1;
+return commands.execute('notebook:run-cell');
+"""
 SAVE = RUN.replace("notebook:run-all-cells", "docmanager:save")
 TILE = (  # a picture of one pixel
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -150,14 +156,18 @@ def is_drawn(page: LabPage, css: str) -> bool:
     return False
 
 
-def run_notebook(page: LabPage, name: str, code: str) -> None:
+def open_notebook(page: LabPage, name: str, *cells: Any) -> None:
     notebook = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(code)],
+        cells=cells,
         metadata={"kernelspec": {"name": KERNEL, "display_name": KERNEL, "language": "python"}},
     )
     nbformat.write(notebook, page.server.folder / f"{name}.ipynb")
     page.open_path(f"{name}.ipynb")
     page.wait_until(lambda: page.driver.execute_script(STATUS) == "idle", "no kernel is idle")
+
+
+def run_notebook(page: LabPage, name: str, code: str) -> None:
+    open_notebook(page, name, nbformat.v4.new_code_cell(code))
     page.driver.execute_async_script(RUN)
 
 
@@ -171,20 +181,22 @@ def test_a_library_draws_in_a_frame(desk: LabPage, name: str) -> None:
 
 
 class Tiles(Handler):
-    """A server of tiles, which counts them."""
+    """A server of tiles, which notes what it is asked for."""
 
-    asked = 0
+    asked: ClassVar[list[str]] = []
 
     def at_tile(self, query: dict[str, str]) -> None:
-        Tiles.asked += 1
-        self._answer(base64.b64decode(TILE))
+        Tiles.asked.append(query["at"])
+        self._answer(base64.b64decode(TILE) if query["at"] != "missing" else b"none")
 
 
-def test_tiles_of_a_map_come_by_a_route_of_the_kernel_that_sent_it(
+@pytest.fixture(name="maps")
+def fixture_maps(
     programs: tuple[str, str], tmp_path: Path, artifacts: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("folium")
+) -> Iterator[tuple[LabPage, str]]:
+    """A page whose kernels have a route to a server of tiles, and the address of the tiles."""
     ca, both = make_certificate(tmp_path)
+    Tiles.asked.clear()
     with serving(both, Tiles) as upstream:
         monkeypatch.setenv("SSL_CERT_FILE", str(ca))
         here = f"127.0.0.1:{upstream.port}"
@@ -194,17 +206,65 @@ def test_tiles_of_a_map_come_by_a_route_of_the_kernel_that_sent_it(
         server.start()
         try:
             with browser(*programs, profile=tmp_path / "profile") as driver:
-                page = LabPage(driver, server, artifacts)
-                url = f"https://{here}/tile?at={{z}}-{{x}}-{{y}}"
-                run_notebook(page, "map", f"import folium\nfolium.Map(tiles='{url}', attr='x')")
-                loaded = ".leaflet-tile-loaded[src^='blob:']"
-                page.wait_until(lambda: is_drawn(page, loaded), "no tile is drawn")
-                driver.execute_async_script(SAVE)
-                # Of a file nothing is asked for, while the same kernel is there.
-                page.open_path("map.ipynb")
-                page.wait_until(lambda: is_drawn(page, ".leaflet-container"), "no map is drawn")
-                asked = Tiles.asked
-                page.find(".gk-notes li")
-                assert Tiles.asked == asked > 0
+                yield LabPage(driver, server, artifacts), f"https://{here}/tile?at="
         finally:
             server.stop()
+
+
+def test_tiles_of_a_map_come_by_a_route_of_the_kernel_that_sent_it(
+    maps: tuple[LabPage, str],
+) -> None:
+    pytest.importorskip("folium")
+    page, tile = maps
+    url = f"{tile}{{z}}-{{x}}-{{y}}"
+    run_notebook(page, "map", f"import folium\nfolium.Map(tiles='{url}', attr='x')")
+    loaded = ".leaflet-tile-loaded[src^='blob:']"
+    page.wait_until(lambda: is_drawn(page, loaded), "no tile is drawn")
+    page.driver.execute_async_script(SAVE)
+    # Of a file nothing is asked for, while the same kernel is there.
+    page.open_path("map.ipynb")
+    page.wait_until(lambda: is_drawn(page, ".leaflet-container"), "no map is drawn")
+    asked = len(Tiles.asked)
+    page.find(".gk-notes li")
+    assert len(Tiles.asked) == asked > 0
+
+
+PICTURES = """
+const show = at => new Promise(end => {
+  const picture = document.body.appendChild(new Image());
+  picture.onload = picture.onerror = event => { picture.className = event.type; end(); };
+  picture.src = %r + at;
+});
+"""
+
+
+def test_one_tile_that_is_missing_is_no_reason_to_ask_for_no_other(
+    maps: tuple[LabPage, str],
+) -> None:
+    page, tile = maps
+    shown = f"{PICTURES % tile} show('missing').then(() => show('there'))"
+    run_notebook(page, "missing", f"from IPython.display import HTML\nHTML({script(shown)!r})")
+    page.wait_until(lambda: is_drawn(page, "img.load"), "the second picture is not drawn")
+
+
+def test_a_script_that_a_file_has_kept_asks_by_no_kernels_route(maps: tuple[LabPage, str]) -> None:
+    """It prepares the page of an output that the kernel has sent."""
+    page, tile = maps
+    kept = nbformat.v4.new_output(
+        "display_data", {"text/html": script(f"{PICTURES % tile} var theirs = show('stolen')")}
+    )
+    own = script("theirs.then(() => 0)") + "<b id=own>own</b>"
+    open_notebook(
+        page,
+        "kept",
+        nbformat.v4.new_code_cell("1", outputs=[kept]),
+        nbformat.v4.new_code_cell(f"from IPython.display import HTML\nHTML({own!r})"),
+    )
+    page.driver.execute_script(RUN_LAST)
+    page.wait_until(lambda: is_drawn(page, "#own"), "the output is not drawn")
+    page.wait_until(lambda: is_drawn(page, "img.error"), "the script has not tried it")
+    assert Tiles.asked == []
+
+
+def script(text: str) -> str:
+    return f"<script>{text}</script>"
