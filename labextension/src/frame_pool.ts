@@ -5,11 +5,13 @@
  * goes by while a person scrolls fast, none begins: only that at which they stop, and then the next.
  */
 
-/** Something with a frame: it is told when to begin, and when its frame is given to others. */
+/** Something with a frame: it is told when to begin, and when its frame is given to others; also if
+ *  this browser holds none. */
 export interface Framed {
   readonly node: HTMLElement;
   begin(): void;
   end(): void;
+  refuse(why: string): void;
 }
 
 /** Frames that stay when they are not near any more. While one with a library is there, the browser
@@ -50,6 +52,13 @@ export class FramePool {
     this.near.delete(member);
     this.stop(member);
     this.lookLater();
+  }
+
+  /** Those out of sight, too, are searched and printed. */
+  refuse(why: string): void {
+    for (const member of [...this.members.keys()]) {
+      member.refuse(why);
+    }
   }
 
   private readonly lookLater = (): void => {

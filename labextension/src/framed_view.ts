@@ -67,7 +67,8 @@ export abstract class FramedView extends Widget implements Framed {
     args: Readonly<Record<string, unknown>>
   ): Promise<Answered | undefined>;
   /** This browser holds no frame. */
-  protected refuse(why: string): void {
+  refuse(why: string): void {
+    pool.leave(this);
     this.note(why);
   }
 
@@ -157,7 +158,7 @@ export abstract class FramedView extends Widget implements Framed {
         shown: () => undefined,
         ended: (reason, isRefused) => {
           if (isRefused) {
-            this.refuse(reason);
+            pool.refuse(reason);
           } else {
             this.notes.add(reason, this.again);
           }

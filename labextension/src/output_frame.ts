@@ -37,7 +37,7 @@ export class OutputFrame extends FramedView implements IRenderMime.IRenderer {
   constructor(
     private readonly mimeType: string,
     protected override readonly context: OutputContext,
-    protected override readonly refuse: (why: string) => void
+    override readonly refuse: (why: string) => void
   ) {
     super(context, 'output');
   }

@@ -163,7 +163,7 @@ OUTPUTS: dict[str, dict[str, Any]] = {
     "tall": {"text/html": "<div style='height: 700px'>tall</div><script></script>"},
     "grows": {
         "text/html": "<div id=box>grows</div><script>let high = 0; setInterval(() => {"
-        "high += 50; box.style.height = high + 'px' }, 20);</script>"
+        "high = (high + 50) % 15000; box.style.height = high + 'px' }, 20);</script>"
     },
     "asks": {
         "text/html": "<p>asks</p><script>for (let i = 0; i < 200; i++) {"
@@ -336,11 +336,14 @@ def test_few_frames_are_alive(notebook: LabPage) -> None:
 UNFIT = """
 const { setAttribute } = Element.prototype;
 Element.prototype.setAttribute = function (name, value) {
-  const unheld = name === 'src' && /gvisor-kernel[/]frame$/.test(value);
-  setAttribute.call(this, name, unheld ? `${value}?control=1` : value);
+  const unheld = name === 'src' && /gvisor-kernel[/]frame([?]alone=1)?$/.test(value);
+  setAttribute.call(this, name, unheld ? `${value.split('?')[0]}?control=1` : value);
 };
+Object.defineProperty(HTMLIFrameElement.prototype, 'src', {
+  set(value) { this.setAttribute('src', value) } });
 """
-"""Each frame is one without the header that the browser obeys: as in a browser that does not."""
+"""Each frame is one without the header that the browser obeys: as in a browser that does not. Also
+one that is loaded anew, as when the first was ten seconds late."""
 
 
 def test_a_browser_that_holds_no_frame_shows_what_is_harmless(desk: LabPage) -> None:
@@ -348,12 +351,13 @@ def test_a_browser_that_holds_no_frame_shows_what_is_harmless(desk: LabPage) -> 
         "html": {"text/html": "<b>harmless</b><script>top.attacked = 1</script>"},
         "plot": {"application/vnd.plotly.v1+json": {}, "text/plain": "a figure"},
         "markdown": {"text/markdown": "**strong**<script>top.attacked = 1</script>"},
+        "out of sight" + "\n" * 150: {"text/html": "<i>far</i><script></script>"},
     }
     command = "Page.addScriptToEvaluateOnNewDocument"
     added = desk.driver.execute_cdp_cmd(command, {"source": UNFIT})
     try:
         open_outputs(desk, "unfit.ipynb", outputs)
-        for text in ("harmless", "a figure", "strong"):
+        for text in ("harmless", "a figure", "strong", "far"):
             wait_for_text(desk, ".gk-walled", text)
         refusal = "does not keep pages and outputs from the network"
         desk.wait_until(
