@@ -8,7 +8,7 @@ import { Widget } from '@lumino/widgets';
 import type { ArtifactClient } from './artifacts.js';
 import { messageOf } from './client.js';
 import { element, replace } from './dom.js';
-import { FramePool, type Framed } from './frame_pool.js';
+import { FramePool } from './frame_pool.js';
 import { frameTheme } from './frame_theme.js';
 import { giveLibraries } from './libraries.js';
 import { Notes } from './notes.js';
@@ -31,7 +31,7 @@ const WAITING = 'gk-waiting';
 /** Of all outputs and widgets of the page. */
 const pool = new FramePool();
 
-export abstract class FramedView extends Widget implements Framed {
+export abstract class FramedView extends Widget {
   protected frame: PageFrame | null = null;
   private readonly content = element('div', { class: 'gk-framed-content' });
   private readonly notes = new Notes('Messages of the output', MAX_NOTES);
@@ -155,7 +155,6 @@ export abstract class FramedView extends Widget implements Framed {
           const host = URL.canParse(url) ? new URL(url).host : url;
           this.note(`Not loaded, as outputs have no network: ${host}`); // a map asks for many tiles
         },
-        shown: () => undefined,
         ended: (reason, isRefused) => {
           if (isRefused) {
             pool.refuse(reason);
@@ -170,7 +169,6 @@ export abstract class FramedView extends Widget implements Framed {
           this.content.style.height = `${height}px`;
           this.content.classList.remove(WAITING);
         },
-        talk: () => undefined,
         renewed: start
       },
       isDark()
