@@ -54,7 +54,9 @@ look();
 SCROLL = """
 const outer = document.querySelector('.jp-Notebook .jp-WindowedPanel-outer');
 outer.scrollTop += outer.clientHeight;
-return outer.scrollTop + outer.clientHeight < outer.scrollHeight - 5;
+// The outer element is not as high yet as its cells will be.
+const last = [...document.querySelectorAll(".jp-Cell")].at(-1);
+return last.getBoundingClientRect().bottom > innerHeight;
 """
 
 NOTCH = 120
@@ -153,7 +155,7 @@ def turn_wheel(page: Any, pixels: int) -> None:
         page.execute_cdp_cmd("Input.dispatchMouseEvent", where | {"deltaY": NOTCH})
 
 
-def measure(server: LabServer, name: str, profile: Path, *, wheel: bool) -> list[float]:
+def measure(server: LabServer, name: str, profile: Path, pages: int, *, wheel: bool) -> list[float]:
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     assert chromium is not None
     assert driver is not None
@@ -176,10 +178,11 @@ def measure(server: LabServer, name: str, profile: Path, *, wheel: bool) -> list
         page.get(f"{server.url}lab/workspaces/bench/tree/{name}.ipynb?reset")
         opened = page.execute_async_script(DRAWN) / 1000
         opened_cpu, opened_pss = cpu() - before, pss()
-        scrolled = 0.0
+        scrolled = 0.001
         begin = page.execute_script("return performance.now()") / 1000
         script = SCROLL.replace("outer.scrollTop += outer.clientHeight;", "") if wheel else SCROLL
-        while page.execute_script(script):
+        while pages > 0 and page.execute_script(script):
+            pages -= 1
             if wheel:
                 turn_wheel(page, 960)
             scrolled = page.execute_async_script(DRAWN) / 1000 - begin
@@ -192,6 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.outputs", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--count", type=int, default=200, help="outputs of each notebook")
+    parser.add_argument("--pages", type=int, default=1000, help="the most that are scrolled")
     parser.add_argument("--wheel", action="store_true", help="scroll by notches, not by pages")
     parser.add_argument("--notebooks", default=",".join(NOTEBOOKS))
     arguments = parser.parse_args()
@@ -207,7 +211,9 @@ def main() -> None:
                 for name in names:
                     for side in SIDES if turn % 2 == 0 else SIDES[::-1]:
                         profile = base / f"{turn}-{name}-{side}"
-                        sample = measure(started[side], name, profile, wheel=arguments.wheel)
+                        sample = measure(
+                            started[side], name, profile, arguments.pages, wheel=arguments.wheel
+                        )
                         found.setdefault((name, side), []).append(sample)
                         print(turn, name, side, *(f"{it:.1f}" for it in sample), flush=True)
     print(f"{'':10}", *(f"{it:>22}" for it in FIGURES))

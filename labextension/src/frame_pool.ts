@@ -63,7 +63,8 @@ export class FramePool {
 
   /** Begins all that are seen, then one after the other of those that are near, if they do not move. */
   private look(): void {
-    const ready: (readonly [FramedView, boolean])[] = [];
+    const seen: FramedView[] = [];
+    const others: FramedView[] = [];
     for (const [member, place] of this.members) {
       const { top, bottom, height } = place.getBoundingClientRect();
       const before = this.near.get(member);
@@ -71,8 +72,9 @@ export class FramePool {
         this.near.delete(member);
       } else {
         this.near.set(member, top);
-        if (before !== undefined && Math.abs(top - before) <= MAX_MOVED) {
-          ready.push([member, bottom > 0 && top < innerHeight]);
+        const isStill = before !== undefined && Math.abs(top - before) <= MAX_MOVED;
+        if (isStill && !this.alive.has(member)) {
+          (bottom > 0 && top < innerHeight ? seen : others).push(member);
         }
       }
       if (this.near.has(member) !== (before !== undefined)) {
@@ -83,9 +85,7 @@ export class FramePool {
         }
       }
     }
-    const next = ready.filter(([member]) => !this.alive.has(member));
-    const seen = next.filter(([, isSeen]) => isSeen);
-    for (const [member] of seen.length > 0 ? seen : next.slice(0, 1)) {
+    for (const member of seen.length > 0 ? seen : others.slice(0, 1)) {
       this.shrink(MAX_ALIVE - 1);
       if (this.alive.size < MAX_ALIVE) {
         this.alive.add(member);

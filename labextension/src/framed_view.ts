@@ -34,7 +34,7 @@ const pool = new FramePool();
 export abstract class FramedView extends Widget {
   protected frame: PageFrame | null = null;
   private readonly content = element('div', { class: 'gk-framed-content' });
-  private readonly notes = new Notes('Messages of the output', MAX_NOTES);
+  protected readonly notes = new Notes('Messages of the output', MAX_NOTES);
   private turn = 0;
   private readonly stopListening: () => void;
 
@@ -69,7 +69,7 @@ export abstract class FramedView extends Widget {
   /** This browser holds no frame. */
   refuse(why: string): void {
     pool.leave(this);
-    this.note(why);
+    this.notes.add(why);
   }
 
   /** ``height``: as far as it is known before it is drawn, so that nothing moves later. */
@@ -153,7 +153,7 @@ export abstract class FramedView extends Widget {
         link: confirmLink,
         blocked: url => {
           const host = URL.canParse(url) ? new URL(url).host : url;
-          this.note(`Not loaded, as outputs have no network: ${host}`); // a map asks for many tiles
+          this.notes.add(`Not loaded, as outputs have no network: ${host}`); // a map asks for many tiles
         },
         ended: (reason, isRefused) => {
           if (isRefused) {
@@ -192,8 +192,4 @@ export abstract class FramedView extends Widget {
     this.end();
     this.begin();
   };
-
-  protected note(text: string): void {
-    this.notes.add(text);
-  }
 }
