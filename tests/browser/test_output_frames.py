@@ -348,7 +348,7 @@ one that is loaded anew, as when the first was ten seconds late."""
 
 
 def test_a_browser_that_holds_no_frame_shows_what_is_harmless(desk: LabPage) -> None:
-    outputs = {
+    outputs: dict[str, dict[str, Any]] = {
         "html": {"text/html": "<b>harmless</b><script>top.attacked = 1</script>"},
         "plot": {"application/vnd.plotly.v1+json": {}, "text/plain": "a figure"},
         "markdown": {"text/markdown": "**strong**<script>top.attacked = 1</script>"},
