@@ -54,9 +54,10 @@ look();
 SCROLL = """
 const outer = document.querySelector('.jp-Notebook .jp-WindowedPanel-outer');
 outer.scrollTop += outer.clientHeight;
-// The outer element is not as high yet as its cells will be.
-const last = [...document.querySelectorAll(".jp-Cell")].at(-1);
-return last.getBoundingClientRect().bottom > innerHeight;
+// Not by heights: the outer element is not as high yet as its cells will be.
+const last = [...document.querySelectorAll('.jp-Cell .cm-content')].find(
+  it => it.textContent === arguments[0]);
+return !last || last.getBoundingClientRect().top > innerHeight;
 """
 
 NOTCH = 120
@@ -155,7 +156,9 @@ def turn_wheel(page: Any, pixels: int) -> None:
         page.execute_cdp_cmd("Input.dispatchMouseEvent", where | {"deltaY": NOTCH})
 
 
-def measure(server: LabServer, name: str, profile: Path, pages: int, *, wheel: bool) -> list[float]:
+def measure(
+    server: LabServer, name: str, profile: Path, count: int, pages: int, *, wheel: bool
+) -> list[float]:
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     assert chromium is not None
     assert driver is not None
@@ -181,7 +184,7 @@ def measure(server: LabServer, name: str, profile: Path, pages: int, *, wheel: b
         scrolled = 0.001
         begin = page.execute_script("return performance.now()") / 1000
         script = SCROLL.replace("outer.scrollTop += outer.clientHeight;", "") if wheel else SCROLL
-        while pages > 0 and page.execute_script(script):
+        while pages > 0 and page.execute_script(script, f"draw({count - 1})"):
             pages -= 1
             if wheel:
                 turn_wheel(page, 960)
@@ -211,8 +214,9 @@ def main() -> None:
                 for name in names:
                     for side in SIDES if turn % 2 == 0 else SIDES[::-1]:
                         profile = base / f"{turn}-{name}-{side}"
+                        amounts = (arguments.count, arguments.pages)
                         sample = measure(
-                            started[side], name, profile, arguments.pages, wheel=arguments.wheel
+                            started[side], name, profile, *amounts, wheel=arguments.wheel
                         )
                         found.setdefault((name, side), []).append(sample)
                         print(turn, name, side, *(f"{it:.1f}" for it in sample), flush=True)
