@@ -7,7 +7,7 @@
 import type { FrameTheme } from '../src/frame_theme.js';
 import { PLOTLY, type Part } from '../src/output_parts.js';
 import { Drawer, plotIn } from './draw.js';
-import { type Tools, add, addStyle, register, takeTheme } from './renderer.js';
+import { add, addStyle, register, takeTheme } from './renderer.js';
 import { askForTiles } from './tiles.js';
 
 interface Draw {
@@ -20,64 +20,51 @@ interface Draw {
 }
 
 register<string>((_, tools) => {
-  const output = new Output(tools);
-  tools.onMessage(message => {
-    output.receive(message as Draw | FrameTheme);
-  });
-});
+  const drawer = new Drawer(tools);
+  askForTiles(tools);
+  addStyle(`
+    html, body { margin: 0; padding: 0; height: auto; overflow: hidden }
+    #gvisor-root { display: flow-root; overflow-x: auto }
+    #gvisor-hidden { display: none }
+  `);
+  const hidden = add(tools.root, 'div');
+  hidden.id = 'gvisor-hidden';
+  const node = add(tools.root, 'div');
+  node.id = 'gvisor-root';
+  const holder = add(node, 'div');
+  const prepared = new Set<string>();
 
-class Output {
-  private readonly node: HTMLElement;
-  private readonly holder: HTMLElement;
-  private readonly hidden: HTMLElement;
-  private readonly drawer: Drawer;
-  private readonly prepared = new Set<string>();
-  private last: Promise<void> = Promise.resolve();
-
-  constructor(private readonly tools: Tools) {
-    this.drawer = new Drawer(tools);
-    askForTiles(tools);
-    addStyle(`
-      html, body { margin: 0; padding: 0; height: auto; overflow: hidden }
-      #gvisor-root { display: flow-root; overflow-x: auto }
-      #gvisor-hidden { display: none }
-    `);
-    this.hidden = add(tools.root, 'div');
-    this.hidden.id = 'gvisor-hidden';
-    this.node = add(tools.root, 'div');
-    this.node.id = 'gvisor-root';
-    this.holder = add(this.node, 'div');
-  }
-
-  receive(message: Draw | FrameTheme): void {
-    if (message.kind === 'theme') {
-      takeTheme(message);
-    } else {
-      this.last = this.last
-        .then(() => this.draw(message))
-        .catch((error: unknown) => {
-          this.tools.reportError(error instanceof Error ? error.message : String(error));
-        })
-        .then(() => {
-          this.tools.watchHeight(this.node); // until then it has the height that was expected
-        });
-    }
-  }
-
-  private async draw({ parts, setups, libraries }: Draw): Promise<void> {
-    await this.drawer.load(libraries); // which earlier outputs use, too
+  const draw = async ({ parts, setups, libraries }: Draw): Promise<void> => {
+    await drawer.load(libraries); // which earlier outputs use, too
     for (const { id, parts: setup } of setups) {
-      if (!this.prepared.has(id)) {
-        this.prepared.add(id);
-        await this.drawer.draw(setup, add(this.hidden, 'div'));
+      if (!prepared.has(id)) {
+        prepared.add(id);
+        await drawer.draw(setup, add(hidden, 'div'));
       }
     }
     // Until the new output is there, the old one keeps its place.
-    if (parts[0]?.type !== PLOTLY || plotIn(this.holder) === null) {
-      this.holder.style.minHeight = `${this.holder.getBoundingClientRect().height}px`;
-      this.holder.replaceChildren();
+    if (parts[0]?.type !== PLOTLY || plotIn(holder) === null) {
+      holder.style.minHeight = `${holder.getBoundingClientRect().height}px`;
+      holder.replaceChildren();
     }
-    await this.drawer.draw(parts, this.holder);
-    this.holder.style.minHeight = '';
-  }
-}
+    await drawer.draw(parts, holder);
+    holder.style.minHeight = '';
+  };
+
+  let last = Promise.resolve();
+  tools.onMessage(data => {
+    const message = data as Draw | FrameTheme;
+    if (message.kind === 'theme') {
+      takeTheme(message);
+      return;
+    }
+    last = last
+      .then(() => draw(message))
+      .catch((error: unknown) => {
+        tools.reportError(error instanceof Error ? error.message : String(error));
+      })
+      .then(() => {
+        tools.watchHeight(node); // until then it has the height that was expected
+      });
+  });
+});

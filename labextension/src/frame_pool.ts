@@ -5,12 +5,7 @@
  * goes by while a person scrolls fast, none begins: only that at which they stop, and then the next.
  */
 
-/** Something with a frame: it is told when to begin, and when its frame is given to others. */
-export interface Framed {
-  readonly node: HTMLElement;
-  begin(): void;
-  end(): void;
-}
+import type { FramedView } from './framed_view.js';
 
 /** Frames that stay when they are not near any more. While one with a library is there, the browser
  *  keeps what it has compiled: without, the next plot takes a second. */
@@ -25,15 +20,15 @@ const MAX_MOVED = 200;
 
 export class FramePool {
   /** Each with its cell, or itself. */
-  private readonly members = new Map<Framed, HTMLElement>();
+  private readonly members = new Map<FramedView, HTMLElement>();
   /** With where they were when they were looked at last. */
-  private readonly near = new Map<Framed, number>();
+  private readonly near = new Map<FramedView, number>();
   /** Those with a frame, the one that was near longest ago first. */
-  private readonly alive = new Set<Framed>();
+  private readonly alive = new Set<FramedView>();
   private observer: IntersectionObserver | null = null;
   private looking: ReturnType<typeof setTimeout> | undefined;
 
-  watch(member: Framed): void {
+  watch(member: FramedView): void {
     if (this.observer === null) {
       // It tells of tabs and panels. Of what scrolls, JupyterLab lets it tell a second late.
       this.observer = new IntersectionObserver(this.lookLater);
@@ -44,12 +39,19 @@ export class FramePool {
     this.lookLater();
   }
 
-  leave(member: Framed): void {
+  leave(member: FramedView): void {
     this.observer?.unobserve(member.node);
     this.members.delete(member);
     this.near.delete(member);
     this.stop(member);
     this.lookLater();
+  }
+
+  /** Those out of sight, too, are searched and printed. */
+  refuse(why: string): void {
+    for (const member of [...this.members.keys()]) {
+      member.refuse(why);
+    }
   }
 
   private readonly lookLater = (): void => {
@@ -61,7 +63,8 @@ export class FramePool {
 
   /** Begins all that are seen, then one after the other of those that are near, if they do not move. */
   private look(): void {
-    const ready: (readonly [Framed, boolean])[] = [];
+    const seen: FramedView[] = [];
+    const others: FramedView[] = [];
     for (const [member, place] of this.members) {
       const { top, bottom, height } = place.getBoundingClientRect();
       const before = this.near.get(member);
@@ -69,8 +72,9 @@ export class FramePool {
         this.near.delete(member);
       } else {
         this.near.set(member, top);
-        if (before !== undefined && Math.abs(top - before) <= MAX_MOVED) {
-          ready.push([member, bottom > 0 && top < innerHeight]);
+        const isStill = before !== undefined && Math.abs(top - before) <= MAX_MOVED;
+        if (isStill && !this.alive.has(member)) {
+          (bottom > 0 && top < innerHeight ? seen : others).push(member);
         }
       }
       if (this.near.has(member) !== (before !== undefined)) {
@@ -81,9 +85,7 @@ export class FramePool {
         }
       }
     }
-    const next = ready.filter(([member]) => !this.alive.has(member));
-    const seen = next.filter(([, isSeen]) => isSeen);
-    for (const [member] of seen.length > 0 ? seen : next.slice(0, 1)) {
+    for (const member of seen.length > 0 ? seen : others.slice(0, 1)) {
       this.shrink(MAX_ALIVE - 1);
       if (this.alive.size < MAX_ALIVE) {
         this.alive.add(member);
@@ -105,7 +107,7 @@ export class FramePool {
     }
   }
 
-  private stop(member: Framed): void {
+  private stop(member: FramedView): void {
     if (this.alive.delete(member)) {
       member.end();
     }

@@ -8,7 +8,7 @@ import { Widget } from '@lumino/widgets';
 import type { ArtifactClient } from './artifacts.js';
 import { ServerError, messageOf } from './client.js';
 import { element, replace } from './dom.js';
-import { FramePool, type Framed } from './frame_pool.js';
+import { FramePool } from './frame_pool.js';
 import { frameTheme } from './frame_theme.js';
 import { giveLibraries } from './libraries.js';
 import { Notes } from './notes.js';
@@ -33,10 +33,10 @@ const WAITING = 'gk-waiting';
 /** Of all outputs and widgets of the page. */
 const pool = new FramePool();
 
-export abstract class FramedView extends Widget implements Framed {
+export abstract class FramedView extends Widget {
   protected frame: PageFrame | null = null;
   private readonly content = element('div', { class: 'gk-framed-content' });
-  private readonly notes = new Notes('Messages of the output', MAX_NOTES);
+  protected readonly notes = new Notes('Messages of the output', MAX_NOTES);
   private turn = 0;
   private readonly stopListening: () => void;
 
@@ -69,8 +69,9 @@ export abstract class FramedView extends Widget implements Framed {
     args: Readonly<Record<string, unknown>>
   ): Promise<Answered | undefined>;
   /** This browser holds no frame. */
-  protected refuse(why: string): void {
-    this.note(why);
+  refuse(why: string): void {
+    pool.leave(this);
+    this.notes.add(why);
   }
 
   /** ``height``: as far as it is known before it is drawn, so that nothing moves later. */
@@ -155,12 +156,11 @@ export abstract class FramedView extends Widget implements Framed {
         link: confirmLink,
         blocked: url => {
           const host = URL.canParse(url) ? new URL(url).host : url;
-          this.note(`Not loaded, as outputs have no network: ${host}`); // a map asks for many tiles
+          this.notes.add(`Not loaded, as outputs have no network: ${host}`); // a map asks for many tiles
         },
-        shown: () => undefined,
         ended: (reason, isRefused) => {
           if (isRefused) {
-            this.refuse(reason);
+            pool.refuse(reason);
           } else {
             this.notes.add(reason, this.again);
           }
@@ -172,7 +172,6 @@ export abstract class FramedView extends Widget implements Framed {
           this.content.style.height = `${height}px`;
           this.content.classList.remove(WAITING);
         },
-        talk: () => undefined,
         renewed: start
       },
       isDark()
@@ -200,8 +199,4 @@ export abstract class FramedView extends Widget implements Framed {
     this.end();
     this.begin();
   };
-
-  protected note(text: string): void {
-    this.notes.add(text);
-  }
 }

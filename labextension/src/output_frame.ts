@@ -6,7 +6,6 @@
 
 import type { IRenderMime } from '@jupyterlab/rendermime';
 
-import type { ReadFile } from './artifacts.js';
 import type { Trackers } from './current.js';
 import { fileOf, findPlace, setupsBefore } from './earlier_outputs.js';
 import { FramedView, type ViewContext } from './framed_view.js';
@@ -39,7 +38,7 @@ export class OutputFrame extends FramedView implements IRenderMime.IRenderer {
   constructor(
     private readonly mimeType: string,
     protected override readonly context: OutputContext,
-    protected override readonly refuse: (why: string) => void
+    override readonly refuse: (why: string) => void
   ) {
     super(context, 'output');
   }
@@ -48,9 +47,11 @@ export class OutputFrame extends FramedView implements IRenderMime.IRenderer {
     const bundle: Bundle = { data, metadata };
     this.isLoad = isLoad(bundle);
     this.parts = partsOf(this.mimeType, bundle);
-    if (sizeOf(this.parts) > MAX_OUTPUT) {
+    const isLarge = ({ data }: Part): boolean =>
+      (typeof data === 'string' ? data : JSON.stringify(data ?? '')).length > MAX_OUTPUT;
+    if (this.parts.some(isLarge)) {
       this.parts = [];
-      this.note('This output is not drawn: it has more than 64 million characters.');
+      this.notes.add('This output is not drawn: it has more than 64 million characters.');
     }
     if (this.frame !== null) {
       this.start(this.frame);
@@ -88,12 +89,13 @@ export class OutputFrame extends FramedView implements IRenderMime.IRenderer {
 
   protected failed(message: string, place: string): void {
     if (place === 'library') {
-      this.note(message);
+      this.notes.add(message);
     } else {
       console.warn(`gvisor-kernel: a script of an output: ${message}`);
     }
   }
 
+  /** A file of the outputs: of the kernel, or beside the notebook. No other is shown in an output. */
   protected override async call(
     method: unknown,
     args: Readonly<Record<string, unknown>>
@@ -101,12 +103,7 @@ export class OutputFrame extends FramedView implements IRenderMime.IRenderer {
     if (method !== 'file') {
       return undefined;
     }
-    const { bytes, type } = await this.readFile(pathOf(String(args.path)));
-    return { value: { bytes, type }, bytes: bytes.byteLength };
-  }
-
-  /** A file of the outputs: of the kernel, or beside the notebook. No other is shown in an output. */
-  private async readFile(path: string): Promise<ReadFile> {
+    const path = pathOf(String(args.path));
     const below = path.replace(/^\/?outputs\//, '');
     if (below === path || path.split('/').includes('..')) {
       throw new Error(
@@ -117,14 +114,7 @@ export class OutputFrame extends FramedView implements IRenderMime.IRenderer {
     if (place === null) {
       throw new Error(`${path} is not shown: it is not known of which notebook this output is.`);
     }
-    return await this.context.client.read(fileOf(place.session, below));
+    const { bytes, type } = await this.context.client.read(fileOf(place.session, below));
+    return { value: { bytes, type }, bytes: bytes.byteLength };
   }
-}
-
-function sizeOf(parts: readonly Part[]): number {
-  return parts.reduce(
-    (sum, { data }) =>
-      sum + (typeof data === 'string' ? data.length : JSON.stringify(data ?? null).length),
-    0
-  );
 }

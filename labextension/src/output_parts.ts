@@ -102,7 +102,7 @@ export function plotHeight(figure: unknown): number {
   return typeof height === 'number' ? height : 360;
 }
 
-const HEIGHT = /(?<![\w-])height["']?\s*[:=]\s*["']?(\d{1,5})(pt)?(?![\w%])/;
+const HEIGHT = /(?<![\w-])height["']?\s*[:=]\s*["']?(\d{1,5})(pt|px)?(?![\w%])/;
 const HEIGHT_OF_ROW = 21;
 
 /** About how high an output will be, by what its data say. */

@@ -19,7 +19,6 @@ export interface PageEvents {
   error(message: string, place: string): void;
   link(url: string): void;
   blocked(url: string): void;
-  shown(title: string): void;
   /** ``isRefused``: it was never run, as this browser does not hold it. */
   ended(reason: string, isRefused: boolean): void;
   /** A bundle in the frame has sent this, or the page in its name. */
@@ -29,7 +28,7 @@ export interface PageEvents {
   /** The content has this height in pixels; only of a source that is ``sized``. */
   size?(height: number): void;
   /** The page talks to a host, or has done so. */
-  talk(talk: Talk): void;
+  talk?(talk: Talk): void;
 }
 
 /** A source, and the bundles that show it; HTML needs none. */
@@ -132,7 +131,7 @@ export class PageFrame {
     this.network = new PageNetwork(client.network, source.file.ticket, talk => {
       // Also of a page that has ended itself: it may have talked just before.
       if (!this.disposed) {
-        events.talk(talk);
+        events.talk?.(talk);
       }
     });
     const isPage = source.answer === undefined;
@@ -153,9 +152,7 @@ export class PageFrame {
     });
     this.port = this.connect();
     // No event tells that a frame's process has ended; the frame in it is gone with it.
-    this.watching = setInterval(() => {
-      this.look();
-    }, LOOK_FOR_FRAME_MILLISECONDS);
+    this.watching = setInterval(this.look, LOOK_FOR_FRAME_MILLISECONDS);
     shown.add(this);
   }
 
@@ -180,7 +177,7 @@ export class PageFrame {
   }
 
   /** One that crashed before it was ready looks like one that a busy server is late with. */
-  private look(): void {
+  private readonly look = (): void => {
     const isFilled = this.frame.contentWindow?.length !== 0;
     if (this.window !== null && isFilled) {
       return;
@@ -190,7 +187,7 @@ export class PageFrame {
     if (this.window !== null || this.looks >= most) {
       this.renew();
     }
-  }
+  };
 
   /** Loads the frame anew, once. It gets a process of its own: another output may be to blame. */
   private renew(): void {
@@ -322,9 +319,6 @@ export class PageFrame {
         break;
       case 'blocked':
         this.events.blocked(text(message.url));
-        break;
-      case 'shown':
-        this.events.shown(text(message.title));
         break;
       case 'message':
         this.receiveMessage(message.text, message.buffers);

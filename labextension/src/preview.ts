@@ -149,7 +149,6 @@ export class Preview {
         blocked: url => {
           this.notes.add(`Not loaded, as pages from sandboxes have no network: ${url}`);
         },
-        shown: () => undefined,
         ended: (reason, isRefused) => {
           this.talk.end();
           this.notes.add(reason, isRefused ? undefined : again);

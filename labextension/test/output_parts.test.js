@@ -7,6 +7,7 @@ import {
   canDraw,
   completes,
   hasScripts,
+  heightOf,
   partsOf,
   relevantNames,
   setupOf
@@ -90,6 +91,34 @@ test('what an output uses without loading it', () => {
   assert.deepEqual(librariesIn('root.Bokeh.embed', true), []);
   assert.equal(librariesIn('root.Bokeh.embed', false)[0], 'gvisor:bokeh');
   assert.deepEqual(librariesIn('x'.repeat(1_000_001) + 'Plotly.', false), []);
+});
+
+test('a height is known before an output is drawn, as far as its data say it', () => {
+  const plotly = 'application/vnd.plotly.v1+json';
+  const svg = 'image/svg+xml';
+  const vega = 'application/vnd.vegalite.v5+json';
+  const html = 'text/html';
+  const cases = [
+    [plotly, { layout: { height: 700 } }, 700],
+    [plotly, {}, 360],
+    [plotly, { layout: { height: 1e9 } }, 5000],
+    [plotly, { layout: { height: -5 } }, 10],
+    [plotly, null, 360],
+    [vega, { mark: 'bar', height: 120 }, 120],
+    [vega, { mark: 'bar' }, 300],
+    [svg, '<svg width="40" height="30"></svg>', 30],
+    [svg, '<svg height="300pt"></svg>', 400],
+    [svg, '<svg height="100%"></svg>', undefined],
+    [html, '<div style="line-height: 9px; height: 250px"></div>', 250],
+    [html, '<table>' + '<tr><td>1</td></tr>'.repeat(20) + '</table>', 420],
+    [html, '<tr>'.repeat(100_000), 5000],
+    [html, '<p>text</p>', undefined]
+  ];
+  for (const [type, data, height] of cases) {
+    const parts = [{ type, data, metadata: {} }];
+    assert.equal(heightOf(parts), height, `${type} ${JSON.stringify(data).slice(0, 60)}`);
+  }
+  assert.equal(heightOf([]), undefined);
 });
 
 test("Bokeh's bundles have elements and the script that fills them", () => {

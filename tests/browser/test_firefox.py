@@ -63,4 +63,5 @@ def test_a_kernel_prints_and_nothing_acts(page: FirefoxPage) -> None:
     page.screenshot("wall-firefox")
     assert walled(page) > 20
     wait_for_text(page, LINE, "this browser does not keep pages and outputs from the network")
-    assert page.driver.execute_script("return document.querySelectorAll('iframe').length") == 0
+    frames = "return document.querySelectorAll('iframe').length"
+    page.wait_until(lambda: page.driver.execute_script(frames) == 0, "frames are left")

@@ -163,7 +163,7 @@ OUTPUTS: dict[str, dict[str, Any]] = {
     "tall": {"text/html": "<div style='height: 700px'>tall</div><script></script>"},
     "grows": {
         "text/html": "<div id=box>grows</div><script>let high = 0; setInterval(() => {"
-        "high += 50; box.style.height = high + 'px' }, 20);</script>"
+        "high = (high + 50) % 15000; box.style.height = high + 'px' }, 20);</script>"
     },
     "asks": {
         "text/html": "<p>asks</p><script>for (let i = 0; i < 200; i++) {"
@@ -200,7 +200,8 @@ def open_outputs(desk: LabPage, name: str, outputs: dict[str, dict[str, Any]]) -
     folder = desk.server.folder
     folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / name)
-    desk.driver.get(f"{desk.server.url}lab/tree/{name}?token={desk.server.token}")
+    page = f"lab/workspaces/auto-test/tree/{name}?reset"  # without the notebooks of before
+    desk.driver.get(f"{desk.server.url}{page}&token={desk.server.token}")
     desk.find(".jp-Notebook .jp-Cell")
 
 
@@ -336,24 +337,28 @@ def test_few_frames_are_alive(notebook: LabPage) -> None:
 UNFIT = """
 const { setAttribute } = Element.prototype;
 Element.prototype.setAttribute = function (name, value) {
-  const unheld = name === 'src' && /gvisor-kernel[/]frame$/.test(value);
-  setAttribute.call(this, name, unheld ? `${value}?control=1` : value);
+  const unheld = name === 'src' && /gvisor-kernel[/]frame([?]alone=1)?$/.test(value);
+  setAttribute.call(this, name, unheld ? `${value.split('?')[0]}?control=1` : value);
 };
+Object.defineProperty(HTMLIFrameElement.prototype, 'src', {
+  set(value) { this.setAttribute('src', value) } });
 """
-"""Each frame is one without the header that the browser obeys: as in a browser that does not."""
+"""Each frame is one without the header that the browser obeys: as in a browser that does not. Also
+one that is loaded anew, as when the first was ten seconds late."""
 
 
 def test_a_browser_that_holds_no_frame_shows_what_is_harmless(desk: LabPage) -> None:
-    outputs = {
+    outputs: dict[str, dict[str, Any]] = {
         "html": {"text/html": "<b>harmless</b><script>top.attacked = 1</script>"},
         "plot": {"application/vnd.plotly.v1+json": {}, "text/plain": "a figure"},
         "markdown": {"text/markdown": "**strong**<script>top.attacked = 1</script>"},
+        "out of sight" + "\n" * 150: {"text/html": "<i>far</i><script></script>"},
     }
     command = "Page.addScriptToEvaluateOnNewDocument"
     added = desk.driver.execute_cdp_cmd(command, {"source": UNFIT})
     try:
         open_outputs(desk, "unfit.ipynb", outputs)
-        for text in ("harmless", "a figure", "strong"):
+        for text in ("harmless", "a figure", "strong", "far"):
             wait_for_text(desk, ".gk-walled", text)
         refusal = "does not keep pages and outputs from the network"
         desk.wait_until(
@@ -364,3 +369,49 @@ def test_a_browser_that_holds_no_frame_shows_what_is_harmless(desk: LabPage) -> 
     desk.screenshot("frames-unfit")
     left = "return [document.querySelectorAll('.gk-page').length, window.attacked ?? null]"
     assert desk.driver.execute_script(left) == [0, None]
+
+
+WATCH_BEGUN = """
+const { setTimeout } = window;
+const outer = document.querySelector('.jp-Notebook .jp-WindowedPanel-outer');
+window.begun = [];
+new MutationObserver(() => {
+  for (const it of document.querySelectorAll('.gk-page')) {
+    const name = it.closest('.jp-CodeCell')?.querySelector('.cm-content').textContent;
+    if (name !== undefined && !begun.includes(name)) begun.push(name);
+  }
+}).observe(document.body, { subtree: true, childList: true });
+let left = 12;
+window.setTimeout = (call, milliseconds, ...args) => setTimeout(() => {
+  if (milliseconds === 100 && left > 0) {
+    left -= 1;
+    outer.scrollTop += 600;
+  }
+  call();
+}, milliseconds, ...args);
+outer.scrollTop += 600;
+"""
+"""Notes the cells whose frames begin, and scrolls on before each look of the pool, twelve times."""
+
+
+def test_what_goes_by_begins_no_frame_and_where_it_stops_one_begins(desk: LabPage) -> None:
+    box = "<div style='height: 400px'>{}</div><script></script>"
+    names = [f"cell {number}" for number in range(40)]
+    open_outputs(desk, "long.ipynb", {it: {"text/html": box.format(it)} for it in names})
+    desk.wait_until(lambda: "cell 0" in text_in(desk, "cell 0"), "the first was not drawn")
+    desk.driver.execute_script(WATCH_BEGUN)
+    in_sight = """return [...document.querySelectorAll('.jp-CodeCell')].filter(it => {
+      const { top, bottom } = it.getBoundingClientRect();
+      return bottom > 150 && top < innerHeight - 50;
+    }).map(it => it.querySelector('.cm-content').textContent)"""
+    seen: list[str] = []
+
+    def drawn() -> bool:
+        seen[:] = desk.driver.execute_script(in_sight)
+        begun = desk.driver.execute_script("return begun")
+        return names.index(seen[0]) > 10 and set(seen) <= set(begun)
+
+    desk.wait_until(drawn, "none began where it stopped")
+    begun = [names.index(it) for it in desk.driver.execute_script("return begun")]
+    by_the_way = [it for it in begun if 4 < it < names.index(seen[0]) - 2]
+    assert by_the_way == [], (begun, seen)
