@@ -34,7 +34,7 @@ const pool = new FramePool();
 export abstract class FramedView extends Widget implements Framed {
   protected frame: PageFrame | null = null;
   private readonly content = element('div', { class: 'gk-framed-content' });
-  private readonly notes = new Notes('Messages of the output', MAX_NOTES);
+  protected readonly notes = new Notes('Messages of the output', MAX_NOTES);
   private turn = 0;
   private readonly stopListening: () => void;
 
@@ -68,7 +68,7 @@ export abstract class FramedView extends Widget implements Framed {
   ): Promise<Answered | undefined>;
   /** This browser holds no frame. */
   protected refuse(why: string): void {
-    this.note(why);
+    this.notes.add(why);
   }
 
   /** ``height``: as far as it is known before it is drawn, so that nothing moves later. */
@@ -152,7 +152,7 @@ export abstract class FramedView extends Widget implements Framed {
         link: confirmLink,
         blocked: url => {
           const host = URL.canParse(url) ? new URL(url).host : url;
-          this.note(`Not loaded, as outputs have no network: ${host}`); // a map asks for many tiles
+          this.notes.add(`Not loaded, as outputs have no network: ${host}`); // a map asks for many tiles
         },
         shown: () => undefined,
         ended: (reason, isRefused) => {
@@ -193,8 +193,4 @@ export abstract class FramedView extends Widget implements Framed {
     this.end();
     this.begin();
   };
-
-  protected note(text: string): void {
-    this.notes.add(text);
-  }
 }

@@ -48,7 +48,7 @@ export class OutputFrame extends FramedView implements IRenderMime.IRenderer {
     this.parts = partsOf(this.mimeType, bundle);
     if (sizeOf(this.parts) > MAX_OUTPUT) {
       this.parts = [];
-      this.note('This output is not drawn: it has more than 64 million characters.');
+      this.notes.add('This output is not drawn: it has more than 64 million characters.');
     }
     if (this.frame !== null) {
       this.start(this.frame);
@@ -80,7 +80,7 @@ export class OutputFrame extends FramedView implements IRenderMime.IRenderer {
 
   protected failed(message: string, place: string): void {
     if (place === 'library') {
-      this.note(message);
+      this.notes.add(message);
     } else {
       console.warn(`gvisor-kernel: a script of an output: ${message}`);
     }

@@ -106,7 +106,7 @@ export class WidgetRenderer extends FramedView implements IRenderMime.IRenderer 
   }
 
   protected failed(message: string, place: string): void {
-    this.note(place === '' ? message : `${message} (${place})`);
+    this.notes.add(place === '' ? message : `${message} (${place})`);
   }
 }
 
