@@ -54,7 +54,9 @@ export class Drawer {
       const mode = type.includes('lite') ? 'vega-lite' : 'vega';
       const dark = document.documentElement.style.colorScheme === 'dark';
       const theme = dark ? { theme: 'dark' } : {};
-      await embed(add(holder, 'div'), data, { mode, ...theme, ...options });
+      const side = /lite\.v[1-5]\b/.test(type) ? 200 : 300; // what a chart without a size had then
+      const view = { continuousWidth: side, continuousHeight: side };
+      await embed(add(holder, 'div'), data, { mode, config: { view }, ...theme, ...options });
     } else if (type === 'text/html') {
       const node = add(holder, 'div');
       node.className = 'jp-RenderedHTMLCommon jp-RenderedHTML jp-OutputArea-output';

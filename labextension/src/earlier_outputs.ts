@@ -111,7 +111,7 @@ export function setupsBefore(
   for (const output of [...before].reverse()) {
     const { setup, text } = lookAt(output);
     const fits = text !== '' && !found.has(text) && size + text.length <= MAX_SETUPS;
-    if (fits && names.some(name => text.includes(name))) {
+    if (fits && (/^\s*<style/i.test(text) || names.some(name => text.includes(name)))) {
       size += text.length;
       found.set(text, setup);
       from.push(output);

@@ -70,9 +70,8 @@ export async function readLibrary(
 ): Promise<{ readonly name: string; readonly text: string }> {
   const name = libraryOf(url, kind);
   if (name === null) {
-    throw new Error(
-      `Not loaded, as outputs have no network, and no library of this name is known: ${url.slice(0, 200)}`
-    );
+    const short = url.slice(0, 200).replace(/^https?:\/\/([^/]+)\/.*\/(?=[^/]+$)/, '$1/…/');
+    throw new Error(`Not loaded, as outputs have no network: ${short}`);
   }
   if (name === NOTHING) {
     return { name, text: '' };

@@ -1,6 +1,6 @@
 /** Lines beside a frame with what the person has to know. What is in it may say things for ever. */
 
-import { button, element, replace } from './dom.js';
+import { button, element, escapeHidden, replace } from './dom.js';
 
 export class Notes {
   readonly node: HTMLElement;
@@ -12,22 +12,28 @@ export class Notes {
   ) {
     const attributes = { 'aria-live': 'polite', 'aria-label': label };
     this.node = element('ul', { class: 'gk-notes', attributes });
-    this.node.hidden = true;
   }
 
   clear(): void {
     replace(this.node);
-    this.node.hidden = true;
   }
 
-  /** Adds a line that is not there yet; ``again``: what its button does, for which there is room. */
-  add(text: string, again?: () => void): void {
-    const line = element('li', { class: 'gk-warning' }, element('span', text));
-    const present = [...this.node.children].map(it => it.firstElementChild?.textContent);
-    if ((again || present.length < this.most) && !present.includes(line.textContent)) {
-      this.node.hidden = false;
-      line.append(...(again === undefined ? [] : [' ', button('Show again', again)]));
-      this.node.append(line);
+  /**
+   * Adds a line that is not there yet, or to that of what was not loaded.
+   *
+   * @param again what its button does: one for which there is always room
+   */
+  add(message: string, again?: () => void): void {
+    const text = escapeHidden(message);
+    const [start = '', address] = text.split(/(?<=^Not loaded, as [^:]*: )/, 2);
+    const lines = [...this.node.querySelectorAll('li > span')];
+    const list = lines.find(it => address !== undefined && it.textContent.startsWith(start));
+    const known = list?.textContent.slice(start.length).split(', ');
+    const said = known ?? lines.map(it => it.textContent);
+    if ((again || said.length < this.most) && !said.includes(known ? (address ?? '') : text)) {
+      const more = again === undefined ? [] : [' ', button('Show again', again)];
+      const line = element('li', { class: 'gk-warning' }, element('span', text), ...more);
+      (list ?? this.node).append(list ? `, ${address}` : line);
     }
   }
 }

@@ -181,7 +181,7 @@ export function completes(before: Bundle, script: string): readonly Part[] {
 }
 
 function isSetup(html: string): boolean {
-  if (html.length > MAX_SETUPS || !/<script/i.test(html)) {
+  if (html.length > MAX_SETUPS || !/<(script|style)/i.test(html)) {
     return false;
   }
   const { rest, scripts } = withoutScripts(html);

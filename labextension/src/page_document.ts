@@ -15,12 +15,12 @@ import type { Preview } from './preview.js';
 import { shieldIcon } from './widgets.js';
 
 export const PAGE_FACTORY = 'Page Without Network';
-/** Types of files that JupyterLab would interpret, or decode, in its own page. Vega and Mermaid load
- *  what they name with the person's rights, and from the network. */
+/** Types of files that JupyterLab would interpret, or decode, in its own page or the browser's viewer.
+ *  Vega and Mermaid load what they name with the person's rights, and from the network. */
 const TYPES = [
   ...['html', 'svg', 'png', 'gif', 'jpeg', 'bmp', 'ico', 'webp'],
   ...['vega3', 'vega4', 'vega5', 'vega-lite1', 'vega-lite2', 'vega-lite3', 'vega-lite4'],
-  ...['vega-lite5', 'mermaid']
+  ...['vega-lite5', 'mermaid', 'PDF']
 ];
 /** Viewers of JupyterLab for them: none is opened, also when a person chooses it. They load what a
  *  file names, run its scripts as the person's if it is "trusted", or decode it in the page. */

@@ -83,6 +83,9 @@ test('a library that is not known is named', async () => {
     readLibrary(source, 'https://x.example/a.js', 'script'),
     /x\.example\/a\.js/
   );
+  await assert.rejects(readLibrary(source, 'https://x.example/b/c/d.js', 'script'), {
+    message: 'Not loaded, as outputs have no network: x.example/…/d.js'
+  });
   assert.deepEqual(await readLibrary(source, 'vega', 'script'), { name: 'own:vega', text: 'own' });
 });
 
@@ -138,6 +141,7 @@ test('outputs that only prepare the page', () => {
   const prepares = [
     { 'text/html': '<script>window.a = 1</script>\n<style>b {}</style><!-- c -->' },
     { 'text/html': `<div><b>logo</b></div><script>${'x;'.repeat(20_000)}</script>` },
+    { 'text/html': '<style>.dataTable { width: 9px }</style>' },
     { 'application/javascript': 'window.a = 1' },
     { 'application/vnd.bokehjs_load.v0+json': 'load()' }
   ];

@@ -44,6 +44,23 @@ test('the bar turns at 80 % of the limit, and words say it too', () => {
   assert.match(view.node.getAttribute('aria-label'), /nearly full; no network/);
 });
 
+test('what was not loaded is one line, and other lines are their own', () => {
+  const notes = new Notes('Messages', 3);
+  const said = () => [...notes.node.children].map(line => line.textContent);
+  for (const name of ['a.example', 'b\u202e.example', 'a.example', 'c.example', 'd.example']) {
+    notes.add(`Not loaded, as outputs have no network: ${name}`);
+  }
+  notes.add('It ended: why', () => undefined);
+  assert.deepEqual(said(), [
+    'Not loaded, as outputs have no network: a.example, b\\u202e.example, c.example',
+    'It ended: why Show again'
+  ]);
+  notes.add('It ended: why');
+  notes.add('third');
+  notes.add('fourth');
+  assert.equal(said().length, 3);
+});
+
 test('open routes are named, and a notebook directly in a home is told why', () => {
   const view = new StatusView();
   const egress = [{ name: 'pypi', kind: 'packages', hosts: ['pypi.org'] }];

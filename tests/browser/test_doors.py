@@ -21,6 +21,7 @@ from .conftest import IN_SANDBOXES, KERNEL
 from .lab import LabPage
 from .looking import EXPOSED
 from .test_files import end_kernels, write_notebook
+from .test_frame import SCRIPTED_PDF
 from .test_media import wait_in_frame
 
 pytestmark = IN_SANDBOXES
@@ -504,6 +505,16 @@ def test_a_chart_is_drawn_in_a_frame_and_loads_nothing(
 
     assert asked == []
     assert not [it for it in asked_here if "secret.csv" in it]
+    hostile.to_notebook()
+
+
+def test_a_pdf_is_drawn_in_a_frame(hostile: LabPage) -> None:
+    """The browser's own viewer is not in the page of ``gvisor-kernel lab``, which stayed white."""
+    (hostile.server.folder / "paper.pdf").write_bytes(SCRIPTED_PDF)
+
+    assert "gk-preview" in open_with(hostile, "paper.pdf")
+    wait_in_frame(hostile, "return document.querySelector('canvas') !== null")
+    hostile.driver.execute_script("opened.close()")
     hostile.to_notebook()
 
 
