@@ -13,6 +13,7 @@ export default tseslint.config(
       eqeqeq: 'error',
       'no-eval': 'error',
       'no-restricted-properties': ['error', ...markup.map(property => ({ property }))],
+      '@typescript-eslint/no-confusing-void-expression': ['error', { ignoreArrowShorthand: true }],
       '@typescript-eslint/restrict-template-expressions': ['error', { allowNumber: true }]
     }
   },

@@ -14,7 +14,5 @@ const delimiters = PAIRS.map(([left = '', right = '']) => ({
 
 addStyle(styles);
 Object.assign(window, {
-  gvisorTypeset: (element: HTMLElement) => {
-    render(element, { delimiters, throwOnError: false });
-  }
+  gvisorTypeset: (element: HTMLElement) => render(element, { delimiters, throwOnError: false })
 });

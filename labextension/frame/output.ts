@@ -60,9 +60,9 @@ register<string>((_, tools) => {
     }
     last = last
       .then(() => draw(message))
-      .catch((error: unknown) => {
-        tools.reportError(error instanceof Error ? error.message : String(error));
-      })
+      .catch((error: unknown) =>
+        tools.reportError(error instanceof Error ? error.message : String(error))
+      )
       .then(() => {
         tools.watchHeight(node); // until then it has the height that was expected
       });

@@ -93,9 +93,7 @@ export class PageScripts {
   load(url: string): Promise<void> {
     let load = this.loads.get(url);
     if (load === undefined) {
-      load = this.textOf(url).then(library => {
-        this.runOnce(library);
-      });
+      load = this.textOf(url).then(library => this.runOnce(library));
       this.loads.set(url, load);
     }
     return load;
@@ -142,9 +140,7 @@ export class PageScripts {
       await this.runAddress(script, url);
     } else if (script.type === 'module') {
       const ended = this.evaluateModule(script.textContent, name);
-      await ended.catch((error: unknown) => {
-        this.report(error, name);
-      });
+      await ended.catch((error: unknown) => this.report(error, name));
     } else {
       this.runNow(script.textContent, name, script);
     }
@@ -261,9 +257,7 @@ export class PageScripts {
 
   /** Scripts run that are put into the document themselves: not those in a text that is. */
   private watchInsertion(): void {
-    const added = (node: unknown): void => {
-      this.added(node);
-    };
+    const added = (node: unknown): void => this.added(node);
     for (const [prototype, names] of INSERTS) {
       const methods = prototype as unknown as Record<string, (...args: unknown[]) => unknown>;
       for (const name of names) {
@@ -328,20 +322,14 @@ export class PageScripts {
     const load = (
       names: string | string[],
       done: (...modules: unknown[]) => void = () => undefined,
-      failed: (error: unknown) => void = error => {
-        this.missing(error);
-      }
+      failed: (error: unknown) => void = error => this.missing(error)
     ): unknown => {
       if (typeof names === 'string') {
         return (window as unknown as Globals)[names];
       }
       const ended = Promise.all(names.map(name => this.require(name)))
-        .then(found => {
-          done(...found);
-        }, failed)
-        .catch((error: unknown) => {
-          this.report(error, 'require');
-        });
+        .then(found => done(...found), failed)
+        .catch((error: unknown) => this.report(error, 'require'));
       this.last = this.last.then(() => ended);
       return undefined;
     };

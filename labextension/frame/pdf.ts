@@ -27,9 +27,9 @@ register<ArrayBuffer>(async (source, { dark, root, reportError }) => {
       for (const { isIntersecting, target } of entries) {
         if (isIntersecting) {
           shown.unobserve(target);
-          draw(Number((target as HTMLElement).dataset.page)).catch((error: unknown) => {
-            reportError(error instanceof Error ? error.message : String(error));
-          });
+          draw(Number((target as HTMLElement).dataset.page)).catch((error: unknown) =>
+            reportError(error instanceof Error ? error.message : String(error))
+          );
         }
       }
     },

@@ -76,11 +76,9 @@ function drawOnce(image: HTMLImageElement): HTMLCanvasElement {
 
 function ended(node: HTMLElement, event: string, done: string): Promise<void> {
   return new Promise((resolve, reject) => {
-    node.addEventListener(event, () => {
-      resolve();
-    });
-    node.addEventListener('error', () => {
-      reject(new Error(`This file cannot be ${done} by this browser; download it.`));
-    });
+    node.addEventListener(event, () => resolve());
+    node.addEventListener('error', () =>
+      reject(new Error(`This file cannot be ${done} by this browser; download it.`))
+    );
   });
 }

@@ -17,13 +17,7 @@ export function askForTiles({ call }: Tools): void {
     } catch {
       // the extension remembers hosts without a route
     }
-    image.addEventListener(
-      'load',
-      () => {
-        URL.revokeObjectURL(address);
-      },
-      { once: true }
-    );
+    image.addEventListener('load', () => URL.revokeObjectURL(address), { once: true });
     own?.set?.call(image, address);
   };
   Object.defineProperty(HTMLImageElement.prototype, 'src', {

@@ -159,9 +159,7 @@ export class FrameManager extends ManagerBase {
   }
 
   private begin(id: string, made: Promise<base.WidgetModel>): void {
-    made.catch((error: unknown) => {
-      this.reportError(error);
-    });
+    made.catch((error: unknown) => this.reportError(error));
     this.wanted.get(id)?.resolve(made);
     this.wanted.delete(id);
   }
@@ -176,9 +174,10 @@ export class FrameManager extends ManagerBase {
       send: (data, callbacks, _metadata, buffers = []) => {
         const { method: kind, state, buffer_paths: paths, content } = data as Message;
         this.tools.send({ kind, id, state, paths, content }, buffers.map(bufferOf));
-        setTimeout(() => {
-          callbacks?.iopub?.status?.({ content: { execution_state: 'idle' } } as never);
-        }, MILLISECONDS_OF_MESSAGE);
+        setTimeout(
+          () => callbacks?.iopub?.status?.({ content: { execution_state: 'idle' } } as never),
+          MILLISECONDS_OF_MESSAGE
+        );
         return String(++this.count);
       },
       on_msg: () => undefined, // see ``receive``
@@ -195,9 +194,9 @@ export class FrameManager extends ManagerBase {
     if (!Object.hasOwn(PATHS, module)) {
       require.config({ paths: { [module]: `gvisor:nbextension-${module}` } }); // if it is not bundled
     }
-    const exports = await new Promise<Exports>((resolve, reject) => {
-      require([module], resolve, reject);
-    }).catch((error: unknown) => {
+    const exports = await new Promise<Exports>((resolve, reject) =>
+      require([module], resolve, reject)
+    ).catch((error: unknown) => {
       const reason = error instanceof Error ? error.message : String(error);
       const short = module.slice(0, 100);
       const told = new Error(`The widget package "${short}" cannot be shown here. ${reason}`);

@@ -30,9 +30,7 @@ export class OutputView extends BaseView {
     this.el.append(this.area);
     // Scripts look for their elements in the document.
     void this.displayed.then(() => {
-      this.listenTo(this.model, 'change:outputs', () => {
-        this.draw();
-      });
+      this.listenTo(this.model, 'change:outputs', () => this.draw());
       this.draw();
     });
   }
@@ -96,9 +94,7 @@ async function drawOutput(output: Fields, node: HTMLElement, manager: FrameManag
       await manager.drawer.load(librariesOf(parts, false));
       await manager.drawer.draw(parts, node);
     })
-    .catch((error: unknown) => {
-      manager.reportError(error);
-    });
+    .catch((error: unknown) => manager.reportError(error));
   await last;
 }
 

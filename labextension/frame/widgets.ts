@@ -22,9 +22,7 @@ register<string>((id, tools) => {
   askForTiles(tools);
   const receive = (packet: readonly Message[]): void => {
     for (const message of packet) {
-      manager.receive(message).catch((error: unknown) => {
-        manager.reportError(error);
-      });
+      manager.receive(message).catch((error: unknown) => manager.reportError(error));
       if (message.kind === 'lost') {
         node.classList.add('gk-widget-lost'); // what is shown stays, and does nothing any more
         addNote(node, String(message.text));

@@ -34,9 +34,7 @@ export class ActionButtons {
   ) {
     this.buttons = actions.map(action => [
       action,
-      button(LABELS[action], () => {
-        act(action, this.sandbox);
-      })
+      button(LABELS[action], () => act(action, this.sandbox))
     ]);
     this.node.append(...this.buttons.map(([, node]) => node));
   }

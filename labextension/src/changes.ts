@@ -61,9 +61,7 @@ export class ChangesView {
     private readonly changed: () => void = () => undefined
   ) {
     this.all = this.checkbox('All changes but those that may run by themselves');
-    this.all.addEventListener('change', () => {
-      this.chooseAll();
-    });
+    this.all.addEventListener('change', () => this.chooseAll());
     this.force = this.checkbox(FORCE);
     this.applyButton = button('Apply', () => void this.apply());
     this.undoButton = button('Undo', () => void this.undo());
@@ -209,9 +207,7 @@ export class ChangesView {
 
   private checkbox(label: string): HTMLInputElement {
     const node = element('input', { attributes: { type: 'checkbox', 'aria-label': label } });
-    node.addEventListener('change', () => {
-      this.showButtons();
-    });
+    node.addEventListener('change', () => this.showButtons());
     return node;
   }
 

@@ -121,15 +121,11 @@ export class CurrentSandbox {
     });
     this.unkeptLook = new UnkeptLook(
       id => client.unkept(id),
-      it => {
-        this.unkept.update(it);
-      },
+      it => this.unkept.update(it),
       pageTimer,
       () => !document.hidden
     );
-    document.addEventListener('visibilitychange', () => {
-      this.unkeptLook.seen();
-    });
+    document.addEventListener('visibilitychange', () => this.unkeptLook.seen());
     this.poll = makePoll(
       'gvisor-kernel:current',
       () => this.look(),

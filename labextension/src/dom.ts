@@ -91,9 +91,7 @@ export function button(label: string, click: () => void, options: Options = {}):
     {
       class: `gk-button ${options.class ?? ''}`.trim(),
       attributes: { type: 'button', ...options.attributes },
-      click: () => {
-        click();
-      }
+      click: () => click()
     },
     label
   );

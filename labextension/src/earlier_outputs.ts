@@ -56,12 +56,12 @@ export function findPlace(widget: Widget, trackers: Trackers): OutputPlace | nul
   }
   const { model, widgets } = child.parent;
   const known: [ISessionContext, Iterable<object>][] = [];
-  trackers.notebooks?.forEach(({ sessionContext, content }) => {
-    known.push([sessionContext, content.model?.cells ?? []]);
-  });
-  trackers.consoles?.forEach(({ sessionContext, console: { cells } }) => {
-    known.push([sessionContext, [...cells].map(cell => cell.model)]);
-  });
+  trackers.notebooks?.forEach(({ sessionContext, content }) =>
+    known.push([sessionContext, content.model?.cells ?? []])
+  );
+  trackers.consoles?.forEach(({ sessionContext, console: { cells } }) =>
+    known.push([sessionContext, [...cells].map(cell => cell.model)])
+  );
   for (const [session, cells] of known) {
     const lists = [...cells].flatMap(cell => (cell as { outputs?: OutputList }).outputs ?? []);
     const place = lists.indexOf(model);

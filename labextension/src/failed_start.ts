@@ -36,8 +36,6 @@ export function offerDoctor(
       footer.prepend(node);
     });
     observer.observe(dialog.node, { childList: true, subtree: true, characterData: true });
-    dialog.disposed.connect(() => {
-      observer.disconnect();
-    });
+    dialog.disposed.connect(() => observer.disconnect());
   });
 }

@@ -26,9 +26,8 @@ async function openControl(url: string): Promise<number | null> {
   frame.hidden = true;
   const tried = await new Promise<number | null>(resolve => {
     setTimeout(resolve, WAIT_MILLISECONDS, null);
-    port.onmessage = ({ data }: MessageEvent<{ reached?: number }>) => {
+    port.onmessage = ({ data }: MessageEvent<{ reached?: number }>) =>
       resolve(data.reached ?? null);
-    };
     document.body.append(frame);
   });
   port.close();
@@ -45,9 +44,7 @@ export function makeFrame(url: string): HTMLIFrameElement {
 /** A port to the document that a frame loads next. */
 export function connectTo(frame: HTMLIFrameElement): MessagePort {
   const { port1, port2 } = new MessageChannel();
-  const give = (): void => {
-    frame.contentWindow?.postMessage(null, '*', [port2]);
-  };
+  const give = (): void => frame.contentWindow?.postMessage(null, '*', [port2]);
   frame.addEventListener('load', give, { once: true });
   return port1;
 }

@@ -49,9 +49,9 @@ export abstract class FramedView extends Widget {
     this.addClass('gk-framed-output');
     this.content.classList.add(WAITING);
     this.node.append(this.content, this.notes.node);
-    this.stopListening = context.onThemeChange(() => {
-      this.frame?.send(frameTheme(context.isDark()));
-    });
+    this.stopListening = context.onThemeChange(() =>
+      this.frame?.send(frameTheme(context.isDark()))
+    );
   }
 
   /** The text that the bundle begins with. */
@@ -100,9 +100,7 @@ export abstract class FramedView extends Widget {
           this.make(script);
         }
       },
-      (error: unknown) => {
-        this.notes.add(messageOf(error), this.again);
-      }
+      (error: unknown) => this.notes.add(messageOf(error), this.again)
     );
   }
 
@@ -150,9 +148,7 @@ export abstract class FramedView extends Widget {
         }
       },
       {
-        error: (message, place) => {
-          this.failed(message, place);
-        },
+        error: (message, place) => this.failed(message, place),
         link: confirmLink,
         blocked: url => {
           const host = URL.canParse(url) ? new URL(url).host : url;
@@ -165,9 +161,7 @@ export abstract class FramedView extends Widget {
             this.notes.add(reason, this.again);
           }
         },
-        message: (data, buffers) => {
-          this.receive?.(data, buffers);
-        },
+        message: (data, buffers) => this.receive?.(data, buffers),
         size: height => {
           this.content.style.height = `${height}px`;
           this.content.classList.remove(WAITING);

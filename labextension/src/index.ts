@@ -110,12 +110,8 @@ function makeAct(
       ),
     stop: it => void end(it, 'stop', () => client.end(it.kernel_id, 'stop')),
     kill: it => void end(it, 'kill', () => client.end(it.kernel_id, 'kill')),
-    log: it => {
-      showLines(it, 'log', 'Log');
-    },
-    transcript: it => {
-      showLines(it, 'transcript', 'Transcript');
-    },
+    log: it => showLines(it, 'log', 'Log'),
+    transcript: it => showLines(it, 'transcript', 'Transcript'),
     outputs: it =>
       void app.commands.execute(SHOW_OUTPUTS, {
         kernelId: it.kernel_id,
@@ -131,9 +127,7 @@ function makeAct(
       );
     }
   };
-  return (action, it) => {
-    actions[action](it);
-  };
+  return (action, it) => actions[action](it);
 }
 
 /** Tells which files are gone: where there is no status bar, there are no notifications either. */
@@ -141,9 +135,7 @@ function makeTell(app: JupyterFrontEnd, notifies: boolean): (lost: Lost) => void
   return lost => {
     const specs = app.serviceManager.kernelspecs.specs?.kernelspecs;
     const name = specs?.[lost.kernel_name]?.display_name ?? lost.kernel_name;
-    const show = (): void => {
-      void showLost(name, lost);
-    };
+    const show = (): void => void showLost(name, lost);
     if (notifies) {
       Notification.emit(describeLost(lost, name), 'error', {
         autoClose: false,
@@ -158,9 +150,7 @@ function makeTell(app: JupyterFrontEnd, notifies: boolean): (lost: Lost) => void
 /** Follows the server's events and its kernels, as long as the page is open. */
 function follow(app: JupyterFrontEnd, lost: LostFiles): void {
   const { events, kernels, kernelspecs } = app.serviceManager;
-  events.stream.connect((_, emission) => {
-    lost.event(emission);
-  });
+  events.stream.connect((_, emission) => lost.event(emission));
   const look = (): void => void lost.follow(kernels.running());
   kernels.runningChanged.connect(look);
   void Promise.all([kernels.ready, kernelspecs.ready]).then(look);
@@ -205,12 +195,8 @@ const sandboxes: JupyterFrontEndPlugin<void> = {
       client,
       trackers,
       lost,
-      () => {
-        sidebar.refresh();
-      },
-      () => {
-        current.lookAtUnkept();
-      }
+      () => sidebar.refresh(),
+      () => current.lookAtUnkept()
     );
     const sidebar = new SidebarWidget(new Sidebar(client, history, act), client, history);
     app.shell.add(sidebar, 'left', { rank: 850, type: 'Sandboxes' });
@@ -230,9 +216,7 @@ const sandboxes: JupyterFrontEndPlugin<void> = {
     commands.addCommand(Commands.sidebar, {
       label: 'Show Sandboxes',
       icon: shieldIcon,
-      execute: () => {
-        app.shell.activateById(sidebar.id);
-      }
+      execute: () => app.shell.activateById(sidebar.id)
     });
     commands.addCommand(Commands.doctor, {
       label: 'Run Doctor',
@@ -244,9 +228,7 @@ const sandboxes: JupyterFrontEndPlugin<void> = {
     commands.addCommand(Commands.card, {
       label: 'Show the Sandbox of This Kernel',
       isEnabled: () => current.current !== null,
-      execute: () => {
-        current.toggleCard();
-      }
+      execute: () => current.toggleCard()
     });
     commands.addCommand(Commands.changes, {
       label: 'Show the Changes of This Kernel',
@@ -353,9 +335,7 @@ const warm: JupyterFrontEndPlugin<void> = {
         client.warm(name, path).catch(() => undefined);
       }
     });
-    const want = (): void => {
-      wishes.want();
-    };
+    const want = (): void => wishes.want();
     browser?.model.pathChanged.connect(want);
     app.commands.commandExecuted.connect((_, { id }) => {
       if (id === 'launcher:create') {

@@ -131,9 +131,7 @@ export function readMarkup(html: string): Markup | null {
     if (!known) {
       lost ||= !(name === 'style' && isTableStyle(element.textContent));
       if (!WITHOUT_CONTENT.has(name) && element.namespaceURI === source.body.namespaceURI) {
-        element.childNodes.forEach(child => {
-          copy(child, to);
-        });
+        element.childNodes.forEach(child => copy(child, to));
       }
       return;
     }
@@ -146,14 +144,10 @@ export function readMarkup(html: string): Markup | null {
       to.appendChild(document.createTextNode(element.getAttribute('alt') ?? ''));
       return;
     }
-    element.childNodes.forEach(child => {
-      copy(child, made);
-    });
+    element.childNodes.forEach(child => copy(child, made));
     to.appendChild(made);
   };
-  roots.forEach(root => {
-    copy(root, nodes);
-  });
+  roots.forEach(root => copy(root, nodes));
   return count > MOST_ELEMENTS || spanned > MOST_SPANNED
     ? null
     : { nodes, lost, text: texts.join('\n') };

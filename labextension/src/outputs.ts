@@ -102,11 +102,7 @@ export class OutputsView {
       this.tools,
       button('Show again', () => void this.preview.show(place)),
       link,
-      reveal === null
-        ? null
-        : button('Reveal in the file browser', () => {
-            reveal(path);
-          })
+      reveal === null ? null : button('Reveal in the file browser', () => reveal(path))
     );
     this.chosen = path;
     this.markChosen();

@@ -140,15 +140,9 @@ export class PageFrame {
     this.frame.className = 'gk-page';
     this.frame.title = source.name;
     this.use = new PageUse(this.frame, isPage ? 'page' : 'output', {
-      allow: allowed => {
-        this.port.postMessage({ kind: 'use', allowed });
-      },
-      point: (what, x, y) => {
-        this.port.postMessage({ kind: 'point', what, x, y });
-      },
-      stolen: () => {
-        this.end('It was ended: it took the keyboard, which nobody had given it.');
-      }
+      allow: allowed => this.port.postMessage({ kind: 'use', allowed }),
+      point: (what, x, y) => this.port.postMessage({ kind: 'point', what, x, y }),
+      stolen: () => this.end('It was ended: it took the keyboard, which nobody had given it.')
     });
     this.port = this.connect();
     // No event tells that a frame's process has ended; the frame in it is gone with it.
@@ -249,9 +243,7 @@ export class PageFrame {
       this.use.leave(); // or the page would have what is typed to the question
       this.events.link(url);
     } else if (this.use.isEntered && looks > 0) {
-      this.following = setTimeout(() => {
-        this.followLink(url, looks - 1);
-      }, LOOK_MILLISECONDS);
+      this.following = setTimeout(() => this.followLink(url, looks - 1), LOOK_MILLISECONDS);
     }
   }
 
@@ -372,9 +364,7 @@ export class PageFrame {
     };
     try {
       if (method === 'fetch' && this.source.answer === undefined) {
-        await this.network.fetch(id, args, value => {
-          send({ more: true, value });
-        });
+        await this.network.fetch(id, args, value => send({ more: true, value }));
         send({ value: null });
         return;
       }

@@ -32,11 +32,11 @@ const allPages = pLimit(MOST_AT_ONCE);
 
 class Running {
   readonly abort = new AbortController();
-  readonly ended = new Promise<never>((_, reject) => {
+  readonly ended = new Promise<never>((_, reject) =>
     this.abort.signal.addEventListener('abort', () => {
       reject(new Error(STOPPED));
-    });
-  });
+    })
+  );
   private credit = 0;
   private wake: (() => void) | null = null;
   private isSent = false;

@@ -91,9 +91,7 @@ export class PageUse {
           title: `${use}. The Escape key, or a click elsewhere, leaves it.`,
           'data-lm-suppress-shortcuts': 'true' // Enter is for this button, not for a cell
         },
-        click: event => {
-          this.enter(event);
-        }
+        click: event => this.enter(event)
       },
       element('span', { class: 'gk-button' }, use)
     );

@@ -140,22 +140,15 @@ export class Preview {
       this.client,
       { type: how.type, name, file, isText: how.isText, scripts },
       {
-        error: (message, place) => {
-          this.notes.add(place === '' ? message : `${place}: ${message}`);
-        },
-        link: url => {
-          this.actions.confirmLink(url);
-        },
-        blocked: url => {
-          this.notes.add(`Not loaded, as pages from sandboxes have no network: ${url}`);
-        },
+        error: (message, place) => this.notes.add(place === '' ? message : `${place}: ${message}`),
+        link: url => this.actions.confirmLink(url),
+        blocked: url =>
+          this.notes.add(`Not loaded, as pages from sandboxes have no network: ${url}`),
         ended: (reason, isRefused) => {
           this.talk.end();
           this.notes.add(reason, isRefused ? undefined : again);
         },
-        talk: talk => {
-          this.talk.update(talk);
-        }
+        talk: talk => this.talk.update(talk)
       },
       this.actions.isDark()
     );

@@ -18,9 +18,7 @@ export class TalkView {
   private isStopped = false;
 
   constructor(stop: () => void, allow: () => void) {
-    this.button = button('Stop', () => {
-      (this.isStopped ? allow : stop)();
-    });
+    this.button = button('Stop', () => (this.isStopped ? allow : stop)());
     this.node.setAttribute('aria-label', 'Network of the page');
     this.node.append(this.text, this.button, this.said);
     this.clear();

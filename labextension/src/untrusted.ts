@@ -29,9 +29,7 @@ export function guardNotebooks(
   app.docRegistry.addWidgetExtension('Notebook', {
     createNew: (widget, context) => {
       const guard = new Guard(app, dialogs, choices, trusts, widget, context as unknown as Context);
-      return new DisposableDelegate(() => {
-        guard.end();
-      });
+      return new DisposableDelegate(() => guard.end());
     }
   });
 }

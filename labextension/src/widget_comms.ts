@@ -89,12 +89,8 @@ export class KernelWidgets {
       return;
     }
     this.comms.set(id, comm);
-    comm.onMsg = message => {
-      this.receive(id, message);
-    };
-    comm.onClose = () => {
-      this.closed(id);
-    };
+    comm.onMsg = message => this.receive(id, message);
+    comm.onClose = () => this.closed(id);
     this.outputs.look(model);
     this.links.look(model);
     for (const frame of this.frames) {

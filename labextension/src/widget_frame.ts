@@ -81,9 +81,7 @@ export class WidgetFrame {
       this.queue.set(id, null);
       if (!this.hasScene && isOfScene(model)) {
         this.hasScene = true;
-        this.kernel?.store.ids().forEach(it => {
-          this.opened(this.kernel?.store.get(it));
-        });
+        this.kernel?.store.ids().forEach(it => this.opened(this.kernel?.store.get(it)));
       }
     }
     return this.models.has(id);

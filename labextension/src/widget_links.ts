@@ -82,9 +82,7 @@ export class WidgetLinks {
     const late = [...this.late];
     this.late.clear();
     this.left = MAX_LINKS;
-    late.forEach(({ id, name }) => {
-      this.follow(id, [name]);
-    });
+    late.forEach(({ id, name }) => this.follow(id, [name]));
   };
 }
 

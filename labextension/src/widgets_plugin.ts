@@ -37,9 +37,9 @@ export const widgets: JupyterFrontEndPlugin<void> = {
       const saved = host.guardMetadata(context.model, () => session.session?.kernel);
       homes.set(session, { session, rendermime: content.rendermime, saved });
     });
-    consoles?.widgetAdded.connect((_, { sessionContext: session, console: { rendermime } }) => {
-      homes.set(session, { session, rendermime, saved: () => undefined });
-    });
+    consoles?.widgetAdded.connect((_, { sessionContext: session, console: { rendermime } }) =>
+      homes.set(session, { session, rendermime, saved: () => undefined })
+    );
 
     const actions = {
       ...makeViewContext(connect(app), themes),

@@ -9,9 +9,7 @@ export const pageTimer: Timer = {
   now: () => performance.now() / 1000,
   after: (seconds, call) => {
     const id = window.setTimeout(call, seconds * 1000);
-    return () => {
-      window.clearTimeout(id);
-    };
+    return () => window.clearTimeout(id);
   }
 };
 
