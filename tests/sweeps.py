@@ -32,12 +32,17 @@ LONG: dict[str, tuple[str, ...]] = {
         "concurrent_shutdowns_are_harmless",
         "shutdown_after_bridge_ended_is_harmless",
     ),
-    "browser/test_files.py": ("files_that_are_not_kept_are_told_before_and_after",),
+    "browser/test_doors.py": ("notebook_7_names_the_sandbox_that_asks",),
+    "browser/test_files.py": (
+        "dead_sandbox_and_a_stopped_one",
+        "files_that_are_not_kept_are_told_before_and_after",
+    ),
     "browser/test_frame.py": (
         "a_csv_is_shown_in_the_encodings_of_spreadsheets[utf-16",
         "a_parquet_file_is_shown",
     ),
     "browser/test_outputs.py": ("a_page_talks_by_a_route_until_it_is_stopped",),
+    "browser/test_widgets.py": ("widgets_of_other_kernels_are_shown_by_jupyterlab",),
     "changes/test_killed.py": (
         "a_disk_that_fails_at_any_call_leaves_each_file_old_or_new[13-EDQUOT",
         "a_disk_that_fails_at_any_call_leaves_each_file_old_or_new[13-EIO",
@@ -64,7 +69,10 @@ LONG: dict[str, tuple[str, ...]] = {
     "egress/test_packages_offline.py": (
         "a_second_kernel_installs_with_pip_while_the_index_is_stopped",
     ),
-    "environments/test_kernels.py": ("what_was_installed_is_named",),
+    "environments/test_kernels.py": (
+        "the_same_interpreter_by_another_name_has_the_packages",
+        "what_was_installed_is_named",
+    ),
     "faults/test_each_step.py": ("killed_part_leaves_nothing[restore",),
     "faults/test_fake_runsc.py": (
         "broken_run_command_is_refused[prints too much",

@@ -6,14 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from gvisor_kernel.changes.autorun import EXECUTABLE, find_kind
-from gvisor_kernel.changes.change import (
-    MAX_CHANGES,
-    Change,
-    Changes,
-    Claim,
-    OnDisk,
-    make_state,
-)
+from gvisor_kernel.changes.change import MAX_CHANGES, Change, Changes, Claim, OnDisk, make_state
 from gvisor_kernel.changes.folder import find_digest, is_executable, list_files, look
 from gvisor_kernel.host.folders import Opened
 

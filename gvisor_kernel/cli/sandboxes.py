@@ -15,12 +15,7 @@ from typing import Literal
 
 from gvisor_kernel.bridge.endpoints import sweep_bases
 from gvisor_kernel.changes.undo import clear_all
-from gvisor_kernel.cli.output import (
-    describe_age,
-    make_console,
-    print_json,
-    print_table,
-)
+from gvisor_kernel.cli.output import describe_age, make_console, print_json, print_table
 from gvisor_kernel.config.settings import RUNTIMES
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.processes import is_alive, is_stopped

@@ -6,13 +6,11 @@ import argparse
 import json
 import sys
 import time
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from gvisor_kernel.cli.output import (
-    describe_age,
-    print_json,
-    print_table,
-)
+from gvisor_kernel.cli.output import describe_age, print_json, print_table
 from gvisor_kernel.config.validators import accept_modules
 from gvisor_kernel.errors import GvisorKernelError, RuntimeMissing, SnapshotError
 from gvisor_kernel.host.sizes import describe_size
@@ -21,6 +19,9 @@ from gvisor_kernel.snapshots.host_facts import find_stale_parts
 from gvisor_kernel.snapshots.learned import read_preloaded
 from gvisor_kernel.snapshots.snapshot import PRELOADED, Snapshot
 from gvisor_kernel.snapshots.store import Store
+
+if TYPE_CHECKING:
+    from gvisor_kernel.kernel.plan import KernelPlan
 
 SHOWN_DIGITS = 12
 
@@ -213,20 +214,29 @@ def run_build(arguments: argparse.Namespace) -> int:
         names = [name.strip() for name in arguments.preload.split(",") if name.strip()]
         preload = accept_modules("preload", names)
     from gvisor_kernel.cli.images import progress
-    from gvisor_kernel.jupyter.plan_factory import check_provisioner, make_plan
-    from gvisor_kernel.kernel.client import private_connection_info
+    from gvisor_kernel.jupyter.plan_factory import check_provisioner
     from gvisor_kernel.kernel.snapshot_builder import build_snapshot
 
     check_provisioner(arguments.kernel)
     with progress() as report:
         report("Reading the settings", 0.0)
-        snapshot = build_snapshot(
-            make_plan(arguments.kernel, private_connection_info(), ""), preload, report
-        )
+        snapshot = build_snapshot(_make_plan(arguments.kernel), preload, report)
     print(f"Made {snapshot.meta.key[:SHOWN_DIGITS]}, {describe_size(snapshot.size)}")
     for name, reason in describe(snapshot, None)["left_out"].items():
         print(printable_name(f"Not imported ahead: {name} ({reason})"))
     return 0
+
+
+def _make_plan(kernel_name: str) -> KernelPlan:
+    """Make a plan as in a folder of notebooks: no outputs are kept in some, as below /usr."""
+    from gvisor_kernel.jupyter.plan_factory import make_plan
+    from gvisor_kernel.kernel.client import private_connection_info
+    from gvisor_kernel.runtimes.mounts.outputs import keeps_outputs
+
+    plan = make_plan(kernel_name, private_connection_info(), "")
+    if keeps_outputs(plan.spec, plan.request):
+        return plan
+    return replace(plan, request=replace(plan.request, folder=Path.home()))
 
 
 def build_missing(kernel_name: str) -> None:
@@ -235,14 +245,12 @@ def build_missing(kernel_name: str) -> None:
     For ``install``: prints what was done. A failure is printed too, but is none of the install.
     """
     from gvisor_kernel.cli.images import progress
-    from gvisor_kernel.jupyter.plan_factory import make_plan
     from gvisor_kernel.kernel.ahead import may_prepare
-    from gvisor_kernel.kernel.client import private_connection_info
     from gvisor_kernel.kernel.restore import has_snapshot
     from gvisor_kernel.kernel.snapshot_builder import build_snapshot
 
     try:
-        plan = make_plan(kernel_name, private_connection_info(), "")
+        plan = _make_plan(kernel_name)
         if not may_prepare(plan) or has_snapshot(plan):
             return
         with progress() as report:

@@ -21,11 +21,7 @@ from traitlets.config import Config, Configurable
 
 from gvisor_kernel.config.egress import accept_egress, check_subset
 from gvisor_kernel.config.kubernetes import accept_kubernetes
-from gvisor_kernel.config.nodes import (
-    accept_slurm,
-    accept_ssh,
-    check_nodes,
-)
+from gvisor_kernel.config.nodes import accept_slurm, accept_ssh, check_nodes
 from gvisor_kernel.config.packages import accept_packages, check_packages
 from gvisor_kernel.config.spec import (
     DEFAULTS,

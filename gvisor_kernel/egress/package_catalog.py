@@ -29,12 +29,7 @@ from gvisor_kernel.egress.package_index import (
     read_pip,
     read_uv,
 )
-from gvisor_kernel.egress.package_pages import (
-    ACCEPT_SIMPLE,
-    MAX_PAGE,
-    NPM_ABBREVIATED,
-    is_npm_name,
-)
+from gvisor_kernel.egress.package_pages import ACCEPT_SIMPLE, MAX_PAGE, NPM_ABBREVIATED, is_npm_name
 from gvisor_kernel.egress.package_upstream import Answer, Upstream
 
 Write = Callable[[bytes], None]

@@ -29,11 +29,7 @@ from gvisor_kernel.egress.fair_turns import FairTurns
 from gvisor_kernel.egress.name_resolver import NameResolver
 from gvisor_kernel.egress.package_cache import OpenFile, PackageCache, StoredPage, is_strong
 from gvisor_kernel.egress.package_catalog import Catalog, Configuration, Failed
-from gvisor_kernel.egress.package_connections import (
-    Forbidden,
-    Unreachable,
-    names_resolved_by,
-)
+from gvisor_kernel.egress.package_connections import Forbidden, Unreachable, names_resolved_by
 from gvisor_kernel.egress.package_downloads import (
     Downloads,
     FileDamaged,

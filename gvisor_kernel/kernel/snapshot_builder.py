@@ -16,13 +16,7 @@ from typing import Any
 
 from gvisor_kernel.bridge import SnapshotRun
 from gvisor_kernel.errors import NoSnapshot, SandboxError, SnapshotError
-from gvisor_kernel.kernel.client import (
-    REPLY_SECONDS,
-    OwnClient,
-    connect,
-    new_key,
-    wait_for_reply,
-)
+from gvisor_kernel.kernel.client import REPLY_SECONDS, OwnClient, connect, new_key, wait_for_reply
 from gvisor_kernel.kernel.learned_modules import with_learned
 from gvisor_kernel.kernel.plan import KernelPlan, read_plan, without_routes
 from gvisor_kernel.kernel.restore import (

@@ -21,11 +21,14 @@ from gvisor_kernel.errors import RuntimeMissing
 from gvisor_kernel.jupyter.plan_factory import check_provisioner
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import LaunchRequest, MountView
+from gvisor_kernel.runtimes.mounts.outputs import keeps_outputs
 from gvisor_kernel.snapshots.host_facts import find_host_facts
 from gvisor_kernel.snapshots.key import KernelFacts, make_key
 from gvisor_kernel.snapshots.manifest import make_manifest
 from gvisor_kernel.snapshots.snapshot import PRELOADED, Meta, Snapshot
 from gvisor_kernel.snapshots.store import Store
+
+from ..world import DEFAULT_KERNEL, World
 
 Add = Callable[..., str]
 
@@ -209,7 +212,7 @@ def test_build_reports_result(
     checked: list[str] = []
     factory = "gvisor_kernel.jupyter.plan_factory"
     monkeypatch.setattr(f"{factory}.check_provisioner", checked.append)
-    monkeypatch.setattr(f"{factory}.make_plan", lambda name, *_: name)
+    monkeypatch.setattr("gvisor_kernel.cli.snapshots._make_plan", lambda name: name)
     monkeypatch.setattr("gvisor_kernel.kernel.snapshot_builder.build_snapshot", build)
     assert run("build", "--preload", "numpy, pandas,numpy,") == 0
     assert run("build", "--kernel", "other") == 0
@@ -224,10 +227,20 @@ def test_build_reports_result(
     assert "preload[0]" in capsys.readouterr().err
 
 
+def test_a_snapshot_that_is_made_below_usr_fits_notebooks(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels in folders of a system keep no outputs, so theirs would fit no notebook's kernel."""
+    monkeypatch.chdir("/usr")
+    plan = module._make_plan(DEFAULT_KERNEL)
+    assert keeps_outputs(plan.spec, plan.request)
+
+
 def test_build_prints_no_empty_line(store: Store, add: Add) -> None:
     """Standard error is no terminal here, and gets nothing at all."""
     code = """
 import sys
+from gvisor_kernel.cli import snapshots
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.jupyter import plan_factory
 from gvisor_kernel.kernel import snapshot_builder
@@ -236,7 +249,7 @@ def build(plan, preload, report):
     report("Starting a kernel", 0.5)
     return Store.open().snapshots()[0]
 plan_factory.check_provisioner = lambda name: None
-plan_factory.make_plan = lambda *_: None
+snapshots._make_plan = lambda *_: None
 snapshot_builder.build_snapshot = build
 sys.exit(main(["snapshot", "build"]))
 """

@@ -15,11 +15,7 @@ from typing import Any
 
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base
-from gvisor_kernel.errors import (
-    GvisorKernelError,
-    SettingError,
-    SnapshotError,
-)
+from gvisor_kernel.errors import GvisorKernelError, SettingError, SnapshotError
 from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
 from gvisor_kernel.runtimes.copies.contents import Contents, list_files, write_list
@@ -33,20 +29,14 @@ from gvisor_kernel.runtimes.docker.engine import (
     find_image,
 )
 from gvisor_kernel.runtimes.docker.image import EngineImage, read_image
-from gvisor_kernel.runtimes.docker.removal import (
-    end_container,
-    sweep_engine,
-    sync_outputs,
-)
+from gvisor_kernel.runtimes.docker.removal import end_container, sweep_engine, sync_outputs
 from gvisor_kernel.runtimes.docker.sandbox import SNAPSHOTS_NOT_SUPPORTED, DockerSandbox
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.runsc.starting import Ends, make_pipes
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import Beginning, FirstSweep, begin, predict_outputs
 from gvisor_kernel.runtimes.state.records import Record
-from gvisor_kernel.runtimes.state.sweep import (
-    sweep_orphans,
-)
+from gvisor_kernel.runtimes.state.sweep import sweep_orphans
 from gvisor_kernel.spec.container import (
     LABEL,
     STORE,
@@ -57,9 +47,7 @@ from gvisor_kernel.spec.container import (
 )
 from gvisor_kernel.spec.environment import INIT_ENVIRONMENT
 from gvisor_kernel.spec.identity import new_identity
-from gvisor_kernel.spec.layout import (
-    WORKSPACE,
-)
+from gvisor_kernel.spec.layout import WORKSPACE
 from gvisor_kernel.spec.oci import guest_argv
 from gvisor_kernel.tracing import step
 

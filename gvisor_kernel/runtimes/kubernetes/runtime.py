@@ -47,14 +47,10 @@ from gvisor_kernel.runtimes.runsc.starting import make_pipes
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import Beginning, FirstSweep, begin, predict_outputs
 from gvisor_kernel.runtimes.state.records import Record
-from gvisor_kernel.runtimes.state.sweep import (
-    sweep_orphans,
-)
+from gvisor_kernel.runtimes.state.sweep import sweep_orphans
 from gvisor_kernel.runtimes.stderr_log import StderrLog
 from gvisor_kernel.spec.identity import new_identity
-from gvisor_kernel.spec.layout import (
-    WORKSPACE,
-)
+from gvisor_kernel.spec.layout import WORKSPACE
 from gvisor_kernel.spec.pod import CONTAINER, PYTHON, PodNames, etc_files, guest_config, make_pod
 from gvisor_kernel.tracing import step
 

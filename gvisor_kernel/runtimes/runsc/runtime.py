@@ -61,11 +61,7 @@ from gvisor_kernel.runtimes.state.sweep import (
 from gvisor_kernel.runtimes.stderr_log import StderrLog
 from gvisor_kernel.spec.identity import new_identity
 from gvisor_kernel.spec.layout import OUTPUTS, WORKSPACE
-from gvisor_kernel.spec.limits import (
-    file_size_limit,
-    host_limits,
-    memory_file_limit,
-)
+from gvisor_kernel.spec.limits import file_size_limit, host_limits, memory_file_limit
 from gvisor_kernel.spec.oci import guest_argv, make_config
 from gvisor_kernel.tracing import step
 
