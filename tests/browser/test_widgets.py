@@ -304,7 +304,7 @@ def test_modules_of_widgets_run_in_the_frame_or_say_why_not(used: Widgets) -> No
     used.page.wait_until(
         lambda: used.run_code("print(counter.count)").strip() == "6", "the kernel has not heard it"
     )
-    for name in ("no network: esm.sh/x", "some-package"):
+    for name in ("no network: https://esm.sh/x", "some-package"):
         used.page.wait_until(
             lambda name=name: name in used.outputs(), f"nobody says that {name} is not there"
         )
