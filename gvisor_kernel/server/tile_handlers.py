@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -78,19 +80,29 @@ class TileHandler(Handler):
             raise web.HTTPError(404, f"This kernel has no route to {wanted.shown}.") from error
         if _open[kernel_id] >= AT_ONCE:
             raise web.HTTPError(429, f"This kernel has {AT_ONCE} tiles open, which is the most.")
+        opening = self.parts.executor.submit(find_opener(sandbox))
         _open[kernel_id] += 1
         try:
             async with asyncio.timeout(SECONDS):
-                opening = asyncio.wrap_future(self.parts.executor.submit(find_opener(sandbox)))
-                tile = await _read_tile(Line(await opening), ask)
+                line = Line(await asyncio.wrap_future(opening))
+                tile = await _read_tile(line, ask)
         except TimeoutError as error:
+            opening.add_done_callback(_close_late)
             raise web.HTTPError(504, f"{wanted.shown} takes more than {SECONDS:g} s.") from error
         except GvisorKernelError as error:
             raise web.HTTPError(503, "The routes cannot be used now.") from error
         finally:
-            _open[kernel_id] -= 1
+            _open.subtract([kernel_id])
+            if not _open[kernel_id]:
+                del _open[kernel_id]
         self.set_opaque()
         self.finish(tile, set_content_type="application/octet-stream")
+
+
+def _close_late(opening: Future[socket.socket]) -> None:
+    """Close a socket for which nobody waits any more. Called in any thread."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result(0).close()
 
 
 async def _read_tile(line: Line, ask: Ask) -> bytes:

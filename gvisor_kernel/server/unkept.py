@@ -47,7 +47,11 @@ class UnkeptLooks:
 
     async def _look(self, look: _Look, before: _Look | None, kernel: SandboxedKernel) -> Left:
         if before is not None:
-            await asyncio.wait([before.task])
+            try:
+                await asyncio.wait([before.task])
+            except asyncio.CancelledError:
+                before.task.cancel()
+                raise
         look.began = asyncio.get_running_loop().time()
         return await self._make(kernel).find_unkept()
 

@@ -32,6 +32,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support import expected_conditions as ec
 from selenium.webdriver.support.ui import WebDriverWait
+from urllib3.exceptions import HTTPError
 
 from gvisor_kernel.host.processes import read_descendants
 
@@ -237,7 +238,7 @@ class SharedBrowser:
         if self._driver is not None:
             try:
                 self._renew(self._driver, url)
-            except WebDriverException:
+            except (WebDriverException, HTTPError):  # the second: its driver is gone
                 self.close()
             else:
                 return self._driver

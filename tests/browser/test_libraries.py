@@ -22,7 +22,7 @@ from ..sweeps import needs_all
 from .conftest import IN_SANDBOXES, KERNEL
 from .lab import LabPage, LabServer, browser
 
-pytestmark = [*IN_SANDBOXES, needs_all]
+pytestmark = IN_SANDBOXES
 OPTIONS = ("--LabApp.expose_app_in_browser=True",)
 
 FIGURE = "import matplotlib.pyplot as plt\nplt.figure(); plt.plot([1, 2]); plt.show()"
@@ -171,6 +171,7 @@ def run_notebook(page: LabPage, name: str, code: str) -> None:
     page.driver.execute_async_script(RUN)
 
 
+@needs_all
 @pytest.mark.parametrize("name", DRAWS)
 def test_a_library_draws_in_a_frame(desk: LabPage, name: str) -> None:
     package, code, css = DRAWS[name]
@@ -211,6 +212,7 @@ def fixture_maps(
             server.stop()
 
 
+@needs_all
 def test_tiles_of_a_map_come_by_a_route_of_the_kernel_that_sent_it(
     maps: tuple[LabPage, str],
 ) -> None:
@@ -238,6 +240,7 @@ const show = at => new Promise(end => {
 """
 
 
+@needs_all
 def test_one_tile_that_is_missing_is_no_reason_to_ask_for_no_other(
     maps: tuple[LabPage, str],
 ) -> None:

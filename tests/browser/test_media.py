@@ -264,7 +264,8 @@ LOADS = "<script>new Image().src = `http://r${Math.random()}.example/`</script>"
 
 def runs(lab: LabPage) -> int:
     """Return how often such pages have run. A frame whose process is gone cannot be entered."""
-    return len(lab.driver.find_elements(By.CSS_SELECTOR, ".gk-notes li"))
+    lines = lab.driver.find_elements(By.CSS_SELECTOR, ".gk-notes li")
+    return sum(line.text.count(".example") for line in lines)  # a line names all addresses
 
 
 def crash(lab: LabPage, own: psutil.Process) -> None:

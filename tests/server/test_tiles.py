@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import requests
 from gvisor_kernel.egress.destinations import read_destination
 from gvisor_kernel.egress.kinds import HostsRoute, UrlRoute
 from gvisor_kernel.errors import EgressRefused
-from gvisor_kernel.server.tile_handlers import AT_ONCE, MAX_TILE, make_tile_ask
+from gvisor_kernel.server.tile_handlers import AT_ONCE, MAX_TILE, _close_late, make_tile_ask
 
 from ..egress.upstream import Fake, Handler, make_certificate, serving
 from ..jupyter.helpers import wait_until
@@ -169,6 +170,15 @@ def test_few_tiles_are_fetched_at_once(maps: Map) -> None:
 @needs_all  # it takes ten seconds
 def test_a_tile_that_takes_long_is_given_up(maps: Map) -> None:
     assert maps.ask("/slow").status_code == 504
+
+
+def test_a_socket_that_comes_too_late_is_closed() -> None:
+    one, other = socket.socketpair()
+    opening: Future[socket.socket] = Future()
+    opening.add_done_callback(_close_late)
+    opening.set_result(one)
+    with other:
+        assert other.recv(1) == b""
 
 
 def test_a_route_with_an_url_gives_what_lies_below() -> None:

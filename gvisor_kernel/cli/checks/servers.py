@@ -102,7 +102,7 @@ def ask(server: Server, path: str, **headers: str) -> tuple[int, str, bytes]:
     own = {"Authorization": f"token {server.token}"} | headers
     connection.connect()
     # A limit for each read is none for a server that sends a byte a second. TLS is not asked.
-    late = Timer(SECONDS, socket.socket.shutdown, (connection.sock, socket.SHUT_RDWR))
+    late = Timer(SECONDS, _cut, (connection.sock,))
     late.daemon = True
     late.start()
     try:
@@ -114,6 +114,11 @@ def ask(server: Server, path: str, **headers: str) -> tuple[int, str, bytes]:
     finally:
         late.cancel()
         connection.close()
+
+
+def _cut(sock: socket.socket) -> None:
+    with suppress(OSError):  # its server has closed it
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def find_sandboxed() -> set[str]:
