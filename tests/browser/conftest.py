@@ -1,8 +1,7 @@
-"""Fixtures: one JupyterLab server per module, and a window of a browser per test."""
+"""Fixtures: one JupyterLab server per module, and a browser per test."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import sys
@@ -13,7 +12,7 @@ import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 
 from ..world import DEFAULT_KERNEL, World
-from .lab import LabPage, LabServer, SharedBrowser
+from .lab import LabPage, LabServer, browser
 
 ARTIFACTS = Path(__file__).parents[2] / "test-artifacts"
 KERNEL = os.environ.get("GK_TEST_KERNEL", DEFAULT_KERNEL)
@@ -98,32 +97,24 @@ def server(
         server.stop()
 
 
-@pytest.fixture(scope="session")
-def shared_browsers(
-    programs: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[SharedBrowser, SharedBrowser]]:
-    """Browsers whose windows the tests of this process have one after the other: ``lab``'s, and
-    ``desk``'s."""
-    with (
-        contextlib.closing(SharedBrowser(programs, tmp_path_factory)) as one,
-        contextlib.closing(SharedBrowser(programs, tmp_path_factory)) as other,
-    ):
-        yield one, other
-
-
 @pytest.fixture
 def lab(
-    shared_browsers: tuple[SharedBrowser, SharedBrowser], server: LabServer, artifacts: Path
-) -> LabPage:
-    """JupyterLab's page with the launcher open, in a window of its own without any history."""
-    page = LabPage(shared_browsers[0].open_window(server.url), server, artifacts)
-    page.open()
-    return page
+    programs: tuple[str, str], server: LabServer, tmp_path: Path, artifacts: Path
+) -> Iterator[LabPage]:
+    """JupyterLab's page with the launcher open."""
+    with browser(*programs, profile=tmp_path / "profile") as driver:
+        page = LabPage(driver, server, artifacts)
+        page.open()
+        yield page
 
 
 @pytest.fixture(scope="module")
 def desk(
-    shared_browsers: tuple[SharedBrowser, SharedBrowser], server: LabServer, artifacts: Path
-) -> LabPage:
-    """A window that the tests of a module share."""
-    return LabPage(shared_browsers[1].open_window(server.url), server, artifacts)
+    programs: tuple[str, str],
+    server: LabServer,
+    tmp_path_factory: pytest.TempPathFactory,
+    artifacts: Path,
+) -> Iterator[LabPage]:
+    """A page that the tests of a module share, as each browser takes seconds to begin."""
+    with browser(*programs, profile=tmp_path_factory.mktemp("desk") / "profile") as driver:
+        yield LabPage(driver, server, artifacts)

@@ -7,7 +7,6 @@ say what a kernel must do.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import re
@@ -23,16 +22,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-import pytest
 from selenium import webdriver
-from selenium.common.exceptions import TimeoutException, WebDriverException
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support import expected_conditions as ec
 from selenium.webdriver.support.ui import WebDriverWait
-from urllib3.exceptions import HTTPError
 
 from gvisor_kernel.host.processes import read_descendants
 
@@ -57,14 +54,6 @@ START_SECONDS = scale_seconds(60)
 WAIT_SECONDS = scale_seconds(60)
 
 
-@functools.cache
-def own_port() -> int:
-    """Return the port of all servers here: a browser keeps what it has compiled of an address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class LabServer:
     """A JupyterLab with the test world's kernelspecs and its own configuration in ``base``."""
 
@@ -77,7 +66,7 @@ class LabServer:
         self.base_url = base_url
         self.options = options
         self.url = ""
-        self._port = own_port()
+        self._port = 0
         self.token = secrets.token_hex(16)
         self._process: subprocess.Popen[str] | None = None
         self._running = threading.Event()
@@ -93,6 +82,10 @@ class LabServer:
                 {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
             )
         )
+        if not self._port:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                self._port = probe.getsockname()[1]
         self.url = ""
         self._running.clear()
         self._process = subprocess.Popen(
@@ -219,52 +212,6 @@ def browser(
         yield driver
     finally:
         driver.quit()
-
-
-class SharedBrowser:
-    """A browser that is begun once, as this takes seconds, and begun anew if a test has ended it.
-
-    :param programs: the browser's path and its driver's
-    """
-
-    def __init__(self, programs: tuple[str, str], folders: pytest.TempPathFactory) -> None:
-        self._programs = programs
-        self._folders = folders
-        self._end = contextlib.ExitStack()
-        self._driver: webdriver.Chrome | None = None
-
-    def open_window(self, url: str) -> webdriver.Chrome:
-        """Close all windows, forget what the site of ``url`` has left, and open a window."""
-        if self._driver is not None:
-            try:
-                self._renew(self._driver, url)
-            except (WebDriverException, HTTPError):  # the second: its driver is gone
-                self.close()
-            else:
-                return self._driver
-        profile = self._folders.mktemp("browser") / "profile"
-        self._driver = self._end.enter_context(browser(*self._programs, profile=profile))
-        return self._driver
-
-    @staticmethod
-    def _renew(driver: webdriver.Chrome, url: str) -> None:
-        old = driver.window_handles
-        driver.switch_to.new_window("window")
-        new = driver.current_window_handle
-        for handle in old:
-            driver.switch_to.window(handle)
-            driver.close()
-        driver.switch_to.window(new)
-        driver.execute_cdp_cmd("Network.clearBrowserCookies", {})
-        origin = "{0.scheme}://{0.netloc}".format(urlsplit(url))
-        stores = {"origin": origin, "storageTypes": "local_storage,indexeddb,cookies"}
-        driver.execute_cdp_cmd("Storage.clearDataForOrigin", stores)
-        for kind in ("performance", "browser"):
-            driver.get_log(kind)  # type: ignore[no-untyped-call]  # not of this test
-
-    def close(self) -> None:
-        self._driver = None
-        self._end.close()
 
 
 class LabPage:

@@ -11,7 +11,6 @@ import os
 import shutil
 import wave
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -21,7 +20,7 @@ from selenium.webdriver.common.by import By
 
 from ..sweeps import ALL
 from .conftest import IN_SANDBOXES
-from .lab import LabPage, LabServer, browser
+from .lab import LabPage
 from .looking import EXPOSED, wait_for_text
 
 pytestmark = IN_SANDBOXES
@@ -42,18 +41,6 @@ ENDLESS = (
 MIB = 1024 * 1024
 MOST_MEMORY = 400 * MIB
 """What JupyterLab's process may take for what frames show: the largest take more than 1 GB."""
-
-
-@pytest.fixture(scope="module")
-def desk(
-    programs: tuple[str, str],
-    server: LabServer,
-    tmp_path_factory: pytest.TempPathFactory,
-    artifacts: Path,
-) -> Iterator[LabPage]:
-    """A browser for these tests alone, as its processes are counted and killed."""
-    with browser(*programs, profile=tmp_path_factory.mktemp("media") / "profile") as driver:
-        yield LabPage(driver, server, artifacts)
 
 
 @pytest.fixture(scope="module")
