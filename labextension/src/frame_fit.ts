@@ -6,33 +6,46 @@
 
 import { element } from './dom.js';
 
-const WAIT_MILLISECONDS = 30_000;
+const WAIT_MILLISECONDS = 60_000;
 
-let control: Promise<number | null> | null = null;
+/** What a frame with this address reaches, in so many of two ways; null if it never said. */
+const tried = new Map<string, Promise<number | null>>();
 
-/** What a frame without the header reaches, tried once; null if it never said. */
-export async function tryControl(frameUrl: string): Promise<number | null> {
-  control ??= openControl(`${frameUrl}?control=1`);
-  const reached = await control;
+/**
+ * Why no page is shown in frames with this address; null if one is. Each address is tried once in a
+ * page of JupyterLab, until something is known: the browser and the way to the server stay the same.
+ */
+export async function findUnfit(url: string): Promise<string | null> {
+  const control = new URL(url);
+  control.search = '?control=1';
+  return whyUnfit(...(await Promise.all([tryOnce(url), tryOnce(control.href)])));
+}
+
+async function tryOnce(url: string): Promise<number | null> {
+  const trial = tried.get(url) ?? tryFrame(url);
+  tried.set(url, trial);
+  const reached = await trial;
   if (reached === null) {
-    control = null; // the next page tries again
+    tried.delete(url); // the next page tries again
   }
   return reached;
 }
 
-async function openControl(url: string): Promise<number | null> {
+async function tryFrame(url: string): Promise<number | null> {
   const frame = makeFrame(url);
-  const port = connectTo(frame);
+  const port = connectTo(frame, 'try');
   frame.hidden = true;
-  const tried = await new Promise<number | null>(resolve => {
-    setTimeout(resolve, WAIT_MILLISECONDS, null);
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const reached = await new Promise<number | null>(resolve => {
+    timer = setTimeout(resolve, WAIT_MILLISECONDS, null);
     port.onmessage = ({ data }: MessageEvent<{ reached?: number }>) =>
       resolve(data.reached ?? null);
     document.body.append(frame);
   });
+  clearTimeout(timer);
   port.close();
   frame.remove();
-  return tried;
+  return reached;
 }
 
 /** A frame of the kind of pages'. */
@@ -41,10 +54,10 @@ export function makeFrame(url: string): HTMLIFrameElement {
   return element('iframe', { attributes: { sandbox, referrerpolicy: 'no-referrer', src: url } });
 }
 
-/** A port to the document that a frame loads next. */
-export function connectTo(frame: HTMLIFrameElement): MessagePort {
+/** A port to the document that a frame loads next, which holds a page, or tries the browser. */
+export function connectTo(frame: HTMLIFrameElement, task: 'hold' | 'try'): MessagePort {
   const { port1, port2 } = new MessageChannel();
-  const give = (): void => frame.contentWindow?.postMessage(null, '*', [port2]);
+  const give = (): void => frame.contentWindow?.postMessage(task, '*', [port2]);
   frame.addEventListener('load', give, { once: true });
   return port1;
 }
@@ -52,17 +65,17 @@ export function connectTo(frame: HTMLIFrameElement): MessagePort {
 /**
  * Why no page is shown in this browser; null if one is.
  *
- * @param page in how many of two ways a page's frame has reached the server
- * @param control in how many a frame without the header has; null if it never said
+ * @param page in how many of two ways a page's frame has reached the server; null if it never said
+ * @param control in how many a frame without the header has
  */
-export function whyUnfit(page: number, control: number | null): string | null {
-  if (page !== 0) {
+export function whyUnfit(page: number | null, control: number | null): string | null {
+  if (page !== 0 && page !== null) {
     return (
       'Not run: this browser does not keep pages and outputs from the network, as it does not obey ' +
       'the header Connection-Allowlist. Chromium 156 and newer do, and what is built from it.'
     );
   }
-  return control === 2
+  return page === 0 && control === 2
     ? null
     : 'Not run: whether this browser keeps pages from the network could not be tried out, since a ' +
         'frame does not reach the Jupyter server. Look for an extension of the browser, or a proxy, ' +

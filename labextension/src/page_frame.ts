@@ -10,7 +10,7 @@ import pLimit from 'p-limit';
 import type { ArtifactClient, ReadFile } from './artifacts.js';
 import { messageOf } from './client.js';
 import { fieldsOf } from './contract.js';
-import { connectTo, makeFrame, tryControl, whyUnfit } from './frame_fit.js';
+import { connectTo, findUnfit, makeFrame } from './frame_fit.js';
 import { PageNetwork, type Talk } from './page_network.js';
 import { PageUse } from './page_use.js';
 
@@ -107,6 +107,7 @@ export class PageFrame {
   private readonly frame: HTMLIFrameElement;
   private readonly use: PageUse;
   private readonly turns = pLimit(MAX_REQUESTS);
+  private url: string;
   private port: MessagePort;
   /** How often it was looked for since it was loaded. */
   private looks = 0;
@@ -115,8 +116,6 @@ export class PageFrame {
   /** That of the document which is ready. */
   private window: Window | null = null;
   private spent = 0;
-  /** Of two ways to the server, those that the frame has tried with success. */
-  private reached: number | null = null;
   private stray = 0;
   private following: ReturnType<typeof setTimeout> | undefined;
   private over = false;
@@ -136,7 +135,8 @@ export class PageFrame {
     });
     const isPage = source.answer === undefined;
     // Pages have a process each. Outputs of cells share one: there are many, and they are small.
-    this.frame = makeFrame(isPage ? this.ownProcess : client.frameUrl);
+    this.url = isPage ? this.ownProcess : client.frameUrl;
+    this.frame = makeFrame(this.url);
     this.frame.className = 'gk-page';
     this.frame.title = source.name;
     this.use = new PageUse(this.frame, isPage ? 'page' : 'output', {
@@ -160,7 +160,7 @@ export class PageFrame {
   }
 
   private connect(): MessagePort {
-    const port = connectTo(this.frame);
+    const port = connectTo(this.frame, 'hold');
     port.onmessage = ({ data }: MessageEvent<unknown>) => {
       if (typeof data === 'object' && data !== null && port === this.port && !this.over) {
         void this.receive(data as Message);
@@ -195,10 +195,9 @@ export class PageFrame {
     this.use.leave();
     this.network.end();
     this.port.close();
-    this.reached = null;
     this.window = null;
     this.port = this.connect();
-    this.frame.src = this.ownProcess;
+    this.url = this.frame.src = this.ownProcess;
     this.events.renewed?.();
   }
 
@@ -264,11 +263,8 @@ export class PageFrame {
   /** Shows the page, if the browser holds it. */
   private async begin(): Promise<void> {
     this.window = this.frame.contentWindow;
-    if (this.reached === null) {
-      return; // the outer frame says that first
-    }
     const { port } = this;
-    const why = whyUnfit(this.reached, await tryControl(this.client.frameUrl));
+    const why = await findUnfit(this.url);
     if (why !== null) {
       this.end(why, true);
     } else if (!this.over) {
@@ -287,12 +283,6 @@ export class PageFrame {
 
   private async receive(message: Message): Promise<void> {
     switch (message.kind) {
-      case 'tried':
-        this.reached = Number(message.reached);
-        if (this.reached !== 0) {
-          this.end(whyUnfit(this.reached, null) ?? '', true);
-        }
-        break;
       case 'ready':
         await this.begin();
         break;

@@ -26,7 +26,7 @@ HOST = """<!doctype html><title>host</title><h1>Host</h1>
 window.heard = [];
 window.messages = [];
 addEventListener('message', event => heard.push([event.origin, event.data]));
-function show(type, source, answers, name = 'page.html', renderers = []) {
+function show(type, source, answers, name = 'page.html', renderers = [], task = 'hold') {
   const channel = new MessageChannel();
   const port = channel.port1;
   window.tell = message => port.postMessage(message);
@@ -42,7 +42,7 @@ function show(type, source, answers, name = 'page.html', renderers = []) {
       }
     }
   };
-  document.getElementById('frame').contentWindow.postMessage(null, '*', [channel.port2]);
+  document.getElementById('frame').contentWindow.postMessage(task, '*', [channel.port2]);
 }
 </script>
 """

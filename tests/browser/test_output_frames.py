@@ -33,7 +33,7 @@ port.onmessage = ({ data }) => {
     renderers: [`window.gvisorRender = async (source, tools) => {${code}}`], sized });
   port.postMessage({ kind: 'message', data: { hello: 1 }, buffers: [new ArrayBuffer(3)] });
 };
-document.getElementById('frame').contentWindow.postMessage(null, '*', [channel.port2]);
+document.getElementById('frame').contentWindow.postMessage('hold', '*', [channel.port2]);
 """
 
 

@@ -1,7 +1,8 @@
 // The outer frame. It holds the page's frame, which it can neither be read by nor be led away by,
 // and passes messages between the page and JupyterLab, each checked and counted.
 //
-// JupyterLab sends one message with a port. Nothing else that a window sends is heard.
+// JupyterLab sends one message with a port, and says whether to hold a page or to try the browser.
+// Nothing else that a window sends is heard.
 'use strict';
 
 const SANDBOX = 'allow-scripts allow-forms';
@@ -233,14 +234,11 @@ function open(outer) {
 addEventListener('message', function begin(event) {
   if (event.source !== parent || event.ports.length !== 1) return;
   removeEventListener('message', begin);
-  const outer = event.ports[0];
+  const [outer] = event.ports;
   if (policy === null) outer.postMessage({ kind: 'unfit' });
+  else if (event.data === 'try') void tryOut().then(reached => outer.postMessage({ kind: 'tried', reached }));
   else {
-    void tryOut().then(reached => {
-      outer.postMessage({ kind: 'tried', reached });
-      if (reached > 0) return;
-      close();
-      open(outer);
-    });
+    close();
+    open(outer);
   }
 });
