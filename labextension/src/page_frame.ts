@@ -70,6 +70,8 @@ const MAX_HEIGHT = 20_000;
  *  JupyterLab saves notebooks by them. */
 const MAX_REQUESTS = 2;
 const MAX_REQUESTS_OF_ALL = 4;
+/** Of them for the tiles of maps, whose servers may be slow: the next output waits for its library. */
+const MAX_TILES_OF_ALL = 2;
 /** Libraries under which names pages load them from elsewhere. */
 const LIBRARIES: readonly (readonly [RegExp, string])[] = [
   [/\btailwind/i, 'tailwind'],
@@ -83,6 +85,7 @@ const BYTES_PER_MILLISECOND = (4 * 1024 * 1024) / 1000;
 const MAX_TEXT = 2000;
 
 const turnsOfAll = pLimit(MAX_REQUESTS_OF_ALL);
+const turnsOfTiles = pLimit(MAX_TILES_OF_ALL);
 
 /** Pages that are shown. */
 const shown = new Set<PageFrame>();
@@ -358,17 +361,20 @@ export class PageFrame {
         send({ value: null });
         return;
       }
+      const values = fieldsOf(args);
+      const answer = async (): Promise<unknown> => {
+        // Whoever waited for a page that is over asks nothing any more.
+        const { value, bytes } = this.over
+          ? { value: null, bytes: 0 }
+          : await this.call(method, values);
+        this.spent += bytes;
+        // Reading a large file again and again would leave JupyterLab little time of its own.
+        await (this.spent > FREE_BYTES && delay(bytes / BYTES_PER_MILLISECOND));
+        return value;
+      };
+      const inTurn = (): Promise<unknown> => turnsOfAll(answer);
       const value = await this.turns(() =>
-        turnsOfAll(async () => {
-          // Whoever waited for a page that is over asks nothing any more.
-          const answer = this.over
-            ? { value: null, bytes: 0 }
-            : await this.call(method, fieldsOf(args));
-          this.spent += answer.bytes;
-          // Reading a large file again and again would leave JupyterLab little time of its own.
-          await (this.spent > FREE_BYTES && delay(answer.bytes / BYTES_PER_MILLISECOND));
-          return answer.value;
-        })
+        values.kind === 'tile' ? turnsOfTiles(inTurn) : inTurn()
       );
       send({ value });
     } catch (error) {

@@ -144,6 +144,27 @@ test('requests of pages wait for their turn, and those of a page that is over ar
   first.end();
 });
 
+test('tiles that come late leave places for what others ask', async () => {
+  const asked = [];
+  const answer = async (_, { kind }) => {
+    asked.push(kind);
+    await (kind === 'tile' && new Promise(() => undefined));
+    return { value: kind, bytes: 0 };
+  };
+  const pages = [makePage({}, { answer }), makePage({}, { answer }), makePage({}, { answer })];
+  const call = ({ port }, id, kind) =>
+    port.postMessage({ kind: 'call', id, method: 'library', args: { url: 'u', kind } });
+  for (const page of pages.slice(0, 2)) {
+    call(page, 1, 'tile');
+    call(page, 2, 'tile');
+  }
+  await pass();
+  call(pages[2], 1, 'script');
+  await pass();
+  assert.deepEqual(asked, ['tile', 'tile', 'script']);
+  pages.forEach(({ end }) => end());
+});
+
 test('indented JSON keeps its tokens', () => {
   const text =
     '{"a":1e400,"a":12345678901234567890,"s":"x, [y] \\"{\\\\","e":[],"o":{},"l":[1,[2.50]]}';
