@@ -4,7 +4,7 @@ import test from 'node:test';
 
 import { escapeHidden, showName } from '../lib/dom.js';
 import { indentJson } from '../lib/json_text.js';
-import { isSmallPicture } from '../lib/picture_sizes.js';
+import { isSmallPicture } from '../lib/inline.js';
 import { howToShow } from '../lib/preview.js';
 
 /** Milliseconds of CPU. */
