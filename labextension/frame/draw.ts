@@ -22,6 +22,7 @@ export class Drawer {
   /** Of all of a frame: it changes how scripts are added to its document. */
   constructor(private readonly tools: Tools) {
     this.scripts = new PageScripts(tools);
+    askForTiles(tools);
     addStyle(`
       .gvisor-iframe { position: relative; overflow: auto; isolation: isolate }
       .gvisor-note { opacity: 0.8; padding: 4px 0 }
@@ -195,6 +196,37 @@ export class Drawer {
     );
     await this.setHtml(frame, scoped);
   }
+}
+
+/**
+ * From now on a picture that gets an address is asked for, as those of maps: a frame has no network,
+ * but the kernel that has sent the map may have been given a route, by which the server reads them
+ * (``src/framed_view.ts``). Where there is none, it is as without this, and the browser refuses it.
+ */
+function askForTiles({ call }: Tools): void {
+  const own = Object.getOwnPropertyDescriptor(HTMLImageElement.prototype, 'src');
+  const ask = async (image: HTMLImageElement, url: string): Promise<void> => {
+    let address = url;
+    try {
+      const picture = (await call('library', { url, kind: 'tile' })) as ArrayBuffer;
+      address = URL.createObjectURL(new Blob([picture]));
+    } catch {
+      // the extension remembers hosts without a route
+    }
+    image.addEventListener('load', () => URL.revokeObjectURL(address), { once: true });
+    own?.set?.call(image, address);
+  };
+  Object.defineProperty(HTMLImageElement.prototype, 'src', {
+    ...own,
+    set(this: HTMLImageElement, value: unknown) {
+      const url = String(value);
+      if (/^https?:\/\//i.test(url)) {
+        void ask(this, url);
+      } else {
+        own?.set?.call(this, url);
+      }
+    }
+  });
 }
 
 /** The plot of Plotly that is all of what is drawn in a node. */

@@ -8,7 +8,6 @@ import type { FrameTheme } from '../src/frame_theme.js';
 import { PLOTLY, type Part } from '../src/output_parts.js';
 import { Drawer, plotIn } from './draw.js';
 import { add, addStyle, register, takeTheme } from './renderer.js';
-import { askForTiles } from './tiles.js';
 
 interface Draw {
   readonly kind: 'draw';
@@ -21,7 +20,6 @@ interface Draw {
 
 register<string>((_, tools) => {
   const drawer = new Drawer(tools);
-  askForTiles(tools);
   addStyle(`
     html, body { margin: 0; padding: 0; height: auto; overflow: hidden }
     #gvisor-root { display: flow-root; overflow-x: auto }

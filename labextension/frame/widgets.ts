@@ -2,9 +2,7 @@
 
 import type { FrameTheme } from '../src/frame_theme.js';
 import { addStyle, register, takeTheme } from './renderer.js';
-import { askForTiles } from './tiles.js';
-import { FrameManager } from './widget_manager.js';
-import { addNote, showView } from './widget_views.js';
+import { FrameManager, addNote } from './widget_manager.js';
 import style from './widgets.css';
 
 type Message = Readonly<Record<string, unknown>>;
@@ -19,7 +17,6 @@ register<string>((id, tools) => {
   tools.root.append(node);
   tools.watchHeight(node);
   const manager = new FrameManager(tools);
-  askForTiles(tools);
   const receive = (packet: readonly Message[]): void => {
     for (const message of packet) {
       manager.receive(message).catch((error: unknown) => manager.reportError(error));
@@ -42,5 +39,5 @@ register<string>((id, tools) => {
       receive(message.packet);
     }
   });
-  void showView(id, node, manager);
+  void manager.show(id, node);
 });
