@@ -23,31 +23,22 @@ interface Table {
   readonly count: number | null;
 }
 
-/** One that fills its frame. Another bundle that imports this file registers its own later. */
 register<ArrayBuffer>(async (source, { name, dark, root }) => {
   addDocumentStyle(dark);
-  await showTables(name, source, root);
+  const tables = await readTables(name, source);
+  for (const table of tables.slice(0, MAX_SHEETS)) {
+    show(table, root);
+  }
+  if (tables.length > MAX_SHEETS) {
+    add(root, 'p', `${MAX_SHEETS} of ${tables.length} sheets`).className = 'note';
+  }
 });
 
 /**
- * Draws the tables of a file, whose name says what it is.
+ * Reads the tables of a file, whose name says what it is.
  *
  * @throws Error for what is no such file
  */
-export async function showTables(
-  name: string,
-  source: ArrayBuffer,
-  parent: Element
-): Promise<void> {
-  const tables = await readTables(name, source);
-  for (const table of tables.slice(0, MAX_SHEETS)) {
-    show(table, parent);
-  }
-  if (tables.length > MAX_SHEETS) {
-    add(parent, 'p', `${MAX_SHEETS} of ${tables.length} sheets`).className = 'note';
-  }
-}
-
 async function readTables(name: string, source: ArrayBuffer): Promise<readonly Table[]> {
   if (/\.parquet$/i.test(name)) {
     const metadata = await parquetMetadataAsync(source);
