@@ -8,7 +8,6 @@ import { ServerError, messageOf } from './client.js';
 import { decode } from './differences.js';
 import { button, element, replace, setText, warning } from './dom.js';
 import { formatBytes } from './format.js';
-import { indentJson } from './json_text.js';
 import { Notes } from './notes.js';
 import { PageFrame } from './page_frame.js';
 import type { Talk } from './page_network.js';
@@ -177,22 +176,12 @@ export class Preview {
     again: () => void
   ): Node {
     const name = path.split('/').at(-1) ?? path;
-    if (how !== null) {
-      return this.makePage(how, name, file, scripts, again);
+    if (how === null) {
+      const text = decode(file.bytes);
+      return text === null
+        ? element('p', 'This file is no text, and no type that is shown here.')
+        : makeText(name, prettify(path, text));
     }
-    const text = decode(file.bytes);
-    return text === null
-      ? element('p', 'This file is no text, and no type that is shown here.')
-      : makeText(name, prettify(path, text));
-  }
-
-  private makePage(
-    how: How,
-    name: string,
-    file: ReadFile,
-    scripts: readonly string[],
-    again: () => void
-  ): Node {
     const frame = new PageFrame(
       this.client,
       { type: how.type, name, file, isText: how.isText, scripts },
@@ -235,4 +224,43 @@ function prettify(path: string, text: string): string {
     return text;
   }
   return indentJson(text, MAX_TEXT);
+}
+
+const STEP = '  ';
+/** Deeper levels are not indented more: a file may have a hundred thousand. */
+const MAX_INDENT = 20;
+const TOKEN = /"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s"{}[\],:]+/g;
+
+/**
+ * Return JSON as a person reads it, up to about ``limit`` characters: with lines and spaces between
+ * its tokens, which stay what they are in the file.
+ *
+ * Written from its parsed value it would be another text: large numbers lose digits, and of keys that
+ * are there twice one is gone.
+ */
+export function indentJson(text: string, limit: number): string {
+  let out = '';
+  let depth = 0;
+  let isEmpty = false;
+  const newLine = (): void => {
+    out += `\n${STEP.repeat(Math.min(depth, MAX_INDENT))}`;
+  };
+  for (const [token] of text.matchAll(TOKEN)) {
+    if (out.length > limit) {
+      break;
+    }
+    const closes = token === '}' || token === ']';
+    depth -= closes ? 1 : 0;
+    // An empty list or object stays on its line.
+    if (closes ? !isEmpty : isEmpty) {
+      newLine();
+    }
+    isEmpty = token === '{' || token === '[';
+    depth += isEmpty ? 1 : 0;
+    out += token === ':' ? ': ' : token;
+    if (token === ',') {
+      newLine();
+    }
+  }
+  return out;
 }
