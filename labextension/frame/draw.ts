@@ -32,7 +32,7 @@ export class Drawer {
   /** Loads libraries by their names; what is missing is said. */
   async load(libraries: readonly string[]): Promise<void> {
     for (const name of libraries) {
-      await this.scripts.load(name).catch((error: unknown) => this.scripts.missing(error));
+      await this.scripts.load(name).catch(this.scripts.missing);
     }
   }
 
@@ -134,9 +134,7 @@ export class Drawer {
       .replace(/<link\b/gi, '<param');
     await Promise.all(
       [...node.querySelectorAll('param[rel~="stylesheet" i]')].map(link =>
-        this.scripts
-          .sheet(link.getAttribute('href') ?? '')
-          .catch((error: unknown) => this.scripts.missing(error))
+        this.scripts.sheet(link.getAttribute('href') ?? '').catch(this.scripts.missing)
       )
     );
     for (const frame of node.querySelectorAll<HTMLElement>('gvisor-iframe')) {
