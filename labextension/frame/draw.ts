@@ -1,6 +1,7 @@
 /**
  * Draws the parts of an output: HTML with its scripts, JavaScript, plots, drawings, sounds and films.
- * Of the outputs of cells (``output.ts``), and of those in widgets (``widget_output.ts``).
+ * Of the outputs of cells (``output.ts``), and of those in widgets (``widget_output.ts``). How
+ * their scripts run is in ``page_scripts.ts``.
  */
 
 import { marked } from 'marked';

@@ -57,7 +57,7 @@ function takeTheme({ style, dark }: FrameTheme): void {
   document.body.dataset.jpThemeLight = String(!dark);
 }
 
-/** Gives ``handler`` what the extension sends to outputs and widgets, but themes, which are taken. */
+/** Gives ``handler`` what the extension sends to outputs and widgets; themes are taken here. */
 export function listen({ onMessage }: Tools, handler: (message: unknown) => void): void {
   onMessage(data => {
     const message = data as FrameTheme | { readonly kind: 'draw' | 'packet' };

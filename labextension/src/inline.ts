@@ -268,9 +268,9 @@ const BEFORE = /^\xff[\xc4\xcc\xdb-\xdd\xe0-\xef\xfe]/;
 const SIZE = /^\xff[\xc0-\xc2\xc9\xca]/;
 
 /**
- * Whether a picture is a PNG that does not move, or a JPEG with no other one in it, whose header says
- * that it has at most ``MOST_PIXELS``, as a screenshot has. What a decoder might read in another way
- * is none. Of all others 64 kB may become gigabytes: a frame draws them.
+ * Whether a picture is a PNG that does not move, or a JPEG with no other one in it, whose header
+ * says that it has at most ``MOST_PIXELS``, as a screenshot has. What a decoder might read in
+ * another way is none. Of all others 64 kB may become gigabytes: a frame draws them.
  *
  * @param bytes one character for each byte, as ``atob`` makes them
  */

@@ -1,6 +1,6 @@
 /**
- * What a file of the outputs looks like: a page, picture, film or table in a frame, with a line that
- * says whom it talks to; or a text. Only a text is shown in JupyterLab's own process.
+ * What a file of the outputs looks like: a page, picture, film or table in a frame, with a line
+ * that says whom it talks to; or a text. Only a text is shown in JupyterLab's own process.
  */
 
 import type { ArtifactClient, Place, ReadFile } from './artifacts.js';

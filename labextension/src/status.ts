@@ -1,4 +1,4 @@
-/** The item in the status bar: a shield, memory of its limit, the open routes; and what it opens. */
+/** The item in the status bar: a shield, memory of its limit, the open routes; what it opens. */
 
 import type { Sandbox } from './contract.js';
 import { element, replace, setText, shield } from './dom.js';

@@ -275,6 +275,7 @@ function refuseScriptLinks(event: MouseEvent): void {
   }
 }
 
+/** Raises the wall as soon as the page loads, and tells it which kernels need none. */
 export const wall: JupyterFrontEndPlugin<void> = {
   id: 'gvisor-kernel:wall',
   description: 'Keeps what sandboxes print, and saved outputs, from acting in the page.',

@@ -126,6 +126,7 @@ async function hasWidget(kernel: Kernel.IKernelConnection, id: string): Promise<
   return content.status === 'ok' && Object.hasOwn(content.comms, id);
 }
 
+/** Connects notebooks and consoles with the widgets of their kernels. */
 export const widgets: JupyterFrontEndPlugin<void> = {
   id: 'gvisor-kernel:widgets',
   description: 'Shows the widgets of kernels in frames that reach nothing.',
