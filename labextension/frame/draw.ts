@@ -1,6 +1,7 @@
 /**
  * Draws the parts of an output: HTML with its scripts, JavaScript, plots, drawings, sounds and films.
- * Of the outputs of cells (``output.ts``), and of those in widgets (``widget_output.ts``).
+ * Of the outputs of cells (``output.ts``), and of those in widgets (``widget_output.ts``). How
+ * their scripts run is in ``page_scripts.ts``.
  */
 
 import { marked } from 'marked';
@@ -22,6 +23,7 @@ export class Drawer {
   /** Of all of a frame: it changes how scripts are added to its document. */
   constructor(private readonly tools: Tools) {
     this.scripts = new PageScripts(tools);
+    askForTiles(tools);
     addStyle(`
       .gvisor-iframe { position: relative; overflow: auto; isolation: isolate }
       .gvisor-note { opacity: 0.8; padding: 4px 0 }
@@ -31,7 +33,7 @@ export class Drawer {
   /** Loads libraries by their names; what is missing is said. */
   async load(libraries: readonly string[]): Promise<void> {
     for (const name of libraries) {
-      await this.scripts.load(name).catch((error: unknown) => this.scripts.missing(error));
+      await this.scripts.load(name).catch(this.scripts.missing);
     }
   }
 
@@ -133,9 +135,7 @@ export class Drawer {
       .replace(/<link\b/gi, '<param');
     await Promise.all(
       [...node.querySelectorAll('param[rel~="stylesheet" i]')].map(link =>
-        this.scripts
-          .sheet(link.getAttribute('href') ?? '')
-          .catch((error: unknown) => this.scripts.missing(error))
+        this.scripts.sheet(link.getAttribute('href') ?? '').catch(this.scripts.missing)
       )
     );
     for (const frame of node.querySelectorAll<HTMLElement>('gvisor-iframe')) {
@@ -195,6 +195,37 @@ export class Drawer {
     );
     await this.setHtml(frame, scoped);
   }
+}
+
+/**
+ * From now on a picture that gets an address is asked for, as those of maps: a frame has no network,
+ * but the kernel that has sent the map may have been given a route, by which the server reads them
+ * (``src/framed_view.ts``). Where there is none, it is as without this, and the browser refuses it.
+ */
+function askForTiles({ call }: Tools): void {
+  const own = Object.getOwnPropertyDescriptor(HTMLImageElement.prototype, 'src');
+  const ask = async (image: HTMLImageElement, url: string): Promise<void> => {
+    let address = url;
+    try {
+      const picture = (await call('library', { url, kind: 'tile' })) as ArrayBuffer;
+      address = URL.createObjectURL(new Blob([picture]));
+    } catch {
+      // the extension remembers hosts without a route
+    }
+    image.addEventListener('load', () => URL.revokeObjectURL(address), { once: true });
+    own?.set?.call(image, address);
+  };
+  Object.defineProperty(HTMLImageElement.prototype, 'src', {
+    ...own,
+    set(this: HTMLImageElement, value: unknown) {
+      const url = String(value);
+      if (/^https?:\/\//i.test(url)) {
+        void ask(this, url);
+      } else {
+        own?.set?.call(this, url);
+      }
+    }
+  });
 }
 
 /** The plot of Plotly that is all of what is drawn in a node. */

@@ -1,5 +1,7 @@
 /** Notebooks, to be read: cells and outputs as they were saved. Nothing of them runs. */
 
+import { textOf } from '../src/output_parts.js';
+import { type Fields, recordOf } from '../src/widget_store.js';
 import { showHtml, showMarkdown } from './markup.js';
 import { add, addDocumentStyle, addStyle, register } from './renderer.js';
 import { addTerminal } from './terminal.js';
@@ -12,18 +14,18 @@ const PICTURES = ['image/png', 'image/jpeg', 'image/gif', 'image/webp'];
 register<string>((source, { dark, root }) => {
   addDocumentStyle(dark);
   addStyle('.prompt { opacity: 0.7; font: 12px monospace } .cell { margin-bottom: 12px }');
-  const cells = list(fields(JSON.parse(source)).cells);
-  for (const cell of cells.slice(0, MAX_CELLS).map(fields)) {
+  const cells = list(recordOf(JSON.parse(source)).cells);
+  for (const cell of cells.slice(0, MAX_CELLS).map(recordOf)) {
     const node = add(root, 'div');
     node.className = 'cell';
     if (cell.cell_type === 'markdown') {
-      showMarkdown(text(cell.source), node);
+      showMarkdown(textOf(cell.source), node);
     } else {
       const count = cell.execution_count;
       add(node, 'div', `[${typeof count === 'number' ? count : ' '}]`).className = 'prompt';
-      add(node, 'pre', text(cell.source));
+      add(node, 'pre', textOf(cell.source));
       const outputs = list(cell.outputs);
-      for (const output of outputs.slice(0, MAX_OUTPUTS).map(fields)) {
+      for (const output of outputs.slice(0, MAX_OUTPUTS).map(recordOf)) {
         showOutput(output, node);
       }
       if (outputs.length > MAX_OUTPUTS) {
@@ -36,34 +38,23 @@ register<string>((source, { dark, root }) => {
   }
 });
 
-function showOutput(output: Readonly<Record<string, unknown>>, node: Element): void {
-  const data = fields(output.data);
+function showOutput(output: Fields, node: Element): void {
+  const data = recordOf(output.data);
   const picture = PICTURES.find(type => type in data);
   if (picture !== undefined) {
     const image = add(node, 'img');
-    image.src = `data:${picture};base64,${text(data[picture])}`;
-    image.alt = text(data['text/plain']);
+    image.src = `data:${picture};base64,${textOf(data[picture])}`;
+    image.alt = textOf(data['text/plain']);
   } else if ('text/html' in data) {
-    showHtml(text(data['text/html']), node);
+    showHtml(textOf(data['text/html']), node);
   } else if ('text/markdown' in data) {
-    showMarkdown(text(data['text/markdown']), node);
+    showMarkdown(textOf(data['text/markdown']), node);
   } else {
-    const trace = list(output.traceback).map(text).join('\n');
-    addTerminal(node, text(output.text) || trace || text(data['text/plain']));
+    const trace = list(output.traceback).map(textOf).join('\n');
+    addTerminal(node, textOf(output.text) || trace || textOf(data['text/plain']));
   }
-}
-
-function fields(value: unknown): Readonly<Record<string, unknown>> {
-  return typeof value === 'object' && value !== null ? (value as Record<string, unknown>) : {};
 }
 
 function list(value: unknown): readonly unknown[] {
   return Array.isArray(value) ? value : [];
-}
-
-function text(value: unknown): string {
-  if (Array.isArray(value)) {
-    return value.map(text).join('');
-  }
-  return typeof value === 'string' ? value : '';
 }

@@ -4,11 +4,10 @@
  * The extension sends what is drawn (``src/output_frame.ts``), and again when the output changes.
  */
 
-import type { FrameTheme } from '../src/frame_theme.js';
+import { messageOf } from '../src/client.js';
 import { PLOTLY, type Part } from '../src/output_parts.js';
 import { Drawer, plotIn } from './draw.js';
-import { add, addStyle, register, takeTheme } from './renderer.js';
-import { askForTiles } from './tiles.js';
+import { add, addStyle, listen, register } from './renderer.js';
 
 interface Draw {
   readonly kind: 'draw';
@@ -21,7 +20,6 @@ interface Draw {
 
 register<string>((_, tools) => {
   const drawer = new Drawer(tools);
-  askForTiles(tools);
   addStyle(`
     html, body { margin: 0; padding: 0; height: auto; overflow: hidden }
     #gvisor-root { display: flow-root; overflow-x: auto }
@@ -52,17 +50,10 @@ register<string>((_, tools) => {
   };
 
   let last = Promise.resolve();
-  tools.onMessage(data => {
-    const message = data as Draw | FrameTheme;
-    if (message.kind === 'theme') {
-      takeTheme(message);
-      return;
-    }
+  listen(tools, message => {
     last = last
-      .then(() => draw(message))
-      .catch((error: unknown) =>
-        tools.reportError(error instanceof Error ? error.message : String(error))
-      )
+      .then(() => draw(message as Draw))
+      .catch((error: unknown) => tools.reportError(messageOf(error)))
       .then(() => {
         tools.watchHeight(node); // until then it has the height that was expected
       });

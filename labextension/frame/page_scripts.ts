@@ -222,9 +222,9 @@ export class PageScripts {
   }
 
   /** Tells the person what was not loaded; errors of scripts are told to the console. */
-  missing(error: unknown): void {
+  readonly missing = (error: unknown): void => {
     this.report(error, 'library');
-  }
+  };
 
   private report(error: unknown, file: string): void {
     this.tools.reportError(error instanceof Error ? error.message : String(error), file);
@@ -322,7 +322,7 @@ export class PageScripts {
     const load = (
       names: string | string[],
       done: (...modules: unknown[]) => void = () => undefined,
-      failed: (error: unknown) => void = error => this.missing(error)
+      failed: (error: unknown) => void = this.missing
     ): unknown => {
       if (typeof names === 'string') {
         return (window as unknown as Globals)[names];

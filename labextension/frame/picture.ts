@@ -8,13 +8,27 @@ import { add, addDocumentStyle, addStyle, register } from './renderer.js';
 /** Pixels of a drawing: one that is larger is drawn smaller. */
 const MAX_PIXELS = 16_000_000;
 
-/** One that fills its frame. Another bundle that imports this file registers its own later. */
 register<ArrayBuffer>(async (source, { name, dark, root }) => {
   addDocumentStyle(dark);
   addStyle(`img, canvas, video { max-width: 100%; max-height: max(100vh - 32px, 300px);
       object-fit: contain; object-position: 0 0 }
     img, canvas { background: white } audio { width: 100% }`);
-  await showMedia(source, typeOf(name), name, root);
+  const type = typeOf(name);
+  const url = URL.createObjectURL(new Blob([source], { type }));
+  if (type.startsWith('image/')) {
+    const image = document.createElement('img');
+    image.alt = name;
+    image.src = url;
+    await ended(image, 'load', 'drawn');
+    root.appendChild(type === 'image/svg+xml' ? drawOnce(image) : image);
+    return;
+  }
+  const player = add(root, type.startsWith('video/') ? 'video' : 'audio');
+  player.controls = true;
+  player.preload = 'metadata';
+  player.setAttribute('aria-label', name);
+  player.src = url;
+  await ended(player, 'loadedmetadata', 'played');
 });
 
 /** What kind of file this is; the browser looks into it for more, except for an SVG. */
@@ -23,36 +37,6 @@ function typeOf(name: string): string {
   const isSound = /^(flac|m4a|mp3|og[ag]|wav)$/.test(ending);
   const kind = isSound ? 'audio' : /^(mp4|ogv|webm)$/.test(ending) ? 'video' : 'image';
   return `${kind}/${ending === 'svg' ? 'svg+xml' : ending}`;
-}
-
-/**
- * Draws a picture, or makes a player with its controls.
- *
- * @param type its MIME type, of ``image/``, ``audio/`` or ``video/``
- * @param label what a screen reader says
- * @throws Error if this browser can neither draw nor play it
- */
-export async function showMedia(
-  source: BlobPart,
-  type: string,
-  label: string,
-  parent: Node
-): Promise<void> {
-  const url = URL.createObjectURL(new Blob([source], { type }));
-  if (type.startsWith('image/')) {
-    const image = document.createElement('img');
-    image.alt = label;
-    image.src = url;
-    await ended(image, 'load', 'drawn');
-    parent.appendChild(type === 'image/svg+xml' ? drawOnce(image) : image);
-    return;
-  }
-  const player = add(parent, type.startsWith('video/') ? 'video' : 'audio');
-  player.controls = true;
-  player.preload = 'metadata';
-  player.setAttribute('aria-label', label);
-  player.src = url;
-  await ended(player, 'loadedmetadata', 'played');
 }
 
 /**

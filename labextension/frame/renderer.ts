@@ -50,11 +50,23 @@ export function addStyle(text: string): void {
 
 let theme: HTMLStyleElement | null = null;
 
-export function takeTheme({ style, dark }: FrameTheme): void {
+function takeTheme({ style, dark }: FrameTheme): void {
   theme ??= document.head.appendChild(document.createElement('style'));
   theme.textContent = style;
   document.documentElement.style.colorScheme = dark ? 'dark' : 'light';
   document.body.dataset.jpThemeLight = String(!dark);
+}
+
+/** Gives ``handler`` what the extension sends to outputs and widgets; themes are taken here. */
+export function listen({ onMessage }: Tools, handler: (message: unknown) => void): void {
+  onMessage(data => {
+    const message = data as FrameTheme | { readonly kind: 'draw' | 'packet' };
+    if (message.kind === 'theme') {
+      takeTheme(message);
+    } else {
+      handler(message);
+    }
+  });
 }
 
 /** What documents, tables and pictures look like; a page in HTML or JSX has its own. */

@@ -1,16 +1,19 @@
 /** The first rows of tables: csv, tsv, parquet and xlsx. */
 
+import { unzipSync, zipSync } from 'fflate';
 import { parquetMetadataAsync, parquetReadObjects } from 'hyparquet';
 import { compressors } from 'hyparquet-compressors';
 import Papa from 'papaparse';
+import readSheets, { type Sheet } from 'read-excel-file/universal';
 
 import { add, addDocumentStyle, register } from './renderer.js';
-import { readWorkbook } from './workbook.js';
 
 const MAX_ROWS = 1000;
 const MAX_COLUMNS = 200;
 const MAX_SHEETS = 20;
 const MAX_CELL = 1000;
+/** Bytes of the XML in a workbook: some 20 MB of a file. */
+const MAX_XML = 250_000_000;
 
 interface Table {
   readonly title: string;
@@ -20,31 +23,22 @@ interface Table {
   readonly count: number | null;
 }
 
-/** One that fills its frame. Another bundle that imports this file registers its own later. */
 register<ArrayBuffer>(async (source, { name, dark, root }) => {
   addDocumentStyle(dark);
-  await showTables(name, source, root);
+  const tables = await readTables(name, source);
+  for (const table of tables.slice(0, MAX_SHEETS)) {
+    show(table, root);
+  }
+  if (tables.length > MAX_SHEETS) {
+    add(root, 'p', `${MAX_SHEETS} of ${tables.length} sheets`).className = 'note';
+  }
 });
 
 /**
- * Draws the tables of a file, whose name says what it is.
+ * Reads the tables of a file, whose name says what it is.
  *
  * @throws Error for what is no such file
  */
-export async function showTables(
-  name: string,
-  source: ArrayBuffer,
-  parent: Element
-): Promise<void> {
-  const tables = await readTables(name, source);
-  for (const table of tables.slice(0, MAX_SHEETS)) {
-    show(table, parent);
-  }
-  if (tables.length > MAX_SHEETS) {
-    add(parent, 'p', `${MAX_SHEETS} of ${tables.length} sheets`).className = 'note';
-  }
-}
-
 async function readTables(name: string, source: ArrayBuffer): Promise<readonly Table[]> {
   if (/\.parquet$/i.test(name)) {
     const metadata = await parquetMetadataAsync(source);
@@ -92,6 +86,51 @@ function readText(text: string): Table {
   const rows = data.slice(1, MAX_ROWS + 1);
   const more = meta.truncated || data.length > MAX_ROWS + 1;
   return { title: '', head: data[0] ?? [], rows, count: more ? null : rows.length };
+}
+
+/**
+ * The first rows of the sheets of an .xlsx. The library would unpack a large file in a worker, which
+ * the frame has not, and would read all rows. So the file is unpacked here, its sheets are cut
+ * after the rows that are shown, and the library reads what is left, which is packed without
+ * compression: that it unpacks without a worker.
+ *
+ * @throws Error for what is no workbook, or has too much in it
+ */
+async function readWorkbook(source: ArrayBuffer, maxRows: number): Promise<Sheet[]> {
+  let size = 0;
+  const parts = unzipSync(new Uint8Array(source), {
+    filter: ({ name, originalSize }) => {
+      const isRead = /\.(xml|rels)$/i.test(name);
+      size += isRead ? originalSize : 0;
+      if (size > MAX_XML) {
+        throw new Error(`This workbook has more than ${MAX_XML / 1e6} MB of XML; download it.`);
+      }
+      return isRead;
+    }
+  });
+  for (const [name, bytes] of Object.entries(parts)) {
+    if (/\/worksheets\/[^/]+\.xml$/i.test(name)) {
+      parts[name] = cutRows(bytes, maxRows);
+    }
+  }
+  return await readSheets(zipSync(parts, { level: 0 }).slice().buffer);
+}
+
+/** Return a sheet that ends after so many of its rows. */
+function cutRows(bytes: Uint8Array<ArrayBuffer>, maxRows: number): Uint8Array<ArrayBuffer> {
+  const xml = new TextDecoder().decode(bytes);
+  const row = /<(\w{1,100}:)?row[\s>/]/g;
+  for (let count = 0; ; count++) {
+    const found = row.exec(xml);
+    if (found === null) {
+      return bytes;
+    }
+    if (count === maxRows) {
+      const space = found[1] ?? '';
+      const end = `</${space}sheetData></${space}worksheet>`;
+      return new TextEncoder().encode(xml.slice(0, found.index) + end);
+    }
+  }
 }
 
 function show(table: Table, root: Element): void {

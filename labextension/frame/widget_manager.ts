@@ -9,9 +9,11 @@ import * as base from '@jupyter-widgets/base';
 import { ManagerBase } from '@jupyter-widgets/base-manager';
 import * as controls from '@jupyter-widgets/controls';
 import { PromiseDelegate } from '@lumino/coreutils';
+import { MessageLoop } from '@lumino/messaging';
+import { Widget } from '@lumino/widgets';
 
 import { Drawer } from './draw.js';
-import type { Tools } from './renderer.js';
+import { type Tools, add } from './renderer.js';
 import * as output from './widget_output.js';
 
 type Message = Readonly<Record<string, unknown>>;
@@ -64,6 +66,12 @@ function stateOf({ state, buffers }: ModelState): Record<string, unknown> {
   return whole;
 }
 
+export function addNote(node: HTMLElement, text: string): void {
+  const note = add(node, 'p', text);
+  note.className = 'gk-widget-note';
+  node.prepend(note);
+}
+
 export class FrameManager extends ManagerBase {
   private readonly wanted = new Map<string, PromiseDelegate<base.WidgetModel>>();
   private asked: string[] = [];
@@ -71,6 +79,7 @@ export class FrameManager extends ManagerBase {
   readonly drawer: Drawer;
   private readonly page = window as unknown as Page;
   private count = 0;
+  private readonly shown = new Set<Widget>();
 
   constructor(readonly tools: Tools) {
     super();
@@ -79,6 +88,25 @@ export class FrameManager extends ManagerBase {
       this.page.gvisorDefine(name, exports);
     }
     this.page.require.config({ paths: PATHS });
+    window.addEventListener('resize', () => {
+      for (const widget of this.shown) {
+        MessageLoop.postMessage(widget, Widget.ResizeMessage.UnknownSize);
+      }
+    });
+  }
+
+  /** Puts the view of a model into its place of the frame. */
+  async show(id: string, node: HTMLElement): Promise<void> {
+    try {
+      const model: object = await this.get_model(id);
+      const view = await this.create_view(model as never);
+      const { luminoWidget: widget } = view as unknown as { luminoWidget: Widget };
+      Widget.attach(widget, node);
+      this.shown.add(widget);
+      widget.disposed.connect(() => this.shown.delete(widget));
+    } catch (error) {
+      addNote(node, error instanceof Error ? error.message : String(error));
+    }
   }
 
   /** What views of widgets set formulas with. */

@@ -10,7 +10,6 @@ import { ORDER, canDraw, isLoad, partsOf, textOf } from '../src/output_parts.js'
 import { type Fields, VIEW_TYPE, recordOf } from '../src/widget_store.js';
 import { addTerminal, withReturns } from './terminal.js';
 import type { FrameManager } from './widget_manager.js';
-import { showView } from './widget_views.js';
 
 export class OutputModel extends BaseModel {
   override defaults(): ReturnType<BaseModel['defaults']> {
@@ -70,7 +69,7 @@ async function drawOutput(output: Fields, node: HTMLElement, manager: FrameManag
   const bundle = { data: recordOf(output.data), metadata: recordOf(output.metadata) };
   const view = recordOf(bundle.data[VIEW_TYPE]).model_id;
   if (typeof view === 'string') {
-    await showView(view, node, manager);
+    await manager.show(view, node);
     return;
   }
   const type = isLoad(bundle)

@@ -1,10 +1,7 @@
 /** ipywidgets: a frame that shows one widget, and those that it names. */
 
-import type { FrameTheme } from '../src/frame_theme.js';
-import { addStyle, register, takeTheme } from './renderer.js';
-import { askForTiles } from './tiles.js';
-import { FrameManager } from './widget_manager.js';
-import { addNote, showView } from './widget_views.js';
+import { addStyle, listen, register } from './renderer.js';
+import { FrameManager, addNote } from './widget_manager.js';
 import style from './widgets.css';
 
 type Message = Readonly<Record<string, unknown>>;
@@ -19,8 +16,8 @@ register<string>((id, tools) => {
   tools.root.append(node);
   tools.watchHeight(node);
   const manager = new FrameManager(tools);
-  askForTiles(tools);
-  const receive = (packet: readonly Message[]): void => {
+  listen(tools, data => {
+    const { packet } = data as { readonly packet: readonly Message[] };
     for (const message of packet) {
       manager.receive(message).catch((error: unknown) => manager.reportError(error));
       if (message.kind === 'lost') {
@@ -33,14 +30,6 @@ register<string>((id, tools) => {
         tools.send({ kind: 'done' }); // the extension sends more
       }, delay);
     }
-  };
-  tools.onMessage(data => {
-    const message = data as FrameTheme | { kind: 'packet'; packet: readonly Message[] };
-    if (message.kind === 'theme') {
-      takeTheme(message);
-    } else {
-      receive(message.packet);
-    }
   });
-  void showView(id, node, manager);
+  void manager.show(id, node);
 });

@@ -3,6 +3,8 @@
 import { Dialog } from '@jupyterlab/apputils';
 import type { ITranslator } from '@jupyterlab/translation';
 
+import { element } from './dom.js';
+
 /** Adds a button to the dialog that says why a kernel of ours did not start. */
 export function offerDoctor(
   translator: ITranslator | null,
@@ -25,15 +27,14 @@ export function offerDoctor(
       if (header.textContent.trim() !== (title ?? 'Error Starting Kernel')) {
         return;
       }
-      const node = document.createElement('button');
-      node.type = 'button';
-      node.className = 'jp-Dialog-button jp-mod-styled gk-doctor';
-      node.textContent = 'Doctor';
-      node.addEventListener('click', () => {
+      const click = (): void => {
         dialog.reject();
         run();
-      });
-      footer.prepend(node);
+      };
+      const name = 'jp-Dialog-button jp-mod-styled gk-doctor';
+      footer.prepend(
+        element('button', { class: name, attributes: { type: 'button' }, click }, 'Doctor')
+      );
     });
     observer.observe(dialog.node, { childList: true, subtree: true, characterData: true });
     dialog.disposed.connect(() => observer.disconnect());

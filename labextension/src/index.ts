@@ -36,8 +36,8 @@ import { Sidebar } from './sidebar.js';
 import { isOurs, kernelToWarm } from './specs.js';
 import { hasFiles } from './unkept.js';
 import { guardNotebooks } from './untrusted.js';
-import { wall } from './wall_plugin.js';
-import { widgets } from './widgets_plugin.js';
+import { wall } from './wall.js';
+import { widgets } from './widget_view.js';
 import { ChangesWidget, LinesWidget, SidebarWidget, open, shieldIcon } from './widgets.js';
 import { Wishes, pageTimer } from './wishes.js';
 

@@ -4,8 +4,6 @@
  * Pure functions over hostile text; which outputs they judge is said in ``wall.ts``.
  */
 
-import { isSmallPicture } from './picture_sizes.js';
-
 /** Characters of a text, of JSON and of HTML, and elements of HTML, that are drawn in the page. */
 const MOST_TEXT = 2_000_000;
 const MOST_JSON = 500_000;
@@ -256,4 +254,47 @@ export function isPicture(base64: string): boolean {
   } catch {
     return false; // no base64
   }
+}
+
+/** Pixels of such a picture; each takes four bytes. */
+export const MOST_PIXELS = 64_000_000;
+/** Passes over a JPEG, each of which costs as many steps as it has pixels. */
+const MOST_SCANS = 20;
+
+const PNG = '\x89PNG\r\n\x1a\n\0\0\0\rIHDR';
+const JPEG = '\xff\xd8';
+/** Segments of a JPEG that may come before the one with its size, and those. */
+const BEFORE = /^\xff[\xc4\xcc\xdb-\xdd\xe0-\xef\xfe]/;
+const SIZE = /^\xff[\xc0-\xc2\xc9\xca]/;
+
+/**
+ * Whether a picture is a PNG that does not move, or a JPEG with no other one in it, whose header
+ * says that it has at most ``MOST_PIXELS``, as a screenshot has. What a decoder might read in
+ * another way is none. Of all others 64 kB may become gigabytes: a frame draws them.
+ *
+ * @param bytes one character for each byte, as ``atob`` makes them
+ */
+export function isSmallPicture(bytes: string): boolean {
+  const word = (at: number): number => 256 * bytes.charCodeAt(at) + bytes.charCodeAt(at + 1);
+  const long = (at: number): number => 65_536 * word(at) + word(at + 2);
+  const isSmall = (pixels: number): boolean => pixels > 0 && pixels <= MOST_PIXELS;
+  if (bytes.startsWith(PNG)) {
+    return isSmall(long(16) * long(20)) && !bytes.includes('acTL');
+  }
+  const isOne = bytes.split('\xff\xda', MOST_SCANS + 2).length <= MOST_SCANS + 1;
+  if (!bytes.startsWith(JPEG) || !isOne || bytes.includes('MPF\0')) {
+    return false;
+  }
+  for (let at = 2; at + 9 <= bytes.length;) {
+    const marker = bytes.slice(at, at + 2);
+    const length = word(at + 2);
+    if (SIZE.test(marker)) {
+      return isSmall(word(at + 5) * word(at + 7));
+    }
+    if (!BEFORE.test(marker) || length < 2) {
+      return false;
+    }
+    at += 2 + length;
+  }
+  return false;
 }

@@ -42,7 +42,8 @@ export function describeCards(shell: ILabShell, facts: Facts): () => void {
       }
     }
   };
-  const askAbout = async (widget: Widget): Promise<void> => {
+  const describeAndAsk = async (widget: Widget): Promise<void> => {
+    describe(widget);
     const known = seen.get(widget);
     const folder = folderOf(widget);
     if (known === undefined || folder === null || folder === known.folder) {
@@ -64,10 +65,7 @@ export function describeCards(shell: ILabShell, facts: Facts): () => void {
       const node = widget.node;
       if (!seen.has(widget) && node.querySelector('.jp-Launcher') !== null) {
         seen.set(widget, { folder: null, first: false });
-        const observer = new MutationObserver(() => {
-          describe(widget);
-          void askAbout(widget);
-        });
+        const observer = new MutationObserver(() => void describeAndAsk(widget));
         observer.observe(node, { childList: true, subtree: true });
         widget.disposed.connect(() => {
           observer.disconnect();
@@ -75,8 +73,7 @@ export function describeCards(shell: ILabShell, facts: Facts): () => void {
         });
       }
       if (seen.has(widget)) {
-        describe(widget);
-        void askAbout(widget);
+        void describeAndAsk(widget);
       }
     }
   };

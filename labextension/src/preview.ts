@@ -1,16 +1,16 @@
 /**
- * What a file of the outputs looks like: a page, picture, film or table in a frame, or a text. Only a
- * text is shown in JupyterLab's own process.
+ * What a file of the outputs looks like: a page, picture, film or table in a frame, with a line
+ * that says whom it talks to; or a text. Only a text is shown in JupyterLab's own process.
  */
 
 import type { ArtifactClient, Place, ReadFile } from './artifacts.js';
 import { ServerError, messageOf } from './client.js';
 import { decode } from './differences.js';
-import { element, replace, warning } from './dom.js';
-import { indentJson } from './json_text.js';
+import { button, element, replace, setText, warning } from './dom.js';
+import { formatBytes } from './format.js';
 import { Notes } from './notes.js';
 import { PageFrame } from './page_frame.js';
-import { TalkView } from './talk.js';
+import type { Talk } from './page_network.js';
 
 /** How a page is made of a file; of the others, the text is shown. */
 export interface How {
@@ -43,6 +43,62 @@ const MAX_TEXT = 500_000;
 export function howToShow(path: string): How | null {
   const ending = (/\.(v[gl]\.json|[a-z0-9]+)$/i.exec(path)?.[1] ?? '').toLowerCase();
   return PAGES.find(([pattern]) => pattern.test(ending))?.[1] ?? null;
+}
+
+/** The line above a page that talks to a server: to whom, how much, and a button that stops it. */
+export class TalkView {
+  readonly node = element('div', { class: 'gk-talk', attributes: { role: 'group' } });
+  private readonly text = element('span');
+  /** "Stop", or "Allow again": one element, so it keeps the focus. */
+  private readonly button: HTMLButtonElement;
+  /** What a screen reader is told: that a page talks, and to whom, not each byte. */
+  private readonly said = element('span', {
+    class: 'gk-said',
+    attributes: { role: 'status' }
+  });
+
+  private isStopped = false;
+
+  constructor(stop: () => void, allow: () => void) {
+    this.button = button('Stop', () => (this.isStopped ? allow : stop)());
+    this.node.setAttribute('aria-label', 'Network of the page');
+    this.node.append(this.text, this.button, this.said);
+    this.clear();
+  }
+
+  clear(): void {
+    this.node.hidden = true;
+    setText(this.text, '');
+    setText(this.said, '');
+    this.button.hidden = false;
+  }
+
+  /** The page is over. What it has done stays to be read, and there is nothing to stop. */
+  end(): void {
+    this.button.hidden = true;
+  }
+
+  update(talk: Talk): void {
+    this.node.hidden = false;
+    this.isStopped = talk.stopped;
+    setText(this.text, describeTalk(talk));
+    setText(this.said, whomOf(talk));
+    setText(this.button, talk.stopped ? 'Allow again' : 'Stop');
+  }
+}
+
+function whomOf({ hosts, open, stopped }: Talk): string {
+  const whom = hosts.join(', ');
+  if (stopped) {
+    return `You stopped this page; it talked to ${whom}`;
+  }
+  return open > 0 ? `This page talks to ${whom}` : `This page talked to ${whom}`;
+}
+
+export function describeTalk(talk: Talk): string {
+  const { requests, sent, received } = talk;
+  const count = `${requests} request${requests === 1 ? '' : 's'}`;
+  return `${whomOf(talk)}: ${count}, ${formatBytes(sent)} sent, ${formatBytes(received)} received`;
 }
 
 export interface PreviewActions {
@@ -120,22 +176,12 @@ export class Preview {
     again: () => void
   ): Node {
     const name = path.split('/').at(-1) ?? path;
-    if (how !== null) {
-      return this.makePage(how, name, file, scripts, again);
+    if (how === null) {
+      const text = decode(file.bytes);
+      return text === null
+        ? element('p', 'This file is no text, and no type that is shown here.')
+        : makeText(name, prettify(path, text));
     }
-    const text = decode(file.bytes);
-    return text === null
-      ? element('p', 'This file is no text, and no type that is shown here.')
-      : makeText(name, prettify(path, text));
-  }
-
-  private makePage(
-    how: How,
-    name: string,
-    file: ReadFile,
-    scripts: readonly string[],
-    again: () => void
-  ): Node {
     const frame = new PageFrame(
       this.client,
       { type: how.type, name, file, isText: how.isText, scripts },
@@ -178,4 +224,43 @@ function prettify(path: string, text: string): string {
     return text;
   }
   return indentJson(text, MAX_TEXT);
+}
+
+const STEP = '  ';
+/** Deeper levels are not indented more: a file may have a hundred thousand. */
+const MAX_INDENT = 20;
+const TOKEN = /"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s"{}[\],:]+/g;
+
+/**
+ * Return JSON as a person reads it, up to about ``limit`` characters: with lines and spaces between
+ * its tokens, which stay what they are in the file.
+ *
+ * Written from its parsed value it would be another text: large numbers lose digits, and of keys that
+ * are there twice one is gone.
+ */
+export function indentJson(text: string, limit: number): string {
+  let out = '';
+  let depth = 0;
+  let isEmpty = false;
+  const newLine = (): void => {
+    out += `\n${STEP.repeat(Math.min(depth, MAX_INDENT))}`;
+  };
+  for (const [token] of text.matchAll(TOKEN)) {
+    if (out.length > limit) {
+      break;
+    }
+    const closes = token === '}' || token === ']';
+    depth -= closes ? 1 : 0;
+    // An empty list or object stays on its line.
+    if (closes ? !isEmpty : isEmpty) {
+      newLine();
+    }
+    isEmpty = token === '{' || token === '[';
+    depth += isEmpty ? 1 : 0;
+    out += token === ':' ? ': ' : token;
+    if (token === ',') {
+      newLine();
+    }
+  }
+  return out;
 }

@@ -3,10 +3,37 @@
 import { type Act, ActionButtons, nameOf } from './card.js';
 import { type SandboxClient, messageOf } from './client.js';
 import type { Findings, Leftover, Sandbox, Sandboxes } from './contract.js';
-import { button, element, replace, setText, warning } from './dom.js';
+import { button, drawing, element, replace, setText, warning } from './dom.js';
 import { NEARLY_FULL, describeState, formatSeconds, memoryShare } from './format.js';
-import type { History, Sample } from './history.js';
-import { Plot } from './plot.js';
+import { type History, type Sample, plotPoints } from './history.js';
+
+const PLOT_WIDTH = 100;
+const PLOT_HEIGHT = 24;
+
+/** A small line over the last five minutes. The figure beside it says the same in words. */
+class Plot {
+  readonly node: SVGElement;
+  private readonly line: SVGElement;
+
+  constructor(kind: 'memory' | 'cpu') {
+    this.line = drawing('polyline', { points: '', class: `gk-line gk-line-${kind}` });
+    this.node = drawing(
+      'svg',
+      {
+        viewBox: `0 0 ${PLOT_WIDTH} ${PLOT_HEIGHT}`,
+        preserveAspectRatio: 'none',
+        class: 'gk-plot',
+        'aria-hidden': 'true'
+      },
+      this.line
+    );
+  }
+
+  /** ``most`` is the value at the top. */
+  update(samples: readonly Sample[], now: number, most: number): void {
+    this.line.setAttribute('points', plotPoints(samples, now, most, PLOT_WIDTH, PLOT_HEIGHT));
+  }
+}
 
 class Row {
   readonly node: HTMLLIElement;

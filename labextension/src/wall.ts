@@ -5,9 +5,13 @@
  * trusted, and shows only what may be drawn. What is saved stays whole.
  */
 
+import type { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
+import { showErrorMessage } from '@jupyterlab/apputils';
+import { PageConfig } from '@jupyterlab/coreutils';
 import { OutputArea } from '@jupyterlab/outputarea';
 import {
   type IRenderMime,
+  IRenderMimeRegistry,
   MimeModel,
   OutputModel,
   RenderMimeRegistry,
@@ -18,8 +22,9 @@ import { PanelLayout, Widget } from '@lumino/widgets';
 
 import { element } from './dom.js';
 import { MOST_MARKDOWN, type Markup, drawable, mayTypeset, readMarkup } from './inline.js';
-import { originOf } from './origin.js';
+import { followKernels, originOf } from './origin.js';
 import { type Bundle, type Plan, makePlan, page, textOf } from './plan.js';
+import { originOfKernel } from './specs.js';
 
 /** What a model behind the wall has instead of types that JupyterLab's renderers do not get. */
 const WALLED_TYPE = 'application/vnd.gvisor-kernel.walled';
@@ -187,7 +192,7 @@ function isStanding(): boolean {
 /* eslint-disable @typescript-eslint/unbound-method -- what is replaced is called with its object */
 
 /** Puts the wall into the page. False: this JupyterLab's models do not take it. */
-export function raiseWall(): boolean {
+function raiseWall(): boolean {
   const { prototype } = OutputModel;
   const readData = Object.getOwnPropertyDescriptor(prototype, 'data')?.get;
   if (readData === undefined) {
@@ -237,6 +242,8 @@ export function raiseWall(): boolean {
   return isStanding();
 }
 
+/* eslint-enable @typescript-eslint/unbound-method */
+
 function shortenAll(bundle: Bundle): Bundle {
   return Object.fromEntries(
     Object.entries(bundle).map(([type, text]) => [
@@ -245,3 +252,52 @@ function shortenAll(bundle: Bundle): Bundle {
     ])
   );
 }
+
+/** Before any plugin: a restored notebook makes its models when it likes. Where the extension is
+ *  disabled, its code is loaded all the same, and no plugin of it would draw what is behind. */
+const stands = PageConfig.Extension.isDisabled('gvisor-kernel:wall') || raiseWall();
+
+/**
+ * Sanitized HTML may have buttons that run any command of JupyterLab, with any arguments; those in
+ * the text of a stranger's notebook, too. One that covers the notebook needs one click.
+ */
+function refuseCommands(sanitizer: IRenderMime.ISanitizer): void {
+  const it = sanitizer as { setAllowCommandLinker?: (allow: boolean) => void };
+  it.setAllowCommandLinker?.(false);
+  it.setAllowCommandLinker = () => undefined; // the settings would allow it again
+}
+
+/** JupyterLab makes a link of ``javascript://`` in a text, too. */
+function refuseScriptLinks(event: MouseEvent): void {
+  const link = event.composedPath().find(it => it instanceof HTMLAnchorElement);
+  if (link?.protocol === 'javascript:' && link.closest('.jp-RenderedText') !== null) {
+    event.preventDefault();
+  }
+}
+
+/** Raises the wall as soon as the page loads, and tells it which kernels need none. */
+export const wall: JupyterFrontEndPlugin<void> = {
+  id: 'gvisor-kernel:wall',
+  description: 'Keeps what sandboxes print, and saved outputs, from acting in the page.',
+  autoStart: true,
+  optional: [IRenderMimeRegistry],
+  activate: (app: JupyterFrontEnd, rendermime: IRenderMimeRegistry | null) => {
+    const { kernels, kernelspecs } = app.serviceManager;
+    followKernels(kernels, name => originOfKernel(kernelspecs.specs, name));
+    if (rendermime !== null) {
+      page.isShown = type => rendermime.mimeTypes.includes(type);
+      refuseCommands(rendermime.sanitizer); // of all of the page
+    }
+    for (const kind of ['click', 'auxclick'] as const) {
+      document.addEventListener(kind, refuseScriptLinks, true);
+    }
+    if (!stands) {
+      void app.restored.then(() =>
+        showErrorMessage(
+          'Outputs of sandboxes are not kept from this page',
+          `The extension gvisor-kernel does not know the outputs of ${app.name} ${app.version}: what a sandbox prints may act as you here. Open no stranger's notebook, and update gvisor-kernel.`
+        )
+      );
+    }
+  }
+};

@@ -188,22 +188,15 @@ export class KernelWidgets {
         const { state, buffers } = describe(model, names);
         const paths = buffers.map(({ path }) => path);
         const data = { method: 'update', state: Object.fromEntries(state), buffer_paths: paths };
-        this.send(
-          id,
-          data,
-          buffers.map(it => it.data)
-        );
+        const all = buffers.map(it => it.data);
+        this.send(id, data, all);
       }
     }
   }
 
   /** A frame's message to a model that it has. */
-  pass(
-    frame: WidgetFrame,
-    id: string,
-    { kind, state, paths, content }: Fields,
-    list: readonly ArrayBuffer[]
-  ): void {
+  pass(frame: WidgetFrame, id: string, message: Fields, list: readonly ArrayBuffer[]): void {
+    const { kind, state, paths, content } = message;
     const buffers = kind === 'update' ? readBuffers(paths, list) : null;
     const names = buffers && this.change(id, state, buffers, frame);
     if (names !== null && names.length > 0) {

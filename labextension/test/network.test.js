@@ -3,7 +3,7 @@ import test from 'node:test';
 
 import { FetchClient, readCall } from '../lib/fetch.js';
 import { PageNetwork } from '../lib/page_network.js';
-import { TalkView, describeTalk } from '../lib/talk.js';
+import { TalkView, describeTalk } from '../lib/preview.js';
 import { MARKUP, openPage } from './page.js';
 
 openPage();

@@ -1,13 +1,13 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 
-import { indentJson } from '../lib/json_text.js';
 import { openPage, settle } from './page.js';
 
 openPage();
 globalThis.HTMLElement = window.HTMLElement;
 const { PageFrame } = await import('../lib/page_frame.js');
 const { findUnfit, whyUnfit } = await import('../lib/frame_fit.js');
+const { indentJson } = await import('../lib/preview.js');
 
 const events = () => {
   const told = [];

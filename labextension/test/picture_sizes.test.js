@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 
-import { MOST_PIXELS, isSmallPicture } from '../lib/picture_sizes.js';
+import { MOST_PIXELS, isSmallPicture } from '../lib/inline.js';
 
 const text = bytes => String.fromCharCode(...bytes);
 const big = (value, size) =>

@@ -3,9 +3,8 @@ import assert from 'node:assert/strict';
 import test from 'node:test';
 
 import { escapeHidden, showName } from '../lib/dom.js';
-import { indentJson } from '../lib/json_text.js';
-import { isSmallPicture } from '../lib/picture_sizes.js';
-import { howToShow } from '../lib/preview.js';
+import { isSmallPicture } from '../lib/inline.js';
+import { howToShow, indentJson } from '../lib/preview.js';
 
 /** Milliseconds of CPU. */
 function cost(work, data) {
