@@ -24,6 +24,7 @@ from ..patience import scale_seconds
 from ..world import World
 
 SECONDS = scale_seconds(20)
+LOOK_SECONDS = 0.005
 SMALL_BUFFERS = 4096
 """Bytes in the receive buffer of a stalled client: a large buffer would hide the stall."""
 
@@ -35,6 +36,7 @@ class Bench:
         self.received: list[tuple[Channel, list[bytes]]] = []
         self.topics: list[bytes] = []
         self.open = True
+        self.asked = 0
         self.on_subscribe: Callable[[bytes], None] = self.topics.append
         self._connected: list[Any] = []
         self._host: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -48,9 +50,13 @@ class Bench:
             address,
             self._base,
             lambda channel, parts: self.received.append((channel, parts)),
-            lambda channel: self.open,
+            self._may_read,
             lambda topic: self.on_subscribe(topic),
         )
+
+    def _may_read(self, _: Channel) -> bool:
+        self.asked += 1
+        return self.open
 
     def bind_again(self) -> ClientSockets:
         return self._bind(self.sockets.address)
@@ -108,10 +114,25 @@ def run(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(main())
 
 
+def count_timers(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return a list that grows by the seconds of each timer of the loop but those of ``until``."""
+    loop = asyncio.get_running_loop()
+    call_later = loop.call_later
+    timers: list[float] = []
+
+    def count(delay: float, *rest: Any, **options: Any) -> asyncio.TimerHandle:
+        if delay != LOOK_SECONDS:
+            timers.append(delay)
+        return call_later(delay, *rest, **options)
+
+    monkeypatch.setattr(loop, "call_later", count)
+    return timers
+
+
 async def until(condition: Callable[[], Any]) -> None:
     async with asyncio.timeout(SECONDS):
         while not condition():
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(LOOK_SECONDS)
 
 
 async def numbers(socket: Any, count: int) -> list[int]:
@@ -145,8 +166,9 @@ def test_only_client_loses_nothing_when_it_stalls(
     async def stall() -> None:
         async with bench(world) as made:
             stalled = await made.subscribe(rcvhwm=1, rcvbuf=SMALL_BUFFERS)
+            timers = count_timers(monkeypatch)
             sent = made.publish(200, 500_000)
-            await asyncio.sleep(1.5)  # several times STALL_SECONDS, in which nobody reads
+            await until(lambda: sum(timers) > 5 * clients.STALL_SECONDS)
             few = len(sent)
             assert few <= 4 * HIGH_WATER
             assert made.sockets.count_waiting() == 200 - few
@@ -170,10 +192,10 @@ def test_stalled_client_blocks_others_for_stall_seconds_only(
             assert await numbers(reader, 200) == list(range(200))
             assert asyncio.get_running_loop().time() - started > 0.9
             # From now on it is skipped at once, until it reads again.
-            started = asyncio.get_running_loop().time()
+            timers = count_timers(monkeypatch)
             made.publish(50, 500_000)
             assert await numbers(reader, 50) == list(range(50))
-            assert asyncio.get_running_loop().time() - started < 0.9
+            assert sum(timers) < 0.9
             got = 0
             async with asyncio.timeout(SECONDS):
                 while await stalled.poll(300):
@@ -191,18 +213,10 @@ def test_stalled_socket_has_one_timer(world: World, monkeypatch: pytest.MonkeyPa
         async with bench(world) as made:
             await made.subscribe(rcvhwm=1, rcvbuf=SMALL_BUFFERS)
             made.publish(100, 500_000)
-            loop = asyncio.get_running_loop()
-            timers: list[float] = []
-            call_later = loop.call_later
-
-            def count(delay: float, *rest: Any, **options: Any) -> asyncio.TimerHandle:
-                timers.append(delay)
-                return call_later(delay, *rest, **options)
-
-            monkeypatch.setattr(loop, "call_later", count)
+            timers = count_timers(monkeypatch)
             for _ in range(100):
                 made.sockets.resume_reading()
-            await asyncio.sleep(1.2)
+            await until(lambda: sum(timers) > 1)
             assert len(timers) < 20
 
     run(stall())
@@ -307,9 +321,10 @@ def test_messages_wait_until_reading_resumes(world: World) -> None:
         async with bench(world) as made:
             made.open = False
             client = made.connect(zmq.DEALER, Channel.SHELL)
+            asked = made.asked
             for number in range(500):
                 await client.send_multipart([b"%d" % number])
-            await asyncio.sleep(0.1)
+            await until(lambda: made.asked > asked)
             assert not made.received
             made.open = True
             made.sockets.resume_reading()

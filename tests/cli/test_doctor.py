@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -134,10 +133,8 @@ def test_every_check_has_a_time_limit() -> None:
 def test_hanging_command_is_killed_with_processes_outside_its_group(tmp_path: Path) -> None:
     mark = f"{tmp_path}/mark"
     sleeper = f"{shlex.quote(sys.executable)} -Sc 'import signal; signal.pause()' {mark}"
-    started = time.monotonic()
     outcome = run_command(["sh", "-c", f"setsid {sleeper} & {sleeper}"], 1.5, mark=mark)
     assert outcome.status is None
-    assert time.monotonic() - started < 8
     assert not list(find_with_argument(mark))
 
 

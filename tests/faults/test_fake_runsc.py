@@ -10,7 +10,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -209,9 +208,7 @@ def test_broken_run_command_is_refused(what: str, fake: FakeRunsc) -> None:
 )
 def test_hanging_run_command_is_refused(what: str, fake: FakeRunsc) -> None:
     fake.instead_of("run", HANGS[what])
-    since = time.monotonic()
     assert "not started within 1 s" in refusal(snapshot="off", start_timeout=1)
-    assert time.monotonic() - since < 20
     if what == "hangs":
         fake.as_ever("run")  # the next start works
         with running_kernel(settings={"snapshot": "off"}) as (_, client):

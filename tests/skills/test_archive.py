@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import stat
 import struct
-import time
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -279,7 +278,6 @@ def test_hostile_packages_are_refused(
     package.write_bytes(make())
     assert main(["skills", "list"]) == 0
     before = sorted(tmp_path.rglob("*"))
-    started = time.monotonic()
     for command in ("check", "install"):
         capsys.readouterr()
         assert main(["skills", command, str(package)]) == 1
@@ -288,7 +286,6 @@ def test_hostile_packages_are_refused(
         assert "is not a valid skill" in err
         assert reason in err
         assert all(char.isprintable() or char == "\n" for char in err)
-    assert time.monotonic() - started < 5
     assert sorted(tmp_path.rglob("*")) == before
 
 
