@@ -65,7 +65,7 @@ from gvisor_kernel.mcp.results import clean
 from gvisor_kernel.mcp.situation import explain
 from gvisor_kernel.mcp.stdio import Lines, parse_line
 from gvisor_kernel.runtimes.docker.stream import Demultiplexer
-from gvisor_kernel.runtimes.kubernetes.frames import FrameReader as WebSocketReader
+from gvisor_kernel.runtimes.kubernetes.channels import Channels
 from gvisor_kernel.server.trust import find_signature
 from gvisor_kernel.shown_text import printable, printable_name
 from gvisor_kernel.skills import package
@@ -347,7 +347,7 @@ CASES = [
     Case("marks of a carrier", carry, lambda n: [MARK * 3000] * n, 100),
     Case(
         "frames of a WebSocket",
-        lambda data: list(WebSocketReader().receive(data)),
+        lambda data: list(Channels().receive(data)),
         lambda n: b"\x82\x02\x01x" * n,
         10_000,
     ),

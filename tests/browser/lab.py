@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+import psutil
 from selenium import webdriver
 from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.action_chains import ActionChains
@@ -211,7 +212,13 @@ def browser(
         driver.set_page_load_timeout(WAIT_SECONDS)
         yield driver
     finally:
-        driver.quit()
+        started = psutil.Process(service.process.pid).children(recursive=True)
+        try:
+            driver.quit()
+        finally:
+            for each in started:  # a driver that hangs leaves its browser
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.kill()
 
 
 class LabPage:

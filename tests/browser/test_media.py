@@ -235,7 +235,7 @@ def test_a_drawing_without_end_ends_with_its_view(media: LabPage) -> None:
         return bool(busy)
 
     media.wait_until(find_busy, "no process worked on the drawing")
-    [worker] = busy
+    worker = max(busy, key=busy_time)  # on a busy machine others have started for so long
     # A page beside it is not stopped.
     open_file(media, "other.html")
     wait_in_frame(media, "return document.querySelector('h1')?.textContent === 'Other'")

@@ -16,14 +16,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from gvisor_kernel.runtimes.kubernetes.frames import (
+from gvisor_kernel.runtimes.kubernetes.channels import (
     CLOSE,
     ERROR,
     STDERR,
     STDOUT,
-    FrameError,
-    FrameReader,
-    write_stdin,
+    ChannelError,
+    Channels,
 )
 
 READ_SIZE = 256 * 1024
@@ -46,7 +45,7 @@ class Stream:
         """Take over ``sock``."""
         self._socket = sock
         sock.setblocking(False)
-        self._reader = FrameReader()
+        self._channels = Channels()
         self._queue: deque[memoryview] = deque()
         self._queued = 0
         self._blocked_by = 0
@@ -89,7 +88,7 @@ class Stream:
         :raises StreamCut: when the connection has ended
         """
         for at in range(0, len(data), PIECE):
-            self._put(write_stdin(data[at : at + PIECE]))
+            self._put(self._channels.write_stdin(data[at : at + PIECE]))
         self.flush()
 
     def _put(self, frame: bytes) -> None:
@@ -132,20 +131,20 @@ class Stream:
             raise StreamCut(self._describe(None))
         self.heard = time.monotonic()
         try:
-            for channel, piece in self._reader.receive(data):
+            for channel, piece in self._channels.receive(data):
                 if channel in (STDOUT, STDERR):
                     yield channel, piece
                 elif channel == ERROR:
                     self.status += bytes(piece[: MAX_STATUS - len(self.status)])
                 elif channel != CLOSE:
-                    raise FrameError(f"the server sent something on the channel {channel}")
-        except FrameError as error:
-            raise StreamCut(str(error)) from error
-        for pong in self._reader.pongs:
+                    raise ChannelError(f"the server sent something on the channel {channel}")
+        except ChannelError as error:
+            raise StreamCut(self.status.decode(errors="replace") or str(error)) from error
+        for pong in self._channels.pongs:
             self._put(pong)
-        self._reader.pongs.clear()
+        self._channels.pongs.clear()
         self.flush()
-        if self._reader.closed:
+        if self._channels.closed:
             raise StreamCut(self._describe(None))
 
     def _note_block(self, error: OSError) -> None:
@@ -173,7 +172,7 @@ def connect(url: str, headers: dict[str, str], tls: dict[str, Any], seconds: flo
     """
     import websocket
 
-    from gvisor_kernel.runtimes.kubernetes.frames import PROTOCOL
+    from gvisor_kernel.runtimes.kubernetes.channels import PROTOCOL
 
     try:
         made = websocket.create_connection(

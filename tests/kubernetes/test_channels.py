@@ -6,16 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gvisor_kernel.runtimes.kubernetes.frames import (
+from gvisor_kernel.runtimes.kubernetes.channels import (
     ERROR,
-    PING,
-    PONG,
     STDERR,
     STDOUT,
-    FrameError,
-    FrameReader,
-    write_stdin,
+    ChannelError,
+    Channels,
 )
+
+PING, PONG = 9, 10
 
 
 def frame(opcode: int, payload: bytes, *, final: bool = True) -> bytes:
@@ -29,10 +28,10 @@ def frame(opcode: int, payload: bytes, *, final: bool = True) -> bytes:
     return first + bytes((127,)) + size.to_bytes(8) + payload
 
 
-def read(reader: FrameReader, data: bytes, step: int) -> list[tuple[int, bytes]]:
+def read(channels: Channels, data: bytes, step: int) -> list[tuple[int, bytes]]:
     found: list[tuple[int, bytes]] = []
     for at in range(0, len(data), step):
-        for channel, piece in reader.receive(data[at : at + step]):
+        for channel, piece in channels.receive(data[at : at + step]):
             if found and found[-1][0] == channel:
                 found[-1] = channel, found[-1][1] + bytes(piece)
             else:
@@ -58,9 +57,9 @@ def test_channels_are_told_apart_at_any_piece_size(
         for i, part in enumerate(parts):
             data += frame(2 if i == 0 else 0, part, final=i == len(parts) - 1)
             data += frame(PING, b"beside")
-    reader = FrameReader()
+    channels = Channels()
     joined: dict[int, bytes] = {}
-    for channel, piece in read(reader, data, step):
+    for channel, piece in read(channels, data, step):
         joined[channel] = joined.get(channel, b"") + piece
     expected: dict[int, bytes] = {}
     for channel, payload in messages:
@@ -69,21 +68,21 @@ def test_channels_are_told_apart_at_any_piece_size(
 
 
 def test_a_long_message_is_handed_on_as_it_comes() -> None:
-    reader = FrameReader()
+    channels = Channels()
     data = frame(2, bytes((STDOUT,)) + bytes(1 << 20))
-    assert read(reader, data[:70_000], 70_000)[0][0] == STDOUT
-    assert sum(len(piece) for _, piece in read(reader, data[70_000:], 50_000)) > 900_000
+    assert read(channels, data[:70_000], 70_000)[0][0] == STDOUT
+    assert sum(len(piece) for _, piece in read(channels, data[70_000:], 50_000)) > 900_000
 
 
 def test_a_ping_is_answered_and_the_end_is_noticed() -> None:
-    reader = FrameReader()
-    assert read(reader, frame(PING, b"x") + frame(8, b"\x03\xe8"), 3) == []
-    assert reader.pongs[0][0] & 0x0F == PONG
-    assert reader.closed
+    channels = Channels()
+    assert read(channels, frame(PING, b"x") + frame(8, b"\x03\xe8"), 3) == []
+    assert channels.pongs[0][0] & 0x0F == PONG
+    assert channels.closed
 
 
 def test_a_frame_for_stdin_is_masked() -> None:
-    made = write_stdin(b"hello" * 100)
+    made = Channels().write_stdin(b"hello" * 100)
     assert made[1] & 0x80
     mask, payload = made[4:8], made[8:]
     assert bytes(c ^ mask[i % 4] for i, c in enumerate(payload)) == b"\0" + b"hello" * 100
@@ -95,12 +94,14 @@ def test_a_frame_for_stdin_is_masked() -> None:
         frame(3, b"x"),
         b"\xc2\x01x",
         b"\x82\x81abcde",
-        b"\x82\x7f" + (1 << 40).to_bytes(8),
+        b"\x82\x7f" + (1 << 63).to_bytes(8),
+        frame(1, b"a text"),
+        frame(8, b"\x03\xf3failed"),
         frame(PING, bytes(126)),
         frame(PING, b"", final=False),
         frame(2, b"\x01x", final=False) + frame(2, b"\x01y"),
     ],
 )
 def test_what_is_no_frame_is_refused(data: bytes) -> None:
-    with pytest.raises(FrameError):
-        read(FrameReader(), data, len(data))
+    with pytest.raises(ChannelError):
+        read(Channels(), data, len(data))
