@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
+from gvisor_kernel.cli.arguments import add_json
 from gvisor_kernel.cli.checks import CHECKS, OF_RUNTIMES, run_check
 from gvisor_kernel.cli.checks.base import Check
 from gvisor_kernel.cli.output import make_console, print_json
@@ -12,6 +13,22 @@ from gvisor_kernel.shown_text import printable_name
 
 WORDS = {"ok": "OK", "warning": "WARN", "failed": "FAIL"}
 STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+
+
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``doctor``."""
+    parser.epilog = (
+        "Each check prints OK, WARN or FAIL, and a line with an arrow that says what to do.\n"
+        "The exit status is 1 if a check failed; warnings do not count. No check takes longer\n"
+        "than 40 s."
+    )
+    parser.set_defaults(run=run_doctor)
+    add_json(parser)
+    parser.add_argument(
+        "--runtime",
+        choices=("kubernetes", "slurm", "ssh"),
+        help="check only what this runtime needs, also if no kernelspec has it",
+    )
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from gvisor_kernel.cli.arguments import add_id
 from gvisor_kernel.cli.sandboxes import Listed, find_one, find_state
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.log_files import NAMES, log_parts
@@ -116,6 +117,18 @@ def read_lines(path: Path) -> Iterator[str]:
             with file:
                 while line := file.readline(MAX_LINE):
                     yield line
+
+
+def add_logs(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``logs``."""
+    parser.set_defaults(run=run_logs)
+    add_id(parser)
+    parser.add_argument(
+        "-f",
+        "--follow",
+        action="store_true",
+        help="print new lines as they are written, until the sandbox has ended",
+    )
 
 
 def run_logs(arguments: argparse.Namespace) -> int:

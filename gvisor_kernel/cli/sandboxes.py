@@ -15,6 +15,7 @@ from typing import Literal
 
 from gvisor_kernel.bridge.endpoints import sweep_bases
 from gvisor_kernel.changes.undo import clear_all
+from gvisor_kernel.cli.arguments import add_id, add_json
 from gvisor_kernel.cli.output import describe_age, make_console, print_json, print_table
 from gvisor_kernel.config.settings import RUNTIMES
 from gvisor_kernel.errors import GvisorKernelError
@@ -39,6 +40,18 @@ State = Literal["starting", "running", "spare", "ended", "copying", "orphaned", 
 alive and will remove it. ``copying``: likewise, but its outputs are still to be copied from where
 it ran: a Docker engine, a node or a cluster. ``orphaned``: the owner is gone. ``elsewhere``: it
 runs on another machine, or in a container, that shares this state directory."""
+
+STATES = """\
+states:
+  starting      the kernel is not ready yet
+  running       in use
+  idle, paused  stopped until the next message, so that it uses no CPU (setting idle_stop)
+  spare         prepared in advance for the next start (setting spare)
+  ended         its Jupyter process is about to remove it
+  copying       ended; its outputs are still being copied out of the Docker engine
+  orphaned      its Jupyter process is gone: gvisor-kernel prune removes it
+  elsewhere     it runs on another machine that shares this state directory
+"""
 
 
 @dataclass(frozen=True)
@@ -158,6 +171,13 @@ def _describe_state(sandbox: Listed) -> str:
     return state if node is None else f"{state} on {node}"  # the table escapes its cells
 
 
+def add_list(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``list``."""
+    parser.epilog = STATES
+    parser.set_defaults(run=run_list)
+    add_json(parser)
+
+
 def run_list(arguments: argparse.Namespace) -> int:
     """``list``: print a row for each sandbox of this user. Return 0.
 
@@ -195,6 +215,13 @@ def describe(sandbox: Listed) -> dict[str, object]:
     }
 
 
+def add_kill(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``kill``."""
+    parser.epilog = "Jupyter sees that the kernel has died, and may start a new one."
+    parser.set_defaults(run=run_kill)
+    add_id(parser)
+
+
 def run_kill(arguments: argparse.Namespace) -> int:
     """``kill``: end a sandbox. What its living owner removes is left to it. Return 0.
 
@@ -221,6 +248,12 @@ def run_kill(arguments: argparse.Namespace) -> int:
         )
     print(f"Killed the sandbox {sandbox.id}")
     return 0
+
+
+def add_prune(parser: argparse.ArgumentParser) -> None:
+    """Declare that ``prune`` has no arguments."""
+    parser.epilog = "Sandboxes in use are not changed."
+    parser.set_defaults(run=run_prune)
 
 
 def run_prune(arguments: argparse.Namespace) -> int:
@@ -262,6 +295,23 @@ def find_runtimes() -> list[str]:
     if os.environ.get("KUBECONFIG"):
         used.add("kubernetes")
     return [name for name in RUNTIMES if name in used or name not in ("docker", "kubernetes")]
+
+
+def add_sync(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``sync``."""
+    parser.epilog = (
+        "For kernels in a Docker engine or in Kubernetes, and on nodes that get files by copy.\n"
+        "Without this command, outputs are copied when the sandbox ends. Only files that have\n"
+        "changed since its start, or since the last copy, are copied."
+    )
+    parser.set_defaults(run=run_sync)
+    add_id(parser)
+    parser.add_argument(
+        "--to",
+        metavar="FOLDER",
+        help="an existing folder that gets all outputs of this sandbox from now on; needed if the"
+        " original folder was moved or removed",
+    )
 
 
 def run_sync(arguments: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from gvisor_kernel.cli.arguments import add_id
 from gvisor_kernel.cli.logs import open_log
 from gvisor_kernel.cli.sandboxes import find_one
 from gvisor_kernel.errors import GvisorKernelError
@@ -56,6 +57,19 @@ def read_entries(file: IO[str]) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(entry, dict):
             yield entry
+
+
+def add_transcript(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``transcript``."""
+    parser.epilog = (
+        "A transcript is removed with its sandbox. To keep one:\n"
+        "gvisor-kernel transcript --raw ID > FILE"
+    )
+    parser.set_defaults(run=run_transcript)
+    add_id(parser)
+    parser.add_argument(
+        "--raw", action="store_true", help="print it as recorded: one JSON object per line"
+    )
 
 
 def run_transcript(arguments: argparse.Namespace) -> int:
