@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from gvisor_kernel.config.spec import DEFAULTS, HOST_IMAGE, INSTALLED_SKILLS, SandboxSpec
+from gvisor_kernel.config.settings import DEFAULTS, HOST_IMAGE, INSTALLED_SKILLS, SandboxSpec
 from gvisor_kernel.config.validators import (
     FORBIDDEN_SOURCES,
     describe_no_home,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gvisor_kernel
-from gvisor_kernel.config.spec import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.environments.environment import Base, Environment
 from gvisor_kernel.environments.store import Store
