@@ -27,9 +27,7 @@ from gvisor_kernel.skills import (
     read_package,
     shipped_skills,
 )
-from gvisor_kernel.spec import layout
-
-TARGETS = {"public": layout.SKILLS_PUBLIC, "examples": layout.SKILLS_EXAMPLES}
+from gvisor_kernel.spec.layout import SKILLS
 
 
 def open_store() -> SkillStore:
@@ -188,7 +186,7 @@ def run_install(arguments: argparse.Namespace) -> int:
     folder = "examples" if arguments.examples else "public"
     replaced = store.install(skill, folder)
     print(f"{'Replaced' if replaced else 'Installed'} {describe(skill)}")
-    print(f"New kernels see it at {TARGETS[folder]}/{skill.name}")
+    print(f"New kernels see it at {SKILLS[folder]}/{skill.name}")
     return 0
 
 
@@ -227,7 +225,7 @@ def describe_installed(skill: Installed) -> dict[str, object]:
     return {
         "name": skill.name,
         "folder": skill.folder,
-        "seen_at": f"{TARGETS[skill.folder]}/{skill.name}",
+        "seen_at": f"{SKILLS[skill.folder]}/{skill.name}",
         "directory": str(skill.directory),
         "shipped": skill.shipped,
         "description": skill.description,

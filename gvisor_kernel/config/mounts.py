@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import posixpath
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +91,16 @@ def accept_mount(name: str, item: object) -> ExtraMount:
         accept_target(f"{name}.target", item["target"]),
         read_only,
     )
+
+
+def check_read_only(mounts: Iterable[ExtraMount], why: str) -> None:
+    """Check for a runtime that copies files that no mount is writable.
+
+    :raises SettingError: when one is
+    """
+    for mount in mounts:
+        if not mount.read_only:
+            raise SettingError("mounts", mount.source, f"read-only mounts: {why}")
 
 
 def accept_source(name: str, value: object, read_only: bool) -> str:

@@ -45,7 +45,6 @@ log = logging.getLogger(__name__)
 
 SCARCE = (errno.EMFILE, errno.ENFILE)
 """Errors that are not the path's fault: too many files are open."""
-_SKILLS = {"public": layout.SKILLS_PUBLIC, "examples": layout.SKILLS_EXAMPLES}
 
 
 @dataclass(frozen=True)
@@ -223,7 +222,7 @@ def _open_skills(spec: SandboxSpec, written: WrittenFolders, stack: ExitStack) -
         return {}
     found = {}
     with open_setting("skills", str(folder), None, written) as opened:
-        for name, target in _SKILLS.items():
+        for name, target in layout.SKILLS.items():
             try:
                 part = stack.enter_context(open_below(opened, name))
             except FileNotFoundError:
