@@ -220,7 +220,7 @@ class SandboxSpec:
     )
     start_timeout: float = setting(
         60.0,
-        accept_seconds,
+        accept_seconds(3600),
         "The time limit for the start of a kernel: 1 to 3600 seconds.",
     )
     restart: str = setting(

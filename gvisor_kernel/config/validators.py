@@ -70,14 +70,28 @@ def accept_whole(least: int, most: int) -> Callable[[str, object], int]:
     return accept
 
 
-def accept_seconds(name: str, value: object) -> float:
-    """Return a time in seconds, from 1 to 3600.
+def accept_seconds(most: int) -> Callable[[str, object], float]:
+    """Return a validator that accepts a time in seconds, from 1 to ``most``."""
 
-    :raises SettingError: when it is something else
-    """
-    if isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= 3600:
-        return float(value)
-    raise SettingError(name, value, "a number of seconds from 1 to 3600")
+    def accept(name: str, value: object) -> float:
+        if isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= most:
+            return float(value)
+        raise SettingError(name, value, f"a number of seconds from 1 to {most}")
+
+    return accept
+
+
+def accept_text(
+    pattern: re.Pattern[str], accepted: str, *, may_be_empty: bool = True
+) -> Callable[[str, object], str]:
+    """Return a validator that accepts texts of a form. ``accepted`` is for the message."""
+
+    def accept(name: str, value: object) -> str:
+        if isinstance(value, str) and (pattern.fullmatch(value) or (may_be_empty and not value)):
+            return value
+        raise SettingError(name, value, accepted)
+
+    return accept
 
 
 def parse_value(text: str) -> object:
@@ -252,6 +266,16 @@ def is_plain_path(value: object) -> bool:
         and len(os.fsencode(value)) < 1024
         and ".." not in value.split("/")
     )
+
+
+def accept_absolute(name: str, value: object) -> str:
+    """Return an absolute path, which may not exist here; empty for none.
+
+    :raises SettingError: when it is something else
+    """
+    if isinstance(value, str) and (not value or (is_plain_path(value) and value.startswith("/"))):
+        return value
+    raise SettingError(name, value, "an absolute path")
 
 
 def is_within(path: str, folder: str) -> bool:
