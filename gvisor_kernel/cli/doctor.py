@@ -64,7 +64,7 @@ OF_RUNTIMES: dict[str, tuple[str, float, Function]] = {
     "slurm": ("slurm", SECONDS, make_check("slurm")),
     "ssh": ("ssh", SECONDS, make_check("ssh")),
 }
-"""What ``--runtime`` checks in their place, also if no kernelspec has that runtime."""
+"""The checks of ``--runtime``, in place of those, also if no kernelspec has that runtime."""
 
 
 def run_check(name: str, seconds: float, function: Function) -> list[Check]:

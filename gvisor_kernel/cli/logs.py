@@ -43,7 +43,7 @@ def open_log(path: Path) -> IO[str] | None:
 
 
 def has_ended(sandbox: Listed) -> bool:
-    """Whether nothing more will be logged: the record is gone, or says that the sandbox ended."""
+    """Return whether nothing more is logged: the record is gone, or says that the sandbox ended."""
     record = read_record(sandbox.directory)
     return record is None or find_state(record) in {"ended", "copying", "orphaned", "elsewhere"}
 
@@ -97,7 +97,7 @@ def follow(directory: Path, sandbox: Listed) -> Iterator[str]:
 
 
 def is_rotated(path: Path, file: IO[str]) -> bool:
-    """Whether ``path`` is another file by now than the open ``file``."""
+    """Return whether ``path`` is another file by now than the open ``file``."""
     try:
         return not os.path.samestat(path.lstat(), os.fstat(file.fileno()))
     except OSError:

@@ -62,7 +62,7 @@ class SandboxSettings(Configurable):
 
     _unknown: dict[str, object]
     _asked: dict[str, object]
-    """What the kernelspec sets and Jupyter's configuration as well, or may set in part."""
+    """The kernelspec's values that Jupyter's configuration sets as well, or may set in part."""
 
     def __init__(self, **kwargs: AnyValue) -> None:
         stanza = {name: kwargs.pop(name) for name in set(kwargs) - CONSTRUCTOR}

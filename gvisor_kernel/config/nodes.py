@@ -83,7 +83,7 @@ accept_word = accept_text(WORD, "a word without spaces")
 
 @dataclass(frozen=True)
 class Slurm:
-    """What is asked of Slurm for a kernel. Empty texts leave the choice to the cluster.
+    """Values that are asked of Slurm for a kernel. Empty texts leave the choice to the cluster.
 
     ``wait``: seconds that a kernel may wait for resources. ``python``: the Python on the nodes that
     has this package, if it is not this one. ``state``: the folder of each node for what is being

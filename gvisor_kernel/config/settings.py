@@ -83,7 +83,7 @@ Both = Literal["configuration", "lower", "choice", "merged"]
 
 @dataclass(frozen=True)
 class Setting:
-    """What is known of a setting beside its name and its type.
+    """Describes a setting, beside its name and its type.
 
     ``default``: in SandboxSpec. ``accept`` takes the setting's name and a value as it was written,
     and returns the value for SandboxSpec, or raises SettingError.

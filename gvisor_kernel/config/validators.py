@@ -155,7 +155,7 @@ def accept_strings(name: str, value: object, accepted: str) -> tuple[str, ...]:
 
 
 def is_text(value: str) -> bool:
-    """Whether ``value`` can be an argument of a program: no NUL, no lone surrogate."""
+    """Return whether ``value`` can be an argument of a program: no NUL, no lone surrogate."""
     return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
@@ -258,7 +258,7 @@ _IMAGE_RULE = f'"{HOST_IMAGE}" or the name of an image: {IMAGE_NAME_RULE}'
 
 
 def is_plain_path(value: object) -> bool:
-    """Whether ``value`` is a string that can be a path in a mount table, without ``..``."""
+    """Return whether ``value`` is a text that can be a path in a mount table, without ``..``."""
     return (
         isinstance(value, str)
         and value != ""
@@ -279,7 +279,7 @@ def accept_absolute(name: str, value: object) -> str:
 
 
 def is_within(path: str, folder: str) -> bool:
-    """Whether ``path`` is ``folder`` or below it. Both are absolute; links are not resolved."""
+    """Return whether ``path`` is ``folder`` or below it. Both are absolute, links not resolved."""
     return folder == "/" or path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
@@ -292,12 +292,12 @@ def real_path(path: str) -> str:
 
 
 def is_directory(path: str) -> bool:
-    """Whether ``path`` is a directory that this user can access. Never raises, for any text."""
+    """Return whether ``path`` is a directory that this user can access. Never raises."""
     return os.path.isdir(path)  # noqa: PTH112 - Path's raises for long names and denied access
 
 
 def is_free(path: str) -> bool:
-    """Whether nothing exists at ``path``, and the user may look there."""
+    """Return whether nothing exists at ``path``, and the user may look there."""
     try:
         os.lstat(path)
     except FileNotFoundError:
@@ -308,7 +308,8 @@ def is_free(path: str) -> bool:
 
 
 def may_be_writable(path: str) -> bool:
-    """Whether a sandbox may write the host's ``path`` (without links): it cannot escape by it."""
+    """Return whether a sandbox may write the host's ``path``, which has no links: it cannot escape
+    by it."""
     return (
         path != "/"
         and not any(is_within(path, folder) for folder in NOT_WRITABLE)

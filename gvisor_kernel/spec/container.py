@@ -213,6 +213,6 @@ def find_faults(asked: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
 
 
 def is_gvisor(runtime: Mapping[str, Any]) -> bool:
-    """Whether an entry of the engine's list of runtimes is gVisor: its program is called runsc."""
+    """Return whether an entry of the engine's list of runtimes is gVisor, by its program."""
     program = str(runtime.get("path") or runtime.get("runtimeType") or runtime.get("type") or "")
     return "runsc" in program.rpartition("/")[2]

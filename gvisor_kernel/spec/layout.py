@@ -1,5 +1,5 @@
-"""What is mounted in a sandbox, wherever it runs: the places of the file layout, the scratch, and
-the setting ``mounts``, each described once.
+"""The mounts of a sandbox, wherever it runs: the places of the file layout, the scratch, and the
+setting ``mounts``, each described once.
 
 A runtime makes its own of it: a bind, a volume's folder, a part of an archive. Mounts of the file
 layout come first and in a fixed order, so that runsc's file descriptors for them are the same in

@@ -16,7 +16,7 @@ RIGHTS = (
     *(("get", "pods/attach"), ("create", "pods/attach")),
     *(("get", "pods/exec"), ("create", "pods/exec")),
 )
-"""What the runtime does in its namespace. A stream over a WebSocket needs both verbs."""
+"""Rights that the runtime needs in its namespace. A stream over a WebSocket needs both verbs."""
 ENFORCE = "pod-security.kubernetes.io/enforce"
 
 

@@ -75,7 +75,7 @@ CONTAINER_FIX = (
 
 
 def is_container() -> bool:
-    """Whether this process seems to run in a container."""
+    """Return whether this process seems to run in a container."""
     return (
         any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv"))
         or "container" in os.environ
