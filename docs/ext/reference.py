@@ -14,7 +14,8 @@ import yaml
 
 import gvisor_kernel
 from gvisor_kernel.config.jupyter_config import GVisorEgress
-from gvisor_kernel.config.settings import GIB, SETTINGS
+from gvisor_kernel.config.settings import SETTINGS
+from gvisor_kernel.config.validators import GIB
 from gvisor_kernel.server.extension import GVisorServer
 from gvisor_kernel.server.handlers import OPENAPI
 

@@ -15,8 +15,7 @@ from pathlib import Path
 from gvisor_kernel.cli.images import progress
 from gvisor_kernel.cli.snapshots import build_missing
 from gvisor_kernel.config.packages import split_requirements
-from gvisor_kernel.config.settings import HOST_IMAGE
-from gvisor_kernel.config.validators import ENGINE_RUNTIMES, is_within, parse_value
+from gvisor_kernel.config.validators import ENGINE_RUNTIMES, HOST_IMAGE, is_within, parse_value
 from gvisor_kernel.environments.environment import Environment
 from gvisor_kernel.environments.store import Store
 from gvisor_kernel.errors import GvisorKernelError, KernelspecError

@@ -49,23 +49,6 @@ from gvisor_kernel.config.validators import (
     accept_whole,
 )
 
-__all__ = [
-    "DEFAULTS",
-    "GIB",
-    "HOST_IMAGE",
-    "INSTALLED_SKILLS",
-    "MIB",
-    "PRELOAD_LEARNED",
-    "RUNTIMES",
-    "SETTINGS",
-    "ExtraMount",
-    "SandboxSpec",
-    "Setting",
-    "read_spec",
-    "write_key_settings",
-    "write_spec",
-]
-
 RUNTIMES = ("runsc", "docker", "slurm", "ssh", "kubernetes")
 PRELOAD_LEARNED = "auto"
 """The value of ``preload`` for modules that kernels were seen to import."""

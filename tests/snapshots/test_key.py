@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from gvisor_kernel.bridge import Address, KernelIdentity
-from gvisor_kernel.config.settings import ExtraMount, SandboxSpec, write_key_settings
+from gvisor_kernel.config.mounts import ExtraMount
+from gvisor_kernel.config.settings import SandboxSpec, write_key_settings
 from gvisor_kernel.host.cgroups import can_bound_memory
 from gvisor_kernel.kernel.plan import KernelPlan, make_launch_request, read_plan, write_plan
 from gvisor_kernel.kernel.restore import find_key, find_obstacle

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from gvisor_kernel.config.settings import ExtraMount, SandboxSpec
+from gvisor_kernel.config.mounts import ExtraMount
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import MIB
 from gvisor_kernel.spec.container import (
     Names,

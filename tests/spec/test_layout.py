@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gvisor_kernel.config.settings import DEFAULTS, ExtraMount, SandboxSpec
+from gvisor_kernel.config.mounts import ExtraMount
+from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
 from gvisor_kernel.spec.container import Names, file_mounts
 from gvisor_kernel.spec.etc import replaced_files
 from gvisor_kernel.spec.layout import (

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from gvisor_kernel.config.kubernetes import Kubernetes
-from gvisor_kernel.config.settings import ExtraMount, SandboxSpec
+from gvisor_kernel.config.mounts import ExtraMount
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.spec.layout import OUTPUTS, UPLOADS
 from gvisor_kernel.spec.pod import (
     INFO,

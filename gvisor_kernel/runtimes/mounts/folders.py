@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from gvisor_kernel.config.settings import DEFAULTS, HOST_IMAGE, INSTALLED_SKILLS, SandboxSpec
+from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
 from gvisor_kernel.config.validators import (
     FORBIDDEN_SOURCES,
+    HOST_IMAGE,
+    INSTALLED_SKILLS,
     describe_no_home,
     is_within,
     may_be_writable,
