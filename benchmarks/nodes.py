@@ -23,7 +23,7 @@ from jupyter_client.manager import KernelManager
 from traitlets.config import Config
 
 from benchmarks.egress import SECONDS
-from gvisor_kernel.config.settings import SandboxSettings
+from gvisor_kernel.config.jupyter_config import SandboxSettings
 from gvisor_kernel.runtimes.nodes.runtime import make_engine
 
 CELLS = 40

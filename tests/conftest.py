@@ -36,7 +36,7 @@ from .slow_imports import leave_out_grammars
 from .world import PROJECT, World
 
 WORLD = pytest.StashKey[World]()
-POD_PLACES = ("/venv", GUEST, *LAYOUT[1:], "/mnt/user-data", "/mnt/skills")
+POD_PLACES = ("/venv", GUEST, *list(LAYOUT)[1:], "/mnt/user-data", "/mnt/skills")
 """Where runsc makes folders on the root of the tests' node, which is this machine's."""
 MISSING_PLACES = pytest.StashKey[list[str]]()
 

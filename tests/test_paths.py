@@ -63,7 +63,6 @@ ALLOWED = {
     "node/files.py:remove": OWN_STORE,
     "runtimes/nodes/sandbox.py:_end_link": KERNEL,
     "runtimes/nodes/ssh.py:make_control": STATE,
-    "cli/logs.py": STATE,
     "cli/mcp.py:check_streams": KERNEL,
     "cli/mcp.py:make_folder": NAMED,
     "cli/main.py": KERNEL,

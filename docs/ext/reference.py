@@ -13,8 +13,9 @@ from typing import Any
 import yaml
 
 import gvisor_kernel
-from gvisor_kernel.config.egress import GVisorEgress
-from gvisor_kernel.config.settings import CHOICES, GIB, LIMITS, SandboxSettings
+from gvisor_kernel.config.jupyter_config import GVisorEgress
+from gvisor_kernel.config.settings import SETTINGS
+from gvisor_kernel.config.validators import GIB
 from gvisor_kernel.server.extension import GVisorServer
 from gvisor_kernel.server.handlers import OPENAPI
 
@@ -27,11 +28,11 @@ def settings() -> str:
     rows = [
         (
             f"[`{name}`](../settings.md#{name})",
-            default(trait.default(None)),
-            precedence(name),
-            escape(first_sentence(trait.help)),
+            default(setting.write_default()),
+            PRECEDENCE[setting.both],
+            escape(first_sentence(setting.help)),
         )
-        for name, trait in own_traits(SandboxSettings)
+        for name, setting in SETTINGS.items()
     ]
     return table(("setting", "default", "if both places set it", ""), rows)
 
@@ -43,11 +44,13 @@ def default(value: object) -> str:
     return code(repr(value))
 
 
-def precedence(setting: str) -> str:
-    """Return which value holds if Jupyter's configuration and a kernelspec set a setting."""
-    if setting in LIMITS:
-        return "the lower value"
-    return "the kernelspec's part of the list" if setting in CHOICES else "the configuration"
+PRECEDENCE = {
+    "configuration": "the configuration",
+    "lower": "the lower value",
+    "choice": "the kernelspec's part of the list",
+    "merged": "the configuration, key by key",
+}
+"""Which value holds if Jupyter's configuration and a kernelspec set a setting."""
 
 
 def first_sentence(text: str) -> str:

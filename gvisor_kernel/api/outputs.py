@@ -12,7 +12,7 @@ from typing import IO
 
 from gvisor_kernel.artifacts import outputs
 from gvisor_kernel.artifacts.outputs import Listing
-from gvisor_kernel.config.spec import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import OutputsError
 from gvisor_kernel.host.folders import Opened, open_path
 from gvisor_kernel.runtimes.mounts.written_folders import read_written

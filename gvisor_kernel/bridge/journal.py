@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from gvisor_kernel.bridge.transcripts import NAME
 from gvisor_kernel.bridge.wire import WireMessage
 from gvisor_kernel.host.log_files import (
     INSIDE,
@@ -129,9 +130,7 @@ class Transcript:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._file = RotatedFile(
-            directory / "transcript.jsonl", TRANSCRIPT_SIZE, files=TRANSCRIPT_FILES
-        )
+        self._file = RotatedFile(directory / NAME, TRANSCRIPT_SIZE, files=TRANSCRIPT_FILES)
         self._count = 0
 
     def record(self, event: str, message: WireMessage) -> None:

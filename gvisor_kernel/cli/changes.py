@@ -23,10 +23,12 @@ from gvisor_kernel.changes.control_client import apply_changes, list_changes
 from gvisor_kernel.changes.diff import Diff
 from gvisor_kernel.changes.selection import find_seen, name_path, note_more, select
 from gvisor_kernel.changes.undo import undo_apply
+from gvisor_kernel.cli.arguments import add_id, add_json
 from gvisor_kernel.cli.output import fold_line, print_json, print_table
-from gvisor_kernel.cli.sandboxes import Listed, find_one
+from gvisor_kernel.cli.sandboxes import find_one
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.sizes import describe_size
+from gvisor_kernel.runtimes.state.listed import Listed
 from gvisor_kernel.shown_text import printable, printable_name
 
 GONE = "What is not applied is gone with the sandbox. To keep it: gvisor-kernel apply {} PATH…"
@@ -37,6 +39,19 @@ OVERWRITE = (
     "see what differs: gvisor-kernel changes --diff. --force overwrites what others have changed on"
     " disk; the old files are kept for gvisor-kernel undo."
 )
+
+
+def add_changes(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``changes``."""
+    parser.epilog = "What is not applied (gvisor-kernel apply) is gone with the sandbox."
+    parser.set_defaults(run=run_changes)
+    add_id(parser)
+    parser.add_argument(
+        "--diff",
+        action="store_true",
+        help="print the differences of texts, and after each the command that applies it",
+    )
+    add_json(parser)
 
 
 def run_changes(arguments: argparse.Namespace) -> int:
@@ -131,6 +146,38 @@ def _print_rest(found: Changes) -> None:
         print(f"{more} changes are not listed here.", file=sys.stderr)
 
 
+def add_apply(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``apply``."""
+    parser.epilog = (
+        "In a terminal it prints the differences and asks; --seen takes what changes --diff has\n"
+        "printed. What has changed since it was shown is refused. So is a file that was changed\n"
+        "on disk since the kernel was started, and one that may run later without being opened,\n"
+        "such as a Makefile, unless its own path is named (for .git/ also --force). Links and\n"
+        "special files are never written. The old files are kept for a while: gvisor-kernel undo.\n"
+        "The exit status is 1 if a change was refused."
+    )
+    parser.set_defaults(run=run_apply)
+    add_id(parser)
+    parser.add_argument(
+        "paths", metavar="PATH", nargs="+", help="as changes lists it; a folder: all below it"
+    )
+    asks_not = parser.add_mutually_exclusive_group()
+    asks_not.add_argument(
+        "--seen",
+        action="store_true",
+        help="give, in place of paths, what changes --diff has printed after what it showed:"
+        " that is applied, and nothing else",
+    )
+    asks_not.add_argument(
+        "--unseen",
+        action="store_true",
+        help="apply what is there now, though nobody has looked at it",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="also replace what was changed on disk meanwhile"
+    )
+
+
 def run_apply(arguments: argparse.Namespace) -> int:
     """``apply``: write changes to the folder on disk. Return 0, or 1 if one was refused.
 
@@ -183,6 +230,19 @@ def _is_yes(question: str) -> bool:
         return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:
         return False
+
+
+def add_undo(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``undo``."""
+    parser.epilog = "What was changed on disk since then stays. The exit status is 1 then."
+    parser.set_defaults(run=run_undo)
+    parser.add_argument(
+        "undo",
+        metavar="ID",
+        nargs="?",
+        help="the id that apply printed (default: the last one, if its folder is this one, or above"
+        " or below it)",
+    )
 
 
 def run_undo(arguments: argparse.Namespace) -> int:

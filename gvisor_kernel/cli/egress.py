@@ -17,6 +17,7 @@ from traitlets.config import Config
 
 from gvisor_kernel.artifacts.places import artifacts_folder
 from gvisor_kernel.artifacts.records import Record, find_records
+from gvisor_kernel.cli.arguments import add_commands, add_id, add_json
 from gvisor_kernel.cli.output import print_json, print_table
 from gvisor_kernel.cli.sandboxes import find_one
 from gvisor_kernel.egress.audit import FILE, describe_entry, read_entries
@@ -80,6 +81,27 @@ def describe_rules(route: Route) -> str:
     if limits.daily_bytes is not None:
         words.append(f"{limits.daily_bytes} bytes a day")
     return "; ".join(words)
+
+
+def add_egress(parser: argparse.ArgumentParser) -> None:
+    """Declare the commands of ``egress`` and their arguments."""
+    add = add_commands(parser)
+    listing = add(
+        "list",
+        run_list,
+        "list the routes that exist, and the kernelspecs that use them",
+        "Routes are set in Jupyter's configuration: c.GVisorEgress.routes. See docs/egress.md.",
+    )
+    add_json(listing)
+    log = add(
+        "log",
+        run_log,
+        "print the requests that a sandbox or a page has made by its routes",
+    )
+    add_id(log)
+    add_json(log)
+    pages = add("pages", run_pages, "list the pages that have made requests by a route")
+    add_json(pages)
 
 
 def run_list(arguments: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gvisor_kernel.cli.arguments import add_commands, add_json
 from gvisor_kernel.cli.output import (
     describe_age,
     describe_error,
@@ -36,6 +37,68 @@ from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.shown_text import printable_name
 
 SHOWN_DIGITS = 12
+
+
+def add_image(parser: argparse.ArgumentParser) -> None:
+    """Declare the commands of ``image`` and their arguments."""
+    add = add_commands(parser)
+    importing = add(
+        "import",
+        run_import,
+        "import an image, so that kernels can run in it",
+        "SOURCE is one of:\n"
+        "  an OCI layout: a folder, or an archive of one\n"
+        "  an archive that docker save wrote\n"
+        "  a root file system: a folder, or a tar archive of one\n"
+        "  the name of an image in Docker or Podman, if one of them is installed\n"
+        "Archives may be compressed.",
+    )
+    importing.add_argument("source", metavar="SOURCE", help="see below")
+    importing.add_argument("--name", help="the name of the image here (default: from SOURCE)")
+    importing.add_argument(
+        "--reference", metavar="REF", help="which image to import, if SOURCE contains several"
+    )
+    build = add(
+        "build",
+        run_build,
+        "build an image that comes with gvisor-kernel, and import it",
+        "Docker builds it if its engine runs, otherwise buildah. Images that it is based on are\n"
+        "built first, unless they exist.",
+    )
+    build.add_argument("image", metavar="IMAGE", help="base, python, polyglot or full")
+    build.add_argument("--name", help="the name of the image here (default: IMAGE)")
+    distribution = build.add_mutually_exclusive_group()
+    distribution.add_argument(
+        "--base", metavar="REF", help="the image of the distribution to start from, in a registry"
+    )
+    distribution.add_argument(
+        "--archive", metavar="FILE", help="an archive of the root file system to start from"
+    )
+    distribution.add_argument(
+        "--bootstrap",
+        metavar="SUITE",
+        help="start from a Debian or Ubuntu release, such as trixie, that mmdebstrap makes from its"
+        " packages",
+    )
+    listing = add("list", run_list, "list the images")
+    add_json(listing)
+    inspect = add("inspect", run_inspect, "print what is known about an image")
+    inspect.add_argument("image", metavar="IMAGE", help='a name or digest that "image list" shows')
+    add_json(inspect)
+    verify = add(
+        "verify",
+        run_verify,
+        "check that the files of images are still those that were imported",
+        "This reads every file. The exit status is 1 if an image has changed.",
+    )
+    verify.add_argument(
+        "image", metavar="IMAGE", nargs="*", help="the images to check (default: all)"
+    )
+    add_json(verify)
+    remove = add("remove", run_remove, "remove images that no running kernel uses")
+    remove.add_argument(
+        "image", metavar="IMAGE", nargs="+", help='a name or digest that "image list" shows'
+    )
 
 
 def run_import(arguments: argparse.Namespace) -> int:

@@ -9,6 +9,32 @@ from importlib.util import find_spec
 
 from gvisor_kernel.errors import GvisorKernelError
 
+EPILOG = """\
+The server shows this folder alone, without links and hidden files, starts no kernels but
+sandboxes, has no terminals and no other extensions, and listens on this machine only. It reads
+nothing of your Jupyter configuration but the sections GVisorProvisioner, GVisorEgress and
+GVisorServer; settings that you change in its page end with it. More options are those of Jupyter,
+as --ServerApp.base_url=/x/, but for those that could open the server again. Ctrl-C twice ends it.
+"""
+
+
+def add_lab(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``lab``; the others are those of Jupyter."""
+    parser.epilog = EPILOG
+    parser.set_defaults(run=run_lab)
+    parser.add_argument(
+        "folder", nargs="?", default=".", metavar="FOLDER", help="the folder (default: this one)"
+    )
+    parser.add_argument(
+        "--kernel",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a kernelspec that may be started; may be repeated (default: all of gvisor-kernel)",
+    )
+    parser.add_argument("--port", type=int, metavar="PORT", help="the port (default: a free one)")
+    parser.add_argument("--no-browser", action="store_true", help="open no browser")
+
 
 def run_lab(arguments: argparse.Namespace) -> int:
     """``lab``: run the server until it is ended. Return 0.

@@ -1,7 +1,6 @@
 """``list``, ``kill``, ``prune``, ``sync``: all sandboxes of this user.
 
-The facts come from the record that the owner of a sandbox (a Jupyter process) wrote on the host,
-and from /proc. Nothing is read from inside a sandbox.
+``runtimes/state/listed.py`` finds them.
 """
 
 from __future__ import annotations
@@ -9,109 +8,35 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 from gvisor_kernel.bridge.endpoints import sweep_bases
 from gvisor_kernel.changes.undo import clear_all
+from gvisor_kernel.cli.arguments import add_id, add_json
 from gvisor_kernel.cli.output import describe_age, make_console, print_json, print_table
 from gvisor_kernel.config.settings import RUNTIMES
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.host.processes import is_alive, is_stopped
 from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.runtimes import get_runtime
-from gvisor_kernel.runtimes.runsc.memory import HostMemory
+from gvisor_kernel.runtimes.state.listed import Listed, find_all
 from gvisor_kernel.runtimes.state.records import (
-    Record,
-    find_sandboxes,
-    is_orphan,
     note_kill,
     read_record,
     state_root,
-    this_machine,
 )
 from gvisor_kernel.runtimes.state.sweep import remove_sandbox
 from gvisor_kernel.shown_text import printable_name
 
-State = Literal["starting", "running", "spare", "ended", "copying", "orphaned", "elsewhere"]
-"""``spare``: restored in advance and paused, not used by a kernel yet. ``ended``: the owner is
-alive and will remove it. ``copying``: likewise, but its outputs are still to be copied from where
-it ran: a Docker engine, a node or a cluster. ``orphaned``: the owner is gone. ``elsewhere``: it
-runs on another machine, or in a container, that shares this state directory."""
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A sandbox as ``list`` shows it.
-
-    ``memory_used``: bytes; None if nothing runs or the number cannot be read.
-    ``paused``: the sandbox of an idle kernel, stopped by the setting ``idle_stop`` until the next
-    message.
-    """
-
-    directory: Path
-    record: Record
-    state: State
-    memory_used: int | None
-    paused: bool
-
-    @property
-    def id(self) -> str:
-        """The id that ``list`` shows and other commands take."""
-        return self.record.container_id
-
-
-def find_all() -> list[Listed]:
-    """Return all sandboxes of this user, oldest first.
-
-    :raises StateError: when the state directory cannot be used
-    """
-    return [
-        make_listed(directory, record)
-        for directory, record in find_sandboxes()
-        # A record that names another directory was not written by gvisor-kernel.
-        if record.container_id == directory.name
-    ]
-
-
-def make_listed(directory: Path, record: Record) -> Listed:
-    """Return what ``list`` shows of a sandbox. Reads /proc, which takes milliseconds."""
-    state, sentry = find_state(record), record.processes.get("sentry")
-    paused = state == "running" and sentry is not None and is_stopped(sentry.pid)
-    return Listed(directory, record, state, read_memory(record), paused)
-
-
-def find_state(record: Record) -> State:
-    """Return the state of a sandbox by its record and by which of its processes live."""
-    if is_orphan(record):
-        return "orphaned"
-    if record.machine != this_machine():
-        return "elsewhere"
-    if record.ended:
-        return "copying" if record.outputs is not None and record.ready else "ended"
-    if not record.processes:  # in a Docker engine they are the engine's
-        return "running" if record.ready else "starting"
-    if not any(map(is_alive, record.processes.values())):
-        return "ended"
-    if "client" in record.processes and not record.ready:  # it may wait for resources
-        return "starting"
-    return "spare" if record.spare else "running"
-
-
-def read_memory(record: Record) -> int | None:
-    """Return the memory of the host, in bytes, that a sandbox uses, counted as its owner does."""
-    sentry = record.processes.get("sentry")
-    if record.machine != this_machine() or sentry is None:
-        return None
-    memory = HostMemory.find(sentry.pid)
-    if memory is None:
-        return None
-    try:
-        memory.gofer = record.processes.get("gofer")
-        return memory.read() if is_alive(sentry) else None
-    finally:
-        memory.close()
+STATES = """\
+states:
+  starting      the kernel is not ready yet
+  running       in use
+  idle, paused  stopped until the next message, so that it uses no CPU (setting idle_stop)
+  spare         prepared in advance for the next start (setting spare)
+  ended         its Jupyter process is about to remove it
+  copying       ended; its outputs are still being copied out of the Docker engine
+  orphaned      its Jupyter process is gone: gvisor-kernel prune removes it
+  elsewhere     it runs on another machine that shares this state directory
+"""
 
 
 def find_one(text: str) -> Listed:
@@ -158,6 +83,13 @@ def _describe_state(sandbox: Listed) -> str:
     return state if node is None else f"{state} on {node}"  # the table escapes its cells
 
 
+def add_list(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``list``."""
+    parser.epilog = STATES
+    parser.set_defaults(run=run_list)
+    add_json(parser)
+
+
 def run_list(arguments: argparse.Namespace) -> int:
     """``list``: print a row for each sandbox of this user. Return 0.
 
@@ -195,6 +127,13 @@ def describe(sandbox: Listed) -> dict[str, object]:
     }
 
 
+def add_kill(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``kill``."""
+    parser.epilog = "Jupyter sees that the kernel has died, and may start a new one."
+    parser.set_defaults(run=run_kill)
+    add_id(parser)
+
+
 def run_kill(arguments: argparse.Namespace) -> int:
     """``kill``: end a sandbox. What its living owner removes is left to it. Return 0.
 
@@ -221,6 +160,12 @@ def run_kill(arguments: argparse.Namespace) -> int:
         )
     print(f"Killed the sandbox {sandbox.id}")
     return 0
+
+
+def add_prune(parser: argparse.ArgumentParser) -> None:
+    """Declare that ``prune`` has no arguments."""
+    parser.epilog = "Sandboxes in use are not changed."
+    parser.set_defaults(run=run_prune)
 
 
 def run_prune(arguments: argparse.Namespace) -> int:
@@ -262,6 +207,23 @@ def find_runtimes() -> list[str]:
     if os.environ.get("KUBECONFIG"):
         used.add("kubernetes")
     return [name for name in RUNTIMES if name in used or name not in ("docker", "kubernetes")]
+
+
+def add_sync(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``sync``."""
+    parser.epilog = (
+        "For kernels in a Docker engine or in Kubernetes, and on nodes that get files by copy.\n"
+        "Without this command, outputs are copied when the sandbox ends. Only files that have\n"
+        "changed since its start, or since the last copy, are copied."
+    )
+    parser.set_defaults(run=run_sync)
+    add_id(parser)
+    parser.add_argument(
+        "--to",
+        metavar="FOLDER",
+        help="an existing folder that gets all outputs of this sandbox from now on; needed if the"
+        " original folder was moved or removed",
+    )
 
 
 def run_sync(arguments: argparse.Namespace) -> int:

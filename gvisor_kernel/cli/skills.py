@@ -11,8 +11,9 @@ import os
 import tempfile
 from pathlib import Path
 
+from gvisor_kernel.cli.arguments import add_commands, add_json
 from gvisor_kernel.cli.output import print_json, print_table
-from gvisor_kernel.config.settings import INSTALLED_SKILLS
+from gvisor_kernel.config.validators import INSTALLED_SKILLS
 from gvisor_kernel.errors import SkillError
 from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.shown_text import printable_name
@@ -26,9 +27,7 @@ from gvisor_kernel.skills import (
     read_package,
     shipped_skills,
 )
-from gvisor_kernel.spec import layout
-
-TARGETS = {"public": layout.SKILLS_PUBLIC, "examples": layout.SKILLS_EXAMPLES}
+from gvisor_kernel.spec.layout import SKILLS
 
 
 def open_store() -> SkillStore:
@@ -65,6 +64,43 @@ def open_store() -> SkillStore:
     with contextlib.suppress(SkillError):  # the command itself reports the problem
         store.refresh()
     return store
+
+
+def add_skills(parser: argparse.ArgumentParser) -> None:
+    """Declare the commands of ``skills`` and their arguments."""
+    add = add_commands(parser)
+    pack = add("pack", run_pack, "pack the skill in a folder into a package file")
+    pack.add_argument("directory", metavar="DIR", help="the folder that contains SKILL.md")
+    pack.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="the package to write (default: NAME.skill in the current directory)",
+    )
+    check = add("check", run_check, "check that a package is valid, and list its files")
+    check.add_argument("file", metavar="FILE", help="the package, such as NAME.skill")
+    install = add(
+        "install",
+        run_install,
+        "install a package, for all kernels that start from now on",
+        "If FILE is no file but the name of a skill that comes with gvisor-kernel, that skill is\n"
+        "restored.",
+    )
+    install.add_argument("file", metavar="FILE", help="the package, such as NAME.skill")
+    install.add_argument(
+        "--examples",
+        action="store_true",
+        help="install it at /mnt/skills/examples (default: /mnt/skills/public)",
+    )
+    listing = add(
+        "list",
+        run_list,
+        "list the skills that kernels see",
+        "Long descriptions are cut; --json prints them in full.",
+    )
+    add_json(listing)
+    remove = add("remove", run_remove, "remove a skill")
+    remove.add_argument("name", metavar="NAME", help='the name that "skills list" shows')
 
 
 def run_pack(arguments: argparse.Namespace) -> int:
@@ -150,7 +186,7 @@ def run_install(arguments: argparse.Namespace) -> int:
     folder = "examples" if arguments.examples else "public"
     replaced = store.install(skill, folder)
     print(f"{'Replaced' if replaced else 'Installed'} {describe(skill)}")
-    print(f"New kernels see it at {TARGETS[folder]}/{skill.name}")
+    print(f"New kernels see it at {SKILLS[folder]}/{skill.name}")
     return 0
 
 
@@ -189,7 +225,7 @@ def describe_installed(skill: Installed) -> dict[str, object]:
     return {
         "name": skill.name,
         "folder": skill.folder,
-        "seen_at": f"{TARGETS[skill.folder]}/{skill.name}",
+        "seen_at": f"{SKILLS[skill.folder]}/{skill.name}",
         "directory": str(skill.directory),
         "shipped": skill.shipped,
         "description": skill.description,

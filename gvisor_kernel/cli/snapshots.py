@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gvisor_kernel.cli.arguments import add_commands, add_json
 from gvisor_kernel.cli.output import describe_age, print_json, print_table
 from gvisor_kernel.config.validators import accept_modules
 from gvisor_kernel.errors import GvisorKernelError, RuntimeMissing, SnapshotError
@@ -114,6 +115,48 @@ def make_row(snapshot: Snapshot, reason: str | None) -> tuple[str, ...]:
         describe_age(time.time() - snapshot.meta.created),
         f"{describe_age(time.time() - snapshot.used)} ago",
         describe_state(reason),
+    )
+
+
+def add_snapshot(parser: argparse.ArgumentParser) -> None:
+    """Declare the commands of ``snapshot`` and their arguments."""
+    add = add_commands(parser)
+    listing = add("list", run_list, "list the snapshots and their states, the last used first")
+    add_json(listing)
+    build = add(
+        "build",
+        run_build,
+        "make a snapshot of a kernel now",
+        "Without this command, a snapshot is made in the background after a cold start.",
+    )
+    build.add_argument(
+        "--kernel",
+        default="gvisor-python",
+        metavar="NAME",
+        help="the kernelspec to make the snapshot for (default: %(default)s)",
+    )
+    build.add_argument(
+        "--preload",
+        metavar="MODULES",
+        help="Python modules to import before the snapshot is made, such as numpy,pandas. Only"
+        " kernels whose setting preload is the same start from it (default: that setting)",
+    )
+    build.add_argument("--plan", action="store_true", help=argparse.SUPPRESS)
+    verify = add(
+        "verify",
+        run_verify,
+        "check for each snapshot whether kernels can still start from it",
+        "The exit status is 1 if kernels cannot start from one of them.",
+    )
+    add_json(verify)
+    remove = add("remove", run_remove, "remove snapshots")
+    what = remove.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "id", metavar="ID", nargs="?", help='the id that "snapshot list" shows, or its beginning'
+    )
+    what.add_argument("--all", action="store_true", help="all snapshots")
+    what.add_argument(
+        "--stale", action="store_true", help="the snapshots that kernels can no longer start from"
     )
 
 

@@ -33,6 +33,21 @@ def try_start(kernel_name: str) -> Trace:
     return trace
 
 
+def add_start(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``start``."""
+    parser.epilog = (
+        "Jupyter servers log the same steps with the logger gvisor_kernel.tracing at level DEBUG."
+    )
+    parser.set_defaults(run=run_start)
+    parser.add_argument(
+        "--kernel",
+        default="gvisor-python",
+        metavar="NAME",
+        help="the kernelspec to start (default: %(default)s)",
+    )
+    parser.add_argument("--trace", action="store_true", help="print each step, in milliseconds")
+
+
 def run_start(arguments: argparse.Namespace) -> int:
     """``start``: run a cell in a new kernel, and print how long that took. Return 0.
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from gvisor_kernel.artifacts.places import find_storages
 from gvisor_kernel.artifacts.storage import Storage, Usage
+from gvisor_kernel.cli.arguments import add_commands, add_json
 from gvisor_kernel.cli.output import print_error, print_json, print_table
 from gvisor_kernel.errors import StorageError
 from gvisor_kernel.host.sizes import describe_size
@@ -21,6 +22,29 @@ from gvisor_kernel.shown_text import printable_name
 
 MAX_SHOWN = 100
 """Characters of a value in a line."""
+
+
+def add_storage(parser: argparse.ArgumentParser) -> None:
+    """Declare the commands of ``storage`` and their arguments."""
+    add = add_commands(parser)
+    listing = add("list", run_list, "list the pages that keep data")
+    add_json(listing)
+    show = add("show", run_show, "print the keys of a page, and their values' beginnings")
+    export = add("export", run_export, "write all that a page keeps as JSON")
+    export.add_argument(
+        "--file", metavar="FILE", help="a new file, private to you (default: standard output)"
+    )
+    remove = add("remove", run_remove, "remove all that a page keeps")
+    for command in (show, export, remove):
+        command.add_argument(
+            "page", metavar="PAGE", help="a page's path, or its id or the beginning of it"
+        )
+    for command in (listing, show, export, remove):
+        command.add_argument(
+            "--shared",
+            metavar="FOLDER",
+            help="the folder of c.GVisorServer.shared_storage, if an administrator has set it",
+        )
 
 
 def run_list(arguments: argparse.Namespace) -> int:

@@ -13,6 +13,11 @@ from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 LIBRARIES = ("ipykernel", "jupyter_client", "pyzmq", "traitlets")
 
 
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Declare that ``version`` has no arguments."""
+    parser.set_defaults(run=run_version)
+
+
 def run_version(arguments: argparse.Namespace) -> int:
     """``version``: print a line for each program and library. A missing runsc is no error."""
     print(f"gvisor-kernel {__version__}")

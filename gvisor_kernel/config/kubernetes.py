@@ -1,7 +1,7 @@
 """The setting ``kubernetes``: in which cluster pods are made, and what is added to them.
 
-A kernelspec and Jupyter's configuration may both set it: what the configuration names holds. Which
-cluster, namespace and RuntimeClass (PLACE) is the configuration's alone if it sets any of it.
+Which cluster, namespace and RuntimeClass (PLACE) is Jupyter's configuration's alone if it sets any
+of it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,14 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
-from gvisor_kernel.config.validators import accept_strings, is_plain_path
+from gvisor_kernel.config.keys import accept_mapping, key
+from gvisor_kernel.config.validators import (
+    accept_absolute,
+    accept_choice,
+    accept_strings,
+    accept_text,
+)
 from gvisor_kernel.errors import SettingError
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
@@ -29,6 +34,107 @@ TOLERATION = {"key": str, "operator": str, "value": str, "effect": str, "tolerat
 MAX_ENTRIES = 64
 PLACE = frozenset({"config", "context", "namespace", "runtime_class", "handlers"})
 PULL = ("", "Always", "IfNotPresent", "Never")
+CLASS_RULE = "the name of gVisor's RuntimeClass"
+
+
+def accept_context(name: str, value: object) -> str:
+    """Return the name of a context of a kubeconfig, which has no rules; empty for the usual one.
+
+    :raises SettingError: when it is no text, or cannot be printed
+    """
+    if isinstance(value, str) and len(value) <= 300 and (value + "x").isprintable():
+        return value
+    raise SettingError(name, value, "the name of a context of the kubeconfig")
+
+
+def accept_claim(name: str, value: object) -> str:
+    """Return a PersistentVolumeClaim, perhaps with a folder in it; empty for none.
+
+    :raises SettingError: when it is something else
+    """
+    rule = "a PersistentVolumeClaim, or one and a folder in it, such as data/notebooks"
+    claim = accept_text(CLAIM, rule)(name, value)
+    if ".." in claim.split("/"):
+        raise SettingError(name, value, rule)
+    return claim
+
+
+def accept_quantity(name: str, value: object) -> str:
+    """Return a quantity as Kubernetes writes it.
+
+    :raises SettingError: when it is something else, or 0
+    """
+    if QUANTITY.fullmatch(str(value)) and set(str(value)) & set("123456789"):
+        return str(value)
+    raise SettingError(name, value, "a quantity, such as 500m, 2 or 4Gi; 0 would be no limit")
+
+
+def accept_names(name: str, value: object) -> tuple[str, ...]:
+    """Return names of Kubernetes.
+
+    :raises SettingError: when one is none
+    """
+    names = accept_strings(name, value, "a list of names")
+    for entry in names:
+        if not NAME.fullmatch(entry):
+            raise SettingError(name, entry, "a list of names")
+    return names
+
+
+def accept_labels(name: str, value: object) -> tuple[tuple[str, str], ...]:
+    """Return pairs of labels.
+
+    :raises SettingError: when one is no label of Kubernetes, or they are too many
+    """
+    rule = 'a mapping of labels, such as {"team": "data"}'
+    if isinstance(value, tuple | list):
+        with suppress(TypeError, ValueError):
+            value = dict(value)
+    if not isinstance(value, Mapping) or len(value) > MAX_ENTRIES:
+        raise SettingError(name, value, rule)
+    for label, text in value.items():
+        if not (isinstance(label, str) and LABEL_KEY.fullmatch(label)):
+            raise SettingError(name, label, rule)
+        if not (isinstance(text, str) and LABEL_VALUE.fullmatch(text)):
+            raise SettingError(f"{name}[{label}]", text, rule)
+    return tuple(sorted(value.items()))
+
+
+def accept_own_labels(name: str, value: object) -> tuple[tuple[str, str], ...]:
+    """Return pairs of labels of a pod.
+
+    :raises SettingError: when one is none, or is not for others to set
+    """
+    labels = accept_labels(name, value)
+    for label, _ in labels:
+        if label.startswith(OWN_PREFIXES):
+            raise SettingError(name, label, "labels that gvisor-kernel does not set itself")
+    return labels
+
+
+def accept_tolerations(name: str, value: object) -> tuple[str, ...]:
+    """Return tolerations as JSON.
+
+    :raises SettingError: when one is none
+    """
+    rule = 'a list of tolerations, such as [{"key": "kernels", "operator": "Exists"}]'
+    if not isinstance(value, list | tuple) or len(value) > MAX_ENTRIES:
+        raise SettingError(name, value, rule)
+    accepted = []
+    for entry in value:
+        try:
+            item = json.loads(entry) if isinstance(entry, str) else entry
+        except ValueError:
+            item = None
+        if not isinstance(item, Mapping) or not all(
+            isinstance(part, TOLERATION.get(word, type(None))) for word, part in item.items()
+        ):
+            raise SettingError(name, entry, rule)
+        accepted.append(json.dumps(dict(item), sort_keys=True))
+    return tuple(accepted)
+
+
+accept_name = accept_text(NAME, "a name of Kubernetes, such as jupyter")
 
 
 @dataclass(frozen=True)
@@ -40,21 +146,21 @@ class Kubernetes:
     ``outputs_claim``: an existing PersistentVolumeClaim, and a folder in it, in place of copies.
     ``labels``, ``node_selector``: pairs. ``tolerations``: JSON, as in a pod."""
 
-    config: str = ""
-    context: str = ""
-    namespace: str = ""
-    runtime_class: str = "gvisor"
-    handlers: tuple[str, ...] = ("runsc", "gvisor")
-    cpu: str = "1"
-    log_limit: str = "4Gi"
-    pull: str = ""
-    pull_secrets: tuple[str, ...] = ()
-    priority_class: str = ""
-    uploads_claim: str = ""
-    outputs_claim: str = ""
-    labels: tuple[tuple[str, str], ...] = ()
-    node_selector: tuple[tuple[str, str], ...] = ()
-    tolerations: tuple[str, ...] = ()
+    config: str = key("", accept_absolute)
+    context: str = key("", accept_context)
+    namespace: str = key("", accept_name)
+    runtime_class: str = key("gvisor", accept_text(NAME, CLASS_RULE, may_be_empty=False))
+    handlers: tuple[str, ...] = key(("runsc", "gvisor"), accept_names)
+    cpu: str = key("1", accept_quantity)
+    log_limit: str = key("4Gi", accept_quantity)
+    pull: str = key("", accept_choice(PULL))
+    pull_secrets: tuple[str, ...] = key((), accept_names)
+    priority_class: str = key("", accept_name)
+    uploads_claim: str = key("", accept_claim)
+    outputs_claim: str = key("", accept_claim)
+    labels: tuple[tuple[str, str], ...] = key((), accept_own_labels)
+    node_selector: tuple[tuple[str, str], ...] = key((), accept_labels)
+    tolerations: tuple[str, ...] = key((), accept_tolerations)
 
 
 NO_CHOICE = Kubernetes()
@@ -65,96 +171,4 @@ def accept_kubernetes(name: str, configured: object, asked: object = None) -> Ku
 
     :raises SettingError: when one is not accepted
     """
-    values = _merge(name, configured, asked)
-    for key in ("config",):
-        value = values[key]
-        if not isinstance(value, str) or (
-            value and not (is_plain_path(value) and value.startswith("/"))
-        ):
-            raise SettingError(f"{name}.{key}", value, "an absolute path")
-    context = values["context"]
-    if not isinstance(context, str) or len(context) > 300 or not (context + "x").isprintable():
-        raise SettingError(f"{name}.context", context, "the name of a context of the kubeconfig")
-    for key in ("namespace", "runtime_class", "priority_class"):
-        _check(f"{name}.{key}", values[key], NAME, "a name of Kubernetes, such as jupyter")
-    if not values["runtime_class"]:
-        raise SettingError(f"{name}.runtime_class", "", "the name of gVisor's RuntimeClass")
-    for key in ("uploads_claim", "outputs_claim"):
-        rule = "a PersistentVolumeClaim, or one and a folder in it, such as data/notebooks"
-        _check(f"{name}.{key}", values[key], CLAIM, rule)
-        if ".." in str(values[key]).split("/"):
-            raise SettingError(f"{name}.{key}", values[key], rule)
-    for key in ("cpu", "log_limit"):
-        rule = "a quantity, such as 500m, 2 or 4Gi; 0 would be no limit"
-        _check(f"{name}.{key}", str(values[key]), QUANTITY, rule)
-        if not set(str(values[key])) & set("123456789"):
-            raise SettingError(f"{name}.{key}", values[key], rule)
-        values[key] = str(values[key])
-    if values["pull"] not in PULL:
-        raise SettingError(f"{name}.pull", values["pull"], '"Always", "IfNotPresent" or "Never"')
-    for key in ("handlers", "pull_secrets"):
-        names = accept_strings(f"{name}.{key}", values[key], "a list of names")
-        for entry in names:
-            _check(f"{name}.{key}", entry, NAME, "a list of names")
-        values[key] = tuple(names)
-    for key in ("labels", "node_selector"):
-        values[key] = _accept_labels(f"{name}.{key}", values[key], ours=key == "labels")
-    values["tolerations"] = _accept_tolerations(f"{name}.tolerations", values["tolerations"])
-    return Kubernetes(**values)
-
-
-def _merge(name: str, configured: object, asked: object) -> dict[str, Any]:
-    values: dict[str, Any] = dict(vars(NO_CHOICE))
-    decided = isinstance(configured, Mapping) and PLACE & set(configured)
-    for mapping in (asked, configured):
-        if mapping is None:
-            continue
-        if isinstance(mapping, Kubernetes):
-            values.update(vars(mapping))
-            continue
-        if not isinstance(mapping, Mapping) or not set(mapping) <= set(values):
-            rule = f"a mapping with any of: {', '.join(sorted(values))}"
-            raise SettingError(name, mapping, rule)
-        ignored = PLACE if decided and mapping is not configured else frozenset()
-        values.update({key: value for key, value in mapping.items() if key not in ignored})
-    return values
-
-
-def _check(name: str, value: object, pattern: re.Pattern[str], rule: str) -> None:
-    if not isinstance(value, str) or (value and not pattern.fullmatch(value)):
-        raise SettingError(name, value, rule)
-
-
-def _accept_labels(name: str, value: object, *, ours: bool) -> tuple[tuple[str, str], ...]:
-    rule = 'a mapping of labels, such as {"team": "data"}'
-    if isinstance(value, tuple | list):
-        with suppress(TypeError, ValueError):
-            value = dict(value)
-    if not isinstance(value, Mapping) or len(value) > MAX_ENTRIES:
-        raise SettingError(name, value, rule)
-    for key, text in value.items():
-        if not (isinstance(key, str) and LABEL_KEY.fullmatch(key)):
-            raise SettingError(name, key, rule)
-        if not (isinstance(text, str) and LABEL_VALUE.fullmatch(text)):
-            raise SettingError(f"{name}[{key}]", text, rule)
-        if ours and key.startswith(OWN_PREFIXES):
-            raise SettingError(name, key, "labels that gvisor-kernel does not set itself")
-    return tuple(sorted(value.items()))
-
-
-def _accept_tolerations(name: str, value: object) -> tuple[str, ...]:
-    rule = 'a list of tolerations, such as [{"key": "kernels", "operator": "Exists"}]'
-    if not isinstance(value, list | tuple) or len(value) > MAX_ENTRIES:
-        raise SettingError(name, value, rule)
-    accepted = []
-    for entry in value:
-        try:
-            item = json.loads(entry) if isinstance(entry, str) else entry
-        except ValueError:
-            item = None
-        if not isinstance(item, Mapping) or not all(
-            isinstance(part, TOLERATION.get(key, type(None))) for key, part in item.items()
-        ):
-            raise SettingError(name, entry, rule)
-        accepted.append(json.dumps(dict(item), sort_keys=True))
-    return tuple(accepted)
+    return accept_mapping(Kubernetes, name, configured, asked, PLACE)

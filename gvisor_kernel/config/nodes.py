@@ -1,7 +1,6 @@
 """The settings ``slurm`` and ``ssh``: on which machines kernels run, and what is asked for them.
 
-A kernelspec and Jupyter's configuration may both set one of them: what the configuration names
-holds. Which further arguments of ``srun`` a kernelspec may name is the configuration's alone.
+Which further arguments of ``srun`` a kernelspec may name is Jupyter's configuration's alone.
 """
 
 from __future__ import annotations
@@ -10,9 +9,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, TypeVar
 
-from gvisor_kernel.config.validators import accept_strings, is_plain_path
+from gvisor_kernel.config.keys import accept_mapping, key
+from gvisor_kernel.config.validators import (
+    accept_absolute,
+    accept_choice,
+    accept_seconds,
+    accept_strings,
+    accept_text,
+)
 from gvisor_kernel.errors import SettingError
 
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:,=@/+-]{0,199}")
@@ -38,28 +43,63 @@ ones are settings."""
 FILES = ("shared", "copy")
 """How files come to a node: by a file system that it shares with the server, or as copies."""
 MAX_HOSTS = 1000
-MAX_WAIT = 7 * 24 * 3600.0
+MAX_WAIT = 7 * 24 * 3600
+
+
+def accept_arguments(name: str, value: object) -> tuple[str, ...]:
+    """Return further arguments of ``srun``, which leave a kernel's limits and streams alone.
+
+    :raises SettingError: when one does not
+    """
+    arguments = accept_strings(name, value, 'a list of arguments such as "--constraint=avx512"')
+    for argument in arguments:
+        if not ARGUMENT.fullmatch(argument):
+            raise SettingError(name, argument, "arguments of the form --name or --name=value")
+        word = argument.partition("=")[0]
+        if any(never.startswith(word) for never in NEVER):  # srun takes abbreviations
+            raise SettingError(
+                name, argument, "arguments that leave the kernel's limits and streams alone"
+            )
+    return arguments
+
+
+def accept_hosts(name: str, value: object) -> tuple[str, ...]:
+    """Return names of hosts, each once.
+
+    :raises SettingError: when one is no name, or they are too many
+    """
+    rule = f'a list of hosts, such as ["node1", "me@node2"], at most {MAX_HOSTS}'
+    hosts = accept_strings(name, value, rule)
+    for host in hosts:
+        if not HOST.fullmatch(host):
+            raise SettingError(name, host, rule)
+    if len(hosts) > MAX_HOSTS:
+        raise SettingError(name, value, rule)
+    return tuple(dict.fromkeys(hosts))
+
+
+accept_word = accept_text(WORD, "a word without spaces")
 
 
 @dataclass(frozen=True)
 class Slurm:
-    """What is asked of Slurm for a kernel. Empty texts leave the choice to the cluster.
+    """Values that are asked of Slurm for a kernel. Empty texts leave the choice to the cluster.
 
     ``wait``: seconds that a kernel may wait for resources. ``python``: the Python on the nodes that
     has this package, if it is not this one. ``state``: the folder of each node for what is being
     run there. ``files``: one of FILES.
     """
 
-    partition: str = ""
-    account: str = ""
-    qos: str = ""
-    time: str = ""
-    gres: str = ""
-    arguments: tuple[str, ...] = ()
-    wait: float = 300.0
-    python: str = ""
-    state: str = ""
-    files: str = "shared"
+    partition: str = key("", accept_word)
+    account: str = key("", accept_word)
+    qos: str = key("", accept_word)
+    time: str = key("", accept_word)
+    gres: str = key("", accept_word)
+    arguments: tuple[str, ...] = key((), accept_arguments)
+    wait: float = key(300.0, accept_seconds(MAX_WAIT))
+    python: str = key("", accept_absolute)
+    state: str = key("", accept_absolute)
+    files: str = key("shared", accept_choice(FILES))
 
 
 @dataclass(frozen=True)
@@ -68,16 +108,15 @@ class Ssh:
     configuration in place of the user's. ``python``, ``state`` and ``files`` are as in
     ``Slurm``."""
 
-    hosts: tuple[str, ...] = ()
-    config: str = ""
-    python: str = ""
-    state: str = ""
-    files: str = "shared"
+    hosts: tuple[str, ...] = key((), accept_hosts)
+    config: str = key("", accept_absolute)
+    python: str = key("", accept_absolute)
+    state: str = key("", accept_absolute)
+    files: str = key("shared", accept_choice(FILES))
 
 
 DEFAULT_SLURM = Slurm()
 DEFAULT_SSH = Ssh()
-Found = TypeVar("Found", Slurm, Ssh)
 
 
 def accept_slurm(name: str, configured: object, asked: object = None) -> Slurm:
@@ -100,18 +139,19 @@ def accept_slurm(name: str, configured: object, asked: object = None) -> Slurm:
             "nothing in a kernelspec: only Jupyter's configuration may set it"
             " (c.GVisorProvisioner.slurm)",
         )
-    values = _merge(name, configured, asked, Slurm)
-    for key in ("partition", "account", "qos", "time", "gres"):
-        _check_text(f"{name}.{key}", values[key], WORD, "a word without spaces")
-    values["arguments"] = _accept_arguments(
-        f"{name}.arguments", values["arguments"], allowed, _is_from(configured, "arguments")
-    )
-    wait = values["wait"]
-    if not isinstance(wait, int | float) or isinstance(wait, bool) or not 1 <= wait <= MAX_WAIT:
-        raise SettingError(f"{name}.wait", wait, "a number of seconds from 1 to 604800")
-    _check_paths(name, values, ("python", "state"))
-    _check_files(name, values["files"])
-    return Slurm(**{**values, "wait": float(wait)})
+    found = accept_mapping(Slurm, name, configured, asked)
+    if isinstance(configured, Mapping) and "arguments" in configured:
+        return found
+    for argument in found.arguments:
+        if not any(fnmatchcase(argument, pattern) for pattern in allowed):
+            shown = ", ".join(allowed) or "none"
+            raise SettingError(
+                f"{name}.arguments",
+                argument,
+                f"arguments that the administrator allows ({shown}):"
+                " c.GVisorProvisioner.slurm = {'allowed_arguments': [...]}",
+            )
+    return found
 
 
 def accept_ssh(name: str, configured: object, asked: object = None) -> Ssh:
@@ -119,83 +159,10 @@ def accept_ssh(name: str, configured: object, asked: object = None) -> Ssh:
 
     :raises SettingError: when one is not accepted
     """
-    values = _merge(name, configured, asked, Ssh)
-    rule = 'a list of hosts, such as ["node1", "me@node2"]'
-    hosts = accept_strings(f"{name}.hosts", values["hosts"], rule)
-    for host in hosts:
-        _check_text(f"{name}.hosts", host, HOST, rule)
-    if len(hosts) > MAX_HOSTS or "" in hosts:
-        raise SettingError(f"{name}.hosts", values["hosts"], f"{rule}, at most {MAX_HOSTS}")
-    _check_paths(name, values, ("config", "python", "state"))
-    _check_files(name, values["files"])
-    return Ssh(**{**values, "hosts": tuple(dict.fromkeys(hosts))})
+    return accept_mapping(Ssh, name, configured, asked)
 
 
 def check_nodes(runtime: str, ssh: Ssh) -> None:
     """:raises SettingError: when kernels are to run over SSH, and no host is named"""
     if runtime == "ssh" and not ssh.hosts:
         raise SettingError("ssh.hosts", [], 'a list of hosts, such as ["node1"]')
-
-
-def _merge(name: str, configured: object, asked: object, kind: type[Found]) -> dict[str, Any]:
-    defaults = kind()
-    known = set(vars(defaults))
-    values: dict[str, Any] = dict(vars(defaults))
-    for mapping in (asked, configured):
-        if mapping is None:
-            continue
-        if isinstance(mapping, kind):
-            values.update(vars(mapping))
-            continue
-        if not isinstance(mapping, Mapping) or not set(mapping) <= known:
-            raise SettingError(name, mapping, f"a mapping with any of: {', '.join(sorted(known))}")
-        values.update(mapping)
-    return values
-
-
-def _is_from(configured: object, key: str) -> bool:
-    return isinstance(configured, Mapping) and key in configured
-
-
-def _accept_arguments(
-    name: str, value: object, allowed: tuple[str, ...], trusted: bool
-) -> tuple[str, ...]:
-    """``trusted``: Jupyter's configuration has named them itself."""
-    arguments = accept_strings(name, value, 'a list of arguments such as "--constraint=avx512"')
-    for argument in arguments:
-        if not ARGUMENT.fullmatch(argument):
-            raise SettingError(name, argument, "arguments of the form --name or --name=value")
-        word = argument.partition("=")[0]
-        if any(name.startswith(word) for name in NEVER):  # srun takes abbreviations
-            raise SettingError(
-                name, argument, "arguments that leave the kernel's limits and streams alone"
-            )
-        if not trusted and not any(fnmatchcase(argument, pattern) for pattern in allowed):
-            shown = ", ".join(allowed) or "none"
-            raise SettingError(
-                name,
-                argument,
-                f"arguments that the administrator allows ({shown}):"
-                " c.GVisorProvisioner.slurm = {'allowed_arguments': [...]}",
-            )
-    return tuple(arguments)
-
-
-def _check_text(name: str, value: object, pattern: re.Pattern[str], rule: str) -> None:
-    if not isinstance(value, str) or (value and not pattern.fullmatch(value)):
-        raise SettingError(name, value, rule)
-
-
-def _check_files(name: str, value: object) -> None:
-    if value not in FILES:
-        accepted = " or ".join(f'"{choice}"' for choice in FILES)
-        raise SettingError(f"{name}.files", value, accepted)
-
-
-def _check_paths(name: str, values: Mapping[str, Any], keys: tuple[str, ...]) -> None:
-    for key in keys:
-        value = values[key]
-        if value and not (is_plain_path(value) and value.startswith("/")):
-            raise SettingError(f"{name}.{key}", value, "an absolute path")
-        if not isinstance(value, str):
-            raise SettingError(f"{name}.{key}", value, "an absolute path")

@@ -13,10 +13,8 @@ import json
 import os
 import posixpath
 import re
-import stat
 from collections.abc import Callable
 from keyword import iskeyword
-from pathlib import Path
 
 from gvisor_kernel.errors import SettingError
 from gvisor_kernel.host.homes import find_home
@@ -27,25 +25,6 @@ MAX_SIZE = 2**60
 MAX_MODULES = 100
 MAX_STRINGS = 16 * 1024
 """ASCII characters in a list of strings: the list is sent in one frame when a kernel starts."""
-
-RESERVED_TARGETS = (
-    "/container_info.json",
-    "/dev",
-    "/etc",
-    "/home/user",
-    "/mnt/skills",
-    "/mnt/transcripts",
-    "/mnt/user-data",
-    "/opt/gvisor-kernel",
-    "/proc",
-    "/run",
-    "/sys",
-    "/tmp",  # noqa: S108 - inside the sandbox
-    "/usr",
-    "/workspace",
-    *("/bin", "/lib", "/lib32", "/lib64", "/libx32", "/sbin"),
-)
-"""Paths that the sandbox itself mounts: no extra mount can be at, below or above them."""
 
 FORBIDDEN_SOURCES = ("/dev", "/proc", "/sys")
 NOT_WRITABLE = (
@@ -91,14 +70,28 @@ def accept_whole(least: int, most: int) -> Callable[[str, object], int]:
     return accept
 
 
-def accept_seconds(name: str, value: object) -> float:
-    """Return a time in seconds, from 1 to 3600.
+def accept_seconds(most: int) -> Callable[[str, object], float]:
+    """Return a validator that accepts a time in seconds, from 1 to ``most``."""
 
-    :raises SettingError: when it is something else
-    """
-    if isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= 3600:
-        return float(value)
-    raise SettingError(name, value, "a number of seconds from 1 to 3600")
+    def accept(name: str, value: object) -> float:
+        if isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= most:
+            return float(value)
+        raise SettingError(name, value, f"a number of seconds from 1 to {most}")
+
+    return accept
+
+
+def accept_text(
+    pattern: re.Pattern[str], accepted: str, *, may_be_empty: bool = True
+) -> Callable[[str, object], str]:
+    """Return a validator that accepts texts of a form. ``accepted`` is for the message."""
+
+    def accept(name: str, value: object) -> str:
+        if isinstance(value, str) and (pattern.fullmatch(value) or (may_be_empty and not value)):
+            return value
+        raise SettingError(name, value, accepted)
+
+    return accept
 
 
 def parse_value(text: str) -> object:
@@ -162,7 +155,7 @@ def accept_strings(name: str, value: object, accepted: str) -> tuple[str, ...]:
 
 
 def is_text(value: str) -> bool:
-    """Whether ``value`` can be an argument of a program: no NUL, no lone surrogate."""
+    """Return whether ``value`` can be an argument of a program: no NUL, no lone surrogate."""
     return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
@@ -265,7 +258,7 @@ _IMAGE_RULE = f'"{HOST_IMAGE}" or the name of an image: {IMAGE_NAME_RULE}'
 
 
 def is_plain_path(value: object) -> bool:
-    """Whether ``value`` is a string that can be a path in a mount table, without ``..``."""
+    """Return whether ``value`` is a text that can be a path in a mount table, without ``..``."""
     return (
         isinstance(value, str)
         and value != ""
@@ -275,8 +268,18 @@ def is_plain_path(value: object) -> bool:
     )
 
 
+def accept_absolute(name: str, value: object) -> str:
+    """Return an absolute path, which may not exist here; empty for none.
+
+    :raises SettingError: when it is something else
+    """
+    if isinstance(value, str) and (not value or (is_plain_path(value) and value.startswith("/"))):
+        return value
+    raise SettingError(name, value, "an absolute path")
+
+
 def is_within(path: str, folder: str) -> bool:
-    """Whether ``path`` is ``folder`` or below it. Both are absolute; links are not resolved."""
+    """Return whether ``path`` is ``folder`` or below it. Both are absolute, links not resolved."""
     return folder == "/" or path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
@@ -289,12 +292,12 @@ def real_path(path: str) -> str:
 
 
 def is_directory(path: str) -> bool:
-    """Whether ``path`` is a directory that this user can access. Never raises, for any text."""
+    """Return whether ``path`` is a directory that this user can access. Never raises."""
     return os.path.isdir(path)  # noqa: PTH112 - Path's raises for long names and denied access
 
 
 def is_free(path: str) -> bool:
-    """Whether nothing exists at ``path``, and the user may look there."""
+    """Return whether nothing exists at ``path``, and the user may look there."""
     try:
         os.lstat(path)
     except FileNotFoundError:
@@ -305,7 +308,8 @@ def is_free(path: str) -> bool:
 
 
 def may_be_writable(path: str) -> bool:
-    """Whether a sandbox may write the host's ``path`` (without links): it cannot escape by it."""
+    """Return whether a sandbox may write the host's ``path``, which has no links: it cannot escape
+    by it."""
     return (
         path != "/"
         and not any(is_within(path, folder) for folder in NOT_WRITABLE)
@@ -319,7 +323,8 @@ def describe_no_home(path: str, home: str) -> str:
     return f"a folder that neither is nor contains a home ({path} {fact}): choose one below it"
 
 
-def _as_written(path: str) -> str:
+def as_written(path: str) -> str:
+    """Return an absolute path without ``//``, ``.`` and a slash at its end, with its links."""
     return "/" + posixpath.normpath(path).lstrip("/")
 
 
@@ -347,7 +352,7 @@ def accept_uploads(name: str, value: object) -> str | None:
     home = find_home(real)
     if home is not None:
         raise SettingError(name, value, describe_no_home(real, home))
-    return _as_written(path)
+    return as_written(path)
 
 
 def accept_outputs(name: str, value: object) -> str | None:
@@ -372,7 +377,7 @@ def accept_outputs(name: str, value: object) -> str | None:
     real = real_path(path)
     if not may_be_writable(real) or not (is_directory(real) or is_free(real)):
         raise SettingError(name, value, accepted)
-    return _as_written(path)
+    return as_written(path)
 
 
 def accept_skills(name: str, value: object) -> str | None:
@@ -397,59 +402,5 @@ def accept_skills(name: str, value: object) -> str | None:
             and path.startswith("/")
             and not any(is_within(real, place) for place in FORBIDDEN_SOURCES)
         ):
-            return _as_written(path)
+            return as_written(path)
     raise SettingError(name, value, accepted)
-
-
-def accept_source(name: str, value: object, read_only: bool) -> str:
-    """Return the absolute path of a file or folder to mount, with its links as they were written.
-
-    :raises SettingError: when it does not exist, is a system folder, or may not be written
-        although ``read_only`` is false
-    """
-    accepted = 'the absolute path, without "..", of a folder or file that exists'
-    if not isinstance(value, str) or not is_plain_path(value):
-        raise SettingError(name, value, accepted)
-    path = os.path.expanduser(value)  # noqa: PTH111 - Path's raises for users it does not know
-    try:
-        real = os.path.realpath(path, strict=True)
-        mode = Path(real).stat().st_mode
-    except OSError as error:
-        raise SettingError(name, value, f"{accepted} ({error.strerror})") from error
-    if not path.startswith("/") or not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
-        raise SettingError(name, value, accepted)
-    if real == "/" or any(is_within(real, folder) for folder in FORBIDDEN_SOURCES):
-        raise SettingError(
-            name, value, f"{accepted}, but not / or in {', '.join(FORBIDDEN_SOURCES)}"
-        )
-    if not read_only and not may_be_writable(real):
-        raise SettingError(
-            name,
-            value,
-            "a path that is no system folder and contains no home directory, or set read_only to"
-            " true",
-        )
-    return _as_written(path)
-
-
-def accept_target(name: str, value: object) -> str:
-    """Return the path inside the sandbox of a mount, normalised.
-
-    :raises SettingError: when it overlaps with a place of the sandbox's own
-    """
-    if (
-        isinstance(value, str)
-        and is_plain_path(value)
-        and value.startswith("/")
-        and ":" not in value
-        and "," not in value
-    ):
-        target = "/" + posixpath.normpath(value).lstrip("/")
-        if not any(is_within(target, r) or is_within(r, target) for r in RESERVED_TARGETS):
-            return target
-    raise SettingError(
-        name,
-        value,
-        'an absolute path without "..", such as "/mnt/data", that is not at, below or above '
-        + ", ".join(RESERVED_TARGETS),
-    )

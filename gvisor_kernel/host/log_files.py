@@ -3,17 +3,20 @@
 The log of a sandbox is three files, so that lines which a sandbox causes cannot displace the lines
 of the host: EVENTS (what the bridge did and observed), INSIDE (what the sandbox sent or caused),
 STDERR (what its processes wrote to stderr). Of each file the beginning and the end are kept, and
-lines between them are dropped. ``gvisor-kernel logs`` merges them.
+lines between them are dropped. ``gvisor-kernel logs`` merges them. They quote text from inside the
+sandbox; a symbolic link in the place of one is not followed.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 EVENTS, INSIDE, STDERR = "kernel.log", "inside.log", "stderr.log"
 NAMES = (EVENTS, INSIDE, STDERR)
@@ -23,6 +26,9 @@ MAX_EVENTS = 128 * 1024
 MAX_INSIDE = 512 * 1024
 MAX_STDERR = 256 * 1024
 """Bytes of each part of a file: the beginning, the previous part, and the current part."""
+TIME_LENGTH = len("2026-01-01T00:00:00.000000Z")
+MAX_LINE = 64 * 1024
+"""Characters of a line that are read at once."""
 
 
 class RotatedFile:
@@ -164,3 +170,69 @@ def log_line(source: str, clean: str) -> bytes:
     """Format a line of a log: the time, its source, the escaped text."""
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     return f"{now} {source}: {clean}\n".encode("utf-8", "backslashreplace")
+
+
+def open_log(path: Path) -> IO[str] | None:
+    """Open a log file; return None if there is none (yet) or it is no regular file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        return None
+    return open(descriptor, errors="backslashreplace", newline="\n")
+
+
+class Follower:
+    """Reads one log file while it grows, across rotations."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: IO[str] | None = None
+        self._half = ""
+
+    def read(self) -> list[str]:
+        """Return the lines that were added since the last call."""
+        text = ""
+        while True:
+            if self._file is None:
+                self._file = open_log(self._path)
+            if self._file is None:
+                break
+            text += self._file.read()
+            if not is_rotated(self._path, self._file):
+                break
+            text += self._file.read()  # lines written before the rotation
+            self.close()
+        *lines, self._half = (self._half + text).split("\n")
+        return [f"{line}\n" for line in lines]
+
+    def close(self) -> None:
+        """Close the file, if it is open. ``read`` opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def is_rotated(path: Path, file: IO[str]) -> bool:
+    """Return whether ``path`` is another file by now than the open ``file``."""
+    try:
+        return not os.path.samestat(path.lstat(), os.fstat(file.fileno()))
+    except OSError:
+        return False
+
+
+def get_time(line: str) -> str:
+    """Return the timestamp of a line, which is the key for merging lines of several files."""
+    return line[:TIME_LENGTH]
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Yield all lines of one log file and its rotated parts, oldest first."""
+    for part in log_parts(path):
+        file = open_log(part)
+        if file is not None:
+            with file:
+                while line := file.readline(MAX_LINE):
+                    yield line

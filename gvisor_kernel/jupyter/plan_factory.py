@@ -17,8 +17,8 @@ from traitlets import TraitError
 from traitlets.config import Config
 
 from gvisor_kernel.bridge import KernelIdentity
-from gvisor_kernel.config.egress import GVisorEgress
-from gvisor_kernel.config.settings import CONSTRUCTOR, SETTINGS, SandboxSpec
+from gvisor_kernel.config.jupyter_config import CONSTRUCTOR, GVisorEgress
+from gvisor_kernel.config.settings import SETTINGS, SandboxSpec
 from gvisor_kernel.egress.kinds import PACKAGES
 from gvisor_kernel.egress.routes import Route, parse_routes
 from gvisor_kernel.errors import KernelspecError, UnknownSetting

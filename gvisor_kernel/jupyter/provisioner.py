@@ -23,8 +23,8 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from gvisor_kernel.bridge import Address, KernelIdentity
 from gvisor_kernel.changes.control import ControlSocket
 from gvisor_kernel.changes.unkept import find_unkept
-from gvisor_kernel.config.egress import GVisorEgress
-from gvisor_kernel.config.settings import SandboxSettings, SandboxSpec
+from gvisor_kernel.config.jupyter_config import GVisorEgress, SandboxSettings
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.egress.doors import JUPYTER
 from gvisor_kernel.egress.exposure import check_exposure
 from gvisor_kernel.egress.routes import Route, choose_routes, parse_routes

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gvisor_kernel.config.settings import HOST_IMAGE, SandboxSpec
-from gvisor_kernel.config.validators import ENGINE_RUNTIMES
+from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.validators import ENGINE_RUNTIMES, HOST_IMAGE
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.images import Store
 from gvisor_kernel.spec.environment import SYSTEM_PATH

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from gvisor_kernel.config.settings import HOST_IMAGE
+from gvisor_kernel.config.validators import HOST_IMAGE
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host import private_directories
 from gvisor_kernel.kernel.plan import KernelPlan

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.bridge import Address, KernelIdentity
-from gvisor_kernel.config.serialized import read_spec, write_spec
-from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec, read_spec, write_spec
 from gvisor_kernel.egress.doors import JUPYTER, Door
 from gvisor_kernel.egress.environment import PACKAGES_HOME, egress_environment
 from gvisor_kernel.egress.routes import Route

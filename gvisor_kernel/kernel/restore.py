@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from gvisor_kernel.bridge import SnapshotRun
-from gvisor_kernel.config.spec import PRELOAD_LEARNED
+from gvisor_kernel.config.settings import PRELOAD_LEARNED, write_key_settings
 from gvisor_kernel.config.validators import MIB
 from gvisor_kernel.errors import NoSnapshot, SnapshotError
 from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, make_launch_request
@@ -93,8 +93,7 @@ def find_kernel_facts(plan: KernelPlan) -> KernelFacts:
         argv=kernel_argv(plan),
         environment=early,
         workdir=WORKSPACE,
-        kernel_mode=plan.spec.kernel_mode,
-        preload=_find_preload(plan),
+        settings=write_key_settings(replace(plan.spec, preload=_find_preload(plan))),
     )
 
 

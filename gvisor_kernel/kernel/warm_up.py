@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from gvisor_kernel.config.settings import HOST_IMAGE
+from gvisor_kernel.config.validators import HOST_IMAGE
 from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.kernel.client import REPLY_SECONDS, OwnClient, wait_for_reply
 from gvisor_kernel.kernel.plan import KernelPlan

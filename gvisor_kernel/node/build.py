@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import replace
 
-from gvisor_kernel.config.serialized import write_spec
+from gvisor_kernel.config.settings import write_spec
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.kernel.left_builder import end_with
 from gvisor_kernel.kernel.snapshot_builder import build_in_background

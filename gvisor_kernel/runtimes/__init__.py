@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from gvisor_kernel.config.spec import RUNTIMES
+from gvisor_kernel.config.settings import RUNTIMES
 from gvisor_kernel.errors import SettingError
 from gvisor_kernel.host.locks import ThreadLock
 from gvisor_kernel.runtimes.base import Runtime

@@ -24,14 +24,6 @@ MAX_TEXT = 1000
 """Characters of the name of a file that has ended with a sandbox."""
 MAX_PATHS, MAX_COUNT = 10, 1_000_000_000
 """Files that are named, and the highest number of them: a sandbox says how many there are."""
-DESCRIPTIONS = {
-    layout.UPLOADS: "the notebook's folder, which the kernel can only read; /workspace is a copy of"
-    " it that ends with the sandbox",
-    layout.OUTPUTS: "outputs: what the kernel writes here is kept",
-    layout.SKILLS_PUBLIC: "skills of this user",
-    layout.SKILLS_EXAMPLES: "examples of skills",
-    layout.TRANSCRIPTS: "the transcript of this kernel",
-}
 
 
 @dataclass(frozen=True)
@@ -135,12 +127,13 @@ def make_mounts(facts: KernelFacts) -> Iterator[dict[str, Any]]:
     """
     chosen = {mount.target for mount in facts.spec.mounts}
     for view in facts.mounts:
-        description = DESCRIPTIONS.get(view.target)
+        place = layout.LAYOUT.get(view.target)
+        description = place.description if place is not None else ""
         if view.target == layout.UPLOADS and _is_own(view, facts):
             description = "an empty folder: the notebook's is not shown"
-        if description is None and view.target in chosen:
+        if not description and view.target in chosen:
             description = "a folder of the setting mounts"
-        if description is None:
+        if not description:
             if _is_own(view, facts) or is_within(view.target, layout.GUEST):
                 continue
             description = "programs of this computer, for the kernel's Python"

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from gvisor_kernel.cli.logs import get_time, open_log
-from gvisor_kernel.cli.transcripts import FOLDER, NAME, EntryFormatter, read_entries
-from gvisor_kernel.host.log_files import NAMES
+from gvisor_kernel.bridge.transcripts import FOLDER, NAME, EntryFormatter, read_entries
+from gvisor_kernel.host.log_files import NAMES, get_time, open_log
 from gvisor_kernel.kernel.facts import Ended, Happenings, Left
 from gvisor_kernel.server.documents import Described
 from gvisor_kernel.server.recorded import Kind, clean

@@ -18,7 +18,7 @@ from jupyter_server.nbconvert.handlers import NbconvertFileHandler
 from tornado import web
 
 from gvisor_kernel.bridge.doors import clean_language
-from gvisor_kernel.config.spec import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.runtimes.mounts.written_folders import read_written

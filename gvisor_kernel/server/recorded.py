@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from gvisor_kernel.cli.logs import get_time, open_log, read_lines
-from gvisor_kernel.cli.transcripts import FOLDER, NAME, EntryFormatter, read_entries
-from gvisor_kernel.host.log_files import NAMES
+from gvisor_kernel.bridge.transcripts import FOLDER, NAME, EntryFormatter, read_entries
+from gvisor_kernel.host.log_files import NAMES, get_time, open_log, read_lines
 from gvisor_kernel.shown_text import printable
 
 MAX_LINES = 2000

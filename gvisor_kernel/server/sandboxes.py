@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gvisor_kernel.cli.sandboxes import find_all
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host import cgroups, processes
 from gvisor_kernel.host.homes import find_home
@@ -24,6 +23,7 @@ from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 from gvisor_kernel.kernel.facts import KernelFacts
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
+from gvisor_kernel.runtimes.state.listed import find_all
 from gvisor_kernel.runtimes.state.records import read_record
 from gvisor_kernel.server.documents import Described, HostFacts, find_uploads, make_leftover
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gvisor_kernel.config.settings import HOST_IMAGE
+from gvisor_kernel.config.validators import HOST_IMAGE
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.jupyter.plan_factory import make_plan_ahead
 from gvisor_kernel.kernel.ahead import may_prepare, prepare, renew

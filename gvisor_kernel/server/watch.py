@@ -18,8 +18,8 @@ from typing import get_args
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from gvisor_kernel.cli.logs import Follower
 from gvisor_kernel.egress.audit import FILE, Entry, parse_entry
+from gvisor_kernel.host.log_files import Follower
 from gvisor_kernel.kernel.facts import (
     DeathKind,
     Died,

@@ -73,13 +73,13 @@ PARTS = {
     "etc": "files of /etc",
     "flags": "options of runsc",
     "guest": "version or files of gvisor-kernel",
-    "kernel": "command or kernel_mode",
-    "preload": "modules of preload",
+    "kernel": "command",
     "runtime": "runsc",
     "user": "user",
     "world": "Python",
 }
-"""What the parts of a key stand for, in a sentence that begins with "the nearest has other"."""
+"""What parts of a key stand for, in a sentence that begins with "the nearest has other". A part
+that is not here is named so that it can stand there itself, as "setting preload"."""
 
 
 @dataclass(frozen=True)
@@ -97,15 +97,14 @@ class SnapshotKey:
 @dataclass(frozen=True)
 class KernelFacts:
     """The kernel in a snapshot. ``argv`` is as the guest gets it, ``environment`` is without the
-    variables that are set after a restore, ``kernel_mode`` and ``preload`` are the settings. With
-    PRELOAD_LEARNED a snapshot of another list is used until the next one is made.
+    variables that are set after a restore, ``settings`` has those that are in the key. With
+    ``preload`` at PRELOAD_LEARNED a snapshot of another list is used until the next one is made.
     """
 
     argv: Sequence[str]
     environment: Mapping[str, str]
     workdir: str
-    kernel_mode: str
-    preload: Sequence[str] | str
+    settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -124,8 +123,8 @@ def make_key(sandbox: Mapping[str, Any], kernel: KernelFacts, host: HostFacts) -
     facts["config"] = normalize_config(sandbox["config"])
     facts["guest"] = list(host.guest)
     facts["cpu"] = list(host.cpu)
-    facts["kernel"] = [list(kernel.argv), kernel.workdir, kernel.kernel_mode]
-    facts["preload"] = kernel.preload if isinstance(kernel.preload, str) else list(kernel.preload)
+    facts["kernel"] = [list(kernel.argv), kernel.workdir]
+    facts.update({f"setting {name}": value for name, value in kernel.settings.items()})
     facts["environment"] = dict(kernel.environment)
     return SnapshotKey({name: digest(value) for name, value in facts.items()})
 

@@ -13,18 +13,7 @@ from typing import Any
 
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.spec import etc
-from gvisor_kernel.spec.layout import (
-    CONTAINER_INFO,
-    GUEST,
-    OUTPUTS,
-    SKILLS_EXAMPLES,
-    SKILLS_PUBLIC,
-    TRANSCRIPTS,
-    UPLOADS,
-    WORKSPACE,
-    Tmpfs,
-    scratch_mounts,
-)
+from gvisor_kernel.spec.layout import OUTPUTS, WORKSPACE, Tmpfs, list_parts, scratch_mounts
 from gvisor_kernel.spec.limits import guest_rlimits, host_limits
 from gvisor_kernel.spec.oci import CAPABILITIES, SETFCAP
 
@@ -38,18 +27,6 @@ STORE = "/gvisor-kernel"
 """Where the store container, which is never started, has the volumes, to be filled and read."""
 MOUNT_POINT_SIZE = 65536
 """Bytes of a tmpfs that is only a mount point: the root file system is read-only."""
-
-_LAYOUT = (
-    ("container_info.json", CONTAINER_INFO),
-    ("skills/public", SKILLS_PUBLIC),
-    ("skills/examples", SKILLS_EXAMPLES),
-    ("uploads", UPLOADS),
-    ("transcripts", TRANSCRIPTS),
-    ("guest", GUEST),
-)
-_ETC = ("passwd", "group", "hostname", "hosts", "resolv.conf", "machine-id")
-"""Files of ``/etc`` that are replaced. The engine's own hosts and resolv.conf would describe its
-network; all other files are those of the image."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +56,9 @@ class Names:
         return f"{self.container}-outputs"
 
 
-def etc_files(container_id: str) -> dict[str, str]:
-    """Return the content of the files that replace files of ``/etc``, by name."""
-    own = {"resolv.conf": "", "machine-id": etc.machine_id(container_id) + "\n"}
-    return {name: own.get(name, etc.FILES.get(name, "")) for name in _ETC}
-
-
-def file_mounts(names: Names, extra: Iterable[tuple[str, str]] = ()) -> list[dict[str, Any]]:
-    """Return the mounts of all parts of the volume ``files``, read-only.
-
-    ``extra``: pairs of a path in the volume and its target, for the setting ``mounts``.
-    """
-    pairs = [*_LAYOUT, *((f"etc/{name}", f"/etc/{name}") for name in _ETC), *extra]
+def file_mounts(spec: SandboxSpec, names: Names) -> list[dict[str, Any]]:
+    """Return the mounts of all parts of the volume ``files``, read-only."""
+    replaced = {f"etc/{name}": f"/etc/{name}" for name in etc.REPLACED}
     return [
         {
             "Type": "volume",
@@ -99,7 +67,7 @@ def file_mounts(names: Names, extra: Iterable[tuple[str, str]] = ()) -> list[dic
             "ReadOnly": True,
             "VolumeOptions": {"NoCopy": True, "Subpath": part},
         }
-        for part, target in pairs
+        for part, target in {**list_parts(spec), **replaced}.items()
     ]
 
 
@@ -111,7 +79,6 @@ def make_container_request(
     environment: Mapping[str, str],
     labels: Mapping[str, str],
     keeps_outputs: bool,
-    extra: Iterable[tuple[str, str]] = (),
     volumes: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Return the request to create the container. ``argv`` and ``environment`` are PID 1's.
@@ -125,7 +92,7 @@ def make_container_request(
     # starts gVisor, and could make set-uid files without this capability.
     # PID 1 mounts /workspace over this mount point.
     scratch = [*scratch_mounts(spec), Tmpfs(WORKSPACE, MOUNT_POINT_SIZE)]
-    mounts = file_mounts(names, extra)
+    mounts = file_mounts(spec, names)
     if keeps_outputs:
         mounts.append(_volume(names.outputs, OUTPUTS))
     else:
@@ -246,6 +213,6 @@ def find_faults(asked: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
 
 
 def is_gvisor(runtime: Mapping[str, Any]) -> bool:
-    """Whether an entry of the engine's list of runtimes is gVisor: its program is called runsc."""
+    """Return whether an entry of the engine's list of runtimes is gVisor, by its program."""
     program = str(runtime.get("path") or runtime.get("runtimeType") or runtime.get("type") or "")
     return "runsc" in program.rpartition("/")[2]

@@ -72,6 +72,17 @@ SINGLE_FILES = ("ssl/openssl.cnf", "pki/tls/openssl.cnf", "matplotlibrc")
 """Files that are copied like COPIED but may be in a directory."""
 
 
+REPLACED = ("passwd", "group", "hostname", "hosts", "resolv.conf", "machine-id")
+"""Files that are replaced in an image of an engine. Its own hosts and resolv.conf would describe
+its network; all other files are those of the image."""
+
+
+def replaced_files(container_id: str) -> dict[str, str]:
+    """Return the content of the files in REPLACED, by name."""
+    own = {"resolv.conf": "", "machine-id": machine_id(container_id) + "\n"}
+    return {name: own.get(name, FILES.get(name, "")) for name in REPLACED}
+
+
 def machine_id(container_id: str) -> str:
     """Return a machine id for the sandbox: 32 hexadecimal digits that do not identify the host."""
     return hashlib.sha256(b"gvisor-kernel\0" + container_id.encode()).hexdigest()[:32]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from ulid import ULID
 
-from gvisor_kernel.config.spec import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
 
 NAME_LIMIT = 40  # keeps the identity, and paths that hold it, far below 255 bytes
 

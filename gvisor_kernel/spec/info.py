@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
-from gvisor_kernel.config.spec import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.spec.etc import UID, USER
 from gvisor_kernel.spec.identity import Identity
 from gvisor_kernel.spec.layout import LAYOUT, WORKSPACE, Bind, Mount

@@ -1,17 +1,19 @@
-"""Paths inside a sandbox, and the order in which they are mounted.
+"""The mounts of a sandbox, wherever it runs: the places of the file layout, the scratch, and the
+setting ``mounts``, each described once.
 
-The six mounts of the file layout come first and in a fixed order, so that the runtime's file
-descriptors for them are the same in every sandbox. The other mounts follow, parents before
-children.
+A runtime makes its own of it: a bind, a volume's folder, a part of an archive. Mounts of the file
+layout come first and in a fixed order, so that runsc's file descriptors for them are the same in
+every sandbox. The other mounts follow, parents before children.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from types import MappingProxyType
 
-from gvisor_kernel.config.spec import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import MIB
 
 CONTAINER_INFO = "/container_info.json"
@@ -20,14 +22,46 @@ SKILLS_EXAMPLES = "/mnt/skills/examples"
 OUTPUTS = "/mnt/user-data/outputs"
 UPLOADS = "/mnt/user-data/uploads"
 TRANSCRIPTS = "/mnt/transcripts"
-LAYOUT = (CONTAINER_INFO, SKILLS_PUBLIC, SKILLS_EXAMPLES, OUTPUTS, UPLOADS, TRANSCRIPTS)
-"""The mounts of the file layout, in the order of their file descriptors."""
+SKILLS = {"public": SKILLS_PUBLIC, "examples": SKILLS_EXAMPLES}
+"""Where the folders of a folder of skills are."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A mount of the file layout.
+
+    ``part``: its path among files that are copied to where the sandbox runs. ``description``: for a
+    person. Outputs are the only place that a kernel can write, and come back.
+    """
+
+    part: str
+    description: str = ""
+    read_only: bool = True
+
+
+LAYOUT: Mapping[str, Place] = MappingProxyType(
+    {
+        CONTAINER_INFO: Place("container_info.json"),
+        SKILLS_PUBLIC: Place("skills/public", "skills of this user"),
+        SKILLS_EXAMPLES: Place("skills/examples", "examples of skills"),
+        OUTPUTS: Place("outputs", "outputs: what the kernel writes here is kept", read_only=False),
+        UPLOADS: Place(
+            "uploads",
+            "the notebook's folder, which the kernel can only read; /workspace is a copy of it that"
+            " ends with the sandbox",
+        ),
+        TRANSCRIPTS: Place("transcripts", "the transcript of this kernel"),
+    }
+)
+"""The mounts of the file layout by their target, in the order of their file descriptors."""
 
 WORKSPACE = "/workspace"
 HOME = "/home/user"
 RUN = "/run/gvisor-kernel"
 WORKSPACE_UPPER = "/run/gvisor-kernel/workspace"
 GUEST = "/opt/gvisor-kernel"
+GUEST_PART = "guest"
+"""The path of the guest's code among files that are copied."""
 ENVIRONMENT = "/opt/gvisor-kernel/python-packages"
 """The packages of the setting ``packages``. No module can have this name."""
 
@@ -102,6 +136,21 @@ def scratch_mounts(spec: SandboxSpec) -> tuple[Tmpfs, ...]:
         Tmpfs(RUN, RUN_KERNEL_SIZE),
         Tmpfs(WORKSPACE_UPPER, spec.disk_limit, 0o700),
     )
+
+
+def mount_part(number: int) -> str:
+    """Return the path of an entry of the setting ``mounts`` among files that are copied."""
+    return f"mounts/{number}"
+
+
+def list_parts(spec: SandboxSpec) -> dict[str, str]:
+    """Return the targets of what is copied to where a sandbox runs and is read-only there, by its
+    path among the copied files: the layout, the guest's code, the setting ``mounts``."""
+    return {
+        **{place.part: target for target, place in LAYOUT.items() if place.read_only},
+        GUEST_PART: GUEST,
+        **{mount_part(i): mount.target for i, mount in enumerate(spec.mounts)},
+    }
 
 
 def extra_binds(spec: SandboxSpec) -> tuple[Bind, ...]:

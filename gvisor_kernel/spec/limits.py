@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gvisor_kernel.config.spec import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import GIB, MIB
 from gvisor_kernel.host.cgroups import HostLimits
 

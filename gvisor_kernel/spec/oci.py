@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gvisor_kernel.config.spec import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.host.processes import SUBUID_BASE, SUBUID_COUNT
 from gvisor_kernel.spec.environment import INIT_ENVIRONMENT
 from gvisor_kernel.spec.etc import HOSTNAME

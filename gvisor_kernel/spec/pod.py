@@ -24,11 +24,10 @@ from gvisor_kernel.spec.layout import (
     GUEST,
     HOME,
     OUTPUTS,
-    SKILLS_EXAMPLES,
-    SKILLS_PUBLIC,
     TRANSCRIPTS,
     UPLOADS,
     WORKSPACE,
+    list_parts,
     scratch_mounts,
 )
 from gvisor_kernel.spec.limits import MEMORY_BACKSTOP, OPEN_FILES
@@ -77,16 +76,10 @@ while True:
 """The program of PID 1. It says nothing before it is spoken to: what is printed before somebody is
 attached is lost. Half a line of an attach that failed is no word, and the next one begins anew."""
 
-_LAYOUT = (
-    ("skills/public", SKILLS_PUBLIC),
-    ("skills/examples", SKILLS_EXAMPLES),
-    ("transcripts", TRANSCRIPTS),
-)
-_ETC = ("passwd", "group", "hostname", "hosts", "resolv.conf", "machine-id")
 TERMINATION_LOG = "/dev/termination-log"
 """A file on the node's disk, which every container of a pod gets and every user may write. No limit
 counts it. PID 1 shows an empty one in its place."""
-_REPLACED = {**{name: f"/etc/{name}" for name in _ETC}, "termination-log": TERMINATION_LOG}
+_REPLACED = {**{name: f"/etc/{name}" for name in etc.REPLACED}, "termination-log": TERMINATION_LOG}
 """Files of the pod in whose place others are shown, by their names in the archive."""
 _BASES = ("/mnt/skills", "/mnt/user-data")
 """Directories that hold mount points. PID 1 mounts an empty file system of its own on the first."""
@@ -274,8 +267,7 @@ def _claim(
 
 def etc_files(container_id: str) -> dict[str, str]:
     """Return the content of the files that replace the pod's, by name."""
-    own = {"resolv.conf": "", "machine-id": etc.machine_id(container_id) + "\n"}
-    return {name: own.get(name, etc.FILES.get(name, "")) for name in _REPLACED}
+    return {**etc.replaced_files(container_id), "termination-log": ""}
 
 
 def guest_config(
@@ -284,25 +276,24 @@ def guest_config(
     secret: bytes,
     ahead: Iterable[str],
     environment: Mapping[str, str],
-    extra: Iterable[tuple[str, str]],
     lingers: bool,
 ) -> dict[str, Any]:
-    """Return what ``guest/pod.py`` is told. ``environment``: PID 1's; the usual one if empty.
-
-    ``extra``: pairs of a path in the archive and its target, for the setting ``mounts``.
-    """
+    """Return what ``guest/pod.py`` is told. ``environment``: PID 1's; the usual one if empty."""
     scratch = [(mount.target, mount.size, mount.mode) for mount in scratch_mounts(spec)]
     scratch.append((_BASES[0], POINT_SIZE, 0o755))
-    parts = [*_LAYOUT, *((f"etc/{name}", path) for name, path in _REPLACED.items()), *extra]
-    if not spec.kubernetes.uploads_claim or spec.uploads is None:
-        parts.append(("uploads", UPLOADS))
+    # The guest's code is where it begins, and container_info.json a volume of the pod.
+    other = {GUEST, CONTAINER_INFO}
+    if spec.kubernetes.uploads_claim and spec.uploads is not None:
+        other.add(UPLOADS)
+    parts = {part: target for part, target in list_parts(spec).items() if target not in other}
+    parts |= {f"etc/{name}": path for name, path in _REPLACED.items()}
     return {
         "guest": GUEST,
         "outputs": OUTPUTS,
         "secret": secret.hex(),
         "size": spec.disk_limit + GUEST_SPARE,
         "scratch": scratch,
-        "parts": dict(parts),
+        "parts": parts,
         "pids": spec.pids_limit,
         "files": OPEN_FILES,
         "environment": dict(environment) or dict(entry.split("=", 1) for entry in INIT_ENVIRONMENT),

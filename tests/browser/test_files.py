@@ -17,7 +17,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select
 
-from gvisor_kernel.cli.sandboxes import find_all
+from gvisor_kernel.runtimes.state.listed import find_all
 
 from ..sweeps import needs_all
 from .conftest import IN_SANDBOXES, KERNEL

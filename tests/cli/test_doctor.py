@@ -17,8 +17,7 @@ import pytest
 
 from gvisor_kernel.cli import doctor
 from gvisor_kernel.cli.bounded import call_within, run_command
-from gvisor_kernel.cli.checks import CHECKS, kernel, run_check
-from gvisor_kernel.cli.checks.base import Check
+from gvisor_kernel.cli.checks import Check, kernel
 from gvisor_kernel.cli.checks.host import (
     check_cgroups,
     check_platform,
@@ -28,6 +27,7 @@ from gvisor_kernel.cli.checks.host import (
 from gvisor_kernel.cli.checks.jupyter import check_kernelspecs, check_python
 from gvisor_kernel.cli.checks.runsc import check_runsc, describe_age, find_release_date
 from gvisor_kernel.cli.checks.shown import check_environment
+from gvisor_kernel.cli.doctor import CHECKS, run_check
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.processes import find_with_argument

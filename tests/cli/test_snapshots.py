@@ -53,7 +53,7 @@ def add(store: Store, library: Path, tmp_path: Path) -> Add:
     described = get_runtime("runsc").describe(SandboxSpec(), request)
 
     def add_one(*preload: str, kernel: str = "gvisor-python") -> str:
-        facts = KernelFacts([], {}, "/", "auto", preload)
+        facts = KernelFacts([], {}, "/", {"preload": preload})
         key = make_key(described, facts, find_host_facts())
         manifest = make_manifest(
             ["/site/library.py"], [], [MountView(str(library.parent), "/site", True)]

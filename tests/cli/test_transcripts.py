@@ -13,10 +13,10 @@ from jupyter_client import BlockingKernelClient
 
 from gvisor_kernel.bridge import journal
 from gvisor_kernel.bridge.journal import Transcript
+from gvisor_kernel.bridge.transcripts import BAR, SHOWN_LINES
 from gvisor_kernel.bridge.wire import new_message
 from gvisor_kernel.cli.main import main
-from gvisor_kernel.cli.sandboxes import find_all
-from gvisor_kernel.cli.transcripts import BAR, SHOWN_LINES
+from gvisor_kernel.runtimes.state.listed import find_all
 
 from ..jupyter.helpers import SANDBOXED, execute, running_kernel
 from .test_sandboxes import make_record

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from traitlets.config import Config
 
+from gvisor_kernel.config.jupyter_config import SandboxSettings
 from gvisor_kernel.config.kubernetes import Kubernetes, accept_kubernetes
-from gvisor_kernel.config.serialized import read_spec, write_spec
-from gvisor_kernel.config.settings import SandboxSettings
+from gvisor_kernel.config.settings import read_spec, write_spec
 from gvisor_kernel.errors import SettingError
 
 CHOSEN = {

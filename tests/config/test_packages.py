@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from gvisor_kernel.config.jupyter_config import SandboxSettings
 from gvisor_kernel.config.packages import Packages, check_requirements, split_requirements
-from gvisor_kernel.config.settings import SandboxSettings
 from gvisor_kernel.errors import PackagesError, SettingError
 
 DIGEST = "a" * 64

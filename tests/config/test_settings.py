@@ -10,7 +10,9 @@ import pytest
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets.config import Config
 
-from gvisor_kernel.config.settings import SETTINGS, ExtraMount, SandboxSettings, SandboxSpec
+from gvisor_kernel.config.jupyter_config import SandboxSettings
+from gvisor_kernel.config.mounts import ExtraMount
+from gvisor_kernel.config.settings import SETTINGS, SandboxSpec
 from gvisor_kernel.config.validators import GIB, MIB
 from gvisor_kernel.errors import SettingError, UnknownSetting
 

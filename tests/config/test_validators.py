@@ -1,4 +1,4 @@
-"""What validators and their callers ask of paths."""
+"""Paths, as validators and their callers ask of them."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from gvisor_kernel.cli.checks.nodes import check_engines
+from gvisor_kernel.cli.doctor import run_check
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, RuntimeMissing
 from gvisor_kernel.runtimes.base import LaunchRequest
@@ -194,27 +195,27 @@ def test_doctor_reports_what_a_start_would_raise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/s")
-    (check,) = check_engines()
+    (check,) = run_check("docker", 10, check_engines)
     assert (check.name, check.state) == ("docker", "failed")
     assert "systemctl start docker" in check.fix
     with fake_engine(tmp_path / "s", info={**INFO, "Runtimes": {}}):
-        (check,) = check_engines()
+        (check,) = run_check("docker", 10, check_engines)
     assert (check.name, check.state) == ("docker", "failed")
     assert "runsc install" in check.fix
     (tmp_path / "s").unlink()
     with fake_engine(tmp_path / "s"):
-        engine, image = check_engines()
+        engine, image = run_check("docker", 10, check_engines)
     assert (engine.name, engine.state) == ("docker", "ok")
     assert (image.name, image.state) == ("image some/image:1", "failed")
     assert "docker pull some/image:1" in image.fix
     (tmp_path / "s").unlink()
     with fake_engine(tmp_path / "s", json={"Id": "sha256:0", "Config": {}}):
-        assert [check.state for check in check_engines()] == ["ok", "ok"]
+        assert [check.state for check in run_check("docker", 10, check_engines)] == ["ok", "ok"]
 
 
 def test_doctor_asks_no_engine_without_a_kernelspec_for_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("DOCKER_HOST", raising=False)
-    monkeypatch.setattr("gvisor_kernel.cli.checks.nodes.find_kernelspecs", list)
+    monkeypatch.setattr("gvisor_kernel.cli.checks.jupyter.find_kernelspecs", list)
     assert check_engines() == []

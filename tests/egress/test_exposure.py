@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.config.settings import ExtraMount, SandboxSpec
+from gvisor_kernel.config.mounts import ExtraMount
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.egress.exposure import check_exposure
 from gvisor_kernel.egress.routes import HostsRoute, PackagesRoute, Route, UrlRoute
 from gvisor_kernel.errors import SettingError

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from traitlets.config import Config
 
-from gvisor_kernel.config.egress import GVisorEgress
+from gvisor_kernel.config.jupyter_config import GVisorEgress
 from gvisor_kernel.egress.routes import (
     METHODS,
     HostsRoute,

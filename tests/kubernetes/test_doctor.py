@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.cli.checks.base import Check
+from gvisor_kernel.cli.checks import Check
 from gvisor_kernel.cli.checks.cluster import check_clusters, check_one
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.config.kubernetes import Kubernetes

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from mcp import ClientSession
 
-from gvisor_kernel.cli.sandboxes import Listed, find_all
+from gvisor_kernel.runtimes.state.listed import Listed, find_all
 
 from .. import leaks
 from ..jupyter.helpers import execute, running_kernel

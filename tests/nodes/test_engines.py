@@ -14,7 +14,8 @@ from gvisor_kernel.cli.checks import nodes
 from gvisor_kernel.cli.checks.nodes import check_specs
 from gvisor_kernel.config.nodes import Slurm as SlurmSettings
 from gvisor_kernel.config.nodes import Ssh as SshSettings
-from gvisor_kernel.config.settings import MIB, SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.validators import MIB
 from gvisor_kernel.host.commands import CommandResult
 from gvisor_kernel.runtimes.nodes import client
 from gvisor_kernel.runtimes.nodes.engine import Engine

@@ -18,10 +18,10 @@ from traitlets.config import Config
 
 from gvisor_kernel.bridge import liveness
 from gvisor_kernel.cli.main import main
-from gvisor_kernel.cli.sandboxes import find_state
 from gvisor_kernel.errors import LaunchError, SandboxError
 from gvisor_kernel.host import processes
 from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state.listed import find_state
 from gvisor_kernel.runtimes.state.records import Record
 
 from ..jupyter.helpers import execute, wait_for, wait_for_text, wait_until

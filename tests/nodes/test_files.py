@@ -22,7 +22,8 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.archive.refusal import Refused
-from gvisor_kernel.config.settings import ExtraMount, SandboxSpec
+from gvisor_kernel.config.mounts import ExtraMount
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import LaunchError, SandboxError
 from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.host.processes import ProcessId, identify

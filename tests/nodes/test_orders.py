@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gvisor_kernel.config.mounts import ExtraMount
 from gvisor_kernel.config.nodes import Slurm, Ssh
 from gvisor_kernel.config.packages import Packages
-from gvisor_kernel.config.settings import ExtraMount, SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.node import serve
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.nodes.orders import (

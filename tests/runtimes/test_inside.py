@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.config.settings import ExtraMount, SandboxSpec
+from gvisor_kernel.config.mounts import ExtraMount
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import SettingError
 from gvisor_kernel.runtimes.base import MountView
 from gvisor_kernel.runtimes.mounts.host_python import find_host_python

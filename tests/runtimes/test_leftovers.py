@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from gvisor_kernel.cli.sandboxes import find_state
 from gvisor_kernel.host.folders import find_identity
 from gvisor_kernel.runtimes.copies import copied_outputs
 from gvisor_kernel.runtimes.copies.contents import read_list
 from gvisor_kernel.runtimes.docker import removal
 from gvisor_kernel.runtimes.state import leftovers, records, sweep
 from gvisor_kernel.runtimes.state.leftovers import Leftovers
+from gvisor_kernel.runtimes.state.listed import find_state
 from gvisor_kernel.runtimes.state.records import Record, this_machine, this_process
 
 SECONDS = 20.0

@@ -22,7 +22,8 @@ from typing import Any
 import pytest
 
 import gvisor_kernel
-from gvisor_kernel.config.settings import ExtraMount, SandboxSpec
+from gvisor_kernel.config.mounts import ExtraMount
+from gvisor_kernel.config.settings import SandboxSpec
 
 from ..runtimes.conftest import overlay
 

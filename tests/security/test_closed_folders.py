@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.artifacts.outputs import list_outputs
-from gvisor_kernel.config.settings import SandboxSettings, SandboxSpec
+from gvisor_kernel.config.jupyter_config import SandboxSettings
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import SettingError
 from gvisor_kernel.host.folders import find_ancestry, open_path
 from gvisor_kernel.node.files import Copy

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.config.settings import ExtraMount, SandboxSpec
+from gvisor_kernel.config.mounts import ExtraMount
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import LaunchError, SettingError
 from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.runtimes.mounts.written_folders import note_written

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import requests
 
-from gvisor_kernel.cli.sandboxes import find_all
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.processes import is_stopped
 from gvisor_kernel.jupyter.plan_factory import make_plan
 from gvisor_kernel.kernel import ahead
 from gvisor_kernel.kernel.client import private_connection_info
 from gvisor_kernel.kernel.plan import KernelPlan
+from gvisor_kernel.runtimes.state.listed import find_all
 from gvisor_kernel.server import warming
 from gvisor_kernel.server.listings import Listings
 from gvisor_kernel.snapshots.manifest import Manifest

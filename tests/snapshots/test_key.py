@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from gvisor_kernel.bridge import Address, KernelIdentity
-from gvisor_kernel.config.settings import ExtraMount, SandboxSpec
+from gvisor_kernel.config.mounts import ExtraMount
+from gvisor_kernel.config.settings import SandboxSpec, write_key_settings
 from gvisor_kernel.host.cgroups import can_bound_memory
 from gvisor_kernel.kernel.plan import KernelPlan, make_launch_request, read_plan, write_plan
 from gvisor_kernel.kernel.restore import find_key, find_obstacle
@@ -31,7 +32,12 @@ from gvisor_kernel.snapshots.key import (
     split_environment,
 )
 
-KERNEL = KernelFacts(["python3", "-m", "k"], {"LANG": "C.UTF-8"}, "/workspace", "auto", ["numpy"])
+KERNEL = KernelFacts(
+    ["python3", "-m", "k"],
+    {"LANG": "C.UTF-8"},
+    "/workspace",
+    write_key_settings(SandboxSpec(preload=("numpy",))),
+)
 SECRETS = (
     *("API_TOKEN", "JUPYTERHUB_API_TOKEN", "JUPYTER_TOKEN", "NVIDIA_API_KEY", "TF_TOKEN_app_io"),
     *("PYTHON_KEYRING_PASSWORD", "PYTHONHOSTED_TOKEN", "IPYTHON_SECRET", "LD_API_KEY"),
@@ -130,10 +136,10 @@ def test_each_fact_of_runtime_changes_key(part: str, sandbox: dict[str, Any]) ->
     ("part", "change"),
     [
         ("kernel", {"argv": ["python3", "-m", "other"]}),
-        ("kernel", {"kernel_mode": "relay"}),
         ("kernel", {"workdir": "/"}),
-        ("preload", {"preload": ["numpy", "pandas"]}),
-        ("preload", {"preload": []}),
+        ("setting kernel_mode", {"settings": {**KERNEL.settings, "kernel_mode": "relay"}}),
+        ("setting preload", {"settings": {**KERNEL.settings, "preload": ["numpy", "pandas"]}}),
+        ("setting preload", {"settings": {**KERNEL.settings, "preload": []}}),
         ("environment", {"environment": {"LANG": "C"}}),
         ("environment", {"environment": {}}),
     ],
@@ -160,7 +166,8 @@ def test_guest_code_changes_key(tmp_path: Path, sandbox: dict[str, Any]) -> None
 
 
 def test_each_part_has_a_name_for_logs(sandbox: dict[str, Any]) -> None:
-    assert set(make_key(sandbox, KERNEL, find_host_facts()).parts) == set(PARTS)
+    settings = {f"setting {name}" for name in KERNEL.settings}
+    assert set(make_key(sandbox, KERNEL, find_host_facts()).parts) == {*PARTS, *settings}
 
 
 def test_cpu_count_changes_key(sandbox: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,15 +131,18 @@ def test_variable_that_modules_read_leaves_them_out(
     plan: KernelPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As does another setting, a kernel that cannot report, or one with little memory."""
-    assert find_kernel_facts(plan).preload == "auto"
+    assert find_kernel_facts(plan).settings["preload"] == "auto"
     spec = replace(plan.spec, environment=("OMP_NUM_THREADS",))
     request = replace(plan.request, environment={"OMP_NUM_THREADS": "1"})
-    assert find_kernel_facts(replace(plan, spec=spec, request=request)).preload == ()
-    assert find_kernel_facts(replace(plan, argv=("python", "{connection_file}"))).preload == ()
+    assert find_kernel_facts(replace(plan, spec=spec, request=request)).settings["preload"] == ()
+    assert (
+        find_kernel_facts(replace(plan, argv=("python", "{connection_file}"))).settings["preload"]
+        == ()
+    )
     relayed = replace(plan, spec=replace(plan.spec, kernel_mode="relay"))
-    assert find_kernel_facts(relayed).preload == ()
+    assert find_kernel_facts(relayed).settings["preload"] == ()
     small = replace(plan, spec=replace(plan.spec, memory_limit=MIN_LEARNED_MEMORY - 1))
-    assert find_kernel_facts(small).preload == ()  # it would begin above its limit
+    assert find_kernel_facts(small).settings["preload"] == ()  # it would begin above its limit
     assert learned_modules.learning_variables(plan)
     for other in (relayed, replace(plan, spec=replace(plan.spec, preload=("numpy",)))):
         assert learned_modules.learning_variables(other) == {}

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from jupyter_client import BlockingKernelClient, KernelManager
 
-from gvisor_kernel.cli.sandboxes import Listed, find_all
 from gvisor_kernel.kernel import spare_keeper
 from gvisor_kernel.kernel.spare_keeper import SpareKeeper
 from gvisor_kernel.runtimes.runsc.sandbox import RunscSandbox
+from gvisor_kernel.runtimes.state.listed import Listed, find_all
 
 from .. import leaks
 from ..jupyter.helpers import SECONDS, execute, kernel_log, running_kernel, wait_until
@@ -207,7 +207,7 @@ import asyncio, json, sys, time
 from jupyter_client import KernelManager
 from traitlets.config import Config
 from gvisor_kernel.kernel import spare_keeper
-from gvisor_kernel.cli.sandboxes import find_all
+from gvisor_kernel.runtimes.state.listed import find_all
 
 spare_keeper.WAIT_SECONDS = 0
 config = Config({"GVisorProvisioner": {"snapshot": "auto", "spare": True}})

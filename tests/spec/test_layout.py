@@ -1,16 +1,25 @@
-"""The order of mounts, and their sizes."""
+"""The order of mounts, their sizes, and that every runtime makes its mounts of one description."""
 
 from __future__ import annotations
 
-from gvisor_kernel.config.settings import DEFAULTS, ExtraMount, SandboxSpec
+from gvisor_kernel.config.mounts import ExtraMount
+from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
+from gvisor_kernel.spec.container import Names, file_mounts
+from gvisor_kernel.spec.etc import replaced_files
 from gvisor_kernel.spec.layout import (
+    CONTAINER_INFO,
     LAYOUT,
+    OUTPUTS,
     Bind,
     Tmpfs,
     extra_binds,
+    list_parts,
     order_mounts,
     scratch_mounts,
 )
+from gvisor_kernel.spec.pod import PodNames, guest_config, make_pod
+
+EXTRA = SandboxSpec(runtime="kubernetes", mounts=(ExtraMount("/data", "/mnt/data"),))
 
 
 def test_layout_mounts_come_first_in_their_order() -> None:
@@ -48,3 +57,22 @@ def test_extra_mounts_are_foreign_binds() -> None:
     spec = SandboxSpec(mounts=(ExtraMount("/data", "/mnt/data", read_only=False),))
     assert extra_binds(spec) == (Bind("/data", "/mnt/data", read_only=False, foreign=True),)
     assert extra_binds(DEFAULTS) == ()
+
+
+def test_each_place_is_mounted_in_a_container_and_in_a_pod() -> None:
+    parts = list_parts(EXTRA)
+    assert {*LAYOUT, "/mnt/data"} - {OUTPUTS} < set(parts.values())
+    mounts = file_mounts(EXTRA, Names("01j"))
+    assert parts.items() <= {m["VolumeOptions"]["Subpath"]: m["Target"] for m in mounts}.items()
+    config = guest_config(EXTRA, secret=b"", ahead=(), environment={}, lingers=False)
+    shown = {**config["parts"], "guest": config["guest"], "container_info.json": CONTAINER_INFO}
+    assert parts.items() <= shown.items()
+    (container,) = make_pod(EXTRA, PodNames("s", "c", "i", "o"), info="{}")["spec"]["containers"]
+    assert {CONTAINER_INFO, OUTPUTS} < {m["mountPath"] for m in container["volumeMounts"]}
+
+
+def test_etc_describes_no_network() -> None:
+    files = replaced_files("01j")
+    assert files["resolv.conf"] == ""
+    assert files["passwd"].startswith("root:")
+    assert len(files["machine-id"]) == 33

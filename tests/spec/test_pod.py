@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from gvisor_kernel.config.kubernetes import Kubernetes
-from gvisor_kernel.config.settings import ExtraMount, SandboxSpec
+from gvisor_kernel.config.mounts import ExtraMount
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.spec.layout import OUTPUTS, UPLOADS
 from gvisor_kernel.spec.pod import (
     INFO,
@@ -95,7 +96,7 @@ def test_volumes_take_the_place_of_copies() -> None:
         v.get("persistentVolumeClaim") for v in two
     ]
     spec = SandboxSpec(runtime="kubernetes", image="x/y:1", kubernetes=cluster)
-    config = guest_config(spec, secret=bytes(16), ahead=(), environment={}, extra=(), lingers=False)
+    config = guest_config(spec, secret=bytes(16), ahead=(), environment={}, lingers=False)
     assert UPLOADS not in config["parts"].values()
     assert config["linger"] == 0
 
@@ -110,7 +111,6 @@ def test_each_mount_has_a_place_in_the_pod() -> None:
         secret=bytes(16),
         ahead=(),
         environment={},
-        extra=[("mounts/0", "/data/set")],
         lingers=True,
     )
     points = find_points(spec)

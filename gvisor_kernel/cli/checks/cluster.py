@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 
-from gvisor_kernel.cli.checks.base import Check, State
+from gvisor_kernel.cli.checks import Check, State, ok, warning
+from gvisor_kernel.cli.checks.jupyter import find_specs
 from gvisor_kernel.config.kubernetes import NO_CHOICE, Kubernetes
-from gvisor_kernel.errors import GvisorKernelError, SandboxError
-from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs
-from gvisor_kernel.jupyter.plan_factory import make_provisioner, read_configuration
+from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.runtimes.kubernetes.cluster import Cluster, NotThere, Refused, find_address
 
 NAME = "kubernetes"
@@ -17,22 +16,13 @@ RIGHTS = (
     *(("get", "pods/attach"), ("create", "pods/attach")),
     *(("get", "pods/exec"), ("create", "pods/exec")),
 )
-"""What the runtime does in its namespace. A stream over a WebSocket needs both verbs."""
+"""Rights that the runtime needs in its namespace. A stream over a WebSocket needs both verbs."""
 ENFORCE = "pod-security.kubernetes.io/enforce"
 
 
 def find_settings() -> list[Kubernetes]:
     """Return the settings of kernelspecs with ``runtime = "kubernetes"``."""
-    found: list[Kubernetes] = []
-    config = read_configuration()
-    for kernelspec in find_kernelspecs():
-        try:
-            spec = make_provisioner(kernelspec.settings, config).sandbox_spec()
-        except GvisorKernelError:
-            continue  # check_kernelspecs reports it
-        if spec.runtime == NAME:
-            found.append(spec.kubernetes)
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(spec.kubernetes for spec in find_specs(NAME)))
 
 
 def check_clusters() -> list[Check]:
@@ -64,7 +54,7 @@ def check_one(settings: Kubernetes, wanted: State) -> list[Check]:
         return [Check(NAME, wanted, error.fact.rstrip("."), error.hint)]
     try:
         version = cluster.read_version()
-        checks = [Check(NAME, "ok", f"{cluster.host} answers, release {version}")]
+        checks = [ok(f"{cluster.host} answers, release {version}", name=NAME)]
         checks.append(_check_rights(cluster, wanted))
         checks.append(_check_runtime_class(cluster, settings, wanted))
         checks.append(_check_namespace(cluster, wanted))
@@ -86,7 +76,7 @@ def _check_rights(cluster: Cluster, wanted: State) -> Check:
             f"in the namespace {cluster.namespace} this user may not: {', '.join(missing)}",
             "apply deploy/rbac.yaml, and bind its Role to this user or service account",
         )
-    return Check(name, "ok", f"this user may run pods in the namespace {cluster.namespace}")
+    return ok(f"this user may run pods in the namespace {cluster.namespace}", name=name)
 
 
 def _check_runtime_class(cluster: Cluster, settings: Kubernetes, wanted: State) -> Check:
@@ -117,7 +107,7 @@ def _check_runtime_class(cluster: Cluster, settings: Kubernetes, wanted: State) 
             f" {' or '.join(settings.handlers)}",
             'set runtime_class to that of gVisor; or, if it is gVisor, add its name to "handlers"',
         )
-    return Check(name, "ok", f"{settings.runtime_class} has the handler {handler}")
+    return ok(f"{settings.runtime_class} has the handler {handler}", name=name)
 
 
 def _check_namespace(cluster: Cluster, wanted: State) -> Check:
@@ -128,15 +118,14 @@ def _check_namespace(cluster: Cluster, wanted: State) -> Check:
         fact = f"there is no namespace {cluster.namespace}"
         return Check(name, wanted, fact, f"kubectl create namespace {cluster.namespace}")
     except Refused as error:
-        return Check(name, "warning", error.fact.rstrip("."), "apply deploy/rbac.yaml")
+        return warning(error.fact.rstrip("."), "apply deploy/rbac.yaml", name=name)
     labels = (found.get("metadata") or {}).get("labels") or {}
     level = str(labels.get(ENFORCE, ""))
     if level != "restricted":
-        return Check(
-            name,
-            "warning",
+        return warning(
             f"{cluster.namespace} does not enforce the restricted Pod Security Standard: other"
             " pods there may have more rights than kernels",
             f"kubectl label namespace {cluster.namespace} {ENFORCE}=restricted",
+            name=name,
         )
-    return Check(name, "ok", f"{cluster.namespace} enforces the restricted Pod Security Standard")
+    return ok(f"{cluster.namespace} enforces the restricted Pod Security Standard", name=name)

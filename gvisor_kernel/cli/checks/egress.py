@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gvisor_kernel.cli.checks.base import Check, State
+from gvisor_kernel.cli.checks import Check, State, failed, ok, warning
 from gvisor_kernel.cli.egress import find_users
 from gvisor_kernel.egress.forward import MIN_SECRET
 from gvisor_kernel.egress.routes import UrlRoute
@@ -23,7 +23,7 @@ def check_egress() -> list[Check]:
     config = read_configuration()
     routes, users = find_routes(config), find_users(config)
     checks = [
-        Check(f"settings of {name}", "failed", error.fact.rstrip("."), error.hint)
+        failed(error.fact.rstrip("."), error.hint, name=f"settings of {name}")
         for name, error in users.broken.items()
     ]
     for name, route in routes.items():
@@ -39,9 +39,9 @@ def check_egress() -> list[Check]:
             continue
         if len(secret) < MIN_SECRET:
             fact = f"its secret has fewer than {MIN_SECRET} bytes, and is not masked in answers"
-            checks.append(Check(f"route {name}", "warning", fact, "use a longer secret."))
+            checks.append(warning(fact, "use a longer secret.", name=f"route {name}"))
     if checks:
         return checks
     if len(routes) == 1 and not users.by_route:
         return []
-    return [Check("routes", "ok", f"{', '.join(routes)}: all secrets can be read")]
+    return [ok(f"{', '.join(routes)}: all secrets can be read")]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gvisor_kernel.cli.bounded import run_command
-from gvisor_kernel.cli.checks.base import Check
+from gvisor_kernel.cli.checks import Check, failed, ok, warning
 from gvisor_kernel.cli.checks.runsc import INSTALL_RUNSC
 from gvisor_kernel.errors import RuntimeMissing
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
@@ -27,38 +27,25 @@ def check_platform() -> Check:
     try:
         runsc = find_runsc().path
     except RuntimeMissing:
-        return Check("platform", "failed", "not tested, because runsc is missing", INSTALL_RUNSC)
+        return failed("not tested, because runsc is missing", INSTALL_RUNSC)
     with tempfile.TemporaryDirectory(prefix="gvisor-kernel-doctor-") as root:
         argv = ["unshare", "-Ur", runsc, "--root", root, "--network=none", "--ignore-cgroups"]
         argv += ["--platform=systrap", "do", "-quiet", "-cwd", "/", "/bin/uname", "-sr"]
         try:
             outcome = run_command(argv, 15, mark=root)
         except OSError as error:
-            return Check(
-                "platform",
-                "failed",
-                f"unshare: {error.strerror}",
-                "sudo apt-get install util-linux",
-            )
+            return failed(f"unshare: {error.strerror}", "sudo apt-get install util-linux")
     retry = f"unshare -Ur {shlex.quote(runsc)} --network=none --ignore-cgroups do /bin/true"
     if outcome.status is None:
-        return Check("platform", "failed", "a systrap sandbox did not start within 15 s", retry)
+        return failed("a systrap sandbox did not start within 15 s", retry)
     last = outcome.output.splitlines()[-1] if outcome.output else "no output"
     if outcome.status != 0:
-        return Check(
-            "platform",
-            "failed",
-            f"a systrap sandbox ended with status {outcome.status}: {last[:300]}",
-            retry,
-        )
+        return failed(f"a systrap sandbox ended with status {outcome.status}: {last[:300]}", retry)
     if last == f"Linux {platform.release()}":
-        return Check(
-            "platform",
-            "failed",
-            "runsc started a program on the host's kernel, not on gVisor's",
-            INSTALL_RUNSC,
+        return failed(
+            "runsc started a program on the host's kernel, not on gVisor's", INSTALL_RUNSC
         )
-    return Check("platform", "ok", f"a systrap sandbox started; its kernel is {last}")
+    return ok(f"a systrap sandbox started; its kernel is {last}")
 
 
 # Features of the host's kernel.
@@ -88,7 +75,7 @@ CONTAINER_FIX = (
 
 
 def is_container() -> bool:
-    """Whether this process seems to run in a container."""
+    """Return whether this process seems to run in a container."""
     return (
         any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv"))
         or "container" in os.environ
@@ -101,17 +88,12 @@ def check_userns() -> Check:
     try:
         outcome = run_command(["unshare", "-Urm", "/bin/true"], 5)
     except OSError as error:
-        return Check(
-            "user namespaces",
-            "failed",
-            f"unshare: {error.strerror}",
-            "sudo apt-get install util-linux",
-        )
+        return failed(f"unshare: {error.strerror}", "sudo apt-get install util-linux")
     if outcome.status == 0:
-        return Check("user namespaces", "ok", "this user may create them")
+        return ok("this user may create them")
     fact, fix = explain_userns(read_sysctl, is_container(), read_status("Seccomp"))
     evidence = outcome.output.splitlines()[-1][:200] if outcome.output else "no answer within 5 s"
-    return Check("user namespaces", "failed", f"{fact} ({evidence})", fix)
+    return failed(f"{fact} ({evidence})", fix)
 
 
 def explain_userns(
@@ -155,13 +137,11 @@ def check_seccomp() -> Check:
     actions = (read_sysctl("kernel.seccomp.actions_avail") or "").split()
     missing = [action for action in ("trap", "errno", "kill_process") if action not in actions]
     if missing:
-        return Check(
-            "seccomp",
-            "failed",
+        return failed(
             f"this kernel's seccomp filters lack the actions {', '.join(missing)}",
             "use a kernel built with CONFIG_SECCOMP_FILTER, as those of all distributions are",
         )
-    return Check("seccomp", "ok", f"filters are available on Linux {platform.release()}")
+    return ok(f"filters are available on Linux {platform.release()}")
 
 
 NOT_ENFORCED = "the limits of memory and disk are enforced, cpu_shares is not"
@@ -181,11 +161,9 @@ def check_cgroups(
             controllers = set()
         missing = {"memory", "pids", "cpu"} - controllers
         if os.access(folder, os.W_OK) and not missing:
-            return Check("cgroups", "ok", "v2, delegated to this user: all limits are enforced")
+            return ok("v2, delegated to this user: all limits are enforced")
         lacking = f"without {', '.join(sorted(missing))}" if missing else "not writable"
-        return Check(
-            "cgroups",
-            "warning",
+        return warning(
             f"v2, {lacking} for this user: {NOT_ENFORCED}",
             "sudo systemctl set-property user@$(id -u).service Delegate='cpu memory pids'"
             "   # then log in again",
@@ -193,16 +171,12 @@ def check_cgroups(
     if (root / "memory").is_dir():
         folders = [root / name for name in ("memory", "pids", "cpu")]
         if all(os.access(folder, os.W_OK) for folder in folders):
-            return Check("cgroups", "ok", "v1, writable: all limits are enforced")
-        return Check(
-            "cgroups",
-            "warning",
+            return ok("v1, writable: all limits are enforced")
+        return warning(
             f"v1, not writable for this user: {NOT_ENFORCED}",
             "boot with cgroup v2, which can be delegated to users",
         )
-    return Check(
-        "cgroups",
-        "warning",
+    return warning(
         f"none at {root}: {NOT_ENFORCED}",
         f"nothing has to be done; to get cpu_shares: mount -t cgroup2 none {root}",
     )

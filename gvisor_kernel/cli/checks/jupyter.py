@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from contextlib import suppress
 from importlib import metadata
 
 from gvisor_kernel.cli.bounded import run_command
-from gvisor_kernel.cli.checks.base import Check
+from gvisor_kernel.cli.checks import Check, failed, ok, warning
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.jupyter.default_provisioner import VARIABLE
 from gvisor_kernel.jupyter.kernelspecs import (
@@ -45,34 +47,24 @@ def check_python(interpreter: str = sys.executable) -> Check:
         found = json.loads(outcome.output.splitlines()[-1])
         version = tuple(found["version"])
     except OSError as error:
-        return Check(
-            "python", "failed", f"{interpreter}: {error.strerror}", "gvisor-kernel install"
-        )
+        return failed(f"{interpreter}: {error.strerror}", "gvisor-kernel install")
     except (ValueError, LookupError, TypeError):
-        return Check(
-            "python",
-            "failed",
+        return failed(
             f"{interpreter} does not behave like a Python interpreter",
             f"{quoted} -I -c 'import ipykernel'",
         )
     shown = ".".join(str(part) for part in version)
     if version < MIN_PYTHON:
-        return Check(
-            "python", "failed", f"{interpreter} is Python {shown}", "use Python 3.9 or newer"
-        )
+        return failed(f"{interpreter} is Python {shown}", "use Python 3.9 or newer")
     missing = [name for name in ("ipykernel", "zmq") if found[name] is None]
     if missing:
         packages = " ".join("pyzmq" if name == "zmq" else name for name in missing)
-        return Check(
-            "python",
-            "failed",
+        return failed(
             f"{interpreter} (Python {shown}) cannot import {' and '.join(missing)}",
             f"{quoted} -m pip install {packages}",
         )
-    return Check(
-        "python",
-        "ok",
-        f"{interpreter}: Python {shown}, ipykernel {found['ipykernel']}, pyzmq {found['zmq']}",
+    return ok(
+        f"{interpreter}: Python {shown}, ipykernel {found['ipykernel']}, pyzmq {found['zmq']}"
     )
 
 
@@ -80,6 +72,16 @@ def find_interpreters() -> list[str]:
     """Return the interpreters that gvisor-kernel kernelspecs start, or else this process's own."""
     found = (spec.interpreter for spec in find_kernelspecs() if spec.interpreter is not None)
     return list(dict.fromkeys(found)) or [sys.executable]
+
+
+def find_specs(runtime: str) -> list[SandboxSpec]:
+    """Return the settings of the kernelspecs with a runtime; ``check_kernelspecs`` tells of those
+    that are wrong."""
+    config, specs = read_configuration(), []
+    for kernelspec in find_kernelspecs():
+        with suppress(GvisorKernelError):
+            specs.append(make_provisioner(kernelspec.settings, config).sandbox_spec())
+    return [spec for spec in specs if spec.runtime == runtime]
 
 
 def check_pythons() -> list[Check]:
@@ -91,20 +93,17 @@ def check_kernelspecs() -> list[Check]:
     """Check each kernelspec of gvisor-kernel that Jupyter finds; name files that are not JSON."""
     kernelspecs = find_kernelspecs()
     broken = [
-        Check(
-            f"kernelspec {file.parent.name}",
-            "warning",
+        warning(
             f"{file} cannot be read: {reason}",
             f"repair it, or remove the folder: rm -r {shlex.quote(str(file.parent))}",
+            name=f"kernelspec {file.parent.name}",
         )
         for file, reason in find_broken_kernelspecs().items()
     ]
     if not kernelspecs:
         return [
             *broken,
-            Check(
-                "kernelspecs",
-                "failed",
+            failed(
                 "no kernelspec of gvisor-kernel is installed where Jupyter looks",
                 "gvisor-kernel install",
             ),
@@ -119,22 +118,20 @@ def check_kernelspec(kernelspec: Kernelspec) -> Check:
     if kernelspec.interpreter is None:
         fact = f"{kernelspec.argv[0]} does not exist" if kernelspec.argv else "its argv is empty"
         quoted = shlex.quote(kernelspec.name)
-        return Check(
-            name,
-            "failed",
+        return failed(
             f"{folder} cannot start: {fact}",
             f"gvisor-kernel install --name {quoted}   # or: uninstall --name {quoted}",
+            name=name,
         )
     try:
         make_provisioner(kernelspec.settings, read_configuration()).sandbox_spec()
     except GvisorKernelError as error:
-        return Check(
-            name,
-            "failed",
+        return failed(
             f"{folder}: {error.fact}",
             f"in its kernel.json, or in Jupyter's configuration: {error.hint}",
+            name=name,
         )
-    return Check(name, "ok", f'"{kernelspec.display_name}" in {folder}')
+    return ok(f'"{kernelspec.display_name}" in {folder}', name=name)
 
 
 def check_provisioner() -> Check:
@@ -145,32 +142,26 @@ def check_provisioner() -> Check:
         if entry.name == PROVISIONER
     ]
     if not found:
-        return Check(
-            "provisioner",
-            "failed",
+        return failed(
             f"the entry point {PROVISIONER} is not registered in this environment ({sys.prefix})",
             f"{shlex.quote(sys.executable)} -m pip install gvisor-kernel",
         )
-    return Check("provisioner", "ok", f"{PROVISIONER} is registered in {sys.prefix}")
+    return ok(f"{PROVISIONER} is registered in {sys.prefix}")
 
 
 def check_others() -> Check:
     """Name the kernelspecs that Jupyter would start without a sandbox."""
     names, others = find_unsandboxed(), find_unsandboxed(configured=False)
     if not names and others:
-        return Check(
-            "other kernelspecs",
-            "ok",
+        return ok(
             "Jupyter's servers start all kernels in sandboxes; other programs, such as jupyter"
             f" console, nbconvert and nbclient, start without one: {', '.join(others)}",
             f"for these: gvisor-kernel install --replace-python3, or {VARIABLE}={PROVISIONER} in"
             " their environment",
         )
     if not names:
-        return Check("other kernelspecs", "ok", "Jupyter starts all kernels in sandboxes")
-    return Check(
-        "other kernelspecs",
-        "ok",
+        return ok("Jupyter starts all kernels in sandboxes")
+    return ok(
         f"without a sandbox start: {', '.join(names)}",
         "servers that shall never do that: gvisor-kernel install --default; other programs:"
         f" gvisor-kernel install --replace-python3, or {VARIABLE}={PROVISIONER} in their"

@@ -11,7 +11,7 @@ from pathlib import Path
 from jupyter_core.utils import ensure_event_loop
 
 from gvisor_kernel.bridge import Address, KernelIdentity
-from gvisor_kernel.cli.checks.base import Check
+from gvisor_kernel.cli.checks import Check, failed, ok, warning
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, LaunchError
 from gvisor_kernel.host.processes import SANDBOX_NAME
@@ -50,7 +50,7 @@ def check_kernel() -> list[Check]:
                 f"a kernel started and ran a cell within {seconds:.1f} s,"
                 f" on gVisor's Linux {release[:100]}"
             )
-            return [Check("kernel", "ok", fact), *_check_idle(kernel)]
+            return [ok(fact), *_check_idle(kernel)]
         finally:
             client.stop_channels()
     except GvisorKernelError as error:
@@ -58,7 +58,7 @@ def check_kernel() -> list[Check]:
         fact = " ".join([error.fact, *evidence])
         is_known = error.hint not in ("", ASK_DOCTOR)
         hint = error.hint if is_known else "fix the failed checks above first"
-        return [Check("kernel", "failed", fact[:500], hint)]
+        return [failed(fact[:500], hint)]
     finally:
         asyncio.run(kernel.close())
         ensure_event_loop().close()
@@ -111,15 +111,14 @@ def _check_idle(kernel: SandboxedKernel) -> list[Check]:
     fact = f"the sandbox of an idle kernel uses {100 * share:.1f} % of a CPU"
     if share > MAX_IDLE_SHARE:
         return [
-            Check(
-                "idle kernel",
-                "warning",
+            warning(
                 f"{fact}; with a current gVisor it is less than {100 * MAX_IDLE_SHARE:.0f} %",
                 "nothing has to be done unless idle_stop is false: by default, idle kernels are"
                 " paused and use no CPU",
+                name="idle kernel",
             )
         ]
-    return [Check("idle kernel", "ok", fact)]
+    return [ok(fact, name="idle kernel")]
 
 
 def _cpu_seconds(pid: int) -> float:

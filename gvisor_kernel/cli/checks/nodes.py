@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
-from traitlets.config import Config
-
 from gvisor_kernel import __version__
-from gvisor_kernel.cli.checks.base import Check, State
+from gvisor_kernel.cli.checks import Check, State, failed, ok
+from gvisor_kernel.cli.checks.jupyter import find_specs
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs
 from gvisor_kernel.jupyter.plan_factory import make_provisioner, read_configuration
 from gvisor_kernel.runtimes.docker.engine import check_engine, connect, find_image
 from gvisor_kernel.runtimes.nodes.client import last_line, run
@@ -20,26 +18,12 @@ from gvisor_kernel.runtimes.nodes.runtime import make_engine
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 
-def find_images() -> list[str]:
-    """Return the images that kernelspecs with ``runtime = "docker"`` name."""
-    images: list[str] = []
-    config = read_configuration()
-    for kernelspec in find_kernelspecs():
-        try:
-            spec = make_provisioner(kernelspec.settings, config).sandbox_spec()
-        except GvisorKernelError:
-            continue  # check_kernelspecs reports it
-        if spec.runtime == "docker":
-            images.append(spec.image)
-    return list(dict.fromkeys(images))
-
-
 def check_engines() -> list[Check]:
     """Check that the engine answers, has the runtime runsc, and has the images of all kernelspecs.
 
     Returns no results if no kernelspec uses an engine and DOCKER_HOST is not set.
     """
-    images = find_images()
+    images = list(dict.fromkeys(spec.image for spec in find_specs("docker")))
     if not images and not os.environ.get("DOCKER_HOST"):
         return []
     wanted: State = "failed" if images else "warning"
@@ -49,16 +33,16 @@ def check_engines() -> list[Check]:
         return [Check("docker", wanted, error.fact.rstrip("."), error.hint)]
     try:
         check_engine(engine)
-        checks = [Check("docker", "ok", f"{engine.address} has the runtime runsc")]
+        checks = [ok(f"{engine.address} has the runtime runsc")]
     except GvisorKernelError as error:
         return [Check("docker", wanted, error.fact.rstrip("."), error.hint)]
     else:
         for image in images:
             try:
                 find_image(engine, image)
-                checks.append(Check(f"image {image}", "ok", "the engine has it"))
+                checks.append(ok("the engine has it", name=f"image {image}"))
             except GvisorKernelError as error:
-                checks.append(Check(f"image {image}", "failed", error.fact.rstrip("."), error.hint))
+                checks.append(failed(error.fact.rstrip("."), error.hint, name=f"image {image}"))
         return checks
     finally:
         engine.close()
@@ -74,7 +58,7 @@ def check_nodes() -> list[Check]:
     """Check the machines of each kernelspec that has such a runtime; no results without one."""
     found: list[Check] = []
     for name in RUNTIMES:
-        found += check_specs(find_specs(name, read_configuration()))
+        found += check_specs(find_specs(name))
     return found
 
 
@@ -82,27 +66,10 @@ def make_check(runtime: str) -> Callable[[], list[Check]]:
     """Return the check of one runtime, as the configuration or a kernelspec sets it."""
 
     def check() -> list[Check]:
-        config = read_configuration()
-        specs = find_specs(runtime, config)
-        if not specs:
-            specs = [make_provisioner({"runtime": runtime}, config).sandbox_spec()]
-        return check_specs(specs)
+        usual = make_provisioner({"runtime": runtime}, read_configuration())
+        return check_specs(find_specs(runtime) or [usual.sandbox_spec()])
 
     return check
-
-
-def find_specs(runtime: str, config: Config) -> list[SandboxSpec]:
-    """Return what kernelspecs with that runtime ask for, each once."""
-    specs: list[SandboxSpec] = []
-    for kernelspec in find_kernelspecs():
-        try:
-            spec = make_provisioner(kernelspec.settings, config).sandbox_spec()
-        except GvisorKernelError:
-            continue  # check_kernelspecs reports it
-        if spec.runtime == runtime:
-            specs.append(spec)
-    known: dict[tuple[object, object], SandboxSpec] = {(s.slurm, s.ssh): s for s in specs}
-    return list(known.values())
 
 
 def check_specs(specs: Sequence[SandboxSpec]) -> list[Check]:
@@ -110,12 +77,12 @@ def check_specs(specs: Sequence[SandboxSpec]) -> list[Check]:
     question is asked once."""
     found: list[Check] = []
     asked: set[tuple[str, ...]] = set()
-    for spec in specs:
+    for spec in {(spec.runtime, spec.slurm, spec.ssh): spec for spec in specs}.values():
         try:
             engine = make_engine(spec)
             engine.check()
         except GvisorKernelError as error:
-            check = Check(spec.runtime, "failed", error.fact.rstrip("."), error.hint)
+            check = failed(error.fact.rstrip("."), error.hint, name=spec.runtime)
             found += [] if check in found else [check]
             continue
         for host in engine.hosts():
@@ -137,14 +104,13 @@ def check_host(engine: Engine, host: str, argv: Sequence[str]) -> Check:
     except (JsonError, KeyError, TypeError):
         trouble = engine.explain(words, done.status or 0, host)
         last = f' ("{words[-1][:200]}")' if words else ""
-        return Check(name, "failed", f"{trouble.fact}{last}", trouble.hint)
+        return failed(f"{trouble.fact}{last}", trouble.hint, name=name)
     if release != __version__:
-        return Check(
-            name,
-            "failed",
+        return failed(
             f"the node {node} has gvisor-kernel {release}, and this machine {__version__}",
             "install the same release on both",
+            name=name,
         )
     if not runsc:
-        return Check(name, "failed", f"the node {node}: {answer.get('error', '')}", "")
-    return Check(name, "ok", f"the node {node} has runsc {runsc}, and the same gvisor-kernel")
+        return failed(f"the node {node}: {answer.get('error', '')}", "", name=name)
+    return ok(f"the node {node} has runsc {runsc}, and the same gvisor-kernel", name=name)

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from gvisor_kernel.cli.bounded import call_within
-from gvisor_kernel.cli.checks.base import Check
+from gvisor_kernel.cli.checks import Check, ok
 from gvisor_kernel.cli.checks.servers import (
     MAX_ANSWER,
     SECONDS,
@@ -43,7 +43,7 @@ def check_reach() -> list[Check]:
     """Say of each server what its pages reach on this machine."""
     servers = list(find_servers())[:MAX_SERVERS]
     if not servers:
-        return [Check("pages of servers", "ok", "no server of this user runs")]
+        return [ok("no server of this user runs")]
     sandboxed = frozenset(make_manager().find_kernel_specs()) - set(find_unsandboxed())
     with ThreadPoolExecutor(MAX_SERVERS) as pool:
         return list(pool.map(partial(check_server, sandboxed=sandboxed), servers))
@@ -55,9 +55,9 @@ def check_server(server: Server, sandboxed: frozenset[str]) -> Check:
     try:
         found = call_within(MAX_SECONDS, lambda: list(find_reach(server, sandboxed)))
     except (OSError, HTTPException, JsonError, ValueError, LookupError, TypeError, AttributeError):
-        return Check(name, "ok", "the server does not answer, or not as Jupyter does")
+        return ok("the server does not answer, or not as Jupyter does", name=name)
     if not found:
-        return Check(name, "ok", "script in them reaches sandboxes, and files of one folder")
+        return ok("script in them reaches sandboxes, and files of one folder", name=name)
     opened = [what for what in found if what.startswith(OPEN)]
     reached = ", ".join(what for what in found if what not in opened)
     script = [f"script in them, as of a stranger's notebook, reaches {reached}"] if reached else []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, date, datetime
 
-from gvisor_kernel.cli.checks.base import Check
+from gvisor_kernel.cli.checks import Check, failed, ok, warning
 from gvisor_kernel.errors import RuntimeMissing
 from gvisor_kernel.runtimes.runsc.command_line import Runsc, command_flags, find_runsc
 
@@ -29,25 +29,25 @@ def check_runsc() -> list[Check]:
     try:
         runsc = find_runsc()
     except RuntimeMissing as error:
-        return [Check("runsc", "failed", error.fact.rstrip("."), INSTALL_RUNSC)]
+        return [failed(error.fact.rstrip("."), INSTALL_RUNSC)]
     today = datetime.now(UTC).date()
     released = find_release_date(runsc.version, today)
     sidecars = f" (with {', '.join(runsc.sidecars)})" if runsc.sidecars else ""
     fact = f"{runsc.path}{sidecars}, release {runsc.version.removeprefix('0.0~')}"
     if released is None:
         fact = f"{fact}; the age cannot be told from this version"
-        checks = [Check("runsc", "warning", fact, UPGRADE)]
+        checks = [warning(fact, UPGRADE)]
     else:
         days = (today - released).days
         fact = f"{fact} of {released.isoformat()}, {describe_age(days)} old"
         checks = [
-            Check("runsc", "warning", f"{fact}: later security fixes are missing", UPGRADE)
+            warning(f"{fact}: later security fixes are missing", UPGRADE)
             if days > MAX_AGE_DAYS
-            else Check("runsc", "ok", fact)
+            else ok(fact)
         ]
     missing = find_missing_features(runsc)
     if missing:
-        checks.append(Check("runsc features", "warning", "; ".join(missing), UPGRADE))
+        checks.append(warning("; ".join(missing), UPGRADE, name="runsc features"))
     return checks
 
 

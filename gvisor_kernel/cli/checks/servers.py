@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from jupyter_core.paths import jupyter_runtime_dir
 
-from gvisor_kernel.cli.checks.base import Check
+from gvisor_kernel.cli.checks import Check, ok, warning
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.jupyter.default_provisioner import VARIABLE
 from gvisor_kernel.jupyter.kernelspecs import PROVISIONER
@@ -58,14 +58,12 @@ def check_servers() -> Check:
         and (is_process(kernel) or (name in names and not is_default(server)))
     ]
     if found:
-        return Check(
-            "running kernels",
-            "warning",
+        return warning(
             f"without a sandbox run: {'; '.join(sorted(found))}",
             "shut them down, and start them with a kernelspec of gvisor-kernel",
         )
     fact = f"{len(servers)} servers were asked" if servers else "no server of this user runs"
-    return Check("running kernels", "ok", f"none without a sandbox is known: {fact}")
+    return ok(f"none without a sandbox is known: {fact}")
 
 
 def find_servers() -> Iterator[Server]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 
-from gvisor_kernel.cli.checks.base import Check
+from gvisor_kernel.cli.checks import Check, ok, warning
 from gvisor_kernel.cli.checks.jupyter import find_interpreters
 from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers
@@ -39,7 +39,7 @@ def check_environment(python: str) -> list[Check]:
     user_site = [interpreter.user_site] if interpreter.user_site is not None else []
     found = find_editables(dict.fromkeys((*interpreter.site_directories, *user_site)))
     return [
-        Check("host files", "ok", fact),
+        ok(fact),
         *(check_editable(python, editable) for editable in found),
     ]
 
@@ -52,21 +52,19 @@ def check_editable(python: str, editable: Editable) -> Check:
     name = f"editable {os.path.basename(editable.by)}"  # noqa: PTH119 - text
     pip = f"{shlex.quote(python)} -m pip install"
     if not editable.shown:
-        return Check(
-            name,
-            "warning",
+        return warning(
             f"{editable.by} does not tell where its packages are: kernels cannot import them",
             f"{pip} .   # in its repository, without -e",
+            name=name,
         )
     if editable.left_out:
-        return Check(
-            name,
-            "warning",
+        return warning(
             f"{editable.folder or editable.by} has too many modules: kernels cannot import"
             f" {editable.left_out} of them",
             f"move them into a package, or: {pip} .   # in the repository, without -e",
+            name=name,
         )
-    return Check(name, "ok", f"kernels can read {_join(editable.shown)}")
+    return ok(f"kernels can read {_join(editable.shown)}", name=name)
 
 
 def _join(paths: tuple[str, ...] | list[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 
-from gvisor_kernel.cli.checks.base import Check
+from gvisor_kernel.cli.checks import Check, failed, ok, warning
 from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.runtimes.state.records import find_sandboxes, is_orphan, state_root
 
@@ -23,21 +23,17 @@ def check_state() -> Check:
         with tempfile.TemporaryFile(dir=root / "sandboxes") as file:
             file.write(b"x" * 4096)
     except OSError as error:
-        return Check(
-            "state directory",
-            "failed",
+        return failed(
             f"{root} cannot be written: {error.strerror}",
             "free some space there, or use another directory: export XDG_STATE_HOME=/another/place",
         )
     free = shutil.disk_usage(root).free
     if free < MIN_SPACE:
-        return Check(
-            "state directory",
-            "warning",
+        return warning(
             f"{root} has only {describe_size(free)} of free space",
             "free some space there, or use another directory: export XDG_STATE_HOME=/another/place",
         )
-    return Check("state directory", "ok", f"{root} is writable and has {describe_size(free)} free")
+    return ok(f"{root} is writable and has {describe_size(free)} free")
 
 
 def check_leftovers() -> Check:
@@ -49,10 +45,8 @@ def check_leftovers() -> Check:
     orphans = [record.container_id for _, record in sandboxes if is_orphan(record)]
     if orphans:
         more = "" if len(orphans) == 1 else f" and {len(orphans) - 1} more"
-        return Check(
-            "leftovers",
-            "warning",
+        return warning(
             f"the Jupyter process that started sandbox {orphans[0]}{more} is gone",
             "gvisor-kernel prune",
         )
-    return Check("leftovers", "ok", f"no orphaned sandboxes; {len(sandboxes)} in use")
+    return ok(f"no orphaned sandboxes; {len(sandboxes)} in use")

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,21 +13,26 @@ import gvisor_kernel
 from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.runtimes.copies.contents import Contents
-from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, identify
+from gvisor_kernel.runtimes.mounts.covers import Cover, find_jupyter_covers, identify
+from gvisor_kernel.runtimes.mounts.folders import Inputs
 from gvisor_kernel.runtimes.mounts.plan import GUEST_PARTS, check_source, open_packages
 from gvisor_kernel.runtimes.state.beginning import Beginning
 from gvisor_kernel.spec.info import format_info
 from gvisor_kernel.spec.layout import (
+    CONTAINER_INFO,
     ENVIRONMENT,
     GUEST,
+    GUEST_PART,
     LAYOUT,
     OUTPUTS,
+    UPLOADS,
     Bind,
     Tmpfs,
+    mount_part,
     scratch_mounts,
 )
 
-EMPTY = ("uploads", "skills/public", "skills/examples", "transcripts")
+EMPTY = [place.part for target, place in LAYOUT.items() if target not in (CONTAINER_INFO, OUTPUTS)]
 """Folders that are there also where nothing is sent to them."""
 
 
@@ -48,20 +53,28 @@ def find_contents(
     package = Path(gvisor_kernel.__file__).parent
     for part in GUEST_PARTS:
         opened = held.enter_context(open_path(str(package / part)))
-        contents.folders.append((f"guest/gvisor_kernel/{part}", opened, ""))
-    for target, folder in begun.inputs.skills.items():
-        contents.folders.append((f"skills/{target.rpartition('/')[2]}", folder, "skills"))
-    if begun.inputs.uploads is not None:
-        contents.folders.append(("uploads", begun.inputs.uploads, "uploads"))
+        contents.folders.append((f"{GUEST_PART}/gvisor_kernel/{part}", opened, ""))
+    add_inputs(contents, begun.inputs, jupyters)
     packages = open_packages(begun.spec, base)
     if packages is not None:
         opened = held.enter_context(open_path(str(packages.tree)))
-        place = f"guest{ENVIRONMENT.removeprefix(GUEST)}"  # the part of it that is mounted there
+        place = f"{GUEST_PART}{ENVIRONMENT.removeprefix(GUEST)}"  # where the guest is
         contents.folders.append((place, opened, "packages"))
-    for (place, _), folder in zip(begun.extra, begun.inputs.mounts, strict=True):
-        check_source(folder.path, jupyters)
-        contents.folders.append((place, folder, "mounts"))
     return contents
+
+
+def add_inputs(contents: Contents, inputs: Inputs, jupyters: Sequence[Cover]) -> None:
+    """Add uploads, skills and extra mounts.
+
+    :raises SettingError: when an extra mount shows one of Jupyter's own folders
+    """
+    if inputs.uploads is not None:
+        contents.folders.append((LAYOUT[UPLOADS].part, inputs.uploads, "uploads"))
+    for target, folder in inputs.skills.items():
+        contents.folders.append((LAYOUT[target].part, folder, "skills"))
+    for i, folder in enumerate(inputs.mounts):
+        check_source(folder.path, jupyters)
+        contents.folders.append((mount_part(i), folder, "mounts"))
 
 
 def describe_sandbox(begun: Beginning, *, keeps_outputs: bool) -> str:
@@ -70,8 +83,8 @@ def describe_sandbox(begun: Beginning, *, keeps_outputs: bool) -> str:
     layout = [
         Tmpfs(OUTPUTS, spec.disk_limit)
         if target == OUTPUTS and not keeps_outputs
-        else Bind("", target, read_only=target != OUTPUTS)
-        for target in LAYOUT
+        else Bind("", target, place.read_only)
+        for target, place in LAYOUT.items()
     ]
     return format_info(
         begun.identity,

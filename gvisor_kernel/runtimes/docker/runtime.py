@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gvisor_kernel.config.mounts import check_read_only
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base
-from gvisor_kernel.errors import GvisorKernelError, SettingError, SnapshotError
+from gvisor_kernel.errors import GvisorKernelError, SnapshotError
 from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
 from gvisor_kernel.runtimes.copies.contents import Contents, list_files, write_list
@@ -41,11 +42,11 @@ from gvisor_kernel.spec.container import (
     LABEL,
     STORE,
     Names,
-    etc_files,
     make_container_request,
     make_store_request,
 )
 from gvisor_kernel.spec.environment import INIT_ENVIRONMENT
+from gvisor_kernel.spec.etc import replaced_files
 from gvisor_kernel.spec.identity import new_identity
 from gvisor_kernel.spec.layout import WORKSPACE
 from gvisor_kernel.spec.oci import guest_argv
@@ -139,13 +140,7 @@ class DockerRuntime(Runtime):
     def _start(
         self, engine: Engine, image: EngineImage, spec: SandboxSpec, request: LaunchRequest
     ) -> DockerSandbox:
-        for mount in spec.mounts:
-            if not mount.read_only:
-                raise SettingError(
-                    "mounts",
-                    mount.source,
-                    "read-only mounts: the runtime docker copies them, and cannot write back",
-                )
+        check_read_only(spec.mounts, "the runtime docker copies them, and cannot write back")
         identity = new_identity(request.kernel_name, spec, image.digest)
         with (
             ExitStack() as held,
@@ -187,7 +182,6 @@ def _make_sandbox(plan: _Plan) -> DockerSandbox:
         else dict(entry.split("=", 1) for entry in INIT_ENVIRONMENT),
         labels=labels,
         keeps_outputs=keeps,
-        extra=plan.extra,
         volumes=plan.image.volumes,
     )
     container = engine.create(names.container, asked)
@@ -234,7 +228,7 @@ def _labels(plan: _Plan) -> dict[str, str]:
 
 def _find_contents(plan: _Plan) -> Contents:
     """Return everything that goes into the volume ``files``."""
-    etc = etc_files(plan.identity.container_id)
+    etc = replaced_files(plan.identity.container_id)
     contents = find_contents(plan, _find_base(plan.image), etc, plan.held)
     keeps = plan.outputs.folder is not None
     contents.texts["container_info.json"] = describe_sandbox(plan, keeps_outputs=keeps)

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import gvisor_kernel
+from gvisor_kernel.config.mounts import check_read_only
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base
-from gvisor_kernel.errors import GvisorKernelError, LaunchError, SettingError, SnapshotError
+from gvisor_kernel.errors import GvisorKernelError, LaunchError, SnapshotError
 from gvisor_kernel.link.carrier import SECRET_SIZE, Carrier
 from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
 from gvisor_kernel.runtimes.copies.contents import Contents, list_files, write_list
@@ -92,13 +93,7 @@ class KubernetesRuntime(Runtime):
     ) -> Sandbox:
         if snapshot is not None:
             raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off.")
-        for mount in spec.mounts:
-            if not mount.read_only:
-                raise SettingError(
-                    "mounts",
-                    mount.source,
-                    "read-only mounts: the runtime kubernetes copies them, and cannot write back",
-                )
+        check_read_only(spec.mounts, "the runtime kubernetes copies them, and cannot write back")
         cluster = Cluster(find_address(spec.kubernetes))
         try:
             shown = _without_claims(spec)
@@ -232,7 +227,6 @@ def _connect(
             secret=secret,
             ahead=plan.request.ahead,
             environment=_environment(spec, found.facts, {}) if plan.request.ahead else {},
-            extra=plan.extra,
             lingers=plan.outputs.folder is not None,
         )
         source = (Path(gvisor_kernel.__file__).parent / "guest" / "pod.py").read_bytes()

@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from gvisor_kernel.config.spec import DEFAULTS, HOST_IMAGE, INSTALLED_SKILLS, SandboxSpec
+from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
 from gvisor_kernel.config.validators import (
     FORBIDDEN_SOURCES,
+    HOST_IMAGE,
+    INSTALLED_SKILLS,
     describe_no_home,
     is_within,
     may_be_writable,
@@ -45,7 +47,6 @@ log = logging.getLogger(__name__)
 
 SCARCE = (errno.EMFILE, errno.ENFILE)
 """Errors that are not the path's fault: too many files are open."""
-_SKILLS = {"public": layout.SKILLS_PUBLIC, "examples": layout.SKILLS_EXAMPLES}
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ def _open_skills(spec: SandboxSpec, written: WrittenFolders, stack: ExitStack) -
         return {}
     found = {}
     with open_setting("skills", str(folder), None, written) as opened:
-        for name, target in _SKILLS.items():
+        for name, target in layout.SKILLS.items():
             try:
                 part = stack.enter_context(open_below(opened, name))
             except FileNotFoundError:

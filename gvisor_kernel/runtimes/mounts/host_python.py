@@ -18,8 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gvisor_kernel.config.spec import HOST_IMAGE, SandboxSpec
-from gvisor_kernel.config.validators import is_within
+from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.validators import HOST_IMAGE, is_within
 from gvisor_kernel.errors import LaunchError, RootImageError
 from gvisor_kernel.host.folders import (
     LinkRefused,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from gvisor_kernel.config.spec import DEFAULTS, SandboxSpec
+from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
 from gvisor_kernel.config.validators import may_be_writable, real_path
 from gvisor_kernel.errors import SettingError
 from gvisor_kernel.host.folders import LinkRefused, Opened, find_ancestry, open_below, open_path

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gvisor_kernel
-from gvisor_kernel.config.spec import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.environments.environment import Base, Environment
 from gvisor_kernel.environments.store import Store
@@ -183,16 +183,19 @@ def plan_mounts(
     :raises OSError: when the mount points of covers cannot be made
     """
     empty = os.path.realpath(places.empty)
-    transcripts = str(places.transcripts) if spec.transcripts else empty
+    sources = {
+        layout.CONTAINER_INFO: str(places.info),
+        layout.TRANSCRIPTS: str(places.transcripts) if spec.transcripts else empty,
+        **shown,
+    }
+    own = {layout.CONTAINER_INFO, *([layout.OUTPUTS] if lent else [])}
+    if outputs is not None:
+        sources[layout.OUTPUTS] = outputs
     mounts: list[Mount] = [
-        Bind(str(places.info), layout.CONTAINER_INFO),
-        Bind(shown.get(layout.SKILLS_PUBLIC, empty), layout.SKILLS_PUBLIC, foreign=True),
-        Bind(shown.get(layout.SKILLS_EXAMPLES, empty), layout.SKILLS_EXAMPLES, foreign=True),
-        Tmpfs(layout.OUTPUTS, spec.disk_limit)
-        if outputs is None
-        else Bind(outputs, layout.OUTPUTS, read_only=False, foreign=not lent),
-        Bind(shown.get(layout.UPLOADS, empty), layout.UPLOADS, foreign=True),
-        Bind(transcripts, layout.TRANSCRIPTS, foreign=True),
+        Tmpfs(target, spec.disk_limit)
+        if target == layout.OUTPUTS and outputs is None
+        else Bind(sources.get(target, empty), target, place.read_only, foreign=target not in own)
+        for target, place in layout.LAYOUT.items()
     ]
     mounts += layout.scratch_mounts(spec)
     packages = open_packages(spec, find_base(world))

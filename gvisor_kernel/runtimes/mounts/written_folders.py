@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gvisor_kernel.config.spec import DEFAULTS, SandboxSpec
+from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.host.folders import Identity, Opened, birth_time
 from gvisor_kernel.host.owners import check_access, restore_access

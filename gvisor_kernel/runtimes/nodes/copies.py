@@ -16,20 +16,23 @@ from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.archive.refusal import Refused
+from gvisor_kernel.config.mounts import check_read_only
 from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.errors import SandboxError, SettingError, StateError
+from gvisor_kernel.errors import SandboxError, StateError
 from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.runtimes.copies import copied_outputs
 from gvisor_kernel.runtimes.copies.contents import Contents, list_files, write_list
 from gvisor_kernel.runtimes.copies.copied_outputs import COPIED, record_end, take_outputs
 from gvisor_kernel.runtimes.copies.outputs import OutputsCopy
+from gvisor_kernel.runtimes.copies.sent_files import add_inputs
 from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, identify
-from gvisor_kernel.runtimes.mounts.plan import Places, check_source
+from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.nodes.fetch import SILENT_SECONDS, Fetch
 from gvisor_kernel.runtimes.nodes.variables import client_variables
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import Beginning
 from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.spec.layout import mount_part
 
 log = logging.getLogger(__name__)
 
@@ -57,21 +60,8 @@ def pack_files(begun: Beginning) -> tuple[SandboxSpec, Contents]:
     spec, inputs, outputs = begun.spec, begun.inputs, begun.outputs
     jupyters = find_jupyter_covers(())
     contents = Contents(covered=identify(jupyters))
-    if inputs.uploads is not None:
-        contents.folders.append(("uploads", inputs.uploads, "uploads"))
-    for target, folder in inputs.skills.items():
-        contents.folders.append((f"skills/{target.rpartition('/')[2]}", folder, "skills"))
-    mounts = []
-    for number, (mount, opened) in enumerate(zip(spec.mounts, inputs.mounts, strict=True)):
-        if not mount.read_only:
-            raise SettingError(
-                "mounts",
-                mount.source,
-                "read-only mounts: files are copied to the node, and are not written back",
-            )
-        check_source(opened.path, jupyters)
-        contents.folders.append((f"mounts/{number}", opened, "mounts"))
-        mounts.append(replace(mount, source=f"mounts/{number}"))
+    check_read_only(spec.mounts, "files are copied to the node, and are not written back")
+    add_inputs(contents, inputs, jupyters)
     contents.measure(spec.disk_limit)
     if outputs.folder is not None:
         _add_outputs(contents, outputs.folder, begun.places, spec.disk_limit)
@@ -80,7 +70,7 @@ def pack_files(begun: Beginning) -> tuple[SandboxSpec, Contents]:
         uploads=None if inputs.uploads is None else "uploads",
         outputs=None if outputs.folder is None else "outputs",
         skills="skills" if inputs.skills else None,
-        mounts=tuple(mounts),
+        mounts=tuple(replace(mount, source=mount_part(i)) for i, mount in enumerate(spec.mounts)),
     )
     return asked, contents
 

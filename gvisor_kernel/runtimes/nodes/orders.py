@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from gvisor_kernel import __version__
-from gvisor_kernel.config.serialized import read_spec, write_spec
-from gvisor_kernel.config.spec import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec, read_spec, write_spec
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.strict_json import parse_json
 

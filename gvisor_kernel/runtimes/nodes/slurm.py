@@ -6,7 +6,8 @@ import math
 import re
 from collections.abc import Sequence
 
-from gvisor_kernel.config.settings import MIB, SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.validators import MIB
 from gvisor_kernel.runtimes.nodes.engine import Engine, Trouble
 
 OVERHEAD = 320 * MIB

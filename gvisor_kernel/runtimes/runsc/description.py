@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gvisor_kernel.config.spec import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.host.cgroups import can_bound_memory
 from gvisor_kernel.runtimes.base import LaunchRequest

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gvisor_kernel
-from gvisor_kernel.config.spec import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.folders import LinkRefused, Opened, open_path
 from gvisor_kernel.host.processes import SUBUID_BASE

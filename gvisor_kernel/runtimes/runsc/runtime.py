@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gvisor_kernel.config.spec import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.errors import GvisorKernelError, LaunchError
 from gvisor_kernel.host.cgroups import Cgroup, make_cgroup, plan_cgroup

@@ -48,11 +48,6 @@ class Beginning:
     places: Places
     record: Record
 
-    @property
-    def extra(self) -> list[tuple[str, str]]:
-        """The places of extra mounts among the files that are copied, and their targets."""
-        return [(f"mounts/{i}", m.target) for i, m in enumerate(self.spec.mounts)]
-
     def find_record(self) -> Record:
         """Return the record as it is now."""
         return records.read_record(self.places.directory) or self.record

@@ -23,7 +23,7 @@ from typing import Any
 
 from platformdirs import user_state_path
 
-from gvisor_kernel.config.spec import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.host.locks import locked_file
 from gvisor_kernel.host.private_directories import NotPrivate, check_parents
