@@ -72,7 +72,7 @@ class AttachedSandbox:
 
     @property
     def linked(self) -> bool:
-        """Whether there is a link that has not ended."""
+        """Return whether there is a link that has not ended."""
         return self.link is not None and not self.link.ended
 
     @property

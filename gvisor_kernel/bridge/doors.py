@@ -1,4 +1,4 @@
-"""What a kernel may make a front end do: rebuilds the messages by which it could do more.
+"""Rebuilds the messages by which a kernel could make a front end do more than it may.
 
 Front ends trust a kernel: they write its payloads into cells, show its help as HTML, open whatever
 comm it opens, and write its language into the notebook, from which nbconvert imports a class. Here
@@ -35,9 +35,9 @@ MAX_MATCHES = 5000
 MAX_LINKS = 20
 WIDGETS = "jupyter.widget"
 STATES = ("busy", "idle", "starting")
-"""What a kernel may say of itself; that it is dead or restarts is for its server to say."""
+"""States that a kernel may report; that it is dead or restarts is for its server to say."""
 EXPORTERS = ("python", "script")
-"""Of nbconvert. Any other name would be imported on the host, or run a browser or TeX."""
+"""Exporters of nbconvert. Any other name would be imported on the host, or run a browser or TeX."""
 _ASKS_TEXT = re.compile(rb'(?:%|"|\\n)(?:loadpy|load|recall|rep)\b|set_next_input')
 _ASKS_END = re.compile(rb"\b(?:exit|quit)\b")
 _NAME = re.compile(r"[\w.+#/ -]{1,100}", re.ASCII)
@@ -49,14 +49,14 @@ _DOCUMENTATION = re.compile(
     r"|ipython\.readthedocs\.io|pandas\.pydata\.org|docs\.oracle\.com|www\.gnu\.org)(?:/[\w./#-]{0,200})?",
     re.ASCII,
 )
-"""Where a kernel's entries of the menu Help may lead: it makes up the address."""
+"""Addresses to which a kernel's entries of the menu Help may lead: it makes them up."""
 _ESCAPED = re.compile(rb"\\u00[2-7]")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a client's request allows its reply. ``cursor`` and the ends of its line are positions
-    in the code, in characters."""
+    """The effects that a client's request allows its reply. ``cursor`` and the ends of its line are
+    positions in the code, in characters."""
 
     text: bool = False
     end: bool = False

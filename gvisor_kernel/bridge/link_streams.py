@@ -21,8 +21,8 @@ that comes after them waits no longer."""
 STREAMS_PAUSE = 0.001
 """Seconds until the pipe is looked at again. Mostly the guest's next frame comes earlier."""
 YIELD_SECONDS = 0.05
-"""How long after a request on shell streams are slow: a download keeps both CPUs of a small machine
-busy, and a short cell would wait for them."""
+"""Seconds that streams are slow after a request on shell: a download keeps both CPUs of a small
+machine busy, and a short cell would wait for them."""
 YIELD_AHEAD = 64 * 1024
 YIELD_PAUSE = 0.01
 """STREAMS_AHEAD and STREAMS_PAUSE in that time: few large writes, as each one wakes the sandbox."""
