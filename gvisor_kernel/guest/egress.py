@@ -158,7 +158,7 @@ class Egress:
 
     @property
     def busy(self) -> bool:
-        """Whether frames wait for the host, so that the sandbox is not idle."""
+        """Return whether frames wait for the host, so that the sandbox is not idle."""
         waits = self._streams is not None and self._streams.has_data_to_send
         return waits or bool(self._connection.queued_streams)
 

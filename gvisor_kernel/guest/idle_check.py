@@ -1,4 +1,4 @@
-"""Whether a kernel is idle. Runs in the kernel process, in the reading thread of its link.
+"""Decides whether a kernel is idle. Runs in the kernel process, in the reading thread of its link.
 
 Idle means that nothing happens in the kernel until a message or a signal comes, so that the whole
 sandbox may be stopped until then. Everything not known to be harmless counts as work.

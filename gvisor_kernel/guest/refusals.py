@@ -73,7 +73,7 @@ class Refusals:
 
     @property
     def full(self) -> bool:
-        """Whether no connection may be added now."""
+        """Return whether no connection may be added now."""
         return len(self._refusals) >= MAX_REFUSALS
 
     @property

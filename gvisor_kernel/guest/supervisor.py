@@ -87,7 +87,7 @@ class Supervisor:
         self.zmq_passage: Optional[ZmqPassage] = None
         """While there is a kernel, one of both: for frames or for ZMQ."""
         self.imported = False
-        """Whether this process has imported what a kernel needs, so that a fork can be a kernel."""
+        """True once this process has imported what a kernel needs: a fork can be a kernel."""
         self._signing = ("", "")
         """Key and scheme of the kernel's signatures. Those of a relayed kernel never change."""
         self._held: Deque[Message] = deque()
