@@ -48,7 +48,7 @@ from gvisor_kernel.spec.layout import OUTPUTS
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 SECONDS = 3600.0
-"""How long pip may take. A large library that has to be compiled takes half of that."""
+"""Seconds that pip may take. A large library that has to be compiled takes half of that."""
 MAX_LINE = 16 * 1024
 """Characters of a line that are kept."""
 MAX_ASKED = 10

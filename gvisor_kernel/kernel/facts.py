@@ -1,4 +1,4 @@
-"""What is known of one kernel and its sandbox from outside: frozen facts, for whoever shows them.
+"""Frozen facts about one kernel and its sandbox, as seen from outside, for whoever shows them.
 
 Starts and ends nothing, and reads nothing from inside a sandbox.
 """
@@ -19,17 +19,17 @@ from gvisor_kernel.runtimes.base import MountView
 State: TypeAlias = Literal["starting", "running", "stopped", "ended"]
 """``stopped``: the kernel is idle, and its sandbox is paused until the next message."""
 StartKind: TypeAlias = Literal["cold", "snapshot", "spare", "restart"]
-"""How a kernel was started: in a new sandbox, in one restored from a snapshot, in one that was
-restored ahead, or again in the sandbox of the kernel before it."""
+"""The way in which a kernel was started: in a new sandbox, in one restored from a snapshot, in one
+that was restored ahead, or again in the sandbox of the kernel before it."""
 DeathKind: TypeAlias = Literal["memory", "sandbox", "signal", "exit"]
-"""Why a kernel died: over its memory limit, with its sandbox, by a signal, by an exit of its
-own."""
+"""The cause of a kernel's death: over its memory limit, with its sandbox, by a signal, by an exit
+of its own."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """How a sandbox got its first kernel, and how many seconds that took; while a kernel starts,
-    how that is tried, and for how many seconds by now."""
+    """The kind of a sandbox's first start, and the seconds that it took; while a kernel starts, the
+    kind that is tried, and the seconds so far."""
 
     kind: StartKind
     seconds: float

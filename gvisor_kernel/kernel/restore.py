@@ -201,7 +201,7 @@ def _without(environment: dict[str, str], names: dict[str, str]) -> dict[str, st
 
 
 def _accepts_variables(plan: KernelPlan) -> bool:
-    """Whether a restored kernel can set variables: only one that speaks the link's frames can."""
+    """Return whether a restored kernel can set variables, as one that speaks frames can."""
     return not plan.argv and plan.spec.kernel_mode == "auto"
 
 

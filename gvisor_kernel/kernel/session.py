@@ -37,7 +37,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 END_SECONDS = 1.0
-"""How long those who are told of a sandbox's end may read its files before they are removed."""
+"""Seconds that listeners of a sandbox's end have to read its files before they are removed."""
 
 
 class SandboxedKernel:
@@ -70,7 +70,7 @@ class SandboxedKernel:
         self._plan: KernelPlan | None = None
         self._launching: asyncio.Task[Any] | None = None
         self._is_stopped = False
-        """Whether another call has ended the launch that is under way."""
+        """True once another call has ended the launch that is under way."""
         self.started = 0.0
         """Unix time at which the sandbox was started for this kernel."""
         self._workers = Workers()
@@ -79,7 +79,7 @@ class SandboxedKernel:
         self._used: Sandbox | None = None
         """A sandbox in which a kernel was started, and of whose end nobody was told yet."""
         self._imports: ImportReports | None = None
-        """What the kernels of the launches have reported to import, together: a notebook that is
+        """The imports that the kernels of all launches have reported, together: a notebook that is
         started again and again counts once."""
 
     # -- state, from any thread ------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What runs in a kernel before its snapshot is taken: it loads what the first cell would wait for.
+"""Code that runs in a kernel before its snapshot is taken: it loads what a first cell waits for.
 
 Also what the snapshot depends on: the files that the kernel has loaded then.
 """

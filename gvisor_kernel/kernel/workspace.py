@@ -1,4 +1,4 @@
-"""What a kernel is told about /workspace, and what is said of files that end with the sandbox.
+"""Texts about /workspace: those for a kernel, and those about files that end with the sandbox.
 
 The words of the variable are read by PID 1 (``guest/supervisor.py``) and by the kernel
 (``guest/unkept_files.py``).
@@ -39,7 +39,7 @@ UNSEEN = (
     " there has ended with the sandbox"
 )
 MAX_LEFT, MAX_NAME, MAX_COUNT = 10, 100, 1_000_000
-"""Of files that are named at the end: how many, characters of each, and how many are counted."""
+"""Limits of the files that are named at the end: their number, a name's characters, the count."""
 
 
 def describe_workspace(spec: SandboxSpec, sandbox: Sandbox, *, tells: bool) -> dict[str, str]:
