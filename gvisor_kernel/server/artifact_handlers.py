@@ -45,8 +45,8 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Where:
-    """Where a file is: how to open the folder, and its path below that. ``of_contents``: it is one
-    of the server's contents, not of a kernel's outputs."""
+    """A file's location: a function that opens the folder, and the path below that.
+    ``of_contents``: it is one of the server's contents, not of a kernel's outputs."""
 
     opens: Callable[[], Opened]
     path: str

@@ -38,7 +38,7 @@ MAX_HEADERS = 100
 MAX_VALUE = 4096
 """Characters of a header's value, in each direction."""
 UNREAD_SECONDS = 60.0
-"""How long a browser may take nothing of an answer."""
+"""Seconds in which a browser may take nothing of an answer."""
 PART = 64 * 1024
 
 SENT = frozenset(
@@ -63,7 +63,7 @@ _VALUE = re.compile(r"[\t -~]*")
 
 @dataclass(frozen=True)
 class Wish:
-    """What a page asks for, as far as that can be told without the routes."""
+    """A page's request for a URL, as far as it can be read without the routes."""
 
     ticket: object
     url: str

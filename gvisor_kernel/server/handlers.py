@@ -28,7 +28,7 @@ from gvisor_kernel.shown_text import printable
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 READY_SECONDS = 10.0
-"""How long a restart that is under way is waited for before a kernel is shut down."""
+"""Seconds that the shutdown of a kernel waits for a restart that is under way."""
 MAX_BODY = 64 * 1024
 OPENAPI = Path(__file__).with_name("openapi.json")
 KERNEL = r"(?P<kernel_id>[\w.-]{1,200})"

@@ -1,4 +1,4 @@
-"""What the server has for pages: tickets, storages, threads, and their routes.
+"""The network of a server's pages: tickets, storages, threads, and their routes.
 
 Each page has a grant of its own, so that limits count for it and its requests are recorded under
 its place. The process is the one that kernels of this server have; without a request there is none.

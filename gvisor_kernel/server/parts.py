@@ -1,4 +1,4 @@
-"""What one server has of this extension, from its start to its end."""
+"""The objects of this extension that one server has, from its start to its end."""
 
 from __future__ import annotations
 

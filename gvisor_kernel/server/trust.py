@@ -1,4 +1,4 @@
-"""Which notebooks of a folder this person has trusted, or saved, with this Jupyter.
+"""Finds the notebooks of a folder that this person has trusted, or saved, with this Jupyter.
 
 The contents manager of the server lists and reads, by its own rules; its notary knows signatures.
 Nothing is signed here, and no cell runs.
@@ -26,7 +26,7 @@ MAX_BYTES = 16 * 1024 * 1024
 MAX_VALUES = 100_000
 """Values of JSON in such a notebook, likewise. Those of many outputs have some thousands."""
 SECONDS = 3.0
-"""How long a folder's notebooks are read. Those that were not read count as not trusted."""
+"""Seconds that a folder's notebooks are read. Those that were not read count as not trusted."""
 MAX_KEPT = 2000
 """Signatures that are kept, of 64 characters each."""
 

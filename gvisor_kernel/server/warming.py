@@ -1,4 +1,4 @@
-"""Has made ready, one after the other, what a person is likely to start next in a server.
+"""Prepares the starts that are likely next in a server, one after the other.
 
 It also notices that packages were installed, upgraded or removed: then the snapshot is made anew
 before the next start would find that it does not fit.
@@ -30,8 +30,8 @@ PAUSE_SECONDS = 2.0
 """The wait after each wish: a client may ask for another folder all the time, and each one costs a
 restore. Of the wishes meanwhile the last one counts."""
 LOOK_SECONDS = 10.0
-"""How often the folders of packages are looked at: a stat for each. What has changed must then stay
-as it is for as long, since an installation takes its time."""
+"""Seconds between two looks at the folders of packages: a stat for each. What has changed must then
+stay as it is for as long, since an installation takes its time."""
 USUAL = "gvisor-python"
 """The kernelspec that is made ready at the start if the server's default is not ours."""
 
