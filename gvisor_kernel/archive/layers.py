@@ -44,7 +44,7 @@ DEVICE_FOLDERS = ("dev",)
 
 @dataclass
 class Budget:
-    """What one import may still read, and the number of entries of each kind that it left out.
+    """The entries and bytes that one import may still read, and counts of those that it left out.
 
     ``what``: what is imported, for messages. ``most_entries``, ``most_bytes``: the whole budget.
     """

@@ -42,7 +42,7 @@ class Stream(Protocol):
 
 
 class Kind(Enum):
-    """What an entry of an archive is; the value is its name in messages."""
+    """The kind of an entry of an archive; the value is its name in messages."""
 
     FILE = "file"
     DIRECTORY = "directory"
