@@ -79,7 +79,7 @@ PARTS = {
     "user": "user",
     "world": "Python",
 }
-"""What the parts of a key stand for, in a sentence that begins with "the nearest has other"."""
+"""Names of the parts for people, in a sentence that begins with "the nearest has other"."""
 
 
 @dataclass(frozen=True)

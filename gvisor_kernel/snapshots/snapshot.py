@@ -40,7 +40,7 @@ class Unusable(Exception):
 
 @dataclass(frozen=True)
 class Meta:
-    """What is known about a snapshot.
+    """The metadata of a snapshot.
 
     ``parts`` are those of its ``SnapshotKey``. ``run`` is the number of the kernel's run on the
     link. ``sandbox_key`` signs messages inside the sandbox and is secret. ``label`` is text for
