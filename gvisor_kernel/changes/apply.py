@@ -72,7 +72,7 @@ class Applying:
 
     @property
     def result(self) -> Applied:
-        """What was done."""
+        """Return the paths that were applied, those that were refused, and the id for ``undo``."""
         undo = self._backup.id if self.applied else None
         return Applied(tuple(self.applied), tuple(self.refused), undo)
 
@@ -116,7 +116,7 @@ class Journal(folder.Notes):
         self._backup = backup
         self._done = done
         self._size: int | None = None
-        """Of the journal before it, once it has a line of the step."""
+        """Bytes of the journal before this step, once it has a line of the step."""
         self.after: OnDisk | None = None
 
     def begin(self, aside: str) -> None:

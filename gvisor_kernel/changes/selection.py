@@ -1,4 +1,4 @@
-"""Which of the listed changes a person has chosen, by paths or by what was shown. Pure."""
+"""Selects the changes that a person has chosen, by paths or by what was shown. Pure."""
 
 from __future__ import annotations
 
