@@ -26,11 +26,11 @@ from gvisor_kernel.spec.layout import OUTPUTS
 log = logging.getLogger(__name__)
 
 COPY_SECONDS = 120.0
-"""How long the copy of outputs may take at the end of a sandbox."""
+"""Seconds that the copy of outputs may take at the end of a sandbox."""
 STILL_SECONDS = 10.0
-"""How long a container may take to end after it was killed."""
+"""Seconds that a container may take to end after it was killed."""
 SILENT_SECONDS = 10.0
-"""How long an engine that has not answered is not asked again."""
+"""Seconds that an engine that has not answered is not asked again."""
 QUICKLY = 0.5
 """Seconds. An engine that fails faster (nothing listens) costs nothing, and is asked again."""
 

@@ -59,7 +59,7 @@ PYTHON = "python3"
 
 @dataclass(frozen=True)
 class _Plan(Beginning):
-    """What was decided before anything is made in the engine. ``held`` closes the folders."""
+    """The plan of a sandbox, before anything is made in the engine. ``held`` closes the folders."""
 
     engine: Engine
     image: EngineImage

@@ -24,7 +24,7 @@ from gvisor_kernel.runtimes.kubernetes.attach import Stream, StreamCut
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 SECONDS = 10.0
-"""How long one request may take."""
+"""Seconds that one request may take."""
 MAX_ANSWER = 8 * 1024 * 1024
 CHUNK = 64 * 1024
 MAX_PODS = 2000
@@ -45,7 +45,7 @@ class Refused(SandboxError):
 
 @dataclass(frozen=True)
 class Address:
-    """Which cluster and namespace, for another process of the same user."""
+    """A cluster and its namespace, for another process of the same user."""
 
     config: str
     context: str

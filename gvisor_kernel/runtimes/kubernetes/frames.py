@@ -54,7 +54,7 @@ class FrameReader:
         self._left = 0
         self._opcode = 0
         self._channel = -1
-        """Of the message that is under way; -1 before its first byte."""
+        """Channel of the message that is under way; -1 before its first byte."""
         self._control = b""
         self._final = True
 

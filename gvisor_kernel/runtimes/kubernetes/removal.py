@@ -32,9 +32,9 @@ from gvisor_kernel.spec.pod import IDENTITY, SANDBOX, STATE, pod_name
 log = logging.getLogger(__name__)
 
 COPY_SECONDS = 60.0
-"""How long the copy of outputs may take at the end of a sandbox: PID 1 waits twice as long."""
+"""Seconds that the copy of outputs may take at the end of a sandbox: PID 1 waits twice as long."""
 SILENT_SECONDS = 10.0
-"""How long an API server that has not answered is not asked again."""
+"""Seconds that an API server that has not answered is not asked again."""
 QUICKLY = 0.5
 """Seconds. One that fails faster (nothing listens) costs nothing, and is asked again."""
 

@@ -57,12 +57,12 @@ from gvisor_kernel.tracing import step
 log = logging.getLogger(__name__)
 
 TAKE_SECONDS = 60.0
-"""How long a pod may take no byte of what is sent to it."""
+"""Seconds that a pod may take no byte of what is sent to it."""
 
 
 @dataclass(frozen=True)
 class _Plan(Beginning):
-    """What was decided before a pod is made. ``held`` closes the folders."""
+    """The plan of a sandbox, before a pod is made. ``held`` closes the folders."""
 
     cluster: Cluster
     held: ExitStack

@@ -50,7 +50,7 @@ _SKILLS = {"public": layout.SKILLS_PUBLIC, "examples": layout.SKILLS_EXAMPLES}
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a sandbox reads. ``folder``: the notebook's folder, if a setting names a path in it.
+    """Folders that a sandbox reads. ``folder``: the notebook's, if a setting names a path in it.
 
     ``skills``: by mount target. ``mounts``: the sources of the setting ``mounts``, in its order.
     """

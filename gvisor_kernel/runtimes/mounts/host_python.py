@@ -45,9 +45,9 @@ from gvisor_kernel.spec.layout import SCRATCH
 log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 10.0
-"""How long an interpreter may take to describe itself."""
+"""Seconds that an interpreter may take to describe itself."""
 PREFIX_PARTS = ("bin", "lib", "lib64", "include", "share", "etc", "pyvenv.cfg", "conda-meta")
-"""What is shown of a prefix that is a home, or contains one."""
+"""Parts that are shown of a prefix that is a home, or contains one."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class World:
 
 @dataclass(frozen=True)
 class Interpreter:
-    """What an interpreter reports about itself."""
+    """An interpreter's report about itself."""
 
     version: str
     prefixes: tuple[str, ...]

@@ -158,7 +158,7 @@ class Places:
 
     @property
     def stderr_log(self) -> Path:
-        """What runsc and the guest wrote to stderr."""
+        """Return the file to which runsc and the guest write their stderr."""
         return self.directory / log_files.STDERR
 
 

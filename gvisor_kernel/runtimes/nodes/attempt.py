@@ -84,13 +84,13 @@ def forget_if_removed(begun: Beginning, reports: Reports) -> None:
 
 
 ORDER_SECONDS = 30.0
-"""How long a client may take to take the order, which its pipe usually holds at once."""
+"""Seconds that a client may take to take the order, which its pipe usually holds at once."""
 ASK_SECONDS = 3.0
-"""Between two looks at a start that waits: whether it is still wanted, and what it waits for."""
+"""Seconds between two looks at a start that waits: is it still wanted, and what is missing."""
 TAKE_SECONDS = 60.0
-"""How long a node may take no byte of the files that are copied to it."""
+"""Seconds that a node may take no byte of the files that are copied to it."""
 LAST_SECONDS = 5.0
-"""How long to wait for the last words of a client that has ended."""
+"""Seconds to wait for the last words of a client that has ended."""
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,252}")
 """A node's name, which becomes an argument of ``srun``."""
 MAX_ENVIRONMENT = 1024

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 MAX_PATH = 4096
 COPY_SECONDS = 120.0
-"""How long the copy of outputs may take at the end of a sandbox."""
+"""Seconds that the copy of outputs may take at the end of a sandbox."""
 
 
 def copies_files(spec: SandboxSpec) -> bool:

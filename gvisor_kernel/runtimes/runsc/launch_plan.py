@@ -1,4 +1,4 @@
-"""What was decided about a sandbox before it is started: what it is shown, and the files for it.
+"""The plan of a sandbox before it is started: what it is shown, and the files for it.
 
 Starts nothing and mounts nothing. Which mounts there are is decided in ``mounts/plan``.
 """

@@ -68,8 +68,8 @@ from gvisor_kernel.tracing import step
 log = logging.getLogger(__name__)
 
 RESTORE_SECONDS = 15.0
-"""How long a restore may take. Usually it takes less than one second; after this a cold start is
-faster."""
+"""Seconds that a restore may take. Usually it takes less than one second; after this a cold start
+is faster."""
 
 
 class RunscRuntime(Runtime):
