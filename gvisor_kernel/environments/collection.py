@@ -25,7 +25,7 @@ MAX_PACKAGES = 2000
 MAX_NAME = 100
 
 _FRAME = ("pyvenv.cfg", "lib64", "bin/pip", "bin/pip3", "bin/python", "bin/python3")
-"""What ``guest/installed.py`` has made there. Each kernel's own environment has it anew."""
+"""Files that ``guest/installed.py`` has made there. Each kernel's own environment has them anew."""
 _FRAME_PTH = "_gvisor_kernel_image.pth"
 _INFO = re.compile(r"([A-Za-z0-9._]+)-([A-Za-z0-9._+!]+)\.dist-info")
 

@@ -23,7 +23,7 @@ MAX_FILES = 200_000
 
 @dataclass(frozen=True)
 class Base:
-    """What an environment lies on: its packages fit this Python and the packages of its image.
+    """The Python and the image that an environment lies on: its packages fit these.
 
     ``image``: the digest of a root image or of an engine's image, or ``host:`` with the path of the
     interpreter. ``python``: its version, such as 3.12; empty where that is not known yet.
@@ -35,7 +35,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the sandbox reported about what it has made. It is untrusted, and checked here.
+    """The sandbox's report about what it has made. It is untrusted, and checked here.
 
     ``abi``: the ending of the names of this Python's extension modules. ``entries``: how many
     files, folders and links there are.
@@ -98,7 +98,7 @@ class Environment:
 
     @property
     def base(self) -> Base:
-        """What it was made for."""
+        """Return the base that it was made for."""
         return Base(self.image, self.python)
 
     def check(self, base: Base) -> None:
