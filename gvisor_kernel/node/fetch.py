@@ -28,11 +28,11 @@ from gvisor_kernel.runtimes.nodes.pieces import write_pieces
 from gvisor_kernel.runtimes.state.sweep import sweep_orphans
 
 WORD_SECONDS = 60.0
-"""How long the host may take to say what it wants."""
+"""Seconds that the host may take to say what it wants."""
 DONE_SECONDS = 1800.0
-"""How long it may take to write what it was sent."""
+"""Seconds that it may take to write what it was sent."""
 END_SECONDS = 20.0
-"""How long a helper may take to end its sandbox."""
+"""Seconds that a helper may take to end its sandbox."""
 MAX_WORD = 100
 LAST, NOW, DONE = "last", "now", "done"
 

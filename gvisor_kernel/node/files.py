@@ -31,9 +31,9 @@ from gvisor_kernel.runtimes.nodes.orders import Order
 from gvisor_kernel.runtimes.state import records
 
 KEPT_SECONDS = 7 * 24 * 3600
-"""How long a copy that nobody has fetched is kept."""
+"""Seconds that a copy that nobody has fetched is kept."""
 LINGER_SECONDS = 120.0
-"""How long a helper waits at its end for the host to fetch the outputs: a job lives as long."""
+"""Seconds that a helper waits at its end for the host to fetch the outputs: a job lives as long."""
 LINGER_STEP = 0.1
 NAME = re.compile(r"[a-z0-9]{1,40}")
 MAX_OWNER = 4096

@@ -44,11 +44,11 @@ if TYPE_CHECKING:
     from gvisor_kernel.node.files import Copy
 
 ORDER_SECONDS = 60.0
-"""How long the order may take to come."""
+"""Seconds that the order may take to come."""
 END_SECONDS = 3.0
-"""How long a sandbox may take to end after its host has closed the link."""
+"""Seconds that a sandbox may take to end after its host has closed the link."""
 WRITE_SECONDS = 10.0
-"""How long the host may take to read what is written last."""
+"""Seconds that the host may take to read what is written last."""
 STEP = 1024 * 1024
 """The host is told of memory that has changed by as many bytes."""
 REPORT_SECONDS = 0.25
@@ -56,7 +56,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 End: TypeAlias = Literal["itself", "signal", "memory"]
-"""What has ended a sandbox: itself or its host, a signal to this process, its memory limit."""
+"""The cause of a sandbox's end: itself or its host, a signal to this process, its memory limit."""
 
 
 class HostGone(OrderError):
