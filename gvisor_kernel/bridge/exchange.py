@@ -22,7 +22,7 @@ import zmq
 from gvisor_kernel.bridge.addresses import Address
 from gvisor_kernel.bridge.clients import ClientSockets, OnSent
 from gvisor_kernel.bridge.deaths import make_death_messages, make_note
-from gvisor_kernel.bridge.doors import NOTHING, Asked, guard, read_request
+from gvisor_kernel.bridge.doors import NOTHING, AllowedEffects, guard, read_request
 from gvisor_kernel.bridge.identity import KernelIdentity
 from gvisor_kernel.bridge.lanes import Lane
 from gvisor_kernel.bridge.records import Records
@@ -79,7 +79,7 @@ class Exchange:
         self._is_for_this_kernel = is_for_this_kernel
         self._waiting = WaitingMessages()
         self._pending: dict[str, Part] = {}
-        self._asked: dict[str, Asked] = {}
+        self._asked: dict[str, AllowedEffects] = {}
         """Permissions that requests give to their replies, by message id; at most MAX_PENDING."""
         self._refused_in: str | None = None
         self._refused: set[str] = set()
@@ -350,7 +350,7 @@ def _check(parts: list[Part], signer: Signer) -> WireMessage | WireError:
 
 
 def _check_and_sign(
-    parts: list[Part], inner: Signer, host: Signer, asked: dict[str, Asked]
+    parts: list[Part], inner: Signer, host: Signer, asked: dict[str, AllowedEffects]
 ) -> tuple[WireMessage, list[Part]] | WireError:
     message = _check(parts, inner)
     if isinstance(message, WireError):

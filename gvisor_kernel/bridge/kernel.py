@@ -19,7 +19,7 @@ import zmq
 from gvisor_kernel.bridge.addresses import Address
 from gvisor_kernel.bridge.attached_sandbox import AttachedSandbox
 from gvisor_kernel.bridge.deaths import describe_excess
-from gvisor_kernel.bridge.egress import OpenEgress
+from gvisor_kernel.bridge.egress_pipe import OpenEgress
 from gvisor_kernel.bridge.exchange import Exchange
 from gvisor_kernel.bridge.identity import KernelIdentity, SnapshotRun
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox

@@ -1,7 +1,7 @@
 """The streams on one link: who serves them, and how far ahead of the guest they are written.
 
-``egress.py`` moves their frames. Messages go first: the link asks here how many bytes of streams
-it may write.
+``egress_pipe.py`` moves their frames. Messages go first: the link asks here how many bytes of
+streams it may write.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import struct
 import termios
 from collections.abc import Callable
 
-from gvisor_kernel.bridge.egress import OpenEgress, RunEgress
+from gvisor_kernel.bridge.egress_pipe import OpenEgress, RunEgress
 from gvisor_kernel.link import Connection
 
 STREAMS_AHEAD = 128 * 1024

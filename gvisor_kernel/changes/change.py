@@ -114,7 +114,7 @@ class Changes:
 
 
 @dataclass(frozen=True)
-class Refused:
+class RefusedChange:
     """A change that was not applied or undone, and why."""
 
     path: str
@@ -126,7 +126,7 @@ class Applied:
     """The result of ``apply``. ``undo``: the id for ``undo``; None if nothing was changed."""
 
     applied: tuple[str, ...]
-    refused: tuple[Refused, ...]
+    refused: tuple[RefusedChange, ...]
     undo: str | None
 
 
@@ -136,7 +136,7 @@ class Undone:
 
     folder: str
     undone: tuple[str, ...]
-    refused: tuple[Refused, ...]
+    refused: tuple[RefusedChange, ...]
 
 
 def encode_changes(found: Changes, more: Mapping[str, object] = MappingProxyType({})) -> str:

@@ -19,8 +19,8 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.archive.layers import DISK_SPARE
-from gvisor_kernel.archive.refusal import Refused
 from gvisor_kernel.egress.package_catalog import NO_INDEX
 from gvisor_kernel.environments.collection import collect, find_packages
 from gvisor_kernel.environments.environment import (
@@ -32,7 +32,7 @@ from gvisor_kernel.environments.environment import (
     install_again,
     odd_answer,
 )
-from gvisor_kernel.environments.store import Draft, Store
+from gvisor_kernel.environments.environment_store import Draft, Store
 from gvisor_kernel.errors import LaunchError, PackagesError
 from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.host.sizes import describe_size
@@ -160,7 +160,7 @@ def build_environment(
             if base.python not in ("", facts.python):
                 raise odd_answer()
             return _keep(store, draft, requirements, Base(base.image, facts.python), facts)
-    except Refused as error:
+    except ArchiveError as error:
         raise PackagesError(
             f"What the packages {' '.join(requirements)} have installed is refused: {error.fact}.",
             error.hint or "leave out the package that it is of.",

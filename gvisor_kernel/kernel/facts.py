@@ -120,12 +120,12 @@ class Ended:
     left: Left | None
 
 
-Happening: TypeAlias = Started | Died
-Watcher: TypeAlias = Callable[[Happening], None]
+KernelEvent: TypeAlias = Started | Died
+Watcher: TypeAlias = Callable[[KernelEvent], None]
 EndWatcher: TypeAlias = Callable[[Ended], None]
 
 
-class Happenings(PerProcess):
+class KernelEvents(PerProcess):
     """Tells watchers what happens to the kernels of this process. Use ``instance()``. Any thread.
 
     A watcher is called on the bridge's loop, so it only passes the event on, and raises nothing.
@@ -160,10 +160,10 @@ class Happenings(PerProcess):
         with self._changing:
             self._end_watchers = tuple(one for one in self._end_watchers if one != watcher)
 
-    def tell(self, happening: Happening) -> None:
+    def tell(self, event: KernelEvent) -> None:
         """Call all watchers."""
         for watcher in self._watchers:
-            watcher(happening)
+            watcher(event)
 
     def tell_end(self, ended: Ended) -> None:
         """Call all watchers of ends."""

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from gvisor_kernel.bridge import KernelBridge, SnapshotRun
 from gvisor_kernel.errors import LaunchError, NoSnapshot, SandboxError, StartTimedOut
-from gvisor_kernel.kernel.ahead import renew_outdated, request_snapshot
 from gvisor_kernel.kernel.facts import Start, StartKind
 from gvisor_kernel.kernel.learned_modules import learning_variables
 from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, kernel_variables, make_launch_request
+from gvisor_kernel.kernel.preparation import renew_outdated, request_snapshot
 from gvisor_kernel.kernel.restore import Restored, find_obstacle, make_asking_request, restore
 from gvisor_kernel.kernel.run_egress import make_egress
 from gvisor_kernel.kernel.spare_keeper import SpareKeeper

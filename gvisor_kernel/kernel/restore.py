@@ -31,7 +31,7 @@ from gvisor_kernel.snapshots.key import (
 from gvisor_kernel.snapshots.learned import Preloaded, read_preloaded
 from gvisor_kernel.snapshots.reseed import find_renewal
 from gvisor_kernel.snapshots.snapshot import PRELOADED, Meta, Snapshot
-from gvisor_kernel.snapshots.store import Store, restore_by_key
+from gvisor_kernel.snapshots.snapshot_store import Store, restore_by_key
 from gvisor_kernel.spec.layout import WORKSPACE
 from gvisor_kernel.tracing import step
 

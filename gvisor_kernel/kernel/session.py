@@ -20,7 +20,7 @@ from gvisor_kernel.bridge.deaths import classify
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 from gvisor_kernel.errors import LaunchError, SandboxError, StartStopped
 from gvisor_kernel.host.open_files import make_room
-from gvisor_kernel.kernel.facts import Death, Died, Happenings, KernelFacts, Start, Started, State
+from gvisor_kernel.kernel.facts import Death, Died, KernelEvents, KernelFacts, Start, Started, State
 from gvisor_kernel.kernel.kept_data import KeptData
 from gvisor_kernel.kernel.launch import Launch
 from gvisor_kernel.kernel.learned_modules import ImportReports, find_kind, read_report
@@ -282,7 +282,7 @@ class SandboxedKernel:
                 self._start_facts = start
             self._used = launch.sandbox
             request = plan.request
-            Happenings.instance().tell(Started(request.kernel_id, request.kernel_name, start))
+            KernelEvents.instance().tell(Started(request.kernel_id, request.kernel_name, start))
             return address
         except asyncio.CancelledError as error:
             # Its caller has cancelled nothing: a server would never answer a request that ends so.
@@ -351,7 +351,7 @@ class SandboxedKernel:
         self._last_death = death = Death(time.time(), classify(reason), reason)
         if self._plan is not None:
             request = self._plan.request
-            Happenings.instance().tell(Died(request.kernel_id, request.kernel_name, death))
+            KernelEvents.instance().tell(Died(request.kernel_id, request.kernel_name, death))
 
     async def launch_from(self, plan: KernelPlan, files: Path, run: SnapshotRun) -> Address:
         """Restore a kernel from ``files``, a snapshot that is in no store; only after nothing else.

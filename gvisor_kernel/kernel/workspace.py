@@ -17,7 +17,7 @@ from gvisor_kernel.config.kubernetes import NO_CHOICE
 from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.folders import open_real, reopen
-from gvisor_kernel.kernel.facts import Ended, Happenings, KernelFacts, Left
+from gvisor_kernel.kernel.facts import Ended, KernelEvents, KernelFacts, Left
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.link import RemoteProtocolError
 from gvisor_kernel.link.service_messages import decode_service
@@ -207,6 +207,6 @@ def tell_end(
         if words and logs:
             log.warning("%s in %s: %s", request.kernel_name, facts.folder, words)
         ended = Ended(request.kernel_id, request.kernel_name, facts, left)
-        Happenings.instance().tell_end(ended)
+        KernelEvents.instance().tell_end(ended)
     except Exception:
         log.exception("The end of a sandbox could not be told")

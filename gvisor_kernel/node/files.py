@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
-from gvisor_kernel.archive.refusal import Refused
+from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, StateError
 from gvisor_kernel.host.folders import Opened, open_path
 from gvisor_kernel.host.owners import restore_access
@@ -173,7 +173,7 @@ def take_files(order: Order, archive: Iterator[bytes]) -> tuple[Copy, Order]:
         except BaseException:
             copy.remove()
             raise
-    except Refused as error:
+    except ArchiveError as error:
         raise LaunchError(f"The host's files were refused: {error}.") from error
     except OSError as error:
         raise LaunchError(

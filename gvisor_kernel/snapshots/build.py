@@ -19,7 +19,7 @@ from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.host import private_directories
 from gvisor_kernel.runtimes.base import LaunchRequest
-from gvisor_kernel.snapshots.store import Store
+from gvisor_kernel.snapshots.snapshot_store import Store
 
 NICENESS = 19
 MAX_BUILD_SECONDS = 900.0

@@ -22,8 +22,8 @@ from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, IsolationError, LaunchError
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.docker import sandbox as sandbox_module
+from gvisor_kernel.runtimes.docker.docker_sandbox import DockerSandbox
 from gvisor_kernel.runtimes.docker.runtime import DockerRuntime
-from gvisor_kernel.runtimes.docker.sandbox import DockerSandbox
 from gvisor_kernel.runtimes.state import records
 
 from ..egress.indexes import make_wheel

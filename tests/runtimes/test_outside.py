@@ -17,8 +17,8 @@ from gvisor_kernel.host.log_files import STDERR
 from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME, Posture
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.runsc import sandbox as sandbox_module
+from gvisor_kernel.runtimes.runsc.runsc_sandbox import RunscSandbox
 from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
-from gvisor_kernel.runtimes.runsc.sandbox import RunscSandbox
 from gvisor_kernel.runtimes.state import lifeline, records
 from gvisor_kernel.spec.limits import memory_file_limit
 

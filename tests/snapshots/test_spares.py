@@ -18,7 +18,7 @@ from jupyter_client import BlockingKernelClient, KernelManager
 from gvisor_kernel.cli.sandboxes import Listed, find_all
 from gvisor_kernel.kernel import spare_keeper
 from gvisor_kernel.kernel.spare_keeper import SpareKeeper
-from gvisor_kernel.runtimes.runsc.sandbox import RunscSandbox
+from gvisor_kernel.runtimes.runsc.runsc_sandbox import RunscSandbox
 
 from .. import leaks
 from ..jupyter.helpers import SECONDS, execute, kernel_log, running_kernel, wait_until

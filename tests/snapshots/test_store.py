@@ -24,7 +24,7 @@ from gvisor_kernel.snapshots.build import builder_lock
 from gvisor_kernel.snapshots.key import SnapshotKey
 from gvisor_kernel.snapshots.manifest import Manifest
 from gvisor_kernel.snapshots.snapshot import FORMAT, Meta, Snapshot
-from gvisor_kernel.snapshots.store import Store, describe_miss, restore_by_key
+from gvisor_kernel.snapshots.snapshot_store import Store, describe_miss, restore_by_key
 
 
 @pytest.fixture

@@ -9,7 +9,12 @@ from gvisor_kernel.config.kubernetes import NO_CHOICE, Kubernetes
 from gvisor_kernel.errors import GvisorKernelError, SandboxError
 from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs
 from gvisor_kernel.jupyter.plan_factory import make_provisioner, read_configuration
-from gvisor_kernel.runtimes.kubernetes.cluster import Cluster, NotThere, Refused, find_address
+from gvisor_kernel.runtimes.kubernetes.cluster import (
+    Cluster,
+    NotThere,
+    RequestRejected,
+    find_address,
+)
 
 NAME = "kubernetes"
 RIGHTS = (
@@ -101,7 +106,7 @@ def _check_runtime_class(cluster: Cluster, settings: Kubernetes, wanted: State) 
             "apply deploy/runtimeclass.yaml, or name another one: runtime_class in the setting"
             " kubernetes",
         )
-    except Refused as error:
+    except RequestRejected as error:
         return Check(
             name,
             wanted,
@@ -127,7 +132,7 @@ def _check_namespace(cluster: Cluster, wanted: State) -> Check:
     except NotThere:
         fact = f"there is no namespace {cluster.namespace}"
         return Check(name, wanted, fact, f"kubectl create namespace {cluster.namespace}")
-    except Refused as error:
+    except RequestRejected as error:
         return Check(name, "warning", error.fact.rstrip("."), "apply deploy/rbac.yaml")
     labels = (found.get("metadata") or {}).get("labels") or {}
     level = str(labels.get(ENFORCE, ""))

@@ -39,7 +39,7 @@ class NotThere(SandboxError):
     """There is no such object."""
 
 
-class Refused(SandboxError):
+class RequestRejected(SandboxError):
     """The API server does not do what was asked: rights, a quota, an admission."""
 
 
@@ -196,7 +196,7 @@ class Cluster:
     ) -> dict[str, Any]:
         """Return the answer to a request.
 
-        :raises NotThere, Refused, ClusterNotAnswering: when there is none
+        :raises NotThere, RequestRejected, ClusterNotAnswering: when there is none
         """
         answer = self._send(method, path, content)
         try:
@@ -281,7 +281,7 @@ def _read_failure(status: int, answer: bytes, what: str) -> SandboxError:
         hint = "see which rights are missing: gvisor-kernel doctor --runtime kubernetes"
     elif status in (403, 422):  # an admission: a quota, a class that is not there, a webhook
         hint = "change the setting that this names, or ask who runs the cluster."
-    return Refused(fact, hint)
+    return RequestRejected(fact, hint)
 
 
 def _load(address: Address) -> tuple[Any, str]:

@@ -36,12 +36,12 @@ from gvisor_kernel.runtimes.kubernetes.cluster import (
     Cluster,
     ClusterNotAnswering,
     NotThere,
-    Refused,
+    RequestRejected,
     find_address,
 )
+from gvisor_kernel.runtimes.kubernetes.pod_sandbox import ATTACH_SECONDS, NO_SNAPSHOTS, PodSandbox
 from gvisor_kernel.runtimes.kubernetes.pod_state import describe_wait, find_obstacle
 from gvisor_kernel.runtimes.kubernetes.removal import end_pod, find_pod, sweep_cluster, sync_outputs
-from gvisor_kernel.runtimes.kubernetes.sandbox import ATTACH_SECONDS, NO_SNAPSHOTS, PodSandbox
 from gvisor_kernel.runtimes.kubernetes.starting import Facts, Look, find_container, send_files
 from gvisor_kernel.runtimes.runsc.starting import make_pipes
 from gvisor_kernel.runtimes.state import records
@@ -180,7 +180,7 @@ def _make_sandbox(plan: _Plan) -> PodSandbox:
     asked = make_pod(spec, plan.names, info=info, owner=_find_owner(cluster))
     try:
         made = cluster.create_pod(asked).get("metadata")
-    except (Refused, NotThere):
+    except (RequestRejected, NotThere):
         with records.locked():
             records.write_record(plan.places.directory, replace(plan.find_record(), unmade=True))
         raise

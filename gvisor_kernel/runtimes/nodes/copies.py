@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gvisor_kernel.archive.refusal import Refused
+from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import SandboxError, SettingError, StateError
 from gvisor_kernel.host.folders import Opened
@@ -123,7 +123,7 @@ def copy_outputs(
     ``last``: the sandbox is ended if it still runs, and the node removes its copy then.
 
     :raises SandboxError: when the node does not send them
-    :raises Refused, OSError: see ``take_outputs``
+    :raises ArchiveError, OSError: see ``take_outputs``
     """
     # The copy's own limit is reached first: then the next try continues from there.
     limit = None if seconds is None else seconds + SILENT_SECONDS
@@ -132,7 +132,7 @@ def copy_outputs(
             return None
         try:
             copy = take_outputs(fetch.pieces(), directory, record, seconds, lambda: fetch.left_out)
-        except Refused:
+        except ArchiveError:
             if last:  # it would be refused again
                 fetch.confirm()
             raise
@@ -159,7 +159,7 @@ def save_outputs(
                 " them any more",
                 *(record.identity, record.node),
             )
-    except Refused as error:
+    except ArchiveError as error:
         log.warning("Not all outputs of %s could be copied: %s", record.identity, error)
     except (OSError, SandboxError) as error:
         log.warning(

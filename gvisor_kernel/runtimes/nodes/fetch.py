@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Any
 
 from gvisor_kernel.errors import SandboxError
+from gvisor_kernel.runtimes.nodes.archive_chunks import read_chunks
 from gvisor_kernel.runtimes.nodes.orders import MARK, read_fact
-from gvisor_kernel.runtimes.nodes.pieces import read_pieces
 from gvisor_kernel.runtimes.nodes.reports import readable
 
 SILENT_SECONDS = 60.0
@@ -93,9 +93,9 @@ class Fetch:
         """Yield the archive; then ``left_out`` is known.
 
         :raises SandboxError: when the node does not send all of it
-        :raises Refused: when it sends something else
+        :raises ArchiveError: when it sends something else
         """
-        yield from read_pieces(self._read)
+        yield from read_chunks(self._read)
         left_out = self._await_fact("sent").get("left_out")
         if isinstance(left_out, int) and 0 < left_out < 2**63:
             self.left_out = left_out

@@ -66,7 +66,7 @@ class _Client:
         """The host sends no more."""
 
 
-class Egress:
+class EgressListener:
     """The listener and its connections, from ``start`` to ``stop`` of each run.
 
     ``turn`` is called when ``reader`` or ``writer`` is ready, ``pump`` before the link is written.
