@@ -16,7 +16,7 @@ from gvisor_kernel.errors import LaunchError, PackagesError
 PYTHON = re.compile(r"[0-9]{1,2}\.[0-9]{1,3}")
 ABI = re.compile(r"\.[A-Za-z0-9._-]{1,80}")
 ABI_FILE = "abi"
-"""In the tree: what the kernel's Python compares with its own, see ``guest/installed.py``."""
+"""File in the tree that the kernel's Python compares with its own, see ``guest/installed.py``."""
 MAX_FILES = 200_000
 """Files and folders of an environment. One with a dozen large libraries has 60,000."""
 

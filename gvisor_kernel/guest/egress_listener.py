@@ -46,7 +46,7 @@ HANDED_BYTES = 64 * 1024
 LISTEN_BACKLOG = 128
 
 _LINGER_RESET = struct.pack("ii", 1, 0)
-"""With this SO_LINGER a close resets the connection."""
+"""Value of SO_LINGER with which a close resets the connection."""
 
 
 class _Client:
@@ -83,7 +83,7 @@ class EgressListener:
         self._refusals = Refusals(self._readers, log.tell_refusal)
         self._refusal = NO_EGRESS
         self._clients: Dict[int, _Client] = {}
-        """By descriptor."""
+        """The connections by descriptor."""
         self._by_number: Dict[int, _Client] = {}
         self._filled: Dict[int, None] = {}
         """Numbers of streams with bytes of this turn for their programs."""

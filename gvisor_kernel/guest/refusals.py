@@ -66,7 +66,7 @@ class Refusals:
         self._poller = poller
         self._tell = tell
         self._refusals: Dict[int, _Refusal] = {}
-        """By descriptor, the oldest first."""
+        """The refused connections by descriptor, the oldest first."""
 
     def __contains__(self, fd: int) -> bool:
         return fd in self._refusals

@@ -85,7 +85,7 @@ class Supervisor:
         self.kernel: Optional[KernelProcess] = None
         self.passage: Optional[Passage] = None
         self.zmq_passage: Optional[ZmqPassage] = None
-        """While there is a kernel, one of both: for frames or for ZMQ."""
+        """One of both is set while there is a kernel: for frames or for ZMQ."""
         self.imported = False
         """True once this process has imported what a kernel needs: a fork can be a kernel."""
         self._signing = ("", "")

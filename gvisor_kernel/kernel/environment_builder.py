@@ -125,7 +125,7 @@ _REASONS: tuple[tuple[str, str, str], ...] = (
         "choose a version that has a wheel, or an image with the compilers that it needs.",
     ),
 )
-"""By what pip writes: what happened, and what to do."""
+"""Patterns of pip's output, each with the fact and what to do."""
 
 
 def find_environment(plan: KernelPlan, requirements: tuple[str, ...]) -> Environment | None:

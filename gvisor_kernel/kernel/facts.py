@@ -70,7 +70,7 @@ class KernelFacts:
     received: int = 0
     sent: int = 0
     waits_for: str = ""
-    """While it starts: what it waits for, such as resources of a cluster."""
+    """The resource that its start waits for, such as one of a cluster."""
     node: str | None = None
     """The machine on which its sandbox runs, if that is another one."""
 

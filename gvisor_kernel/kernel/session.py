@@ -66,7 +66,7 @@ class SandboxedKernel:
         self._bridge = Bridge.instance()
         self._kernel: KernelBridge | None = None
         self._last_launch: Launch | None = None
-        """Also one that is under way or has failed."""
+        """The last launch, also one that is under way or has failed."""
         self._plan: KernelPlan | None = None
         self._launching: asyncio.Task[Any] | None = None
         self._is_stopped = False

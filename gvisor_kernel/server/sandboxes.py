@@ -40,7 +40,7 @@ class Snapshot:
 
     kernels: frozenset[tuple[str, str | None]]
     sandboxes: Mapping[str, Described]
-    """By kernel id."""
+    """The sandboxes by kernel id."""
     leftovers: tuple[dict[str, Any], ...]
 
 
@@ -94,7 +94,7 @@ class Sandboxes:
         return found
 
     def _find_all(self) -> dict[str, GVisorProvisioner]:
-        """Also those that the manager does not list yet, because they are being launched."""
+        """Return also those that the manager does not list yet, as they are being launched."""
         found = {
             str(one.kernel_id): one
             for one in GVisorProvisioner.starting

@@ -56,7 +56,7 @@ class Notary:
         self._executor = executor
         self._turn = asyncio.Semaphore(1)
         self._signatures: OrderedDict[tuple[str, str, object], str] = OrderedDict()
-        """By path, time of change and size. What is signed may change without the file."""
+        """Signatures by path, time and size. What is signed may change without the file."""
 
     async def read(self, path: str) -> TrustOfFolder:
         """Return the trust of the notebooks directly in a folder, or of the notebook ``path``.

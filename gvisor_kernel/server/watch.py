@@ -162,7 +162,7 @@ class Watch:
         self._carried: dict[str, tuple[int, int]] = {}
         self._high: set[str] = set()
         self._refusals: dict[str, Refusals] = {}
-        """By the identity of the sandbox."""
+        """The readers of refusals, by the identity of the sandbox."""
         self._timer: asyncio.TimerHandle | None = None
         self._looking: asyncio.Task[None] | None = None
         self._ended = False

@@ -102,7 +102,7 @@ REMOVERS = {
     "slurm": ("gvisor_kernel.runtimes.nodes.removal", "remove_from_node"),
     "ssh": ("gvisor_kernel.runtimes.nodes.removal", "remove_from_node"),
 }
-"""By runtime, the module and name of its remover. A module is imported when it is needed first:
+"""Module and name of each runtime's remover. A module is imported when it is needed first:
 the process that cleans up after a killed owner has to be small."""
 
 
