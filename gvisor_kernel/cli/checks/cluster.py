@@ -11,7 +11,7 @@ from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs
 from gvisor_kernel.jupyter.plan_factory import make_provisioner, read_configuration
 from gvisor_kernel.runtimes.kubernetes.cluster import (
     Cluster,
-    NotThere,
+    NotFound,
     RequestRejected,
     find_address,
 )
@@ -98,7 +98,7 @@ def _check_runtime_class(cluster: Cluster, settings: Kubernetes, wanted: State) 
     name = f"{NAME} RuntimeClass"
     try:
         found = cluster.read_runtime_class(settings.runtime_class)
-    except NotThere:
+    except NotFound:
         return Check(
             name,
             wanted,
@@ -129,7 +129,7 @@ def _check_namespace(cluster: Cluster, wanted: State) -> Check:
     name = f"{NAME} namespace"
     try:
         found = cluster.read_namespace()
-    except NotThere:
+    except NotFound:
         fact = f"there is no namespace {cluster.namespace}"
         return Check(name, wanted, fact, f"kubectl create namespace {cluster.namespace}")
     except RequestRejected as error:

@@ -35,7 +35,7 @@ class ClusterNotAnswering(SandboxError):
     """The API server cannot be reached now."""
 
 
-class NotThere(SandboxError):
+class NotFound(SandboxError):
     """There is no such object."""
 
 
@@ -100,7 +100,7 @@ class Cluster:
         options = {"gracePeriodSeconds": grace, "propagationPolicy": "Background"}
         try:
             self._ask("DELETE", self._pods(name), options)
-        except NotThere:
+        except NotFound:
             return
 
     def find_pods(self, labels: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -196,7 +196,7 @@ class Cluster:
     ) -> dict[str, Any]:
         """Return the answer to a request.
 
-        :raises NotThere, RequestRejected, ClusterNotAnswering: when there is none
+        :raises NotFound, RequestRejected, ClusterNotAnswering: when there is none
         """
         answer = self._send(method, path, content)
         try:
@@ -271,7 +271,7 @@ def _read_failure(status: int, answer: bytes, what: str) -> SandboxError:
     words = "".join(c for c in words if c.isprintable())[:1000]
     fact = f"The API server answered {what} with {status}: {words.rstrip('.')}."
     if status == 404 and reason == "NotFound":
-        return NotThere(fact)
+        return NotFound(fact)
     if status in (404, 429, 500, 502, 503, 504) or status < 400:  # what stands before the server
         return ClusterNotAnswering(fact, "try again later.")
     hint = ""

@@ -21,7 +21,7 @@ from gvisor_kernel.runtimes.kubernetes.cluster import (
     Address,
     Cluster,
     ClusterNotAnswering,
-    NotThere,
+    NotFound,
 )
 from gvisor_kernel.runtimes.kubernetes.collection import end_processes, fetch_outputs
 from gvisor_kernel.runtimes.kubernetes.pod_state import explain_end, find_phase
@@ -112,7 +112,7 @@ def find_pod(cluster: Cluster, name: str) -> dict[str, Any] | None:
     """
     try:
         return cluster.read_pod(name)
-    except NotThere:
+    except NotFound:
         return None
 
 

@@ -35,7 +35,7 @@ from gvisor_kernel.runtimes.kubernetes.cluster import (
     Address,
     Cluster,
     ClusterNotAnswering,
-    NotThere,
+    NotFound,
     RequestRejected,
     find_address,
 )
@@ -180,7 +180,7 @@ def _make_sandbox(plan: _Plan) -> PodSandbox:
     asked = make_pod(spec, plan.names, info=info, owner=_find_owner(cluster))
     try:
         made = cluster.create_pod(asked).get("metadata")
-    except (RequestRejected, NotThere):
+    except (RequestRejected, NotFound):
         with records.locked():
             records.write_record(plan.places.directory, replace(plan.find_record(), unmade=True))
         raise
