@@ -37,7 +37,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 END_SECONDS = 1.0
-"""Seconds that listeners of a sandbox's end have to read its files before they are removed."""
+"""Seconds in which listeners of a sandbox's end may read its files before they are removed."""
 
 
 class SandboxedKernel:

@@ -38,9 +38,9 @@ _PART = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass(frozen=True)
 class Counts:
-    """Kernels whose cells imported anything (``kernels``), and each module (``names``).
+    """Numbers of kernels whose cells imported any module (``kernels``), and each one (``names``).
 
-    ``late``: how many had cells that named a variable which modules read at their import.
+    ``late``: those that had cells that named a variable which modules read at their import.
     """
 
     kernels: int = 0

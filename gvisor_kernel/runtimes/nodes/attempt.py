@@ -86,7 +86,7 @@ def forget_if_removed(begun: Beginning, reports: Reports) -> None:
 ORDER_SECONDS = 30.0
 """Seconds that a client may take to take the order, which its pipe usually holds at once."""
 ASK_SECONDS = 3.0
-"""Seconds between two looks at a start that waits: is it still wanted, and what is missing."""
+"""Seconds between two looks at a start that waits: if it is still wanted, and for what it waits."""
 TAKE_SECONDS = 60.0
 """Seconds that a node may take no byte of the files that are copied to it."""
 LAST_SECONDS = 5.0
