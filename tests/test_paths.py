@@ -61,7 +61,7 @@ ALLOWED = {
     "node/files.py:_make_copy": OWN_STORE,
     "node/files.py:mark": OWN_STORE,
     "node/files.py:remove": OWN_STORE,
-    "runtimes/nodes/sandbox.py:_end_link": KERNEL,
+    "runtimes/nodes/node_sandbox.py:_end_link": KERNEL,
     "runtimes/nodes/ssh.py:make_control": STATE,
     "cli/mcp.py:check_streams": KERNEL,
     "cli/mcp.py:make_folder": NAMED,
@@ -99,7 +99,7 @@ ALLOWED = {
     "mcp/sessions.py:remove_if_empty": "a folder in one that a person has named, and that no"
     " sandbox sees; only an empty one is removed",
     "mcp/greeting.py:claimed_streams": KERNEL,
-    "runtimes/runsc/sandbox.py": OWN_STORE,
+    "runtimes/runsc/runsc_sandbox.py": OWN_STORE,
     "runtimes/mounts/covers.py:make_mount_points": STATE,
     "runtimes/copies/contents.py:write_list": STATE,
     "runtimes/mounts/editable_installs.py:_read": "only read: paths in it are opened safely",
@@ -116,10 +116,10 @@ ALLOWED = {
     "runtimes/state/records.py": STATE,
     "runtimes/mounts/written_folders.py": STATE,
     "skills/package.py": NAMED + "; no link below it is followed",
-    "skills/store.py": "the folder of this user's skills, which no kernel can write",
+    "skills/skill_store.py": "the folder of this user's skills, which no kernel can write",
     "snapshots/host_facts.py": KERNEL,
     "snapshots/snapshot.py": OWN_STORE,
-    "snapshots/store.py": OWN_STORE,
+    "snapshots/snapshot_store.py": OWN_STORE,
 }
 """A package, a module or a function, and why it may use paths."""
 

@@ -31,7 +31,7 @@ from nbformat.sign import NotebookNotary
 
 from gvisor_kernel.api.collector import Collector, read_error
 from gvisor_kernel.api.execution import Result, strip_ansi
-from gvisor_kernel.archive.refusal import Refused
+from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.archive.tar import BLOCK, TarReader
 from gvisor_kernel.artifacts.item import encode_value
 from gvisor_kernel.artifacts.outputs import check_path
@@ -322,7 +322,7 @@ CASES = [
         lambda data: list(TarReader(Dripping(data))),
         one_long_name,
         100_000,
-        (Refused,),
+        (ArchiveError,),
     ),
     *(
         Case(f"many {name} members", unpack, lambda n, pack=pack: pack(b"x") * n, n)
@@ -436,7 +436,7 @@ BOUNDED = {
     "egress.package_replies.prefers_json": "32 types of a head of 64 KiB",
     "egress.package_catalog.save_body": "pieces of 256 KiB, by zlib",
     "egress.http.serve": "frames of 32 KiB, by h11, which goes on where it has ended",
-    "server.fetch_handlers.read_wish": "the head of a request, by parse_json",
+    "server.fetch_handlers.read_page_request": "the head of a request, by parse_json",
     "server.recorded.clean": "4000 characters of a line",
     "server.ended.read_last_log": "256 KiB of each file",
     "mcp.resources.read_tail": "256 KiB",

@@ -81,7 +81,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("bridge/sandbox_link.py", "os.read(self._sandbox.link_out, self._read_size)"): READY,
     ("bridge/lanes.py", "future.result()"): "it is done",
     ("bridge/linked_sandbox.py", "await closed"): UNDONE,
-    ("bridge/egress.py", "self._socket.recv(READ_SIZE)"): READY,
+    ("bridge/egress_pipe.py", "self._socket.recv(READ_SIZE)"): READY,
     ("bridge/thread.py", "done.result()"): "it is done",
     ("bridge/thread.py", "task.result()"): "it is done",
     ("kernel/snapshot_queue.py", "threading.Condition()"): LOCK,
@@ -148,10 +148,12 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("server/sandboxes.py", "asyncio.shield(self._reading)"): "reads of /proc and of records",
     ("server/unkept.py", "asyncio.shield(look.task)"): "SHORT_ANSWER_SECONDS of the look",
     ("server/unkept.py", "asyncio.wait([before.task])"): "SHORT_ANSWER_SECONDS of the look before",
-    ("server/warming.py", "while self.enabled"): "a task that ends with the server",
+    ("server/kernel_preparer.py", "while self.enabled"): "a task that ends with the server",
     ("kernel/learned_modules.py", "threading.Lock()"): "held for a small file, with bounds",
-    ("server/warming.py", "while self._wish is not None"): "until no client has wished again; the"
-    " server's end cancels it",
+    (
+        "server/kernel_preparer.py",
+        "while self._choice is not None",
+    ): "until no client has asked again; the server's end cancels it",
     ("api/runner.py", "asyncio.shield(task)"): CODE,
     ("api/runner.py", "asyncio.wait({task})"): "bounded by GRACE_SECONDS and LAST_SECONDS",
     (
@@ -280,7 +282,7 @@ ALLOWED_MODULES = {
     "runtimes/docker/stream.py threading.Lock()": LOCK,
     "runtimes/state/lifeline.py threading.Lock()": "held while a shell ends, at most 5 s",
     "runtimes/runsc/runtime.py threading.Lock()": SWEEP,
-    "runtimes/runsc/sandbox.py threading.Lock()": LOCK,
+    "runtimes/runsc/runsc_sandbox.py threading.Lock()": LOCK,
     "runtimes/stderr_log.py threading.Condition()": LOCK,
 }
 """Reasons by the beginning of module and text."""

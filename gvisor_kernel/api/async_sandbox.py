@@ -157,12 +157,12 @@ class AsyncSandbox:
 
     @property
     def closed(self) -> bool:
-        """Whether it was ended by ``close``."""
+        """Return whether it was ended by ``close``."""
         return self._closed
 
     @property
     def alive(self) -> bool:
-        """Whether the kernel runs."""
+        """Return whether the kernel runs."""
         return self.find_end() is None
 
     @property
@@ -487,7 +487,7 @@ def _put_end(events: asyncio.Queue[Event | None]) -> None:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a text can be sent."""
+    """Return whether ``text`` can be sent: it has no lone surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError:

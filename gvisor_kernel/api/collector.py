@@ -55,7 +55,7 @@ class Output:
 
 
 class LeftOut(dict[str, Any]):
-    """In the place of a content that would take too much memory. ``size``: its bytes."""
+    """Replaces a content that would take too much memory. ``size``: its bytes."""
 
     def __init__(self, size: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What running a piece of code has given: frozen data, without any I/O.
+"""The result of running a piece of code: frozen data, without any I/O.
 
 The names are those of ``e2b_code_interpreter``, so that a program can move over: ``results``,
 ``logs``, ``error``, ``text``. Pictures are bytes here. All of it comes from a sandbox: treat it as
@@ -142,7 +142,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Logs:
-    """What was printed: the pieces as they came, in order within each stream."""
+    """The text that was printed: the pieces as they came, in order within each stream."""
 
     stdout: list[str] = field(default_factory=list)
     stderr: list[str] = field(default_factory=list)
@@ -199,7 +199,7 @@ class Omitted:
 
 @dataclass(frozen=True)
 class Missing:
-    """What is not in an Execution, and why: ``str`` says it in one line, for people and models.
+    """Output that an Execution lacks, and why: ``str`` says it in one line, for people and models.
 
     ``stdout``, ``stderr`` and ``results``: bytes of text over ``max_output``. ``rich``: pictures
     and other forms over ``max_rich``, by type.
@@ -228,7 +228,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class Execution:
-    """What one run has given. ``duration``: seconds from the request to the end.
+    """The result of one run. ``duration``: seconds from the request to the end.
 
     ``ended_by``: None if the code ended by itself; else "interrupt" (after a timeout, the kernel
     lives), "kill" (after a timeout that an interrupt did not end) or "death" (of the kernel, with
@@ -263,7 +263,7 @@ class Execution:
 
     @property
     def ok(self) -> bool:
-        """Whether the code ended by itself, without an exception."""
+        """Return whether the code ended by itself, without an exception."""
         return self.error is None
 
     def to_json(self) -> str:

@@ -25,11 +25,11 @@ MAX_READ = 256 * 1024 * 1024
 """Bytes of a file that ``read`` returns, unless a program says more: a sandbox decides its size."""
 MAX_ENTRIES = 10_000
 MAX_PATH, MAX_NAME, MAX_SIZE = 4096, 255, 2**63
-"""Of what a sandbox says: characters of a folder's path and of a name, and a size."""
+"""Limits of a sandbox's answers: characters of a folder's path and of a name, and a size."""
 FILE_SECONDS = 60.0
-"""How long one part may take."""
+"""Seconds that one part may take."""
 MOVE_SECONDS = 600.0
-"""How long a move may take, which copies between file systems."""
+"""Seconds that a move may take, which copies between file systems."""
 KINDS = ("file", "folder", "link", "other")
 
 
@@ -50,7 +50,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Moved:
-    """What a move did.
+    """The result of a move.
 
     ``is_copied``: the source is still there. ``is_replaced``: a file was. ``is_folder``: it is one.
     """

@@ -17,9 +17,9 @@ from gvisor_kernel.host.quiet_loop import make_quiet_loop, run_quietly
 T = TypeVar("T")
 
 END_SECONDS = 20.0
-"""How long the sandboxes that are still open may take to end when the process exits."""
+"""Seconds that the sandboxes that are still open may take to end when the process exits."""
 CANCEL_SECONDS = 15.0
-"""How long a call may take to end after its Ctrl-C: code that runs is interrupted, or killed."""
+"""Seconds that a call may take to end after its Ctrl-C: its code is interrupted, or killed."""
 
 
 class LoopThread(PerProcess):

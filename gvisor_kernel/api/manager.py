@@ -41,9 +41,9 @@ class Manager(AsyncKernelManager):
     has a key."""
 
     logs_death = False
-    """For the provisioner: a death is part of the result."""
+    """Tells the provisioner not to log a death: it is part of the result."""
     door = PROGRAM
-    """For the provisioner: who can give the kernel routes."""
+    """Tells the provisioner who can give the kernel routes."""
 
     def write_connection_file(self, **kwargs: Any) -> None:
         """Write none. Called at each start."""

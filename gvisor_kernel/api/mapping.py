@@ -24,7 +24,7 @@ MAX_VALUE = 16 * 1024 * 1024
 
 @dataclass(frozen=True)
 class MapResult:
-    """What one call gave: ``value`` (JSON), or ``error``. ``execution``: what it printed."""
+    """The result of one call: ``value`` (JSON), or ``error``. ``execution``: what it printed."""
 
     value: Any
     error: ExecutionError | None
@@ -32,7 +32,7 @@ class MapResult:
 
     @property
     def ok(self) -> bool:
-        """Whether the call returned."""
+        """Return whether the call returned."""
         return self.error is None
 
 

@@ -53,7 +53,7 @@ class AsyncSandboxPool:
         self._fillers: list[asyncio.Task[None]] = []
         self._wanted = asyncio.Semaphore(self._size)
         self._failure: GvisorKernelError | None = None
-        """Why the last start has failed."""
+        """The error of the last start, if that has failed."""
         self._changed = asyncio.Event()
         """Set when what ``take`` waits for may have come."""
         self._closed = False

@@ -25,12 +25,12 @@ from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.strict_json import TooManyValues, parse_json
 
 GRACE_SECONDS = 5.0
-"""How long code may go on after its interrupt, before the kernel is killed."""
+"""Seconds that code may go on after its interrupt, before the kernel is killed."""
 BEGIN_SECONDS = 1.0
-"""How long an interrupt waits for its code to begin: one that comes between the request and the
+"""Seconds that an interrupt waits for its code to begin: one that comes between the request and the
 code ends ipykernel, or is lost."""
 LAST_SECONDS = 5.0
-"""How long the messages of a kernel that has died are waited for."""
+"""Seconds that the messages of a kernel that has died are waited for."""
 QUIET_SECONDS = 0.3
 """Time without a message after which a dead kernel's messages have all come."""
 POLL_SECONDS = 1.0

@@ -105,7 +105,7 @@ class Sandbox:
 
     @property
     def alive(self) -> bool:
-        """Whether the kernel runs."""
+        """Return whether the kernel runs."""
         return self._sandbox.alive
 
     @property

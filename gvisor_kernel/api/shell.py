@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 STREAMS = ("stdout", "stderr")
 END_POLLS, END_POLL_SECONDS = 20, 0.05
 GRACE_SECONDS = 5.0
-"""How long a command may go on after its SIGINT, before SIGKILL, and after that."""
+"""Seconds that a command may go on after its SIGINT, before SIGKILL, and after that."""
 
 
 @dataclass(frozen=True)
 class ShellResult:
-    """What a command gave.
+    """The result of a command.
 
     ``status``: its exit status, negative for a signal; None if it could not be run to its end,
     which ``error`` explains. ``ended_by``: None, or "interrupt" or "kill" if it ran longer than its
@@ -47,12 +47,12 @@ class ShellResult:
 
     @property
     def output(self) -> str:
-        """What it printed to both streams, stdout first."""
+        """Return the text that it printed to both streams, stdout first."""
         return self.stdout + self.stderr
 
     @property
     def ok(self) -> bool:
-        """Whether it exited with status 0."""
+        """Return whether it exited with status 0."""
         return self.status == 0
 
 

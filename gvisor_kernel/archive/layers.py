@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gvisor_kernel.archive.refusal import Refused
+from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.archive.tar import (
     Entry,
     Kind,
@@ -44,7 +44,7 @@ DEVICE_FOLDERS = ("dev",)
 
 @dataclass
 class Budget:
-    """What one import may still read, and the number of entries of each kind that it left out.
+    """The entries and bytes that one import may still read, and counts of those that it left out.
 
     ``what``: what is imported, for messages. ``most_entries``, ``most_bytes``: the whole budget.
     """
@@ -81,16 +81,16 @@ class Budget:
     def charge(self, size: int) -> None:
         """Count an entry with ``size`` bytes of content.
 
-        :raises Refused: when the budget is used up
+        :raises ArchiveError: when the budget is used up
         """
         self.entries -= 1
         self.bytes -= size + ENTRY_COST
         if self.entries < 0:
-            raise Refused(
+            raise ArchiveError(
                 f"{self.what} has more than {self.most_entries} files, directories and links"
             )
         if self.bytes < 0:
-            raise Refused(
+            raise ArchiveError(
                 f"{self.what} needs more disk space than is available",
                 f"free some disk space ({DISK_SPARE // MIB} MiB always stay free). It may have at"
                 f" most {self.most_bytes // GIB} GiB.",
@@ -108,7 +108,7 @@ def apply_archive(stream: Stream, tree: Tree, budget: Budget, *, is_layer: bool)
     In a layer (``is_layer``), names that begin with ``.wh.`` remove files of the layers below,
     wherever in the archive they are. Otherwise they are ordinary names.
 
-    :raises Refused: when an entry is not accepted
+    :raises ArchiveError: when an entry is not accepted
     :raises OSError: when the tree cannot be written
     """
     reader = TarReader(stream)
@@ -134,7 +134,7 @@ def apply_archive(stream: Stream, tree: Tree, budget: Budget, *, is_layer: bool)
 
 def _check_whiteout(hidden: Parts) -> None:
     if hidden[-1] in ("", ".", ".."):
-        raise Refused(
+        raise ArchiveError(
             f"a whiteout names {quote_name('/'.join(hidden))}, which is not a valid file name"
         )
 
@@ -162,7 +162,7 @@ class _Names:
         """Return the node of a name. A new parent directory counts as an entry, as unpacking
         creates it.
 
-        :raises Refused: when the budget is used up
+        :raises ArchiveError: when the budget is used up
         """
         name = self._root
         for part in parts:
@@ -177,7 +177,7 @@ class _Names:
         """Record an entry, or the removal of a name (None). Return whether it is a directory that
         was recorded before.
 
-        :raises Refused: when the archive has any other second entry of the name
+        :raises ArchiveError: when the archive has any other second entry of the name
         """
         above = self.find(parts[:-1])
         name = above.below.setdefault(parts[-1], _Name()) if parts else above
@@ -188,8 +188,8 @@ class _Names:
             return True
         shown = quote_name("/".join(parts))
         if kind is None or name.removed:
-            raise Refused(f"a layer both contains and removes {shown}")
-        raise Refused(f"the archive has two entries named {shown}")
+            raise ArchiveError(f"a layer both contains and removes {shown}")
+        raise ArchiveError(f"the archive has two entries named {shown}")
 
     def clear_opaque(self, tree: Tree) -> None:
         """Remove what the layers below have in opaque directories, at any depth. Entries of this
@@ -224,7 +224,7 @@ def _put_entry(tree: Tree, entry: Entry, reader: TarReader, budget: Budget) -> N
 def _leave_out(parts: Parts, kind: Kind, budget: Budget) -> None:
     """Count a pipe or a device in /dev. Programs create pipes anew, and a sandbox has a /dev."""
     if kind is Kind.DEVICE and parts[:1] != DEVICE_FOLDERS:
-        raise Refused(f"{quote_name('/'.join(parts))} is a device outside of /dev")
+        raise ArchiveError(f"{quote_name('/'.join(parts))} is a device outside of /dev")
     budget.count_left_out(kind)
 
 
@@ -234,7 +234,7 @@ def _leave_out(parts: Parts, kind: Kind, budget: Budget) -> None:
 def apply_folder(directory: Path, tree: Tree, budget: Budget) -> None:
     """Copy the root file system in ``directory`` without following symbolic links.
 
-    :raises Refused: when a file is not accepted
+    :raises ArchiveError: when a file is not accepted
     :raises OSError: when the directory cannot be read or the tree cannot be written
     """
     with ExitStack() as stack:
@@ -288,7 +288,7 @@ def _stat_entry(folder: int, name: str, parts: Parts) -> tuple[Entry, os.stat_re
     status = os.stat(name, dir_fd=folder, follow_symlinks=False)
     kind = _KINDS.get(stat.S_IFMT(status.st_mode))
     if kind is None:
-        raise Refused(
+        raise ArchiveError(
             f"{quote_name('/'.join(parts))} is a socket or another unsupported kind of file"
         )
     target = ""
@@ -303,7 +303,7 @@ def _copy_file(tree: Tree, entry: Entry, folder: int, name: str) -> None:
     fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise Refused(f"{quote_name(entry.name)} changed while it was copied")
+            raise ArchiveError(f"{quote_name(entry.name)} changed while it was copied")
         left = entry.size
 
         def read(size: int) -> bytes:

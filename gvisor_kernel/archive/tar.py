@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from gvisor_kernel.archive.refusal import Refused
+from gvisor_kernel.archive.archive_error import ArchiveError
 
 BLOCK = 512
 CHUNK = 256 * 1024
@@ -42,7 +42,7 @@ class Stream(Protocol):
 
 
 class Kind(Enum):
-    """What an entry of an archive is; the value is its name in messages."""
+    """The kind of an entry of an archive; the value is its name in messages."""
 
     FILE = "file"
     DIRECTORY = "directory"
@@ -85,18 +85,18 @@ def split_name(name: str, what: str = "the name") -> tuple[str, ...]:
 
     A leading ``./`` and a trailing ``/`` are ignored. ``what`` names it in messages.
 
-    :raises Refused: when it is absolute, contains ``..`` or control characters, is not UTF-8, or
-        is too long or too deep
+    :raises ArchiveError: when it is absolute, contains ``..`` or control characters, is not
+        UTF-8, or is too long or too deep
     """
     shown = f"{what} {quote_name(name)}"
     if name.startswith("/"):
-        raise Refused(f"{shown} is absolute")
+        raise ArchiveError(f"{shown} is absolute")
     parts = tuple(part for part in name.split("/") if part not in ("", "."))
     if ".." in parts:
-        raise Refused(f"{shown} leads out of the root directory")
+        raise ArchiveError(f"{shown} leads out of the root directory")
     _check_text(name, shown)
     if len(parts) > MAX_DEPTH or any(len(part.encode()) > MAX_PART for part in parts):
-        raise Refused(
+        raise ArchiveError(
             f"{shown} is too long or too deep (at most {MAX_DEPTH} parts of {MAX_PART} bytes)"
         )
     return parts
@@ -105,23 +105,23 @@ def split_name(name: str, what: str = "the name") -> tuple[str, ...]:
 def check_target(target: str, name: str) -> str:
     """Return the target of the symbolic link ``name``. It is only ever followed inside the image.
 
-    :raises Refused: when it is empty, contains control characters, is not UTF-8, or is too long
+    :raises ArchiveError: when it is empty or too long, contains control characters, is not UTF-8
     """
     if not target:
-        raise Refused(f"the symbolic link {quote_name(name)} has no target")
+        raise ArchiveError(f"the symbolic link {quote_name(name)} has no target")
     _check_text(target, f"the target {quote_name(target)} of {quote_name(name)}")
     return target
 
 
 def _check_text(text: str, shown: str) -> None:
     if any(char < " " or char == "\x7f" for char in text):
-        raise Refused(f"{shown} contains a control character")
+        raise ArchiveError(f"{shown} contains a control character")
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
-        raise Refused(f"{shown} is not UTF-8") from None
+        raise ArchiveError(f"{shown} is not UTF-8") from None
     if size > MAX_NAME:
-        raise Refused(f"{shown} is too long (at most {MAX_NAME} bytes)")
+        raise ArchiveError(f"{shown} is too long (at most {MAX_NAME} bytes)")
 
 
 class TarReader:
@@ -144,8 +144,8 @@ class TarReader:
     def __iter__(self) -> Iterator[Entry]:
         """Yield the entries in order.
 
-        :raises Refused: when the archive is damaged, truncated, ambiguous, or has data after its
-            end
+        :raises ArchiveError: when the archive is damaged, truncated, ambiguous, or has data after
+            its end
         """
         extra: dict[str, str] = {}
         skip_next = False
@@ -156,11 +156,11 @@ class TarReader:
             if kind in (b"L", b"K", b"x", b"g"):
                 extras += 1
                 if extras > MAX_EXTRAS:
-                    raise Refused(f"an entry has more than {MAX_EXTRAS} extended headers")
+                    raise ArchiveError(f"an entry has more than {MAX_EXTRAS} extended headers")
                 content = self._read_extra_header(size)
                 try:
                     extra |= _parse_extra_header(kind, content)
-                except Refused as error:
+                except ArchiveError as error:
                     self._leave_out(error)
                     skip_next = True
                 continue
@@ -173,16 +173,18 @@ class TarReader:
                 continue
             try:
                 entry = self._parse_entry(header, kind, extra)
-            except Refused as error:
+            except ArchiveError as error:
                 self._leave_out(error)
             else:
                 yield entry
             extra = {}
         if extra:
-            raise Refused("the archive ends after an extended header, without the entry for it")
+            raise ArchiveError(
+                "the archive ends after an extended header, without the entry for it"
+            )
         self._check_end()
 
-    def _leave_out(self, error: Refused) -> None:
+    def _leave_out(self, error: ArchiveError) -> None:
         if self._on_left_out is None:
             raise error
         self._on_left_out(str(error))
@@ -190,14 +192,14 @@ class TarReader:
     def read(self, size: int) -> bytes:
         """Return at most ``size`` bytes of the current entry's content; empty at its end.
 
-        :raises Refused: when the archive is truncated
+        :raises ArchiveError: when the archive is truncated
         """
         wanted = min(size, self._left)
         if not wanted:
             return b""
         data = self._stream.read(wanted)
         if not data:
-            raise Refused("the archive is truncated in the middle of a file")
+            raise ArchiveError("the archive is truncated in the middle of a file")
         self._left -= len(data)
         self.position += len(data)
         return data
@@ -216,21 +218,23 @@ class TarReader:
             return None
         stated = _parse_number(header[148:156])
         if stated != 256 + sum(header[:148]) + sum(header[156:]):
-            raise Refused(f"{_NOT_TAR}: the checksum of a header is wrong")
+            raise ArchiveError(f"{_NOT_TAR}: the checksum of a header is wrong")
         return header
 
     def _parse_size(self, header: bytes) -> int:
         size = _parse_number(header[124:136])
         if size < 0:
-            raise Refused("an entry has a negative size")
+            raise ArchiveError("an entry has a negative size")
         return size
 
     def _read_extra_header(self, size: int) -> bytes:
         if size > MAX_HEADER:
-            raise Refused(f"an extended header has {size} bytes, more than {MAX_HEADER}")
+            raise ArchiveError(f"an extended header has {size} bytes, more than {MAX_HEADER}")
         self._extra_bytes += size
         if self._extra_bytes > MAX_EXTRA_BYTES:
-            raise Refused(f"the extended headers have more than {MAX_EXTRA_BYTES} bytes together")
+            raise ArchiveError(
+                f"the extended headers have more than {MAX_EXTRA_BYTES} bytes together"
+            )
         content = self._read_exactly(size)
         self._read_exactly(-size % BLOCK)
         return content
@@ -245,21 +249,21 @@ class TarReader:
         target = extra.get("linkpath")
         target = _decode(header[157:257].partition(b"\0")[0]) if target is None else target
         if not name:
-            raise Refused("the archive has an entry without a name")
+            raise ArchiveError("the archive has an entry without a name")
         if kind in (b"0", b"\0", b"7"):
             found = Kind.DIRECTORY if name.endswith("/") else Kind.FILE
         elif kind in _KINDS:
             found = _KINDS[kind]
         else:
-            raise Refused(f"{quote_name(name)} has the unsupported entry type {kind!r}")
+            raise ArchiveError(f"{quote_name(name)} has the unsupported entry type {kind!r}")
         if size and found is Kind.DIRECTORY:
-            raise Refused(f"{quote_name(name)} is a directory with content")
+            raise ArchiveError(f"{quote_name(name)} is a directory with content")
         if found is not Kind.FILE:
             size = 0  # POSIX: a link has no content, whatever its header says
             self._left = self._padding = 0
         parts = split_name(name)
         if not parts and found is not Kind.DIRECTORY:
-            raise Refused("the root of the archive is not a directory")
+            raise ArchiveError("the root of the archive is not a directory")
         if "mtime" in extra:
             mtime = _parse_decimal(extra["mtime"])
         else:
@@ -281,7 +285,7 @@ class TarReader:
         while len(data) < size:
             more = self._stream.read(size - len(data))
             if not more:
-                raise Refused("the archive is truncated, or it is not a tar archive")
+                raise ArchiveError("the archive is truncated, or it is not a tar archive")
             data += more
         self.position += size
         return bytes(data)
@@ -292,9 +296,9 @@ class TarReader:
         while data := self._stream.read(CHUNK):
             left -= len(data)
             if data.count(0) != len(data):
-                raise Refused("the archive has data after its end")
+                raise ArchiveError("the archive has data after its end")
             if left < 0:
-                raise Refused(f"the archive has more than {MAX_PADDING} bytes after its end")
+                raise ArchiveError(f"the archive has more than {MAX_PADDING} bytes after its end")
 
 
 _NOT_TAR = "the data is not a tar archive, or is damaged"
@@ -312,7 +316,7 @@ _KINDS = {
 def _split_target(target: str) -> tuple[str, ...]:
     parts = split_name(target, "the hard link target")
     if not parts:
-        raise Refused("a hard link has the root directory as its target")
+        raise ArchiveError("a hard link has the root directory as its target")
     return parts
 
 
@@ -320,7 +324,7 @@ def _decode(raw: bytes) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError:
-        raise Refused(f"the name {raw[:80]!r} is not UTF-8") from None
+        raise ArchiveError(f"the name {raw[:80]!r} is not UTF-8") from None
 
 
 def _parse_number(field: bytes) -> int:
@@ -331,7 +335,7 @@ def _parse_number(field: bytes) -> int:
     if not text:
         return 0
     if text.strip(b"01234567"):
-        raise Refused(f"{_NOT_TAR}: a number in a header is {text!r}")
+        raise ArchiveError(f"{_NOT_TAR}: a number in a header is {text!r}")
     return int(text, 8)
 
 
@@ -340,7 +344,7 @@ def _parse_decimal(text: str) -> int:
     whole = text.partition(".")[0]
     digits = whole.removeprefix("-")
     if not (digits.isascii() and digits.isdecimal() and len(digits) <= 20):
-        raise Refused(f"a pax record that should be a number is {quote_name(text)}")
+        raise ArchiveError(f"a pax record that should be a number is {quote_name(text)}")
     return int(whole)
 
 
@@ -359,22 +363,24 @@ def _parse_pax(content: bytes) -> dict[str, str]:
     found: dict[str, str] = {}
     for key, value in _pax_records(content):
         if key.startswith("GNU.sparse"):
-            raise Refused("the archive has a sparse file in GNU tar's format, which is unsupported")
+            raise ArchiveError(
+                "the archive has a sparse file in GNU tar's format, which is unsupported"
+            )
         if key in ("path", "linkpath", "mtime", "size"):
             if key in found:
-                raise Refused(f"an entry has two pax records named {key}")
+                raise ArchiveError(f"an entry has two pax records named {key}")
             found[key] = _decode(value)
             if "\0" in found[key]:
-                raise Refused(f"the pax record {key} contains a NUL: {quote_name(found[key])}")
+                raise ArchiveError(f"the pax record {key} contains a NUL: {quote_name(found[key])}")
     if "size" in found and _parse_decimal(found["size"]) < 0:
-        raise Refused("an entry has a negative size")
+        raise ArchiveError("an entry has a negative size")
     return found
 
 
 def _check_global(content: bytes) -> None:
     for key, _ in _pax_records(content):
         if key in ("path", "linkpath", "size") or key.startswith("GNU.sparse"):
-            raise Refused(f"a global header sets {key} for all entries")
+            raise ArchiveError(f"a global header sets {key} for all entries")
 
 
 def _pax_records(content: bytes) -> Iterator[tuple[str, bytes]]:
@@ -383,14 +389,14 @@ def _pax_records(content: bytes) -> Iterator[tuple[str, bytes]]:
     while position < len(content):
         count += 1
         if count > MAX_RECORDS:
-            raise Refused(f"an entry has more than {MAX_RECORDS} pax records")
+            raise ArchiveError(f"an entry has more than {MAX_RECORDS} pax records")
         length, space, _ = content[position : position + 20].partition(b" ")
         if not space or not length.isdigit():
-            raise Refused("the pax records of an entry are damaged")
+            raise ArchiveError("the pax records of an entry are damaged")
         end = position + int(length)
         record = content[position + len(length) + 1 : end]
         key, equals, value = record[:-1].partition(b"=")
         if end > len(content) or record[-1:] != b"\n" or not equals:
-            raise Refused("the pax records of an entry are damaged")
+            raise ArchiveError("the pax records of an entry are damaged")
         yield key.decode("utf-8", "replace"), value
         position = end

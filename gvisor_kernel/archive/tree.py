@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
-from gvisor_kernel.archive.refusal import Refused
+from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.archive.scoped import open_folder, open_in, sync_file_system
 from gvisor_kernel.archive.tar import CHUNK, MAX_DEPTH, quote_name
 
@@ -34,7 +34,7 @@ class Tree:
     closes. ``owner`` is the uid and gid of all files, ``group`` another gid; None leaves those of
     this process.
 
-    :raises Refused: (methods) when the entry cannot be part of the tree
+    :raises ArchiveError: (methods) when the entry cannot be part of the tree
     :raises OSError: (methods) when a system call fails
     """
 
@@ -97,7 +97,7 @@ class Tree:
     def put_symlink(self, parts: Parts, target: str, mtime: int) -> None:
         """Create a symbolic link with the text ``target``, which may lead anywhere.
 
-        :raises Refused: when its parent cannot be a directory
+        :raises ArchiveError: when its parent cannot be a directory
         :raises OSError: when it cannot be written
         """
         folder, name = self._make_place(parts)
@@ -111,16 +111,16 @@ class Tree:
         try:
             source = open_folder(self._root, target[:-1])
         except OSError as error:
-            raise Refused(f"{where} has a missing target") from error
+            raise ArchiveError(f"{where} has a missing target") from error
         try:
             try:
                 kind = self._lstat(source, target[-1]).st_mode
             except FileNotFoundError:
-                raise Refused(f"{where} has a missing target") from None
+                raise ArchiveError(f"{where} has a missing target") from None
             if not (stat.S_ISREG(kind) or stat.S_ISLNK(kind)):
-                raise Refused(f"{where} has a target that is not a file")
+                raise ArchiveError(f"{where} has a target that is not a file")
             if parts == target:
-                raise Refused(f"{where} is its own target")
+                raise ArchiveError(f"{where} is its own target")
             folder, name = self._make_place(parts)
             try:
                 os.link(
@@ -131,7 +131,7 @@ class Tree:
                     follow_symlinks=False,
                 )
             except FileNotFoundError:  # the same file at another path: _make_place has removed it
-                raise Refused(f"{where} is its own target") from None
+                raise ArchiveError(f"{where} is its own target") from None
         finally:
             os.close(source)
 
@@ -209,7 +209,7 @@ class Tree:
             try:
                 self._make_folder(above, parts[-1], 0o755)
             except FileExistsError:  # a dangling symbolic link
-                raise Refused(
+                raise ArchiveError(
                     f"{quote_name('/'.join(parts))} is a dangling symbolic link with files below it"
                 ) from None
             finally:
@@ -218,14 +218,14 @@ class Tree:
         except OSError as error:
             if error.errno in _NOT_A_DIRECTORY:
                 shown = quote_name("/".join(parts))
-                raise Refused(f"{shown} is not a directory, but has files below it") from None
+                raise ArchiveError(f"{shown} is not a directory, but has files below it") from None
             raise
 
     def _make_folder(self, folder: int, name: str, mode: int) -> None:
         # Through symbolic links a directory can lie deeper than its name says, and too deep to be
         # removed again.
         if _find_path(folder).count("/") > self._max_depth:
-            raise Refused(f"the directory {quote_name(name)} is nested too deep")
+            raise ArchiveError(f"the directory {quote_name(name)} is nested too deep")
         os.mkdir(name, mode, dir_fd=folder)
         self._chown(folder, name)
 

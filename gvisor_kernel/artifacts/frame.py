@@ -18,8 +18,8 @@ SCRIPTS = Path(__file__).with_name("frame")
 HEAD = (
     '<!doctype html><meta charset="utf-8"><meta http-equiv="x-dns-prefetch-control" content="off">'
 )
-"""How each document of the frame begins. No name of a link is looked up before it is clicked, also
-by browsers that do not know ``CONNECTIONS``."""
+"""The beginning of each document of the frame. No name of a link is looked up before it is clicked,
+also by browsers that do not know ``CONNECTIONS``."""
 STYLE = """
 html, body { margin: 0; height: 100%; overflow: hidden }
 iframe { display: block; border: 0; width: 100%; height: 100% }
@@ -40,14 +40,14 @@ POLICY = (
     "require-trusted-types-for 'script'",
     "trusted-types gvisor default",
 )
-"""What the document may do. Nobody may connect to a server: ``CONNECTIONS`` forbids it, which the
+"""The policy of the document. Nobody may connect to a server: ``CONNECTIONS`` forbids it, which the
 document tries out, with what ``'self'`` allows here and ``shell.js`` takes back before a page is
 there."""
 CONNECTIONS = "()"
 """The Connection-Allowlist: no lookup of a name, no connection, by whatever element or script, also
 for a document that the frame would go to. A policy of contents is judged after the lookup."""
 PROBE = "<!doctype html><title>Reached</title><iframe></iframe>"
-"""What ``probe.js`` must not reach: it would see the frame in it."""
+"""A document that ``probe.js`` must not reach: it would see the frame in it."""
 FEATURES = (
     *("ambient-light-sensor", "aria-notify", "attribution-reporting", "autoplay", "bluetooth"),
     *("browsing-topics", "camera", "clipboard-read", "clipboard-write", "compute-pressure"),
@@ -66,8 +66,8 @@ FEATURES = (
     *("publickey-credentials-create", "summarizer", "translator"),
     *("ch-save-data", "ch-ua", "ch-ua-high-entropy-values", "ch-ua-mobile", "ch-ua-platform"),
 )
-"""What a page may not use of the browser, though some of it is allowed to frames of other origins:
-a window above all others, gamepads, stores."""
+"""Features of the browser that a page may not use, though some of them are allowed to frames of
+other origins: a window above all others, gamepads, stores."""
 
 ISOLATION = "isolate-and-credentialless"
 """The Document-Isolation-Policy. Chromium has all sandboxed frames of a server in one process: a

@@ -1,4 +1,4 @@
-"""What a page may keep: keys, values, and the artifact that they belong to. Pure functions.
+"""Items that a page may keep: keys, values, and the artifact of both. Pure functions.
 
 Keys and values come from a page or a kernel. An error says which rule they break.
 """
@@ -36,8 +36,8 @@ _JOINED = re.compile(
     "(?<=[^\0-\x7f\u200c\u200d\ufe0e\ufe0f])"
     "(?:[\ufe0e\ufe0f]?[\u200c\u200d](?=[^\0-\x7f\u200c\u200d\ufe0e\ufe0f])|[\ufe0e\ufe0f])"
 )
-"""What Persian words and families of emoji need: a joiner between two characters beyond ASCII, and
-a mark of how an emoji looks."""
+"""Characters that Persian words and families of emoji need: a joiner between two characters beyond
+ASCII, and a mark of how an emoji looks."""
 
 Scope = Literal["personal", "shared"]
 
@@ -48,7 +48,7 @@ class Artifact:
 
     id: str
     path: str
-    """Where the page lies, for people. Nothing is opened by it."""
+    """The page's path, for people. Nothing is opened by it."""
 
     @staticmethod
     def of_page(outputs: Path, path: str) -> Artifact:

@@ -41,7 +41,7 @@ class OutputFile:
     size: int
     modified: float
     type: str
-    """As its name tells, which the kernel chose."""
+    """Type by the file's name, which the kernel chose."""
     kind: str = "file"
 
 

@@ -1,4 +1,4 @@
-"""Which page asks: a ticket that the server gives with a page's content, and takes with its calls.
+"""Ticket by which a page asks: the server gives it with the page, and takes it with each call.
 
 A page says nothing of itself that is believed. The ticket names the file that was read and the
 folder that it may read from, as they were when it was opened: a kernel that moves folders later

@@ -1,4 +1,4 @@
-"""Where pages keep data: a person's own file, and the one that people share.
+"""The places of pages' data: a person's own file, and the one that people share.
 
 Makes the folders. What is in the files is decided by ``storage``.
 """

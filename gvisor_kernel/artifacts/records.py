@@ -1,5 +1,5 @@
-"""Where the requests of pages to the network are recorded: a folder of each page that has made any,
-with a file of each server that has shown it.
+"""Records of the requests of pages to the network: a folder of each page that has made any, with a
+file of each server that has shown it.
 
 The files are those of ``egress.audit``. Two servers of a person may show one page, and only one
 process may write a file. When all of them together take more than MAX_BYTES, the oldest go.
@@ -34,7 +34,7 @@ MAX_PLACE = 64 * 1024
 
 @dataclass(frozen=True)
 class Record:
-    """What a page has asked for. ``path``: where the page lies; ``folder``: where the files are."""
+    """A record of a page's requests. ``path``: where the page lies; ``folder``: of the files."""
 
     id: str
     path: str

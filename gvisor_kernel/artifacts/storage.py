@@ -1,4 +1,4 @@
-"""What pages keep: one SQLite file for a person, and one for what people of a server share.
+"""The data of pages: one SQLite file for a person, and one for what people of a server share.
 
 Only this module opens these files. A call does not wait for the network; it may wait for another
 writer, for at most BUSY_SECONDS. The last writer of a key wins.
@@ -32,7 +32,7 @@ from gvisor_kernel.host.sizes import describe_size
 BUSY_SECONDS = 20.0
 BUSY_PAUSE = 0.01
 WORK_SECONDS = 30.0
-"""How long one call may take: the file may be one that others can write."""
+"""Seconds that one call may take: the file may be one that others can write."""
 MAX_KEYS = 10_000
 """Keys of one artifact for one person, or of those that all share."""
 MAX_ARTIFACT_BYTES = 50 * 1024 * 1024
@@ -66,7 +66,7 @@ class Item:
     json: bytes
     """The value as JSON."""
     written: float
-    """When, in seconds of Unix time."""
+    """Unix time of the last write, in seconds."""
 
     @property
     def value(self) -> Any:
@@ -89,7 +89,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Usage:
-    """What an artifact keeps for an owner."""
+    """The amount of data that an artifact keeps for an owner."""
 
     owner: str
     artifact: Artifact

@@ -31,7 +31,7 @@ class Address:
 
 
 class SocketNames:
-    """Where one kernel's sockets are bound, and the names by which its clients know them.
+    """The addresses of one kernel's sockets, and the names by which its clients know them.
 
     For ipc the sockets are in a directory of their own, and the names are symbolic links: a manager
     unlinks the names at each restart, but the sockets and their connections must stay.
@@ -40,7 +40,7 @@ class SocketNames:
     def __init__(self, address: Address, base: Path) -> None:
         """``base``: the process's private directory, in which that of an ipc address is made."""
         self.address = address
-        """What was asked for until ``bind``, then what clients connect to."""
+        """The requested address until ``bind``, then the one that clients connect to."""
         self._base = base
         self._directory: Path | None = None
 

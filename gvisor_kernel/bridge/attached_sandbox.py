@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
-from gvisor_kernel.bridge.egress import OpenEgress
+from gvisor_kernel.bridge.egress_pipe import OpenEgress
 from gvisor_kernel.bridge.exchange import Exchange
 from gvisor_kernel.bridge.identity import KernelIdentity
 from gvisor_kernel.bridge.idle import SleepPolicy
@@ -72,7 +72,7 @@ class AttachedSandbox:
 
     @property
     def linked(self) -> bool:
-        """Whether there is a link that has not ended."""
+        """Return whether there is a link that has not ended."""
         return self.link is not None and not self.link.ended
 
     @property

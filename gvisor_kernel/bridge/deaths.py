@@ -16,7 +16,7 @@ UNEXPECTED = "The kernel ended unexpectedly "
 EXCESS = "The kernel used "
 LOSS = "The kernel's sandbox is gone: "
 LAST_OUTPUT = " Its last output was: "
-"""What follows it in a reason is the kernel's own words."""
+"""Text before the kernel's own words, which end a reason."""
 
 
 def classify(reason: str) -> Literal["memory", "sandbox", "signal", "exit"]:

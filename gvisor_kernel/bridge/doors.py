@@ -1,4 +1,4 @@
-"""What a kernel may make a front end do: rebuilds the messages by which it could do more.
+"""Rebuilds the messages by which a kernel could make a front end do more than it may.
 
 Front ends trust a kernel: they write its payloads into cells, show its help as HTML, open whatever
 comm it opens, and write its language into the notebook, from which nbconvert imports a class. Here
@@ -35,9 +35,9 @@ MAX_MATCHES = 5000
 MAX_LINKS = 20
 WIDGETS = "jupyter.widget"
 STATES = ("busy", "idle", "starting")
-"""What a kernel may say of itself; that it is dead or restarts is for its server to say."""
+"""States that a kernel may report; that it is dead or restarts is for its server to say."""
 EXPORTERS = ("python", "script")
-"""Of nbconvert. Any other name would be imported on the host, or run a browser or TeX."""
+"""Exporters of nbconvert. Any other name would be imported on the host, or run a browser or TeX."""
 _ASKS_TEXT = re.compile(rb'(?:%|"|\\n)(?:loadpy|load|recall|rep)\b|set_next_input')
 _ASKS_END = re.compile(rb"\b(?:exit|quit)\b")
 _NAME = re.compile(r"[\w.+#/ -]{1,100}", re.ASCII)
@@ -49,14 +49,14 @@ _DOCUMENTATION = re.compile(
     r"|ipython\.readthedocs\.io|pandas\.pydata\.org|docs\.oracle\.com|www\.gnu\.org)(?:/[\w./#-]{0,200})?",
     re.ASCII,
 )
-"""Where a kernel's entries of the menu Help may lead: it makes up the address."""
+"""Addresses to which a kernel's entries of the menu Help may lead: it makes them up."""
 _ESCAPED = re.compile(rb"\\u00[2-7]")
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a client's request allows its reply. ``cursor`` and the ends of its line are positions
-    in the code, in characters."""
+class AllowedEffects:
+    """The effects that a client's request allows its reply. ``cursor`` and the ends of its line are
+    positions in the code, in characters."""
 
     text: bool = False
     end: bool = False
@@ -65,24 +65,24 @@ class Asked:
     line_end: int = 0
 
 
-NOTHING = Asked()
+NOTHING = AllowedEffects()
 Fields = dict[str, Any]
 
 
-def read_request(message: WireMessage) -> Asked:
+def read_request(message: WireMessage) -> AllowedEffects:
     """Return what ``message``, a client's request, asks for beside its usual reply.
 
     :raises WireError: when its header cannot be parsed
     """
     if message.kind == "execute_request" and len(message.content) <= MAX_CELL:
         data = bytes(message.content)
-        return Asked(text=bool(_ASKS_TEXT.search(data)), end=bool(_ASKS_END.search(data)))
+        return AllowedEffects(text=bool(_ASKS_TEXT.search(data)), end=bool(_ASKS_END.search(data)))
     if message.kind == "complete_request":
         asked = _parse(message.content)
         code, cursor = _text(asked, "code", MAX_SIZE), _number(asked, "cursor_pos")
         cursor = min(max(cursor, 0), len(code))
         end = code.find("\n", cursor)
-        return Asked(
+        return AllowedEffects(
             cursor=cursor,
             line_begin=code.rfind("\n", 0, cursor) + 1,
             line_end=len(code) if end < 0 else end,
@@ -90,7 +90,7 @@ def read_request(message: WireMessage) -> Asked:
     return NOTHING
 
 
-def guard(message: WireMessage, asked: Asked) -> WireMessage | None:
+def guard(message: WireMessage, asked: AllowedEffects) -> WireMessage | None:
     """Return ``message``, a kernel's, as front ends may have it; None if they must not.
 
     :raises WireError: when its header cannot be parsed
@@ -124,19 +124,19 @@ def opens_widget(content: Part) -> bool:
 # -- one function for each kind: from the fields of a content to those that front ends get ---------
 
 
-def _status(fields: Fields, _: Asked) -> Fields | None:
+def _status(fields: Fields, _: AllowedEffects) -> Fields | None:
     state = fields.get("execution_state")
     return {"execution_state": state} if state in STATES else None
 
 
-def _input_of_cell(fields: Fields, _: Asked) -> Fields | None:
+def _input_of_cell(fields: Fields, _: AllowedEffects) -> Fields | None:
     code = fields.get("code")
     if not isinstance(code, str):
         return None
     return {"code": code, "execution_count": _number(fields, "execution_count")}
 
 
-def _execute(fields: Fields, asked: Asked) -> Fields:
+def _execute(fields: Fields, asked: AllowedEffects) -> Fields:
     if not fields:
         text = "The reply was left out: it is no JSON, or too large."
         return {"status": "error", "ename": "KernelReply", "evalue": text, "traceback": []}
@@ -163,7 +163,7 @@ def _result(fields: Fields) -> Fields:
     return {"status": known, **(_error(fields, NOTHING) if known == "error" else {})}
 
 
-def _error(fields: Fields, _: Asked) -> Fields:
+def _error(fields: Fields, _: AllowedEffects) -> Fields:
     if not fields:
         fields = {"ename": "KernelError", "evalue": "The error is no JSON, or too large."}
     return {
@@ -173,7 +173,7 @@ def _error(fields: Fields, _: Asked) -> Fields:
     }
 
 
-def _payload(fields: Fields, asked: Asked) -> Fields | None:
+def _payload(fields: Fields, asked: AllowedEffects) -> Fields | None:
     """Return a payload that may pass; ``edit`` would open a file of the host."""
     source = fields.get("source")
     if source == "page":
@@ -189,7 +189,7 @@ def _payload(fields: Fields, asked: Asked) -> Fields | None:
     return None
 
 
-def _complete(fields: Fields, asked: Asked) -> Fields:
+def _complete(fields: Fields, asked: AllowedEffects) -> Fields:
     begin = min(max(_number(fields, "cursor_start"), asked.line_begin), asked.cursor)
     end = min(max(_number(fields, "cursor_end"), asked.cursor), asked.line_end)
     matches = _list(fields, "matches")
@@ -221,7 +221,7 @@ def _completion(match: str, kind: object, begin: int, end: int) -> Fields:
     return {"start": begin, "end": end, "text": match, **shown}
 
 
-def _inspect(fields: Fields, _: Asked) -> Fields:
+def _inspect(fields: Fields, _: AllowedEffects) -> Fields:
     data = _help(fields)
     found = fields.get("found") is True and bool(data)
     return {"status": "ok", "found": found, "data": data, "metadata": {}}
@@ -235,12 +235,12 @@ def _help(fields: Fields) -> Fields:
     return {} if found is None else {"text/plain": found}
 
 
-def _input(fields: Fields, _: Asked) -> Fields:
+def _input(fields: Fields, _: AllowedEffects) -> Fields:
     prompt = _clean(_text(fields, "prompt", MAX_PROMPT))
     return {"prompt": prompt[:MAX_PROMPT], "password": fields.get("password") is True}
 
 
-def _info(fields: Fields, _: Asked) -> Fields:
+def _info(fields: Fields, _: AllowedEffects) -> Fields:
     version = _text(fields, "protocol_version", 20)
     info = {
         "status": "ok",
@@ -288,14 +288,14 @@ def clean_language(info: object) -> Fields:
     return {"name": "", **cleaned}
 
 
-def _debug(fields: Fields, _: Asked) -> Fields:
+def _debug(fields: Fields, _: AllowedEffects) -> Fields:
     if not fields:
         text = "The debugger's answer was left out: it is no JSON, or too large."
         return {"type": "response", "success": False, "message": text, "body": {}}
     return _debugged(fields) | {"type": "response", "success": fields.get("success") is True}
 
 
-def _debug_event(fields: Fields, _: Asked) -> Fields | None:
+def _debug_event(fields: Fields, _: AllowedEffects) -> Fields | None:
     return _debugged(fields) | {"type": "event"} if fields else None
 
 
@@ -313,17 +313,17 @@ def _debugged(fields: Fields) -> Fields:
     return kept
 
 
-def _is_complete(fields: Fields, _: Asked) -> Fields:
+def _is_complete(fields: Fields, _: AllowedEffects) -> Fields:
     status, indent = fields.get("status"), _text(fields, "indent", 200)
     known = status if status in ("complete", "incomplete", "invalid") else "unknown"
     return {"status": known, "indent": indent if not indent.strip(" \t") else ""}
 
 
-def _history(fields: Fields, _: Asked) -> Fields:
+def _history(fields: Fields, _: AllowedEffects) -> Fields:
     return {"status": "ok", "history": _list(fields, "history")}
 
 
-def _comm_info(fields: Fields, _: Asked) -> Fields:
+def _comm_info(fields: Fields, _: AllowedEffects) -> Fields:
     known = _dict(fields, "comms").items()
     found = [
         name for name, it in known if isinstance(it, dict) and it.get("target_name") == WIDGETS
@@ -331,7 +331,7 @@ def _comm_info(fields: Fields, _: Asked) -> Fields:
     return {"status": "ok", "comms": {name: {"target_name": WIDGETS} for name in found}}
 
 
-_REBUILD: dict[str, Callable[[Fields, Asked], Fields | None]] = {
+_REBUILD: dict[str, Callable[[Fields, AllowedEffects], Fields | None]] = {
     "status": _status,
     "execute_input": _input_of_cell,
     "execute_reply": _execute,

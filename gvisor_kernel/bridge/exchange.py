@@ -22,7 +22,7 @@ import zmq
 from gvisor_kernel.bridge.addresses import Address
 from gvisor_kernel.bridge.clients import ClientSockets, OnSent
 from gvisor_kernel.bridge.deaths import make_death_messages, make_note
-from gvisor_kernel.bridge.doors import NOTHING, Asked, guard, read_request
+from gvisor_kernel.bridge.doors import NOTHING, AllowedEffects, guard, read_request
 from gvisor_kernel.bridge.identity import KernelIdentity
 from gvisor_kernel.bridge.lanes import Lane
 from gvisor_kernel.bridge.records import Records
@@ -39,7 +39,7 @@ T = TypeVar("T")
 MAX_TO_KERNEL = 1024 * 1024
 """Bytes that wait for the kernel on one channel. Above this the clients' socket is not read."""
 MAX_ANSWER_SECONDS = 60.0
-"""How long a request without a reply keeps the sandbox awake. Some requests never get a reply."""
+"""Seconds that a request without a reply keeps the sandbox awake. Some never get a reply."""
 MAX_REFUSAL, MAX_REFUSALS = 400, 5
 """Characters of a refused connection that is shown in a cell, and their number."""
 MAX_PENDING = 1000
@@ -68,7 +68,7 @@ class Exchange:
         self.kernel_key = ""
         """The key that the kernel signs with. Clients use the host key instead."""
         self.has_sent = False
-        """Whether a message of a client was sent to the kernel that has this key."""
+        """True once a message of a client was sent to the kernel that has this key."""
         self.restoring = False
         """The kernel is being restored: its key is not known yet, and it gets no messages."""
         self.renewal: RenewalRequest | None = None
@@ -79,8 +79,8 @@ class Exchange:
         self._is_for_this_kernel = is_for_this_kernel
         self._waiting = WaitingMessages()
         self._pending: dict[str, Part] = {}
-        self._asked: dict[str, Asked] = {}
-        """What requests allow their replies, by message id; at most MAX_PENDING."""
+        self._asked: dict[str, AllowedEffects] = {}
+        """Permissions that requests give to their replies, by message id; at most MAX_PENDING."""
         self._refused_in: str | None = None
         self._refused: set[str] = set()
         """Connections that were shown to be refused in that cell."""
@@ -103,13 +103,13 @@ class Exchange:
 
     @property
     def pending(self) -> bool:
-        """Whether a request that was sent has no reply yet but may still get one."""
+        """Return whether a request that was sent has no reply yet but may still get one."""
         since = time.monotonic() - MAX_ANSWER_SECONDS
         return bool(self._pending) or any(came > since for came in self._unanswered.values())
 
     @property
     def running(self) -> bool:
-        """Whether the kernel takes messages."""
+        """Return whether the kernel takes messages."""
         link = self.link
         if link is None or link.ended or self.restoring:
             return False
@@ -191,7 +191,7 @@ class Exchange:
 
     @property
     def _has_unchecked(self) -> bool:
-        """Whether a message of the kernel is still being checked."""
+        """Return whether a message of the kernel is still being checked."""
         return not all(lane.empty for lane in self._output_lanes.values())
 
     def close(self) -> None:
@@ -350,7 +350,7 @@ def _check(parts: list[Part], signer: Signer) -> WireMessage | WireError:
 
 
 def _check_and_sign(
-    parts: list[Part], inner: Signer, host: Signer, asked: dict[str, Asked]
+    parts: list[Part], inner: Signer, host: Signer, asked: dict[str, AllowedEffects]
 ) -> tuple[WireMessage, list[Part]] | WireError:
     message = _check(parts, inner)
     if isinstance(message, WireError):

@@ -1,4 +1,4 @@
-"""What the bridge knows about a kernel, and about a snapshot that a kernel is restored from."""
+"""The identity of a kernel, and that of a snapshot from which a kernel is restored."""
 
 from __future__ import annotations
 
@@ -37,4 +37,4 @@ class KernelIdentity:
     signature_scheme: str
     memory_limit: int
     idle_stop: bool = False
-    """Whether the sandbox may be stopped while the kernel is idle."""
+    """True if the sandbox may be stopped while the kernel is idle."""

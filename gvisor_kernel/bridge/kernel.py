@@ -19,7 +19,7 @@ import zmq
 from gvisor_kernel.bridge.addresses import Address
 from gvisor_kernel.bridge.attached_sandbox import AttachedSandbox
 from gvisor_kernel.bridge.deaths import describe_excess
-from gvisor_kernel.bridge.egress import OpenEgress
+from gvisor_kernel.bridge.egress_pipe import OpenEgress
 from gvisor_kernel.bridge.exchange import Exchange
 from gvisor_kernel.bridge.identity import KernelIdentity, SnapshotRun
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
@@ -49,10 +49,10 @@ from gvisor_kernel.link import (
 from gvisor_kernel.link.state import State
 
 RESTART_SECONDS = 60.0
-"""How long the sandbox of a dead kernel is kept for a restart."""
+"""Seconds that the sandbox of a dead kernel is kept for a restart."""
 KILL_SECONDS = 6.0
-"""How long PID 1 has to report the end of a killed kernel, including its last messages. After that
-the sandbox is ended, and the files in it are lost."""
+"""Seconds that PID 1 has to report the end of a killed kernel, including its last messages. After
+that the sandbox is ended, and the files in it are lost."""
 ENDED_STATUS = -9
 """The exit status of a kernel whose sandbox ended without reporting one."""
 
@@ -116,12 +116,12 @@ class KernelBridge:
 
     @property
     def death(self) -> str | None:
-        """Why this run's kernel died, once that was reported; None if its end was requested."""
+        """Return the reason of this kernel's death, once known; None if its end was requested."""
         return self.run.death
 
     @property
     def alive(self) -> bool:
-        """Whether a kernel runs or starts."""
+        """Return whether a kernel runs or starts."""
         return self._link is not None and self.exit_status is None
 
     @property
@@ -137,7 +137,7 @@ class KernelBridge:
 
     @property
     def paused(self) -> bool:
-        """Whether the sandbox is stopped until the next message. Any thread."""
+        """Return whether the sandbox is stopped until the next message. Any thread."""
         link = self._link
         return link is not None and not link.ended and link.stopped
 

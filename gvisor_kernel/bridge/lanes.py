@@ -37,7 +37,7 @@ class Lane:
 
     @property
     def empty(self) -> bool:
-        """Whether no item waits or runs."""
+        """Return whether no item waits or runs."""
         return not (self._busy or self._waiting)
 
     def put(self, size: int, work: Callable[[], T], then: Callable[[T], None]) -> None:

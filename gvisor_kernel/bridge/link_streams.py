@@ -1,7 +1,7 @@
 """The streams on one link: who serves them, and how far ahead of the guest they are written.
 
-``egress.py`` moves their frames. Messages go first: the link asks here how many bytes of streams
-it may write.
+``egress_pipe.py`` moves their frames. Messages go first: the link asks here how many bytes of
+streams it may write.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import struct
 import termios
 from collections.abc import Callable
 
-from gvisor_kernel.bridge.egress import OpenEgress, RunEgress
+from gvisor_kernel.bridge.egress_pipe import OpenEgress, RunEgress
 from gvisor_kernel.link import Connection
 
 STREAMS_AHEAD = 128 * 1024
@@ -21,8 +21,8 @@ that comes after them waits no longer."""
 STREAMS_PAUSE = 0.001
 """Seconds until the pipe is looked at again. Mostly the guest's next frame comes earlier."""
 YIELD_SECONDS = 0.05
-"""How long after a request on shell streams are slow: a download keeps both CPUs of a small machine
-busy, and a short cell would wait for them."""
+"""Seconds that streams are slow after a request on shell: a download keeps both CPUs of a small
+machine busy, and a short cell would wait for them."""
 YIELD_AHEAD = 64 * 1024
 YIELD_PAUSE = 0.01
 """STREAMS_AHEAD and STREAMS_PAUSE in that time: few large writes, as each one wakes the sandbox."""

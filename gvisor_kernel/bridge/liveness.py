@@ -1,4 +1,4 @@
-"""Whether the guest of a link is alive: when it is pinged, and when it counts as dead.
+"""Detects that the guest of a link is dead: it is pinged, and may be silent for a limited time.
 
 What a PING is, and what happens to a dead guest, is up to the link.
 """

@@ -17,7 +17,7 @@ from gvisor_kernel.host.memory_pace import (
 )
 
 KILL_GRACE_SECONDS = 1.0
-"""How long PID 1 has to end the kernel. After that the whole sandbox is killed."""
+"""Seconds that PID 1 has to end the kernel. After that the whole sandbox is killed."""
 NEARLY_FULL = 0.8
 """Share of the memory limit above which a death by signal is explained by the limit."""
 

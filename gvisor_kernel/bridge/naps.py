@@ -19,26 +19,26 @@ from dataclasses import dataclass
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 
 LOOK_SECONDS = 5.0
-"""How long the host looks before the first nap. Code that runs once within that is no obstacle."""
+"""Seconds that the host looks before the first nap. Code that runs once then is no obstacle."""
 LOOKS = 5
-"""How often it looks in that time."""
+"""Number of looks in that time."""
 NAP_SECONDS = 2.0
 """A nap of any length costs 1.2 ms of CPU time with gVisor's release of 2026, and 2.0 with that of
 2024, break included: the sandbox's threads all wake to stop, and again to go on."""
 BREAK_SECONDS = 0.015
-"""How long the sandbox runs between two naps. With gVisor's release of 2024 a sandbox in which no
-code runs takes 0.036 ms for each ms."""
+"""Seconds that the sandbox runs between two naps. With gVisor's release of 2024 a sandbox in which
+no code runs takes 0.036 ms for each ms."""
 SETTLE_SECONDS = 0.05
-"""For how long no code may have run after some has. On a busy host the next thread waits that long
-for a core; in a nap it would wait until the next break."""
+"""Seconds without code that must follow after some has run. On a busy host the next thread waits
+that long for a core; in a nap it would wait until the next break."""
 SETTLE_LOOKS = 4
-"""How often the host waits for that. After it, 0.2 s, the code counts as going on. Counted, not
-timed: a host that is busy looks later."""
+"""Number of these waits. After them, 0.2 s, the code counts as going on. Counted, not timed: a host
+that is busy looks later."""
 MAX_SILENCE_SECONDS = 9.0
 """The longest time between two bytes to PID 1. After 10 s it would wake by itself, which could not
 be told from other code."""
 PONG_SECONDS = 5.0
-"""How long PID 1 has to answer. After that the sandbox naps no more."""
+"""Seconds that PID 1 has to answer. After that the sandbox naps no more."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +70,18 @@ class NapWatch:
         self._processes: list[int] = []
         self._used: int | None = None
         self._code_at = float("-inf")
-        """When code ran in a break for the last time."""
+        """Time at which code ran in a break for the last time."""
         self._sent_at = 0.0
         """About when PID 1 got its last byte."""
         self._looks = 0
         """Looks that are left."""
         self._awaits_pong = False
         self.napping = False
-        """Whether there was a first nap: the sandbox is stopped most of the time."""
+        """True once there was a first nap: the sandbox is stopped most of the time."""
 
     @property
     def active(self) -> bool:
-        """Whether it looks or naps. The host sends nothing meanwhile but what wakes the sandbox."""
+        """Return whether it looks or naps. Meanwhile the host sends only what wakes the sandbox."""
         return self._timer is not None
 
     def begin(self) -> None:

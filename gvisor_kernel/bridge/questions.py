@@ -27,7 +27,7 @@ PIECE = 256 * 1024
 MAX_QUEUED = 1024 * 1024
 """Bytes that may wait for the guest before a further piece of an answer is sent."""
 ROOM_SECONDS, GIVEN_UP_SECONDS = 0.02, 30.0
-"""How often a guest that does not read is looked at again, and after how long it is given up."""
+"""Seconds between two looks at a guest that does not read, and until it is given up."""
 
 log = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from gvisor_kernel.host.log_files import Limiter
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 2.0
-"""How long clients have to read a dead kernel's last messages before its exit is reported."""
+"""Seconds that clients have to read a dead kernel's last messages before its exit is reported."""
 LAST_LINE_SECONDS = 0.2
-"""How long a dead kernel's last output may take: it comes by a pipe of its own, and nothing marks
-its end."""
+"""Seconds that a dead kernel's last output may take: it comes by a pipe of its own, and nothing
+marks its end."""
 
 
 class KernelRun:
@@ -38,18 +38,18 @@ class KernelRun:
         self.exit_status: int | None = None
         """None while a kernel runs or starts, else as in ``subprocess``."""
         self.exited = asyncio.Event()
-        """Whether ``exit_status`` was set."""
+        """Set once ``exit_status`` was set."""
         self.cause: str | None = None
-        """Why the kernel must have died, if that is known before its exit."""
+        """The reason for which the kernel must have died, if it is known before the exit."""
         self.death: str | None = None
-        """Why the kernel died, once that was reported; None if its end was requested."""
+        """The reason of the death, once that was reported; None if the end was requested."""
         self.end_expected = False
         self.keep_sandbox = True
-        """Whether the sandbox is kept for a restart after this run."""
+        """True if the sandbox is kept for a restart after this run."""
         self.has_answered = False
-        """Whether the kernel has replied to a request."""
+        """True once the kernel has replied to a request."""
         self.logs_death = True
-        """Whether a death is logged as a warning. Not where a command reports it as its error."""
+        """True if a death is logged as a warning; False where a command reports it as its error."""
         self.on_death: Callable[[str], None] | None = None
         """Called with the reason of each death; must not raise."""
         self._name = name

@@ -45,8 +45,8 @@ from gvisor_kernel.link.state import Role, State
 READ_SIZE = 256 * 1024
 MIN_READ = 4 * 1024
 TURN_SECONDS = 0.01
-"""How long one read may occupy the loop, which other kernels share. If a read takes longer, as with
-a flood of the smallest frames, the next ones are smaller."""
+"""Seconds that one read may occupy the loop, which other kernels share. If a read takes longer, as
+with a flood of the smallest frames, the next ones are smaller."""
 LAST_BYTES = 4 * 1024 * 1024
 """Bytes read after the end of the sandbox's process: far more than a pipe holds. This bounds what a
 process that survived it may write."""
@@ -305,7 +305,7 @@ class SandboxLink:
 
     @property
     def answers_heartbeats(self) -> bool:
-        """Whether the owner answers heartbeats: the guest was alive when its sandbox stopped."""
+        """Return whether the owner answers heartbeats: the guest lived when its sandbox stopped."""
         return self.stopped or self._naps.active
 
     def _send_idle_query(self) -> None:
@@ -320,7 +320,7 @@ class SandboxLink:
         self._unwritten_since_query = True
 
     def _may_sleep(self) -> bool:
-        """Whether no data waits to be sent, and the owner agrees to a stop."""
+        """Return whether no data waits to be sent, and the owner agrees to a stop."""
         waits = self._pending or self.connection.queued() or self.connection.queued_streams
         return not waits and self._sleep is not None and self._sleep.allowed()
 

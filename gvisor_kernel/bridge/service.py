@@ -30,9 +30,9 @@ at most one long list under way, or a window of a command's output."""
 MAX_LEFT = 64 * 1024
 """Bytes of a message about the process itself."""
 LEFT = b'"entries"'
-"""What only the message about the files that are left has. It is decoded by who wants it."""
+"""Key that only the message about the files that are left has. Its reader decodes it."""
 IDLE_SECONDS = 5.0
-"""How long the process is kept without a call: it keeps its sandbox from being idle."""
+"""Seconds that the process is kept without a call: it keeps its sandbox from being idle."""
 
 
 class _Call:
@@ -59,7 +59,7 @@ class ServiceCalls:
         self._last = PROCESS
         self._left = b""
         self._is_used = False
-        """Whether there may be a process."""
+        """True while there may be a process."""
         self._timer: asyncio.TimerHandle | None = None
 
     # -- for callers -----------------------------------------------------------------------------

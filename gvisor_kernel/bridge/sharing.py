@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 IN_USE_SECONDS = 2.0
-"""How long a kernel counts as used after a client's request on shell."""
+"""Seconds that a kernel counts as used after a client's request on shell."""
 BURST = 8 * 1024 * 1024
 PER_SECOND = 16 * 1024 * 1024
 """Bytes read at once, and per second, from a kernel while another one is used."""
@@ -54,7 +54,7 @@ class Sharing:
 
 
 class _Budget:
-    """What may be spent: ``burst`` at once, then ``rate`` in a second."""
+    """A budget of bytes: ``burst`` at once, then ``rate`` in a second."""
 
     def __init__(self, burst: float, now: float) -> None:
         self._left, self._at = burst, now
@@ -70,7 +70,7 @@ class _Budget:
 
 
 class Share:
-    """How much may be read from one kernel."""
+    """The budget of bytes that may be read from one kernel."""
 
     def __init__(self, sharing: Sharing) -> None:
         self._sharing = sharing

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 
 STRAY_SECONDS = 10.0
-"""How late a request may come. A request that never comes must not hide another one for longer."""
+"""Seconds until a request counts as lost: one that never comes must not hide another for longer."""
 
 
 class ShutdownRequests:

@@ -32,11 +32,11 @@ T = TypeVar("T")
 SIGNER_THREADS = 2
 """Threads that check and sign large messages of all kernels."""
 EXIT_SECONDS = 10.0
-"""How long the exit of this process waits for the removal of its sandboxes."""
+"""Seconds that the exit of this process waits for the removal of its sandboxes."""
 
 
 POLL_SECONDS = 0.1
-"""How long a lost wake-up can delay an answer."""
+"""Seconds by which a lost wake-up can delay an answer."""
 
 
 def call_on(
@@ -101,7 +101,7 @@ class Bridge(PerProcess):
 
     @property
     def ended(self) -> bool:
-        """Whether the bridge was stopped, or belongs to the process that this one was forked from.
+        """Return whether the bridge was stopped, or belongs to the parent of this forked process.
 
         Call nothing any more then: there would be no answer.
         """

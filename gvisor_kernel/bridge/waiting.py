@@ -29,7 +29,7 @@ class WaitingMessages:
 
     @property
     def full(self) -> bool:
-        """Whether a limit is reached. The owner then adds no more."""
+        """Return whether a limit is reached. The owner then adds no more."""
         return len(self._messages) >= MAX_MESSAGES or self._size >= MAX_BYTES
 
     def add(self, channel: Channel, message: ClientMessage) -> None:

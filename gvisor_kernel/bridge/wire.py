@@ -34,7 +34,7 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _WINDOW = 1024 * 1024
 """Bytes that are searched at once: a search stops all other threads."""
 VERSION = re.compile(r"5(\.[0-9]{1,4}){0,2}")
-"""Of the protocol: messages of others are translated by clients."""
+"""Versions of the protocol that are accepted: messages of others are translated by clients."""
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:")
 _ODD_DATE = re.compile(r"T24|[+-]\d{2}:?[6-9]\d$")  # some Pythons read it, and strptime does not
 

@@ -1,1 +1,1 @@
-"""What a kernel has changed in /workspace, against the folder on disk, and applying it to that."""
+"""Changes of a kernel in /workspace, against the folder on disk, and applying them to that."""

@@ -15,7 +15,7 @@ from typing import IO
 
 from gvisor_kernel.changes import folder
 from gvisor_kernel.changes.backup import Backup, Done, Step
-from gvisor_kernel.changes.change import Applied, Change, OnDisk, Refused
+from gvisor_kernel.changes.change import Applied, Change, OnDisk, RefusedChange
 from gvisor_kernel.host.folders import Opened, open_below
 
 AGAIN = "it has changed on disk since it was looked at"
@@ -54,7 +54,7 @@ class Applying:
         self._root = root
         self._backup = backup
         self.applied: list[str] = []
-        self.refused: list[Refused] = []
+        self.refused: list[RefusedChange] = []
 
     def apply(self, change: Change, disk: OnDisk | None, content: IO[bytes] | None) -> None:
         """Apply one change. ``disk``: what is there now, and was looked at."""
@@ -68,11 +68,11 @@ class Applying:
 
     def refuse(self, path: str, reason: str) -> None:
         """Note that a change is not applied."""
-        self.refused.append(Refused(path, reason))
+        self.refused.append(RefusedChange(path, reason))
 
     @property
     def result(self) -> Applied:
-        """What was done."""
+        """Return the paths that were applied, those that were refused, and the id for ``undo``."""
         undo = self._backup.id if self.applied else None
         return Applied(tuple(self.applied), tuple(self.refused), undo)
 
@@ -116,7 +116,7 @@ class Journal(folder.Notes):
         self._backup = backup
         self._done = done
         self._size: int | None = None
-        """Of the journal before it, once it has a line of the step."""
+        """Bytes of the journal before this step, once it has a line of the step."""
         self.after: OnDisk | None = None
 
     def begin(self, aside: str) -> None:

@@ -120,7 +120,7 @@ PACKAGES = re.compile(
 )
 """Folded names of packages. A sample: nobody knows what a person has installed."""
 EXECUTABLE = Kind("it is executable on disk")
-"""Of a file that is replaced, which keeps its rights; a new file is never executable."""
+"""Kind of a file that is replaced, which keeps its rights; a new file is never executable."""
 _HIDDEN = ("Cc", "Cf")
 
 

@@ -37,7 +37,7 @@ MAX_LINE = 32 * 1024
 FULL = "the record of this apply is full"
 HEAD, JOURNAL, BUSY = "head.json", "journal", "busy"
 STEP_SECONDS = 20.0
-"""How long one step waits for those of other applies, and an undo for its own apply."""
+"""Seconds that one step waits for those of other applies, and an undo for its own apply."""
 PART = 1024 * 1024
 
 Step = Literal["put", "removed", "unmade", "undone", "same"]
@@ -50,7 +50,7 @@ it has failed, and nothing was done."""
 
 @dataclass(frozen=True)
 class Head:
-    """Of which sandbox changes were applied, and to which folder."""
+    """The sandbox whose changes were applied, and the folder on disk to which they were applied."""
 
     sandbox: str
     folder: str
@@ -86,7 +86,7 @@ class Backup:
 
     @property
     def id(self) -> str:
-        """What ``undo`` takes."""
+        """Return the id that ``undo`` takes."""
         return self.directory.name
 
     def keep(self, content: IO[bytes]) -> str:
@@ -220,7 +220,7 @@ class Backup:
 
     @property
     def was_interrupted(self) -> bool:
-        """Whether the process of an apply or undo was killed at its work."""
+        """Return whether the process of an apply or undo was killed at its work."""
         with suppress(OSError):
             return (self.directory / BUSY).stat().st_size > 0 and not is_busy(self.directory)
         return False

@@ -1,5 +1,4 @@
-"""What was replaced or removed on disk by applying changes: kept for a while, so that it can be
-undone.
+"""Keeps files that applied changes have replaced or removed on disk, for a while, to undo that.
 
 One folder for each apply, in the state directory; ``backup.py`` has what is in it. Here is which
 there are, and which are removed.
@@ -39,7 +38,7 @@ _ID = re.compile(r"[0-9a-f]{13}-[0-9a-f]{8}")
 
 
 class Written:
-    """What applies to one folder have written: which of them, by path and facts on disk."""
+    """The files that applies to one folder have written, by path and facts on disk."""
 
     def __init__(self, writers: Mapping[tuple[str, str], Sequence[Backup]]) -> None:
         self._writers = writers

@@ -54,7 +54,7 @@ class OnDisk:
 
 @dataclass(frozen=True)
 class Claim:
-    """What a sandbox says of one path. ``digest``: SHA-256 in hexadecimal; empty if not known."""
+    """A sandbox's claim about one path. ``digest``: SHA-256 in hexadecimal; empty if not known."""
 
     path: str
     is_removed: bool
@@ -106,7 +106,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Changes:
-    """What was found. ``more``: there may be others; ``total``: how many were counted."""
+    """The changes found. ``more``: there may be others; ``total``: how many were counted."""
 
     changes: tuple[Change, ...]
     more: bool
@@ -114,7 +114,7 @@ class Changes:
 
 
 @dataclass(frozen=True)
-class Refused:
+class RefusedChange:
     """A change that was not applied or undone, and why."""
 
     path: str
@@ -123,20 +123,20 @@ class Refused:
 
 @dataclass(frozen=True)
 class Applied:
-    """What ``apply`` did. ``undo``: what to give to ``undo``; None if nothing was changed."""
+    """The result of ``apply``. ``undo``: the id for ``undo``; None if nothing was changed."""
 
     applied: tuple[str, ...]
-    refused: tuple[Refused, ...]
+    refused: tuple[RefusedChange, ...]
     undo: str | None
 
 
 @dataclass(frozen=True)
 class Undone:
-    """What ``undo`` did in ``folder``: the paths that are as before, and those that are not."""
+    """The result of ``undo`` in ``folder``: the paths that are as before, and the others."""
 
     folder: str
     undone: tuple[str, ...]
-    refused: tuple[Refused, ...]
+    refused: tuple[RefusedChange, ...]
 
 
 def encode_changes(found: Changes, more: Mapping[str, object] = MappingProxyType({})) -> str:

@@ -36,9 +36,9 @@ MAX_ANSWER = 32 * 1024 * 1024
 MAX_VALUES = 4 * MAX_CHANGES + 100
 QUESTION_SECONDS = 10.0
 ANSWER_SECONDS = 60.0
-"""How long an answer may wait to be taken."""
+"""Seconds that an answer may wait to be taken."""
 WORK_SECONDS = 600.0
-"""How long an answer may take: an apply writes to the user's disk."""
+"""Seconds that an answer may take: an apply writes to the user's disk."""
 MAX_CLIENTS = 4
 DIFFS = 200
 """Changes whose diffs are in one answer, and characters of all of them."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gvisor_kernel.changes.change import Applied, Change, Changes, ChangesError, Refused
+from gvisor_kernel.changes.change import Applied, Change, Changes, ChangesError, RefusedChange
 from gvisor_kernel.changes.control import MAX_ANSWER, SOCKET, WORK_SECONDS
 from gvisor_kernel.changes.diff import Diff
 from gvisor_kernel.strict_json import JsonError, parse_json
@@ -49,7 +49,7 @@ def apply_changes(
     question = {"do": "apply", "changes": wanted, "named": list(named), "force": force}
     content = ask(directory, question)
     try:
-        refused = tuple(Refused(**one) for one in content["refused"])
+        refused = tuple(RefusedChange(**one) for one in content["refused"])
         return Applied(tuple(content["applied"]), refused, content["undo"])
     except (KeyError, TypeError) as error:
         raise _malformed() from error

@@ -16,7 +16,7 @@ from gvisor_kernel.shown_text import printable, printable_name
 MAX_TEXT = 1024 * 1024
 """Bytes of a text that is compared."""
 STEPS = 300_000
-"""Of the search for the shortest difference: some 700 edits, 0.1 s."""
+"""Steps of the search for the shortest difference: some 700 edits, 0.1 s."""
 MAX_DIFF = 256 * 1024
 """Characters of a result."""
 MAX_ESCAPED = 8
@@ -29,7 +29,7 @@ Edit = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Diff:
-    """What is shown of a change. ``is_whole``: all that it would write is in ``text``."""
+    """The shown text of a change. ``is_whole``: all that it would write is in ``text``."""
 
     text: str
     is_whole: bool

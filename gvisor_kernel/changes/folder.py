@@ -26,13 +26,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _NOREPLACE, _EXCHANGE = 1, 2
 PART = 1024 * 1024
 PREFIX = ".gvisor-kernel-"
-"""Of the names of files that are being written."""
+"""Prefix of the names of files that are being written."""
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NOT_SUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
 
 
 class Changed(OSError):
-    """What is on disk is not what it was to be; nothing was done."""
+    """A file on disk is not what it was to be; nothing was done."""
 
     def __init__(self, path: str) -> None:
         super().__init__(errno.ESTALE, "it has changed on disk meanwhile", path)
@@ -222,7 +222,7 @@ def clear_aside(
 
 
 def matches(found: OnDisk | None, expected: OnDisk | None) -> bool:
-    """Whether a file is the one that was looked at; a new name has changed its time of change."""
+    """Return whether a file is the one that was looked at; a rename changes its time of change."""
     if found is None or expected is None:
         return False
     if expected.type == "folder":

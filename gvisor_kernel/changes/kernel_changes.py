@@ -45,9 +45,9 @@ from gvisor_kernel.shown_text import printable_name
 from gvisor_kernel.spec.layout import UPLOADS, WORKSPACE
 
 LOOK_SECONDS = 5.0
-"""How long the sandbox looks."""
+"""Seconds that the sandbox looks."""
 ANSWER_SECONDS = 20.0
-"""How long it is waited for."""
+"""Seconds that its answer is waited for."""
 READ_SECONDS = 30.0
 SHORT_LOOK_SECONDS, SHORT_ANSWER_SECONDS = 0.2, 5.0
 """The same for ``find_unkept``, which looks at the disk for 0.3 s then."""
@@ -70,7 +70,7 @@ Side = Literal["old", "new"]
 
 
 class KernelChanges:
-    """What ``kernel`` has changed in /workspace, against the folder that it was shown."""
+    """The changes of ``kernel`` in /workspace, against the folder that it was shown."""
 
     def __init__(self, kernel: SandboxedKernel) -> None:
         self._kernel = kernel

@@ -1,4 +1,4 @@
-"""Which of the listed changes a person has chosen, by paths or by what was shown. Pure."""
+"""Selects the changes that a person has chosen, by paths or by what was shown. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gvisor_kernel.changes.change import Applied, Change, Changes, ChangesError, Refused, is_path
+from gvisor_kernel.changes.change import (
+    Applied,
+    Change,
+    Changes,
+    ChangesError,
+    RefusedChange,
+    is_path,
+)
 from gvisor_kernel.spec.layout import WORKSPACE
 
 if TYPE_CHECKING:
@@ -63,7 +70,7 @@ def note_more(result: Applied, listed: Changes) -> Applied:
     """Return what ``apply`` did with changes that ``select`` has chosen from ``listed``."""
     if not listed.more:
         return result
-    left = Refused("…", "there may be more changes than are listed: apply the rest once more")
+    left = RefusedChange("…", "there may be more changes than are listed: apply the rest once more")
     return replace(result, refused=(*result.refused, left))
 
 

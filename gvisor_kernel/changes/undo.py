@@ -14,7 +14,7 @@ from gvisor_kernel.changes import folder
 from gvisor_kernel.changes.apply import Journal, explain
 from gvisor_kernel.changes.backup import Backup, Done
 from gvisor_kernel.changes.backups import Backups
-from gvisor_kernel.changes.change import ChangesError, OnDisk, Refused, Undone
+from gvisor_kernel.changes.change import ChangesError, OnDisk, RefusedChange, Undone
 from gvisor_kernel.host.folders import Opened, reopen
 
 SINCE = "it has changed on disk since then"
@@ -58,7 +58,7 @@ def undo(
     backup: Backup,
     store: Backups,
     is_stopping: Callable[[], bool] = lambda: False,
-) -> tuple[list[str], list[Refused]]:
+) -> tuple[list[str], list[RefusedChange]]:
     """Undo an apply, the last step first. What has changed since then is refused, and left.
 
     The caller has made sure that no other process is at it (``Backup.working``). ``is_stopping`` is
@@ -73,10 +73,10 @@ def undo(
     }
     half = {done.number: done for done in backup.interrupted() if done.step == "undone"}
     undone: list[str] = []
-    refused: list[Refused] = []
+    refused: list[RefusedChange] = []
     for done in reversed(backup.left()):
         if is_stopping():
-            refused.append(Refused(done.path, STOPPED))
+            refused.append(RefusedChange(done.path, STOPPED))
             continue
         try:
             with backup.step_lock():
@@ -86,7 +86,7 @@ def undo(
                     written.note_same(done.path, done.before, now)
         except OSError as error:
             reason = SINCE if error.errno == errno.ESTALE else explain(error)
-            refused.append(Refused(done.path, reason))
+            refused.append(RefusedChange(done.path, reason))
             if error.errno != errno.ESTALE:
                 _note_return(root, backup, done, same)
         else:

@@ -1,4 +1,4 @@
-"""Which files of a sandbox are gone with it: those that it has written and that are not on disk.
+"""Finds the files of a sandbox that are gone with it: written by it, and not on disk.
 
 A file that was applied is on disk; so is one with the same content, as far as contents were read.
 A sandbox may lie about its own files: then a person is told of others, or of none.
@@ -26,7 +26,7 @@ MAX_LISTED = 1000
 """Files that a sandbox names when it is asked while it lives."""
 MAX_NAMED = 10
 SECONDS = 0.3
-"""How long the disk is looked at. Files for which there is no time count as not kept."""
+"""Seconds that the disk is looked at. Files for which there is no time count as not kept."""
 HASHED = 4 * 1024 * 1024
 """Bytes of files whose contents are compared."""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 from gvisor_kernel.changes.backups import Backups
-from gvisor_kernel.changes.change import Change, Changes, Refused
+from gvisor_kernel.changes.change import Change, Changes, RefusedChange
 from gvisor_kernel.changes.control_client import apply_changes, list_changes
 from gvisor_kernel.changes.diff import Diff
 from gvisor_kernel.changes.selection import find_seen, name_path, note_more, select
@@ -196,12 +196,12 @@ def run_apply(arguments: argparse.Namespace) -> int:
     found, diffs = list_changes(sandbox.directory, diff=asks, under=paths)
     chosen = find_seen(found, arguments.paths) if arguments.seen else select(found, paths)
     named = paths or [change.path for change in chosen]
-    left: list[Refused] = []
+    left: list[RefusedChange] = []
     if asks:
         usual, running = _part(chosen)
         shown = [*usual, *(change for change in running if change.path in named)]
         _print_diffs(shown, diffs)
-        left = [Refused(c.path, "it was not shown") for c in shown if c.path not in diffs]
+        left = [RefusedChange(c.path, "it was not shown") for c in shown if c.path not in diffs]
         # Those that may run by themselves and are not named are refused, and so told.
         chosen = [
             c for c in chosen if c.path in diffs or (c.runs is not None and c.path not in named)
@@ -272,9 +272,9 @@ def _find_last_here() -> str:
     )
 
 
-def _print_refused(refused: tuple[Refused, ...], hint: str = "") -> None:
+def _print_refused(refused: tuple[RefusedChange, ...], hint: str = "") -> None:
     for one in refused:
-        _say(f"Refused {printable_name(one.path)}: {printable_name(one.reason)}", sys.stderr)
+        _say(f"RefusedChange {printable_name(one.path)}: {printable_name(one.reason)}", sys.stderr)
     if refused and hint:
         print(f"What to do: {hint}", file=sys.stderr)
 

@@ -19,7 +19,7 @@ from gvisor_kernel.shown_text import printable_name
 from gvisor_kernel.snapshots.host_facts import find_stale_parts
 from gvisor_kernel.snapshots.learned import read_preloaded
 from gvisor_kernel.snapshots.snapshot import PRELOADED, Snapshot
-from gvisor_kernel.snapshots.store import Store
+from gvisor_kernel.snapshots.snapshot_store import Store
 
 if TYPE_CHECKING:
     from gvisor_kernel.kernel.plan import KernelPlan
@@ -288,7 +288,7 @@ def build_missing(kernel_name: str) -> None:
     For ``install``: prints what was done. A failure is printed too, but is none of the install.
     """
     from gvisor_kernel.cli.images import progress
-    from gvisor_kernel.kernel.ahead import may_prepare
+    from gvisor_kernel.kernel.preparation import may_prepare
     from gvisor_kernel.kernel.restore import has_snapshot
     from gvisor_kernel.kernel.snapshot_builder import build_snapshot
 

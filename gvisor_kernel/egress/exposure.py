@@ -15,7 +15,7 @@ from gvisor_kernel.config.validators import INSTALLED_SKILLS, is_within, real_pa
 from gvisor_kernel.egress.routes import Route, UrlRoute
 from gvisor_kernel.errors import SettingError
 from gvisor_kernel.host.homes import find_home
-from gvisor_kernel.skills.store import FOLDERS, default_folder
+from gvisor_kernel.skills.skill_store import FOLDERS, default_folder
 
 
 def check_exposure(routes: Iterable[Route], spec: SandboxSpec, folder: Path) -> None:

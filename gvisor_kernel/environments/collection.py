@@ -12,8 +12,8 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
+from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.archive.layers import Budget, apply_folder
-from gvisor_kernel.archive.refusal import Refused
 from gvisor_kernel.archive.tar import quote_name
 from gvisor_kernel.archive.tree import Tree
 from gvisor_kernel.config.validators import GIB
@@ -25,7 +25,7 @@ MAX_PACKAGES = 2000
 MAX_NAME = 100
 
 _FRAME = ("pyvenv.cfg", "lib64", "bin/pip", "bin/pip3", "bin/python", "bin/python3")
-"""What ``guest/installed.py`` has made there. Each kernel's own environment has it anew."""
+"""Files that ``guest/installed.py`` has made there. Each kernel's own environment has them anew."""
 _FRAME_PTH = "_gvisor_kernel_image.pth"
 _INFO = re.compile(r"([A-Za-z0-9._]+)-([A-Za-z0-9._+!]+)\.dist-info")
 
@@ -37,14 +37,15 @@ def collect(source: Path, target: Path, python: str) -> int:
 
     ``python``: the version, such as 3.12, for which there have to be packages.
 
-    :raises Refused: when it is not a folder, has links or devices, is too large, or has no packages
+    :raises ArchiveError: when it is not a folder, has links or devices, is too large, or has no
+        packages
     :raises OSError: when it cannot be read, or the copy cannot be written
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         fd = os.open(source, flags)
     except OSError as error:
-        raise Refused(f"its folder cannot be opened ({error.strerror})") from error
+        raise ArchiveError(f"its folder cannot be opened ({error.strerror})") from error
     try:
         budget = Budget.of_disk(target, "the environment", entries=MAX_FILES, most=MAX_BYTES)
         tree = Tree(target, None)
@@ -52,12 +53,12 @@ def collect(source: Path, target: Path, python: str) -> int:
             # By its descriptor: nothing that the sandbox has named decides what is read.
             apply_folder(Path(f"/proc/self/fd/{fd}"), tree, budget)
             if budget.left_out:
-                raise Refused("it has named pipes or devices")
+                raise ArchiveError("it has named pipes or devices")
             for name in (ABI_FILE, *_FRAME, f"bin/python{python}", _site(python, _FRAME_PTH)):
                 tree.remove(tuple(name.split("/")))
             _check_kinds(target)
             if not (target / _site(python)).is_dir():
-                raise Refused(f"it has no packages for Python {python}")
+                raise ArchiveError(f"it has no packages for Python {python}")
             tree.finish()
         finally:
             tree.close()
@@ -120,15 +121,15 @@ def _make_enterable(folder: int, name: str) -> bool:
 def _check_kinds(tree: Path) -> None:
     """Check that the tree has files and folders only.
 
-    :raises Refused: when it has a symbolic link: pip makes none, so nobody has to judge where one
-        leads
+    :raises ArchiveError: when it has a symbolic link: pip makes none, so nobody has to judge where
+        one leads
     """
     for folder, directories, names in os.walk(tree):
         for name in (*directories, *names):
             path = Path(folder, name)
             if path.is_symlink():
                 shown = quote_name(str(path.relative_to(tree)))
-                raise Refused(f"it has a symbolic link, {shown}")
+                raise ArchiveError(f"it has a symbolic link, {shown}")
 
 
 def _site(python: str, name: str = "") -> str:

@@ -16,14 +16,14 @@ from gvisor_kernel.errors import LaunchError, PackagesError
 PYTHON = re.compile(r"[0-9]{1,2}\.[0-9]{1,3}")
 ABI = re.compile(r"\.[A-Za-z0-9._-]{1,80}")
 ABI_FILE = "abi"
-"""In the tree: what the kernel's Python compares with its own, see ``guest/installed.py``."""
+"""File in the tree that the kernel's Python compares with its own, see ``guest/installed.py``."""
 MAX_FILES = 200_000
 """Files and folders of an environment. One with a dozen large libraries has 60,000."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """What an environment lies on: its packages fit this Python and the packages of its image.
+    """The Python and the image that an environment lies on: its packages fit these.
 
     ``image``: the digest of a root image or of an engine's image, or ``host:`` with the path of the
     interpreter. ``python``: its version, such as 3.12; empty where that is not known yet.
@@ -35,7 +35,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the sandbox reported about what it has made. It is untrusted, and checked here.
+    """The sandbox's report about what it has made. It is untrusted, and checked here.
 
     ``abi``: the ending of the names of this Python's extension modules. ``entries``: how many
     files, folders and links there are.
@@ -98,7 +98,7 @@ class Environment:
 
     @property
     def base(self) -> Base:
-        """What it was made for."""
+        """Return the base that it was made for."""
         return Base(self.image, self.python)
 
     def check(self, base: Base) -> None:

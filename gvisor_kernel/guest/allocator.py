@@ -25,7 +25,7 @@ SETTINGS: Dict[str, Tuple[int, int]] = {
     "MALLOC_MMAP_THRESHOLD_": (-3, 32 * MIB),
     "MALLOC_TRIM_THRESHOLD_": (-1, 64 * MIB),
 }
-"""By the variable that sets the same: the parameter's number in mallopt(3), and its value."""
+"""Parameters of mallopt(3), as number and value, by the variable that sets the same."""
 
 
 def prepare(environment: Mapping[str, str]) -> bool:

@@ -27,7 +27,7 @@ class CarriedLink:
 
     @property
     def wants_to_write(self) -> bool:
-        """Whether something waits for room in ``link_out``."""
+        """Return whether something waits for room in ``link_out``."""
         return bool(self._raw) or self._carrier.wants_to_send
 
     def read(self) -> Optional[bytes]:

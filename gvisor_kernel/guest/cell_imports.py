@@ -22,9 +22,9 @@ from gvisor_kernel.guest.questions import ADDRESS, LENGTH
 VARIABLE = "GVISOR_KERNEL_LEARNS"
 """Set by the host where it wants to know."""
 SECONDS = 600.0
-"""How long after its first cell a kernel reports."""
+"""Seconds after its first cell in which a kernel reports."""
 SEND_SECONDS = 0.2
-"""How long a cell waits for PID 1 to take a report, at most."""
+"""Seconds that a cell waits for PID 1 to take a report, at most."""
 MAX_CODE = 100_000
 """Characters of a cell that is searched."""
 MAX_NAMES = 64
@@ -43,7 +43,7 @@ _VARIABLE = re.compile(r"\b[A-Z][A-Z0-9_]{2,63}\b", re.ASCII)
 
 
 class CellImports:
-    """What one kernel has reported. The callback of IPython's event ``post_run_cell``."""
+    """Reports each import of one kernel once. The callback of IPython's event ``post_run_cell``."""
 
     def __init__(self) -> None:
         self._reported: Set[str] = set()

@@ -94,7 +94,7 @@ class DirectLink:
         self._delivering = True
         self._writer: Optional[threading.Thread] = None
         self._has_writer = False
-        """Whether the writing thread runs. ``is_alive`` takes a lock, and so reads the clock."""
+        """True while the writing thread runs. ``is_alive`` takes a lock, and so reads the clock."""
         os.register_at_fork(after_in_child=self._close_in_child)
 
     @staticmethod

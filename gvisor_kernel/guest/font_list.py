@@ -1,4 +1,4 @@
-"""Has matplotlib's list of fonts made before a snapshot is taken, by a process that then ends.
+"""Makes matplotlib's list of fonts before a snapshot is taken, in a process that then ends.
 
 matplotlib looks at each font of the system the first time that it is imported, and keeps what it
 found below the home. A kernel's home is empty, so each one would do it again: a fifth of the time
@@ -21,8 +21,8 @@ import tempfile
 from pathlib import Path
 
 SECONDS = 60.0
-"""How long the list may take. A thousand fonts take some seconds, on a busy machine ten times that.
-After it the snapshot is taken without the list."""
+"""Seconds that the list may take. A thousand fonts take some seconds, on a busy machine ten times
+that. After it the snapshot is taken without the list."""
 PACKAGE = "matplotlib"
 MODULE = "matplotlib.font_manager"
 WHOLE = re.compile(r"fontlist-.*\.json|.*\.cache-\d+|CACHEDIR\.TAG")

@@ -1,4 +1,4 @@
-"""What PID 1 sends to the host's log: its own lines, and the kernel's output within a budget."""
+"""Sends lines to the host's log: those of PID 1, and the kernel's output within a budget."""
 
 from __future__ import annotations
 

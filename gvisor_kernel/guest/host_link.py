@@ -61,7 +61,7 @@ class HostLink:
 
     @property
     def has_unsent(self) -> bool:
-        """Whether bytes that the connection has given out still wait for the host."""
+        """Return whether bytes that the connection has given out still wait for the host."""
         return bool(self._pending)
 
     def read(self) -> Optional[bytes]:

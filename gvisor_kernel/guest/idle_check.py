@@ -1,4 +1,4 @@
-"""Whether a kernel is idle. Runs in the kernel process, in the reading thread of its link.
+"""Decides whether a kernel is idle. Runs in the kernel process, in the reading thread of its link.
 
 Idle means that nothing happens in the kernel until a message or a signal comes, so that the whole
 sandbox may be stopped until then. Everything not known to be harmless counts as work.
@@ -37,7 +37,7 @@ class IdleCheck:
         self._loop: Any = self._kernel.io_loop.asyncio_loop
         self._watched = frozenset(self._iter_watched())
         self._subshells: Any = weakref.WeakKeyDictionary()
-        """For the thread of each subshell, the descriptors that its loop watched at first."""
+        """The descriptors that each subshell's loop watched at first, by its thread."""
         self._control: Any = getattr(self._kernel, "control_thread", None)
 
     def is_idle(self) -> bool:

@@ -24,10 +24,10 @@ VARIABLE = "GVISOR_KERNEL_PACKAGES"
 SETTING = "GVISOR_KERNEL_ENVIRONMENT"
 """Names the directory of the packages of the setting ``packages``, which is read-only."""
 ABI_FILE = "abi"
-"""In that directory: the ending of the names of the extension modules that were installed."""
+"""File there with the ending of the names of the extension modules that were installed."""
 HOST_PTH = "_gvisor_kernel_image.pth"
 WHEELS = ("/usr/share/python-wheels",)
-"""Where distributions keep the wheel of pip that ensurepip uses."""
+"""Folders in which distributions keep the wheel of pip that ensurepip uses."""
 
 
 def prepare(environment: MutableMapping[str, str]) -> None:

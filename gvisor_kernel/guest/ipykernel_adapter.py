@@ -72,7 +72,7 @@ class Adapter:
         link.on_message = self.deliver
         self.facts = facts
         self.flushes_on_demand = True
-        """Whether both output streams know by themselves when there is something to flush."""
+        """True if both output streams know by themselves when there is something to flush."""
         self._dealers: Dict[Channel, zmq.Socket[bytes]] = {}
         self._to_main: Optional[shortcuts.MainThreadRoute] = None
 

@@ -43,11 +43,11 @@ class KernelSocket:
         self.facts: Optional[Dict[str, str]] = None
         """The facts of the kernel's HELLO; None until it has come."""
         self.resuming = False
-        """Whether a RESUME was forwarded and the RESUMED has not come yet."""
+        """True while a RESUME was forwarded and the RESUMED has not come yet."""
         self.idle_reply: Optional[IdleReply] = None
         """The kernel's reply to an IDLE_QUERY; the caller resets it to None."""
         self.closed = False
-        """Whether the kernel has closed its end, so that nothing more can be read."""
+        """True once the kernel has closed its end, so that nothing more can be read."""
         end.setblocking(False)
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             with contextlib.suppress(OSError):
@@ -59,14 +59,14 @@ class KernelSocket:
 
     @property
     def direct(self) -> bool:
-        """Whether the kernel speaks frames."""
+        """Return whether the kernel speaks frames."""
         return self.facts is not None and RELAY not in self.facts
 
     # -- to the kernel ---------------------------------------------------------------------------
 
     @property
     def wants_to_write(self) -> bool:
-        """Whether frames wait for the socket to accept them."""
+        """Return whether frames wait for the socket to accept them."""
         return bool(self._waiting)
 
     def put(self, frame: bytes) -> None:

@@ -62,7 +62,7 @@ class Passage:
         self._has_unsent = unsent
         self._activity = SandboxActivity()
         self._query_pending = False
-        """Whether an IDLE_QUERY was forwarded to the kernel and its reply has not come yet."""
+        """True while an IDLE_QUERY was forwarded to the kernel and its reply has not come yet."""
         self._kill_at: Optional[float] = None
         self.early: List[bytes] = []
         """Frames for the kernel that came before it was known to speak frames."""
@@ -89,7 +89,7 @@ class Passage:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing more can come from the kernel."""
+        """Return whether nothing more can come from the kernel."""
         return self._socket.closed
 
     # -- to the kernel ---------------------------------------------------------------------------

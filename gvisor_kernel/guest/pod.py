@@ -1,4 +1,4 @@
-"""What PID 1 of a pod runs before the guest: gets the files, and makes the mounts of a sandbox.
+"""Gets the files and makes the mounts of a sandbox in a pod: PID 1 runs this before the guest.
 
 The host sends the text of this module to the command of the pod (``spec/pod.py``), which executes
 it with ``read``; so it imports nothing of this package before the files are there.

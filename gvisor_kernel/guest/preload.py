@@ -39,7 +39,7 @@ MAX_BYTES = 150 * 1024 * 1024
 MAX_CPU_SECONDS = 10.0
 """CPU time of all imports together."""
 MAX_SECONDS = 60.0
-"""How long all trials may take, on a busy machine."""
+"""Seconds that all trials may take, on a busy machine."""
 MAX_LINE = 64 * 1024
 MAX_LEFT_OUT = 8
 """Modules that are left out for what they do, after which no further one is tried."""
@@ -48,7 +48,7 @@ HARMLESS = frozenset({"numpy.f2py.rules.generationtime"})
 scipy.stats imports that, and so do many packages."""
 UNTRIED = "it was not tried"
 LOADED = ("asyncio", "inspect", "logging")
-"""What a kernel has imported anyway, and a module may replace a part of."""
+"""Modules that a kernel has imported anyway, and of which another module may replace a part."""
 UNIQUE = (1, 4, 6, 7)
 """Versions of a UUID that is made of the time or of random numbers."""
 MAX_KILLS = 100
@@ -65,7 +65,7 @@ preload.run_trials({ahead!r}, {names!r})
 
 
 class Trial(NamedTuple):
-    """What an import took, and what is wrong with it (empty: nothing)."""
+    """Time and memory that an import took, and its fault (empty: none)."""
 
     seconds: float
     size: int

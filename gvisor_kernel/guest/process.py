@@ -28,7 +28,7 @@ LINK_FD = 3
 """The descriptor of the socket on which a kernel may speak frames itself."""
 
 FORK_SECONDS = 3.0
-"""How long PID 1 waits for a fork beside a kernel, which may stop it on its way. A kernel has
+"""Seconds that PID 1 waits for a fork beside a kernel, which may stop it on its way. A kernel has
 nobody beside it, and the host bounds its start."""
 
 _SYNC = b"."

@@ -1,4 +1,4 @@
-"""What an import must leave as it was, since other code of the process would notice it.
+"""Settings of the process that an import must leave as they were, since other code would notice it.
 
 A module that is imported ahead is in kernels that never import it. What it has set for the whole
 process would hold there, too: another working folder, a handler of a signal, a filter for all

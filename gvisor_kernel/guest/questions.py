@@ -36,7 +36,7 @@ QUEUE_BYTES = 1024 * 1024
 """Bytes that wait for the host above which nothing is read from programs."""
 LISTEN_BACKLOG = 128
 STALLED_SECONDS = 10.0
-"""How long a program may neither send nor take a byte: others wait meanwhile."""
+"""Seconds in which a program may neither send nor take a byte: others wait meanwhile."""
 
 
 class Questions:
@@ -54,11 +54,11 @@ class Questions:
         self._left = 0
         """Bytes of the question that are to come."""
         self._is_begun = False
-        """Whether the host has been sent a part of the question."""
+        """True once the host has been sent a part of the question."""
         self._out = bytearray()
-        """What the program is to be sent."""
+        """Bytes of the answer that the program has not taken."""
         self._is_answered = False
-        """Whether ``_out`` has all of the answer."""
+        """True once ``_out`` has all of the answer."""
         self._since = 0.0
 
     def begin(self) -> None:

@@ -66,14 +66,14 @@ class Refusals:
         self._poller = poller
         self._tell = tell
         self._refusals: Dict[int, _Refusal] = {}
-        """By descriptor, the oldest first."""
+        """The refused connections by descriptor, the oldest first."""
 
     def __contains__(self, fd: int) -> bool:
         return fd in self._refusals
 
     @property
     def full(self) -> bool:
-        """Whether no connection may be added now."""
+        """Return whether no connection may be added now."""
         return len(self._refusals) >= MAX_REFUSALS
 
     @property

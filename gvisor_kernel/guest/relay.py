@@ -53,7 +53,7 @@ class RelayConnection:
 
     @property
     def open(self) -> bool:
-        """Whether the connection is open now."""
+        """Return whether the connection is open now."""
         return self._socket is not None
 
     def fileno(self) -> int:
@@ -63,7 +63,7 @@ class RelayConnection:
 
     @property
     def wants_to_write(self) -> bool:
-        """Whether bytes wait for the socket to accept them."""
+        """Return whether bytes wait for the socket to accept them."""
         return bool(self._unsent)
 
     def connect(self) -> None:
@@ -206,17 +206,17 @@ class Relay:
 
     @property
     def listening(self) -> bool:
-        """Whether iopub is connected, so that no output can be missed from now on."""
+        """Return whether iopub is connected, so that no output can be missed from now on."""
         return self._connections[Channel.IOPUB].was_open
 
     @property
     def finished(self) -> bool:
-        """Whether no connection is open: the kernel's last bytes have been read."""
+        """Return whether no connection is open: the kernel's last bytes have been read."""
         return not any(connection.open for connection in self._connections.values())
 
     @property
     def silent(self) -> bool:
-        """Whether all connections are open, and nothing waits to be sent on them."""
+        """Return whether all connections are open, and nothing waits to be sent on them."""
         return all(c.open and not c.wants_to_write for c in self._connections.values())
 
     def poll_events(self) -> Iterator[Tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Whether a sandbox is idle, as PID 1 sees it in /proc, whatever the kernel says of itself."""
+"""Decides by /proc, as PID 1 sees it, whether a sandbox is idle, whatever the kernel says."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ FORBIDDEN_CALLS = ("mount",)
 
 
 class Rule(NamedTuple):
-    """Which argument of a call is the mode of a file.
+    """The argument of a call that is the mode of a file.
 
     ``flags``: the argument with the flags, if the call takes a mode only with some of them.
     ``bits``: the bits that the mode may not have.

@@ -46,7 +46,7 @@ class _Look:
         self.entries: List[Entry] = []
         self.total = 0
         self.more = False
-        """Whether not all was looked at, or is in ``entries``."""
+        """True if not all was looked at, or not all is in ``entries``."""
         self._limit = limit
         self._end = time.monotonic() + seconds
         self._visited = 0

@@ -1,4 +1,4 @@
-"""What the service process does with files, as the kernel's user. Standard library, Python 3.9.
+"""Operations of the service process on files, as the kernel's user. Standard library, Python 3.9.
 
 Paths are what the host was asked for; those that are not absolute are below the kernel's folder.
 """

@@ -42,7 +42,7 @@ class _Server:
         self._sending = threading.Lock()
         self._lock = threading.Lock()
         self._calls: Dict[int, Any] = {}
-        """What runs, by call: its Command or Move, or None."""
+        """Work that runs, by call: its Command or Move, or None."""
 
     def run(self) -> NoReturn:
         """Serve calls. Never returns."""

@@ -21,12 +21,12 @@ from gvisor_kernel.guest import process, workspace
 from gvisor_kernel.guest.carried_link import CarriedLink
 from gvisor_kernel.guest.connection_file import SocketAddress, prepare_connection, unix_addresses
 from gvisor_kernel.guest.counts import count_processes
-from gvisor_kernel.guest.crowd import Crowd
-from gvisor_kernel.guest.egress import Egress
+from gvisor_kernel.guest.egress_listener import EgressListener
 from gvisor_kernel.guest.forked_kernel import find_forked_argv
 from gvisor_kernel.guest.guest_log import GuestLog
 from gvisor_kernel.guest.host_link import WAIT_MS, HostGone, HostLink, Silence
 from gvisor_kernel.guest.identity import as_init, as_kernel
+from gvisor_kernel.guest.other_processes import OtherProcesses
 from gvisor_kernel.guest.pace import Pace
 from gvisor_kernel.guest.passage import Passage
 from gvisor_kernel.guest.process import LINK_FD, KernelProcess, StartError
@@ -85,18 +85,18 @@ class Supervisor:
         self.kernel: Optional[KernelProcess] = None
         self.passage: Optional[Passage] = None
         self.zmq_passage: Optional[ZmqPassage] = None
-        """While there is a kernel, one of both: for frames or for ZMQ."""
+        """One of both is set while there is a kernel: for frames or for ZMQ."""
         self.imported = False
-        """Whether this process has imported what a kernel needs, so that a fork can be a kernel."""
+        """True once this process has imported what a kernel needs: a fork can be a kernel."""
         self._signing = ("", "")
         """Key and scheme of the kernel's signatures. Those of a relayed kernel never change."""
         self._held: Deque[Message] = deque()
         self._pace: Optional[Pace] = None
         self._drain_until: Optional[float] = None
         self._drain_end = 0.0
-        self._crowd = Crowd()
+        self._others = OtherProcesses()
         self._log = GuestLog(connection)
-        self._egress = Egress(connection, self._log)
+        self._egress = EgressListener(connection, self._log)
         self._link = HostLink(connection, link_in, link_out, carried, self._egress.pump)
         self._service = Service(connection, self._log)
         self._questions = Questions(connection, self._log)
@@ -136,7 +136,7 @@ class Supervisor:
             self._egress.turn(ready)
             self._service.turn(ready)
             self._questions.turn(ready)
-            self._crowd.update()
+            self._others.update()
             self._finish_exit()
 
     # -- waiting ---------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ class Supervisor:
         wanted.extend((fd, select.POLLIN) for fd in self._egress.descriptors)
         wanted.extend(self._service.polled)
         wanted.extend(self._questions.polled)
-        for part in (self.passage, relay, self._crowd, self._egress, self._questions):
+        for part in (self.passage, relay, self._others, self._egress, self._questions):
             if part is not None and part.wait_ms is not None:
                 timeout = min(timeout, part.wait_ms)
         poller = select.poll()
@@ -297,7 +297,7 @@ class Supervisor:
             process.kill_everything()
             return
         if event.signum == signal.SIGINT:
-            self._crowd.pause_others(self.kernel)
+            self._others.pause(self.kernel)
         self.kernel.signal_group(event.signum)
         if self.passage is not None:
             self.passage.forward_signal(event)
@@ -346,7 +346,7 @@ class Supervisor:
     def _pass_frames(self, passage: Passage, ready: Dict[int, int]) -> None:
         if ready.get(passage.fileno(), 0) & ~select.POLLOUT:
             passage.read()
-            self._crowd.note_output()
+            self._others.note_output()
         direct = passage.find_mode()
         if direct is False:
             self._use_relay(passage)
@@ -395,6 +395,6 @@ class Supervisor:
     def _pass_messages(self, passage: ZmqPassage, ready: Dict[int, int]) -> None:
         passage.send(self._held)
         if passage.receive(ready):
-            self._crowd.note_output()
+            self._others.note_output()
         if self._pace is not None:
             self._pace.update(self.connection.queued(Channel.IOPUB))

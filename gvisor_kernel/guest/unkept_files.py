@@ -38,13 +38,13 @@ class Written(NamedTuple):
 
 
 class UnkeptFiles:
-    """What was told. One for each kernel. ``kernel``: ipykernel's."""
+    """Tells a person of files that are not kept. One for each kernel. ``kernel``: ipykernel's."""
 
     def __init__(self, kernel: Any = None) -> None:
         self._kernel = kernel
         self._modified = -1
         self._has_folders = False
-        """Whether files may appear in folders that were made before, which a stat does not see."""
+        """True if files may appear in folders that were made before, which a stat does not see."""
         self._is_told = bool(find_written(most=1).names)  # by the last kernel of this sandbox
         self._is_empty_told = False
         self._display = ""
@@ -64,7 +64,7 @@ class UnkeptFiles:
                 self._look(words, is_batch)
 
     def _is_batch(self) -> bool:
-        """Whether nobody sits at the client: it can answer no question of the cell."""
+        """Return whether nobody sits at the client: it can answer no question of the cell."""
         with suppress(Exception):
             return self._kernel.get_parent("shell")["content"]["allow_stdin"] is False
         return False

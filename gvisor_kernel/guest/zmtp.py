@@ -40,7 +40,7 @@ class ZmtpConnection:
         self._in = bytearray()
         self._greeted = False
         self.ready = False
-        """Whether the handshake is complete on both sides."""
+        """True once the handshake is complete on both sides."""
         self._parts: List[bytes] = []
 
     # -- sending ---------------------------------------------------------------------------------

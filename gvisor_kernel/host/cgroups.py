@@ -20,7 +20,7 @@ ROOT = Path("/sys/fs/cgroup")
 PARENT = "gvisor-kernel"
 CONTROLLERS = ("memory", "cpu", "pids")
 ATTEMPTS = 5
-"""How often a cgroup is made while other sandboxes of this user remove the empty PARENT."""
+"""Attempts to make a cgroup while other sandboxes of this user remove the empty PARENT."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Cgroup:
 
     @property
     def bounds_memory(self) -> bool:
-        """Whether a limit of memory is in force in it."""
+        """Return whether a limit of memory is in force in it."""
         return "memory" in self.controllers
 
 
@@ -75,7 +75,7 @@ def make_cgroup(name: str, limits: HostLimits, *, root: Path = ROOT) -> Cgroup:
 
 
 def can_bound_memory(*, root: Path = ROOT) -> bool:
-    """Whether a cgroup that ``make_cgroup`` makes now would limit memory. Makes nothing."""
+    """Return whether a cgroup that ``make_cgroup`` makes now would limit memory. Makes nothing."""
     if not (root / "cgroup.controllers").exists():
         return os.geteuid() == 0 and (root / "memory" / "cgroup.procs").exists()
     if os.geteuid() == 0:

@@ -22,7 +22,7 @@ from gvisor_kernel.errors import LaunchError
 
 READ_SIZE = 65536
 KILLED_SECONDS = 2.0
-"""How long a program is waited for after it was killed."""
+"""Seconds that a program is waited for after it was killed."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -69,7 +69,7 @@ def run(
 
 
 def check_children() -> None:
-    """Whether this process learns how its children end.
+    """Check that this process learns how its children end.
 
     :raises LaunchError: it ignores SIGCHLD, as what started it did perhaps.
     """

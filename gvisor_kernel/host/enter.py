@@ -48,7 +48,7 @@ IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
 
 @dataclass(frozen=True)
 class Entry:
-    """What to set up before the program starts.
+    """The setup that is made before the program starts.
 
     ``stage``: the directory where ``sources`` are attached, on a tmpfs; ``has_overlay``: see
     ``stage.mount_overlay``. ``state``: a folder of the host that the program may write, at its own

@@ -155,7 +155,7 @@ def resolve_links(path: str, writable: Writable = never_writable) -> tuple[dict[
 
 
 def is_in_writable_folder(path: str, writable: Writable) -> bool:
-    """Whether ``path`` leads into a folder that is ``writable``, or by a link in such a folder.
+    """Return whether ``path`` leads into a ``writable`` folder, or by a link in one.
 
     :raises OSError: when the path cannot be opened
     """
@@ -322,7 +322,7 @@ class _Walk:
         target, the owner, the link, its text."""
         self._followed = 0
         self.ends_writable = False
-        """Whether the path led into a writable folder."""
+        """True if the path led into a writable folder."""
         self.crossed: dict[str, str] = {}
         """The links that were followed, with their texts."""
 

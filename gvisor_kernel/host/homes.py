@@ -22,15 +22,15 @@ SYSTEM = ("/bin/", "/boot/", "/dev/", "/etc/", "/lib/", "/proc/", "/sbin/", "/sy
 """Service accounts have a "home" here that is not a home."""
 
 KEEP_SECONDS = 10.0
-"""How long an answer about accounts is cached."""
+"""Seconds that an answer about accounts is cached."""
 MAX_SECONDS = 2.0
 """Time limit for getent, which may ask a directory service; later output is ignored."""
 MAX_BYTES = 8 * 1024 * 1024
 """Limit for the output of getent: about 100,000 accounts."""
 MAX_FOLDERS = 256
-"""How many folders in a folder are checked for their owners."""
+"""Folders in a folder that are checked for their owners, at most."""
 MAX_OWNERS = 64
-"""How many different owners are looked up."""
+"""Different owners that are looked up, at most."""
 READ_SIZE = 65536
 PROGRAMS = ("/usr/bin/getent", "/bin/getent")
 

@@ -1,4 +1,4 @@
-"""How often the memory of a sandbox is measured, and how far it may be above its limit.
+"""Intervals at which a sandbox's memory is measured, and how far it may exceed its limit.
 
 For the bridge, and for the helper on a node, which imports no bridge.
 """

@@ -16,10 +16,10 @@ MAX_OPEN_FILES = 65536
 """The soft limit is not raised above this: programs that are started may close all that they could
 have open, one by one."""
 START_FILES = 100
-"""What a start may need, with the clients of its kernel: 45 stay open."""
+"""Descriptors that a start may need, with the clients of its kernel: 45 stay open."""
 RUNSC_FILES = 4096
-"""What runsc needs, which raises its own soft limit: it keeps open what a kernel has used. With an
-idle Python kernel it has 2,340."""
+"""Descriptors that runsc needs, which raises its own soft limit: it keeps open what a kernel has
+used. With an idle Python kernel it has 2,340."""
 
 
 def raise_limit() -> None:

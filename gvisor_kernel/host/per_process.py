@@ -35,7 +35,7 @@ class PerProcess(ABC):
 
     @property
     def is_inherited(self) -> bool:
-        """Whether this is a forked child's copy of its parent's instance."""
+        """Return whether this is a forked child's copy of its parent's instance."""
         return self._pid != os.getpid()
 
     @abstractmethod

@@ -34,7 +34,7 @@ class ProcessId:
 
 @dataclass(frozen=True)
 class Posture:
-    """How a process is confined: its uids, seccomp mode and namespaces, as /proc shows them."""
+    """The confinement of a process: its uids, seccomp mode and namespaces, as /proc shows them."""
 
     pid: int
     name: str
@@ -56,7 +56,7 @@ def read_cpu_seconds(pid: int) -> float:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether ``pid`` was stopped by a signal, such as SIGSTOP."""
+    """Return whether ``pid`` was stopped by a signal, such as SIGSTOP."""
     return _read_stat(pid)[:1] == ["T"]
 
 
@@ -118,7 +118,7 @@ def read_cpu_time(pids: list[int]) -> int | None:
 
 
 def has_running_thread(pid: int) -> bool:
-    """Whether a thread of ``pid`` runs on a CPU, or waits for one."""
+    """Return whether a thread of ``pid`` runs on a CPU, or waits for one."""
     for path in Path(f"/proc/{pid}/task").glob("*/stat"):
         with contextlib.suppress(OSError):
             if path.read_text(errors="replace").rpartition(")")[2].split()[0] == "R":
@@ -139,7 +139,7 @@ def find_with_argument(argument: str) -> Iterator[int]:
 
 
 def is_of_this_user(pid: int) -> bool:
-    """Whether ``pid`` runs with this user's uid, or with a uid of root's sandboxes."""
+    """Return whether ``pid`` runs with this user's uid, or with a uid of root's sandboxes."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(errors="replace")
     except OSError:

@@ -25,12 +25,12 @@ _MAX_MS = 2**31 - 1
 
 
 class _Switch:
-    """Which loops work. Only changed between two points at which CPython changes threads."""
+    """Counts the loops that work. Changed only between two points where CPython changes threads."""
 
     def __init__(self) -> None:
         self.working = 0
         self.is_ours = False
-        """Whether the collector is off because of a loop, and not of the program."""
+        """True if the collector is off because of a loop, and not of the program."""
         os.register_at_fork(after_in_child=self.reset)
 
     def reset(self) -> None:

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
-from gvisor_kernel.archive.refusal import Refused
+from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.archive.scoped import open_in
 from gvisor_kernel.archive.tar import CHUNK, Kind, Stream, TarReader, quote_name, split_name
 
@@ -45,7 +45,7 @@ class Blobs(Protocol):
     def open(self, name: str) -> AbstractContextManager[Stream]:
         """Open a file for reading.
 
-        :raises Refused: when it does not exist or is not a regular file
+        :raises ArchiveError: when it does not exist or is not a regular file
         """
         ...
 
@@ -69,20 +69,22 @@ class Documents:
     def read(self, name: str) -> bytes:
         """Return a whole document.
 
-        :raises Refused: when it does not exist, or a bound is exceeded
+        :raises ArchiveError: when it does not exist, or a bound is exceeded
         """
         self._left -= 1
         if self._left < 0:
-            raise Refused(f"the image has more than {MAX_DOCUMENTS} documents")
+            raise ArchiveError(f"the image has more than {MAX_DOCUMENTS} documents")
         content = b""
         with self._blobs.open(name) as stream:
             while data := stream.read(CHUNK):
                 content += data
                 if len(content) > MAX_DOCUMENT:
-                    raise Refused(f"{quote_name(name)} has more than {MAX_DOCUMENT} bytes")
+                    raise ArchiveError(f"{quote_name(name)} has more than {MAX_DOCUMENT} bytes")
         self._bytes_left -= len(content)
         if self._bytes_left < 0:
-            raise Refused(f"the documents of the image have more than {MAX_DOCUMENT_BYTES} bytes")
+            raise ArchiveError(
+                f"the documents of the image have more than {MAX_DOCUMENT_BYTES} bytes"
+            )
         return content
 
 
@@ -102,12 +104,12 @@ class FolderBlobs:
         try:
             fd = open_in(folder, name, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
-            raise Refused(f"{quote_name(name)} cannot be read: {error.strerror}") from error
+            raise ArchiveError(f"{quote_name(name)} cannot be read: {error.strerror}") from error
         finally:
             os.close(folder)
         with os.fdopen(fd, "rb") as file:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise Refused(f"{quote_name(name)} is not a regular file")
+                raise ArchiveError(f"{quote_name(name)} is not a regular file")
             yield file
 
 
@@ -122,11 +124,11 @@ class TarBlobs:
         reader = TarReader(file)
         for count, entry in enumerate(reader):
             if count >= MAX_MEMBERS:
-                raise Refused(f"the archive has more than {MAX_MEMBERS} entries")
+                raise ArchiveError(f"the archive has more than {MAX_MEMBERS} entries")
             if entry.kind is Kind.DIRECTORY:
                 continue
             if entry.name in self._places or entry.name in self._links:
-                raise Refused(f"the archive has two entries named {quote_name(entry.name)}")
+                raise ArchiveError(f"the archive has two entries named {quote_name(entry.name)}")
             if entry.kind is Kind.FILE:
                 self._places[entry.name] = (reader.position, entry.size)
             elif entry.kind is Kind.SYMLINK:
@@ -144,7 +146,7 @@ class TarBlobs:
         for _ in range(MAX_LINKS):
             name = self._links.get(name, name)
         if name not in self._places:
-            raise Refused(f"the archive has no file {quote_name(name)}")
+            raise ArchiveError(f"the archive has no file {quote_name(name)}")
         start, size = self._places[name]
         self._file.seek(start)
         yield _Slice(self._file, size)
@@ -181,13 +183,13 @@ class HashedStream:
     def read_to_end(self) -> None:
         """Read to the end.
 
-        :raises Refused: when more than MAX_REST bytes are left
+        :raises ArchiveError: when more than MAX_REST bytes are left
         """
         left = MAX_REST
         while data := self.read(CHUNK):
             left -= len(data)
             if left < 0:
-                raise Refused(f"a layer has more than {MAX_REST} bytes after its end")
+                raise ArchiveError(f"a layer has more than {MAX_REST} bytes after its end")
 
     @property
     def digest(self) -> str:
@@ -199,7 +201,7 @@ class HashedStream:
 def decompressed(stream: Stream) -> Iterator[Stream]:
     """Decompress ``stream``: gzip, zstd, xz or bzip2 by its first bytes, otherwise as it is.
 
-    :raises Refused: also inside the block: when the data is damaged, truncated or a bomb
+    :raises ArchiveError: also inside the block: when the data is damaged, truncated or a bomb
     """
     start = _read_start(stream, 6)
     raw = _Raw(start, stream)
@@ -213,11 +215,11 @@ def decompressed(stream: Stream) -> Iterator[Stream]:
         with closing(open_format(whole)) as found:
             yield _Decompressor(found, raw)
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise Refused(f"the archive cannot be decompressed: {error}") from error
+        raise ArchiveError(f"the archive cannot be decompressed: {error}") from error
     except OSError as error:
         if error.errno is not None:
             raise
-        raise Refused(f"the archive cannot be decompressed: {error}") from error
+        raise ArchiveError(f"the archive cannot be decompressed: {error}") from error
 
 
 def is_compressed(start: bytes) -> bool:
@@ -263,7 +265,7 @@ class _Raw(io.RawIOBase):
         if self.limit is not None:
             self.limit -= len(data)
             if self.limit < 0:
-                raise Refused(f"{MAX_IDLE} compressed bytes in a row decompress to nothing")
+                raise ArchiveError(f"{MAX_IDLE} compressed bytes in a row decompress to nothing")
         buffer[: len(data)] = data
         return len(data)
 
@@ -283,7 +285,7 @@ def _open_zstd(stream: Any) -> Any:
     try:
         import zstandard  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
-        raise Refused(
+        raise ArchiveError(
             "the archive is compressed with zstd, which this Python cannot decompress",
             "`python -m pip install zstandard`, or decompress the archive first: `zstd -d FILE`.",
         ) from None

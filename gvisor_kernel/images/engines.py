@@ -11,7 +11,7 @@ from gvisor_kernel.errors import RootImageError
 
 PROGRAMS = ("docker", "podman")
 ASK_SECONDS = 3.0
-"""How long an engine may take to answer that it is running."""
+"""Seconds that an engine may take to answer that it is running."""
 
 _REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}")
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
-from gvisor_kernel.archive.refusal import Refused
+from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.archive.tar import Stream, quote_name
 from gvisor_kernel.images.blobs import MAX_DOCUMENT, Blobs, Documents, HashedStream, decompressed
 from gvisor_kernel.strict_json import JsonError, parse_json
@@ -68,8 +68,8 @@ class Manifest:
 def open_layer(blobs: Blobs, layer: Layer) -> Iterator[Stream]:
     """Open the uncompressed tar archive of a layer. The caller reads it to its end in the block.
 
-    :raises Refused: also inside the block: when the layer is missing, damaged, or does not match
-        its digests
+    :raises ArchiveError: also inside the block: when the layer is missing, damaged, or does not
+        match its digests
     """
     with blobs.open(layer.name) as stream:
         outer = HashedStream(stream, (layer.digest or "sha256:").partition(":")[0])
@@ -81,14 +81,14 @@ def open_layer(blobs: Blobs, layer: Layer) -> Iterator[Stream]:
     found = ((layer.digest, outer.digest), (layer.plain_digest, inner.digest))
     for stated, digest in found:
         if stated is not None and stated.partition(":")[2] != digest:
-            raise Refused(f"the layer {quote_name(layer.name)} does not match its digest")
+            raise ArchiveError(f"the layer {quote_name(layer.name)} does not match its digest")
 
 
 def read_manifest(blobs: Blobs, reference: str | None) -> Manifest | None:
     """Read the image called ``reference``, or the only one. Return None if this is not an image
     archive.
 
-    :raises Refused: when a document is damaged, or there is not exactly one such image
+    :raises ArchiveError: when a document is damaged, or there is not exactly one such image
     """
     documents = Documents(blobs)
     names = documents.names()
@@ -101,7 +101,7 @@ def read_manifest(blobs: Blobs, reference: str | None) -> Manifest | None:
     fitting = [name for name in found if reference is None or name[0] == reference]
     if not fitting:
         called = ", ".join(quote_name(name) for name, _ in found[:10])
-        raise Refused(
+        raise ArchiveError(
             f"the archive has no image {reference or 'for ' + _architecture()}",
             f"choose one of its images with --reference: {called}."
             if found
@@ -109,7 +109,9 @@ def read_manifest(blobs: Blobs, reference: str | None) -> Manifest | None:
         )
     if len(fitting) > 1:
         called = ", ".join(quote_name(name) for name, _ in fitting[:10])
-        raise Refused(f"the archive has several images: {called}", "choose one with --reference.")
+        raise ArchiveError(
+            f"the archive has several images: {called}", "choose one with --reference."
+        )
     return fitting[0][1]()
 
 
@@ -120,11 +122,11 @@ def _read_layout(documents: Documents) -> Iterator[tuple[str, ReadManifest]]:
     """Yield the reference of each image for this machine, and a function that reads it."""
     layout = _parse(documents.read("oci-layout"), "oci-layout")
     if not str(layout.get("imageLayoutVersion", "")).startswith("1."):
-        raise Refused("the OCI layout has an unknown version")
+        raise ArchiveError("the OCI layout has an unknown version")
     index = _parse(documents.read("index.json"), "index.json")
     for count, (reference, descriptor) in enumerate(_find_manifests(documents, index, "", 0)):
         if count >= MAX_MANIFESTS:
-            raise Refused(f"the archive has more than {MAX_MANIFESTS} images")
+            raise ArchiveError(f"the archive has more than {MAX_MANIFESTS} images")
         yield reference, partial(_read_oci, documents, reference, descriptor)
 
 
@@ -132,10 +134,12 @@ def _find_manifests(
     documents: Documents, index: Mapping[str, Any], reference: str, depth: int
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if depth > MAX_INDEX_DEPTH:
-        raise Refused(f"the index documents are nested more than {MAX_INDEX_DEPTH} levels deep")
+        raise ArchiveError(
+            f"the index documents are nested more than {MAX_INDEX_DEPTH} levels deep"
+        )
     for descriptor in _get_list(index, "manifests")[:MAX_MANIFESTS]:
         if not isinstance(descriptor, dict):
-            raise Refused("an index document is damaged")
+            raise ArchiveError("an index document is damaged")
         annotations = descriptor.get("annotations")
         annotations = annotations if isinstance(annotations, dict) else {}
         named = next((str(annotations[n]) for n in _REFERENCES if n in annotations), reference)
@@ -151,13 +155,13 @@ def _read_oci(documents: Documents, reference: str, descriptor: Mapping[str, Any
     manifest = _parse(_read_blob(documents, descriptor), "a manifest")
     config = manifest.get("config")
     if not isinstance(config, dict):
-        raise Refused("the manifest has no configuration")
+        raise ArchiveError("the manifest has no configuration")
     layers = []
     for layer in _get_list(manifest, "layers"):
         if not isinstance(layer, dict) or "tar" not in str(layer.get("mediaType", "")):
-            raise Refused("a layer is not a tar archive")
+            raise ArchiveError("a layer is not a tar archive")
         if "encrypted" in str(layer["mediaType"]):
-            raise Refused("a layer is encrypted")
+            raise ArchiveError("a layer is encrypted")
         digest = _get_digest(layer)
         layers.append((_blob_name(digest), digest))
     return _make_manifest(reference, _get_digest(config), _read_blob(documents, config), layers)
@@ -166,7 +170,7 @@ def _read_oci(documents: Documents, reference: str, descriptor: Mapping[str, Any
 def _get_digest(descriptor: Mapping[str, Any]) -> str:
     digest = descriptor.get("digest")
     if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
-        raise Refused(f"{quote_name(str(digest))} is not a valid digest")
+        raise ArchiveError(f"{quote_name(str(digest))} is not a valid digest")
     return digest
 
 
@@ -180,7 +184,7 @@ def _read_blob(documents: Documents, descriptor: Mapping[str, Any]) -> bytes:
     content = documents.read(_blob_name(digest))
     algorithm, _, digits = digest.partition(":")
     if hashlib.new(algorithm, content).hexdigest() != digits:
-        raise Refused(f"the blob {digest[:19]}… does not match its digest")
+        raise ArchiveError(f"the blob {digest[:19]}… does not match its digest")
     return content
 
 
@@ -190,10 +194,10 @@ def _read_blob(documents: Documents, descriptor: Mapping[str, Any]) -> bytes:
 def _read_docker(documents: Documents) -> Iterator[tuple[str, ReadManifest]]:
     images = _parse_any(documents.read("manifest.json"), "manifest.json")
     if not isinstance(images, list) or len(images) > MAX_MANIFESTS:
-        raise Refused("manifest.json is damaged")
+        raise ArchiveError("manifest.json is damaged")
     for image in images:
         if not isinstance(image, dict) or not isinstance(image.get("Config"), str):
-            raise Refused("manifest.json is damaged")
+            raise ArchiveError("manifest.json is damaged")
         tags = [str(tag) for tag in image.get("RepoTags") or []]
         for tag in tags[:MAX_MANIFESTS] if len(images) > 1 or len(tags) == 1 else [""]:
             yield tag, partial(_read_docker_image, documents, tag, image)
@@ -204,11 +208,11 @@ def _read_docker_image(documents: Documents, reference: str, image: Mapping[str,
     digest = hashlib.sha256(content).hexdigest()
     named = re.search(r"([0-9a-f]{64})(?:\.json)?$", image["Config"])
     if named is not None and named[1] != digest:
-        raise Refused("the configuration does not match its digest")
+        raise ArchiveError("the configuration does not match its digest")
     layers: list[tuple[str, str | None]] = []
     for name in _get_list(image, "Layers"):
         if not isinstance(name, str):
-            raise Refused("manifest.json is damaged")
+            raise ArchiveError("manifest.json is damaged")
         blob = re.fullmatch(r"blobs/sha256/([0-9a-f]{64})", name)
         layers.append((name, f"sha256:{blob[1]}" if blob else None))
     return _make_manifest(reference, f"sha256:{digest}", content, layers)
@@ -223,7 +227,7 @@ def _make_manifest(
     config = _parse(content, "the configuration")
     platform = {"os": config.get("os", "linux"), "architecture": config.get("architecture")}
     if not _fits_machine(platform):
-        raise Refused(
+        raise ArchiveError(
             f"the image is for {quote_name(str(platform['os']))} on"
             f" {quote_name(str(platform['architecture']))}",
             f"get the image for linux on {_architecture()}.",
@@ -231,7 +235,7 @@ def _make_manifest(
     rootfs = config.get("rootfs")
     plain_digests = _get_list(rootfs if isinstance(rootfs, dict) else {}, "diff_ids")
     if len(plain_digests) != len(layers) or len(layers) > MAX_LAYERS:
-        raise Refused(
+        raise ArchiveError(
             f"the manifest has {len(layers)} layers (at most {MAX_LAYERS} are allowed), and the"
             f" configuration lists {len(plain_digests)}"
         )
@@ -247,16 +251,16 @@ def _make_manifest(
 def read_environment(settings: Mapping[str, Any]) -> dict[str, str]:
     """Return the environment variables that an image sets.
 
-    :raises Refused: when one of them is not valid, or they are too large together
+    :raises ArchiveError: when one of them is not valid, or they are too large together
     """
     found: dict[str, str] = {}
     for item in _get_list(settings, "Env"):
         name, equals, value = str(item).partition("=")
         if not equals or not _VARIABLE.fullmatch(name) or not _is_value(value):
-            raise Refused(f"the environment variable {quote_name(str(item))} is not valid")
+            raise ArchiveError(f"the environment variable {quote_name(str(item))} is not valid")
         found[name] = value
     if sum(len(name) + len(value.encode()) + 2 for name, value in found.items()) > MAX_ENVIRONMENT:
-        raise Refused(f"the environment has more than {MAX_ENVIRONMENT} bytes")
+        raise ArchiveError(f"the environment has more than {MAX_ENVIRONMENT} bytes")
     return found
 
 
@@ -281,14 +285,14 @@ def _get_list(document: Mapping[str, Any], name: str) -> list[Any]:
     if value is None:
         return []
     if not isinstance(value, list):
-        raise Refused(f"{name} is not a list")
+        raise ArchiveError(f"{name} is not a list")
     return value
 
 
 def _parse(content: bytes, what: str) -> dict[str, Any]:
     found = _parse_any(content, what)
     if not isinstance(found, dict):
-        raise Refused(f"{what} is damaged")
+        raise ArchiveError(f"{what} is damaged")
     return found
 
 
@@ -296,4 +300,4 @@ def _parse_any(content: bytes, what: str) -> Any:
     try:
         return parse_json(content, MAX_DOCUMENT)
     except JsonError as error:
-        raise Refused(f"{what} is damaged: {error}") from None
+        raise ArchiveError(f"{what} is damaged: {error}") from None

@@ -18,8 +18,8 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
+from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.archive.layers import Budget, apply_archive, apply_folder
-from gvisor_kernel.archive.refusal import Refused
 from gvisor_kernel.archive.tar import CHUNK, TarReader
 from gvisor_kernel.archive.tree import Tree
 from gvisor_kernel.config.validators import HOST_IMAGE, IMAGE_NAME, IMAGE_NAME_RULE
@@ -28,9 +28,9 @@ from gvisor_kernel.host.processes import SUBUID_BASE
 from gvisor_kernel.images.blobs import Blobs, FolderBlobs, TarBlobs, decompressed, is_compressed
 from gvisor_kernel.images.engines import save_image
 from gvisor_kernel.images.formats import Manifest, open_layer, read_manifest
+from gvisor_kernel.images.image_store import Draft, Store
 from gvisor_kernel.images.inspection import PythonReport, RootImage
 from gvisor_kernel.images.measure import measure_tree
-from gvisor_kernel.images.store import Draft, Store
 
 Report = Callable[[str, float], None]
 """Called when a step begins, with its description and the share of the import that is done (0 to
@@ -182,7 +182,7 @@ def import_image(
             finally:
                 tree.close()
             if not any((draft.tree / folder).is_dir() for folder in PROGRAM_FOLDERS):
-                raise Refused("there is no root file system: neither /usr nor /bin exists")
+                raise ArchiveError("there is no root file system: neither /usr nor /bin exists")
             report("Computing the digest", 0.85)
             environment = dict(found.environment) if found is not None else {}
             measure = measure_tree(draft.tree, environment)
@@ -199,7 +199,7 @@ def import_image(
                 "created": time.time(),
             }
             image, replaced = store.keep(draft, content, name)
-    except Refused as error:
+    except ArchiveError as error:
         hint = error.hint or f"check it, or get it again; {HINT}"
         raise RootImageError(f"Could not import {origin}: {error.fact}.", hint) from error
     except OSError as error:
@@ -237,7 +237,7 @@ def _unpack(
         return manifest
     with path.open("rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise Refused(
+            raise ArchiveError(
                 "it is neither a file nor a directory",
                 f"give the path of an existing file or folder; {HINT}",
             )
@@ -254,7 +254,7 @@ def _unpack(
             archive = TarBlobs(plain)
             manifest = read_manifest(archive, reference)
             if manifest is None:
-                raise Refused(
+                raise ArchiveError(
                     "the archive is neither a root file system nor an image archive",
                     HINT,
                 )

@@ -21,7 +21,7 @@ NOTHING: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class PythonReport:
-    """What the image's own Python reported in a sandbox. It is untrusted.
+    """The report of the image's own Python, from a sandbox. It is untrusted.
 
     ``modules`` are the names that can be imported, ``packages`` the versions of some packages.
     """

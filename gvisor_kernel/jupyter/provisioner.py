@@ -37,7 +37,7 @@ from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes.base import LaunchRequest
 
 SETTLE_SECONDS = 5.0
-"""How long a call of the manager that does nothing here any more may take to end."""
+"""Seconds that a call of the manager that does nothing here any more may take to end."""
 LOCAL_ADDRESSES = ("", "127.0.0.1", "localhost")
 
 
@@ -383,7 +383,7 @@ def _default_ip(transport: str) -> str:
 
 
 def _is_configured(manager: Any, name: str) -> bool:
-    """Whether Jupyter's configuration sets ``name`` for the manager's class or a base class."""
+    """Return whether Jupyter's configuration sets ``name`` for the manager's class or a base."""
     with suppress(AttributeError):
         return any(name in manager.config.get(cls.__name__, {}) for cls in type(manager).__mro__)
     return False

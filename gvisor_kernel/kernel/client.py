@@ -64,9 +64,9 @@ def describe_address(address: Address, identity: KernelIdentity) -> KernelConnec
 
 
 REPLY_SECONDS = 120.0
-"""How long a reply may take: a module to preload may be large."""
+"""Seconds that a reply may take: a module to preload may be large."""
 POLL_SECONDS = 0.5
-"""How often to check that the kernel is still alive."""
+"""Seconds between two checks that the kernel is still alive."""
 
 
 class OwnClient(BlockingKernelClient):

@@ -28,7 +28,7 @@ REMEDIES = {
     "java": "`sudo apt-get install default-jdk-headless`, a JDK of Java 17 or newer",
     "kernels/java/jjava.jar": "`python3 -m pip install --pre jjava`",
 }
-"""How to install the programs that our own kernelspecs start, by name."""
+"""Commands that install the programs that our own kernelspecs start, by name."""
 
 
 def choose_program(

@@ -19,8 +19,8 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.archive.layers import DISK_SPARE
-from gvisor_kernel.archive.refusal import Refused
 from gvisor_kernel.egress.package_catalog import NO_INDEX
 from gvisor_kernel.environments.collection import collect, find_packages
 from gvisor_kernel.environments.environment import (
@@ -32,7 +32,7 @@ from gvisor_kernel.environments.environment import (
     install_again,
     odd_answer,
 )
-from gvisor_kernel.environments.store import Draft, Store
+from gvisor_kernel.environments.environment_store import Draft, Store
 from gvisor_kernel.errors import LaunchError, PackagesError
 from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.host.sizes import describe_size
@@ -48,7 +48,7 @@ from gvisor_kernel.spec.layout import OUTPUTS
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 SECONDS = 3600.0
-"""How long pip may take. A large library that has to be compiled takes half of that."""
+"""Seconds that pip may take. A large library that has to be compiled takes half of that."""
 MAX_LINE = 16 * 1024
 """Characters of a line that are kept."""
 MAX_ASKED = 10
@@ -125,7 +125,7 @@ _REASONS: tuple[tuple[str, str, str], ...] = (
         "choose a version that has a wheel, or an image with the compilers that it needs.",
     ),
 )
-"""By what pip writes: what happened, and what to do."""
+"""Patterns of pip's output, each with the fact and what to do."""
 
 
 def find_environment(plan: KernelPlan, requirements: tuple[str, ...]) -> Environment | None:
@@ -160,7 +160,7 @@ def build_environment(
             if base.python not in ("", facts.python):
                 raise odd_answer()
             return _keep(store, draft, requirements, Base(base.image, facts.python), facts)
-    except Refused as error:
+    except ArchiveError as error:
         raise PackagesError(
             f"What the packages {' '.join(requirements)} have installed is refused: {error.fact}.",
             error.hint or "leave out the package that it is of.",

@@ -1,4 +1,4 @@
-"""What is known of one kernel and its sandbox from outside: frozen facts, for whoever shows them.
+"""Frozen facts about one kernel and its sandbox, as seen from outside, for whoever shows them.
 
 Starts and ends nothing, and reads nothing from inside a sandbox.
 """
@@ -19,17 +19,17 @@ from gvisor_kernel.runtimes.base import MountView
 State: TypeAlias = Literal["starting", "running", "stopped", "ended"]
 """``stopped``: the kernel is idle, and its sandbox is paused until the next message."""
 StartKind: TypeAlias = Literal["cold", "snapshot", "spare", "restart"]
-"""How a kernel was started: in a new sandbox, in one restored from a snapshot, in one that was
-restored ahead, or again in the sandbox of the kernel before it."""
+"""The way in which a kernel was started: in a new sandbox, in one restored from a snapshot, in one
+that was restored ahead, or again in the sandbox of the kernel before it."""
 DeathKind: TypeAlias = Literal["memory", "sandbox", "signal", "exit"]
-"""Why a kernel died: over its memory limit, with its sandbox, by a signal, by an exit of its
-own."""
+"""The cause of a kernel's death: over its memory limit, with its sandbox, by a signal, by an exit
+of its own."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """How a sandbox got its first kernel, and how many seconds that took; while a kernel starts,
-    how that is tried, and for how many seconds by now."""
+    """The kind of a sandbox's first start, and the seconds that it took; while a kernel starts, the
+    kind that is tried, and the seconds so far."""
 
     kind: StartKind
     seconds: float
@@ -70,7 +70,7 @@ class KernelFacts:
     received: int = 0
     sent: int = 0
     waits_for: str = ""
-    """While it starts: what it waits for, such as resources of a cluster."""
+    """The resource that its start waits for, such as one of a cluster."""
     node: str | None = None
     """The machine on which its sandbox runs, if that is another one."""
 
@@ -120,12 +120,12 @@ class Ended:
     left: Left | None
 
 
-Happening: TypeAlias = Started | Died
-Watcher: TypeAlias = Callable[[Happening], None]
+KernelEvent: TypeAlias = Started | Died
+Watcher: TypeAlias = Callable[[KernelEvent], None]
 EndWatcher: TypeAlias = Callable[[Ended], None]
 
 
-class Happenings(PerProcess):
+class KernelEvents(PerProcess):
     """Tells watchers what happens to the kernels of this process. Use ``instance()``. Any thread.
 
     A watcher is called on the bridge's loop, so it only passes the event on, and raises nothing.
@@ -160,10 +160,10 @@ class Happenings(PerProcess):
         with self._changing:
             self._end_watchers = tuple(one for one in self._end_watchers if one != watcher)
 
-    def tell(self, happening: Happening) -> None:
+    def tell(self, event: KernelEvent) -> None:
         """Call all watchers."""
         for watcher in self._watchers:
-            watcher(happening)
+            watcher(event)
 
     def tell_end(self, ended: Ended) -> None:
         """Call all watchers of ends."""

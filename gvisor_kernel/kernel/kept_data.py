@@ -1,4 +1,4 @@
-"""What a kernel keeps as its pages do: its questions about that, answered. Blocks; in threads.
+"""Answers a kernel's questions about data that it keeps as its pages do. Blocks; in threads.
 
 The kernel's outputs folder says which pages it may ask about; the question says the rest, and comes
 from a sandbox. A question and an answer are a JSON object, preceded by its length (u32, big

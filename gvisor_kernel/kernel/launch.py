@@ -16,10 +16,10 @@ from pathlib import Path
 
 from gvisor_kernel.bridge import KernelBridge, SnapshotRun
 from gvisor_kernel.errors import LaunchError, NoSnapshot, SandboxError, StartTimedOut
-from gvisor_kernel.kernel.ahead import renew_outdated, request_snapshot
 from gvisor_kernel.kernel.facts import Start, StartKind
 from gvisor_kernel.kernel.learned_modules import learning_variables
 from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, kernel_variables, make_launch_request
+from gvisor_kernel.kernel.preparation import renew_outdated, request_snapshot
 from gvisor_kernel.kernel.restore import Restored, find_obstacle, make_asking_request, restore
 from gvisor_kernel.kernel.run_egress import make_egress
 from gvisor_kernel.kernel.spare_keeper import SpareKeeper
@@ -34,7 +34,7 @@ from gvisor_kernel.tracing import step
 log = logging.getLogger(__name__)
 
 RESUME_SECONDS = 15.0
-"""How long a restored kernel has to answer. After that a cold one is started instead."""
+"""Seconds that a restored kernel has to answer. After that a cold one is started instead."""
 
 
 class Launch:
@@ -51,7 +51,7 @@ class Launch:
         self.sandbox = sandbox
         """The kernel's sandbox, once there is one. The caller sets it to None when it ends it."""
         self.waits_for = ""
-        """What is waited for, if an engine has told."""
+        """The resource that is waited for, if an engine has told."""
         self._way: StartKind = "cold"
         self._began = time.monotonic()
         self._workers = workers
@@ -59,7 +59,7 @@ class Launch:
 
     @property
     def start(self) -> Start:
-        """How the kernel is started, and the seconds since the beginning."""
+        """Return the kind of start that is tried, and the seconds since the beginning."""
         return Start(self._way, time.monotonic() - self._began)
 
     async def start_in_kept(self, kernel: KernelBridge, last: KernelPlan | None) -> bool:

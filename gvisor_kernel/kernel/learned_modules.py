@@ -122,8 +122,8 @@ def read_report(question: bytes) -> Report | None:
 
 
 class ImportReports:
-    """What one kernel has reported: each module counts once for it, however often it is restarted.
-    Any thread.
+    """The imports that one kernel has reported: each module counts once for it, however often it is
+    restarted. Any thread.
 
     Of a kernel MAX_NAMES names are looked at, whatever they are. However many reports it sends, one
     worker at a time counts them.
@@ -136,7 +136,7 @@ class ImportReports:
         self._names: set[str] = set()
         self._variables: set[str] = set()
         self._new = Report()
-        """What is to be counted."""
+        """The modules and variables that are not counted yet."""
         self._has_worker = False
         self._is_counted = False
         self._is_late = False

@@ -25,11 +25,11 @@ from gvisor_kernel.runtimes.state.records import state_root
 FINISH = b"finish\n"
 """Sent after the order: the program ends, and its builder goes on."""
 LEFT_SECONDS = 120.0
-"""How long a builder may go on without its program. It takes some five seconds of CPU time, at the
-lowest priority."""
+"""Seconds that a builder may go on without its program. It takes some five seconds of CPU time, at
+the lowest priority."""
 AGAIN_SECONDS = 3600.0
 GIVE_UP_SECONDS = 10.0
-"""How long a builder that must end may take to remove what it has begun."""
+"""Seconds that a builder that must end may take to remove what it has begun."""
 MAX_ORDER = 1024 * 1024
 """Bytes of an order, which is a plan and a newline."""
 FILE = "left-snapshot"

@@ -38,7 +38,7 @@ PACKAGES_VARIABLES = {
     "GVISOR_KERNEL_PACKAGES": PACKAGES_HOME,
     "GVISOR_KERNEL_ENVIRONMENT": ENVIRONMENT,
 }
-"""For ``guest/installed.py``: where the kernel's own environment is, and what it lies on."""
+"""Paths of the kernel's own environment and of the one below it, for ``guest/installed.py``."""
 FILE, TCP_FILE = "{connection_file}", "{tcp_connection_file}"
 """Placeholders that PID 1 fills: the path of a connection file with Unix sockets or with ports."""
 

@@ -31,7 +31,7 @@ from gvisor_kernel.snapshots.key import (
 from gvisor_kernel.snapshots.learned import Preloaded, read_preloaded
 from gvisor_kernel.snapshots.reseed import find_renewal
 from gvisor_kernel.snapshots.snapshot import PRELOADED, Meta, Snapshot
-from gvisor_kernel.snapshots.store import Store, restore_by_key
+from gvisor_kernel.snapshots.snapshot_store import Store, restore_by_key
 from gvisor_kernel.spec.layout import WORKSPACE
 from gvisor_kernel.tracing import step
 
@@ -200,7 +200,7 @@ def _without(environment: dict[str, str], names: dict[str, str]) -> dict[str, st
 
 
 def _accepts_variables(plan: KernelPlan) -> bool:
-    """Whether a restored kernel can set variables: only one that speaks the link's frames can."""
+    """Return whether a restored kernel can set variables, as one that speaks frames can."""
     return not plan.argv and plan.spec.kernel_mode == "auto"
 
 

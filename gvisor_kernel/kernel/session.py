@@ -20,7 +20,7 @@ from gvisor_kernel.bridge.deaths import classify
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 from gvisor_kernel.errors import LaunchError, SandboxError, StartStopped
 from gvisor_kernel.host.open_files import make_room
-from gvisor_kernel.kernel.facts import Death, Died, Happenings, KernelFacts, Start, Started, State
+from gvisor_kernel.kernel.facts import Death, Died, KernelEvents, KernelFacts, Start, Started, State
 from gvisor_kernel.kernel.kept_data import KeptData
 from gvisor_kernel.kernel.launch import Launch
 from gvisor_kernel.kernel.learned_modules import ImportReports, find_kind, read_report
@@ -37,7 +37,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 END_SECONDS = 1.0
-"""How long those who are told of a sandbox's end may read its files before they are removed."""
+"""Seconds in which listeners of a sandbox's end may read its files before they are removed."""
 
 
 class SandboxedKernel:
@@ -66,11 +66,11 @@ class SandboxedKernel:
         self._bridge = Bridge.instance()
         self._kernel: KernelBridge | None = None
         self._last_launch: Launch | None = None
-        """Also one that is under way or has failed."""
+        """The last launch, also one that is under way or has failed."""
         self._plan: KernelPlan | None = None
         self._launching: asyncio.Task[Any] | None = None
         self._is_stopped = False
-        """Whether another call has ended the launch that is under way."""
+        """True once another call has ended the launch that is under way."""
         self.started = 0.0
         """Unix time at which the sandbox was started for this kernel."""
         self._workers = Workers()
@@ -79,7 +79,7 @@ class SandboxedKernel:
         self._used: Sandbox | None = None
         """A sandbox in which a kernel was started, and of whose end nobody was told yet."""
         self._imports: ImportReports | None = None
-        """What the kernels of the launches have reported to import, together: a notebook that is
+        """The imports that the kernels of all launches have reported, together: a notebook that is
         started again and again counts once."""
 
     # -- state, from any thread ------------------------------------------------------------------
@@ -282,7 +282,7 @@ class SandboxedKernel:
                 self._start_facts = start
             self._used = launch.sandbox
             request = plan.request
-            Happenings.instance().tell(Started(request.kernel_id, request.kernel_name, start))
+            KernelEvents.instance().tell(Started(request.kernel_id, request.kernel_name, start))
             return address
         except asyncio.CancelledError as error:
             # Its caller has cancelled nothing: a server would never answer a request that ends so.
@@ -351,7 +351,7 @@ class SandboxedKernel:
         self._last_death = death = Death(time.time(), classify(reason), reason)
         if self._plan is not None:
             request = self._plan.request
-            Happenings.instance().tell(Died(request.kernel_id, request.kernel_name, death))
+            KernelEvents.instance().tell(Died(request.kernel_id, request.kernel_name, death))
 
     async def launch_from(self, plan: KernelPlan, files: Path, run: SnapshotRun) -> Address:
         """Restore a kernel from ``files``, a snapshot that is in no store; only after nothing else.

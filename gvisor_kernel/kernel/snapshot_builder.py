@@ -38,7 +38,7 @@ from gvisor_kernel.snapshots.learned import (
     write_preloaded,
 )
 from gvisor_kernel.snapshots.snapshot import PRELOADED, Draft, Meta, Snapshot
-from gvisor_kernel.snapshots.store import Store
+from gvisor_kernel.snapshots.snapshot_store import Store
 from gvisor_kernel.spec.layout import GUEST
 from gvisor_kernel.strict_json import parse_json
 

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 WAIT_SECONDS = 5.0
 """The wait after a cold start: its user has just begun to work, and may start more kernels."""
 END_SECONDS = 15.0
-"""How long a builder has to remove its unfinished snapshot when this process exits."""
+"""Seconds that a builder has to remove its unfinished snapshot when this process exits."""
 LAST_SECONDS = 5.0
 BUILD = ("-P", "-m", "gvisor_kernel", "snapshot", "build", "--plan")
 """``-P``: import nothing from the working directory, which may be a folder of notebooks."""
@@ -55,10 +55,10 @@ class SnapshotQueue(PerProcess):
         self._wanted: deque[Wanted] = deque()
         self._current = ""
         self.leaves_builder = True
-        """Whether a builder goes on when this process exits. A server sets it to False: it has one
+        """True if a builder goes on when this process exits. A server sets it to False: it has one
         made when it begins, and whoever stops a server wants nothing to go on."""
         self._builder: Builder | None = None
-        """What runs in the process, once it has its order."""
+        """The builder in the process, once it has its order."""
         self._failed: Counter[str] = Counter()
         self._changed = threading.Condition()
         self._ended = False

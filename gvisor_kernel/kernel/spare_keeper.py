@@ -32,13 +32,13 @@ MIN_STARTS = 2
 WAIT_SECONDS = 1.0
 """The wait after such a start: its user needs the CPU now."""
 CLOCK_SECONDS = 1.2
-"""How long a spare runs before it is stopped. gVisor measures its clock a second after a restore.
-Until then a reading is a system call of 20 µs, which makes a cell a millisecond slower: Python
-reads the clock at each lock that it takes. What was measured stays valid over a stop."""
+"""Seconds that a spare runs before it is stopped. gVisor measures its clock a second after a
+restore. Until then a reading is a system call of 20 µs, which makes a cell a millisecond slower:
+Python reads the clock at each lock that it takes. What was measured stays valid over a stop."""
 KEEP_SECONDS = 300.0
-"""How long a spare waits. It holds the memory of an idle kernel and open folders of the host."""
+"""Seconds that a spare waits. It holds the memory of an idle kernel and open folders."""
 END_SECONDS = 20.0
-"""How long the exit of this process waits for the removal of the spare."""
+"""Seconds that the exit of this process waits for the removal of the spare."""
 MAX_STOPS = 20
 """Attempts to stop a sandbox: a system call that ran at the stop may run on and use a core."""
 POLL_SECONDS = 0.1
@@ -104,7 +104,7 @@ class SpareKeeper(PerProcess):
 
     @property
     def ready(self) -> bool:
-        """Whether there is a spare."""
+        """Return whether there is a spare."""
         return self._spare is not None
 
     def take(self, plan: KernelPlan, key: SnapshotKey, run: SnapshotRun) -> Sandbox | None:

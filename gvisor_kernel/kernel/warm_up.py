@@ -1,4 +1,4 @@
-"""What runs in a kernel before its snapshot is taken: it loads what the first cell would wait for.
+"""Code that runs in a kernel before its snapshot is taken: it loads what a first cell waits for.
 
 Also what the snapshot depends on: the files that the kernel has loaded then.
 """
@@ -37,7 +37,7 @@ WARM_UP_REQUESTS = {
     "java": (20, "int warm = 6 * 7; System.out"),
     "typescript": (5, "const warm: number = 6 * 7; console.lo"),
 }
-"""By language: number and code of the completion requests before the snapshot is taken.
+"""Number and code of the completion requests before the snapshot is taken, by language.
 
 They load the compilers, for which the first cell would otherwise wait. Running code instead would
 count as a cell."""

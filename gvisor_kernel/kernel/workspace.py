@@ -1,4 +1,4 @@
-"""What a kernel is told about /workspace, and what is said of files that end with the sandbox.
+"""Texts about /workspace: those for a kernel, and those about files that end with the sandbox.
 
 The words of the variable are read by PID 1 (``guest/supervisor.py``) and by the kernel
 (``guest/unkept_files.py``).
@@ -17,7 +17,7 @@ from gvisor_kernel.config.kubernetes import NO_CHOICE
 from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.folders import open_real, reopen
-from gvisor_kernel.kernel.facts import Ended, Happenings, KernelFacts, Left
+from gvisor_kernel.kernel.facts import Ended, KernelEvents, KernelFacts, Left
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.link import RemoteProtocolError
 from gvisor_kernel.link.service_messages import decode_service
@@ -39,7 +39,7 @@ UNSEEN = (
     " there has ended with the sandbox"
 )
 MAX_LEFT, MAX_NAME, MAX_COUNT = 10, 100, 1_000_000
-"""Of files that are named at the end: how many, characters of each, and how many are counted."""
+"""Limits of the files that are named at the end: their number, a name's characters, the count."""
 
 
 def describe_workspace(spec: SandboxSpec, sandbox: Sandbox, *, tells: bool) -> dict[str, str]:
@@ -207,6 +207,6 @@ def tell_end(
         if words and logs:
             log.warning("%s in %s: %s", request.kernel_name, facts.folder, words)
         ended = Ended(request.kernel_id, request.kernel_name, facts, left)
-        Happenings.instance().tell_end(ended)
+        KernelEvents.instance().tell_end(ended)
     except Exception:
         log.exception("The end of a sandbox could not be told")

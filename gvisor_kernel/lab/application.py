@@ -30,7 +30,7 @@ from gvisor_kernel.jupyter.plan_factory import read_configuration
 from gvisor_kernel.lab.policy import EXTENSIONS, harden
 
 PREFIX = "gvisor-lab-"
-"""Of the private folder, in Jupyter's folder for what runs: tokens are there, too."""
+"""Prefix of the private folder, in Jupyter's folder for what runs: tokens are there, too."""
 KEPT = ("GVisorProvisioner", "GVisorEgress", "GVisorServer")
 """Sections of this user's Jupyter configuration that hold."""
 DROPPED = ("JUPYTER_TOKEN", "JUPYTER_TOKEN_FILE", "JUPYTER_SERVER_ALLOW_UNAUTHENTICATED_ACCESS")
@@ -48,7 +48,7 @@ DISABLED = (
     "@jupyter-notebook/lab-extension",  # its buttons lead to pages that this server has not
     "@jupyterlab/apputils-extension:announcements",  # asks at each start, as no answer is kept
 )
-"""What the page leaves out."""
+"""Extensions that the page leaves out."""
 
 
 class ClosedServer(ServerApp):

@@ -1,4 +1,4 @@
-"""What closes a Jupyter server: the configuration for ``gvisor-kernel lab`` and for hubs.
+"""The configuration that closes a Jupyter server, for ``gvisor-kernel lab`` and for hubs.
 
 Named as classes and values, so that one file of Jupyter's configuration can have all of it; and a
 list of the options that a person may give the command.

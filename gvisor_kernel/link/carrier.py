@@ -49,8 +49,8 @@ class Carrier:
         self._mark = MARK + secret
         self._is_host = is_host
         self.connected = False
-        """Whether bytes may be sent. The host waits for the answer to its RESUME, the guest for a
-        RESUME."""
+        """True while bytes may be sent. The host waits for the answer to its RESUME, the guest for
+        a RESUME."""
         self.received = 0
         self.confirmed = 0
         self.ended = False
@@ -59,7 +59,7 @@ class Carrier:
         self._kept = bytearray()
         """This side's stream from ``confirmed`` on."""
         self._told = 0
-        """What the other side was told last of ``received``."""
+        """The value of ``received`` that the other side was told last."""
         self._first: Deque[bytes] = deque()
         """Whole packets that go before any data."""
         self._arrived = bytearray()
@@ -74,7 +74,7 @@ class Carrier:
 
     @property
     def room(self) -> int:
-        """How many bytes ``write`` takes now."""
+        """Return the number of bytes that ``write`` takes now."""
         return max(0, WINDOW - len(self._kept))
 
     @property
@@ -236,7 +236,7 @@ class Carrier:
 
     @property
     def is_lost(self) -> bool:
-        """Whether what arrives makes no sense, and is dropped until a RESUME."""
+        """Return whether the bytes that arrive make no sense, and are dropped until a RESUME."""
         return self._lost
 
 

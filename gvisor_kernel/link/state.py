@@ -1,4 +1,4 @@
-"""Which side may send which frame in which state: tables and nothing else.
+"""Tables of the frames that each side may send in each state, and nothing else.
 
 A connection is OPENING until it receives the HELLO of the other side, then IDLE. It is RUNNING
 between START and EXIT, and CLOSED after STOP or after the other side violated the protocol. Each
@@ -14,7 +14,7 @@ from gvisor_kernel.link.frames import FrameType
 
 
 class Role(enum.Enum):
-    """Which end of the link a connection is."""
+    """The end of the link that a connection is."""
 
     HOST = "host"
     GUEST = "guest"

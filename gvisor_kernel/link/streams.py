@@ -164,7 +164,7 @@ class Streams:
 
     @property
     def can_open(self) -> bool:
-        """Whether another stream may be opened now."""
+        """Return whether another stream may be opened now."""
         return len(self._streams) < MAX_STREAMS and self._highest < LAST_STREAM
 
     @property
@@ -174,7 +174,7 @@ class Streams:
 
     @property
     def has_data_to_send(self) -> bool:
-        """Whether ``data_to_send`` would return frames."""
+        """Return whether ``data_to_send`` would return frames."""
         return bool(self._control or self._granting or self._turns)
 
     # -- receiving -------------------------------------------------------------------------------

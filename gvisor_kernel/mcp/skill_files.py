@@ -10,7 +10,7 @@ from gvisor_kernel.errors import SandboxError, SkillError
 from gvisor_kernel.mcp.displays import show
 from gvisor_kernel.mcp.results import clean
 from gvisor_kernel.skills.package import read_folder
-from gvisor_kernel.skills.store import Installed, SkillStore, prepare_skills
+from gvisor_kernel.skills.skill_store import Installed, SkillStore, prepare_skills
 
 FILE = "SKILL.md"
 

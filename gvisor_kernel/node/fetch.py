@@ -23,16 +23,16 @@ from gvisor_kernel.host.owners import restore_access
 from gvisor_kernel.host.processes import ProcessId, is_alive, open_process
 from gvisor_kernel.node.files import ENDED, Copy, find_copy
 from gvisor_kernel.runtimes.copies.contents import Contents
+from gvisor_kernel.runtimes.nodes.archive_chunks import write_chunks
 from gvisor_kernel.runtimes.nodes.orders import write_fact
-from gvisor_kernel.runtimes.nodes.pieces import write_pieces
 from gvisor_kernel.runtimes.state.sweep import sweep_orphans
 
 WORD_SECONDS = 60.0
-"""How long the host may take to say what it wants."""
+"""Seconds that the host may take to say what it wants."""
 DONE_SECONDS = 1800.0
-"""How long it may take to write what it was sent."""
+"""Seconds that it may take to write what it was sent."""
 END_SECONDS = 20.0
-"""How long a helper may take to end its sandbox."""
+"""Seconds that a helper may take to end its sandbox."""
 MAX_WORD = 100
 LAST, NOW, DONE = "last", "now", "done"
 
@@ -86,7 +86,7 @@ def send_outputs(copy: Copy) -> int:
         restore_access(outputs)
         contents = Contents(folders=[(".", outputs, "outputs")])
         # The host refuses one entry more than it takes.
-        _write(write_pieces(contents.archive(sys.maxsize, 2 * MAX_ENTRIES)))
+        _write(write_chunks(contents.archive(sys.maxsize, 2 * MAX_ENTRIES)))
         return contents.left_out
 
 

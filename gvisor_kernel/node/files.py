@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
-from gvisor_kernel.archive.refusal import Refused
+from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, StateError
 from gvisor_kernel.host.folders import Opened, open_path
 from gvisor_kernel.host.owners import restore_access
@@ -31,9 +31,9 @@ from gvisor_kernel.runtimes.nodes.orders import Order
 from gvisor_kernel.runtimes.state import records
 
 KEPT_SECONDS = 7 * 24 * 3600
-"""How long a copy that nobody has fetched is kept."""
+"""Seconds that a copy that nobody has fetched is kept."""
 LINGER_SECONDS = 120.0
-"""How long a helper waits at its end for the host to fetch the outputs: a job lives as long."""
+"""Seconds that a helper waits at its end for the host to fetch the outputs: a job lives as long."""
 LINGER_STEP = 0.1
 NAME = re.compile(r"[a-z0-9]{1,40}")
 MAX_OWNER = 4096
@@ -173,7 +173,7 @@ def take_files(order: Order, archive: Iterator[bytes]) -> tuple[Copy, Order]:
         except BaseException:
             copy.remove()
             raise
-    except Refused as error:
+    except ArchiveError as error:
         raise LaunchError(f"The host's files were refused: {error}.") from error
     except OSError as error:
         raise LaunchError(

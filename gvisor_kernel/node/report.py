@@ -1,4 +1,4 @@
-"""What a node tells when it is asked: whether it can run sandboxes, and what it has removed."""
+"""A node's report when it is asked: whether it can run sandboxes, and what it has removed."""
 
 from __future__ import annotations
 

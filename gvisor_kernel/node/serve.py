@@ -44,11 +44,11 @@ if TYPE_CHECKING:
     from gvisor_kernel.node.files import Copy
 
 ORDER_SECONDS = 60.0
-"""How long the order may take to come."""
+"""Seconds that the order may take to come."""
 END_SECONDS = 3.0
-"""How long a sandbox may take to end after its host has closed the link."""
+"""Seconds that a sandbox may take to end after its host has closed the link."""
 WRITE_SECONDS = 10.0
-"""How long the host may take to read what is written last."""
+"""Seconds that the host may take to read what is written last."""
 STEP = 1024 * 1024
 """The host is told of memory that has changed by as many bytes."""
 REPORT_SECONDS = 0.25
@@ -56,14 +56,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 End: TypeAlias = Literal["itself", "signal", "memory"]
-"""What has ended a sandbox: itself or its host, a signal to this process, its memory limit."""
+"""The cause of a sandbox's end: itself or its host, a signal to this process, its memory limit."""
 
 
 class HostGone(OrderError):
     """The host's end of stdin is closed before everything has come."""
 
 
-class Told:
+class FactWriter:
     """Writes facts to stderr. Those that may be lost are dropped while the pipe is full."""
 
     def __init__(self, fd: int) -> None:
@@ -99,7 +99,7 @@ def serve() -> int:
     for signum in SIGNALS:
         signal.signal(signum, lambda *_: None)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    told = Told(sys.stderr.fileno())
+    told = FactWriter(sys.stderr.fileno())
     host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     told.tell("here", release=__version__, node=host, job=os.environ.get("SLURM_JOB_ID", ""))
     copy: Copy | None = None
@@ -149,10 +149,10 @@ def receive_files(order: Order, fd: int, wake: int) -> tuple[Copy, Order]:
     :raises GvisorKernelError, OrderError: when they do not come, or cannot be kept
     """
     from gvisor_kernel.node.files import take_files
-    from gvisor_kernel.runtimes.nodes.pieces import read_pieces
+    from gvisor_kernel.runtimes.nodes.archive_chunks import read_chunks
 
     limit = 2 * order.spec.disk_limit + MAX_ORDER
-    return take_files(order, read_pieces(lambda size: _read(fd, size, wake), limit))
+    return take_files(order, read_chunks(lambda size: _read(fd, size, wake), limit))
 
 
 def _read(fd: int, size: int, wake: int) -> bytes:
@@ -222,7 +222,7 @@ def describe_error(error: Exception) -> dict[str, str]:
     return {"error": "LaunchError", "fact": str(error), "hint": "", "detail": ""}
 
 
-def watch(sandbox: Sandbox, limit: int, wake: int, told: Told) -> End:
+def watch(sandbox: Sandbox, limit: int, wake: int, told: FactWriter) -> End:
     """Relay the link until the sandbox has ended; end it when the host is gone.
 
     Returns what has ended it.

@@ -33,7 +33,7 @@ def _restore(runtime: RunscRuntime, order: Order) -> tuple[Sandbox, dict[str, An
     from gvisor_kernel.snapshots.host_facts import find_host_facts
     from gvisor_kernel.snapshots.key import KernelFacts, make_key
     from gvisor_kernel.snapshots.snapshot import PRELOADED, Snapshot
-    from gvisor_kernel.snapshots.store import Store, restore_by_key
+    from gvisor_kernel.snapshots.snapshot_store import Store, restore_by_key
 
     request = order.request
     try:

@@ -38,8 +38,8 @@ class LaunchRequest:
     spare: bool = False
     """The sandbox belongs to no kernel yet; see ``Sandbox.assign``."""
     saved: Mapping[str, Any] | None = None
-    """What a snapshot of this kernel depends on beside its sandbox, as JSON. For a runtime that
-    ``finds_snapshots``; None: the start must be cold."""
+    """Facts that a snapshot of this kernel depends on beside its sandbox, as JSON. For a runtime
+    that ``finds_snapshots``; None: the start must be cold."""
     unfit: str = ""
     """The key of a snapshot from which this kernel could not be restored: such a runtime removes
     it."""
@@ -120,11 +120,11 @@ class Sandbox(ABC):
     node: str | None = None
     """The machine on which it runs, if that is another one."""
     can_pause: bool = True
-    """Whether ``pause`` stops this sandbox."""
+    """True if ``pause`` stops this sandbox."""
     found: FoundSnapshot | None = None
     """The snapshot that it was restored from, if its runtime ``finds_snapshots``."""
     lacks: str = ""
-    """Why such a runtime has found none."""
+    """The reason why such a runtime has found none."""
 
     @abstractmethod
     def poll(self) -> int | None:
@@ -156,13 +156,13 @@ class Sandbox(ABC):
         """
 
     def find_panic(self) -> str:
-        """What the runtime said as it ended by an error of its own: printable, at most 200
-        characters; empty where it did not. Does not block, never raises."""
+        """Return the runtime's message if it ended by an error of its own: printable, at most 200
+        characters; else empty. Does not block, never raises."""
         return ""
 
     def find_cause(self) -> str:
-        """What the engine says of the end of this sandbox, as a clause without a full stop; empty
-        where it says nothing. Does not block, never raises."""
+        """Return the engine's reason for the end of this sandbox, as a clause without a full stop;
+        empty where it gives none. Does not block, never raises."""
         return ""
 
     @abstractmethod
@@ -264,9 +264,9 @@ class Runtime(ABC):
     name: str
     """The value of the setting ``runtime``."""
     supports_snapshots: bool = True
-    """Whether this runtime saves its sandboxes as snapshots and starts from them."""
+    """True if this runtime saves its sandboxes as snapshots and starts from them."""
     finds_snapshots: bool = False
-    """Whether ``start`` itself looks for a snapshot, where the sandbox is to be. Then the caller
+    """True if ``start`` itself looks for a snapshot, where the sandbox is to be. Then the caller
     names none; the sandbox says what was found."""
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""What a person can do about a sandbox that failed, by what it wrote to stderr."""
+"""Hints for a person about a sandbox that failed, by what it wrote to stderr."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _USER_NAMESPACES = re.compile(
 )
 _TOO_MANY_FILES = re.compile(r"too many open files", re.I)
 _RUNSC_FAILED = re.compile(r"cannot read client sync file")
-"""What runsc says when its sandbox has ended at once, such as for want of descriptors."""
+"""Message of runsc when its sandbox has ended at once, such as for want of descriptors."""
 _HINTS: tuple[tuple[re.Pattern[str], str], ...] = (
     (
         re.compile(r"unshare: (not found|command not found)|No such file.*unshare", re.I),

@@ -15,12 +15,12 @@ from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
 from gvisor_kernel.strict_json import parse_json
 
 SECONDS = 60.0
-"""How long the answer may take."""
+"""Seconds that the answer may take."""
 MEMORY = 1024**3
 """Bytes that the sandbox may use. A Python that lists its modules takes some 20 MiB."""
 LOOK_SECONDS = 0.05
-"""How often the sandbox's memory is read. The bridge, which does this for kernels, has no part in
-it."""
+"""Seconds between two readings of the sandbox's memory. The bridge, which does this for kernels,
+has no part in it."""
 MAX_ANSWER = 4 * 1024 * 1024
 """Bytes. The names of thousands of packages take some 100 KB."""
 

@@ -20,7 +20,7 @@ PAUSE_SECONDS = 0.01
 """Pause before a read whose content is dropped: this thread shares the interpreter with all
 kernels."""
 CATCH_UP_SECONDS = 2.0
-"""How long whoever asks for the last lines waits for this module's thread. Some milliseconds are
+"""Seconds that a reader of the last lines waits for this module's thread. Some milliseconds are
 usual: only on a machine that is too busy the thread runs that much later."""
 
 
@@ -62,7 +62,7 @@ class StderrLog:
             self._changed.wait_for(self._has_all, seconds)
 
     def _has_all(self) -> bool:
-        """Whether the pipe has nothing that is not kept. The caller holds the lock."""
+        """Return whether the pipe has nothing that is not kept. The caller holds the lock."""
         # The descriptor's number may be that of another file when the pipe is over.
         return self._is_over or not (self._is_behind or _poll(self._fd, 0))
 
@@ -128,7 +128,7 @@ class StderrLog:
 
 
 def _poll(fd: int, milliseconds: float | None) -> bool:
-    """Whether a pipe has content, or its end; waits for either without a time."""
+    """Return whether a pipe has content, or its end; without a time, wait for either."""
     waiting = select.poll()
     waiting.register(fd, select.POLLIN)
     return bool(waiting.poll(milliseconds))

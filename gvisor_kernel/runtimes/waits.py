@@ -1,5 +1,5 @@
-"""Between a start in a worker and whoever waits for it: what it waits for, such as resources of a
-cluster, and whether anybody still wants it.
+"""Connects a start in a worker with its caller: tells what the start waits for, such as resources
+of a cluster, and whether anybody still wants it.
 
 Like ``tracing``: a listener is set for a context, and called in the worker in which the start runs.
 """

@@ -32,7 +32,7 @@ from gvisor_kernel.errors import OutputsError, StorageError
 from gvisor_kernel.host.folders import Opened, open_real, reopen
 from gvisor_kernel.server.handlers import Handler
 from gvisor_kernel.server.page_network import find_owner
-from gvisor_kernel.server.parts import Parts
+from gvisor_kernel.server.server_services import ServerServices
 from gvisor_kernel.spec.layout import OUTPUTS
 
 MAX_SHOWN = 32 * 1024 * 1024
@@ -44,9 +44,9 @@ Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
-class Where:
-    """Where a file is: how to open the folder, and its path below that. ``of_contents``: it is one
-    of the server's contents, not of a kernel's outputs."""
+class FileLocation:
+    """A file's location: a function that opens the folder, and the path below that.
+    ``of_contents``: it is one of the server's contents, not of a kernel's outputs."""
 
     opens: Callable[[], Opened]
     path: str
@@ -63,7 +63,7 @@ class ArtifactHandler(Handler):
         """
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self.parts.artifacts.executor, function)
+            return await loop.run_in_executor(self.services.artifacts.executor, function)
         except OutputsError as error:
             raise web.HTTPError(404, error.fact) from error
         except StorageError as error:
@@ -73,7 +73,7 @@ class ArtifactHandler(Handler):
         except OSError as error:
             raise web.HTTPError(409, f"It cannot be read: {error.strerror}.") from error
 
-    async def find_file(self) -> Where:
+    async def find_file(self) -> FileLocation:
         """Return where the file or folder is that the request is about.
 
         :raises HTTPError: when the request names no folder, or one that is not there; 403 for a
@@ -87,12 +87,12 @@ class ArtifactHandler(Handler):
             if page.of_contents:
                 await self._check_contents()
             below = f"{page.folder}/{path}" if page.folder else path
-            return Where(page.open_root, below, page.of_contents)
+            return FileLocation(page.open_root, below, page.of_contents)
         kernel_id = self.get_query_argument("kernel_id", "")
         if kernel_id:
-            return Where(self._find_outputs(kernel_id), path)
+            return FileLocation(self._find_outputs(kernel_id), path)
         await self._check_contents()
-        return Where(partial(self._open_folder, path), Path(path).name, of_contents=True)
+        return FileLocation(partial(self._open_folder, path), Path(path).name, of_contents=True)
 
     @property
     def owner(self) -> str:
@@ -107,7 +107,7 @@ class ArtifactHandler(Handler):
 
     def _find_outputs(self, kernel_id: str) -> Callable[[], Opened]:
         self.check_kernel(kernel_id)
-        facts = self.parts.sandboxes.facts().get(kernel_id)
+        facts = self.services.sandboxes.facts().get(kernel_id)
         views = [view for view in (facts.mounts if facts else ()) if view.target == OUTPUTS]
         if not views:
             raise web.HTTPError(404, "This kernel's outputs are not kept on this computer.")
@@ -119,7 +119,7 @@ class ArtifactHandler(Handler):
         missing = OutputsError("There is no such file below the server's root.")
         if "\0" in path:
             raise missing
-        root = Path(os.path.realpath(self.parts.artifacts.root))
+        root = Path(os.path.realpath(self.services.artifacts.root))
         folder = Path(os.path.realpath(root / Path(path.lstrip("/")).parent))
         # As the server's contents: nothing hidden, whatever name leads there.
         below = folder.relative_to(root).parts if folder.is_relative_to(root) else None
@@ -130,7 +130,7 @@ class ArtifactHandler(Handler):
     def open_ticket(self, ticket: object) -> Page:
         """:raises HTTPError: 403 for a ticket that this server has not given"""
         try:
-            return self.parts.artifacts.tickets.read(ticket, self.owner)
+            return self.services.artifacts.tickets.read(ticket, self.owner)
         except OutputsError as error:
             raise web.HTTPError(403, error.fact) from error
 
@@ -161,7 +161,7 @@ class OutputHandler(ArtifactHandler):
             await self._download(where)
             return
 
-        tickets, owner = self.parts.artifacts.tickets, self.owner
+        tickets, owner = self.services.artifacts.tickets, self.owner
 
         def read() -> tuple[bytes, str, str]:
             checked = check_path(where.path)
@@ -178,7 +178,7 @@ class OutputHandler(ArtifactHandler):
         self.set_header("Gvisor-Kernel-Type", kind)
         self.finish(content, set_content_type="application/octet-stream")
 
-    async def _download(self, where: Where) -> None:
+    async def _download(self, where: FileLocation) -> None:
         def begin() -> Any:
             stack = ExitStack()
             try:
@@ -225,7 +225,7 @@ class StorageHandler(ArtifactHandler):
     def _do(
         self, page: Page, owner: str, method: str, body: dict[str, Any], shared: bool
     ) -> dict[str, Any] | bytes:
-        storage = self.parts.artifacts.open_storage(shared=shared)
+        storage = self.services.artifacts.open_storage(shared=shared)
         key = body.get("key")
         if method == "set":
             if "json" in body:
@@ -256,7 +256,7 @@ class FrameHandler(JupyterHandler):
     With ``alone`` the browser gives the frame a process of its own.
     """
 
-    def initialize(self, parts: Parts) -> None:
+    def initialize(self, services: ServerServices) -> None:
         pass
 
     @web.authenticated

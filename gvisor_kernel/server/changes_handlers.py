@@ -36,7 +36,7 @@ class ChangeHandler(Handler):
     def find_kernel(self, kernel_id: str) -> SandboxedKernel:
         """:raises HTTPError: 404 for a kernel that is not this server's, or has no sandbox"""
         self.check_kernel(kernel_id)
-        kernel = self.parts.sandboxes.find_kernel(kernel_id)
+        kernel = self.services.sandboxes.find_kernel(kernel_id)
         if kernel is None:
             raise web.HTTPError(404, "This kernel has no sandbox yet.")
         return kernel
@@ -58,7 +58,7 @@ class UnkeptHandler(ChangeHandler):
 
     async def get(self, kernel_id: str) -> None:
         try:
-            left = await self.parts.unkept.read(self.find_kernel(kernel_id))
+            left = await self.services.unkept.read(self.find_kernel(kernel_id))
         except GvisorKernelError as error:
             raise web.HTTPError(409, error.fact) from error
         self.answer(make_unkept(left))
@@ -123,7 +123,7 @@ class UndoHandler(ChangeHandler):
         if not isinstance(name, str):
             raise web.HTTPError(400, "The body must have the text undo.")
         try:
-            undone = await asyncio.to_thread(undo_apply, name, self.parts.stopping.is_set)
+            undone = await asyncio.to_thread(undo_apply, name, self.services.stopping.is_set)
         except GvisorKernelError as error:
             raise web.HTTPError(409, error.fact) from error
         self.answer(await asyncio.to_thread(lambda: json.dumps(asdict(undone))))

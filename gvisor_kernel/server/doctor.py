@@ -15,7 +15,7 @@ DOCTOR = ("-P", "-m", "gvisor_kernel", "doctor", "--json")
 MAX_SECONDS = 300.0
 """More than all checks together may take."""
 KEEP_SECONDS = 10.0
-"""How long findings are used again: doctor starts a kernel."""
+"""Seconds that findings are used again: doctor starts a kernel."""
 END_SECONDS = 5.0
 MAX_ANSWER = 1024 * 1024
 

@@ -28,7 +28,7 @@ MAX_PATHS, MAX_COUNT = 10, 1_000_000_000
 
 @dataclass(frozen=True)
 class HostFacts:
-    """What the host knows of a sandbox beside its kernel's facts.
+    """Facts of a sandbox that the host knows, beside those of its kernel.
 
     ``created``: seconds since the epoch. ``cpu_seconds``: of all its processes. ``runsc``: its
     release, or nothing. ``is_home``: the notebook's folder is not shown, as it holds a home.

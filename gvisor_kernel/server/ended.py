@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from gvisor_kernel.bridge.transcripts import FOLDER, NAME, EntryFormatter, read_entries
 from gvisor_kernel.host.log_files import NAMES, get_time, open_log
-from gvisor_kernel.kernel.facts import Ended, Happenings, Left
+from gvisor_kernel.kernel.facts import Ended, KernelEvents, Left
 from gvisor_kernel.server.documents import Described
 from gvisor_kernel.server.recorded import Kind, clean
 from gvisor_kernel.server.sandboxes import find_host_facts
@@ -56,11 +56,11 @@ class EndedKernels:
     def start(self) -> None:
         """Begin to remember."""
         self._loop = asyncio.get_running_loop()
-        Happenings.instance().watch_ends(self._remember)
+        KernelEvents.instance().watch_ends(self._remember)
 
     def end(self) -> None:
         """Remember no more. Idempotent."""
-        Happenings.instance().unwatch_ends(self._remember)
+        KernelEvents.instance().unwatch_ends(self._remember)
 
     def find(self, kernel_id: str) -> EndedKernel | None:
         """Return what is remembered of a kernel, which may have got another sandbox since."""

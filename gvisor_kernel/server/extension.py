@@ -1,4 +1,4 @@
-"""The extension itself: makes its parts when a server starts, and ends them with it."""
+"""The extension itself: makes its services when a server starts, and ends them with it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from traitlets import Bool, Unicode
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.lab.routes import close_routes
 from gvisor_kernel.server.file_handlers import make_file_routes
-from gvisor_kernel.server.parts import Parts
 from gvisor_kernel.server.routes import make_routes
+from gvisor_kernel.server.server_services import ServerServices
 from gvisor_kernel.server.watch import Watch
 
 
@@ -41,17 +41,19 @@ class GVisorServer(ExtensionApp):
         need. `gvisor_kernel.lab.policy.harden` sets it.""",
     ).tag(config=True)
 
-    _parts: Parts | None = None
+    _services: ServerServices | None = None
     _watch: Watch | None = None
 
     def initialize_settings(self) -> None:
-        """Make the parts. Called by the server as it loads the extension."""
-        self._parts = Parts.make(self.serverapp, warm=self.warm, shared_storage=self.shared_storage)
+        """Make the services. Called by the server as it loads the extension."""
+        self._services = ServerServices.make(
+            self.serverapp, warm=self.warm, shared_storage=self.shared_storage
+        )
 
     def initialize_handlers(self) -> None:
         """Add the routes. Called by the server after ``initialize_settings``."""
-        assert self._parts is not None
-        self.handlers.extend(make_routes(self._parts))
+        assert self._services is not None
+        self.handlers.extend(make_routes(self._services))
         assert self.serverapp is not None
         self.handlers.extend(make_file_routes(self.serverapp.contents_manager))
         if self.closed:
@@ -59,18 +61,20 @@ class GVisorServer(ExtensionApp):
 
     async def _start_jupyter_server_extension(self, serverapp: Any) -> None:
         """Begin to watch. Called by the server once its loop runs."""
-        assert self._parts is not None
+        assert self._services is not None
         SnapshotQueue.instance().leaves_builder = False
-        self._watch = Watch(self._parts.events, self._parts.executor, self._parts.sandboxes.facts)
+        self._watch = Watch(
+            self._services.events, self._services.executor, self._services.sandboxes.facts
+        )
         self._watch.start()
-        self._parts.ended.start()
-        self._parts.warmer.start()
+        self._services.ended.start()
+        self._services.preparer.start()
         if self.warm:
-            self._parts.listings.start()
+            self._services.listings.start()
 
     async def stop_extension(self) -> None:
-        """End the parts. Called as the server stops."""
+        """End the services. Called as the server stops."""
         if self._watch is not None:
             await self._watch.end()
-        if self._parts is not None:
-            await self._parts.end()
+        if self._services is not None:
+            await self._services.end()

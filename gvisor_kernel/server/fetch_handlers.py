@@ -38,7 +38,7 @@ MAX_HEADERS = 100
 MAX_VALUE = 4096
 """Characters of a header's value, in each direction."""
 UNREAD_SECONDS = 60.0
-"""How long a browser may take nothing of an answer."""
+"""Seconds in which a browser may take nothing of an answer."""
 PART = 64 * 1024
 
 SENT = frozenset(
@@ -62,8 +62,8 @@ _VALUE = re.compile(r"[\t -~]*")
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What a page asks for, as far as that can be told without the routes."""
+class PageRequest:
+    """A page's request for a URL, as far as it can be read without the routes."""
 
     ticket: object
     url: str
@@ -72,7 +72,7 @@ class Wish:
     body: memoryview
 
 
-def read_wish(content: bytes) -> Wish:
+def read_page_request(content: bytes) -> PageRequest:
     """Read the parts of a request. The body is not copied: it may be large, and is held until the
     answer has come.
 
@@ -94,7 +94,7 @@ def read_wish(content: bytes) -> Wish:
         allowed = ", ".join(METHODS)
         raise web.HTTPError(400, f"url must be a text, and method one of {allowed}.")
     headers = _choose_sent(head.get("headers", []))
-    return Wish(head.get("ticket"), url, method, headers, memoryview(content)[4 + size :])
+    return PageRequest(head.get("ticket"), url, method, headers, memoryview(content)[4 + size :])
 
 
 def _choose_sent(headers: Any) -> Pairs:
@@ -129,15 +129,15 @@ def choose_shown(headers: Pairs, route: UrlRoute) -> list[tuple[str, str]]:
     ][:MAX_HEADERS]
 
 
-def make_ask(wish: Wish, route: UrlRoute, target: str) -> Ask:
+def make_ask(asked: PageRequest, route: UrlRoute, target: str) -> Ask:
     """Return the request for the route."""
     from gvisor_kernel.egress.stream_client import Ask
 
     # Some APIs refuse who has no name. What is compressed would reach the page as it is.
     own = (("user-agent", "gvisor-kernel"), ("accept-encoding", "identity"))
-    has_body = bool(wish.body) or wish.method in ("PATCH", "POST", "PUT")
-    path, body = f"/{route.name}{target}", wish.body if has_body else None
-    return Ask(wish.method, path, (*wish.headers, *own), body)
+    has_body = bool(asked.body) or asked.method in ("PATCH", "POST", "PUT")
+    path, body = f"/{route.name}{target}", asked.body if has_body else None
+    return Ask(asked.method, path, (*asked.headers, *own), body)
 
 
 class FetchHandler(ArtifactHandler):
@@ -146,14 +146,14 @@ class FetchHandler(ArtifactHandler):
     _work: asyncio.Task[None] | None = None
 
     async def post(self) -> None:
-        wish = read_wish(self.request.body)
-        page = self.open_ticket(wish.ticket)
-        network = self.parts.artifacts.network
+        asked = read_page_request(self.request.body)
+        page = self.open_ticket(asked.ticket)
+        network = self.services.artifacts.network
         try:
-            destination, route, target = network.find(wish.url)
+            destination, route, target = network.find(asked.url)
             async with network.opened(page.artifact) as link:
                 self._work = asyncio.create_task(
-                    self._pass_on(link, destination, route, make_ask(wish, route, target))
+                    self._pass_on(link, destination, route, make_ask(asked, route, target))
                 )
                 await asyncio.wait({self._work})
                 if not self._work.cancelled():

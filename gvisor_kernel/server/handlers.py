@@ -21,14 +21,14 @@ from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.jupyter.plan_factory import find_spec
 from gvisor_kernel.server.doctor import DoctorFailed
 from gvisor_kernel.server.documents import Described, make_sandbox
-from gvisor_kernel.server.parts import Parts
+from gvisor_kernel.server.kernel_preparer import NotOurs, OutsideRoot
 from gvisor_kernel.server.recorded import DEFAULT_LINES, MAX_LINES, Kind
-from gvisor_kernel.server.warming import NotOurs, OutsideRoot
+from gvisor_kernel.server.server_services import ServerServices
 from gvisor_kernel.shown_text import printable
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 READY_SECONDS = 10.0
-"""How long a restart that is under way is waited for before a kernel is shut down."""
+"""Seconds that the shutdown of a kernel waits for a restart that is under way."""
 MAX_BODY = 64 * 1024
 OPENAPI = Path(__file__).with_name("openapi.json")
 KERNEL = r"(?P<kernel_id>[\w.-]{1,200})"
@@ -47,8 +47,8 @@ class Handler(APIHandler):
         for name in {"get", "post", "put", "delete"} & vars(cls).keys():
             setattr(cls, name, web.authenticated(authorized(vars(cls)[name])))
 
-    def initialize(self, parts: Parts) -> None:
-        self.parts = parts
+    def initialize(self, services: ServerServices) -> None:
+        self.services = services
 
     def answer(self, document: Any) -> None:
         """Answer with JSON that no cache keeps."""
@@ -80,12 +80,12 @@ class Handler(APIHandler):
 
     def check_kernel(self, kernel_id: str) -> None:
         """:raises HTTPError: 404 for a kernel that is not this server's, or not in a sandbox"""
-        if not self.parts.sandboxes.has(kernel_id):
+        if not self.services.sandboxes.has(kernel_id):
             raise web.HTTPError(404, "This server has no kernel of this id in a sandbox.")
 
     def describe(self, known: Described) -> dict[str, Any]:
         """Return the document of a kernel that Jupyter still has; it may have ended."""
-        ended = self.parts.ended.find(known.kernel_id) if known.facts.state == "ended" else None
+        ended = self.services.ended.find(known.kernel_id) if known.facts.state == "ended" else None
         return make_sandbox(known, None if ended is None else ended.left)
 
 
@@ -93,7 +93,7 @@ class SandboxesHandler(Handler):
     """``GET sandboxes``"""
 
     async def get(self) -> None:
-        known = await self.parts.sandboxes.read()
+        known = await self.services.sandboxes.read()
         self.answer(
             {
                 "sandboxes": [self.describe(one) for one in known.sandboxes.values()],
@@ -106,12 +106,12 @@ class KernelHandler(Handler):
     """``GET kernels/{kernel_id}``"""
 
     async def get(self, kernel_id: str) -> None:
-        ended = self.parts.ended.find(kernel_id)
-        if ended is not None and not self.parts.sandboxes.has(kernel_id):
+        ended = self.services.ended.find(kernel_id)
+        if ended is not None and not self.services.sandboxes.has(kernel_id):
             self.answer(make_sandbox(ended.described, ended.left))
             return
         self.check_kernel(kernel_id)
-        known = (await self.parts.sandboxes.read()).sandboxes.get(kernel_id)
+        known = (await self.services.sandboxes.read()).sandboxes.get(kernel_id)
         if known is None:
             raise web.HTTPError(404, "This kernel has no sandbox yet.")
         self.answer(self.describe(known))
@@ -123,14 +123,14 @@ class RecordedHandler(Handler):
     kind: Kind
 
     async def get(self, kernel_id: str) -> None:
-        ended = self.parts.ended.find(kernel_id)
+        ended = self.services.ended.find(kernel_id)
         if ended is None:
             self.check_kernel(kernel_id)
         count = self._count_lines()
-        facts = self.parts.sandboxes.facts().get(kernel_id)
+        facts = self.services.sandboxes.facts().get(kernel_id)
         lines: list[str] = []
         if facts is not None and facts.directory is not None:
-            lines = await self.parts.recorded.read(self.kind, facts.directory)
+            lines = await self.services.recorded.read(self.kind, facts.directory)
         if ended is not None and not lines and (facts is None or facts.state == "ended"):
             lines = ended.lines[self.kind]
         self.answer({"lines": lines[-count:]})
@@ -163,7 +163,7 @@ class StopHandler(Handler):
         self.check_kernel(kernel_id)
         self.note_activity()
         try:
-            await shut_down(self.parts.kernel_manager, kernel_id, now=self.now)
+            await shut_down(self.services.kernel_manager, kernel_id, now=self.now)
         except (KeyError, web.HTTPError) as error:  # another client was faster
             raise web.HTTPError(404, "This kernel has ended.") from error
         except asyncio.InvalidStateError as error:
@@ -196,7 +196,7 @@ class DoctorHandler(Handler):
 
     async def post(self) -> None:
         try:
-            findings = await self.parts.doctor.read()
+            findings = await self.services.doctor.read()
         except DoctorFailed as error:
             raise web.HTTPError(503, str(error)) from error
         self.answer(findings)
@@ -211,7 +211,7 @@ class WarmHandler(Handler):
         if not isinstance(name, str) or not isinstance(path, str):
             raise web.HTTPError(400, "The body must have the texts kernel_name and path.")
         try:
-            accepted = await self.parts.warmer.request(name, path)
+            accepted = await self.services.preparer.request(name, path)
         except NotOurs as error:
             message = "There is no kernelspec of this name that starts kernels in sandboxes."
             raise web.HTTPError(404, message) from error
@@ -226,7 +226,7 @@ class TrustHandler(Handler):
 
     async def get(self) -> None:
         path = self.get_query_argument("path", "", strip=False)
-        self.answer(asdict(await self.parts.notary.read(path)))
+        self.answer(asdict(await self.services.notary.read(path)))
 
 
 class OpenApiHandler(Handler):
@@ -242,7 +242,7 @@ class KernelspecsHandler(Handler):
     async def get(self) -> None:
         found = await ensure_async(self.kernel_spec_manager.get_all_specs())
         facts = await asyncio.get_running_loop().run_in_executor(
-            self.parts.executor, make_facts, found, self.settings["serverapp"]
+            self.services.executor, make_facts, found, self.settings["serverapp"]
         )
         self.answer({"kernelspecs": facts})
 

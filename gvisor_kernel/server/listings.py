@@ -41,7 +41,7 @@ class Listings:
         self._executor = executor
         self._visit = visit
         self._seen: dict[str, float] = {}
-        """When a folder was listed last."""
+        """The time at which each folder was listed last."""
         self._next: str | None = None
         self._working: asyncio.Task[None] | None = None
 

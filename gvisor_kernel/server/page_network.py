@@ -1,4 +1,4 @@
-"""What the server has for pages: tickets, storages, threads, and their routes.
+"""The network of a server's pages: tickets, storages, threads, and their routes.
 
 Each page has a grant of its own, so that limits count for it and its requests are recorded under
 its place. The process is the one that kernels of this server have; without a request there is none.
@@ -41,9 +41,10 @@ PAGE_REQUESTS = 8
 SERVER_REQUESTS = 32
 """Requests of all pages that may be open."""
 IDLE_SECONDS = 120.0
-"""Longer than the minute in which requests are counted: a page cannot begin its minute anew."""
+"""Seconds until an unused socket is closed: more than the minute in which requests are counted, so
+that a page cannot begin its minute anew."""
 RENEW_SECONDS = 1.0
-"""From the death of the process until it is started anew: it may die at once each time."""
+"""Seconds from the death of the process until it is started again: it may die at once each time."""
 
 
 class TooMany(EgressError):
@@ -87,7 +88,7 @@ class PageNetwork:
         self._idle: dict[str, asyncio.TimerHandle] = {}
         self._opening = asyncio.Lock()
         self._renewed = 0.0
-        """From when on the process may be started, on the loop's clock."""
+        """The time from which the process may be started, on the loop's clock."""
 
     def find(self, url: str) -> tuple[Destination, UrlRoute, str]:
         """Return where a URL leads, its route, and the target below the route's address.

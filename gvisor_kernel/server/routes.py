@@ -37,7 +37,7 @@ from gvisor_kernel.server.handlers import (
     WarmHandler,
 )
 from gvisor_kernel.server.library_handlers import LibraryHandler
-from gvisor_kernel.server.parts import Parts
+from gvisor_kernel.server.server_services import ServerServices
 from gvisor_kernel.server.tile_handlers import TileHandler
 
 PREFIX = r"/gvisor-kernel/api"
@@ -67,11 +67,11 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
 )
 
 
-def make_routes(parts: Parts) -> list[tuple[str, type[RequestHandler], dict[str, Any]]]:
+def make_routes(services: ServerServices) -> list[tuple[str, type[RequestHandler], dict[str, Any]]]:
     """Return the routes as tornado wants them; Jupyter's server adds its base URL."""
-    api = [(f"{PREFIX}{path}", handler, {"parts": parts}) for path, handler in ROUTES]
+    api = [(f"{PREFIX}{path}", handler, {"services": services}) for path, handler in ROUTES]
     return [
         *api,
-        (r"/gvisor-kernel/frame", FrameHandler, {"parts": parts}),
+        (r"/gvisor-kernel/frame", FrameHandler, {"services": services}),
         (r"/gvisor-kernel/frame/probe", ProbeHandler, {}),
     ]

@@ -28,19 +28,19 @@ from gvisor_kernel.runtimes.state.records import read_record
 from gvisor_kernel.server.documents import Described, HostFacts, find_uploads, make_leftover
 
 KEEP_SECONDS = 0.5
-"""How long facts are used again."""
+"""Seconds that facts are used again."""
 LEFTOVER_SECONDS = 5.0
 """The same for sandboxes whose owner has died: all records of this user are read for them."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What was known at one moment, when the server had the kernels ``kernels`` of ours: their ids,
-    and of those that start, from what."""
+    """Facts of one moment, when the server had the kernels ``kernels`` of ours: their ids, and the
+    start of each one that is starting."""
 
     kernels: frozenset[tuple[str, str | None]]
     sandboxes: Mapping[str, Described]
-    """By kernel id."""
+    """The sandboxes by kernel id."""
     leftovers: tuple[dict[str, Any], ...]
 
 
@@ -94,7 +94,7 @@ class Sandboxes:
         return found
 
     def _find_all(self) -> dict[str, GVisorProvisioner]:
-        """Also those that the manager does not list yet, because they are being launched."""
+        """Return also those that the manager does not list yet, as they are being launched."""
         found = {
             str(one.kernel_id): one
             for one in GVisorProvisioner.starting

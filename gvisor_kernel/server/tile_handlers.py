@@ -66,7 +66,7 @@ class TileHandler(Handler):
 
     async def get(self, kernel_id: str) -> None:
         self.check_kernel(kernel_id)
-        kernel = self.parts.sandboxes.find_kernel(kernel_id)
+        kernel = self.services.sandboxes.find_kernel(kernel_id)
         facts, sandbox = (None, None) if kernel is None else (kernel.describe(), kernel.sandbox)
         if facts is None or sandbox is None:
             raise web.HTTPError(404, "This kernel has no sandbox.")
@@ -80,7 +80,7 @@ class TileHandler(Handler):
             raise web.HTTPError(404, f"This kernel has no route to {wanted.shown}.") from error
         if _open[kernel_id] >= AT_ONCE:
             raise web.HTTPError(429, f"This kernel has {AT_ONCE} tiles open, which is the most.")
-        opening = self.parts.executor.submit(find_opener(sandbox))
+        opening = self.services.executor.submit(find_opener(sandbox))
         _open[kernel_id] += 1
         try:
             async with asyncio.timeout(SECONDS):

@@ -1,4 +1,4 @@
-"""Which notebooks of a folder this person has trusted, or saved, with this Jupyter.
+"""Finds the notebooks of a folder that this person has trusted, or saved, with this Jupyter.
 
 The contents manager of the server lists and reads, by its own rules; its notary knows signatures.
 Nothing is signed here, and no cell runs.
@@ -26,7 +26,7 @@ MAX_BYTES = 16 * 1024 * 1024
 MAX_VALUES = 100_000
 """Values of JSON in such a notebook, likewise. Those of many outputs have some thousands."""
 SECONDS = 3.0
-"""How long a folder's notebooks are read. Those that were not read count as not trusted."""
+"""Seconds that a folder's notebooks are read. Those that were not read count as not trusted."""
 MAX_KEPT = 2000
 """Signatures that are kept, of 64 characters each."""
 
@@ -56,7 +56,7 @@ class Notary:
         self._executor = executor
         self._turn = asyncio.Semaphore(1)
         self._signatures: OrderedDict[tuple[str, str, object], str] = OrderedDict()
-        """By path, time of change and size. What is signed may change without the file."""
+        """Signatures by path, time and size. What is signed may change without the file."""
 
     async def read(self, path: str) -> TrustOfFolder:
         """Return the trust of the notebooks directly in a folder, or of the notebook ``path``.

@@ -11,8 +11,8 @@ from gvisor_kernel.kernel.facts import Left
 from gvisor_kernel.kernel.session import SandboxedKernel
 
 KEEP_SECONDS = 0.7
-"""How long after its begin a look is used again: clients ask that long after the end of a cell, and
-what was seen before it is no answer."""
+"""Seconds after its begin in which a look is used again: clients ask that long after the end of a
+cell, and what was seen before it is no answer."""
 MAX_KEPT = 200
 """Kernels whose answers are kept."""
 

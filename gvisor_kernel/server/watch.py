@@ -23,8 +23,8 @@ from gvisor_kernel.host.log_files import Follower
 from gvisor_kernel.kernel.facts import (
     DeathKind,
     Died,
-    Happening,
-    Happenings,
+    KernelEvent,
+    KernelEvents,
     KernelFacts,
     Started,
     StartKind,
@@ -109,7 +109,7 @@ def metrics() -> Metrics:
 
 
 @dataclass(frozen=True)
-class Refused:
+class RefusedRequests:
     """The last refused request, and how many there were with it."""
 
     entry: Entry
@@ -122,14 +122,14 @@ class Refusals:
     def __init__(self, directory: Path) -> None:
         self._follower = Follower(directory / FILE)
 
-    def read(self) -> Refused | None:
+    def read(self) -> RefusedRequests | None:
         """Return what was refused since the last call; None if nothing was. Blocks."""
         last, count = None, 0
         for line in self._follower.read():
             entry = parse_entry(line)
             if entry is not None and is_refused(entry):
                 last, count = entry, count + 1 + entry.more
-        return None if last is None else Refused(last, count)
+        return None if last is None else RefusedRequests(last, count)
 
     def close(self) -> None:
         """Close the file."""
@@ -162,14 +162,14 @@ class Watch:
         self._carried: dict[str, tuple[int, int]] = {}
         self._high: set[str] = set()
         self._refusals: dict[str, Refusals] = {}
-        """By the identity of the sandbox."""
+        """The readers of refusals, by the identity of the sandbox."""
         self._timer: asyncio.TimerHandle | None = None
         self._looking: asyncio.Task[None] | None = None
         self._ended = False
 
     def start(self) -> None:
         """Begin."""
-        Happenings.instance().watch(self._on_happening)
+        KernelEvents.instance().watch(self._on_kernel_event)
         metrics()
         self._schedule()
 
@@ -228,30 +228,30 @@ class Watch:
             self._high.add(kernel_id)
             self._events.tell_memory(kernel_id, facts)
 
-    def _tell_refused(self, kernel_id: str, facts: KernelFacts, refused: Refused) -> None:
+    def _tell_refused(self, kernel_id: str, facts: KernelFacts, refused: RefusedRequests) -> None:
         metrics().count_refused(refused.count)
         more = refused.count - 1
         self._events.tell_refused(kernel_id, facts.kernel_name, refused.entry, more)
 
-    def _on_happening(self, happening: Happening) -> None:
+    def _on_kernel_event(self, event: KernelEvent) -> None:
         """Called on the bridge's loop."""
         try:
-            self._loop.call_soon_threadsafe(self._take, happening)
+            self._loop.call_soon_threadsafe(self._take, event)
         except RuntimeError:  # the server's loop is closed
-            Happenings.instance().unwatch(self._on_happening)
+            KernelEvents.instance().unwatch(self._on_kernel_event)
 
-    def _take(self, happening: Happening) -> None:
-        if isinstance(happening, Started):
-            metrics().count_start(happening.start.kind, happening.start.seconds)
-            self._events.tell_started(happening)
-        elif isinstance(happening, Died):
-            metrics().count_death(happening.death.kind)
-            self._events.tell_died(happening)
+    def _take(self, event: KernelEvent) -> None:
+        if isinstance(event, Started):
+            metrics().count_start(event.start.kind, event.start.seconds)
+            self._events.tell_started(event)
+        elif isinstance(event, Died):
+            metrics().count_death(event.death.kind)
+            self._events.tell_died(event)
 
     async def end(self) -> None:
         """Watch no more."""
         self._ended = True
-        Happenings.instance().unwatch(self._on_happening)
+        KernelEvents.instance().unwatch(self._on_kernel_event)
         if self._timer is not None:
             self._timer.cancel()
         if self._looking is not None:

@@ -1,11 +1,11 @@
 """Skills: folders of texts and scripts that kernels read at /mnt/skills.
 
-``archive`` parses untrusted ZIP files, ``package`` validates and packs a skill, ``store`` keeps the
-installed skills of a user. Nothing here runs code of a skill; that happens inside sandboxes only.
+``archive`` parses untrusted ZIP files, ``package`` validates and packs a skill, ``skill_store``
+keeps the installed skills of a user. No code of a skill runs here, but inside sandboxes only.
 """
 
 from gvisor_kernel.skills.package import SUFFIX, Skill, pack_skill, read_folder, read_package
-from gvisor_kernel.skills.store import (
+from gvisor_kernel.skills.skill_store import (
     FOLDERS,
     Installed,
     SkillStore,

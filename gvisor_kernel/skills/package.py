@@ -1,4 +1,4 @@
-"""What makes a skill: SKILL.md with its front matter, and the other files that are allowed.
+"""Reads and packs a skill: SKILL.md with its front matter, and the other files that are allowed.
 
 A skill is read as a whole, from a folder or from a package, before it is used. ``pack_skill`` makes
 the same bytes from the same content on every machine: the files are sorted, have no dates, and are

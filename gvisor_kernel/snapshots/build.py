@@ -1,4 +1,4 @@
-"""What is special about a kernel that is started to make a snapshot of it.
+"""Settings of a kernel that is started to make a snapshot of it.
 
 It has no data of a session, only one is started at a time, and its process has low priority.
 ``kernel/snapshot_builder.py`` starts it and writes the snapshot.
@@ -19,11 +19,11 @@ from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.host import private_directories
 from gvisor_kernel.runtimes.base import LaunchRequest
-from gvisor_kernel.snapshots.store import Store
+from gvisor_kernel.snapshots.snapshot_store import Store
 
 NICENESS = 19
 MAX_BUILD_SECONDS = 900.0
-"""How long making one snapshot may take, with many imports on a busy machine."""
+"""Seconds that making one snapshot may take, with many imports on a busy machine."""
 
 Report = Callable[[str, float], None]
 """Called at each step of making a snapshot, with a text for people and the share of the work that

@@ -78,7 +78,7 @@ PARTS = {
     "user": "user",
     "world": "Python",
 }
-"""What parts of a key stand for, in a sentence that begins with "the nearest has other". A part
+"""Names of the parts for people, in a sentence that begins with "the nearest has other". A part
 that is not here is named so that it can stand there itself, as "setting preload"."""
 
 

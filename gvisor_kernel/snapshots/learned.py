@@ -1,4 +1,4 @@
-"""Which modules a snapshot of ``preload = "auto"`` imports ahead. Pure: no I/O.
+"""Chooses the modules that a snapshot of ``preload = "auto"`` imports ahead. Pure: no I/O.
 
 Counts say how many kernels had cells that imported a module. Their names come from sandboxes, so
 everything here is bounded. Where counts are kept is up to ``kernel/learned_modules.py``, which
@@ -14,7 +14,7 @@ from keyword import iskeyword
 from typing import Any
 
 PRIOR = ("numpy", "pandas", "matplotlib.pyplot")
-"""What is imported ahead, if it is installed, as long as nothing was learned."""
+"""Modules that are imported ahead, if they are installed, as long as nothing was learned."""
 MAX_NAMES = 64
 """Names that are counted, and that one kernel may report."""
 MAX_NAME = 100
@@ -30,7 +30,7 @@ DROP_SHARE = 0.1
 DROP_KERNELS = 5
 """Kernels that must have been counted before that."""
 MAX_KERNELS = 100
-"""When as many kernels were counted, all counts are halved: what is not used any more fades."""
+"""Kernels after which all counts are halved: what is not used any more fades."""
 MAX_REASON = 200
 
 _PART = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -38,9 +38,9 @@ _PART = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass(frozen=True)
 class Counts:
-    """How many ``kernels`` had cells that imported a module at all, and how many each module.
+    """Numbers of kernels whose cells imported any module (``kernels``), and each one (``names``).
 
-    ``late``: how many had cells that named a variable which modules read at their import.
+    ``late``: those that had cells that named a variable which modules read at their import.
     """
 
     kernels: int = 0
@@ -53,14 +53,14 @@ class Counts:
 
     @property
     def is_late(self) -> bool:
-        """Whether so many set a variable that nothing may be imported before their cells."""
+        """Return whether so many set a variable that nothing may be imported before their cells."""
         return self.late >= MIN_KERNELS and self.late >= MIN_SHARE * self.kernels
 
 
 @dataclass(frozen=True)
 class Preloaded:
-    """What a snapshot was to import ahead (``wanted``), what it has imported, and why the other
-    modules were left out."""
+    """The modules that a snapshot was to import ahead (``wanted``), those that it has imported, and
+    the reasons why others were left out."""
 
     wanted: tuple[str, ...] = ()
     imported: tuple[str, ...] = ()

@@ -26,8 +26,8 @@ MAX_PATH = 4096
 MAX_NAMES = 100_000
 """Entries that are read in one directory of the import path."""
 AHEAD_SECONDS = 60.0
-"""How far the clock of a file server may be ahead. A file with a later time was written while the
-clock was wrong, and not while the snapshot was made; its time is compared as any other."""
+"""Seconds that the clock of a file server may be ahead. A file with a later time was written while
+the clock was wrong, and not while the snapshot was made; its time is compared as any other."""
 OUTPUTS = "outputs"
 """Name that is ignored: each kernel creates and removes this folder beside its notebook, and that
 directory may be on the import path."""

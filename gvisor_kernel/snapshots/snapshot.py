@@ -8,7 +8,7 @@
 A snapshot contains the memory of a kernel, and so its sandbox's key: nothing is read through a
 symbolic link or from another user's directory. A restore has no time to read a snapshot twice: it
 compares only what stat says of the files. ``find_damage`` compares their contents. Which snapshots
-there are, and which are removed, is up to ``store``; it also has the lock.
+there are, and which are removed, is up to ``snapshot_store``; it also has the lock.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Unusable(Exception):
 
 @dataclass(frozen=True)
 class Meta:
-    """What is known about a snapshot.
+    """The metadata of a snapshot.
 
     ``parts`` are those of its ``SnapshotKey``. ``run`` is the number of the kernel's run on the
     link. ``sandbox_key`` signs messages inside the sandbox and is secret. ``label`` is text for

@@ -12,7 +12,7 @@ from gvisor_kernel.bridge.doors import (
     MAX_MATCHES,
     MAX_SIZE,
     NOTHING,
-    Asked,
+    AllowedEffects,
     guard,
     opens_widget,
     read_request,
@@ -26,7 +26,9 @@ def request(kind: str, **content: Any) -> WireMessage:
     return new_message(kind, content, b"{}", b"")
 
 
-def pass_on(kind: str, content: dict[str, Any], asked: Asked = NOTHING) -> dict[str, Any] | None:
+def pass_on(
+    kind: str, content: dict[str, Any], asked: AllowedEffects = NOTHING
+) -> dict[str, Any] | None:
     passed = guard(new_message(kind, content, b"{}", b""), asked)
     return None if passed is None else dict(json.loads(bytes(passed.content)))
 

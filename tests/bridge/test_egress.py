@@ -16,7 +16,7 @@ from dataclasses import replace
 import pytest
 
 from gvisor_kernel.bridge import link_streams
-from gvisor_kernel.bridge.egress import READ_SIZE, OpenEgress
+from gvisor_kernel.bridge.egress_pipe import READ_SIZE, OpenEgress
 from gvisor_kernel.bridge.sandbox_link import SandboxLink
 from gvisor_kernel.bridge.sharing import Sharing
 from gvisor_kernel.errors import LaunchError

@@ -28,7 +28,7 @@ pytestmark = IN_SANDBOXES
 
 
 def test_a_notebook_shows_its_sandbox(lab: LabPage, display_name: str) -> None:
-    # Before the kernel starts: the launcher's card, and the wish that it be made ready.
+    # Before the kernel starts: the launcher's card, and the request to make it ready.
     card = lab.find(f'.jp-LauncherCard[data-category="Notebook"][title^="{display_name}"]')
     lab.wait_until(
         lambda: "Runs in a sandbox. Image: " in str(card.get_attribute("title")),

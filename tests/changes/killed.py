@@ -22,7 +22,7 @@ from typing import Any
 
 from gvisor_kernel.changes import folder, kernel_changes
 from gvisor_kernel.changes.backups import Backups
-from gvisor_kernel.changes.change import Refused
+from gvisor_kernel.changes.change import RefusedChange
 from gvisor_kernel.changes.undo import clear_all, undo_apply
 from gvisor_kernel.errors import GvisorKernelError
 
@@ -132,7 +132,7 @@ def fill(place: Path) -> None:
             (place / name).write_bytes(content)
 
 
-def apply_all(place: Path) -> list[Refused]:
+def apply_all(place: Path) -> list[RefusedChange]:
     with open_root(place) as root:
         backup = begin(root)
         with ExitStack() as stack:
@@ -143,7 +143,7 @@ def apply_all(place: Path) -> list[Refused]:
         return list(result.refused)
 
 
-def undo_again(name: str) -> list[Refused]:
+def undo_again(name: str) -> list[RefusedChange]:
     result = undo_apply(name)
     for one in result.refused:
         check_words(one.reason)

@@ -26,7 +26,7 @@ from gvisor_kernel.snapshots.host_facts import find_host_facts
 from gvisor_kernel.snapshots.key import KernelFacts, make_key
 from gvisor_kernel.snapshots.manifest import make_manifest
 from gvisor_kernel.snapshots.snapshot import PRELOADED, Meta, Snapshot
-from gvisor_kernel.snapshots.store import Store
+from gvisor_kernel.snapshots.snapshot_store import Store
 
 from ..world import DEFAULT_KERNEL, World
 
@@ -187,7 +187,7 @@ def test_ambiguous_id_is_refused(
 def test_snapshot_in_use_is_kept(
     store: Store, add: Add, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gvisor_kernel.snapshots.store.BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("gvisor_kernel.snapshots.snapshot_store.BUSY_SECONDS", 0.05)
     name = add()
     with store.use(name):
         assert run("remove", name) == 1
@@ -244,7 +244,7 @@ from gvisor_kernel.cli import snapshots
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.jupyter import plan_factory
 from gvisor_kernel.kernel import snapshot_builder
-from gvisor_kernel.snapshots.store import Store
+from gvisor_kernel.snapshots.snapshot_store import Store
 def build(plan, preload, report):
     report("Starting a kernel", 0.5)
     return Store.open().snapshots()[0]

@@ -21,9 +21,9 @@ from gvisor_kernel.cli.main import main
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, IsolationError, LaunchError
 from gvisor_kernel.runtimes.base import LaunchRequest
-from gvisor_kernel.runtimes.docker import sandbox as sandbox_module
+from gvisor_kernel.runtimes.docker import docker_sandbox
+from gvisor_kernel.runtimes.docker.docker_sandbox import DockerSandbox
 from gvisor_kernel.runtimes.docker.runtime import DockerRuntime
-from gvisor_kernel.runtimes.docker.sandbox import DockerSandbox
 from gvisor_kernel.runtimes.state import records
 
 from ..egress.indexes import make_wheel
@@ -87,7 +87,7 @@ def test_an_end_that_comes_late_is_told_to_nobody_else(
             asked.set()
             assert answered.wait(60)
 
-        monkeypatch.setattr(sandbox_module, "THREAD_SECONDS", 0.1)
+        monkeypatch.setattr(docker_sandbox, "THREAD_SECONDS", 0.1)
         monkeypatch.setattr(sandbox.engine, "kill", kill_late)
         kill(sandbox.container)
         assert asked.wait(60)
@@ -232,7 +232,7 @@ def test_cell_over_the_memory_limit_of_a_remote_engine_says_so(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its report is too late for a fast program: the engine's own limit ends it."""
-    monkeypatch.setattr(sandbox_module, "find_group", lambda *arguments: None)
+    monkeypatch.setattr(docker_sandbox, "find_group", lambda *arguments: None)
     with start(memory_limit="300M") as (manager, client):
         sandbox = sandbox_of(manager)
         wait_until(sandbox.memory_used, "the engine to tell what the sandbox uses")
@@ -369,7 +369,7 @@ def fake_more_capabilities(sandbox: DockerSandbox, patch: pytest.MonkeyPatch) ->
 
 
 def fake_other_process(sandbox: DockerSandbox, patch: pytest.MonkeyPatch) -> str:
-    patch.setattr(sandbox_module, "read_argv", lambda pid: ["/usr/bin/python3"])
+    patch.setattr(docker_sandbox, "read_argv", lambda pid: ["/usr/bin/python3"])
     return GVISOR
 
 

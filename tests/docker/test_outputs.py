@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.archive.refusal import Refused
+from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.host.folders import Opened, open_path
 from gvisor_kernel.runtimes.copies.contents import list_files
 from gvisor_kernel.runtimes.copies.outputs import OutputsCopy
@@ -212,7 +212,7 @@ def test_truncated_archive_keeps_only_whole_files(outputs: Path) -> None:
     """Not even a part of the last file is written."""
     archive = pack(entry("./a", b"one"), entry("./b", bytes(10_000)))
     (outputs / "b").write_text("old")
-    with pytest.raises(Refused, match="truncated"):
+    with pytest.raises(ArchiveError, match="truncated"):
         OutputsCopy(hold(outputs), {}).take(in_pieces(archive[:5000]))
     assert tree(outputs) == {"a": "one", "b": "old"}
 
@@ -233,5 +233,5 @@ def test_copy_stops_at_the_deadline(outputs: Path) -> None:
 
 def test_too_many_entries_are_refused(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gvisor_kernel.runtimes.copies.outputs.MAX_ENTRIES", 2)
-    with pytest.raises(Refused, match="more than 2"):
+    with pytest.raises(ArchiveError, match="more than 2"):
         copy_out(outputs, *(entry(f"./{n}", b"x") for n in range(4)))

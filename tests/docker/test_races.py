@@ -18,10 +18,10 @@ from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.copies.copied_outputs import COPIED
 from gvisor_kernel.runtimes.docker import runtime
+from gvisor_kernel.runtimes.docker.docker_sandbox import DockerSandbox
 from gvisor_kernel.runtimes.docker.engine import Engine
 from gvisor_kernel.runtimes.docker.removal import sync_outputs
 from gvisor_kernel.runtimes.docker.runtime import DockerRuntime
-from gvisor_kernel.runtimes.docker.sandbox import DockerSandbox
 from gvisor_kernel.runtimes.state import records
 
 from ..security.inside import Host

@@ -21,7 +21,7 @@ from traitlets.config import Config
 
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.egress.process import EgressWorker
-from gvisor_kernel.snapshots.store import Store
+from gvisor_kernel.snapshots.snapshot_store import Store
 from gvisor_kernel.spec.layout import LAYOUT
 
 from ..jupyter.helpers import assert_way, execute, kernel_log, running_kernel, wait_until

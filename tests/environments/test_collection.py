@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.archive.refusal import Refused
+from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.environments import collection
 from gvisor_kernel.environments.collection import collect, find_packages, remove_at_any_depth
 from gvisor_kernel.environments.environment import Facts
@@ -107,7 +107,7 @@ def other_python(source: Path) -> None:
 )
 def test_hostile_tree_is_refused(source: Path, target: Path, spoil: Callable[[Path], None]) -> None:
     spoil(source)
-    with pytest.raises(Refused):
+    with pytest.raises(ArchiveError):
         collect(source, target, "3.12")
 
 
@@ -115,7 +115,7 @@ def test_link_in_place_of_the_folder_is_not_followed(tmp_path: Path, target: Pat
     secret = tmp_path / "secret"
     fill(secret)
     (tmp_path / "source").symlink_to(secret)
-    with pytest.raises(Refused, match="cannot be opened"):
+    with pytest.raises(ArchiveError, match="cannot be opened"):
         collect(tmp_path / "source", target, "3.12")
     assert list(target.iterdir()) == []
 
@@ -125,7 +125,7 @@ def test_device_is_refused(source: Path, target: Path) -> None:
         os.mknod(source / "bin/null", 0o20666, os.makedev(1, 3))
     except PermissionError:
         pytest.skip("only root makes devices")
-    with pytest.raises(Refused, match="device"):
+    with pytest.raises(ArchiveError, match="device"):
         collect(source, target, "3.12")
 
 
@@ -133,13 +133,13 @@ def test_number_of_files_and_bytes_are_bounded(
     source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(collection, "MAX_FILES", 5)
-    with pytest.raises(Refused, match="the environment has more than 5 files"):
+    with pytest.raises(ArchiveError, match="the environment has more than 5 files"):
         collect(source, target, "3.12")
     monkeypatch.setattr(collection, "MAX_FILES", 1000)
     monkeypatch.setattr(collection, "MAX_BYTES", 1 << 20)
     with (source / "bin/large").open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(Refused, match="more disk space"):
+    with pytest.raises(ArchiveError, match="more disk space"):
         collect(source, target, "3.12")
 
 

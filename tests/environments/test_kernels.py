@@ -22,14 +22,14 @@ from gvisor_kernel.cli.main import main
 from gvisor_kernel.config.packages import Packages
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Environment
-from gvisor_kernel.environments.store import Store
+from gvisor_kernel.environments.environment_store import Store
 from gvisor_kernel.jupyter.kernelspecs import read_kernelspec
 from gvisor_kernel.jupyter.plan_factory import make_plan
 from gvisor_kernel.kernel.client import private_connection_info
 from gvisor_kernel.kernel.restore import find_key
 from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
 from gvisor_kernel.runtimes.state import records
-from gvisor_kernel.snapshots.store import Store as SnapshotStore
+from gvisor_kernel.snapshots.snapshot_store import Store as SnapshotStore
 
 from ..egress.indexes import FakeIndex, Served, make_wheel, sha256
 from ..jupyter.helpers import SECONDS, execute, running_kernel

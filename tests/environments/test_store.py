@@ -11,7 +11,7 @@ import pytest
 from gvisor_kernel.config.packages import Packages
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base, Environment
-from gvisor_kernel.environments.store import Store
+from gvisor_kernel.environments.environment_store import Store
 from gvisor_kernel.errors import LaunchError, PackagesError
 from gvisor_kernel.runtimes.mounts.host_python import find_host_python
 from gvisor_kernel.runtimes.mounts.plan import find_base, open_packages

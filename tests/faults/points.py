@@ -51,7 +51,7 @@ from gvisor_kernel.link import (
 )
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.state import lifeline, records
-from gvisor_kernel.snapshots.store import Store
+from gvisor_kernel.snapshots.snapshot_store import Store
 
 from ..patience import scale_seconds
 from . import parts

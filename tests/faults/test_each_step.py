@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from gvisor_kernel.host import private_directories
-from gvisor_kernel.snapshots.store import Store
+from gvisor_kernel.snapshots.snapshot_store import Store
 
 from .. import leaks
 from ..snapshots.conftest import copy_to, snapshot_of

@@ -23,8 +23,8 @@ from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.kernel import snapshot_builder
 from gvisor_kernel.link import Connection, Hello
 from gvisor_kernel.link.state import Role
-from gvisor_kernel.runtimes.runsc import command_line, runtime, sandbox
-from gvisor_kernel.snapshots.store import Store
+from gvisor_kernel.runtimes.runsc import command_line, runsc_sandbox, runtime
+from gvisor_kernel.snapshots.snapshot_store import Store
 
 from .. import leaks
 from ..jupyter.helpers import execute, kernel_log, running_kernel, wait_until
@@ -275,7 +275,7 @@ def test_broken_checkpoint_command_makes_no_snapshot(
 ) -> None:
     if what == "hangs":
         monkeypatch.setattr(snapshot_builder, "REPLY_SECONDS", 1.0)
-    monkeypatch.setattr(sandbox, "WRITTEN_SECONDS", 1.0)
+    monkeypatch.setattr(runsc_sandbox, "WRITTEN_SECONDS", 1.0)
     script, words = CHECKPOINTS[what]
     fake.instead_of("checkpoint", script)
     snapshots = Store.open().snapshots()

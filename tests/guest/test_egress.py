@@ -16,8 +16,8 @@ from contextlib import suppress
 import pytest
 
 from gvisor_kernel.egress.environment import no_egress_environment
-from gvisor_kernel.guest import egress, refusals
-from gvisor_kernel.guest.egress import Egress
+from gvisor_kernel.guest import egress_listener, refusals
+from gvisor_kernel.guest.egress_listener import EgressListener
 from gvisor_kernel.guest.guest_log import GuestLog
 from gvisor_kernel.link import Log, StreamFrames, StreamsEnded
 from gvisor_kernel.link.state import Role, State
@@ -50,7 +50,7 @@ class Port:
         self.logged = ""
         self.passes = True
         """The host passes frames on."""
-        self.egress = Egress(self.guest, GuestLog(self.guest))
+        self.egress = EgressListener(self.guest, GuestLog(self.guest))
         self.egress.start(allowed)
         self.clients: list[socket.socket] = []
 
@@ -116,7 +116,7 @@ class Port:
 
 @pytest.fixture
 def any_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(egress, "EGRESS_PORT", 0)
+    monkeypatch.setattr(egress_listener, "EGRESS_PORT", 0)
 
 
 @pytest.fixture
@@ -287,7 +287,9 @@ def test_program_that_floods_waits_for_the_host(port: Port) -> None:
                 continue
         port.turn()
         assert port.egress._streams is not None
-        assert port.egress._streams.queued <= egress.QUEUE_BYTES + egress.READ_SIZE
+        assert (
+            port.egress._streams.queued <= egress_listener.QUEUE_BYTES + egress_listener.READ_SIZE
+        )
     arrived = sum(len(port.bytes_of(number)) for number in range(1, 21))
     assert 0 < arrived <= 256 * 1024
     assert port.egress.busy
@@ -321,7 +323,7 @@ def test_one_turn_reads_a_bounded_number_of_bytes(port: Port) -> None:
     before = sum(map(len, map(port.bytes_of, range(1, 61))))
     port.turn(wait=100)
     after = sum(map(len, map(port.bytes_of, range(1, 61))))
-    assert after - before <= egress.TURN_BYTES + egress.READ_SIZE
+    assert after - before <= egress_listener.TURN_BYTES + egress_listener.READ_SIZE
 
 
 def test_no_more_connections_than_streams_are_accepted(port: Port) -> None:
@@ -433,7 +435,7 @@ def test_end_of_all_streams_resets_and_begins_again(port: Port) -> None:
 
 def test_port_in_use_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
-        monkeypatch.setattr(egress, "EGRESS_PORT", holder.getsockname()[1])
+        monkeypatch.setattr(egress_listener, "EGRESS_PORT", holder.getsockname()[1])
         port = Port()
         port.turn()
         port.close()

@@ -13,9 +13,8 @@ import pytest
 
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import GvisorKernelError, IsolationError, LaunchError
-from gvisor_kernel.runtimes.kubernetes import pump
-from gvisor_kernel.runtimes.kubernetes import sandbox as sandbox_module
-from gvisor_kernel.runtimes.kubernetes.cluster import Refused
+from gvisor_kernel.runtimes.kubernetes import pod_sandbox, pump
+from gvisor_kernel.runtimes.kubernetes.cluster import RequestRejected
 from gvisor_kernel.runtimes.kubernetes.runtime import KubernetesRuntime
 from gvisor_kernel.runtimes.state.records import find_sandboxes
 
@@ -115,7 +114,7 @@ def test_an_end_that_comes_late_is_told_to_nobody_else(
         asked.set()
         assert answered.wait(60)
 
-    monkeypatch.setattr(sandbox_module, "THREAD_SECONDS", 0.1)
+    monkeypatch.setattr(pod_sandbox, "THREAD_SECONDS", 0.1)
     with start() as (manager, _):
         sandbox = sandbox_of(manager)
         sandbox.pump._find_end = find_end
@@ -192,14 +191,14 @@ def test_a_start_that_is_forbidden_leaves_no_record(start: Start, cluster: FakeC
     forbidden is a matter of rights."""
     cluster.denied = {("create", "pods"), ("get", "pods")}
     try:
-        with pytest.raises(Refused, match="403") as caught, start():
+        with pytest.raises(RequestRejected, match="403") as caught, start():
             pass
         assert not find_sandboxes()
     finally:
         cluster.denied = set()
     assert "which rights are missing" in caught.value.hint
     with (
-        pytest.raises(Refused, match='RuntimeClass "kata" not found') as caught,
+        pytest.raises(RequestRejected, match='RuntimeClass "kata" not found') as caught,
         start(kubernetes={"runtime_class": "kata"}),
     ):
         pass

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.archive.refusal import Refused
+from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.config.mounts import ExtraMount
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import LaunchError, SandboxError
@@ -32,9 +32,9 @@ from gvisor_kernel.node.files import ENDED, USED, Copy, find_copy, sweep_copies,
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.copies.contents import Contents
 from gvisor_kernel.runtimes.nodes import fetch as fetching
+from gvisor_kernel.runtimes.nodes.archive_chunks import CHUNK, LENGTH, read_chunks, write_chunks
 from gvisor_kernel.runtimes.nodes.fetch import Fetch
 from gvisor_kernel.runtimes.nodes.orders import Order, write_fact
-from gvisor_kernel.runtimes.nodes.pieces import LENGTH, PIECE, read_pieces, write_pieces
 
 from ..docker.test_outputs import entry, pack, tree
 
@@ -87,25 +87,25 @@ def orphan(copy: Copy) -> Copy:
 # -- pieces ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [0, 1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE])
+@pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK])
 def test_pieces_are_read_as_they_were_written_and_not_one_byte_more(size: int) -> None:
     content = os.urandom(size)
     split = [content[:7], content[7:]]
-    stream = io.BytesIO(b"".join(write_pieces(split)) + b"the link")
-    assert b"".join(read_pieces(stream.read)) == content
+    stream = io.BytesIO(b"".join(write_chunks(split)) + b"the link")
+    assert b"".join(read_chunks(stream.read)) == content
     assert stream.read() == b"the link"
 
 
 def test_piece_that_is_too_long_is_refused() -> None:
-    stream = io.BytesIO(LENGTH.pack(PIECE + 1) + bytes(PIECE + 1))
-    with pytest.raises(Refused, match="more than"):
-        list(read_pieces(stream.read))
+    stream = io.BytesIO(LENGTH.pack(CHUNK + 1) + bytes(CHUNK + 1))
+    with pytest.raises(ArchiveError, match="more than"):
+        list(read_chunks(stream.read))
 
 
 def test_archive_above_its_limit_is_refused() -> None:
-    stream = io.BytesIO(b"".join(write_pieces([bytes(4 * PIECE)])))
-    with pytest.raises(Refused, match="more than"):
-        list(read_pieces(stream.read, 2 * PIECE))
+    stream = io.BytesIO(b"".join(write_chunks([bytes(4 * CHUNK)])))
+    with pytest.raises(ArchiveError, match="more than"):
+        list(read_chunks(stream.read, 2 * CHUNK))
 
 
 # -- the copy --------------------------------------------------------------------------------------
@@ -354,7 +354,7 @@ SENT = write_fact("sent", left_out=0)
 
 
 def test_words_of_a_login_script_are_skipped(tmp_path: Path) -> None:
-    data = b"Welcome!\nno end " + HERE + b"".join(write_pieces([b"abc"])) + SENT
+    data = b"Welcome!\nno end " + HERE + b"".join(write_chunks([b"abc"])) + SENT
     assert collect(say(tmp_path, data), "now") == b"abc"
 
 
@@ -401,10 +401,10 @@ def test_node_that_sends_byte_by_byte_is_given_up(
     """Also where a copy may take as long as it takes: bytes in large pieces, or small pieces."""
     monkeypatch.setattr(fetching, "SILENT_SECONDS", 0.5)
     slow = r"printf '\0\4\0\0'; while :; do printf x; sleep 0.1; done"
-    with pytest.raises(SandboxError, match=rf"only \d+ of {PIECE} bytes came in 0.5 s"):
+    with pytest.raises(SandboxError, match=rf"only \d+ of {CHUNK} bytes came in 0.5 s"):
         collect(["sh", "-c", f"{read_and_say(tmp_path)}; {slow}"], "now")
     small = r"while :; do printf '\0\0\0\1x'; done"
-    with pytest.raises(Refused, match="has less than"):
+    with pytest.raises(ArchiveError, match="has less than"):
         collect(["sh", "-c", f"{read_and_say(tmp_path)}; {small}"], "now")
 
 
@@ -422,7 +422,7 @@ def test_outputs_are_fetched_by_a_server_with_many_descriptors(tmp_path: Path) -
         held.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
         for _ in range(1100):
             held.callback(os.close, os.open(os.devnull, os.O_RDONLY))
-        data = HERE + b"".join(write_pieces([b"abc"])) + SENT
+        data = HERE + b"".join(write_chunks([b"abc"])) + SENT
         assert collect(say(tmp_path, data), "now") == b"abc"
 
 

@@ -156,7 +156,7 @@ def test_long_fact_waits_for_no_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "WRITE_SECONDS", 0.1)
     read, write = os.pipe()
     helper = threading.Thread(
-        target=serve.Told(write).tell, args=("x",), kwargs={"y": "y" * 200_000}
+        target=serve.FactWriter(write).tell, args=("x",), kwargs={"y": "y" * 200_000}
     )
     helper.start()
     helper.join(10)

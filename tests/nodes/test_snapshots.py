@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from jupyter_client import KernelManager
 
-from gvisor_kernel.kernel import ahead, launch, snapshot_queue
+from gvisor_kernel.kernel import launch, preparation, snapshot_queue
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.snapshots import learned
-from gvisor_kernel.snapshots.store import Store
+from gvisor_kernel.snapshots.snapshot_store import Store
 
 from ..jupyter.helpers import execute, kernel_log, wait_until
 from ..sweeps import needs_all
@@ -61,7 +61,7 @@ def test_first_start_is_cold_and_next_is_restored(
     monkeypatch.setenv("FOR_KERNELS", "first")
     monkeypatch.setattr(learned, "PRIOR", ("numpy",))
     compared: list[object] = []
-    monkeypatch.setattr(ahead, "find_outdated", lambda plan, made: compared.append(made))
+    monkeypatch.setattr(preparation, "find_outdated", lambda plan, made: compared.append(made))
     settings = {**SETTINGS, "preload": "auto"}
     with start(way, **settings) as (manager, client):
         assert kind_of(manager) == "cold"

@@ -19,8 +19,8 @@ from gvisor_kernel.runtimes.base import FoundSnapshot, LaunchRequest
 from gvisor_kernel.runtimes.mounts.plan import Outputs
 from gvisor_kernel.runtimes.nodes import attempt, runtime
 from gvisor_kernel.runtimes.nodes.engine import Engine, Trouble
+from gvisor_kernel.runtimes.nodes.node_sandbox import read_found
 from gvisor_kernel.runtimes.nodes.orders import write_fact
-from gvisor_kernel.runtimes.nodes.sandbox import read_found
 from gvisor_kernel.runtimes.state import leftovers, records, sweep
 from gvisor_kernel.runtimes.state.leftovers import Leftovers
 from gvisor_kernel.spec.identity import new_identity

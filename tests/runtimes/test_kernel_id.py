@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.runtimes.mounts.host_python import World, find_host_python
+from gvisor_kernel.runtimes.mounts.host_python import PythonTree, find_host_python
 from gvisor_kernel.runtimes.runsc import description
 from gvisor_kernel.runtimes.runsc.description import choose_kernel_id
 from gvisor_kernel.spec.oci import KERNEL_ID
@@ -21,8 +21,8 @@ from .conftest import root_only
 
 
 @pytest.fixture
-def shown(tmp_path: Path) -> World:
-    """The world of an environment with a .pth file, all of it readable by everybody."""
+def shown(tmp_path: Path) -> PythonTree:
+    """The Python of an environment with a .pth file, all of it readable by everybody."""
     packages = tmp_path / "lib" / "python3" / "site-packages"
     packages.mkdir(parents=True)
     (tmp_path / "bin").mkdir()
@@ -37,12 +37,14 @@ def shown(tmp_path: Path) -> World:
     return replace(found, python=python, roots=(top,), prefixes=(top,), tree=None)
 
 
-def test_ordinary_users_sandbox_has_one_uid(shown: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ordinary_users_sandbox_has_one_uid(
+    shown: PythonTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(description.os, "geteuid", lambda: 1000)
     assert choose_kernel_id(shown) == 0
 
 
-def test_root_image_has_one_uid(shown: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_image_has_one_uid(shown: PythonTree, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(description.os, "geteuid", lambda: 0)
     assert choose_kernel_id(replace(shown, tree="/nonexistent")) == 0
 
@@ -52,7 +54,7 @@ def test_root_image_has_one_uid(shown: World, monkeypatch: pytest.MonkeyPatch) -
     ["", "bin", "bin/python", "pyvenv.cfg", "lib", "lib/python3/site-packages/mine.pth"],
 )
 def test_interpreter_that_only_its_owner_can_read_has_one_uid(
-    shown: World, closed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shown: PythonTree, closed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PID 1 could not load it as another uid."""
     monkeypatch.setattr(description.os, "geteuid", lambda: 0)
@@ -94,7 +96,7 @@ def test_kernel_owns_what_it_may_write(
     if way == "one uid":
         for module in ("runtime", "description"):
             name = f"gvisor_kernel.runtimes.runsc.{module}.choose_kernel_id"
-            monkeypatch.setattr(name, lambda world: 0)
+            monkeypatch.setattr(name, lambda python_tree: 0)
     start = {"cwd": str(tmp_path)}
     with running_kernel(settings=settings, start=start) as (_, client):
         answer = execute(client, WRITE_EVERYWHERE)

@@ -16,9 +16,9 @@ from gvisor_kernel.host import processes
 from gvisor_kernel.host.log_files import STDERR
 from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME, Posture
 from gvisor_kernel.runtimes import get_runtime
-from gvisor_kernel.runtimes.runsc import sandbox as sandbox_module
+from gvisor_kernel.runtimes.runsc import runsc_sandbox
+from gvisor_kernel.runtimes.runsc.runsc_sandbox import RunscSandbox
 from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
-from gvisor_kernel.runtimes.runsc.sandbox import RunscSandbox
 from gvisor_kernel.runtimes.state import lifeline, records
 from gvisor_kernel.spec.limits import memory_file_limit
 
@@ -68,18 +68,18 @@ def test_sandbox_processes_are_isolated(runtime: RunscRuntime, start: Start) -> 
 
 
 def test_find_faults_names_every_fault() -> None:
-    own = Posture(1, "x", frozenset({0}), 0, dict.fromkeys(sandbox_module.NAMESPACES, "host"))
-    assert sandbox_module.find_faults(own, own) == [
+    own = Posture(1, "x", frozenset({0}), 0, dict.fromkeys(runsc_sandbox.NAMESPACES, "host"))
+    assert runsc_sandbox.find_faults(own, own) == [
         "it is root on the host",
         "it has no seccomp filter",
-        *(f"it shares the host's {name} namespace" for name in sandbox_module.NAMESPACES),
+        *(f"it shares the host's {name} namespace" for name in runsc_sandbox.NAMESPACES),
     ]
 
 
 def test_sandbox_that_is_not_isolated_is_killed(
     runtime: RunscRuntime, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sandbox_module, "SECCOMP_FILTER", 3)
+    monkeypatch.setattr(runsc_sandbox, "SECCOMP_FILTER", 3)
     inside = start()
     inside.ask("1")
     with pytest.raises(IsolationError, match="no seccomp filter"):

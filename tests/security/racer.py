@@ -18,7 +18,7 @@ from typing import Any
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.kernel.client import OwnClient
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
-from gvisor_kernel.snapshots.store import Store
+from gvisor_kernel.snapshots.snapshot_store import Store
 
 from ..faults import points
 from .races import exchange

@@ -47,7 +47,7 @@ STARTS = (
 ENDS = (
     "host/folders.py",
     "host/owners.py",
-    "runtimes/runsc/sandbox.py",
+    "runtimes/runsc/runsc_sandbox.py",
     "runtimes/state/records.py",
     "runtimes/state/sweep.py",
 )

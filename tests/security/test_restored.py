@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.snapshots.snapshot import Snapshot
-from gvisor_kernel.snapshots.store import Store
+from gvisor_kernel.snapshots.snapshot_store import Store
 
 from ..jupyter.helpers import kernel_log
 from .inside import Kernel, attacker

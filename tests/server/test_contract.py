@@ -141,8 +141,8 @@ def test_answers_are_as_the_document_says(server: JupyterServer, upstream: Fake)
         checked.ask("GET", f"{of_kernel}/tiles", status, query, kernel=kernel)
     assert checked.ask("GET", "/trust", query="?path=n")["notebooks"]
     checked.ask("POST", "/doctor")
-    wish = {"kernel_name": "gvisor-python", "path": "n"}
-    checked.ask("POST", "/warm", 202, json=wish)
+    body = {"kernel_name": "gvisor-python", "path": "n"}
+    checked.ask("POST", "/warm", 202, json=body)
     assert checked.ask("GET", "/kernelspecs")["kernelspecs"]
     checked.ask("GET", "/openapi.json")
     checked.ask("POST", f"{of_kernel}/stop", 204, kernel=kernel)

@@ -26,7 +26,7 @@ from gvisor_kernel.host.log_files import NAMES
 from gvisor_kernel.kernel.facts import (
     Death,
     Ended,
-    Happenings,
+    KernelEvents,
     KernelFacts,
     Left,
     Start,
@@ -363,11 +363,11 @@ def test_ended_kernels_are_bounded_whatever_they_wrote(tmp_path: Path) -> None:
         try:
             for number in range(MAX_KERNELS + 5):
                 left = Left(10**30, True, ("\x00<b>" + "z" * 5000,) * 200)
-                Happenings.instance().tell_end(Ended(str(number), "k\n", facts, left))
+                KernelEvents.instance().tell_end(Ended(str(number), "k\n", facts, left))
             await asyncio.sleep(0)
         finally:
             kernels.end()
-        Happenings.instance().tell_end(Ended("later", "k", facts, None))
+        KernelEvents.instance().tell_end(Ended("later", "k", facts, None))
         await asyncio.sleep(0)
         return [kernels.find(name) for name in ("0", "4", "5", str(MAX_KERNELS + 4), "later")]
 

@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from gvisor_kernel.host.processes import wait_until_gone
-from gvisor_kernel.server.fetch_handlers import read_wish
+from gvisor_kernel.server.fetch_handlers import read_page_request
 
 from ..egress.upstream import Handler, make_certificate, serving
 from ..jupyter.helpers import SECONDS, wait_until
@@ -346,7 +346,7 @@ def test_a_request_may_have_32_mib(fetcher: Fetcher) -> None:
 def test_the_body_of_a_request_is_not_copied() -> None:
     head = b'{"url": "https://a.example/"}'
     content = len(head).to_bytes(4, "big") + head + b"body"
-    body = read_wish(content).body
+    body = read_page_request(content).body
     assert bytes(body) == b"body"
     assert body.obj is content
 

@@ -267,15 +267,15 @@ def test_document_is_served(client: Client) -> None:
     assert client.ask("GET", "openapi.json").json()["openapi"] == "3.1.0"
 
 
-def test_wish_outside_the_root_is_refused(client: Client) -> None:
-    def wish(**body: Any) -> int:
+def test_request_outside_the_root_is_refused(client: Client) -> None:
+    def request(**body: Any) -> int:
         return client.ask("POST", "warm", json=body).status_code
 
-    assert wish(kernel_name="gvisor-python", path="../..") == 400
-    assert wish(kernel_name="gvisor-python", path="\0") == 400
-    assert wish(kernel_name="python3", path="") == 404
-    assert wish(kernel_name="../x", path="") == 404
-    assert wish(kernel_name=["x"]) == 400
+    assert request(kernel_name="gvisor-python", path="../..") == 400
+    assert request(kernel_name="gvisor-python", path="\0") == 400
+    assert request(kernel_name="python3", path="") == 404
+    assert request(kernel_name="../x", path="") == 404
+    assert request(kernel_name=["x"]) == 400
     assert client.ask("POST", "warm", data="[" * 10_000).status_code == 400
     answer = client.ask("POST", "warm", json={"kernel_name": "gvisor-python", "path": FOLDER})
     assert (answer.status_code, answer.json()) == (202, {"accepted": False})

@@ -17,7 +17,7 @@ from gvisor_kernel.skills import (
     pack_skill,
     prepare_skills,
     shipped_skills,
-    store,
+    skill_store,
 )
 from gvisor_kernel.skills.archive import File
 from gvisor_kernel.skills.package import Skill, make_skill
@@ -123,15 +123,15 @@ def test_newer_version_replaces_shipped_skills_older_does_not(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shipped = {name: ("public", skill(name, "old")) for name in ("one", "two")}
-    monkeypatch.setattr(store, "shipped_skills", lambda: shipped)
+    monkeypatch.setattr(skill_store, "shipped_skills", lambda: shipped)
     prepare_skills()
     new = {name: ("public", skill(name, "new")) for name in ("two", "three")}
-    monkeypatch.setattr(store, "shipped_skills", lambda: new)
-    monkeypatch.setattr(store, "__version__", "99.0")
+    monkeypatch.setattr(skill_store, "shipped_skills", lambda: new)
+    monkeypatch.setattr(skill_store, "__version__", "99.0")
     prepare_skills()
     assert contents(folder) == {"public/two", "public/three"}
-    monkeypatch.setattr(store, "shipped_skills", lambda: shipped)
-    monkeypatch.setattr(store, "__version__", "98.10")
+    monkeypatch.setattr(skill_store, "shipped_skills", lambda: shipped)
+    monkeypatch.setattr(skill_store, "__version__", "98.10")
     prepare_skills()
     assert contents(folder) == {"public/two", "public/three"}
     assert (folder / "public/two/SKILL.md").read_text().endswith("new")
@@ -148,7 +148,7 @@ def test_unusable_folder_falls_back_to_the_shipped_skills(
         folder.symlink_to("/nonexistent/place")
     else:
         folder.mkdir()
-        monkeypatch.setattr(store.os, "geteuid", lambda: folder.stat().st_uid + 1)
+        monkeypatch.setattr(skill_store.os, "geteuid", lambda: folder.stat().st_uid + 1)
     assert prepare_skills() == find_shipped()
     assert "Kernels see only the skills that come with gvisor-kernel" in caplog.text
 

@@ -16,7 +16,7 @@ import pytest
 
 from gvisor_kernel.snapshots.key import SnapshotKey
 from gvisor_kernel.snapshots.snapshot import Snapshot
-from gvisor_kernel.snapshots.store import Store
+from gvisor_kernel.snapshots.snapshot_store import Store
 
 from ..jupyter.helpers import SANDBOXED
 from ..world import DEFAULT_KERNEL, World
@@ -32,7 +32,7 @@ own = secrets.token_hex(8)
 """A module that uses each random generator when it is imported."""
 
 
-STORE_LOGGER = "gvisor_kernel.snapshots.store"
+STORE_LOGGER = "gvisor_kernel.snapshots.snapshot_store"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.snapshots.snapshot import Snapshot, check_private
-from gvisor_kernel.snapshots.store import Store
+from gvisor_kernel.snapshots.snapshot_store import Store
 
 from ..jupyter.helpers import execute, kernel_log, running_kernel
 from ..sweeps import needs_all

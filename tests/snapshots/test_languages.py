@@ -16,7 +16,7 @@ from gvisor_kernel.cli.main import main
 from gvisor_kernel.kernel import launch
 from gvisor_kernel.kernel.command import host_path
 from gvisor_kernel.kernel.warm_up import list_installed
-from gvisor_kernel.snapshots.store import Store
+from gvisor_kernel.snapshots.snapshot_store import Store
 
 from ..jupyter.helpers import SECONDS, execute, kernel_log, running_kernel
 from ..sweeps import ALL, needs_all

@@ -50,7 +50,7 @@ from gvisor_kernel.snapshots.learned import (
     write_counts,
     write_preloaded,
 )
-from gvisor_kernel.snapshots.store import Store
+from gvisor_kernel.snapshots.snapshot_store import Store
 
 from ..world import kernelspec_of
 

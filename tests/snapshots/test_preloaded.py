@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from gvisor_kernel.jupyter.plan_factory import make_plan
-from gvisor_kernel.kernel import ahead, learned_modules
+from gvisor_kernel.kernel import learned_modules, preparation
 from gvisor_kernel.kernel.client import private_connection_info
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.snapshot_builder import build_snapshot
 from gvisor_kernel.snapshots.learned import Counts, Preloaded, add_report, read_preloaded
 from gvisor_kernel.snapshots.snapshot import PRELOADED
-from gvisor_kernel.snapshots.store import Store
+from gvisor_kernel.snapshots.snapshot_store import Store
 
 from ..jupyter.helpers import SECONDS, execute, kernel_log, running_kernel, wait_until
 from .conftest import packages_of
@@ -77,7 +77,7 @@ def test_kernel_starts_with_what_kernels_import(
         def request(plan: KernelPlan, *words: object, **more: object) -> None:
             asked.append(plan)
 
-    monkeypatch.setattr(ahead, "SnapshotQueue", Queue)
+    monkeypatch.setattr(preparation, "SnapshotQueue", Queue)
     folder = tmp_path / "notebook"
     folder.mkdir()
     (folder / "gk_own.py").touch()
@@ -98,5 +98,5 @@ def test_kernel_starts_with_what_kernels_import(
     learned_modules.change(kind, lambda counts: add_report(counts, ["gk_new"], is_first=True))
     with running_kernel(kernelspec, settings=AUTO, start=start) as (manager, client):
         assert "the kernel was restored from a snapshot" in kernel_log(manager)
-        wait_until(lambda: bool(asked), "the wish for another snapshot")
+        wait_until(lambda: bool(asked), "the request of another snapshot")
     assert asked[0].learned == ("gk_good", "gk_thread", "gk_gone", "gk_new")

@@ -22,7 +22,7 @@ from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.state.records import Record, find_sandboxes, state_root
 from gvisor_kernel.snapshots.build import NICENESS
-from gvisor_kernel.snapshots.store import Store
+from gvisor_kernel.snapshots.snapshot_store import Store
 
 from ..jupyter.helpers import execute, kernel_log, running_kernel, wait_until
 from ..sweeps import ALL, needs_all

@@ -17,7 +17,7 @@ from jupyter_client import BlockingKernelClient, KernelManager
 
 from gvisor_kernel.kernel import spare_keeper
 from gvisor_kernel.kernel.spare_keeper import SpareKeeper
-from gvisor_kernel.runtimes.runsc.sandbox import RunscSandbox
+from gvisor_kernel.runtimes.runsc.runsc_sandbox import RunscSandbox
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
 
 from .. import leaks

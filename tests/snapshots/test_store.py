@@ -19,12 +19,12 @@ import pytest
 from gvisor_kernel.config.validators import MIB
 from gvisor_kernel.errors import NoSnapshot, SnapshotError
 from gvisor_kernel.host import private_directories
-from gvisor_kernel.snapshots import store as module
+from gvisor_kernel.snapshots import snapshot_store
 from gvisor_kernel.snapshots.build import builder_lock
 from gvisor_kernel.snapshots.key import SnapshotKey
 from gvisor_kernel.snapshots.manifest import Manifest
 from gvisor_kernel.snapshots.snapshot import FORMAT, Meta, Snapshot
-from gvisor_kernel.snapshots.store import Store, describe_miss, restore_by_key
+from gvisor_kernel.snapshots.snapshot_store import Store, describe_miss, restore_by_key
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ def test_sweep_removes_unfinished_entries(store: Store) -> None:
 
 
 def test_remove_fails_while_in_use(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(snapshot_store, "BUSY_SECONDS", 0.05)
     name = add(store, 1)
     with store.use(name):
         assert not store.remove(name)
@@ -255,7 +255,7 @@ def test_start_does_not_wait_for_a_removal_that_is_stopped(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = add(store, 1)
-    monkeypatch.setattr(module, "BUSY_SECONDS", 0.0)
+    monkeypatch.setattr(snapshot_store, "BUSY_SECONDS", 0.0)
     with (
         private_directories.lock(store.root / name / "lock", fcntl.LOCK_EX),
         pytest.raises(NoSnapshot, match="another process is removing the one that did"),

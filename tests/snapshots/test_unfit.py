@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from jupyter_client import KernelManager
 
-from gvisor_kernel.snapshots.store import Store
+from gvisor_kernel.snapshots.snapshot_store import Store
 
 from ..jupyter.helpers import execute, kernel_log, running_kernel
 from ..sweeps import ALL, needs_all

@@ -8,7 +8,12 @@ from gvisor_kernel.cli.checks import Check, State, ok, warning
 from gvisor_kernel.cli.checks.jupyter import find_specs
 from gvisor_kernel.config.kubernetes import NO_CHOICE, Kubernetes
 from gvisor_kernel.errors import SandboxError
-from gvisor_kernel.runtimes.kubernetes.cluster import Cluster, NotThere, Refused, find_address
+from gvisor_kernel.runtimes.kubernetes.cluster import (
+    Cluster,
+    NotFound,
+    RequestRejected,
+    find_address,
+)
 
 NAME = "kubernetes"
 RIGHTS = (
@@ -83,7 +88,7 @@ def _check_runtime_class(cluster: Cluster, settings: Kubernetes, wanted: State) 
     name = f"{NAME} RuntimeClass"
     try:
         found = cluster.read_runtime_class(settings.runtime_class)
-    except NotThere:
+    except NotFound:
         return Check(
             name,
             wanted,
@@ -91,7 +96,7 @@ def _check_runtime_class(cluster: Cluster, settings: Kubernetes, wanted: State) 
             "apply deploy/runtimeclass.yaml, or name another one: runtime_class in the setting"
             " kubernetes",
         )
-    except Refused as error:
+    except RequestRejected as error:
         return Check(
             name,
             wanted,
@@ -114,10 +119,10 @@ def _check_namespace(cluster: Cluster, wanted: State) -> Check:
     name = f"{NAME} namespace"
     try:
         found = cluster.read_namespace()
-    except NotThere:
+    except NotFound:
         fact = f"there is no namespace {cluster.namespace}"
         return Check(name, wanted, fact, f"kubectl create namespace {cluster.namespace}")
-    except Refused as error:
+    except RequestRejected as error:
         return warning(error.fact.rstrip("."), "apply deploy/rbac.yaml", name=name)
     labels = (found.get("metadata") or {}).get("labels") or {}
     level = str(labels.get(ENFORCE, ""))

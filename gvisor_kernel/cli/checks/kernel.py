@@ -21,7 +21,7 @@ from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.hints import ASK_DOCTOR
-from gvisor_kernel.runtimes.runsc.sandbox import RunscSandbox
+from gvisor_kernel.runtimes.runsc.runsc_sandbox import RunscSandbox
 
 CELL = "__import__('os').uname().release"
 """The expression that the cell evaluates: the release of the kernel that runs it."""

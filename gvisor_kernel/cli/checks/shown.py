@@ -30,10 +30,10 @@ def check_environment(python: str) -> list[Check]:
     :raises LaunchError: when the interpreter does not answer
     """
     interpreter = ask_interpreter(python)
-    world = find_host_python(python)
-    covers = (*world.covers, *find_jupyter_covers(world.prefixes))
-    gaps = [c.path for c in covers if any(is_within(c.path, root) for root in world.roots)]
-    fact = f"kernels of {python} can read {_join(world.roots)}"
+    python_tree = find_host_python(python)
+    covers = (*python_tree.covers, *find_jupyter_covers(python_tree.prefixes))
+    gaps = [c.path for c in covers if any(is_within(c.path, root) for root in python_tree.roots)]
+    fact = f"kernels of {python} can read {_join(python_tree.roots)}"
     if gaps := [path for path in gaps if os.path.lexists(path)]:
         fact += f"; but not {_join(gaps)}"
     user_site = [interpreter.user_site] if interpreter.user_site is not None else []

@@ -31,7 +31,7 @@ __all__ = ["OutputsError", "Storage", "StorageError", "show", "storage"]
 SHOW_TYPE = "application/vnd.gvisor-kernel.output+json"
 OUTPUTS = "/mnt/user-data/outputs"
 OWN_OUTPUTS = "/workspace/outputs"
-"""Where the outputs are seen, too, if the host says so: see ``_words``."""
+"""Folder in which the outputs are seen, too, if the host says so: see ``_words``."""
 MAX_PATH = 1000
 """Characters of a path that the server takes."""
 MAX_PICTURE = 2 * 1024 * 1024
@@ -45,13 +45,13 @@ PICTURES = {
 """Types by the ending of a name, and how such files begin. No SVG: other programs would show it as
 a part of their document, with its scripts."""
 ADDRESS = "\0gvisor-kernel-questions"
-"""Where PID 1 takes questions to the host, one at a time."""
+"""Address at which PID 1 takes questions to the host, one at a time."""
 MAX_VALUE = 5 * 1024 * 1024 - 1
 """Bytes of a value. The host judges it again."""
 MAX_HEAD = 16 * 1024
 CONNECT_SECONDS = 60.0
 ANSWER_SECONDS = 120.0
-"""How long other questions of this sandbox, and writers on the host, may take before this one."""
+"""Seconds that questions before this one, and writers on the host, may take."""
 LENGTH = struct.Struct(">I")
 UNSET = object()
 
@@ -67,8 +67,8 @@ class StorageError(Exception):
 
 
 class Storage:
-    """What a page keeps, or what notebooks keep. ``shared``: what all people share, instead of what
-    this person keeps."""
+    """Values that a page keeps, or that notebooks keep. ``shared``: those that all people share,
+    instead of this person's."""
 
     def __init__(self, page: Optional[str] = None) -> None:
         self._page = page
@@ -150,7 +150,7 @@ class Storage:
 
 
 storage = Storage()
-"""What the notebooks of this outputs folder keep."""
+"""Values that the notebooks of this outputs folder keep."""
 
 _turn = threading.Lock()
 """Held by the thread that asks."""

@@ -1,1 +1,1 @@
-"""What is copied into sandboxes and out of them, where nothing of this machine is mounted."""
+"""Copies of files into sandboxes and out of them, where nothing of this machine is mounted."""

@@ -1,4 +1,4 @@
-"""What is copied into a sandbox of an engine: a tar archive that is written while it is sent.
+"""Tar archive that is copied into a sandbox of an engine: it is written while it is sent.
 
 Folders of this machine are read by descriptors, and no symbolic link in them is followed: a kernel
 may have made what is in them, and another may still change it. The disk limit of the sandbox bounds
@@ -34,7 +34,7 @@ RECENT_SECONDS = 2
 
 @dataclass
 class Room:
-    """How much may still be copied into a sandbox. ``folder``, ``setting``: named in the error.
+    """Bytes that may still be copied into a sandbox. ``folder``, ``setting``: for the error.
 
     ``covered``: directories that are copied without their content, and files that are not copied,
     by device and inode.
@@ -64,7 +64,7 @@ class Room:
 
 @dataclass
 class Contents:
-    """What goes into one volume, by its path there: texts, and folders of this machine."""
+    """The content of one volume, by its path there: texts, and folders of this machine."""
 
     texts: dict[str, str] = field(default_factory=dict)
     folders: list[tuple[str, Opened, str]] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Contents:
     empty: list[str] = field(default_factory=list)
     covered: frozenset[tuple[int, int]] = frozenset()
     left_out: int = 0
-    """How many files were not copied, once the archive was read."""
+    """Files that were not copied, once the archive was read."""
 
     def measure(self, size: int) -> None:
         """Check that it is at most ``size`` bytes.

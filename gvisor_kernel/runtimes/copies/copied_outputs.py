@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from gvisor_kernel.archive.refusal import Refused
+from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.config.settings import DEFAULTS
 from gvisor_kernel.config.validators import may_be_writable
 from gvisor_kernel.errors import SandboxError, StateError
@@ -50,7 +50,7 @@ def sync_outputs(
         record = redirect_outputs(directory, record, folder)
     try:
         done = copy(directory, record)
-    except (Refused, OSError) as error:
+    except (ArchiveError, OSError) as error:
         raise SandboxError(
             f"Not all outputs of {record.container_id} could be copied: {error}.",
             f"check {record.outputs}, and what the kernel has written. To copy to another folder:"
@@ -108,7 +108,7 @@ def take_outputs(
 
     ``count_unsent``: asked after the archive how many files are not in it.
 
-    :raises Refused: when the archive is malformed, or has too many entries
+    :raises ArchiveError: when the archive is malformed, or has too many entries
     :raises OSError: when a file or the folder cannot be written; TimeoutError after ``seconds``
     """
     with reopen_outputs(record) as outputs:

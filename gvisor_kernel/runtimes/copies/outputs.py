@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
+from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.archive.layers import DISK_SPARE, ENTRY_COST, MAX_ENTRIES
-from gvisor_kernel.archive.refusal import Refused
 from gvisor_kernel.archive.scoped import open_folder
 from gvisor_kernel.archive.tar import Entry, Kind, TarReader, quote_name
 from gvisor_kernel.archive.tree import Parts, Tree
@@ -53,7 +53,7 @@ class OutputsCopy:
     def take(self, archive: Iterator[bytes]) -> None:
         """Copy all of an archive.
 
-        :raises Refused: when the archive is malformed, or has too many entries
+        :raises ArchiveError: when the archive is malformed, or has too many entries
         :raises TimeoutError: when it takes too long
         :raises OSError: when a file cannot be written
         :raises SandboxError: when the engine fails while the archive is read
@@ -80,7 +80,7 @@ class OutputsCopy:
     def _put(self, entry: Entry, reader: TarReader) -> None:
         self._entries -= 1
         if self._entries < 0:
-            raise Refused(f"there are more than {MAX_ENTRIES} files, folders and links")
+            raise ArchiveError(f"there are more than {MAX_ENTRIES} files, folders and links")
         try:
             match entry.kind:
                 case Kind.DIRECTORY:
@@ -99,7 +99,7 @@ class OutputsCopy:
                     self._leave_out(f"{quote_name(entry.name)} is a {entry.kind.value}")
             if entry.kind is Kind.FILE:
                 self.seen[entry.name] = (entry.size, entry.mtime)
-        except Refused as error:
+        except ArchiveError as error:
             self._leave_out(str(error))
 
     def _is_as_it_was(self, entry: Entry) -> bool:

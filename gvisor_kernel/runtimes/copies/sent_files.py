@@ -1,4 +1,4 @@
-"""What is sent to an engine that mounts nothing of this machine: folders, and their places there.
+"""Files that are sent to an engine that mounts nothing of this machine, and their places there.
 
 ``contents.py`` makes the archive of it. What only one engine gets is added there.
 """

@@ -1,4 +1,4 @@
-"""What an image of an engine declares. It is checked, as a stranger may have written it."""
+"""The declarations of an engine's image. They are checked, as a stranger may have written them."""
 
 from __future__ import annotations
 

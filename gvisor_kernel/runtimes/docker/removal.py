@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from gvisor_kernel.archive.refusal import Refused
+from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.runtimes.copies import copied_outputs
 from gvisor_kernel.runtimes.copies.copied_outputs import record_end, take_outputs
@@ -26,11 +26,11 @@ from gvisor_kernel.spec.layout import OUTPUTS
 log = logging.getLogger(__name__)
 
 COPY_SECONDS = 120.0
-"""How long the copy of outputs may take at the end of a sandbox."""
+"""Seconds that the copy of outputs may take at the end of a sandbox."""
 STILL_SECONDS = 10.0
-"""How long a container may take to end after it was killed."""
+"""Seconds that a container may take to end after it was killed."""
 SILENT_SECONDS = 10.0
-"""How long an engine that has not answered is not asked again."""
+"""Seconds that an engine that has not answered is not asked again."""
 QUICKLY = 0.5
 """Seconds. An engine that fails faster (nothing listens) costs nothing, and is asked again."""
 
@@ -136,7 +136,7 @@ def save_outputs(engine: Engine, directory: Path, record: Record, seconds: float
         copy_outputs(engine, directory, record, seconds)
     except EngineNotFound:
         return True
-    except Refused as error:
+    except ArchiveError as error:
         log.warning("Not all outputs of %s could be copied: %s", record.identity, error)
         return True
     except (OSError, TimeoutError) as error:
@@ -155,7 +155,7 @@ def copy_outputs(
     """Copy what has changed to the folder of outputs.
 
     :raises SandboxError: when the engine fails
-    :raises Refused, OSError: see ``take_outputs``
+    :raises ArchiveError, OSError: see ``take_outputs``
     """
     archive = engine.get(Names(record.container_id).container, f"{OUTPUTS}/.")
     return take_outputs(archive, directory, record, seconds)

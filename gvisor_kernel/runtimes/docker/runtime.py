@@ -22,6 +22,7 @@ from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
 from gvisor_kernel.runtimes.copies.contents import Contents, list_files, write_list
 from gvisor_kernel.runtimes.copies.copied_outputs import COPIED
 from gvisor_kernel.runtimes.copies.sent_files import describe_sandbox, find_contents
+from gvisor_kernel.runtimes.docker.docker_sandbox import SNAPSHOTS_NOT_SUPPORTED, DockerSandbox
 from gvisor_kernel.runtimes.docker.engine import (
     Engine,
     check_engine,
@@ -31,7 +32,6 @@ from gvisor_kernel.runtimes.docker.engine import (
 )
 from gvisor_kernel.runtimes.docker.image import EngineImage, read_image
 from gvisor_kernel.runtimes.docker.removal import end_container, sweep_engine, sync_outputs
-from gvisor_kernel.runtimes.docker.sandbox import SNAPSHOTS_NOT_SUPPORTED, DockerSandbox
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.runsc.starting import Ends, make_pipes
 from gvisor_kernel.runtimes.state import records
@@ -60,7 +60,7 @@ PYTHON = "python3"
 
 @dataclass(frozen=True)
 class _Plan(Beginning):
-    """What was decided before anything is made in the engine. ``held`` closes the folders."""
+    """The plan of a sandbox, before anything is made in the engine. ``held`` closes the folders."""
 
     engine: Engine
     image: EngineImage

@@ -1,4 +1,4 @@
-"""Why a Docker engine does not answer, and what to do, by the error of the connection."""
+"""Explains why a Docker engine does not answer, and what to do, by the error of the connection."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ _TROUBLES = (
     (r"ConnectionReset|RemoteDisconnected|BrokenPipe", "it closes the connection", ""),
     (r"[Tt]imed? ?out|Timeout", f"no answer within {ANSWER_SECONDS:g} s", ""),
 )
-"""What an error of a connection means, and what to do beside starting the engine."""
+"""Meanings of the errors of a connection, with what to do beside starting the engine."""
 
 
 def explain_no_answer(address: str, error: BaseException) -> EngineNotAnswering:

@@ -49,23 +49,23 @@ class Stream:
         self._queue: deque[memoryview] = deque()
         self._queued = 0
         self._blocked_by = 0
-        """What a TLS connection waits for, although something else was asked of it."""
+        """The poll event that a TLS connection waits for, whatever was asked of it."""
         self.status = b""
-        """What the server has said on the channel ERROR."""
+        """The server's message on the channel ERROR."""
         self.heard = time.monotonic()
-        """When bytes came last."""
+        """The time at which bytes came last."""
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     @property
     def queued(self) -> int:
-        """How many bytes wait to be sent."""
+        """Return the number of bytes that wait to be sent."""
         return self._queued
 
     @property
     def room(self) -> int:
-        """How many bytes ``write`` should be given now."""
+        """Return the number of bytes that ``write`` should be given now."""
         return max(0, MAX_QUEUED - self._queued)
 
     def events(self, reads: bool) -> int:
@@ -79,7 +79,7 @@ class Stream:
 
     @property
     def has_more(self) -> bool:
-        """Whether bytes can be read that a poll does not show."""
+        """Return whether bytes can be read that a poll does not show."""
         return isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0
 
     def write(self, data: bytes) -> None:

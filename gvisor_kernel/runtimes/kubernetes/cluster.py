@@ -24,7 +24,7 @@ from gvisor_kernel.runtimes.kubernetes.attach import Stream, StreamCut
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 SECONDS = 10.0
-"""How long one request may take."""
+"""Seconds that one request may take."""
 MAX_ANSWER = 8 * 1024 * 1024
 CHUNK = 64 * 1024
 MAX_PODS = 2000
@@ -35,17 +35,17 @@ class ClusterNotAnswering(SandboxError):
     """The API server cannot be reached now."""
 
 
-class NotThere(SandboxError):
+class NotFound(SandboxError):
     """There is no such object."""
 
 
-class Refused(SandboxError):
+class RequestRejected(SandboxError):
     """The API server does not do what was asked: rights, a quota, an admission."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Which cluster and namespace, for another process of the same user."""
+    """A cluster and its namespace, for another process of the same user."""
 
     config: str
     context: str
@@ -100,7 +100,7 @@ class Cluster:
         options = {"gracePeriodSeconds": grace, "propagationPolicy": "Background"}
         try:
             self._ask("DELETE", self._pods(name), options)
-        except NotThere:
+        except NotFound:
             return
 
     def find_pods(self, labels: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -196,7 +196,7 @@ class Cluster:
     ) -> dict[str, Any]:
         """Return the answer to a request.
 
-        :raises NotThere, Refused, ClusterNotAnswering: when there is none
+        :raises NotFound, RequestRejected, ClusterNotAnswering: when there is none
         """
         answer = self._send(method, path, content)
         try:
@@ -271,7 +271,7 @@ def _read_failure(status: int, answer: bytes, what: str) -> SandboxError:
     words = "".join(c for c in words if c.isprintable())[:1000]
     fact = f"The API server answered {what} with {status}: {words.rstrip('.')}."
     if status == 404 and reason == "NotFound":
-        return NotThere(fact)
+        return NotFound(fact)
     if status in (404, 429, 500, 502, 503, 504) or status < 400:  # what stands before the server
         return ClusterNotAnswering(fact, "try again later.")
     hint = ""
@@ -281,7 +281,7 @@ def _read_failure(status: int, answer: bytes, what: str) -> SandboxError:
         hint = "see which rights are missing: gvisor-kernel doctor --runtime kubernetes"
     elif status in (403, 422):  # an admission: a quota, a class that is not there, a webhook
         hint = "change the setting that this names, or ask who runs the cluster."
-    return Refused(fact, hint)
+    return RequestRejected(fact, hint)
 
 
 def _load(address: Address) -> tuple[Any, str]:

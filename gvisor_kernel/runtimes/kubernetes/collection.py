@@ -21,9 +21,9 @@ from gvisor_kernel.spec.pod import CONTAINER, PYTHON
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 SILENT_SECONDS = 30.0
-"""How long the program in the pod may say nothing."""
+"""Seconds that the program in the pod may say nothing."""
 END_SECONDS = 30.0
-"""How long the program may take that ends a kernel's processes, however much it says."""
+"""Seconds that the program may take that ends a kernel's processes, however much it says."""
 MAX_WORDS = 2000
 
 PROGRAM = """\

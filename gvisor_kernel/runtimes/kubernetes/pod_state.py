@@ -1,4 +1,4 @@
-"""What the description of a pod means: why it does not start, and why it has ended. Pure."""
+"""Reads a pod's description: why it does not start, and why it has ended. Pure."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _ADVICE = (
         " node_selector and claims of the setting kubernetes.",
     ),
 )
-"""How the words of ``find_obstacle`` and ``describe_wait`` begin, and what to do then."""
+"""Beginnings of the texts of ``find_obstacle`` and ``describe_wait``, with what to do then."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """Why a pod has ended. ``memory``: the limit of memory was the reason."""
+    """The reason why a pod has ended. ``memory``: the limit of memory was it."""
 
     cause: str
     memory: bool = False

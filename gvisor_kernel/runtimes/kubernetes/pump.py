@@ -29,27 +29,27 @@ READ_SIZE = 64 * 1024
 SILENT_SECONDS = 20.0
 """A connection on which nothing comes for so long is cut: the bridge pings every 5 s."""
 PATIENCE_SECONDS = 50.0
-"""How long a lost connection is made again. Both sides of the link give up after 60 s."""
+"""Seconds in which a lost connection is made again. Both sides of the link give up after 60 s."""
 RETRY_SECONDS = 0.25
 STEADY_SECONDS = 10.0
 """A connection that ends sooner is made again later each time: a kernel can write to the stdout of
 its PID 1, and so end each one, and the API server is not to be asked as fast as it does."""
 QUICK_CUTS = 4
-"""How many of these in a row are made again at once."""
+"""Number of these in a row that are made again at once."""
 MAX_PAUSE_SECONDS = 5.0
 ANSWER_SECONDS = 1.5
-"""How long the answer to a RESUME may take before it is sent again."""
+"""Seconds that the answer to a RESUME may take before it is sent again."""
 ANSWERS = 3
-"""How often it is sent on one connection."""
+"""Times that it is sent on one connection."""
 FIRST_ANSWERS = 20
 """The same on the first one: PID 1 makes its mounts and imports its code before it answers."""
 MEASURE_SECONDS = 1.0
-"""How often the pod is asked for its memory; more often the nearer it is to its limit."""
+"""Seconds between two questions for the pod's memory; fewer the nearer it is to its limit."""
 MIN_MEASURE_SECONDS = 0.1
 MAX_WAITING = 64
 """Pieces for the pipes that are kept while no RESUME is answered; more of stderr is dropped."""
 END_SECONDS = 2.0
-"""How long the last bytes to the pod may take."""
+"""Seconds that the last bytes to the pod may take."""
 NOTE = b"memory"
 
 
@@ -87,10 +87,10 @@ class Pump:
         self._interval = MEASURE_SECONDS
         self._in_open = True
         self.cuts = 0
-        """How often the connection was lost and made again."""
+        """Times that the connection was lost and made again."""
         self._quick_cuts = 0
         self._made = time.monotonic()
-        """When the connection was made."""
+        """The time at which the connection was made."""
         self._closed = False
         self._lock = threading.Lock()
         for fd in pipes:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gvisor_kernel.archive.refusal import Refused
+from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.runtimes.copies import copied_outputs
 from gvisor_kernel.runtimes.copies.copied_outputs import record_end, take_outputs
@@ -21,7 +21,7 @@ from gvisor_kernel.runtimes.kubernetes.cluster import (
     Address,
     Cluster,
     ClusterNotAnswering,
-    NotThere,
+    NotFound,
 )
 from gvisor_kernel.runtimes.kubernetes.collection import end_processes, fetch_outputs
 from gvisor_kernel.runtimes.kubernetes.pod_state import explain_end, find_phase
@@ -32,9 +32,9 @@ from gvisor_kernel.spec.pod import IDENTITY, SANDBOX, STATE, pod_name
 log = logging.getLogger(__name__)
 
 COPY_SECONDS = 60.0
-"""How long the copy of outputs may take at the end of a sandbox: PID 1 waits twice as long."""
+"""Seconds that the copy of outputs may take at the end of a sandbox: PID 1 waits twice as long."""
 SILENT_SECONDS = 10.0
-"""How long an API server that has not answered is not asked again."""
+"""Seconds that an API server that has not answered is not asked again."""
 QUICKLY = 0.5
 """Seconds. One that fails faster (nothing listens) costs nothing, and is asked again."""
 
@@ -62,7 +62,7 @@ def end_pod(directory: Path, record: Record) -> None:
         if record.outputs is not None and record.ready:
             try:
                 copy_outputs(cluster, directory, record, last=False, seconds=COPY_SECONDS)
-            except (Refused, OSError, SandboxError) as error:
+            except (ArchiveError, OSError, SandboxError) as error:
                 log.warning("Not all outputs of %s could be copied: %s", record.identity, error)
         cluster.delete_pod(pod_name(record.container_id))
     finally:
@@ -112,7 +112,7 @@ def find_pod(cluster: Cluster, name: str) -> dict[str, Any] | None:
     """
     try:
         return cluster.read_pod(name)
-    except NotThere:
+    except NotFound:
         return None
 
 
@@ -139,7 +139,7 @@ def copy_outputs(
     """Copy what has changed to the folder of outputs. ``last``: end the kernel's processes first.
 
     :raises SandboxError: when the pod does not send them
-    :raises Refused, OSError: see ``take_outputs``
+    :raises ArchiveError, OSError: see ``take_outputs``
     """
     pod = pod_name(record.container_id)
     if last:
@@ -170,7 +170,7 @@ def _save_outputs(
             last=True,
             seconds=COPY_SECONDS if seconds is None else seconds,
         )
-    except (Refused, SandboxError) as error:
+    except (ArchiveError, SandboxError) as error:
         log.warning("Not all outputs of %s could be copied: %s", record.identity, error)
         return True
     except (OSError, TimeoutError) as error:

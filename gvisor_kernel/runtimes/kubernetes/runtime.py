@@ -36,13 +36,13 @@ from gvisor_kernel.runtimes.kubernetes.cluster import (
     Address,
     Cluster,
     ClusterNotAnswering,
-    NotThere,
-    Refused,
+    NotFound,
+    RequestRejected,
     find_address,
 )
+from gvisor_kernel.runtimes.kubernetes.pod_sandbox import ATTACH_SECONDS, NO_SNAPSHOTS, PodSandbox
 from gvisor_kernel.runtimes.kubernetes.pod_state import describe_wait, find_obstacle
 from gvisor_kernel.runtimes.kubernetes.removal import end_pod, find_pod, sweep_cluster, sync_outputs
-from gvisor_kernel.runtimes.kubernetes.sandbox import ATTACH_SECONDS, NO_SNAPSHOTS, PodSandbox
 from gvisor_kernel.runtimes.kubernetes.starting import Facts, Look, find_container, send_files
 from gvisor_kernel.runtimes.runsc.starting import make_pipes
 from gvisor_kernel.runtimes.state import records
@@ -58,12 +58,12 @@ from gvisor_kernel.tracing import step
 log = logging.getLogger(__name__)
 
 TAKE_SECONDS = 60.0
-"""How long a pod may take no byte of what is sent to it."""
+"""Seconds that a pod may take no byte of what is sent to it."""
 
 
 @dataclass(frozen=True)
 class _Plan(Beginning):
-    """What was decided before a pod is made. ``held`` closes the folders."""
+    """The plan of a sandbox, before a pod is made. ``held`` closes the folders."""
 
     cluster: Cluster
     held: ExitStack
@@ -175,7 +175,7 @@ def _make_sandbox(plan: _Plan) -> PodSandbox:
     asked = make_pod(spec, plan.names, info=info, owner=_find_owner(cluster))
     try:
         made = cluster.create_pod(asked).get("metadata")
-    except (Refused, NotThere):
+    except (RequestRejected, NotFound):
         with records.locked():
             records.write_record(plan.places.directory, replace(plan.find_record(), unmade=True))
         raise

@@ -25,9 +25,9 @@ from gvisor_kernel.strict_json import JsonError, parse_json
 log = logging.getLogger(__name__)
 
 HELLO_SECONDS = 1.0
-"""How long an answer may take before the pod is spoken to again."""
+"""Seconds that an answer may take before the pod is spoken to again."""
 HELLOS = 3
-"""How often it is spoken to on one connection."""
+"""Times that it is spoken to on one connection."""
 RETRY_SECONDS = 0.2
 MAX_LINE = 256 * 1024
 """Bytes of the answer: the variables of the image are the longest part."""
@@ -39,7 +39,7 @@ _CLUSTERS = re.compile(r"KUBERNETES_.*|HOSTNAME")
 
 @dataclass(frozen=True)
 class Facts:
-    """What a container says of its image. ``environment``: its variables."""
+    """A container's report about its image. ``environment``: its variables."""
 
     environment: Mapping[str, str]
     python: str
@@ -47,7 +47,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Look:
-    """What the cluster says of a pod that does not answer. ``obstacle``: why it will never run;
+    """The cluster's report about a pod that does not answer. ``obstacle``: why it will never run;
     ``wait``: what it waits for. Both may be empty."""
 
     obstacle: str = ""

@@ -1,1 +1,1 @@
-"""What a sandbox is shown of the host."""
+"""The files of the host that a sandbox is shown."""

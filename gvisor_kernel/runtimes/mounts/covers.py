@@ -1,5 +1,5 @@
-"""What is hidden inside folders that are shown: Jupyter's keys and tokens, repositories of
-packages, files of an environment with a person's settings and credentials.
+"""Hides files inside folders that are shown: Jupyter's keys and tokens, repositories of packages,
+files of an environment with a person's settings and credentials.
 
 A cover is an empty directory or file that is mounted over one of the host, wherever a sandbox is
 shown that. This module finds the covers, tells which folders hold keys, and adds the covers to the
@@ -23,8 +23,8 @@ from gvisor_kernel.host.homes import own_homes
 from gvisor_kernel.spec.layout import SCRATCH, UPLOADS, Bind, Mount
 
 KEPT = ("kernels", "nbconvert", "voila")
-"""What stays visible of Jupyter's data directory: programs and templates that a kernel may need.
-Beside them are the keys that sign notebooks, tokens of servers, and whatever extensions keep,
+"""Folders of Jupyter's data directory that stay visible: programs and templates that a kernel may
+need. Beside them are the keys that sign notebooks, tokens of servers, and whatever extensions keep,
 such as keys of services."""
 SYSTEM_PREFIXES = ("/usr", "/usr/local")
 """Shown in every sandbox for the most part; Jupyter looks here for what is set for all users."""
@@ -45,7 +45,7 @@ OWN_SETTINGS = (
 needs conda's script there for ``conda activate``. Beside all of these each hidden name at a
 prefix's top is covered, but for:"""
 HARMLESS = (".gitignore", ".lock", ".nonadmin", ".python-version")
-"""What tools that make environments put there, and what says nothing."""
+"""Files of tools that make environments, and others that have no secret."""
 EMPTY_FILE = "empty-file"
 """Name of the file, among the covers, that hides a file."""
 

@@ -1,4 +1,4 @@
-"""Which files of an editable install ("pip install -e") a sandbox is shown: those that are
+"""Finds the files of an editable install ("pip install -e") that a sandbox is shown: those that are
 imported.
 
 Reads ``.pth`` files and import hooks in folders of packages, and the sources that they name, and
@@ -24,7 +24,7 @@ PACKAGE_FOLDERS = ("site-packages", "dist-packages")
 """A folder of this name contains only packages: it is another environment's, and shown whole."""
 PROJECT_MARKS = (".git", "pyproject.toml", "setup.py", "setup.cfg")
 PROJECT_DEPTH = 4
-"""How many folders above its sources a project is looked for."""
+"""Number of folders above its sources in which a project is looked for."""
 NOT_MODULES = ("setup.py", "conftest.py", "noxfile.py")
 STRICT = "__editable__."
 OUTPUTS = "outputs"
@@ -42,8 +42,8 @@ MAX_BYTES = 4 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Editable:
-    """What one ``.pth`` file or import hook (``by``) adds. ``shown``: absolute paths, as spelled
-    there.
+    """The additions of one ``.pth`` file or import hook (``by``) to the import path. ``shown``:
+    absolute paths, as spelled there.
 
     ``folder``: the folder that it puts on the import path, None for a hook. ``project``: where the
     repository begins, None if that is unknown. ``left_out``: how many entries exceed MAX_SHOWN.

@@ -51,7 +51,7 @@ SCARCE = (errno.EMFILE, errno.ENFILE)
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a sandbox reads. ``folder``: the notebook's folder, if a setting names a path in it.
+    """Folders that a sandbox reads. ``folder``: the notebook's, if a setting names a path in it.
 
     ``skills``: by mount target. ``mounts``: the sources of the setting ``mounts``, in its order.
     """

@@ -45,13 +45,13 @@ from gvisor_kernel.spec.layout import SCRATCH
 log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 10.0
-"""How long an interpreter may take to describe itself."""
+"""Seconds that an interpreter may take to describe itself."""
 PREFIX_PARTS = ("bin", "lib", "lib64", "include", "share", "etc", "pyvenv.cfg", "conda-meta")
-"""What is shown of a prefix that is a home, or contains one."""
+"""Parts that are shown of a prefix that is a home, or contains one."""
 
 
 @dataclass(frozen=True)
-class World:
+class PythonTree:
     """An interpreter and the paths that it imports from, by their names on the host.
 
     - ``roots``: real directories and files to show at their own paths, none inside another.
@@ -83,7 +83,7 @@ class World:
 
 @dataclass(frozen=True)
 class Interpreter:
-    """What an interpreter reports about itself."""
+    """An interpreter's report about itself."""
 
     version: str
     prefixes: tuple[str, ...]
@@ -165,7 +165,7 @@ def _probe(python: str) -> Interpreter:
     )
 
 
-def find_host_python(python: str, writable: Writable = never_writable) -> World:
+def find_host_python(python: str, writable: Writable = never_writable) -> PythonTree:
     """Return everything that ``python`` needs to run as it does on the host.
 
     A link of an editable install that lies where a sandbox can write (``writable``) is not
@@ -234,7 +234,7 @@ def find_host_python(python: str, writable: Writable = never_writable) -> World:
         if not any(is_within(link, directory) for directory in shown)
     }
     hidden = [path for path in spelled if not any(is_within(path, root) for root in roots)]
-    return World(
+    return PythonTree(
         python=python,
         version=interpreter.version,
         bin_directory=str(Path(python).parent),
@@ -292,26 +292,26 @@ def outermost(paths: Iterable[str]) -> tuple[str, ...]:
     return tuple(kept)
 
 
-def find_python_tree(spec: SandboxSpec, request: LaunchRequest, writable: Writable) -> World:
-    """Return the world of ``spec``'s image. ``writable``: see ``find_host_python``.
+def find_python_tree(spec: SandboxSpec, request: LaunchRequest, writable: Writable) -> PythonTree:
+    """Return the Python of ``spec``'s image. ``writable``: see ``find_host_python``.
 
     :raises LaunchError: when the image or its Python cannot be used
     """
     if spec.image == HOST_IMAGE:
         return find_host_python(request.python, writable)
     try:
-        return _make_world(Store.open().find(spec.image))
+        return _make_python_tree(Store.open().find(spec.image))
     except RootImageError as error:
         raise LaunchError(error.fact, error.hint) from error
 
 
-def _make_world(image: RootImage) -> World:
-    """Return the world of a root image.
+def _make_python_tree(image: RootImage) -> PythonTree:
+    """Return the Python of a root image.
 
     :raises LaunchError: when the image has no Python that can run a sandbox
     """
     python = image.require_python()
-    return World(
+    return PythonTree(
         python=python,
         version=image.inside.version if image.inside is not None else "",
         bin_directory=str(Path(python).parent),
@@ -327,12 +327,12 @@ def _make_world(image: RootImage) -> World:
     )
 
 
-def check_image_exists(world: World) -> None:
+def check_image_exists(python_tree: PythonTree) -> None:
     """Check that the root image was not removed since it was looked at.
 
     :raises LaunchError: when it was
     """
-    if world.tree is not None and not Path(world.tree).is_dir():
+    if python_tree.tree is not None and not Path(python_tree.tree).is_dir():
         raise LaunchError(
             "The image was removed while a kernel was being started in it.",
             "import it again, or choose another one: gvisor-kernel image list",

@@ -15,7 +15,7 @@ import gvisor_kernel
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.environments.environment import Base, Environment
-from gvisor_kernel.environments.store import Store
+from gvisor_kernel.environments.environment_store import Store
 from gvisor_kernel.errors import LaunchError, PackagesError, SettingError
 from gvisor_kernel.host import log_files
 from gvisor_kernel.host.folders import Identity, Opened
@@ -27,23 +27,23 @@ from gvisor_kernel.runtimes.mounts.covers import (
     find_jupyter_covers,
     make_mount_points,
 )
-from gvisor_kernel.runtimes.mounts.host_python import World
+from gvisor_kernel.runtimes.mounts.host_python import PythonTree
 from gvisor_kernel.runtimes.runsc.rootfs import find_etc_binds, make_readable
 from gvisor_kernel.spec import layout
 from gvisor_kernel.spec.layout import Bind, Mount, Tmpfs
 
 
-def find_base(world: World) -> Base:
-    """Return what packages for a sandbox of ``world`` lie on.
+def find_base(python_tree: PythonTree) -> Base:
+    """Return what packages for a sandbox of ``python_tree`` lie on.
 
     A Python of the host is told by its ``sys.prefix``, which has its packages, not by its name:
     ``bin/python`` and ``bin/python3`` are one. The programs of all virtual environments, without
     their links, may be one, too.
     """
-    image = world.image
+    image = python_tree.image
     if image is None:
-        image = f"host:{os.path.realpath(world.prefixes[0])}"
-    return Base(image, ".".join(world.version.split(".")[:2]))
+        image = f"host:{os.path.realpath(python_tree.prefixes[0])}"
+    return Base(image, ".".join(python_tree.version.split(".")[:2]))
 
 
 def open_packages(spec: SandboxSpec, base: Base) -> Environment | None:
@@ -158,13 +158,13 @@ class Places:
 
     @property
     def stderr_log(self) -> Path:
-        """What runsc and the guest wrote to stderr."""
+        """Return the file to which runsc and the guest write their stderr."""
         return self.directory / log_files.STDERR
 
 
 def plan_mounts(
     spec: SandboxSpec,
-    world: World,
+    python_tree: PythonTree,
     places: Places,
     shown: Mapping[str, str],
     outputs: str | None,
@@ -198,25 +198,25 @@ def plan_mounts(
         for target, place in layout.LAYOUT.items()
     ]
     mounts += layout.scratch_mounts(spec)
-    packages = open_packages(spec, find_base(world))
+    packages = open_packages(spec, find_base(python_tree))
     if packages is not None:
         mounts.append(Bind(str(packages.tree), layout.ENVIRONMENT, foreign=True))
-    if world.tree is None:
+    if python_tree.tree is None:
         mounts += find_etc_binds()
-    mounts += [_show(root, root) for root in world.roots]
-    mounts += [_show(real, path) for path, real in world.aliases]
+    mounts += [_show(root, root) for root in python_tree.roots]
+    mounts += [_show(real, path) for path, real in python_tree.aliases]
     mounts += list(add_scratch_parents(mounts, places.covers))
     package = Path(gvisor_kernel.__file__).parent
     mounts += [
         Bind(str(package / part), f"{layout.GUEST}/gvisor_kernel/{part}", foreign=True)
         for part in GUEST_PARTS
     ]
-    jupyters = find_jupyter_covers(world.prefixes)
+    jupyters = find_jupyter_covers(python_tree.prefixes)
     for extra in layout.extra_binds(spec):
         real = replace(extra, source=shown.get(extra.target, extra.source))
-        _check_extra(real, world, jupyters)
+        _check_extra(real, python_tree, jupyters)
         mounts.append(real)
-    for covers in (world.covers, jupyters):
+    for covers in (python_tree.covers, jupyters):
         mounts += list(add_covers(mounts, covers, empty, places.covers))
     if places.directory.is_dir():
         make_mount_points(mounts, places.covers)
@@ -235,12 +235,12 @@ def _show(root: str, path: str) -> Bind:
     return Bind(root, path, foreign=not any(is_within(root, system) for system in SYSTEM_ROOTS))
 
 
-def _check_extra(extra: Bind, world: World, jupyters: Sequence[Cover]) -> None:
+def _check_extra(extra: Bind, python_tree: PythonTree, jupyters: Sequence[Cover]) -> None:
     check_source(extra.source, jupyters)
-    links = (link for link, _ in world.links)
-    aliases = (path for path, _ in world.aliases)
-    own = () if world.tree is None else (world.python,)
-    for path in (*world.roots, *links, *aliases, *own):
+    links = (link for link, _ in python_tree.links)
+    aliases = (path for path, _ in python_tree.aliases)
+    own = () if python_tree.tree is None else (python_tree.python,)
+    for path in (*python_tree.roots, *links, *aliases, *own):
         if is_within(extra.target, path) or is_within(path, extra.target):
             raise SettingError(
                 "mounts", extra.target, f"a list without a target at {path}, which Python needs"

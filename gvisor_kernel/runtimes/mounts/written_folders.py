@@ -25,7 +25,7 @@ from gvisor_kernel.runtimes.state import records
 log = logging.getLogger(__name__)
 
 MAX_LINES = 65536
-"""With more lines, the oldest whose folder is gone are dropped, even if that was moved."""
+"""Lines above which the oldest whose folder is gone are dropped, even if that was moved."""
 MAX_BYTES = 64 * 1024 * 1024
 """Bytes of the file. A folder's line has some hundred bytes, at most 4 KiB."""
 

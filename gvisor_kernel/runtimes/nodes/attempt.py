@@ -17,15 +17,15 @@ from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, LaunchError
 from gvisor_kernel.host.processes import identify
 from gvisor_kernel.runtimes.copies.contents import Contents
+from gvisor_kernel.runtimes.nodes.archive_chunks import write_chunks
 from gvisor_kernel.runtimes.nodes.client import Client, last_line, run
 from gvisor_kernel.runtimes.nodes.copies import note_copy
 from gvisor_kernel.runtimes.nodes.engine import Engine
+from gvisor_kernel.runtimes.nodes.node_sandbox import NodeSandbox
 from gvisor_kernel.runtimes.nodes.orders import PLACES, Order, OrderError, write_order
-from gvisor_kernel.runtimes.nodes.pieces import write_pieces
 from gvisor_kernel.runtimes.nodes.queue import find_queue
 from gvisor_kernel.runtimes.nodes.removal import forget_node
 from gvisor_kernel.runtimes.nodes.reports import Reports
-from gvisor_kernel.runtimes.nodes.sandbox import NodeSandbox
 from gvisor_kernel.runtimes.runsc.starting import Ends, make_pipes
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import Beginning
@@ -84,13 +84,13 @@ def forget_if_removed(begun: Beginning, reports: Reports) -> None:
 
 
 ORDER_SECONDS = 30.0
-"""How long a client may take to take the order, which its pipe usually holds at once."""
+"""Seconds that a client may take to take the order, which its pipe usually holds at once."""
 ASK_SECONDS = 3.0
-"""Between two looks at a start that waits: whether it is still wanted, and what it waits for."""
+"""Seconds between two looks at a start that waits: if it is still wanted, and for what it waits."""
 TAKE_SECONDS = 60.0
-"""How long a node may take no byte of the files that are copied to it."""
+"""Seconds that a node may take no byte of the files that are copied to it."""
 LAST_SECONDS = 5.0
-"""How long to wait for the last words of a client that has ended."""
+"""Seconds to wait for the last words of a client that has ended."""
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,252}")
 """A node's name, which becomes an argument of ``srun``."""
 MAX_ENVIRONMENT = 1024
@@ -229,7 +229,7 @@ class Attempt:
 
     def _send_files(self, client: Client, reports: Reports, ends: Ends, files: Contents) -> None:
         """:raises GvisorKernelError: when the node does not take them"""
-        for piece in write_pieces(files.archive(2 * self._start.spec.disk_limit)):
+        for piece in write_chunks(files.archive(2 * self._start.spec.disk_limit)):
             if is_given_up():
                 raise LaunchError("The start was cancelled while files were copied.")
             if not client.send(ends.link_in, piece, TAKE_SECONDS):

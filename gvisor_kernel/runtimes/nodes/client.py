@@ -21,7 +21,7 @@ from gvisor_kernel.host.commands import CommandResult
 from gvisor_kernel.runtimes.runsc.starting import Ends
 
 GENTLE_SECONDS = 15.0
-"""How long a client may take after its stdin has ended: the helper removes its sandbox first."""
+"""Seconds for a client to end after its stdin has ended: the helper removes its sandbox first."""
 SIGNAL_SECONDS = 10.0
 COMMAND_SECONDS = 60.0
 MAX_WORDS = 1024 * 1024

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gvisor_kernel.archive.refusal import Refused
+from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.config.mounts import check_read_only
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import SandboxError, StateError
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 MAX_PATH = 4096
 COPY_SECONDS = 120.0
-"""How long the copy of outputs may take at the end of a sandbox."""
+"""Seconds that the copy of outputs may take at the end of a sandbox."""
 
 
 def copies_files(spec: SandboxSpec) -> bool:
@@ -113,7 +113,7 @@ def copy_outputs(
     ``last``: the sandbox is ended if it still runs, and the node removes its copy then.
 
     :raises SandboxError: when the node does not send them
-    :raises Refused, OSError: see ``take_outputs``
+    :raises ArchiveError, OSError: see ``take_outputs``
     """
     # The copy's own limit is reached first: then the next try continues from there.
     limit = None if seconds is None else seconds + SILENT_SECONDS
@@ -122,7 +122,7 @@ def copy_outputs(
             return None
         try:
             copy = take_outputs(fetch.pieces(), directory, record, seconds, lambda: fetch.left_out)
-        except Refused:
+        except ArchiveError:
             if last:  # it would be refused again
                 fetch.confirm()
             raise
@@ -149,7 +149,7 @@ def save_outputs(
                 " them any more",
                 *(record.identity, record.node),
             )
-    except Refused as error:
+    except ArchiveError as error:
         log.warning("Not all outputs of %s could be copied: %s", record.identity, error)
     except (OSError, SandboxError) as error:
         log.warning(

@@ -17,7 +17,7 @@ from gvisor_kernel.runtimes.nodes.variables import client_variables
 
 @dataclass(frozen=True)
 class Trouble:
-    """Why a client of an engine has ended: a fact for a person, and what to do.
+    """The reason why a client of an engine has ended: a fact for a person, and what to do.
 
     ``elsewhere``: the same start may succeed on another host.
     """
@@ -33,7 +33,7 @@ class Engine(ABC):
     name: str
     program: str
     package: str
-    """What has the program, for a person."""
+    """The package that has the program, for a person."""
     python: str
     """The Python on the nodes that has this package; empty for this one."""
     state: str

@@ -15,15 +15,15 @@ from types import TracebackType
 from typing import Any
 
 from gvisor_kernel.errors import SandboxError
+from gvisor_kernel.runtimes.nodes.archive_chunks import read_chunks
 from gvisor_kernel.runtimes.nodes.orders import MARK, read_fact
-from gvisor_kernel.runtimes.nodes.pieces import read_pieces
 from gvisor_kernel.runtimes.nodes.reports import readable
 
 SILENT_SECONDS = 60.0
-"""How long a node may send nothing, and how long one piece of the archive may take: some 4 KiB a
+"""Seconds that a node may send nothing, and that one piece of the archive may take: some 4 KiB a
 second. A copy that gets on takes as long as it takes."""
 END_SECONDS = 20.0
-"""How long the command may take to end, once it was told that everything is here."""
+"""Seconds that the command may take to end, once it was told that everything is here."""
 MAX_HEAD = 64 * 1024
 """Bytes before the archive: what a login script prints."""
 MAX_WORDS = 2000
@@ -37,8 +37,8 @@ class Fetch:
     """
 
     left_out = 0
-    """How many outputs the node has not sent, known after the archive: special files, unreadable
-    ones, those too deep, and names that are not UTF-8."""
+    """Outputs that the node has not sent, known after the archive: special files, unreadable ones,
+    those too deep, and names that are not UTF-8."""
 
     def __init__(
         self, argv: Sequence[str], environment: Mapping[str, str], seconds: float | None = None
@@ -93,9 +93,9 @@ class Fetch:
         """Yield the archive; then ``left_out`` is known.
 
         :raises SandboxError: when the node does not send all of it
-        :raises Refused: when it sends something else
+        :raises ArchiveError: when it sends something else
         """
-        yield from read_pieces(self._read)
+        yield from read_chunks(self._read)
         left_out = self._await_fact("sent").get("left_out")
         if isinstance(left_out, int) and 0 < left_out < 2**63:
             self.left_out = left_out

@@ -1,8 +1,8 @@
-"""What the host and the helper on a node say to each other before and beside the link.
+"""Messages between the host and the helper on a node, before and beside the link.
 
 The host writes an order to the helper's stdin: a head of HEAD bytes, then JSON; then the files, if
-they are copied (``pieces.py``). Afterwards stdin and stdout are the link of the sandbox. The helper
-writes facts to stderr: one line each, MARK and JSON. Other lines there are words of the programs
+they are copied (``archive_chunks.py``). Afterwards stdin and stdout are the link of the sandbox.
+The helper writes facts to stderr: one line each, MARK and JSON. Other lines are words of programs
 between the two, such as srun or ssh; what a sandbox writes never gets there but as a value of a
 fact.
 
@@ -47,11 +47,11 @@ class OrderError(Exception):
 
 @dataclass(frozen=True)
 class Order:
-    """What a helper is to start. ``shared``: for each folder that the sandbox shows, by which the
-    helper recognizes it: its path and inode. ``places``: the server's values of PLACES. ``hidden``:
+    """A start for a helper. ``shared``: for each folder that the sandbox shows, by which the helper
+    recognizes it: its path and inode. ``places``: the server's values of PLACES. ``hidden``:
     folders of the server that no sandbox may see. ``kernel``: for a snapshot, what a plan has
     beside its settings and its request. ``copy``: the name of the copy of the files that follow the
-    order (``pieces.py``), in which the paths of the spec are; empty where they are shared."""
+    order, in which the paths of the spec are; empty where they are shared."""
 
     spec: SandboxSpec
     request: LaunchRequest

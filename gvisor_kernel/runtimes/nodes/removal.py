@@ -21,7 +21,7 @@ from gvisor_kernel.strict_json import JsonError, parse_json
 log = logging.getLogger(__name__)
 
 CLIENT_SECONDS = 20.0
-"""How long a client may take to end."""
+"""Seconds that a client may take to end."""
 MAX_ANSWER = 64 * 1024
 
 

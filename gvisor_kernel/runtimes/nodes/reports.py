@@ -1,4 +1,4 @@
-"""What comes from a node beside the link: the helper's facts, and words of srun or ssh.
+"""Reads what comes from a node beside the link: the helper's facts, and words of srun or ssh.
 
 Read in a thread of its own, bounded and checked. The helper belongs to this user; what a sandbox
 says is only ever a text in one of its facts.
@@ -25,7 +25,7 @@ KINDS = frozenset({"here", "ready", "failed", "memory", "ended", "removed"})
 MAX_TEXT = 4096
 """Characters of a text that a helper reports."""
 LATE_SECONDS = 2.0
-"""How long facts may come after the client's end, while another process holds its stderr."""
+"""Seconds that facts may come after the client's end, while another process holds its stderr."""
 
 
 class Reports:
@@ -96,14 +96,14 @@ class Reports:
 
     @property
     def is_kept(self) -> bool:
-        """Whether the sandbox has ended, and its helper waits for its outputs to be fetched. After
-        a signal it does not wait: then its client has more to say of the end."""
+        """Return whether the sandbox has ended, and its helper waits for its outputs to be fetched.
+        After a signal it does not wait: then its client has more to say of the end."""
         gone = self._facts.get("removed") or {}
         return gone.get("kept") is True and self.text("ended", "by") != "signal"
 
     @property
     def is_over(self) -> bool:
-        """Whether everything was read. Any thread."""
+        """Return whether everything was read. Any thread."""
         return self._over
 
     def join(self, seconds: float) -> None:

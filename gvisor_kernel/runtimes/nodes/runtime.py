@@ -19,8 +19,8 @@ from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.nodes.attempt import Attempt, Elsewhere, NodeStart
 from gvisor_kernel.runtimes.nodes.copies import copies_files, pack_files, sync_outputs
 from gvisor_kernel.runtimes.nodes.engine import Engine
+from gvisor_kernel.runtimes.nodes.node_sandbox import NO_SNAPSHOTS, NodeSandbox
 from gvisor_kernel.runtimes.nodes.removal import end_client
-from gvisor_kernel.runtimes.nodes.sandbox import NO_SNAPSHOTS, NodeSandbox
 from gvisor_kernel.runtimes.nodes.slurm import Slurm
 from gvisor_kernel.runtimes.nodes.ssh import Ssh, make_control
 from gvisor_kernel.runtimes.state import records

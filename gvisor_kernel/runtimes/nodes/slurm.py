@@ -14,12 +14,12 @@ OVERHEAD = 320 * MIB
 """Memory of a job beside the kernel's limit: the helper, runsc's own processes, and what a kernel
 may exceed its limit by before it is killed."""
 BUILD_MINUTES = 16
-"""How long a job that makes a snapshot may take; ``snapshots/build.py`` gives up before."""
+"""Minutes that a job that makes a snapshot may take; ``snapshots/build.py`` gives up before."""
 STEP = 128
 """Mebibytes of a step in a kernel's job, which count towards the job's."""
 _JOB = re.compile(r"[0-9_.]{1,40}")
 ASK_SECONDS = 30
-"""How long a short command may wait for its node."""
+"""Seconds that a short command may wait for its node."""
 
 _NOT_SO = "Slurm cannot run such a job"
 _TROUBLES: Sequence[tuple[str, str, str]] = (

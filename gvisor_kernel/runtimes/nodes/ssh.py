@@ -19,8 +19,8 @@ from gvisor_kernel.runtimes.state.records import state_root
 
 CONNECT_SECONDS = 10
 ALIVE_SECONDS = 10
-"""Between questions whether the other side lives; the sixth without an answer ends the connection,
-as the link's own patience does."""
+"""Seconds between questions whether the other side lives; the sixth without an answer ends the
+connection, as the link's own patience does."""
 MASTER_SECONDS = 60
 CONNECTION_LOST = 255
 """The status of an ssh that has ended by itself; others are the command's."""
@@ -28,7 +28,7 @@ _NO_HELPER = r"No module named '?gvisor_kernel|No such file or directory|not fou
 MAX_PATH = 90
 """Bytes of a master's socket: ssh appends 17 to it for a moment, and 107 are allowed."""
 PLAIN_PATH = re.compile(r"[A-Za-z0-9/_.,:=@+~%-]+")
-"""What ssh takes literally in the path of a socket: it splits an option at spaces, and replaces
+"""Paths of a socket that ssh takes literally: it splits an option at spaces, and replaces
 ``${NAME}``."""
 
 _TROUBLES: Sequence[tuple[str, str, str, bool]] = (

@@ -9,7 +9,7 @@ OWN: Mapping[str, tuple[str, ...]] = {
     "slurm": ("SLURM_CONF", "SLURM_CONF_SERVER", "LD_LIBRARY_PATH"),
     "ssh": ("SSH_AUTH_SOCK", "KRB5CCNAME"),
 }
-"""By runtime, those that its clients get beside the common ones."""
+"""Variables that a runtime's clients get beside the common ones."""
 ALL = tuple(dict.fromkeys((*COMMON, *(name for names in OWN.values() for name in names))))
 
 

@@ -31,7 +31,7 @@ FILE = "runsc.json"
 MAX_BYTES = 256 * 1024
 """The flags of one program take 3 KB."""
 MAX_PROGRAMS = 8
-"""How many programs are remembered on this machine; the oldest are forgotten."""
+"""Programs that are remembered on this machine; the oldest are forgotten."""
 
 
 def read_answers(path: str, fingerprint: str) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def _read_all() -> dict[str, Any]:
 
 
 ANSWER_SECONDS = 10.0
-"""How long runsc may take to print its version or its flags."""
+"""Seconds that runsc may take to print its version or its flags."""
 ANSWER_BYTES = 1024 * 1024
 """Bytes of output that are read. The list of flags, a line on each, is 20 KB."""
 EXTRA_PATH = "/usr/local/bin:/usr/bin:/usr/local/sbin:/usr/sbin"

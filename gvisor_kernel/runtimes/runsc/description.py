@@ -15,7 +15,7 @@ from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.host.cgroups import can_bound_memory
 from gvisor_kernel.runtimes.base import LaunchRequest
-from gvisor_kernel.runtimes.mounts.host_python import World, find_python_tree
+from gvisor_kernel.runtimes.mounts.host_python import PythonTree, find_python_tree
 from gvisor_kernel.runtimes.mounts.outputs import keeps_outputs
 from gvisor_kernel.runtimes.mounts.plan import Places, plan_mounts
 from gvisor_kernel.runtimes.mounts.written_folders import read_written
@@ -29,17 +29,17 @@ from gvisor_kernel.spec.oci import KERNEL_ID, guest_argv, make_config
 
 
 def find_environment(
-    spec: SandboxSpec, request: LaunchRequest, world: World, mounts: Sequence[Mount]
+    spec: SandboxSpec, request: LaunchRequest, python_tree: PythonTree, mounts: Sequence[Mount]
 ) -> dict[str, str]:
     """Return the whole environment of a kernel in a sandbox with ``mounts``."""
-    if world.tree is not None:
+    if python_tree.tree is not None:
         return kernel_environment(
-            bin_directories=[world.bin_directory, *world.path],
-            present=world.present,
+            bin_directories=[python_tree.bin_directory, *python_tree.path],
+            present=python_tree.present,
             user_base=None,
             names=spec.environment,
             server=request.environment,
-            image=dict(world.environment),
+            image=dict(python_tree.environment),
         )
     shown = [mount.target for mount in mounts if isinstance(mount, Bind)]
     present = {
@@ -48,16 +48,16 @@ def find_environment(
         if Path(path).exists() and any(is_within(path, target) for target in shown)
     }
     return kernel_environment(
-        bin_directories=[world.bin_directory],
+        bin_directories=[python_tree.bin_directory],
         present=present,
-        user_base=world.user_base,
+        user_base=python_tree.user_base,
         names=spec.environment,
         server=request.environment,
     )
 
 
 def find_init_environment(
-    spec: SandboxSpec, request: LaunchRequest, world: World, mounts: Sequence[Mount]
+    spec: SandboxSpec, request: LaunchRequest, python_tree: PythonTree, mounts: Sequence[Mount]
 ) -> dict[str, str] | None:
     """Return PID 1's environment if PID 1 itself becomes a kernel by a fork, otherwise None.
 
@@ -66,10 +66,10 @@ def find_init_environment(
     """
     if not request.ahead:
         return None
-    return find_environment(spec, replace(request, environment={}), world, mounts)
+    return find_environment(spec, replace(request, environment={}), python_tree, mounts)
 
 
-def choose_kernel_id(world: World) -> int:
+def choose_kernel_id(python_tree: PythonTree) -> int:
     """Return the uid and gid of a kernel inside the sandbox: KERNEL_ID, or 0, which is also PID
     1's.
 
@@ -78,20 +78,20 @@ def choose_kernel_id(world: World) -> int:
     the kernel must read it. 0 in a root image, whose files belong to PID 1, as a kernel with
     another uid could not read all of them.
     """
-    if os.geteuid() != 0 or world.tree is not None:
+    if os.geteuid() != 0 or python_tree.tree is not None:
         return 0
-    return KERNEL_ID if all(map(_is_public, _find_first_files(world))) else 0
+    return KERNEL_ID if all(map(_is_public, _find_first_files(python_tree))) else 0
 
 
-def _find_first_files(world: World) -> Iterator[str]:
+def _find_first_files(python_tree: PythonTree) -> Iterator[str]:
     """Yield what an interpreter reads before it runs code, and the shown folders above it."""
-    paths = [world.python, os.path.realpath(world.python), *world.roots]
-    for prefix in world.prefixes:
+    paths = [python_tree.python, os.path.realpath(python_tree.python), *python_tree.roots]
+    for prefix in python_tree.prefixes:
         paths += [f"{prefix}/pyvenv.cfg", f"{prefix}/lib"]
         paths += map(str, Path(prefix).glob("lib/python*/*-packages/*.pth"))
     for path in dict.fromkeys(paths):
         for place in (path, *map(str, Path(path).parents)):
-            if any(is_within(place, root) for root in world.roots):
+            if any(is_within(place, root) for root in python_tree.roots):
                 yield place
 
 
@@ -115,14 +115,14 @@ def describe_sandbox(
 ) -> dict[str, Any]:
     """Implement ``Runtime.describe``."""
     runsc = find_runsc()
-    world = find_python_tree(spec, request, read_written(spec).has)
-    kernel_id = choose_kernel_id(world) if init_argv is None else 0
+    python_tree = find_python_tree(spec, request, read_written(spec).has)
+    kernel_id = choose_kernel_id(python_tree) if init_argv is None else 0
     outputs = str(NOWHERE.directory) if keeps_outputs(spec, request) else None
-    mounts = plan_mounts(spec, world, NOWHERE, {}, outputs)
+    mounts = plan_mounts(spec, python_tree, NOWHERE, {}, outputs)
     config = make_config(
         spec,
-        args=init_argv or guest_argv(world.python, request.ahead, kernel_id),
-        environment=find_init_environment(spec, request, world, mounts),
+        args=init_argv or guest_argv(python_tree.python, request.ahead, kernel_id),
+        environment=find_init_environment(spec, request, python_tree, mounts),
         rootfs=str(NOWHERE.rootfs),
         mounts=mounts,
         map_users=os.geteuid() == 0,
@@ -134,8 +134,8 @@ def describe_sandbox(
         "config": config,
         "flags": list(sandbox_flags()),
         "world": [
-            dataclasses.asdict(world),
-            *stat_files([world.tree or os.path.realpath(world.python)]),
+            dataclasses.asdict(python_tree),
+            *stat_files([python_tree.tree or os.path.realpath(python_tree.python)]),
         ],
     }
 

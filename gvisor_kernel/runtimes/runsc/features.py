@@ -1,4 +1,4 @@
-"""Which capabilities an installed runsc needs: tried once in a small sandbox, and remembered.
+"""Finds the capabilities that a runsc needs: tries it once in a small sandbox, and remembers.
 
 A release is known by what it does, never by its number. The flags and the version of runsc are read
 in ``command_line``.
@@ -20,7 +20,7 @@ from gvisor_kernel.spec.oci import CAPABILITIES, SETFCAP
 log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 20.0
-"""How long the probe may take. ``runsc do`` takes a fifth of a second, on a busy machine some
+"""Seconds that the probe may take. ``runsc do`` takes a fifth of a second, on a busy machine some
 seconds."""
 PROBE_BYTES = 65536
 """Bytes of the probe's output that are read."""

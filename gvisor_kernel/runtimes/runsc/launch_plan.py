@@ -1,4 +1,4 @@
-"""What was decided about a sandbox before it is started: what it is shown, and the files for it.
+"""The plan of a sandbox before it is started: what it is shown, and the files for it.
 
 Starts nothing and mounts nothing. Which mounts there are is decided in ``mounts/plan``.
 """
@@ -16,7 +16,7 @@ from gvisor_kernel.host.folders import LinkRefused, Opened, open_path
 from gvisor_kernel.host.processes import SUBUID_BASE
 from gvisor_kernel.host.stage import Source
 from gvisor_kernel.runtimes.base import LaunchRequest
-from gvisor_kernel.runtimes.mounts.host_python import World
+from gvisor_kernel.runtimes.mounts.host_python import PythonTree
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders
 from gvisor_kernel.runtimes.runsc.command_line import Runsc
@@ -36,7 +36,7 @@ class LaunchPlan:
     request: LaunchRequest
     identity: Identity
     runsc: Runsc
-    world: World
+    python_tree: PythonTree
     kernel_id: int
     places: Places
     mounts: tuple[Mount, ...]
@@ -81,7 +81,7 @@ class LaunchPlan:
             versions={
                 "gvisor-kernel": gvisor_kernel.__version__,
                 "runsc": self.runsc.version,
-                "python": self.world.version,
+                "python": self.python_tree.version,
             },
             mounts=self.mounts,
         )
@@ -92,10 +92,10 @@ class LaunchPlan:
         write_rootfs(
             places.rootfs,
             container_id=self.identity.container_id,
-            links=self.world.links,
+            links=self.python_tree.links,
             mounts=self.mounts,
             owner=SUBUID_BASE if as_root else None,
-            host_etc=Path("/etc") if self.world.tree is None else None,
+            host_etc=Path("/etc") if self.python_tree.tree is None else None,
         )
 
 

@@ -1,4 +1,4 @@
-"""How much of the host's memory a sandbox of runsc holds. All callers count in this one way.
+"""Measures the host's memory that a sandbox of runsc holds. All callers count in this one way.
 
 Reads from outside and ends nothing. Counted are:
 
@@ -24,15 +24,14 @@ from gvisor_kernel.host.processes import ProcessId, is_alive
 MEMORY_FILE = "/memfd:runsc-memory"
 
 BYTES_OF_STUB = 80 * 1024
-"""What the host's kernel holds for one stub: stack, task, address space (measured: 83 KiB)."""
+"""Bytes of the host's kernel for one stub: stack, task, address space (measured: 83 KiB)."""
 BYTES_OF_FILE = 1024
-"""What the host's kernel holds for one open file of the sentry, with its inode (measured: 870
-bytes)."""
+"""Bytes of the host's kernel for one open file of the sentry, with its inode (measured: 870)."""
 BYTES_OF_MAPPING = 200
-"""What the host's kernel holds for one mapping of a stub (measured: 191 bytes)."""
+"""Bytes of the host's kernel for one mapping of a stub (measured: 191)."""
 MIN_SENTRY_BYTES_OF_MAPPING = 500
-"""What the sentry itself holds for each mapping, at least (measured: 606 bytes). So its own memory
-bounds how many mappings there can be."""
+"""Bytes of the sentry itself for each mapping, at least (measured: 606). So its own memory bounds
+how many mappings there can be."""
 MAX_MAPPINGS = 65536
 """Mappings that one process can have: ``vm.max_map_count``, which no current distribution sets
 lower."""

@@ -40,7 +40,7 @@ from gvisor_kernel.runtimes.runsc.description import (
 )
 from gvisor_kernel.runtimes.runsc.features import init_capabilities
 from gvisor_kernel.runtimes.runsc.launch_plan import LaunchPlan, open_source
-from gvisor_kernel.runtimes.runsc.sandbox import RunscSandbox
+from gvisor_kernel.runtimes.runsc.runsc_sandbox import RunscSandbox
 from gvisor_kernel.runtimes.runsc.staging import (
     can_map_owner,
     choose_stage,
@@ -68,8 +68,8 @@ from gvisor_kernel.tracing import step
 log = logging.getLogger(__name__)
 
 RESTORE_SECONDS = 15.0
-"""How long a restore may take. Usually it takes less than one second; after this a cold start is
-faster."""
+"""Seconds that a restore may take. Usually it takes less than one second; after this a cold start
+is faster."""
 
 
 class RunscRuntime(Runtime):
@@ -88,10 +88,10 @@ class RunscRuntime(Runtime):
     ) -> Sandbox:
         check_children()
         runsc = find_runsc()
-        world = find_python_tree(spec, request, read_written(spec).has)
-        kernel_id = choose_kernel_id(world) if self._init_argv is None else 0
+        python_tree = find_python_tree(spec, request, read_written(spec).has)
+        kernel_id = choose_kernel_id(python_tree) if self._init_argv is None else 0
         self._sweep_once()
-        identity = new_identity(request.kernel_name, spec, runsc.version, world.python)
+        identity = new_identity(request.kernel_name, spec, runsc.version, python_tree.python)
         step("host looked at")
         owner = records.this_process()
         # Input folders are closed before anything is undone: undoing needs descriptors, too.
@@ -105,11 +105,11 @@ class RunscRuntime(Runtime):
                     cgroups = tuple(map(str, plan_cgroup(identity.container_id)))
                     record = records.first_record(
                         *(spec, request, identity, outputs, owner),
-                        image=world.image,
+                        image=python_tree.image,
                         cgroups=cgroups,
                     )
                     records.write_record(places.directory, record)
-                    check_image_exists(world)
+                    check_image_exists(python_tree)
                 except BaseException as error:
                     held.close()
                     records.remove_directory(places.directory)
@@ -125,7 +125,7 @@ class RunscRuntime(Runtime):
                     directory.chmod(0o755)
                 opened = inputs.by_target(spec)
                 mounts = plan_mounts(
-                    *(spec, world, places),
+                    *(spec, python_tree, places),
                     {target: folder.path for target, folder in opened.items()},
                     outputs.path,
                     lent=outputs.lent_by is not None,
@@ -133,7 +133,17 @@ class RunscRuntime(Runtime):
                 if outputs.folder is not None:
                     opened[OUTPUTS] = outputs.folder
                 plan = LaunchPlan(
-                    *(spec, request, identity, runsc, world, kernel_id, places, mounts, opened)
+                    *(
+                        spec,
+                        request,
+                        identity,
+                        runsc,
+                        python_tree,
+                        kernel_id,
+                        places,
+                        mounts,
+                        opened,
+                    )
                 )
                 cgroup = make_cgroup(identity.container_id, host_limits(spec))
                 if tuple(map(str, cgroup.directories)) != record.cgroups:
@@ -214,15 +224,17 @@ class RunscRuntime(Runtime):
         shown = plan.find_sources(written)
         sources = [*shown, open_source(str(places.rootfs), written)]
         rootfs = stage.path(len(shown))
-        tree = plan.world.tree
+        tree = plan.python_tree.tree
         if tree is not None:
             sources.append(open_source(tree, written))
             rootfs = stage.path(len(sources))
         config = make_config(
             plan.spec,
             args=self._init_argv
-            or guest_argv(plan.world.python, plan.request.ahead, plan.kernel_id),
-            environment=find_init_environment(plan.spec, plan.request, plan.world, plan.mounts),
+            or guest_argv(plan.python_tree.python, plan.request.ahead, plan.kernel_id),
+            environment=find_init_environment(
+                plan.spec, plan.request, plan.python_tree, plan.mounts
+            ),
             rootfs=rootfs,
             mounts=plan.restage_mounts(stage),
             map_users=as_root,
@@ -292,8 +304,10 @@ class RunscRuntime(Runtime):
                     MountView(source.path, bind.target, bind.read_only, source.identity)
                     for bind, source in zip(plan.binds, shown, strict=True)
                 ),
-                environment=find_environment(plan.spec, plan.request, plan.world, plan.mounts),
-                python=plan.world.python,
+                environment=find_environment(
+                    plan.spec, plan.request, plan.python_tree, plan.mounts
+                ),
+                python=plan.python_tree.python,
                 workdir=WORKSPACE,
                 transcripts=places.transcripts if plan.spec.transcripts else None,
             ),

@@ -52,7 +52,7 @@ COVERED = ("/mnt", "/media", "/srv", "/boot", "/opt")
 """Directories that every Linux system has. One of them is covered in the private namespace. What is
 below it is bound before that, so only its name is lost."""
 ENTER_SECONDS = 30.0
-"""How long the mounts may take: milliseconds, unless a network file system does not answer."""
+"""Seconds that the mounts may take: milliseconds, unless a network file system does not answer."""
 MAX_ERROR = 65536
 """Bytes of an error report that are read at once."""
 

@@ -27,7 +27,7 @@ from gvisor_kernel.runtimes.stderr_log import StderrLog
 PIPE_SIZE = 1024 * 1024
 """Bytes that each pipe of the link can hold."""
 LAST_WORDS_SECONDS = 1.0
-"""How long to wait for the last lines on stderr of a program that has failed."""
+"""Seconds to wait for the last lines on stderr of a program that has failed."""
 
 
 @dataclass(frozen=True)

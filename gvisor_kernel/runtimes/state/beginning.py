@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Beginning:
-    """What was asked for, and what was made for it on this machine."""
+    """A start's request, and what was made for it on this machine."""
 
     spec: SandboxSpec
     request: LaunchRequest

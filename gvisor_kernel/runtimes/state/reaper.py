@@ -13,7 +13,7 @@ from gvisor_kernel.host.processes import ProcessId, is_alive, wait_until_gone
 from gvisor_kernel.runtimes.state.sweep import sweep_orphans
 
 OWNER_SECONDS = 30.0
-"""How long to wait for the owner: a large process needs time to end after its pipes are closed."""
+"""Seconds to wait for the owner: a large process needs time to end after its pipes are closed."""
 
 
 def main(pid: int, started: int) -> int:

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class KernelView:
-    """What a kernel process is given: see the attributes of ``Sandbox``."""
+    """Mounts and variables of a kernel process: see the attributes of ``Sandbox``."""
 
     mounts: tuple[MountView, ...]
     environment: Mapping[str, str]

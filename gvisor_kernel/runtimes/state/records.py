@@ -37,7 +37,7 @@ RECORD = "record.json"
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a pid is valid: one boot of one host, and one pid namespace."""
+    """The machine on which a pid is valid: one boot of one host, and one pid namespace."""
 
     host: str
     boot: str
@@ -46,7 +46,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a sandbox from outside, for ``list``, ``kill`` and the sweep."""
+    """The facts of a sandbox that are known from outside, for ``list``, ``kill`` and the sweep."""
 
     identity: str
     container_id: str

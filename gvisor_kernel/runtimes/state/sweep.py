@@ -25,11 +25,11 @@ from gvisor_kernel.runtimes.state.records import Record
 log = logging.getLogger(__name__)
 
 FOREGROUND_SECONDS = 1.0
-"""How long a runsc in the foreground may take to notice that its sandbox has ended."""
+"""Seconds that a runsc in the foreground may take to notice that its sandbox has ended."""
 OUTPUTS_SECONDS = 10.0
-"""How long a start waits for outputs of an earlier sandbox that are copied to its own folder."""
+"""Seconds that a start waits for an earlier sandbox's outputs that are copied to its own folder."""
 LATER_SECONDS = 1800.0
-"""How long the copy of outputs may take when nobody waits for it."""
+"""Seconds that the copy of outputs may take when nobody waits for it."""
 END_SECONDS = 5.0
 """A killed process that has not ended after this time hangs in the host's kernel."""
 
@@ -102,7 +102,7 @@ REMOVERS = {
     "slurm": ("gvisor_kernel.runtimes.nodes.removal", "remove_from_node"),
     "ssh": ("gvisor_kernel.runtimes.nodes.removal", "remove_from_node"),
 }
-"""By runtime, the module and name of its remover. A module is imported when it is needed first:
+"""Module and name of each runtime's remover. A module is imported when it is needed first:
 the process that cleans up after a killed owner has to be small."""
 
 

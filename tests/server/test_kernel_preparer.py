@@ -18,11 +18,11 @@ import requests
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.processes import is_stopped
 from gvisor_kernel.jupyter.plan_factory import make_plan
-from gvisor_kernel.kernel import ahead
+from gvisor_kernel.kernel import preparation
 from gvisor_kernel.kernel.client import private_connection_info
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.runtimes.state.listed import find_all
-from gvisor_kernel.server import warming
+from gvisor_kernel.server import kernel_preparer
 from gvisor_kernel.server.listings import Listings
 from gvisor_kernel.snapshots.manifest import Manifest
 from gvisor_kernel.snapshots.snapshot import Meta
@@ -76,8 +76,8 @@ def test_first_kernel_takes_what_was_made_ready(server: JupyterServer) -> None:
     server.ask("GET", "contents/listed")
     server.ask("GET", "contents/other")
     wait_until(lambda: spares() == [str(server.folder / "listed")], "a spare for the listed folder")
-    wish = {"kernel_name": KERNEL, "path": "below"}
-    answer = requests.post(f"{api}/warm", json=wish, headers=headers, timeout=SECONDS)
+    body = {"kernel_name": KERNEL, "path": "below"}
+    answer = requests.post(f"{api}/warm", json=body, headers=headers, timeout=SECONDS)
     assert (answer.status_code, answer.json()) == (202, {"accepted": True})
     wait_until(lambda: spares() == [str(folder)], "a spare for the folder")
 
@@ -135,8 +135,8 @@ class Keeper:
 @pytest.fixture
 def keeper(monkeypatch: pytest.MonkeyPatch) -> Keeper:
     keeper = Keeper()
-    monkeypatch.setattr(ahead, "SnapshotQueue", keeper)
-    monkeypatch.setattr(ahead, "SpareKeeper", keeper)
+    monkeypatch.setattr(preparation, "SnapshotQueue", keeper)
+    monkeypatch.setattr(preparation, "SpareKeeper", keeper)
     return keeper
 
 
@@ -150,8 +150,8 @@ def plan(name: str) -> KernelPlan:
 def test_missing_snapshot_is_made_before_the_spare(
     keeper: Keeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ahead, "find_snapshot", lambda plan: None)
-    assert ahead.prepare(plan(KERNEL)) == "snapshot"
+    monkeypatch.setattr(preparation, "find_snapshot", lambda plan: None)
+    assert preparation.prepare(plan(KERNEL)) == "snapshot"
     assert keeper.asked == ["snapshot"]
     keeper.on_made()
     assert keeper.asked == ["snapshot", "spare"]
@@ -159,9 +159,9 @@ def test_missing_snapshot_is_made_before_the_spare(
 
 def test_settings_turn_it_off(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without snapshots nothing is made, without spares only a snapshot."""
-    assert ahead.prepare(plan("gvisor-python-direct")) == "nothing"
-    monkeypatch.setattr(ahead, "find_snapshot", lambda plan: MADE)
-    assert ahead.prepare(plan("gvisor-python-restored")) == "nothing"
+    assert preparation.prepare(plan("gvisor-python-direct")) == "nothing"
+    monkeypatch.setattr(preparation, "find_snapshot", lambda plan: MADE)
+    assert preparation.prepare(plan("gvisor-python-restored")) == "nothing"
     assert keeper.asked == []
 
 
@@ -172,18 +172,18 @@ def test_change_of_packages_is_noticed_when_it_is_over(
     (tmp_path / "one").mkdir()
     folders = SimpleNamespace(site_directories=(f"{tmp_path}/one", f"{tmp_path}/none"))
     folders.user_site = None
-    monkeypatch.setattr(warming, "ask_interpreter", lambda python: folders)
+    monkeypatch.setattr(kernel_preparer, "ask_interpreter", lambda python: folders)
     made: list[KernelPlan] = []
-    monkeypatch.setattr(warming, "prepare", lambda plan: None)
-    monkeypatch.setattr(warming, "renew", made.append)
-    kernel, wish = plan(KERNEL), warming.Wish(KERNEL, tmp_path)
-    warmer = warming.Warmer(None, ThreadPoolExecutor(), True)
-    monkeypatch.setattr(warmer, "_make_plan", lambda wish: kernel)
-    warmer._prepare(wish)
-    assert warmer._last == (wish, kernel)
+    monkeypatch.setattr(kernel_preparer, "prepare", lambda plan: None)
+    monkeypatch.setattr(kernel_preparer, "renew", made.append)
+    kernel, choice = plan(KERNEL), kernel_preparer.KernelChoice(KERNEL, tmp_path)
+    preparer = kernel_preparer.KernelPreparer(None, ThreadPoolExecutor(), True)
+    monkeypatch.setattr(preparer, "_make_plan", lambda choice: kernel)
+    preparer._prepare(choice)
+    assert preparer._last == (choice, kernel)
 
     def look() -> int:
-        warmer._look(*warmer._last)  # type: ignore[misc]
+        preparer._look(*preparer._last)  # type: ignore[misc]
         return len(made)
 
     assert look() == 0
@@ -194,7 +194,7 @@ def test_change_of_packages_is_noticed_when_it_is_over(
     assert [look(), look()] == [1, 1]
     kernel = replace(kernel, spec=replace(kernel.spec, image="other"))
     os.utime(tmp_path / "one", ns=(0, 99))
-    assert [warmer._packages.have_changed(kernel) for _ in range(2)] == [False, False]
+    assert [preparer._packages.have_changed(kernel) for _ in range(2)] == [False, False]
 
 
 def test_kernel_that_cannot_start_is_not_made_ready(keeper: Keeper, world: World) -> None:
@@ -202,7 +202,7 @@ def test_kernel_that_cannot_start_is_not_made_ready(keeper: Keeper, world: World
         raise LaunchError("no")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ahead, "find_obstacle", refuse)
+        patch.setattr(preparation, "find_obstacle", refuse)
         with pytest.raises(LaunchError):
-            ahead.prepare(plan(KERNEL))
+            preparation.prepare(plan(KERNEL))
     assert keeper.asked == []

@@ -1,4 +1,4 @@
-"""Has made ready, one after the other, what a person is likely to start next in a server.
+"""Prepares the starts that are likely next in a server, one after the other.
 
 It also notices that packages were installed, upgraded or removed: then the snapshot is made anew
 before the next start would find that it does not fit.
@@ -18,20 +18,20 @@ from typing import Any
 from gvisor_kernel.config.validators import HOST_IMAGE
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.jupyter.plan_factory import make_plan_ahead
-from gvisor_kernel.kernel.ahead import may_prepare, prepare, renew
 from gvisor_kernel.kernel.plan import KernelPlan
+from gvisor_kernel.kernel.preparation import may_prepare, prepare, renew
 from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter
 
 log = logging.getLogger(__name__)
 
 FIRST_SECONDS = 1.0
-"""The wait after the server's start, which has other things to do."""
+"""Seconds after the server's start, which has other things to do."""
 PAUSE_SECONDS = 2.0
-"""The wait after each wish: a client may ask for another folder all the time, and each one costs a
-restore. Of the wishes meanwhile the last one counts."""
+"""Seconds after each preparation: a client may ask for another folder all the time, and each one
+costs a restore. Of the requests meanwhile the last one counts."""
 LOOK_SECONDS = 10.0
-"""How often the folders of packages are looked at: a stat for each. What has changed must then stay
-as it is for as long, since an installation takes its time."""
+"""Seconds between two looks at the folders of packages: a stat for each. What has changed must then
+stay as it is for as long, since an installation takes its time."""
 USUAL = "gvisor-python"
 """The kernelspec that is made ready at the start if the server's default is not ours."""
 
@@ -45,7 +45,7 @@ class OutsideRoot(Exception):
 
 
 @dataclass(frozen=True)
-class Wish:
+class KernelChoice:
     """A kernel that may be started: the name of its kernelspec, and the folder."""
 
     kernel_name: str
@@ -87,19 +87,19 @@ def _modified_at(path: str) -> int:
         return 0
 
 
-class Warmer:
-    """Takes wishes and fulfils the last one. On the server's loop, until ``end``."""
+class KernelPreparer:
+    """Prepares the kernel that was requested last. On the server's loop, until ``end``."""
 
     def __init__(self, application: Any, executor: Executor, enabled: bool) -> None:
         """``application``: the server's. Without ``enabled`` nothing is made."""
         self.enabled = enabled
         self._application = application
         self._executor = executor
-        self._wish: Wish | None = None
+        self._choice: KernelChoice | None = None
         self._working: asyncio.Task[None] | None = None
         self._starting: asyncio.Task[None] | None = None
-        self._last: tuple[Wish, KernelPlan] | None = None
-        """The last wish that was fulfilled, and how: its packages are watched."""
+        self._last: tuple[KernelChoice, KernelPlan] | None = None
+        """The kernel that was prepared last, and its plan: its packages are watched."""
         self._packages = Packages()
 
     def start(self) -> None:
@@ -117,7 +117,7 @@ class Warmer:
                 await loop.run_in_executor(self._executor, self._look, *self._last)
 
     async def visit(self, path: str) -> None:
-        """Wish for the kernel that is started most likely, in the folder of ``path``."""
+        """Request the kernel that is started most likely, in the folder of ``path``."""
         manager = self._application.kernel_manager
         for name in dict.fromkeys((manager.default_kernel_name, USUAL)):
             with suppress(NotOurs, OutsideRoot):
@@ -125,17 +125,17 @@ class Warmer:
                 return
 
     async def request(self, kernel_name: str, path: str) -> bool:
-        """Wish for a kernel in the folder of ``path``, as clients of the server name paths.
+        """Request a kernel in the folder of ``path``, as clients of the server name paths.
 
         Returns False if nothing is made, since that is turned off.
 
         :raises NotOurs: when there is no such kernelspec, or its kernels have no sandbox
         :raises OutsideRoot: when the folder is not below the server's root
         """
-        wish = Wish(kernel_name, self._find_folder(path))
+        choice = KernelChoice(kernel_name, self._find_folder(path))
         loop = asyncio.get_running_loop()
         try:
-            plan = await loop.run_in_executor(self._executor, self._make_plan, wish)
+            plan = await loop.run_in_executor(self._executor, self._make_plan, choice)
         except GvisorKernelError as error:
             log.info("Nothing is made ready: %s", error.fact)
             return False
@@ -143,7 +143,7 @@ class Warmer:
             raise NotOurs(kernel_name)
         if not self.enabled:
             return False
-        self._wish = wish
+        self._choice = choice
         if self._working is None:
             self._working = loop.create_task(self._work())
         return True
@@ -158,42 +158,42 @@ class Warmer:
             raise OutsideRoot(path)
         return folder
 
-    def _make_plan(self, wish: Wish) -> KernelPlan | None:
+    def _make_plan(self, choice: KernelChoice) -> KernelPlan | None:
         specs = self._application.kernel_spec_manager
         try:
-            spec = specs.get_kernel_spec(wish.kernel_name)
+            spec = specs.get_kernel_spec(choice.kernel_name)
         except (KeyError, OSError, ValueError) as error:
-            raise NotOurs(wish.kernel_name) from error
-        return make_plan_ahead(wish.kernel_name, spec, wish.folder, self._application)
+            raise NotOurs(choice.kernel_name) from error
+        return make_plan_ahead(choice.kernel_name, spec, choice.folder, self._application)
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            while self._wish is not None:
-                wish, self._wish = self._wish, None
-                await loop.run_in_executor(self._executor, self._prepare, wish)
+            while self._choice is not None:
+                choice, self._choice = self._choice, None
+                await loop.run_in_executor(self._executor, self._prepare, choice)
                 await asyncio.sleep(PAUSE_SECONDS)
         finally:
             self._working = None
 
-    def _prepare(self, wish: Wish) -> None:
+    def _prepare(self, choice: KernelChoice) -> None:
         try:
-            plan = self._make_plan(wish)
+            plan = self._make_plan(choice)
             if plan is not None:
                 self._packages.have_changed(plan)  # from now on
                 prepare(plan)
-                self._last = wish, plan
+                self._last = choice, plan
         except (GvisorKernelError, NotOurs) as error:
             log.info("Nothing is made ready: %s", error)
         except Exception:
             log.exception("Nothing is made ready")
 
-    def _look(self, wish: Wish, planned: KernelPlan) -> None:
-        """Have the snapshot for ``wish`` made anew if its packages have changed."""
+    def _look(self, choice: KernelChoice, planned: KernelPlan) -> None:
+        """Have the snapshot for ``choice`` made anew if its packages have changed."""
         try:
             if not self._packages.have_changed(planned):
                 return
-            plan = self._make_plan(wish)
+            plan = self._make_plan(choice)
             if plan is not None and may_prepare(plan):
                 renew(plan)
         except (GvisorKernelError, NotOurs) as error:
@@ -202,7 +202,7 @@ class Warmer:
             log.exception("No snapshot is made")
 
     async def end(self) -> None:
-        """Take no more wishes. What is being made ends with the process."""
+        """Take no more requests. What is being made ends with the process."""
         self.enabled = False
         for task in (self._starting, self._working):
             if task is not None:

@@ -32,9 +32,9 @@ FOUND = ("key", "run", "sandbox_key", "language")
 MAX_WORD = 200
 """Characters of each text that a helper reports of a snapshot."""
 HELPER_SECONDS = 15.0
-"""How long a helper may take to remove its sandbox."""
+"""Seconds that a helper may take to remove its sandbox."""
 LAST_SECONDS = 1.0
-"""How long to wait for the last facts of a client that has ended."""
+"""Seconds to wait for the last facts of a client that has ended."""
 
 
 def read_found(ready: Mapping[str, Any]) -> FoundSnapshot | None:

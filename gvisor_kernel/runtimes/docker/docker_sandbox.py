@@ -145,7 +145,7 @@ log = logging.getLogger(__name__)
 
 SNAPSHOTS_NOT_SUPPORTED = "A kernel in a Docker engine cannot be saved as a snapshot."
 THREAD_SECONDS = 5.0
-"""How long to wait for the threads that copy the link and stderr."""
+"""Seconds to wait for the threads that copy the link and stderr."""
 
 
 class DockerSandbox(RecordedSandbox):

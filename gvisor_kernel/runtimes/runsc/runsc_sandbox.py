@@ -31,7 +31,7 @@ from gvisor_kernel.runtimes.state.sweep import (
 from gvisor_kernel.runtimes.stderr_log import StderrLog
 
 WRITTEN_SECONDS = 5.0
-"""How long the sentry may take to end after runsc has said that the snapshot is written."""
+"""Seconds that the sentry may take to end after runsc has said that the snapshot is written."""
 WORDS_BYTES = 2000
 """Bytes of runsc's output that are kept for an error."""
 

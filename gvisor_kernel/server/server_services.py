@@ -1,4 +1,4 @@
-"""What one server has of this extension, from its start to its end."""
+"""The services of this extension in one server, from its start to its end."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 from gvisor_kernel.server.doctor import Doctor
 from gvisor_kernel.server.ended import EndedKernels
 from gvisor_kernel.server.events import Events
+from gvisor_kernel.server.kernel_preparer import KernelPreparer
 from gvisor_kernel.server.listings import Listings
 from gvisor_kernel.server.page_network import Artifacts
 from gvisor_kernel.server.recorded import Recorded
 from gvisor_kernel.server.sandboxes import Sandboxes
 from gvisor_kernel.server.trust import Notary
 from gvisor_kernel.server.unkept import UnkeptLooks
-from gvisor_kernel.server.warming import Warmer
 
 THREADS = 2
 
 
 @dataclass(frozen=True)
-class Parts:
+class ServerServices:
     """``kernel_manager``: the server's. ``executor``: for what blocks, so that neither the
     server's loop nor the bridge's waits for it."""
 
@@ -31,7 +31,7 @@ class Parts:
     sandboxes: Sandboxes
     recorded: Recorded
     doctor: Doctor
-    warmer: Warmer
+    preparer: KernelPreparer
     events: Events
     ended: EndedKernels
     unkept: UnkeptLooks
@@ -42,24 +42,24 @@ class Parts:
     """Set when the server stops: whoever works in a thread ends after its step."""
 
     @classmethod
-    def make(cls, application: Any, *, warm: bool, shared_storage: str = "") -> Parts:
-        """Make the parts for ``application``, the server's. Starts nothing."""
+    def make(cls, application: Any, *, warm: bool, shared_storage: str = "") -> ServerServices:
+        """Make the services for ``application``, the server's. Starts nothing."""
         executor = ThreadPoolExecutor(THREADS, thread_name_prefix="gvisor-kernel-server")
         manager = application.kernel_manager
         events = Events(application.event_logger)
-        warmer = Warmer(application, executor, warm)
+        preparer = KernelPreparer(application, executor, warm)
         return cls(
             manager,
             executor,
             Sandboxes(manager, executor),
             Recorded(executor),
             Doctor(),
-            warmer,
+            preparer,
             events,
             EndedKernels(application.kernel_spec_manager, events.tell_lost),
             UnkeptLooks(),
             Notary(application.contents_manager, executor),
-            Listings(application.event_logger, manager.root_dir, executor, warmer.visit),
+            Listings(application.event_logger, manager.root_dir, executor, preparer.visit),
             Artifacts(manager.root_dir, shared_storage, application.config, application.log),
             Event(),
         )
@@ -68,7 +68,7 @@ class Parts:
         """End all of them."""
         self.stopping.set()
         self.listings.end()
-        await self.warmer.end()
+        await self.preparer.end()
         await self.doctor.end()
         self.ended.end()
         self.unkept.end()

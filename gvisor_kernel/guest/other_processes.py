@@ -17,7 +17,7 @@ from typing import Optional
 from gvisor_kernel.guest import linux
 from gvisor_kernel.guest.process import KernelProcess
 
-MIN_CROWD_THREADS = 64
+MIN_PAUSE_THREADS = 64
 """Number of threads in the sandbox from which other processes are paused."""
 HANDLED_SECONDS = 2.0
 """Seconds without a word of the kernel, after its first one: then it has handled the signal."""
@@ -26,7 +26,7 @@ MAX_HOLD_SECONDS = 30.0
 It takes 2 s where little else runs; each process must run once more before it stops."""
 
 
-class Crowd:
+class OtherProcesses:
     """All processes of the sandbox except PID 1 and the kernel."""
 
     def __init__(self) -> None:
@@ -40,9 +40,9 @@ class Crowd:
             return None
         return max(0, int((self._paused_until - time.monotonic()) * 1000) + 1)
 
-    def pause_others(self, kernel: KernelProcess) -> None:
+    def pause(self, kernel: KernelProcess) -> None:
         """Let only ``kernel`` run until it has handled a signal, if there are many threads."""
-        if os.getpid() != 1 or linux.count_tasks() < MIN_CROWD_THREADS:
+        if os.getpid() != 1 or linux.count_tasks() < MIN_PAUSE_THREADS:
             return
         with contextlib.suppress(ProcessLookupError):
             os.kill(-1, signal.SIGSTOP)

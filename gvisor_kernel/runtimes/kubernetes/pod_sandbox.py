@@ -67,7 +67,7 @@ log = logging.getLogger(__name__)
 
 NO_SNAPSHOTS = "A kernel in a cluster cannot be saved as a snapshot."
 THREAD_SECONDS = 10.0
-"""How long to wait for the thread that moves the link, and for that of stderr."""
+"""Seconds to wait for the thread that moves the link, and for that of stderr."""
 ATTACH_SECONDS = 5.0
 
 

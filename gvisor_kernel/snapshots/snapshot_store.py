@@ -46,10 +46,10 @@ MAX_STORE = 4 * GIB
 DISK_SHARE = 0.2
 """Share of the disk space that would be free without snapshots, as another bound on their size."""
 BUSY_SECONDS = 5.0
-"""How long a removal waits for a restore, which holds the snapshot for a second or two, and a
+"""Seconds that a removal waits for a restore, which holds the snapshot for a second or two, and a
 restore for a removal, which takes milliseconds unless its process is stopped (Ctrl-Z)."""
 MAX_REPLACED = 3
-"""How often a snapshot may be replaced while this process waits for its lock."""
+"""Times that a snapshot may be replaced while this process waits for its lock."""
 
 _KEY = re.compile(f"[0-9a-f]{{{KEY_DIGITS}}}")
 

@@ -46,7 +46,7 @@ HANDED_BYTES = 64 * 1024
 LISTEN_BACKLOG = 128
 
 _LINGER_RESET = struct.pack("ii", 1, 0)
-"""With this SO_LINGER a close resets the connection."""
+"""Value of SO_LINGER with which a close resets the connection."""
 
 
 class _Client:
@@ -66,7 +66,7 @@ class _Client:
         """The host sends no more."""
 
 
-class Egress:
+class EgressListener:
     """The listener and its connections, from ``start`` to ``stop`` of each run.
 
     ``turn`` is called when ``reader`` or ``writer`` is ready, ``pump`` before the link is written.
@@ -83,7 +83,7 @@ class Egress:
         self._refusals = Refusals(self._readers, log.tell_refusal)
         self._refusal = NO_EGRESS
         self._clients: Dict[int, _Client] = {}
-        """By descriptor."""
+        """The connections by descriptor."""
         self._by_number: Dict[int, _Client] = {}
         self._filled: Dict[int, None] = {}
         """Numbers of streams with bytes of this turn for their programs."""
@@ -158,7 +158,7 @@ class Egress:
 
     @property
     def busy(self) -> bool:
-        """Whether frames wait for the host, so that the sandbox is not idle."""
+        """Return whether frames wait for the host, so that the sandbox is not idle."""
         waits = self._streams is not None and self._streams.has_data_to_send
         return waits or bool(self._connection.queued_streams)
 
