@@ -133,6 +133,9 @@ test('formulas set type and do nothing else', () => {
   assert.ok(
     isFormula(String.raw`$\displaystyle \operatorname{ref}{\left(x \right)} \textcolor{red}{x}$`)
   );
+  const sum = String.raw`\frac{\left(x^{\left[0, 1\right)} + \xi\right)}{\sqrt{y}} \le 5\%`;
+  assert.ok(isFormula(`$\\displaystyle ${Array(100).fill(sum).join(' + ')}$`));
+  assert.ok(isFormula(`${'{'.repeat(30)}x${'}'.repeat(30)}`));
   for (const tex of [
     String.raw`\href{javascript:act()}{x}`,
     String.raw`\class{jp-Button}{x}`,
@@ -155,6 +158,25 @@ test('formulas set type and do nothing else', () => {
     String.raw`\label{x}`,
     String.raw`\unicode[serif;position:fixed]{65}`,
     '{'.repeat(200),
+    // Levels that are no braces, or whose end is none: 400 end the page.
+    String.raw`${'\\left('.repeat(50)}x${'\\right)'.repeat(50)}`,
+    String.raw`${'\\begin{cases}'.repeat(50)}x${'\\end{cases}'.repeat(50)}`,
+    String.raw`${'\\sqrt{\\}'.repeat(50)}x${'}'.repeat(50)}`,
+    `${'{%}\n'.repeat(50)}x${'}'.repeat(50)}`,
+    `${'\\sqrt{%{\n}'.repeat(50)}x${'}'.repeat(50)}`,
+    String.raw`${'{\\verb|}|'.repeat(50)}x${'}'.repeat(50)}`,
+    String.raw`${'\\left(\\text{\\right)}'.repeat(50)}x${'\\right)'.repeat(50)}`,
+    String.raw`${'\\left(\\smash[\\right)]x'.repeat(50)}x${'\\right)'.repeat(50)}`,
+    String.raw`\begin{prooftree}\AxiomC{A}\UnaryInfC{B}\end{prooftree}`,
+    '\\color{red}'.repeat(200),
+    '\\raise1em '.repeat(50),
+    // What doubles the time for each level.
+    `${'\\pmb{'.repeat(12)}x${'}'.repeat(12)}`,
+    `${'\\boxed{'.repeat(30)}x${'}'.repeat(30)}`,
+    `${'\\xrightarrow{'.repeat(20)}x${'}'.repeat(20)}`,
+    `${'\\overset{'.repeat(20)}x${'}{\\Rightarrow}'.repeat(20)}`,
+    `${'\\overset{'.repeat(20)}x${'}{\u21d2}'.repeat(20)}`,
+    String.raw`\begin{CD}${'A@>>>B\\\\'.repeat(500)}\end{CD}`,
     'x'.repeat(30_000)
   ]) {
     assert.equal(isFormula(tex), false, tex.slice(0, 40));
