@@ -31,11 +31,12 @@ const BEGUN_BY = new Map(Object.entries({ '}': '{', right: 'left', end: 'begin' 
 /** What has an effect on all that follows in its level. */
 const SETTING = /\\(?:color|\w*style|[tT]iny|small|normalsize|[lL]arge|LARGE|[hH]uge)(?![A-Za-z])/;
 /** Columns times rows that a formula may have: all are laid out. */
-const MOST_CELLS = 250_000;
+const MOST_CELLS = 30_000;
 /** Of a style: each is looked up among all others. */
 const MOST_PROPERTIES = 1000;
-/** Its parser takes time that grows with the square: of 400,000 stars, minutes. */
-export const MOST_MARKDOWN = 20_000;
+/** Of its parser, which takes time that grows with the square: of 20,000 backticks, a minute. */
+export const isLongMarkdown = (text: string): boolean =>
+  text.length > 20_000 || text.split('`').length > 1000;
 const MOST_NESTING = 100;
 const MOST_PICTURE = 48_000_000; // characters in base64
 

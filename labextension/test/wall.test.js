@@ -3,7 +3,14 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { drawable, isFormula, isPicture, mayTypeset, readMarkup } from '../lib/inline.js';
+import {
+  drawable,
+  isFormula,
+  isLongMarkdown,
+  isPicture,
+  mayTypeset,
+  readMarkup
+} from '../lib/inline.js';
 import { mark, originOf, senderOf } from '../lib/origin.js';
 import { makePlan } from '../lib/plan.js';
 import { originOfKernel } from '../lib/specs.js';
@@ -126,6 +133,11 @@ test('a style of many parts is read at once', () => {
   assert.ok(performance.now() - start < 5000);
 });
 
+test('Markdown that takes long is not parsed in the page', () => {
+  assert.ok(isLongMarkdown('`a``b```c'.repeat(1000)));
+  assert.equal(isLongMarkdown('`a` and text '.repeat(400)), false);
+});
+
 test('formulas set type and do nothing else', () => {
   assert.ok(
     isFormula(String.raw`$\frac{\alpha}{\sqrt{2}} \left(\begin{matrix}1\end{matrix}\right)$`)
@@ -147,7 +159,7 @@ test('formulas set type and do nothing else', () => {
     String.raw`\renewcommand{\alpha}{x}`,
     String.raw`\newcommand*{\alpha}{x}`,
     String.raw`\DeclareMathOperator{\sin}{x}`,
-    `\\begin{array}{c}${'&'.repeat(5000)}${'\\\\'.repeat(5000)}\\end{array}`,
+    `\\begin{array}{c}${'&'.repeat(400)}${'\\\\'.repeat(400)}\\end{array}`,
     String.raw`\Newextarrow{\alpha}{5,5}{0x58}`,
     String.raw`\renewtagform{x}{[}{]}`,
     String.raw`\mathtoolsset{mathic=true}`,
