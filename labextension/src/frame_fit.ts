@@ -72,7 +72,7 @@ export function whyUnfit(page: number | null, control: number | null): string | 
   if (page !== 0 && page !== null) {
     return (
       'Not run: this browser does not keep pages and outputs from the network, as it does not obey ' +
-      'the header Connection-Allowlist. Chromium 156 and newer do, and what is built from it.'
+      'the header Connection-Allowlist, or a proxy removes it. Chromium 156 and newer obey.'
     );
   }
   return page === 0 && control === 2

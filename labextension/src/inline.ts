@@ -15,14 +15,28 @@ const MARKS_OF_ERRORS = /\x1b\[|[\\/]|www\.|data:/g;
 const MOST_ELEMENTS = 100_000;
 const MOST_SPANNED = 50_000; // rows and columns: the page lays each of them out
 const MOST_FORMULA = 20_000;
-/** Of one with ``\ce`` or ``\pu``, whose parser takes time that grows with the square. */
+/** Of one with ``\ce`` or ``\pu``, whose parser takes time that grows with the square, or a diagram. */
 const MOST_CHEMISTRY = 2000;
+/** Commands that set or measure their argument twice, or move what follows. */
+const MOST_COPIES = 8;
+const COPY = /\\(?:pmb|x[a-hj-z]|raise|lower|move|f?box)/;
+/** Levels of a formula: each is six elements in one another, and the layout of 350 ends the page. Of
+ *  one with signs that stretch: for each level above them they are measured twice. */
+const MOST_LEVELS = 40;
+const MOST_STRETCHED = 12;
+const STRETCHES =
+  /arrow|harpoon|brac[ek]|paren|wide|\\(?:[_^]|to|gets|iff|implies|\w*mapsto|leadsto|over[lps]|under)|[\u2190-\u21ff\u23b4-\u23e1\u27f0-\u297f\ufe35-\ufe38]/;
+const LEVEL = /\\(left|right|begin|end)(?![A-Za-z])|\\[^]|[{}]/g;
+const BEGUN_BY = new Map(Object.entries({ '}': '{', right: 'left', end: 'begin' }));
+/** What has an effect on all that follows in its level. */
+const SETTING = /\\(?:color|\w*style|[tT]iny|small|normalsize|[lL]arge|LARGE|[hH]uge)(?![A-Za-z])/;
 /** Columns times rows that a formula may have: all are laid out. */
-const MOST_CELLS = 250_000;
+const MOST_CELLS = 30_000;
 /** Of a style: each is looked up among all others. */
 const MOST_PROPERTIES = 1000;
-/** Its parser takes time that grows with the square: of 400,000 stars, minutes. */
-export const MOST_MARKDOWN = 20_000;
+/** Of its parser, which takes time that grows with the square: of 20,000 backticks, a minute. */
+export const isLongMarkdown = (text: string): boolean =>
+  text.length > 20_000 || text.split('`').length > 1000;
 const MOST_NESTING = 100;
 const MOST_PICTURE = 48_000_000; // characters in base64
 
@@ -216,24 +230,39 @@ const COMMANDS = new RegExp(
   '\\\\(?:href|url|class|cssId|style|data|html\\w*|unicode|U|require|mmlToken|bbox|mathtip|texttip|' +
     'toggle|def|gdef|edef|xdef|let|futurelet|global|long|(?:re|provide|)newcommand|' +
     'renewcommand|providecommand|(?:re|)newenvironment|NewDocument\\w*|Declare\\w*|define\\w*|' +
-    'newcolumntype|csname|begingroup|sandbox|label|ref|eqref|catcode|includegraphics|enclose|' +
+    'newcolumntype|csname|begingroup|sandbox|label|ref|eqref|catcode|includegraphics|enclose|verb|' +
     'set\\w*|usepackage|input|loop|Newextarrow|\\w*tagform|mathtoolsset|minCD\\w*)(?![A-Za-z])|\\^\\^|' +
-    'align(?:ed)?at[^]*\\d{4}' // so many columns that the page ends
+    '(?:smash|c?frac|cramped|math[lrc]lap|cancel|color|shove\\w+)\\s*\\[[^\\]]*\\\\|' + // not read as a formula
+    'prooftree|align(?:ed)?at[^]*\\d{4}' // so many columns that the page ends
 );
 
 /** Whether the formulas in a text set type, and do nothing else; and whether that takes no time. */
 export function isFormula(tex: string): boolean {
-  const most = /\\(?:ce|pu)(?![A-Za-z])/.test(tex) ? MOST_CHEMISTRY : MOST_FORMULA;
-  if (tex.length > most || COMMANDS.test(tex)) {
+  const length = /\\(?:ce|pu)(?![A-Za-z])|\{CD\}/.test(tex) ? MOST_CHEMISTRY : MOST_FORMULA;
+  const count = (what: RegExp | string): number => tex.split(what).length;
+  if (
+    tex.length > length ||
+    COMMANDS.test(tex) ||
+    count('&') * count(/\\\\|\\cr|\\newline/) > MOST_CELLS ||
+    count(COPY) > MOST_COPIES ||
+    count(SETTING) > MOST_NESTING
+  ) {
     return false;
   }
-  if (tex.split('&').length * tex.split(/\\\\|\\cr|\\newline/).length > MOST_CELLS) {
-    return false;
-  }
-  let depth = 0;
-  for (const character of tex) {
-    depth += character === '{' ? 1 : character === '}' ? -1 : 0;
-    if (depth > MOST_NESTING) {
+  const most = STRETCHES.test(tex) ? MOST_STRETCHED : MOST_LEVELS;
+  const levels: string[] = [];
+  // Nothing in a comment ends a level.
+  const text = tex.replace(/\\[^]|%.*/g, it =>
+    it.startsWith('%') ? it.replace(/[}\\]/g, ' ') : it
+  );
+  for (const [token, word = token] of text.matchAll(LEVEL)) {
+    const from = levels.lastIndexOf(BEGUN_BY.get(word) ?? '');
+    if (from >= 0 && (word === '}' || from === levels.length - 1)) {
+      levels.length = from;
+    } else if (/^(?:left|begin|\{)$/.test(word)) {
+      levels.push(word);
+    }
+    if (levels.length > most) {
       return false;
     }
   }

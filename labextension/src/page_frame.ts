@@ -10,7 +10,7 @@ import pLimit from 'p-limit';
 import type { ArtifactClient, ReadFile } from './artifacts.js';
 import { messageOf } from './client.js';
 import { fieldsOf } from './contract.js';
-import { connectTo, findUnfit, makeFrame } from './frame_fit.js';
+import { connectTo, findUnfit, makeFrame, whyUnfit } from './frame_fit.js';
 import { PageNetwork, type Talk } from './page_network.js';
 import { PageUse } from './page_use.js';
 
@@ -315,10 +315,7 @@ export class PageFrame {
         this.end('The page tried to go elsewhere, which pages from sandboxes may not.');
         break;
       case 'unfit':
-        this.end(
-          'This browser cannot hold a page in its frame: it has no Trusted Types. Use a newer one.',
-          true
-        );
+        this.end(whyUnfit(1, null) ?? '', true);
         break;
       case 'flood':
         this.events.error('The page asks for more than is answered.', '');

@@ -21,7 +21,7 @@ import {
 import { PanelLayout, Widget } from '@lumino/widgets';
 
 import { element } from './dom.js';
-import { MOST_MARKDOWN, type Markup, drawable, mayTypeset, readMarkup } from './inline.js';
+import { type Markup, drawable, isLongMarkdown, mayTypeset, readMarkup } from './inline.js';
 import { followKernels, originOf } from './origin.js';
 import { type Bundle, type Plan, makePlan, page, textOf } from './plan.js';
 import { originOfKernel } from './specs.js';
@@ -120,7 +120,7 @@ class WalledOutput extends Widget implements IRenderMime.IRenderer {
   /** Null for what is not parsed in the page: a diagram, or too much. */
   private async parseMarkdown(source: string): Promise<Markup | null> {
     const parser = this.registry.markdownParser;
-    if (parser === null || source.length > MOST_MARKDOWN || /mermaid/i.test(source)) {
+    if (parser === null || isLongMarkdown(source) || /mermaid/i.test(source)) {
       return null;
     }
     const { text, math } = removeMath(source);

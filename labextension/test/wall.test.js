@@ -3,7 +3,14 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { drawable, isFormula, isPicture, mayTypeset, readMarkup } from '../lib/inline.js';
+import {
+  drawable,
+  isFormula,
+  isLongMarkdown,
+  isPicture,
+  mayTypeset,
+  readMarkup
+} from '../lib/inline.js';
 import { mark, originOf, senderOf } from '../lib/origin.js';
 import { makePlan } from '../lib/plan.js';
 import { originOfKernel } from '../lib/specs.js';
@@ -126,6 +133,11 @@ test('a style of many parts is read at once', () => {
   assert.ok(performance.now() - start < 5000);
 });
 
+test('Markdown that takes long is not parsed in the page', () => {
+  assert.ok(isLongMarkdown('`a``b```c'.repeat(1000)));
+  assert.equal(isLongMarkdown('`a` and text '.repeat(400)), false);
+});
+
 test('formulas set type and do nothing else', () => {
   assert.ok(
     isFormula(String.raw`$\frac{\alpha}{\sqrt{2}} \left(\begin{matrix}1\end{matrix}\right)$`)
@@ -133,6 +145,9 @@ test('formulas set type and do nothing else', () => {
   assert.ok(
     isFormula(String.raw`$\displaystyle \operatorname{ref}{\left(x \right)} \textcolor{red}{x}$`)
   );
+  const sum = String.raw`\frac{\left(x^{\left[0, 1\right)} + \xi\right)}{\sqrt{y}} \le 5\%`;
+  assert.ok(isFormula(`$\\displaystyle ${Array(100).fill(sum).join(' + ')}$`));
+  assert.ok(isFormula(`${'{'.repeat(30)}x${'}'.repeat(30)}`));
   for (const tex of [
     String.raw`\href{javascript:act()}{x}`,
     String.raw`\class{jp-Button}{x}`,
@@ -144,7 +159,7 @@ test('formulas set type and do nothing else', () => {
     String.raw`\renewcommand{\alpha}{x}`,
     String.raw`\newcommand*{\alpha}{x}`,
     String.raw`\DeclareMathOperator{\sin}{x}`,
-    `\\begin{array}{c}${'&'.repeat(5000)}${'\\\\'.repeat(5000)}\\end{array}`,
+    `\\begin{array}{c}${'&'.repeat(400)}${'\\\\'.repeat(400)}\\end{array}`,
     String.raw`\Newextarrow{\alpha}{5,5}{0x58}`,
     String.raw`\renewtagform{x}{[}{]}`,
     String.raw`\mathtoolsset{mathic=true}`,
@@ -155,6 +170,25 @@ test('formulas set type and do nothing else', () => {
     String.raw`\label{x}`,
     String.raw`\unicode[serif;position:fixed]{65}`,
     '{'.repeat(200),
+    // Levels that are no braces, or whose end is none: 400 end the page.
+    String.raw`${'\\left('.repeat(50)}x${'\\right)'.repeat(50)}`,
+    String.raw`${'\\begin{cases}'.repeat(50)}x${'\\end{cases}'.repeat(50)}`,
+    String.raw`${'\\sqrt{\\}'.repeat(50)}x${'}'.repeat(50)}`,
+    `${'{%}\n'.repeat(50)}x${'}'.repeat(50)}`,
+    `${'\\sqrt{%{\n}'.repeat(50)}x${'}'.repeat(50)}`,
+    String.raw`${'{\\verb|}|'.repeat(50)}x${'}'.repeat(50)}`,
+    String.raw`${'\\left(\\text{\\right)}'.repeat(50)}x${'\\right)'.repeat(50)}`,
+    String.raw`${'\\left(\\smash[\\right)]x'.repeat(50)}x${'\\right)'.repeat(50)}`,
+    String.raw`\begin{prooftree}\AxiomC{A}\UnaryInfC{B}\end{prooftree}`,
+    '\\color{red}'.repeat(200),
+    '\\raise1em '.repeat(50),
+    // What doubles the time for each level.
+    `${'\\pmb{'.repeat(12)}x${'}'.repeat(12)}`,
+    `${'\\boxed{'.repeat(30)}x${'}'.repeat(30)}`,
+    `${'\\xrightarrow{'.repeat(20)}x${'}'.repeat(20)}`,
+    `${'\\overset{'.repeat(20)}x${'}{\\Rightarrow}'.repeat(20)}`,
+    `${'\\overset{'.repeat(20)}x${'}{\u21d2}'.repeat(20)}`,
+    String.raw`\begin{CD}${'A@>>>B\\\\'.repeat(500)}\end{CD}`,
     'x'.repeat(30_000)
   ]) {
     assert.equal(isFormula(tex), false, tex.slice(0, 40));

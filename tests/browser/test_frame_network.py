@@ -116,6 +116,16 @@ def test_a_frame_tells_whether_the_browser_obeys(
     assert sum(path.startswith("/frame/probe") for path in host.paths) == reached
 
 
+def test_a_frame_that_came_without_the_header_holds_no_page(
+    host: Host, logged: tuple[webdriver.Chrome, Path]
+) -> None:
+    """As behind a proxy that takes it from some answers: the browser was tried with another."""
+    shown = embed(host, logged[0], "?control")
+    shown.show("<script>top.postMessage(['ran', 1], '*')</script>")
+    shown.wait(lambda: shown.messages("unfit") or shown.messages("shown"))
+    assert (shown.messages("ready"), shown.heard()) == ([], {})
+
+
 CLICKS = """<style>a, svg { display: block; font-size: 60px }</style>
 <a id="plain" href="URL/plain">plain</a>
 <div id="holder"></div>
