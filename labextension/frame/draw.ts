@@ -4,6 +4,7 @@
  * their scripts run is in ``page_scripts.ts``.
  */
 
+import { removeMath, replaceMath } from '@jupyterlab/rendermime/lib/latex';
 import { marked } from 'marked';
 
 import { PLOTLY, type Part, plotHeight } from '../src/output_parts.js';
@@ -64,7 +65,8 @@ export class Drawer {
     } else if (type === 'text/markdown') {
       const node = add(holder, 'div');
       node.className = 'jp-RenderedHTMLCommon jp-RenderedMarkdown jp-OutputArea-output';
-      await this.setHtml(node, marked.parse(String(data), { async: false, gfm: true }));
+      const { text, math } = removeMath(String(data));
+      await this.setHtml(node, replaceMath(marked.parse(text, { async: false, gfm: true }), math));
     } else if (type === 'image/svg+xml') {
       const node = add(holder, 'div');
       node.className = 'jp-RenderedSVG';
@@ -141,7 +143,16 @@ export class Drawer {
     for (const frame of node.querySelectorAll<HTMLElement>('gvisor-iframe')) {
       await this.drawFrame(frame);
     }
+    await this.typeset(node);
     await this.scripts.runAll(node);
+  }
+
+  /** Sets formulas of what is seen, which is not scripts; what is missing is said. */
+  async typeset(node: HTMLElement): Promise<void> {
+    if (/\$[^]*\$|\\[([]/.test(node.innerText)) {
+      await this.load(['gvisor:own:katex']);
+      (window as { gvisorTypeset?(node: Node): void }).gvisorTypeset?.(node);
+    }
   }
 
   private async drawFrame(frame: HTMLElement): Promise<void> {

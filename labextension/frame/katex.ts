@@ -1,4 +1,4 @@
-/** Formulas of widgets, which the page sets with MathJax: KaTeX with its fonts, for frames with some. */
+/** Formulas, which the page sets with MathJax: KaTeX with its fonts, for frames with some. */
 
 import render from 'katex/contrib/auto-render';
 import styles from 'katex/dist/katex.min.css';

@@ -48,7 +48,6 @@ interface Page {
     failed: (error: unknown) => void
   ) => void) & { readonly config: (options: object) => void };
   readonly gvisorDefine: (name: string, module: unknown) => void;
-  readonly gvisorTypeset?: (element: HTMLElement) => void;
 }
 
 const bufferOf = (value: ArrayBuffer | ArrayBufferView): ArrayBuffer =>
@@ -111,15 +110,7 @@ export class FrameManager extends ManagerBase {
 
   /** What views of widgets set formulas with. */
   readonly _rendermime = {
-    latexTypesetter: {
-      typeset: (element: HTMLElement): void => {
-        if (/\$|\\[([]/.test(element.textContent)) {
-          void this.drawer.load(['gvisor:own:katex']).then(() => {
-            this.page.gvisorTypeset?.(element); // what is missing was said
-          });
-        }
-      }
-    }
+    latexTypesetter: { typeset: (it: HTMLElement): void => void this.drawer.typeset(it) }
   };
 
   reportError(error: unknown): void {

@@ -15,6 +15,7 @@ register<string>((id, tools) => {
   node.id = 'gvisor-root';
   tools.root.append(node);
   tools.watchHeight(node);
+  Object.assign(navigator, { getGamepads: () => [] }); // a frame has none, and Controller asks
   const manager = new FrameManager(tools);
   listen(tools, data => {
     const { packet } = data as { readonly packet: readonly Message[] };

@@ -32,7 +32,7 @@ const SCRIPTS: readonly (readonly [RegExp, string])[] = [
   [/\bleaflet(?:-src)?(?:\.js)?$/, 'own:leaflet'],
   [/\bshap\b/, 'shap'],
   [/\btailwind/i, 'own:tailwind'],
-  [/\b(?:react|react-dom|recharts|d3|lodash|underscore)\b/i, 'own:libraries']
+  [/^(?!.*\bd3(?:\.v|[@/])[1-3]\b).*\b(?:react|recharts|d3|lodash|underscore)\b/i, 'own:libraries']
 ];
 
 const STYLES: readonly (readonly [RegExp, string])[] = [

@@ -45,6 +45,8 @@ test('addresses mean libraries by their names', () => {
     'https://cdn.jsdelivr.net/npm/vega-lite@6.4.1?noext': 'own:vega',
     'https://d3js.org/d3.v5.js': 'd3-5',
     'https://d3js.org/d3.v7.min.js': 'own:libraries',
+    'http://d3js.org/d3.v3.min': null,
+    'https://cdnjs.cloudflare.com/ajax/libs/d3/3.5.17/d3.min.js': null,
     'https://code.jquery.com/jquery-3.7.1.min.js': 'own:jquery',
     'https://cdn.jsdelivr.net/npm/leaflet@1.9.3/dist/leaflet.js': 'own:leaflet',
     'https://cdn.jsdelivr.net/gh/bmabey/pyLDAvis@3.4.0/pyLDAvis/js/ldavis.v3.0.0.js': 'ldavis',

@@ -132,6 +132,8 @@ OUTPUTS: dict[str, dict[str, Any]] = {
         "define('stand', [], () => ({ word: 'required' }));"
         "require(['stand'], found => { seen.textContent = found.word });</script>"
     },
+    "formulas": {"text/html": "<style>b { color: red }</style><b>$x^2$</b> <code>$y$</code>"},
+    "markdown": {"text/markdown": "<input type=checkbox>so $a*b*c$ and\n\n$$d \\\\ e$$"},
     "jquery": {"text/html": "<p></p><script>$('p').text('$: ' + prepared.kind)</script>"},
     "module": {
         "text/html": "<p id=seen></p><script type=module>import * as d3 from"
@@ -252,6 +254,16 @@ def test_outputs_are_drawn_in_frames(notebook: LabPage, name: str) -> None:
         lambda: SHOWN[name] in text_in(notebook, name), f"{name}: {text_in(notebook, name)!r}"
     )
     assert "attacked" not in notebook.driver.title
+
+
+FORMULAS = {"formulas": "x^2", "markdown": "a*b*c; d \\\\ e"}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_formulas_are_set(notebook: LabPage, name: str) -> None:
+    seen = """return [...document.querySelectorAll('.katex annotation')].map(it => it.textContent)
+        .join('; ')"""
+    notebook.wait_until(lambda: run_in(notebook, name, seen) == FORMULAS[name], name)
 
 
 def test_vega_is_in_the_extension(notebook: LabPage) -> None:

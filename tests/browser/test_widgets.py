@@ -201,6 +201,7 @@ def used(widgets: Widgets) -> Widgets:
             "shown = w.Output()\nwith shown:\n    display(Math('y^2'))\n"
             "    display(HTML('<table><td>cell</table>'))\n"
             "w.VBox([w.Button(button_style='success'), shown, w.HTMLMath('so $x^2$ is')])",
+            "w.Controller()",
         ],
     )
     widgets.open("widgets.ipynb")
@@ -279,6 +280,10 @@ def test_a_link_between_frames_takes_back_nothing_that_is_entered(used: Widgets)
     finally:
         used.driver.switch_to.default_content()
     assert back == []
+
+
+def test_a_frame_has_no_gamepad(used: Widgets) -> None:
+    used.has(13, "Connect gamepad and press any button.")
 
 
 def test_a_frame_looks_like_jupyterlab(used: Widgets) -> None:
