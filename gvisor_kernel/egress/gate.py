@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from gvisor_kernel.egress.audit import Entry, make_entry
-from gvisor_kernel.egress.doors import JUPYTER
+from gvisor_kernel.egress.environment import JUPYTER
 from gvisor_kernel.egress.heads import Form, Head
 from gvisor_kernel.egress.http import Handler, Reply, Request
 from gvisor_kernel.egress.kinds import HostsRoute, PackagesRoute, Route, UrlRoute

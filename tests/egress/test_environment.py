@@ -6,8 +6,14 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from gvisor_kernel.egress.doors import JUPYTER, MCP, PROGRAM, Door
-from gvisor_kernel.egress.environment import egress_environment, no_egress_environment
+from gvisor_kernel.egress.environment import (
+    JUPYTER,
+    MCP,
+    PROGRAM,
+    Door,
+    egress_environment,
+    no_egress_environment,
+)
 from gvisor_kernel.egress.routes import HostsRoute, PackagesRoute, UrlRoute
 from gvisor_kernel.guest.refusals import find_status, make_answer
 
