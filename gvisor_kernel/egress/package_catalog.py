@@ -21,7 +21,6 @@ import time
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
@@ -74,14 +73,7 @@ MADE = 1
 NO_INDEX = "pip of this machine is configured to use no index (no-index)"
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class FoundPage:
-    """A page, and the index that has sent it."""
-
-    index: Index
-    page: StoredPage
+Found = tuple[Index, StoredPage]
 
 
 class Catalog:
@@ -114,7 +106,7 @@ class Catalog:
         configured = (await self.configuration()).find_indexes(tool)
         if not configured.indexes:
             raise NotAvailable(404, NO_INDEX)
-        found: list[FoundPage] = []
+        found: list[Found] = []
         failure: Refusal | None = None
         for index in configured.indexes:
             try:
@@ -125,7 +117,7 @@ class Catalog:
                     break  # a later index must not stand in for one that is down
                 continue
             if page is not None:
-                found.append(FoundPage(index, page))
+                found.append((index, page))
                 if not configured.merged:
                     break
         if not found:
@@ -147,7 +139,7 @@ class Catalog:
         page = await self._find_page(index, url, accept if short else "application/json")
         if page is None:
             raise NotAvailable(404, f"the registry has no package {name}")
-        return await self._make(kernel, "npm", name, base, [FoundPage(index, page)])
+        return await self._make(kernel, "npm", name, base, [(index, page)])
 
     async def find_file(self, tool: str, made: str, token: str) -> tuple[Index, File] | None:
         """Return the file that ``token`` stands for on the page ``made``, and its index."""
@@ -222,7 +214,12 @@ class Catalog:
     # -- the process that reads pages --------------------------------------------------------------
 
     async def _make(
-        self, kernel: Hashable, kind: str, name: str, base: str, found: Sequence[FoundPage]
+        self,
+        kernel: Hashable,
+        kind: str,
+        name: str,
+        base: str,
+        found: Sequence[Found],
     ) -> StoredPage:
         """Return the page that is made of ``found``.
 
@@ -230,18 +227,18 @@ class Catalog:
         :raises OSError: when it cannot be stored
         """
         pages = [
-            {"index": each.index.url, **{key: each.page.fields[key] for key in _OF_PAGE}}
-            for each in found
+            {"index": index.url, **{key: page.fields[key] for key in _OF_PAGE}}
+            for index, page in found
         ]
         made = make_name([MADE, kind, name, base, pages])
-        page = await asyncio.to_thread(lambda: self._cache.open_page(made, touch=True))
-        if page is not None:
-            return page
+        kept = await asyncio.to_thread(lambda: self._cache.open_page(made, touch=True))
+        if kept is not None:
+            return kept
         job = {"kind": kind, "name": name, "base": f"{base}{made}/", "pages": pages}
         incoming = await in_thread(self._cache.begin)
         try:
             async with self._turns.take(kernel):
-                await self._run(job, [incoming.fd, *(each.page.file.fd for each in found)])
+                await self._run(job, [incoming.fd, *(page.file.fd for _, page in found)])
             return await in_thread(incoming.keep_page, made)
         finally:
             incoming.close()
@@ -258,14 +255,17 @@ class Catalog:
         if len(message) > MAX_JOB:
             raise _unusable(f"the addresses of its pages have {len(message)} bytes")
         argv = [sys.executable, "-S", "-P", "-m", "gvisor_kernel.egress.page_reader"]
-        process = await asyncio.create_subprocess_exec(
-            *(*argv, str(os.getpid())),
-            stdin=PIPE,
-            stdout=DEVNULL,
-            env=_make_environment(),
-            cwd="/",
-            pass_fds=fds,
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(*argv, str(os.getpid())),
+                stdin=PIPE,
+                stdout=DEVNULL,
+                env=_make_environment(),
+                cwd="/",
+                pass_fds=fds,
+            )
+        except OSError as error:
+            raise _unusable(f"no process can be started: {error.strerror}") from error
         try:
             async with asyncio.timeout(JOB_SECONDS):
                 await process.communicate(message)

@@ -68,6 +68,7 @@ class Hosts:
         self._names = names
         self._index = index
         self._configured = {index, proxy}
+        self.is_proxied = proxy is not None
 
     async def resolve(self, host: str, port: int) -> list[str]:
         """Return the addresses of a host to connect to.
@@ -111,15 +112,6 @@ class Hosts:
             raise UpstreamFailed(error.fact.rstrip(".")) from error
 
 
-@dataclass(frozen=True)
-class _Server:
-    """Connections for one index. ``proxied``: they lead to a proxy."""
-
-    upstream: Upstream
-    hosts: Hosts
-    proxied: bool
-
-
 class IndexClient:
     """Keeps connections to indexes. Use it in one event loop, and ``close`` it.
 
@@ -129,7 +121,7 @@ class IndexClient:
     def __init__(self, threads: ThreadPoolExecutor) -> None:
         self._threads = threads
         self._proxies = getproxies()
-        self._servers: dict[tuple[Any, ...], _Server] = {}
+        self._servers: dict[tuple[Any, ...], tuple[Upstream, Hosts]] = {}
         self._down: dict[tuple[str, str, int], float] = {}
 
     @asynccontextmanager
@@ -169,13 +161,13 @@ class IndexClient:
         sent |= headers
         if own and index.authorization is not None:
             sent["Authorization"] = index.authorization
-        server = self._find_server(index, origin, verify=index.verify or not own)
-        if server.proxied and origin[1:] != index.origin[1:]:
+        upstream, hosts = self._find_server(index, origin, verify=index.verify or not own)
+        if hosts.is_proxied and origin[1:] != index.origin[1:]:
             # The proxy may reach more than the public network.
-            await server.hosts.resolve_judged(*origin[1:])
+            await hosts.resolve_judged(*origin[1:])
         pairs = [(name.encode(), value.encode("latin-1")) for name, value in sent.items()]
         try:
-            async with server.upstream.send("GET", httpcore.URL(url), pairs, None) as response:
+            async with upstream.send("GET", httpcore.URL(url), pairs, None) as response:
                 received = {
                     name.decode("latin-1").lower(): value.decode("latin-1")
                     for name, value in response.headers
@@ -188,7 +180,9 @@ class IndexClient:
             self._down[origin] = now
             raise
 
-    def _find_server(self, index: Index, origin: tuple[str, str, int], *, verify: bool) -> _Server:
+    def _find_server(
+        self, index: Index, origin: tuple[str, str, int], *, verify: bool
+    ) -> tuple[Upstream, Hosts]:
         url = self._proxies.get(origin[0]) or self._proxies.get("all")
         is_local = origin[1] in ("127.0.0.1", "localhost", "::1")
         proxy = None
@@ -207,13 +201,13 @@ class IndexClient:
                 most=MAX_CONNECTIONS,
                 seconds=READ_SECONDS,
             )
-            self._servers[key] = _Server(upstream, hosts, proxied=proxy is not None)
+            self._servers[key] = upstream, hosts
         return self._servers[key]
 
     async def close(self) -> None:
         """Close all connections."""
-        for server in self._servers.values():
-            await server.upstream.close()
+        for upstream, _ in self._servers.values():
+            await upstream.close()
         self._servers.clear()
 
 

@@ -36,9 +36,6 @@ from gvisor_kernel.egress.kinds import (
     UrlRoute,
     find_api_of_host,
     find_api_of_variable,
-    kind_of,
-    read_route,
-    write_route,
 )
 from gvisor_kernel.egress.patterns import (
     MAX_PARTS,
@@ -52,23 +49,6 @@ from gvisor_kernel.egress.patterns import (
 from gvisor_kernel.errors import SettingError
 from gvisor_kernel.host.homes import find_home
 from gvisor_kernel.skills.store import FOLDERS, default_folder
-
-__all__ = [
-    "DEFAULT_HEADER",
-    "METHODS",
-    "PACKAGES",
-    "SECRET_MARK",
-    "HostsRoute",
-    "Limits",
-    "PackagesRoute",
-    "Route",
-    "UrlRoute",
-    "choose_routes",
-    "kind_of",
-    "parse_routes",
-    "read_route",
-    "write_route",
-]
 
 MAX_PATTERNS = 256
 """Patterns and hosts of one route."""

@@ -26,7 +26,8 @@ from gvisor_kernel.changes.unkept import find_unkept
 from gvisor_kernel.config.egress import GVisorEgress
 from gvisor_kernel.config.settings import SandboxSettings, SandboxSpec
 from gvisor_kernel.egress.environment import JUPYTER
-from gvisor_kernel.egress.routes import Route, check_exposure, choose_routes, parse_routes
+from gvisor_kernel.egress.kinds import Route
+from gvisor_kernel.egress.routes import check_exposure, choose_routes, parse_routes
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, SettingError, StartStopped
 from gvisor_kernel.kernel.client import CHANNELS, describe_address, new_key
 from gvisor_kernel.kernel.command import choose_program

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from gvisor_kernel.egress.budgets import BLOCK, KEEP_DAYS, Budgets, DailyBudgets, Spent, is_daily
-from gvisor_kernel.egress.routes import Limits, UrlRoute
+from gvisor_kernel.egress.kinds import Limits, UrlRoute
 from gvisor_kernel.errors import EgressError, EgressRefused
 
 from ..world import PROJECT

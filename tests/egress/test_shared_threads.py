@@ -13,7 +13,7 @@ import pytest
 from gvisor_kernel.egress import addresses, services
 from gvisor_kernel.egress.addresses import NAMES_AT_ONCE, NameResolver, make_name_threads
 from gvisor_kernel.egress.budgets import DailyBudgets
-from gvisor_kernel.egress.routes import Limits, UrlRoute
+from gvisor_kernel.egress.kinds import Limits, UrlRoute
 from gvisor_kernel.egress.services import SecretReader, Services, Shared
 from gvisor_kernel.errors import SecretError
 
