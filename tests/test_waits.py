@@ -61,8 +61,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("server/fetch_handlers.py", "self._work.result()"): "it is done",
     ("egress/http.py", "while True"): "bounded by HEAD_SECONDS and BODY_SECONDS a read",
     ("egress/turns.py", "await turn"): "turns have time limits, and so has who waits",
-    ("egress/page_reader.py", "sys.stdin.buffer.read()"): "from the worker, with whose end it ends",
-    ("egress/package_catalog.py", "process.wait()"): DEAD,
+    ("egress/package_catalog.py", "self._process.wait()"): DEAD,
     ("egress/package_upstream.py", "NAMES.get()"): "a variable of a context, not a queue",
     (
         "egress/services.py",

@@ -16,11 +16,12 @@ import logging
 import mmap
 import os
 import signal
+import socket
 import sys
 import time
-from asyncio.subprocess import DEVNULL, PIPE
+from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import ExitStack, aclosing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
@@ -39,7 +40,7 @@ from gvisor_kernel.egress.package_pages import (
     is_npm_name,
 )
 from gvisor_kernel.egress.package_upstream import Answer, IndexClient
-from gvisor_kernel.egress.page_reader import ERRNO, MAX_JOB
+from gvisor_kernel.egress.page_reader import ERRNO, MAX_FILES, MAX_JOB
 from gvisor_kernel.egress.refusals import NotAvailable, Refusal, UpstreamFailed
 from gvisor_kernel.egress.turns import Turns
 
@@ -65,6 +66,8 @@ CPU_SECONDS = 60
 """How long a page may use the CPU. A document of npm of 63 MiB takes 5 s, HTML of 30 MiB 10."""
 JOB_SECONDS = 300.0
 """How long a page may take to be read, on a busy machine as well."""
+MAX_REUSED = 4 * MIB
+"""Bytes of a page after which a process ends. To start one takes 50 ms of the CPU."""
 KEPT = ("PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
 """Variables that the process gets. Those with the configuration of indexes are not among them."""
 MADE = 1
@@ -87,6 +90,7 @@ class Catalog:
         self._read_configuration = configuration
         self._configured: tuple[float, Configuration] | None = None
         self._turns = Turns(PROCESSES, 1)
+        self._idle: list[_Reader] = []
         self._key = cache.read_key().hex()
 
     async def configuration(self) -> Configuration:
@@ -243,40 +247,46 @@ class Catalog:
         finally:
             incoming.close()
 
+    async def _find_reader(self) -> _Reader:
+        while self._idle:
+            reader = self._idle.pop()
+            if not reader.is_ended:
+                return reader
+            await reader.end()
+        try:
+            return await _Reader.start()
+        except OSError as error:
+            raise _unusable(f"no process can be started: {error.strerror}") from error
+
+    async def close(self) -> None:
+        """End the processes that wait for a page."""
+        while self._idle:
+            await self._idle.pop().end()
+
     async def _run(self, job: Mapping[str, Any], fds: Sequence[int]) -> None:
         """Let a process do a job.
 
         :raises Refusal: it failed
         :raises OSError: the page could not be written
         """
-        limits = {"key": self._key, "memory": MAX_MEMORY, "cpu": CPU_SECONDS, "fds": fds}
-        limits["most"] = MAX_PAGE
+        limits = {"key": self._key, "memory": MAX_MEMORY, "cpu": CPU_SECONDS, "most": MAX_PAGE}
         message = json.dumps({**job, **limits}).encode()
-        if len(message) > MAX_JOB:
+        if len(message) > MAX_JOB or len(fds) > MAX_FILES:
             raise _unusable(f"the addresses of its pages have {len(message)} bytes")
-        argv = [sys.executable, "-S", "-P", "-m", "gvisor_kernel.egress.page_reader"]
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *(*argv, str(os.getpid())),
-                stdin=PIPE,
-                stdout=DEVNULL,
-                env=_make_environment(),
-                cwd="/",
-                pass_fds=fds,
-            )
-        except OSError as error:
-            raise _unusable(f"no process can be started: {error.strerror}") from error
+        reader = await self._find_reader()
+        status = None
         try:
             async with asyncio.timeout(JOB_SECONDS):
-                await process.communicate(message)
+                status = await reader.do(message, fds)
         except TimeoutError:
             raise _unusable(f"reading it takes longer than {JOB_SECONDS:g} s") from None
         finally:
-            if process.returncode is None:
-                with suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
-        status = process.returncode or 0
+            # After a large page it would keep the memory that this has taken.
+            size = sum(page["size"] for page in job["pages"])
+            if status is None or reader.is_ended or size > MAX_REUSED:
+                await reader.end()
+            else:
+                self._idle.append(reader)
         if status == ERRNO:
             raise UpstreamFailed(os.pread(fds[0], MAX_TAG, 0).decode(errors="replace"))
         if status == -signal.SIGXCPU:
@@ -287,6 +297,56 @@ class Catalog:
             raise OSError(status - ERRNO, os.strerror(status - ERRNO))
         if status:
             raise _unusable(f"the process for pages ended with status {status}")
+
+
+class _Reader:
+    """A process that reads pages. It ends with this one."""
+
+    def __init__(self, process: asyncio.subprocess.Process, sock: socket.socket) -> None:
+        self._process = process
+        self._sock = sock
+
+    @classmethod
+    async def start(cls) -> _Reader:
+        """Start one.
+
+        :raises OSError: it cannot be started
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        argv = [sys.executable, "-S", "-P", "-m", "gvisor_kernel.egress.page_reader"]
+        with theirs, ExitStack() as stack:
+            stack.callback(ours.close)
+            process = await asyncio.create_subprocess_exec(
+                *(*argv, str(theirs.fileno()), str(os.getpid())),
+                stdin=DEVNULL,
+                stdout=DEVNULL,
+                env=_make_environment(),
+                cwd="/",
+                pass_fds=[theirs.fileno()],
+            )
+            stack.pop_all()
+        return cls(process, ours)
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether it can do no job any more."""
+        return self._process.returncode is not None
+
+    async def do(self, message: bytes, fds: Sequence[int]) -> int:
+        """Return the answer to a job, or how the process has ended."""
+        answer = b""
+        with suppress(BrokenPipeError, ConnectionResetError):
+            socket.send_fds(self._sock, [message], fds)
+            answer = await asyncio.get_running_loop().sock_recv(self._sock, 1)
+        return answer[0] if answer else await self._process.wait()
+
+    async def end(self) -> None:
+        """End it, and wait until it has."""
+        self._sock.close()
+        with suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
 
 
 _OF_PAGE = ("url", "type", "encoding", "size", "digest")

@@ -77,8 +77,9 @@ class Packages:
         return cls(PackageCache.open(), configuration, IndexClient(threads))
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, and end the processes that read pages."""
         await self._client.close()
+        await self._catalog.close()
 
     async def handle(
         self, request: Request, reply: Reply, kernel: Hashable, names: NameResolver

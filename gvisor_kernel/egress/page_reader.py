@@ -1,11 +1,11 @@
 """The process that reads the pages of package indexes, and makes those for sandboxes.
 
-Run as ``python -m gvisor_kernel.egress.page_reader PARENT`` by ``package_catalog``, once for each
-page that is made. It gets a job on its standard input, as JSON, with the numbers of open files: one
-to write to, and the pages. It gets no credential of an index and opens nothing itself. It has
-limits of memory and time, and ends with a status: 0 if the page is made; ERRNO if none of its pages
-can be used, with the reason in the place of the page; or ERRNO and an error's number. Standard
-library only, and few modules of it: the process starts in a moment.
+Run as ``python -m gvisor_kernel.egress.page_reader FD PARENT`` by ``package_catalog``. On the
+socket FD (packets) it gets one job at a time, as JSON with open files: one to write to, and the
+pages. It gets no credential of an index and opens nothing itself. It has limits of memory and time,
+and answers with a byte: 0 if the page is made; ERRNO if none of its pages can be used, with the
+reason in the place of the page; or ERRNO and an error's number, with which it also ends without
+memory. Standard library only, and few modules of it: the process starts in a moment.
 
 The page that is made consists of ``parts``, whose lengths are in its footer: what a sandbox gets,
 in one form or two, and a table of the files that it names.
@@ -20,6 +20,7 @@ import mmap
 import os
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -50,7 +51,10 @@ from gvisor_kernel.egress.package_pages import (
 )
 from gvisor_kernel.strict_json import parse_json
 
-MAX_JOB = 1024 * 1024
+MAX_JOB = 128 * 1024
+"""Bytes of a job, below the least size of a socket's buffer."""
+MAX_FILES = 64
+"""Files that come with a job."""
 ERRNO = 64
 """Added to an error's number, it is the exit status; so ENOMEM and ENOSPC can be told apart."""
 MAX_MADE = 512 * 1024 * 1024
@@ -116,9 +120,8 @@ def _encode(part: Iterable[str]) -> Iterator[bytes]:
     return (text.encode("utf-8", "replace") for text in part)
 
 
-def work(job: dict[str, Any]) -> int:
-    """Do a job; return the exit status."""
-    to, *fds = job["fds"]
+def work(job: dict[str, Any], to: int, fds: list[int]) -> int:
+    """Do a job; return the answer."""
     try:
         with ExitStack() as stack:
             data: list[Buffer] = []
@@ -143,22 +146,34 @@ def _report(error: BaseException) -> None:
     print(text, file=sys.stderr, flush=True)  # noqa: T201 - it goes to the kernels' logs
 
 
-def main() -> int:
-    """Run the process; return its exit status."""
+def serve(sock: socket.socket) -> None:
+    """Do jobs until the socket ends."""
+    while True:
+        message, fds, _, _ = socket.recv_fds(sock, MAX_JOB, MAX_FILES)
+        with ExitStack() as stack:
+            for fd in fds:
+                stack.callback(os.close, fd)
+            if not message:
+                return
+            job = parse_json(message, MAX_JOB)
+            limit_memory(job["memory"])
+            limit_time(job["cpu"])
+            sock.send(bytes([work(job, fds[0], fds[1:])]))
+
+
+def main() -> None:
+    """Run the process."""
     sys.excepthook = lambda _, error, __: _report(error)
     protect()
-    if not end_with_parent(int(sys.argv[1]), signal.SIGKILL):
-        return 0
+    if not end_with_parent(int(sys.argv[2]), signal.SIGKILL):
+        return
     os.nice(NICE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_MADE, MAX_MADE))
-    job = parse_json(sys.stdin.buffer.read(), MAX_JOB)
-    limit_memory(job["memory"])
-    limit_time(job["cpu"])
-    return work(job)
+    serve(socket.socket(fileno=int(sys.argv[1])))
 
 
 if __name__ == "__main__":
     try:
-        os._exit(main())
+        main()
     except MemoryError:
         os._exit(ERRNO + errno.ENOMEM)
