@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import hashlib
 import json
 import os
@@ -68,6 +69,22 @@ def test_a_page_is_json_or_html_as_the_client_asks(tmp_path: Path) -> None:
 
     with serving() as index:
         name = index.add_project("demo", **{"requires-python": ">=3.8"})
+        run(check)
+
+
+def test_a_compressed_page_is_read_if_it_is_whole(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with route(tmp_path / "c", index.index()) as packages:
+            assert (await ask(packages, PAGE, JSON)).files[0]["filename"] == name
+            for broken in (whole[:-9], whole[:40] + b"x" + whole[41:], b"x"):
+                page.body = broken
+                assert (await ask(packages, PAGE, JSON)).status == 502
+
+    with serving() as index:
+        name = index.add_project("demo")
+        page = index.served["/simple/demo/"]
+        page.headers["Content-Encoding"] = "gzip"
+        page.body = whole = gzip.compress(page.body)
         run(check)
 
 
