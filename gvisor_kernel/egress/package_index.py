@@ -244,12 +244,8 @@ def _with_uv_credentials(url: str, name: str | None, environment: Mapping[str, s
     parts = urlsplit(url)
     if user is None and password is None:
         return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(
-        parts._replace(
-            netloc=f"{quote(user or '', safe='')}:{quote(password or '', safe='')}@{host}"
-        )
-    )
+    login = ":".join(quote(word or "", safe="") for word in (user, password))
+    return urlunsplit(parts._replace(netloc=f"{login}@{parts.netloc.rpartition('@')[2]}"))
 
 
 def _uv_files(environment: Mapping[str, str]) -> list[Path]:
@@ -341,27 +337,26 @@ def _make_index(
         log.warning("An index is left out: it is not a URL of http or https.")
         return None
     parts = urlsplit(url)
-    user, password = parts.username, parts.password
-    if user is None:
-        user, password = _find_netrc(host, environment)
+    login = _find_netrc(host, environment)
+    if parts.username is not None:
+        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
     clean = parts._replace(
         netloc=parts.netloc.rpartition("@")[2], path=parts.path.rstrip("/") + "/", fragment=""
     )
-    authorization = None
-    if user is not None:
-        authorization = _basic(f"{unquote(user)}:{unquote(password or '')}".encode())
+    authorization = None if login is None else _basic(login.encode())
     verify = not {host, f"{host}:{port}"} & {entry.lower() for entry in trusted}
     return Index(urlunsplit(clean), authorization, verify, ca)
 
 
-def _find_netrc(host: str, environment: Mapping[str, str]) -> tuple[str | None, str | None]:
+def _find_netrc(host: str, environment: Mapping[str, str]) -> str | None:
+    """Return user and password for a host."""
     home = environment.get("HOME") or "/nonexistent"
     path = Path(environment.get("NETRC") or Path(home) / ".netrc")
     try:
         found = netrc.netrc(str(path)).authenticators(host)
     except (OSError, netrc.NetrcParseError, UnicodeDecodeError):
-        return None, None
-    return (quote(found[0], safe=""), quote(found[2], safe="")) if found else (None, None)
+        return None
+    return f"{found[0]}:{found[2]}" if found else None
 
 
 def _basic(plain: bytes) -> str:
