@@ -431,10 +431,8 @@ BOUNDED = {
     "bridge.wire.split_message": "4096 parts",
     "bridge.journal.Transcript.record": "512 KiB of a request, 16 KiB of an output, by parse_json",
     "bridge.journal.KernelLog.write_inside": "32 KiB of a frame, and an allowance in a second",
-    "egress.answer_heads.HeadWatch.feed": "64 KiB and 400 lines",
+    "egress.upstream.HeadWatch.feed": "64 KiB and 400 lines",
     "egress.audit.parse_entry": "64 KiB, by parse_json",
-    "egress.package_replies.prefers_json": "32 types of a head of 64 KiB",
-    "egress.package_catalog.save_body": "pieces of 256 KiB, by zlib",
     "egress.http.serve": "frames of 32 KiB, by h11, which goes on where it has ended",
     "server.fetch_handlers.read_page_request": "the head of a request, by parse_json",
     "server.recorded.clean": "4000 characters of a line",
@@ -459,7 +457,7 @@ BOUNDED = {
     # Elsewhere.
     "changes.diff": "its own tests",
     "bridge.questions.Questions": "its own tests",
-    "egress.page_process.PageProcesses": "a process with a limit of the CPU: of HTML, Python's"
+    "egress.page_reader.work": "a process with a limit of the CPU: of HTML, Python's"
     " parser looks for the end of a tag from each beginning (tests/egress/test_page_process.py)",
 }
 

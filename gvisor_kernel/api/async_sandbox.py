@@ -28,7 +28,7 @@ from gvisor_kernel.changes.change import Applied, Change, Changes, Undone
 from gvisor_kernel.changes.kernel_changes import KernelChanges
 from gvisor_kernel.changes.selection import apply_asked
 from gvisor_kernel.changes.undo import undo_apply
-from gvisor_kernel.egress.doors import PROGRAM, Door
+from gvisor_kernel.egress.environment import PROGRAM, Door
 from gvisor_kernel.errors import OutputsError, SandboxError
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 from gvisor_kernel.kernel.sandbox_call import SandboxCall

@@ -13,7 +13,7 @@ from jupyter_client.manager import AsyncKernelManager
 from traitlets.config import Config
 
 from gvisor_kernel.config.settings import SETTINGS
-from gvisor_kernel.egress.doors import PROGRAM, Door
+from gvisor_kernel.egress.environment import PROGRAM, Door
 from gvisor_kernel.errors import SettingError, UnknownSetting
 from gvisor_kernel.jupyter.kernelspecs import find_template
 from gvisor_kernel.jupyter.plan_factory import read_configuration

@@ -21,7 +21,7 @@ from gvisor_kernel.cli.arguments import add_commands, add_id, add_json
 from gvisor_kernel.cli.output import print_json, print_table
 from gvisor_kernel.cli.sandboxes import find_one
 from gvisor_kernel.egress.audit import FILE, describe_entry, read_entries
-from gvisor_kernel.egress.routes import HostsRoute, Route, UrlRoute, kind_of, write_route
+from gvisor_kernel.egress.kinds import HostsRoute, Route, UrlRoute, kind_of, write_route
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs
 from gvisor_kernel.jupyter.plan_factory import check_routes, find_routes, read_configuration

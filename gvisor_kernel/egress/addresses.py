@@ -5,6 +5,9 @@ not allowed refuses all of them: a name that leads to the inside and to the outs
 a mistake. The caller connects to one of the returned addresses and does not resolve again, so a
 name cannot lead elsewhere a moment later.
 
+The system's resolver cannot be told to stop: a name whose server does not answer keeps a thread for
+half a minute, after the request has given up. So each kernel has at most NAMES_AT_ONCE of them.
+
 What this module cannot know: a public address that leads back to this machine by a translation in
 the network, and private services that have public addresses.
 """
@@ -15,16 +18,21 @@ import asyncio
 import errno
 import ipaddress
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import TypeAlias
 
 from gvisor_kernel.egress.patterns import is_address, is_host_name
+from gvisor_kernel.egress.turns import Turns
 from gvisor_kernel.errors import EgressError, EgressRefused
 
 MAX_ADDRESSES = 64
 """Addresses of one name. More are refused: all are judged, and judging one takes system calls."""
 RESOLVE_SECONDS = 10.0
+NAME_THREADS = 32
+NAMES_AT_ONCE = 4
+"""Threads for names of all kernels of a worker, and of one."""
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -178,16 +186,19 @@ async def resolve(
     resolver: Resolver,
     *,
     allow_private: bool = False,
+    accepted: Collection[str] = (),
 ) -> list[str]:
     """Return the addresses of ``host`` to connect to, all of them judged, each once.
 
-    An address as ``host`` is not resolved; the caller has checked that the route lists it.
+    An address as ``host`` is not resolved; the caller has checked that the route lists it. Those in
+    ``accepted`` are not judged.
 
     :raises EgressRefused: when one of them is not allowed
     :raises EgressError: when the name has no address, or does not resolve within RESOLVE_SECONDS
     """
     if is_address(host):
-        _refuse(host, host, judge(host, allow_private, literal=True))
+        if host not in accepted:
+            _refuse(host, host, judge(host, allow_private, literal=True))
         return [host]
     if not is_host_name(host):
         raise EgressRefused(
@@ -215,7 +226,8 @@ async def resolve(
             "use a name with fewer.",
         )
     for address in found:
-        _refuse(host, address, judge(address, allow_private))
+        if address not in accepted:
+            _refuse(host, address, judge(address, allow_private))
     return found
 
 
@@ -230,3 +242,37 @@ def _refuse(host: str, address: str, reason: str | None) -> None:
         " address of the machine itself must also be written in the route as an address."
         " Link-local, multicast and metadata addresses are never allowed.",
     )
+
+
+class NameResolver:
+    """The resolver of one kernel. ``threads`` are those of the worker (``make_name_threads``)."""
+
+    def __init__(self, threads: ThreadPoolExecutor) -> None:
+        self._threads = threads
+        self._turns = Turns(NAMES_AT_ONCE)
+
+    async def resolve(self, host: str, port: int) -> list[str]:
+        """Return the addresses of ``host``, as the host's programs find them.
+
+        :raises OSError: when the name has no address
+        """
+        await self._turns.acquire()
+        loop = asyncio.get_running_loop()
+        resolving = loop.run_in_executor(self._threads, _find_addresses, host, port)
+        resolving.add_done_callback(self._end_turn)
+        return await asyncio.shield(resolving)
+
+    def _end_turn(self, resolving: asyncio.Future[list[str]]) -> None:
+        """Let the next name be resolved: the thread has ended, whether or not anyone waits."""
+        self._turns.release()
+        resolving.exception()  # it is no error that nobody has seen it
+
+
+def make_name_threads() -> ThreadPoolExecutor:
+    """Return the threads in which names are resolved, for all kernels of a worker."""
+    return ThreadPoolExecutor(NAME_THREADS, "names")
+
+
+def _find_addresses(host: str, port: int) -> list[str]:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(entry[4][0]) for entry in found]

@@ -1,6 +1,7 @@
-"""What the limits of routes still allow: requests in a minute, at once and a day, and bytes.
+"""What the limits of routes still allow: requests in a minute and a day, and bytes.
 
-Rate and number at once are counted for each kernel, so that none can use up another one's. Daily
+The rate is counted for each kernel, so that none can use up another one's; requests at once take
+turns (``services``). Daily
 budgets are counted for all processes of this user, in a file of the state directory, by route and
 day (UTC). Each change of the file is one transaction, so threads and processes that race never get
 more than the limit together. Bytes are taken from the daily budget in blocks before they are passed
@@ -16,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -81,9 +82,9 @@ class DailyBudgets:
         with self._transaction() as database:
             spent = _read(database, route.name, day)
             if limits.daily_requests is not None and spent.requests >= limits.daily_requests:
-                raise _refused(route, "daily_requests", limits.daily_requests)
+                raise refuse(route, "daily_requests", limits.daily_requests)
             if limits.daily_bytes is not None and spent.bytes >= limits.daily_bytes:
-                raise _refused(route, "daily_bytes", limits.daily_bytes)
+                raise refuse(route, "daily_bytes", limits.daily_bytes)
             _add(database, route.name, day, 1, 0)
             if spent.requests == 0:
                 last = datetime.fromtimestamp(self._clock(), UTC) - timedelta(days=KEEP_DAYS)
@@ -167,7 +168,8 @@ def _add(database: sqlite3.Connection, route: str, day: str, requests: int, coun
     )
 
 
-def _refused(route: Route, limit: str, value: int) -> EgressRefused:
+def refuse(route: Route, limit: str, value: int) -> EgressRefused:
+    """Return the error about a limit that is reached."""
     return EgressRefused(
         f'The limit {limit} = {value} of the route "{route.name}" is reached.',
         f"{_WAIT[limit]} an administrator may raise"
@@ -188,14 +190,6 @@ _WAIT = {
 # -- of one kernel ---------------------------------------------------------------------------------
 
 
-@dataclass
-class _Use:
-    """A kernel's use of one route: open requests, and when the last minute's began."""
-
-    open: int = 0
-    times: deque[float] = field(default_factory=deque)
-
-
 class Budgets:
     """Admits the requests of one kernel. Any thread. ``daily``: None for no daily budgets."""
 
@@ -204,13 +198,9 @@ class Budgets:
     ) -> None:
         self._daily = daily
         self._monotonic = monotonic
-        self._uses: dict[str, _Use] = {}
+        self._times: dict[str, deque[float]] = {}
+        """When the requests of the last minute began, by route."""
         self._lock = ThreadLock()
-
-    def open_requests(self, route: Route) -> int:
-        """Return how many requests of ``route`` this kernel has open."""
-        with self._lock:
-            return self._use(route).open
 
     def admit(self, route: Route) -> Admission:
         """Count a request that begins. Close the result when it has ended.
@@ -231,16 +221,13 @@ class Budgets:
         """
         now, limits = self._monotonic(), route.limits
         with self._lock:
-            use = self._use(route)
-            while use.times and use.times[0] <= now - WINDOW:
-                use.times.popleft()
-            if use.open >= limits.at_once:
-                raise _refused(route, "at_once", limits.at_once)
-            if len(use.times) >= limits.requests_per_minute:
-                raise _refused(route, "requests_per_minute", limits.requests_per_minute)
-            use.open += 1
-            use.times.append(now)
-        return Admission(route, self._daily if is_daily(route) else None, self._end, now)
+            times = self._times.setdefault(route.name, deque())
+            while times and times[0] <= now - WINDOW:
+                times.popleft()
+            if len(times) >= limits.requests_per_minute:
+                raise refuse(route, "requests_per_minute", limits.requests_per_minute)
+            times.append(now)
+        return Admission(route, self._daily if is_daily(route) else None, now)
 
     def charge(self, admission: Admission) -> None:
         """Take a request from the route's daily budget, if it has one; blocks for the file then.
@@ -254,16 +241,9 @@ class Budgets:
             self._daily.take_request(route)
         except BaseException:
             with self._lock, suppress(ValueError):
-                self._use(route).times.remove(admission.began)
+                self._times[route.name].remove(admission.began)
             admission.close()
             raise
-
-    def _use(self, route: Route) -> _Use:
-        return self._uses.setdefault(route.name, _Use())
-
-    def _end(self, route: Route) -> None:
-        with self._lock:
-            self._use(route).open -= 1
 
 
 def is_daily(route: Route) -> bool:
@@ -278,19 +258,12 @@ class Admission:
     the route has a limit ``daily_bytes`` (``may_block``).
     """
 
-    def __init__(
-        self,
-        route: Route,
-        daily: DailyBudgets | None,
-        end: Callable[[Route], None],
-        began: float,
-    ) -> None:
+    def __init__(self, route: Route, daily: DailyBudgets | None, began: float) -> None:
         self.route = route
         self.began = began
         self.up = 0
         self.down = 0
         self._daily = daily if route.limits.daily_bytes is not None else None
-        self._end = end
         self._block: tuple[str, int] = ("", 0)
         self._lock = ThreadLock()
         self._closed = False
@@ -307,7 +280,7 @@ class Admission:
         """
         most = self.route.limits.request_bytes
         if self.up + count > most:
-            raise _refused(self.route, "request_bytes", most)
+            raise refuse(self.route, "request_bytes", most)
         self._spend(count)
         self.up += count
 
@@ -315,7 +288,7 @@ class Admission:
         """Count bytes from the upstream; otherwise as ``sent``."""
         most = self.route.limits.response_bytes
         if self.down + count > most:
-            raise _refused(self.route, "response_bytes", most)
+            raise refuse(self.route, "response_bytes", most)
         self._spend(count)
         self.down += count
 
@@ -325,7 +298,7 @@ class Admission:
             return
         with self._lock:
             if self._closed:  # its client left before this thread began
-                raise _refused(self.route, "daily_bytes", self.route.limits.daily_bytes or 0)
+                raise refuse(self.route, "daily_bytes", self.route.limits.daily_bytes or 0)
             day, left = self._block
             if left < count:
                 if day not in ("", daily.today()):
@@ -336,7 +309,7 @@ class Admission:
                 left += more
                 self._block = (day, left)
             if left < count:
-                raise _refused(self.route, "daily_bytes", self.route.limits.daily_bytes or 0)
+                raise refuse(self.route, "daily_bytes", self.route.limits.daily_bytes or 0)
             self._block = (day, left - count)
 
     def close(self) -> None:
@@ -349,7 +322,6 @@ class Admission:
                 return
             self._closed = True
             (day, left), self._block = self._block, ("", 0)
-        self._end(self.route)
         if self._daily is not None and left:
             self._daily.give_back(self.route, day, left)
 

@@ -119,7 +119,7 @@ def find_route(wanted: Destination, routes: Iterable[Route]) -> tuple[UrlRoute, 
 
 def outside_address(location: str, route: UrlRoute, inside: str) -> str:
     """Return an address in an answer as the server has sent it. ``inside``: the route's address for
-    kernels, which ``reverse`` has put there."""
+    kernels, which ``forward`` has put there."""
     rest = location[len(inside) :]
     if location.startswith(inside) and rest[:1] in ("", "/", "?", "#"):
         return route.url + rest

@@ -1,4 +1,5 @@
-"""The variables by which a kernel's programs find its routes, or learn that there are none. Pure.
+"""The variables by which a kernel's programs find its routes, or learn that there are none, in the
+words of the door by which the kernel was started. Pure.
 
 None of them is a secret, and none depends on the host: the same routes give the same variables.
 They are set when a kernel starts or is restored, so no snapshot depends on them.
@@ -8,9 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from gvisor_kernel.egress.doors import JUPYTER, Door
 from gvisor_kernel.egress.kinds import (
     PackagesRoute,
     Route,
@@ -21,6 +22,29 @@ from gvisor_kernel.egress.kinds import (
 from gvisor_kernel.link.streams import EGRESS_PORT
 from gvisor_kernel.spec.etc import HOSTNAME
 from gvisor_kernel.spec.layout import HOME
+
+
+@dataclass(frozen=True)
+class Door:
+    """``remedy``: what gives a kernel a network that has none. It is part of a status line: ASCII,
+    at most 120 characters. ``giving``: what gives it the route NAME.
+    """
+
+    remedy: str
+    giving: str
+
+
+JUPYTER = Door(
+    "set c.GVisorProvisioner.egress to give it packages or an API",
+    'c.GVisorProvisioner.egress = ["NAME"], or gvisor-kernel install --egress NAME,',
+)
+PROGRAM = Door(
+    'pass egress=["packages"] to Sandbox to give it packages', 'Sandbox(egress=["NAME"])'
+)
+MCP = Door(
+    'ask the user to start this MCP server with --set egress=["packages"]',
+    'gvisor-kernel mcp --set egress=["NAME"], which is the user\'s command,',
+)
 
 BASE = f"http://127.0.0.1:{EGRESS_PORT}"
 PACKAGES_HOME = f"{HOME}/.venv"

@@ -16,14 +16,14 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from gvisor_kernel.egress.audit import Entry, make_entry
-from gvisor_kernel.egress.doors import JUPYTER
+from gvisor_kernel.egress.environment import JUPYTER
+from gvisor_kernel.egress.forward import Reverse
 from gvisor_kernel.egress.heads import Form, Head
 from gvisor_kernel.egress.http import Handler, Reply, Request
 from gvisor_kernel.egress.kinds import HostsRoute, PackagesRoute, Route, UrlRoute
 from gvisor_kernel.egress.own_process import end_if_out_of_memory
 from gvisor_kernel.egress.patterns import is_host_allowed, split_authority
 from gvisor_kernel.egress.refusals import BadRequest, LimitReached, Refusal, Refused
-from gvisor_kernel.egress.reverse import Reverse
 from gvisor_kernel.egress.services import Services
 from gvisor_kernel.egress.streams import StreamReset
 from gvisor_kernel.egress.tunnel import Meter, open_tunnel, pass_on

@@ -41,12 +41,13 @@ def limit_memory(size: int) -> None:
     """
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
     size = size if most == resource.RLIM_INFINITY else min(size, most)
-    resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+    # A process that this one starts may have more: so the hard limit stays.
+    resource.setrlimit(resource.RLIMIT_DATA, (size, most))
 
 
 def is_memory_short() -> bool:
     """Whether this process has used SHORT of what ``limit_memory`` allows."""
-    _, limit = resource.getrlimit(resource.RLIMIT_DATA)
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
     if limit == resource.RLIM_INFINITY:
         return False
     with open("/proc/self/statm", "rb") as file:

@@ -10,124 +10,92 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable
-from contextlib import aclosing, suppress
-from typing import TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Hashable
+from contextlib import aclosing, asynccontextmanager, suppress
 
 from gvisor_kernel.config.validators import GIB
-from gvisor_kernel.egress.fair_turns import FairTurns
-from gvisor_kernel.egress.package_cache import HashMismatch, Incoming, PackageCache
-from gvisor_kernel.egress.package_connections import Unreachable
+from gvisor_kernel.egress.package_cache import (
+    HashMismatch,
+    Incoming,
+    OpenFile,
+    PackageCache,
+    is_strong,
+)
+from gvisor_kernel.egress.package_catalog import CHUNK, gather, in_thread
 from gvisor_kernel.egress.package_index import Index
 from gvisor_kernel.egress.package_pages import File
-from gvisor_kernel.egress.package_upstream import Upstream
+from gvisor_kernel.egress.package_upstream import IndexClient
+from gvisor_kernel.egress.refusals import NotAvailable, UpstreamFailed
+from gvisor_kernel.egress.turns import Turns
 
-CHUNK = 256 * 1024
 HELD_BACK = 1024
 MAX_FILE = 8 * GIB
 FILE_SECONDS = 3600.0
-"""How long a file may take, a wait for other downloads included."""
+"""How long a file may take."""
 MAX_AT_ONCE, MAX_OF_ONE = 8, 4
 """Downloads of all kernels of a process, and of one. The others wait, and kernels take turns."""
 
-T = TypeVar("T")
-
-
-class NotFound(Exception):
-    """The index names a file that its host does not have."""
-
-
-class FileDamaged(Exception):
-    """What came is not the file that the index describes."""
-
-
-class NotStored(Unreachable):
-    """The disk of the cache does not take the file."""
-
 
 class Download:
-    """One file on its way. ``length`` is its size, if known, once ``started`` was awaited.
+    """One file that is there, or on its way. ``length`` is its size, if known, once ``started`` was
+    awaited. ``readers``: requests that want it."""
 
-    ``readers`` has the requests of each kernel. While it waits for a turn, ``tasks`` has one for
-    each of these kernels; then only that whose turn came first.
-    """
-
-    def __init__(self, deadline: float) -> None:
-        self.deadline = deadline
+    def __init__(self) -> None:
         self.length: int | None = None
+        self.readers = 0
+        self.task: asyncio.Task[None] | None = None
         self.error: Exception | None = None
-        self.readers: Counter[Hashable] = Counter()
-        self.tasks: dict[Hashable, asyncio.Task[None]] = {}
-        self.has_turn = False
-        self._incoming: Incoming | None = None
+        self.is_begun = self.is_ended = False
+        self._file: OpenFile | None = None
         self._available = 0
-        self._begun = False
-        self._ended = False
         self._progress = asyncio.Event()
 
-    def begin(self, incoming: Incoming, length: int | None) -> None:
-        """Say that data come."""
-        self._incoming = incoming
+    def begin(self, file: OpenFile, length: int | None = None) -> None:
+        """Say that data come into ``file``."""
+        self._file = file
         self.length = length
-        self._begun = True
+        self.is_begun = True
         self._wake()
 
-    def advance(self) -> None:
-        """Say that there are more data."""
-        assert self._incoming is not None
-        self._available = max(0, self._incoming.size - HELD_BACK)
+    def advance(self, size: int) -> None:
+        """Say how large the file is now."""
+        self._available = max(0, size - HELD_BACK)
         self._wake()
 
     def finish(self, error: Exception | None = None) -> None:
         """Say that all data are there and right, or why not."""
         self.error = error
-        if error is None and self._incoming is not None:
-            self._available = self._incoming.size
-        self._ended = True
+        if error is None and self._file is not None:
+            self._available = os.fstat(self._file.fd).st_size
+        self.is_ended = True
         self._wake()
-
-    def close(self) -> None:
-        """Release the file. Called when nobody reads any more."""
-        if self._incoming is not None:
-            self._incoming.close()
-            self._incoming = None
 
     async def started(self) -> None:
         """Wait until it has begun.
 
-        :raises Exception: why it did not: see ``Downloads.start``
+        :raises Refusal: why it did not
         """
-        while not self._begun and not self._ended:
-            await self._progress_made()
+        while not self.is_begun and not self.is_ended:
+            await self._progress.wait()
         if self.error is not None:
             raise self.error
 
     async def read(self) -> AsyncGenerator[bytes, None]:
-        """Return the data as they come. The iteration raises what ``Downloads.start`` lists."""
+        """Return the data as they come. The iteration raises as ``started``."""
         at = 0
         while True:
-            while at < self._available:
-                assert self._incoming is not None
+            while self._file is not None and at < self._available:
                 size = min(CHUNK, self._available - at)
-                data = await in_thread(os.pread, self._incoming.fd, size, at)
+                data = await in_thread(os.pread, self._file.fd, size, at)
+                if not data:
+                    raise UpstreamFailed("the file in the cache ended early")
                 at += len(data)
                 yield data
-            if self._ended:
-                if self.error is not None:
-                    raise self.error
-                if at >= self._available:
-                    return
-                continue
-            await self._progress_made()
-
-    @property
-    def is_ended(self) -> bool:
-        """Whether ``finish`` was called."""
-        return self._ended
-
-    async def _progress_made(self) -> None:
-        await self._progress.wait()
+            if self.error is not None:
+                raise self.error
+            if self.is_ended:
+                return
+            await self._progress.wait()
 
     def _wake(self) -> None:
         progress, self._progress = self._progress, asyncio.Event()
@@ -135,151 +103,131 @@ class Download:
 
 
 class Downloads:
-    """The downloads of one process."""
+    """The files of one process."""
 
-    def __init__(self, cache: PackageCache, upstream: Upstream) -> None:
+    def __init__(self, cache: PackageCache, client: IndexClient) -> None:
         self._cache = cache
-        self._upstream = upstream
+        self._client = client
         self._running: dict[tuple[str, str], Download] = {}
-        self._turns = FairTurns(MAX_AT_ONCE, MAX_OF_ONE)
+        self._turns = Turns(MAX_AT_ONCE, MAX_OF_ONE)
 
-    def start(self, index: Index, file: File, kernel: Hashable) -> Download:
-        """Return the download of ``file`` for ``kernel``; join one that runs. Call ``leave`` at the
-        end.
+    @asynccontextmanager
+    async def obtain(self, index: Index, file: File, kernel: Hashable) -> AsyncIterator[Download]:
+        """Give ``file``: that of the cache, or a download, which may be that of another request.
 
-        It fails with Unreachable, Forbidden, NotFound or FileDamaged.
+        A request for a file that is not on its way waits for a turn of its own kernel: so a kernel
+        that asks for many files does not make others wait for those that both want.
         """
         key = (index.url, file.url)
-        download = self._running.get(key)
+        download = await self._find(key, file)
         if download is None:
-            deadline = asyncio.get_running_loop().time() + FILE_SECONDS
-            download = self._running[key] = Download(deadline)
-        download.readers[kernel] += 1
-        if not download.has_turn and kernel not in download.tasks:
-            running = self._run(key, download, index, file, kernel)
-            download.tasks[kernel] = asyncio.create_task(running)
-        return download
-
-    def leave(self, download: Download, kernel: Hashable) -> None:
-        """Say that one request of ``kernel`` does not need it any more; without any, it is broken
-        off.
-        """
-        download.readers[kernel] -= 1
-        if not download.readers[kernel]:
-            del download.readers[kernel]
-            if not download.has_turn and kernel in download.tasks:
-                download.tasks.pop(kernel).cancel()
-        if not download.readers:
-            if download.is_ended:
-                download.close()
-            self._running = {k: d for k, d in self._running.items() if d is not download}
-            for task in download.tasks.values():
-                task.cancel()
-
-    async def _run(
-        self,
-        key: tuple[str, str],
-        download: Download,
-        index: Index,
-        file: File,
-        kernel: Hashable,
-    ) -> None:
-        """Download when it is the turn of ``kernel``, unless that of another one came first."""
-        error: Exception | None = None
+            await self._turns.acquire(kernel)
+            try:
+                download = await self._find(key, file)
+            except BaseException:
+                self._turns.release(kernel)
+                raise
+            if download is not None:
+                self._turns.release(kernel)
+            else:
+                download = self._running[key] = Download()
+                download.task = asyncio.create_task(self._run(download, index, file))
+                download.task.add_done_callback(lambda _: self._end(key, kernel))
+        download.readers += 1
         try:
-            async with asyncio.timeout_at(download.deadline), self._turns.take(kernel):
-                _give_turn(download, kernel)
-                await self._fetch(download, index, file)
-        except asyncio.CancelledError:
-            error = Unreachable("nobody waits for it any more")
-        except TimeoutError:
-            error = Unreachable(f"it takes longer than {FILE_SECONDS:g} s")
-        except OSError as failed:
-            error = NotStored(f"the cache cannot be written: {failed.strerror}")
-        except Exception as failed:
-            error = failed
-        if download.tasks.get(kernel) is not asyncio.current_task():
-            return  # the turn of another kernel came first, or this one has left
-        del download.tasks[kernel]
-        download.finish(error)
-        if self._running.get(key) is download:
+            yield download
+        finally:
+            download.readers -= 1
+            if not download.readers and download.task is not None:
+                if self._running.get(key) is download:
+                    del self._running[key]  # who asks now does not join what ends
+                download.task.cancel()
+
+    def _end(self, key: tuple[str, str], kernel: Hashable) -> None:
+        """Take note of the end of a download."""
+        self._turns.release(kernel)
+        download = self._running.get(key)
+        if download is not None and download.task is not None and download.task.done():
             del self._running[key]
-        if not download.readers:
-            download.close()
+
+    async def _find(self, key: tuple[str, str], file: File) -> Download | None:
+        """Return a file that is there, or on its way. One without a strong digest may have changed,
+        so it is not looked for in the cache."""
+        if key not in self._running and is_strong(file.hashes):
+            kept = Download()
+            if await self._use_kept(kept, file):
+                kept.finish()
+                return kept
+        return self._running.get(key)
+
+    async def _use_kept(self, download: Download, file: File) -> bool:
+        """Begin with a file of the cache, if there is one."""
+        kept = await in_thread(self._cache.open_file, file.hashes, file.url)
+        if kept is not None:
+            download.begin(kept, os.fstat(kept.fd).st_size)
+        return kept is not None
+
+    async def _run(self, download: Download, index: Index, file: File) -> None:
+        error: NotAvailable | UpstreamFailed | None = None
+        try:
+            async with asyncio.timeout(FILE_SECONDS):
+                await self._fetch(download, index, file)
+        except TimeoutError:
+            error = UpstreamFailed(f"it takes longer than {FILE_SECONDS:g} s")
+        except OSError as failed:
+            error = NotAvailable(507, f"the cache cannot be written: {failed.strerror}")
+        except (NotAvailable, UpstreamFailed) as failed:
+            error = failed
+        except Exception as failed:
+            download.finish(failed)
+            raise
+        # Without a strong digest a kept file is second best.
+        is_down = isinstance(error, UpstreamFailed) and not download.is_begun
+        if error is None or (is_down and await self._use_kept(download, file)):
+            download.finish()
+            return
+        fact = f"{file.filename} cannot be had: {error.fact}"
+        download.finish(NotAvailable(error.status, fact))
 
     async def _fetch(self, download: Download, index: Index, file: File) -> None:
         headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
-        async with self._upstream.get(index, file.url, headers) as answer:
+        async with self._client.get(index, file.url, headers) as answer:
             if answer.status in (404, 410):
-                raise NotFound("the host of the index does not have it")
+                raise NotAvailable(404, "the host of the index does not have it")
             if answer.status != 200:
-                raise Unreachable(f"its host answers with status {answer.status}")
+                raise UpstreamFailed(f"its host answers with status {answer.status}")
             stated = answer.headers.get("content-length", "")
             length = int(stated) if stated.isascii() and stated.isdigit() else None
             if length is not None and length > MAX_FILE:
-                raise FileDamaged(f"it has more than {MAX_FILE} bytes")
-            incoming = self._cache.new_file(file.hashes)
-            # Once data were passed on, a sandbox could only be told that the answer broke off.
-            if length is not None and not has_room(incoming.fd, length):
+                raise UpstreamFailed(f"it has more than {MAX_FILE} bytes")
+            incoming = self._cache.begin(file.hashes)
+            try:
+                # Once data were passed on, a sandbox could only be told that the answer broke off.
+                if length is not None and not _has_room(incoming.fd, length):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                download.begin(OpenFile(os.dup(incoming.fd)), length)
+                async with aclosing(gather(answer.body)) as parts:
+                    async for data in parts:
+                        await in_thread(incoming.write, data)
+                        if incoming.size > MAX_FILE:
+                            raise UpstreamFailed(f"it has more than {MAX_FILE} bytes")
+                        download.advance(incoming.size)
+                if length is not None and incoming.size != length:
+                    raise UpstreamFailed("its host broke off")
+                await in_thread(_keep, incoming, file.url)
+            except HashMismatch as error:
+                raise UpstreamFailed(str(error)) from error
+            finally:
                 incoming.close()
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            download.begin(incoming, length)
-            async with aclosing(gather(answer.body)) as parts:
-                async for data in parts:
-                    await in_thread(incoming.write, data)
-                    if incoming.size > MAX_FILE:
-                        raise FileDamaged(f"it has more than {MAX_FILE} bytes")
-                    download.advance()
-        if length is not None and incoming.size != length:
-            raise Unreachable("its host broke off")
-        try:
-            await in_thread(self._keep, incoming, file)
-        except HashMismatch as error:
-            raise FileDamaged(str(error)) from error
-
-    @staticmethod
-    def _keep(incoming: Incoming, file: File) -> None:
-        incoming.check()
-        with suppress(OSError):  # then it is only not kept
-            incoming.keep(file.url)
 
 
-def _give_turn(download: Download, kernel: Hashable) -> None:
-    """Let the task of ``kernel`` download, and no other."""
-    download.has_turn = True
-    others = [other for other in download.tasks if other != kernel]
-    for other in others:
-        download.tasks.pop(other).cancel()
+def _keep(incoming: Incoming, source: str) -> None:
+    incoming.check()
+    with suppress(OSError):  # then it is only not kept
+        incoming.keep(source)
 
 
-def has_room(fd: int, size: int) -> bool:
+def _has_room(fd: int, size: int) -> bool:
     """Whether the disk of an open file has room for ``size`` bytes more."""
     disk = os.fstatvfs(fd)
     return size <= disk.f_bavail * disk.f_frsize
-
-
-async def in_thread(function: Callable[..., T], *arguments: object) -> T:
-    """Run a function that blocks. When this is cancelled, the function still ends before it.
-
-    Otherwise a descriptor could be closed, and become another file's, under it.
-    """
-    future = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        await asyncio.wait([future])
-        raise
-
-
-async def gather(body: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """Return the data in parts of about CHUNK, as each is written by another thread."""
-    parts: list[bytes] = []
-    size = 0
-    async for data in body:
-        parts.append(data)
-        size += len(data)
-        if size >= CHUNK:
-            yield b"".join(parts)
-            parts, size = [], 0
-    if parts:
-        yield b"".join(parts)

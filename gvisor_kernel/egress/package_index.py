@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +58,11 @@ class Indexes:
     """The indexes of one tool, in its order.
 
     ``merged``: files of all indexes are offered together, as pip does. Otherwise the first index
-    that has a package decides, as with uv. ``links``: folders and pages of ``find-links``; folders
-    only.
+    that has a package decides, as with uv.
     """
 
     indexes: tuple[Index, ...]
     merged: bool = True
-    links: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,6 +76,31 @@ class Registries:
         """Return the registry of ``package``."""
         scope = package.partition("/")[0] if package.startswith("@") else ""
         return self.scopes.get(scope, self.default)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The indexes of each tool."""
+
+    pip: Indexes
+    uv: Indexes
+    npm: Registries
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> Configuration:
+        """Read the configuration of this user's tools. Blocks."""
+        pip = read_pip(environment)
+        return cls(pip, read_uv(environment, pip), read_npm(environment))
+
+    def find_indexes(self, tool: str) -> Indexes:
+        """Return the indexes of "pypi", which is pip, or "uv"."""
+        return self.pip if tool == "pypi" else self.uv
+
+    def list_indexes(self, tool: str) -> tuple[Index, ...]:
+        """Return all indexes of a tool, or of "npm"."""
+        if tool == "npm":
+            return (self.npm.default, *self.npm.scopes.values())
+        return self.find_indexes(tool).indexes
 
 
 def origin_of(url: str) -> tuple[str, str, int]:
@@ -116,11 +139,10 @@ def read_pip(environment: Mapping[str, str], prefix: str = sys.prefix) -> Indexe
     ca = values.get("cert") or environment.get("REQUESTS_CA_BUNDLE")
     ca = ca or environment.get("CURL_CA_BUNDLE") or environment.get("SSL_CERT_FILE")
     trusted = values.get("trusted-host", "").split()
-    links = tuple(_folders(values.get("find-links", "").split()))
     if values.get("no-index", "").lower() in ("1", "true", "yes", "on", "y", "t"):
-        return Indexes((), links=links)
+        return Indexes(())
     urls = [values.get("index-url", "").strip() or PYPI, *values.get("extra-index-url", "").split()]
-    return Indexes(_make_indexes(urls, environment, ca, trusted), links=links)
+    return Indexes(_make_indexes(urls, environment, ca, trusted))
 
 
 def _read_pip_values(environment: Mapping[str, str], prefix: str) -> dict[str, str]:
@@ -175,7 +197,7 @@ def read_uv(environment: Mapping[str, str], pip: Indexes) -> Indexes:
         return pip
     ca = environment.get("SSL_CERT_FILE")
     merged = strategy in ("unsafe-best-match", "unsafe-first-match")
-    return Indexes(_make_indexes(urls, environment, ca, insecure), merged=merged, links=pip.links)
+    return Indexes(_make_indexes(urls, environment, ca, insecure), merged=merged)
 
 
 def _read_uv_urls(
@@ -222,8 +244,8 @@ def _with_uv_credentials(url: str, name: str | None, environment: Mapping[str, s
     parts = urlsplit(url)
     if user is None and password is None:
         return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{_quote(user)}:{_quote(password)}@{host}"))
+    login = ":".join(quote(word or "", safe="") for word in (user, password))
+    return urlunsplit(parts._replace(netloc=f"{login}@{parts.netloc.rpartition('@')[2]}"))
 
 
 def _uv_files(environment: Mapping[str, str]) -> list[Path]:
@@ -315,46 +337,30 @@ def _make_index(
         log.warning("An index is left out: it is not a URL of http or https.")
         return None
     parts = urlsplit(url)
-    user, password = parts.username, parts.password
-    if user is None:
-        user, password = _find_netrc(host, environment)
+    login = _find_netrc(host, environment)
+    if parts.username is not None:
+        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
     clean = parts._replace(
         netloc=parts.netloc.rpartition("@")[2], path=parts.path.rstrip("/") + "/", fragment=""
     )
-    authorization = None
-    if user is not None:
-        authorization = _basic(f"{unquote(user)}:{unquote(password or '')}".encode())
+    authorization = None if login is None else _basic(login.encode())
     verify = not {host, f"{host}:{port}"} & {entry.lower() for entry in trusted}
     return Index(urlunsplit(clean), authorization, verify, ca)
 
 
-def _find_netrc(host: str, environment: Mapping[str, str]) -> tuple[str | None, str | None]:
+def _find_netrc(host: str, environment: Mapping[str, str]) -> str | None:
+    """Return user and password for a host."""
     home = environment.get("HOME") or "/nonexistent"
     path = Path(environment.get("NETRC") or Path(home) / ".netrc")
     try:
         found = netrc.netrc(str(path)).authenticators(host)
     except (OSError, netrc.NetrcParseError, UnicodeDecodeError):
-        return None, None
-    return (_quote(found[0]), _quote(found[2])) if found else (None, None)
+        return None
+    return f"{found[0]}:{found[2]}" if found else None
 
 
 def _basic(plain: bytes) -> str:
     return "Basic " + base64.b64encode(plain).decode("ascii")
-
-
-def _quote(text: str | None) -> str:
-    return "".join(c if c.isalnum() and c.isascii() else f"%{b:02X}" for c, b in _bytes(text or ""))
-
-
-def _bytes(text: str) -> Iterable[tuple[str, int]]:
-    return ((chr(byte), byte) for byte in text.encode())
-
-
-def _folders(words: Iterable[str]) -> Iterable[str]:
-    for word in words:
-        path = unquote(word.removeprefix("file://"))
-        if path.startswith("/"):
-            yield path
 
 
 def _config_home(environment: Mapping[str, str]) -> Path:

@@ -2,7 +2,8 @@
 
 An index is not trusted with more than it needs: its page is parsed within bounds, only what pip, uv
 and npm use is kept, and what a sandbox gets is written anew. A sandbox never sees the address of a
-file upstream, which may have a credential in it.
+file upstream, which may have a credential in it: its address is a token, and a table that is kept
+with the page says which file that is.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ import base64
 import binascii
 import html
 import json
+import mmap
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
@@ -30,11 +34,18 @@ MAX_PAGE = 64 * 1024 * 1024
 MAX_FILES = 100_000
 MAX_VALUE = 4096
 """Characters of an address or a value of a page."""
+MAX_LINE = 16 * 1024
+"""Bytes of a file in the table: its address, its name and some digests."""
 
-ALGORITHMS = ("sha256", "sha512", "sha384", "sha224", "sha1", "md5")
-STRONG = ("sha512", "sha384", "sha256")
-"""Algorithms for which nobody can make two files of one digest, strongest first."""
-_DIGEST = re.compile(r"[0-9a-f]{32,128}")
+MAX_FOOTER = 64 * 1024
+"""Bytes at the end of a page that say what it is."""
+FOOTER_DIGITS = 8
+
+ALGORITHMS = {"sha256": 64, "sha512": 128, "sha384": 96, "sha224": 56, "sha1": 40, "md5": 32}
+"""Algorithms, and how many digits their digests have."""
+STRONG = ("sha256", "sha512", "sha384")
+"""Algorithms for which nobody can make two files of one digest."""
+_DIGITS = re.compile(r"[0-9a-f]+")
 _FILENAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!~-]{0,254}")
 _PROJECT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,198}[A-Za-z0-9])?")
 _NPM_NAME = re.compile(r"(?:@[a-z0-9~-][a-z0-9._~-]{0,100}/)?[A-Za-z0-9~-][A-Za-z0-9._~-]{0,213}")
@@ -53,6 +64,7 @@ class File:
 
     ``metadata``: the hashes of the file's metadata (PEP 658); None if there is none to be had.
     ``rest``: other fields of PEP 691 that are passed on, such as ``requires-python``.
+    ``index``: the URL of the index that has named it.
     """
 
     filename: str
@@ -60,14 +72,11 @@ class File:
     hashes: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] | None = None
     rest: Mapping[str, Any] = field(default_factory=dict)
+    index: str = ""
 
 
-@dataclass(frozen=True)
-class Page:
-    """What one index says about one project."""
-
-    files: tuple[File, ...]
-    versions: tuple[str, ...] = ()
+Address = Callable[[File], str]
+"""Returns where a sandbox gets a file."""
 
 
 def normalize_project(name: str) -> str | None:
@@ -85,14 +94,30 @@ def is_npm_name(name: str) -> bool:
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def read_simple(data: Buffer, content_type: str, url: str) -> Page:
-    """Return what an index answered for a project. ``url``: where the page was.
+def unpack(data: Buffer, encoding: str, most: int = MAX_PAGE) -> Buffer:
+    """Return the body of an answer.
+
+    :raises PageError: when it is damaged, or larger than ``most``
+    """
+    if encoding == "gzip":
+        unpacker = zlib.decompressobj(31)
+        try:
+            data = unpacker.decompress(data, most + 1)
+        except zlib.error as error:
+            raise PageError("it is damaged") from error
+        if len(data) <= most and not unpacker.eof:
+            raise PageError("it broke off")
+    if len(data) > most:
+        raise PageError(f"it has more than {most} bytes")
+    return data
+
+
+def read_simple(data: Buffer, content_type: str, url: str) -> tuple[File, ...]:
+    """Return the files that an index answered for a project. ``url``: where the page was.
 
     :raises PageError: when it is not such a page
     """
     kind = content_type.partition(";")[0].strip().lower()
-    if len(data) > MAX_PAGE:
-        raise PageError(f"it has more than {MAX_PAGE} bytes")
     if kind in (SIMPLE_JSON, "application/json"):
         return _read_json(data, url)
     if kind in (SIMPLE_HTML, "text/html"):
@@ -100,49 +125,16 @@ def read_simple(data: Buffer, content_type: str, url: str) -> Page:
     raise PageError("it is neither HTML nor JSON of the simple API")
 
 
-def _read_json(data: Buffer, url: str) -> Page:
-    content = _parse_object(data)
-    entries = content.get("files")
+def _read_json(data: Buffer, url: str) -> tuple[File, ...]:
+    entries = _parse_object(data).get("files")
     if not isinstance(entries, list):
         raise PageError("it has no list of files")
     if len(entries) > MAX_FILES:
         raise PageError(f"it has more than {MAX_FILES} files")
-    files = []
-    for entry in entries:
-        if not isinstance(entry, dict):
-            continue
-        rest = {
-            key: entry[key]
-            for key, kinds in _REST.items()
-            if key in entry and isinstance(entry[key], kinds) and _is_short(entry[key])
-        }
-        metadata = entry.get("core-metadata", entry.get("dist-info-metadata"))
-        found = _make_file(
-            entry.get("filename"),
-            entry.get("url"),
-            url,
-            entry.get("hashes"),
-            metadata if isinstance(metadata, dict) else {} if metadata is True else None,
-            rest,
-        )
-        if found is not None:
-            files.append(found)
-    versions = content.get("versions")
-    texts = versions if isinstance(versions, list) else []
-    return Page(
-        tuple(files), tuple(v for v in texts[:MAX_FILES] if isinstance(v, str) and len(v) <= 200)
-    )
+    return _make_files(entries, url)
 
 
-_REST: Mapping[str, tuple[type, ...]] = {
-    "requires-python": (str,),
-    "yanked": (bool, str),
-    "size": (int,),
-    "upload-time": (str,),
-}
-
-
-def _read_html(data: Buffer, url: str) -> Page:
+def _read_html(data: Buffer, url: str) -> tuple[File, ...]:
     reader = _Anchors()
     try:
         reader.feed(str(data, "utf-8", "replace"))
@@ -150,26 +142,27 @@ def _read_html(data: Buffer, url: str) -> Page:
     except (AssertionError, ValueError, RecursionError) as error:
         raise PageError("it is not HTML") from error
     base = urljoin(url, reader.base) if reader.base else url
-    files = []
-    for anchor in reader.anchors:
-        href, _, fragment = (anchor.get("href") or "").partition("#")
-        path = unquote(urlsplit(href).path) if len(href) <= MAX_VALUE else ""
-        rest: dict[str, Any] = {}
-        if (requires := anchor.get("data-requires-python")) and _is_short(requires):
-            rest["requires-python"] = requires
-        if "data-yanked" in anchor and _is_short(anchor["data-yanked"] or ""):
-            rest["yanked"] = anchor["data-yanked"] or True
-        mark = anchor.get("data-core-metadata", anchor.get("data-dist-info-metadata"))
-        metadata: dict[str, str] | None = None
-        if mark is not None:
-            algorithm, _, digest = mark.partition("=")
-            metadata = {algorithm: digest} if digest else {}
-        algorithm, _, digest = fragment.partition("&")[0].partition("=")
-        hashes = {algorithm: digest} if digest else {}
-        found = _make_file(path.rpartition("/")[2], href, base, hashes, metadata, rest)
-        if found is not None:
-            files.append(found)
-    return Page(tuple(files))
+    return _make_files(map(_read_anchor, reader.anchors), base)
+
+
+def _read_anchor(anchor: dict[str, str | None]) -> dict[str, Any]:
+    """Return what PEP 503 says of a file as PEP 691 does."""
+    href, _, fragment = (anchor.get("href") or "").partition("#")
+    path = unquote(urlsplit(href).path) if len(href) <= MAX_VALUE else ""
+    algorithm, _, digest = fragment.partition("&")[0].partition("=")
+    entry: dict[str, Any] = {
+        "filename": path.rpartition("/")[2],
+        "url": href,
+        "hashes": {algorithm: digest},
+        "requires-python": anchor.get("data-requires-python") or None,
+    }
+    if "data-yanked" in anchor:
+        entry["yanked"] = anchor["data-yanked"] or True
+    mark = anchor.get("data-core-metadata", anchor.get("data-dist-info-metadata"))
+    if mark is not None:
+        algorithm, _, digest = mark.partition("=")
+        entry["core-metadata"] = {algorithm: digest}
+    return entry
 
 
 class _Anchors(HTMLParser):
@@ -188,22 +181,32 @@ class _Anchors(HTMLParser):
             self.base = values.get("href") or ""
 
 
-def _make_file(
-    filename: object,
-    href: object,
-    base: str,
-    hashes: object,
-    metadata: Mapping[str, str] | None,
-    rest: Mapping[str, Any],
-) -> File | None:
-    """Return the file, or None if no client could use it, or its address is not one of HTTP."""
-    if not isinstance(filename, str) or not _FILENAME.fullmatch(filename):
+_REST: Mapping[str, tuple[type, ...]] = {
+    "requires-python": (str,),
+    "yanked": (bool, str),
+    "size": (int,),
+    "upload-time": (str,),
+}
+
+
+def _make_files(entries: Iterable[object], base: str) -> tuple[File, ...]:
+    """Return the files of a page, but those that no client could use."""
+    found = (_make_file(each, base) for each in entries if isinstance(each, dict))
+    return tuple(file for file in found if file is not None)
+
+
+def _make_file(entry: dict[str, Any], base: str) -> File | None:
+    filename, url = entry.get("filename"), _make_address(entry.get("url"), base)
+    if url is None or not isinstance(filename, str) or not _FILENAME.fullmatch(filename):
         return None
-    url = _make_address(href, base)
-    if url is None:
-        return None
-    known = None if metadata is None else _read_hashes(metadata)
-    return File(filename, url, _read_hashes(hashes), known, rest)
+    metadata = entry.get("core-metadata", entry.get("dist-info-metadata"))
+    known = _read_hashes(metadata) if metadata is True or isinstance(metadata, dict) else None
+    rest = {
+        key: entry[key]
+        for key, kinds in _REST.items()
+        if isinstance(entry.get(key), kinds) and len(str(entry[key])) <= MAX_VALUE
+    }
+    return File(filename, url, _read_hashes(entry.get("hashes")), known, rest)
 
 
 def _make_address(href: object, base: str) -> str | None:
@@ -221,28 +224,18 @@ def _make_address(href: object, base: str) -> str | None:
     return url.partition("#")[0]
 
 
-def check_file(content: object) -> File | None:
-    """Return the file that another process has read from a page; None if it cannot be of one."""
-    if not isinstance(content, dict):
-        return None
-    metadata, url = content.get("metadata"), content.get("url")
-    known = metadata if isinstance(metadata, dict) else None
-    file = _make_file(content.get("filename"), url, "", content.get("hashes"), known, {})
-    return file if file is not None and file.url == url else None
-
-
 def _read_hashes(hashes: object) -> dict[str, str]:
     if not isinstance(hashes, dict):
         return {}
     return {
         name: digest.lower()
         for name, digest in hashes.items()
-        if name in ALGORITHMS and isinstance(digest, str) and _DIGEST.fullmatch(digest.lower())
+        if isinstance(digest, str) and _is_digest(name, digest.lower())
     }
 
 
-def _is_short(value: object) -> bool:
-    return not isinstance(value, str) or len(value) <= MAX_VALUE
+def _is_digest(algorithm: str, digest: str) -> bool:
+    return len(digest) == ALGORITHMS.get(algorithm) and _DIGITS.fullmatch(digest) is not None
 
 
 def _parse_object(data: Buffer) -> dict[str, Any]:
@@ -258,46 +251,34 @@ def _parse_object(data: Buffer) -> dict[str, Any]:
 # -- writing ---------------------------------------------------------------------------------------
 
 
-def merge_pages(pages: Iterable[Page]) -> Page:
-    """Return one page of several indexes. Of two files with one name the first index's counts."""
+def merge_pages(pages: Iterable[Iterable[File]]) -> tuple[File, ...]:
+    """Return the files of several indexes. Of two with one name the first index's counts."""
     files: dict[str, File] = {}
-    versions: dict[str, None] = {}
     for page in pages:
-        for file in page.files:
+        for file in page:
             files.setdefault(file.filename, file)
-        versions.update(dict.fromkeys(page.versions))
-    return Page(tuple(files.values()), tuple(versions))
+    return tuple(files.values())
 
 
-def write_json(project: str, page: Page, address: Callable[[File], str]) -> Iterator[str]:
-    """Return the page as JSON (PEP 691), in parts.
-
-    ``address`` gives where a sandbox gets a file.
-    """
-    # Versions are allowed from 1.1 on, which demands all sizes.
-    is_newer = bool(page.versions) and all("size" in file.rest for file in page.files)
-    content = {"meta": {"api-version": "1.1" if is_newer else "1.0"}, "name": project}
-    if is_newer:
-        content["versions"] = list(page.versions)
-    yield f'{_dump(content)[:-1]},"files":['
-    for number, file in enumerate(page.files):
-        entry: dict[str, Any] = {
-            "filename": file.filename,
-            "url": address(file),
-            "hashes": dict(file.hashes),
-            **file.rest,
-        }
+def write_json(project: str, files: Iterable[File], address: Address) -> Iterator[str]:
+    """Return the page as JSON (PEP 691), in parts."""
+    yield f'{{"meta":{{"api-version":"1.0"}},"name":{_dump(project)},"files":['
+    mark = ""
+    for file in files:
+        entry: dict[str, Any] = {"filename": file.filename, "url": address(file), **file.rest}
+        entry["hashes"] = file.hashes
         if file.metadata is not None:
-            entry["core-metadata"] = entry["dist-info-metadata"] = dict(file.metadata) or True
-        yield ("," if number else "") + _dump(entry)
+            entry["core-metadata"] = entry["dist-info-metadata"] = file.metadata or True
+        yield mark + _dump(entry)
+        mark = ","
     yield "]}"
 
 
-def write_html(project: str, page: Page, address: Callable[[File], str]) -> Iterator[str]:
+def write_html(project: str, files: Iterable[File], address: Address) -> Iterator[str]:
     """Return the page as HTML (PEP 503), in parts."""
     title = html.escape(project)
     yield f"<!DOCTYPE html>\n<html><head><title>{title}</title></head><body>\n"
-    for file in page.files:
+    for file in files:
         href = address(file)
         name = next((name for name in ALGORITHMS if name in file.hashes), None)
         if name is not None:
@@ -314,6 +295,45 @@ def write_html(project: str, page: Page, address: Callable[[File], str]) -> Iter
             marks += f' data-core-metadata="{value}" data-dist-info-metadata="{value}"'
         yield f'<a href="{html.escape(href)}"{marks}>{html.escape(file.filename)}</a><br>\n'
     yield "</body></html>\n"
+
+
+def write_table(files: Iterable[File], token: Callable[[File], str]) -> Iterator[str]:
+    """Return what ``find_in_table`` finds a file in, in parts."""
+    for file in files:
+        entry: dict[str, Any] = {"filename": file.filename, "url": file.url, "index": file.index}
+        entry |= {"hashes": file.hashes, "core-metadata": file.metadata}
+        yield f"\n{token(file)} {_dump(entry)}"
+    yield "\n"
+
+
+def find_in_table(table: mmap.mmap, begin: int, token: str) -> File | None:
+    """Return the file that ``token`` stands for. The table begins at ``begin``."""
+    at = table.find(b"\n%s " % token.encode(), begin)
+    if at == -1:
+        return None
+    at += len(token) + 2
+    line = table[at : min(table.find(b"\n", at), at + MAX_LINE)]
+    entry = parse_json(line, MAX_LINE)
+    file = _make_file(entry, "")
+    return None if file is None else replace(file, index=str(entry["index"]))
+
+
+def make_footer(fields: Mapping[str, Any]) -> bytes:
+    """Return the end of a page: what it is, and the length of that."""
+    text = json.dumps(fields).encode()
+    return text + b"%0*d" % (FOOTER_DIGITS, len(text))
+
+
+def read_footer(end: bytes) -> tuple[dict[str, Any], int]:
+    """Return what ``make_footer`` has written at the end of a page, and how long it is.
+
+    :raises ValueError: it is damaged
+    """
+    length = int(end[-FOOTER_DIGITS:])
+    if not 0 < length <= len(end) - FOOTER_DIGITS:
+        raise ValueError("the page is damaged")
+    text = end[-FOOTER_DIGITS - length : -FOOTER_DIGITS]
+    return parse_json(text, MAX_FOOTER), length + FOOTER_DIGITS
 
 
 def _dump(value: object) -> str:
@@ -349,7 +369,7 @@ def read_packument(data: Buffer, url: str) -> tuple[dict[str, Any], dict[str, Fi
 
 
 def write_packument(
-    content: Mapping[str, Any], files: Mapping[str, File], address: Callable[[File], str]
+    content: Mapping[str, Any], files: Mapping[str, File], address: Address
 ) -> Iterator[str]:
     """Return the document with the addresses of tarballs replaced, and nothing else, in parts."""
     mark = "{"
@@ -374,12 +394,8 @@ def _read_integrity(dist: Mapping[str, Any]) -> dict[str, str]:
     integrity = dist.get("integrity")
     for word in integrity.split()[:8] if isinstance(integrity, str) else ():
         algorithm, _, value = word.partition("?")[0].partition("-")
-        if algorithm in ALGORITHMS and len(value) <= 200:
-            try:
+        if len(value) <= 200:
+            with suppress(binascii.Error):
                 hashes.setdefault(algorithm, base64.b64decode(value, validate=True).hex())
-            except binascii.Error:
-                continue
-    shasum = dist.get("shasum")
-    if isinstance(shasum, str) and re.fullmatch(r"[0-9a-f]{40}", shasum):
-        hashes.setdefault("sha1", shasum)
-    return hashes
+    hashes.setdefault("sha1", dist.get("shasum") or "")
+    return _read_hashes(hashes)

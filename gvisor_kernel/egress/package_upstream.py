@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -21,26 +22,26 @@ from urllib.request import getproxies, proxy_bypass
 import httpcore
 
 from gvisor_kernel import __version__
-from gvisor_kernel.egress.name_resolver import NameResolver
-from gvisor_kernel.egress.package_connections import (
-    CONNECT_SECONDS,
-    Backend,
-    Forbidden,
-    Hosts,
-    Unreachable,
-    resolve_for_kernel,
-)
+from gvisor_kernel.egress.addresses import NameResolver, resolve
 from gvisor_kernel.egress.package_index import Index, origin_of
+from gvisor_kernel.egress.patterns import is_address
+from gvisor_kernel.egress.refusals import Unreachable, UpstreamFailed
+from gvisor_kernel.egress.upstream import Upstream, tls_context, translated_errors
+from gvisor_kernel.errors import EgressError, EgressRefused
 
 log = logging.getLogger(__name__)
 
+NAME_SECONDS = 5.0
+"""How long the name of an index, or of a proxy, may take to be resolved."""
 READ_SECONDS = 30.0
 DOWN_SECONDS = 20.0
 """How long a host that did not answer is not asked again: an install asks for many pages."""
 MAX_REDIRECTS = 5
 MAX_CONNECTIONS = 32
 
-_TIMEOUT = {"connect": CONNECT_SECONDS, "read": READ_SECONDS, "write": 30.0, "pool": 60.0}
+NAMES: ContextVar[NameResolver] = ContextVar("names")
+"""The resolver of the kernel whose request this task works for. A connection is made deep in
+httpcore, which does not know for which kernel."""
 
 
 @dataclass(frozen=True)
@@ -53,26 +54,74 @@ class Answer:
     body: AsyncIterator[bytes]
 
 
-@dataclass(frozen=True)
-class _Pool:
-    """Connections for one index. ``proxied``: they lead to a proxy."""
+class Hosts:
+    """Where the hosts are that an index, and its pages, name.
 
-    connections: httpcore.AsyncConnectionPool
-    hosts: Hosts
-    proxied: bool
+    ``names`` is for ``index`` and ``proxy``, as hosts and ports; NAMES for all others. They are
+    two, so that names which a page chooses, and which nobody answers for, do not make the index
+    wait.
+    """
+
+    def __init__(
+        self, names: NameResolver, index: tuple[str, int], proxy: tuple[str, int] | None = None
+    ) -> None:
+        self._names = names
+        self._index = index
+        self._configured = {index, proxy}
+        self.is_proxied = proxy is not None
+
+    async def resolve(self, host: str, port: int) -> list[str]:
+        """Return the addresses of a host to connect to.
+
+        :raises UpstreamFailed: when it has none, or one that must not be connected to
+        """
+        host = host.lower()
+        if (host, port) in self._configured:
+            return await self._resolve_configured(host, port)
+        return await self.resolve_judged(host, port)
+
+    async def _resolve_configured(self, host: str, port: int) -> list[str]:
+        if is_address(host):
+            return [host]
+        try:
+            async with asyncio.timeout(NAME_SECONDS):
+                return list(dict.fromkeys(await self._names.resolve(host, port)))
+        except (OSError, UnicodeError, TimeoutError) as error:
+            raise Unreachable(f"the name {host} does not resolve") from error
+
+    async def resolve_judged(self, host: str, port: int) -> list[str]:
+        """Return the addresses of a host that a page or a redirect names, all of them judged.
+
+        One that is not public is accepted only if it is the index's own: a mirror that answers to
+        several names.
+
+        :raises UpstreamFailed: when it has none, or one that is not allowed
+        """
+        names = NAMES.get().resolve
+        try:
+            try:
+                return await resolve(host, port, names)
+            except EgressRefused:
+                if port != self._index[1]:
+                    raise
+                own = await self._resolve_configured(*self._index)
+                return await resolve(host, port, names, accepted=own)
+        except EgressRefused as error:
+            raise UpstreamFailed(f"{host} is not allowed: {error.fact.rstrip('.')}") from error
+        except EgressError as error:
+            raise UpstreamFailed(error.fact.rstrip(".")) from error
 
 
-class Upstream:
+class IndexClient:
     """Keeps connections to indexes. Use it in one event loop, and ``close`` it.
 
-    ``threads`` resolve names (``make_threads``): those of configured hosts here, and those that an
-    index names by the resolver of the kernel that asks (``names_resolved_by``).
+    ``threads`` resolve the names of configured hosts (``make_name_threads``).
     """
 
     def __init__(self, threads: ThreadPoolExecutor) -> None:
         self._threads = threads
         self._proxies = getproxies()
-        self._pools: dict[tuple[Any, ...], _Pool] = {}
+        self._servers: dict[tuple[Any, ...], tuple[Upstream, Hosts]] = {}
         self._down: dict[tuple[str, str, int], float] = {}
 
     @asynccontextmanager
@@ -81,8 +130,7 @@ class Upstream:
     ) -> AsyncIterator[Answer]:
         """Get ``url``, which ``index`` named. Redirects are followed.
 
-        :raises Unreachable: when no answer came
-        :raises Forbidden: when the URL, or a redirect, leads to the inside
+        :raises UpstreamFailed: when no answer came, or the URL or a redirect leads to the inside
         """
         for _ in range(MAX_REDIRECTS + 1):
             async with self._get_once(index, url, headers) as answer:
@@ -90,15 +138,16 @@ class Upstream:
                 if answer.status not in (301, 302, 303, 307, 308) or target is None:
                     yield answer
                     return
-            following = urljoin(url, target)
             try:
+                following = urljoin(url, target)
                 secure = origin_of(following)[0] == "https" or origin_of(url)[0] == "http"
             except ValueError:
                 secure = False
+            host = urlsplit(url).hostname
             if not secure or "@" in urlsplit(following).netloc:
-                raise Forbidden(f"{urlsplit(url).hostname} redirects to something else than HTTPS")
+                raise UpstreamFailed(f"{host} redirects to something else than HTTPS")
             url = following.partition("#")[0]
-        raise Unreachable(f"{urlsplit(url).hostname} redirects more than {MAX_REDIRECTS} times")
+        raise UpstreamFailed(f"{host} redirects more than {MAX_REDIRECTS} times")
 
     @asynccontextmanager
     async def _get_once(
@@ -107,76 +156,59 @@ class Upstream:
         origin = origin_of(url)
         own = origin == index.origin
         if time.monotonic() - self._down.get(origin, -DOWN_SECONDS) < DOWN_SECONDS:
-            raise Unreachable(f"{origin[1]} did not answer a moment ago")
-        sent = {"User-Agent": f"gvisor-kernel/{__version__}", **headers}
+            raise UpstreamFailed(f"{origin[1]} did not answer a moment ago")
+        sent = {"Host": urlsplit(url).netloc, "User-Agent": f"gvisor-kernel/{__version__}"}
+        sent |= headers
         if own and index.authorization is not None:
             sent["Authorization"] = index.authorization
-        pool = self._find_pool(index, origin, verify=index.verify or not own)
-        if pool.proxied:
-            await _judge_for_proxy(pool.hosts, index, *origin[1:])
+        upstream, hosts = self._find_server(index, origin, verify=index.verify or not own)
+        if hosts.is_proxied and origin[1:] != index.origin[1:]:
+            # The proxy may reach more than the public network.
+            await hosts.resolve_judged(*origin[1:])
+        pairs = [(name.encode(), value.encode("latin-1")) for name, value in sent.items()]
         try:
-            async with pool.connections.stream(
-                "GET", url, headers=list(sent.items()), extensions={"timeout": _TIMEOUT}
-            ) as response:
+            async with upstream.send("GET", httpcore.URL(url), pairs, None) as response:
                 received = {
                     name.decode("latin-1").lower(): value.decode("latin-1")
                     for name, value in response.headers
                 }
-                yield Answer(response.status, url, received, response.aiter_stream())
-        except (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.ProxyError) as error:
+                with translated_errors():
+                    yield Answer(response.status, url, received, response.aiter_stream())
+        except Unreachable:
             now = time.monotonic()
             self._down = {o: t for o, t in self._down.items() if now - t < DOWN_SECONDS}
             self._down[origin] = now
-            raise Unreachable(f"{origin[1]} cannot be reached") from error
-        except (
-            httpcore.NetworkError,
-            httpcore.TimeoutException,
-            httpcore.ProtocolError,
-            httpcore.UnsupportedProtocol,
-        ) as error:
-            raise Unreachable(f"{origin[1]} broke off") from error
+            raise
 
-    def _find_pool(self, index: Index, origin: tuple[str, str, int], *, verify: bool) -> _Pool:
-        proxy = self._proxies.get(origin[0]) or self._proxies.get("all")
-        if proxy and (origin[1:] in _loopback(origin) or _bypasses(origin)):
-            proxy = None
-        key = (index.origin, verify, index.ca, proxy)
-        if key not in self._pools:
-            through = _authority(proxy) if proxy else None
-            own = NameResolver(self._threads)
-            hosts = Hosts(resolve_for_kernel, own.resolve, index.origin[1:], through)
-            connections = httpcore.AsyncConnectionPool(
-                ssl_context=_make_context(verify, index.ca),
-                max_connections=MAX_CONNECTIONS,
-                keepalive_expiry=30.0,
-                network_backend=Backend(hosts),
-                proxy=_make_proxy(proxy) if proxy else None,
+    def _find_server(
+        self, index: Index, origin: tuple[str, str, int], *, verify: bool
+    ) -> tuple[Upstream, Hosts]:
+        url = self._proxies.get(origin[0]) or self._proxies.get("all")
+        is_local = origin[1] in ("127.0.0.1", "localhost", "::1")
+        proxy = None
+        if url and not is_local and not proxy_bypass(f"{origin[1]}:{origin[2]}"):
+            proxy = _make_proxy(url)
+        key = (index.origin, verify, index.ca, bool(proxy))
+        if key not in self._servers:
+            through = None
+            if proxy is not None:
+                through = (proxy.url.host.decode(), proxy.url.origin.port)
+            hosts = Hosts(NameResolver(self._threads), index.origin[1:], through)
+            upstream = Upstream(
+                hosts.resolve,
+                context=_make_context(verify, index.ca),
+                proxy=proxy,
+                most=MAX_CONNECTIONS,
+                seconds=READ_SECONDS,
             )
-            self._pools[key] = _Pool(connections, hosts, proxied=bool(proxy))
-        return self._pools[key]
+            self._servers[key] = upstream, hosts
+        return self._servers[key]
 
     async def close(self) -> None:
         """Close all connections."""
-        for pool in self._pools.values():
-            await pool.connections.aclose()
-        self._pools.clear()
-
-
-async def _judge_for_proxy(hosts: Hosts, index: Index, host: str, port: int) -> None:
-    """Judge a host before a proxy is asked for it, which may reach more than the public network.
-
-    :raises Unreachable: when it is not known here where the host is
-    :raises Forbidden: when it is not allowed
-    """
-    if (host, port) == index.origin[1:]:
-        return
-    try:
-        async with asyncio.timeout(CONNECT_SECONDS):
-            await hosts.find_judged(host, port)
-    except (OSError, UnicodeError) as error:
-        raise Unreachable(
-            f"the name {host} does not resolve on this machine, so the proxy is not asked for it"
-        ) from error
+        for upstream, _ in self._servers.values():
+            await upstream.close()
+        self._servers.clear()
 
 
 def _make_context(verify: bool, ca: str | None) -> ssl.SSLContext:
@@ -198,19 +230,5 @@ def _make_proxy(url: str) -> httpcore.Proxy:
     if parts.username is not None:
         auth = (parts.username, parts.password or "")
     host = parts.netloc.rpartition("@")[2]
-    return httpcore.Proxy(f"{parts.scheme}://{host}", auth=auth)
-
-
-def _authority(url: str) -> tuple[str, int] | None:
-    try:
-        return origin_of(url if "//" in url else f"http://{url}")[1:]
-    except ValueError:
-        return None
-
-
-def _bypasses(origin: tuple[str, str, int]) -> bool:
-    return bool(proxy_bypass(f"{origin[1]}:{origin[2]}"))
-
-
-def _loopback(origin: tuple[str, str, int]) -> tuple[tuple[str, int], ...]:
-    return tuple((host, origin[2]) for host in ("127.0.0.1", "localhost", "::1"))
+    context = tls_context() if parts.scheme == "https" else None
+    return httpcore.Proxy(f"{parts.scheme}://{host}", auth=auth, ssl_context=context)

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import gvisor_kernel
-from gvisor_kernel.egress.counters import Counters, read_count
-from gvisor_kernel.egress.doors import JUPYTER, Door
+from gvisor_kernel.egress.audit import Counters, read_count
+from gvisor_kernel.egress.environment import JUPYTER, Door
+from gvisor_kernel.egress.kinds import Route, UrlRoute, write_route
 from gvisor_kernel.egress.package_index import find_configuration_variables
-from gvisor_kernel.egress.routes import Route, UrlRoute, write_route
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.commands import check_children
 from gvisor_kernel.host.locks import ThreadLock

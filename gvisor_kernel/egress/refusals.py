@@ -4,7 +4,9 @@ Refusal                 the request is answered with a status and a text
 ├── BadRequest          it is not HTTP as this proxy reads it
 ├── Refused             a rule of the configuration forbids it
 ├── LimitReached        a limit of its route is used up
+├── NotAvailable        the route packages does not have it
 └── UpstreamFailed      the server that it was for cannot be used
+    └── Unreachable     there is no connection to it
 
 A text never quotes a credential, and never what a server or a library said.
 """
@@ -61,9 +63,22 @@ class LimitReached(Refusal):
         )
 
 
+class NotAvailable(Refusal):
+    """The route ``packages`` does not have what was asked for, or cannot get it."""
+
+    def __init__(self, status: int, fact: str) -> None:
+        self.fact = fact
+        super().__init__(status, f"gvisor-kernel: {fact}")
+
+
 class UpstreamFailed(Refusal):
     """The server cannot be reached, or does not answer as HTTP demands. ``advice`` may be empty."""
 
     def __init__(self, fact: str, status: int = 502, advice: str = "") -> None:
+        self.fact = fact
         text = f"gvisor-kernel: {fact}.\nWhat to do: {advice}" if advice else ""
         super().__init__(status, f"gvisor-kernel: {fact}", text)
+
+
+class Unreachable(UpstreamFailed):
+    """No connection to the server can be made."""

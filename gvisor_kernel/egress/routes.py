@@ -7,13 +7,21 @@ errors. The kinds of routes are in ``kinds.py``.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from gvisor_kernel.config.egress import MAX_ROUTES, ROUTE_NAME, ROUTE_NAME_RULE
-from gvisor_kernel.config.validators import RESERVED_VARIABLES
+from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.validators import (
+    INSTALLED_SKILLS,
+    RESERVED_VARIABLES,
+    is_within,
+    real_path,
+)
 from gvisor_kernel.egress.addresses import judge
 from gvisor_kernel.egress.destinations import Destination, upstream_of
 from gvisor_kernel.egress.kinds import (
@@ -28,9 +36,6 @@ from gvisor_kernel.egress.kinds import (
     UrlRoute,
     find_api_of_host,
     find_api_of_variable,
-    kind_of,
-    read_route,
-    write_route,
 )
 from gvisor_kernel.egress.patterns import (
     MAX_PARTS,
@@ -42,23 +47,8 @@ from gvisor_kernel.egress.patterns import (
     split_authority,
 )
 from gvisor_kernel.errors import SettingError
-
-__all__ = [
-    "DEFAULT_HEADER",
-    "METHODS",
-    "PACKAGES",
-    "SECRET_MARK",
-    "HostsRoute",
-    "Limits",
-    "PackagesRoute",
-    "Route",
-    "UrlRoute",
-    "choose_routes",
-    "kind_of",
-    "parse_routes",
-    "read_route",
-    "write_route",
-]
+from gvisor_kernel.host.homes import find_home
+from gvisor_kernel.skills.skill_store import FOLDERS, default_folder
 
 MAX_PATTERNS = 256
 """Patterns and hosts of one route."""
@@ -414,3 +404,53 @@ def _parse_limits(place: str, item: Mapping[str, Any]) -> Limits:
 
 def _is_number(value: object, kinds: Any) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+# -- secrets that a kernel would see ---------------------------------------------------------------
+
+
+def check_exposure(routes: Iterable[Route], spec: SandboxSpec, folder: Path) -> None:
+    """Check that a kernel with ``spec`` in ``folder`` sees no secret of ``routes``, whether it uses
+    them or not.
+
+    :raises SettingError: when it would see one
+    """
+    for route in routes:
+        if not isinstance(route, UrlRoute) or route.secret is None:
+            continue
+        kind, _, place = route.secret.partition(":")
+        if kind == "env" and place in spec.environment:
+            raise SettingError(
+                "environment",
+                list(spec.environment),
+                f"a list without {place}, which is the secret of the route {route.name}: a kernel"
+                " that has the route does not need the key",
+            )
+        if kind == "file":
+            for setting, value, shown in find_shown(spec, folder):
+                if is_within(real_path(place), real_path(shown)):
+                    raise SettingError(
+                        setting,
+                        value,
+                        f"a folder without the secret of the route {route.name}, or move the file"
+                        f" {place} out of {shown}, which this kernel sees",
+                    )
+
+
+def find_shown(spec: SandboxSpec, folder: Path) -> Iterator[tuple[str, object, str]]:
+    """Yield the folders and files of a person that a kernel sees: setting, value, path.
+
+    The notebook's folder is not shown if it is a home, or above one.
+    """
+    for name in ("uploads", "outputs"):
+        value = getattr(spec, name)
+        if value is not None:
+            path = os.path.join(folder, value)  # noqa: PTH118 - an absolute value replaces folder
+            if find_home(real_path(path)) is None:
+                yield name, value, path
+    if spec.skills is not None:
+        skills = str(default_folder()) if spec.skills == INSTALLED_SKILLS else spec.skills
+        for name in FOLDERS:
+            yield "skills", spec.skills, os.path.join(skills, name)  # noqa: PTH118 - text
+    for i, mount in enumerate(spec.mounts):
+        yield f"mounts[{i}].source", mount.source, mount.source

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,13 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gvisor_kernel.egress import addresses
+from gvisor_kernel.egress.addresses import NameResolver, make_name_threads
 from gvisor_kernel.egress.audit import Audit, Entry
-from gvisor_kernel.egress.budgets import Admission, Budgets, DailyBudgets, is_daily
+from gvisor_kernel.egress.budgets import Admission, Budgets, DailyBudgets, is_daily, refuse
 from gvisor_kernel.egress.kinds import Route
-from gvisor_kernel.egress.name_resolver import NameResolver, make_threads
 from gvisor_kernel.egress.own_process import describe_error, is_memory_short
 from gvisor_kernel.egress.refusals import LimitReached, Refused, UpstreamFailed
 from gvisor_kernel.egress.secrets import read_secret
+from gvisor_kernel.egress.turns import Turns
 from gvisor_kernel.errors import EgressError, EgressRefused, SecretError
 
 THREADS = 8
@@ -77,47 +77,7 @@ class Shared:
 
     daily: DailyBudgets = field(default_factory=DailyBudgets)
     secrets: SecretReader = field(default_factory=SecretReader)
-    name_threads: ThreadPoolExecutor = field(default_factory=make_threads)
-
-
-class Turns:
-    """Requests of one kernel that wait until another one of their route has ended.
-
-    A client may begin its next request before the end of the last one is counted, so a route that
-    is full is waited for.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
-
-    async def wait(self, route: str, is_full: Callable[[], bool]) -> None:
-        """Wait until ``is_full()`` is false, for TURN_SECONDS at most; each ``end`` asks again."""
-        waiting = self._waiting.setdefault(route, deque())
-        put = waiting.append
-        with suppress(TimeoutError):
-            async with asyncio.timeout(TURN_SECONDS):
-                while is_full():
-                    turn = asyncio.get_running_loop().create_future()
-                    put(turn)
-                    put = waiting.appendleft  # another request was quicker: it stays the next
-                    try:
-                        await turn
-                    except asyncio.CancelledError:
-                        if turn.done() and not turn.cancelled():
-                            self.end(route)  # its turn came too late for it
-                        raise
-                    finally:
-                        with suppress(ValueError):
-                            waiting.remove(turn)
-
-    def end(self, route: str) -> None:
-        """Let the request go on that has waited longest."""
-        waiting = self._waiting.get(route)
-        while waiting:
-            turn = waiting.popleft()
-            if not turn.done():  # else its client has just gone
-                turn.set_result(None)
-                return
+    name_threads: ThreadPoolExecutor = field(default_factory=make_name_threads)
 
 
 class Services:
@@ -137,7 +97,7 @@ class Services:
         self._audit = None if audit is None else Audit(audit)
         self._environment = environment
         self._budgets = Budgets(shared.daily)
-        self._turns = Turns()
+        self._turns: dict[str, Turns] = {}
         self._secrets = shared.secrets
         self.names = NameResolver(shared.name_threads)
         self._say = say
@@ -188,38 +148,40 @@ class Services:
         try:
             if self._audit is not None:
                 self._audit.check()
-            most = route.limits.at_once
-            await self._turns.wait(route.name, lambda: self._budgets.open_requests(route) >= most)
-            return await self._count(route)
+            # A client may begin its next request before the end of the last one is counted.
+            turns = self._turns.setdefault(route.name, Turns(route.limits.at_once))
+            try:
+                async with asyncio.timeout(TURN_SECONDS):
+                    await turns.acquire()
+            except TimeoutError:
+                raise refuse(route, "at_once", route.limits.at_once) from None
+            return await self._count(route, turns)
         except EgressRefused as error:
             raise LimitReached(error.fact, error.hint, 429, RETRY_SECONDS) from error
         except EgressError as error:
             self._say(error.fact)
             raise UpstreamFailed("the request cannot be counted or recorded on the host") from error
 
-    async def _count(self, route: Route) -> Admission:
-        """Count a request that begins.
+    async def _count(self, route: Route, turns: Turns) -> Admission:
+        """Count a request that begins, and has a turn.
 
-        It counts as open at once, and not first in the thread that a daily budget needs: otherwise
-        requests that come meanwhile would find room that there is not, and be refused instead of
-        waiting. The thread goes on when its client goes away; the request ends after it.
+        The thread that a daily budget needs goes on when its client goes away; the request ends
+        after it.
         """
+        charging: asyncio.Future[None] | None = None
         try:
             admission = self._budgets.begin(route)
-        except EgressRefused:
-            self._turns.end(route.name)  # the turn that it may have had
-            raise
-        if is_daily(route):
-            loop = asyncio.get_running_loop()
-            charging = loop.run_in_executor(None, self._budgets.charge, admission)
-            try:
+            if is_daily(route):
+                loop = asyncio.get_running_loop()
+                charging = loop.run_in_executor(None, self._budgets.charge, admission)
                 await asyncio.shield(charging)
-            except asyncio.CancelledError:
-                charging.add_done_callback(lambda _: self._dismiss_late(admission))
-                raise
-            except EgressError:
-                self._turns.end(route.name)
-                raise
+        except asyncio.CancelledError:
+            assert charging is not None  # nothing else is waited for
+            charging.add_done_callback(lambda _: self._dismiss_late(admission))
+            raise
+        except EgressError:
+            turns.release()
+            raise
         return admission
 
     def _dismiss_late(self, admission: Admission) -> None:
@@ -238,7 +200,7 @@ class Services:
         except EgressError as error:
             self._say(error.fact)
         finally:
-            self._turns.end(admission.route.name)
+            self._turns[admission.route.name].release()
 
     def record_open(self, entry: Entry) -> None:
         """Write down that a request begins, before anything of it is sent.

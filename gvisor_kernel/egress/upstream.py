@@ -2,8 +2,11 @@
 
 A name is resolved once, each of its addresses is judged (``addresses``), and the connection goes to
 one of those. No library below resolves the name again, so a resolver that gives another answer the
-second time (rebinding) gains nothing. TLS still names and verifies the name, with the system's
-certificates.
+second time (rebinding) gains nothing. TLS still names and verifies the name.
+
+The heads of an answer are bounded before h11 parses them, which takes interim answers (1xx) as long
+as they come, and a head of any number of headers. Both would keep the process busy, and fill its
+memory, for as long as a server likes.
 """
 
 from __future__ import annotations
@@ -14,25 +17,121 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cache
+from typing import Protocol
 from weakref import WeakSet
 
 import httpcore
+from aiohappyeyeballs import start_connection
 
-from gvisor_kernel.egress.answer_heads import HEAD_READ, find_watch, watched_heads
-from gvisor_kernel.egress.refusals import UpstreamFailed
+from gvisor_kernel.egress.refusals import Unreachable, UpstreamFailed
 
+MAX_BYTES = 64 * 1024
+"""Of all heads of one answer. Servers send 8 to 32 KiB at most."""
+MAX_LINES = 400
+"""Of all heads of one answer."""
+MAX_INTERIM = 20
+HEAD_READ = 16 * 1024
+"""Bytes to read at once while a head comes: what is parsed in one turn."""
 RECORD = 64 * 1024
 """Bytes to read of the socket at once."""
 WRITE_SIZE = 64 * 1024
 
 
-class TlsStream:
-    """A client's side. Use it in one task at a time, or in one for each direction."""
+class HeadWatch:
+    """The heads of one answer: those of interim answers, and that of the final one."""
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext, host: str) -> None:
-        """``sock`` is connected and not blocking; whoever made it closes it."""
+    def __init__(self) -> None:
+        self._held = bytearray()
+        self._bytes = self._lines = self._interim = 0
+        self.is_over = False
+        """The final head is complete: what follows is the body."""
+
+    def feed(self, data: bytes) -> None:
+        """Look at bytes that have come.
+
+        :raises ValueError: when a bound is exceeded
+        """
+        if self.is_over:
+            return
+        self._held += data
+        while not self.is_over:
+            end = _find_end(self._held)
+            part = len(self._held) if end is None else end
+            lines = self._held.count(b"\n", 0, part)
+            if self._bytes + part > MAX_BYTES or self._lines + lines > MAX_LINES:
+                raise ValueError("the head of the answer is too large")
+            if end is None:
+                return
+            self._bytes, self._lines = self._bytes + part, self._lines + lines
+            is_interim = self._held[:end][9:10] == b"1"  # as in "HTTP/1.1 103 Early Hints"
+            del self._held[:end]
+            if is_interim:
+                self._interim += 1
+                if self._interim > MAX_INTERIM:
+                    raise ValueError("there are too many interim answers")
+            else:
+                self.is_over = True
+                self._held.clear()
+
+
+def _find_end(data: bytearray) -> int | None:
+    """Return where the first head ends, with its empty line; None if it is not complete."""
+    ends = [at + len(mark) for mark in (b"\n\r\n", b"\n\n") if (at := data.find(mark)) != -1]
+    return min(ends, default=None)
+
+
+class Transport(Protocol):
+    """A connection. Use it in one task at a time, or in one for each direction."""
+
+    async def read(self, size: int) -> bytes:
+        """Return up to ``size`` bytes; b"" at the end.
+
+        :raises OSError: the connection broke
+        """
+
+    async def write(self, data: bytes) -> None:
+        """Send all of ``data``.
+
+        :raises OSError: the connection broke
+        """
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether bytes, or the end, have come. Of an idle connection: that it has ended."""
+
+
+class SocketTransport:
+    """``sock`` is connected and not blocking; whoever made it closes it."""
+
+    def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._loop = asyncio.get_running_loop()
+
+    async def read(self, size: int) -> bytes:
+        """Return up to ``size`` bytes."""
+        return await self._loop.sock_recv(self._sock, size)
+
+    async def write(self, data: bytes) -> None:
+        """Send all of ``data``."""
+        await self._loop.sock_sendall(self._sock, data)
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether bytes, or the end, have come."""
+        try:
+            self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
+
+
+class TlsTransport:
+    """A client's side of TLS on another transport."""
+
+    def __init__(self, inner: Transport, context: ssl.SSLContext, host: str) -> None:
+        self._inner = inner
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
         self._sending = asyncio.Lock()
@@ -56,12 +155,8 @@ class TlsStream:
                 raise
 
     async def read(self, size: int) -> bytes:
-        """Return up to ``size`` bytes; b"" at the end.
-
-        A server may end the connection without TLS's own end, as many do.
-
-        :raises OSError: the connection broke
-        """
+        """Return up to ``size`` bytes. A server may end the connection without TLS's own end, as
+        many do."""
         parts: list[bytes] = []
         total = 0
         while total < size:
@@ -82,10 +177,7 @@ class TlsStream:
         return b"".join(parts)
 
     async def write(self, data: bytes) -> None:
-        """Send all of ``data``.
-
-        :raises OSError: the connection broke
-        """
+        """Send all of ``data``."""
         view = memoryview(data)
         while view:
             try:
@@ -99,24 +191,16 @@ class TlsStream:
 
     @property
     def is_readable(self) -> bool:
-        """Whether bytes, or the end, have come. Of an idle connection: that it has ended."""
-        if self._tls.pending() or self._incoming.pending:
-            return True
-        try:
-            self._sock.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-        return True
+        """Whether bytes, or the end, have come."""
+        return bool(self._tls.pending() or self._incoming.pending) or self._inner.is_readable
 
     async def _flush(self) -> None:
         async with self._sending:
             while self._outgoing.pending:
-                await self._loop.sock_sendall(self._sock, self._outgoing.read(WRITE_SIZE))
+                await self._inner.write(self._outgoing.read(WRITE_SIZE))
 
     async def _receive(self, size: int) -> None:
-        data = await self._loop.sock_recv(self._sock, size)
+        data = await self._inner.read(size)
         if data:
             self._incoming.write(data)
         else:
@@ -124,7 +208,11 @@ class TlsStream:
 
 
 CONNECT_SECONDS = 15.0
-"""For one address, and for TLS on it."""
+"""For a connection, and for TLS on it."""
+NEXT_SECONDS = 0.25
+"""After this time without an answer the next address of a host is tried, too (RFC 8305)."""
+MAX_TRIED = 6
+"""Addresses of one host to which connections are made."""
 MAX_IDLE = 8
 IDLE_SECONDS = 30.0
 """Connections of a route that wait for its next request, and for how long."""
@@ -164,65 +252,72 @@ def tls_context() -> ssl.SSLContext:
 
 
 async def connect(host: str, port: int, resolve: Resolve) -> socket.socket:
-    """Return a connected socket, not blocking, to ``host``.
+    """Return a connected socket, not blocking, to the address of ``host`` that answers first.
 
     :raises Refusal: it may not be reached, or cannot be
     """
-    loop = asyncio.get_running_loop()
-    for address in await resolve(host, port):
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            async with asyncio.timeout(CONNECT_SECONDS):
-                await loop.sock_connect(sock, (address, port))
-            return sock
-        except (OSError, TimeoutError):
-            sock.close()
-        except BaseException:
-            sock.close()
-            raise
-    raise UpstreamFailed(f"no connection to {host}:{port} can be made")
+    found = [
+        (
+            socket.AF_INET6 if ":" in address else socket.AF_INET,
+            socket.SOCK_STREAM,
+            socket.IPPROTO_TCP,
+            "",
+            (address, port),
+        )
+        for address in _choose(await resolve(host, port))
+    ]
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            sock = await start_connection(found, happy_eyeballs_delay=NEXT_SECONDS, interleave=1)
+    except (OSError, TimeoutError) as error:
+        raise Unreachable(f"no connection to {host}:{port} can be made") from error
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def _choose(addresses: list[str]) -> list[str]:
+    """Return the addresses to try: of both families first, as one may lead nowhere."""
+    first = addresses[0]
+    other = next((each for each in addresses if (":" in each) != (":" in first)), first)
+    return list(dict.fromkeys([first, other, *addresses]))[:MAX_TRIED]
 
 
 class _Stream(httpcore.AsyncNetworkStream):
-    """A connection as httpcore uses it; with TLS after ``start_tls``."""
+    """A connection as httpcore uses it; with TLS after ``start_tls``, also to a proxy and again to
+    the server behind it.
+
+    An answer begins after something was written: a request, or the CONNECT to a proxy before it.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._loop = asyncio.get_running_loop()
-        self._tls: TlsStream | None = None
+        self._transport: Transport = SocketTransport(sock)
+        self._watch = HeadWatch()
         _open.add(self)
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        watch = find_watch()
-        size = find_read_size() if watch is None else HEAD_READ
+        is_body = self._watch.is_over
         try:
             async with asyncio.timeout(timeout):
-                if self._tls is not None:
-                    data = await self._tls.read(size)
-                else:
-                    data = await self._loop.sock_recv(self._sock, size)
+                data = await self._transport.read(find_read_size() if is_body else HEAD_READ)
         except TimeoutError as error:
             raise httpcore.ReadTimeout from error
         except OSError as error:
             raise httpcore.ReadError from error
-        if watch is not None:
+        if not is_body:
             try:
-                watch.feed(data)
+                self._watch.feed(data)
             except ValueError as error:
                 raise httpcore.RemoteProtocolError(str(error)) from error
             await asyncio.sleep(0)  # a read of what is there already does not let others run
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        if buffer:
+            self._watch = HeadWatch()
         try:
             async with asyncio.timeout(timeout):
-                if self._tls is not None:
-                    await self._tls.write(buffer)
-                else:
-                    await self._loop.sock_sendall(self._sock, buffer)
+                await self._transport.write(buffer)
         except TimeoutError as error:
             raise httpcore.WriteTimeout from error
         except OSError as error:
@@ -239,27 +334,19 @@ class _Stream(httpcore.AsyncNetworkStream):
         timeout: float | None = None,
     ) -> httpcore.AsyncNetworkStream:
         try:
-            tls = TlsStream(self._sock, ssl_context, server_hostname or "")
+            tls = TlsTransport(self._transport, ssl_context, server_hostname or "")
             async with asyncio.timeout(CONNECT_SECONDS):
                 await tls.shake_hands()
         except (OSError, TimeoutError) as error:
             self._sock.close()
             fact = "has no valid certificate" if isinstance(error, ssl.SSLError) else "does no TLS"
-            raise UpstreamFailed(f"{server_hostname} {fact}") from error
-        self._tls = tls
+            raise Unreachable(f"{server_hostname} {fact}") from error
+        self._transport = tls
         return self
 
     def get_extra_info(self, info: str) -> object:
         if info == "is_readable":  # asked of an idle connection: readable means that it has ended
-            if self._tls is not None:
-                return self._tls.is_readable
-            try:
-                self._sock.recv(1, socket.MSG_PEEK)
-            except BlockingIOError:
-                return False
-            except OSError:
-                return True
-            return True
+            return self._transport.is_readable
         return None
 
 
@@ -279,12 +366,25 @@ class _Backend(httpcore.AsyncNetworkBackend):
 
 
 class Upstream:
-    """Requests to servers. Each kernel's route has one, so that no two share a connection."""
+    """Requests to servers, over connections that are kept.
 
-    def __init__(self, resolve: Resolve) -> None:
+    ``seconds``: how long a read or a write may take; None if the caller has a limit.
+    """
+
+    def __init__(
+        self,
+        resolve: Resolve,
+        *,
+        context: ssl.SSLContext | None = None,
+        proxy: httpcore.Proxy | None = None,
+        most: int | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        self._timeout = {"read": seconds, "write": seconds, "pool": seconds}
         self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=tls_context(),
-            max_connections=None,
+            ssl_context=context or tls_context(),
+            proxy=proxy,
+            max_connections=most,
             max_keepalive_connections=MAX_IDLE,
             keepalive_expiry=IDLE_SECONDS,
             network_backend=_Backend(resolve),
@@ -302,8 +402,11 @@ class Upstream:
 
         :raises UpstreamFailed: it cannot be sent, or the answer is not HTTP
         """
-        request = httpcore.Request(method, url, headers=headers, content=body)
-        with translated_errors(), watched_heads():
+        extensions = {"timeout": self._timeout}
+        request = httpcore.Request(
+            method, url, headers=headers, content=body, extensions=extensions
+        )
+        with translated_errors():
             response = await self._pool.handle_async_request(request)
         try:
             yield response
@@ -328,5 +431,7 @@ class translated_errors:
             raise UpstreamFailed("the server did not answer in time", 504) from error
         if isinstance(error, httpcore.NetworkError):
             raise UpstreamFailed("the connection to the server broke") from error
+        if isinstance(error, httpcore.ProxyError):
+            raise Unreachable("the proxy makes no connection to the server") from error
         if isinstance(error, httpcore.ProtocolError | httpcore.UnsupportedProtocol):
             raise UpstreamFailed("the server does not answer as HTTP demands") from error

@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvisor_kernel.egress import http
-from gvisor_kernel.egress.audit import describe_entry, describe_refusal
-from gvisor_kernel.egress.counters import write_count
+from gvisor_kernel.egress.audit import describe_entry, describe_refusal, write_count
 from gvisor_kernel.egress.gate import Gate
 from gvisor_kernel.egress.kinds import read_route
 from gvisor_kernel.egress.own_process import (

@@ -27,7 +27,7 @@ READ_SIZE = 16 * 1024
 
 NO_EGRESS = "403 This kernel has no network"
 REMEDY = "GVISOR_KERNEL_NO_NETWORK"
-"""The kernel's variable with what gives it one, from the host (``egress/doors.py``)."""
+"""The kernel's variable with what gives it one, from the host (``egress/environment.py``)."""
 DETAILS = "docs/egress.md has the details."
 
 

@@ -19,8 +19,8 @@ from traitlets.config import Config
 from gvisor_kernel.bridge import KernelIdentity
 from gvisor_kernel.config.jupyter_config import CONSTRUCTOR, GVisorEgress
 from gvisor_kernel.config.settings import SETTINGS, SandboxSpec
-from gvisor_kernel.egress.kinds import PACKAGES
-from gvisor_kernel.egress.routes import Route, parse_routes
+from gvisor_kernel.egress.kinds import PACKAGES, Route
+from gvisor_kernel.egress.routes import parse_routes
 from gvisor_kernel.errors import KernelspecError, UnknownSetting
 from gvisor_kernel.jupyter.kernelspecs import PROVISIONER, find_kernelspecs
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner

@@ -25,9 +25,9 @@ from gvisor_kernel.changes.control import ControlSocket
 from gvisor_kernel.changes.unkept import find_unkept
 from gvisor_kernel.config.jupyter_config import GVisorEgress, SandboxSettings
 from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.egress.doors import JUPYTER
-from gvisor_kernel.egress.exposure import check_exposure
-from gvisor_kernel.egress.routes import Route, choose_routes, parse_routes
+from gvisor_kernel.egress.environment import JUPYTER
+from gvisor_kernel.egress.kinds import Route
+from gvisor_kernel.egress.routes import check_exposure, choose_routes, parse_routes
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, SettingError, StartStopped
 from gvisor_kernel.kernel.client import CHANNELS, describe_address, new_key
 from gvisor_kernel.kernel.command import choose_program

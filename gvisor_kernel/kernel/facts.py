@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.egress.routes import Route
+from gvisor_kernel.egress.kinds import Route
 from gvisor_kernel.host.locks import ThreadLock
 from gvisor_kernel.host.per_process import PerProcess
 from gvisor_kernel.runtimes.base import MountView

@@ -13,9 +13,8 @@ from typing import Any
 
 from gvisor_kernel.bridge import Address, KernelIdentity
 from gvisor_kernel.config.settings import SandboxSpec, read_spec, write_spec
-from gvisor_kernel.egress.doors import JUPYTER, Door
-from gvisor_kernel.egress.environment import PACKAGES_HOME, egress_environment
-from gvisor_kernel.egress.routes import Route
+from gvisor_kernel.egress.environment import JUPYTER, PACKAGES_HOME, Door, egress_environment
+from gvisor_kernel.egress.kinds import Route
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.spec.layout import ENVIRONMENT
 

@@ -20,7 +20,7 @@ from gvisor_kernel.api.async_sandbox import KEPT_OUTPUTS, AsyncSandbox
 from gvisor_kernel.api.execution import Execution
 from gvisor_kernel.api.manager import LANGUAGES
 from gvisor_kernel.api.shell import ShellResult
-from gvisor_kernel.egress.doors import MCP
+from gvisor_kernel.egress.environment import MCP
 from gvisor_kernel.errors import GvisorKernelError, SandboxError
 from gvisor_kernel.mcp.limits import ServerSettings
 

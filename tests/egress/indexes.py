@@ -19,15 +19,15 @@ from typing import Any
 
 import h11
 
-from gvisor_kernel.egress.name_resolver import NameResolver, make_threads
+from gvisor_kernel.egress.addresses import NameResolver, make_name_threads
 from gvisor_kernel.egress.package_cache import PackageCache
-from gvisor_kernel.egress.package_catalog import Configuration
-from gvisor_kernel.egress.package_index import Index, Indexes, Registries
+from gvisor_kernel.egress.package_index import Configuration, Index, Indexes, Registries
 from gvisor_kernel.egress.package_pages import SIMPLE_JSON
-from gvisor_kernel.egress.package_upstream import Upstream
+from gvisor_kernel.egress.package_upstream import IndexClient
 from gvisor_kernel.egress.packages import Packages
+from gvisor_kernel.egress.refusals import Refusal
 
-THREADS = make_threads()
+THREADS = make_name_threads()
 """Where names are resolved."""
 
 
@@ -214,8 +214,9 @@ async def ask(
     """Send one request of ``kernel`` to the route. ``names``: else it has no other request."""
     answer = Answer()
     raw = path.encode() if isinstance(path, str) else path
-    head = Head(raw, headers or {}, method)
-    await packages.handle(Request(head), answer, kernel, names or NameResolver(THREADS))
+    request: Any = Request(Head(raw, headers or {}, method))
+    writes: Any = answer
+    await packages.handle(request, writes, kernel, names or NameResolver(THREADS))
     return answer
 
 
@@ -242,7 +243,7 @@ async def route(
         Registries(npm or Index("https://registry.invalid/")),
     )
     cache = PackageCache.open(root, **fields)
-    packages = Packages(cache, lambda: configuration, Upstream(THREADS))
+    packages = Packages(cache, lambda: configuration, IndexClient(THREADS))
     try:
         yield packages
     finally:
@@ -254,6 +255,7 @@ class _Writer:
 
     def __init__(self, connection: h11.Connection, writer: asyncio.StreamWriter) -> None:
         self._connection, self._writer = connection, writer
+        self.status = 0
 
     async def _send(self, event: h11.Event) -> None:
         self._writer.write(self._connection.send(event) or b"")
@@ -262,6 +264,7 @@ class _Writer:
     async def start(
         self, status: int, headers: Iterable[tuple[bytes, bytes]], reason: str = ""
     ) -> None:
+        self.status = status
         await self._send(
             h11.Response(status_code=status, headers=list(headers), reason=reason.encode())
         )
@@ -290,8 +293,9 @@ def listening(make: Callable[[], Packages]) -> Iterator[str]:
                 elif isinstance(event, h11.Request):
                     headers = dict(event.headers)
                     head = Head(event.target, headers, event.method.decode())
-                    writes = _Writer(connection, writer)
-                    await packages.handle(Request(head), writes, 1, NameResolver(THREADS))
+                    request: Any = Request(head)
+                    writes: Any = _Writer(connection, writer)
+                    await packages.handle(request, writes, 1, NameResolver(THREADS))
                 elif isinstance(event, h11.EndOfMessage | h11.Data):
                     pass
                 else:
@@ -300,7 +304,7 @@ def listening(make: Callable[[], Packages]) -> Iterator[str]:
                     connection.start_next_cycle()
                 elif connection.our_state in (h11.MUST_CLOSE, h11.CLOSED):
                     return
-        except (OSError, h11.ProtocolError, asyncio.CancelledError):
+        except (OSError, Refusal, h11.ProtocolError, asyncio.CancelledError):
             pass
         finally:
             writer.close()

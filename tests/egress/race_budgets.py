@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gvisor_kernel.egress.budgets import Budgets, DailyBudgets
-from gvisor_kernel.egress.routes import Limits, UrlRoute
+from gvisor_kernel.egress.kinds import Limits, UrlRoute
 from gvisor_kernel.errors import EgressRefused
 
 THREADS = 8

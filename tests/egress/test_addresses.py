@@ -11,8 +11,7 @@ import socket
 import pytest
 
 from gvisor_kernel.egress import addresses
-from gvisor_kernel.egress.addresses import METADATA, judge, resolve
-from gvisor_kernel.egress.name_resolver import NameResolver, make_threads
+from gvisor_kernel.egress.addresses import METADATA, NameResolver, judge, make_name_threads, resolve
 from gvisor_kernel.errors import EgressError, EgressRefused
 
 PUBLIC = "93.184.216.34"
@@ -237,7 +236,7 @@ def test_resolver_that_never_answers_ends_with_an_error(monkeypatch: pytest.Monk
 
 def test_localhost_of_this_machine_is_refused() -> None:
     async def system_resolver(host: str, port: int) -> list[str]:
-        with make_threads() as threads:
+        with make_name_threads() as threads:
             return await NameResolver(threads).resolve(host, port)
 
     with pytest.raises(EgressRefused, match="loopback"):

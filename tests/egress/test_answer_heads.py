@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gvisor_kernel.egress.answer_heads import MAX_BYTES, MAX_INTERIM, MAX_LINES, HeadWatch
+from gvisor_kernel.egress.upstream import MAX_BYTES, MAX_INTERIM, MAX_LINES, HeadWatch
 
 INTERIM = b"HTTP/1.1 103 Early\r\nLink: x\r\n\r\n"
 FINAL = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n"

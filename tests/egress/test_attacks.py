@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.egress.audit import FILE, describe_entry, read_entries
-from gvisor_kernel.egress.counters import Count
+from gvisor_kernel.egress.audit import FILE, Count, describe_entry, read_entries
 from gvisor_kernel.egress.process import EgressWorker
 
 from ..patience import scale_seconds

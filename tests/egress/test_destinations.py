@@ -10,7 +10,8 @@ from gvisor_kernel.egress.destinations import (
     outside_address,
     read_destination,
 )
-from gvisor_kernel.egress.routes import UrlRoute, parse_routes
+from gvisor_kernel.egress.kinds import UrlRoute
+from gvisor_kernel.egress.routes import parse_routes
 from gvisor_kernel.errors import EgressRefused
 
 ROUTES = tuple(

@@ -6,9 +6,15 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from gvisor_kernel.egress.doors import JUPYTER, MCP, PROGRAM, Door
-from gvisor_kernel.egress.environment import egress_environment, no_egress_environment
-from gvisor_kernel.egress.routes import HostsRoute, PackagesRoute, UrlRoute
+from gvisor_kernel.egress.environment import (
+    JUPYTER,
+    MCP,
+    PROGRAM,
+    Door,
+    egress_environment,
+    no_egress_environment,
+)
+from gvisor_kernel.egress.kinds import HostsRoute, PackagesRoute, UrlRoute
 from gvisor_kernel.guest.refusals import find_status, make_answer
 
 BASE = "http://127.0.0.1:3128"

@@ -8,8 +8,8 @@ import pytest
 
 from gvisor_kernel.config.mounts import ExtraMount
 from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.egress.exposure import check_exposure
-from gvisor_kernel.egress.routes import HostsRoute, PackagesRoute, Route, UrlRoute
+from gvisor_kernel.egress.kinds import HostsRoute, PackagesRoute, Route, UrlRoute
+from gvisor_kernel.egress.routes import check_exposure
 from gvisor_kernel.errors import SettingError
 
 OTHERS: list[Route] = [PackagesRoute(), HostsRoute("web", ("a.b:1",)), UrlRoute("x", "https://a.b")]

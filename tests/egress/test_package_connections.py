@@ -9,17 +9,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import httpcore
 import pytest
 
-from gvisor_kernel.egress import package_connections
-from gvisor_kernel.egress.answer_heads import MAX_INTERIM, MAX_LINES
-from gvisor_kernel.egress.package_connections import Backend, Hosts, Unreachable
+from gvisor_kernel.egress import addresses, package_upstream, upstream
+from gvisor_kernel.egress.addresses import NameResolver
 from gvisor_kernel.egress.package_index import Index
 from gvisor_kernel.egress.package_pages import SIMPLE_JSON
+from gvisor_kernel.egress.package_upstream import NAMES as KERNEL_NAMES
+from gvisor_kernel.egress.package_upstream import Hosts
+from gvisor_kernel.egress.refusals import Unreachable, UpstreamFailed
+from gvisor_kernel.egress.upstream import MAX_INTERIM, MAX_LINES, connect
 
 from ..patience import scale_seconds
-from .indexes import JSON, Served, ask, resolve_below, route, serving
+from .indexes import JSON, THREADS, Served, ask, resolve_below, route, serving
 from .test_packages import PAGE, run
 
 NAMES = {
@@ -83,36 +85,40 @@ def test_a_proxy_is_asked_only_for_the_index_and_the_public_network(
 # -- addresses -------------------------------------------------------------------------------------
 
 
-async def _never(host: str, port: int) -> list[str]:
-    await asyncio.Event().wait()
-    return []
+class Never(NameResolver):
+    async def resolve(self, host: str, port: int) -> list[str]:
+        return await asyncio.Event().wait() and []
 
 
-def test_a_name_that_waits_does_not_make_its_host_count_as_down() -> None:
+def test_a_name_that_waits_does_not_make_its_host_count_as_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """It may wait for other names of its kernel. An index's own does not, and counts."""
+    monkeypatch.setattr(package_upstream, "NAME_SECONDS", 0.01)
+    monkeypatch.setattr(addresses, "RESOLVE_SECONDS", 0.01)
 
     async def check() -> None:
-        backend = Backend(Hosts(_never, _never, ("index.example", 443)))
+        KERNEL_NAMES.set(Never(THREADS))
+        hosts = Hosts(Never(THREADS), ("index.example", 443))
+        with pytest.raises(UpstreamFailed) as caught:
+            await hosts.resolve("files.example", 443)
+        assert not isinstance(caught.value, Unreachable)
         with pytest.raises(Unreachable):
-            await backend.connect_tcp("files.example", 443, 0.01)
-        with pytest.raises(httpcore.ConnectTimeout):
-            await backend.connect_tcp("index.example", 443, 0.01)
+            await hosts.resolve("index.example", 443)
 
     run(check)
 
 
 @pytest.mark.parametrize("first", [["127.0.0.2"], ["127.0.0.2", "127.0.0.3", "::1"]])
-def test_the_next_address_of_an_index_is_used_if_one_refuses(first: list[str]) -> None:
+def test_the_next_address_is_used_if_one_refuses(first: list[str]) -> None:
     async def resolve(host: str, port: int) -> list[str]:
         return [*first, "127.0.0.1"]
 
     async def check() -> None:
         with serving() as index:
-            port = int(index.url.rpartition(":")[2])
-            backend = Backend(Hosts(_never, resolve, ("index.example", port)))
-            stream = await backend.connect_tcp("index.example", port, 5.0)
-            assert stream.get_extra_info("server_addr")[0] == "127.0.0.1"
-            await stream.aclose()
+            sock = await connect("index.example", int(index.url.rpartition(":")[2]), resolve)
+            assert sock.getpeername()[0] == "127.0.0.1"
+            sock.close()
 
     run(check)
 
@@ -120,24 +126,25 @@ def test_the_next_address_of_an_index_is_used_if_one_refuses(first: list[str]) -
 def test_an_address_that_does_not_answer_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(package_connections, "NEXT_SECONDS", 0.01)
+    monkeypatch.setattr(upstream, "NEXT_SECONDS", 0.01)
+
+    async def resolve(host: str, port: int) -> list[str]:
+        return ["127.0.0.2", "127.0.0.1"]
 
     async def check() -> None:
-        given_up = asyncio.Event()
-        stream = httpcore.AsyncMockStream([])
-
-        async def connect(address: str) -> httpcore.AsyncNetworkStream:
-            if address == "192.0.2.1":
-                try:
-                    await asyncio.Event().wait()
-                finally:
-                    given_up.set()
-            return stream
-
-        addresses = ["192.0.2.1", "192.0.2.2"]
-        async with asyncio.timeout(scale_seconds(20)):
-            assert await package_connections._connect_first(connect, addresses) is stream
-        assert given_up.is_set()
+        with serving() as index, socket.socket() as silent:
+            port = int(index.url.rpartition(":")[2])
+            silent.bind(("127.0.0.2", port))
+            silent.listen(0)
+            full = [socket.socket() for _ in range(4)]  # nobody accepts: no place is left
+            for each in full:
+                each.setblocking(False)
+                each.connect_ex(("127.0.0.2", port))
+            async with asyncio.timeout(scale_seconds(20)):
+                sock = await connect("index.example", port, resolve)
+            assert sock.getpeername()[0] == "127.0.0.1"
+            for each in (sock, *full):
+                each.close()
 
     run(check)
 

@@ -15,9 +15,15 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.egress.package_cache import PackageCache
-from gvisor_kernel.egress.package_catalog import Configuration
-from gvisor_kernel.egress.package_index import Index, Indexes, Registries, read_npm, read_pip
-from gvisor_kernel.egress.package_upstream import Upstream
+from gvisor_kernel.egress.package_index import (
+    Configuration,
+    Index,
+    Indexes,
+    Registries,
+    read_npm,
+    read_pip,
+)
+from gvisor_kernel.egress.package_upstream import IndexClient
 from gvisor_kernel.egress.packages import Packages
 
 from ..sweeps import needs_all
@@ -30,12 +36,12 @@ HOST = dict(os.environ)
 def packages_of(root: Path, index: Index) -> Packages:
     indexes = Indexes((index,))
     configuration = Configuration(indexes, indexes, Registries(index))
-    return Packages(PackageCache.open(root), lambda: configuration, Upstream(THREADS))
+    return Packages(PackageCache.open(root), lambda: configuration, IndexClient(THREADS))
 
 
 def packages_of_host(root: Path, environment: dict[str, str]) -> Packages:
     return Packages(
-        PackageCache.open(root), lambda: Configuration.read(environment), Upstream(THREADS)
+        PackageCache.open(root), lambda: Configuration.read(environment), IndexClient(THREADS)
     )
 
 

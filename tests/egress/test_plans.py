@@ -15,7 +15,7 @@ from traitlets.config import Config
 
 from gvisor_kernel.bridge import Address, KernelIdentity
 from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.egress.routes import HostsRoute, PackagesRoute, UrlRoute
+from gvisor_kernel.egress.kinds import HostsRoute, PackagesRoute, UrlRoute
 from gvisor_kernel.errors import SettingError, UnknownSetting
 from gvisor_kernel.jupyter.plan_factory import make_plan
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner

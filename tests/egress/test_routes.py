@@ -9,19 +9,18 @@ import pytest
 from traitlets.config import Config
 
 from gvisor_kernel.config.jupyter_config import GVisorEgress
-from gvisor_kernel.egress.routes import (
+from gvisor_kernel.egress.kinds import (
     METHODS,
     HostsRoute,
     Limits,
     PackagesRoute,
     Route,
     UrlRoute,
-    choose_routes,
     kind_of,
-    parse_routes,
     read_route,
     write_route,
 )
+from gvisor_kernel.egress.routes import choose_routes, parse_routes
 from gvisor_kernel.errors import SettingError, UnknownSetting
 
 URL = "https://api.example.org/v1"

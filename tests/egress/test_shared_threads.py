@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.egress import name_resolver, services
+from gvisor_kernel.egress import addresses, services
+from gvisor_kernel.egress.addresses import NAMES_AT_ONCE, NameResolver, make_name_threads
 from gvisor_kernel.egress.budgets import DailyBudgets
-from gvisor_kernel.egress.name_resolver import NAMES_AT_ONCE, NameResolver, make_threads
-from gvisor_kernel.egress.routes import Limits, UrlRoute
-from gvisor_kernel.egress.services import SecretReader, Services, Shared, Turns
+from gvisor_kernel.egress.kinds import Limits, UrlRoute
+from gvisor_kernel.egress.services import SecretReader, Services, Shared
 from gvisor_kernel.errors import SecretError
 
 from ..patience import scale_seconds
@@ -42,7 +42,7 @@ def test_a_kernels_slow_names_leave_threads_for_others(
         return ["192.0.2.1"]
 
     async def check() -> None:
-        with make_threads() as threads:
+        with make_name_threads() as threads:
             hostile, other = NameResolver(threads), NameResolver(threads)
             waiting = [asyncio.create_task(hostile.resolve(f"slow{i}", 80)) for i in range(100)]
             for _ in range(NAMES_AT_ONCE):
@@ -57,7 +57,7 @@ def test_a_kernels_slow_names_leave_threads_for_others(
             go.set()
             assert await last == ["192.0.2.1"]
 
-    monkeypatch.setattr(name_resolver, "_find_addresses", find)
+    monkeypatch.setattr(addresses, "_find_addresses", find)
     asyncio.run(check())
 
 
@@ -105,44 +105,6 @@ def test_a_secret_that_could_not_be_read_is_tried_again(tmp_path: Path) -> None:
         path.touch(0o600)
         path.write_text("value\n")
         assert await reader.read(f"file:{path}", {}) == "value"
-
-    asyncio.run(check())
-
-
-def test_a_turn_goes_to_a_request_whose_client_still_waits(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(services, "TURN_SECONDS", 3600.0)
-
-    async def check() -> None:
-        turns = Turns()
-        full = True
-        first, second = (asyncio.create_task(turns.wait("api", lambda: full)) for _ in range(2))
-        await asyncio.wait([first, second], timeout=0)
-        first.cancel()
-        full = False
-        turns.end("api")
-        async with asyncio.timeout(scale_seconds(10)):
-            await second
-
-    asyncio.run(check())
-
-
-def test_a_turn_that_comes_as_its_client_goes_is_the_next_ones(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(services, "TURN_SECONDS", 3600.0)
-
-    async def check() -> None:
-        turns = Turns()
-        full = True
-        first, second = (asyncio.create_task(turns.wait("api", lambda: full)) for _ in range(2))
-        await asyncio.wait([first, second], timeout=0)
-        full = False
-        turns.end("api")
-        first.cancel()
-        async with asyncio.timeout(scale_seconds(10)):
-            await second
 
     asyncio.run(check())
 
