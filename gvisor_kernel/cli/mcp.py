@@ -20,8 +20,8 @@ from gvisor_kernel.config.validators import parse_value
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.folders import open_real
 from gvisor_kernel.host.open_files import raise_limit
-from gvisor_kernel.mcp.greeting import Greeting, claimed_streams
-from gvisor_kernel.mcp.limits import Limits, OutputsFolder, ServerSettings
+from gvisor_kernel.mcp.settings import Limits, OutputsFolder, ServerSettings
+from gvisor_kernel.mcp.stdio import Greeting, claimed_streams
 
 TOKEN_VARIABLE = "GVISOR_KERNEL_MCP_TOKEN"  # noqa: S105 - the name of a variable
 MIN_TOKEN = 32
@@ -48,8 +48,8 @@ def run_mcp(arguments: argparse.Namespace) -> int:
     if arguments.http is None:
         if arguments.hosts:
             raise GvisorKernelError("--host needs --http.", "add --http 127.0.0.1:8765.")
-        with ended_by_signals(), claimed_streams() as wires:
-            greeting = Greeting(*wires, settings)  # before what takes long to import
+        with ended_by_signals(), claimed_streams() as wire:
+            greeting = Greeting(wire, settings)  # before what takes long to import
             settings = replace(settings, routes=check_sandbox(settings.sandbox))
             from gvisor_kernel.mcp import service
 
