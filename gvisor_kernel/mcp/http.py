@@ -51,7 +51,7 @@ SMALL = 512 * 1024
 """Bytes of a body that is never too much beside others, so that a flood of large ones does not stop
 the calls of others. All connections together have at most 320 MiB of them."""
 MAX_SESSIONS = 1024
-"""Sessions of the protocol. One takes some 40 KiB (measured), and ends when nothing has used it for long."""
+"""Sessions of the protocol: each takes some 40 KiB, and ends when nothing has used it for long."""
 MAX_CONNECTIONS = 640
 """Open connections. A process often may have 1024 open files, and a sandbox has some 40."""
 HEAD_SECONDS = 10.0
