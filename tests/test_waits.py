@@ -225,7 +225,6 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("mcp/http.py", "stop.wait()"): SIGNAL,
     ("mcp/service.py", "while True"): "until it is cancelled",
     ("mcp/stdio.py", "os.read(self._reading, size)"): READY,
-    ("mcp/stdio.py", "poller.poll()"): CLIENT,
     ("mcp/stdio.py", "self._thread.join()"): CLIENT,
     ("mcp/tools.py", "await self._sender"): CANCELLED,
     ("mcp/tools.py", "self._changed.wait()"): "until the run has ended",

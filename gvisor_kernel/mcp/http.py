@@ -188,13 +188,13 @@ def make_app(
     server: Server[Any], clients: Clients, token: str, hosts: tuple[str, ...]
 ) -> Starlette:
     """Return the application that answers the requests of HTTP."""
+    names = list({*hosts, *map(str.lower, hosts)})  # clients write them in lower case
     manager = StreamableHTTPSessionManager(
         server,
         security_settings=TransportSecuritySettings(
-            allowed_hosts=list(hosts),
-            allowed_origins=[
-                f"{scheme}://{host}" for host in hosts for scheme in ("http", "https")
-            ],
+            allowed_hosts=names,
+            allowed_origins=[f"http://{name}" for name in names]
+            + [f"https://{name}" for name in names],
         ),
         session_idle_timeout=clients.settings.limits.idle_seconds,
         max_request_body_size=MAX_BODY,

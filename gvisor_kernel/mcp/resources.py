@@ -200,12 +200,11 @@ async def read_resource(sessions: Sessions, uri: str) -> Contents:
     session = sessions.get(match[1])
     if match[3] is not None:
         return await read_output_file(session, uri, unquote(match[3]), sessions)
-    find = read_transcript if match[2] == "transcript" else read_log
-    text = await asyncio.to_thread(find, session.sandbox.id)
     if match[2] == "transcript":
-        text, mime = text.replace("\x7f", "\\u007f"), "application/jsonl"  # it stays JSON
+        lines = await asyncio.to_thread(read_transcript, session.sandbox.id)
+        text, mime = lines.replace("\x7f", "\\u007f"), "application/jsonl"  # it stays JSON
     else:
-        mime = "text/plain"
+        text, mime = await asyncio.to_thread(read_log, session.sandbox.id), "text/plain"
     return TextResourceContents(uri=uri, mime_type=mime, text=show(text))
 
 

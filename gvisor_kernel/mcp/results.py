@@ -12,6 +12,7 @@ import json
 import re
 import secrets
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Literal, NotRequired
 
 from mcp_types import CallToolResult, ContentBlock, ImageContent, TextContent
@@ -28,6 +29,11 @@ from gvisor_kernel.mcp.settings import Limits
 from gvisor_kernel.shown_text import printable, printable_name
 
 PICTURES = ("image/png", "image/jpeg", "image/gif", "image/webp")
+BEGINS = re.compile(
+    rb"(?P<png>\x89PNG\r\n\x1a\n)|(?P<jpeg>\xff\xd8\xff)|(?P<gif>GIF8[79]a)"
+    rb"|(?P<webp>RIFF....WEBP)",
+    re.DOTALL,
+)
 PLACEHOLDER = re.compile(
     r"<[\w.]+(?: object)?(?: at 0x[0-9a-fA-F]+)?>|[\w.]+\(\.\.\.\)|<Figure size [^<>]*>"
 )
@@ -118,25 +124,6 @@ def measure(value: Any) -> int:
     return len(value.encode("utf-8", "surrogatepass"))
 
 
-def find_type(value: object) -> str | None:
-    """Return which picture this is in base64, by its first bytes; None if it is none."""
-    if not isinstance(value, str):
-        return None
-    try:
-        head = base64.b64decode("".join(value[:100].split())[:16], validate=True)
-    except (binascii.Error, ValueError):
-        return None
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png"
-    if head.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg"
-    if head[:6] in (b"GIF87a", b"GIF89a"):
-        return "image/gif"
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return "image/webp"
-    return None
-
-
 def find_pictures(
     results: Iterable[Result], limits: Limits, omitted: Iterable[Omitted], cut: list[str]
 ) -> list[ImageContent]:
@@ -159,14 +146,13 @@ def find_pictures(
 
 def find_picture(data: Mapping[str, Any]) -> tuple[str, bytes] | None:
     """Return the first picture of a value, with its type."""
-    for mime in PICTURES:
-        value = data.get(mime)
-        kind = find_type(value)
-        if kind is not None and isinstance(value, str):
-            try:
-                return kind, base64.b64decode("".join(value.split()), validate=True)
-            except (binascii.Error, ValueError):
-                continue
+    for value in map(data.get, PICTURES):
+        if isinstance(value, str):
+            with suppress(binascii.Error, ValueError):
+                picture = base64.b64decode("".join(value.split()), validate=True)
+                begin = BEGINS.match(picture)
+                if begin is not None:
+                    return f"image/{begin.lastgroup}", picture
     return None
 
 

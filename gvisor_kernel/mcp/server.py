@@ -185,7 +185,4 @@ async def serve_stdio(clients: Clients, greeting: Greeting) -> None:
     server = make_server(clients)
     reading, writing = map(anyio.wrap_file, greeting.open_files())
     async with stdio_server(reading, writing) as (messages, answers):
-        try:
-            await server.run(messages, answers, server.create_initialization_options())
-        finally:
-            greeting.wire.stop()  # a client that has left may never read what is written still
+        await server.run(messages, answers, server.create_initialization_options())

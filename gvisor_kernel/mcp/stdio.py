@@ -23,6 +23,7 @@ from gvisor_kernel.mcp.settings import INSTRUCTIONS, ServerSettings, Wording
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 NAME, TITLE = "gvisor-kernel", "gVisor sandboxes"
+LEFT_MILLISECONDS = 1000
 VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
 MAX_FIRST = 64 * 1024
 """Bytes of a first message that is answered here."""
@@ -44,24 +45,33 @@ class Wire:
     def __init__(self, reading: int, writing: int) -> None:
         self._reading, self._writing = reading, writing
         self._stop = os.eventfd(0)
+        self._has_ended = False
 
     def stop(self) -> None:
         """End what waits for the client."""
         os.eventfd_write(self._stop, 1)
 
     def _wait(self, fd: int, event: int) -> bool:
-        """Wait until a descriptor is ready; False after ``stop``."""
+        """Wait until a descriptor is ready; False after ``stop``.
+
+        A client that has closed stdin, and does not read either, has left.
+        """
         poller = select.poll()
         poller.register(fd, event)
         poller.register(self._stop, select.POLLIN)
-        return self._stop not in dict(poller.poll())
+        while not (ready := poller.poll(LEFT_MILLISECONDS)):
+            if self._has_ended:
+                self.stop()
+        return self._stop not in dict(ready)
 
     def read(self, size: int) -> bytes:
         """Return what has come, at most ``size`` bytes; b"" at the end."""
-        try:
-            return os.read(self._reading, size) if self._wait(self._reading, select.POLLIN) else b""
-        except OSError:
-            return b""
+        data = b""
+        if self._wait(self._reading, select.POLLIN):
+            with suppress(OSError):
+                data = os.read(self._reading, size)
+        self._has_ended = not data
+        return data
 
     def write(self, data: bytes | memoryview) -> int:
         """Write a part of ``data``, and return its length. What nobody reads is dropped."""

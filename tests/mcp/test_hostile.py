@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -11,6 +12,8 @@ import select
 import signal
 import socket
 import subprocess
+import sys
+import termios
 import threading
 from collections.abc import Collection
 from contextlib import ExitStack
@@ -173,6 +176,23 @@ def test_a_signal_ends_the_server_and_its_sandboxes(number: int) -> None:
         answers.until(0)
         process.send_signal(number)
         assert process.wait(scale_seconds(30)) == 0
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("leaves", ["by closing stdin", "by a signal"])
+def test_a_client_that_reads_nothing_keeps_no_server(leaves: str) -> None:
+    """The server waits in a write to a pipe that is full."""
+    with raw_server() as process:
+        assert process.stdout is not None
+        request = {"jsonrpc": "2.0", "method": "tools/list"}
+        send(process, INITIALIZE, READY, *({**request, "id": number} for number in range(1, 40)))
+        waiting = b""
+        while int.from_bytes(waiting, sys.byteorder) < 60_000:
+            waiting = fcntl.ioctl(process.stdout, termios.FIONREAD, bytes(4))
+            select.select([], [], [], 0.01)
+        if leaves == "by a signal":
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(scale_seconds(30)) == 0
 
 
 def test_nothing_but_messages_is_on_stdout() -> None:
