@@ -226,8 +226,9 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("mcp/service.py", "while True"): "until it is cancelled",
     ("mcp/stdio.py", "os.read(self._reading, size)"): READY,
     ("mcp/stdio.py", "self._thread.join()"): CLIENT,
-    ("mcp/tools.py", "await self._sender"): CANCELLED,
-    ("mcp/tools.py", "self._changed.wait()"): "until the run has ended",
+    ("mcp/tools.py", "await sender"): CANCELLED,
+    ("mcp/tools.py", "changed.wait()"): "until the run has ended",
+    ("mcp/tools.py", "while True"): "until the run has ended",
     (
         "mcp/sessions.py",
         "asyncio.shield(asyncio.ensure_future(self._sandboxes.give_back(session)))",

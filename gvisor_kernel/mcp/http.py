@@ -55,14 +55,15 @@ MAX_SESSIONS = 1024
 MAX_CONNECTIONS = 640
 """Open connections. A process often may have 1024 open files, and a sandbox has some 40."""
 HEAD_SECONDS = 10.0
-"""From the begin of a connection, or the last answer, to the end of a head."""
+"""From the beginning of a connection, or the last answer, to the end of a head."""
 BODY_SECONDS = 30.0
-"""Without a byte of a body that is not complete."""
+"""Without a byte of a body that is not complete. Slow networks pause for some seconds."""
 LATE_SECONDS = 1.0
 """How often slow connections are looked for."""
 KEEP_SECONDS = 5
 """How long a connection waits for a further request."""
 END_SECONDS = 3
+"""How long requests may take to end when the server ends; clients wait no longer for its end."""
 
 
 class OneToken:
@@ -152,7 +153,7 @@ class Connection(H11Protocol):
 
     @property
     def is_known(self) -> bool:
-        """Whether its last request had the token."""
+        """Return whether its last request had the token."""
         return self.cycle is not None and isinstance(self.scope.get("user"), AuthenticatedUser)
 
     def data_received(self, data: bytes) -> None:

@@ -52,9 +52,9 @@ class Session:
     calls: int = 0
     used: float = field(default_factory=time.monotonic)
     is_new: bool = True
-    """Whether no call has used it yet."""
+    """No call has used it yet."""
     is_named: bool = False
-    """Whether each call has to name it, as its client has no default session."""
+    """Each call has to name it, as its client has no default session."""
     _work: set[asyncio.Task[Any]] = field(default_factory=set)
 
     @property
@@ -93,7 +93,7 @@ class Session:
         try:
             return await self.do(work)
         except SandboxError as error:
-            if not self.sandbox.alive:
+            if error.hint and not self.sandbox.alive:
                 error.hint = self._restarting
             raise
 

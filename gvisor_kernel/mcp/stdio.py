@@ -24,9 +24,10 @@ from gvisor_kernel.strict_json import JsonError, parse_json
 
 NAME, TITLE = "gvisor-kernel", "gVisor sandboxes"
 LEFT_MILLISECONDS = 1000
+"""A client that has closed stdin, and reads nothing for so long, has left."""
 VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
 MAX_FIRST = 64 * 1024
-"""Bytes of a first message that is answered here."""
+"""Bytes of a first message that is answered here: a plain one has some 300."""
 CAPABILITIES = {
     "completions": {},
     "prompts": {"listChanged": False},
@@ -52,14 +53,12 @@ class Wire:
         os.eventfd_write(self._stop, 1)
 
     def _wait(self, fd: int, event: int) -> bool:
-        """Wait until a descriptor is ready; False after ``stop``.
-
-        A client that has closed stdin, and does not read either, has left.
-        """
+        """Wait until a descriptor is ready; False after ``stop``."""
         poller = select.poll()
         poller.register(fd, event)
         poller.register(self._stop, select.POLLIN)
-        while not (ready := poller.poll(LEFT_MILLISECONDS)):
+        timeout = LEFT_MILLISECONDS if event == select.POLLOUT else None
+        while not (ready := poller.poll(timeout)):
             if self._has_ended:
                 self.stop()
         return self._stop not in dict(ready)

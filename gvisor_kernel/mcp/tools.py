@@ -7,12 +7,10 @@ arguments. It returns a result, or raises a GvisorKernelError whose hint says wh
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Annotated, Any, Literal, NotRequired, Self
+from typing import Annotated, Any, Literal, NotRequired
 
 from mcp.server.mcpserver.tools import Tool
 from mcp_types import CallToolResult, ToolAnnotations
@@ -37,56 +35,38 @@ from gvisor_kernel.mcp.sessions import NAME, Session, Sessions
 from gvisor_kernel.mcp.settings import Limits, ServerSettings, Wording
 
 PAUSE_SECONDS = 0.25
+"""Between two notifications: a client shows each."""
 MAX_LINE = 200
 """Characters of the last line, in one notification."""
 
 Report = Callable[[float, float | None, str | None], Awaitable[None]]
 
 
-class Progress:
-    """Reports the number of characters that were printed, and the last line.
+@asynccontextmanager
+async def reporting(report: Report) -> AsyncIterator[Callable[[str], None]]:
+    """Give a listener for what is printed; report how many characters came, and the last line."""
+    count, line, changed = 0, "", asyncio.Event()
 
-    ``async with`` it around the run, whose listeners ``note`` is.
-    """
+    def note(text: str) -> None:
+        nonlocal count, line
+        count += len(text)
+        line = text[-4 * MAX_LINE :].rstrip("\n").rsplit("\n", 1)[-1]
+        changed.set()
 
-    def __init__(self, report: Report) -> None:
-        self._report = report
-        self._count = 0
-        self._line = ""
-        self._changed = asyncio.Event()
-        self._sender: asyncio.Task[None] | None = None
-
-    def note(self, text: str) -> None:
-        """Note text that was printed."""
-        self._count += len(text)
-        lines = text[-4 * MAX_LINE :].rstrip("\n").rsplit("\n", 1)
-        self._line = lines[-1]
-        self._changed.set()
-
-    async def _send(self) -> None:
-        last = 0.0
+    async def send() -> None:
         while True:
-            await self._changed.wait()
-            await asyncio.sleep(max(0.0, last + PAUSE_SECONDS - time.monotonic()))
-            last = time.monotonic()
-            self._changed.clear()
-            line = clean(make_plain(self._line)[:MAX_LINE])
-            await self._report(float(self._count), None, line)
+            await changed.wait()
+            changed.clear()
+            await report(float(count), None, clean(make_plain(line)[:MAX_LINE]))
+            await asyncio.sleep(PAUSE_SECONDS)
 
-    async def __aenter__(self) -> Self:
-        self._sender = asyncio.ensure_future(self._send())
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        assert self._sender is not None
-        self._sender.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await self._sender
+    sender = asyncio.ensure_future(send())
+    try:
+        yield note
+    finally:
+        sender.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await sender
 
 
 @dataclass(frozen=True)
@@ -153,8 +133,9 @@ def describe_tool(tool: Tool, wording: Wording) -> ToolDescription:
 
 
 MAX_CODE = 1_000_000
+"""Characters of a program: a larger one is a file."""
 MAX_READ = 100_000
-"""Characters of one answer."""
+"""Characters of one answer: more than most models read at once."""
 BYTES_PER_CHARACTER = 4
 
 Language = Literal["python", "bash", "typescript", "java"]
@@ -213,13 +194,13 @@ async def sandbox_run_code(
     seconds = choose_timeout(call, timeout)
     found = await find_session(call, session, language)
     limits = call.sessions.limits
-    async with Progress(call.report) as progress:
+    async with reporting(call.report) as note:
         execution = await found.use(
             found.sandbox.run(
                 code,
                 timeout=seconds,
-                on_stdout=progress.note,
-                on_stderr=progress.note,
+                on_stdout=note,
+                on_stderr=note,
                 max_output=limits.shown * BYTES_PER_CHARACTER,
                 max_rich=limits.images * limits.image_bytes * 2,
             )
@@ -241,9 +222,9 @@ async def sandbox_shell(
     found = await find_session(call, session, None)
     limits = call.sessions.limits
     shown = limits.shown * BYTES_PER_CHARACTER
-    async with Progress(call.report) as progress:
+    async with reporting(call.report) as note:
         answer = await found.use(
-            found.sandbox.shell(command, timeout=seconds, max_output=shown, on_output=progress.note)
+            found.sandbox.shell(command, timeout=seconds, max_output=shown, on_output=note)
         )
     return finish(found, answer, limits)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import re
@@ -13,6 +14,7 @@ import pytest
 from gvisor_kernel.api.async_sandbox import AsyncSandbox
 from gvisor_kernel.api.execution import Execution, ExecutionError, Logs, Missing, Omitted, Result
 from gvisor_kernel.api.files import Entry
+from gvisor_kernel.api.runner import make_end_error
 from gvisor_kernel.api.shell import ShellResult
 from gvisor_kernel.bridge.deaths import describe_excess
 from gvisor_kernel.errors import SandboxError
@@ -246,6 +248,16 @@ def test_arguments_that_are_unknown_or_missing_are_named() -> None:
 def test_null_is_no_argument() -> None:
     given = {"code": "1", "timeout": None, "session": None}
     assert read_arguments(sandbox_run_code, given) == {**given, "language": None}
+
+
+def test_what_fails_as_the_kernel_has_ended_says_what_to_do() -> None:
+    async def run() -> None:
+        raise make_end_error("It was ended.")
+
+    with pytest.raises(SandboxError) as caught:
+        asyncio.run(Session("s", AsyncSandbox(), None).use(run()))
+    assert "It was ended." in caught.value.fact
+    assert 'sandbox_restart_session with session="s"' in caught.value.hint
 
 
 @pytest.mark.parametrize("ended_by", ["kill", "death"])
