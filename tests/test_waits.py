@@ -225,7 +225,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("mcp/http.py", "stop.wait()"): SIGNAL,
     ("mcp/service.py", "while True"): "until it is cancelled",
     ("mcp/stdio.py", "os.read(self._reading, size)"): READY,
-    ("mcp/stdio.py", "self._thread.join()"): CLIENT,
+    ("mcp/stdio.py", "self._greeting.join()"): CLIENT,
     ("mcp/tools.py", "await sender"): CANCELLED,
     ("mcp/tools.py", "changed.wait()"): "until the run has ended",
     ("mcp/tools.py", "while True"): "until the run has ended",

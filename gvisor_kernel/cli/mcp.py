@@ -21,7 +21,7 @@ from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.folders import open_real
 from gvisor_kernel.host.open_files import raise_limit
 from gvisor_kernel.mcp.settings import Limits, OutputsFolder, ServerSettings
-from gvisor_kernel.mcp.stdio import Greeting, claimed_streams
+from gvisor_kernel.mcp.stdio import claimed_streams
 
 TOKEN_VARIABLE = "GVISOR_KERNEL_MCP_TOKEN"  # noqa: S105 - the name of a variable
 MIN_TOKEN = 32
@@ -49,11 +49,11 @@ def run_mcp(arguments: argparse.Namespace) -> int:
         if arguments.hosts:
             raise GvisorKernelError("--host needs --http.", "add --http 127.0.0.1:8765.")
         with ended_by_signals(), claimed_streams() as wire:
-            greeting = Greeting(wire, settings)  # before what takes long to import
+            wire.greet(settings)  # before what takes long to import
             settings = replace(settings, routes=check_sandbox(settings.sandbox))
             from gvisor_kernel.mcp import service
 
-            asyncio.run(service.serve_stdio(settings, greeting))
+            asyncio.run(service.serve_stdio(settings, wire))
         return 0
     settings = replace(settings, routes=check_sandbox(settings.sandbox))
     from gvisor_kernel.mcp import service

@@ -42,7 +42,7 @@ from gvisor_kernel.mcp.file_tools import FILE_TOOLS, sandbox_upload_file
 from gvisor_kernel.mcp.results import make_failure, make_plain
 from gvisor_kernel.mcp.service import STATELESS, STDIO, Client, Clients
 from gvisor_kernel.mcp.settings import INSTRUCTIONS, Wording
-from gvisor_kernel.mcp.stdio import NAME, TITLE, Greeting
+from gvisor_kernel.mcp.stdio import NAME, TITLE, Wire
 from gvisor_kernel.mcp.tools import CODE_TOOLS, Call, describe_tool
 
 log = logging.getLogger(__name__)
@@ -180,9 +180,9 @@ def read_arguments(tool: Tool, given: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-async def serve_stdio(clients: Clients, greeting: Greeting) -> None:
-    """Serve the client of ``greeting`` until it leaves, or its wire is stopped."""
+async def serve_stdio(clients: Clients, wire: Wire) -> None:
+    """Serve the client at the other end of ``wire`` until it leaves, or the wire is stopped."""
     server = make_server(clients)
-    reading, writing = map(anyio.wrap_file, greeting.open_files())
+    reading, writing = map(anyio.wrap_file, wire.open_texts())
     async with stdio_server(reading, writing) as (messages, answers):
         await server.run(messages, answers, server.create_initialization_options())

@@ -24,7 +24,7 @@ from types import ModuleType
 from gvisor_kernel.errors import GvisorKernelError, SandboxError
 from gvisor_kernel.mcp.sessions import Sandboxes, Sessions
 from gvisor_kernel.mcp.settings import ServerSettings
-from gvisor_kernel.mcp.stdio import Greeting
+from gvisor_kernel.mcp.stdio import Wire
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SWEEP_SECONDS = 15.0
@@ -180,15 +180,15 @@ def caught_signals(end: Callable[[], None]) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-async def serve_stdio(settings: ServerSettings, greeting: Greeting) -> None:
-    """Serve the client of ``greeting`` until it leaves, or a signal comes.
+async def serve_stdio(settings: ServerSettings, wire: Wire) -> None:
+    """Serve the client at the other end of ``wire`` until it leaves, or a signal comes.
 
     :raises GvisorKernelError: the SDK is not installed
     """
-    with caught_signals(greeting.wire.stop):
+    with caught_signals(wire.stop):
         async with open_clients(settings) as clients:
             server = await load("server")
-            await server.serve_stdio(clients, greeting)
+            await server.serve_stdio(clients, wire)
 
 
 async def serve_http(

@@ -36,7 +36,7 @@ CAPABILITIES = {
 }
 
 
-class Wire:
+class Wire(io.RawIOBase):
     """The client's end of stdin and stdout.
 
     After ``stop``, reading ends and what is written is dropped: the SDK reads and writes in threads
@@ -47,6 +47,27 @@ class Wire:
         self._reading, self._writing = reading, writing
         self._stop = os.eventfd(0)
         self._has_ended = False
+        self._first = b""
+        """What was read before the SDK was there."""
+        self._drops = False
+        """The next line that is written is dropped."""
+        self._greeting: threading.Thread | None = None
+
+    def readable(self) -> bool:
+        """Return True: this is stdin."""
+        return True
+
+    def writable(self) -> bool:
+        """Return True: this is stdout, too."""
+        return True
+
+    def open_texts(self) -> tuple[io.TextIOWrapper, io.TextIOWrapper]:
+        """Return stdin and stdout for the SDK."""
+        reading, writing = io.BufferedReader(self), io.BufferedWriter(self)
+        return (
+            io.TextIOWrapper(reading, encoding="utf-8", errors="replace"),
+            io.TextIOWrapper(writing, encoding="utf-8", errors="replace"),
+        )
 
     def stop(self) -> None:
         """End what waits for the client."""
@@ -63,8 +84,7 @@ class Wire:
                 self.stop()
         return self._stop not in dict(ready)
 
-    def read(self, size: int) -> bytes:
-        """Return what has come, at most ``size`` bytes; b"" at the end."""
+    def _receive(self, size: int) -> bytes:
         data = b""
         if self._wait(self._reading, select.POLLIN):
             with suppress(OSError):
@@ -72,8 +92,8 @@ class Wire:
         self._has_ended = not data
         return data
 
-    def write(self, data: bytes | memoryview) -> int:
-        """Write a part of ``data``, and return its length. What nobody reads is dropped."""
+    def _send(self, data: bytes) -> int:
+        """Send a part of ``data``, and return its length. What nobody reads is dropped."""
         try:
             if self._wait(self._writing, select.POLLOUT):
                 # This does not block: a pipe that is ready has room for PIPE_BUF.
@@ -81,6 +101,47 @@ class Wire:
         except OSError:
             pass  # the client has left; its end of stdin tells the rest
         return len(data)
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what the client sends, from its first line on."""
+        if self._greeting is not None:
+            self._greeting.join()
+            self._greeting = None
+        data = self._first[: len(buffer)] or self._receive(len(buffer))
+        self._first = self._first[len(data) :]
+        buffer[: len(data)] = data
+        return len(data)
+
+    def write(self, data: Any) -> int:
+        """Write what the SDK answers, but for its answer to a line that was answered here.
+
+        The SDK answers that line before it reads the next one, so its answer is the first line.
+        """
+        if not self._drops:
+            return self._send(bytes(data))
+        line, end, _ = bytes(data).partition(b"\n")
+        self._drops = not end
+        return len(line + end)
+
+    def greet(self, settings: ServerSettings) -> None:
+        """Begin to read the first line in a thread, and to answer it if that is possible."""
+        self._greeting = threading.Thread(target=self._greet, args=(settings,), daemon=True)
+        self._greeting.start()
+
+    def _greet(self, settings: ServerSettings) -> None:
+        while b"\n" not in self._first and len(self._first) < MAX_FIRST:
+            data = self._receive(MAX_FIRST)
+            if not data:
+                return
+            self._first += data
+        line, end, _ = self._first.partition(b"\n")
+        request = find_request(line) if end else None
+        with suppress(ImportError):
+            if request is not None and importlib.util.find_spec("mcp") is not None:
+                answer = make_answer(request, settings)
+                self._drops = True
+                while answer:
+                    answer = answer[self._send(answer) :]
 
 
 @contextmanager
@@ -101,106 +162,15 @@ def claimed_streams() -> Iterator[Wire]:
         # The duplicates stay open: a thread may still use them.
 
 
-class Greeting:
-    """Reads the first line of a wire in a thread, and answers it if it can."""
-
-    def __init__(self, wire: Wire, settings: ServerSettings) -> None:
-        self.wire = wire
-        self._settings = settings
-        self._read = b""
-        self._is_answered = False
-        self._thread = threading.Thread(target=self._greet, daemon=True)
-        self._thread.start()
-
-    def take(self) -> bytes:
-        """Return what was read, which the SDK gets as well. Blocks until there is a line, or the
-        end."""
-        self._thread.join()
-        return self._read
-
-    def take_answer(self) -> bool:
-        """Return whether the answer to the first line was sent here; True once."""
-        is_answered, self._is_answered = self._is_answered, False
-        return is_answered
-
-    def open_files(self) -> tuple[io.TextIOWrapper, io.TextIOWrapper]:
-        """Return stdin and stdout for the SDK."""
-        reading = io.BufferedReader(_Reading(self))
-        writing = io.BufferedWriter(_Writing(self))
-        return (
-            io.TextIOWrapper(reading, encoding="utf-8", errors="replace"),
-            io.TextIOWrapper(writing, encoding="utf-8", errors="replace"),
-        )
-
-    def _greet(self) -> None:
-        while b"\n" not in self._read and len(self._read) < MAX_FIRST:
-            data = self.wire.read(MAX_FIRST)
-            if not data:
-                return
-            self._read += data
-        line, end, _ = self._read.partition(b"\n")
-        request = find_request(line) if end else None
-        with suppress(ImportError):
-            if request is not None and importlib.util.find_spec("mcp") is not None:
-                self._answer(request)
-
-    def _answer(self, request: dict[str, Any]) -> None:
-        answer = memoryview(self._make_answer(request))
-        self._is_answered = True
-        while answer:
-            answer = answer[self.wire.write(answer) :]
-
-    def _make_answer(self, request: dict[str, Any]) -> bytes:
-        result = {
-            "protocolVersion": request["params"]["protocolVersion"],
-            "capabilities": CAPABILITIES,
-            "serverInfo": {"name": NAME, "title": TITLE, "version": __version__},
-            "instructions": Wording(self._settings).fill(INSTRUCTIONS),
-        }
-        answer = {"jsonrpc": "2.0", "id": request["id"], "result": result}
-        return json.dumps(answer).encode() + b"\n"
-
-
-class _Reading(io.RawIOBase):
-    """What the client sends, from the first line on."""
-
-    def __init__(self, greeting: Greeting) -> None:
-        self._greeting = greeting
-        self._first: bytes | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if self._first is None:
-            self._first = self._greeting.take()
-        data = self._first[: len(buffer)]
-        self._first = self._first[len(data) :]
-        data = data or self._greeting.wire.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-
-class _Writing(io.RawIOBase):
-    """What the SDK sends, but for its answer to a first line that was answered.
-
-    The SDK answers that line before it reads the next one, so its answer is the first line here.
-    """
-
-    def __init__(self, greeting: Greeting) -> None:
-        self._greeting = greeting
-        self._drops = False
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self._drops = self._drops or self._greeting.take_answer()
-        if self._drops:
-            line, end, _ = bytes(data).partition(b"\n")
-            self._drops = not end
-            return len(line + end)
-        return self._greeting.wire.write(data)
+def make_answer(request: dict[str, Any], settings: ServerSettings) -> bytes:
+    """Return the answer to ``initialize``, as the SDK gives it."""
+    result = {
+        "protocolVersion": request["params"]["protocolVersion"],
+        "capabilities": CAPABILITIES,
+        "serverInfo": {"name": NAME, "title": TITLE, "version": __version__},
+        "instructions": Wording(settings).fill(INSTRUCTIONS),
+    }
+    return json.dumps({"jsonrpc": "2.0", "id": request["id"], "result": result}).encode() + b"\n"
 
 
 def find_request(line: bytes) -> dict[str, Any] | None:
