@@ -98,7 +98,7 @@ ALLOWED = {
     "mcp/resources.py:read_tail": STATE + "; only read, and no link is followed",
     "mcp/sessions.py:remove_if_empty": "a folder in one that a person has named, and that no"
     " sandbox sees; only an empty one is removed",
-    "mcp/greeting.py:claimed_streams": KERNEL,
+    "mcp/stdio.py:claimed_streams": KERNEL,
     "runtimes/runsc/runsc_sandbox.py": OWN_STORE,
     "runtimes/mounts/covers.py:make_mount_points": STATE,
     "runtimes/copies/contents.py:write_list": STATE,

@@ -59,11 +59,15 @@ from gvisor_kernel.images.formats import read_environment
 from gvisor_kernel.link.carrier import MARK, SECRET_SIZE, Carrier
 from gvisor_kernel.link.frames import FrameReader, FrameType, encode_frame
 from gvisor_kernel.link.service_messages import decode_service, encode_service
-from gvisor_kernel.mcp.displays import escape, find_picture, join_results, make_plain
 from gvisor_kernel.mcp.file_tools import decode
-from gvisor_kernel.mcp.results import clean
-from gvisor_kernel.mcp.situation import explain
-from gvisor_kernel.mcp.stdio import Lines, parse_line
+from gvisor_kernel.mcp.results import (
+    advise,
+    clean,
+    escape,
+    find_picture,
+    join_results,
+    make_plain,
+)
 from gvisor_kernel.runtimes.docker.stream import Demultiplexer
 from gvisor_kernel.runtimes.kubernetes.channels import Channels
 from gvisor_kernel.server.trust import find_signature
@@ -292,13 +296,6 @@ CASES = [
     ),
     Case("service message", decode_service, lambda n: encode_service(1, {"a": ["é"] * n}), 20_000),
     Case("claims", read_claims, claims, 2000),
-    Case("a line of MCP", parse_line, lambda n: b'{"a":"' + b'\\"' * n, 1_000_000),
-    Case(
-        "a line of MCP in pieces",
-        lambda pieces: [*map(list, map(Lines().feed, pieces))],
-        lambda n: [b"x"] * n,
-        20_000,
-    ),
     Case("page of an index", rewrite_page, files, 200),
     Case("document of npm", rewrite_packument, packument, 500),
     Case("head of a request", parse_head, head, 30_000, (BadRequest,)),
@@ -410,7 +407,9 @@ CASES = [
         20_000,
     ),
     Case("a structure", clean, lambda n: [["\udc00"]] * n, 10_000),
-    Case("a hint", explain, lambda n: "To allow more, raise the setting memory_limit " * n, 20_000),
+    Case(
+        "a reason", advise, lambda n: "To allow more, raise the setting memory_limit " * n, 20_000
+    ),
     Case(
         "a comm that opens", opens_widget, lambda n: b'"target_module' * n + b"\\u00" * n, 200_000
     ),
@@ -438,7 +437,7 @@ BOUNDED = {
     "server.recorded.clean": "4000 characters of a line",
     "server.ended.read_last_log": "256 KiB of each file",
     "mcp.resources.read_tail": "256 KiB",
-    "mcp.displays.describe_result": "400 characters for the expression, 2000 of HTML",
+    "mcp.results.describe_result": "400 characters for the expression, 2000 of HTML",
     "artifacts.item.check_key": "199 characters",
     "artifacts.outputs.list_outputs": "50,000 names, and 2 s",
     # What programs and images say.

@@ -14,6 +14,8 @@ from gvisor_kernel.link.frames import Part
 UNEXPECTED = "The kernel ended unexpectedly "
 """The beginning of the reason for an exit that was not requested."""
 EXCESS = "The kernel used "
+MORE_MEMORY = " To allow more, raise the setting memory_limit"
+"""What follows it in a reason is advice for whoever has the settings."""
 LOSS = "The kernel's sandbox is gone: "
 LAST_OUTPUT = " Its last output was: "
 """Text before the kernel's own words, which end a reason."""
@@ -61,7 +63,7 @@ def describe_excess(used: int, limit: int) -> str:
     """Return the reason for a kill over the memory limit, for the user who sees it in a cell."""
     return (
         f"{EXCESS}{describe_size(used)} of memory; its limit is {describe_size(limit)}. "
-        "It was ended. To allow more, raise the setting memory_limit (for example "
+        f"It was ended.{MORE_MEMORY} (for example "
         f'c.GVisorProvisioner.memory_limit = "{describe_size(2 * limit)}" in Jupyter\'s '
         "configuration, memory_limit in the kernelspec, or memory= of a Sandbox), and restart the "
         "kernel."

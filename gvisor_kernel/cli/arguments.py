@@ -1,4 +1,4 @@
-"""Arguments that several commands share, how their help looks, and the options of ``mcp``.
+"""Arguments that several commands share, and how their help looks.
 
 Nothing here runs a command, and nothing is imported that ``launch`` would have to wait for.
 """
@@ -58,72 +58,3 @@ def add_id(command: argparse.ArgumentParser) -> None:
         metavar="ID",
         help='the id that "gvisor-kernel list" shows, or a unique beginning of it',
     )
-
-
-def add_mcp(mcp: argparse.ArgumentParser) -> None:
-    """Declare the options of ``mcp``."""
-    from gvisor_kernel.cli.mcp import run_mcp
-
-    mcp.set_defaults(run=run_mcp)
-    mcp.epilog = (
-        "Without --http it serves one client over standard input and output, which starts it.\n"
-        "The sandboxes end with their client. See docs/mcp.md."
-    )
-    mcp.add_argument(
-        "--http",
-        metavar="ADDRESS:PORT",
-        help="serve over Streamable HTTP at this address, such as 127.0.0.1:8765; the token that"
-        " clients need is printed, or taken from the variable GVISOR_KERNEL_MCP_TOKEN",
-    )
-    mcp.add_argument(
-        "--host",
-        metavar="NAME[:PORT]",
-        dest="hosts",
-        action="append",
-        default=[],
-        help="with --http: another name by which clients reach this server; needed for an address"
-        " that is not of the loopback interface; may be repeated",
-    )
-    mcp.add_argument(
-        "--outputs",
-        metavar="FOLDER",
-        help="a folder in which each sandbox gets a folder for its outputs (default: outputs end"
-        " with their sandbox)",
-    )
-    mcp.add_argument(
-        "--upload-from",
-        metavar="FOLDER",
-        dest="upload_roots",
-        action="append",
-        default=[],
-        help="a folder from which the client may copy files into a sandbox; may be repeated"
-        " (default: none)",
-    )
-    mcp.add_argument(
-        "--set",
-        metavar="SETTING=VALUE",
-        dest="settings",
-        action="append",
-        default=[],
-        help='a setting of each sandbox, such as image=full, egress=["packages"] or'
-        " uploads=/home/me/data; may be repeated. See docs/settings.md",
-    )
-    mcp.add_argument(
-        "--memory",
-        metavar="SIZE",
-        help="the memory limit of each sandbox, such as 2G (default: 4G)",
-    )
-    for name, default, text in (
-        ("sessions", 8, "sessions of one client"),
-        ("all-sessions", 50, "sessions of all clients"),
-        ("timeout", 120, "seconds of a run that names no timeout"),
-        ("max-timeout", 3600, "seconds of a run at most"),
-        ("idle", 1800, "seconds after which a session that is not used ends"),
-    ):
-        mcp.add_argument(
-            f"--{name}",
-            metavar="N",
-            type=int,
-            default=default,
-            help=f"{text} (default: %(default)s)",
-        )

@@ -60,7 +60,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
             "launch", "run one kernel in a sandbox until it ends (kernelspecs use this)"
         ),
         "mcp": Command(
-            "arguments",
+            "mcp",
             "serve sandboxes to a client of the Model Context Protocol, such as an assistant",
         ),
         "skills": Command("skills", "manage the skills that kernels see at /mnt/skills"),

@@ -20,8 +20,8 @@ from gvisor_kernel.config.validators import parse_value
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.folders import open_real
 from gvisor_kernel.host.open_files import raise_limit
-from gvisor_kernel.mcp.greeting import Greeting, claimed_streams
-from gvisor_kernel.mcp.limits import Limits, OutputsFolder, ServerSettings
+from gvisor_kernel.mcp.settings import Limits, OutputsFolder, ServerSettings
+from gvisor_kernel.mcp.stdio import claimed_streams
 
 TOKEN_VARIABLE = "GVISOR_KERNEL_MCP_TOKEN"  # noqa: S105 - the name of a variable
 MIN_TOKEN = 32
@@ -37,6 +37,73 @@ MOST = {
 """The largest values of options that are numbers: of sessions, or of seconds."""
 
 
+def add_mcp(mcp: argparse.ArgumentParser) -> None:
+    """Declare the options of ``mcp``."""
+    mcp.set_defaults(run=run_mcp)
+    mcp.epilog = (
+        "Without --http it serves one client over standard input and output, which starts it.\n"
+        "The sandboxes end with their client. See docs/mcp.md."
+    )
+    mcp.add_argument(
+        "--http",
+        metavar="ADDRESS:PORT",
+        help="serve over Streamable HTTP at this address, such as 127.0.0.1:8765; the token that"
+        " clients need is printed, or taken from the variable GVISOR_KERNEL_MCP_TOKEN",
+    )
+    mcp.add_argument(
+        "--host",
+        metavar="NAME[:PORT]",
+        dest="hosts",
+        action="append",
+        default=[],
+        help="with --http: another name by which clients reach this server; needed for an address"
+        " that is not of the loopback interface; may be repeated",
+    )
+    mcp.add_argument(
+        "--outputs",
+        metavar="FOLDER",
+        help="a folder in which each sandbox gets a folder for its outputs (default: outputs end"
+        " with their sandbox)",
+    )
+    mcp.add_argument(
+        "--upload-from",
+        metavar="FOLDER",
+        dest="upload_roots",
+        action="append",
+        default=[],
+        help="a folder from which the client may copy files into a sandbox; may be repeated"
+        " (default: none)",
+    )
+    mcp.add_argument(
+        "--set",
+        metavar="SETTING=VALUE",
+        dest="settings",
+        action="append",
+        default=[],
+        help='a setting of each sandbox, such as image=full, egress=["packages"] or'
+        " uploads=/home/me/data; may be repeated. See docs/settings.md",
+    )
+    mcp.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="the memory limit of each sandbox, such as 2G (default: 4G)",
+    )
+    for name, default, text in (
+        ("sessions", 8, "sessions of one client"),
+        ("all-sessions", 50, "sessions of all clients"),
+        ("timeout", 120, "seconds of a run that names no timeout"),
+        ("max-timeout", 3600, "seconds of a run at most"),
+        ("idle", 1800, "seconds after which a session that is not used ends"),
+    ):
+        mcp.add_argument(
+            f"--{name}",
+            metavar="N",
+            type=int,
+            default=default,
+            help=f"{text} (default: %(default)s)",
+        )
+
+
 def run_mcp(arguments: argparse.Namespace) -> int:
     """``mcp``: serve until the client leaves, or until SIGINT or SIGTERM. Return 0.
 
@@ -48,12 +115,12 @@ def run_mcp(arguments: argparse.Namespace) -> int:
     if arguments.http is None:
         if arguments.hosts:
             raise GvisorKernelError("--host needs --http.", "add --http 127.0.0.1:8765.")
-        with ended_by_signals(), claimed_streams() as wires:
-            greeting = Greeting(*wires, settings)  # before what takes long to import
+        with ended_by_signals(), claimed_streams() as wire:
+            wire.greet(settings)  # before what takes long to import
             settings = replace(settings, routes=check_sandbox(settings.sandbox))
             from gvisor_kernel.mcp import service
 
-            asyncio.run(service.serve_stdio(settings, greeting))
+            asyncio.run(service.serve_stdio(settings, wire))
         return 0
     settings = replace(settings, routes=check_sandbox(settings.sandbox))
     from gvisor_kernel.mcp import service

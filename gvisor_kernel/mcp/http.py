@@ -1,308 +1,180 @@
-"""Streamable HTTP: the gate before the SDK's application, and the server that runs it.
+"""Streamable HTTP: the SDK's application behind the check of the token, and further bounds.
 
-The gate lets through nothing without the token, from another Origin, or for another Host; the SDK
-never sees such a request. It also notices when a client has left, and ends the protocol's sessions
-that are too many. How long a connection may send nothing is decided in ``connections``.
+The SDK bounds the size of one body and the number of the protocol's sessions, and checks Host and
+Origin. It and uvicorn wait without an end for a client that sends nothing, accept any number of
+connections, and keep any number of bodies at once: ``Connection`` and ``Watch`` bound these.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
-import json
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import h11
 import uvicorn
+from mcp.server.auth.middleware.bearer_auth import (
+    AuthenticatedUser,
+    BearerAuthBackend,
+    RequireAuthMiddleware,
+)
+from mcp.server.auth.provider import AccessToken
+from mcp.server.lowlevel import Server
+from mcp.server.streamable_http_manager import (
+    StreamableHTTPASGIApp,
+    StreamableHTTPSessionManager,
+)
+from mcp.server.transport_security import TransportSecuritySettings
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.middleware.authentication import AuthenticationMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from gvisor_kernel.mcp.clients import Client, Clients
-from gvisor_kernel.mcp.server import SESSION_HEADER, McpServer
+from gvisor_kernel.mcp.server import SESSION_HEADER
+from gvisor_kernel.mcp.service import Clients
 
-MAX_REQUESTS = 512
-"""Requests that are answered at once, streams among them."""
-MAX_CONNECTIONS = MAX_REQUESTS + 128
-"""Open connections: each request has one, and the others wait for a request."""
+PATH = "/mcp"
+MAX_BODY = 32 * 1024 * 1024
+"""Bytes of one body. The largest content of a file, 16 Mi characters, fits."""
+MAX_BODIES = 256 * 1024 * 1024
+"""Bytes of bodies that are read and not answered yet, of all clients."""
+SMALL = 512 * 1024
+"""Bytes of a body that is never too much beside others, so that a flood of large ones does not stop
+the calls of others. All connections together have at most 320 MiB of them."""
+MAX_SESSIONS = 1024
+"""Sessions of the protocol: each takes some 40 KiB, and ends when nothing has used it for long."""
+MAX_CONNECTIONS = 640
+"""Open connections. A process often may have 1024 open files, and a sandbox has some 40."""
 HEAD_SECONDS = 10.0
-"""From the first moment of a connection, or the first byte of a further request, to the end of the
-head."""
+"""From the beginning of a connection, or the last answer, to the end of a head."""
 BODY_SECONDS = 30.0
-"""Without a byte of a body that is not complete."""
+"""Without a byte of a body that is not complete. Slow networks pause for some seconds."""
+LATE_SECONDS = 1.0
+"""How often slow connections are looked for."""
+KEEP_SECONDS = 5
+"""How long a connection waits for a further request."""
+END_SECONDS = 3
+"""How long requests may take to end when the server ends; clients wait no longer for its end."""
+
+
+class OneToken:
+    """Accepts the token of this server, as the SDK asks for it."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token.encode()
+
+    async def verify_token(self, token: str) -> AccessToken | None:
+        """Return what the token allows; None if it is another one."""
+        if not hmac.compare_digest(token.strip().encode(), self._token):
+            return None
+        return AccessToken(token=token, client_id="", scopes=[])
+
+
+class _Unread(Exception):
+    """A body is not read to its end: the client has left, or the bodies are too much."""
+
+
+class Watch:
+    """Notes which clients listen or leave, and bounds the bodies of all requests together."""
+
+    def __init__(self, app: ASGIApp, clients: Clients) -> None:
+        self._app = app
+        self._clients = clients
+        self.held = 0
+        """Bytes of the bodies of requests that are answered now."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        key = Headers(scope=scope).get(SESSION_HEADER, "")
+        size, is_read, is_too_much = 0, False, False
+
+        async def take() -> Message:
+            nonlocal size, is_read, is_too_much
+            message = await receive()
+            if message["type"] == "http.disconnect" and not is_read:
+                raise _Unread  # the SDK would log that as a failure
+            is_read = not message.get("more_body", False)
+            length = len(message.get("body", b""))
+            size += length
+            self.held += length
+            is_too_much = size > SMALL and self.held > MAX_BODIES
+            if is_too_much:
+                raise _Unread
+            return message
+
+        async def watch(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] < 300 and key:
+                # The SDK knows this key, so it is a client's.
+                if scope["method"] == "GET":
+                    stack.enter_context(self._clients.get(key).listening())
+                elif scope["method"] == "DELETE":
+                    self._clients.leave(key)
+            await send(message)
+
+        with ExitStack() as stack:
+            try:
+                await self._app(scope, take, watch)
+            except _Unread:
+                if is_too_much:
+                    answer = PlainTextResponse("Too much of other requests is not answered.", 503)
+                    await answer(scope, receive, send)
+            finally:
+                self.held -= size
 
 
 class Connection(H11Protocol):
-    """One connection. uvicorn calls the methods that are not marked as ours."""
+    """One connection, which gives way if it only waits. uvicorn calls its methods."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._timer: asyncio.TimerHandle | None = None
-        self._waits_for = ""
-        self._since = 0.0
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether no request is being read or answered. Ours."""
-        return self.conn.their_state is h11.IDLE
-
-    @property
-    def age(self) -> tuple[bool, float]:
-        """What is closed first has the smallest. Ours.
-
-        That is what has never sent a request, before what a client keeps for its next one: a
-        request without the token ends its connection.
-        """
-        return self.cycle is not None, self._since
+    since = 0.0
+    """When it began, had its last answer, or brought a part of a body."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client has connected."""
+        """Close the connection that has waited longest for a request, if there are too many.
+
+        uvicorn's own bound would refuse the new one: connections that send nothing would close the
+        server to all. The first that go have never sent a request with the token.
+        """
         super().connection_made(transport)
-        self._since = time.monotonic()
-        self._watch()
+        self.since = time.monotonic()
         others = [other for other in self.connections if isinstance(other, Connection)]
         open_ones = [other for other in others if not other.transport.is_closing()]
         if len(open_ones) > MAX_CONNECTIONS:
-            idle = [other for other in open_ones if other.is_idle]
-            min(idle, key=lambda other: other.age).transport.abort()
+            idle = [other for other in open_ones if other.conn.their_state is h11.IDLE]
+            min(idle, key=lambda other: (other.is_known, other.since)).transport.abort()
+
+    @property
+    def is_known(self) -> bool:
+        """Return whether its last request had the token."""
+        return self.cycle is not None and isinstance(self.scope.get("user"), AuthenticatedUser)
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""
         super().data_received(data)
-        self._watch(has_come=True)
+        if self.conn.their_state is h11.SEND_BODY:
+            self.since = time.monotonic()
 
     def on_response_complete(self) -> None:
-        """A request was answered."""
+        """End the connection of a stranger, or in the middle of a body that nobody wants."""
+        self.since = time.monotonic()
+        if not self.is_known or self.conn.their_state is h11.SEND_BODY:
+            self.transport.close()
         super().on_response_complete()
-        self._since = time.monotonic()
-        self._watch()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is closed."""
-        self._stop()
-        self._unset_keepalive_if_required()
-        super().connection_lost(exc)
-
-    def _stop(self) -> None:
-        self._waits_for = ""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _watch(self, *, has_come: bool = False) -> None:
-        """Set the time for what the client has to send next."""
-        state = self.conn.their_state
-        if self.transport.is_closing():
-            self._stop()
-        elif state is h11.SEND_BODY:
-            self._stop()
-            self._set("body", BODY_SECONDS)
-        elif state is not h11.IDLE:
-            self._stop()
-        elif self._waits_for != "head":
-            self._stop()
-            # Between requests, uvicorn's own limit counts until a byte comes.
-            if has_come or self.cycle is None:
-                self._set("head", HEAD_SECONDS)
-
-    def _set(self, waits_for: str, seconds: float) -> None:
-        self._waits_for = waits_for
-        self._timer = self.loop.call_later(seconds, self._give_up)
-
-    def _give_up(self) -> None:
-        self._timer = None
-        if self.flow.read_paused:  # the body waits for us, not for the client
-            self._set(self._waits_for, BODY_SECONDS)
-            return
-        self.transport.abort()
-
-
-PATH = "/mcp"
-MAX_BODY = 32 * 1024 * 1024
-MAX_BODIES = 256 * 1024 * 1024
-"""Bytes of bodies that are read and not answered yet, of all clients."""
-SMALL = MAX_BODIES // MAX_REQUESTS
-"""Bytes of a body that is never too much beside others."""
-MAX_CLIENTS = 256
-"""Sessions of the protocol. When there are more, one that has no sandbox gives way."""
-KEEP_SECONDS = 5
-"""How long a connection waits for a further request."""
-END_SECONDS = 3
-
-
-class _Left(Exception):
-    """A client has left before the end of its body; the SDK would log that as a failure."""
-
-
-class Gate:
-    """Checks each request before the application gets it."""
-
-    def __init__(self, app: ASGIApp, clients: Clients, token: str, hosts: tuple[str, ...]) -> None:
-        self._app = app
-        self._clients = clients
-        self._token = token.encode()
-        self._hosts = {host.lower() for host in hosts}
-        self._origins = {
-            f"{scheme}://{host}" for host in self._hosts for scheme in ("http", "https")
-        }
-        self._held = 0
-        """Bytes of the bodies of requests that are answered now."""
-        self._count = 0
-        """Requests that are answered now."""
-        self._opened: dict[str, None] = {}
-        """Keys of the protocol's sessions, the one that was used last at the end."""
-        self._ending: set[asyncio.Task[None]] = set()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or pass it on."""
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-            return
-        if scope["type"] != "http":
-            return
-        headers: dict[str, list[str]] = {}
-        for name, value in scope["headers"]:
-            headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
-        refused = self._find_refusal(scope["path"], headers)
-        if refused is not None:
-            await refuse(send, *refused)
-            return
-        if self._count >= MAX_REQUESTS:
-            await refuse(send, 503, "Too many other requests are not answered yet.")
-            return
-        key = (headers.get(SESSION_HEADER) or [""])[0]
-        self._count += 1
-        try:
-            await self._pass_on(key, scope, receive, send)
-        except _Left:
-            pass
-        finally:
-            self._count -= 1
-
-    def _find_refusal(self, path: str, headers: dict[str, list[str]]) -> tuple[int, str] | None:
-        """Return the status and the reason, if the request is refused."""
-        if [host.lower() for host in headers.get("host", [])] not in [[h] for h in self._hosts]:
-            return 421, "This server is not known by that name."
-        for origin in headers.get("origin", []):
-            if origin.lower() not in self._origins:
-                return 403, "Requests from that origin are refused."
-        given = headers.get("authorization", [])
-        scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
-        is_right = hmac.compare_digest(token.strip().encode(), self._token)
-        if scheme.lower() != "bearer" or not is_right:
-            return 401, "The token that was shown when the server started is missing or wrong."
-        if path != PATH:
-            return 404, f"There is nothing at this path; the server is at {PATH}."
-        return None
-
-    async def _pass_on(self, key: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the application answer, if there is room for the body.
-
-        Note the streams of a client, and its end.
-        """
-        stream: Client | None = None
-        is_done = is_refused = is_read = False
-        size = 0
-
-        async def count() -> Message:
-            nonlocal size, is_refused, is_read
-            message = await receive()
-            if message["type"] == "http.disconnect" and not is_read:
-                raise _Left
-            is_read = not message.get("more_body", False)
-            length = len(message.get("body", b""))
-            size += length
-            self._held += length
-            if size > SMALL and self._held > MAX_BODIES and not is_refused:
-                is_refused = True
-                await refuse(send, 503, "Too much of other requests is not answered yet.")
-                raise _Left
-            return message
-
-        async def watch(message: Message) -> None:
-            nonlocal stream, is_done
-            if is_refused:
-                return
-            if message["type"] == "http.response.start":
-                self._note_answer(key, message)
-            if message["type"] == "http.response.start" and message["status"] < 300 and key:
-                is_done = True
-                if scope["method"] == "GET":  # the application knows this key, so it is a client's
-                    stream = self._clients.get(key)
-                    stream.streams += 1
-                    stream.left = None
-            await send(message)
-
-        try:
-            await self._app(scope, count, watch)
-        finally:
-            self._held -= size
-            if stream is not None:
-                stream.streams -= 1
-                if not stream.streams:
-                    stream.left = time.monotonic()
-            if scope["method"] == "DELETE" and is_done:
-                self._opened.pop(key, None)
-                self._clients.leave(key)
-
-    def _note_answer(self, key: str, message: Message) -> None:
-        """Note which session of the protocol was opened, used, or has ended.
-
-        ``key``: of the request, "" if it has none. ``message``: the start of the answer.
-        """
-        if message["status"] < 300:
-            headers = dict(message.get("headers", ()))
-            opened = headers.get(SESSION_HEADER.encode(), b"").decode("latin-1")
-            if not key and opened:
-                self._opened[opened] = None
-                if len(self._opened) > MAX_CLIENTS:
-                    self._make_room()
-            elif key in self._opened:
-                del self._opened[key]
-                self._opened[key] = None
-        elif message["status"] == 404 and key in self._opened:  # the SDK has ended it
-            del self._opened[key]
-            self._clients.leave(key)
-
-    def _make_room(self) -> None:
-        """End one session of the protocol: of those without a sandbox, one that nobody listens to,
-        and that was not used for the longest time. At most ``all_sessions`` have a sandbox."""
-        *others, _ = self._opened
-        unused = [key for key in others if not self._clients.is_busy(key)]
-        if unused:
-            key = min(unused, key=self._clients.is_listening)
-            del self._opened[key]
-            ending = asyncio.ensure_future(self._end(key))
-            self._ending.add(ending)
-            ending.add_done_callback(self._ending.discard)
-
-    async def _end(self, key: str) -> None:
-        """End a session of the protocol, as if its client had said so."""
-
-        async def receive() -> Message:
-            return {"type": "http.request", "body": b"", "more_body": False}
-
-        async def send(message: Message) -> None:
-            pass
-
-        names = {"host": "", SESSION_HEADER: key}
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0"},
-            "http_version": "1.1",
-            "scheme": "http",
-            "method": "DELETE",
-            "path": PATH,
-            "raw_path": PATH.encode(),
-            "root_path": "",
-            "query_string": b"",
-            "headers": [(name.encode(), value.encode("latin-1")) for name, value in names.items()],
-        }
-        await self._app(scope, receive, send)
-        self._clients.leave(key)
+    def is_late(self) -> bool:
+        """Return whether the client takes too long for a head, or the next part of a body."""
+        waited = time.monotonic() - self.since
+        if self.conn.their_state is h11.SEND_BODY:
+            return waited > BODY_SECONDS and not self.flow.read_paused  # then it waits for us
+        return self.conn.their_state is h11.IDLE and waited > HEAD_SECONDS
 
 
 class _Server(uvicorn.Server):
@@ -313,32 +185,40 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def refuse(send: Send, status: int, reason: str) -> None:
-    """Answer a request with an error, without reading its body."""
-    body = json.dumps({"error": reason}).encode()
-    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-    if status == 401:
-        headers.append((b"www-authenticate", b'Bearer realm="gvisor-kernel"'))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-def make_gate(server: McpServer, clients: Clients, token: str, hosts: tuple[str, ...]) -> Gate:
+def make_app(
+    server: Server[Any], clients: Clients, token: str, hosts: tuple[str, ...]
+) -> Starlette:
     """Return the application that answers the requests of HTTP."""
-    app = server.server.streamable_http_app(
-        streamable_http_path=PATH,
-        max_request_body_size=MAX_BODY,
-        max_sessions=MAX_CLIENTS + MAX_REQUESTS,  # the gate ends those beyond MAX_CLIENTS
+    names = list({*hosts, *map(str.lower, hosts)})  # clients write them in lower case
+    manager = StreamableHTTPSessionManager(
+        server,
+        security_settings=TransportSecuritySettings(
+            allowed_hosts=names,
+            allowed_origins=[f"http://{name}" for name in names]
+            + [f"https://{name}" for name in names],
+        ),
         session_idle_timeout=clients.settings.limits.idle_seconds,
-        host="",  # the gate checks Host and Origin
+        max_request_body_size=MAX_BODY,
+        max_sessions=MAX_SESSIONS,
     )
-    return Gate(app, clients, token, hosts)
+    return guard(StreamableHTTPASGIApp(manager), clients, token, lambda _: manager.run())
 
 
-async def serve(gate: Gate, listener: socket.socket, stop: asyncio.Event) -> None:
+def guard(app: ASGIApp, clients: Clients, token: str, lifespan: Any = None) -> Starlette:
+    """Return an application that passes on what has the token."""
+    checked = RequireAuthMiddleware(Watch(app, clients), [])
+    backend = BearerAuthBackend(OneToken(token))
+    return Starlette(
+        routes=[Route(PATH, checked)],
+        middleware=[Middleware(AuthenticationMiddleware, backend=backend)],
+        lifespan=lifespan,
+    )
+
+
+async def serve(app: ASGIApp, listener: socket.socket, stop: asyncio.Event) -> None:
     """Serve until ``stop`` is set."""
     config = uvicorn.Config(
-        gate,
+        app,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -351,12 +231,17 @@ async def serve(gate: Gate, listener: socket.socket, stop: asyncio.Event) -> Non
     )
     http = _Server(config)
 
-    async def end() -> None:
-        await stop.wait()
+    async def watch() -> None:
+        while not stop.is_set():
+            for connection in tuple(http.server_state.connections):
+                if isinstance(connection, Connection) and connection.is_late():
+                    connection.transport.abort()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), LATE_SECONDS)
         http.should_exit = True
 
-    ending = asyncio.ensure_future(end())
+    watching = asyncio.ensure_future(watch())
     try:
         await http.serve(sockets=[listener])
     finally:
-        ending.cancel()
+        watching.cancel()

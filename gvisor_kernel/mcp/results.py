@@ -1,64 +1,205 @@
 """What a call returns: text for a model, the same as a structure, and pictures. No I/O.
 
 All of it is what a sandbox gave, cut to the limits. Where something was cut, the text says what,
-and how to read on.
+and how to read on. A picture counts as one only if its first bytes say so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import base64
+import binascii
+import json
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Annotated, Any, Literal, NotRequired
 
 from mcp_types import CallToolResult, ContentBlock, ImageContent, TextContent
+from pydantic import Field
+from typing_extensions import TypedDict
 
-from gvisor_kernel.api.execution import Execution, ExecutionError
+from gvisor_kernel.api.execution import Execution, ExecutionError, Omitted, Result, strip_ansi
 from gvisor_kernel.api.shell import ShellResult
-from gvisor_kernel.bridge.deaths import LAST_OUTPUT
+from gvisor_kernel.bridge.deaths import LAST_OUTPUT, MORE_MEMORY
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.sizes import describe_size
-from gvisor_kernel.mcp.displays import find_pictures, join_results, make_plain, mark
-from gvisor_kernel.mcp.limits import Limits
 from gvisor_kernel.mcp.sessions import Session
-from gvisor_kernel.mcp.situation import explain, explain_hint
+from gvisor_kernel.mcp.settings import Limits
+from gvisor_kernel.shown_text import printable, printable_name
+
+PICTURES = ("image/png", "image/jpeg", "image/gif", "image/webp")
+BEGINS = re.compile(
+    rb"(?P<png>\x89PNG\r\n\x1a\n)|(?P<jpeg>\xff\xd8\xff)|(?P<gif>GIF8[79]a)"
+    rb"|(?P<webp>RIFF....WEBP)",
+    re.DOTALL,
+)
+PLACEHOLDER = re.compile(
+    r"<[\w.]+(?: object)?(?: at 0x[0-9a-fA-F]+)?>|[\w.]+\(\.\.\.\)|<Figure size [^<>]*>"
+)
+"""What stands for a value in text/plain where another form shows it."""
+MAX_HTML = 2000
+"""Characters of HTML that are shown as they are."""
+MAX_FORMS, MAX_MIME, MAX_PLAIN = 5, 60, 400
+CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+PLAIN = re.compile("(\r\n|[\u00a0\u202f\u3000])")
+"""What ``printable`` escapes and a text may have: line ends, and spaces that everybody sees."""
+MARK_BYTES = 4
+SAVE = "save it to a file and move that with sandbox_move_to_outputs"
+
+
+def make_plain(text: str) -> str:
+    """Return text of a stranger without sequences for a terminal; what hides is escaped."""
+    return show(CONTROLS.sub("", strip_ansi(text)).encode("utf-8", "replace").decode())
+
+
+def show(text: str) -> str:
+    """Return text of a stranger; what could control a terminal or hide is escaped."""
+    parts = PLAIN.split(text)
+    return "".join(part if at % 2 else printable(part) for at, part in enumerate(parts))
+
+
+def escape(name: str) -> str:
+    """Return a name on one line: what cannot be printed, as an escape."""
+    return printable_name(name.replace("\\", "\\\\"))
+
+
+def mark(kind: str, text: str) -> str:
+    """Return a stranger's text between two lines that it cannot contain, nor the code foresee.
+
+    The server's own remarks stay outside. The id is made anew each time, after the text was.
+    """
+    identity = secrets.token_hex(MARK_BYTES)
+    while identity in text:
+        identity = secrets.token_hex(MARK_BYTES)
+    end = "" if text.endswith("\n") else "\n"
+    return f"<{kind} {identity}>\n{text}{end}</{kind} {identity}>"
+
+
+def join_results(results: Iterable[Result]) -> str | None:
+    """Return the texts of displayed values, one after the other; None if there are none."""
+    texts = [text for text in map(describe_result, results) if text]
+    return "\n".join(texts) if texts else None
+
+
+def describe_result(result: Result) -> str:
+    """Return the text of a value. Where it has none that says much, name its other forms."""
+    plain = result.text or ""
+    is_empty = not plain or (len(plain) <= MAX_PLAIN and PLACEHOLDER.fullmatch(plain.strip()))
+    if not is_empty:
+        return plain
+    text = result.markdown or result.latex
+    if text:
+        return text
+    if find_picture(result.data) is not None:
+        return plain
+    html = result.html
+    if html and len(html) <= MAX_HTML and "<script" not in html:
+        return html
+    forms = [item for item in result.data.items() if item[0] != "text/plain"]
+    if not forms:
+        return plain
+    note = (
+        f"[displayed: {', '.join(map(describe_form, forms[:MAX_FORMS]))}; not shown here: {SAVE}]"
+    )
+    return f"{plain}\n{note}" if plain else note
+
+
+def describe_form(form: tuple[str, Any]) -> str:
+    """Return a MIME type and the size of its value."""
+    mime, value = form
+    name = escape(mime[:MAX_MIME])
+    if mime in PICTURES:
+        return f"{name}, which is no such picture"
+    return f"{name} ({describe_size(measure(value))})"
+
+
+def measure(value: Any) -> int:
+    """Return about how many bytes a form of a value has."""
+    if not isinstance(value, str):
+        try:
+            value = json.dumps(value)
+        except (RecursionError, ValueError, TypeError):
+            return 0
+    return len(value.encode("utf-8", "surrogatepass"))
+
+
+def find_pictures(
+    results: Iterable[Result], limits: Limits, omitted: Iterable[Omitted], cut: list[str]
+) -> list[ImageContent]:
+    """Return the pictures, as far as the limits allow. ``omitted``: what is not in ``results``."""
+    pictures: list[ImageContent] = []
+    for result in results:
+        found = find_picture(result.data)
+        if found is None:
+            continue
+        kind, data = found
+        if len(pictures) == limits.images or len(data) > limits.image_bytes:
+            name = kind.removeprefix("image/")
+            cut.append(note_left_out(f"an image ({name}, {describe_size(len(data))})"))
+        else:
+            encoded = base64.b64encode(data).decode()
+            pictures.append(ImageContent(data=encoded, mime_type=kind))
+    cut += [note_left_out(str(forms)) for forms in omitted]
+    return pictures
+
+
+def find_picture(data: Mapping[str, Any]) -> tuple[str, bytes] | None:
+    """Return the first picture of a value, with its type."""
+    for value in map(data.get, PICTURES):
+        if isinstance(value, str):
+            with suppress(binascii.Error, ValueError):
+                picture = base64.b64decode("".join(value.split()), validate=True)
+                begin = BEGINS.match(picture)
+                if begin is not None:
+                    return f"image/{begin.lastgroup}", picture
+    return None
+
+
+def note_left_out(what: str) -> str:
+    """Return what to do about a picture that is not shown."""
+    return f"{what} was left out: display it smaller or alone, or {SAVE}"
+
 
 MAX_NAME = 200
 MAX_STATUS = 2**31
 MAX_TRACEBACK = 6000
 MAX_VALUE = 2000
-
-
-def or_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return a schema that also accepts null. Some clients read no list of types."""
-    return {"anyOf": [schema, {"type": "null"}]}
-
-
 STATUSES = {None: "ok", "interrupt": "interrupted", "kill": "killed", "death": "died"}
-RUN_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "session": {"type": "string"},
-        "run": {"type": "integer"},
-        "status": {"enum": ["ok", "error", *list(STATUSES.values())[1:]]},
-        "result": {
-            **or_null({"type": "string"}),
-            "description": "the value of the last expression",
-        },
-        "exit_status": {**or_null({"type": "integer"}), "description": "of a command"},
-        "stdout": {"type": "string"},
-        "stderr": {"type": "string"},
-        "error": or_null(
-            {
-                "type": "object",
-                "properties": {name: {"type": "string"} for name in ("name", "value", "traceback")},
-            }
-        ),
-        "seconds": {"type": "number"},
-        "images": {"type": "integer"},
-        "new_session": {"type": "boolean"},
-        "cut": {"type": "array", "items": {"type": "string"}},
-    },
-    "required": ["session", "run", "status", "stdout", "stderr", "seconds", "cut"],
-}
+SETTINGS = re.compile(r"c\.GVisor\w+|kernelspec|Jupyter's configuration|gvisor-kernel \w")
+"""Words of a hint for whoever has the server's settings: not for a model."""
+ASK = "ask the user, who can change how this server is started:"
+LESS_MEMORY = (
+    " Use less memory, for example by reading data in parts, or ask the user to start this server"
+    " with a larger --memory."
+)
+
+
+class Failure(TypedDict):
+    """An error of the code."""
+
+    name: str
+    value: str
+    traceback: str
+
+
+class RunOutput(TypedDict):
+    """What code or a command gave."""
+
+    session: str
+    run: int
+    status: Literal["ok", "error", "interrupted", "killed", "died"]
+    result: NotRequired[
+        Annotated[str | None, Field(description="the value of the last expression")]
+    ]
+    exit_status: NotRequired[Annotated[int | None, Field(description="of a command")]]
+    stdout: str
+    stderr: str
+    error: NotRequired[Failure | None]
+    seconds: float
+    images: NotRequired[int]
+    new_session: NotRequired[bool]
+    cut: list[str]
 
 
 def clean(value: Any) -> Any:
@@ -85,13 +226,21 @@ def make_result(
 
 def make_failure(error: GvisorKernelError) -> CallToolResult:
     """Return the result of a call that failed: the fact, and what to do."""
-    hint = f"\nWhat to do: {explain_hint(error)}" if error.hint else ""
+    hint = f"\nWhat to do: {error.hint}" if error.hint else ""
+    if SETTINGS.search(error.hint):
+        hint = f"\nWhat to do: {ASK} {error.hint}"
     fact, _, words = error.fact.partition(LAST_OUTPUT)
-    text = make_plain(f"{explain(fact)}{hint}")
+    text = make_plain(f"{advise(fact)}{hint}")
     for quoted in (words, error.detail):
         if quoted:
             text += "\n" + mark("detail", make_plain(quoted[-MAX_VALUE:]))
     return make_result(text, failed=True)
+
+
+def advise(reason: str) -> str:
+    """Return why a kernel has died, with what a model can do about it."""
+    fact, for_users, _ = reason.partition(MORE_MEMORY)
+    return f"{fact}{LESS_MEMORY}" if for_users else reason
 
 
 def make_session_result(
@@ -126,7 +275,7 @@ def make_run_result(
         "run": number,
         "status": "error" if run.error and not run.ended_by else STATUSES[run.ended_by],
         **texts,
-        "error": describe_error(run.error),
+        "error": describe_error(run.error, has_died=run.ended_by == "death"),
         "seconds": round(run.duration, 3),
         "images": 0,
         "new_session": session.is_new,
@@ -163,14 +312,20 @@ def read_on(session: str, number: int, stream: str, offset: int, missing: int) -
     )
 
 
-def describe_error(error: ExecutionError | None) -> dict[str, str] | None:
-    """Return an error of the code as a structure; of a long traceback, the end."""
+def describe_error(error: ExecutionError | None, *, has_died: bool) -> dict[str, str] | None:
+    """Return an error of the code as a structure; of a long traceback, the end.
+
+    ``has_died``: the error is the reason why the kernel did.
+    """
     if error is None:
         return None
+    value, traceback = error.value, error.traceback
+    if has_died:
+        value, traceback = advise(value), advise(traceback)
     return {
         "name": make_plain(error.name)[:MAX_NAME],
-        "value": make_plain(explain(error.value))[:MAX_VALUE],
-        "traceback": make_plain(explain(error.traceback))[-MAX_TRACEBACK:],
+        "value": make_plain(value)[:MAX_VALUE],
+        "traceback": make_plain(traceback)[-MAX_TRACEBACK:],
     }
 
 

@@ -1,7 +1,6 @@
-"""The server: what answers the requests of MCP clients, whatever brings them.
+"""The SDK's server with our tools, resources and prompts, whatever brings their requests.
 
-It finds the client of a request, bounds its calls at once, and turns errors into results. The SDK
-does the protocol.
+It finds the client of a request, bounds its calls at once, and turns errors into results.
 """
 
 from __future__ import annotations
@@ -11,9 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import anyio
 from mcp import MCPError
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
+from mcp.server.mcpserver.tools import Tool
+from mcp.server.stdio import stdio_server
 from mcp_types import (
     INVALID_PARAMS,
     CallToolRequestParams,
@@ -31,156 +33,156 @@ from mcp_types import (
     ReadResourceResult,
 )
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
+from pydantic import ValidationError
 
 from gvisor_kernel import __version__
 from gvisor_kernel.errors import GvisorKernelError, SandboxError
-from gvisor_kernel.mcp import resources, skill_files
-from gvisor_kernel.mcp.clients import STATELESS, Client, Clients
-from gvisor_kernel.mcp.displays import make_plain
-from gvisor_kernel.mcp.file_tools import FILE_TOOLS, UPLOAD
-from gvisor_kernel.mcp.greeting import NAME, TITLE
-from gvisor_kernel.mcp.results import make_failure
-from gvisor_kernel.mcp.situation import INSTRUCTIONS, Situation
-from gvisor_kernel.mcp.tools import CODE_TOOLS, Call, Tool
+from gvisor_kernel.mcp import resources
+from gvisor_kernel.mcp.file_tools import FILE_TOOLS, sandbox_upload_file
+from gvisor_kernel.mcp.results import make_failure, make_plain
+from gvisor_kernel.mcp.service import STATELESS, STDIO, Client, Clients
+from gvisor_kernel.mcp.settings import INSTRUCTIONS, Wording
+from gvisor_kernel.mcp.stdio import NAME, TITLE, Wire
+from gvisor_kernel.mcp.tools import CODE_TOOLS, Call, describe_tool
 
 log = logging.getLogger(__name__)
 
-STDIO = "stdio"
-"""The key of the one client over stdio."""
+Context = ServerRequestContext[Any]
+Page = PaginatedRequestParams | None
 SESSION_HEADER = "mcp-session-id"
+MAX_FIELD = 80
+"""Characters of a wrong argument's name that an error repeats."""
 
 
-class McpServer:
-    """Answers requests for the sandboxes of ``clients``."""
+def make_server(clients: Clients) -> Server[Any]:
+    """Return a server for the sandboxes of ``clients``."""
+    settings = clients.settings
+    tools = {tool.name: tool for tool in (*CODE_TOOLS, *FILE_TOOLS)}
+    if settings.upload_roots:
+        tools[sandbox_upload_file.name] = sandbox_upload_file
 
-    def __init__(self, clients: Clients) -> None:
-        self._clients = clients
-        self._tools = {tool.name: tool for tool in (*CODE_TOOLS, *FILE_TOOLS)}
-        if clients.settings.upload_roots:
-            self._tools[UPLOAD.name] = UPLOAD
-        self.server: Server[Any] = Server(
-            NAME,
-            version=__version__,
-            title=TITLE,
-            instructions=Situation(clients.settings).fill(INSTRUCTIONS),
-            on_list_tools=self._list_tools,
-            on_call_tool=self._call_tool,
-            on_list_resources=self._list_resources,
-            on_list_resource_templates=self._list_templates,
-            on_read_resource=self._read_resource,
-            on_list_prompts=self._list_prompts,
-            on_get_prompt=self._get_prompt,
-            on_completion=self._complete,
-        )
-
-    def _find_client(self, context: ServerRequestContext[Any]) -> Client:
-        request = context.request
-        if request is None:
-            return self._clients.get(STDIO)
+    def find_client(context: Context) -> Client:
+        if context.request is None:
+            return clients.get(STDIO)
         if context.protocol_version in HANDSHAKE_PROTOCOL_VERSIONS:
             # The SDK has checked that it has given this id to this client.
-            key = request.headers.get(SESSION_HEADER)
-            if key:
-                return self._clients.get(key)
-        return self._clients.get(STATELESS, is_stateless=True)
+            return clients.get(context.request.headers.get(SESSION_HEADER) or STATELESS)
+        return clients.get(STATELESS)
 
-    @contextmanager
-    def _counted(self, client: Client) -> Iterator[None]:
-        limit = client.sessions.limits.calls
-        if client.sessions.is_stateless:
-            limit *= 4  # they are several clients
-        if client.calls >= limit:
-            raise SandboxError(
-                f"There are {client.calls} calls at once, which is the limit.",
-                "wait for the answers to earlier calls.",
-            )
-        client.calls += 1
-        try:
-            yield
-        finally:
-            client.calls -= 1
+    async def list_tools(context: Context, params: Page) -> ListToolsResult:
+        wording = Wording(settings, find_client(context).sessions.is_stateless)
+        return ListToolsResult(tools=[describe_tool(tool, wording) for tool in tools.values()])
 
-    async def _list_tools(
-        self, context: ServerRequestContext[Any], params: PaginatedRequestParams | None
-    ) -> ListToolsResult:
-        is_stateless = self._find_client(context).sessions.is_stateless
-        situation = Situation(self._clients.settings, is_stateless)
-        return ListToolsResult(tools=[tool.describe(situation) for tool in self._tools.values()])
-
-    async def _call_tool(
-        self, context: ServerRequestContext[Any], params: CallToolRequestParams
-    ) -> CallToolResult:
-        tool = self._tools.get(params.name)
+    async def call_tool(context: Context, params: CallToolRequestParams) -> CallToolResult:
+        tool = tools.get(params.name)
         if tool is None:
             raise MCPError(INVALID_PARAMS, f"There is no tool {params.name[:80]!r}.")
-        client = self._find_client(context)
-        call = Call(client.sessions, self._clients.settings, context.session.report_progress)
         try:
-            with self._counted(client):
-                return await self._run(tool, call, params)
+            with find_client(context).calling() as sessions:
+                call = Call(sessions, settings, context.session.report_progress)
+                return await run_tool(tool, call, params.arguments or {})
         except GvisorKernelError as error:
             return make_failure(error)
 
-    async def _run(self, tool: Tool, call: Call, params: CallToolRequestParams) -> CallToolResult:
-        arguments = tool.read_arguments(params.arguments)
-        try:
-            return await tool.run(call, arguments)
-        except (OSError, RuntimeError) as error:
-            # A sandbox that ends in the middle of a call; its text may name files of the host.
-            log.warning("%s failed: %s", tool.name, error)
-            raise SandboxError(
-                f"{tool.name} failed, as its sandbox could not be used.",
-                "call sandbox_restart_session, or go on in another session.",
-            ) from error
-
-    async def _list_resources(
-        self, context: ServerRequestContext[Any], params: PaginatedRequestParams | None
-    ) -> ListResourcesResult:
-        client = self._find_client(context)
-        with self._refused(), self._counted(client):
-            return ListResourcesResult(resources=await resources.list_resources(client.sessions))
+    async def list_resources(context: Context, params: Page) -> ListResourcesResult:
+        with refusing(), find_client(context).calling() as sessions:
+            return ListResourcesResult(resources=await resources.list_resources(sessions))
         raise AssertionError
 
-    async def _list_templates(
-        self, context: ServerRequestContext[Any], params: PaginatedRequestParams | None
-    ) -> ListResourceTemplatesResult:
-        return ListResourceTemplatesResult(resource_templates=resources.list_templates())
+    async def list_templates(context: Context, params: Page) -> ListResourceTemplatesResult:
+        return ListResourceTemplatesResult(resource_templates=resources.TEMPLATES)
 
-    async def _read_resource(
-        self, context: ServerRequestContext[Any], params: ReadResourceRequestParams
+    async def read_resource(
+        context: Context, params: ReadResourceRequestParams
     ) -> ReadResourceResult:
-        client = self._find_client(context)
-        with self._refused({"uri": str(params.uri)}), self._counted(client):
-            contents = await resources.read_resource(client.sessions, str(params.uri))
+        with refusing({"uri": params.uri}), find_client(context).calling() as sessions:
+            contents = await resources.read_resource(sessions, params.uri)
             return ReadResourceResult(contents=[contents])
         raise AssertionError
 
-    async def _list_prompts(
-        self, context: ServerRequestContext[Any], params: PaginatedRequestParams | None
-    ) -> ListPromptsResult:
-        return ListPromptsResult(prompts=await skill_files.list_prompts())
+    async def list_prompts(context: Context, params: Page) -> ListPromptsResult:
+        return ListPromptsResult(prompts=await resources.list_prompts())
 
-    async def _get_prompt(
-        self, context: ServerRequestContext[Any], params: GetPromptRequestParams
-    ) -> GetPromptResult:
-        with self._refused():
-            return await skill_files.get_prompt(params.name, params.arguments or {})
+    async def get_prompt(context: Context, params: GetPromptRequestParams) -> GetPromptResult:
+        with refusing():
+            return await resources.get_prompt(params.name, params.arguments or {})
         raise AssertionError
 
-    async def _complete(
-        self, context: ServerRequestContext[Any], params: CompleteRequestParams
-    ) -> CompleteResult:
-        client = self._find_client(context)
-        with self._refused(), self._counted(client):
-            found = await resources.complete(client.sessions, params)
-            return CompleteResult(completion=found)
+    async def complete(context: Context, params: CompleteRequestParams) -> CompleteResult:
+        with refusing(), find_client(context).calling() as sessions:
+            return CompleteResult(completion=await resources.complete(sessions, params))
         raise AssertionError
 
-    @contextmanager
-    def _refused(self, data: dict[str, str] | None = None) -> Iterator[None]:
-        """Turn an error into one of the protocol, with ``data`` for programs."""
+    return Server(
+        NAME,
+        version=__version__,
+        title=TITLE,
+        instructions=Wording(settings).fill(INSTRUCTIONS),
+        on_list_tools=list_tools,
+        on_call_tool=call_tool,
+        on_list_resources=list_resources,
+        on_list_resource_templates=list_templates,
+        on_read_resource=read_resource,
+        on_list_prompts=list_prompts,
+        on_get_prompt=get_prompt,
+        on_completion=complete,
+    )
+
+
+@contextmanager
+def refusing(data: dict[str, str] | None = None) -> Iterator[None]:
+    """Turn an error into one of the protocol, with ``data`` for programs."""
+    try:
+        yield
+    except GvisorKernelError as error:
+        text = make_plain(f"{error.fact} {error.hint}").strip()
+        raise MCPError(INVALID_PARAMS, text, data) from error
+
+
+async def run_tool(tool: Tool, call: Call, given: dict[str, Any]) -> CallToolResult:
+    """Call a tool.
+
+    :raises GvisorKernelError: the arguments are wrong, or it fails
+    """
+    arguments = read_arguments(tool, given)
+    try:
+        result: CallToolResult = await tool.fn(call, **arguments)
+    except (OSError, RuntimeError) as error:
+        # A sandbox that ends in the middle of a call; its text may name files of the host.
+        log.warning("%s failed: %s", tool.name, error)
+        raise SandboxError(
+            f"{tool.name} failed, as its sandbox could not be used.",
+            "call sandbox_restart_session, or go on in another session.",
+        ) from error
+    return result
+
+
+def read_arguments(tool: Tool, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call; numbers may have been given as text.
+
+    :raises SandboxError: they are wrong
+    """
+    known = tool.parameters["properties"]
+    wrong = [
+        f"{name[:MAX_FIELD]}: There is no such argument" for name in given if name not in known
+    ]
+    if not wrong:
         try:
-            yield
-        except GvisorKernelError as error:
-            text = make_plain(f"{error.fact} {error.hint}").strip()
-            raise MCPError(INVALID_PARAMS, text, data) from error
+            return tool.fn_metadata.validate_arguments(given)
+        except ValidationError as error:
+            wrong = [
+                f"{'.'.join(map(str, item['loc']))[:MAX_FIELD]}: {item['msg']}"
+                for item in error.errors(include_url=False, include_input=False)
+            ]
+    raise SandboxError(
+        f"The arguments of {tool.name} are wrong. {'; '.join(wrong[:5])}.",
+        f"call it again; its arguments are: {', '.join(known) or 'none'}.",
+    )
+
+
+async def serve_stdio(clients: Clients, wire: Wire) -> None:
+    """Serve the client at the other end of ``wire`` until it leaves, or the wire is stopped."""
+    server = make_server(clients)
+    reading, writing = map(anyio.wrap_file, wire.open_texts())
+    async with stdio_server(reading, writing) as (messages, answers):
+        await server.run(messages, answers, server.create_initialization_options())

@@ -22,7 +22,7 @@ from gvisor_kernel.api.manager import LANGUAGES
 from gvisor_kernel.api.shell import ShellResult
 from gvisor_kernel.egress.environment import MCP
 from gvisor_kernel.errors import GvisorKernelError, SandboxError
-from gvisor_kernel.mcp.limits import ServerSettings
+from gvisor_kernel.mcp.settings import ServerSettings
 
 T = TypeVar("T")
 
@@ -52,9 +52,9 @@ class Session:
     calls: int = 0
     used: float = field(default_factory=time.monotonic)
     is_new: bool = True
-    """Whether no call has used it yet."""
+    """No call has used it yet."""
     is_named: bool = False
-    """Whether each call has to name it, as its client has no default session."""
+    """Each call has to name it, as its client has no default session."""
     _work: set[asyncio.Task[Any]] = field(default_factory=set)
 
     @property
@@ -75,11 +75,27 @@ class Session:
         :raises SandboxError: it does not
         """
         if not self.sandbox.alive:
-            raise SandboxError(
-                f"The kernel of the session {self.name!r} has ended, and its variables are gone.",
-                f'call sandbox_restart_session with session="{self.name}", then run again what the'
-                " code relies on. Files in the sandbox stay.",
-            )
+            fact = f"The kernel of the session {self.name!r} has ended, and its variables are gone."
+            raise SandboxError(fact, self._restarting)
+
+    @property
+    def _restarting(self) -> str:
+        return (
+            f'call sandbox_restart_session with session="{self.name}", then run again what the'
+            " code relies on. Files in the sandbox stay."
+        )
+
+    async def use(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do work that needs the kernel, as ``do``.
+
+        :raises SandboxError: it has failed; if the kernel has ended, the hint is about that
+        """
+        try:
+            return await self.do(work)
+        except SandboxError as error:
+            if error.hint and not self.sandbox.alive:
+                error.hint = self._restarting
+            raise
 
     async def do(self, work: Coroutine[Any, Any, T]) -> T:
         """Do work with the sandbox. If this is cancelled, so is the work, which ends by itself.
@@ -110,7 +126,7 @@ class Session:
             task.exception()  # whoever waited has it; nobody may wait any more
 
     def keep(self, run: Execution | ShellResult) -> int:
-        """Keep by which name the sandbox knows the output of a run; return the run's number."""
+        """Keep by which name the sandbox knows the output of a run; return its number."""
         self.run_count += 1
         self.runs[self.run_count] = Execution(id=run.id)  # its output is in a file
         while len(self.runs) > KEPT_OUTPUTS:

@@ -1,309 +1,192 @@
-"""The transport over stdin and stdout: one message a line, within bounds.
+"""stdin and stdout as the protocol's, and the answer to ``initialize`` before the SDK is imported.
 
-stdout is the protocol. So the process's own descriptor 1 becomes stderr while it is served
-(``greeting``): nothing that a library prints can be taken for a message. A line that is too long is
-dropped as it comes, and answered by an error. While many requests wait for their answers, no more
-are read.
+Some clients wait 5 s for that answer, and on a busy machine the import of the SDK alone takes 10.
+So nothing here needs it. Only a plain first message of a version that is known here is answered.
+The SDK gets it, too, and its own answer, which is the same (``tests/mcp/test_greeting.py``), is
+dropped; all else is the SDK's matter.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
+import importlib.util
+import io
+import json
 import os
 import select
 import threading
-from collections import deque
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from queue import SimpleQueue
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
-import anyio
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
-from mcp.shared.message import SessionMessage
-from mcp_types import (
-    INVALID_REQUEST,
-    PARSE_ERROR,
-    ErrorData,
-    JSONRPCError,
-    JSONRPCMessage,
-    JSONRPCNotification,
-    JSONRPCRequest,
-    JSONRPCResponse,
-    jsonrpc_message_adapter,
-)
-
-from gvisor_kernel.mcp.greeting import Greeting
+from gvisor_kernel import __version__
+from gvisor_kernel.mcp.settings import INSTRUCTIONS, ServerSettings, Wording
 from gvisor_kernel.strict_json import JsonError, parse_json
 
-MAX_LINE = 32 * 1024 * 1024
-"""Bytes of one message. The largest content of a file, 16 Mi characters, fits."""
-READ_SIZE = 256 * 1024
-MAX_WAITING = 4
-"""Pieces that were read and not looked at yet."""
-MAX_UNANSWERED = 256
-"""Requests of a client. More than its calls at once: further calls are refused, not waited for."""
-MAX_UNANSWERED_SIZE = 128 * 1024 * 1024
-"""Bytes of such requests together: eight contents of the largest size."""
-SMALL = MAX_UNANSWERED_SIZE // MAX_UNANSWERED
-"""Bytes of a request that is never too much beside others."""
-
-Incoming = MemoryObjectReceiveStream[SessionMessage | Exception]
-Outgoing = MemoryObjectSendStream[SessionMessage]
+NAME, TITLE = "gvisor-kernel", "gVisor sandboxes"
+LEFT_MILLISECONDS = 1000
+"""A client that has closed stdin, and reads nothing for so long, has left."""
+VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
+MAX_FIRST = 64 * 1024
+"""Bytes of a first message that is answered here: a plain one has some 300."""
+CAPABILITIES = {
+    "completions": {},
+    "prompts": {"listChanged": False},
+    "resources": {"listChanged": False, "subscribe": False},
+    "tools": {"listChanged": False},
+}
 
 
-class Lines:
-    """Cuts bytes into lines; a line of more than ``limit`` bytes becomes None."""
+class Wire(io.RawIOBase):
+    """The client's end of stdin and stdout.
 
-    def __init__(self, limit: int = MAX_LINE) -> None:
-        self._limit = limit
-        self._parts: list[bytes] = []
-        self._size = 0
+    After ``stop``, reading ends and what is written is dropped: the SDK reads and writes in threads
+    that nothing else could end.
+    """
+
+    def __init__(self, reading: int, writing: int) -> None:
+        self._reading, self._writing = reading, writing
+        self._stop = os.eventfd(0)
+        self._has_ended = False
+        self._first = b""
+        """What was read before the SDK was there."""
         self._drops = False
+        """The next line that is written is dropped."""
+        self._greeting: threading.Thread | None = None
 
-    def feed(self, data: bytes) -> Iterator[bytes | None]:
-        """Yield the lines that ``data`` ends."""
-        *whole, rest = data.split(b"\n")
-        for part in whole:
-            self._add(part)
-            yield None if self._drops else b"".join(self._parts)
-            self._parts, self._size, self._drops = [], 0, False
-        self._add(rest)
-
-    def _add(self, part: bytes) -> None:
-        self._size += len(part)
-        if self._size > self._limit:
-            self._drops = True
-            self._parts = []
-        elif part:
-            self._parts.append(part)
-
-
-class Reader:
-    """Reads on after ``greeting``, in a thread of its own: it may be a pipe, file or terminal."""
-
-    def __init__(self, greeting: Greeting) -> None:
-        self._greeting = greeting
-        self._loop = asyncio.get_running_loop()
-        self._pieces: deque[bytes] = deque()
-        self._come = asyncio.Event()
-        self._room = threading.Semaphore(MAX_WAITING)
-        threading.Thread(target=self._read, name="gvisor-kernel-mcp-stdin", daemon=True).start()
-
-    def _read(self) -> None:
-        first, data = self._greeting.take(), b"-"
-        while data:
-            self._room.acquire()
-            try:
-                data = first or os.read(self._greeting.wire_in, READ_SIZE)
-            except OSError:
-                data = b""
-            first = b""
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(self._put, data)
-
-    def _put(self, data: bytes) -> None:
-        self._pieces.append(data)
-        self._come.set()
-
-    async def read(self) -> bytes:
-        """Return the next bytes; b"" at the end."""
-        while not self._pieces:
-            self._come.clear()
-            await self._come.wait()
-        self._room.release()
-        return self._pieces.popleft()
-
-
-def parse_line(line: bytes | None) -> SessionMessage | ErrorData:
-    """Return the message of a line, or the error that answers it."""
-    if line is None:
-        return ErrorData(
-            code=INVALID_REQUEST, message=f"The message has more than {MAX_LINE} bytes."
-        )
-    try:
-        return SessionMessage(jsonrpc_message_adapter.validate_python(parse_json(line, MAX_LINE)))
-    except JsonError as error:
-        return ErrorData(code=PARSE_ERROR, message=f"The message cannot be read: {error}.")
-    except ValueError:
-        return ErrorData(code=INVALID_REQUEST, message="The line is not a message of JSON-RPC.")
-
-
-class Writer:
-    """Writes to a descriptor; what does not fit at once, in a thread that nobody waits for."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._loop = asyncio.get_running_loop()
-        self._jobs: SimpleQueue[tuple[bytes, asyncio.Future[bool]]] = SimpleQueue()
-        self._poller = select.poll()
-        self._poller.register(fd, select.POLLOUT)
-        self._has_thread = False
-
-    async def write(self, data: bytes) -> bool:
-        """Write all of ``data``; False if nobody reads it any more."""
-        if len(data) <= select.PIPE_BUF and self._poller.poll(0) == [(self._fd, select.POLLOUT)]:
-            return self._write(data)  # it does not block: a pipe has room for PIPE_BUF then
-        if not self._has_thread:
-            self._has_thread = True
-            threading.Thread(target=self._work, name="gvisor-kernel-mcp-out", daemon=True).start()
-        done: asyncio.Future[bool] = self._loop.create_future()
-        self._jobs.put((data, done))
-        return await asyncio.shield(done)
-
-    def _work(self) -> None:
-        while True:
-            data, done = self._jobs.get()
-            is_written = self._write(data)
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(_set, done, is_written)
-
-    def _write(self, data: bytes) -> bool:
-        view = memoryview(data)
-        try:
-            while view:
-                view = view[os.write(self._fd, view) :]
-        except OSError:
-            return False
+    def readable(self) -> bool:
+        """Return True: this is stdin."""
         return True
 
+    def writable(self) -> bool:
+        """Return True: this is stdout, too."""
+        return True
 
-def _set(done: asyncio.Future[bool], value: bool) -> None:
-    if not done.done():
-        done.set_result(value)
+    def open_texts(self) -> tuple[io.TextIOWrapper, io.TextIOWrapper]:
+        """Return stdin and stdout for the SDK."""
+        reading, writing = io.BufferedReader(self), io.BufferedWriter(self)
+        return (
+            io.TextIOWrapper(reading, encoding="utf-8", errors="replace"),
+            io.TextIOWrapper(writing, encoding="utf-8", errors="replace"),
+        )
 
+    def stop(self) -> None:
+        """End what waits for the client."""
+        os.eventfd_write(self._stop, 1)
 
-class Unanswered:
-    """Counts the requests that were read and not answered yet, and their bytes, so that they stay
-    few. ``limit``: of requests; ``most``: of bytes."""
+    def _wait(self, fd: int, event: int) -> bool:
+        """Wait until a descriptor is ready; False after ``stop``."""
+        poller = select.poll()
+        poller.register(fd, event)
+        poller.register(self._stop, select.POLLIN)
+        timeout = LEFT_MILLISECONDS if event == select.POLLOUT else None
+        while not (ready := poller.poll(timeout)):
+            if self._has_ended:
+                self.stop()
+        return self._stop not in dict(ready)
 
-    def __init__(self, limit: int = MAX_UNANSWERED, most: int = MAX_UNANSWERED_SIZE) -> None:
-        self._limit = limit
-        self._most = most
-        self._sizes: dict[object, list[int]] = {}
-        self._count = 0
-        self._size = 0
-        self._room = asyncio.Event()
-        self._room.set()
+    def _receive(self, size: int) -> bytes:
+        data = b""
+        if self._wait(self._reading, select.POLLIN):
+            with suppress(OSError):
+                data = os.read(self._reading, size)
+        self._has_ended = not data
+        return data
 
-    def note_read(self, message: JSONRPCMessage, size: int) -> ErrorData | None:
-        """Note a message of the client, which came in ``size`` bytes.
+    def _send(self, data: bytes) -> int:
+        """Send a part of ``data``, and return its length. What nobody reads is dropped."""
+        try:
+            if self._wait(self._writing, select.POLLOUT):
+                # This does not block: a pipe that is ready has room for PIPE_BUF.
+                return os.write(self._writing, data[: select.PIPE_BUF])
+        except OSError:
+            pass  # the client has left; its end of stdin tells the rest
+        return len(data)
 
-        Return the error for a request that is too much beside the others. It is refused, not waited
-        with, because the next message may cancel one of the others.
+    def readinto(self, buffer: Any) -> int:
+        """Read what the client sends, from its first line on."""
+        if self._greeting is not None:
+            self._greeting.join()
+            self._greeting = None
+        data = self._first[: len(buffer)] or self._receive(len(buffer))
+        self._first = self._first[len(data) :]
+        buffer[: len(data)] = data
+        return len(data)
+
+    def write(self, data: Any) -> int:
+        """Write what the SDK answers, but for its answer to a line that was answered here.
+
+        The SDK answers that line before it reads the next one, so its answer is the first line.
         """
-        refusal = None
-        if isinstance(message, JSONRPCRequest):
-            if size > SMALL and self._size + size > self._most:
-                refusal = ErrorData(
-                    code=INVALID_REQUEST,
-                    message=f"This request has {size} bytes, and those that are not answered yet"
-                    f" have {self._size}: the limit is {self._most} together. Wait for answers.",
-                )
-                size = 0
-            self._sizes.setdefault(message.id, []).append(size)
-            self._count += 1
-            self._size += size
-        elif (
-            isinstance(message, JSONRPCNotification)
-            and message.method == "notifications/cancelled"  # the request gets no answer
-        ):
-            request = (message.params or {}).get("requestId")
-            if isinstance(request, int | str):
-                self._forget(request)
-        self._note()
-        return refusal
+        if not self._drops:
+            return self._send(bytes(data))
+        line, end, _ = bytes(data).partition(b"\n")
+        self._drops = not end
+        return len(line + end)
 
-    def note_written(self, message: JSONRPCMessage) -> None:
-        """Note a message to the client."""
-        if isinstance(message, JSONRPCResponse | JSONRPCError) and message.id is not None:
-            self._forget(message.id)
-            self._note()
+    def greet(self, settings: ServerSettings) -> None:
+        """Begin to read the first line in a thread, and to answer it if that is possible."""
+        self._greeting = threading.Thread(target=self._greet, args=(settings,), daemon=True)
+        self._greeting.start()
 
-    def _forget(self, request: object) -> None:
-        sizes = self._sizes.get(request)
-        if sizes is None:
-            return
-        least = min(sizes)  # which of them was answered is not known, if several have one id
-        sizes.remove(least)
-        self._count -= 1
-        self._size -= least
-        if not sizes:
-            del self._sizes[request]
-
-    def _note(self) -> None:
-        if self._count < self._limit:
-            self._room.set()
-        else:
-            self._room.clear()
-
-    async def wait_for_room(self) -> None:
-        """Wait until another request may be read."""
-        await self._room.wait()
-
-
-@asynccontextmanager
-async def stdio_streams(
-    greeting: Greeting, stop: asyncio.Event
-) -> AsyncIterator[tuple[Incoming, Outgoing]]:
-    """Serve messages over the descriptors of ``greeting``, as streams that the SDK's server takes.
-
-    When ``stop`` is set, it is as if the client had left: the server ends in its usual way.
-    """
-    put_in, take_in = anyio.create_memory_object_stream[SessionMessage | Exception](0)
-    put_out, take_out = anyio.create_memory_object_stream[SessionMessage](0)
-    # Errors for lines that are no message; the server closes its own end of the stream.
-    put_error = put_out.clone()
-    unanswered = Unanswered()
-    reading = anyio.CancelScope()
-
-    async def watch() -> None:
-        await stop.wait()
-        reading.cancel()
-
-    async def take(line: bytes | None) -> None:
-        """Pass the message of a line on, or answer it with an error."""
-        found = parse_line(line)
-        request: int | str | None = None
-        if isinstance(found, SessionMessage):
-            await unanswered.wait_for_room()
-            message = found.message
-            refusal = unanswered.note_read(message, len(line or b""))
-            if refusal is None:
-                await put_in.send(found)
+    def _greet(self, settings: ServerSettings) -> None:
+        while b"\n" not in self._first and len(self._first) < MAX_FIRST:
+            data = self._receive(MAX_FIRST)
+            if not data:
                 return
-            request = message.id if isinstance(message, JSONRPCRequest) else None
-            found = refusal
-        error = JSONRPCError(jsonrpc="2.0", id=request, error=found)
-        await put_error.send(SessionMessage(error))
+            self._first += data
+        line, end, _ = self._first.partition(b"\n")
+        request = find_request(line) if end else None
+        with suppress(ImportError):
+            if request is not None and importlib.util.find_spec("mcp") is not None:
+                answer = make_answer(request, settings)
+                self._drops = True
+                while answer:
+                    answer = answer[self._send(answer) :]
 
-    async def read() -> None:
-        reader, lines = Reader(greeting), Lines()
-        with reading, contextlib.suppress(anyio.ClosedResourceError, anyio.BrokenResourceError):
-            async with put_in, put_error:
-                while data := await reader.read():
-                    for line in lines.feed(data):
-                        if line is None or line.strip():
-                            await take(line)
 
-    async def write() -> None:
-        writer = Writer(greeting.wire_out)
-        async with take_out:
-            async for item in take_out:
-                answer = item.message
-                if isinstance(answer, JSONRPCResponse | JSONRPCError) and greeting.is_answer(
-                    answer.id
-                ):
-                    unanswered.note_written(answer)
-                    continue
-                text = answer.model_dump_json(by_alias=True, exclude_unset=True)
-                if not await writer.write(text.encode() + b"\n"):
-                    return  # the client has left; its end of stdin tells the rest
-                unanswered.note_written(answer)
+@contextmanager
+def claimed_streams() -> Iterator[Wire]:
+    """Take descriptors 0 and 1 for the protocol; meanwhile 0 is empty and 1 is stderr.
 
-    async with anyio.create_task_group() as group:
-        group.start_soon(watch)
-        group.start_soon(read)
-        group.start_soon(write)
-        yield take_in, put_out
-        group.cancel_scope.cancel()
+    So nothing that a library prints can be taken for a message.
+    """
+    reading, writing = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    os.close(nothing)
+    try:
+        yield Wire(reading, writing)
+    finally:
+        os.dup2(writing, 1)
+        # The duplicates stay open: a thread may still use them.
+
+
+def make_answer(request: dict[str, Any], settings: ServerSettings) -> bytes:
+    """Return the answer to ``initialize``, as the SDK gives it."""
+    result = {
+        "protocolVersion": request["params"]["protocolVersion"],
+        "capabilities": CAPABILITIES,
+        "serverInfo": {"name": NAME, "title": TITLE, "version": __version__},
+        "instructions": Wording(settings).fill(INSTRUCTIONS),
+    }
+    return json.dumps({"jsonrpc": "2.0", "id": request["id"], "result": result}).encode() + b"\n"
+
+
+def find_request(line: bytes) -> dict[str, Any] | None:
+    """Return the request ``initialize`` in a line; None if there is any doubt about it."""
+    try:
+        message = parse_json(line, MAX_FIRST)
+        params, identity = message["params"], message["id"]
+        client = params["clientInfo"]
+        is_plain = (
+            message["jsonrpc"] == "2.0"
+            and message["method"] == "initialize"
+            and type(identity) in (int, str)
+            and params["protocolVersion"] in VERSIONS
+            and type(params["capabilities"]) is dict
+            and type(client["name"]) is type(client["version"]) is str
+        )
+    except (JsonError, KeyError, TypeError):
+        return None
+    return message if is_plain else None

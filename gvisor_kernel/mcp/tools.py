@@ -1,94 +1,72 @@
-"""The tools for code and sessions, and the table of all tools.
+"""The tools for code and sessions.
 
-A tool gets a ``Call`` and validated arguments. It returns a result, or raises a GvisorKernelError
-whose hint says what a model can do.
+A tool's name, arguments and description are those of its function. It gets a ``Call`` and validated
+arguments. It returns a result, or raises a GvisorKernelError whose hint says what a model can do.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Literal, NotRequired
 
+from mcp.server.mcpserver.tools import Tool
 from mcp_types import CallToolResult, ToolAnnotations
 from mcp_types import Tool as ToolDescription
-from pydantic import ValidationError
+from pydantic import Field, StringConstraints
+from typing_extensions import TypedDict
 
+from gvisor_kernel.api.execution import Execution
+from gvisor_kernel.api.shell import ShellResult
 from gvisor_kernel.errors import GvisorKernelError, SandboxError
-from gvisor_kernel.mcp import arguments as forms
-from gvisor_kernel.mcp.displays import join_results, make_plain, mark
-from gvisor_kernel.mcp.limits import ServerSettings
 from gvisor_kernel.mcp.results import (
-    RUN_SCHEMA,
+    RunOutput,
     clean,
+    join_results,
+    make_plain,
     make_result,
     make_run_result,
     make_session_result,
-    or_null,
+    mark,
 )
-from gvisor_kernel.mcp.sessions import Session, Sessions
-from gvisor_kernel.mcp.situation import Situation
+from gvisor_kernel.mcp.sessions import NAME, Session, Sessions
+from gvisor_kernel.mcp.settings import Limits, ServerSettings, Wording
 
 PAUSE_SECONDS = 0.25
+"""Between two notifications: a client shows each."""
 MAX_LINE = 200
 """Characters of the last line, in one notification."""
 
 Report = Callable[[float, float | None, str | None], Awaitable[None]]
 
 
-class Progress:
-    """Reports the number of characters that were printed, and the last line.
+@asynccontextmanager
+async def reporting(report: Report) -> AsyncIterator[Callable[[str], None]]:
+    """Give a listener for what is printed; report how many characters came, and the last line."""
+    count, line, changed = 0, "", asyncio.Event()
 
-    ``async with`` it around the run, whose listeners ``note`` is.
-    """
+    def note(text: str) -> None:
+        nonlocal count, line
+        count += len(text)
+        line = text[-4 * MAX_LINE :].rstrip("\n").rsplit("\n", 1)[-1]
+        changed.set()
 
-    def __init__(self, report: Report) -> None:
-        self._report = report
-        self._count = 0
-        self._line = ""
-        self._changed = asyncio.Event()
-        self._sender: asyncio.Task[None] | None = None
-
-    def note(self, text: str) -> None:
-        """Note text that was printed."""
-        self._count += len(text)
-        lines = text[-4 * MAX_LINE :].rstrip("\n").rsplit("\n", 1)
-        self._line = lines[-1]
-        self._changed.set()
-
-    async def _send(self) -> None:
-        last = 0.0
+    async def send() -> None:
         while True:
-            await self._changed.wait()
-            await asyncio.sleep(max(0.0, last + PAUSE_SECONDS - time.monotonic()))
-            last = time.monotonic()
-            self._changed.clear()
-            line = clean(make_plain(self._line)[:MAX_LINE])
-            await self._report(float(self._count), None, line)
+            await changed.wait()
+            changed.clear()
+            await report(float(count), None, clean(make_plain(line)[:MAX_LINE]))
+            await asyncio.sleep(PAUSE_SECONDS)
 
-    async def __aenter__(self) -> Self:
-        self._sender = asyncio.ensure_future(self._send())
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        assert self._sender is not None
-        self._sender.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await self._sender
-
-
-MAX_FIELD = 80
-"""Characters of a wrong argument's name that an error repeats."""
-BYTES_PER_CHARACTER = 4
+    sender = asyncio.ensure_future(send())
+    try:
+        yield note
+    finally:
+        sender.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await sender
 
 
 @dataclass(frozen=True)
@@ -100,57 +78,162 @@ class Call:
     report: Report
 
 
-@dataclass(frozen=True)
-class Tool:
-    """A tool. ``reads``: it changes nothing. ``destroys``: what it changes may be lost.
+def tool(
+    title: str, *, reads: bool = False, destroys: bool = False, repeats: bool = False
+) -> Callable[[Callable[..., Awaitable[CallToolResult]]], Tool]:
+    """Make a tool of a function, whose docstring is the description that a model reads.
 
-    ``description`` may have the words of a Situation in braces.
+    ``reads``: it changes nothing. ``destroys``: what it changes may be lost. ``repeats``: a second
+    call with the same arguments changes nothing more.
     """
+    annotations = ToolAnnotations(
+        read_only_hint=reads, destructive_hint=destroys, idempotent_hint=repeats or reads
+    )
 
-    name: str
-    title: str
-    description: str
-    arguments: type[forms.Arguments]
-    run: Callable[[Call, Any], Awaitable[CallToolResult]]
-    output: dict[str, Any] | None = None
-    reads: bool = False
-    destroys: bool = False
-    repeats: bool = False
-    """Whether a second call with the same arguments changes nothing more."""
-
-    def describe(self, situation: Situation) -> ToolDescription:
-        """Return what a client in this situation is told."""
-        return ToolDescription(
-            name=self.name,
-            title=self.title,
-            description=situation.fill(self.description),
-            input_schema=forms.describe_schema(self.arguments, situation),
-            output_schema=self.output,
-            annotations=ToolAnnotations(
-                read_only_hint=self.reads,
-                destructive_hint=self.destroys,
-                idempotent_hint=self.repeats or self.reads,
-                open_world_hint=self.output is RUN_SCHEMA and bool(situation.settings.routes),
-            ),
+    def make(function: Callable[..., Awaitable[CallToolResult]]) -> Tool:
+        description = " ".join((function.__doc__ or "").split())
+        return Tool.from_function(
+            function, None, title, description, context_kwarg="call", annotations=annotations
         )
 
-    def read_arguments(self, given: dict[str, Any] | None) -> forms.Arguments:
-        """Return the arguments of a call.
+    return make
 
-        :raises SandboxError: they are wrong
-        """
-        try:
-            return self.arguments.model_validate(given or {})
-        except ValidationError as error:
-            wrong = [
-                f"{'.'.join(map(str, item['loc']))[:MAX_FIELD] or 'all'}: {item['msg']}"
-                for item in error.errors(include_url=False, include_input=False)[:5]
-            ]
-        names = ", ".join(self.arguments.model_fields) or "none"
-        raise SandboxError(
-            f"The arguments of {self.name} are wrong. {'; '.join(wrong)}.",
-            f"call it again; its arguments are: {names}.",
+
+def describe_tool(tool: Tool, wording: Wording) -> ToolDescription:
+    """Return what a client is told about a tool.
+
+    An argument that may be left out has the type of its value alone: a choice of a type and null
+    makes some clients send text. Titles, which only repeat names, are left out.
+    """
+    fields: dict[str, Any] = {}
+    for name, field in tool.parameters["properties"].items():
+        field = {key: value for key, value in field.items() if key != "title"}
+        choice = field.pop("anyOf", None)
+        if choice is not None:
+            field.pop("default", None)
+            field |= next(item for item in choice if item != {"type": "null"})
+        if "description" in field:
+            field["description"] = wording.fill(field["description"])
+        if name == "timeout":
+            field["maximum"] = wording.settings.limits.max_run_seconds
+            field["default"] = wording.settings.limits.usual_seconds
+        fields[name] = field
+    schema = {"type": "object", "properties": fields, "additionalProperties": False}
+    schema |= {key: tool.parameters[key] for key in ("required",) if key in tool.parameters}
+    assert tool.annotations is not None
+    reaches_out = tool.fn_metadata.output_model is RunOutput and bool(wording.settings.routes)
+    return ToolDescription(
+        name=tool.name,
+        title=tool.title,
+        description=wording.fill(tool.description),
+        input_schema=schema,
+        output_schema=tool.output_schema,
+        annotations=tool.annotations.model_copy(update={"open_world_hint": reaches_out}),
+    )
+
+
+MAX_CODE = 1_000_000
+"""Characters of a program: a larger one is a file."""
+MAX_READ = 100_000
+"""Characters of one answer: more than most models read at once."""
+BYTES_PER_CHARACTER = 4
+
+Language = Literal["python", "bash", "typescript", "java"]
+Code = StringConstraints(max_length=MAX_CODE)
+Name = Annotated[str, StringConstraints(pattern=f"^{NAME.pattern}$")]
+Timeout = Annotated[
+    Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
+    Field(description="seconds after which it is interrupted"),
+]
+OneSession = Annotated[Name, Field(description="the name of the session")]
+Offset = Annotated[int, Field(ge=0)]
+Limit = Annotated[int, Field(ge=1, le=MAX_READ)]
+
+
+class SessionState(TypedDict):
+    """A session."""
+
+    session: str
+    language: NotRequired[str]
+    state: Literal["idle", "busy", "dead", "ended"]
+    runs: NotRequired[int]
+    sandbox: NotRequired[str]
+
+
+class SessionList(TypedDict):
+    """The sessions of a client."""
+
+    sessions: list[SessionState]
+
+
+class Text(TypedDict):
+    """A part of a text."""
+
+    text: str
+    total: int
+    next: NotRequired[Annotated[int | None, Field(description="the offset to read on from")]]
+
+
+RunResult = Annotated[CallToolResult, RunOutput]
+StateResult = Annotated[CallToolResult, SessionState]
+ListResult = Annotated[CallToolResult, SessionList]
+TextResult = Annotated[CallToolResult, Text]
+
+
+@tool("Run code", destroys=True)
+async def sandbox_run_code(
+    call: Call,
+    code: Annotated[str, Code, Field(description="the code; variables stay for later calls")],
+    language: Annotated[Language | None, Field(description="{language}")] = None,
+    session: Annotated[Name | None, Field(description="{session}")] = None,
+    timeout: Timeout = None,
+) -> RunResult:
+    """Run code in a sandbox with a Jupyter kernel. {state} Returns the value of the last
+    expression, what was printed, pictures and errors. {sight} Working folder: /workspace.
+    {outputs} {untrusted}"""
+    seconds = choose_timeout(call, timeout)
+    found = await find_session(call, session, language)
+    limits = call.sessions.limits
+    async with reporting(call.report) as note:
+        execution = await found.use(
+            found.sandbox.run(
+                code,
+                timeout=seconds,
+                on_stdout=note,
+                on_stderr=note,
+                max_output=limits.shown * BYTES_PER_CHARACTER,
+                max_rich=limits.images * limits.image_bytes * 2,
+            )
         )
+    return finish(found, execution, limits)
+
+
+@tool("Run a shell command", destroys=True)
+async def sandbox_shell(
+    call: Call,
+    command: Annotated[str, Code, Field(description="for bash, without input")],
+    session: Annotated[Name | None, Field(description="{shell_session}")] = None,
+    timeout: Timeout = None,
+) -> RunResult:
+    """Run a bash command in the sandbox of a session of any language, beside its kernel. It has
+    no input and no terminal. A process in the background (server &) lives on until the kernel
+    ends; send its output to a file. {state} {untrusted}"""
+    seconds = choose_timeout(call, timeout)
+    found = await find_session(call, session, None)
+    limits = call.sessions.limits
+    shown = limits.shown * BYTES_PER_CHARACTER
+    async with reporting(call.report) as note:
+        answer = await found.use(
+            found.sandbox.shell(command, timeout=seconds, max_output=shown, on_output=note)
+        )
+    return finish(found, answer, limits)
+
+
+def finish(session: Session, run: Execution | ShellResult, limits: Limits) -> CallToolResult:
+    """Return the result of a run, whose output is kept."""
+    result = make_run_result(session, session.keep(run), run, limits)
+    session.is_new = False
+    return result
 
 
 def choose_timeout(call: Call, timeout: float | None) -> float:
@@ -159,95 +242,81 @@ def choose_timeout(call: Call, timeout: float | None) -> float:
     :raises SandboxError: when the client wants more than it may have
     """
     limits = call.sessions.limits
-    if timeout is None:
-        return min(limits.run_seconds, limits.max_run_seconds)
-    if timeout > limits.max_run_seconds:
+    if timeout is not None and timeout > limits.max_run_seconds:
         raise SandboxError(
             f"The timeout is {timeout:g} s, and the limit {limits.max_run_seconds:g} s.",
             "run it in parts, or in the background of the session.",
         )
-    return timeout
+    return limits.usual_seconds if timeout is None else timeout
 
 
-async def run_code(call: Call, given: forms.RunCode) -> CallToolResult:
-    """Run code in a session."""
-    timeout = choose_timeout(call, given.timeout)
-    session = await call.sessions.find(given.session, given.language)
+async def find_session(call: Call, name: str | None, language: str | None) -> Session:
+    """Return the session of a call, whose kernel runs; it may start.
+
+    :raises GvisorKernelError: there is none
+    """
+    session = await call.sessions.find(name, language)
     session.check_alive()
-    limits = call.sessions.limits
-    async with Progress(call.report) as progress:
-        execution = await session.do(
-            session.sandbox.run(
-                given.code,
-                timeout=timeout,
-                on_stdout=progress.note,
-                on_stderr=progress.note,
-                max_output=limits.shown * BYTES_PER_CHARACTER,
-                max_rich=limits.images * limits.image_bytes * 2,
-            )
-        )
-    result = make_run_result(session, session.keep(execution), execution, limits)
-    session.is_new = False
-    return result
+    return session
 
 
-async def run_shell(call: Call, given: forms.Shell) -> CallToolResult:
-    """Run a command in a session."""
-    timeout = choose_timeout(call, given.timeout)
-    session = await call.sessions.find(given.session, None)
-    session.check_alive()
-    limits = call.sessions.limits
-    shown = limits.shown * BYTES_PER_CHARACTER
-    async with Progress(call.report) as progress:
-        answer = await session.do(
-            session.sandbox.shell(
-                given.command, timeout=timeout, max_output=shown, on_output=progress.note
-            )
-        )
-    result = make_run_result(session, session.keep(answer), answer, limits)
-    session.is_new = False
-    return result
-
-
-async def read_output(call: Call, given: forms.ReadOutput) -> CallToolResult:
-    """Read on in what a run gave."""
-    session = call.sessions.get(given.session)
-    run = session.runs.get(given.run)
-    if run is None:
-        kept = ", ".join(map(str, session.runs)) or "none"
+@tool("Read more output", reads=True)
+async def sandbox_read_output(
+    call: Call,
+    session: Annotated[Name, Field(description="the session of the run")],
+    run: Annotated[int, Field(ge=1, description="the number that its result has")],
+    stream: Annotated[
+        Literal["stdout", "stderr", "result"], Field(description="result: the values displayed")
+    ] = "stdout",
+    offset: Annotated[Offset, Field(description="characters to leave out")] = 0,
+    limit: Annotated[Limit, Field(description="characters to return")] = 20_000,
+) -> TextResult:
+    """Read on where the result of a run was cut. The output of the last 8 runs of a session is
+    kept. {untrusted}"""
+    found = call.sessions.get(session)
+    kept = found.runs.get(run)
+    if kept is None:
+        numbers = ", ".join(map(str, found.runs)) or "none"
         raise SandboxError(
-            f"The output of run {given.run} of the session {given.session!r} is not kept.",
-            f"runs whose output is kept: {kept}. Run the code again, and print less or to a file.",
+            f"The output of run {run} of the session {session!r} is not kept.",
+            f"runs whose output is kept: {numbers}. Run the code again, and print less or to a"
+            " file.",
         )
     async with call.sessions.large:
-        output = await session.do(session.sandbox.output(run))
-        if given.stream == "result":
-            text = join_results(output.results) or ""
-        else:
-            text = getattr(output, given.stream)
-        part, total = text[given.offset : given.offset + given.limit], len(text)
-        del output, text
-    end = given.offset + len(part)
+        output = await found.do(found.sandbox.output(kept))
+        results = join_results(output.results) or ""
+        text = {"stdout": output.stdout, "stderr": output.stderr, "result": results}[stream]
+        part, total = text[offset : offset + limit], len(text)
+        del output, text, results
+    end = offset + len(part)
     note = f"\n[{total - end} more characters: offset={end}]" if end < total else ""
     part = make_plain(part)
-    nothing = f"[nothing from {given.offset} on; it has {total}]"
+    nothing = f"[nothing from {offset} on; it has {total}]"
     return make_session_result(
-        session,
-        f"{mark(given.stream, part)}{note}" if part else nothing,
+        found,
+        f"{mark(stream, part)}{note}" if part else nothing,
         {"text": part, "total": total, "next": end if end < total else None},
     )
 
 
-async def start_session(call: Call, given: forms.StartSession) -> CallToolResult:
-    """Start a session."""
-    session = await call.sessions.start(given.session, given.language)
-    session.is_new = False
-    text = f'The session "{session.name}" ({session.language}) has started.'
-    return make_session_result(session, text, describe(session))
+@tool("Start a session")
+async def sandbox_start_session(
+    call: Call,
+    session: Annotated[
+        Name | None, Field(description="a name for it: lower-case letters, digits and -")
+    ] = None,
+    language: Annotated[Language, Field(description="of its kernel")] = "python",
+) -> StateResult:
+    """Start another session: a sandbox of its own, with its own variables and files. {first}"""
+    started = await call.sessions.start(session, language)
+    started.is_new = False
+    text = f'The session "{started.name}" ({started.language}) has started.'
+    return make_session_result(started, text, describe(started))
 
 
-async def list_sessions(call: Call, given: forms.Nothing) -> CallToolResult:
-    """List the sessions of the client."""
+@tool("List sessions", reads=True)
+async def sandbox_list_sessions(call: Call) -> ListResult:
+    """List the sessions, their languages and states."""
     if call.sessions.is_stateless:
         raise SandboxError(
             "This client's sessions cannot be listed: over HTTP, requests of this version of the"
@@ -274,11 +343,13 @@ def describe(session: Session) -> dict[str, Any]:
     }
 
 
-async def restart_session(call: Call, given: forms.OneSession) -> CallToolResult:
-    """Start a new kernel in a session."""
-    session = call.sessions.get(given.session)
+@tool("Restart a session", destroys=True)
+async def sandbox_restart_session(call: Call, session: OneSession) -> StateResult:
+    """Start a new kernel in a session: variables are lost, files stay. Needed after the kernel
+    has died."""
+    found = call.sessions.get(session)
     try:
-        await session.do(session.sandbox.restart())
+        await found.do(found.sandbox.restart())
     except GvisorKernelError as error:
         error.hint = error.hint or (
             "its files may keep a kernel from starting: end it with sandbox_stop_session, and start"
@@ -286,131 +357,38 @@ async def restart_session(call: Call, given: forms.OneSession) -> CallToolResult
         )
         raise
     return make_result(
-        f'The session "{session.name}" has a new kernel, without variables. Its files are there.',
-        describe(session),
+        f'The session "{found.name}" has a new kernel, without variables. Its files are there.',
+        describe(found),
     )
 
 
-async def interrupt_session(call: Call, given: forms.OneSession) -> CallToolResult:
-    """Interrupt what a session runs."""
-    session = call.sessions.get(given.session)
-    session.check_alive()
-    if not session.calls:
-        return make_result(f'The session "{session.name}" runs nothing.', describe(session))
-    await session.sandbox.interrupt()
-    return make_result(f'The session "{session.name}" was interrupted.', describe(session))
+@tool("Interrupt a session", repeats=True)
+async def sandbox_interrupt_session(call: Call, session: OneSession) -> StateResult:
+    """Interrupt the code that a session runs now. Its variables stay."""
+    found = call.sessions.get(session)
+    found.check_alive()
+    if not found.calls:
+        return make_result(f'The session "{found.name}" runs nothing.', describe(found))
+    await found.sandbox.interrupt()
+    return make_result(f'The session "{found.name}" was interrupted.', describe(found))
 
 
-async def stop_session(call: Call, given: forms.OneSession) -> CallToolResult:
-    """End a session."""
-    await call.sessions.stop(given.session)
+@tool("Stop a session", destroys=True, repeats=True)
+async def sandbox_stop_session(call: Call, session: OneSession) -> StateResult:
+    """End a session and its sandbox. Variables and files {lost}"""
+    await call.sessions.stop(session)
     return make_result(
-        f'The session "{given.session}" has ended.', {"session": given.session, "state": "ended"}
+        f'The session "{session}" has ended.', {"session": session, "state": "ended"}
     )
 
-
-SESSION_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "session": {"type": "string"},
-        "language": {"type": "string"},
-        "state": {"enum": ["idle", "busy", "dead", "ended"]},
-        "runs": {"type": "integer"},
-        "sandbox": {"type": "string"},
-    },
-    "required": ["session", "state"],
-}
-TEXT_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "text": {"type": "string"},
-        "total": {"type": "integer"},
-        "next": {**or_null({"type": "integer"}), "description": "the offset to read on from"},
-    },
-    "required": ["text", "total"],
-}
 
 CODE_TOOLS = (
-    Tool(
-        "sandbox_run_code",
-        "Run code",
-        "Run code in a sandbox with a Jupyter kernel. {state} Returns the value of the last"
-        " expression, what was printed, pictures and errors. {world} Working folder: /workspace."
-        " {outputs} {untrusted}",
-        forms.RunCode,
-        run_code,
-        RUN_SCHEMA,
-        destroys=True,
-    ),
-    Tool(
-        "sandbox_shell",
-        "Run a shell command",
-        "Run a bash command in the sandbox of a session of any language, beside its kernel. It has"
-        " no input and no terminal. A process in the background (server &) lives on until the"
-        " kernel ends; send its output to a file. {state} {untrusted}",
-        forms.Shell,
-        run_shell,
-        RUN_SCHEMA,
-        destroys=True,
-    ),
-    Tool(
-        "sandbox_read_output",
-        "Read more output",
-        "Read on where the result of a run was cut. The output of the last 8 runs of a session is"
-        " kept. {untrusted}",
-        forms.ReadOutput,
-        read_output,
-        TEXT_SCHEMA,
-        reads=True,
-    ),
-    Tool(
-        "sandbox_start_session",
-        "Start a session",
-        "Start another session: a sandbox of its own, with its own variables and files. {first}",
-        forms.StartSession,
-        start_session,
-        SESSION_SCHEMA,
-    ),
-    Tool(
-        "sandbox_list_sessions",
-        "List sessions",
-        "List the sessions, their languages and states.",
-        forms.Nothing,
-        list_sessions,
-        {
-            "type": "object",
-            "properties": {"sessions": {"type": "array", "items": SESSION_SCHEMA}},
-            "required": ["sessions"],
-        },
-        reads=True,
-    ),
-    Tool(
-        "sandbox_restart_session",
-        "Restart a session",
-        "Start a new kernel in a session: variables are lost, files stay. Needed after the kernel"
-        " has died.",
-        forms.OneSession,
-        restart_session,
-        SESSION_SCHEMA,
-        destroys=True,
-    ),
-    Tool(
-        "sandbox_interrupt_session",
-        "Interrupt a session",
-        "Interrupt the code that a session runs now. Its variables stay.",
-        forms.OneSession,
-        interrupt_session,
-        SESSION_SCHEMA,
-        repeats=True,
-    ),
-    Tool(
-        "sandbox_stop_session",
-        "Stop a session",
-        "End a session and its sandbox. Variables and files {lost}",
-        forms.OneSession,
-        stop_session,
-        SESSION_SCHEMA,
-        destroys=True,
-        repeats=True,
-    ),
+    sandbox_run_code,
+    sandbox_shell,
+    sandbox_read_output,
+    sandbox_start_session,
+    sandbox_list_sessions,
+    sandbox_restart_session,
+    sandbox_interrupt_session,
+    sandbox_stop_session,
 )

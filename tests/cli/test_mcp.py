@@ -13,7 +13,7 @@ import pytest
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.cli.mcp import TOKEN_VARIABLE, make_folder, make_listener, open_outputs
 from gvisor_kernel.errors import SandboxError
-from gvisor_kernel.mcp.limits import OutputsFolder
+from gvisor_kernel.mcp.settings import OutputsFolder
 
 from ..patience import scale_seconds
 

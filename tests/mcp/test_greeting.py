@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gvisor_kernel.mcp.greeting import VERSIONS, find_request
+from gvisor_kernel.mcp.stdio import VERSIONS, find_request
 
 from .servers import raw_server
 from .test_hostile import INITIALIZE, READY, Answers, send

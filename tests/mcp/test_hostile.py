@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -11,6 +12,8 @@ import select
 import signal
 import socket
 import subprocess
+import sys
+import termios
 import threading
 from collections.abc import Collection
 from contextlib import ExitStack
@@ -85,7 +88,7 @@ def peak_memory(process: subprocess.Popen[Any]) -> int:
     return int(match[1]) * 1024
 
 
-def test_garbage_floods_and_long_lines_do_no_harm() -> None:
+def test_garbage_and_floods_do_no_harm() -> None:
     with raw_server() as process, Answers(process) as answers:
         send(process, b"\xff\x00garbage\n", b"[" * 100_000 + b"\n", b"\n\n", b'{"id": 1}\n')
         send(process, INITIALIZE, READY)
@@ -96,12 +99,6 @@ def test_garbage_floods_and_long_lines_do_no_harm() -> None:
         assert answers.until(2)["error"]["code"] == -32602
         send(process, call_tool(3, "nothing"))
         assert answers.until(3)["error"]["code"] == -32602
-        before = peak_memory(process)
-        for _ in range(200):
-            send(process, b"x" * MIB)
-        send(process, b"\n", call_tool(4, "list_sessions"))
-        assert not answers.until(4)["result"]["isError"]
-        assert peak_memory(process) - before < 96 * MIB
 
         # A flood that is sent before any of its answers is read.
         flood = [call_tool(100 + number, "list_sessions") for number in range(3000)]
@@ -111,31 +108,6 @@ def test_garbage_floods_and_long_lines_do_no_harm() -> None:
         sending.join(60)
         send(process, call_tool(5, "run_code", code="1 + 1"))
         assert answers.until(5)["result"]["structuredContent"]["result"] == "2"
-
-
-@needs_all
-def test_two_gigabytes_take_little_memory() -> None:
-    """As one line, and as calls that come faster than a sandbox takes them."""
-    with raw_server() as process, Answers(process) as answers:
-        send(process, INITIALIZE, READY, call_tool(1, "run_code", code="1"))
-        assert answers.until(1)
-        before = peak_memory(process)
-        for _ in range(2048):
-            send(process, b"x" * MIB)
-        send(process, b"\n", call_tool(2, "list_sessions"))
-        assert answers.until(2)
-        assert peak_memory(process) - before < 96 * MIB
-
-        content = "x" * (16 * MIB - 1)
-        calls = (call_tool(n, "write_file", path="x", content=content) for n in range(100, 228))
-        sending = threading.Thread(target=send, args=(process, *calls))
-        sending.start()
-        done = [answers.next_of(range(100, 228)) for _ in range(128)]
-        sending.join(scale_seconds(60))
-        refused = [answer["error"]["message"] for answer in done if "error" in answer]
-        assert len(refused) < len(done)
-        assert all("the limit is" in text for text in refused)
-        assert peak_memory(process) - before < 512 * MIB
 
 
 @needs_all
@@ -204,6 +176,23 @@ def test_a_signal_ends_the_server_and_its_sandboxes(number: int) -> None:
         answers.until(0)
         process.send_signal(number)
         assert process.wait(scale_seconds(30)) == 0
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("leaves", ["by closing stdin", "by a signal"])
+def test_a_client_that_reads_nothing_keeps_no_server(leaves: str) -> None:
+    """The server waits in a write to a pipe that is full."""
+    with raw_server() as process:
+        assert process.stdout is not None
+        request = {"jsonrpc": "2.0", "method": "tools/list"}
+        send(process, INITIALIZE, READY, *({**request, "id": number} for number in range(1, 40)))
+        waiting = b""
+        while int.from_bytes(waiting, sys.byteorder) < 60_000:
+            waiting = fcntl.ioctl(process.stdout, termios.FIONREAD, bytes(4))
+            select.select([], [], [], 0.01)
+        if leaves == "by a signal":
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(scale_seconds(30)) == 0
 
 
 def test_nothing_but_messages_is_on_stdout() -> None:
