@@ -118,6 +118,7 @@ class AsyncSandbox:
         if self._closing is None:
             self._closed = True
             self._closing = asyncio.ensure_future(self._close())
+        # no timeout: it is finished or undone, by steps that have timeouts
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
@@ -224,7 +225,7 @@ class AsyncSandbox:
                 calls = [on_error(event)]
             for call in calls:
                 if inspect.isawaitable(call):
-                    await call
+                    await call  # no timeout: the program's own listener
 
         return await self._execute(code, timeout, emit, (max_output, max_rich))
 
@@ -254,15 +255,18 @@ class AsyncSandbox:
         running.add_done_callback(lambda _: _put_end(events))
         try:
             while True:
+                # no timeout: the program's code, which its timeout, Ctrl-C or a cancellation ends
                 taking = asyncio.ensure_future(events.get())
+                # no timeout: the program's code, which its timeout, Ctrl-C or a cancellation ends
                 await asyncio.wait({taking, running}, return_when=asyncio.FIRST_COMPLETED)
                 if not taking.done():
                     taking.cancel()
                     break
-                event = taking.result()
+                event = taking.result()  # no timeout: it is done
                 if event is None:
                     break
                 yield event
+            # no timeout: the program's code, which its timeout, Ctrl-C or a cancellation ends
             yield await running
         finally:
             is_left = True
@@ -270,6 +274,7 @@ class AsyncSandbox:
                 events.get_nowait()
             running.cancel()
             with suppress(asyncio.CancelledError, Exception):
+                # no timeout: the program's code, which its timeout, Ctrl-C or a cancellation ends
                 await running
 
     async def _execute(
@@ -469,8 +474,9 @@ class AsyncSandbox:
             raise SandboxError("The sandbox was not started.", "call start().")
         restarting = asyncio.ensure_future(self._restart(runner))
         try:
-            await asyncio.shield(restarting)
+            await asyncio.shield(restarting)  # no timeout: a start, which start_timeout bounds
         except asyncio.CancelledError:
+            # no timeout: a start, which start_timeout bounds
             await asyncio.wait({restarting})  # half a restart would be no kernel
             raise
 

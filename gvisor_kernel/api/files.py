@@ -145,7 +145,7 @@ class AsyncFiles:
         :raises FileFailed: it cannot be written
         :raises OSError: the host's file cannot be read
         """
-        with Path(source).open("rb") as file:
+        with Path(source).open("rb") as file:  # by path: a file that the calling program names
             parts = iter(lambda: file.read(PART), b"")
             first = next(parts, b"")
             await self._write_parts(path, _chain(first, parts))
@@ -156,6 +156,7 @@ class AsyncFiles:
         :raises FileFailed: it cannot be read, or has more than ``limit`` bytes
         :raises OSError: the host's file cannot be written
         """
+        # by path: a file that the calling program names; it must not exist
         with Path(target).open("xb") as file:
             try:
                 async for part in self._read_parts(path, limit):
@@ -256,6 +257,7 @@ class AsyncFiles:
                         answer = await call.receive()
             except (TimeoutError, asyncio.CancelledError):
                 with suppress(SandboxError):
+                    # no timeout: a step of the bridge's loop
                     await asyncio.shield(call.send({"signal": int(signal.SIGKILL)}))
                 raise
         except TimeoutError:
@@ -263,7 +265,7 @@ class AsyncFiles:
         except SandboxError as error:
             raise FileFailed(f"The sandbox could not {what}: {error.fact}") from error
         finally:
-            await asyncio.shield(call.close())
+            await asyncio.shield(call.close())  # no timeout: a step of the bridge's loop
         if "error" in answer.content:
             reason = clean_name(str(answer.content["error"])[:300])
             raise FileFailed(f"The sandbox could not {what}: {reason}.")

@@ -55,6 +55,7 @@ class LoopThread(PerProcess):
             raise SandboxError("The sandbox cannot be used in the thread that serves it.")
         future = call_on(self._loop, work)
         try:
+            # no timeout: the program's code, which its timeout, Ctrl-C or a cancellation ends
             return future.result()
         except BaseException:
             if not future.done():  # a signal's handler has raised it, such as that of Ctrl-C
@@ -89,6 +90,7 @@ class LoopThread(PerProcess):
 
         async def close_all() -> None:
             closing = [closable.close() for closable in tuple(self._open)]
+            # no timeout: bounded by END_SECONDS
             await asyncio.gather(*closing, return_exceptions=True)
 
         future = call_on(self._loop, close_all())

@@ -64,7 +64,7 @@ async def run_map(
             tasks = [group.create_task(call(text)) for text in texts]
     except* GvisorKernelError as errors:
         raise _first(errors) from None
-    return [task.result() for task in tasks]
+    return [task.result() for task in tasks]  # no timeout: it is done
 
 
 async def _call(

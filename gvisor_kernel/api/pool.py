@@ -30,7 +30,7 @@ class Taking:
         return self._taking.__await__()
 
     async def __aenter__(self) -> AsyncSandbox:
-        self._sandbox = await self._taking
+        self._sandbox = await self._taking  # no timeout: until a sandbox has started or failed
         return self._sandbox
 
     async def __aexit__(self, *_: object) -> None:
@@ -64,7 +64,7 @@ class AsyncSandboxPool:
 
         :raises GvisorKernelError: when it cannot be started
         """
-        await self._wanted.acquire()
+        await self._wanted.acquire()  # no timeout: a filler waits until a sandbox is taken
         self._ready.append(await AsyncSandbox.create(**self._arguments))
         self._fillers = [asyncio.create_task(self._fill()) for _ in range(MAX_STARTING)]
         return self
@@ -97,11 +97,12 @@ class AsyncSandboxPool:
             if self._failure is not None:
                 raise self._failure
             self._changed.clear()
+            # no timeout: until a sandbox has started or failed, or the end
             await self._changed.wait()
 
     async def _fill(self) -> None:
-        while True:
-            await self._wanted.acquire()
+        while True:  # no timeout: a filler lives as long as its pool
+            await self._wanted.acquire()  # no timeout: a filler waits until a sandbox is taken
             failure: GvisorKernelError | None = None
             try:
                 sandbox = await AsyncSandbox.create(**self._arguments)
@@ -122,6 +123,7 @@ class AsyncSandboxPool:
         goes on behind."""
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close())
+        # no timeout: it is finished or undone, by steps that have timeouts
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
@@ -129,10 +131,12 @@ class AsyncSandboxPool:
         self._changed.set()
         for filler in self._fillers:
             filler.cancel()
+        # no timeout: they are cancelled
         await asyncio.gather(*self._fillers, return_exceptions=True)
         sandboxes = [*self._taken, *self._ready]
         self._ready.clear()
         self._taken.clear()
+        # no timeout: it is finished or undone, by steps that have timeouts
         await asyncio.gather(*(sandbox.close() for sandbox in sandboxes), return_exceptions=True)
 
     async def __aenter__(self) -> Self:

@@ -178,10 +178,11 @@ class Runner:
         self._tasks.add(task)
         task.add_done_callback(self._forget)
         try:
+            # no timeout: the program's code, which its timeout, Ctrl-C or a cancellation ends
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             run.abandon()
-            await asyncio.wait({task})
+            await asyncio.wait({task})  # no timeout: bounded by GRACE_SECONDS and LAST_SECONDS
             raise
 
     def _forget(self, task: asyncio.Task[Execution]) -> None:
@@ -233,7 +234,7 @@ class Runner:
         """Wait for a kernel that is about to exit, which takes a moment after its reply."""
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_SECONDS):
-                while self._kernel.find_end() is None:
+                while self._kernel.find_end() is None:  # no timeout: bounded by LAST_SECONDS
                     await asyncio.sleep(EXIT_POLL_SECONDS)
 
     async def _finish(self, collector: Collector) -> Execution:
@@ -300,6 +301,7 @@ class Runner:
         loop = asyncio.get_running_loop()
         end = loop.time() + GRACE_SECONDS
         replied = asyncio.ensure_future(self._wait_for(run.replied, GRACE_SECONDS, run))
+        # no timeout: awaited together with an end of GRACE_SECONDS
         idle = asyncio.ensure_future(run.idle.wait())
         try:
             await asyncio.wait(
@@ -310,6 +312,7 @@ class Runner:
         finally:
             for waiting in (replied, idle):
                 waiting.cancel()
+            # no timeout: they are cancelled
             await asyncio.gather(replied, idle, return_exceptions=True)
 
     # -- messages --------------------------------------------------------------------------------
@@ -336,7 +339,7 @@ class Runner:
                 event = collector.add(message)
                 if event is not None and run.failure is None and not run.abandoned:
                     run.emitting = asyncio.ensure_future(run.emit(event))
-                    await run.emitting
+                    await run.emitting  # no timeout: the program's own listener, until its run ends
             except BaseException as error:  # of the program's listener: ends its run
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():

@@ -300,7 +300,7 @@ class Files:
 
     def rename(self, path: str, target: str) -> None:
         """Give a file or folder another path."""
-        self._thread.run(self._files.rename(path, target))
+        self._thread.run(self._files.rename(path, target))  # by path: a file inside the sandbox
 
     def move(self, path: str, target: str) -> Moved:
         """Move a file or folder; copy it if it cannot be removed from its place."""

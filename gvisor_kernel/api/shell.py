@@ -85,7 +85,7 @@ async def run_shell(
             text += " interrupted." if ended_by == "interrupt" else " killed."
             error = with_text(None, "Timeout", text)
         if running.done():
-            status = running.result()
+            status = running.result()  # no timeout: it is done
             is_over = True
     except SandboxError as failure:
         reason = await _find_end(sandbox)
@@ -95,6 +95,7 @@ async def run_shell(
         running.cancel()
         running.add_done_callback(lambda task: task.cancelled() or task.exception())
         # A task of its own: a second cancellation must not leave the command, or the call.
+        # no timeout: steps of the bridge's loop
         await asyncio.shield(asyncio.ensure_future(_end(call, is_over)))
     is_status = type(status) is int and -64 <= status <= 255
     execution = collector.finish(ended_by, error)

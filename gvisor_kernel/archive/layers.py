@@ -25,6 +25,8 @@ from gvisor_kernel.archive.tar import (
 from gvisor_kernel.archive.tree import Parts, Tree
 from gvisor_kernel.config.validators import GIB, MIB
 
+# by path: below a folder that is held open
+
 MAX_ENTRIES = 600_000
 """Files, directories and links of all layers together. An image with an office suite and TeX has
 half as many."""
@@ -308,6 +310,7 @@ def _copy_file(tree: Tree, entry: Entry, folder: int, name: str) -> None:
 
         def read(size: int) -> bytes:
             nonlocal left
+            # no timeout: a file; a pipe ends with its writer, or with Ctrl-C
             data = os.read(fd, min(size, left))
             left -= len(data)
             return data

@@ -197,6 +197,7 @@ class TarReader:
         wanted = min(size, self._left)
         if not wanted:
             return b""
+        # no timeout: a file; a pipe ends with its writer, or with Ctrl-C
         data = self._stream.read(wanted)
         if not data:
             raise ArchiveError("the archive is truncated in the middle of a file")
@@ -283,6 +284,7 @@ class TarReader:
     def _read_exactly(self, size: int) -> bytes:
         data = bytearray()
         while len(data) < size:
+            # no timeout: a file; a pipe ends with its writer, or with Ctrl-C
             more = self._stream.read(size - len(data))
             if not more:
                 raise ArchiveError("the archive is truncated, or it is not a tar archive")
@@ -293,6 +295,7 @@ class TarReader:
     def _check_end(self) -> None:
         """Accept padding only. A second archive here would be read by some other programs."""
         left = MAX_PADDING
+        # no timeout: a file; a pipe ends with its writer, or with Ctrl-C
         while data := self._stream.read(CHUNK):
             left -= len(data)
             if data.count(0) != len(data):

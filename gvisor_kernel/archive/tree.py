@@ -21,6 +21,8 @@ from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.archive.scoped import open_folder, open_in, sync_file_system
 from gvisor_kernel.archive.tar import CHUNK, MAX_DEPTH, quote_name
 
+# by path: below a folder that is held open
+
 Parts: TypeAlias = tuple[str, ...]
 
 _NOT_A_DIRECTORY = (errno.ENOTDIR, errno.ELOOP)

@@ -25,6 +25,8 @@ from gvisor_kernel.host.private_directories import (
 )
 from gvisor_kernel.strict_json import JsonError, parse_json
 
+# by path: below a private store of this user
+
 FOLDER = "requests"
 PLACE = "page.json"
 ENDING = ".jsonl"

@@ -279,6 +279,7 @@ class Storage:
 
     def _connect(self) -> sqlite3.Connection:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        # by path: below a private store of this user; or a folder that an administrator has named
         fd = os.open(self.path, flags, self._mode)
         try:
             status = os.fstat(fd)

@@ -15,6 +15,8 @@ import zmq
 
 from gvisor_kernel.link import Channel
 
+# by path: below the state directory, whose parents only this user can change
+
 MAX_SOCKET_PATH = 107
 """Bytes in the path of a Unix socket (sun_path without its NUL)."""
 

@@ -187,7 +187,7 @@ class EgressPipe:
 
     def _read(self) -> None:
         try:
-            data = self._socket.recv(READ_SIZE)
+            data = self._socket.recv(READ_SIZE)  # no timeout: it is ready, or does not block
         except BlockingIOError:
             return
         except OSError:

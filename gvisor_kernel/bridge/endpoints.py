@@ -15,6 +15,8 @@ from pathlib import Path
 
 from gvisor_kernel.errors import StateError
 
+# by path: below the state directory, whose parents only this user can change
+
 SHORT_ROOT = Path("/tmp")  # noqa: S108 - mkdtemp makes an unpredictable, private name in it
 SHORT_PREFIX = "gvk-"
 

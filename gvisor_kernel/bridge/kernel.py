@@ -310,6 +310,7 @@ class KernelBridge:
         if self._removal_timer is not None:
             self._removal_timer.cancel()
         if self._ending is not None:
+            # no timeout: it is finished or undone, by steps that have timeouts
             await asyncio.shield(self._ending)
 
     async def end_sandbox(self) -> None:
@@ -317,6 +318,7 @@ class KernelBridge:
 
         Concurrent callers wait for the same end.
         """
+        # no timeout: it is finished or undone, by steps that have timeouts
         await asyncio.shield(self._begin_end())
 
     def _begin_end(self) -> asyncio.Task[None]:
@@ -428,7 +430,7 @@ class KernelBridge:
 
     async def _wait_until_finished(self) -> None:
         if self._finishing is not None:
-            await asyncio.shield(self._finishing)
+            await asyncio.shield(self._finishing)  # no timeout: bounded by FLUSH_SECONDS
 
     def note(self, text: str) -> None:
         """Write ``text`` into the sandbox's log."""

@@ -75,7 +75,7 @@ class Lane:
             if future.cancelled():  # the process exits
                 return
             try:
-                self._finish(future.result(), then)
+                self._finish(future.result(), then)  # no timeout: it is done
             finally:
                 self._run_next()
 

@@ -66,4 +66,4 @@ async def close_sandbox(sandbox: LinkedSandbox) -> None:
     except RuntimeError:
         sandbox.close()
         return
-    await closed
+    await closed  # no timeout: it is finished or undone, by steps that have timeouts

@@ -130,6 +130,7 @@ class SandboxLink:
     def _read_once(self) -> int:
         """Return the number of bytes read; 0 if there are none, or if the link has ended."""
         try:
+            # no timeout: it is ready, or does not block
             data = os.read(self._sandbox.link_out, self._read_size)
         except BlockingIOError:
             return 0

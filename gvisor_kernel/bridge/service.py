@@ -105,6 +105,7 @@ class ServiceCalls:
             if state.failure:
                 raise SandboxError(state.failure)
             state.changed.clear()
+            # no timeout: until an answer, or the end of the run; callers have limits
             await state.changed.wait()
         part = state.answers.popleft()
         state.held -= len(part)

@@ -65,7 +65,7 @@ def call_on(
         if error is not None:
             answer.set_exception(error)
         else:
-            answer.set_result(task.result())
+            answer.set_result(task.result())  # no timeout: it is done
 
     loop.call_soon_threadsafe(begin)
     return answer
@@ -131,7 +131,7 @@ class Bridge(PerProcess):
         except (asyncio.CancelledError, LaunchError):
             done.cancel()
             raise
-        return done.result()
+        return done.result()  # no timeout: it is done
 
     async def open_kernel(
         self, identity: KernelIdentity, address: Address, root: Path

@@ -31,6 +31,8 @@ from gvisor_kernel.host.private_directories import (
 )
 from gvisor_kernel.strict_json import JsonError, parse_json
 
+# by path: below a private store of this user
+
 MAX_JOURNAL = 64 * 1024 * 1024
 """Bytes that are read of a journal, and so written to it."""
 MAX_LINE = 32 * 1024

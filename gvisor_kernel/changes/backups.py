@@ -30,6 +30,8 @@ from gvisor_kernel.host.private_directories import (
 from gvisor_kernel.runtimes.state.records import state_root
 from gvisor_kernel.strict_json import JsonError, parse_json
 
+# by path: below a private store of this user
+
 MAX_KEPT = 20
 """Applies that can be undone; the oldest are removed."""
 MAX_KEPT_BYTES = 1024 * 1024 * 1024

@@ -76,6 +76,7 @@ class ControlSocket:
     async def _listen(self, directory: Path) -> None:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            # by path: below the state directory, whose parents only this user can change
             folder = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 with suppress(FileNotFoundError):
@@ -187,7 +188,7 @@ async def _run_beside(work: Coroutine[Any, Any, bytes]) -> bytes:
             loop.call_soon_threadsafe(tell, result)
 
     threading.Thread(target=run, name="gvisor-kernel-control", daemon=True).start()
-    return await done
+    return await done  # no timeout: bounded by WORK_SECONDS, where it is called
 
 
 def _is_own(writer: asyncio.StreamWriter) -> bool:

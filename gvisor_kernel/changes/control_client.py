@@ -63,6 +63,7 @@ def ask(directory: Path, question: Mapping[str, object]) -> dict[str, Any]:
     end = time.monotonic() + WORK_SECONDS
     received = bytearray()
     try:
+        # by path: below the state directory, whose parents only this user can change
         folder = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:

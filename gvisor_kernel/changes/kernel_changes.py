@@ -382,9 +382,9 @@ async def _finish(work: Callable[..., T], *arguments: Any) -> T:
     that are closed then."""
     task = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
     try:
-        return await asyncio.shield(task)
+        return await asyncio.shield(task)  # no timeout: a step on the user's disk
     except asyncio.CancelledError:
-        await asyncio.wait({task})
+        await asyncio.wait({task})  # no timeout: likewise: it uses open descriptors
         raise
 
 

@@ -34,7 +34,7 @@ def follow(directory: Path, sandbox: Listed) -> Iterator[str]:
     """Yield lines as they are appended, until the sandbox has ended. Blocks."""
     followers = [Follower(directory / name) for name in NAMES]
     try:
-        while True:
+        while True:  # no timeout: --follow: until Ctrl-C
             ended = has_ended(sandbox)  # before the files are read for the last time
             lines = [line for follower in followers for line in follower.read()]
             yield from sorted(lines, key=get_time)

@@ -21,6 +21,8 @@ from gvisor_kernel import __version__
 from gvisor_kernel.cli.arguments import HelpFormatter, add_command
 from gvisor_kernel.errors import GvisorKernelError
 
+# by path: the kernel's own file systems, /proc, /sys and /dev
+
 DESCRIPTION = """\
 Jupyter kernels that run inside gVisor sandboxes.
 

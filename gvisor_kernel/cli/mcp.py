@@ -170,6 +170,7 @@ def check_streams(*, is_http: bool) -> None:
     closed = [name for name, stream in streams.items() if stream is None]
     for number, name in enumerate(streams):
         if name in closed:
+            # by path: the kernel's own file systems, /proc, /sys and /dev
             nothing = os.open(os.devnull, os.O_RDWR)
             if nothing != number:
                 os.dup2(nothing, number)
@@ -268,6 +269,7 @@ def make_folder(option: str, text: str) -> Path:
     :raises GvisorKernelError: it cannot be made
     """
     with contextlib.suppress(OSError, RuntimeError):
+        # by path: a path that a person has given on the command line
         Path(text).expanduser().mkdir()
     return find_folder(option, text)
 

@@ -110,6 +110,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         return min(left_out, 1)
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        # by path: a path that a person has given on the command line
         with os.fdopen(os.open(arguments.file, flags, 0o600), "w") as file:
             file.write(text)
     except OSError as error:

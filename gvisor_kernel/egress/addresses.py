@@ -256,11 +256,11 @@ class NameResolver:
 
         :raises OSError: when the name has no address
         """
-        await self._turns.acquire()
+        await self._turns.acquire()  # no timeout: bounded by RESOLVE_SECONDS in addresses
         loop = asyncio.get_running_loop()
         resolving = loop.run_in_executor(self._threads, _find_addresses, host, port)
         resolving.add_done_callback(self._end_turn)
-        return await asyncio.shield(resolving)
+        return await asyncio.shield(resolving)  # no timeout: bounded by RESOLVE_SECONDS
 
     def _end_turn(self, resolving: asyncio.Future[list[str]]) -> None:
         """Let the next name be resolved: the thread has ended, whether or not anyone waits."""

@@ -215,6 +215,8 @@ def read_entries(path: Path) -> Iterator[Entry]:
 def _read_lines(path: Path) -> Iterator[Entry]:
     for part in log_parts(path):
         try:
+            # by path: below the state directory, whose parents only this user can change; only
+            # read, and no link is followed
             fd = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
             continue

@@ -141,6 +141,7 @@ class DailyBudgets:
 
     def _connect(self) -> sqlite3.Connection:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        # by path: below the state directory, whose parents only this user can change
         fd = os.open(self._path, flags, 0o600)
         try:
             status = os.fstat(fd)

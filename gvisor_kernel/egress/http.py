@@ -247,7 +247,7 @@ async def _read_body(
     parts: list[bytes] = []
     events = 0
     try:
-        while True:
+        while True:  # no timeout: bounded by HEAD_SECONDS and BODY_SECONDS a read
             event = connection.next_event()
             events += 1
             if events % EVENTS_IN_A_TURN == 0:

@@ -50,7 +50,7 @@ def is_memory_short() -> bool:
     limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
     if limit == resource.RLIM_INFINITY:
         return False
-    with open("/proc/self/statm", "rb") as file:
+    with open("/proc/self/statm", "rb") as file:  # by path: a file of the host's kernel
         pages = int(file.read().split()[5])
     return pages * os.sysconf("SC_PAGE_SIZE") > SHORT * limit
 

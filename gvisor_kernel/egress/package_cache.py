@@ -28,6 +28,8 @@ from gvisor_kernel.config.validators import GIB, MIB
 from gvisor_kernel.egress.package_pages import MAX_FOOTER, STRONG, make_footer, read_footer
 from gvisor_kernel.host.private_directories import lock, make_directories, read_file
 
+# by path: below a private store of this user
+
 MAX_CACHE = 5 * GIB
 TRIMMED = 0.9
 """The part of the limit that is left after files were removed."""

@@ -339,6 +339,7 @@ class _Reader:
         with suppress(BrokenPipeError, ConnectionResetError):
             socket.send_fds(self._sock, [message], fds)
             answer = await asyncio.get_running_loop().sock_recv(self._sock, 1)
+        # no timeout: the process has ended
         return answer[0] if answer else await self._process.wait()
 
     async def end(self) -> None:
@@ -346,7 +347,7 @@ class _Reader:
         self._sock.close()
         with suppress(ProcessLookupError):
             self._process.kill()
-        await self._process.wait()
+        await self._process.wait()  # no timeout: the process has ended
 
 
 _OF_PAGE = ("url", "type", "encoding", "size", "digest")
@@ -393,9 +394,9 @@ async def in_thread(function: Callable[..., T], *arguments: object) -> T:
     """
     future = asyncio.get_running_loop().run_in_executor(None, function, *arguments)
     try:
-        return await asyncio.shield(future)
+        return await asyncio.shield(future)  # no timeout: a read or write of one file
     except asyncio.CancelledError:
-        await asyncio.wait([future])
+        await asyncio.wait([future])  # no timeout: a read or write of one file
         raise
 
 

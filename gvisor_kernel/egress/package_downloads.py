@@ -76,7 +76,7 @@ class Download:
         :raises Refusal: why it did not
         """
         while not self.is_begun and not self.is_ended:
-            await self._progress.wait()
+            await self._progress.wait()  # no timeout: bounded by FILE_SECONDS
         if self.error is not None:
             raise self.error
 
@@ -95,7 +95,7 @@ class Download:
                 raise self.error
             if self.is_ended:
                 return
-            await self._progress.wait()
+            await self._progress.wait()  # no timeout: bounded by FILE_SECONDS
 
     def _wake(self) -> None:
         progress, self._progress = self._progress, asyncio.Event()

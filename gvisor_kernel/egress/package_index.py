@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
+# by path: configuration files of this user and of the system
+
 log = logging.getLogger(__name__)
 
 PYPI = "https://pypi.org/simple/"

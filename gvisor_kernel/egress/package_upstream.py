@@ -97,7 +97,7 @@ class Hosts:
 
         :raises UpstreamFailed: when it has none, or one that is not allowed
         """
-        names = NAMES.get().resolve
+        names = NAMES.get().resolve  # no timeout: a variable of a context, not a queue
         try:
             try:
                 return await resolve(host, port, names)

@@ -74,6 +74,7 @@ class Packages:
         :raises NotPrivate: see ``PackageCache.open``
         """
         configuration = lambda: Configuration.read(environment)  # noqa: E731 - short
+        # by path: below a private store of this user
         return cls(PackageCache.open(), configuration, IndexClient(threads))
 
     async def close(self) -> None:

@@ -62,7 +62,7 @@ class SecretReader:
     def _note(self, reference: str, done: asyncio.Future[str]) -> None:
         del self._reading[reference]
         with suppress(SecretError):
-            self._known[reference] = (time.monotonic(), done.result())
+            self._known[reference] = (time.monotonic(), done.result())  # no timeout: it is done
 
 
 RETRY_SECONDS = 10
@@ -174,6 +174,7 @@ class Services:
             if is_daily(route):
                 loop = asyncio.get_running_loop()
                 charging = loop.run_in_executor(None, self._budgets.charge, admission)
+                # no timeout: a transaction, with a timeout for its lock
                 await asyncio.shield(charging)
         except asyncio.CancelledError:
             assert charging is not None  # nothing else is waited for
@@ -194,6 +195,7 @@ class Services:
         try:
             if is_daily(admission.route):
                 loop = asyncio.get_running_loop()
+                # no timeout: a transaction, which BUSY_SECONDS bounds
                 await asyncio.shield(loop.run_in_executor(None, admission.close))
             else:
                 admission.close()

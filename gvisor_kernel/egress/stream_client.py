@@ -55,7 +55,7 @@ async def asking(link: StreamLink, ask: Ask) -> AsyncIterator[Answer]:
     :raises AnswerBroken: there is no answer
     """
     try:
-        stream = link.open()
+        stream = link.open()  # by path: a stream, not a file
     except (LocalProtocolError, StreamReset) as error:
         raise AnswerBroken("the process for routes has ended, or is busy") from error
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=2 * MAX_HEAD)
@@ -96,6 +96,7 @@ async def _next_event(stream: ByteStream, connection: h11.Connection) -> object:
     """Return the next event that is not NEED_DATA."""
     try:
         while (event := connection.next_event()) is h11.NEED_DATA:
+            # no timeout: the route's limit of time ends the stream
             connection.receive_data(await stream.read())
         return event
     except StreamReset as error:

@@ -69,7 +69,7 @@ class ByteStream:
             if self._at_end:
                 return b""
             self._readable.clear()
-            await self._readable.wait()
+            await self._readable.wait()  # no timeout: until the stream is over; callers have limits
         data = self._received.popleft()
         if not self.is_reset:
             self._link.consumed(self.number, len(data))
@@ -88,6 +88,7 @@ class ByteStream:
             room = self._link.room(self)
             if room <= 0:
                 self._writable.clear()
+                # no timeout: until the stream is over; callers have limits
                 await self._writable.wait()
                 continue
             self._link.send(self.number, view[:room])
@@ -181,7 +182,7 @@ class StreamLink:
         """
         if self.ended:
             raise StreamReset
-        stream = ByteStream(self, self._streams.open())
+        stream = ByteStream(self, self._streams.open())  # by path: a stream, not a file
         self._open[stream.number] = stream
         self._plan_flush()
         return stream
@@ -230,6 +231,7 @@ class StreamLink:
     def _read(self) -> None:
         is_paced = self._useless.room() < USELESS_BURST / 2
         try:
+            # no timeout: it is ready, or does not block
             data = self._sock.recv(PACED_READ if is_paced else READ_SIZE)
         except BlockingIOError:
             return

@@ -115,7 +115,7 @@ def _find_cause(group: ExceptionGroup[Exception]) -> Exception:
 
 async def _copy_up(stream: ByteStream, sock: socket.socket, meter: Meter) -> None:
     loop = asyncio.get_running_loop()
-    while data := await stream.read():
+    while data := await stream.read():  # no timeout: the limit seconds of the route ends the tunnel
         await meter.sent(len(data))
         await loop.sock_sendall(sock, data)
     with suppress(OSError):

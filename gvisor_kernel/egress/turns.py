@@ -41,7 +41,7 @@ class Turns:
         self._waiting.setdefault(key, deque()).append(turn)
         self._give()
         try:
-            await turn
+            await turn  # no timeout: turns have time limits, and so has who waits
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self.release(key)  # it was given in the same moment

@@ -119,7 +119,7 @@ class SocketTransport:
     def is_readable(self) -> bool:
         """Whether bytes, or the end, have come."""
         try:
-            self._sock.recv(1, socket.MSG_PEEK)
+            self._sock.recv(1, socket.MSG_PEEK)  # no timeout: it is ready, or does not block
         except BlockingIOError:
             return False
         except OSError:

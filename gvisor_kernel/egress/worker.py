@@ -162,13 +162,14 @@ async def work(control: socket.socket, parent: int) -> None:
     with suppress(ProcessLookupError):
         loop.add_reader(os.pidfd_open(parent), worker.ended.set)
         if os.getppid() == parent:
-            await worker.ended.wait()
+            await worker.ended.wait()  # no timeout: its owner's end ends it
 
 
 def _open_packages(shared: Shared) -> Packages:
     # Most kernels have no such route, and these modules take some MiB.
     from gvisor_kernel.egress.packages import Packages
 
+    # by path: below a private store of this user
     return Packages.open(os.environ, shared.name_threads)
 
 

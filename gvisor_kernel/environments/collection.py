@@ -19,6 +19,8 @@ from gvisor_kernel.archive.tree import Tree
 from gvisor_kernel.config.validators import GIB
 from gvisor_kernel.environments.environment import ABI_FILE, MAX_FILES
 
+# by path: below a private store of this user
+
 MAX_BYTES = 8 * GIB
 """Bytes of one environment on the disk. One with PyTorch for GPUs has 5 GiB."""
 MAX_PACKAGES = 2000

@@ -38,6 +38,8 @@ from gvisor_kernel.errors import LaunchError, PackagesError
 from gvisor_kernel.host import private_directories
 from gvisor_kernel.strict_json import parse_json
 
+# by path: below a private store of this user
+
 FOLDER = "environments"
 MAX_DOCUMENT = 1024 * 1024
 """Bytes of environment.json, and of the list of kernelspecs."""

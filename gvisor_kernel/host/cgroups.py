@@ -16,6 +16,8 @@ from pathlib import Path
 
 from gvisor_kernel.host.processes import open_process
 
+# by path: the kernel's own file systems, /proc, /sys and /dev
+
 ROOT = Path("/sys/fs/cgroup")
 PARENT = "gvisor-kernel"
 CONTROLLERS = ("memory", "cpu", "pids")

@@ -87,7 +87,7 @@ def read_exit_status(pid: int) -> int:
 
     Until the child is reaped, its pid and its process group cannot be reused.
     """
-    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # no timeout: the process has ended
     assert ended is not None
     return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
@@ -143,7 +143,7 @@ class _Command:
     def _read(self, output: int) -> bool:
         """Read available output. False at its end."""
         try:
-            content = os.read(output, READ_SIZE)
+            content = os.read(output, READ_SIZE)  # no timeout: it is ready, or does not block
         except BlockingIOError:
             return True
         words = self._words[output]

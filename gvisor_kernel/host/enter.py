@@ -36,6 +36,9 @@ from gvisor_kernel.host.stage import (
     mount_overlay,
 )
 
+# by path: the kernel's own file systems, /proc, /sys and /dev; the state directory, opened again
+# and compared
+
 FAILED = 125
 """The exit status when PROGRAM could not be executed."""
 CODE = (

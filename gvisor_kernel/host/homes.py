@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+# by path: the system's list of accounts
+
 TOP = "/home"
 """Each entry of this folder counts as a home, even without an account."""
 SYSTEM = ("/bin/", "/boot/", "/dev/", "/etc/", "/lib/", "/proc/", "/sbin/", "/sys/", "/usr/")
@@ -156,6 +158,7 @@ def _run(argv: list[str]) -> str:
     try:
         while len(printed) < MAX_BYTES and (left := end - time.monotonic()) > 0:
             if waiting.poll(1000 * left):
+                # no timeout: it is ready, or does not block
                 data = os.read(process.stdout.fileno(), READ_SIZE)
                 if not data:
                     break

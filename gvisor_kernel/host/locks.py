@@ -30,18 +30,18 @@ class ThreadLock:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # no timeout: held for a few steps that do not wait
         _thread_locks.add(self)
 
     def __enter__(self) -> None:
-        self._lock.acquire()
+        self._lock.acquire()  # no timeout: held for a few steps that do not wait
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
     def reset(self) -> None:
         """Unlock it, in a forked child."""
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # no timeout: held for a few steps that do not wait
 
 
 _thread_locks: weakref.WeakSet[ThreadLock] = weakref.WeakSet()
@@ -93,6 +93,7 @@ def _describe_holder(fd: int) -> str:
     """Describe for an error who holds the lock of ``fd``; see proc_locks(5)."""
     status = os.fstat(fd)
     file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    # by path: the kernel's own file systems, /proc, /sys and /dev
     with suppress(OSError), open("/proc/locks") as lines:
         for line in lines:
             words = line.split()

@@ -18,6 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+# by path: below the state directory, whose parents only this user can change
+
 EVENTS, INSIDE, STDERR = "kernel.log", "inside.log", "stderr.log"
 NAMES = (EVENTS, INSIDE, STDERR)
 FIRST = ".first"

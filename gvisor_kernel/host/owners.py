@@ -58,6 +58,7 @@ def restore_access(folder: Opened) -> bool:
         return False
     if status.st_mode & _READ_AND_ENTER == _READ_AND_ENTER:
         return False
+    # by path: the kernel's own file systems, /proc, /sys and /dev; the file of a descriptor
     os.chmod(f"/proc/self/fd/{folder.fd}", stat.S_IMODE(status.st_mode) | stat.S_IRWXU)  # noqa: PTH101
     return True
 

@@ -21,6 +21,8 @@ from pathlib import Path
 
 from gvisor_kernel.host.locks import MAX_LOCK_SECONDS, locked_file
 
+# by path: below a private store of this user
+
 NEW, GONE = "new-", "gone-"
 
 

@@ -23,6 +23,8 @@ from gvisor_kernel.host import mounts
 from gvisor_kernel.host.folders import Identity, Opened, find_identity, reopen
 from gvisor_kernel.host.open_files import explain_scarce_files
 
+# by path: on a tmpfs in a private mount namespace
+
 
 @dataclass(frozen=True)
 class Source:

@@ -19,6 +19,8 @@ from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.archive.scoped import open_in
 from gvisor_kernel.archive.tar import CHUNK, Kind, Stream, TarReader, quote_name, split_name
 
+# by path: below a private store of this user; an image that a person has given
+
 MAX_DOCUMENT = 4 * 1024 * 1024
 """Bytes of one JSON document."""
 MAX_DOCUMENTS = 300
@@ -76,6 +78,7 @@ class Documents:
             raise ArchiveError(f"the image has more than {MAX_DOCUMENTS} documents")
         content = b""
         with self._blobs.open(name) as stream:
+            # no timeout: a file; a pipe ends with its writer, or with Ctrl-C
             while data := stream.read(CHUNK):
                 content += data
                 if len(content) > MAX_DOCUMENT:
@@ -175,6 +178,7 @@ class HashedStream:
 
     def read(self, size: int = -1, /) -> bytes:
         """Return up to ``size`` bytes, and hash them; a chunk at most if ``size`` is negative."""
+        # no timeout: a file; a pipe ends with its writer, or with Ctrl-C
         data = self._stream.read(CHUNK if size < 0 else size)
         self._hash.update(data)
         self.size += len(data)
@@ -229,6 +233,7 @@ def is_compressed(start: bytes) -> bool:
 
 def _read_start(stream: Stream, size: int) -> bytes:
     start = b""
+    # no timeout: a file; a pipe ends with its writer, or with Ctrl-C
     while len(start) < size and (data := stream.read(size - len(start))):
         start += data
     return start
@@ -242,6 +247,7 @@ class _Decompressor:
         self._raw = raw
 
     def read(self, size: int, /) -> bytes:
+        # no timeout: a file; a pipe ends with its writer, or with Ctrl-C
         data = self._stream.read(size)
         if data:
             self._raw.limit = MAX_IDLE
@@ -260,6 +266,7 @@ class _Raw(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any, /) -> int:
+        # no timeout: a file; a pipe ends with its writer, or with Ctrl-C
         data = self._start[: len(buffer)] if self._start else self._stream.read(len(buffer))
         self._start = self._start[len(data) :]
         if self.limit is not None:
@@ -324,11 +331,13 @@ class _Xz:
         packed = b""
         while True:
             if self._decompressor.eof:
+                # no timeout: a file; a pipe ends with its writer, or with Ctrl-C
                 packed = (self._decompressor.unused_data or self._stream.read(CHUNK)).lstrip(b"\0")
                 if not packed:
                     return b""
                 self._reset()
             elif self._decompressor.needs_input:
+                # no timeout: a file; a pipe ends with its writer, or with Ctrl-C
                 packed = self._stream.read(CHUNK)
                 if not packed:
                     raise EOFError("the data is truncated")

@@ -117,6 +117,8 @@ class Builder:
         command = (
             ["inspect", "--type", "image"] if self.program == "buildah" else ["image", "inspect"]
         )
+        # no timeout: a program that the user started with this command: it may take long, prints
+        # its progress, and ends with Ctrl-C
         done = subprocess.run(
             [self.program, *command, self.tag(name)],
             stdin=subprocess.DEVNULL,
@@ -140,6 +142,8 @@ class Builder:
             run(["buildah", "add", "--quiet", container, str(archive)])
             run(["buildah", "commit", "--quiet", container, tag])
         finally:
+            # no timeout: a program that the user started with this command: it may take long,
+            # prints its progress, and ends with Ctrl-C
             subprocess.run(["buildah", "rm", container], stdout=subprocess.DEVNULL, check=False)
         return tag
 
@@ -175,6 +179,8 @@ def find_builder() -> Builder:
 
 
 def _has_subordinate_ids() -> bool:
+    # no timeout: a program that the user started with this command: it may take long, prints its
+    # progress, and ends with Ctrl-C
     done = subprocess.run(
         ["unshare", "--user", "--map-auto", "--map-root-user", "true"],
         stdin=subprocess.DEVNULL,
@@ -248,6 +254,8 @@ def run(argv: Sequence[str]) -> None:
     :raises RootImageError: when it fails
     """
     # The output is progress, so it goes to standard error. Standard output is for the result.
+    # no timeout: a program that the user started with this command: it may take long, prints its
+    # progress, and ends with Ctrl-C
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=2, check=False)
     if done.returncode:
         raise RootImageError(
@@ -260,6 +268,8 @@ def read(argv: Sequence[str]) -> str:
 
     :raises RootImageError: when it fails
     """
+    # no timeout: a program that the user started with this command: it may take long, prints its
+    # progress, and ends with Ctrl-C
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
     if done.returncode:
         raise RootImageError(

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from gvisor_kernel.errors import RootImageError
 
+# by path: below a private store of this user; an image that a person has given
+
 PROGRAMS = ("docker", "podman")
 ASK_SECONDS = 3.0
 """Seconds that an engine may take to answer that it is running."""
@@ -34,6 +36,8 @@ def save_image(reference: str, path: Path) -> None:
         )
     program = find_engine(reference)
     with path.open("wb") as file:
+        # no timeout: a program that the user started with this command: it may take long, prints
+        # its progress, and ends with Ctrl-C
         done = subprocess.run(
             [program, "image", "save", reference],
             stdin=subprocess.DEVNULL,

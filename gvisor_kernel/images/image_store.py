@@ -33,6 +33,8 @@ from gvisor_kernel.errors import RootImageError
 from gvisor_kernel.host import private_directories
 from gvisor_kernel.images.inspection import PythonReport, RootImage
 
+# by path: below a private store of this user; an image that a person has given
+
 FORMAT = 1
 MAX_DOCUMENT = 4 * 1024 * 1024
 """Bytes of image.json and of inside.json."""

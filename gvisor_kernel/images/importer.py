@@ -32,6 +32,8 @@ from gvisor_kernel.images.image_store import Draft, Store
 from gvisor_kernel.images.inspection import PythonReport, RootImage
 from gvisor_kernel.images.measure import measure_tree
 
+# by path: below a private store of this user; an image that a person has given
+
 Report = Callable[[str, float], None]
 """Called when a step begins, with its description and the share of the import that is done (0 to
 1)."""
@@ -278,6 +280,7 @@ def _open_decompressed(file: BinaryIO, draft: Draft, budget: Budget) -> Iterator
         return
     with (draft.scratch / "archive").open("w+b") as plain:
         with decompressed(file) as stream:
+            # no timeout: a file; a pipe ends with its writer, or with Ctrl-C
             while data := stream.read(CHUNK):
                 budget.charge(len(data))
                 plain.write(data)

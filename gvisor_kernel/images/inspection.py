@@ -13,6 +13,8 @@ from types import MappingProxyType
 from gvisor_kernel.archive.scoped import is_program, stat_in
 from gvisor_kernel.errors import LaunchError
 
+# by path: below a private store of this user; an image that a person has given
+
 DEFAULT_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 OLDEST_PYTHON = (3, 9)
 KERNEL_MODULES = ("ipykernel", "zmq")

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from gvisor_kernel.archive.tar import CHUNK
 
+# by path: below a private store of this user; an image that a person has given
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -67,6 +69,7 @@ def _digest(path: bytes) -> str:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     found = hashlib.sha256()
     try:
+        # no timeout: a file; a pipe ends with its writer, or with Ctrl-C
         while data := os.read(fd, CHUNK):
             found.update(data)
     finally:

@@ -24,6 +24,8 @@ from gvisor_kernel.jupyter.kernelspecs import PROVISIONER, find_destination, is_
 from gvisor_kernel.jupyter.replaced_kernelspec import NATIVE
 from gvisor_kernel.strict_json import JsonError, parse_json
 
+# by path: Jupyter's folders of configuration and kernelspecs
+
 MAX_FILE = 16 * 1024 * 1024
 FILE = "jupyter_config.json"
 """Read by each Jupyter application, before its own configuration."""

@@ -27,6 +27,8 @@ from jupyter_core.paths import SYSTEM_JUPYTER_PATH, jupyter_data_dir
 
 from gvisor_kernel.errors import KernelspecError
 
+# by path: a path that a person has given on the command line
+
 PROVISIONER = "gvisor-provisioner"
 DEFAULT_NAME = "gvisor-python"
 

@@ -75,12 +75,14 @@ async def _serve(plan: KernelPlan) -> int:
         loop.add_signal_handler(signum, stopping.set)
     try:
         launching = asyncio.ensure_future(kernel.launch(plan))
+        # no timeout: awaited together with the kernel's life, which is polled
         stopped = asyncio.ensure_future(stopping.wait())
+        # no timeout: start_timeout bounds the first, a signal ends the second
         await asyncio.wait({launching, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not launching.done():
             launching.cancel()
             return 128 + signal.SIGTERM
-        launching.result()
+        launching.result()  # no timeout: it is done
         with suppress(OSError):  # a kernel works without it
             await control.open()
         while (status := kernel.exit_status) is None and not stopping.is_set():

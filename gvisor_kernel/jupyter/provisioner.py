@@ -289,6 +289,7 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
 
     async def wait(self) -> int | None:
         """Wait until the kernel has ended. Jupyter sets a timeout."""
+        # no timeout: polls the kernel's life; Jupyter sets the timeout
         while (status := await self.poll()) is None:
             await asyncio.sleep(0.02)
         self._launched = False

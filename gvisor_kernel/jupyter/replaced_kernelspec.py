@@ -25,6 +25,8 @@ from gvisor_kernel.jupyter.kernelspecs import (
     read_kernelspec,
 )
 
+# by path: Jupyter's folder of kernelspecs, and one beside it
+
 NATIVE = "python3"
 """The kernelspec that ipykernel installs, and that programs start when they are told nothing."""
 KEPT = "gvisor-kernel-replaced"

@@ -312,7 +312,7 @@ def _keep(
             install_again(requirements),
         )
     abi = draft.tree / ABI_FILE
-    abi.write_text(facts.abi)
+    abi.write_text(facts.abi)  # by path: below a private store of this user
     abi.chmod(0o644)
     measure = measure_tree(draft.tree, {})
     digest = compute_digest(measure.digest, base, facts.abi, requirements)

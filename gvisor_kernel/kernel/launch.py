@@ -257,6 +257,7 @@ class Launch:
             self._note_outputs(kernel, environment)
             step("kernel adopted its key and environment")
         except BaseException as error:
+            # no timeout: it is finished or undone, by steps that have timeouts
             await asyncio.shield(self._workers.undo_by(give_up(kernel, restored, error)))
             if not isinstance(error, SandboxError):
                 raise

@@ -132,7 +132,7 @@ class ImportReports:
     def __init__(self, plan: KernelPlan) -> None:
         self._plan = plan
         self.kind = find_kind(plan)
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # no timeout: held for a small file, with bounds
         self._names: set[str] = set()
         self._variables: set[str] = set()
         self._new = Report()
@@ -234,6 +234,7 @@ def change(kind: str, work: Callable[[Counts], Counts]) -> None:
     with private_directories.locked_directory(root):
         content = json.dumps(write_counts(work(_read(root, kind))))
         new = root / f"{private_directories.NEW}{kind}"
+        # by path: below a private store of this user
         new.unlink(missing_ok=True)  # of a process that was killed
         private_directories.write_file(new, content)
         new.rename(root / f"{kind}.json")

@@ -22,6 +22,8 @@ from gvisor_kernel.errors import StateError
 from gvisor_kernel.host.private_directories import read_file, write_file
 from gvisor_kernel.runtimes.state.records import state_root
 
+# by path: below the state directory, whose parents only this user can change; and the null device
+
 FINISH = b"finish\n"
 """Sent after the order: the program ends, and its builder goes on."""
 LEFT_SECONDS = 120.0
@@ -42,6 +44,7 @@ def read_order(fd: int) -> tuple[bytes, bytes]:
     """
     content = b""
     while b"\n" not in content and len(content) < MAX_ORDER:
+        # no timeout: the order is there, or its program has ended; the rest is read after a poll
         more = os.read(fd, 65536)
         if not more:
             break
@@ -77,8 +80,11 @@ def _hear_finish(fd: int, heard: bytes) -> bool:
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     with suppress(OSError):
+        # no timeout: a thread of its own, which waits for work until it is told to end
         while len(heard) < len(FINISH) and poller.poll():
             with suppress(BlockingIOError):
+                # no timeout: the order is there, or its program has ended; the rest is read after a
+                # poll
                 more = os.read(fd, 65536)
                 if not more:
                     break

@@ -42,7 +42,7 @@ class SandboxCall:
 
         beginning = asyncio.ensure_future(bridge.run(begin()))
         try:
-            number = await asyncio.shield(beginning)
+            number = await asyncio.shield(beginning)  # no timeout: a step of the bridge's loop
         except asyncio.CancelledError:
             beginning.add_done_callback(partial(_forget_call, bridge, service))
             raise
@@ -113,7 +113,7 @@ def _decode(part: bytes) -> ServiceMessage:
 def _forget_call(bridge: Bridge, service: ServiceCalls, begun: asyncio.Future[int]) -> None:
     if begun.cancelled() or begun.exception() is not None or bridge.ended:
         return
-    number = begun.result()
+    number = begun.result()  # no timeout: it is done
 
     async def close() -> None:
         with suppress(SandboxError):

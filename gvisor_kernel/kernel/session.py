@@ -239,6 +239,7 @@ class SandboxedKernel:
         while (launching := self._launching) is not None:
             self._is_stopped = True
             launching.cancel()
+            # no timeout: it is finished or undone, by steps that have timeouts
             await asyncio.wait({launching})
         await self._workers.finish()
 
@@ -332,6 +333,7 @@ class SandboxedKernel:
             else:  # clients and the manager know its address, so keep the sockets for a retry
                 undo = kernel.end_sandbox()
             # A second cancellation does not wait here, but ``close`` waits for the undo.
+            # no timeout: it is finished or undone, by steps that have timeouts
             await asyncio.shield(self._workers.undo_by(undo))
             if isinstance(error, LaunchError) and not error.hint:
                 hint = get_runtime(plan.spec.runtime).find_advice(error.detail)

@@ -60,7 +60,7 @@ class SnapshotQueue(PerProcess):
         self._builder: Builder | None = None
         """The builder in the process, once it has its order."""
         self._failed: Counter[str] = Counter()
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # no timeout: held for a few steps that do not wait
         self._ended = False
         self._process: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
@@ -100,6 +100,7 @@ class SnapshotQueue(PerProcess):
     def _run(self) -> None:
         while True:
             with self._changed:
+                # no timeout: a thread of its own, which waits for work until it is told to end
                 self._changed.wait_for(lambda: self._ended or bool(self._wanted))
                 if self._ended or self._changed.wait_for(lambda: self._ended, WAIT_SECONDS):
                     return
@@ -133,10 +134,11 @@ class SnapshotQueue(PerProcess):
         with suppress(OSError, ValueError):
             process.stdin.write(wanted.builder.order)
             self._builder = wanted.builder
+            # no timeout: MAX_BUILD_SECONDS later it is killed
             message = process.stderr.read()[-2000:]
         with suppress(OSError):
             process.stdin.close()
-        status = process.wait()
+        status = process.wait()  # no timeout: MAX_BUILD_SECONDS later it is killed, or it was
         late.cancel()
         if status and not self._ended:
             self._failed[wanted.plan] += 1
@@ -215,7 +217,7 @@ class SnapshotQueue(PerProcess):
                 process.wait(LAST_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait()
+                process.wait()  # no timeout: MAX_BUILD_SECONDS later it is killed, or it was
 
 
 def _start(builder: Builder, stderr: int) -> subprocess.Popen[bytes]:

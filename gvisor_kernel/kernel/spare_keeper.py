@@ -95,7 +95,7 @@ class SpareKeeper(PerProcess):
 
     def __init__(self) -> None:
         super().__init__()
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # no timeout: held for a few steps that do not wait
         self._starts: Counter[Kind] = Counter()
         self._wanted: KernelPlan | None = None
         self._spare: Spare | None = None

@@ -35,6 +35,7 @@ async def give_up(kernel: KernelBridge, restored: Restored, error: BaseException
 async def close_started(starting: asyncio.Future[Any]) -> None:
     """Close what ``starting`` has started, once that is known: a sandbox, or a connection."""
     with suppress(Exception):  # if it fails, it has started nothing
+        # no timeout: it is finished or undone, by steps that have timeouts
         started = await starting
         sandbox = started.sandbox if isinstance(started, Restored) else started
         if isinstance(sandbox, Sandbox):
@@ -65,6 +66,7 @@ class Workers:
         except RuntimeError as error:  # the executor has shut down: this process is exiting
             raise LaunchError(f"No kernel can be started: {error}.") from error
         try:
+            # no timeout: it is finished or undone, by steps that have timeouts
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
             given_up.set()
@@ -81,6 +83,7 @@ class Workers:
     async def finish(self) -> None:
         """Wait until all is undone."""
         if self._undoing:
+            # no timeout: it is finished or undone, by steps that have timeouts
             await asyncio.wait(self._undoing)
 
 

@@ -29,6 +29,8 @@ from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs, install_kernelsp
 from gvisor_kernel.jupyter.plan_factory import read_configuration
 from gvisor_kernel.lab.policy import EXTENSIONS, harden
 
+# by path: Jupyter's folders of this user
+
 PREFIX = "gvisor-lab-"
 """Prefix of the private folder, in Jupyter's folder for what runs: tokens are there, too."""
 KEPT = ("GVisorProvisioner", "GVisorEgress", "GVisorServer")

@@ -103,7 +103,7 @@ async def list_resources(sessions: Sessions) -> list[Resource]:
     """Return the resources that there are now."""
     found: list[Resource] = []
     listed = [] if sessions.is_stateless else sessions.list()
-    outputs = await asyncio.gather(*map(list_outputs, listed))
+    outputs = await asyncio.gather(*map(list_outputs, listed))  # no timeout: LIST_SECONDS of each
     for session, (files, missing) in zip(listed, outputs, strict=True):
         start = f"sandbox://{session.name}"
         found += [
@@ -281,6 +281,8 @@ def read_log(identity: str) -> str:
 def read_tail(path: Path) -> Iterator[str]:
     """Yield the last lines of a regular file, at most MAX_TAIL bytes; nothing if there is none."""
     try:
+        # by path: below the state directory, whose parents only this user can change; only read,
+        # and no link is followed
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return

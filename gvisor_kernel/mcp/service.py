@@ -111,7 +111,7 @@ class Clients:
         """End idle sessions, and those of clients that have left, again and again."""
         limits = self.settings.limits
         pause = min(SWEEP_SECONDS, limits.idle_seconds / 4, limits.left_seconds / 2)
-        while True:
+        while True:  # no timeout: until it is cancelled
             await asyncio.sleep(max(pause, 0.05))
             for key, client in tuple(self._clients.items()):
                 await client.sessions.stop_idle()
@@ -130,6 +130,7 @@ class Clients:
         """End all sessions of all clients. Does not raise."""
         for key in tuple(self._clients):
             self.leave(key)
+        # no timeout: bounded by END_SECONDS in sessions
         await asyncio.gather(*self._closing, self._sandboxes.close(), return_exceptions=True)
 
 
@@ -145,7 +146,7 @@ async def open_clients(settings: ServerSettings) -> AsyncIterator[Clients]:
     finally:
         sweeping.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await sweeping
+            await sweeping  # no timeout: it was cancelled, and its steps end at once
         await clients.close()
 
 

@@ -108,6 +108,7 @@ class Session:
         self.calls += 1
         task.add_done_callback(self._note_done)
         try:
+            # no timeout: the timeout of a run, FILE_SECONDS, or a start
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             caller = asyncio.current_task()
@@ -146,6 +147,8 @@ class Session:
 def remove_if_empty(folder: Path) -> None:
     """Remove an outputs folder that has no files."""
     with contextlib.suppress(OSError):
+        # by path: a folder in one that a person has named, and that no sandbox sees; only an empty
+        # one is removed
         folder.rmdir()
 
 
@@ -184,7 +187,7 @@ class Sandboxes:
         first = self._first
         if first is not None and language == DEFAULT_LANGUAGE:
             self._first = None
-            sandbox, folder = await first
+            sandbox, folder = await first  # no timeout: bounded by start_timeout
             if sandbox.alive:
                 return sandbox, folder
             await sandbox.close()
@@ -302,7 +305,7 @@ class Sessions:
             self._starting[name] = starting
             starting.add_done_callback(lambda task: self._note_started(name, task))
         # Who asked may cancel, while others wait for the same session.
-        return await asyncio.shield(starting)
+        return await asyncio.shield(starting)  # no timeout: bounded by start_timeout
 
     def _check_new(self, name: str) -> None:
         if name in self._open:
@@ -344,6 +347,7 @@ class Sessions:
         self._ends[name] = reason
         while len(self._ends) > KEPT_ENDS:
             del self._ends[next(iter(self._ends))]
+        # no timeout: it is finished or undone, by steps that have timeouts
         await asyncio.shield(asyncio.ensure_future(self._sandboxes.give_back(session)))
 
     async def stop_idle(self) -> None:

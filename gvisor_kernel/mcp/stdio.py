@@ -88,7 +88,7 @@ class Wire(io.RawIOBase):
         data = b""
         if self._wait(self._reading, select.POLLIN):
             with suppress(OSError):
-                data = os.read(self._reading, size)
+                data = os.read(self._reading, size)  # no timeout: it is ready, or does not block
         self._has_ended = not data
         return data
 
@@ -105,6 +105,8 @@ class Wire(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Read what the client sends, from its first line on."""
         if self._greeting is not None:
+            # no timeout: for the client of an MCP server; only its own requests wait, and a signal
+            # ends it
             self._greeting.join()
             self._greeting = None
         data = self._first[: len(buffer)] or self._receive(len(buffer))
@@ -151,6 +153,7 @@ def claimed_streams() -> Iterator[Wire]:
     So nothing that a library prints can be taken for a message.
     """
     reading, writing = os.dup(0), os.dup(1)
+    # by path: the kernel's own file systems, /proc, /sys and /dev
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(2, 1)

@@ -54,8 +54,8 @@ async def reporting(report: Report) -> AsyncIterator[Callable[[str], None]]:
         changed.set()
 
     async def send() -> None:
-        while True:
-            await changed.wait()
+        while True:  # no timeout: until the run has ended
+            await changed.wait()  # no timeout: until the run has ended
             changed.clear()
             await report(float(count), None, clean(make_plain(line)[:MAX_LINE]))
             await asyncio.sleep(PAUSE_SECONDS)
@@ -66,7 +66,7 @@ async def reporting(report: Report) -> AsyncIterator[Callable[[str], None]]:
     finally:
         sender.cancel()
         with suppress(asyncio.CancelledError, Exception):
-            await sender
+            await sender  # no timeout: it was cancelled, and its steps end at once
 
 
 @dataclass(frozen=True)

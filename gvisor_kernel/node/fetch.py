@@ -70,7 +70,7 @@ def read_word(seconds: float) -> str:
         rest = max(0.0, deadline - time.monotonic())
         if not select.select([fd], [], [], rest)[0]:
             raise TimeoutError("the host has said nothing")
-        data = os.read(fd, 1)
+        data = os.read(fd, 1)  # no timeout: it is ready, or does not block
         if not data or len(line) > MAX_WORD:
             raise ConnectionError("the host has gone")
         line += data

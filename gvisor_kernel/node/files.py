@@ -65,7 +65,7 @@ class Copy:
 
         :raises OSError: when that cannot be written
         """
-        (self.path / name).touch(0o600)
+        (self.path / name).touch(0o600)  # by path: below a private store of this user
 
     def mark_used(self) -> None:
         """Note USED.
@@ -127,6 +127,7 @@ class Copy:
         """Remove the copy, however deep a kernel has nested folders in it. Never raises. Two
         processes may do it at once. What one that is killed leaves, the next sweep removes."""
         with suppress(OSError):
+            # by path: below a private store of this user
             (self.path / USED).unlink()  # from now on nobody waits for it
         with suppress(OSError, GvisorKernelError):
             with suppress(OSError), open_path(str(self.outputs)) as outputs, records.locked():
@@ -197,7 +198,7 @@ def _make_copy(copy: Copy) -> None:
         "machine": [here.boot, here.pid_namespace],
     }
     with records.locked():
-        copy.path.mkdir(mode=0o700)
+        copy.path.mkdir(mode=0o700)  # by path: below a private store of this user
         try:
             (copy.path / OWNER).write_text(json.dumps(content))
             copy.files.mkdir(mode=0o700)

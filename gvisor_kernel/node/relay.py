@@ -51,6 +51,7 @@ class Lane:
     def end_target(self) -> None:
         """Let the target's reader see the end. The descriptor stays its owner's to close."""
         self.open = False
+        # by path: the kernel's own file systems, /proc, /sys and /dev
         null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.dup2(null, self.target, inheritable=False)

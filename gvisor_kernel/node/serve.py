@@ -164,7 +164,7 @@ def _read(fd: int, size: int, wake: int) -> bytes:
         if wake in ready or not ready:
             raise OrderError("No order came.")
         with suppress(BlockingIOError):
-            more = os.read(fd, size - len(data))
+            more = os.read(fd, size - len(data))  # no timeout: it is ready, or does not block
             if not more:
                 raise HostGone("The host has gone.")
             data += more

@@ -95,7 +95,7 @@ def _read_line(sandbox: Sandbox) -> bytes:
         ready, _, _ = select.select([sandbox.link_out], [], [], min(left, LOOK_SECONDS))
         if not ready:
             continue
-        data = os.read(sandbox.link_out, 65536)
+        data = os.read(sandbox.link_out, 65536)  # no timeout: it is ready, or does not block
         if not data:
             break
         content += data

@@ -41,7 +41,7 @@ class StderrLog:
         self._line = b""
         self._is_behind = False
         self._is_over = False
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # no timeout: held for a few steps that do not wait
         self._file.open()  # not later: the last lines come while the directory is being removed
         self._thread = threading.Thread(
             target=self._drain, name="gvisor-kernel-stderr", daemon=True
@@ -77,9 +77,9 @@ class StderrLog:
 
     def _drain(self) -> None:
         try:
-            while _poll(self._fd, None):
+            while _poll(self._fd, None):  # no timeout: its own thread, until its sandbox has ended
                 with self._changed:
-                    content = os.read(self._fd, 65536)
+                    content = os.read(self._fd, 65536)  # no timeout: it is ready, or does not block
                     self._is_behind = True
                     self._tail = (self._tail + content)[-TAIL_BYTES - 1 :]
                 if not content:

@@ -19,7 +19,7 @@ _given_up: ContextVar[threading.Event | None] = ContextVar("gvisor_kernel_given_
 
 def tell_wait(text: str) -> None:
     """Tell the listener of this context what is waited for; an empty text ends the wait."""
-    listener = _listener.get()
+    listener = _listener.get()  # no timeout: a variable of a context, not a queue
     if listener is not None:
         listener(text)
 
@@ -38,7 +38,7 @@ def hearing(listener: Listener) -> Iterator[None]:
 def is_given_up() -> bool:
     """Return whether nobody wants the start of this context any more. A start that waits for long
     asks this every few seconds."""
-    event = _given_up.get()
+    event = _given_up.get()  # no timeout: a variable of a context, not a queue
     return event is not None and event.is_set()
 
 

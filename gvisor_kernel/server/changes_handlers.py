@@ -108,6 +108,7 @@ class ApplyHandler(ChangeHandler):
                 refuse_autorun(path, is_folder=True)
         try:
             # Half an apply would be a surprise: it goes on when the client has left.
+            # no timeout: each question to the sandbox has a limit
             applied = await asyncio.shield(changes.apply(wanted, named=named, force=force))
         except GvisorKernelError as error:
             raise web.HTTPError(409, error.fact) from error

@@ -44,7 +44,7 @@ class Doctor:
             return self._known
         if self._running is None:
             self._running = asyncio.create_task(self._run())
-        return await asyncio.shield(self._running)
+        return await asyncio.shield(self._running)  # no timeout: bounded by MAX_SECONDS
 
     async def _run(self) -> Any:
         try:

@@ -155,9 +155,11 @@ class FetchHandler(ArtifactHandler):
                 self._work = asyncio.create_task(
                     self._pass_on(link, destination, route, make_ask(asked, route, target))
                 )
+                # no timeout: the route's limit of time ends it, and so does a browser that goes or
+                # does not read
                 await asyncio.wait({self._work})
                 if not self._work.cancelled():
-                    self._work.result()
+                    self._work.result()  # no timeout: it is done
         except EgressRefused as error:
             raise web.HTTPError(404, str(error)) from error
         except TooMany as error:

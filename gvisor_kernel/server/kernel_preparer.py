@@ -111,7 +111,7 @@ class KernelPreparer:
         await asyncio.sleep(FIRST_SECONDS)
         await self.visit("")
         loop = asyncio.get_running_loop()
-        while self.enabled:
+        while self.enabled:  # no timeout: a task that ends with the server
             await asyncio.sleep(LOOK_SECONDS)
             if self._last is not None and self._working is None:
                 await loop.run_in_executor(self._executor, self._look, *self._last)
@@ -169,6 +169,7 @@ class KernelPreparer:
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         try:
+            # no timeout: until no client has asked again; the server's end cancels it
             while self._choice is not None:
                 choice, self._choice = self._choice, None
                 await loop.run_in_executor(self._executor, self._prepare, choice)

@@ -78,7 +78,7 @@ class Listings:
                 look = asyncio.get_running_loop().run_in_executor(
                     self._executor, has_notebooks, self._root, folder
                 )
-                if await look:
+                if await look:  # no timeout: MAX_ENTRIES names of a folder
                     await self._visit(folder)
         except Exception:
             log.exception("Nothing is made ready for a folder that was listed")

@@ -168,6 +168,7 @@ class PageNetwork:
         """
         name = " ".join(clean_lines(artifact.path))
         grant = Grant(name, self._routes(), open_record(artifact, self._server))
+        # by path: a socket, not a file
         return EgressWorker.instance().open(grant, partial(self._write_log, name))
 
     def _write_log(self, name: str, line: str) -> None:

@@ -67,7 +67,7 @@ class Sandboxes:
             return known
         if self._reading is None:
             self._reading = asyncio.create_task(self._read())
-        return await asyncio.shield(self._reading)
+        return await asyncio.shield(self._reading)  # no timeout: reads of /proc and of records
 
     def has(self, kernel_id: str) -> bool:
         """Return whether a kernel of this server is one of ours."""

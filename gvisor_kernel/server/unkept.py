@@ -43,11 +43,12 @@ class UnkeptLooks:
             if len(self._looks) >= MAX_KEPT:
                 self._looks.clear()
             self._looks[key] = look
-        return await asyncio.shield(look.task)
+        return await asyncio.shield(look.task)  # no timeout: SHORT_ANSWER_SECONDS of the look
 
     async def _look(self, look: _Look, before: _Look | None, kernel: SandboxedKernel) -> Left:
         if before is not None:
             try:
+                # no timeout: SHORT_ANSWER_SECONDS of the look before
                 await asyncio.wait([before.task])
             except asyncio.CancelledError:
                 before.task.cancel()

@@ -27,6 +27,8 @@ from gvisor_kernel.skills.archive import (
     show,
 )
 
+# by path: a path that a person has given on the command line; no link below it is followed
+
 SUFFIX = ".skill"
 DOCUMENT = "SKILL.md"
 ROOT_FILES = (DOCUMENT, "LICENSE.txt")

@@ -29,6 +29,8 @@ from gvisor_kernel.host.locks import locked_file
 from gvisor_kernel.skills.archive import show
 from gvisor_kernel.skills.package import NAME, Skill, read_folder
 
+# by path: the folder of this user's skills, which no kernel can write
+
 log = logging.getLogger(__name__)
 
 FOLDERS = ("public", "examples")

@@ -11,6 +11,8 @@ import gvisor_kernel
 from gvisor_kernel.runtimes.runsc.description import describe_host
 from gvisor_kernel.snapshots.key import HostFacts, digest
 
+# by path: the kernel's own file systems, /proc, /sys and /dev
+
 PACKAGE = Path(gvisor_kernel.__file__).parent
 GUEST_FOLDERS = ("link", "guest", "guest/modules")
 """Folders with the guest's code. Only files directly in them are listed: if one gets a subpackage,

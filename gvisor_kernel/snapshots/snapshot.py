@@ -25,6 +25,8 @@ from typing import Any
 from gvisor_kernel.host import private_directories
 from gvisor_kernel.snapshots.manifest import Manifest
 
+# by path: below a private store of this user
+
 FORMAT = 3
 """Format of meta.json. Snapshots of older formats may contain values that the setting
 ``environment`` passed on, so they are removed."""

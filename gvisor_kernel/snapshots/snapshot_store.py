@@ -39,6 +39,8 @@ from gvisor_kernel.snapshots.snapshot import (
     read_snapshot,
 )
 
+# by path: below a private store of this user
+
 log = logging.getLogger(__name__)
 
 MAX_STORE = 4 * GIB

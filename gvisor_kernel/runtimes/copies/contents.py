@@ -143,6 +143,7 @@ def _content(fd: int, size: int) -> Iterator[bytes]:
     """Yield exactly ``size`` bytes, however long the file is by now, and the padding."""
     left = size
     while left:
+        # no timeout: a file; a pipe ends with its writer, or with Ctrl-C
         data = os.read(fd, min(CHUNK, left)) or bytes(min(CHUNK, left))
         left -= len(data)
         yield data
@@ -242,6 +243,7 @@ def write_list(path: Path, copied: Copied) -> None:
 
     :raises OSError: when that fails
     """
+    # by path: below the state directory, whose parents only this user can change
     path.write_text(json.dumps(copied))
 
 

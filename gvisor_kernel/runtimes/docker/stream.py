@@ -91,7 +91,7 @@ class Pumps:
         self._link_in, self._link_out, self._stderr = link_in, link_out, stderr
         self._ended = ended
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # no timeout: held for a few steps that do not wait
         self._open = True
         for fd in (link_in, link_out, stderr):
             os.set_blocking(fd, False)
@@ -128,6 +128,7 @@ class Pumps:
     def _pump_in(self) -> None:
         try:
             while self._wait(self._link_in, select.POLLIN):
+                # no timeout: it is ready, or does not block
                 data = os.read(self._link_in, READ_SIZE)
                 if not data:
                     break
@@ -170,6 +171,7 @@ class Pumps:
         poller = select.poll()
         poller.register(fd, event)
         poller.register(self._stop, select.POLLIN)
+        # no timeout: one of the polled pipes reports the end
         return all(ready != self._stop for ready, _ in poller.poll())
 
 

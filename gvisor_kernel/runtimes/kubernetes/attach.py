@@ -121,7 +121,7 @@ class Stream:
         """
         self._blocked_by = 0
         try:
-            data = self._socket.recv(READ_SIZE)
+            data = self._socket.recv(READ_SIZE)  # no timeout: it is ready, or does not block
         except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError) as error:
             self._note_block(error)
             return

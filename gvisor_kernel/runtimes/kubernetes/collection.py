@@ -88,7 +88,7 @@ def _run(cluster: Cluster, pod: str, argv: list[str], seconds: float = math.inf)
             if not wait_readable(stream, min(silent, deadline) - now):
                 raise StreamCut(f"nothing came for {min(SILENT_SECONDS, seconds):g} s")
             silent = time.monotonic() + SILENT_SECONDS
-            for channel, piece in stream.read():
+            for channel, piece in stream.read():  # no timeout: it is ready, or does not block
                 if channel == STDOUT:
                     yield bytes(piece)
                 else:

@@ -92,7 +92,7 @@ class Pump:
         self._made = time.monotonic()
         """The time at which the connection was made."""
         self._closed = False
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # no timeout: held for a few steps that do not wait
         for fd in pipes:
             os.set_blocking(fd, False)
         self._thread = threading.Thread(target=self._run, name="gvisor-kernel-pod", daemon=True)
@@ -194,6 +194,7 @@ class Pump:
             raise StreamCut("bytes of the stream were lost")
 
     def _take_input(self) -> None:
+        # no timeout: it is ready, or does not block
         data = os.read(self._in, min(READ_SIZE, self._carrier.room))
         if data:
             self._carrier.write(data)
@@ -202,7 +203,7 @@ class Pump:
             self.stop()
 
     def _take(self, stream: Stream) -> None:
-        for channel, piece in stream.read():
+        for channel, piece in stream.read():  # no timeout: it is ready, or does not block
             if channel != STDOUT:
                 if self._carrier.connected or len(self._waiting) < MAX_WAITING:
                     self._waiting.append((self._stderr, piece))

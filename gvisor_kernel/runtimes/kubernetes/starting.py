@@ -124,7 +124,7 @@ def _greet(stream: Stream, note: Callable[[bytes], None], deadline: float) -> Fa
         while (left := until - time.monotonic()) > 0:
             if not wait_readable(stream, left):
                 break
-            for channel, piece in stream.read():
+            for channel, piece in stream.read():  # no timeout: it is ready, or does not block
                 if channel == STDOUT:
                     text = (text + bytes(piece))[-MAX_LINE:]
                 else:
@@ -223,7 +223,7 @@ class _Talk:
         queued, left = self._stream.queued, self._until - time.monotonic()
         if left <= 0 or not wait_readable(self._stream, left):
             raise StreamCut(f"it has taken nothing for {self._seconds:g} s")
-        for channel, piece in self._stream.read():
+        for channel, piece in self._stream.read():  # no timeout: it is ready, or does not block
             if channel != STDOUT:
                 self._note(bytes(piece))
             elif len(self.output) < MAX_LINE:

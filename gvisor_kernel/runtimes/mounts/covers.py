@@ -286,6 +286,7 @@ def make_mount_points(mounts: Sequence[Mount], places: Path) -> None:
     for cover in covers:
         place = Path(cover.source)
         if place.name == EMPTY_FILE:
+            # by path: below the state directory, whose parents only this user can change
             places.mkdir(mode=0o755, parents=True, exist_ok=True)
             place.touch()
             place.chmod(0o644)

@@ -333,6 +333,7 @@ def _read(path: str) -> str:
     Does not wait: a kernel that may write to the repository could put a pipe there.
     """
     try:
+        # by path: only read: paths in it are opened safely
         with open(path, "rb", opener=_open_at_once) as file:
             return (file.read(MAX_BYTES) or b"").decode(errors="replace")
     except OSError:
@@ -340,7 +341,7 @@ def _read(path: str) -> str:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
+    return os.open(path, flags | os.O_NONBLOCK)  # by path: only read, likewise
 
 
 def _limit(editable: Editable) -> Editable:

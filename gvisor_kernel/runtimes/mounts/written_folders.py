@@ -22,6 +22,8 @@ from gvisor_kernel.host.folders import Identity, Opened, birth_time
 from gvisor_kernel.host.owners import check_access, restore_access
 from gvisor_kernel.runtimes.state import records
 
+# by path: below the state directory, whose parents only this user can change
+
 log = logging.getLogger(__name__)
 
 MAX_LINES = 65536

@@ -81,7 +81,7 @@ class Client:
                 if not _wait(self.exit_fd, select.POLLIN, SIGNAL_SECONDS):
                     with suppress(OSError):
                         signal.pidfd_send_signal(self.exit_fd, signal.SIGKILL)
-        self.process.wait()
+        self.process.wait()  # no timeout: it has ended, or got SIGKILL
 
 
 def run(argv: Sequence[str], environment: Mapping[str, str]) -> CommandResult:

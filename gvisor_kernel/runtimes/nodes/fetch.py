@@ -75,7 +75,7 @@ class Fetch:
                 self._process.wait(END_SECONDS)
             except subprocess.TimeoutExpired:
                 self._process.kill()
-                self._process.wait()
+                self._process.wait()  # no timeout: the process has ended
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             if stream is not None:
                 with suppress(OSError):
@@ -144,7 +144,7 @@ class Fetch:
                 what = f"only {len(data)} of {size} bytes" if data else "nothing"
                 raise self._fail(f"{what} came in {SILENT_SECONDS:g} s")
             if out in ready:
-                more = os.read(out, size - len(data))
+                more = os.read(out, size - len(data))  # no timeout: it is ready, or does not block
                 if not more:
                     raise self._fail("the command has ended")
                 data += more
@@ -153,7 +153,7 @@ class Fetch:
         return bytes(data)
 
     def _take_words(self, fd: int) -> bool:
-        more = os.read(fd, 4096)
+        more = os.read(fd, 4096)  # no timeout: it is ready, or does not block
         self._words = (self._words + more)[-MAX_WORDS:]
         return bool(more)
 

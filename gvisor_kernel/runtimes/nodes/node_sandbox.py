@@ -199,6 +199,7 @@ class NodeSandbox(RecordedSandbox):
     def _end_link(self) -> None:
         """Let the client's stdin end. The descriptor itself is closed with the others."""
         with suppress(OSError):
+            # by path: the kernel's own file systems, /proc, /sys and /dev
             null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
             os.dup2(null, self.link_in, inheritable=False)
             os.close(null)

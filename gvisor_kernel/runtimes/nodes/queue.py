@@ -33,7 +33,7 @@ class Queue:
     def __init__(self, look: Look, now: Callable[[], float] = time.monotonic) -> None:
         self._look = look
         self._now = now
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # no timeout: held for a few steps that do not wait
         self._looking = False
         self._jobs: Sequence[str] = ()
         self._asked: set[str] = set()
@@ -74,7 +74,7 @@ class Queue:
 
 
 _queues: dict[tuple[object, ...], Queue] = {}
-_lock = threading.Lock()
+_lock = threading.Lock()  # no timeout: held for a few steps that do not wait
 
 
 def find_queue(argv: Sequence[str], environment: Mapping[str, str]) -> Queue:

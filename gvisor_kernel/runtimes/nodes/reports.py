@@ -51,7 +51,7 @@ class Reports:
         self._on_words = on_words
         self._on_end = on_end
         self._on_kept = on_kept
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # no timeout: held for a few steps that do not wait
         self._facts: dict[str, dict[str, Any]] = {}
         self._words: list[str] = []
         self._over = False
@@ -116,6 +116,7 @@ class Reports:
             while True:
                 data = b""
                 with suppress(OSError):
+                    # no timeout: a thread of its own, which waits for work until it is told to end
                     data = stream.read(65536) if self._wait_for_data() else b""
                 *lines, line = (line + data).split(b"\n")
                 for complete in lines:

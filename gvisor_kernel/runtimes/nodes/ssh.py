@@ -80,6 +80,7 @@ def make_control() -> str:
     """
     control = state_root() / "ssh"
     try:
+        # by path: below the state directory, whose parents only this user can change
         control.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise StateError(

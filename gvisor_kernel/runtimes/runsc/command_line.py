@@ -27,6 +27,8 @@ from gvisor_kernel.host.locks import ThreadLock
 from gvisor_kernel.host.private_directories import read_file, write_file
 from gvisor_kernel.runtimes.state.records import state_root
 
+# by path: below the state directory, whose parents only this user can change
+
 FILE = "runsc.json"
 MAX_BYTES = 256 * 1024
 """The flags of one program take 3 KB."""

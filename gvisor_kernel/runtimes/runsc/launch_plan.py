@@ -85,6 +85,7 @@ class LaunchPlan:
             },
             mounts=self.mounts,
         )
+        # by path: below the state directory, whose parents only this user can change
         places.info.write_text(info)
         places.info.chmod(0o644)
         places.meminfo.write_text(meminfo(self.spec))

@@ -21,6 +21,8 @@ from contextlib import suppress
 from gvisor_kernel.host.locks import ThreadLock
 from gvisor_kernel.host.processes import ProcessId, is_alive
 
+# by path: the kernel's own file systems, /proc, /sys and /dev
+
 MEMORY_FILE = "/memfd:runsc-memory"
 
 BYTES_OF_STUB = 80 * 1024
@@ -177,7 +179,7 @@ def _read(path: str, directory: int | None = None) -> bytes:
     """Read a file of /proc: at most READ_SIZE bytes, or what one read returns."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     try:
-        return os.read(fd, READ_SIZE)
+        return os.read(fd, READ_SIZE)  # no timeout: a file of /proc
     finally:
         os.close(fd)
 

@@ -17,6 +17,8 @@ from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.spec import etc
 from gvisor_kernel.spec.layout import SYSTEM_DIRECTORIES, WORKSPACE, Bind, Mount
 
+# by path: below the state directory, whose parents only this user can change
+
 COPY_LIMIT = 4 * 1024 * 1024
 """Bytes. A larger file of /etc is not copied; none of those that are meant comes near."""
 

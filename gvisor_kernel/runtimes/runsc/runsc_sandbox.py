@@ -30,6 +30,8 @@ from gvisor_kernel.runtimes.state.sweep import (
 )
 from gvisor_kernel.runtimes.stderr_log import StderrLog
 
+# by path: below a private store of this user
+
 WRITTEN_SECONDS = 5.0
 """Seconds that the sentry may take to end after runsc has said that the snapshot is written."""
 WORDS_BYTES = 2000
@@ -153,7 +155,7 @@ class RunscSandbox(RecordedSandbox):
         super().__init__(record, places.directory, places.log, view, (ends.link_in, ends.link_out))
         self.exit_fd = sentry.fd
         self._sentry = sentry.pid
-        self._descriptors = threading.Lock()
+        self._descriptors = threading.Lock()  # no timeout: held for a few steps that do not wait
         self._stderr = stderr
         self.container_id = record.container_id
         self.runsc_root = places.runsc

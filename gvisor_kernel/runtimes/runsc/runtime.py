@@ -81,6 +81,7 @@ class RunscRuntime(Runtime):
         """``init_argv``: the program that runs as PID 1 in place of the guest; no kernel starts."""
         self._init_argv = init_argv
         self._swept = False
+        # no timeout: held for the first sweep of a process; each removal has a timeout
         self._sweeping = threading.Lock()
 
     def start(
@@ -121,6 +122,7 @@ class RunscRuntime(Runtime):
                 if outputs.folder is not None and outputs.lent_by is not None:
                     lend(outputs.folder, outputs.lent_by, SUBUID_BASE + kernel_id)
                 for directory in (places.empty, places.transcripts, places.bundle, places.runsc):
+                    # by path: below the state directory, whose parents only this user can change
                     directory.mkdir()
                     directory.chmod(0o755)
                 opened = inputs.by_target(spec)
@@ -241,6 +243,7 @@ class RunscRuntime(Runtime):
             file_size=None if bounded else file_size_limit(plan.spec),
             capabilities=init_capabilities(plan.runsc, plan.kernel_id),
         )
+        # by path: below the state directory, whose parents only this user can change
         (places.bundle / "config.json").write_text(json.dumps(config))
         argv = start_argv(
             plan.runsc,

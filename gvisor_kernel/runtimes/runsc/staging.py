@@ -122,7 +122,7 @@ def run_staged(
 
     thread = threading.Thread(target=work, name="gvisor-kernel-stage")
     thread.start()
-    thread.join()
+    thread.join()  # no timeout: mounts, and the start of a program, bounded by wait_for_sentry
     if errors:
         raise errors[0]
     return results[0]
@@ -190,7 +190,7 @@ def run_entered(
             _wait_for_entry(errors)
         except BaseException:
             commands.kill_group(started)
-            started.wait()
+            started.wait()  # no timeout: the process has ended
             raise
         return started
     finally:
@@ -206,7 +206,7 @@ def _wait_for_entry(errors: int) -> None:
     poller.register(errors, select.POLLIN)
     content = b""
     while poller.poll(ENTER_SECONDS * 1000):
-        data = os.read(errors, MAX_ERROR)
+        data = os.read(errors, MAX_ERROR)  # no timeout: it is ready, or does not block
         if not data:
             break
         content += data
@@ -287,7 +287,7 @@ def _make_namespace(uid: int, gid: int, kernel_id: int) -> int:
         ) from error
     with child:
         assert child.stdout is not None  # it is a pipe
-        if not child.stdout.read(1):
+        if not child.stdout.read(1):  # no timeout: a program that writes a byte at once, or ends
             raise LaunchError(
                 "A user namespace cannot be made.",
                 "check `sysctl user.max_user_namespaces`; `gvisor-kernel doctor` says more.",
@@ -298,4 +298,5 @@ def _make_namespace(uid: int, gid: int, kernel_id: int) -> int:
         for name, owner in (("uid_map", uid), ("gid_map", gid)):
             more = root if kernel_id and owner != SUBUID_BASE else ""
             (folder / name).write_text(f"{owner} {SUBUID_BASE + kernel_id} 1\n{more}")
+        # by path: the kernel's own file systems, /proc, /sys and /dev
         return os.open(folder / "ns" / "user", os.O_RDONLY | os.O_CLOEXEC)

@@ -152,7 +152,7 @@ def wait_for_sentry(
         commands.kill_group(process)
         raise
     finally:
-        process.wait()
+        process.wait()  # no timeout: the process has ended
 
 
 def find_sentry(places: Places) -> Sentry | None:
@@ -183,6 +183,8 @@ def read_panic(path: Path) -> str:
     followed and nothing is waited for. Never raises.
     """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    # by path: below the state directory, whose parents only this user can change; only read, and no
+    # link is followed
     with suppress(OSError), os.fdopen(os.open(path, flags), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             return ""

@@ -105,6 +105,7 @@ def begin(
     lifeline.hold(owner)
     begun = Beginning(spec, request, identity, inputs, outputs, places, record)
     try:
+        # by path: below the state directory, whose parents only this user can change
         places.transcripts.mkdir(mode=0o755)
         yield begun
     except BaseException as error:
@@ -135,6 +136,7 @@ class FirstSweep(Generic[Place]):
 
     def __init__(self, runtime: str) -> None:
         self._runtime = runtime
+        # no timeout: held for the first sweep of a process; each removal has a timeout
         self._lock = threading.Lock()
         self.places: set[Place] = set()
 

@@ -40,7 +40,7 @@ class Leftovers:
     """The sandboxes that wait for their removal. Any thread."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # no timeout: held for a few steps that do not wait
         self._left: dict[Path, _Leftover] = {}
         self._thread: threading.Thread | None = None
 

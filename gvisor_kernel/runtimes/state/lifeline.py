@@ -25,7 +25,7 @@ KEPT = (
     *("KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"),
 )
 
-_lock = threading.Lock()
+_lock = threading.Lock()  # no timeout: held while a shell ends, at most 5 s
 _held = 0
 _process: subprocess.Popen[bytes] | None = None
 
@@ -87,7 +87,7 @@ def _start_shell(owner: ProcessId) -> subprocess.Popen[bytes]:
 def _reset_after_fork() -> None:
     """Close the pipe in a forked child, so that the end of its parent is noticed."""
     global _held, _process, _lock
-    _lock = threading.Lock()
+    _lock = threading.Lock()  # no timeout: held while a shell ends, at most 5 s
     process, _process, _held = _process, None, 0
     if process is not None and process.stdin is not None:
         with suppress(OSError):

@@ -54,6 +54,8 @@ class RecordedSandbox(Sandbox):
         self._record = record
         self._ended = False
         self._closed = False
+        # no timeout: held during removal: END_SECONDS, and COPY_SECONDS if outputs are copied out
+        # of an engine
         self._closing = threading.Lock()
 
     def assign(self, kernel_id: str) -> None:

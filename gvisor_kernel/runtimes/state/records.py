@@ -32,6 +32,8 @@ from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.plan import Outputs
 from gvisor_kernel.spec.identity import Identity
 
+# by path: below the state directory, whose parents only this user can change
+
 RECORD = "record.json"
 
 
