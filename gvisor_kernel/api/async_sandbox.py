@@ -255,9 +255,9 @@ class AsyncSandbox:
         running.add_done_callback(lambda _: _put_end(events))
         try:
             while True:
-                # no timeout: the program's code, which its timeout, Ctrl-C or a cancellation ends
+                # no timeout: the program's code: its timeout, or Ctrl-C
                 taking = asyncio.ensure_future(events.get())
-                # no timeout: the program's code, which its timeout, Ctrl-C or a cancellation ends
+                # no timeout: the program's code: its timeout, or Ctrl-C
                 await asyncio.wait({taking, running}, return_when=asyncio.FIRST_COMPLETED)
                 if not taking.done():
                     taking.cancel()
@@ -266,16 +266,14 @@ class AsyncSandbox:
                 if event is None:
                     break
                 yield event
-            # no timeout: the program's code, which its timeout, Ctrl-C or a cancellation ends
-            yield await running
+            yield await running  # no timeout: the program's code: its timeout, or Ctrl-C
         finally:
             is_left = True
             while not events.empty():  # the reader of iopub may wait for room
                 events.get_nowait()
             running.cancel()
             with suppress(asyncio.CancelledError, Exception):
-                # no timeout: the program's code, which its timeout, Ctrl-C or a cancellation ends
-                await running
+                await running  # no timeout: the program's code: its timeout, or Ctrl-C
 
     async def _execute(
         self, code: str, timeout: float | None, emit: Emit, limits: tuple[int | None, int | None]

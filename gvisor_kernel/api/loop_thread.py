@@ -55,8 +55,7 @@ class LoopThread(PerProcess):
             raise SandboxError("The sandbox cannot be used in the thread that serves it.")
         future = call_on(self._loop, work)
         try:
-            # no timeout: the program's code, which its timeout, Ctrl-C or a cancellation ends
-            return future.result()
+            return future.result()  # no timeout: the program's code: its timeout, or Ctrl-C
         except BaseException:
             if not future.done():  # a signal's handler has raised it, such as that of Ctrl-C
                 _cancel(future)

@@ -178,7 +178,7 @@ class Runner:
         self._tasks.add(task)
         task.add_done_callback(self._forget)
         try:
-            # no timeout: the program's code, which its timeout, Ctrl-C or a cancellation ends
+            # no timeout: the program's code: its timeout, or Ctrl-C
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             run.abandon()
