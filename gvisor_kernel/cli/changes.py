@@ -274,7 +274,7 @@ def _find_last_here() -> str:
 
 def _print_refused(refused: tuple[RefusedChange, ...], hint: str = "") -> None:
     for one in refused:
-        _say(f"RefusedChange {printable_name(one.path)}: {printable_name(one.reason)}", sys.stderr)
+        _say(f"Refused {printable_name(one.path)}: {printable_name(one.reason)}", sys.stderr)
     if refused and hint:
         print(f"What to do: {hint}", file=sys.stderr)
 

@@ -212,7 +212,9 @@ def browser(
         driver.set_page_load_timeout(WAIT_SECONDS)
         yield driver
     finally:
-        started = psutil.Process(service.process.pid).children(recursive=True)
+        started = []
+        with contextlib.suppress(psutil.NoSuchProcess):  # the test has ended it
+            started = psutil.Process(service.process.pid).children(recursive=True)
         try:
             driver.quit()
         finally:
