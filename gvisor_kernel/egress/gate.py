@@ -95,7 +95,8 @@ class Gate:
         try:
             try:
                 await self._handle(request, reply, outcome)
-            except (Refusal, StreamReset):
+            except (Refusal, StreamReset) as error:
+                end_if_out_of_memory(error)  # of which it may come
                 raise
             except Exception as error:
                 end_if_out_of_memory(error)

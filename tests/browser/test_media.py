@@ -238,6 +238,7 @@ def test_a_drawing_without_end_ends_with_its_view(media: LabPage) -> None:
     worker = max(busy, key=busy_time)  # on a busy machine others have started for so long
     # A page beside it is not stopped.
     open_file(media, "other.html")
+    media.find('.gk-page[title="other.html"]')  # the last one; the drawing's never answers
     wait_in_frame(media, "return document.querySelector('h1')?.textContent === 'Other'")
     assert worker.is_running()
     close_all(media)
