@@ -56,6 +56,7 @@ def test_kernel_starts_with_what_kernels_import(
         "import threading\nend = threading.Event()\n"
         "threading.Thread(target=end.wait, daemon=True).start()\n"
     )
+    monkeypatch.chdir(tmp_path)  # below /usr, as a clone may be, outputs are not kept
     plan = make_plan(kernelspec, private_connection_info(), "")
     kind = learned_modules.find_kind(plan)
     names = ("gk_good", "gk_thread", "gk_gone")
