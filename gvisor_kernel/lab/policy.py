@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from glob import escape
 from typing import Any
 
-from jupyter_core.paths import jupyter_config_path
+from jupyter_core.paths import jupyter_config_path, jupyter_path
 from jupyter_server.extension.config import ExtensionConfigManager
 from traitlets.config import Config
 from traitlets.config.loader import DeferredConfigString
@@ -58,6 +59,10 @@ def harden(config: Any) -> None:
     for name in ("LabApp", "JupyterNotebookApp"):
         config[name].custom_css = False
         config[name].expose_app_in_browser = False
+        # JupyterLab looks for extensions by a pattern, and would not find ours below a[1].
+        config[name].extra_labextensions_path = [
+            escape(path) for path in jupyter_path("labextensions") if escape(path) != path
+        ]
 
 
 def choose_extensions() -> dict[str, bool]:
