@@ -98,10 +98,11 @@ need_python() {
         "Set PYTHON to one:  PYTHON=/path/to/python3 $0"
 }
 
-# Sets VENV: .venv of the checkout, or a cache directory if the checkout belongs to another user.
+# Sets VENV: .venv of the checkout, or a cache directory if the checkout belongs to another user, or
+# lies where Jupyter finds no configuration and no extension: it looks by patterns.
 find_venv() {
     VENV="$ROOT/.venv"
-    if [ ! -O "$ROOT" ] || [ ! -w "$ROOT" ] || { [ -e "$VENV" ] && [ ! -O "$VENV" ]; }; then
+    if [[ "$ROOT" = *[][*?]* ]] || [ ! -O "$ROOT" ] || [ ! -w "$ROOT" ] || { [ -e "$VENV" ] && [ ! -O "$VENV" ]; }; then
         local key
         key="$(printf '%s' "$ROOT" | cksum | cut -d ' ' -f 1)"
         VENV="${XDG_CACHE_HOME:-$HOME/.cache}/gvisor-kernel/venv-$key"

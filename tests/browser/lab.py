@@ -14,12 +14,10 @@ import secrets
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from glob import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -39,8 +37,6 @@ from gvisor_kernel.host.processes import read_descendants
 from ..patience import scale_seconds
 from ..slow_imports import command_of
 
-EXTENSIONS = f"{sys.prefix}/share/jupyter/labextensions"
-APPLICATIONS = ("LabApp", "JupyterNotebookApp")
 BROWSER_FLAGS = (
     "--headless=new",
     "--no-sandbox",  # Chromium refuses root otherwise; it only visits our own server
@@ -105,8 +101,6 @@ class LabServer:
                 f"--IdentityProvider.token={self.token}",
                 "--LabApp.extension_manager=readonly",
                 f"--ServerApp.cookie_secret_file={self.base / 'cookie'}",
-                # JupyterLab looks for extensions by a pattern: brackets in a path are none of it.
-                *(f"--{it}.extra_labextensions_path={escape(EXTENSIONS)}" for it in APPLICATIONS),
                 *(["--allow-root"] if os.geteuid() == 0 else []),
                 *self.options,
             ],
