@@ -384,7 +384,7 @@ async def _finish(work: Callable[..., T], *arguments: Any) -> T:
     try:
         return await asyncio.shield(task)  # no timeout: a step on the user's disk
     except asyncio.CancelledError:
-        await asyncio.wait({task})  # no timeout: likewise: it uses open descriptors
+        await asyncio.wait({task})  # no timeout: a step on the user's disk, by open descriptors
         raise
 
 

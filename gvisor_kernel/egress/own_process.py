@@ -17,6 +17,8 @@ from pathlib import Path
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
 SHORT = 0.75
 """The part of its memory from which on a process takes no more work."""
+NO_THREAD = "can't start new thread"
+"""Text of the RuntimeError that Python raises where there is no memory for a thread's stack."""
 
 
 def protect() -> None:
@@ -65,14 +67,16 @@ def limit_time(seconds: int) -> None:
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error is a MemoryError, or was caused by one."""
+    """Return whether an error says that memory is missing, or was caused by one that does."""
     seen: set[int] = set()
     found = [error]
     while found:
         one = found.pop()
         if one is None or id(one) in seen:
             continue
-        if isinstance(one, MemoryError):
+        if isinstance(one, MemoryError) or (
+            isinstance(one, RuntimeError) and str(one) == NO_THREAD
+        ):
             return True
         seen.add(id(one))
         found += [one.__cause__, one.__context__]

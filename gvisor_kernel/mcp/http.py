@@ -237,8 +237,7 @@ async def serve(app: ASGIApp, listener: socket.socket, stop: asyncio.Event) -> N
                 if isinstance(connection, Connection) and connection.is_late():
                     connection.transport.abort()
             with contextlib.suppress(TimeoutError):
-                # no timeout: until a signal comes, or what waits is cancelled
-                await asyncio.wait_for(stop.wait(), LATE_SECONDS)
+                await asyncio.wait_for(stop.wait(), LATE_SECONDS)  # no timeout: LATE_SECONDS
         http.should_exit = True
 
     watching = asyncio.ensure_future(watch())

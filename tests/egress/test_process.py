@@ -201,6 +201,20 @@ def test_errors_that_mean_that_no_memory_is_left_are_known() -> None:
         assert not is_out_of_memory(other)
 
 
+def test_a_thread_that_gets_no_stack_means_so_too() -> None:
+    code = (
+        "import threading\n"
+        "from gvisor_kernel.egress.own_process import is_out_of_memory, limit_memory\n"
+        "limit_memory(4096)\n"
+        "try: threading.Thread(target=print).start()\n"
+        "except RuntimeError as error: print(is_out_of_memory(error))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True\n"
+
+
 def test_the_end_of_a_kernel_ends_its_requests_only(worker: EgressWorker, upstream: Fake) -> None:
     routes = {"plain": {"url": f"http://127.0.0.1:{upstream.port}", "allow_private": True}}
     upstream.gone.clear()

@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from contextlib import suppress
+from glob import escape
 from importlib import metadata
 
 from gvisor_kernel.cli.bounded import run_command
@@ -145,6 +146,12 @@ def check_provisioner() -> Check:
         return failed(
             f"the entry point {PROVISIONER} is not registered in this environment ({sys.prefix})",
             f"{shlex.quote(sys.executable)} -m pip install gvisor-kernel",
+        )
+    if escape(sys.prefix) != sys.prefix:
+        return warning(
+            f"jupyter lab finds no extension in {sys.prefix}, as it takes [, * and ? in a path for"
+            " a pattern: what kernels print is not kept from acting in its page",
+            "make an environment in another folder; or use gvisor-kernel lab, which finds it",
         )
     return ok(f"{PROVISIONER} is registered in {sys.prefix}")
 
