@@ -30,6 +30,7 @@ MAX_PADDING = 16 * 1024 * 1024
 """Zero bytes after the end of an archive. Tape drives wrote blocks of one or two MiB."""
 MAX_NAME = 4095
 """Bytes of a path: the limit of Linux."""
+# Bytes of a part of a path: the limit of Linux.
 MAX_PART = 255
 MAX_DEPTH = 100
 MAX_MTIME = 2**33

@@ -22,6 +22,7 @@ from gvisor_kernel.host.owners import check_access
 
 MAX_LISTED = 1000
 """Files of a list: the newest."""
+# Bounds of one look: a sandbox decides how many files and folders there are.
 MAX_LOOKED_AT = 50_000
 MAX_SECONDS = 2.0
 MAX_DEPTH = 50

@@ -290,6 +290,7 @@ class Storage:
                 os.fchmod(fd, self._mode)
         finally:
             os.close(fd)
+        # Opened for each call: no lock outlives it, and several servers of a person use the file.
         database = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
         try:
             self._prepare(database)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 IN_USE_SECONDS = 2.0
 """Seconds that a kernel counts as used after a client's request on shell."""
+# With 50 MB in a second, a neighbour's `1+1` took as long as without a limit.
 BURST = 8 * 1024 * 1024
 PER_SECOND = 16 * 1024 * 1024
 """Bytes read at once, and per second, from a kernel while another one is used."""

@@ -21,6 +21,8 @@ from typing import Dict, Tuple
 
 MIB = 1024 * 1024
 TUNABLES = "GLIBC_TUNABLES"
+# With 4 and 8 MiB, arrays of 5 and 20 MiB took as long as without. With 1 and 2 GiB they took
+# hardly less than now, and of 300 MiB of freed arrays 220 were kept.
 SETTINGS: Dict[str, Tuple[int, int]] = {
     "MALLOC_MMAP_THRESHOLD_": (-3, 32 * MIB),
     "MALLOC_TRIM_THRESHOLD_": (-1, 64 * MIB),

@@ -119,6 +119,7 @@ def _make(store: Store, plan: KernelPlan, report: Report) -> Snapshot:
         return _make_once(store, plan, report, {})
     except Misbehaved as error:
         log.info("Modules that were imported ahead are left out: %s", error)
+        # All of them: to find out which one it is would take a restore for each.
         return _make_once(store, plan, report, dict.fromkeys(plan.learned, str(error)))
 
 

@@ -29,6 +29,8 @@ FIRST_SECONDS = 1.0
 PAUSE_SECONDS = 2.0
 """Seconds after each preparation: a client may ask for another folder all the time, and each one
 costs a restore. Of the requests meanwhile the last one counts."""
+# Not inotify, which tells of a change at once: an installation goes on for minutes, so the wait
+# until nothing changes is needed in any case.
 LOOK_SECONDS = 10.0
 """Seconds between two looks at the folders of packages: a stat for each. What has changed must then
 stay as it is for as long, since an installation takes its time."""

@@ -29,6 +29,7 @@ DROP_SHARE = 0.1
 """A snapshot that imports a module which fewer kernels import is made anew without it."""
 DROP_KERNELS = 5
 """Kernels that must have been counted before that."""
+# Not an age of each count, which would need clocks.
 MAX_KERNELS = 100
 """Kernels after which all counts are halved: what is not used any more fades."""
 MAX_REASON = 200

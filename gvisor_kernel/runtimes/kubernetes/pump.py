@@ -95,6 +95,7 @@ class Pump:
         self._lock = threading.Lock()  # no timeout: held for a few steps that do not wait
         for fd in pipes:
             os.set_blocking(fd, False)
+        # One for both directions: two threads must not use one TLS connection.
         self._thread = threading.Thread(target=self._run, name="gvisor-kernel-pod", daemon=True)
 
     def start(self) -> None:

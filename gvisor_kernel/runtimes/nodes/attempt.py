@@ -138,6 +138,7 @@ class Attempt:
             opened.append(os.dup(opened[0]))
             # Held open until everything is read that the client has said: only then does the link
             # end.
+            # Otherwise a kernel's death would be explained before srun has said why it ended.
             opened.append(os.dup(ends.guest[1]))
             opened += os.pipe2(os.O_CLOEXEC)
             client = Client(

@@ -242,6 +242,8 @@ def start_argv(
     ]
     if "panic-log" in runsc.flags:
         argv.append(f"--panic-log={panic_log}")
+    # Not --background: a page that cannot be read later would end a kernel that is in use. Not
+    # --direct: while the file is in the page cache, as usual, a restore takes longer with it.
     command = ["run"] if snapshot is None else ["restore", f"--image-path={snapshot}"]
     return [
         *argv,
@@ -277,6 +279,7 @@ def checkpoint_argv(
     ``direct``: write without the page cache, where this runsc can.
     """
     flags = command_flags(runsc, "checkpoint")
+    # Not --leave-running: the sandbox of a snapshot has no other use.
     argv = [runsc.path, f"--root={root}", "checkpoint", f"--image-path={snapshot}"]
     if "compression" in flags:
         argv.append("--compression=none")
