@@ -154,56 +154,56 @@ def widgets(desk: LabPage) -> Iterator[Widgets]:
         desk.server.request("DELETE", f"api/sessions/{session['id']}")
 
 
+CELLS = [
+    f"{IMPORTS}s = w.IntSlider(description='speed', value=3)\ns",
+    "s",
+    "b = w.Button(description='press')\nb.on_click(lambda _: setattr(s, 'value', 77))\nb",
+    "def f(x=10):\n    print('twice', 2 * x)\n    display(HTML(f'<i>it {x}</i>'))\n"
+    "_ = w.interact(f)",
+    "bars = [w.IntProgress(description='bar'), w.Label('0')]\ndisplay(w.HBox(bars))\n"
+    "for i in range(50):\n    bars[0].value = i\n    bars[1].value = f'at {i + 1}'",
+    "a, c = w.IntSlider(value=1), w.IntText()\nlink = w.jslink((a, 'value'), (c, 'value'))"
+    "\ndisplay(a)\nc",
+    "import traitlets\n"
+    "class Counter(w.DOMWidget):\n"
+    "    _view_module = traitlets.Unicode('anywidget').tag(sync=True)\n"
+    "    _model_module = traitlets.Unicode('anywidget').tag(sync=True)\n"
+    "    _view_name = traitlets.Unicode('AnyView').tag(sync=True)\n"
+    "    _model_name = traitlets.Unicode('AnyModel').tag(sync=True)\n"
+    "    _css = traitlets.Unicode('.it { color: rgb(1, 2, 3) }').tag(sync=True)\n"
+    "    _esm = traitlets.Unicode('''\n"
+    "export default { render({ model, el }) {\n"
+    "  const show = () => { el.textContent = `count ${model.get('count')}`; };\n"
+    "  el.className += ' it';\n"
+    "  el.onclick = () => { model.set('count', model.get('count') + 1);"
+    " model.save_changes(); };\n"
+    "  model.on('change:count', show); show(); } }''').tag(sync=True)\n"
+    "    count = traitlets.Int(5).tag(sync=True)\n"
+    "counter = Counter()\ncounter",
+    "class Far(Counter):\n"
+    '    _esm = traitlets.Unicode(\'import x from "https://esm.sh/x";'
+    "export default {}').tag(sync=True)\nFar()",
+    "class Unknown(Counter):\n"
+    "    _view_module = traitlets.Unicode('some-package').tag(sync=True)\n"
+    "    _model_module = traitlets.Unicode('some-package').tag(sync=True)\nUnknown()",
+    "def g(x=2):\n    print('\\x1b[31mred\\x1b[0m')\n"
+    "    display(HTML('<b id=it></b><script>it.textContent = \"by a script'"
+    " f' {x}\"</script>'))\n"
+    "    display({'application/vnd.vegalite.v6+json': {'mark': 'bar', 'width': 50 * x,"
+    " 'data': {'values': [{'a': 1}]}, 'encoding': {'x': {'field': 'a'}}},"
+    " 'text/plain': 'a plot'}, raw=True)\n_ = w.interact(g, x=(1, 9))",
+    "image = w.Image(value=bytes.fromhex('89504e470d0a1a0a'), format='png')\nimage",
+    "shown = w.Output()\nwith shown:\n    display(Math('y^2'))\n"
+    "    display(HTML('<table><td>cell</table>'))\n"
+    "w.VBox([w.Button(button_style='success'), shown, w.HTMLMath('so $x^2$ is')])",
+    "w.Controller()",
+]
+
+
 @pytest.fixture(scope="module")
 def used(widgets: Widgets) -> Widgets:
     """A notebook whose cells have run."""
-    write_notebook(
-        widgets.page.server.folder / "widgets.ipynb",
-        [
-            f"{IMPORTS}s = w.IntSlider(description='speed', value=3)\ns",
-            "s",
-            "b = w.Button(description='press')\nb.on_click(lambda _: setattr(s, 'value', 77))\nb",
-            "def f(x=10):\n    print('twice', 2 * x)\n    display(HTML(f'<i>it {x}</i>'))\n"
-            "_ = w.interact(f)",
-            "bars = [w.IntProgress(description='bar'), w.Label('0')]\ndisplay(w.HBox(bars))\n"
-            "for i in range(50):\n    bars[0].value = i\n    bars[1].value = f'at {i + 1}'",
-            "a, c = w.IntSlider(value=1), w.IntText()\nlink = w.jslink((a, 'value'), (c, 'value'))"
-            "\ndisplay(a)\nc",
-            "import traitlets\n"
-            "class Counter(w.DOMWidget):\n"
-            "    _view_module = traitlets.Unicode('anywidget').tag(sync=True)\n"
-            "    _model_module = traitlets.Unicode('anywidget').tag(sync=True)\n"
-            "    _view_name = traitlets.Unicode('AnyView').tag(sync=True)\n"
-            "    _model_name = traitlets.Unicode('AnyModel').tag(sync=True)\n"
-            "    _css = traitlets.Unicode('.it { color: rgb(1, 2, 3) }').tag(sync=True)\n"
-            "    _esm = traitlets.Unicode('''\n"
-            "export default { render({ model, el }) {\n"
-            "  const show = () => { el.textContent = `count ${model.get('count')}`; };\n"
-            "  el.className += ' it';\n"
-            "  el.onclick = () => { model.set('count', model.get('count') + 1);"
-            " model.save_changes(); };\n"
-            "  model.on('change:count', show); show(); } }''').tag(sync=True)\n"
-            "    count = traitlets.Int(5).tag(sync=True)\n"
-            "counter = Counter()\ncounter",
-            "class Far(Counter):\n"
-            '    _esm = traitlets.Unicode(\'import x from "https://esm.sh/x";'
-            "export default {}').tag(sync=True)\nFar()",
-            "class Unknown(Counter):\n"
-            "    _view_module = traitlets.Unicode('some-package').tag(sync=True)\n"
-            "    _model_module = traitlets.Unicode('some-package').tag(sync=True)\nUnknown()",
-            "def g(x=2):\n    print('\\x1b[31mred\\x1b[0m')\n"
-            "    display(HTML('<b id=it></b><script>it.textContent = \"by a script'"
-            " f' {x}\"</script>'))\n"
-            "    display({'application/vnd.vegalite.v6+json': {'mark': 'bar', 'width': 50 * x,"
-            " 'data': {'values': [{'a': 1}]}, 'encoding': {'x': {'field': 'a'}}},"
-            " 'text/plain': 'a plot'}, raw=True)\n_ = w.interact(g, x=(1, 9))",
-            "image = w.Image(value=bytes.fromhex('89504e470d0a1a0a'), format='png')\nimage",
-            "shown = w.Output()\nwith shown:\n    display(Math('y^2'))\n"
-            "    display(HTML('<table><td>cell</table>'))\n"
-            "w.VBox([w.Button(button_style='success'), shown, w.HTMLMath('so $x^2$ is')])",
-            "w.Controller()",
-        ],
-    )
+    write_notebook(widgets.page.server.folder / "widgets.ipynb", CELLS)
     widgets.open("widgets.ipynb")
     widgets.run_all()
     widgets.has(0, "speed")
@@ -283,6 +283,7 @@ def test_a_link_between_frames_takes_back_nothing_that_is_entered(used: Widgets)
 
 
 def test_a_frame_has_no_gamepad(used: Widgets) -> None:
+    used.page.screenshot("widgets")
     used.has(13, "Connect gamepad and press any button.")
 
 
@@ -315,25 +316,29 @@ def test_modules_of_widgets_run_in_the_frame_or_say_why_not(used: Widgets) -> No
         )
 
 
-def test_widgets_survive_a_reload_and_end_with_their_kernel(used: Widgets) -> None:
-    used.page.screenshot("widgets")
-    used.set_slider(0, 55)
-    used.has(1, "55")
-    used.command("docmanager:save")
-    used.open("widgets.ipynb", reset=False)
-    used.has(1, "55")
-    used.has(3, "twice")
-    used.has(7, "count")
-    used.set_slider(1, 56)
-    used.has(0, "56")
-    used.driver.execute_async_script(
+def test_widgets_survive_a_reload_and_end_with_their_kernel(widgets: Widgets) -> None:
+    slider, again, _, interact, *_ = CELLS
+    write_notebook(widgets.page.server.folder / "reload.ipynb", [slider, again, interact, CELLS[6]])
+    widgets.open("reload.ipynb")
+    widgets.run_all()
+    widgets.has(3, "count")
+    widgets.set_slider(0, 55)
+    widgets.has(1, "55")
+    widgets.command("docmanager:save")
+    widgets.open("reload.ipynb", reset=False)
+    widgets.has(1, "55")
+    widgets.has(2, "twice")
+    widgets.has(3, "count")
+    widgets.set_slider(1, 56)
+    widgets.has(0, "56")
+    widgets.driver.execute_async_script(
         "const done = arguments[0];"
         "window.jupyterapp.shell.currentWidget.sessionContext.restartKernel().then(() => done())"
     )
-    used.has(0, "The kernel of this widget is gone: run the cell again.")
-    used.command("docmanager:save")
-    used.open("widgets.ipynb", reset=False)
-    used.has(0, "The kernel does not have this widget any more")
+    widgets.has(0, "The kernel of this widget is gone: run the cell again.")
+    widgets.command("docmanager:save")
+    widgets.open("reload.ipynb", reset=False)
+    widgets.has(0, "The kernel does not have this widget any more")
 
 
 ATTACKS = [
