@@ -47,6 +47,10 @@ BROWSER_FLAGS = (
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",
+    "--disable-component-extensions-with-background-pages",
+    "--disable-default-apps",
+    "--disable-extensions",
+    "--disable-features=BackForwardCache,MediaRouter,OptimizationHints,Translate",
     "--disable-sync",
     "--window-size=1280,1100",
     "--force-device-scale-factor=1",
@@ -77,12 +81,13 @@ class LabServer:
         self.folder.mkdir(parents=True, exist_ok=True)
         page_config = self.base / "config" / "labconfig" / "page_config.json"
         page_config.parent.mkdir(parents=True, exist_ok=True)
-        # The question about news would cover the launcher.
-        page_config.write_text(
-            json.dumps(
-                {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
-            )
-        )
+        config = {
+            # The question about news would cover the launcher.
+            "disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True},
+            # Each page would have the server run node, to see whether JupyterLab must be built.
+            "buildCheck": False,
+        }
+        page_config.write_text(json.dumps(config))
         if not self._port:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
