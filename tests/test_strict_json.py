@@ -39,13 +39,11 @@ OWN = {
     "guest/pod.py": "the host's words to PID 1, before anything else runs",
     "runtimes/runsc/command_line.py": "a flat document that the runtime wrote",
     "runtimes/runsc/staging.py": "an error of a process of this package",
-    "runtimes/state/records.py": "a record that this user wrote",
     "runtimes/mounts/host_python.py": "output of this machine's interpreter",
     "runtimes/mounts/written_folders.py": "flat lines that the runtime wrote",
     "skills/skill_store.py": "a flat record that the store wrote",
     "snapshots/snapshot.py": "a document whose checksum was compared",
     "strict_json.py": "the parser with bounds",
-    "node/files.py": "the file of a copy that a helper of this user has written",
 }
 """Modules that call Python's parser, and where the JSON comes from."""
 

@@ -48,6 +48,8 @@ from gvisor_kernel.config.validators import (
     accept_uploads,
     accept_whole,
 )
+from gvisor_kernel.strict_json import JsonError
+from gvisor_kernel.typed_json import read_value
 
 RUNTIMES = ("runsc", "docker", "slurm", "ssh", "kubernetes")
 PRELOAD_LEARNED = "auto"
@@ -333,17 +335,11 @@ def write_key_settings(spec: SandboxSpec) -> dict[str, Any]:
     return {name: getattr(spec, name) for name, entry in SETTINGS.items() if entry.in_key}
 
 
-def read_spec(content: Mapping[str, Any]) -> SandboxSpec:
+def read_spec(content: object) -> SandboxSpec:
     """Return the spec that ``write_spec`` wrote.
 
-    :raises TypeError, KeyError: when something else has written it, such as another release
+    :raises JsonError: when something else has written it, such as another release
     """
-    return SandboxSpec(**{name: _read(content[name], SETTINGS[name].kind) for name in SETTINGS})
-
-
-def _read(value: Any, kind: type | None) -> Any:
-    if isinstance(value, list):
-        return tuple(_read(item, kind) for item in value)
-    if isinstance(value, dict) and kind is not None:
-        return kind(**{name: _read(part, None) for name, part in value.items()})
-    return value
+    if isinstance(content, dict) and content.keys() != SETTINGS.keys():
+        raise JsonError("it has not the settings of this release")
+    return read_value(content, SandboxSpec)

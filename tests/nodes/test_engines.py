@@ -18,10 +18,9 @@ from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import MIB
 from gvisor_kernel.host.commands import CommandResult
 from gvisor_kernel.runtimes.nodes import client
-from gvisor_kernel.runtimes.nodes.engine import Engine
-from gvisor_kernel.runtimes.nodes.slurm import Slurm
+from gvisor_kernel.runtimes.nodes.engine import Engine, client_variables
+from gvisor_kernel.runtimes.nodes.slurm import Slurm, find_waiting_job
 from gvisor_kernel.runtimes.nodes.ssh import Ssh
-from gvisor_kernel.runtimes.nodes.variables import client_variables
 from gvisor_kernel.runtimes.state import lifeline
 
 SLURM = Slurm(
@@ -210,9 +209,9 @@ def test_words_of_refusals_are_slurms_own() -> None:
 
 def test_waiting_job_is_found_until_it_has_resources() -> None:
     words = ["srun: job 17 queued and waiting for resources"]
-    assert SLURM.find_waiting_job(words) == "17"
+    assert find_waiting_job(words) == "17"
     words.append("srun: job 17 has been allocated resources")
-    assert SLURM.find_waiting_job(words) == ""
+    assert find_waiting_job(words) == ""
 
 
 def test_doctor_asks_each_host_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +220,7 @@ def test_doctor_asks_each_host_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def answer(argv: Sequence[str], environment: Mapping[str, str]) -> CommandResult:
         asked.append(argv)
-        return CommandResult(0, json.dumps({"node": "n", "release": __version__, "runsc": "1"}))
+        return CommandResult(0, json.dumps({"node": "n", "release": __version__, "error": ""}))
 
     monkeypatch.setattr(nodes, "run", answer)
     settings = [("a", "b"), ("b", "c"), ("b",)]

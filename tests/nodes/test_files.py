@@ -31,10 +31,19 @@ from gvisor_kernel.node import files
 from gvisor_kernel.node.files import ENDED, USED, Copy, find_copy, sweep_copies, take_files
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.copies.contents import Contents
-from gvisor_kernel.runtimes.nodes import fetch as fetching
-from gvisor_kernel.runtimes.nodes.archive_chunks import CHUNK, LENGTH, read_chunks, write_chunks
-from gvisor_kernel.runtimes.nodes.fetch import Fetch
-from gvisor_kernel.runtimes.nodes.orders import Order, write_fact
+from gvisor_kernel.runtimes.nodes import copies
+from gvisor_kernel.runtimes.nodes.copies import Fetch
+from gvisor_kernel.runtimes.nodes.orders import (
+    CHUNK,
+    LENGTH,
+    Files,
+    Here,
+    Order,
+    Sent,
+    read_chunks,
+    write_chunks,
+    write_fact,
+)
 
 from ..docker.test_outputs import entry, pack, tree
 
@@ -75,7 +84,7 @@ def set_owner(copy: Copy, helper: ProcessId) -> None:
     """Let ``helper`` be the process that has made the copy."""
     path = copy.path / files.OWNER
     content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "pid": helper.pid, "started": helper.started}))
+    path.write_text(json.dumps({**content, "process": vars(helper)}))
 
 
 def orphan(copy: Copy) -> Copy:
@@ -349,8 +358,8 @@ def say(tmp_path: Path, data: bytes, words: str = "") -> list[str]:
     return ["sh", "-c", f"read -r question; printf %s '{words}' >&2; cat {path}"]
 
 
-HERE = write_fact("files", found=True)
-SENT = write_fact("sent", left_out=0)
+HERE = write_fact(Files(found=True))
+SENT = write_fact(Sent(0))
 
 
 def test_words_of_a_login_script_are_skipped(tmp_path: Path) -> None:
@@ -363,7 +372,7 @@ def test_words_of_a_login_script_are_skipped(tmp_path: Path) -> None:
     [
         b"",
         b"x" * 200_000,
-        write_fact("here", node="n1"),
+        write_fact(Here("n1")),
         HERE,
         HERE + LENGTH.pack(100) + b"abc",
         HERE + LENGTH.pack(3) + b"abc",
@@ -379,7 +388,7 @@ def test_archive_that_does_not_end_is_an_error(tmp_path: Path, data: bytes) -> N
 
 
 def test_silent_node_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetching, "SILENT_SECONDS", 0.3)
+    monkeypatch.setattr(copies, "SILENT_SECONDS", 0.3)
     with pytest.raises(SandboxError, match="nothing came"):
         collect(["sleep", "600"], "now")
 
@@ -399,7 +408,7 @@ def test_node_that_sends_byte_by_byte_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where a copy may take as long as it takes: bytes in large pieces, or small pieces."""
-    monkeypatch.setattr(fetching, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(copies, "SILENT_SECONDS", 0.5)
     slow = r"printf '\0\4\0\0'; while :; do printf x; sleep 0.1; done"
     with pytest.raises(SandboxError, match=rf"only \d+ of {CHUNK} bytes came in 0.5 s"):
         collect(["sh", "-c", f"{read_and_say(tmp_path)}; {slow}"], "now")

@@ -14,8 +14,10 @@ from gvisor_kernel.jupyter.plan_factory import make_provisioner, read_configurat
 from gvisor_kernel.runtimes.docker.engine import check_engine, connect, find_image
 from gvisor_kernel.runtimes.nodes.client import last_line, run
 from gvisor_kernel.runtimes.nodes.engine import Engine
+from gvisor_kernel.runtimes.nodes.orders import MAX_ANSWER, Answer
 from gvisor_kernel.runtimes.nodes.runtime import make_engine
-from gvisor_kernel.strict_json import JsonError, parse_json
+from gvisor_kernel.strict_json import JsonError
+from gvisor_kernel.typed_json import read_json
 
 
 def check_engines() -> list[Check]:
@@ -49,7 +51,6 @@ def check_engines() -> list[Check]:
 
 
 RUNTIMES = ("slurm", "ssh")
-MAX_ANSWER = 64 * 1024
 SECONDS = 40.0
 """How long the check of a runtime may take: a job of Slurm may have to wait."""
 
@@ -99,18 +100,18 @@ def check_host(engine: Engine, host: str, argv: Sequence[str]) -> Check:
     done = run(argv, environment)
     words = done.errors.splitlines()
     try:
-        answer = parse_json(last_line(done), MAX_ANSWER)
-        node, release, runsc = (str(answer[key]) for key in ("node", "release", "runsc"))
-    except (JsonError, KeyError, TypeError):
+        answer = read_json(last_line(done), Answer, MAX_ANSWER)
+    except JsonError:
         trouble = engine.explain(words, done.status or 0, host)
         last = f' ("{words[-1][:200]}")' if words else ""
         return failed(f"{trouble.fact}{last}", trouble.hint, name=name)
-    if release != __version__:
+    node, runsc = answer.node, answer.runsc
+    if answer.release != __version__:
         return failed(
-            f"the node {node} has gvisor-kernel {release}, and this machine {__version__}",
+            f"the node {node} has gvisor-kernel {answer.release}, and this machine {__version__}",
             "install the same release on both",
             name=name,
         )
     if not runsc:
-        return failed(f"the node {node}: {answer.get('error', '')}", "", name=name)
+        return failed(f"the node {node}: {answer.error}", "", name=name)
     return ok(f"the node {node} has runsc {runsc}, and the same gvisor-kernel", name=name)

@@ -17,7 +17,7 @@ from pathlib import Path
 from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.config.settings import DEFAULTS
 from gvisor_kernel.config.validators import may_be_writable
-from gvisor_kernel.errors import SandboxError, StateError
+from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.host.folders import Identity, Opened, find_identity, open_path, reopen
 from gvisor_kernel.host.owners import make_folder, restore_access
 from gvisor_kernel.runtimes.copies.contents import RECENT_SECONDS, read_list, write_list
@@ -91,10 +91,9 @@ def redirect_outputs(directory: Path, record: Record, folder: str) -> Record:
 
 def record_end(directory: Path) -> None:
     """Write into the record that the sandbox has ended, and only its outputs must be copied."""
-    with suppress(OSError, StateError), records.locked():
-        record = records.read_record(directory)
-        if record is not None and not record.ended:
-            records.write_record(directory, replace(record, ended=True))
+    record = records.read_record(directory)
+    if record is not None and not record.ended:
+        records.note_facts(directory, record, ended=True)
 
 
 def take_outputs(

@@ -12,7 +12,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gvisor_kernel.errors import RuntimeMissing
-from gvisor_kernel.runtimes.nodes.variables import client_variables
+
+COMMON = ("HOME", "PATH", "USER", "LOGNAME")
+OWN: Mapping[str, tuple[str, ...]] = {
+    "slurm": ("SLURM_CONF", "SLURM_CONF_SERVER", "LD_LIBRARY_PATH"),
+    "ssh": ("SSH_AUTH_SOCK", "KRB5CCNAME"),
+}
+"""Variables that a runtime's clients get beside the common ones."""
+ALL = tuple(dict.fromkeys((*COMMON, *(name for names in OWN.values() for name in names))))
+
+
+def client_variables(runtime: str, server: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of a client of the runtime ``runtime``, from the server's. Nodes get
+    none of them."""
+    return {name: server[name] for name in (*COMMON, *OWN.get(runtime, ())) if name in server}
 
 
 @dataclass(frozen=True)
@@ -74,18 +87,18 @@ class Engine(ABC):
         :param status: as of ``subprocess``
         """
 
-    def find_waiting_job(self, words: Sequence[str]) -> str:
-        """Return the job that waits for resources, by the client's words; empty if none does."""
+    def describe_wait(self, words: Sequence[str], environment: Mapping[str, str]) -> str:
+        """Return what a start waits for, by the client's words; empty if for nothing known.
+
+        May ask the engine, with the client's ``environment``.
+        """
         return ""
 
-    def queue_argv(self) -> list[str]:
-        """Return the command line that prints the jobs which wait, one on a line, the next one
-        first; empty where there is none."""
-        return []
-
-    def reason_argv(self, job: str) -> list[str]:
-        """Return the command line that prints why ``job`` waits; empty where there is none."""
-        return []
+    def explain_wait(
+        self, words: Sequence[str], within: str, environment: Mapping[str, str]
+    ) -> Trouble | None:
+        """Return why a start that waits is given up, ``within`` a time; None if it does not."""
+        return None
 
     def environment(self, server: Mapping[str, str]) -> dict[str, str]:
         """Return the variables of the client, from the server's. The node gets none of them."""

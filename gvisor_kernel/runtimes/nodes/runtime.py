@@ -16,10 +16,10 @@ from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.errors import LaunchError, SnapshotError
 from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
 from gvisor_kernel.runtimes.hints import find_hint
-from gvisor_kernel.runtimes.nodes.attempt import Attempt, Elsewhere, NodeStart
+from gvisor_kernel.runtimes.nodes.attempt import Attempt, Elsewhere
 from gvisor_kernel.runtimes.nodes.copies import copies_files, pack_files, sync_outputs
 from gvisor_kernel.runtimes.nodes.engine import Engine
-from gvisor_kernel.runtimes.nodes.node_sandbox import NO_SNAPSHOTS, NodeSandbox
+from gvisor_kernel.runtimes.nodes.node_sandbox import NO_SNAPSHOTS, NodeSandbox, NodeStart
 from gvisor_kernel.runtimes.nodes.removal import end_client
 from gvisor_kernel.runtimes.nodes.slurm import Slurm
 from gvisor_kernel.runtimes.nodes.ssh import Ssh, make_control

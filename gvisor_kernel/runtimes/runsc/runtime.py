@@ -49,6 +49,7 @@ from gvisor_kernel.runtimes.runsc.staging import (
 )
 from gvisor_kernel.runtimes.runsc.starting import make_pipes, spawn, wait_for_sentry
 from gvisor_kernel.runtimes.state import lifeline, records
+from gvisor_kernel.runtimes.state.beginning import first_record
 from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.sweep import (
@@ -104,7 +105,7 @@ class RunscRuntime(Runtime):
                     outputs = _plan_lending(open_outputs(spec, inputs, kept))
                     note_written(_find_writable(spec, inputs, outputs))
                     cgroups = tuple(map(str, plan_cgroup(identity.container_id)))
-                    record = records.first_record(
+                    record = first_record(
                         *(spec, request, identity, outputs, owner),
                         image=python_tree.image,
                         cgroups=cgroups,

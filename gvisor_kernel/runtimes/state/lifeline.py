@@ -16,7 +16,7 @@ from pathlib import Path
 
 import gvisor_kernel
 from gvisor_kernel.host.processes import ProcessId
-from gvisor_kernel.runtimes.nodes.variables import ALL as CLIENT_VARIABLES
+from gvisor_kernel.runtimes.nodes.engine import ALL as CLIENT_VARIABLES
 
 _SCRIPT = 'read -r word && exit 0; exec "$@"'
 KEPT = (

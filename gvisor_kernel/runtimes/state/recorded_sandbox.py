@@ -10,11 +10,10 @@ import os
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gvisor_kernel.errors import StateError
 from gvisor_kernel.runtimes.base import MountView, Sandbox
 from gvisor_kernel.runtimes.state import lifeline, records
 from gvisor_kernel.runtimes.state.records import Record
@@ -91,7 +90,6 @@ class RecordedSandbox(Sandbox):
 
     def _update_record(self, **facts: Any) -> None:
         """Change ``facts`` of the record, unless the sandbox is closed. Never raises."""
-        with self._closing, suppress(OSError, StateError), records.locked():
+        with self._closing:
             if not self._closed:
-                self._record = replace(records.read_record(self.directory) or self._record, **facts)
-                records.write_record(self.directory, self._record)
+                self._record = records.note_facts(self.directory, self._record, **facts)
