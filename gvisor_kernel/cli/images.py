@@ -20,7 +20,6 @@ from gvisor_kernel.cli.output import (
     print_table,
 )
 from gvisor_kernel.errors import LaunchError
-from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.images import RootImage, Store
 from gvisor_kernel.images.builder import bootstrap, build, check_base, find_builder, find_chain
 from gvisor_kernel.images.importer import (
@@ -34,7 +33,7 @@ from gvisor_kernel.images.importer import (
 from gvisor_kernel.images.measure import measure_tree
 from gvisor_kernel.runtimes.image_probe import probe_image
 from gvisor_kernel.runtimes.state import records
-from gvisor_kernel.shown_text import printable_name
+from gvisor_kernel.shown_text import describe_size, printable_name
 
 SHOWN_DIGITS = 12
 

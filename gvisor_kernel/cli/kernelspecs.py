@@ -19,7 +19,6 @@ from gvisor_kernel.config.validators import ENGINE_RUNTIMES, HOST_IMAGE, is_with
 from gvisor_kernel.environments.environment import Environment
 from gvisor_kernel.environments.environment_store import Store
 from gvisor_kernel.errors import GvisorKernelError, KernelspecError
-from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.jupyter.default_provisioner import (
     VARIABLE,
     find_defaults,
@@ -60,7 +59,7 @@ from gvisor_kernel.kernel.environment_builder import (
 )
 from gvisor_kernel.runtimes.mounts.host_python import find_host_python
 from gvisor_kernel.runtimes.state import records
-from gvisor_kernel.shown_text import printable_name
+from gvisor_kernel.shown_text import describe_size, printable_name
 
 PLACES = """\
 default place, without --user, --sys-prefix and --prefix:

@@ -15,7 +15,6 @@ from gvisor_kernel.cli.arguments import add_id, add_json
 from gvisor_kernel.cli.output import describe_age, make_console, print_json, print_table
 from gvisor_kernel.config.settings import RUNTIMES
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
 from gvisor_kernel.runtimes.state.records import (
@@ -24,7 +23,7 @@ from gvisor_kernel.runtimes.state.records import (
     state_root,
 )
 from gvisor_kernel.runtimes.state.sweep import remove_sandbox
-from gvisor_kernel.shown_text import printable_name
+from gvisor_kernel.shown_text import describe_size, printable_name
 
 STATES = """\
 states:

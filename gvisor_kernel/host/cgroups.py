@@ -1,7 +1,8 @@
 """Makes and removes the cgroup of a sandbox, version 1 or 2, if this user may: root or delegated.
 
 The directories are made here and the runtime is told to ignore cgroups, so that exactly the
-directories that were made are removed. Without a cgroup, the memory watch still bounds a sandbox.
+directories that were made are removed. Without a cgroup, the memory watch still bounds a sandbox:
+the end of this module has the pace at which it measures.
 """
 
 from __future__ import annotations
@@ -269,3 +270,20 @@ def read_cpu_seconds(directories: Iterable[Path]) -> float | None:
         with contextlib.suppress(OSError, ValueError):
             return int((directory / "cpuacct.usage").read_text()) / 1e9
     return None
+
+
+# -- the memory watch, of the bridge and of the helper on a node -----------------------------------
+
+MAX_INTERVAL_SECONDS = 0.1
+"""The longest time between two measurements."""
+MIN_INTERVAL_SECONDS = 0.005
+MAX_GROWTH = max(4, os.cpu_count() or 1) * 1024**3
+"""Bytes per second that a sandbox can touch (measured: about 2 GiB/s on two cores). The nearer the
+limit, the sooner the next measurement, so that this rate exceeds the limit only a little."""
+MAX_OVERRUN = 128 * 1024**2
+"""Bytes over the limit above which the whole sandbox is killed, without asking PID 1."""
+
+
+def seconds_to_next_measurement(used: int, limit: int) -> float:
+    """Return how long the next measurement may wait."""
+    return min(MAX_INTERVAL_SECONDS, max(MIN_INTERVAL_SECONDS, (limit - used) / MAX_GROWTH))

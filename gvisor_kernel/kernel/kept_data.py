@@ -22,7 +22,7 @@ from gvisor_kernel.artifacts.storage import Storage
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 from gvisor_kernel.errors import GvisorKernelError, OutputsError, StorageError
 from gvisor_kernel.host.folders import open_real, reopen
-from gvisor_kernel.host.per_process import PerProcess
+from gvisor_kernel.host.locks import PerProcess
 from gvisor_kernel.runtimes.base import Sandbox
 from gvisor_kernel.spec.layout import OUTPUTS
 from gvisor_kernel.strict_json import JsonError, parse_json

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from gvisor_kernel.host.per_process import PerProcess
+from gvisor_kernel.host.locks import PerProcess
 from gvisor_kernel.kernel.left_builder import FINISH, was_left
 from gvisor_kernel.kernel.plan import KernelPlan, write_plan
 from gvisor_kernel.runtimes.base import Builder, Sandbox

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from gvisor_kernel.bridge import SnapshotRun
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.host.per_process import PerProcess
+from gvisor_kernel.host.locks import PerProcess
 from gvisor_kernel.kernel.plan import KernelPlan, without_routes
 from gvisor_kernel.kernel.restore import Restored, restore
 from gvisor_kernel.runtimes import get_runtime

@@ -25,9 +25,8 @@ from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
-from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.archive.layers import MAX_ENTRIES
-from gvisor_kernel.errors import GvisorKernelError, LaunchError, StateError
+from gvisor_kernel.errors import ArchiveError, GvisorKernelError, LaunchError, StateError
 from gvisor_kernel.host.folders import Opened, open_path
 from gvisor_kernel.host.owners import restore_access
 from gvisor_kernel.host.private_directories import NotPrivate, make_directories, read_file

@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.host.memory_pace import (
+from gvisor_kernel.host.cgroups import (
     MAX_INTERVAL_SECONDS,
     MAX_OVERRUN,
     seconds_to_next_measurement,

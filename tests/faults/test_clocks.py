@@ -46,7 +46,7 @@ FOR_PEOPLE = {
     ("runtimes/copies/contents.py", "archive"): "the time of a file in an archive",
     ("runtimes/copies/contents.py", "list_files"): "which files are younger than a copy of them",
     (
-        "runtimes/copies/copied_outputs.py",
+        "runtimes/copies/outputs.py",
         "take_outputs",
     ): "which files are younger than a copy of them",
     ("runtimes/state/beginning.py", "first_record"): "when a sandbox was made",

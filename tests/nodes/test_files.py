@@ -21,10 +21,9 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.config.mounts import ExtraMount
 from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.errors import LaunchError, SandboxError
+from gvisor_kernel.errors import ArchiveError, LaunchError, SandboxError
 from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.host.processes import ProcessId, identify
 from gvisor_kernel.node import files

@@ -19,9 +19,14 @@ from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.errors import GvisorKernelError, SnapshotError
 from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
-from gvisor_kernel.runtimes.copies.contents import Contents, list_files, write_list
-from gvisor_kernel.runtimes.copies.copied_outputs import COPIED
-from gvisor_kernel.runtimes.copies.sent_files import describe_sandbox, find_contents
+from gvisor_kernel.runtimes.copies.contents import (
+    Contents,
+    describe_sandbox,
+    find_contents,
+    list_files,
+    write_list,
+)
+from gvisor_kernel.runtimes.copies.outputs import COPIED
 from gvisor_kernel.runtimes.docker.docker_sandbox import SNAPSHOTS_NOT_SUPPORTED, DockerSandbox
 from gvisor_kernel.runtimes.docker.engine import (
     Engine,

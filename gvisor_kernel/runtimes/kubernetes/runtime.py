@@ -26,9 +26,14 @@ from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, SnapshotError
 from gvisor_kernel.link.carrier import SECRET_SIZE, Carrier
 from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
-from gvisor_kernel.runtimes.copies.contents import Contents, list_files, write_list
-from gvisor_kernel.runtimes.copies.copied_outputs import COPIED
-from gvisor_kernel.runtimes.copies.sent_files import describe_sandbox, find_contents
+from gvisor_kernel.runtimes.copies.contents import (
+    Contents,
+    describe_sandbox,
+    find_contents,
+    list_files,
+    write_list,
+)
+from gvisor_kernel.runtimes.copies.outputs import COPIED
 from gvisor_kernel.runtimes.docker.image import EngineImage
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.kubernetes.cluster import (

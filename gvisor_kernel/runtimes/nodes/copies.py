@@ -18,16 +18,18 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.config.mounts import check_read_only
 from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.errors import SandboxError
+from gvisor_kernel.errors import ArchiveError, SandboxError
 from gvisor_kernel.host.folders import Opened
-from gvisor_kernel.runtimes.copies import copied_outputs
-from gvisor_kernel.runtimes.copies.contents import Contents, list_files, write_list
-from gvisor_kernel.runtimes.copies.copied_outputs import COPIED, record_end, take_outputs
-from gvisor_kernel.runtimes.copies.outputs import OutputsCopy
-from gvisor_kernel.runtimes.copies.sent_files import add_inputs
+from gvisor_kernel.runtimes.copies.contents import Contents, add_inputs, list_files, write_list
+from gvisor_kernel.runtimes.copies.outputs import (
+    COPIED,
+    OutputsCopy,
+    record_end,
+    sync_copied_outputs,
+    take_outputs,
+)
 from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, identify
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.nodes.engine import client_variables
@@ -322,7 +324,7 @@ def save_outputs(
 
 
 def sync_outputs(directory: Path, record: Record, folder: str | None = None) -> tuple[int, int]:
-    """Copy the outputs as they are now; see ``copied_outputs.sync_outputs``.
+    """Copy the outputs as they are now; see ``sync_copied_outputs``.
 
     :raises SandboxError: when not everything could be copied
     :raises StateError: when the record cannot be written
@@ -337,7 +339,7 @@ def sync_outputs(directory: Path, record: Record, folder: str | None = None) -> 
             )
         return found
 
-    return copied_outputs.sync_outputs(copy, directory, record, folder)
+    return sync_copied_outputs(copy, directory, record, folder)
 
 
 def _describe(error: Exception) -> str:

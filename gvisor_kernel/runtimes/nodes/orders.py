@@ -19,8 +19,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 from msgspec import Meta, Struct
 
 from gvisor_kernel import __version__
-from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.errors import ArchiveError
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.strict_json import JsonError, parse_json
 from gvisor_kernel.typed_json import read_json, read_value, write_json
