@@ -36,7 +36,8 @@ from gvisor_kernel.environments.environment import (
 )
 from gvisor_kernel.errors import LaunchError, PackagesError
 from gvisor_kernel.host import private_directories
-from gvisor_kernel.strict_json import parse_json
+from gvisor_kernel.strict_json import JsonError, parse_json
+from gvisor_kernel.typed_json import read_json
 
 # by path: below a private store of this user
 
@@ -132,7 +133,7 @@ class Store:
         try:
             text = private_directories.read_file(directory / "environment.json", MAX_DOCUMENT)
             return read_manifest(parse_json(text, MAX_DOCUMENT), directory)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (OSError, JsonError):
             return None
 
     # -- writing ---------------------------------------------------------------------------------
@@ -187,10 +188,10 @@ class Store:
         """Return the folders of the kernelspecs that ``environment`` was installed for."""
         try:
             file = environment.directory / "kernelspecs"
-            found = parse_json(private_directories.read_file(file, MAX_DOCUMENT), MAX_DOCUMENT)
-        except (OSError, ValueError):
+            text = private_directories.read_file(file, MAX_DOCUMENT)
+            return read_json(text, list[str], MAX_DOCUMENT)
+        except (OSError, JsonError):
             return []
-        return [str(path) for path in found] if isinstance(found, list) else []
 
     def remove_unused(
         self, is_used: Callable[[Environment, list[str]], bool], running: Collection[str]

@@ -41,6 +41,8 @@ from gvisor_kernel.spec.layout import (
     mount_part,
     scratch_mounts,
 )
+from gvisor_kernel.strict_json import JsonError
+from gvisor_kernel.typed_json import read_json
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,8 @@ MAX_ENTRIES = 200_000
 """Files, folders and symbolic links that are copied into one sandbox."""
 ENTRY_COST = 4096
 """Bytes that each of them takes in addition to its content."""
+MAX_LIST = 1024 * 1024 * 1024
+"""Bytes of the list of what was copied: MAX_ENTRIES of the longest names."""
 RECENT_SECONDS = 2
 """A file that was changed within this time may change again within the same second."""
 
@@ -335,8 +339,6 @@ def write_list(path: Path, copied: Copied) -> None:
 
 def read_list(path: Path) -> dict[str, tuple[int, int]]:
     """Return the list; empty if there is none, so that everything is copied out."""
-    try:
-        content = json.loads(path.read_text())
-        return {str(name): (int(size), int(at)) for name, (size, at) in content.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
+    with suppress(OSError, JsonError):
+        return read_json(path.read_bytes(), dict[str, tuple[int, int]], MAX_LIST)
+    return {}
