@@ -26,7 +26,6 @@ from pathlib import Path
 from platformdirs import user_data_path
 
 from gvisor_kernel.config.packages import DIGEST
-from gvisor_kernel.environments.collection import remove_at_any_depth
 from gvisor_kernel.environments.environment import (
     Base,
     Environment,
@@ -150,14 +149,14 @@ class Store:
             try:
                 yield draft
             finally:
-                remove_at_any_depth(draft.outputs)
+                private_directories.remove_at_any_depth(draft.outputs)
 
     def keep(self, draft: Draft, environment: Environment) -> Environment:
         """Finish a draft whose tree is complete."""
         private_directories.write_file(
             draft.directory / "environment.json", write_manifest(environment)
         )
-        remove_at_any_depth(draft.outputs)
+        private_directories.remove_at_any_depth(draft.outputs)
         with private_directories.locked_directory(self.root):
             target = self.root / environment.digest
             if self._read(environment.digest) is None:
@@ -226,5 +225,5 @@ class Store:
                 how = fcntl.LOCK_EX | fcntl.LOCK_NB
                 lock = private_directories.lock(entry / "lock", how, create=True)
                 with contextlib.suppress(OSError), lock:
-                    remove_at_any_depth(entry / "outputs")
+                    private_directories.remove_at_any_depth(entry / "outputs")
         private_directories.sweep(self.root)

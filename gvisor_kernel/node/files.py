@@ -16,20 +16,23 @@ import os
 import re
 import select
 import signal
-import stat
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 
 from gvisor_kernel.archive.layers import MAX_ENTRIES
 from gvisor_kernel.errors import ArchiveError, GvisorKernelError, LaunchError, StateError
-from gvisor_kernel.host.folders import Opened, open_path
+from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.host.owners import restore_access
-from gvisor_kernel.host.private_directories import NotPrivate, make_directories, read_file
+from gvisor_kernel.host.private_directories import (
+    NotPrivate,
+    make_directories,
+    read_file,
+    remove_at_any_depth,
+)
 from gvisor_kernel.host.processes import ProcessId, is_alive, open_process
 from gvisor_kernel.runtimes.copies.contents import Contents
 from gvisor_kernel.runtimes.copies.outputs import OutputsCopy
@@ -56,10 +59,9 @@ LAST, NOW, DONE = "last", "now", "done"
 NAME = re.compile(r"[a-z0-9]{1,40}")
 MAX_OWNER = 4096
 FILES, OUTPUTS = "files", "outputs"
-OWNER, USED, ENDED, MOVED = "owner", "used", "ended", "moved-"
+OWNER, USED, ENDED = "owner", "used", "ended"
 """Files of a copy. ``OWNER``: the helper's process. ``USED``: a kernel may have written outputs.
-``ENDED``: the sandbox is gone; since then the copy waits to be fetched. ``MOVED``: the beginning of
-a name while folders are removed."""
+``ENDED``: the sandbox is gone; since then the copy waits to be fetched."""
 
 
 @dataclass(frozen=True)
@@ -156,9 +158,7 @@ class Copy:
         with suppress(OSError, GvisorKernelError):
             with suppress(OSError), open_path(str(self.outputs)) as outputs, records.locked():
                 forget_written(outputs.identity)
-            with open_path(str(self.path)) as opened:
-                _empty(opened)
-            self.path.rmdir()
+            remove_at_any_depth(self.path)
 
 
 def copies_root() -> Path:
@@ -223,9 +223,7 @@ def _make_copy(copy: Copy) -> None:
             copy.files.mkdir(mode=0o700)
             copy.outputs.mkdir(mode=0o755)
         except OSError:
-            with open_path(str(copy.path)) as opened:
-                _empty(opened)
-            copy.path.rmdir()
+            remove_at_any_depth(copy.path)
             raise
 
 
@@ -271,48 +269,6 @@ def sweep_copies() -> None:
 
 def _ended_at(copy: Copy) -> float:
     return (copy.path / ENDED).stat().st_mtime
-
-
-def _empty(folder: Opened) -> None:
-    """Remove everything in ``folder``, which nobody uses any more. Follows no link, needs no
-    recursion: what is in a folder is moved up before that is removed. Another process may do the
-    same meanwhile."""
-    fd = folder.read()
-    numbers = count()
-    last: list[str] = []
-    try:
-        while (names := os.listdir(fd)) and names != last:  # noqa: PTH208 - a descriptor
-            last = names
-            for name in names:
-                with suppress(FileNotFoundError):
-                    _remove_entry(fd, name, numbers)
-    finally:
-        os.close(fd)
-
-
-def _remove_entry(fd: int, name: str, numbers: Iterator[int]) -> None:
-    if not stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode):
-        os.unlink(name, dir_fd=fd)
-        return
-    os.chmod(name, 0o700, dir_fd=fd)
-    inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
-    try:
-        _move_up(inner, fd, numbers)
-    finally:
-        os.close(inner)
-    os.rmdir(name, dir_fd=fd)
-
-
-def _move_up(inner: int, above: int, numbers: Iterator[int]) -> None:
-    """Remove the files in ``inner``, and move its folders to ``above``."""
-    for name in os.listdir(inner):
-        with suppress(FileNotFoundError):
-            if not stat.S_ISDIR(os.lstat(name, dir_fd=inner).st_mode):
-                os.unlink(name, dir_fd=inner)
-                continue
-            os.chmod(name, 0o700, dir_fd=inner)
-            new = f"{MOVED}{os.getpid()}-{next(numbers)}"
-            os.rename(name, new, src_dir_fd=inner, dst_dir_fd=above)
 
 
 # -- the command ``fetch`` -------------------------------------------------------------------------

@@ -247,7 +247,7 @@ def test_removal_that_was_killed_is_finished(monkeypatch: pytest.MonkeyPatch) ->
         copy = use(take(entry("uploads/sub/data.csv", b"1,2")))
         assert copy.finish()
         with monkeypatch.context() as patch:
-            patch.setattr(files, "_empty", stop)
+            patch.setattr(files, "remove_at_any_depth", stop)
             with pytest.raises(Killed):
                 copy.remove()
         assert (copy.outputs / "made").exists()

@@ -17,13 +17,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from platformdirs import user_state_path
 
 from gvisor_kernel.errors import StateError
-from gvisor_kernel.host.locks import locked_file
-from gvisor_kernel.host.private_directories import NotPrivate, check_parents
+from gvisor_kernel.host.locks import MAX_LOCK_SECONDS
+from gvisor_kernel.host.private_directories import NotPrivate, check_parents, lock
 from gvisor_kernel.host.processes import ProcessId, identify, is_alive
 from gvisor_kernel.typed_json import read_json, write_json
 
@@ -175,24 +175,22 @@ def make_directory(container_id: str) -> Path:
 
 
 @contextlib.contextmanager
-def locked() -> Iterator[None]:
+def locked(seconds: float = MAX_LOCK_SECONDS) -> Iterator[None]:
     """Hold this user's lock while directories of sandboxes are made or removed. Blocks for seconds.
 
     :raises StateError: when the lock cannot be opened, or another process does not release it
     """
     path = state_root() / "lock"
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StateError(f"Could not open the file {path}: {error.strerror}.") from error
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locked_file(fd, fcntl.LOCK_EX))
+            stack.enter_context(lock(path, fcntl.LOCK_EX, create=True, seconds=seconds))
         except TimeoutError as error:
             raise StateError(
                 f"Could not lock the file {path}: {error.strerror}.",
                 "check what that process does; if it was stopped (Ctrl-Z), let it continue.",
             ) from error
+        except OSError as error:
+            raise StateError(f"Could not open the file {path}: {error.strerror}.") from error
         yield
 
 
@@ -273,22 +271,14 @@ def find_sandboxes() -> list[tuple[Path, Record]]:
     return [(path, record) for path, record in found if record is not None]
 
 
-def images_in_use() -> set[str]:
-    """Return the digests of the root images that running sandboxes use.
+def digests_in_use(what: Literal["image", "environment"]) -> set[str]:
+    """Return the digests of the root images, or of the environments with packages, that running
+    sandboxes use.
 
     :raises StateError: when the state directory cannot be read
     """
-    records = (record for _, record in find_sandboxes() if not is_orphan(record))
-    return {record.image for record in records if record.image is not None}
-
-
-def environments_in_use() -> set[str]:
-    """Return the digests of the environments whose packages running sandboxes have.
-
-    :raises StateError: when the state directory cannot be read
-    """
-    records = (record for _, record in find_sandboxes() if not is_orphan(record))
-    return {record.environment for record in records if record.environment is not None}
+    digests = (getattr(record, what) for _, record in find_sandboxes() if not is_orphan(record))
+    return {digest for digest in digests if digest is not None}
 
 
 def this_process() -> ProcessId:
