@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from gvisor_kernel.host.processes import open_process
+from gvisor_kernel.host.processes import kill_if
 
 # by path: the kernel's own file systems, /proc, /sys and /dev
 
@@ -199,18 +199,16 @@ def _make_directory(directory: Path, values: dict[str, int]) -> bool:
 
 def kill_cgroup(directories: Iterable[Path]) -> list[int]:
     """Send SIGKILL to every process in ``directories``. Return their pids. Never raises."""
-    killed = []
+    killed: list[int] = []
     for directory in directories:
         with contextlib.suppress(OSError):
             (directory / "cgroup.kill").write_text("1")
-        for pid in _read_pids(directory):
-            with open_process(pid) as fd:
-                # Check again: the pidfd, once opened, cannot refer to a later process.
-                if fd is not None and pid in _read_pids(directory):
-                    with contextlib.suppress(OSError):
-                        signal.pidfd_send_signal(fd, signal.SIGKILL)
-                        killed.append(pid)
+        killed += [pid for pid in _read_pids(directory) if kill_if(pid, partial(_has, directory))]
     return killed
+
+
+def _has(directory: Path, pid: int) -> bool:
+    return pid in _read_pids(directory)
 
 
 def _read_pids(directory: Path) -> list[int]:

@@ -33,7 +33,7 @@ from gvisor_kernel.host.private_directories import (
     read_file,
     remove_at_any_depth,
 )
-from gvisor_kernel.host.processes import ProcessId, is_alive, open_process
+from gvisor_kernel.host.processes import ProcessId, is_alive, kill_if
 from gvisor_kernel.runtimes.copies.contents import Contents
 from gvisor_kernel.runtimes.copies.outputs import OutputsCopy
 from gvisor_kernel.runtimes.mounts.written_folders import forget_written
@@ -339,10 +339,7 @@ def end_owner(copy: Copy) -> None:
     if owner is None:
         sweep_orphans("runsc")
         return
-    with open_process(owner.pid) as process:
-        if process is not None and is_alive(owner):
-            with suppress(OSError):
-                signal.pidfd_send_signal(process, signal.SIGTERM)
+    kill_if(owner.pid, lambda _: is_alive(owner), signal.SIGTERM)
     deadline = time.monotonic() + END_SECONDS
     while _runs(copy, owner) and time.monotonic() < deadline:
         time.sleep(0.05)

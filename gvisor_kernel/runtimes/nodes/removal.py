@@ -6,10 +6,9 @@ import logging
 import os
 import signal
 import time
-from contextlib import suppress
 from pathlib import Path
 
-from gvisor_kernel.host.processes import is_alive, open_process, wait_until_gone
+from gvisor_kernel.host.processes import is_alive, kill_if, wait_until_gone
 from gvisor_kernel.runtimes.nodes.client import last_line, run
 from gvisor_kernel.runtimes.nodes.engine import client_variables
 from gvisor_kernel.runtimes.nodes.orders import MAX_ANSWER, Answer
@@ -29,12 +28,8 @@ def end_client(record: Record) -> bool:
     if client is None or not is_alive(client):
         return True
     for signum in (signal.SIGTERM, signal.SIGKILL):
-        with open_process(client.pid) as fd:
-            if fd is None or not is_alive(client):
-                return True
-            with suppress(OSError):
-                signal.pidfd_send_signal(fd, signum)
-        if wait_until_gone([client.pid], time.monotonic() + CLIENT_SECONDS):
+        kill_if(client.pid, lambda _: is_alive(client), signum)
+        if not is_alive(client) or wait_until_gone([client.pid], time.monotonic() + CLIENT_SECONDS):
             return True
     return not is_alive(client)
 
