@@ -255,8 +255,7 @@ class Queue:
     def __init__(self, look: Look, now: Callable[[], float] = time.monotonic) -> None:
         self._look = look
         self._now = now
-        self._lock = threading.Lock()  # no timeout: held for a few steps that do not wait
-        self._looking = False
+        self._turn = threading.Lock()  # no timeout: taken only where it is free
         self._jobs: Sequence[str] = ()
         self._asked: set[str] = set()
         self._wait = FIRST_WAIT
@@ -268,31 +267,26 @@ class Queue:
         Looks if that is due. A job that was not asked for before makes it due soon. Blocks for as
         long as the look takes; a caller that comes meanwhile gets the answer of the last one.
         """
-        with self._lock:
-            if job not in self._asked:
-                if len(self._asked) >= MAX_ASKED:
-                    self._asked.clear()
-                self._asked.add(job)
-                self._due = min(self._due, self._last + FIRST_WAIT)
-                self._wait = FIRST_WAIT
-            looks = not self._looking and self._now() >= self._due
-            self._looking = self._looking or looks
-        if looks:
-            self._refresh()
-        with self._lock:
-            return self._jobs.index(job) if job in self._jobs else None
+        if self._turn.acquire(blocking=False):
+            try:
+                self._refresh(job)
+            finally:
+                self._turn.release()
+        jobs = self._jobs
+        return jobs.index(job) if job in jobs else None
 
-    def _refresh(self) -> None:
-        jobs: Sequence[str] = ()
-        try:
-            jobs = self._look()
-        finally:
-            with self._lock:
-                self._looking = False
-                self._jobs = jobs
-                self._last = self._now()
-                self._due = self._last + self._wait
-                self._wait = min(2 * self._wait, LONGEST_WAIT)
+    def _refresh(self, job: str) -> None:
+        if job not in self._asked:
+            if len(self._asked) >= MAX_ASKED:
+                self._asked.clear()
+            self._asked.add(job)
+            self._due = min(self._due, self._last + FIRST_WAIT)
+            self._wait = FIRST_WAIT
+        if self._now() >= self._due:
+            self._jobs = self._look()
+            self._last = self._now()
+            self._due = self._last + self._wait
+            self._wait = min(2 * self._wait, LONGEST_WAIT)
 
 
 _queues: dict[tuple[object, ...], Queue] = {}
