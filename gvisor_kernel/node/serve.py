@@ -62,18 +62,20 @@ PIECE = 256 * 1024
 class FactWriter:
     """Writes facts to stderr. Those that may be lost are dropped while the pipe is full."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, seconds: float = WRITE_SECONDS) -> None:
+        """``seconds``: how long one that must not be lost may take."""
         self._fd = fd
+        self._seconds = seconds
         # A pipe is ready when a page of it is free, and a fact may be longer.
         os.set_blocking(fd, False)
 
     def tell(self, fact: Fact) -> None:
         """Write a fact, for at most a few seconds. Never raises."""
         data = memoryview(write_fact(fact))
-        deadline = time.monotonic() + WRITE_SECONDS
+        deadline = time.monotonic() + self._seconds
         with suppress(OSError):
             while data and time.monotonic() < deadline:
-                if select.select([], [self._fd], [], min(1, WRITE_SECONDS))[1]:
+                if select.select([], [self._fd], [], min(1, self._seconds))[1]:
                     with suppress(BlockingIOError):
                         data = data[os.write(self._fd, data) :]
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from gvisor_kernel import __version__
-from gvisor_kernel.cli.checks import nodes
 from gvisor_kernel.cli.checks.nodes import check_specs
 from gvisor_kernel.config.nodes import Slurm as SlurmSettings
 from gvisor_kernel.config.nodes import Ssh as SshSettings
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import MIB
-from gvisor_kernel.host.commands import CommandResult
 from gvisor_kernel.runtimes.nodes import client
 from gvisor_kernel.runtimes.nodes.engine import Engine, client_variables
 from gvisor_kernel.runtimes.nodes.slurm import Slurm, find_waiting_job
@@ -214,21 +211,21 @@ def test_waiting_job_is_found_until_it_has_resources() -> None:
     assert find_waiting_job(words) == ""
 
 
-def test_doctor_asks_each_host_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_asks_each_host_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many kernelspecs name it. Another configuration may lead to another machine."""
-    asked: list[Sequence[str]] = []
-
-    def answer(argv: Sequence[str], environment: Mapping[str, str]) -> CommandResult:
-        asked.append(argv)
-        return CommandResult(0, json.dumps({"node": "n", "release": __version__, "error": ""}))
-
-    monkeypatch.setattr(nodes, "run", answer)
+    asked = tmp_path / "asked"
+    answer = json.dumps({"node": "n", "release": __version__, "error": ""})
+    program = tmp_path / "ssh"
+    program.write_text(f"#!/bin/sh\necho \"$*\" >>{asked}\necho '{answer}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     settings = [("a", "b"), ("b", "c"), ("b",)]
     specs = [SandboxSpec(runtime="ssh", ssh=SshSettings(hosts=hosts)) for hosts in settings]
     specs.append(SandboxSpec(runtime="ssh", ssh=SshSettings(hosts=("b",), config="/c")))
     names = [check.name for check in check_specs(specs)]
     assert sorted(names) == ["ssh a", "ssh b", "ssh b", "ssh c"]
-    assert len(set(map(tuple, asked))) == len(asked) == 4
+    lines = asked.read_text().splitlines()
+    assert len(set(lines)) == len(lines) == 4
 
 
 def test_what_a_node_prints_without_end_is_not_kept() -> None:

@@ -30,7 +30,6 @@ from gvisor_kernel.node import files
 from gvisor_kernel.node.files import ENDED, USED, Copy, find_copy, sweep_copies, take_files
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.copies.contents import Contents
-from gvisor_kernel.runtimes.nodes import copies
 from gvisor_kernel.runtimes.nodes.copies import Fetch
 from gvisor_kernel.runtimes.nodes.orders import (
     CHUNK,
@@ -296,9 +295,11 @@ def command(state: Path) -> list[str]:
     return [sys.executable, "-P", "-m", "gvisor_kernel.node", "--state", str(state), "fetch"]
 
 
-def collect(argv: list[str], word: str, *, confirm: bool = True) -> bytes | None:
+def collect(
+    argv: list[str], word: str, *, confirm: bool = True, silent: float = 60
+) -> bytes | None:
     """Return the archive that the command sends; None if it has none."""
-    with Fetch(argv, dict(os.environ)) as fetch:
+    with Fetch(argv, dict(os.environ), silent=silent) as fetch:
         if not fetch.ask(word, NAME):
             return None
         archive = b"".join(fetch.pieces())
@@ -386,10 +387,9 @@ def test_archive_that_does_not_end_is_an_error(tmp_path: Path, data: bytes) -> N
     assert "node n1 is down" in raised.value.detail
 
 
-def test_silent_node_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copies, "SILENT_SECONDS", 0.3)
+def test_silent_node_is_given_up() -> None:
     with pytest.raises(SandboxError, match="nothing came"):
-        collect(["sleep", "600"], "now")
+        collect(["sleep", "600"], "now", silent=0.3)
 
 
 def test_node_that_never_ends_is_given_up(tmp_path: Path) -> None:
@@ -403,14 +403,11 @@ def test_node_that_never_ends_is_given_up(tmp_path: Path) -> None:
                 pass
 
 
-def test_node_that_sends_byte_by_byte_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_node_that_sends_byte_by_byte_is_given_up(tmp_path: Path) -> None:
     """Also where a copy may take as long as it takes: bytes in large pieces, or small pieces."""
-    monkeypatch.setattr(copies, "SILENT_SECONDS", 0.5)
     slow = r"printf '\0\4\0\0'; while :; do printf x; sleep 0.1; done"
     with pytest.raises(SandboxError, match=rf"only \d+ of {CHUNK} bytes came in 0.5 s"):
-        collect(["sh", "-c", f"{read_and_say(tmp_path)}; {slow}"], "now")
+        collect(["sh", "-c", f"{read_and_say(tmp_path)}; {slow}"], "now", silent=0.5)
     small = r"while :; do printf '\0\0\0\1x'; done"
     with pytest.raises(ArchiveError, match="has less than"):
         collect(["sh", "-c", f"{read_and_say(tmp_path)}; {small}"], "now")

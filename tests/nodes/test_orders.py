@@ -205,12 +205,11 @@ def test_fact_that_no_helper_tells_is_not_kept() -> None:
     assert len(words[0]) <= 4096
 
 
-def test_long_fact_waits_for_no_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_fact_waits_for_no_reader() -> None:
     """A pipe with room for a part of a fact does not hold up the helper, which has a sandbox."""
-    monkeypatch.setattr(serve, "WRITE_SECONDS", 0.1)
     read, write = os.pipe()
     helper = threading.Thread(
-        target=serve.FactWriter(write).tell, args=(Failed(detail="y" * 200_000),)
+        target=serve.FactWriter(write, seconds=0.1).tell, args=(Failed(detail="y" * 200_000),)
     )
     helper.start()
     helper.join(10)

@@ -17,10 +17,10 @@ from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.processes import ProcessId
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.plan import Outputs
-from gvisor_kernel.runtimes.nodes import client, runtime
 from gvisor_kernel.runtimes.nodes.client import Client
 from gvisor_kernel.runtimes.nodes.engine import Engine, Trouble
 from gvisor_kernel.runtimes.nodes.orders import MARK, Failed, Here, write_fact
+from gvisor_kernel.runtimes.nodes.runtime import NodeRuntime
 from gvisor_kernel.runtimes.state import leftovers, records, sweep
 from gvisor_kernel.runtimes.state.beginning import first_record
 from gvisor_kernel.runtimes.state.leftovers import Leftovers
@@ -55,10 +55,9 @@ class Shell(Engine):
         return Trouble(f"status {status}")
 
 
-def start(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "make_engine", lambda _: Shell(script))
+def start(script: str, folder: Path) -> None:
     request = LaunchRequest("gvisor-python", "an id", folder, "/usr/bin/python3", {})
-    runtime.NodeRuntime("ssh").start(SandboxSpec(runtime="ssh"), request)
+    NodeRuntime("ssh", lambda _: Shell(script)).start(SandboxSpec(runtime="ssh"), request)
 
 
 @pytest.mark.parametrize("node", ["", "n1,n2", "n[1-9]", "/etc/passwd", "-x", "a\x1b[2J", "a\nb"])
@@ -69,7 +68,7 @@ def test_node_with_an_odd_name_is_refused(
     fact = tmp_path / "fact"
     fact.write_bytes(write_fact(Here(node)))
     with pytest.raises(LaunchError, match="has sent no name of its node"):
-        start(f"head -c 48 >/dev/null; cat {fact} >&2", tmp_path, monkeypatch)
+        start(f"head -c 48 >/dev/null; cat {fact} >&2", tmp_path)
     assert not records.find_sandboxes()
 
 
@@ -82,7 +81,7 @@ def test_failure_without_a_text_is_told_nevertheless(
     facts = tmp_path / "facts"
     facts.write_bytes(write_fact(Here("n1")) + answer)
     with pytest.raises(LaunchError, match=r"On the node n1: .* has not said why"):
-        start(f"head -c 48 >/dev/null; cat {facts} >&2; cat >/dev/null", tmp_path, monkeypatch)
+        start(f"head -c 48 >/dev/null; cat {facts} >&2; cat >/dev/null", tmp_path)
 
 
 def test_late_end_of_a_clients_stderr_touches_no_other_file(
@@ -90,13 +89,12 @@ def test_late_end_of_a_clients_stderr_touches_no_other_file(
 ) -> None:
     """Another process has it, as the master of a connection may. When that ends, the number of the
     descriptor that tells of the end belongs to another file."""
-    monkeypatch.setattr(client, "LAST_SECONDS", 0.2)
     pid = tmp_path / "pid"
     script = f"sleep 600 </dev/null >/dev/null & echo $! >{pid}; exit 1"
     started = Client(["sh", "-c", script], {"PATH": os.environ["PATH"]}, tmp_path / "log")
     number = started.exit_fd
     assert started.has_ended(60)
-    started.abandon([])
+    started.abandon([], seconds=0.2)
     assert not started.reports.is_over
     read, write = os.pipe()
     os.dup2(write, number)
@@ -130,7 +128,7 @@ def test_dead_node_delays_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
     records.write_record(directory, record)
     with pytest.raises(LaunchError):
-        start("exit 1", tmp_path, monkeypatch)
+        start("exit 1", tmp_path)
     assert asked.read_text() == "\n"
     assert asks.read_text() == "\n"  # the start has not waited until the first question ended
     assert directory.exists()

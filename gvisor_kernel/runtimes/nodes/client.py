@@ -145,11 +145,11 @@ class Client:
             os.close(self._pidfd)
         self._stderr.wait(seconds)
 
-    def abandon(self, end_argv: Sequence[str]) -> None:
-        """End it after a start that failed, and close everything. Blocks, never raises."""
+    def abandon(self, end_argv: Sequence[str], seconds: float = LAST_SECONDS) -> None:
+        """Do as ``end`` after a start that failed, and close everything."""
         self.signal()
         os.close(self.link[0])
-        self.end(end_argv, LAST_SECONDS)
+        self.end(end_argv, seconds)
         for fd in (self.link[1], self.exit_fd, self._pidfd):
             os.close(fd)
 

@@ -126,7 +126,7 @@ class Fetch:
     """A running command ``fetch`` on a node; a context manager that ends it.
 
     ``seconds``: how long a node that goes on sending is listened to; None: as long as it sends a
-    piece of the archive in SILENT_SECONDS.
+    piece of the archive in ``silent`` seconds.
     """
 
     left_out = 0
@@ -134,9 +134,14 @@ class Fetch:
     those too deep, and names that are not UTF-8."""
 
     def __init__(
-        self, argv: Sequence[str], environment: Mapping[str, str], seconds: float | None = None
+        self,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        seconds: float | None = None,
+        silent: float = SILENT_SECONDS,
     ) -> None:
         """:raises SandboxError: when there is no such program"""
+        self._silent = silent
         self._until = math.inf if seconds is None else time.monotonic() + seconds
         try:
             self._process = subprocess.Popen(
@@ -202,7 +207,7 @@ class Fetch:
     def _await_fact(self, kind: type[F]) -> F:
         """:raises SandboxError: when the node does not send a fact of that kind"""
         head = b""
-        deadline = time.monotonic() + SILENT_SECONDS
+        deadline = time.monotonic() + self._silent
         while len(head) < MAX_HEAD and time.monotonic() < deadline:
             head += self._read(1)
             if head.endswith(b"\n"):
@@ -224,7 +229,7 @@ class Fetch:
         assert self._process.stderr is not None
         out, err = self._process.stdout.fileno(), self._process.stderr.fileno()
         data = bytearray()
-        deadline = time.monotonic() + SILENT_SECONDS
+        deadline = time.monotonic() + self._silent
         while len(data) < size:
             waits_for = [out] if self._process.stderr.closed else [out, err]
             now = time.monotonic()
@@ -233,7 +238,7 @@ class Fetch:
             ready = readable(waits_for, max(0.0, min(deadline, self._until) - now))
             if time.monotonic() > deadline:
                 what = f"only {len(data)} of {size} bytes" if data else "nothing"
-                raise self._fail(f"{what} came in {SILENT_SECONDS:g} s")
+                raise self._fail(f"{what} came in {self._silent:g} s")
             if out in ready:
                 more = os.read(out, size - len(data))  # no timeout: it is ready, or does not block
                 if not more:

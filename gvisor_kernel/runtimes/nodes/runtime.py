@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -62,14 +63,32 @@ NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,252}")
 """A node's name, which becomes an argument of ``srun``."""
 
 
+def make_engine(spec: SandboxSpec) -> Engine:
+    """Return the engine of ``spec.runtime``.
+
+    :raises StateError: when the folder for connections cannot be made
+    """
+    if spec.runtime == "slurm":
+        return Slurm(spec)
+    return Ssh(spec, make_control(), count_kernels())
+
+
+def count_kernels() -> dict[str, int]:
+    """Return how many sandboxes of this user run on each node."""
+    return Counter(record.node for _, record in records.find_sandboxes() if record.node)
+
+
 class NodeRuntime(Runtime):
     """Makes sandboxes on the nodes of an engine; ``name`` is the engine's."""
 
     supports_snapshots = False
     finds_snapshots = True
 
-    def __init__(self, name: str) -> None:
+    def __init__(
+        self, name: str, find_engine: Callable[[SandboxSpec], Engine] = make_engine
+    ) -> None:
         self.name = name
+        self._find_engine = find_engine
         self._first_sweep: FirstSweep[str] = FirstSweep(name)
 
     def start(
@@ -77,7 +96,7 @@ class NodeRuntime(Runtime):
     ) -> Sandbox:
         if snapshot is not None:
             raise SnapshotError(NO_SNAPSHOTS)
-        engine = make_engine(spec)
+        engine = self._find_engine(spec)
         engine.check()
         awaited = predict_outputs(spec, request) if copies_files(spec) else None
         self._first_sweep.run("", outputs=awaited)
@@ -115,21 +134,6 @@ class NodeRuntime(Runtime):
 
     def sweep(self) -> list[str]:
         return sweep_orphans(self.name)
-
-
-def make_engine(spec: SandboxSpec) -> Engine:
-    """Return the engine of ``spec.runtime``.
-
-    :raises StateError: when the folder for connections cannot be made
-    """
-    if spec.runtime == "slurm":
-        return Slurm(spec)
-    return Ssh(spec, make_control(), count_kernels())
-
-
-def count_kernels() -> dict[str, int]:
-    """Return how many sandboxes of this user run on each node."""
-    return Counter(record.node for _, record in records.find_sandboxes() if record.node)
 
 
 def _start_somewhere(start: NodeStart) -> NodeSandbox:
