@@ -69,6 +69,8 @@ def _read_path(kind: type, value: object) -> Path:
 
 def _check_fields(value: Any, made: object) -> None:
     """Refuse fields that a dataclass has not: msgspec does so only for its own structs."""
+    if value is made:
+        return  # it was read before
     if is_dataclass(made):
         if not value.keys() <= vars(made).keys():
             raise JsonError("it has an unknown value or field")

@@ -31,6 +31,7 @@ OWN = {
     "host/enter.py": "input from a process of this package",
     "jupyter/kernelspecs.py": "kernelspecs of this machine",
     "jupyter/launcher.py": "the connection file of a front end",
+    "images/image_store.py": "flat documents that the store wrote",
     "runtimes/kubernetes/cluster.py": "three texts of a record",
     "config/kubernetes.py": "settings",
     "spec/pod.py": "settings, after their validation",
@@ -39,6 +40,7 @@ OWN = {
     "runtimes/runsc/staging.py": "an error of a process of this package",
     "runtimes/mounts/host_python.py": "output of this machine's interpreter",
     "runtimes/mounts/written_folders.py": "flat lines that the runtime wrote",
+    "skills/skill_store.py": "a flat record that the store wrote",
     "snapshots/snapshot.py": "a document whose checksum was compared",
     "strict_json.py": "the parser with bounds",
 }

@@ -23,8 +23,7 @@ from gvisor_kernel.host.private_directories import (
     read_file,
     write_file,
 )
-from gvisor_kernel.strict_json import JsonError
-from gvisor_kernel.typed_json import read_json
+from gvisor_kernel.strict_json import JsonError, parse_json
 
 # by path: below a private store of this user
 
@@ -86,9 +85,9 @@ def find_records() -> list[Record]:
         return []
     found = []
     for folder in root.iterdir():
-        with suppress(FileNotFoundError, NotADirectoryError, JsonError, KeyError):
-            content = read_json(read_file(folder / PLACE, MAX_PLACE), dict[str, str], MAX_PLACE)
-            found.append(Record(folder.name, content["page"], folder))
+        with suppress(FileNotFoundError, NotADirectoryError, JsonError, TypeError, KeyError):
+            content = parse_json(read_file(folder / PLACE, MAX_PLACE), MAX_PLACE)
+            found.append(Record(folder.name, str(content["page"]), folder))
     return sorted(found, key=lambda record: record.path)
 
 

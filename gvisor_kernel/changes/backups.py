@@ -28,8 +28,7 @@ from gvisor_kernel.host.private_directories import (
     sweep,
 )
 from gvisor_kernel.runtimes.state.records import state_root
-from gvisor_kernel.strict_json import JsonError
-from gvisor_kernel.typed_json import read_json
+from gvisor_kernel.strict_json import JsonError, parse_json
 
 # by path: below a private store of this user
 
@@ -204,7 +203,8 @@ def _measure(directory: Path) -> int:
 
 def _read_head(directory: Path) -> Head | None:
     try:
-        text = read_file(directory / HEAD, MAX_LINE)
-        return Head(*read_json(text, tuple[str, str, Identity], MAX_LINE))
-    except (OSError, JsonError):
+        content = parse_json(read_file(directory / HEAD, MAX_LINE), MAX_LINE)
+        sandbox, folder, (device, inode) = content
+        return Head(str(sandbox), str(folder), Identity(int(device), int(inode)))
+    except (OSError, JsonError, ValueError, TypeError):
         return None

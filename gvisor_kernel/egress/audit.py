@@ -27,8 +27,7 @@ from gvisor_kernel.errors import EgressError
 from gvisor_kernel.host.locks import ThreadLock
 from gvisor_kernel.host.log_files import Allowance, RotatedFile, log_parts
 from gvisor_kernel.shown_text import describe_size
-from gvisor_kernel.strict_json import JsonError
-from gvisor_kernel.typed_json import read_json
+from gvisor_kernel.strict_json import JsonError, parse_json
 
 FILE = "egress.jsonl"
 PART = 16 * 1024 * 1024
@@ -232,9 +231,27 @@ def _read_lines(path: Path) -> Iterator[Entry]:
 
 def parse_entry(line: str | bytes) -> Entry | None:
     """Return the entry in a line of a record; None if it is broken."""
-    with suppress(JsonError):
-        return read_json(line, Entry, MAX_LINE)
+    with suppress(JsonError, TypeError, ValueError):
+        return _read_entry(parse_json(line, MAX_LINE))
     return None
+
+
+_FIELDS = {field.name: field for field in dataclasses.fields(Entry)}
+_KINDS: dict[str, Any] = {"str": str, "int": int, "float": int | float, "bool": bool}
+
+
+def _read_entry(content: Any) -> Entry:
+    """Return the entry in a JSON value.
+
+    :raises TypeError: when it is none
+    """
+    if not isinstance(content, dict):
+        raise TypeError("an entry is an object")
+    for name, value in content.items():
+        kind = _KINDS[str(_FIELDS[name].type)] if name in _FIELDS else ()
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise TypeError(f"{name} is not of the type of an entry")
+    return Entry(**content)
 
 
 # -- counts ----------------------------------------------------------------------------------------

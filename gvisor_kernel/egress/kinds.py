@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 
 from gvisor_kernel.config.validators import GIB, MIB
 from gvisor_kernel.egress.patterns import fold_header
-from gvisor_kernel.typed_json import read_value
 
 PACKAGES = "packages"
 """The name of the ready-made route to the package indexes of this machine."""
@@ -123,13 +122,13 @@ def write_route(route: Route) -> dict[str, Any]:
 
 
 def read_route(content: Mapping[str, Any]) -> Route:
-    """Return the route that ``write_route`` wrote.
-
-    :raises KeyError, JsonError: when something else has written it
-    """
-    values = dict(content)
-    kind = _KINDS[values.pop("kind")]
-    return read_value(values, kind)
+    """Return the route that ``write_route`` wrote."""
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
+    }
+    kind = values.pop("kind")
+    values["limits"] = Limits(**values["limits"])
+    return _KINDS[kind](**values)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from gvisor_kernel.config.packages import DIGEST
 from gvisor_kernel.errors import LaunchError, PackagesError
-from gvisor_kernel.strict_json import JsonError
-from gvisor_kernel.typed_json import read_value
 
 PYTHON = re.compile(r"[0-9]{1,2}\.[0-9]{1,3}")
 ABI = re.compile(r"\.[A-Za-z0-9._-]{1,80}")
@@ -134,16 +133,17 @@ def write_manifest(environment: Environment) -> str:
     return json.dumps({**asdict(environment), "directory": None})
 
 
-def read_manifest(content: object, directory: Path) -> Environment:
+def read_manifest(content: Any, directory: Path) -> Environment:
     """Return the environment in ``directory`` from the content of its environment.json.
 
-    :raises JsonError: when it is not such a document, or of another directory
+    :raises ValueError, TypeError, KeyError: when it is not such a document
     """
-    if not isinstance(content, dict):
-        raise JsonError("it is no object")
-    found = read_value({**content, "directory": str(directory)}, Environment)
+    fields = dict(content)
+    fields["requirements"] = tuple(map(str, fields["requirements"]))
+    fields["packages"] = tuple((str(name), str(version)) for name, version in fields["packages"])
+    found = Environment(**{**fields, "directory": directory})
     if not DIGEST.fullmatch(found.digest) or found.digest != directory.name:
-        raise JsonError("it is in another directory than its own")
+        raise ValueError("it is in another directory than its own")
     return found
 
 

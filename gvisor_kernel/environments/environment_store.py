@@ -26,6 +26,7 @@ from pathlib import Path
 from platformdirs import user_data_path
 
 from gvisor_kernel.config.packages import DIGEST
+from gvisor_kernel.environments.collection import remove_at_any_depth
 from gvisor_kernel.environments.environment import (
     Base,
     Environment,
@@ -35,8 +36,7 @@ from gvisor_kernel.environments.environment import (
 )
 from gvisor_kernel.errors import LaunchError, PackagesError
 from gvisor_kernel.host import private_directories
-from gvisor_kernel.strict_json import JsonError, parse_json
-from gvisor_kernel.typed_json import read_json
+from gvisor_kernel.strict_json import parse_json
 
 # by path: below a private store of this user
 
@@ -132,7 +132,7 @@ class Store:
         try:
             text = private_directories.read_file(directory / "environment.json", MAX_DOCUMENT)
             return read_manifest(parse_json(text, MAX_DOCUMENT), directory)
-        except (OSError, JsonError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
     # -- writing ---------------------------------------------------------------------------------
@@ -149,14 +149,14 @@ class Store:
             try:
                 yield draft
             finally:
-                private_directories.remove_at_any_depth(draft.outputs)
+                remove_at_any_depth(draft.outputs)
 
     def keep(self, draft: Draft, environment: Environment) -> Environment:
         """Finish a draft whose tree is complete."""
         private_directories.write_file(
             draft.directory / "environment.json", write_manifest(environment)
         )
-        private_directories.remove_at_any_depth(draft.outputs)
+        remove_at_any_depth(draft.outputs)
         with private_directories.locked_directory(self.root):
             target = self.root / environment.digest
             if self._read(environment.digest) is None:
@@ -187,10 +187,10 @@ class Store:
         """Return the folders of the kernelspecs that ``environment`` was installed for."""
         try:
             file = environment.directory / "kernelspecs"
-            text = private_directories.read_file(file, MAX_DOCUMENT)
-            return read_json(text, list[str], MAX_DOCUMENT)
-        except (OSError, JsonError):
+            found = parse_json(private_directories.read_file(file, MAX_DOCUMENT), MAX_DOCUMENT)
+        except (OSError, ValueError):
             return []
+        return [str(path) for path in found] if isinstance(found, list) else []
 
     def remove_unused(
         self, is_used: Callable[[Environment, list[str]], bool], running: Collection[str]
@@ -225,5 +225,5 @@ class Store:
                 how = fcntl.LOCK_EX | fcntl.LOCK_NB
                 lock = private_directories.lock(entry / "lock", how, create=True)
                 with contextlib.suppress(OSError), lock:
-                    private_directories.remove_at_any_depth(entry / "outputs")
+                    remove_at_any_depth(entry / "outputs")
         private_directories.sweep(self.root)

@@ -22,7 +22,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,6 @@ from gvisor_kernel.config.validators import IMAGE_NAME
 from gvisor_kernel.errors import RootImageError
 from gvisor_kernel.host import private_directories
 from gvisor_kernel.images.inspection import PythonReport, RootImage
-from gvisor_kernel.strict_json import JsonError, parse_json
-from gvisor_kernel.typed_json import read_json, read_value
 
 # by path: below a private store of this user; an image that a person has given
 
@@ -143,22 +141,33 @@ class Store:
             return None
         directory = self.root / digest
         try:
-            text = private_directories.read_file(directory / "image.json", MAX_DOCUMENT)
-            content = parse_json(text, MAX_DOCUMENT)
+            content = json.loads(
+                private_directories.read_file(directory / "image.json", MAX_DOCUMENT)
+            )
             if content.pop("format") != FORMAT or content["digest"] != digest:
                 return None
-            outside = {"directory": str(directory), "names": names.get(digest, ())}
-            found = read_value({**content, **outside}, RootImage)
-            return replace(found, inside=self._read_inside(directory))
+            return RootImage(
+                directory=directory,
+                names=names.get(digest, ()),
+                inside=self._read_inside(directory),
+                **content,
+            )
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
     @staticmethod
     def _read_inside(directory: Path) -> PythonReport | None:
-        with contextlib.suppress(OSError, JsonError):
-            text = private_directories.read_file(directory / "inside.json", MAX_DOCUMENT)
-            return read_json(text, PythonReport, MAX_DOCUMENT)
-        return None
+        try:
+            content = json.loads(
+                private_directories.read_file(directory / "inside.json", MAX_DOCUMENT)
+            )
+            return PythonReport(
+                version=str(content["version"]),
+                modules=frozenset(map(str, content["modules"])),
+                packages={str(k): str(v) for k, v in content["packages"].items()},
+            )
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
 
     # -- writing ---------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import re
@@ -27,8 +28,6 @@ from gvisor_kernel.errors import SkillError
 from gvisor_kernel.host.locks import locked_file
 from gvisor_kernel.skills.archive import show
 from gvisor_kernel.skills.package import NAME, Skill, read_folder
-from gvisor_kernel.strict_json import JsonError
-from gvisor_kernel.typed_json import read_json, write_json
 
 # by path: the folder of this user's skills, which no kernel can write
 
@@ -36,8 +35,6 @@ log = logging.getLogger(__name__)
 
 FOLDERS = ("public", "examples")
 RECORD = "shipped.json"
-MAX_RECORD = 1024 * 1024
-"""Bytes. A name and a digest for each skill of the package, of which there are ten."""
 TEMPORARY = ".new-"
 
 
@@ -311,16 +308,21 @@ class SkillStore:
 
     def _read_record(self) -> _Record:
         """Return the record; an empty one if it is missing or damaged."""
-        with contextlib.suppress(OSError, JsonError):
-            found = read_json((self.folder / RECORD).read_bytes(), _Record, MAX_RECORD)
-            skills = {name: digest for name, digest in found.skills.items() if NAME.fullmatch(name)}
-            return _Record(found.version, skills)
-        return _Record()
+        try:
+            content = json.loads((self.folder / RECORD).read_text())
+            skills = {
+                name: digest
+                for name, digest in content["skills"].items()
+                if NAME.fullmatch(name) and (digest is None or isinstance(digest, str))
+            }
+            return _Record(str(content["version"]), skills)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return _Record()
 
     def _write_record(self, record: _Record) -> None:
         with self._temporary() as temporary:
             path = temporary / RECORD
-            path.write_text(write_json(record))
+            path.write_text(json.dumps({"version": record.version, "skills": record.skills}))
             path.replace(self.folder / RECORD)
 
 

@@ -15,9 +15,10 @@ from gvisor_kernel.config.nodes import Ssh as SshSettings
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import MIB
 from gvisor_kernel.runtimes.nodes import client
-from gvisor_kernel.runtimes.nodes.engine import Engine, client_variables
+from gvisor_kernel.runtimes.nodes.engine import Engine
 from gvisor_kernel.runtimes.nodes.slurm import Slurm, find_waiting_job
 from gvisor_kernel.runtimes.nodes.ssh import Ssh
+from gvisor_kernel.runtimes.nodes.variables import client_variables
 from gvisor_kernel.runtimes.state import lifeline
 
 SLURM = Slurm(

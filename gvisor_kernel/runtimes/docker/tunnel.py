@@ -16,8 +16,8 @@ from pathlib import Path
 from gvisor_kernel.config.nodes import HOST
 from gvisor_kernel.runtimes.docker.troubles import ANSWER_SECONDS, EngineNotAnswering
 from gvisor_kernel.runtimes.nodes.client import run
-from gvisor_kernel.runtimes.nodes.engine import client_variables
 from gvisor_kernel.runtimes.nodes.ssh import CONNECTION_LOST, client_argv, explain, make_control
+from gvisor_kernel.runtimes.nodes.variables import client_variables
 
 ADDRESS = re.compile(r"ssh://([^/]*)(/[A-Za-z0-9/_.,=@+~-]+)?/?")
 SOCKET = "/var/run/docker.sock"

@@ -32,7 +32,6 @@ from gvisor_kernel.runtimes.copies.outputs import (
 )
 from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, identify
 from gvisor_kernel.runtimes.mounts.plan import Places
-from gvisor_kernel.runtimes.nodes.engine import client_variables
 from gvisor_kernel.runtimes.nodes.orders import (
     MARK,
     Files,
@@ -43,6 +42,7 @@ from gvisor_kernel.runtimes.nodes.orders import (
     show_text,
 )
 from gvisor_kernel.runtimes.nodes.reports import F, readable
+from gvisor_kernel.runtimes.nodes.variables import client_variables
 from gvisor_kernel.runtimes.state.beginning import Beginning
 from gvisor_kernel.runtimes.state.records import Record, note_facts
 from gvisor_kernel.spec.layout import mount_part

@@ -19,11 +19,11 @@ from typing import Annotated, Any, Literal, TypeAlias
 from msgspec import Meta, Struct
 
 from gvisor_kernel import __version__
-from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.settings import SandboxSpec, read_spec
 from gvisor_kernel.errors import ArchiveError
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.strict_json import JsonError, parse_json
-from gvisor_kernel.typed_json import read_json, read_value, write_json
+from gvisor_kernel.typed_json import read_value, write_json
 
 HEAD = 48
 MAX_ORDER = 1024 * 1024
@@ -114,9 +114,10 @@ def read_order(body: bytes) -> Order:
     :raises OrderError: when it is malformed
     """
     try:
-        order = read_json(body, Order, MAX_ORDER)
-    except JsonError as error:
-        raise OrderError(f"The order is malformed: {error}.") from error
+        content = parse_json(body, MAX_ORDER)
+        order = read_value({**content, "spec": read_spec(content["spec"])}, Order)
+    except (ValueError, TypeError, KeyError) as error:
+        raise OrderError(f"The order is malformed: {type(error).__name__}.") from error
     if order.request.unfit and not SNAPSHOT.fullmatch(order.request.unfit):
         raise OrderError("The order is malformed: it names no snapshot.")
     places = {name: value for name, value in order.places.items() if name in PLACES}

@@ -20,7 +20,7 @@ from pathlib import Path
 import gvisor_kernel
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.processes import ProcessId, is_alive, wait_until_gone
-from gvisor_kernel.runtimes.nodes.engine import ALL as CLIENT_VARIABLES
+from gvisor_kernel.runtimes.nodes.variables import ALL as CLIENT_VARIABLES
 from gvisor_kernel.runtimes.state.sweep import sweep_orphans
 
 _SCRIPT = 'read -r word && exit 0; exec "$@"'
