@@ -181,7 +181,7 @@ def finish(store: Store, imported: Imported) -> None:
 def block_starts() -> Iterator[set[str]]:
     """Block the start of kernels; yield the digests of the images that kernels run in."""
     with records.locked():
-        yield records.digests_in_use("image")
+        yield records.images_in_use()
 
 
 def list_versions(image: RootImage) -> dict[str, str]:

@@ -34,9 +34,9 @@ MAX_WORDS = 1024 * 1024
 
 
 class Client:
-    """A started client. Its owner closes ``link`` (the host's ends, in and out), and ``exit_fd``:
-    an eventfd that is set once everything was read that the client and its helper have said, or the
-    sandbox has ended and waits to be fetched."""
+    """A started client. Its owner closes the link's ends in ``ends``, and ``exit_fd``: an eventfd
+    that is set once everything was read that the client and its helper have said, or the sandbox
+    has ended and waits to be fetched."""
 
     def __init__(
         self, argv: Sequence[str], environment: Mapping[str, str], stderr_log: Path
@@ -69,7 +69,7 @@ class Client:
             undo.pop_all()
         ends.close_guest()
         self.pid = self._process.pid
-        self.link = (ends.link_in, ends.link_out)
+        self.ends = ends
         self.environment = environment
         told = ExitStack()  # closed once, by the thread that reads
         told.callback(os.close, last)
@@ -105,9 +105,9 @@ class Client:
         deadline = time.monotonic() + seconds
         with suppress(OSError):
             while view:
-                if not _wait(self.link[0], select.POLLOUT, deadline - time.monotonic()):
+                if not _wait(self.ends.link_in, select.POLLOUT, deadline - time.monotonic()):
                     return False
-                view = view[os.write(self.link[0], view) :]
+                view = view[os.write(self.ends.link_in, view) :]
         return not view
 
     def has_ended(self, seconds: float = 0) -> bool:
@@ -124,7 +124,7 @@ class Client:
         with suppress(OSError):
             # by path: the kernel's own file systems, /proc, /sys and /dev
             null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-            os.dup2(null, self.link[0], inheritable=False)
+            os.dup2(null, self.ends.link_in, inheritable=False)
             os.close(null)
 
     def end(self, end_argv: Sequence[str], seconds: float) -> None:
@@ -148,9 +148,9 @@ class Client:
     def abandon(self, end_argv: Sequence[str], seconds: float = LAST_SECONDS) -> None:
         """Do as ``end`` after a start that failed, and close everything."""
         self.signal()
-        os.close(self.link[0])
+        os.close(self.ends.link_in)
         self.end(end_argv, seconds)
-        for fd in (self.link[1], self.exit_fd, self._pidfd):
+        for fd in (self.ends.link_out, self.exit_fd, self._pidfd):
             os.close(fd)
 
 

@@ -60,7 +60,8 @@ class NodeSandbox(RecordedSandbox):
         """``order``: what the helper was asked for; ``ready``: what it has answered."""
         record, places = start.find_record(), start.places
         view = start.make_view(ready.environment, ready.python, ready.workdir)
-        super().__init__(record, places.directory, places.log, view, client.link)
+        link = (client.ends.link_in, client.ends.link_out)
+        super().__init__(record, places.directory, places.log, view, link)
         self.exit_fd = client.exit_fd
         self.node = record.node
         self._engine = start.engine

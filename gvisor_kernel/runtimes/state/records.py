@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from platformdirs import user_state_path
 
@@ -271,14 +271,22 @@ def find_sandboxes() -> list[tuple[Path, Record]]:
     return [(path, record) for path, record in found if record is not None]
 
 
-def digests_in_use(what: Literal["image", "environment"]) -> set[str]:
-    """Return the digests of the root images, or of the environments with packages, that running
-    sandboxes use.
+def images_in_use() -> set[str]:
+    """Return the digests of the root images that running sandboxes use.
 
     :raises StateError: when the state directory cannot be read
     """
-    digests = (getattr(record, what) for _, record in find_sandboxes() if not is_orphan(record))
-    return {digest for digest in digests if digest is not None}
+    records = (record for _, record in find_sandboxes() if not is_orphan(record))
+    return {record.image for record in records if record.image is not None}
+
+
+def environments_in_use() -> set[str]:
+    """Return the digests of the environments whose packages running sandboxes have.
+
+    :raises StateError: when the state directory cannot be read
+    """
+    records = (record for _, record in find_sandboxes() if not is_orphan(record))
+    return {record.environment for record in records if record.environment is not None}
 
 
 def this_process() -> ProcessId:
