@@ -9,14 +9,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.host.folders import Identity
-
-if TYPE_CHECKING:
-    from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.runtimes.state.records import Record
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ FOR_PEOPLE = {
         "runtimes/copies/copied_outputs.py",
         "take_outputs",
     ): "which files are younger than a copy of them",
-    ("runtimes/state/records.py", "first_record"): "when a sandbox was made",
+    ("runtimes/state/beginning.py", "first_record"): "when a sandbox was made",
 }
 """Functions that may read the wall clock, besides commands below cli/."""
 TEN_YEARS = 10 * 365 * 86400

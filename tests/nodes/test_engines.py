@@ -17,7 +17,7 @@ from gvisor_kernel.config.nodes import Ssh as SshSettings
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import MIB
 from gvisor_kernel.host.commands import CommandResult
-from gvisor_kernel.runtimes.nodes import client
+from gvisor_kernel.runtimes import clients
 from gvisor_kernel.runtimes.nodes.engine import Engine
 from gvisor_kernel.runtimes.nodes.slurm import Slurm
 from gvisor_kernel.runtimes.nodes.ssh import Ssh
@@ -234,7 +234,7 @@ def test_doctor_asks_each_host_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_a_node_prints_without_end_is_not_kept() -> None:
     program = "head -c 20000000 /dev/zero; echo; echo '{}'; echo error >&2; exit 3"
-    done = client.run(["sh", "-c", program], {"PATH": os.environ["PATH"]})
-    assert (client.last_line(done), done.errors, done.status) == ("{}", "error\n", 3)
-    assert len(done.output) <= client.MAX_WORDS
-    assert client.run(["/no/such/program"], {}).status == 1
+    done = clients.run(["sh", "-c", program], {"PATH": os.environ["PATH"]})
+    assert (clients.last_line(done), done.errors, done.status) == ("{}", "error\n", 3)
+    assert len(done.output) <= clients.MAX_WORDS
+    assert clients.run(["/no/such/program"], {}).status == 1

@@ -16,12 +16,14 @@ from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.processes import ProcessId
 from gvisor_kernel.runtimes.base import FoundSnapshot, LaunchRequest
+from gvisor_kernel.runtimes.clients import Trouble
 from gvisor_kernel.runtimes.mounts.plan import Outputs
 from gvisor_kernel.runtimes.nodes import attempt, runtime
-from gvisor_kernel.runtimes.nodes.engine import Engine, Trouble
+from gvisor_kernel.runtimes.nodes.engine import Engine
 from gvisor_kernel.runtimes.nodes.node_sandbox import read_found
 from gvisor_kernel.runtimes.nodes.orders import write_fact
 from gvisor_kernel.runtimes.state import leftovers, records, sweep
+from gvisor_kernel.runtimes.state.beginning import first_record
 from gvisor_kernel.runtimes.state.leftovers import Leftovers
 from gvisor_kernel.spec.identity import new_identity
 
@@ -162,7 +164,7 @@ def test_dead_node_delays_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     directory = records.make_directory(identity.container_id)
     request = LaunchRequest("gvisor-python", "an id", tmp_path, "/usr/bin/python3", {})
     gone = ProcessId(2**22 - 1, 1)
-    record = records.first_record(
+    record = first_record(
         *(SandboxSpec(), request, identity, Outputs(None), gone),
         runtime="ssh",
         node="n2",

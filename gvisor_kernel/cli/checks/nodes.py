@@ -11,8 +11,8 @@ from gvisor_kernel.cli.checks.jupyter import find_specs
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.jupyter.plan_factory import make_provisioner, read_configuration
+from gvisor_kernel.runtimes.clients import last_line, run
 from gvisor_kernel.runtimes.docker.engine import check_engine, connect, find_image
-from gvisor_kernel.runtimes.nodes.client import last_line, run
 from gvisor_kernel.runtimes.nodes.engine import Engine
 from gvisor_kernel.runtimes.nodes.runtime import make_engine
 from gvisor_kernel.strict_json import JsonError, parse_json

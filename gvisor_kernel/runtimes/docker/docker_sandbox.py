@@ -16,7 +16,7 @@ from gvisor_kernel.host.processes import SANDBOX_NAME, read_argv
 from gvisor_kernel.runtimes.docker.engine import Engine
 from gvisor_kernel.runtimes.docker.stream import Pumps
 from gvisor_kernel.runtimes.mounts.plan import Places
-from gvisor_kernel.runtimes.runsc.starting import Ends
+from gvisor_kernel.runtimes.pipes import Ends
 from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView, RecordedSandbox
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.stderr_log import StderrLog

@@ -33,7 +33,7 @@ from gvisor_kernel.runtimes.docker.engine import (
 from gvisor_kernel.runtimes.docker.image import EngineImage, read_image
 from gvisor_kernel.runtimes.docker.removal import end_container, sweep_engine, sync_outputs
 from gvisor_kernel.runtimes.hints import find_hint
-from gvisor_kernel.runtimes.runsc.starting import Ends, make_pipes
+from gvisor_kernel.runtimes.pipes import Ends, make_pipes
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import Beginning, FirstSweep, begin, predict_outputs
 from gvisor_kernel.runtimes.state.records import Record
@@ -45,7 +45,7 @@ from gvisor_kernel.spec.container import (
     make_container_request,
     make_store_request,
 )
-from gvisor_kernel.spec.environment import INIT_ENVIRONMENT
+from gvisor_kernel.spec.environment import INIT_ENVIRONMENT, image_environment
 from gvisor_kernel.spec.etc import replaced_files
 from gvisor_kernel.spec.identity import new_identity
 from gvisor_kernel.spec.layout import WORKSPACE
@@ -177,7 +177,7 @@ def _make_sandbox(plan: _Plan) -> DockerSandbox:
         plan.spec,
         names,
         argv=guest_argv(PYTHON, plan.request.ahead),
-        environment=plan.image.environment_of(plan.spec, {})
+        environment=_environment(plan, {})
         if plan.request.ahead
         else dict(entry.split("=", 1) for entry in INIT_ENVIRONMENT),
         labels=labels,
@@ -198,7 +198,7 @@ def _make_sandbox(plan: _Plan) -> DockerSandbox:
 
 def _connect(plan: _Plan, container: str, asked: Mapping[str, Any]) -> DockerSandbox:
     """Connect to a container that is about to start, and read its output from now on."""
-    engine, spec = plan.engine, plan.spec
+    engine = plan.engine
     sockets = (engine.attach(container, stdin=True), engine.attach(container, stdin=False))
     ends: Ends = make_pipes()
     return DockerSandbox(
@@ -209,10 +209,13 @@ def _connect(plan: _Plan, container: str, asked: Mapping[str, Any]) -> DockerSan
         ends=ends,
         record=plan.record,
         places=plan.places,
-        view=plan.make_view(
-            plan.image.environment_of(spec, plan.request.environment), PYTHON, WORKSPACE
-        ),
+        view=plan.make_view(_environment(plan, plan.request.environment), PYTHON, WORKSPACE),
     )
+
+
+def _environment(plan: _Plan, server: Mapping[str, str]) -> dict[str, str]:
+    """Return the whole environment of a kernel."""
+    return image_environment(plan.image.environment, plan.spec.environment, server)
 
 
 def _labels(plan: _Plan) -> dict[str, str]:

@@ -17,7 +17,7 @@ from gvisor_kernel.runtimes.kubernetes.pod_state import Ending, explain_end, fin
 from gvisor_kernel.runtimes.kubernetes.pump import Pump
 from gvisor_kernel.runtimes.kubernetes.removal import find_pod
 from gvisor_kernel.runtimes.mounts.plan import Places
-from gvisor_kernel.runtimes.runsc.starting import Ends
+from gvisor_kernel.runtimes.pipes import Ends
 from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView, RecordedSandbox
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.stderr_log import StderrLog

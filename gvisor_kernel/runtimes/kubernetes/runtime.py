@@ -29,7 +29,6 @@ from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
 from gvisor_kernel.runtimes.copies.contents import Contents, list_files, write_list
 from gvisor_kernel.runtimes.copies.copied_outputs import COPIED
 from gvisor_kernel.runtimes.copies.sent_files import describe_sandbox, find_contents
-from gvisor_kernel.runtimes.docker.image import EngineImage
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.kubernetes.cluster import (
     OWN_NAMESPACE,
@@ -43,13 +42,14 @@ from gvisor_kernel.runtimes.kubernetes.cluster import (
 from gvisor_kernel.runtimes.kubernetes.pod_sandbox import ATTACH_SECONDS, NO_SNAPSHOTS, PodSandbox
 from gvisor_kernel.runtimes.kubernetes.pod_state import describe_wait, find_obstacle
 from gvisor_kernel.runtimes.kubernetes.removal import end_pod, find_pod, sweep_cluster, sync_outputs
-from gvisor_kernel.runtimes.kubernetes.starting import Facts, Look, find_container, send_files
-from gvisor_kernel.runtimes.runsc.starting import make_pipes
+from gvisor_kernel.runtimes.kubernetes.starting import Look, find_container, send_files
+from gvisor_kernel.runtimes.pipes import make_pipes
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import Beginning, FirstSweep, begin, predict_outputs
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.sweep import sweep_orphans
 from gvisor_kernel.runtimes.stderr_log import StderrLog
+from gvisor_kernel.spec.environment import image_environment
 from gvisor_kernel.spec.identity import new_identity
 from gvisor_kernel.spec.layout import WORKSPACE
 from gvisor_kernel.spec.pod import CONTAINER, PYTHON, PodNames, etc_files, guest_config, make_pod
@@ -220,13 +220,16 @@ def _connect(
         time.monotonic() + spec.start_timeout,
     )
     step("container answered")
+    variables, names = found.facts.environment, spec.environment
     try:
         secret = secrets.token_bytes(SECRET_SIZE)
         config = guest_config(
             spec,
             secret=secret,
             ahead=plan.request.ahead,
-            environment=_environment(spec, found.facts, {}) if plan.request.ahead else {},
+            environment=image_environment(found.facts.environment, spec.environment, {})
+            if plan.request.ahead
+            else {},
             lingers=plan.outputs.folder is not None,
         )
         source = (Path(gvisor_kernel.__file__).parent / "guest" / "pod.py").read_bytes()
@@ -249,7 +252,9 @@ def _connect(
         record=plan.record,
         places=plan.places,
         view=plan.make_view(
-            _environment(spec, found.facts, plan.request.environment), PYTHON, WORKSPACE
+            image_environment(variables, names, plan.request.environment),
+            PYTHON,
+            WORKSPACE,
         ),
     )
     sandbox.pump.start()
@@ -276,19 +281,6 @@ def _look_at(cluster: Cluster, pod: str) -> Callable[[], Look]:
         return Look(find_obstacle(found), wait)
 
     return look
-
-
-def _environment(spec: SandboxSpec, facts: Facts, server: dict[str, str]) -> dict[str, str]:
-    """Return the whole environment of a kernel."""
-    variables = dict(facts.environment)
-    path = variables.pop("PATH", "")
-    image = EngineImage(
-        digest="",
-        environment=tuple(sorted(variables.items())),
-        path=tuple(part for part in path.split(":") if part.startswith("/")),
-        volumes=(),
-    )
-    return image.environment_of(spec, server)
 
 
 def _find_owner(cluster: Cluster) -> dict[str, Any] | None:

@@ -16,9 +16,10 @@ from gvisor_kernel import errors
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, LaunchError
 from gvisor_kernel.host.processes import identify
+from gvisor_kernel.runtimes.clients import last_line, run
 from gvisor_kernel.runtimes.copies.contents import Contents
 from gvisor_kernel.runtimes.nodes.archive_chunks import write_chunks
-from gvisor_kernel.runtimes.nodes.client import Client, last_line, run
+from gvisor_kernel.runtimes.nodes.client import Client
 from gvisor_kernel.runtimes.nodes.copies import note_copy
 from gvisor_kernel.runtimes.nodes.engine import Engine
 from gvisor_kernel.runtimes.nodes.node_sandbox import NodeSandbox
@@ -26,7 +27,7 @@ from gvisor_kernel.runtimes.nodes.orders import PLACES, Order, OrderError, write
 from gvisor_kernel.runtimes.nodes.queue import find_queue
 from gvisor_kernel.runtimes.nodes.removal import forget_node
 from gvisor_kernel.runtimes.nodes.reports import Reports
-from gvisor_kernel.runtimes.runsc.starting import Ends, make_pipes
+from gvisor_kernel.runtimes.pipes import Ends, make_pipes
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import Beginning
 from gvisor_kernel.runtimes.state.records import state_root

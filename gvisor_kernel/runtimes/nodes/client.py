@@ -13,19 +13,14 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 from gvisor_kernel.errors import LaunchError
-from gvisor_kernel.host import commands
-from gvisor_kernel.host.commands import CommandResult
-from gvisor_kernel.runtimes.runsc.starting import Ends
+from gvisor_kernel.runtimes.clients import run
+from gvisor_kernel.runtimes.pipes import Ends
 
 GENTLE_SECONDS = 15.0
 """Seconds for a client to end after its stdin has ended: the helper removes its sandbox first."""
 SIGNAL_SECONDS = 10.0
-COMMAND_SECONDS = 60.0
-MAX_WORDS = 1024 * 1024
-"""Bytes of a command's output. A queue of 100,000 jobs has fewer."""
 
 
 class Client:
@@ -82,33 +77,6 @@ class Client:
                     with suppress(OSError):
                         signal.pidfd_send_signal(self.exit_fd, signal.SIGKILL)
         self.process.wait()  # no timeout: it has ended, or got SIGKILL
-
-
-def run(argv: Sequence[str], environment: Mapping[str, str]) -> CommandResult:
-    """Run a short command of an engine; its status is 1 where it does not end in time.
-
-    A node may print without end: the last MAX_WORDS bytes of stdout and of stderr are kept.
-    """
-    failed = CommandResult(1, "")
-    if not argv:
-        return failed
-    try:
-        (done,) = commands.run(
-            argv,
-            seconds=COMMAND_SECONDS,
-            max_bytes=MAX_WORDS,
-            cwd=Path("/"),
-            environment=environment,
-            apart=True,
-        )
-    except (OSError, LaunchError):
-        return failed
-    return failed if done.status is None else done
-
-
-def last_line(done: CommandResult) -> str:
-    """Return the last line of a command's output. A login script may have printed others."""
-    return done.output.strip().rpartition("\n")[2]
 
 
 def _wait(fd: int, event: int, seconds: float) -> bool:

@@ -19,7 +19,7 @@ from gvisor_kernel.runtimes.nodes.engine import Engine
 from gvisor_kernel.runtimes.nodes.orders import SNAPSHOT, Order, OrderError, write_order
 from gvisor_kernel.runtimes.nodes.removal import forget_node
 from gvisor_kernel.runtimes.nodes.reports import Reports
-from gvisor_kernel.runtimes.runsc.starting import Ends
+from gvisor_kernel.runtimes.pipes import Ends
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView, RecordedSandbox
 from gvisor_kernel.runtimes.state.records import Record

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from gvisor_kernel.runtimes.nodes.client import run
+from gvisor_kernel.runtimes.clients import run
 
 FIRST_WAIT = 3.0
 """Seconds between the first two looks; then twice as long each time."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.host.processes import is_alive, open_process, wait_until_gone
-from gvisor_kernel.runtimes.nodes.client import last_line, run
+from gvisor_kernel.runtimes.clients import last_line, run
 from gvisor_kernel.runtimes.nodes.variables import client_variables
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.records import Record

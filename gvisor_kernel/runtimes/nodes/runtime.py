@@ -15,6 +15,7 @@ from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.errors import LaunchError, SnapshotError
 from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
+from gvisor_kernel.runtimes.clients import make_control
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.nodes.attempt import Attempt, Elsewhere, NodeStart
 from gvisor_kernel.runtimes.nodes.copies import copies_files, pack_files, sync_outputs
@@ -22,7 +23,7 @@ from gvisor_kernel.runtimes.nodes.engine import Engine
 from gvisor_kernel.runtimes.nodes.node_sandbox import NO_SNAPSHOTS, NodeSandbox
 from gvisor_kernel.runtimes.nodes.removal import end_client
 from gvisor_kernel.runtimes.nodes.slurm import Slurm
-from gvisor_kernel.runtimes.nodes.ssh import Ssh, make_control
+from gvisor_kernel.runtimes.nodes.ssh import Ssh
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import FirstSweep, begin, predict_outputs
 from gvisor_kernel.runtimes.state.records import Record

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import MIB
-from gvisor_kernel.runtimes.nodes.engine import Engine, Trouble
+from gvisor_kernel.runtimes.clients import Trouble
+from gvisor_kernel.runtimes.nodes.engine import Engine
 
 OVERHEAD = 320 * MIB
 """Memory of a job beside the kernel's limit: the helper, runsc's own processes, and what a kernel

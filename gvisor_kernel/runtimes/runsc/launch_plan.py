@@ -18,9 +18,9 @@ from gvisor_kernel.host.stage import Source
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.host_python import PythonTree
 from gvisor_kernel.runtimes.mounts.plan import Places
+from gvisor_kernel.runtimes.mounts.rootfs import write_rootfs
 from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders
 from gvisor_kernel.runtimes.runsc.command_line import Runsc
-from gvisor_kernel.runtimes.runsc.rootfs import write_rootfs
 from gvisor_kernel.runtimes.runsc.staging import Stage
 from gvisor_kernel.spec.identity import Identity
 from gvisor_kernel.spec.info import format_info

@@ -31,6 +31,7 @@ from gvisor_kernel.runtimes.mounts.host_python import check_image_exists, find_p
 from gvisor_kernel.runtimes.mounts.outputs import open_outputs
 from gvisor_kernel.runtimes.mounts.plan import Outputs, Places, find_base, plan_mounts
 from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders, note_written, read_written
+from gvisor_kernel.runtimes.pipes import make_pipes
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc, prelude_argv, start_argv
 from gvisor_kernel.runtimes.runsc.description import (
     choose_kernel_id,
@@ -47,8 +48,9 @@ from gvisor_kernel.runtimes.runsc.staging import (
     run_entered,
     run_staged,
 )
-from gvisor_kernel.runtimes.runsc.starting import make_pipes, spawn, wait_for_sentry
+from gvisor_kernel.runtimes.runsc.starting import spawn, wait_for_sentry
 from gvisor_kernel.runtimes.state import lifeline, records
+from gvisor_kernel.runtimes.state.beginning import first_record
 from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.sweep import (
@@ -104,7 +106,7 @@ class RunscRuntime(Runtime):
                     outputs = _plan_lending(open_outputs(spec, inputs, kept))
                     note_written(_find_writable(spec, inputs, outputs))
                     cgroups = tuple(map(str, plan_cgroup(identity.container_id)))
-                    record = records.first_record(
+                    record = first_record(
                         *(spec, request, identity, outputs, owner),
                         image=python_tree.image,
                         cgroups=cgroups,

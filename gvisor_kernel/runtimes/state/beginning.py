@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import real_path
 from gvisor_kernel.errors import GvisorKernelError, LaunchError
+from gvisor_kernel.host.processes import ProcessId
 from gvisor_kernel.runtimes.base import LaunchRequest, MountView
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs
@@ -68,6 +70,36 @@ class Beginning:
         )
 
 
+def first_record(
+    spec: SandboxSpec,
+    request: LaunchRequest,
+    identity: Identity,
+    outputs: Outputs,
+    owner: ProcessId,
+    **facts: Any,
+) -> Record:
+    """Return the record of a sandbox that is about to be made, with further fields ``facts``."""
+    return Record(
+        identity=str(identity),
+        container_id=identity.container_id,
+        kernel_name=request.kernel_name,
+        kernel_id=request.kernel_id,
+        folder=str(request.folder),
+        created=time.time(),
+        memory_limit=spec.memory_limit,
+        owner=owner,
+        machine=records.this_machine(),
+        outputs=outputs.path,
+        outputs_file=None if outputs.folder is None else outputs.folder.identity,
+        outputs_parent=outputs.parent,
+        made_outputs=outputs.made,
+        lent_by=outputs.lent_by,
+        spare=request.spare,
+        environment=None if spec.packages is None else spec.packages.environment,
+        **facts,
+    )
+
+
 @contextmanager
 def begin(
     spec: SandboxSpec,
@@ -95,7 +127,7 @@ def begin(
             outputs = open_outputs(shown or spec, inputs, held)
             if outputs.folder is not None:
                 note_written([outputs.folder])
-            record = records.first_record(
+            record = first_record(
                 *(spec, request, identity, outputs, owner), runtime=runtime, engine=engine
             )
             records.write_record(places.directory, record)

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import gvisor_kernel
 from gvisor_kernel.host.processes import ProcessId
-from gvisor_kernel.runtimes.nodes.variables import ALL as CLIENT_VARIABLES
 
 _SCRIPT = 'read -r word && exit 0; exec "$@"'
 KEPT = (
     *("HOME", "PATH", "XDG_STATE_HOME", "PYTHONHOME", "LD_LIBRARY_PATH", "TMPDIR"),
-    *("DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", *CLIENT_VARIABLES),
+    *("DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "USER", "LOGNAME", "SSH_AUTH_SOCK", "KRB5CCNAME"),
+    *("SLURM_CONF", "SLURM_CONF_SERVER"),
     *("KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"),
 )
 

@@ -14,7 +14,6 @@ import os
 import secrets
 import shutil
 import socket
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -23,14 +22,10 @@ from typing import Any
 
 from platformdirs import user_state_path
 
-from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.host.locks import locked_file
 from gvisor_kernel.host.private_directories import NotPrivate, check_parents
 from gvisor_kernel.host.processes import ProcessId, identify, is_alive
-from gvisor_kernel.runtimes.base import LaunchRequest
-from gvisor_kernel.runtimes.mounts.plan import Outputs
-from gvisor_kernel.spec.identity import Identity
 
 # by path: below the state directory, whose parents only this user can change
 
@@ -98,36 +93,6 @@ class Record:
     """The same while its job runs, if that is another command."""
     copy: str | None = None
     """The folder on the node with the copy of its files."""
-
-
-def first_record(
-    spec: SandboxSpec,
-    request: LaunchRequest,
-    identity: Identity,
-    outputs: Outputs,
-    owner: ProcessId,
-    **facts: Any,
-) -> Record:
-    """Return the record of a sandbox that is about to be made, with further fields ``facts``."""
-    return Record(
-        identity=str(identity),
-        container_id=identity.container_id,
-        kernel_name=request.kernel_name,
-        kernel_id=request.kernel_id,
-        folder=str(request.folder),
-        created=time.time(),
-        memory_limit=spec.memory_limit,
-        owner=owner,
-        machine=this_machine(),
-        outputs=outputs.path,
-        outputs_file=None if outputs.folder is None else outputs.folder.identity,
-        outputs_parent=outputs.parent,
-        made_outputs=outputs.made,
-        lent_by=outputs.lent_by,
-        spare=request.spare,
-        environment=None if spec.packages is None else spec.packages.environment,
-        **facts,
-    )
 
 
 @cache
