@@ -25,8 +25,8 @@ from gvisor_kernel.kernel.run_egress import make_egress
 from gvisor_kernel.kernel.spare_keeper import SpareKeeper
 from gvisor_kernel.kernel.workers import Workers, give_up, run_beside
 from gvisor_kernel.kernel.workspace import OWN_OUTPUTS, SHOWN, VARIABLE, describe_workspace
-from gvisor_kernel.runtimes import get_runtime
-from gvisor_kernel.runtimes.base import LaunchRequest, Sandbox
+from gvisor_kernel.runtimes import get_runtime, get_snapshot_runtime
+from gvisor_kernel.runtimes.base import LaunchRequest, Sandbox, SnapshotRuntime
 from gvisor_kernel.runtimes.waits import hearing
 from gvisor_kernel.snapshots.key import SnapshotKey
 from gvisor_kernel.tracing import step
@@ -110,7 +110,7 @@ class Launch:
     async def _start_in_new(self, kernel: KernelBridge) -> None:
         plan, self._way = self.plan, "cold"
         runtime = get_runtime(plan.spec.runtime)
-        restores = runtime.supports_snapshots or runtime.finds_snapshots
+        restores = isinstance(runtime, SnapshotRuntime) or runtime.finds_snapshots
         if plan.spec.snapshot == "off" or not restores:
             await self._make_sandbox(kernel)
         elif (obstacle := find_obstacle(plan)) is not None:
@@ -138,7 +138,8 @@ class Launch:
         :raises NoSnapshot: when it does not answer
         :raises GvisorKernelError: see ``Runtime.start``
         """
-        start, request = get_runtime(self.plan.spec.runtime).start, make_launch_request(self.plan)
+        start = get_snapshot_runtime(self.plan.spec.runtime).start
+        request = make_launch_request(self.plan)
         sandbox = await self._workers.run(start, self.plan.spec, request, files)
         await self._resume(kernel, Restored(sandbox, "", run))
 
@@ -204,7 +205,7 @@ class Launch:
         :raises GvisorKernelError: see ``restore``
         """
         plan, self._way = self.plan, "snapshot"
-        runtime = get_runtime(plan.spec.runtime)
+        runtime = get_snapshot_runtime(plan.spec.runtime)
 
         def take_spare(key: SnapshotKey, run: SnapshotRun) -> Sandbox | None:
             spare = SpareKeeper.instance().take(plan, key, run)

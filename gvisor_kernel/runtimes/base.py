@@ -6,14 +6,18 @@ Interfaces only. The modules beside this one implement them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.settings import DEFAULT_RUNTIME, SandboxSpec
 from gvisor_kernel.environments.environment import Base
+from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.host.folders import Identity
+from gvisor_kernel.images import PythonReport, RootImage
+from gvisor_kernel.runtimes.checks import RuntimeCheck
+from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.state.records import Record
 
 
@@ -260,26 +264,40 @@ class Runtime(ABC):
     """Starts sandboxes, and removes those whose owner has died."""
 
     name: str
-    """The value of the setting ``runtime``."""
-    supports_snapshots: bool = True
-    """True if this runtime saves its sandboxes as snapshots and starts from them."""
+    """The value of the setting ``runtime``, and of the entry point."""
     finds_snapshots: bool = False
     """True if ``start`` itself looks for a snapshot, where the sandbox is to be. Then the caller
     names none; the sandbox says what was found."""
 
+    checks: tuple[RuntimeCheck, ...] = ()
+    """The checks of ``gvisor-kernel doctor``."""
+    shows_host_python: bool = False
+    """True if a kernel with the image "host" imports the packages of this very machine."""
+
+    def find_version(self) -> str:
+        """Return the release of the program that makes sandboxes; empty if it is not on this
+        machine. Takes milliseconds.
+
+        :raises RuntimeMissing: when it should be here, and is not
+        """
+        return ""
+
+    def find_own_folders(self, spec: SandboxSpec) -> Collection[str]:
+        """Return which of the places UPLOADS and OUTPUTS show folders of the engine, in place of
+        this machine's."""
+        return ()
+
+    def may_have_left(self) -> bool:
+        """Return whether to look for sandboxes of which no record is left. Takes milliseconds."""
+        return True
+
     @abstractmethod
-    def start(
-        self, spec: SandboxSpec, request: LaunchRequest, snapshot: Path | None = None
-    ) -> Sandbox:
+    def start(self, spec: SandboxSpec, request: LaunchRequest) -> Sandbox:
         """Start a sandbox whose PID 1 is the guest.
 
         Blocks; called in a worker thread. Returns as soon as both ends of the link exist and the
         runtime's process runs. Waiting for the guest's HELLO is up to the bridge. Nothing is left
         behind after an error.
-
-        ``snapshot`` is a directory that ``checkpoint`` has filled. The sandbox then continues from
-        there, with the mounts, limits and state directory of this ``spec`` and ``request``. The
-        guest has to correct what a restored process still has of the time before.
 
         :raises RuntimeMissing: when the program or engine that makes sandboxes is absent, does not
             answer or is too old
@@ -287,20 +305,15 @@ class Runtime(ABC):
         :raises IsolationError: when the sandbox started, but is not isolated as demanded
         :raises SettingError: when a setting names something that cannot be used
         :raises StateError: when the state directory cannot be used
-        :raises SnapshotError: when ``snapshot`` cannot be restored; a start without it may succeed
         """
 
-    @abstractmethod
-    def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
-        """Return the facts of this host that ``start`` would make a sandbox of, by name.
-
-        The values can be written as JSON; ``config`` is the OCI runtime specification. A snapshot
-        can be restored where all of them are as they were when it was made, except the sources of
-        the mounts of one session and the memory limit. Takes milliseconds and makes nothing.
-
-        :raises RuntimeMissing, LaunchError, SettingError, StateError: as ``start`` does
-        :raises SnapshotError: when this runtime makes no snapshots
-        """
+    def explain_no_snapshots(self) -> SnapshotError:
+        """Return the error for whoever wants a snapshot of a runtime that is no
+        ``SnapshotRuntime``."""
+        return SnapshotError(
+            f"A kernel of the runtime {self.name} cannot be saved as a snapshot.",
+            f"set snapshot=off, or runtime={DEFAULT_RUNTIME}.",
+        )
 
     @abstractmethod
     def find_base(self, spec: SandboxSpec, request: LaunchRequest) -> Base:
@@ -311,24 +324,12 @@ class Runtime(ABC):
         :raises RuntimeMissing, LaunchError: as ``start`` does
         """
 
-    def has_current_mounts(
-        self, sandbox: Sandbox, spec: SandboxSpec, request: LaunchRequest
-    ) -> bool:
-        """Return whether ``sandbox`` shows exactly the folders that ``start`` would show now.
-
-        A path may lead to another folder than when the sandbox was made. Takes milliseconds and
-        makes nothing. Only for runtimes with ``supports_snapshots``.
-
-        :raises LaunchError, SettingError, StateError: as ``start`` does
-        """
-        return False
-
     def find_advice(self, words: str) -> str:
         """Return what a person can do about a start that failed, by what it wrote to stderr.
 
         Empty where nothing is known.
         """
-        return ""
+        return find_hint(words)
 
     @abstractmethod
     def end(self, directory: Path, record: Record) -> bool:
@@ -360,4 +361,62 @@ class Runtime(ABC):
         identities of what was removed, for a log.
 
         :raises StateError: when the state directory cannot be used
+        """
+
+
+class SnapshotRuntime(Runtime):
+    """Saves its sandboxes as snapshots, and starts from them, on this machine."""
+
+    @abstractmethod
+    def start(
+        self, spec: SandboxSpec, request: LaunchRequest, snapshot: Path | None = None
+    ) -> Sandbox:
+        """Start a sandbox as any runtime does, or continue one.
+
+        ``snapshot`` is a directory that ``checkpoint`` has filled. The sandbox then continues from
+        there, with the mounts, limits and state directory of this ``spec`` and ``request``. The
+        guest has to correct what a restored process still has of the time before.
+
+        :raises SnapshotError: when ``snapshot`` cannot be restored; a start without it may succeed
+        """
+
+    @abstractmethod
+    def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
+        """Return the facts of this host that ``start`` would make a sandbox of, by name.
+
+        The values can be written as JSON; ``config`` is the OCI runtime specification. A snapshot
+        can be restored where all of them are as they were when it was made, except the sources of
+        the mounts of one session and the memory limit. Takes milliseconds and makes nothing.
+
+        :raises RuntimeMissing, LaunchError, SettingError, StateError: as ``start`` does
+        """
+
+    @abstractmethod
+    def describe_host(self) -> dict[str, Any]:
+        """Return those of the facts that are the same for all sandboxes of this user.
+
+        :raises RuntimeMissing: as ``start`` does
+        """
+
+    @abstractmethod
+    def has_current_mounts(
+        self, sandbox: Sandbox, spec: SandboxSpec, request: LaunchRequest
+    ) -> bool:
+        """Return whether ``sandbox`` shows exactly the folders that ``start`` would show now.
+
+        A path may lead to another folder than when the sandbox was made. Takes milliseconds and
+        makes nothing.
+
+        :raises LaunchError, SettingError, StateError: as ``start`` does
+        """
+
+
+@runtime_checkable
+class ImageProber(Protocol):
+    """A runtime that asks the Python of an image of this user's store for its packages."""
+
+    def probe_image(self, image: RootImage) -> PythonReport:
+        """Ask an image's Python for its version, modules and packages, in a sandbox.
+
+        :raises LaunchError: when the image has no Python, or that does not answer
         """

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from gvisor_kernel.cli.checks.cluster import check_one
 from gvisor_kernel.cli.main import main
-from gvisor_kernel.config.kubernetes import Kubernetes
 from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.runtimes.kubernetes.checks import check_one
 from gvisor_kernel.runtimes.kubernetes.cluster import Cluster, find_address
+from gvisor_kernel.runtimes.kubernetes.settings import Kubernetes
 from gvisor_kernel.runtimes.state.records import read_record
 
 from ..docker.helpers import OUTPUTS, ask, sandbox_of

@@ -13,6 +13,7 @@ from typing import Any
 from gvisor_kernel.errors import IsolationError, SandboxError, SnapshotError
 from gvisor_kernel.host.cgroups import count_oom_kills
 from gvisor_kernel.host.processes import SANDBOX_NAME, read_argv
+from gvisor_kernel.runtimes.docker.container import RUNTIME, find_faults, is_gvisor
 from gvisor_kernel.runtimes.docker.engine import Engine
 from gvisor_kernel.runtimes.docker.stream import Pumps
 from gvisor_kernel.runtimes.mounts.plan import Places
@@ -20,7 +21,6 @@ from gvisor_kernel.runtimes.pipes import Ends
 from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView, RecordedSandbox
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.stderr_log import StderrLog
-from gvisor_kernel.spec.container import RUNTIME, find_faults, is_gvisor
 
 CGROUPS = Path("/sys/fs/cgroup")
 _HELD = ("active_anon", "inactive_anon", "unevictable")

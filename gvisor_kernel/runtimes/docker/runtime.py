@@ -7,6 +7,7 @@ engine before it starts, and its outputs are copied out at its end, and by ``gvi
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,13 +17,22 @@ from typing import Any
 from gvisor_kernel.config.mounts import check_read_only
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base
-from gvisor_kernel.errors import GvisorKernelError, SnapshotError
+from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
+from gvisor_kernel.runtimes.checks import RuntimeCheck
 from gvisor_kernel.runtimes.copies.contents import Contents, list_files, write_list
 from gvisor_kernel.runtimes.copies.copied_outputs import COPIED
 from gvisor_kernel.runtimes.copies.sent_files import describe_sandbox, find_contents
-from gvisor_kernel.runtimes.docker.docker_sandbox import SNAPSHOTS_NOT_SUPPORTED, DockerSandbox
+from gvisor_kernel.runtimes.docker.checks import check_engines
+from gvisor_kernel.runtimes.docker.container import (
+    LABEL,
+    STORE,
+    Names,
+    make_container_request,
+    make_store_request,
+)
+from gvisor_kernel.runtimes.docker.docker_sandbox import DockerSandbox
 from gvisor_kernel.runtimes.docker.engine import (
     Engine,
     check_engine,
@@ -32,19 +42,11 @@ from gvisor_kernel.runtimes.docker.engine import (
 )
 from gvisor_kernel.runtimes.docker.image import EngineImage, read_image
 from gvisor_kernel.runtimes.docker.removal import end_container, sweep_engine, sync_outputs
-from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.pipes import Ends, make_pipes
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import Beginning, FirstSweep, begin, predict_outputs
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.sweep import sweep_orphans
-from gvisor_kernel.spec.container import (
-    LABEL,
-    STORE,
-    Names,
-    make_container_request,
-    make_store_request,
-)
 from gvisor_kernel.spec.environment import INIT_ENVIRONMENT, image_environment
 from gvisor_kernel.spec.etc import replaced_files
 from gvisor_kernel.spec.identity import new_identity
@@ -75,16 +77,12 @@ class DockerRuntime(Runtime):
     """Makes sandboxes in the Docker engine that the environment names."""
 
     name = "docker"
-    supports_snapshots = False
+    checks = (RuntimeCheck("docker", 10, check_engines),)
 
     def __init__(self) -> None:
         self._first_sweep: FirstSweep[str] = FirstSweep(self.name)
 
-    def start(
-        self, spec: SandboxSpec, request: LaunchRequest, snapshot: Path | None = None
-    ) -> Sandbox:
-        if snapshot is not None:
-            raise SnapshotError(SNAPSHOTS_NOT_SUPPORTED, "set snapshot=off.")
+    def start(self, spec: SandboxSpec, request: LaunchRequest) -> Sandbox:
         engine = connect()
         try:
             check_engine(engine)
@@ -97,9 +95,6 @@ class DockerRuntime(Runtime):
             engine.close()
             raise
 
-    def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
-        raise SnapshotError(SNAPSHOTS_NOT_SUPPORTED, "set snapshot=off, or runtime=runsc.")
-
     def find_base(self, spec: SandboxSpec, request: LaunchRequest) -> Base:
         engine = connect()
         try:
@@ -109,9 +104,6 @@ class DockerRuntime(Runtime):
             engine.close()
         return _find_base(image)
 
-    def find_advice(self, words: str) -> str:
-        return find_hint(words)
-
     def end(self, directory: Path, record: Record) -> bool:
         end_container(record)
         return True
@@ -120,6 +112,9 @@ class DockerRuntime(Runtime):
         self, directory: Path, record: Record, folder: str | None
     ) -> tuple[int, int] | None:
         return sync_outputs(directory, record, folder)
+
+    def may_have_left(self) -> bool:
+        return bool(os.environ.get("DOCKER_HOST"))
 
     def sweep(self) -> list[str]:
         removed = sweep_orphans(self.name)

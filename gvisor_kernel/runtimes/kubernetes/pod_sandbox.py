@@ -8,21 +8,21 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from gvisor_kernel.config.kubernetes import Kubernetes
 from gvisor_kernel.errors import IsolationError, SandboxError, SnapshotError
 from gvisor_kernel.link.carrier import Carrier
 from gvisor_kernel.runtimes.kubernetes.attach import Stream
 from gvisor_kernel.runtimes.kubernetes.cluster import Cluster
+from gvisor_kernel.runtimes.kubernetes.pod import CONTAINER
+from gvisor_kernel.runtimes.kubernetes.pod_faults import find_faults
 from gvisor_kernel.runtimes.kubernetes.pod_state import Ending, explain_end, find_phase, is_pod
 from gvisor_kernel.runtimes.kubernetes.pump import Pump
 from gvisor_kernel.runtimes.kubernetes.removal import find_pod
+from gvisor_kernel.runtimes.kubernetes.settings import Kubernetes
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.pipes import Ends
 from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView, RecordedSandbox
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.stderr_log import StderrLog
-from gvisor_kernel.spec.pod import CONTAINER
-from gvisor_kernel.spec.pod_faults import find_faults
 
 
 def find_inside_faults(said: Mapping[str, str] | None) -> list[str]:

@@ -23,13 +23,14 @@ import gvisor_kernel
 from gvisor_kernel.config.mounts import check_read_only
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base
-from gvisor_kernel.errors import GvisorKernelError, LaunchError, SnapshotError
+from gvisor_kernel.errors import GvisorKernelError, LaunchError
 from gvisor_kernel.link.carrier import SECRET_SIZE, Carrier
 from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
+from gvisor_kernel.runtimes.checks import RuntimeCheck
 from gvisor_kernel.runtimes.copies.contents import Contents, list_files, write_list
 from gvisor_kernel.runtimes.copies.copied_outputs import COPIED
 from gvisor_kernel.runtimes.copies.sent_files import describe_sandbox, find_contents
-from gvisor_kernel.runtimes.hints import find_hint
+from gvisor_kernel.runtimes.kubernetes.checks import check_clusters
 from gvisor_kernel.runtimes.kubernetes.cluster import (
     OWN_NAMESPACE,
     Address,
@@ -39,9 +40,18 @@ from gvisor_kernel.runtimes.kubernetes.cluster import (
     RequestRejected,
     find_address,
 )
-from gvisor_kernel.runtimes.kubernetes.pod_sandbox import ATTACH_SECONDS, NO_SNAPSHOTS, PodSandbox
+from gvisor_kernel.runtimes.kubernetes.pod import (
+    CONTAINER,
+    PYTHON,
+    PodNames,
+    etc_files,
+    guest_config,
+    make_pod,
+)
+from gvisor_kernel.runtimes.kubernetes.pod_sandbox import ATTACH_SECONDS, PodSandbox
 from gvisor_kernel.runtimes.kubernetes.pod_state import describe_wait, find_obstacle
 from gvisor_kernel.runtimes.kubernetes.removal import end_pod, find_pod, sweep_cluster, sync_outputs
+from gvisor_kernel.runtimes.kubernetes.settings import NO_CHOICE, find_settings, without_claims
 from gvisor_kernel.runtimes.kubernetes.starting import Look, find_container, send_files
 from gvisor_kernel.runtimes.pipes import make_pipes
 from gvisor_kernel.runtimes.state import records
@@ -51,8 +61,7 @@ from gvisor_kernel.runtimes.state.sweep import sweep_orphans
 from gvisor_kernel.runtimes.stderr_log import StderrLog
 from gvisor_kernel.spec.environment import image_environment
 from gvisor_kernel.spec.identity import new_identity
-from gvisor_kernel.spec.layout import WORKSPACE
-from gvisor_kernel.spec.pod import CONTAINER, PYTHON, PodNames, etc_files, guest_config, make_pod
+from gvisor_kernel.spec.layout import OUTPUTS, UPLOADS, WORKSPACE
 from gvisor_kernel.tracing import step
 
 log = logging.getLogger(__name__)
@@ -83,20 +92,16 @@ class KubernetesRuntime(Runtime):
     """Makes sandboxes as pods of the cluster that the settings name."""
 
     name = "kubernetes"
-    supports_snapshots = False
+    checks = (RuntimeCheck("kubernetes", 30, check_clusters),)
 
     def __init__(self) -> None:
         self._first_sweep: FirstSweep[Address] = FirstSweep(self.name)
 
-    def start(
-        self, spec: SandboxSpec, request: LaunchRequest, snapshot: Path | None = None
-    ) -> Sandbox:
-        if snapshot is not None:
-            raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off.")
+    def start(self, spec: SandboxSpec, request: LaunchRequest) -> Sandbox:
         check_read_only(spec.mounts, "the runtime kubernetes copies them, and cannot write back")
-        cluster = Cluster(find_address(spec.kubernetes))
+        cluster = Cluster(find_address(find_settings(spec)))
         try:
-            shown = _without_claims(spec)
+            shown = without_claims(spec)
             outputs = predict_outputs(shown, request)
             self._first_sweep.run(cluster.address, lambda: sweep_cluster(cluster), outputs)
             step("cluster looked at")
@@ -116,14 +121,8 @@ class KubernetesRuntime(Runtime):
             cluster.close()
             raise
 
-    def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
-        raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off, or runtime=runsc.")
-
     def find_base(self, spec: SandboxSpec, request: LaunchRequest) -> Base:
         return Base(spec.image, "")  # its Python is known only inside; see ``guest/installed.py``
-
-    def find_advice(self, words: str) -> str:
-        return find_hint(words)
 
     def end(self, directory: Path, record: Record) -> bool:
         end_pod(directory, record)
@@ -134,6 +133,14 @@ class KubernetesRuntime(Runtime):
     ) -> tuple[int, int] | None:
         return sync_outputs(directory, record, folder)
 
+    def find_own_folders(self, spec: SandboxSpec) -> set[str]:
+        settings = find_settings(spec)
+        claims = {UPLOADS: settings.uploads_claim, OUTPUTS: settings.outputs_claim}
+        return {place for place, claim in claims.items() if claim}
+
+    def may_have_left(self) -> bool:
+        return bool(os.environ.get("KUBECONFIG"))
+
     def sweep(self) -> list[str]:
         removed = sweep_orphans(self.name)
         used = {
@@ -141,7 +148,7 @@ class KubernetesRuntime(Runtime):
             for _, record in records.find_sandboxes()
             if record.runtime == self.name
         }
-        for address in {*used, *self._first_sweep.places, find_address(SandboxSpec().kubernetes)}:
+        for address in {*used, *self._first_sweep.places, find_address(NO_CHOICE)}:
             try:
                 cluster = Cluster(address)
             except GvisorKernelError as error:
@@ -156,21 +163,11 @@ class KubernetesRuntime(Runtime):
         return removed
 
 
-def _without_claims(spec: SandboxSpec) -> SandboxSpec:
-    """Return ``spec`` without the folders of this machine in whose place volumes are shown."""
-    cluster = spec.kubernetes
-    return replace(
-        spec,
-        uploads=None if cluster.uploads_claim else spec.uploads,
-        outputs=None if cluster.outputs_claim else spec.outputs,
-    )
-
-
 def _make_sandbox(plan: _Plan) -> PodSandbox:
     spec, cluster = plan.spec, plan.cluster
     contents = _find_contents(plan)
     contents.measure(spec.disk_limit)
-    keeps = plan.outputs.folder is not None or bool(spec.kubernetes.outputs_claim)
+    keeps = plan.outputs.folder is not None or bool(find_settings(spec).outputs_claim)
     info = describe_sandbox(plan, keeps_outputs=keeps)
     asked = make_pod(spec, plan.names, info=info, owner=_find_owner(cluster))
     try:
@@ -244,7 +241,7 @@ def _connect(
         cluster=cluster,
         pod=pod,
         asked=asked,
-        settings=spec.kubernetes,
+        settings=find_settings(spec),
         stream=found.stream,
         carrier=carrier,
         ends=ends,

@@ -28,6 +28,7 @@ from gvisor_kernel.runtimes.copies.sent_files import add_inputs
 from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, identify
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.nodes.fetch import SILENT_SECONDS, Fetch
+from gvisor_kernel.runtimes.nodes.settings import find_slurm, find_ssh
 from gvisor_kernel.runtimes.nodes.variables import client_variables
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import Beginning
@@ -43,8 +44,7 @@ COPY_SECONDS = 120.0
 
 def copies_files(spec: SandboxSpec) -> bool:
     """Return whether files are copied to the node and back."""
-    asked = spec.slurm if spec.runtime == "slurm" else spec.ssh
-    return asked.files == "copy"
+    return "copy" in (find_slurm(spec).files, find_ssh(spec).files)
 
 
 # -- before the start ------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def write_order(order: Order) -> bytes:
         name: value for name, value in order.request.environment.items() if name in names
     }
     content = {
-        "spec": write_spec(dataclasses.replace(order.spec, egress=())),
+        "spec": write_spec(dataclasses.replace(order.spec, egress=(), own=None)),
         "request": request,
         "shared": [list(item) for item in order.shared],
         "places": {name: value for name, value in order.places.items() if name in PLACES},

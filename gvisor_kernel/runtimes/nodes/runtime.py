@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.errors import LaunchError, SnapshotError
 from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
+from gvisor_kernel.runtimes.checks import RuntimeCheck
 from gvisor_kernel.runtimes.clients import make_control
-from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.nodes.attempt import Attempt, Elsewhere, NodeStart
+from gvisor_kernel.runtimes.nodes.checks import SECONDS, check_specs
 from gvisor_kernel.runtimes.nodes.copies import copies_files, pack_files, sync_outputs
 from gvisor_kernel.runtimes.nodes.engine import Engine
 from gvisor_kernel.runtimes.nodes.node_sandbox import NO_SNAPSHOTS, NodeSandbox
@@ -34,18 +35,14 @@ from gvisor_kernel.spec.identity import new_identity
 class NodeRuntime(Runtime):
     """Makes sandboxes on the nodes of an engine; ``name`` is the engine's."""
 
-    supports_snapshots = False
     finds_snapshots = True
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.checks = (RuntimeCheck(name, SECONDS, partial(check_specs, make_engine)),)
         self._first_sweep: FirstSweep[str] = FirstSweep(name)
 
-    def start(
-        self, spec: SandboxSpec, request: LaunchRequest, snapshot: Path | None = None
-    ) -> Sandbox:
-        if snapshot is not None:
-            raise SnapshotError(NO_SNAPSHOTS)
+    def start(self, spec: SandboxSpec, request: LaunchRequest) -> Sandbox:
         engine = make_engine(spec)
         engine.check()
         awaited = predict_outputs(spec, request) if copies_files(spec) else None
@@ -59,8 +56,8 @@ class NodeRuntime(Runtime):
             start = NodeStart(**vars(begun), engine=engine, asked=asked, files=files)
             return _start_somewhere(start)
 
-    def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
-        raise SnapshotError(
+    def explain_no_snapshots(self) -> SnapshotError:
+        return SnapshotError(
             NO_SNAPSHOTS, "start a kernel: the next one on its node is restored from a snapshot."
         )
 
@@ -70,9 +67,6 @@ class NodeRuntime(Runtime):
             "install the kernelspec with runtime=runsc on this machine, or put the packages into"
             " an image.",
         )
-
-    def find_advice(self, words: str) -> str:
-        return find_hint(words)
 
     def end(self, directory: Path, record: Record) -> bool:
         return end_client(record)

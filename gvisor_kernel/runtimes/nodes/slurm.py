@@ -10,6 +10,7 @@ from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import MIB
 from gvisor_kernel.runtimes.clients import Trouble
 from gvisor_kernel.runtimes.nodes.engine import Engine
+from gvisor_kernel.runtimes.nodes.settings import find_slurm
 
 OVERHEAD = 320 * MIB
 """Memory of a job beside the kernel's limit: the helper, runsc's own processes, and what a kernel
@@ -129,7 +130,7 @@ class Slurm(Engine):
 
     def __init__(self, spec: SandboxSpec) -> None:
         self._spec = spec
-        self._asked = spec.slurm
+        self._asked = find_slurm(spec)
         self.python, self.state, self.wait = (
             self._asked.python,
             self._asked.state,

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.runtimes.clients import CONNECT_SECONDS, Trouble, client_argv, explain
 from gvisor_kernel.runtimes.nodes.engine import Engine
+from gvisor_kernel.runtimes.nodes.settings import find_ssh
 
 
 class Ssh(Engine):
@@ -20,7 +21,7 @@ class Ssh(Engine):
 
     def __init__(self, spec: SandboxSpec, control: str, load: Mapping[str, int]) -> None:
         """``control``: the private folder for sockets of masters. ``load``: kernels on a host."""
-        self._asked = spec.ssh
+        self._asked = find_ssh(spec)
         self._control = control
         self._load = load
         self.python, self.state = self._asked.python, self._asked.state

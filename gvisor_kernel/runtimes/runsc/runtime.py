@@ -24,7 +24,8 @@ from gvisor_kernel.host.cgroups import Cgroup, make_cgroup, plan_cgroup
 from gvisor_kernel.host.commands import check_children
 from gvisor_kernel.host.folders import Opened, find_identity
 from gvisor_kernel.host.processes import SUBUID_BASE, SUBUID_COUNT
-from gvisor_kernel.runtimes.base import LaunchRequest, MountView, Runtime, Sandbox
+from gvisor_kernel.images import PythonReport, RootImage
+from gvisor_kernel.runtimes.base import LaunchRequest, MountView, Sandbox, SnapshotRuntime
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs
 from gvisor_kernel.runtimes.mounts.host_python import check_image_exists, find_python_tree
@@ -32,9 +33,11 @@ from gvisor_kernel.runtimes.mounts.outputs import open_outputs
 from gvisor_kernel.runtimes.mounts.plan import Outputs, Places, find_base, plan_mounts
 from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders, note_written, read_written
 from gvisor_kernel.runtimes.pipes import make_pipes
+from gvisor_kernel.runtimes.runsc.checks import CHECKS
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc, prelude_argv, start_argv
 from gvisor_kernel.runtimes.runsc.description import (
     choose_kernel_id,
+    describe_host,
     describe_sandbox,
     find_environment,
     find_init_environment,
@@ -74,10 +77,12 @@ RESTORE_SECONDS = 15.0
 is faster."""
 
 
-class RunscRuntime(Runtime):
+class RunscRuntime(SnapshotRuntime):
     """Makes sandboxes with the runsc that is installed on this host."""
 
     name = "runsc"
+    shows_host_python = True
+    checks = CHECKS
 
     def __init__(self, *, init_argv: Sequence[str] | None = None) -> None:
         """``init_argv``: the program that runs as PID 1 in place of the guest; no kernel starts."""
@@ -119,7 +124,7 @@ class RunscRuntime(Runtime):
                     if isinstance(error, OSError):
                         raise _explain_failure(error) from error
                     raise
-            lifeline.hold(owner)
+            lifeline.hold(owner, self.name)
             try:
                 if outputs.folder is not None and outputs.lent_by is not None:
                     lend(outputs.folder, outputs.lent_by, SUBUID_BASE + kernel_id)
@@ -165,6 +170,14 @@ class RunscRuntime(Runtime):
     def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
         return describe_sandbox(spec, request, self._init_argv)
 
+    def describe_host(self) -> dict[str, Any]:
+        return describe_host()
+
+    def probe_image(self, image: RootImage) -> PythonReport:
+        from gvisor_kernel.runtimes.runsc.image_probe import probe_image
+
+        return probe_image(image)
+
     def find_base(self, spec: SandboxSpec, request: LaunchRequest) -> Base:
         return find_base(find_python_tree(spec, request, read_written(spec).has))
 
@@ -184,11 +197,11 @@ class RunscRuntime(Runtime):
                     return False
             return not opened
 
-    def find_advice(self, words: str) -> str:
-        return find_hint(words)
-
     def end(self, directory: Path, record: Record) -> bool:
         return end_sandbox(directory, [Path(group) for group in record.cgroups])
+
+    def find_version(self) -> str:
+        return find_runsc().version
 
     def sweep(self) -> list[str]:
         return sweep_orphans(self.name)

@@ -134,7 +134,7 @@ def begin(
         except BaseException:
             records.remove_directory(places.directory)
             raise
-    lifeline.hold(owner)
+    lifeline.hold(owner, runtime)
     begun = Beginning(spec, request, identity, inputs, outputs, places, record)
     try:
         # by path: below the state directory, whose parents only this user can change
