@@ -18,7 +18,13 @@ from gvisor_kernel.errors import NoSnapshot, SnapshotError
 from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, make_launch_request
 from gvisor_kernel.kernel.workspace import NAME, hides_uploads
 from gvisor_kernel.runtimes import get_snapshot_runtime
-from gvisor_kernel.runtimes.base import FoundSnapshot, LaunchRequest, Sandbox, SnapshotRuntime
+from gvisor_kernel.runtimes.base import (
+    FoundSandbox,
+    FoundSnapshot,
+    LaunchRequest,
+    Sandbox,
+    SnapshotRuntime,
+)
 from gvisor_kernel.runtimes.mounts.folders import are_uploads_covered
 from gvisor_kernel.snapshots.host_facts import find_host_facts
 from gvisor_kernel.snapshots.key import (
@@ -64,7 +70,7 @@ class Restored:
     def discard(self, reason: str) -> None:
         """Let no other kernel start from this snapshot. Blocks. Does nothing if it is on a node:
         there the next start does it (``LaunchRequest.unfit``)."""
-        if self.sandbox.found is None and self.key:
+        if not isinstance(self.sandbox, FoundSandbox) and self.key:
             Store.open().discard(self.key, reason)
 
 

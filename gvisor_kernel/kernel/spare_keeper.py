@@ -21,7 +21,7 @@ from gvisor_kernel.host.per_process import PerProcess
 from gvisor_kernel.kernel.plan import KernelPlan, without_routes
 from gvisor_kernel.kernel.restore import Restored, restore
 from gvisor_kernel.runtimes import get_snapshot_runtime
-from gvisor_kernel.runtimes.base import LaunchRequest, Sandbox
+from gvisor_kernel.runtimes.base import CheckpointedSandbox, LaunchRequest, PausableSandbox, Sandbox
 from gvisor_kernel.snapshots.key import SnapshotKey
 from gvisor_kernel.tracing import step
 
@@ -124,7 +124,9 @@ class SpareKeeper(PerProcess):
         if not spare.fits(kind, key, run):
             sandbox.close()
             return None
+        assert isinstance(sandbox, CheckpointedSandbox)
         sandbox.assign(plan.request.kernel_id)
+        assert isinstance(sandbox, PausableSandbox)
         sandbox.resume()
         step("spare taken")
         return sandbox
@@ -223,6 +225,9 @@ def _stop(sandbox: Sandbox) -> bool:
         log.warning("%s", error)
         with suppress(Exception):
             sandbox.close()
+        return False
+    if not isinstance(sandbox, PausableSandbox):
+        sandbox.close()
         return False
     for _ in range(MAX_STOPS):
         sandbox.pause()

@@ -104,7 +104,7 @@ def hides_uploads(spec: SandboxSpec, folder: Path) -> bool:
 def find_view(sandbox: Sandbox, target: str) -> MountView | None:
     """Return the folder that is mounted at ``target``; None if that is in the sandbox's memory, or
     is an empty folder of its state directory."""
-    found = next((view for view in sandbox.mounts if view.target == target), None)
+    found = next((view for view in sandbox.view.mounts if view.target == target), None)
     if found is None or Path(found.source).parent == sandbox.directory.resolve():
         return None
     return found
@@ -158,12 +158,14 @@ def find_host_path(sandbox: Sandbox, path: str) -> Path | None:
     """
     if "\0" in path:
         return None
-    inside = Path(sandbox.workdir, path)
+    inside = Path(sandbox.view.workdir, path)
     if ".." in inside.parts:
         return None
-    views = list(sandbox.mounts)
+    views = list(sandbox.view.mounts)
     views += [
-        MountView(view.source, sandbox.workdir, True) for view in views if view.target == UPLOADS
+        MountView(view.source, sandbox.view.workdir, True)
+        for view in views
+        if view.target == UPLOADS
     ]
     for view in views:
         if inside.is_relative_to(view.target):

@@ -196,9 +196,9 @@ def check_shared(order: Order, host: str) -> None:
 def describe_sandbox(sandbox: Sandbox) -> dict[str, Any]:
     return {
         "identity": sandbox.identity,
-        "environment": sandbox.kernel_environment,
-        "python": sandbox.python,
-        "workdir": sandbox.workdir,
+        "environment": dict(sandbox.view.environment),
+        "python": sandbox.view.python,
+        "workdir": sandbox.view.workdir,
     }
 
 

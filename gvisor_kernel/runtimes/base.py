@@ -38,7 +38,7 @@ class LaunchRequest:
     """Modules that PID 1 imports before it is asked for a kernel. PID 1 then has a kernel's
     environment, without the variables that the spec names, and can fork into a kernel."""
     spare: bool = False
-    """The sandbox belongs to no kernel yet; see ``Sandbox.assign``."""
+    """The sandbox belongs to no kernel yet; see ``CheckpointedSandbox.assign``."""
     saved: Mapping[str, Any] | None = None
     """Facts that a snapshot of this kernel depends on beside its sandbox, as JSON. For a runtime
     that ``finds_snapshots``; None: the start must be cold."""
@@ -86,8 +86,25 @@ class MountView:
     """Device and inode of what was mounted: the name may lead to another file later."""
 
 
+@dataclass(frozen=True)
+class KernelView:
+    """What a kernel process finds in its sandbox."""
+
+    mounts: tuple[MountView, ...]
+    """The host paths that the sandbox shows."""
+    environment: Mapping[str, str]
+    """The whole environment of the kernel process."""
+    python: str
+    """The interpreter's path inside the sandbox."""
+    workdir: str
+    """The kernel's working directory inside the sandbox."""
+    transcripts: Path | None
+    """The directory where the bridge records, seen inside as /mnt/transcripts (read-only). None:
+    nothing is recorded."""
+
+
 class Sandbox(ABC):
-    """A running sandbox.
+    """A running sandbox. What only some can do is in the protocols below, and asked for by type.
 
     All methods may be called on a sandbox that has ended; only those that list an exception raise
     then. Those that do not block may be called on the bridge's loop.
@@ -99,9 +116,7 @@ class Sandbox(ABC):
     """The private state directory of this sandbox (mode 0700)."""
     log_path: Path
     """The log that ``gvisor-kernel logs`` shows."""
-    transcripts: Path | None
-    """The directory where the bridge records, seen inside as /mnt/transcripts (read-only). None:
-    nothing is recorded."""
+    view: KernelView
     link_in: int
     """File descriptor, non-blocking: the host writes here, PID 1 reads it as stdin."""
     link_out: int
@@ -111,22 +126,8 @@ class Sandbox(ABC):
     gofer_fd: int = -1
     """The same for a process that the sandbox needs but whose end it does not notice (the gofer).
     -1: there is none."""
-    mounts: tuple[MountView, ...]
-    """The host paths that the sandbox shows."""
-    kernel_environment: dict[str, str]
-    """The whole environment of the kernel process."""
-    python: str
-    """The interpreter's path inside the sandbox."""
-    workdir: str
-    """The kernel's working directory inside the sandbox."""
     node: str | None = None
     """The machine on which it runs, if that is another one."""
-    can_pause: bool = True
-    """True if ``pause`` stops this sandbox."""
-    found: FoundSnapshot | None = None
-    """The snapshot that it was restored from, if its runtime ``finds_snapshots``."""
-    lacks: str = ""
-    """The reason why such a runtime has found none."""
 
     @abstractmethod
     def poll(self) -> int | None:
@@ -175,49 +176,6 @@ class Sandbox(ABC):
         """
 
     @abstractmethod
-    def assign(self, kernel_id: str) -> None:
-        """Record that this spare sandbox belongs to the kernel ``kernel_id`` from now on.
-
-        The caller is the pool that hands the sandbox to a start. Never raises: a record that cannot
-        be written stays as it is.
-        """
-
-    @abstractmethod
-    def pause(self) -> None:
-        """Stop the sandbox, so that it uses no CPU time. It can still be killed and closed.
-
-        Does nothing to a sandbox that is stopped already. Does not block, never raises. Not called
-        where ``can_pause`` is False.
-        """
-
-    def is_busy(self) -> bool:
-        """Return whether code of the sandbox still runs although it was paused.
-
-        Code that polls memory for something that the stopped sandbox would have to do runs for
-        ever: the caller then resumes the sandbox. Takes milliseconds.
-        """
-        return False
-
-    def find_code_processes(self) -> list[int]:
-        """Return the host's processes in which code of the sandbox runs. Takes milliseconds."""
-        return []
-
-    def measure_code(self, pids: list[int]) -> int | None:
-        """Return the CPU time in ns that ``pids`` of ``find_code_processes`` have used so far.
-
-        None if one of them has ended, or there are none. Takes microseconds, never raises. It is
-        the same after a while if no code has run: a new process begins with code of another.
-        """
-        return None
-
-    @abstractmethod
-    def resume(self) -> None:
-        """Let a paused sandbox continue. Only its clocks show that time has passed.
-
-        Does nothing to a sandbox that runs. Does not block, never raises.
-        """
-
-    @abstractmethod
     def verify(self, said: Mapping[str, str] | None = None) -> None:
         """Check from outside that this is a gVisor sandbox with the isolation that was demanded.
 
@@ -231,6 +189,58 @@ class Sandbox(ABC):
         """
 
     @abstractmethod
+    def close(self) -> None:
+        """Kill the sandbox, wait for its end, and remove its processes, cgroup, mounts and files.
+
+        Also closes the file descriptors above. Blocks for seconds, and as long as outputs are
+        copied out of an engine. Idempotent, never raises: what could not be removed is logged and
+        left to the next sweep. Any thread.
+        """
+
+
+@runtime_checkable
+class PausableSandbox(Protocol):
+    """A sandbox that can be stopped for a while."""
+
+    def pause(self) -> None:
+        """Stop the sandbox, so that it uses no CPU time. It can still be killed and closed.
+
+        Does nothing to a sandbox that is stopped already. Does not block, never raises.
+        """
+
+    def resume(self) -> None:
+        """Let a paused sandbox continue. Only its clocks show that time has passed.
+
+        Does nothing to a sandbox that runs. Does not block, never raises.
+        """
+
+    def is_busy(self) -> bool:
+        """Return whether code of the sandbox still runs although it was paused.
+
+        Code that polls memory for something that the stopped sandbox would have to do runs for
+        ever: the caller then resumes the sandbox. Takes milliseconds.
+        """
+
+
+@runtime_checkable
+class MeasuredSandbox(Protocol):
+    """A sandbox of which the host sees whether code runs in it."""
+
+    def find_code_processes(self) -> list[int]:
+        """Return the host's processes in which code of the sandbox runs. Takes milliseconds."""
+
+    def measure_code(self, pids: list[int]) -> int | None:
+        """Return the CPU time in ns that ``pids`` of ``find_code_processes`` have used so far.
+
+        None if one of them has ended, or there are none. Takes microseconds, never raises. It is
+        the same after a while if no code has run: a new process begins with code of another.
+        """
+
+
+@runtime_checkable
+class CheckpointedSandbox(Protocol):
+    """A sandbox of a ``SnapshotRuntime``: it can be saved, and restored for nobody yet."""
+
     def checkpoint(self, directory: Path, seconds: float) -> None:
         """Save this sandbox as a snapshot into ``directory``, which is empty, and end it.
 
@@ -243,20 +253,27 @@ class Sandbox(ABC):
             all
         """
 
+    def assign(self, kernel_id: str) -> None:
+        """Record that this spare sandbox belongs to the kernel ``kernel_id`` from now on.
+
+        The caller is the pool that hands the sandbox to a start. Never raises: a record that cannot
+        be written stays as it is.
+        """
+
+
+@runtime_checkable
+class FoundSandbox(Protocol):
+    """A sandbox of a runtime that ``finds_snapshots``."""
+
+    found: FoundSnapshot | None
+    """The snapshot that it was restored from; None: it was started cold."""
+    lacks: str
+    """The reason why no snapshot was found."""
+
     def make_builder(self, plan: Mapping[str, Any]) -> Builder | None:
         """Return the command that makes a snapshot for kernels of ``plan`` where this sandbox is.
 
-        ``plan`` is JSON of ``kernel/plan.py``. None: this process makes it, on this machine.
-        """
-        return None
-
-    @abstractmethod
-    def close(self) -> None:
-        """Kill the sandbox, wait for its end, and remove its processes, cgroup, mounts and files.
-
-        Also closes the file descriptors above. Blocks for seconds, and as long as outputs are
-        copied out of a Docker engine. Idempotent, never raises: what could not be removed is logged
-        and left to the next sweep. Any thread.
+        ``plan`` is JSON of ``kernel/plan.py``. None: there is none.
         """
 
 

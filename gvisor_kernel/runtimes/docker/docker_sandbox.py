@@ -10,15 +10,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gvisor_kernel.errors import IsolationError, SandboxError, SnapshotError
+from gvisor_kernel.errors import IsolationError, SandboxError
 from gvisor_kernel.host.cgroups import count_oom_kills
 from gvisor_kernel.host.processes import SANDBOX_NAME, read_argv
+from gvisor_kernel.runtimes.base import KernelView
 from gvisor_kernel.runtimes.docker.container import RUNTIME, find_faults, is_gvisor
 from gvisor_kernel.runtimes.docker.engine import Engine
 from gvisor_kernel.runtimes.docker.stream import Pumps
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.pipes import Ends
-from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView, RecordedSandbox
+from gvisor_kernel.runtimes.state.recorded_sandbox import RecordedSandbox
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.stderr_log import StderrLog
 
@@ -143,15 +144,12 @@ def _is_here(pid: int, container: str) -> bool:
 
 log = logging.getLogger(__name__)
 
-SNAPSHOTS_NOT_SUPPORTED = "A kernel in a Docker engine cannot be saved as a snapshot."
 THREAD_SECONDS = 5.0
 """Seconds to wait for the threads that copy the link and stderr."""
 
 
 class DockerSandbox(RecordedSandbox):
     """Returned by ``DockerRuntime.start``. It ends when its container or its link does."""
-
-    can_pause = False
 
     def __init__(
         self,
@@ -219,15 +217,6 @@ class DockerSandbox(RecordedSandbox):
     def kill(self) -> None:
         self._pumps.stop()
 
-    def pause(self) -> None:
-        """Do nothing: ``can_pause`` is False, so nobody calls this.
-
-        A sandbox that the engine has stopped by ``runsc pause`` goes on using CPU time.
-        """
-
-    def resume(self) -> None:
-        pass
-
     def verify(self, said: Mapping[str, str] | None = None) -> None:
         faults = []
         if "gVisor" not in (said or {}).get("dmesg", ""):
@@ -241,9 +230,6 @@ class DockerSandbox(RecordedSandbox):
                 self.stderr_tail(),
             )
         self.note_ready()
-
-    def checkpoint(self, directory: Path, seconds: float) -> None:
-        raise SnapshotError(SNAPSHOTS_NOT_SUPPORTED, "set snapshot=off, or runtime=runsc.")
 
     def _stop(self) -> None:
         self._pumps.close(THREAD_SECONDS)

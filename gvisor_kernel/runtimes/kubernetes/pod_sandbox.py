@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from gvisor_kernel.errors import IsolationError, SandboxError, SnapshotError
+from gvisor_kernel.errors import IsolationError, SandboxError
 from gvisor_kernel.link.carrier import Carrier
+from gvisor_kernel.runtimes.base import KernelView
 from gvisor_kernel.runtimes.kubernetes.attach import Stream
 from gvisor_kernel.runtimes.kubernetes.cluster import Cluster
 from gvisor_kernel.runtimes.kubernetes.pod import CONTAINER
@@ -20,7 +21,7 @@ from gvisor_kernel.runtimes.kubernetes.removal import find_pod
 from gvisor_kernel.runtimes.kubernetes.settings import Kubernetes
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.pipes import Ends
-from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView, RecordedSandbox
+from gvisor_kernel.runtimes.state.recorded_sandbox import RecordedSandbox
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.stderr_log import StderrLog
 
@@ -65,7 +66,6 @@ def find_outside_faults(
 
 log = logging.getLogger(__name__)
 
-NO_SNAPSHOTS = "A kernel in a cluster cannot be saved as a snapshot."
 THREAD_SECONDS = 10.0
 """Seconds to wait for the thread that moves the link, and for that of stderr."""
 ATTACH_SECONDS = 5.0
@@ -73,8 +73,6 @@ ATTACH_SECONDS = 5.0
 
 class PodSandbox(RecordedSandbox):
     """Returned by ``KubernetesRuntime.start``. It ends when its pod does, or cannot be reached."""
-
-    can_pause = False
 
     def __init__(
         self,
@@ -167,12 +165,6 @@ class PodSandbox(RecordedSandbox):
         """Let PID 1 end all other processes. The pod goes with ``close``; its outputs are first."""
         self.pump.stop()
 
-    def pause(self) -> None:
-        """Do nothing: ``can_pause`` is False, so nobody calls this."""
-
-    def resume(self) -> None:
-        pass
-
     def verify(self, said: Mapping[str, str] | None = None) -> None:
         faults = find_inside_faults(said)
         faults += find_outside_faults(self.cluster, self.pod, self.asked, self._settings)
@@ -193,9 +185,6 @@ class PodSandbox(RecordedSandbox):
             name = ((found or {}).get("spec") or {}).get("nodeName")
             return name[:253] if isinstance(name, str) and name.isprintable() else None
         return None
-
-    def checkpoint(self, directory: Any, seconds: float) -> None:
-        raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off, or runtime=runsc.")
 
     def _stop(self) -> None:
         self.pump.close(THREAD_SECONDS)

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from gvisor_kernel.errors import IsolationError, SnapshotError
-from gvisor_kernel.runtimes.base import Builder, FoundSnapshot, LaunchRequest
+from gvisor_kernel.errors import IsolationError
+from gvisor_kernel.runtimes.base import Builder, FoundSnapshot, KernelView, LaunchRequest
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.nodes.client import Client
 from gvisor_kernel.runtimes.nodes.copies import save_outputs
@@ -21,13 +21,12 @@ from gvisor_kernel.runtimes.nodes.removal import forget_node
 from gvisor_kernel.runtimes.nodes.reports import Reports
 from gvisor_kernel.runtimes.pipes import Ends
 from gvisor_kernel.runtimes.state import records
-from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView, RecordedSandbox
+from gvisor_kernel.runtimes.state.recorded_sandbox import RecordedSandbox
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.stderr_log import StderrLog
 
 log = logging.getLogger(__name__)
 
-NO_SNAPSHOTS = "Snapshots of kernels on other machines are made there, after a cold start."
 FOUND = ("key", "run", "sandbox_key", "language")
 MAX_WORD = 200
 """Characters of each text that a helper reports of a snapshot."""
@@ -56,8 +55,6 @@ def _is_word(value: object) -> TypeGuard[str]:
 
 class NodeSandbox(RecordedSandbox):
     """Returned by ``NodeRuntime.start``. It ends when its client does."""
-
-    can_pause = False
 
     def __init__(
         self,
@@ -128,12 +125,6 @@ class NodeSandbox(RecordedSandbox):
         if not self._closed:
             self._end_link()
 
-    def pause(self) -> None:
-        """Do nothing: ``can_pause`` is False, so nobody calls this."""
-
-    def resume(self) -> None:
-        pass
-
     def verify(self, said: Mapping[str, str] | None = None) -> None:
         """Check what the guest says of its kernel's log; a restored one has said it before its
         snapshot was made. Its processes were checked by the helper, which says "ready" only
@@ -149,9 +140,6 @@ class NodeSandbox(RecordedSandbox):
                 self.stderr_tail(),
             )
         self._update_record(ready=True)
-
-    def checkpoint(self, directory: Path, seconds: float) -> None:
-        raise SnapshotError(NO_SNAPSHOTS)
 
     def make_builder(self, plan: Mapping[str, Any]) -> Builder | None:
         if self._order.copy:

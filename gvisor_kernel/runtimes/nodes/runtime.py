@@ -21,7 +21,7 @@ from gvisor_kernel.runtimes.nodes.attempt import Attempt, Elsewhere, NodeStart
 from gvisor_kernel.runtimes.nodes.checks import SECONDS, check_specs
 from gvisor_kernel.runtimes.nodes.copies import copies_files, pack_files, sync_outputs
 from gvisor_kernel.runtimes.nodes.engine import Engine
-from gvisor_kernel.runtimes.nodes.node_sandbox import NO_SNAPSHOTS, NodeSandbox
+from gvisor_kernel.runtimes.nodes.node_sandbox import NodeSandbox
 from gvisor_kernel.runtimes.nodes.removal import end_client
 from gvisor_kernel.runtimes.nodes.slurm import Slurm
 from gvisor_kernel.runtimes.nodes.ssh import Ssh
@@ -58,7 +58,8 @@ class NodeRuntime(Runtime):
 
     def explain_no_snapshots(self) -> SnapshotError:
         return SnapshotError(
-            NO_SNAPSHOTS, "start a kernel: the next one on its node is restored from a snapshot."
+            "Snapshots of kernels on other machines are made there, after a cold start.",
+            "start a kernel: the next one on its node is restored from a snapshot.",
         )
 
     def find_base(self, spec: SandboxSpec, request: LaunchRequest) -> Base:

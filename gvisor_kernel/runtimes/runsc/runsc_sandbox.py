@@ -15,13 +15,14 @@ from gvisor_kernel.host import commands, processes
 from gvisor_kernel.host.cgroups import count_oom_kills
 from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME, Posture, read_posture
+from gvisor_kernel.runtimes.base import KernelView
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.pipes import Ends
 from gvisor_kernel.runtimes.runsc.command_line import Runsc, checkpoint_argv, find_runsc
 from gvisor_kernel.runtimes.runsc.memory import HostMemory
 from gvisor_kernel.runtimes.runsc.starting import Sentry, is_readable, read_panic
 from gvisor_kernel.runtimes.state import lifeline
-from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView, RecordedSandbox
+from gvisor_kernel.runtimes.state.recorded_sandbox import RecordedSandbox
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.sweep import (
     END_SECONDS,
@@ -167,6 +168,9 @@ class RunscSandbox(RecordedSandbox):
         self.is_checkpointing = False
         """True while its snapshot is written."""
         self._lent = lent
+
+    def assign(self, kernel_id: str) -> None:
+        self._update_record(kernel_id=kernel_id, spare=False)
 
     def poll(self) -> int | None:
         with self._descriptors:

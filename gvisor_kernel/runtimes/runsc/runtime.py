@@ -25,7 +25,13 @@ from gvisor_kernel.host.commands import check_children
 from gvisor_kernel.host.folders import Opened, find_identity
 from gvisor_kernel.host.processes import SUBUID_BASE, SUBUID_COUNT
 from gvisor_kernel.images import PythonReport, RootImage
-from gvisor_kernel.runtimes.base import LaunchRequest, MountView, Sandbox, SnapshotRuntime
+from gvisor_kernel.runtimes.base import (
+    KernelView,
+    LaunchRequest,
+    MountView,
+    Sandbox,
+    SnapshotRuntime,
+)
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs
 from gvisor_kernel.runtimes.mounts.host_python import check_image_exists, find_python_tree
@@ -54,7 +60,6 @@ from gvisor_kernel.runtimes.runsc.staging import (
 from gvisor_kernel.runtimes.runsc.starting import spawn, wait_for_sentry
 from gvisor_kernel.runtimes.state import lifeline, records
 from gvisor_kernel.runtimes.state.beginning import first_record
-from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.sweep import (
     end_sandbox,
@@ -190,7 +195,7 @@ class RunscRuntime(SnapshotRuntime):
             outputs = open_outputs(spec, inputs, held, make=False)
             if outputs.folder is not None:
                 opened[OUTPUTS] = outputs.folder
-            for view in sandbox.mounts:
+            for view in sandbox.view.mounts:
                 folder = opened.pop(view.target, None)
                 now = find_identity(view.source) if folder is None else folder.identity
                 if now is None or now != view.identity:

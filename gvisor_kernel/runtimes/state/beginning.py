@@ -17,14 +17,13 @@ from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import real_path
 from gvisor_kernel.errors import GvisorKernelError, LaunchError
 from gvisor_kernel.host.processes import ProcessId
-from gvisor_kernel.runtimes.base import LaunchRequest, MountView
+from gvisor_kernel.runtimes.base import KernelView, LaunchRequest, MountView
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs
 from gvisor_kernel.runtimes.mounts.outputs import open_outputs
 from gvisor_kernel.runtimes.mounts.plan import Outputs, Places
 from gvisor_kernel.runtimes.mounts.written_folders import note_written
 from gvisor_kernel.runtimes.state import lifeline, records
-from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.sweep import (
     find_orphans,
