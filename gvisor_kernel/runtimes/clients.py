@@ -24,6 +24,7 @@ MAX_WORDS = 1024 * 1024
 COMMON_VARIABLES = ("HOME", "PATH", "USER", "LOGNAME")
 SSH_VARIABLES = (*COMMON_VARIABLES, "SSH_AUTH_SOCK", "KRB5CCNAME")
 """Variables of the server that a client gets. Other machines get none of them."""
+SSH = "ssh"  # no runtime: the program, and the folder of its connections
 HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@:-]{0,199}")
 """A host as OpenSSH knows it, perhaps with a user."""
 
@@ -133,7 +134,7 @@ def make_control() -> str:
 
     :raises StateError: when it cannot be made
     """
-    control = state_root() / "ssh"
+    control = state_root() / SSH
     try:
         # by path: below the state directory, whose parents only this user can change
         control.mkdir(mode=0o700, exist_ok=True)
@@ -172,7 +173,7 @@ def client_argv(name: str, control: str, config: str = "", **more: str) -> list[
         **more,
     }
     words = [f"-o{name}={value}" for name, value in options.items()]
-    return ["ssh", "-T", *(["-F", config] if config else []), *words]
+    return [SSH, "-T", *(["-F", config] if config else []), *words]
 
 
 def explain(text: str, status: int, host: str) -> Trouble:

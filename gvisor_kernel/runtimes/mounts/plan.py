@@ -134,7 +134,7 @@ class Places:
     @property
     def runsc(self) -> Path:
         """runsc's own state, and what it writes."""
-        return self.directory / "runsc"
+        return self.directory / "runsc"  # no runtime: the folder that a process names
 
     @property
     def pid_file(self) -> Path:

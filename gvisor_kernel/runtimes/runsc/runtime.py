@@ -89,8 +89,10 @@ class RunscRuntime(SnapshotRuntime):
     shows_host_python = True
     checks = CHECKS
 
-    def __init__(self, *, init_argv: Sequence[str] | None = None) -> None:
-        """``init_argv``: the program that runs as PID 1 in place of the guest; no kernel starts."""
+    def __init__(self, *, name: str = name, init_argv: Sequence[str] | None = None) -> None:
+        """``name``: of another runtime, which makes its sandboxes by this one. ``init_argv``: the
+        program that runs as PID 1 in place of the guest; no kernel starts."""
+        self.name = name
         self._init_argv = init_argv
         self._swept = False
         # no timeout: held for the first sweep of a process; each removal has a timeout
@@ -118,6 +120,7 @@ class RunscRuntime(SnapshotRuntime):
                     cgroups = tuple(map(str, plan_cgroup(identity.container_id)))
                     record = first_record(
                         *(spec, request, identity, outputs, owner),
+                        runtime=self.name,
                         image=python_tree.image,
                         cgroups=cgroups,
                     )

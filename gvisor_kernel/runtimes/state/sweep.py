@@ -36,7 +36,7 @@ END_SECONDS = 5.0
 
 def root_argument(directory: Path) -> str:
     """Return the argument that every process of the sandbox in ``directory`` was started with."""
-    return f"--root={directory / 'runsc'}"
+    return f"--root={directory / 'runsc'}"  # no runtime: see ``Places.runsc``
 
 
 def kill_sandbox(directory: Path, groups: Sequence[Path], *, wholly: bool = False) -> list[int]:
