@@ -115,7 +115,7 @@ def test_environment_comes_from_image_and_package(shared: Kernel) -> None:
 def test_engine_has_the_limits(shared: Kernel, dockerd: Dockerd) -> None:
     sandbox = sandbox_of(shared[0])
     with dockerd.client() as engine:
-        host = engine.inspect(sandbox.container)["HostConfig"]
+        host = engine.inspect(sandbox.container.id)["HostConfig"]
     assert 2**30 < host["Memory"] < 2**30 + 2**28
     assert host["PidsLimit"] > 512
     assert 10 * 2**20 < sandbox.memory_used() < 2**30

@@ -91,7 +91,7 @@ def test_a_real_cluster_runs_kernels(
             30 * 999_999
         )
         assert sandbox.pump.cuts == 0
-        words = read_death(kernel, lambda: cluster.delete_pod(sandbox.pod, grace=1))
+        words = read_death(kernel, lambda: cluster.delete_pod(sandbox.pod.name, grace=1))
         assert "the pod was deleted" in words
     with running_kernel(settings=WAYS["kubernetes"], start=start) as (_, client):
         execute(client, f"open('{OUTPUTS}/kept', 'w').write('x')")

@@ -9,10 +9,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gvisor_kernel.config.mounts import check_read_only
 from gvisor_kernel.config.settings import SandboxSpec
@@ -32,7 +30,7 @@ from gvisor_kernel.runtimes.docker.container import (
     make_container_request,
     make_store_request,
 )
-from gvisor_kernel.runtimes.docker.docker_sandbox import DockerSandbox
+from gvisor_kernel.runtimes.docker.docker_sandbox import Container, DockerSandbox
 from gvisor_kernel.runtimes.docker.engine import (
     Engine,
     check_engine,
@@ -42,7 +40,6 @@ from gvisor_kernel.runtimes.docker.engine import (
 )
 from gvisor_kernel.runtimes.docker.image import EngineImage, read_image
 from gvisor_kernel.runtimes.docker.removal import end_container, sweep_engine, sync_outputs
-from gvisor_kernel.runtimes.pipes import Ends, make_pipes
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import Beginning, FirstSweep, begin, predict_outputs
 from gvisor_kernel.runtimes.state.records import Record
@@ -62,11 +59,10 @@ PYTHON = "python3"
 
 @dataclass(frozen=True)
 class _Plan(Beginning):
-    """The plan of a sandbox, before anything is made in the engine. ``held`` closes the folders."""
+    """The plan of a sandbox, before anything is made in the engine."""
 
     engine: Engine
     image: EngineImage
-    held: ExitStack
 
     @property
     def names(self) -> Names:
@@ -137,13 +133,9 @@ class DockerRuntime(Runtime):
     ) -> DockerSandbox:
         check_read_only(spec.mounts, "the runtime docker copies them, and cannot write back")
         identity = new_identity(request.kernel_name, spec, image.digest)
-        with (
-            ExitStack() as held,
-            begin(
-                *(spec, request, identity, held), runtime=self.name, engine=engine.address
-            ) as begun,
-        ):
-            return _make_sandbox(_Plan(**vars(begun), engine=engine, image=image, held=held))
+        facts = {"runtime": self.name, "engine": engine.address}
+        with begin(spec, request, identity, facts) as begun:
+            return _make_sandbox(_Plan(**vars(begun), engine=engine, image=image))
 
 
 def _find_base(image: EngineImage) -> Base:
@@ -179,33 +171,17 @@ def _make_sandbox(plan: _Plan) -> DockerSandbox:
         keeps_outputs=keeps,
         volumes=plan.image.volumes,
     )
-    container = engine.create(names.container, asked)
-    sandbox = _connect(plan, container, asked)
+    container = Container(engine, engine.create(names.container, asked), asked)
+    environment = _environment(plan, plan.request.environment)
+    sandbox = DockerSandbox(plan, plan.make_view(environment, PYTHON, WORKSPACE), container)
     try:
-        engine.start(container)
+        engine.start(container.id)
         step("container started")
-        sandbox.begin(engine.inspect(container).get("State") or {})
+        sandbox.begin()
     except BaseException:
         sandbox.close_link()
         raise
     return sandbox
-
-
-def _connect(plan: _Plan, container: str, asked: Mapping[str, Any]) -> DockerSandbox:
-    """Connect to a container that is about to start, and read its output from now on."""
-    engine = plan.engine
-    sockets = (engine.attach(container, stdin=True), engine.attach(container, stdin=False))
-    ends: Ends = make_pipes()
-    return DockerSandbox(
-        engine=engine,
-        container=container,
-        asked=asked,
-        sockets=sockets,
-        ends=ends,
-        record=plan.record,
-        places=plan.places,
-        view=plan.make_view(_environment(plan, plan.request.environment), PYTHON, WORKSPACE),
-    )
 
 
 def _environment(plan: _Plan, server: Mapping[str, str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ from gvisor_kernel.runtimes.kubernetes.pod import (
     guest_config,
     make_pod,
 )
-from gvisor_kernel.runtimes.kubernetes.pod_sandbox import ATTACH_SECONDS, PodSandbox
+from gvisor_kernel.runtimes.kubernetes.pod_sandbox import ATTACH_SECONDS, Pod, PodSandbox
 from gvisor_kernel.runtimes.kubernetes.pod_state import describe_wait, find_obstacle
 from gvisor_kernel.runtimes.kubernetes.removal import end_pod, find_pod, sweep_cluster, sync_outputs
 from gvisor_kernel.runtimes.kubernetes.settings import NO_CHOICE, find_settings, without_claims
@@ -72,10 +72,9 @@ TAKE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class _Plan(Beginning):
-    """The plan of a sandbox, before a pod is made. ``held`` closes the folders."""
+    """The plan of a sandbox, before a pod is made."""
 
     cluster: Cluster
-    held: ExitStack
 
     @property
     def names(self) -> PodNames:
@@ -106,17 +105,9 @@ class KubernetesRuntime(Runtime):
             self._first_sweep.run(cluster.address, lambda: sweep_cluster(cluster), outputs)
             step("cluster looked at")
             identity = new_identity(request.kernel_name, spec)
-            engine = cluster.address.write()
-            with (
-                ExitStack() as held,
-                begin(
-                    *(spec, request, identity, held),
-                    runtime=self.name,
-                    engine=engine,
-                    shown=shown,
-                ) as begun,
-            ):
-                return _make_sandbox(_Plan(**vars(begun), cluster=cluster, held=held))
+            facts = {"runtime": self.name, "engine": cluster.address.write()}
+            with begin(spec, request, identity, facts, shown=shown) as begun:
+                return _make_sandbox(_Plan(**vars(begun), cluster=cluster))
         except BaseException:
             cluster.close()
             raise
@@ -237,23 +228,10 @@ def _connect(
         found.stream.close()
         raise
     carrier = Carrier(secret, is_host=True)
-    sandbox = PodSandbox(
-        cluster=cluster,
-        pod=pod,
-        asked=asked,
-        settings=find_settings(spec),
-        stream=found.stream,
-        carrier=carrier,
-        ends=ends,
-        stderr=stderr,
-        record=plan.record,
-        places=plan.places,
-        view=plan.make_view(
-            image_environment(variables, names, plan.request.environment),
-            PYTHON,
-            WORKSPACE,
-        ),
-    )
+    environment = image_environment(variables, names, plan.request.environment)
+    view = plan.make_view(environment, PYTHON, WORKSPACE)
+    made = Pod(cluster, pod, asked)
+    sandbox = PodSandbox(plan, ends, view, stderr, made, found.stream, carrier)
     sandbox.pump.start()
     return sandbox
 

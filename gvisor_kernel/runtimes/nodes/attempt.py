@@ -338,8 +338,7 @@ class Attempt:
             stderr=stderr,
             ends=ends,
             exit_fd=exit_fd,
-            record=start.find_record(),
-            places=start.places,
+            begun=start,
             view=start.make_view(
                 environment, reports.text("ready", "python"), reports.text("ready", "workdir")
             ),

@@ -12,7 +12,6 @@ from typing import Any, TypeGuard
 
 from gvisor_kernel.errors import IsolationError
 from gvisor_kernel.runtimes.base import Builder, FoundSnapshot, KernelView, LaunchRequest
-from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.nodes.client import Client
 from gvisor_kernel.runtimes.nodes.copies import save_outputs
 from gvisor_kernel.runtimes.nodes.engine import Engine
@@ -21,8 +20,8 @@ from gvisor_kernel.runtimes.nodes.removal import forget_node
 from gvisor_kernel.runtimes.nodes.reports import Reports
 from gvisor_kernel.runtimes.pipes import Ends
 from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state.beginning import Beginning
 from gvisor_kernel.runtimes.state.recorded_sandbox import RecordedSandbox
-from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.stderr_log import StderrLog
 
 log = logging.getLogger(__name__)
@@ -66,16 +65,15 @@ class NodeSandbox(RecordedSandbox):
         stderr: StderrLog,
         ends: Ends,
         exit_fd: int,
-        record: Record,
-        places: Places,
+        begun: Beginning,
         view: KernelView,
         environment: Mapping[str, str],
         order: Order,
     ) -> None:
         """``environment``: the client's. ``order``: what the helper was asked for."""
-        super().__init__(record, places.directory, places.log, view, (ends.link_in, ends.link_out))
+        super().__init__(begun, ends, view)
         self.exit_fd = exit_fd
-        self.node = record.node
+        self.node = self._record.node
         self._engine = engine
         self._host = host
         self._client = client

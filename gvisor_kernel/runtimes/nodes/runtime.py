@@ -7,7 +7,6 @@ makes the sandbox with that machine's runsc, watches it and removes it (``gvisor
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -48,10 +47,7 @@ class NodeRuntime(Runtime):
         awaited = predict_outputs(spec, request) if copies_files(spec) else None
         self._first_sweep.run("", outputs=awaited)
         identity = new_identity(request.kernel_name, spec, engine.name)
-        with (
-            ExitStack() as held,
-            begin(spec, request, identity, held, runtime=self.name) as begun,
-        ):
+        with begin(spec, request, identity, {"runtime": self.name}) as begun:
             asked, files = pack_files(begun) if copies_files(spec) else (spec, None)
             start = NodeStart(**vars(begun), engine=engine, asked=asked, files=files)
             return _start_somewhere(start)
