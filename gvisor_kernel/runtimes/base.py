@@ -310,9 +310,10 @@ class Runtime(ABC):
 
     @abstractmethod
     def start(self, spec: SandboxSpec, request: LaunchRequest) -> Sandbox:
-        """Start a sandbox whose PID 1 is the guest.
+        """Start a sandbox whose PID 1 is the guest (``spec.oci.guest_argv``).
 
-        Blocks; called in a worker thread. Returns as soon as both ends of the link exist and the
+        The sandbox shows the guest's code at ``spec.layout.GUEST`` and the places of ``LAYOUT``,
+        and has no network. Blocks; called in a worker thread. Returns as soon as both ends of the link exist and the
         runtime's process runs. Waiting for the guest's HELLO is up to the bridge. Nothing is left
         behind after an error.
 
