@@ -444,7 +444,7 @@ BOUNDED = {
     "runtimes.stderr_log.StderrLog": "4 KiB of a line, and an allowance in a second",
     "runtimes.nodes.reports.Reports": "1 MiB of a line of this user's helper",
     "runtimes.kubernetes.starting.read_facts": "256 KiB, by parse_json",
-    "runtimes.image_probe._parse": "4 MiB, by parse_json",
+    "runtimes.runsc.image_probe._parse": "4 MiB, by parse_json",
     "kernel.environment_builder._run": "200 lines of 16 KiB",
     "kernel.learned_modules.read_report": "64 names, by parse_json",
     "snapshots.learned.add_report": "64 names",

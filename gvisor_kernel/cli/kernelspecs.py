@@ -15,7 +15,8 @@ from pathlib import Path
 from gvisor_kernel.cli.images import progress
 from gvisor_kernel.cli.snapshots import build_missing
 from gvisor_kernel.config.packages import split_requirements
-from gvisor_kernel.config.validators import ENGINE_RUNTIMES, HOST_IMAGE, is_within, parse_value
+from gvisor_kernel.config.settings import find_entry
+from gvisor_kernel.config.validators import HOST_IMAGE, is_within, parse_value
 from gvisor_kernel.environments.environment import Environment
 from gvisor_kernel.environments.environment_store import Store
 from gvisor_kernel.errors import GvisorKernelError, KernelspecError
@@ -215,7 +216,7 @@ def check_kernel(settings: dict[str, object]) -> None:
     :raises GvisorKernelError: when a setting is wrong, or the kernel's program is missing
     """
     spec = make_provisioner(settings, read_configuration()).sandbox_spec()
-    if spec.runtime in ENGINE_RUNTIMES:
+    if find_entry(spec.runtime).images:
         return  # the engine may be on another machine, and the image may be pulled later
     python, argv = choose_program(spec, [], [])
     if spec.image != HOST_IMAGE or not argv:

@@ -102,7 +102,7 @@ class KeptData(PerProcess):
 
 def _find_outputs(sandbox: Sandbox) -> Path:
     """Return the folder that the kernel's outputs are, if it is still where it was mounted from."""
-    view = next((view for view in sandbox.mounts if view.target == OUTPUTS), None)
+    view = next((view for view in sandbox.view.mounts if view.target == OUTPUTS), None)
     if view is None or not view.source:
         raise StorageError(
             "This kernel's outputs are not kept, so it keeps no data either.",

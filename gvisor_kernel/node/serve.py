@@ -116,7 +116,7 @@ def serve() -> int:
     try:
         if copy is not None:
             copy.mark_used()
-        kernel = (sandbox.kernel_environment, sandbox.python, sandbox.workdir)
+        kernel = (dict(sandbox.view.environment), sandbox.view.python, sandbox.view.workdir)
         files = ("", 0) if copy is None else (str(copy.path), copy.left_out)
         told.tell(Ready(*kernel, *files, found, lacks))
         end = watch(sandbox, order.spec.memory_limit, wake, told)

@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gvisor_kernel.config.mounts import ExtraMount
-from gvisor_kernel.config.nodes import Slurm, Ssh
 from gvisor_kernel.config.packages import Packages
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.node import serve
@@ -42,6 +41,7 @@ from gvisor_kernel.runtimes.nodes.orders import (
     write_order,
 )
 from gvisor_kernel.runtimes.nodes.reports import MAX_WORDS, Reports
+from gvisor_kernel.runtimes.nodes.settings import Slurm
 
 SPEC = SandboxSpec(
     runtime="slurm",
@@ -49,8 +49,7 @@ SPEC = SandboxSpec(
     environment=("SHOWN",),
     preload=("numpy",),
     packages=Packages(("polars",), "a" * 64),
-    slurm=Slurm(arguments=("--x",)),
-    ssh=Ssh(hosts=("n1",)),
+    own=Slurm(arguments=("--x",)),
 )
 REQUEST = LaunchRequest(
     *("gvisor-python", "an id", Path("/notebooks"), "/usr/bin/python3"),
@@ -70,7 +69,8 @@ def test_order_is_read_as_it_was_written() -> None:
     size = read_head(data[:HEAD])
     assert size == len(data) - HEAD
     shown = dataclasses.replace(REQUEST, environment={"SHOWN": "yes"})
-    assert read_order(data[HEAD:]) == dataclasses.replace(ORDER, request=shown)
+    spec = dataclasses.replace(SPEC, own=None)  # what the client is asked for
+    assert read_order(data[HEAD:]) == dataclasses.replace(ORDER, spec=spec, request=shown)
 
 
 def test_order_has_no_variable_that_nobody_has_named() -> None:

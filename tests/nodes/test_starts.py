@@ -16,9 +16,10 @@ from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.processes import ProcessId
 from gvisor_kernel.runtimes.base import LaunchRequest
+from gvisor_kernel.runtimes.clients import Trouble
 from gvisor_kernel.runtimes.mounts.plan import Outputs
 from gvisor_kernel.runtimes.nodes.client import Client
-from gvisor_kernel.runtimes.nodes.engine import Engine, Trouble
+from gvisor_kernel.runtimes.nodes.engine import Engine
 from gvisor_kernel.runtimes.nodes.orders import MARK, Failed, Here, write_fact
 from gvisor_kernel.runtimes.nodes.runtime import NodeRuntime
 from gvisor_kernel.runtimes.state import leftovers, records, sweep

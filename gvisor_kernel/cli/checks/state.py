@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 
-from gvisor_kernel.cli.checks import Check, failed, ok, warning
+from gvisor_kernel.runtimes.checks import Check, failed, ok, warning
 from gvisor_kernel.runtimes.state.records import find_sandboxes, is_orphan, state_root
 from gvisor_kernel.shown_text import describe_size
 

@@ -18,11 +18,11 @@ from gvisor_kernel.runtimes.copies.outputs import (
     sync_copied_outputs,
     take_outputs,
 )
+from gvisor_kernel.runtimes.docker.container import LABEL, Names
 from gvisor_kernel.runtimes.docker.engine import Engine, EngineNotFound, connect
 from gvisor_kernel.runtimes.docker.troubles import EngineNotAnswering
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.records import Record
-from gvisor_kernel.spec.container import LABEL, Names
 from gvisor_kernel.spec.layout import OUTPUTS
 
 log = logging.getLogger(__name__)

@@ -26,10 +26,10 @@ from gvisor_kernel.runtimes.kubernetes.cluster import (
     NotFound,
 )
 from gvisor_kernel.runtimes.kubernetes.collection import end_processes, fetch_outputs
+from gvisor_kernel.runtimes.kubernetes.pod import IDENTITY, SANDBOX, STATE, pod_name
 from gvisor_kernel.runtimes.kubernetes.pod_state import explain_end, find_phase
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.records import Record
-from gvisor_kernel.spec.pod import IDENTITY, SANDBOX, STATE, pod_name
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The client of a sandbox on a node: the process here that passes its stdio, srun or ssh.
 
 It has the sandbox's link and stderr as pipes, and is ended in steps: its stdin ends, then a signal,
-then the engine's own command for the job. Short commands of an engine are run here, too.
+then the engine's own command for the job.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from gvisor_kernel.errors import LaunchError
-from gvisor_kernel.host import commands
-from gvisor_kernel.host.commands import CommandResult
+from gvisor_kernel.runtimes.clients import run
 from gvisor_kernel.runtimes.nodes.orders import Here
 from gvisor_kernel.runtimes.nodes.reports import Reports
-from gvisor_kernel.runtimes.runsc.starting import make_pipes
+from gvisor_kernel.runtimes.pipes import make_pipes
 from gvisor_kernel.runtimes.stderr_log import StderrLog
 
 GENTLE_SECONDS = 15.0
@@ -28,9 +27,6 @@ GENTLE_SECONDS = 15.0
 SIGNAL_SECONDS = 10.0
 LAST_SECONDS = 5.0
 """Seconds to wait for the last words of a client that has ended."""
-COMMAND_SECONDS = 60.0
-MAX_WORDS = 1024 * 1024
-"""Bytes of a command's output. A queue of 100,000 jobs has fewer."""
 
 
 class Client:
@@ -176,30 +172,3 @@ def _wait(fd: int, event: int, seconds: float) -> bool:
     poller = select.poll()
     poller.register(fd, event)
     return bool(poller.poll(max(0.0, seconds) * 1000))
-
-
-def run(argv: Sequence[str], environment: Mapping[str, str]) -> CommandResult:
-    """Run a short command of an engine; its status is 1 where it does not end in time.
-
-    A node may print without end: the last MAX_WORDS bytes of stdout and of stderr are kept.
-    """
-    failed = CommandResult(1, "")
-    if not argv:
-        return failed
-    try:
-        (done,) = commands.run(
-            argv,
-            seconds=COMMAND_SECONDS,
-            max_bytes=MAX_WORDS,
-            cwd=Path("/"),
-            environment=environment,
-            apart=True,
-        )
-    except (OSError, LaunchError):
-        return failed
-    return failed if done.status is None else done
-
-
-def last_line(done: CommandResult) -> str:
-    """Return the last line of a command's output. A login script may have printed others."""
-    return done.output.strip().rpartition("\n")[2]

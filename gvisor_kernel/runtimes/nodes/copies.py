@@ -42,6 +42,7 @@ from gvisor_kernel.runtimes.nodes.orders import (
     show_text,
 )
 from gvisor_kernel.runtimes.nodes.reports import F, readable
+from gvisor_kernel.runtimes.nodes.settings import find_slurm, find_ssh
 from gvisor_kernel.runtimes.nodes.variables import client_variables
 from gvisor_kernel.runtimes.state.beginning import Beginning
 from gvisor_kernel.runtimes.state.records import Record, note_facts
@@ -56,8 +57,7 @@ COPY_SECONDS = 120.0
 
 def copies_files(spec: SandboxSpec) -> bool:
     """Return whether files are copied to the node and back."""
-    asked = spec.slurm if spec.runtime == "slurm" else spec.ssh
-    return asked.files == "copy"
+    return "copy" in (find_slurm(spec).files, find_ssh(spec).files)
 
 
 SILENT_SECONDS = 60.0

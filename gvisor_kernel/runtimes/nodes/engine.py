@@ -9,22 +9,10 @@ import shutil
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from gvisor_kernel.errors import RuntimeMissing
+from gvisor_kernel.runtimes.clients import Trouble
 from gvisor_kernel.runtimes.nodes.variables import client_variables
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """The reason why a client of an engine has ended: a fact for a person, and what to do.
-
-    ``elsewhere``: the same start may succeed on another host.
-    """
-
-    fact: str
-    hint: str = ""
-    elsewhere: bool = False
 
 
 class Engine(ABC):

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.errors import IsolationError, SnapshotError
+from gvisor_kernel.errors import IsolationError
 from gvisor_kernel.runtimes.base import Builder, FoundSnapshot, LaunchRequest
 from gvisor_kernel.runtimes.copies.contents import Contents
 from gvisor_kernel.runtimes.nodes.client import Client
@@ -33,7 +32,6 @@ from gvisor_kernel.typed_json import read_value
 
 log = logging.getLogger(__name__)
 
-NO_SNAPSHOTS = "Snapshots of kernels on other machines are made there, after a cold start."
 HELPER_SECONDS = 15.0
 """Seconds that a helper may take to remove its sandbox."""
 LAST_SECONDS = 1.0
@@ -52,18 +50,14 @@ class NodeStart(Beginning):
 class NodeSandbox(RecordedSandbox):
     """Returned by ``NodeRuntime.start``. It ends when its client does."""
 
-    can_pause = False
-
     def __init__(
         self, start: NodeStart, client: Client, order: Order, host: str, ready: Ready
     ) -> None:
         """``order``: what the helper was asked for; ``ready``: what it has answered."""
-        record, places = start.find_record(), start.places
         view = start.make_view(ready.environment, ready.python, ready.workdir)
-        link = (client.ends.link_in, client.ends.link_out)
-        super().__init__(record, places.directory, places.log, view, link)
+        super().__init__(start, client.ends, view)
         self.exit_fd = client.exit_fd
-        self.node = record.node
+        self.node = self._record.node
         self._engine = start.engine
         self._host = host
         self._client = client
@@ -116,12 +110,6 @@ class NodeSandbox(RecordedSandbox):
         if not self._closed:
             self._client.end_link()
 
-    def pause(self) -> None:
-        """Do nothing: ``can_pause`` is False, so nobody calls this."""
-
-    def resume(self) -> None:
-        pass
-
     def verify(self, said: Mapping[str, str] | None = None) -> None:
         """Check what the guest says of its kernel's log; a restored one has said it before its
         snapshot was made. Its processes were checked by the helper, which says "ready" only
@@ -137,9 +125,6 @@ class NodeSandbox(RecordedSandbox):
                 self.stderr_tail(),
             )
         self._update_record(ready=True)
-
-    def checkpoint(self, directory: Path, seconds: float) -> None:
-        raise SnapshotError(NO_SNAPSHOTS)
 
     def make_builder(self, plan: Mapping[str, Any]) -> Builder | None:
         if self._order.copy:

@@ -76,7 +76,7 @@ def write_order(order: Order) -> bytes:
     named = {name: variables[name] for name in order.spec.environment if name in variables}
     sent = replace(
         order,
-        spec=replace(order.spec, egress=()),
+        spec=replace(order.spec, egress=(), own=None),
         request=replace(order.request, environment=named),
     )
     body = write_json(sent).encode()

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from gvisor_kernel.host.processes import is_alive, kill_if, wait_until_gone
-from gvisor_kernel.runtimes.nodes.client import last_line, run
+from gvisor_kernel.runtimes.clients import last_line, run
 from gvisor_kernel.runtimes.nodes.orders import MAX_ANSWER, Answer
 from gvisor_kernel.runtimes.nodes.variables import client_variables
 from gvisor_kernel.runtimes.state.records import Record, note_facts

@@ -12,10 +12,9 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import gvisor_kernel
 from gvisor_kernel import errors
@@ -24,11 +23,13 @@ from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, SnapshotError
 from gvisor_kernel.host.processes import identify
 from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
-from gvisor_kernel.runtimes.hints import find_hint
+from gvisor_kernel.runtimes.checks import RuntimeCheck
+from gvisor_kernel.runtimes.clients import make_control
+from gvisor_kernel.runtimes.nodes.checks import SECONDS, check_specs
 from gvisor_kernel.runtimes.nodes.client import LAST_SECONDS, Client
 from gvisor_kernel.runtimes.nodes.copies import copies_files, note_copy, pack_files, sync_outputs
 from gvisor_kernel.runtimes.nodes.engine import Engine
-from gvisor_kernel.runtimes.nodes.node_sandbox import NO_SNAPSHOTS, NodeSandbox, NodeStart
+from gvisor_kernel.runtimes.nodes.node_sandbox import NodeSandbox, NodeStart
 from gvisor_kernel.runtimes.nodes.orders import (
     PLACES,
     Failed,
@@ -44,7 +45,7 @@ from gvisor_kernel.runtimes.nodes.orders import (
 from gvisor_kernel.runtimes.nodes.removal import end_client, forget_node
 from gvisor_kernel.runtimes.nodes.reports import Reports
 from gvisor_kernel.runtimes.nodes.slurm import Slurm
-from gvisor_kernel.runtimes.nodes.ssh import Ssh, make_control
+from gvisor_kernel.runtimes.nodes.ssh import Ssh
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import FirstSweep, begin, predict_outputs
 from gvisor_kernel.runtimes.state.records import Record, change_record, state_root
@@ -81,37 +82,31 @@ def count_kernels() -> dict[str, int]:
 class NodeRuntime(Runtime):
     """Makes sandboxes on the nodes of an engine; ``name`` is the engine's."""
 
-    supports_snapshots = False
     finds_snapshots = True
 
     def __init__(
         self, name: str, find_engine: Callable[[SandboxSpec], Engine] = make_engine
     ) -> None:
         self.name = name
+        self.checks = (RuntimeCheck(name, SECONDS, partial(check_specs, find_engine)),)
         self._find_engine = find_engine
         self._first_sweep: FirstSweep[str] = FirstSweep(name)
 
-    def start(
-        self, spec: SandboxSpec, request: LaunchRequest, snapshot: Path | None = None
-    ) -> Sandbox:
-        if snapshot is not None:
-            raise SnapshotError(NO_SNAPSHOTS)
+    def start(self, spec: SandboxSpec, request: LaunchRequest) -> Sandbox:
         engine = self._find_engine(spec)
         engine.check()
         awaited = predict_outputs(spec, request) if copies_files(spec) else None
         self._first_sweep.run("", outputs=awaited)
         identity = new_identity(request.kernel_name, spec, engine.name)
-        with (
-            ExitStack() as held,
-            begin(spec, request, identity, held, runtime=self.name) as begun,
-        ):
+        with begin(spec, request, identity, {"runtime": self.name}) as begun:
             asked, files = pack_files(begun) if copies_files(spec) else (spec, None)
             start = NodeStart(**vars(begun), engine=engine, asked=asked, files=files)
             return _start_somewhere(start)
 
-    def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
-        raise SnapshotError(
-            NO_SNAPSHOTS, "start a kernel: the next one on its node is restored from a snapshot."
+    def explain_no_snapshots(self) -> SnapshotError:
+        return SnapshotError(
+            "Snapshots of kernels on other machines are made there, after a cold start.",
+            "start a kernel: the next one on its node is restored from a snapshot.",
         )
 
     def find_base(self, spec: SandboxSpec, request: LaunchRequest) -> Base:
@@ -120,9 +115,6 @@ class NodeRuntime(Runtime):
             "install the kernelspec with runtime=runsc on this machine, or put the packages into"
             " an image.",
         )
-
-    def find_advice(self, words: str) -> str:
-        return find_hint(words)
 
     def end(self, directory: Path, record: Record) -> bool:
         return end_client(record)

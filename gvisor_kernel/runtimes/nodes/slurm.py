@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import MIB
-from gvisor_kernel.runtimes.nodes.client import last_line, run
-from gvisor_kernel.runtimes.nodes.engine import Engine, Trouble
+from gvisor_kernel.runtimes.clients import Trouble, last_line, run
+from gvisor_kernel.runtimes.nodes.engine import Engine
+from gvisor_kernel.runtimes.nodes.settings import find_slurm
 from gvisor_kernel.shown_text import printable
 
 OVERHEAD = 320 * MIB
@@ -140,7 +141,7 @@ class Slurm(Engine):
 
     def __init__(self, spec: SandboxSpec) -> None:
         self._spec = spec
-        self._asked = spec.slurm
+        self._asked = find_slurm(spec)
         self.python, self.state, self.wait = (
             self._asked.python,
             self._asked.state,

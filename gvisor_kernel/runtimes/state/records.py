@@ -21,6 +21,7 @@ from typing import Any
 
 from platformdirs import user_state_path
 
+from gvisor_kernel.config.settings import DEFAULT_RUNTIME
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.host.locks import MAX_LOCK_SECONDS
 from gvisor_kernel.host.private_directories import NotPrivate, check_parents, lock
@@ -72,7 +73,7 @@ class Record:
     processes: dict[str, ProcessId] = field(default_factory=dict)
     spare: bool = False
     """Restored ahead, and not assigned to a kernel yet."""
-    runtime: str = "runsc"
+    runtime: str = DEFAULT_RUNTIME
     engine: str | None = None
     """The address of the Docker engine that runs it, if one does."""
     ready: bool = False
