@@ -186,6 +186,24 @@ def test_copy_on_a_full_disk_is_refused(tmp_path: Path, state: Path) -> None:
         subprocess.run(["umount", state], check=True)
 
 
+def test_folders_of_any_depth_and_mode_are_removed(tmp_path: Path) -> None:
+    copy = use(take())
+    kept = tmp_path / "kept"
+    kept.write_text("of the node")
+    fd = os.open(copy.outputs, os.O_RDONLY | os.O_DIRECTORY)
+    for _ in range(3000):
+        os.symlink(kept, "link", dir_fd=fd)
+        os.mkdir("moved-0", dir_fd=fd)
+        inner = os.open("moved-0", os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)
+        os.close(fd)
+        fd = inner
+    os.mkdir("closed", 0o000, dir_fd=fd)
+    os.close(fd)
+    copy.remove()
+    assert not copy.path.exists()
+    assert kept.read_text() == "of the node"
+
+
 # -- who waits, and how long -----------------------------------------------------------------------
 
 
