@@ -18,6 +18,7 @@ GvisorKernelError
 ├── OutputsError          a file of outputs cannot be shown
 ├── PackagesError         packages of a kernelspec could not be installed, found or used
 ├── RootImageError        an image could not be imported, found, used or removed
+│   └── ArchiveError      an archive or a directory is not accepted
 ├── SkillError            a skill is invalid, or could not be installed, found or removed
 ├── StateError            the directories of this user's sandboxes cannot be used
 └── StorageError          what pages keep cannot be read or written
@@ -149,6 +150,14 @@ class PackagesError(GvisorKernelError):
 
 class RootImageError(GvisorKernelError):
     """An image (root file system) could not be imported, found, used or removed."""
+
+
+class ArchiveError(RootImageError):
+    """An archive or a directory is not accepted.
+
+    ``fact`` is a clause without a full stop: "the archive is truncated". The caller says which
+    import failed.
+    """
 
 
 class SkillError(GvisorKernelError):

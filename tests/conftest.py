@@ -81,6 +81,7 @@ IN_SANDBOXES += ("mcp/test_suites.py", "mcp/test_egress.py", "mcp/test_scale.py"
 IN_SANDBOXES += ("changes/test_kernels.py", "skills/test_inside.py")
 """Files in which nearly all tests run real sandboxes, or pip itself; they are marked slow."""
 QUICK = (
+    *("docker/test_container.py", "kubernetes/test_pod.py", "kubernetes/test_settings.py"),
     *("docker/test_engine.py", "docker/test_files.py", "docker/test_outputs.py"),
     *(
         "kubernetes/test_collection.py",

@@ -38,7 +38,7 @@ ALLOWED = {
     ("kernel/environment_builder.py", None): "200 lines of 16 KiB; none has such a repeat",
     ("runtimes/docker/troubles.py", None): "words of an engine's error; none has a repeat",
     ("runtimes/nodes/slurm.py", None): "100 lines of 4 KiB of srun; no ``.*`` leaves its line",
-    ("runtimes/nodes/ssh.py", None): "100 lines of 4 KiB of ssh; no ``.*`` leaves its line",
+    ("runtimes/clients.py", None): "100 lines of 4 KiB of ssh; no ``.*`` leaves its line",
     **{
         ("runtimes/hints.py", pattern): "4 KiB of stderr"
         for pattern in (

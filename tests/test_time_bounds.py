@@ -31,7 +31,6 @@ from nbformat.sign import NotebookNotary
 
 from gvisor_kernel.api.collector import Collector, read_error
 from gvisor_kernel.api.execution import Result, strip_ansi
-from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.archive.tar import BLOCK, TarReader
 from gvisor_kernel.artifacts.item import encode_value
 from gvisor_kernel.artifacts.outputs import check_path
@@ -52,7 +51,7 @@ from gvisor_kernel.egress.package_pages import (
 )
 from gvisor_kernel.egress.patterns import find_target_fault, is_allowed
 from gvisor_kernel.egress.refusals import BadRequest
-from gvisor_kernel.errors import EgressRefused, OutputsError, SkillError
+from gvisor_kernel.errors import ArchiveError, EgressRefused, OutputsError, SkillError
 from gvisor_kernel.host.log_files import clean_lines
 from gvisor_kernel.images.blobs import decompressed
 from gvisor_kernel.images.formats import read_environment
@@ -445,7 +444,7 @@ BOUNDED = {
     "runtimes.stderr_log.StderrLog": "4 KiB of a line, and an allowance in a second",
     "runtimes.nodes.reports.Reports": "1 MiB of a line of this user's helper",
     "runtimes.kubernetes.starting.read_facts": "256 KiB, by parse_json",
-    "runtimes.image_probe._parse": "4 MiB, by parse_json",
+    "runtimes.runsc.image_probe._parse": "4 MiB, by parse_json",
     "kernel.environment_builder._run": "200 lines of 16 KiB",
     "kernel.learned_modules.read_report": "64 names, by parse_json",
     "snapshots.learned.add_report": "64 names",

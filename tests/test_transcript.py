@@ -22,7 +22,7 @@ def test_requests_and_replies_are_recorded() -> None:
         execute(client, "1 / 0")
         inside = execute(client, READ)
         assert inside.result == repr(["print('hello')", "print('x' * 100_000)", "1 / 0"])
-        text = (sandbox.transcripts / "transcript.jsonl").read_text()
+        text = (sandbox.view.transcripts / "transcript.jsonl").read_text()
     entries = [json.loads(line) for line in text.splitlines()]
     requests = [entry for entry in entries if entry["event"] == "request"]
     hello, large, error = (
@@ -44,6 +44,6 @@ def test_requests_and_replies_are_recorded() -> None:
 def test_no_transcript_when_setting_is_off() -> None:
     with running_kernel(settings={"transcripts": False}) as (manager, client):
         sandbox: Any = manager.provisioner._kernel.sandbox  # type: ignore[union-attr]
-        assert sandbox.transcripts is None
+        assert sandbox.view.transcripts is None
         answer = execute(client, "import os; os.listdir('/mnt/transcripts')")
         assert answer.result == "[]"

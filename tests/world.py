@@ -40,6 +40,10 @@ if CLUSTER and CLUSTER_IMAGE:
     }
     """In a real cluster, see ``tests/kubernetes/test_real_cluster.py``."""
 
+if os.environ.get("GK_TEST_RUNTIME"):
+    WAYS["other"] = json.loads(os.environ["GK_TEST_RUNTIME"])
+    """The settings of kernels of another package's runtime, which ``every_runtime`` tests, too."""
+
 
 @dataclass(frozen=True)
 class World:

@@ -14,7 +14,7 @@ import yaml
 
 import gvisor_kernel
 from gvisor_kernel.config.jupyter_config import GVisorEgress
-from gvisor_kernel.config.settings import SETTINGS
+from gvisor_kernel.config.settings import SETTINGS, find_own_settings
 from gvisor_kernel.config.validators import GIB
 from gvisor_kernel.server.extension import GVisorServer
 from gvisor_kernel.server.handlers import OPENAPI
@@ -34,6 +34,15 @@ def settings() -> str:
         )
         for name, setting in SETTINGS.items()
     ]
+    rows += [
+        (
+            f"[`{name}`](../settings.md#{name})",
+            default(setting.write_default()),
+            "the configuration, key by key",
+            escape(first_sentence(setting.help)),
+        )
+        for name, setting in find_own_settings().items()
+    ]
     return table(("setting", "default", "if both places set it", ""), rows)
 
 
@@ -48,7 +57,6 @@ PRECEDENCE = {
     "configuration": "the configuration",
     "lower": "the lower value",
     "choice": "the kernelspec's part of the list",
-    "merged": "the configuration, key by key",
 }
 """Which value holds if Jupyter's configuration and a kernelspec set a setting."""
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from gvisor_kernel.config.settings import SETTINGS
+from gvisor_kernel.config.settings import SETTINGS, find_own_settings
 
+EVERY = {**SETTINGS, **find_own_settings()}
 PAGE = Path(__file__).parents[1] / "settings.md"
 SECTION = re.compile(r"^### `(\w+)`\n(?:Default: `[^`\n]*`)?", re.MULTILINE)
 
@@ -21,14 +22,14 @@ def complete(text: str) -> str:
     :raises KeyError: when a section is about no setting
     """
     text = SECTION.sub(lambda found: head(found[1]), text)
-    for name in SETTINGS.keys() - set(SECTION.findall(text)):
-        text += f"\n{head(name)}. {' '.join(SETTINGS[name].help.split())}\n"
+    for name in EVERY.keys() - set(SECTION.findall(text)):
+        text += f"\n{head(name)}. {' '.join(EVERY[name].help.split())}\n"
     return text
 
 
 def head(name: str) -> str:
     """Return the part of a section that is made from the code."""
-    return f"### `{name}`\nDefault: `{SETTINGS[name].write_default()!r}`"
+    return f"### `{name}`\nDefault: `{EVERY[name].write_default()!r}`"
 
 
 if __name__ == "__main__":

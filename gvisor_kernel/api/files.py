@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from gvisor_kernel.api.collector import clean_name
 from gvisor_kernel.errors import SandboxError
-from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.link.service_messages import MAX_DATA
+from gvisor_kernel.shown_text import describe_size
 
 if TYPE_CHECKING:
     from gvisor_kernel.api.async_sandbox import AsyncSandbox

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from gvisor_kernel.bridge.thread import call_on
 from gvisor_kernel.errors import SandboxError
-from gvisor_kernel.host.per_process import PerProcess
+from gvisor_kernel.host.locks import PerProcess
 from gvisor_kernel.host.quiet_loop import make_quiet_loop, run_quietly
 
 T = TypeVar("T")

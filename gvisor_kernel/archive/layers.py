@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.archive.tar import (
     Entry,
     Kind,
@@ -24,6 +23,7 @@ from gvisor_kernel.archive.tar import (
 )
 from gvisor_kernel.archive.tree import Parts, Tree
 from gvisor_kernel.config.validators import GIB, MIB
+from gvisor_kernel.errors import ArchiveError
 
 # by path: below a folder that is held open
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from gvisor_kernel.archive.archive_error import ArchiveError
+from gvisor_kernel.errors import ArchiveError
 
 BLOCK = 512
 CHUNK = 256 * 1024

@@ -8,6 +8,7 @@ files, devices and extended attributes are never created.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import shutil
@@ -17,14 +18,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
-from gvisor_kernel.archive.archive_error import ArchiveError
-from gvisor_kernel.archive.scoped import open_folder, open_in, sync_file_system
 from gvisor_kernel.archive.tar import CHUNK, MAX_DEPTH, quote_name
+from gvisor_kernel.errors import ArchiveError
+from gvisor_kernel.host.folders import open_folder, open_in
 
 # by path: below a folder that is held open
 
 Parts: TypeAlias = tuple[str, ...]
 
+_libc = ctypes.CDLL(None, use_errno=True)
 _NOT_A_DIRECTORY = (errno.ENOTDIR, errno.ELOOP)
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -54,7 +56,7 @@ class Tree:
 
     @property
     def root(self) -> int:
-        """The descriptor of the directory, for the functions of ``scoped``."""
+        """The descriptor of the directory, for ``open_in`` and ``open_folder``."""
         return self._root
 
     def close(self) -> None:
@@ -263,3 +265,13 @@ class Tree:
 def _find_path(fd: int) -> str:
     """Return the present path of an open directory. Used only to count its depth."""
     return str(Path(f"/proc/self/fd/{fd}").readlink())
+
+
+def sync_file_system(fd: int) -> None:
+    """Write the file system of ``fd`` to the disk. Blocks.
+
+    :raises OSError: when writing fails
+    """
+    if _libc.syncfs(fd) < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))

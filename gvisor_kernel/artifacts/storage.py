@@ -27,7 +27,7 @@ from gvisor_kernel.artifacts.item import (
     no_json,
 )
 from gvisor_kernel.errors import StorageError
-from gvisor_kernel.host.sizes import describe_size
+from gvisor_kernel.shown_text import describe_size
 
 BUSY_SECONDS = 20.0
 BUSY_PAUSE = 0.01

@@ -15,7 +15,7 @@ from gvisor_kernel.bridge.egress_pipe import OpenEgress
 from gvisor_kernel.bridge.exchange import Exchange
 from gvisor_kernel.bridge.identity import KernelIdentity
 from gvisor_kernel.bridge.idle import SleepPolicy
-from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox, close_sandbox
+from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox, PausableSandbox, close_sandbox
 from gvisor_kernel.bridge.memory import MemoryWatch
 from gvisor_kernel.bridge.records import Records
 from gvisor_kernel.bridge.sandbox_link import SandboxLink
@@ -127,7 +127,7 @@ class AttachedSandbox:
         self._exchange.link = SandboxLink(
             *(sandbox, self._on_event, self._on_end, self._exchange.resume_reading),
             *(self._sharing.add(), resume),
-            sleep if self._identity.idle_stop and sandbox.can_pause else None,
+            sleep if self._identity.idle_stop and isinstance(sandbox, PausableSandbox) else None,
         )
 
     def _on_sleep_change(self, stopped: bool) -> None:

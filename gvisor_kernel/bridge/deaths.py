@@ -8,8 +8,8 @@ from typing import Literal
 
 from gvisor_kernel.bridge.memory import MemoryWatch
 from gvisor_kernel.bridge.wire import WireMessage, new_message
-from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.link.frames import Part
+from gvisor_kernel.shown_text import describe_size
 
 UNEXPECTED = "The kernel ended unexpectedly "
 """The beginning of the reason for an exit that was not requested."""

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable
 
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
-from gvisor_kernel.host.memory_pace import (
+from gvisor_kernel.host.cgroups import (
     MAX_INTERVAL_SECONDS,
     MAX_OVERRUN,
     seconds_to_next_measurement,

@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
+from gvisor_kernel.bridge.linked_sandbox import PausableSandbox
 
 LOOK_SECONDS = 5.0
 """Seconds that the host looks before the first nap. Code that runs once then is no obstacle."""
@@ -62,7 +62,7 @@ class NapWatch:
     Uses the loop that runs at construction.
     """
 
-    def __init__(self, sandbox: LinkedSandbox, policy: NapPolicy) -> None:
+    def __init__(self, sandbox: PausableSandbox, policy: NapPolicy) -> None:
         self._sandbox = sandbox
         self._policy = policy
         self._loop = asyncio.get_running_loop()

@@ -11,11 +11,12 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import cast
 
 from gvisor_kernel import __version__
 from gvisor_kernel.bridge.idle import IdleWatch, SleepPolicy
 from gvisor_kernel.bridge.link_streams import LinkStreams
-from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
+from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox, PausableSandbox
 from gvisor_kernel.bridge.liveness import Liveness
 from gvisor_kernel.bridge.naps import NapPolicy, NapWatch
 from gvisor_kernel.bridge.sharing import Share
@@ -97,8 +98,10 @@ class SandboxLink:
         self._liveness = Liveness(self._ping, self.end)
         self._sleep = sleep
         self._idle = IdleWatch(self._send_idle_query) if sleep is not None else None
+        self._stopper = cast(PausableSandbox, sandbox)
+        """The same. Used only if there is ``sleep``."""
         self._naps = NapWatch(
-            sandbox,
+            self._stopper,
             NapPolicy(self._may_sleep, self._ping_between_naps, self._on_nap, self._on_naps_end),
         )
         self._unwritten_since_query = False
@@ -337,13 +340,13 @@ class SandboxLink:
             return
         self._stop_timers()
         self.stopped = True
-        self._sandbox.pause()
+        self._stopper.pause()
         self._loop.call_later(POLL_SECONDS, self._check_stopped)
         self._report_sleep()
 
     def _check_stopped(self) -> None:
         """Resume a stopped sandbox that is busy: a system call that ran at the stop may run on."""
-        if self.stopped and not self.ended and self._sandbox.is_busy():
+        if self.stopped and not self.ended and self._stopper.is_busy():
             self._wake()
 
     def _stop_timers(self) -> None:
@@ -377,7 +380,7 @@ class SandboxLink:
         self._naps.end()
         if self.stopped and not self.ended:
             self.stopped = False
-            self._sandbox.resume()
+            self._stopper.resume()
             self._liveness.start()
             self._report_sleep()
             self.note_activity()

@@ -23,7 +23,7 @@ from gvisor_kernel.bridge.kernel import KernelBridge
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 from gvisor_kernel.bridge.sharing import Sharing
 from gvisor_kernel.errors import LaunchError
-from gvisor_kernel.host.per_process import PerProcess
+from gvisor_kernel.host.locks import PerProcess
 from gvisor_kernel.host.quiet_loop import make_quiet_loop, run_quietly
 from gvisor_kernel.link.frames import VIEW_ABOVE
 

@@ -12,8 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import IO, Any
 
-from gvisor_kernel.host.sizes import describe_size
-from gvisor_kernel.shown_text import printable, printable_name
+from gvisor_kernel.shown_text import describe_size, printable, printable_name
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 FOLDER = "transcripts"

@@ -27,9 +27,8 @@ from gvisor_kernel.cli.arguments import add_id, add_json
 from gvisor_kernel.cli.output import fold_line, print_json, print_table
 from gvisor_kernel.cli.sandboxes import find_one
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.runtimes.state.listed import Listed
-from gvisor_kernel.shown_text import printable, printable_name
+from gvisor_kernel.shown_text import describe_size, printable, printable_name
 
 GONE = "What is not applied is gone with the sandbox. To keep it: gvisor-kernel apply {} PATH…"
 RUN = "May run later without being opened, so each is applied only by its own path:"

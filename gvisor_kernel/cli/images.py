@@ -19,9 +19,9 @@ from gvisor_kernel.cli.output import (
     print_json,
     print_table,
 )
+from gvisor_kernel.config.settings import DEFAULT_RUNTIME
 from gvisor_kernel.errors import LaunchError
-from gvisor_kernel.host.sizes import describe_size
-from gvisor_kernel.images import RootImage, Store
+from gvisor_kernel.images import PythonReport, RootImage, Store
 from gvisor_kernel.images.builder import bootstrap, build, check_base, find_builder, find_chain
 from gvisor_kernel.images.importer import (
     Imported,
@@ -32,9 +32,10 @@ from gvisor_kernel.images.importer import (
     remove_replaced,
 )
 from gvisor_kernel.images.measure import measure_tree
-from gvisor_kernel.runtimes.image_probe import probe_image
+from gvisor_kernel.runtimes import get_runtime
+from gvisor_kernel.runtimes.base import ImageProber
 from gvisor_kernel.runtimes.state import records
-from gvisor_kernel.shown_text import printable_name
+from gvisor_kernel.shown_text import describe_size, printable_name
 
 SHOWN_DIGITS = 12
 
@@ -143,6 +144,13 @@ def run_build(arguments: argparse.Namespace) -> int:
             )
     finish(store, imported)
     return 0
+
+
+def probe_image(image: RootImage) -> PythonReport:
+    """Ask an image's Python for its packages, in a sandbox of the usual runtime."""
+    runtime = get_runtime(DEFAULT_RUNTIME)
+    assert isinstance(runtime, ImageProber)
+    return runtime.probe_image(image)
 
 
 def print_step(text: str) -> None:

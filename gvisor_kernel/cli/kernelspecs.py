@@ -15,11 +15,11 @@ from pathlib import Path
 from gvisor_kernel.cli.images import progress
 from gvisor_kernel.cli.snapshots import build_missing
 from gvisor_kernel.config.packages import split_requirements
-from gvisor_kernel.config.validators import ENGINE_RUNTIMES, HOST_IMAGE, is_within, parse_value
+from gvisor_kernel.config.settings import find_entry
+from gvisor_kernel.config.validators import HOST_IMAGE, is_within, parse_value
 from gvisor_kernel.environments.environment import Environment
 from gvisor_kernel.environments.environment_store import Store
 from gvisor_kernel.errors import GvisorKernelError, KernelspecError
-from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.jupyter.default_provisioner import (
     VARIABLE,
     find_defaults,
@@ -60,7 +60,7 @@ from gvisor_kernel.kernel.environment_builder import (
 )
 from gvisor_kernel.runtimes.mounts.host_python import find_host_python
 from gvisor_kernel.runtimes.state import records
-from gvisor_kernel.shown_text import printable_name
+from gvisor_kernel.shown_text import describe_size, printable_name
 
 PLACES = """\
 default place, without --user, --sys-prefix and --prefix:
@@ -216,7 +216,7 @@ def check_kernel(settings: dict[str, object]) -> None:
     :raises GvisorKernelError: when a setting is wrong, or the kernel's program is missing
     """
     spec = make_provisioner(settings, read_configuration()).sandbox_spec()
-    if spec.runtime in ENGINE_RUNTIMES:
+    if find_entry(spec.runtime).images:
         return  # the engine may be on another machine, and the image may be pulled later
     python, argv = choose_program(spec, [], [])
     if spec.image != HOST_IMAGE or not argv:

@@ -6,16 +6,15 @@
 from __future__ import annotations
 
 import argparse
-import os
+import sys
 import time
 
 from gvisor_kernel.bridge.endpoints import sweep_bases
 from gvisor_kernel.changes.undo import clear_all
 from gvisor_kernel.cli.arguments import add_id, add_json
 from gvisor_kernel.cli.output import describe_age, make_console, print_json, print_table
-from gvisor_kernel.config.settings import RUNTIMES
-from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.host.sizes import describe_size
+from gvisor_kernel.config.entry_points import find_names
+from gvisor_kernel.errors import GvisorKernelError, RuntimeMissing
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
 from gvisor_kernel.runtimes.state.records import (
@@ -24,7 +23,7 @@ from gvisor_kernel.runtimes.state.records import (
     state_root,
 )
 from gvisor_kernel.runtimes.state.sweep import remove_sandbox
-from gvisor_kernel.shown_text import printable_name
+from gvisor_kernel.shown_text import describe_size, printable_name
 
 STATES = """\
 states:
@@ -176,7 +175,7 @@ def run_prune(arguments: argparse.Namespace) -> int:
     """
     ids = {sandbox.record.identity: sandbox.id for sandbox in find_all()}
     with make_console(stderr=True).status("Removing orphaned sandboxes …"):
-        removed = [name for runtime in find_runtimes() for name in get_runtime(runtime).sweep()]
+        removed = sweep_runtimes()
     for identity in removed:
         print(f"Removed the sandbox {printable_name(ids.get(identity, identity))}")
     sockets = sweep_bases(state_root() / "sockets")
@@ -199,14 +198,20 @@ def run_prune(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def find_runtimes() -> list[str]:
-    """Return the runtimes that may have left sandboxes: docker and kubernetes only if used."""
+def sweep_runtimes() -> list[str]:
+    """Remove what dead owners left, of each runtime that may have left something; return the
+    identities. A runtime that cannot be imported is told of, and is in no other's way."""
     used = {sandbox.record.runtime for sandbox in find_all()}
-    if os.environ.get("DOCKER_HOST"):
-        used.add("docker")
-    if os.environ.get("KUBECONFIG"):
-        used.add("kubernetes")
-    return [name for name in RUNTIMES if name in used or name not in ("docker", "kubernetes")]
+    removed = []
+    for name in dict.fromkeys((*find_names(), *sorted(used))):
+        try:
+            runtime = get_runtime(name)
+        except RuntimeMissing as error:
+            print(f"{error.fact} {error.hint}", file=sys.stderr)
+            continue
+        if name in used or runtime.may_have_left():
+            removed += runtime.sweep()
+    return removed
 
 
 def add_sync(parser: argparse.ArgumentParser) -> None:

@@ -15,8 +15,7 @@ from gvisor_kernel.cli.arguments import add_commands, add_json
 from gvisor_kernel.cli.output import print_json, print_table
 from gvisor_kernel.config.validators import INSTALLED_SKILLS
 from gvisor_kernel.errors import SkillError
-from gvisor_kernel.host.sizes import describe_size
-from gvisor_kernel.shown_text import printable_name
+from gvisor_kernel.shown_text import describe_size, printable_name
 from gvisor_kernel.skills import (
     SUFFIX,
     Installed,

@@ -14,8 +14,7 @@ from gvisor_kernel.cli.arguments import add_commands, add_json
 from gvisor_kernel.cli.output import describe_age, print_json, print_table
 from gvisor_kernel.config.validators import accept_modules
 from gvisor_kernel.errors import GvisorKernelError, RuntimeMissing, SnapshotError
-from gvisor_kernel.host.sizes import describe_size
-from gvisor_kernel.shown_text import printable_name
+from gvisor_kernel.shown_text import describe_size, printable_name
 from gvisor_kernel.snapshots.host_facts import find_stale_parts
 from gvisor_kernel.snapshots.learned import read_preloaded
 from gvisor_kernel.snapshots.snapshot import PRELOADED, Snapshot

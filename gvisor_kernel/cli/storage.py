@@ -17,8 +17,7 @@ from gvisor_kernel.artifacts.storage import Storage, Usage
 from gvisor_kernel.cli.arguments import add_commands, add_json
 from gvisor_kernel.cli.output import print_error, print_json, print_table
 from gvisor_kernel.errors import StorageError
-from gvisor_kernel.host.sizes import describe_size
-from gvisor_kernel.shown_text import printable_name
+from gvisor_kernel.shown_text import describe_size, printable_name
 
 MAX_SHOWN = 100
 """Characters of a value in a line."""

@@ -7,8 +7,9 @@ import platform
 from importlib import metadata
 
 from gvisor_kernel import __version__
+from gvisor_kernel.config.settings import DEFAULT_RUNTIME
 from gvisor_kernel.errors import RuntimeMissing
-from gvisor_kernel.runtimes.runsc.command_line import find_runsc
+from gvisor_kernel.runtimes import get_runtime
 
 LIBRARIES = ("ipykernel", "jupyter_client", "pyzmq", "traitlets")
 
@@ -19,12 +20,12 @@ def add_version(parser: argparse.ArgumentParser) -> None:
 
 
 def run_version(arguments: argparse.Namespace) -> int:
-    """``version``: print a line for each program and library. A missing runsc is no error."""
+    """``version``: print a line for each program and library. A missing one is no error."""
     print(f"gvisor-kernel {__version__}")
     try:
-        print(f"runsc {find_runsc().version}")
+        print(f"{DEFAULT_RUNTIME} {get_runtime(DEFAULT_RUNTIME).find_version()}")
     except RuntimeMissing as error:
-        print(f"runsc: {error.fact}")
+        print(f"{DEFAULT_RUNTIME}: {error.fact}")
     print(f"python {platform.python_version()} on Linux {platform.release()}")
     for library in LIBRARIES:
         print(f"{library} {metadata.version(library)}")

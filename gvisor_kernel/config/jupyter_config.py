@@ -18,14 +18,16 @@ from traitlets import Any
 from traitlets.config import Config, Configurable
 
 from gvisor_kernel.config.egress import check_subset
-from gvisor_kernel.config.nodes import check_nodes
+from gvisor_kernel.config.entry_points import find_names
 from gvisor_kernel.config.packages import check_packages
-from gvisor_kernel.config.settings import SETTINGS, SandboxSpec
+from gvisor_kernel.config.settings import SETTINGS, SandboxSpec, find_entry
 from gvisor_kernel.config.validators import check_image, parse_value
-from gvisor_kernel.errors import UnknownSetting
+from gvisor_kernel.errors import RuntimeMissing, UnknownSetting
 
 CONSTRUCTOR = frozenset({"config", "connection_info", "kernel_id", "kernel_spec", "log", "parent"})
 """Arguments that jupyter_client passes to a provisioner besides the keys of the kernelspec."""
+OWN = tuple(name for name in find_names() if name not in SETTINGS)
+"""The runtimes, each of which may have a setting of its own that has its name."""
 
 
 class Unchecked(Any):
@@ -58,6 +60,10 @@ class SandboxSettings(Configurable):
     # The namespace of the class, before it is made: a trait for each setting.
     locals().update(
         {name: Unchecked(entry.write_default, entry.help) for name, entry in SETTINGS.items()}
+        | {
+            name: Unchecked(dict, f'The setting that only the runtime "{name}" has, if it has one.')
+            for name in OWN
+        }
     )
 
     _unknown: dict[str, object]
@@ -73,11 +79,11 @@ class SandboxSettings(Configurable):
         self._unknown = {
             name: value
             for name, value in (*stanza.items(), *configured.items())
-            if name not in SETTINGS and not isinstance(value, Config)
+            if name not in (*SETTINGS, *OWN) and not isinstance(value, Config)
         }
         self._asked = {}
-        for name in SETTINGS.keys() & stanza:
-            if name in configured or SETTINGS[name].both == "merged":
+        for name in {*SETTINGS, *OWN} & stanza.keys():
+            if name in configured or name in OWN:
                 self._asked[name] = stanza[name]
             else:
                 setattr(self, name, stanza[name])
@@ -87,20 +93,43 @@ class SandboxSettings(Configurable):
 
         :raises SettingError: for the first setting with a wrong value
         :raises UnknownSetting: for the first name that is no setting
+        :raises RuntimeMissing: when the runtime cannot be imported
         """
         for name, value in self._unknown.items():
             raise UnknownSetting(name, value, SETTINGS)
-        spec = SandboxSpec(**{name: self._find_value(name) for name in SETTINGS})
-        check_image(spec.runtime, spec.image)
+        common = {name: self._find_value(name) for name in SETTINGS}
+        spec = SandboxSpec(**common, own=self._find_own(common["runtime"]))
+        entry = find_entry(spec.runtime)
+        check_image(entry.images, spec.image)
         check_packages(spec.packages, spec.command)
-        check_nodes(spec.runtime, spec.ssh)
+        entry.check(spec)
         return spec
+
+    def _find_own(self, runtime: str) -> AnyValue:
+        """Return the accepted value of the runtime's own setting; None if it has none. Those of
+        other runtimes are only checked, if they are given."""
+        found = None
+        for name in OWN:
+            value, asked = getattr(self, name), self._asked.get(name)
+            is_given = value != {} or asked is not None
+            if not is_given and name != runtime:
+                continue
+            try:
+                setting = find_entry(name).setting
+            except RuntimeMissing:
+                if name == runtime:
+                    raise
+                continue
+            if setting is not None:
+                accepted = setting.accept(name, value, asked)
+                found = accepted if name == runtime else found
+            elif is_given:
+                raise UnknownSetting(name, value or asked, SETTINGS)
+        return found
 
     def _find_value(self, name: str) -> AnyValue:
         """Return the accepted value of a setting, by the rule for a value in both places."""
         entry, value, asked = SETTINGS[name], getattr(self, name), self._asked.get(name)
-        if entry.both == "merged":
-            return entry.accept(name, value, asked)
         accepted = entry.accept(name, value)
         if name not in self._asked or entry.both == "configuration":
             return accepted

@@ -14,21 +14,15 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
+from gvisor_kernel.config import entry_points
 from gvisor_kernel.config.egress import accept_egress
-from gvisor_kernel.config.kubernetes import NO_CHOICE, Kubernetes, accept_kubernetes
 from gvisor_kernel.config.mounts import ExtraMount, accept_mounts
-from gvisor_kernel.config.nodes import (
-    DEFAULT_SLURM,
-    DEFAULT_SSH,
-    Slurm,
-    Ssh,
-    accept_slurm,
-    accept_ssh,
-)
 from gvisor_kernel.config.packages import Packages, accept_packages
 from gvisor_kernel.config.validators import (
     GIB,
@@ -48,8 +42,11 @@ from gvisor_kernel.config.validators import (
     accept_uploads,
     accept_whole,
 )
+from gvisor_kernel.errors import RuntimeMissing, SettingError
+from gvisor_kernel.strict_json import JsonError
+from gvisor_kernel.typed_json import read_value
 
-RUNTIMES = ("runsc", "docker", "slurm", "ssh", "kubernetes")
+DEFAULT_RUNTIME = "runsc"
 PRELOAD_LEARNED = "auto"
 """The value of ``preload`` for modules that kernels were seen to import."""
 
@@ -61,7 +58,7 @@ MIN_PIDS = 64
 
 D = TypeVar("D")
 T = TypeVar("T")
-Both = Literal["configuration", "lower", "choice", "merged"]
+Both = Literal["configuration", "lower", "choice"]
 
 
 @dataclass(frozen=True)
@@ -72,8 +69,7 @@ class Setting:
     and returns the value for SandboxSpec, or raises SettingError.
     ``both``: what holds if Jupyter's configuration and a kernelspec set it. "configuration": the
     former. "lower": the lower value, so that a kernelspec can ask for less than it is allowed, and
-    not for more. "choice": the kernelspec's, if it is a part of the other. "merged": ``accept``
-    takes both, and merges them.
+    not for more. "choice": the kernelspec's, if it is a part of the other.
     ``in_key``: a snapshot depends on it, and the description of its sandbox does not show it.
     ``kind``: the dataclass of the value, or of its items.
     """
@@ -106,6 +102,18 @@ def setting(
     return field(default=default, metadata={"setting": entry})
 
 
+def accept_runtime(name: str, value: object) -> str:
+    """Return the name of a runtime that is installed.
+
+    :raises SettingError: when there is none of that name
+    """
+    names = entry_points.find_names()
+    if value == DEFAULT_RUNTIME or (isinstance(value, str) and value in names):
+        return str(value)
+    known = ", ".join(f'"{name}"' for name in names)
+    raise SettingError(name, value, f"{known}, or another runtime whose package is installed")
+
+
 @dataclass(frozen=True)
 class SandboxSpec:
     """The validated settings of a sandbox. It depends on nothing of the host.
@@ -115,14 +123,11 @@ class SandboxSpec:
     """
 
     runtime: str = setting(
-        "runsc",
-        accept_choice(RUNTIMES),
-        """How sandboxes are started. "runsc": with the program runsc on this machine.
-        "docker": by a Docker engine that has the runtime runsc, on this machine or another; the
-        setting "image" is then the name of an image in that engine. "slurm": with runsc on a node
-        of a Slurm cluster (setting "slurm"). "ssh": with runsc on another machine (setting
-        "ssh"). "kubernetes": as a pod of a cluster whose nodes have gVisor (setting "kubernetes");
-        the setting "image" is then the name of an image that the nodes can pull.""",
+        DEFAULT_RUNTIME,
+        accept_runtime,
+        """How sandboxes are started: "runsc", with the program runsc on this machine, or the name
+        of another runtime. docs/settings.md has those that come with gvisor-kernel; other packages
+        may add runtimes.""",
     )
     image: str = setting(
         HOST_IMAGE,
@@ -279,47 +284,73 @@ class SandboxSpec:
         {"requirements": ["polars"], "environment": "<digest>"}.""",
         kind=Packages,
     )
-    slurm: Slurm = setting(
-        DEFAULT_SLURM,
-        accept_slurm,
-        """For the runtime "slurm", a mapping: "partition", "account", "qos", "time", "gres",
-        "arguments" (more arguments of srun), "wait" (seconds that a kernel may wait for resources,
-        by default 300), "python" (the Python on the nodes that has this package; by default the
-        server's), "state" (a folder of each node for what runs there), "files" ("shared": by a
-        file system that the nodes share with the server, the default; "copy": copied to the node
-        and back). Jupyter's configuration may also set "allowed_arguments": patterns of the
-        arguments that kernelspecs may name.""",
-        both="merged",
-        kind=Slurm,
-    )
-    ssh: Ssh = setting(
-        DEFAULT_SSH,
-        accept_ssh,
-        """For the runtime "ssh", a mapping: "hosts" (a list, as OpenSSH knows them), "config"
-        (a configuration file of OpenSSH in place of the user's), "python", "state" and "files" as
-        in the setting "slurm".""",
-        both="merged",
-        kind=Ssh,
-    )
-    kubernetes: Kubernetes = setting(
-        NO_CHOICE,
-        accept_kubernetes,
-        """For the runtime "kubernetes", a mapping: "config" and "context" (a kubeconfig, and a
-        context in it; by default the usual ones, or the cluster that the server runs in),
-        "namespace", "runtime_class" (gVisor's RuntimeClass, by default "gvisor"), "handlers" (what
-        its handler may be called), "cpu" (by default "1"), "log_limit" (for what kernels print, by
-        default "4Gi"), "pull" (the imagePullPolicy), "pull_secrets", "priority_class",
-        "uploads_claim" and "outputs_claim" (a PersistentVolumeClaim, and a folder in it, in place
-        of copies), "labels", "node_selector", "tolerations".""",
-        both="merged",
-        kind=Kubernetes,
-    )
+    own: Any = None
+    """The value of the setting that only this runtime has, whose name is the runtime's; None if it
+    has none."""
 
 
 SETTINGS: Mapping[str, Setting] = MappingProxyType(
-    {entry.name: entry.metadata["setting"] for entry in fields(SandboxSpec)}
+    {e.name: e.metadata["setting"] for e in fields(SandboxSpec) if "setting" in e.metadata}
 )
 DEFAULTS = SandboxSpec()
+
+
+@dataclass(frozen=True)
+class RuntimeEntry:
+    """What a runtime's entry point leads to: all that is known of it before it is imported.
+
+    Its module is imported for each kernel with this runtime whose settings are read, so it imports
+    little; each function here imports what it needs. All but ``make`` may be left out.
+    """
+
+    make: Callable[[], Any]
+    """Makes the runtime, a ``runtimes.base.Runtime``. Called once for a process."""
+    setting: Setting | None = None
+    """A setting that no other runtime has. Its name is the runtime's, and its value a mapping:
+    ``accept`` gets the setting's name, what Jupyter's configuration has, and what the kernelspec
+    has. The accepted value, a frozen dataclass (``kind``), is ``SandboxSpec.own``."""
+    check: Callable[[SandboxSpec], None] = lambda spec: None
+    """Raises SettingError when a kernel of this runtime cannot have these settings."""
+    images: str = ""
+    """Where its images are, for a person, such as "the Docker engine": the setting ``image`` then
+    names one of those. Empty: images are those of this user's store and "host", the Python of the
+    machine on which the kernel runs."""
+    variables: tuple[str, ...] = ()
+    """The variables of the server's environment by which ``remove`` reaches its sandboxes. It may
+    run in another process, when the server has been killed."""
+    remove: Callable[[Path, Any, float | None], bool] | None = None
+    """Removes what a sandbox has beside its state directory, processes and cgroups, and returns
+    whether nothing of it is left; then it is not tried again. It gets the directory, the
+    ``Record``, and for how many seconds outputs may be copied (None: as long as at an end). Never
+    raises, and may be called twice. None: there is nothing else."""
+    measure: Callable[[Any], int | None] | None = None
+    """Returns how many bytes of memory the sandbox of a ``Record`` holds, for ``list``; None if
+    that is not known."""
+
+
+def find_entry(runtime: str) -> RuntimeEntry:
+    """Return the entry of a runtime.
+
+    :raises RuntimeMissing: when it is not installed, or cannot be imported
+    """
+    found = entry_points.load(runtime)
+    if not isinstance(found, RuntimeEntry):
+        raise RuntimeMissing(
+            f"The entry point of the runtime {runtime} leads to no RuntimeEntry: {found!r:.100}.",
+            "ask its author; see CONTRIBUTING, A runtime.",
+        )
+    return found
+
+
+def find_own_settings() -> dict[str, Setting]:
+    """Return the settings that only one runtime has, of all that can be imported."""
+    found = {}
+    for name in entry_points.find_names():
+        with suppress(RuntimeMissing):
+            setting = find_entry(name).setting
+            if setting is not None:
+                found[name] = setting
+    return found
 
 
 def write_spec(spec: SandboxSpec) -> dict[str, Any]:
@@ -333,17 +364,18 @@ def write_key_settings(spec: SandboxSpec) -> dict[str, Any]:
     return {name: getattr(spec, name) for name, entry in SETTINGS.items() if entry.in_key}
 
 
-def read_spec(content: Mapping[str, Any]) -> SandboxSpec:
+def read_spec(content: object) -> SandboxSpec:
     """Return the spec that ``write_spec`` wrote.
 
-    :raises TypeError, KeyError: when something else has written it, such as another release
+    :raises JsonError: when something else has written it, such as another release
+    :raises RuntimeMissing: when its runtime has a setting of its own, and is not installed
     """
-    return SandboxSpec(**{name: _read(content[name], SETTINGS[name].kind) for name in SETTINGS})
-
-
-def _read(value: Any, kind: type | None) -> Any:
-    if isinstance(value, list):
-        return tuple(_read(item, kind) for item in value)
-    if isinstance(value, dict) and kind is not None:
-        return kind(**{name: _read(part, None) for name, part in value.items()})
-    return value
+    if not isinstance(content, dict) or content.keys() != {*SETTINGS, "own"}:
+        raise JsonError("it has not the settings of this release")
+    own = content["own"]
+    if own is not None:
+        setting = find_entry(str(content["runtime"])).setting
+        if setting is None or setting.kind is None:
+            raise JsonError("its runtime has no setting of its own")
+        own = read_value(own, setting.kind)
+    return read_value({**content, "own": own}, SandboxSpec)

@@ -229,24 +229,21 @@ def accept_image(name: str, value: object) -> str:
     raise SettingError(name, value, _IMAGE_RULE)
 
 
-ENGINE_RUNTIMES = ("docker", "kubernetes")
-"""Runtimes whose images are those of another program, not of the store."""
+def check_image(images: str, image: str) -> None:
+    """Check that there can be an image of such a name where a runtime's ``images`` are.
 
+    ``images``: as in ``RuntimeEntry``.
 
-def check_image(runtime: str, image: str) -> None:
-    """Check that ``runtime`` can have an image of such a name.
-
-    :raises SettingError: when it cannot
+    :raises SettingError: when there cannot
     """
-    if runtime in ENGINE_RUNTIMES and image == HOST_IMAGE:
-        where = "the Docker engine" if runtime == "docker" else "a registry of the cluster"
+    if images and image == HOST_IMAGE:
         raise SettingError(
             "image",
             image,
-            f"the name of an image in {where} that has python3 and ipykernel: the Python"
+            f"the name of an image in {images} that has python3 and ipykernel: the Python"
             " environment of this machine is not available there",
         )
-    if runtime not in ENGINE_RUNTIMES and not IMAGE_NAME.fullmatch(image):
+    if not images and not IMAGE_NAME.fullmatch(image):
         raise SettingError("image", image, _IMAGE_RULE)
 
 

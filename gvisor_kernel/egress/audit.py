@@ -26,7 +26,7 @@ from typing import Any
 from gvisor_kernel.errors import EgressError
 from gvisor_kernel.host.locks import ThreadLock
 from gvisor_kernel.host.log_files import Allowance, RotatedFile, log_parts
-from gvisor_kernel.host.sizes import describe_size
+from gvisor_kernel.shown_text import describe_size
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 FILE = "egress.jsonl"

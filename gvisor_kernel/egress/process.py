@@ -29,9 +29,8 @@ from gvisor_kernel.egress.kinds import Route, UrlRoute, write_route
 from gvisor_kernel.egress.package_index import find_configuration_variables
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.commands import check_children
-from gvisor_kernel.host.locks import ThreadLock
+from gvisor_kernel.host.locks import PerProcess, ThreadLock
 from gvisor_kernel.host.log_files import Limiter
-from gvisor_kernel.host.per_process import PerProcess
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 MAX_MESSAGE = 128 * 1024

@@ -12,12 +12,12 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.archive.layers import Budget, apply_folder
 from gvisor_kernel.archive.tar import quote_name
 from gvisor_kernel.archive.tree import Tree
 from gvisor_kernel.config.validators import GIB
 from gvisor_kernel.environments.environment import ABI_FILE, MAX_FILES
+from gvisor_kernel.errors import ArchiveError
 
 # by path: below a private store of this user
 

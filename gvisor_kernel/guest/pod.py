@@ -1,7 +1,7 @@
 """Gets the files and makes the mounts of a sandbox in a pod: PID 1 runs this before the guest.
 
-The host sends the text of this module to the command of the pod (``spec/pod.py``), which executes
-it with ``read``; so it imports nothing of this package before the files are there.
+The host sends the text of this module to the command of the pod, which executes it with ``read``
+(``runtimes/kubernetes/pod.py``); so it imports nothing of this package before the files are there.
 
 A pod under the restricted standard has neither root nor capabilities. gVisor lets every process
 make a user namespace and, as its root, a mount namespace. So PID 1 is uid 0 of its own, which is

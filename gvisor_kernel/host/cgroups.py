@@ -1,20 +1,21 @@
 """Makes and removes the cgroup of a sandbox, version 1 or 2, if this user may: root or delegated.
 
 The directories are made here and the runtime is told to ignore cgroups, so that exactly the
-directories that were made are removed. Without a cgroup, the memory watch still bounds a sandbox.
+directories that were made are removed. Without a cgroup, the memory watch still bounds a sandbox:
+the end of this module has the pace at which it measures.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from gvisor_kernel.host.processes import open_process
+from gvisor_kernel.host.processes import kill_if
 
 # by path: the kernel's own file systems, /proc, /sys and /dev
 
@@ -198,18 +199,16 @@ def _make_directory(directory: Path, values: dict[str, int]) -> bool:
 
 def kill_cgroup(directories: Iterable[Path]) -> list[int]:
     """Send SIGKILL to every process in ``directories``. Return their pids. Never raises."""
-    killed = []
+    killed: list[int] = []
     for directory in directories:
         with contextlib.suppress(OSError):
             (directory / "cgroup.kill").write_text("1")
-        for pid in _read_pids(directory):
-            with open_process(pid) as fd:
-                # Check again: the pidfd, once opened, cannot refer to a later process.
-                if fd is not None and pid in _read_pids(directory):
-                    with contextlib.suppress(OSError):
-                        signal.pidfd_send_signal(fd, signal.SIGKILL)
-                        killed.append(pid)
+        killed += [pid for pid in _read_pids(directory) if kill_if(pid, partial(_has, directory))]
     return killed
+
+
+def _has(directory: Path, pid: int) -> bool:
+    return pid in _read_pids(directory)
 
 
 def _read_pids(directory: Path) -> list[int]:
@@ -269,3 +268,20 @@ def read_cpu_seconds(directories: Iterable[Path]) -> float | None:
         with contextlib.suppress(OSError, ValueError):
             return int((directory / "cpuacct.usage").read_text()) / 1e9
     return None
+
+
+# -- the memory watch, of the bridge and of the helper on a node -----------------------------------
+
+MAX_INTERVAL_SECONDS = 0.1
+"""The longest time between two measurements."""
+MIN_INTERVAL_SECONDS = 0.005
+MAX_GROWTH = max(4, os.cpu_count() or 1) * 1024**3
+"""Bytes per second that a sandbox can touch (measured: about 2 GiB/s on two cores). The nearer the
+limit, the sooner the next measurement, so that this rate exceeds the limit only a little."""
+MAX_OVERRUN = 128 * 1024**2
+"""Bytes over the limit above which the whole sandbox is killed, without asking PID 1."""
+
+
+def seconds_to_next_measurement(used: int, limit: int) -> float:
+    """Return how long the next measurement may wait."""
+    return min(MAX_INTERVAL_SECONDS, max(MIN_INTERVAL_SECONDS, (limit - used) / MAX_GROWTH))

@@ -5,6 +5,7 @@ follows a symbolic link only if no sandbox can have made it. ``open_below`` foll
 return a descriptor, and everything is done by that descriptor: a name may lead to another folder a
 moment later, a descriptor never does. ``reopen`` is for another mount namespace, where a descriptor
 of this one cannot be mounted: it opens the name again and refuses another file than before.
+``open_in`` takes a root file system for the root directory, so that no link leads out of it.
 
 "Link" means symbolic link in this module. Which folders a sandbox may see is decided in
 ``runtimes/mounts``, by ``folders`` and ``outputs``.
@@ -267,6 +268,43 @@ def birth_time(fd: int) -> int:
         return 0
     (mask,), (seconds, nanoseconds) = _MASK.unpack_from(buffer), _BIRTH.unpack_from(buffer, 80)
     return seconds * 10**9 + nanoseconds if mask & _STATX_BTIME else 0
+
+
+# -- inside a root file system, or outputs --------------------------------------------------------
+
+
+def open_in(root: int, path: str, flags: int) -> int:
+    """Open ``path``, absolute or relative, in the root file system ``root``. Needs Linux 5.6.
+
+    :raises OSError: when it cannot be opened
+    """
+    return openat2(root, path, flags, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+
+
+def open_folder(root: int, parts: tuple[str, ...]) -> int:
+    """Open the directory at ``parts`` with O_PATH, as ``dir_fd`` for other calls.
+
+    :raises OSError: when it cannot be opened
+    """
+    return open_in(root, "/".join(parts) or ".", _PATH | os.O_DIRECTORY)
+
+
+def stat_in(root: int, path: str) -> os.stat_result | None:
+    """Return the status of what ``path`` leads to; None if it cannot be opened."""
+    try:
+        fd = open_in(root, path, os.O_PATH)
+    except OSError:
+        return None
+    try:
+        return os.fstat(fd)
+    finally:
+        os.close(fd)
+
+
+def is_program(root: int, path: str) -> bool:
+    """Return whether ``path`` leads to an executable file."""
+    status = stat_in(root, path)
+    return status is not None and stat.S_ISREG(status.st_mode) and bool(status.st_mode & 0o111)
 
 
 # -- inner -----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Locks between the threads of a process, and between the processes of a user.
+"""Locks between the threads of a process, and between the processes of a user; what a fork leaves.
 
 Two rules hold for both. A forked child does not inherit the locks of its parent, because no thread
 there would release them. And no wait is unbounded: a thread holds a lock only for work that is
@@ -7,14 +7,17 @@ bounded itself; another process may be stopped while it holds one, so that wait 
 
 from __future__ import annotations
 
+import atexit
 import errno
 import fcntl
 import os
 import threading
 import time
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any, ClassVar, Self
 
 MAX_LOCK_SECONDS = 60.0
 """Time limit for the lock of another process. Most are held for milliseconds; the longest one
@@ -113,3 +116,38 @@ def _reset_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_reset_in_child)
+
+
+class PerProcess(ABC):
+    """Base of classes of which each process has one object: made when first needed, ended when the
+    process exits. A forked child gets an instance of its own: threads and child processes
+    of the parent's are not in it."""
+
+    _instance: ClassVar[Any] = None
+    _lock: ClassVar[ThreadLock]
+
+    def __init_subclass__(cls) -> None:
+        cls._instance, cls._lock = None, ThreadLock()
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+
+    @classmethod
+    def instance(cls) -> Self:
+        """Return this process's instance. Any thread."""
+        with cls._lock:
+            instance = cls._instance
+            if instance is None or instance.is_inherited:
+                instance = cls._instance = cls()
+                atexit.register(instance.end)
+            return instance  # type: ignore[no-any-return]
+
+    @property
+    def is_inherited(self) -> bool:
+        """Return whether this is a forked child's copy of its parent's instance."""
+        return self._pid != os.getpid()
+
+    @abstractmethod
+    def end(self) -> None:
+        """End what the instance has. Called when the process exits, also in a forked child with
+        its parent's instance, which must do nothing there."""

@@ -163,6 +163,55 @@ def sweep(root: Path) -> None:
                 shutil.rmtree(root / name, ignore_errors=True)
 
 
+def remove_at_any_depth(directory: Path) -> None:
+    """Remove a folder that a sandbox has filled, of any depth and with any modes. Never raises.
+
+    Each folder is emptied from the top one, to which its own folders are moved: no path is long,
+    and nothing recurses. No link is followed. Another process may do the same meanwhile.
+    """
+    last: list[str] = []
+    with contextlib.suppress(OSError):
+        if not directory.is_symlink():
+            directory.chmod(0o700)
+        top = os.open(directory, _FOLDER)
+        try:
+            while (names := os.listdir(top)) and names != last:  # noqa: PTH208 - a descriptor
+                last = names
+                for name in names:
+                    with contextlib.suppress(FileNotFoundError):
+                        if _remove_file(top, name):
+                            continue
+                        _flatten(top, name)
+                        os.rmdir(name, dir_fd=top)
+        finally:
+            os.close(top)
+        directory.rmdir()
+
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def _flatten(top: int, name: str) -> None:
+    """Remove the files of a folder, and move its folders to ``top``."""
+    folder = os.open(name, _FOLDER, dir_fd=top)
+    try:
+        for below in os.listdir(folder):  # noqa: PTH208 - a descriptor
+            with contextlib.suppress(FileNotFoundError):
+                if not _remove_file(folder, below):
+                    os.rename(below, secrets.token_hex(16), src_dir_fd=folder, dst_dir_fd=top)
+    finally:
+        os.close(folder)
+
+
+def _remove_file(folder: int, name: str) -> bool:
+    """Remove a file, and return True; let the owner of a folder enter and change it."""
+    if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+        os.chmod(name, 0o700, dir_fd=folder)
+        return False
+    os.unlink(name, dir_fd=folder)
+    return True
+
+
 # -- files -----------------------------------------------------------------------------------------
 
 

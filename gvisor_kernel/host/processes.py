@@ -151,27 +151,13 @@ def is_of_this_user(pid: int) -> bool:
     )
 
 
-@contextlib.contextmanager
-def open_process(pid: int) -> Iterator[int | None]:
-    """Open a pidfd of ``pid``; None if there is no such process."""
-    try:
+def kill_if(pid: int, is_meant: Callable[[int], bool], signum: int = signal.SIGKILL) -> bool:
+    """Send a signal to ``pid`` if ``is_meant(pid)``. Return whether it was sent."""
+    with contextlib.ExitStack() as held, contextlib.suppress(OSError):
         fd = os.pidfd_open(pid)
-    except OSError:
-        yield None
-        return
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def kill_if(pid: int, is_meant: Callable[[int], bool]) -> bool:
-    """Send SIGKILL to ``pid`` if ``is_meant(pid)``. Return whether the signal was sent."""
-    with open_process(pid) as fd:
-        if fd is None or not is_meant(pid):
-            return False
-        with contextlib.suppress(OSError):
-            signal.pidfd_send_signal(fd, signal.SIGKILL)
+        held.callback(os.close, fd)
+        if is_meant(pid):
+            signal.pidfd_send_signal(fd, signum)
             return True
     return False
 

@@ -15,9 +15,9 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
-from gvisor_kernel.archive.archive_error import ArchiveError
-from gvisor_kernel.archive.scoped import open_in
 from gvisor_kernel.archive.tar import CHUNK, Kind, Stream, TarReader, quote_name, split_name
+from gvisor_kernel.errors import ArchiveError
+from gvisor_kernel.host.folders import open_in
 
 # by path: below a private store of this user; an image that a person has given
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gvisor_kernel.errors import RootImageError
-from gvisor_kernel.images.engines import is_reference, is_running
+from gvisor_kernel.images.engines import DOCKER, is_reference, is_running
 
 PREFIX = "gvisor-kernel/"
 DISTRIBUTION = "distribution"
@@ -110,7 +110,7 @@ class Builder:
                 self.tag(name),
                 f"oci-archive:{file}",
             ]
-        return ["docker", "image", "save", "--output", str(file), self.tag(name)]
+        return [DOCKER, "image", "save", "--output", str(file), self.tag(name)]
 
     def has(self, name: str) -> bool:
         """Return whether the builder has an image of this package already."""
@@ -134,8 +134,8 @@ class Builder:
         :raises RootImageError: when the program fails
         """
         tag = self.tag(DISTRIBUTION)
-        if self.program == "docker":
-            run(["docker", "import", str(archive), tag])
+        if self.program == DOCKER:
+            run([DOCKER, "import", str(archive), tag])
             return tag
         container = read(["buildah", "from", "scratch"])
         try:
@@ -162,8 +162,8 @@ def find_builder() -> Builder:
 
     :raises RootImageError: when neither can be used
     """
-    if shutil.which("docker") is not None and is_running("docker"):
-        return Builder("docker", "")
+    if shutil.which(DOCKER) is not None and is_running(DOCKER):
+        return Builder(DOCKER, "")
     if shutil.which("buildah") is None:
         raise RootImageError(
             "Building an image needs a running Docker engine or buildah; there is neither.",

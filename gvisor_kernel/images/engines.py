@@ -11,7 +11,8 @@ from gvisor_kernel.errors import RootImageError
 
 # by path: below a private store of this user; an image that a person has given
 
-PROGRAMS = ("docker", "podman")
+DOCKER = "docker"  # no runtime: the program
+PROGRAMS = (DOCKER, "podman")
 ASK_SECONDS = 3.0
 """Seconds that an engine may take to answer that it is running."""
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
-from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.archive.tar import Stream, quote_name
+from gvisor_kernel.errors import ArchiveError
 from gvisor_kernel.images.blobs import MAX_DOCUMENT, Blobs, Documents, HashedStream, decompressed
 from gvisor_kernel.strict_json import JsonError, parse_json
 

@@ -18,12 +18,11 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.archive.layers import Budget, apply_archive, apply_folder
 from gvisor_kernel.archive.tar import CHUNK, TarReader
 from gvisor_kernel.archive.tree import Tree
 from gvisor_kernel.config.validators import HOST_IMAGE, IMAGE_NAME, IMAGE_NAME_RULE
-from gvisor_kernel.errors import GvisorKernelError, RootImageError
+from gvisor_kernel.errors import ArchiveError, GvisorKernelError, RootImageError
 from gvisor_kernel.host.processes import SUBUID_BASE
 from gvisor_kernel.images.blobs import Blobs, FolderBlobs, TarBlobs, decompressed, is_compressed
 from gvisor_kernel.images.engines import save_image

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from gvisor_kernel.archive.scoped import is_program, stat_in
 from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.host.folders import is_program, stat_in
 
 # by path: below a private store of this user; an image that a person has given
 

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.config.validators import ENGINE_RUNTIMES, HOST_IMAGE
+from gvisor_kernel.config.settings import SandboxSpec, find_entry
+from gvisor_kernel.config.validators import HOST_IMAGE
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.images import Store
 from gvisor_kernel.spec.environment import SYSTEM_PATH
@@ -45,7 +45,7 @@ def choose_program(
         an image of the store; an image of a Docker engine is not checked
     """
     argv = list(argv)
-    if spec.runtime in ENGINE_RUNTIMES:
+    if find_entry(spec.runtime).images:
         return choose_in_engine(spec, argv, extra)
     if spec.image != HOST_IMAGE:
         return choose_in_image(spec, argv, extra)

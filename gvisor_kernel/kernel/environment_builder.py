@@ -19,7 +19,6 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.archive.layers import DISK_SPARE
 from gvisor_kernel.egress.package_catalog import NO_INDEX
 from gvisor_kernel.environments.collection import collect, find_packages
@@ -33,9 +32,8 @@ from gvisor_kernel.environments.environment import (
     odd_answer,
 )
 from gvisor_kernel.environments.environment_store import Draft, Store
-from gvisor_kernel.errors import LaunchError, PackagesError
+from gvisor_kernel.errors import ArchiveError, LaunchError, PackagesError
 from gvisor_kernel.host.folders import open_path
-from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.images.measure import measure_tree
 from gvisor_kernel.kernel.client import POLL_SECONDS, OwnClient, connect, wait_for_reply
 from gvisor_kernel.kernel.plan import KernelPlan
@@ -44,6 +42,7 @@ from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.hints import ASK_DOCTOR
 from gvisor_kernel.runtimes.mounts.written_folders import forget_written
 from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.shown_text import describe_size
 from gvisor_kernel.spec.layout import OUTPUTS
 from gvisor_kernel.strict_json import JsonError, parse_json
 

@@ -12,8 +12,7 @@ from typing import Literal, TypeAlias
 
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.egress.kinds import Route
-from gvisor_kernel.host.locks import ThreadLock
-from gvisor_kernel.host.per_process import PerProcess
+from gvisor_kernel.host.locks import PerProcess, ThreadLock
 from gvisor_kernel.runtimes.base import MountView
 
 State: TypeAlias = Literal["starting", "running", "stopped", "ended"]

@@ -22,7 +22,7 @@ from gvisor_kernel.artifacts.storage import Storage
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 from gvisor_kernel.errors import GvisorKernelError, OutputsError, StorageError
 from gvisor_kernel.host.folders import open_real, reopen
-from gvisor_kernel.host.per_process import PerProcess
+from gvisor_kernel.host.locks import PerProcess
 from gvisor_kernel.runtimes.base import Sandbox
 from gvisor_kernel.spec.layout import OUTPUTS
 from gvisor_kernel.strict_json import JsonError, parse_json
@@ -102,7 +102,7 @@ class KeptData(PerProcess):
 
 def _find_outputs(sandbox: Sandbox) -> Path:
     """Return the folder that the kernel's outputs are, if it is still where it was mounted from."""
-    view = next((view for view in sandbox.mounts if view.target == OUTPUTS), None)
+    view = next((view for view in sandbox.view.mounts if view.target == OUTPUTS), None)
     if view is None or not view.source:
         raise StorageError(
             "This kernel's outputs are not kept, so it keeps no data either.",

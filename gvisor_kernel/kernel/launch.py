@@ -25,8 +25,8 @@ from gvisor_kernel.kernel.run_egress import make_egress
 from gvisor_kernel.kernel.spare_keeper import SpareKeeper
 from gvisor_kernel.kernel.workers import Workers, give_up, run_beside
 from gvisor_kernel.kernel.workspace import OWN_OUTPUTS, SHOWN, VARIABLE, describe_workspace
-from gvisor_kernel.runtimes import get_runtime
-from gvisor_kernel.runtimes.base import LaunchRequest, Sandbox
+from gvisor_kernel.runtimes import get_runtime, get_snapshot_runtime
+from gvisor_kernel.runtimes.base import FoundSandbox, LaunchRequest, Sandbox, SnapshotRuntime
 from gvisor_kernel.runtimes.waits import hearing
 from gvisor_kernel.snapshots.key import SnapshotKey
 from gvisor_kernel.tracing import step
@@ -110,7 +110,7 @@ class Launch:
     async def _start_in_new(self, kernel: KernelBridge) -> None:
         plan, self._way = self.plan, "cold"
         runtime = get_runtime(plan.spec.runtime)
-        restores = runtime.supports_snapshots or runtime.finds_snapshots
+        restores = isinstance(runtime, SnapshotRuntime) or runtime.finds_snapshots
         if plan.spec.snapshot == "off" or not restores:
             await self._make_sandbox(kernel)
         elif (obstacle := find_obstacle(plan)) is not None:
@@ -138,7 +138,8 @@ class Launch:
         :raises NoSnapshot: when it does not answer
         :raises GvisorKernelError: see ``Runtime.start``
         """
-        start, request = get_runtime(self.plan.spec.runtime).start, make_launch_request(self.plan)
+        start = get_snapshot_runtime(self.plan.spec.runtime).start
+        request = make_launch_request(self.plan)
         sandbox = await self._workers.run(start, self.plan.spec, request, files)
         await self._resume(kernel, Restored(sandbox, "", run))
 
@@ -162,7 +163,7 @@ class Launch:
 
     async def _greet(self, kernel: KernelBridge, sandbox: Sandbox) -> None:
         hello = await kernel.attach(
-            sandbox, sandbox.log_path, sandbox.transcripts, self.plan.spec.start_timeout
+            sandbox, sandbox.log_path, sandbox.view.transcripts, self.plan.spec.start_timeout
         )
         step("guest answered")
         await self._verify(sandbox, dict(hello.facts))
@@ -180,14 +181,14 @@ class Launch:
         self._note_outputs(kernel, environment)
         argv, seconds = list(kernel_argv(plan)), plan.spec.start_timeout
         egress = make_egress(kernel, plan, sandbox, self._workers.run)
-        await kernel.start_kernel(argv, environment, sandbox.workdir, seconds, egress=egress)
+        await kernel.start_kernel(argv, environment, sandbox.view.workdir, seconds, egress=egress)
         step("kernel's process started")
 
     async def _find_variables(self, sandbox: Sandbox) -> dict[str, str]:
         plan, describe = self.plan, partial(describe_workspace, tells=self._tells)
         words: dict[str, str] = await self._workers.run(describe, plan.spec, sandbox)
         learning = learning_variables(plan)
-        return {**kernel_variables(plan, sandbox.kernel_environment), **words, **learning}
+        return {**kernel_variables(plan, sandbox.view.environment), **words, **learning}
 
     @staticmethod
     def _note_outputs(kernel: KernelBridge, environment: Mapping[str, str]) -> None:
@@ -204,7 +205,7 @@ class Launch:
         :raises GvisorKernelError: see ``restore``
         """
         plan, self._way = self.plan, "snapshot"
-        runtime = get_runtime(plan.spec.runtime)
+        runtime = get_snapshot_runtime(plan.spec.runtime)
 
         def take_spare(key: SnapshotKey, run: SnapshotRun) -> Sandbox | None:
             spare = SpareKeeper.instance().take(plan, key, run)
@@ -223,10 +224,12 @@ class Launch:
         :raises GvisorKernelError: see ``Runtime.start``
         """
         sandbox = await self._start_sandbox(kernel, make_asking_request(self.plan))
-        found = sandbox.found
+        found, lacks = None, ""
+        if isinstance(sandbox, FoundSandbox):
+            found, lacks = sandbox.found, sandbox.lacks
         if found is None:
             await self._greet(kernel, sandbox)
-            raise NoSnapshot(sandbox.lacks or "no snapshot fits")
+            raise NoSnapshot(lacks or "no snapshot fits")
         self._way = "snapshot"
         try:
             await self._resume(kernel, Restored.find(sandbox, found, self.plan))
@@ -247,10 +250,10 @@ class Launch:
             await kernel.attach_restored(
                 sandbox,
                 sandbox.log_path,
-                sandbox.transcripts,
+                sandbox.view.transcripts,
                 restored.run,
                 environment,
-                sandbox.workdir,
+                sandbox.view.workdir,
                 min(RESUME_SECONDS, plan.spec.start_timeout),
                 egress=make_egress(kernel, plan, sandbox, self._workers.run),
             )

@@ -24,6 +24,7 @@ from gvisor_kernel.host import private_directories
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.restore import preloads_learned
 from gvisor_kernel.runtimes import get_runtime
+from gvisor_kernel.runtimes.base import SnapshotRuntime
 from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter
 from gvisor_kernel.snapshots.key import IMPORTED, KEY_DIGITS, digest
 from gvisor_kernel.snapshots.learned import (
@@ -59,7 +60,7 @@ def learns(plan: KernelPlan) -> bool:
     runtime = get_runtime(plan.spec.runtime)
     return (
         plan.spec.snapshot != "off"
-        and (runtime.supports_snapshots or runtime.finds_snapshots)
+        and (isinstance(runtime, SnapshotRuntime) or runtime.finds_snapshots)
         and preloads_learned(plan)
     )
 
@@ -198,7 +199,8 @@ class ImportReports:
 def is_installed(plan: KernelPlan, name: str) -> bool:
     """Return whether ``name`` is that of a module of the environment, as far as this machine shows:
     by the names of files only."""
-    if plan.spec.image != HOST_IMAGE or plan.spec.runtime != "runsc" or plan.spec.packages:
+    is_here = get_runtime(plan.spec.runtime).shows_host_python
+    if plan.spec.image != HOST_IMAGE or not is_here or plan.spec.packages:
         return True  # the process that makes the snapshot finds out
     interpreter = ask_interpreter(plan.request.python)
     folders = [Path(d) for d in interpreter.site_directories if Path(d).name in PACKAGE_FOLDERS]

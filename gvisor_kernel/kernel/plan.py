@@ -17,6 +17,7 @@ from gvisor_kernel.egress.environment import JUPYTER, PACKAGES_HOME, Door, egres
 from gvisor_kernel.egress.kinds import Route
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.spec.layout import ENVIRONMENT
+from gvisor_kernel.typed_json import read_value
 
 IPYKERNEL = (
     *("-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"),
@@ -154,8 +155,7 @@ def write_plan(plan: KernelPlan) -> dict[str, Any]:
 def read_plan(content: dict[str, Any], key: bytes) -> KernelPlan:
     """Return the plan that ``write_plan`` wrote, with ``key`` for clients and an ipc address."""
     spec = read_spec(content["spec"])
-    request = content["request"]
-    request = LaunchRequest(**{**request, "folder": Path(request["folder"]), "ahead": ()})
+    request = read_value(content["request"], LaunchRequest)
     identity = KernelIdentity(request.kernel_name, key, "hmac-sha256", spec.memory_limit)
     return KernelPlan(
         spec=spec,

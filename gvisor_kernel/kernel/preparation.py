@@ -17,7 +17,7 @@ from gvisor_kernel.kernel.restore import Restored, find_obstacle, find_snapshot,
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.kernel.spare_keeper import SpareKeeper
 from gvisor_kernel.runtimes import get_runtime
-from gvisor_kernel.runtimes.base import Sandbox
+from gvisor_kernel.runtimes.base import Sandbox, SnapshotRuntime
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def may_prepare(plan: KernelPlan) -> bool:
     """
     return (
         plan.spec.snapshot != "off"
-        and get_runtime(plan.spec.runtime).supports_snapshots
+        and isinstance(get_runtime(plan.spec.runtime), SnapshotRuntime)
         and find_obstacle(plan) is None
     )
 

@@ -17,8 +17,14 @@ from gvisor_kernel.config.validators import MIB
 from gvisor_kernel.errors import NoSnapshot, SnapshotError
 from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, make_launch_request
 from gvisor_kernel.kernel.workspace import NAME, hides_uploads
-from gvisor_kernel.runtimes import get_runtime
-from gvisor_kernel.runtimes.base import FoundSnapshot, LaunchRequest, Runtime, Sandbox
+from gvisor_kernel.runtimes import get_snapshot_runtime
+from gvisor_kernel.runtimes.base import (
+    FoundSandbox,
+    FoundSnapshot,
+    LaunchRequest,
+    Sandbox,
+    SnapshotRuntime,
+)
 from gvisor_kernel.runtimes.mounts.folders import are_uploads_covered
 from gvisor_kernel.snapshots.host_facts import find_host_facts
 from gvisor_kernel.snapshots.key import (
@@ -64,11 +70,11 @@ class Restored:
     def discard(self, reason: str) -> None:
         """Let no other kernel start from this snapshot. Blocks. Does nothing if it is on a node:
         there the next start does it (``LaunchRequest.unfit``)."""
-        if self.sandbox.found is None and self.key:
+        if not isinstance(self.sandbox, FoundSandbox) and self.key:
             Store.open().discard(self.key, reason)
 
 
-def find_key(runtime: Runtime, plan: KernelPlan) -> tuple[SnapshotKey, KernelPlan]:
+def find_key(runtime: SnapshotRuntime, plan: KernelPlan) -> tuple[SnapshotKey, KernelPlan]:
     """Return the key of snapshots that fit ``plan``, and the plan of a kernel to take one of.
 
     The second plan lacks the variables that a restored kernel receives later.
@@ -154,7 +160,7 @@ def find_snapshot(plan: KernelPlan) -> Meta | None:
 
     :raises GvisorKernelError: see ``find_key``, or when the store cannot be used
     """
-    key, _ = find_key(get_runtime(plan.spec.runtime), plan)
+    key, _ = find_key(get_snapshot_runtime(plan.spec.runtime), plan)
     with Store.open().use(key.name) as snapshot:
         if snapshot is None or snapshot.meta.manifest.find_change() is not None:
             return None
@@ -205,7 +211,7 @@ def _accepts_variables(plan: KernelPlan) -> bool:
 
 
 def restore(
-    runtime: Runtime,
+    runtime: SnapshotRuntime,
     plan: KernelPlan,
     take_spare: Callable[[SnapshotKey, SnapshotRun], Sandbox | None] | None = None,
 ) -> Restored:

@@ -29,7 +29,7 @@ from gvisor_kernel.kernel.sandbox_call import SandboxCall
 from gvisor_kernel.kernel.workers import Workers, run_beside
 from gvisor_kernel.kernel.workspace import JudgeLeft, find_host_path, tell_end
 from gvisor_kernel.runtimes import get_runtime
-from gvisor_kernel.runtimes.base import Sandbox
+from gvisor_kernel.runtimes.base import CheckpointedSandbox, Sandbox
 from gvisor_kernel.runtimes.state.records import state_root
 from gvisor_kernel.tracing import tracing
 
@@ -148,8 +148,8 @@ class SandboxedKernel:
             identity=sandbox.identity,
             node=sandbox.node,
             directory=sandbox.directory,
-            mounts=tuple(sandbox.mounts),
-            transcripts=sandbox.transcripts is not None,
+            mounts=tuple(sandbox.view.mounts),
+            transcripts=sandbox.view.transcripts is not None,
             memory_used=kernel.memory_used if kernel is not None else None,
             processes=stats.processes if stats is not None else None,
         )
@@ -387,6 +387,8 @@ class SandboxedKernel:
         kernel, sandbox, plan = self._kernel, self.sandbox, self._plan
         if kernel is None or sandbox is None or plan is None:
             raise LaunchError("There is no kernel to take a snapshot of.")
+        if not isinstance(sandbox, CheckpointedSandbox):
+            raise get_runtime(plan.spec.runtime).explain_no_snapshots()
         run = await kernel.quiesce(seconds)
         # The sandbox ends when the snapshot is written. Keep its state as for a restart: its
         # removal would kill the checkpoint command, whose status is still needed.

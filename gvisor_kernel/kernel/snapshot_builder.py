@@ -28,7 +28,7 @@ from gvisor_kernel.kernel.restore import (
 )
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.kernel.warm_up import FONT_LIST, run_python, warm_up
-from gvisor_kernel.runtimes import get_runtime
+from gvisor_kernel.runtimes import get_snapshot_runtime
 from gvisor_kernel.runtimes.mounts.outputs import keeps_outputs
 from gvisor_kernel.snapshots.build import Report, builder_lock, lower_priority, strip_session
 from gvisor_kernel.snapshots.learned import (
@@ -82,7 +82,7 @@ def build_in_background(plan: dict[str, Any]) -> None:
     found = read_plan(plan, new_key())
     store = Store.open()
     with builder_lock(store, wait=True):
-        key, _ = find_key(get_runtime(found.spec.runtime), found)
+        key, _ = find_key(get_snapshot_runtime(found.spec.runtime), found)
         with store.use(key.name) as snapshot:
             if snapshot is not None and snapshot.meta.manifest.find_change() is None:
                 made = read_meta(snapshot.meta)
@@ -150,7 +150,7 @@ def _make_once(
 
     :raises Misbehaved: when a kernel with learned modules cannot be saved, or restored as it was
     """
-    runtime = get_runtime(plan.spec.runtime)
+    runtime = get_snapshot_runtime(plan.spec.runtime)
     key, bare = find_key(runtime, plan)
     with store.write() as draft:
         keeps = keeps_outputs(plan.spec, plan.request)

@@ -17,10 +17,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from gvisor_kernel.host.per_process import PerProcess
+from gvisor_kernel.host.locks import PerProcess
 from gvisor_kernel.kernel.left_builder import FINISH, was_left
 from gvisor_kernel.kernel.plan import KernelPlan, write_plan
-from gvisor_kernel.runtimes.base import Builder, Sandbox
+from gvisor_kernel.runtimes.base import Builder, FoundSandbox, Sandbox
 from gvisor_kernel.snapshots.build import MAX_BUILD_SECONDS
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class SnapshotQueue(PerProcess):
         ``sandbox``: one of such a kernel. The snapshot is made where that is.
         """
         content = write_plan(plan)
-        builder = sandbox.make_builder(content) if sandbox is not None else None
+        builder = sandbox.make_builder(content) if isinstance(sandbox, FoundSandbox) else None
         plan_text = json.dumps(content, sort_keys=True)
         builder = builder or Builder((sys.executable, *BUILD), os.environ, _line(plan_text), "")
         text = f"{builder.place} {plan_text}"

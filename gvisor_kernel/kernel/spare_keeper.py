@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from gvisor_kernel.bridge import SnapshotRun
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.host.per_process import PerProcess
+from gvisor_kernel.host.locks import PerProcess
 from gvisor_kernel.kernel.plan import KernelPlan, without_routes
 from gvisor_kernel.kernel.restore import Restored, restore
-from gvisor_kernel.runtimes import get_runtime
-from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
+from gvisor_kernel.runtimes import get_snapshot_runtime
+from gvisor_kernel.runtimes.base import CheckpointedSandbox, LaunchRequest, PausableSandbox, Sandbox
 from gvisor_kernel.snapshots.key import SnapshotKey
 from gvisor_kernel.tracing import step
 
@@ -82,7 +82,7 @@ class Spare:
             return False
         if (restored.key, restored.run.key) != (key.name, run.key):
             return False
-        runtime = get_runtime(kind.spec.runtime)
+        runtime = get_snapshot_runtime(kind.spec.runtime)
         try:
             return runtime.has_current_mounts(sandbox, kind.spec, kind.request)
         except GvisorKernelError as error:  # the start will fail with the same error
@@ -124,7 +124,9 @@ class SpareKeeper(PerProcess):
         if not spare.fits(kind, key, run):
             sandbox.close()
             return None
+        assert isinstance(sandbox, CheckpointedSandbox)
         sandbox.assign(plan.request.kernel_id)
+        assert isinstance(sandbox, PausableSandbox)
         sandbox.resume()
         step("spare taken")
         return sandbox
@@ -198,7 +200,7 @@ class SpareKeeper(PerProcess):
                 self._make(plan)
 
     def _make(self, plan: KernelPlan) -> None:
-        runtime = get_runtime(plan.spec.runtime)
+        runtime = get_snapshot_runtime(plan.spec.runtime)
         try:
             restored = restore(
                 runtime, replace(without_routes(plan), request=Kind.of(plan).request)
@@ -208,14 +210,14 @@ class SpareKeeper(PerProcess):
             return
         with self._changed:
             self._changed.wait_for(lambda: self._ended, CLOCK_SECONDS)
-        if not _stop(runtime, restored.sandbox):
+        if not _stop(restored.sandbox):
             return
         spare = Spare(Kind.of(plan), restored)
         with self._changed:
             self._spare = spare
 
 
-def _stop(runtime: Runtime, sandbox: Sandbox) -> bool:
+def _stop(sandbox: Sandbox) -> bool:
     """Verify a restored sandbox and stop it; close it and return False if that fails."""
     try:
         sandbox.verify()
@@ -223,6 +225,9 @@ def _stop(runtime: Runtime, sandbox: Sandbox) -> bool:
         log.warning("%s", error)
         with suppress(Exception):
             sandbox.close()
+        return False
+    if not isinstance(sandbox, PausableSandbox):
+        sandbox.close()
         return False
     for _ in range(MAX_STOPS):
         sandbox.pause()

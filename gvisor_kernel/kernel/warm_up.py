@@ -112,7 +112,7 @@ def warm_up(
     try:
         files, directories = parse_json(text, MAX_LIST)
         paths = map(str, files), map(str, directories)
-        return make_manifest(*paths, sandbox.mounts, since, str(sandbox.directory))
+        return make_manifest(*paths, sandbox.view.mounts, since, str(sandbox.directory))
     except (ValueError, TypeError) as error:
         raise SnapshotError(f"The kernel's list of files cannot be parsed: {error}.") from error
 

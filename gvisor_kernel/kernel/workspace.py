@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from gvisor_kernel.config.kubernetes import NO_CHOICE
 from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.folders import open_real, reopen
@@ -21,6 +20,7 @@ from gvisor_kernel.kernel.facts import Ended, KernelEvents, KernelFacts, Left
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.link import RemoteProtocolError
 from gvisor_kernel.link.service_messages import decode_service
+from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import MountView, Sandbox
 from gvisor_kernel.spec.layout import OUTPUTS, UPLOADS
 
@@ -49,13 +49,13 @@ def describe_workspace(spec: SandboxSpec, sandbox: Sandbox, *, tells: bool) -> d
     """
     uploads = find_view(sandbox, UPLOADS)
     outputs = find_view(sandbox, OUTPUTS)
-    cluster = spec.kubernetes if spec.runtime == "kubernetes" else NO_CHOICE
+    own = get_runtime(spec.runtime).find_own_folders(spec)
     words = []
     if shows_outputs(uploads, outputs):
         words.append(SHOWN)
-    if outputs is not None or (spec.outputs is not None and cluster.outputs_claim):
+    if outputs is not None or (spec.outputs is not None and OUTPUTS in own):
         words.append(KEPT)
-    if uploads is None and spec.uploads == DEFAULTS.uploads and not cluster.uploads_claim:
+    if uploads is None and spec.uploads == DEFAULTS.uploads and UPLOADS not in own:
         words.append(EMPTY)
     if tells and spec.uploads is not None:
         words.append(TOLD)
@@ -104,7 +104,7 @@ def hides_uploads(spec: SandboxSpec, folder: Path) -> bool:
 def find_view(sandbox: Sandbox, target: str) -> MountView | None:
     """Return the folder that is mounted at ``target``; None if that is in the sandbox's memory, or
     is an empty folder of its state directory."""
-    found = next((view for view in sandbox.mounts if view.target == target), None)
+    found = next((view for view in sandbox.view.mounts if view.target == target), None)
     if found is None or Path(found.source).parent == sandbox.directory.resolve():
         return None
     return found
@@ -158,12 +158,14 @@ def find_host_path(sandbox: Sandbox, path: str) -> Path | None:
     """
     if "\0" in path:
         return None
-    inside = Path(sandbox.workdir, path)
+    inside = Path(sandbox.view.workdir, path)
     if ".." in inside.parts:
         return None
-    views = list(sandbox.mounts)
+    views = list(sandbox.view.mounts)
     views += [
-        MountView(view.source, sandbox.workdir, True) for view in views if view.target == UPLOADS
+        MountView(view.source, sandbox.view.workdir, True)
+        for view in views
+        if view.target == UPLOADS
     ]
     for view in views:
         if inside.is_relative_to(view.target):

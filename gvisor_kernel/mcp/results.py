@@ -23,10 +23,9 @@ from gvisor_kernel.api.execution import Execution, ExecutionError, Omitted, Resu
 from gvisor_kernel.api.shell import ShellResult
 from gvisor_kernel.bridge.deaths import LAST_OUTPUT, MORE_MEMORY
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.mcp.sessions import Session
 from gvisor_kernel.mcp.settings import Limits
-from gvisor_kernel.shown_text import printable, printable_name
+from gvisor_kernel.shown_text import describe_size, printable, printable_name
 
 PICTURES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 BEGINS = re.compile(

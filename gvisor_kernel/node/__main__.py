@@ -6,14 +6,18 @@ python -m gvisor_kernel.node [--state FOLDER] serve|build|fetch|sweep|check
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import pwd
+import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 from gvisor_kernel import __version__
+from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.runtimes.nodes.orders import Answer
+from gvisor_kernel.runtimes.state.sweep import sweep_orphans
+from gvisor_kernel.typed_json import write_json
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -29,18 +33,42 @@ def main(argv: list[str]) -> int:
 
         return serve()
     if arguments.command == "build":
-        from gvisor_kernel.node.build import build
+        from gvisor_kernel.node.start import build
 
         return build()
     if arguments.command == "fetch":
-        from gvisor_kernel.node.fetch import fetch
+        from gvisor_kernel.node.files import fetch
 
         return fetch()
-    from gvisor_kernel.node.report import check, sweep
-
     answer = sweep() if arguments.command == "sweep" else check()
-    sys.stdout.write(json.dumps({"release": __version__, **answer}) + "\n")
+    sys.stdout.write(write_json(answer) + "\n")
     return 0
+
+
+def check() -> Answer:
+    """Return what decides whether this node can run sandboxes."""
+    from gvisor_kernel.runtimes.runsc.command_line import find_runsc
+
+    runsc = error = ""
+    try:
+        runsc = find_runsc().version
+    except GvisorKernelError as failure:
+        error = str(failure)
+    return Answer(error, __version__, socket.gethostname(), runsc=runsc)
+
+
+def sweep() -> Answer:
+    """Remove what dead helpers of this user have left on this node."""
+    from gvisor_kernel.node.files import sweep_copies
+
+    removed: list[str] = []
+    error = ""
+    try:
+        sweep_copies()
+        removed = sweep_orphans("runsc")
+    except (GvisorKernelError, OSError) as failure:
+        error = str(failure)
+    return Answer(error, __version__, socket.gethostname(), removed=tuple(removed))
 
 
 def prepare_environment(state: str) -> None:

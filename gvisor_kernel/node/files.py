@@ -3,45 +3,73 @@
 Each copy is a folder of its own in ``copies_root``, private to the user and outside the helpers'
 state directories: it outlives a helper that is killed, until the host has its outputs. What is in
 it was copied from the host, or a kernel has made it.
+
+The command ``fetch`` sends its outputs to the host, as an archive: the host says on stdin which
+copy it means, and whether it is the last time. The answer is a fact on stdout, then the archive,
+and a fact with the number of files that are not in it. After the last time the copy is removed,
+once the host has said that it has everything.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import select
-import stat
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 
-from gvisor_kernel.archive.archive_error import ArchiveError
-from gvisor_kernel.errors import GvisorKernelError, LaunchError, StateError
-from gvisor_kernel.host.folders import Opened, open_path
+from gvisor_kernel.archive.layers import MAX_ENTRIES
+from gvisor_kernel.errors import ArchiveError, GvisorKernelError, LaunchError, StateError
+from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.host.owners import restore_access
-from gvisor_kernel.host.private_directories import NotPrivate, make_directories, read_file
-from gvisor_kernel.host.processes import ProcessId, is_alive
+from gvisor_kernel.host.private_directories import (
+    NotPrivate,
+    make_directories,
+    read_file,
+    remove_at_any_depth,
+)
+from gvisor_kernel.host.processes import ProcessId, is_alive, kill_if
+from gvisor_kernel.runtimes.copies.contents import Contents
 from gvisor_kernel.runtimes.copies.outputs import OutputsCopy
 from gvisor_kernel.runtimes.mounts.written_folders import forget_written
-from gvisor_kernel.runtimes.nodes.orders import Order
+from gvisor_kernel.runtimes.nodes.orders import Files, Order, Sent, write_chunks, write_fact
 from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state.sweep import sweep_orphans
+from gvisor_kernel.strict_json import JsonError
+from gvisor_kernel.typed_json import read_json, write_json
 
 KEPT_SECONDS = 7 * 24 * 3600
 """Seconds that a copy that nobody has fetched is kept."""
 LINGER_SECONDS = 120.0
 """Seconds that a helper waits at its end for the host to fetch the outputs: a job lives as long."""
 LINGER_STEP = 0.1
+WORD_SECONDS = 60.0
+"""Seconds that the host may take to say what it wants."""
+DONE_SECONDS = 1800.0
+"""Seconds that it may take to write what it was sent."""
+END_SECONDS = 20.0
+"""Seconds that a helper may take to end its sandbox."""
+MAX_WORD = 100
+LAST, NOW, DONE = "last", "now", "done"
 NAME = re.compile(r"[a-z0-9]{1,40}")
 MAX_OWNER = 4096
 FILES, OUTPUTS = "files", "outputs"
-OWNER, USED, ENDED, MOVED = "owner", "used", "ended", "moved-"
+OWNER, USED, ENDED = "owner", "used", "ended"
 """Files of a copy. ``OWNER``: the helper's process. ``USED``: a kernel may have written outputs.
-``ENDED``: the sandbox is gone; since then the copy waits to be fetched. ``MOVED``: the beginning of
-a name while folders are removed."""
+``ENDED``: the sandbox is gone; since then the copy waits to be fetched."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The helper that has made a copy."""
+
+    process: ProcessId
+    machine: records.Machine
 
 
 @dataclass(frozen=True)
@@ -84,12 +112,10 @@ class Copy:
     def owner(self) -> ProcessId | None:
         """Return the helper's process if it lives, else None. A helper in another pid namespace
         counts as dead: its copy is only removed when it is old, or never was used."""
-        with suppress(OSError, ValueError, TypeError, KeyError):
-            content = json.loads(read_file(self.path / OWNER, MAX_OWNER))
-            process = ProcessId(int(content["pid"]), int(content["started"]))
-            here = records.this_machine()
-            if [here.boot, here.pid_namespace] == content["machine"] and is_alive(process):
-                return process
+        with suppress(OSError, JsonError):
+            owner = read_json(read_file(self.path / OWNER, MAX_OWNER), Owner, MAX_OWNER)
+            if owner.machine == records.this_machine() and is_alive(owner.process):
+                return owner.process
         return None
 
     def holds_outputs(self) -> bool:
@@ -132,9 +158,7 @@ class Copy:
         with suppress(OSError, GvisorKernelError):
             with suppress(OSError), open_path(str(self.outputs)) as outputs, records.locked():
                 forget_written(outputs.identity)
-            with open_path(str(self.path)) as opened:
-                _empty(opened)
-            self.path.rmdir()
+            remove_at_any_depth(self.path)
 
 
 def copies_root() -> Path:
@@ -191,22 +215,15 @@ def _make_copy(copy: Copy) -> None:
         make_directories(root.parent, root)
     except NotPrivate as error:
         raise StateError(str(error), 'choose another folder as "state" of the setting.') from error
-    process, here = records.this_process(), records.this_machine()
-    content = {
-        "pid": process.pid,
-        "started": process.started,
-        "machine": [here.boot, here.pid_namespace],
-    }
+    owner = Owner(records.this_process(), records.this_machine())
     with records.locked():
         copy.path.mkdir(mode=0o700)  # by path: below a private store of this user
         try:
-            (copy.path / OWNER).write_text(json.dumps(content))
+            (copy.path / OWNER).write_text(write_json(owner))
             copy.files.mkdir(mode=0o700)
             copy.outputs.mkdir(mode=0o755)
         except OSError:
-            with open_path(str(copy.path)) as opened:
-                _empty(opened)
-            copy.path.rmdir()
+            remove_at_any_depth(copy.path)
             raise
 
 
@@ -254,43 +271,86 @@ def _ended_at(copy: Copy) -> float:
     return (copy.path / ENDED).stat().st_mtime
 
 
-def _empty(folder: Opened) -> None:
-    """Remove everything in ``folder``, which nobody uses any more. Follows no link, needs no
-    recursion: what is in a folder is moved up before that is removed. Another process may do the
-    same meanwhile."""
-    fd = folder.read()
-    numbers = count()
-    last: list[str] = []
+# -- the command ``fetch`` -------------------------------------------------------------------------
+
+
+def fetch() -> int:
+    """Serve one host; return the exit status of this process: 1 if something was not sent."""
     try:
-        while (names := os.listdir(fd)) and names != last:  # noqa: PTH208 - a descriptor
-            last = names
-            for name in names:
-                with suppress(FileNotFoundError):
-                    _remove_entry(fd, name, numbers)
-    finally:
-        os.close(fd)
+        word, _, name = read_word(WORD_SECONDS).partition(" ")
+        copy = find_copy(name)
+        if copy is not None and word == LAST:
+            end_owner(copy)
+        if copy is None or not copy.path.is_dir():
+            _write([write_fact(Files(found=False))])
+            return 0
+        _write([write_fact(Files(found=True))])
+        left_out = send_outputs(copy)
+        _write([write_fact(Sent(left_out))])
+        if word == LAST and read_word(DONE_SECONDS) == DONE:
+            copy.remove()
+    except (GvisorKernelError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
 
 
-def _remove_entry(fd: int, name: str, numbers: Iterator[int]) -> None:
-    if not stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode):
-        os.unlink(name, dir_fd=fd)
+def read_word(seconds: float) -> str:
+    """Return the next line of stdin.
+
+    :raises OSError: when none comes within ``seconds``, or it is too long
+    """
+    deadline = time.monotonic() + seconds
+    line = b""
+    fd = sys.stdin.fileno()
+    while not line.endswith(b"\n"):
+        rest = max(0.0, deadline - time.monotonic())
+        if not select.select([fd], [], [], rest)[0]:
+            raise TimeoutError("the host has said nothing")
+        data = os.read(fd, 1)  # no timeout: it is ready, or does not block
+        if not data or len(line) > MAX_WORD:
+            raise ConnectionError("the host has gone")
+        line += data
+    return line.decode(errors="replace").strip()
+
+
+def send_outputs(copy: Copy) -> int:
+    """Write the archive of the outputs as they are now; return how many are not in it.
+
+    :raises GvisorKernelError, OSError: when they cannot be read to the end
+    """
+    with open_path(str(copy.outputs)) as outputs:
+        restore_access(outputs)
+        contents = Contents(folders=[(".", outputs, "outputs")])
+        # The host refuses one entry more than it takes.
+        _write(write_chunks(contents.archive(sys.maxsize, 2 * MAX_ENTRIES)))
+        return contents.left_out
+
+
+def end_owner(copy: Copy) -> None:
+    """End the sandbox of a helper that has lost its host, or was killed: then there is no more to
+    come.
+
+    :raises StateError: when the state directory cannot be read
+    """
+    owner = copy.owner()
+    if copy.has(ENDED):
         return
-    os.chmod(name, 0o700, dir_fd=fd)
-    inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
-    try:
-        _move_up(inner, fd, numbers)
-    finally:
-        os.close(inner)
-    os.rmdir(name, dir_fd=fd)
+    if owner is None:
+        sweep_orphans("runsc")
+        return
+    kill_if(owner.pid, lambda _: is_alive(owner), signal.SIGTERM)
+    deadline = time.monotonic() + END_SECONDS
+    while _runs(copy, owner) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
-def _move_up(inner: int, above: int, numbers: Iterator[int]) -> None:
-    """Remove the files in ``inner``, and move its folders to ``above``."""
-    for name in os.listdir(inner):
-        with suppress(FileNotFoundError):
-            if not stat.S_ISDIR(os.lstat(name, dir_fd=inner).st_mode):
-                os.unlink(name, dir_fd=inner)
-                continue
-            os.chmod(name, 0o700, dir_fd=inner)
-            new = f"{MOVED}{os.getpid()}-{next(numbers)}"
-            os.rename(name, new, src_dir_fd=inner, dst_dir_fd=above)
+def _runs(copy: Copy, owner: ProcessId) -> bool:
+    return copy.path.is_dir() and not copy.has(ENDED) and is_alive(owner)
+
+
+def _write(pieces: Iterator[bytes] | list[bytes]) -> None:
+    for piece in pieces:
+        view = memoryview(piece)
+        while view:
+            view = view[os.write(sys.stdout.fileno(), view) :]

@@ -15,36 +15,38 @@ import socket
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
-from gvisor_kernel import __version__
-from gvisor_kernel.errors import GvisorKernelError, LaunchError
-from gvisor_kernel.host.folders import find_identity
-from gvisor_kernel.host.memory_pace import (
+from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.host.cgroups import (
     MAX_INTERVAL_SECONDS,
     MAX_OVERRUN,
     seconds_to_next_measurement,
 )
-from gvisor_kernel.node.relay import Lane
-from gvisor_kernel.node.start import start_sandbox
+from gvisor_kernel.node.start import (
+    adopt_places,
+    check_shared,
+    receive_files,
+    receive_order,
+    start_sandbox,
+)
 from gvisor_kernel.runtimes.base import Sandbox
-from gvisor_kernel.runtimes.mounts.covers import hide_also
 from gvisor_kernel.runtimes.nodes.orders import (
-    HEAD,
-    MAX_ORDER,
-    Order,
+    Ended,
+    EndedBy,
+    Fact,
+    Failed,
+    Here,
+    Memory,
     OrderError,
-    read_head,
-    read_order,
+    Ready,
+    Removed,
     write_fact,
 )
 
 if TYPE_CHECKING:
     from gvisor_kernel.node.files import Copy
 
-ORDER_SECONDS = 60.0
-"""Seconds that the order may take to come."""
 END_SECONDS = 3.0
 """Seconds that a sandbox may take to end after its host has closed the link."""
 WRITE_SECONDS = 10.0
@@ -53,39 +55,35 @@ STEP = 1024 * 1024
 """The host is told of memory that has changed by as many bytes."""
 REPORT_SECONDS = 0.25
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
-End: TypeAlias = Literal["itself", "signal", "memory"]
-"""The cause of a sandbox's end: itself or its host, a signal to this process, its memory limit."""
-
-
-class HostGone(OrderError):
-    """The host's end of stdin is closed before everything has come."""
+PIECE = 256 * 1024
+"""Bytes that are moved at once."""
 
 
 class FactWriter:
     """Writes facts to stderr. Those that may be lost are dropped while the pipe is full."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, seconds: float = WRITE_SECONDS) -> None:
+        """``seconds``: how long one that must not be lost may take."""
         self._fd = fd
+        self._seconds = seconds
         # A pipe is ready when a page of it is free, and a fact may be longer.
         os.set_blocking(fd, False)
 
-    def tell(self, kind: str, **values: Any) -> None:
+    def tell(self, fact: Fact) -> None:
         """Write a fact, for at most a few seconds. Never raises."""
-        data = memoryview(write_fact(kind, **values))
-        deadline = time.monotonic() + WRITE_SECONDS
+        data = memoryview(write_fact(fact))
+        deadline = time.monotonic() + self._seconds
         with suppress(OSError):
             while data and time.monotonic() < deadline:
-                if select.select([], [self._fd], [], min(1, WRITE_SECONDS))[1]:
+                if select.select([], [self._fd], [], min(1, self._seconds))[1]:
                     with suppress(BlockingIOError):
                         data = data[os.write(self._fd, data) :]
 
-    def tell_if_room(self, kind: str, **values: Any) -> None:
+    def tell_if_room(self, fact: Fact) -> None:
         """Write a fact if that does not block; another one follows soon."""
         with suppress(OSError, ValueError):
             if select.select([], [self._fd], [], 0)[1]:
-                os.write(self._fd, write_fact(kind, **values))
+                os.write(self._fd, write_fact(fact))
 
 
 def serve() -> int:
@@ -101,7 +99,7 @@ def serve() -> int:
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     told = FactWriter(sys.stderr.fileno())
     host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    told.tell("here", release=__version__, node=host, job=os.environ.get("SLURM_JOB_ID", ""))
+    told.tell(Here(host, os.environ.get("SLURM_JOB_ID", "")))
     copy: Copy | None = None
     try:
         order = receive_order(sys.stdin.fileno(), wake)
@@ -109,120 +107,42 @@ def serve() -> int:
         check_shared(order, host)
         if order.copy:
             copy, order = receive_files(order, sys.stdin.fileno(), wake)
-        sandbox, found = start_sandbox(order)
+        sandbox, found, lacks = start_sandbox(order)
     except (GvisorKernelError, OrderError) as error:
         if copy is not None:
             copy.remove()
-        told.tell("failed", **describe_error(error))
+        told.tell(describe_error(error))
         return 1
     try:
         if copy is not None:
             copy.mark_used()
-        told.tell("ready", **describe_sandbox(sandbox), **describe_copy(copy), **found)
+        kernel = (dict(sandbox.view.environment), sandbox.view.python, sandbox.view.workdir)
+        files = ("", 0) if copy is None else (str(copy.path), copy.left_out)
+        told.tell(Ready(*kernel, *files, found, lacks))
         end = watch(sandbox, order.spec.memory_limit, wake, told)
-        told.tell("ended", **describe_end(sandbox, end))
+        kills = sandbox.memory_kills() + (end == "memory")
+        told.tell(Ended(end, kills, sandbox.find_panic(), sandbox.stderr_tail()))
     except GvisorKernelError as error:
-        told.tell("failed", **describe_error(error))
+        told.tell(describe_error(error))
         return 1
     finally:
         with suppress(OSError):
             os.close(sys.stdout.fileno())
         sandbox.close()
         kept = copy is not None and copy.finish()
-        told.tell("removed", whole=not sandbox.directory.exists(), kept=kept)
+        told.tell(Removed(whole=not sandbox.directory.exists(), kept=kept))
         if copy is not None and kept:
             copy.linger(wake)
     return 0
 
 
-def receive_order(fd: int, wake: int) -> Order:
-    """Read an order and not one byte more.
-
-    :raises OrderError: when none comes in time, or it is malformed
-    """
-    return read_order(_read(fd, read_head(_read(fd, HEAD, wake)), wake))
-
-
-def receive_files(order: Order, fd: int, wake: int) -> tuple[Copy, Order]:
-    """Read the files that follow the order, and not one byte more; see ``files.take_files``.
-
-    :raises GvisorKernelError, OrderError: when they do not come, or cannot be kept
-    """
-    from gvisor_kernel.node.files import take_files
-    from gvisor_kernel.runtimes.nodes.archive_chunks import read_chunks
-
-    limit = 2 * order.spec.disk_limit + MAX_ORDER
-    return take_files(order, read_chunks(lambda size: _read(fd, size, wake), limit))
-
-
-def _read(fd: int, size: int, wake: int) -> bytes:
-    data = b""
-    deadline = time.monotonic() + ORDER_SECONDS
-    while len(data) < size:
-        rest = deadline - time.monotonic()
-        ready = select.select([fd, wake], [], [], max(rest, 0))[0]
-        if wake in ready or not ready:
-            raise OrderError("No order came.")
-        with suppress(BlockingIOError):
-            more = os.read(fd, size - len(data))  # no timeout: it is ready, or does not block
-            if not more:
-                raise HostGone("The host has gone.")
-            data += more
-    return data
-
-
-def adopt_places(order: Order) -> None:
-    """Look for images, skills and keys where the server's user has them."""
-    os.environ.update(order.places)
-    hide_also([str(Path(os.environ["XDG_STATE_HOME"]).parent), *order.hidden])
-
-
-def check_shared(order: Order, host: str) -> None:
-    """Check that this node has the very folders that the host means.
-
-    :raises LaunchError: when it does not
-    """
-    for path, inode in order.shared:
-        found = find_identity(path)
-        if found is None or found.inode != inode:
-            what = "does not exist" if found is None else "is another folder"
-            raise LaunchError(
-                f"The folder {path} of the server {what} on the node {host}.",
-                "start the kernel in a folder that the server and the nodes share, or set uploads"
-                " and outputs to such folders.",
-            )
-
-
-def describe_sandbox(sandbox: Sandbox) -> dict[str, Any]:
-    return {
-        "identity": sandbox.identity,
-        "environment": sandbox.kernel_environment,
-        "python": sandbox.python,
-        "workdir": sandbox.workdir,
-    }
-
-
-def describe_copy(copy: Copy | None) -> dict[str, Any]:
-    return {} if copy is None else {"copy": str(copy.path), "left_out": copy.left_out}
-
-
-def describe_end(sandbox: Sandbox, end: End) -> dict[str, Any]:
-    return {
-        "by": end,
-        "kills": sandbox.memory_kills() + (end == "memory"),
-        "panic": sandbox.find_panic(),
-        "stderr": sandbox.stderr_tail(),
-    }
-
-
-def describe_error(error: Exception) -> dict[str, str]:
+def describe_error(error: Exception) -> Failed:
     if isinstance(error, GvisorKernelError):
-        kind = type(error).__name__
-        return {"error": kind, "fact": error.fact, "hint": error.hint, "detail": error.detail}
-    return {"error": "LaunchError", "fact": str(error), "hint": "", "detail": ""}
+        return Failed(type(error).__name__, error.fact, error.hint, error.detail)
+    return Failed("LaunchError", str(error))
 
 
-def watch(sandbox: Sandbox, limit: int, wake: int, told: FactWriter) -> End:
+def watch(sandbox: Sandbox, limit: int, wake: int, told: FactWriter) -> EndedBy:
     """Relay the link until the sandbox has ended; end it when the host is gone.
 
     Returns what has ended it.
@@ -236,7 +156,7 @@ def watch(sandbox: Sandbox, limit: int, wake: int, told: FactWriter) -> End:
     measured, reported, reported_at = 0.0, 0, 0.0
     wait = 0.0
     kills = 0
-    end: End = "itself"
+    end: EndedBy = "itself"
     while True:
         poller = select.poll()
         for fd in (sandbox.exit_fd, wake, sandbox.gofer_fd):
@@ -261,14 +181,14 @@ def watch(sandbox: Sandbox, limit: int, wake: int, told: FactWriter) -> End:
             break
         used = sandbox.memory_used() or 0
         if used > limit + MAX_OVERRUN:
-            told.tell("memory", used=used, kills=kills)
+            told.tell(Memory(used, kills))
             end = "memory"
             sandbox.kill()
             break
         if now - measured >= REPORT_SECONDS:
             measured, kills = now, sandbox.memory_kills()
         if abs(used - reported) >= STEP and (now - reported_at >= REPORT_SECONDS or used > limit):
-            told.tell_if_room("memory", used=used, kills=kills)
+            told.tell_if_room(Memory(used, kills))
             reported, reported_at = used, now
         wait = min(seconds_to_next_measurement(used, limit), MAX_INTERVAL_SECONDS)
     _drain(out)
@@ -287,3 +207,51 @@ def _drain(out: Lane) -> None:
                 return
             continue
         out.move()
+
+
+class Lane:
+    """One direction of a link: from the descriptor ``source`` to ``target``. One of both is a pipe,
+    so ``splice`` moves pages in the kernel, without a copy. A reader that stops stalls its writer,
+    and nothing is kept here.
+
+    ``waits_for``: the descriptor and the event of ``select.poll`` that it waits for now.
+    """
+
+    def __init__(self, source: int, target: int) -> None:
+        self.source = source
+        self.target = target
+        self.open = True
+        self._full = False
+        for fd in (source, target):
+            os.set_blocking(fd, False)
+
+    @property
+    def waits_for(self) -> tuple[int, int]:
+        return (self.target, select.POLLOUT) if self._full else (self.source, select.POLLIN)
+
+    def move(self) -> None:
+        """Move what there is. Called when the awaited event has come; then ``open`` is False if
+        either end was closed."""
+        try:
+            moved = os.splice(
+                self.source, self.target, PIECE, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+            )
+        except BlockingIOError:
+            # One of both is not ready. The other one was: that is what was waited for.
+            self._full = not self._full
+            return
+        except OSError:
+            self.open = False
+            return
+        self._full = False
+        self.open = moved > 0
+
+    def end_target(self) -> None:
+        """Let the target's reader see the end. The descriptor stays its owner's to close."""
+        self.open = False
+        # by path: the kernel's own file systems, /proc, /sys and /dev
+        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.dup2(null, self.target, inheritable=False)
+        finally:
+            os.close(null)

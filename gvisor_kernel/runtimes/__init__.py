@@ -1,13 +1,13 @@
-"""The runtimes: how a sandbox is made on this host. ``get_runtime`` is the entry point."""
+"""The runtimes: how a sandbox is made. ``get_runtime`` is the way to them."""
 
 from __future__ import annotations
 
 import os
 
-from gvisor_kernel.config.settings import RUNTIMES
-from gvisor_kernel.errors import SettingError
+from gvisor_kernel.config.settings import find_entry
+from gvisor_kernel.errors import RuntimeMissing
 from gvisor_kernel.host.locks import ThreadLock
-from gvisor_kernel.runtimes.base import Runtime
+from gvisor_kernel.runtimes.base import Runtime, SnapshotRuntime
 
 _runtimes: dict[str, Runtime] = {}
 _lock = ThreadLock()
@@ -16,14 +16,47 @@ _lock = ThreadLock()
 def get_runtime(name: str) -> Runtime:
     """Return the runtime called ``name``. There is one instance per process. Any thread.
 
-    :raises SettingError: when there is no such runtime
+    The first call imports the runtime: nobody who wants another one waits for that.
+
+    :raises RuntimeMissing: when it is not installed, or cannot be imported
     """
-    if name not in RUNTIMES:
-        raise SettingError("runtime", name, " or ".join(f'"{known}"' for known in RUNTIMES))
-    with _lock:
-        if name not in _runtimes:
-            _runtimes[name] = _make_runtime(name)
-        return _runtimes[name]
+    runtime = _runtimes.get(name)
+    if runtime is None:
+        made = make_runtime(name)
+        with _lock:
+            runtime = _runtimes.setdefault(name, made)
+    return runtime
+
+
+def get_snapshot_runtime(name: str) -> SnapshotRuntime:
+    """Return the runtime called ``name``, as one that makes snapshots.
+
+    :raises RuntimeMissing: as ``get_runtime``
+    :raises SnapshotError: when it makes none
+    """
+    runtime = get_runtime(name)
+    if not isinstance(runtime, SnapshotRuntime):
+        raise runtime.explain_no_snapshots()
+    return runtime
+
+
+def make_runtime(name: str) -> Runtime:
+    """Return another instance of the runtime ``name``.
+
+    :raises RuntimeMissing: when it is not installed, or cannot be imported
+    """
+    try:
+        made = find_entry(name).make()
+    except ImportError as error:
+        raise RuntimeMissing(
+            f"The runtime {name} cannot be imported: {error}.", "install its package again."
+        ) from error
+    if not isinstance(made, Runtime) or made.name != name:
+        raise RuntimeMissing(
+            f"The entry of the runtime {name} makes no such runtime, but {made!r:.100}.",
+            "ask its author; see CONTRIBUTING, A runtime.",
+        )
+    return made
 
 
 def _reset_after_fork() -> None:
@@ -33,23 +66,4 @@ def _reset_after_fork() -> None:
 
 os.register_at_fork(after_in_child=_reset_after_fork)
 
-
-def _make_runtime(name: str) -> Runtime:
-    if name == "docker":
-        from gvisor_kernel.runtimes.docker.runtime import DockerRuntime
-
-        return DockerRuntime()
-    if name == "kubernetes":
-        from gvisor_kernel.runtimes.kubernetes.runtime import KubernetesRuntime
-
-        return KubernetesRuntime()
-    if name in ("slurm", "ssh"):
-        from gvisor_kernel.runtimes.nodes.runtime import NodeRuntime
-
-        return NodeRuntime(name)
-    from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
-
-    return RunscRuntime()
-
-
-__all__ = ["get_runtime"]
+__all__ = ["get_runtime", "get_snapshot_runtime", "make_runtime"]

@@ -6,17 +6,19 @@ Interfaces only. The modules beside this one implement them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
-from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.settings import DEFAULT_RUNTIME, SandboxSpec
 from gvisor_kernel.environments.environment import Base
+from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.host.folders import Identity
-
-if TYPE_CHECKING:
-    from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.images import PythonReport, RootImage
+from gvisor_kernel.runtimes.checks import RuntimeCheck
+from gvisor_kernel.runtimes.hints import find_hint
+from gvisor_kernel.runtimes.state.records import Record
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class LaunchRequest:
     """Modules that PID 1 imports before it is asked for a kernel. PID 1 then has a kernel's
     environment, without the variables that the spec names, and can fork into a kernel."""
     spare: bool = False
-    """The sandbox belongs to no kernel yet; see ``Sandbox.assign``."""
+    """The sandbox belongs to no kernel yet; see ``CheckpointedSandbox.assign``."""
     saved: Mapping[str, Any] | None = None
     """Facts that a snapshot of this kernel depends on beside its sandbox, as JSON. For a runtime
     that ``finds_snapshots``; None: the start must be cold."""
@@ -84,8 +86,25 @@ class MountView:
     """Device and inode of what was mounted: the name may lead to another file later."""
 
 
+@dataclass(frozen=True)
+class KernelView:
+    """What a kernel process finds in its sandbox."""
+
+    mounts: tuple[MountView, ...]
+    """The host paths that the sandbox shows."""
+    environment: Mapping[str, str]
+    """The whole environment of the kernel process."""
+    python: str
+    """The interpreter's path inside the sandbox."""
+    workdir: str
+    """The kernel's working directory inside the sandbox."""
+    transcripts: Path | None
+    """The directory where the bridge records, seen inside as /mnt/transcripts (read-only). None:
+    nothing is recorded."""
+
+
 class Sandbox(ABC):
-    """A running sandbox.
+    """A running sandbox. What only some can do is in the protocols below, and asked for by type.
 
     All methods may be called on a sandbox that has ended; only those that list an exception raise
     then. Those that do not block may be called on the bridge's loop.
@@ -97,9 +116,7 @@ class Sandbox(ABC):
     """The private state directory of this sandbox (mode 0700)."""
     log_path: Path
     """The log that ``gvisor-kernel logs`` shows."""
-    transcripts: Path | None
-    """The directory where the bridge records, seen inside as /mnt/transcripts (read-only). None:
-    nothing is recorded."""
+    view: KernelView
     link_in: int
     """File descriptor, non-blocking: the host writes here, PID 1 reads it as stdin."""
     link_out: int
@@ -109,22 +126,8 @@ class Sandbox(ABC):
     gofer_fd: int = -1
     """The same for a process that the sandbox needs but whose end it does not notice (the gofer).
     -1: there is none."""
-    mounts: tuple[MountView, ...]
-    """The host paths that the sandbox shows."""
-    kernel_environment: dict[str, str]
-    """The whole environment of the kernel process."""
-    python: str
-    """The interpreter's path inside the sandbox."""
-    workdir: str
-    """The kernel's working directory inside the sandbox."""
     node: str | None = None
     """The machine on which it runs, if that is another one."""
-    can_pause: bool = True
-    """True if ``pause`` stops this sandbox."""
-    found: FoundSnapshot | None = None
-    """The snapshot that it was restored from, if its runtime ``finds_snapshots``."""
-    lacks: str = ""
-    """The reason why such a runtime has found none."""
 
     @abstractmethod
     def poll(self) -> int | None:
@@ -173,49 +176,6 @@ class Sandbox(ABC):
         """
 
     @abstractmethod
-    def assign(self, kernel_id: str) -> None:
-        """Record that this spare sandbox belongs to the kernel ``kernel_id`` from now on.
-
-        The caller is the pool that hands the sandbox to a start. Never raises: a record that cannot
-        be written stays as it is.
-        """
-
-    @abstractmethod
-    def pause(self) -> None:
-        """Stop the sandbox, so that it uses no CPU time. It can still be killed and closed.
-
-        Does nothing to a sandbox that is stopped already. Does not block, never raises. Not called
-        where ``can_pause`` is False.
-        """
-
-    def is_busy(self) -> bool:
-        """Return whether code of the sandbox still runs although it was paused.
-
-        Code that polls memory for something that the stopped sandbox would have to do runs for
-        ever: the caller then resumes the sandbox. Takes milliseconds.
-        """
-        return False
-
-    def find_code_processes(self) -> list[int]:
-        """Return the host's processes in which code of the sandbox runs. Takes milliseconds."""
-        return []
-
-    def measure_code(self, pids: list[int]) -> int | None:
-        """Return the CPU time in ns that ``pids`` of ``find_code_processes`` have used so far.
-
-        None if one of them has ended, or there are none. Takes microseconds, never raises. It is
-        the same after a while if no code has run: a new process begins with code of another.
-        """
-        return None
-
-    @abstractmethod
-    def resume(self) -> None:
-        """Let a paused sandbox continue. Only its clocks show that time has passed.
-
-        Does nothing to a sandbox that runs. Does not block, never raises.
-        """
-
-    @abstractmethod
     def verify(self, said: Mapping[str, str] | None = None) -> None:
         """Check from outside that this is a gVisor sandbox with the isolation that was demanded.
 
@@ -229,6 +189,58 @@ class Sandbox(ABC):
         """
 
     @abstractmethod
+    def close(self) -> None:
+        """Kill the sandbox, wait for its end, and remove its processes, cgroup, mounts and files.
+
+        Also closes the file descriptors above. Blocks for seconds, and as long as outputs are
+        copied out of an engine. Idempotent, never raises: what could not be removed is logged and
+        left to the next sweep. Any thread.
+        """
+
+
+@runtime_checkable
+class PausableSandbox(Protocol):
+    """A sandbox that can be stopped for a while."""
+
+    def pause(self) -> None:
+        """Stop the sandbox, so that it uses no CPU time. It can still be killed and closed.
+
+        Does nothing to a sandbox that is stopped already. Does not block, never raises.
+        """
+
+    def resume(self) -> None:
+        """Let a paused sandbox continue. Only its clocks show that time has passed.
+
+        Does nothing to a sandbox that runs. Does not block, never raises.
+        """
+
+    def is_busy(self) -> bool:
+        """Return whether code of the sandbox still runs although it was paused.
+
+        Code that polls memory for something that the stopped sandbox would have to do runs for
+        ever: the caller then resumes the sandbox. Takes milliseconds.
+        """
+
+
+@runtime_checkable
+class MeasuredSandbox(Protocol):
+    """A sandbox of which the host sees whether code runs in it."""
+
+    def find_code_processes(self) -> list[int]:
+        """Return the host's processes in which code of the sandbox runs. Takes milliseconds."""
+
+    def measure_code(self, pids: list[int]) -> int | None:
+        """Return the CPU time in ns that ``pids`` of ``find_code_processes`` have used so far.
+
+        None if one of them has ended, or there are none. Takes microseconds, never raises. It is
+        the same after a while if no code has run: a new process begins with code of another.
+        """
+
+
+@runtime_checkable
+class CheckpointedSandbox(Protocol):
+    """A sandbox of a ``SnapshotRuntime``: it can be saved, and restored for nobody yet."""
+
     def checkpoint(self, directory: Path, seconds: float) -> None:
         """Save this sandbox as a snapshot into ``directory``, which is empty, and end it.
 
@@ -241,20 +253,27 @@ class Sandbox(ABC):
             all
         """
 
+    def assign(self, kernel_id: str) -> None:
+        """Record that this spare sandbox belongs to the kernel ``kernel_id`` from now on.
+
+        The caller is the pool that hands the sandbox to a start. Never raises: a record that cannot
+        be written stays as it is.
+        """
+
+
+@runtime_checkable
+class FoundSandbox(Protocol):
+    """A sandbox of a runtime that ``finds_snapshots``."""
+
+    found: FoundSnapshot | None
+    """The snapshot that it was restored from; None: it was started cold."""
+    lacks: str
+    """The reason why no snapshot was found."""
+
     def make_builder(self, plan: Mapping[str, Any]) -> Builder | None:
         """Return the command that makes a snapshot for kernels of ``plan`` where this sandbox is.
 
-        ``plan`` is JSON of ``kernel/plan.py``. None: this process makes it, on this machine.
-        """
-        return None
-
-    @abstractmethod
-    def close(self) -> None:
-        """Kill the sandbox, wait for its end, and remove its processes, cgroup, mounts and files.
-
-        Also closes the file descriptors above. Blocks for seconds, and as long as outputs are
-        copied out of a Docker engine. Idempotent, never raises: what could not be removed is logged
-        and left to the next sweep. Any thread.
+        ``plan`` is JSON of ``kernel/plan.py``. None: there is none.
         """
 
 
@@ -262,26 +281,41 @@ class Runtime(ABC):
     """Starts sandboxes, and removes those whose owner has died."""
 
     name: str
-    """The value of the setting ``runtime``."""
-    supports_snapshots: bool = True
-    """True if this runtime saves its sandboxes as snapshots and starts from them."""
+    """The value of the setting ``runtime``, and of the entry point."""
     finds_snapshots: bool = False
     """True if ``start`` itself looks for a snapshot, where the sandbox is to be. Then the caller
     names none; the sandbox says what was found."""
 
-    @abstractmethod
-    def start(
-        self, spec: SandboxSpec, request: LaunchRequest, snapshot: Path | None = None
-    ) -> Sandbox:
-        """Start a sandbox whose PID 1 is the guest.
+    checks: tuple[RuntimeCheck, ...] = ()
+    """The checks of ``gvisor-kernel doctor``."""
+    shows_host_python: bool = False
+    """True if a kernel with the image "host" imports the packages of this very machine."""
 
-        Blocks; called in a worker thread. Returns as soon as both ends of the link exist and the
+    def find_version(self) -> str:
+        """Return the release of the program that makes sandboxes; empty if it is not on this
+        machine. Takes milliseconds.
+
+        :raises RuntimeMissing: when it should be here, and is not
+        """
+        return ""
+
+    def find_own_folders(self, spec: SandboxSpec) -> Collection[str]:
+        """Return which of the places UPLOADS and OUTPUTS show folders of the engine, in place of
+        this machine's."""
+        return ()
+
+    def may_have_left(self) -> bool:
+        """Return whether to look for sandboxes of which no record is left. Takes milliseconds."""
+        return True
+
+    @abstractmethod
+    def start(self, spec: SandboxSpec, request: LaunchRequest) -> Sandbox:
+        """Start a sandbox whose PID 1 is the guest (``spec.oci.guest_argv``).
+
+        The sandbox shows the guest's code at ``spec.layout.GUEST`` and the places of ``LAYOUT``,
+        and has no network. Blocks; called in a worker thread. Returns as soon as both ends of the link exist and the
         runtime's process runs. Waiting for the guest's HELLO is up to the bridge. Nothing is left
         behind after an error.
-
-        ``snapshot`` is a directory that ``checkpoint`` has filled. The sandbox then continues from
-        there, with the mounts, limits and state directory of this ``spec`` and ``request``. The
-        guest has to correct what a restored process still has of the time before.
 
         :raises RuntimeMissing: when the program or engine that makes sandboxes is absent, does not
             answer or is too old
@@ -289,20 +323,15 @@ class Runtime(ABC):
         :raises IsolationError: when the sandbox started, but is not isolated as demanded
         :raises SettingError: when a setting names something that cannot be used
         :raises StateError: when the state directory cannot be used
-        :raises SnapshotError: when ``snapshot`` cannot be restored; a start without it may succeed
         """
 
-    @abstractmethod
-    def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
-        """Return the facts of this host that ``start`` would make a sandbox of, by name.
-
-        The values can be written as JSON; ``config`` is the OCI runtime specification. A snapshot
-        can be restored where all of them are as they were when it was made, except the sources of
-        the mounts of one session and the memory limit. Takes milliseconds and makes nothing.
-
-        :raises RuntimeMissing, LaunchError, SettingError, StateError: as ``start`` does
-        :raises SnapshotError: when this runtime makes no snapshots
-        """
+    def explain_no_snapshots(self) -> SnapshotError:
+        """Return the error for whoever wants a snapshot of a runtime that is no
+        ``SnapshotRuntime``."""
+        return SnapshotError(
+            f"A kernel of the runtime {self.name} cannot be saved as a snapshot.",
+            f"set snapshot=off, or runtime={DEFAULT_RUNTIME}.",
+        )
 
     @abstractmethod
     def find_base(self, spec: SandboxSpec, request: LaunchRequest) -> Base:
@@ -313,24 +342,12 @@ class Runtime(ABC):
         :raises RuntimeMissing, LaunchError: as ``start`` does
         """
 
-    def has_current_mounts(
-        self, sandbox: Sandbox, spec: SandboxSpec, request: LaunchRequest
-    ) -> bool:
-        """Return whether ``sandbox`` shows exactly the folders that ``start`` would show now.
-
-        A path may lead to another folder than when the sandbox was made. Takes milliseconds and
-        makes nothing. Only for runtimes with ``supports_snapshots``.
-
-        :raises LaunchError, SettingError, StateError: as ``start`` does
-        """
-        return False
-
     def find_advice(self, words: str) -> str:
         """Return what a person can do about a start that failed, by what it wrote to stderr.
 
         Empty where nothing is known.
         """
-        return ""
+        return find_hint(words)
 
     @abstractmethod
     def end(self, directory: Path, record: Record) -> bool:
@@ -362,4 +379,62 @@ class Runtime(ABC):
         identities of what was removed, for a log.
 
         :raises StateError: when the state directory cannot be used
+        """
+
+
+class SnapshotRuntime(Runtime):
+    """Saves its sandboxes as snapshots, and starts from them, on this machine."""
+
+    @abstractmethod
+    def start(
+        self, spec: SandboxSpec, request: LaunchRequest, snapshot: Path | None = None
+    ) -> Sandbox:
+        """Start a sandbox as any runtime does, or continue one.
+
+        ``snapshot`` is a directory that ``checkpoint`` has filled. The sandbox then continues from
+        there, with the mounts, limits and state directory of this ``spec`` and ``request``. The
+        guest has to correct what a restored process still has of the time before.
+
+        :raises SnapshotError: when ``snapshot`` cannot be restored; a start without it may succeed
+        """
+
+    @abstractmethod
+    def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
+        """Return the facts of this host that ``start`` would make a sandbox of, by name.
+
+        The values can be written as JSON; ``config`` is the OCI runtime specification. A snapshot
+        can be restored where all of them are as they were when it was made, except the sources of
+        the mounts of one session and the memory limit. Takes milliseconds and makes nothing.
+
+        :raises RuntimeMissing, LaunchError, SettingError, StateError: as ``start`` does
+        """
+
+    @abstractmethod
+    def describe_host(self) -> dict[str, Any]:
+        """Return those of the facts that are the same for all sandboxes of this user.
+
+        :raises RuntimeMissing: as ``start`` does
+        """
+
+    @abstractmethod
+    def has_current_mounts(
+        self, sandbox: Sandbox, spec: SandboxSpec, request: LaunchRequest
+    ) -> bool:
+        """Return whether ``sandbox`` shows exactly the folders that ``start`` would show now.
+
+        A path may lead to another folder than when the sandbox was made. Takes milliseconds and
+        makes nothing.
+
+        :raises LaunchError, SettingError, StateError: as ``start`` does
+        """
+
+
+@runtime_checkable
+class ImageProber(Protocol):
+    """A runtime that asks the Python of an image of this user's store for its packages."""
+
+    def probe_image(self, image: RootImage) -> PythonReport:
+        """Ask an image's Python for its version, modules and packages, in a sandbox.
+
+        :raises LaunchError: when the image has no Python, or that does not answer
         """

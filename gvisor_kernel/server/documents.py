@@ -85,7 +85,10 @@ def make_sandbox(described: Described, left: Left | None = None) -> dict[str, An
         "last_death": None
         if death is None
         else {"when": death.when, "reason": printable(death.reason)},
-        "release": {"gvisor_kernel": __version__, "runsc": host.runsc},
+        "release": {
+            "gvisor_kernel": __version__,
+            "runsc": host.runsc,  # no runtime: the field in openapi.json
+        },
         "log": host.has_log,
         "transcript": facts.transcripts,
         "workspace": {

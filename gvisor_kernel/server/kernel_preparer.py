@@ -20,6 +20,7 @@ from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.jupyter.plan_factory import make_plan_ahead
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.preparation import may_prepare, prepare, renew
+from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class Packages:
 
         Only for packages of this machine: those of an image do not change.
         """
-        if plan.spec.image != HOST_IMAGE or plan.spec.runtime != "runsc":
+        if plan.spec.image != HOST_IMAGE or not get_runtime(plan.spec.runtime).shows_host_python:
             return False
         interpreter = ask_interpreter(plan.request.python)
         folders = (*interpreter.site_directories, interpreter.user_site or "")

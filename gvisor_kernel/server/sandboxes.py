@@ -22,7 +22,7 @@ from gvisor_kernel.host.log_files import NAMES, log_parts
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 from gvisor_kernel.kernel.facts import KernelFacts
 from gvisor_kernel.kernel.session import SandboxedKernel
-from gvisor_kernel.runtimes.runsc.command_line import find_runsc
+from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.state.listed import find_all
 from gvisor_kernel.runtimes.state.records import read_record
 from gvisor_kernel.server.documents import Described, HostFacts, find_uploads, make_leftover
@@ -149,7 +149,7 @@ def find_host_facts(facts: KernelFacts) -> HostFacts:
     """Return what the host knows of a sandbox. Blocks for milliseconds."""
     runsc = ""
     with suppress(GvisorKernelError, OSError):
-        runsc = find_runsc().version if facts.spec.runtime == "runsc" else ""
+        runsc = get_runtime(facts.spec.runtime).find_version()
     if facts.directory is None:
         return HostFacts(runsc=runsc)
     hidden = facts.spec.uploads is not None and find_uploads(facts) is None

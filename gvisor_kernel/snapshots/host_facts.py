@@ -8,7 +8,9 @@ from functools import cache
 from pathlib import Path
 
 import gvisor_kernel
-from gvisor_kernel.runtimes.runsc.description import describe_host
+from gvisor_kernel.config.settings import DEFAULT_RUNTIME
+from gvisor_kernel.runtimes import get_runtime
+from gvisor_kernel.runtimes.base import SnapshotRuntime
 from gvisor_kernel.snapshots.key import HostFacts, digest
 
 # by path: the kernel's own file systems, /proc, /sys and /dev
@@ -29,8 +31,9 @@ def find_host_facts(package: Path = PACKAGE) -> HostFacts:
 
 def find_stale_parts(parts: Mapping[str, str]) -> list[str]:
     """Return the parts of a snapshot's key that differ from this host now, whatever the kernel."""
-    host = find_host_facts()
-    facts = {**describe_host(), "guest": list(host.guest), "cpu": list(host.cpu)}
+    host, runtime = find_host_facts(), get_runtime(DEFAULT_RUNTIME)
+    own = runtime.describe_host() if isinstance(runtime, SnapshotRuntime) else {}
+    facts = {**own, "guest": list(host.guest), "cpu": list(host.cpu)}
     return sorted(name for name, value in facts.items() if parts.get(name) != digest(value))
 
 

@@ -74,7 +74,7 @@ PARTS = {
     "flags": "options of runsc",
     "guest": "version or files of gvisor-kernel",
     "kernel": "command",
-    "runtime": "runsc",
+    "runtime": "runsc",  # no runtime: a word for people
     "user": "user",
     "world": "Python",
 }

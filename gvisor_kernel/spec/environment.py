@@ -62,3 +62,21 @@ def kernel_environment(
     environment.update(_FIXED)
     environment["PATH"] = ":".join(path)
     return environment
+
+
+def image_environment(
+    variables: Mapping[str, str], names: Sequence[str], server: Mapping[str, str]
+) -> dict[str, str]:
+    """Return all environment variables of a kernel in another program's image.
+
+    ``variables``: the image's, with its PATH. ``names``: those that are copied from ``server``.
+    """
+    path = variables.get("PATH", "").split(":")
+    return kernel_environment(
+        bin_directories=[part for part in path if part.startswith("/")],
+        present=(),
+        user_base=None,
+        names=names,
+        server=server,
+        image={name: value for name, value in variables.items() if name != "PATH"},
+    )

@@ -47,7 +47,6 @@ class FakeSandbox:
     """Two pipes, and a descriptor that never becomes ready."""
 
     gofer_fd = -1
-    can_pause = False
 
     def __init__(self) -> None:
         self.guest_in, self.link_in = os.pipe()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gvisor_kernel.host.memory_pace import (
+from gvisor_kernel.host.cgroups import (
     MAX_GROWTH,
     MAX_INTERVAL_SECONDS,
     MIN_INTERVAL_SECONDS,

@@ -16,21 +16,24 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.cli import doctor
-from gvisor_kernel.cli.bounded import call_within, run_command
-from gvisor_kernel.cli.checks import Check, kernel
-from gvisor_kernel.cli.checks.host import (
-    check_cgroups,
-    check_platform,
-    check_userns,
-    explain_userns,
-)
+from gvisor_kernel.cli.checks import kernel
 from gvisor_kernel.cli.checks.jupyter import check_kernelspecs, check_python
-from gvisor_kernel.cli.checks.runsc import check_runsc, describe_age, find_release_date
 from gvisor_kernel.cli.checks.shown import check_environment
-from gvisor_kernel.cli.doctor import CHECKS, run_check
+from gvisor_kernel.cli.doctor import find_checks, run_check
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.host.bounded import call_within, run_command
 from gvisor_kernel.host.processes import find_with_argument
+from gvisor_kernel.runtimes.checks import Check
+from gvisor_kernel.runtimes.runsc.checks import (
+    check_cgroups,
+    check_platform,
+    check_runsc,
+    check_userns,
+    describe_age,
+    explain_userns,
+    find_release_date,
+)
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 
 from ..faults.fake_runsc import FakeRunsc
@@ -86,7 +89,7 @@ def test_json_and_text_output_agree(
         ("b", 1.0, lambda: [Check("b", "warning", "old", "sudo do-this")]),
         ("c", 1.0, lambda: Check("c", "failed", "bad \x1b[2J", "sudo do-that")),
     )
-    monkeypatch.setattr(doctor, "CHECKS", checks)
+    monkeypatch.setattr(doctor, "find_checks", lambda runtime: checks)
     assert main(["doctor"]) == 1
     assert capsys.readouterr().out.splitlines() == [
         "OK   a: no [bold]markup[/bold]",
@@ -104,7 +107,7 @@ def test_json_and_text_output_agree(
         "fact": "old",
         "fix": "sudo do-this",
     }
-    monkeypatch.setattr(doctor, "CHECKS", checks[:2])
+    monkeypatch.setattr(doctor, "find_checks", lambda runtime: checks[:2])
     assert main(["doctor"]) == 0
 
 
@@ -127,7 +130,7 @@ def test_check_that_hangs_or_raises_is_reported_as_failed() -> None:
 
 
 def test_every_check_has_a_time_limit() -> None:
-    assert all(0 < seconds <= 40 for _, seconds, _ in CHECKS)
+    assert all(0 < seconds <= 40 for _, seconds, _ in find_checks(None))
 
 
 def test_hanging_command_is_killed_with_processes_outside_its_group(tmp_path: Path) -> None:
@@ -149,7 +152,7 @@ def test_interrupt_kills_processes_outside_the_group(
     mark = f"{tmp_path}/mark"
     argv = [sys.executable, "-Sc", "import signal; signal.pause()", mark]
     with subprocess.Popen(argv, start_new_session=True) as sandbox:
-        monkeypatch.setattr("gvisor_kernel.cli.bounded.commands.run", interrupt)
+        monkeypatch.setattr("gvisor_kernel.host.bounded.commands.run", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run_command(["true"], 5, mark=mark)
         assert sandbox.wait(10) == -signal.SIGKILL
@@ -375,6 +378,7 @@ def test_interrupted_doctor_prints_no_traceback() -> None:
         "import os, signal, sys; from gvisor_kernel.cli import doctor, main;"
         "signal.signal(signal.SIGINT, signal.default_int_handler);"
         "doctor.CHECKS = (('x', 9, lambda: 0 if os.kill(os.getpid(), signal.SIGINT) else 0),);"
+        "doctor.find_checks = lambda runtime: doctor.CHECKS;"
         "sys.exit(main.main(['doctor']))"
     )
     result = subprocess.run(

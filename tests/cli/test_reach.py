@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gvisor_kernel.cli.checks import Check, reach, servers
+from gvisor_kernel.runtimes.checks import Check, reach, servers
 
 SPECS = {
     "python3": {"spec": {"metadata": {}}},

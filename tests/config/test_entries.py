@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -17,11 +17,15 @@ from gvisor_kernel.config.settings import (
     DEFAULTS,
     SETTINGS,
     SandboxSpec,
+    find_entry,
+    find_own_settings,
     read_spec,
     write_key_settings,
     write_spec,
 )
+from gvisor_kernel.errors import SettingError, UnknownSetting
 from gvisor_kernel.spec.identity import hash_spec
+from gvisor_kernel.strict_json import JsonError
 
 CHANGED: dict[str, object] = {
     "runtime": "slurm",
@@ -47,6 +51,8 @@ CHANGED: dict[str, object] = {
     "spare": False,
     "egress": ["packages"],
     "packages": {"requirements": ["polars"], "environment": "a" * 64},
+}
+OWN: dict[str, object] = {
     "slurm": {"partition": "p"},
     "ssh": {"hosts": ["h"]},
     "kubernetes": {"labels": {"a": "b"}},
@@ -59,7 +65,9 @@ def change(name: str) -> SandboxSpec:
 
 
 def test_every_field_is_an_entry() -> None:
-    assert set(SETTINGS) == {field.name for field in fields(SandboxSpec)} == set(CHANGED)
+    assert set(SETTINGS) | {"own"} == {field.name for field in fields(SandboxSpec)}
+    assert set(SETTINGS) == set(CHANGED)
+    assert set(find_own_settings()) == set(OWN)
 
 
 @BY_SETTING
@@ -93,9 +101,29 @@ def test_a_value_is_in_the_key_of_snapshots_if_its_entry_says_so(name: str) -> N
     assert is_in_key == SETTINGS[name].in_key
 
 
+@pytest.mark.parametrize("name", OWN)
+def test_a_setting_of_one_runtime_needs_only_its_entry(name: str) -> None:
+    setting = find_own_settings()[name]
+    image = {"image": "any/image"} if find_entry(name).images else {}
+    text = f"--set={name}={json.dumps(OWN[name])}"
+    arguments = make_parser(["install"]).parse_args(["install", text, f"--set=runtime={name}"])
+    spec = SandboxSettings(**find_settings(arguments), **image).sandbox_spec()
+    assert spec.own == setting.accept(name, OWN[name], None) != setting.default
+    assert read_spec(json.loads(json.dumps(write_spec(spec)))) == spec
+    assert hash_spec(spec) != hash_spec(replace(spec, own=setting.default))
+    assert SandboxSettings(**{name: OWN[name]}).sandbox_spec() == DEFAULTS
+    with pytest.raises(SettingError, match=name):
+        SandboxSettings(**{name: {"nothing": 1}}).sandbox_spec()
+
+
+def test_a_runtime_without_a_setting_of_its_own_takes_none() -> None:
+    with pytest.raises(UnknownSetting, match="docker"):
+        SandboxSettings(docker={"host": "x"}).sandbox_spec()
+
+
 def test_an_order_of_another_release_is_refused() -> None:
     content = write_spec(DEFAULTS)
-    with pytest.raises(KeyError):
+    with pytest.raises(JsonError):
         read_spec({key: value for key, value in content.items() if key != "spare"})
-    with pytest.raises(TypeError):
-        read_spec({**content, "slurm": {**content["slurm"], "later": 1}})
+    with pytest.raises(JsonError):
+        read_spec({**content, "runtime": "slurm", "own": {"later": 1}})

@@ -12,7 +12,7 @@ from traitlets.config import Config
 
 from gvisor_kernel.config.jupyter_config import SandboxSettings
 from gvisor_kernel.config.mounts import ExtraMount
-from gvisor_kernel.config.settings import SETTINGS, SandboxSpec
+from gvisor_kernel.config.settings import SETTINGS, SandboxSpec, find_own_settings
 from gvisor_kernel.config.validators import GIB, MIB
 from gvisor_kernel.errors import SettingError, UnknownSetting
 
@@ -177,7 +177,7 @@ def test_kernelspec_and_configuration_set_different_keys() -> None:
         "allowed_arguments": ["--constraint=*", "--exclusive"],
     }
     asked = {"partition": "other", "qos": "low", "arguments": ["--constraint=avx512"]}
-    found = spec(config, slurm=asked).slurm
+    found = spec(config, runtime="slurm", slurm=asked).own
     assert (found.partition, found.qos) == ("k", "low")
     assert found.arguments == ("--constraint=avx512",)
     with pytest.raises(SettingError, match=r"administrator allows \(--constraint=\*, --exclusive"):
@@ -189,7 +189,7 @@ def test_kernelspec_and_configuration_set_different_keys() -> None:
 def test_configuration_may_name_arguments_itself() -> None:
     config = Config()
     config.GVisorProvisioner.slurm = {"arguments": ["--constraint=a"]}
-    assert spec(config).slurm.arguments == ("--constraint=a",)
+    assert spec(config, runtime="slurm").own.arguments == ("--constraint=a",)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,8 @@ def test_argument_that_srun_would_complete_is_refused(argument: str) -> None:
     config.GVisorProvisioner.slurm = {"allowed_arguments": ["--*"]}
     with pytest.raises(SettingError, match="leave the kernel's limits and streams alone"):
         spec(config, slurm={"arguments": [argument]})
-    assert spec(config, slurm={"arguments": ["--exclusive"]}).slurm.arguments == ("--exclusive",)
+    found = spec(config, runtime="slurm", slurm={"arguments": ["--exclusive"]})
+    assert found.own.arguments == ("--exclusive",)
 
 
 def test_configuration_forbids_programs_outside_a_sandbox() -> None:
@@ -218,8 +219,9 @@ def test_configuration_forbids_programs_outside_a_sandbox() -> None:
     config = Config()
     config.GVisorProvisioner.ssh = {"hosts": ["n1"], "config": "", "python": ""}
     config.GVisorProvisioner.slurm = {"python": ""}
-    found = spec(config, ssh={"config": "/x", "python": "/x"}, slurm={"python": "/x"})
-    assert (found.ssh.config, found.ssh.python, found.slurm.python) == ("", "", "")
+    ssh = spec(config, runtime="ssh", ssh={"config": "/x", "python": "/x"}).own
+    slurm = spec(config, runtime="slurm", slurm={"python": "/x"}).own
+    assert (ssh.config, ssh.python, slurm.python) == ("", "", "")
 
 
 @pytest.mark.parametrize("way", ["slurm", "ssh"])
@@ -228,9 +230,11 @@ def test_configuration_decides_how_files_come_to_nodes(way: str) -> None:
     config = Config()
     asked = {"hosts": ["n1"]} if way == "ssh" else {}
     for value in ("shared", "copy"):
-        assert getattr(spec(config, **{way: {**asked, "files": value}}), way).files == value
+        found = spec(config, runtime=way, **{way: {**asked, "files": value}})
+        assert found.own.files == value
     config.GVisorProvisioner[way] = {"files": "shared"}
-    assert getattr(spec(config, **{way: {**asked, "files": "copy"}}), way).files == "shared"
+    found = spec(config, runtime=way, **{way: {**asked, "files": "copy"}})
+    assert found.own.files == "shared"
 
 
 def test_ssh_without_a_host_is_refused() -> None:
@@ -239,7 +243,8 @@ def test_ssh_without_a_host_is_refused() -> None:
 
 
 def test_every_setting_has_a_wrong_value() -> None:
-    assert {name for name, _ in WRONG} | {"mounts"} == set(SETTINGS)
+    every = {*SETTINGS, *find_own_settings()}
+    assert {name for name, _ in WRONG} | {"mounts"} == every
 
 
 def test_unknown_name_is_an_error_with_a_suggestion() -> None:

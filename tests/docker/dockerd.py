@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from gvisor_kernel.host import processes
+from gvisor_kernel.runtimes.docker.container import LABEL
 from gvisor_kernel.runtimes.docker.engine import Engine, connect
-from gvisor_kernel.spec.container import LABEL
 
 from ..images.python_root import make_image
 from ..patience import scale_seconds

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from gvisor_kernel.cli.checks.nodes import check_engines
+from gvisor_kernel.cli.checks.jupyter import find_specs
 from gvisor_kernel.cli.doctor import run_check
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, RuntimeMissing
 from gvisor_kernel.runtimes.base import LaunchRequest
+from gvisor_kernel.runtimes.checks import Check
 from gvisor_kernel.runtimes.docker import engine
+from gvisor_kernel.runtimes.docker.checks import check_engines
 from gvisor_kernel.runtimes.docker.runtime import DockerRuntime
 from gvisor_kernel.runtimes.docker.troubles import explain_no_answer
 
@@ -190,27 +192,31 @@ def kernelspec(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert main(["install", "--user", "--image", "some/image:1", "--set", "runtime=docker"]) == 0
 
 
+def check_used() -> list[Check]:
+    return check_engines(find_specs("docker"))
+
+
 @pytest.mark.usefixtures("kernelspec")
 def test_doctor_reports_what_a_start_would_raise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/s")
-    (check,) = run_check("docker", 10, check_engines)
+    (check,) = run_check("docker", 10, check_used)
     assert (check.name, check.state) == ("docker", "failed")
     assert "systemctl start docker" in check.fix
     with fake_engine(tmp_path / "s", info={**INFO, "Runtimes": {}}):
-        (check,) = run_check("docker", 10, check_engines)
+        (check,) = run_check("docker", 10, check_used)
     assert (check.name, check.state) == ("docker", "failed")
     assert "runsc install" in check.fix
     (tmp_path / "s").unlink()
     with fake_engine(tmp_path / "s"):
-        engine, image = run_check("docker", 10, check_engines)
+        engine, image = run_check("docker", 10, check_used)
     assert (engine.name, engine.state) == ("docker", "ok")
     assert (image.name, image.state) == ("image some/image:1", "failed")
     assert "docker pull some/image:1" in image.fix
     (tmp_path / "s").unlink()
     with fake_engine(tmp_path / "s", json={"Id": "sha256:0", "Config": {}}):
-        assert [check.state for check in run_check("docker", 10, check_engines)] == ["ok", "ok"]
+        assert [check.state for check in run_check("docker", 10, check_used)] == ["ok", "ok"]
 
 
 def test_doctor_asks_no_engine_without_a_kernelspec_for_it(
@@ -218,4 +224,4 @@ def test_doctor_asks_no_engine_without_a_kernelspec_for_it(
 ) -> None:
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     monkeypatch.setattr("gvisor_kernel.cli.checks.jupyter.find_kernelspecs", list)
-    assert check_engines() == []
+    assert check_used() == []

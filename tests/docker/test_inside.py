@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from jupyter_client import BlockingKernelClient, KernelManager
 
 from gvisor_kernel.cli.main import main
-from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.errors import SnapshotError
+from gvisor_kernel.runtimes import get_snapshot_runtime
+from gvisor_kernel.runtimes.base import CheckpointedSandbox, MeasuredSandbox, PausableSandbox
 from gvisor_kernel.runtimes.docker.runtime import DockerRuntime
 
 from ..gvisor import gvisor_release
@@ -114,7 +115,7 @@ def test_environment_comes_from_image_and_package(shared: Kernel) -> None:
 def test_engine_has_the_limits(shared: Kernel, dockerd: Dockerd) -> None:
     sandbox = sandbox_of(shared[0])
     with dockerd.client() as engine:
-        host = engine.inspect(sandbox.container)["HostConfig"]
+        host = engine.inspect(sandbox.container.id)["HostConfig"]
     assert 2**30 < host["Memory"] < 2**30 + 2**28
     assert host["PidsLimit"] > 512
     assert 10 * 2**20 < sandbox.memory_used() < 2**30
@@ -128,11 +129,11 @@ def test_sandbox_is_listed(shared: Kernel, capsys: pytest.CaptureFixture[str]) -
     assert found["state"] == "running"
 
 
-def test_checkpoint_is_refused(shared: Kernel, tmp_path: Path) -> None:
-    sandbox = sandbox_of(shared[0])
-    with pytest.raises(GvisorKernelError, match="cannot be saved"):
-        sandbox.checkpoint(tmp_path, 1)
-    assert sandbox.poll() is None
+def test_it_can_neither_be_saved_nor_stopped(shared: Kernel) -> None:
+    abilities = (CheckpointedSandbox, PausableSandbox, MeasuredSandbox)
+    assert not isinstance(sandbox_of(shared[0]), abilities)
+    with pytest.raises(SnapshotError, match="cannot be saved as a snapshot"):
+        get_snapshot_runtime("docker")
 
 
 def test_sweep_leaves_sandboxes_of_other_state_directories(

@@ -81,15 +81,15 @@ def test_an_end_that_comes_late_is_told_to_nobody_else(
     asked, answered = threading.Event(), threading.Event()
     with start() as (manager, _):
         sandbox = sandbox_of(manager)
-        kill = sandbox.engine.kill
+        kill = sandbox.container.engine.kill
 
         def kill_late(container: str) -> None:
             asked.set()
             assert answered.wait(60)
 
         monkeypatch.setattr(docker_sandbox, "THREAD_SECONDS", 0.1)
-        monkeypatch.setattr(sandbox.engine, "kill", kill_late)
-        kill(sandbox.container)
+        monkeypatch.setattr(sandbox.container.engine, "kill", kill_late)
+        kill(sandbox.container.id)
         assert asked.wait(60)
         sandbox.close()
         stranger = os.eventfd(0, os.EFD_NONBLOCK)
@@ -362,9 +362,9 @@ def fake_other_kernel(sandbox: DockerSandbox, patch: pytest.MonkeyPatch) -> str:
 
 
 def fake_more_capabilities(sandbox: DockerSandbox, patch: pytest.MonkeyPatch) -> str:
-    made = sandbox.engine.inspect(sandbox.container)
+    made = sandbox.container.engine.inspect(sandbox.container.id)
     made["HostConfig"]["CapAdd"] = ["ALL"]
-    patch.setattr(sandbox.engine, "inspect", lambda container: made)
+    patch.setattr(sandbox.container.engine, "inspect", lambda container: made)
     return GVISOR
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.archive.archive_error import ArchiveError
+from gvisor_kernel.errors import ArchiveError
 from gvisor_kernel.host.folders import Opened, open_path
 from gvisor_kernel.runtimes.copies.contents import list_files
 from gvisor_kernel.runtimes.copies.outputs import OutputsCopy

@@ -16,7 +16,7 @@ import pytest
 
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.runtimes.base import LaunchRequest
-from gvisor_kernel.runtimes.copies.copied_outputs import COPIED
+from gvisor_kernel.runtimes.copies.outputs import COPIED
 from gvisor_kernel.runtimes.docker import runtime
 from gvisor_kernel.runtimes.docker.docker_sandbox import DockerSandbox
 from gvisor_kernel.runtimes.docker.engine import Engine

@@ -288,7 +288,7 @@ def look_at_files(words: Words, folder: Path) -> None:
 
 def look_inside(words: Words, kernel: Kernel) -> None:
     """Have the kernel search all that it can read. Afterwards it has the words itself."""
-    image = [view.target for view in kernel.sandbox.mounts if view.target not in LAYOUT]
+    image = [view.target for view in kernel.sandbox.view.mounts if view.target not in LAYOUT]
     # Reversed, because the cell itself is in the transcript.
     turned = [(name, form.decode()[::-1]) for name, form in words.forms]
     found = kernel.run(

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.environments import collection
 from gvisor_kernel.environments.collection import collect, find_packages, remove_at_any_depth
 from gvisor_kernel.environments.environment import Facts
-from gvisor_kernel.errors import PackagesError
+from gvisor_kernel.errors import ArchiveError, PackagesError
 
 from .helpers import fill
 

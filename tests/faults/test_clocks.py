@@ -46,10 +46,11 @@ FOR_PEOPLE = {
     ("runtimes/copies/contents.py", "archive"): "the time of a file in an archive",
     ("runtimes/copies/contents.py", "list_files"): "which files are younger than a copy of them",
     (
-        "runtimes/copies/copied_outputs.py",
+        "runtimes/copies/outputs.py",
         "take_outputs",
     ): "which files are younger than a copy of them",
-    ("runtimes/state/records.py", "first_record"): "when a sandbox was made",
+    ("runtimes/state/beginning.py", "first_record"): "when a sandbox was made",
+    ("runtimes/runsc/checks.py", "check_runsc"): "how old a release is, for doctor",
 }
 """Functions that may read the wall clock, besides commands below cli/."""
 TEN_YEARS = 10 * 365 * 86400

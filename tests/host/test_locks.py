@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import functools
 import os
 import signal
 import subprocess
@@ -127,11 +126,10 @@ def test_stopped_holder_is_named(tmp_path: Path) -> None:
             os.fstat(fd)
 
 
-def test_stopped_holder_of_state_directory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "locked_file", functools.partial(locked_file, seconds=0.1))
+def test_stopped_holder_of_state_directory_is_named() -> None:
     holder = stopped_holder(records.state_root() / "lock")
     refused = pytest.raises(StateError, match=r"Could not lock .*: the process")
-    with holder, refused, records.locked():
+    with holder, refused, records.locked(seconds=0.1):
         pass
     with records.locked():
         pass

@@ -15,11 +15,10 @@ from typing import Any, cast
 import pytest
 
 from gvisor_kernel.archive import tar
-from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.archive.layers import Budget, apply_archive
 from gvisor_kernel.archive.tar import BLOCK, MAX_EXTRAS, MAX_PADDING, MAX_RECORDS, TarReader
 from gvisor_kernel.archive.tree import Parts, Tree
-from gvisor_kernel.errors import RootImageError
+from gvisor_kernel.errors import ArchiveError, RootImageError
 from gvisor_kernel.images.blobs import MAX_DOCUMENTS, MAX_IDLE, MAX_REST, Documents, decompressed
 
 from .conftest import ImportImage

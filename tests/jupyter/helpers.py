@@ -57,15 +57,16 @@ every_runtime = pytest.mark.parametrize(
         pytest.param("docker", marks=needs_dockerd),
         pytest.param("ssh", marks=[*needs_sshd, needs_all]),
         pytest.param("slurm", marks=[*needs_slurm, needs_all]),
-        *([pytest.param("kubernetes", marks=pytest.mark.once)] if "kubernetes" in WAYS else []),
+        *(pytest.param(w, marks=pytest.mark.once) for w in ("kubernetes", "other") if w in WAYS),
     ]
     if SANDBOXED
     else [""],
     indirect=True,
     scope="module",
 )
-"""The same, also in a Docker engine, in a real cluster if the environment names one, and with
-``--all`` on nodes: for modules that need only ipykernel in an image."""
+"""The same, also in a Docker engine, in a real cluster and in another package's runtime if the
+environment names one, and with ``--all`` on nodes: for modules that need only ipykernel in an
+image."""
 
 
 @dataclass

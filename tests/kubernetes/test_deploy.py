@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from gvisor_kernel.cli.checks.cluster import ENFORCE, RIGHTS
-from gvisor_kernel.config.kubernetes import NO_CHOICE, accept_kubernetes
+from gvisor_kernel.runtimes.kubernetes.checks import ENFORCE, RIGHTS
+from gvisor_kernel.runtimes.kubernetes.settings import NO_CHOICE, accept_kubernetes
 
 from ..world import PROJECT
 

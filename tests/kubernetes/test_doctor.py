@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.cli.checks import Check
-from gvisor_kernel.cli.checks.cluster import check_clusters, check_one
 from gvisor_kernel.cli.main import main
-from gvisor_kernel.config.kubernetes import Kubernetes
+from gvisor_kernel.runtimes.checks import Check
+from gvisor_kernel.runtimes.kubernetes.checks import check_clusters, check_one
 from gvisor_kernel.runtimes.kubernetes.cluster import Address, find_address
+from gvisor_kernel.runtimes.kubernetes.settings import Kubernetes
 
 from .fake_cluster import FakeCluster
 
@@ -20,7 +20,7 @@ def find(checks: list[Check], name: str) -> Check:
 
 
 def test_a_cluster_that_has_everything_is_fine(cluster: FakeCluster) -> None:
-    checks = check_clusters()
+    checks = check_clusters([])
     assert [check.state for check in checks] == ["ok"] * 4, checks
     assert "v1.35.0-fake" in checks[0].fact
 
@@ -89,7 +89,7 @@ def test_an_address_that_is_none_is_the_usual_one(text: str | None) -> None:
 
 def test_no_cluster_is_asked_for_if_none_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBECONFIG", raising=False)
-    assert check_clusters() == []
+    assert check_clusters([]) == []
 
 
 def test_the_command_checks_the_usual_cluster(

@@ -25,10 +25,10 @@ from gvisor_kernel.runtimes.kubernetes import collection, pump, removal
 from gvisor_kernel.runtimes.kubernetes.attach import Stream, StreamCut
 from gvisor_kernel.runtimes.kubernetes.channels import STDERR, STDOUT
 from gvisor_kernel.runtimes.kubernetes.cluster import Address, Cluster, ClusterNotAnswering
+from gvisor_kernel.runtimes.kubernetes.pod import SANDBOX, pod_name
 from gvisor_kernel.runtimes.kubernetes.pod_state import Ending
 from gvisor_kernel.runtimes.kubernetes.starting import Facts, Found, send_files
 from gvisor_kernel.runtimes.state import records
-from gvisor_kernel.spec.pod import SANDBOX, pod_name
 
 from .test_channels import frame
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from gvisor_kernel.cli.checks.cluster import check_one
 from gvisor_kernel.cli.main import main
-from gvisor_kernel.config.kubernetes import Kubernetes
 from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.runtimes.kubernetes.checks import check_one
 from gvisor_kernel.runtimes.kubernetes.cluster import Cluster, find_address
+from gvisor_kernel.runtimes.kubernetes.settings import Kubernetes
 from gvisor_kernel.runtimes.state.records import read_record
 
 from ..docker.helpers import OUTPUTS, ask, sandbox_of
@@ -91,7 +91,7 @@ def test_a_real_cluster_runs_kernels(
             30 * 999_999
         )
         assert sandbox.pump.cuts == 0
-        words = read_death(kernel, lambda: cluster.delete_pod(sandbox.pod, grace=1))
+        words = read_death(kernel, lambda: cluster.delete_pod(sandbox.pod.name, grace=1))
         assert "the pod was deleted" in words
     with running_kernel(settings=WAYS["kubernetes"], start=start) as (_, client):
         execute(client, f"open('{OUTPUTS}/kept', 'w').write('x')")

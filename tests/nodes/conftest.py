@@ -16,7 +16,30 @@ from gvisor_kernel.runtimes.state import records
 
 from .. import leaks
 from ..jupyter.helpers import running_kernel, wait_until
+from ..sweeps import needs_all
 from ..world import WAYS, World
+from .cluster import needs_slurm
+from .sshd import needs_sshd
+
+NEEDS = {"ssh": needs_sshd, "slurm": needs_slurm}
+
+
+def ways(**usual: bool) -> pytest.MarkDecorator:
+    """Run a test by each of ``ssh`` and ``slurm`` that is named; by one that is False with
+    ``--all`` only."""
+    found = [
+        pytest.param(name, marks=[*NEEDS[name], *([] if usual[name] else [needs_all])])
+        for name in usual
+    ]
+    return pytest.mark.parametrize("way", found, indirect=True)
+
+
+@pytest.fixture
+def way(request: pytest.FixtureRequest) -> str:
+    """The runtime, whose servers run."""
+    request.getfixturevalue({"ssh": "sshd", "slurm": "cluster"}[request.param])
+    return str(request.param)
+
 
 Kernel = tuple[KernelManager, BlockingKernelClient]
 Start = Callable[..., AbstractContextManager[Kernel]]

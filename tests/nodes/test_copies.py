@@ -23,43 +23,18 @@ from gvisor_kernel.errors import LaunchError, SandboxError, SettingError
 from ..jupyter.helpers import execute, wait_for, wait_until
 from ..sweeps import needs_all
 from ..world import PROJECT, WAYS
-from .cluster import Cluster, needs_slurm
-from .conftest import Nodes, Start
-from .sshd import needs_sshd
+from .cluster import Cluster
+from .conftest import Nodes, Start, ways
 from .test_faults import SERVE, death_of, kill
 
 OUTPUTS = "/mnt/user-data/outputs"
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts another folder")
 
-both = pytest.mark.parametrize(
-    "way",
-    [pytest.param("ssh", marks=needs_sshd), pytest.param("slurm", marks=needs_slurm)],
-    indirect=True,
-)
-all_both = pytest.mark.parametrize(
-    "way",
-    [
-        pytest.param("ssh", marks=[*needs_sshd, needs_all]),
-        pytest.param("slurm", marks=[*needs_slurm, needs_all]),
-    ],
-    indirect=True,
-)
-mostly_ssh = pytest.mark.parametrize(
-    "way",
-    [
-        pytest.param("ssh", marks=needs_sshd),
-        pytest.param("slurm", marks=[*needs_slurm, needs_all]),
-    ],
-    indirect=True,
-)
-only_ssh = pytest.mark.parametrize("way", [pytest.param("ssh", marks=needs_sshd)], indirect=True)
-
-
-@pytest.fixture
-def way(request: pytest.FixtureRequest) -> str:
-    request.getfixturevalue({"ssh": "sshd", "slurm": "cluster"}[request.param])
-    return str(request.param)
+both = ways(ssh=True, slurm=True)
+all_both = ways(ssh=False, slurm=False)
+mostly_ssh = ways(ssh=True, slurm=False)
+only_ssh = ways(ssh=True)
 
 
 @pytest.fixture
@@ -186,7 +161,7 @@ def test_outputs_come_back_after_a_death(
     assert read(folder) == {"made": "inside"}
 
 
-@pytest.mark.parametrize("way", [pytest.param("slurm", marks=needs_slurm)], indirect=True)
+@ways(slurm=True)
 @pytest.mark.parametrize(
     ("command", "reason"),
     [

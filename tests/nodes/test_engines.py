@@ -4,36 +4,32 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from gvisor_kernel import __version__
-from gvisor_kernel.cli.checks import nodes
-from gvisor_kernel.cli.checks.nodes import check_specs
-from gvisor_kernel.config.nodes import Slurm as SlurmSettings
-from gvisor_kernel.config.nodes import Ssh as SshSettings
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import MIB
-from gvisor_kernel.host.commands import CommandResult
-from gvisor_kernel.runtimes.nodes import client
+from gvisor_kernel.runtimes import clients
+from gvisor_kernel.runtimes.nodes.checks import check_specs
 from gvisor_kernel.runtimes.nodes.engine import Engine
-from gvisor_kernel.runtimes.nodes.slurm import Slurm
+from gvisor_kernel.runtimes.nodes.runtime import make_engine
+from gvisor_kernel.runtimes.nodes.settings import Slurm as SlurmSettings
+from gvisor_kernel.runtimes.nodes.settings import Ssh as SshSettings
+from gvisor_kernel.runtimes.nodes.slurm import Slurm, find_waiting_job
 from gvisor_kernel.runtimes.nodes.ssh import Ssh
-from gvisor_kernel.runtimes.nodes.variables import client_variables
+from gvisor_kernel.runtimes.nodes.variables import VARIABLES, client_variables
 from gvisor_kernel.runtimes.state import lifeline
 
 SLURM = Slurm(
     SandboxSpec(
         memory_limit=512 * MIB,
         cpu_shares=1500,
-        slurm=SlurmSettings(
-            partition="k", gres="gpu:1", arguments=("--constraint=a",), python="/p"
-        ),
+        own=SlurmSettings(partition="k", gres="gpu:1", arguments=("--constraint=a",), python="/p"),
     )
 )
-SSH = Ssh(SandboxSpec(ssh=SshSettings(hosts=("a", "b"), config="/c")), "/state/ssh", {"a": 2})
+SSH = Ssh(SandboxSpec(own=SshSettings(hosts=("a", "b"), config="/c")), "/state/ssh", {"a": 2})
 
 
 def test_job_has_limits_and_no_variables() -> None:
@@ -83,15 +79,15 @@ def test_connection_is_shared_by_one_name_only() -> None:
     def socket_of(engine: Ssh, host: str) -> str:
         return next(w for w in engine.start_argv(host, ["x"]) if w.startswith("-oControlPath="))
 
-    other = Ssh(SandboxSpec(ssh=SshSettings(hosts=("a",), config="/d")), "/state/ssh", {})
+    other = Ssh(SandboxSpec(own=SshSettings(hosts=("a",), config="/d")), "/state/ssh", {})
     assert len({socket_of(SSH, "a"), socket_of(SSH, "b"), socket_of(other, "a")}) == 3
-    far = Ssh(SandboxSpec(ssh=SshSettings(hosts=("a",))), "/x" * 60, {})
+    far = Ssh(SandboxSpec(own=SshSettings(hosts=("a",))), "/x" * 60, {})
     assert socket_of(far, "a") == "-oControlPath=none"
 
 
 @pytest.mark.parametrize("control", ["/a b", "/${HOME}", '/a"b', "/a\\b", "/" + "ü" * 40])
 def test_connection_is_not_shared_where_ssh_would_read_another_path(control: str) -> None:
-    engine = Ssh(SandboxSpec(ssh=SshSettings(hosts=("a",))), control, {})
+    engine = Ssh(SandboxSpec(own=SshSettings(hosts=("a",))), control, {})
     assert {"-oControlPath=none", "-oControlMaster=no"} <= set(engine.start_argv("a", ["x"]))
 
 
@@ -101,7 +97,7 @@ def test_engines_of_a_killed_server_have_their_variables() -> None:
     for engine in (SSH, SLURM):
         assert engine.environment(server) == client_variables(engine.name, server)
     assert {**SSH.environment(server), **SLURM.environment(server)} == server
-    assert set(server) <= set(lifeline.KEPT)
+    assert set(server) <= {*lifeline.KEPT, *VARIABLES["slurm"], *VARIABLES["ssh"]}
 
 
 @pytest.mark.parametrize(
@@ -210,31 +206,31 @@ def test_words_of_refusals_are_slurms_own() -> None:
 
 def test_waiting_job_is_found_until_it_has_resources() -> None:
     words = ["srun: job 17 queued and waiting for resources"]
-    assert SLURM.find_waiting_job(words) == "17"
+    assert find_waiting_job(words) == "17"
     words.append("srun: job 17 has been allocated resources")
-    assert SLURM.find_waiting_job(words) == ""
+    assert find_waiting_job(words) == ""
 
 
-def test_doctor_asks_each_host_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_asks_each_host_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many kernelspecs name it. Another configuration may lead to another machine."""
-    asked: list[Sequence[str]] = []
-
-    def answer(argv: Sequence[str], environment: Mapping[str, str]) -> CommandResult:
-        asked.append(argv)
-        return CommandResult(0, json.dumps({"node": "n", "release": __version__, "runsc": "1"}))
-
-    monkeypatch.setattr(nodes, "run", answer)
+    asked = tmp_path / "asked"
+    answer = json.dumps({"node": "n", "release": __version__, "error": ""})
+    program = tmp_path / "ssh"
+    program.write_text(f"#!/bin/sh\necho \"$*\" >>{asked}\necho '{answer}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     settings = [("a", "b"), ("b", "c"), ("b",)]
-    specs = [SandboxSpec(runtime="ssh", ssh=SshSettings(hosts=hosts)) for hosts in settings]
-    specs.append(SandboxSpec(runtime="ssh", ssh=SshSettings(hosts=("b",), config="/c")))
-    names = [check.name for check in check_specs(specs)]
+    specs = [SandboxSpec(runtime="ssh", own=SshSettings(hosts=hosts)) for hosts in settings]
+    specs.append(SandboxSpec(runtime="ssh", own=SshSettings(hosts=("b",), config="/c")))
+    names = [check.name for check in check_specs(make_engine, specs)]
     assert sorted(names) == ["ssh a", "ssh b", "ssh b", "ssh c"]
-    assert len(set(map(tuple, asked))) == len(asked) == 4
+    lines = asked.read_text().splitlines()
+    assert len(set(lines)) == len(lines) == 4
 
 
 def test_what_a_node_prints_without_end_is_not_kept() -> None:
     program = "head -c 20000000 /dev/zero; echo; echo '{}'; echo error >&2; exit 3"
-    done = client.run(["sh", "-c", program], {"PATH": os.environ["PATH"]})
-    assert (client.last_line(done), done.errors, done.status) == ("{}", "error\n", 3)
-    assert len(done.output) <= client.MAX_WORDS
-    assert client.run(["/no/such/program"], {}).status == 1
+    done = clients.run(["sh", "-c", program], {"PATH": os.environ["PATH"]})
+    assert (clients.last_line(done), done.errors, done.status) == ("{}", "error\n", 3)
+    assert len(done.output) <= clients.MAX_WORDS
+    assert clients.run(["/no/such/program"], {}).status == 1

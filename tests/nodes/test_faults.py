@@ -28,7 +28,7 @@ from ..jupyter.helpers import execute, wait_for, wait_for_text, wait_until
 from ..sweeps import needs_all
 from ..world import PROJECT, WAYS
 from .cluster import NODES, Cluster, needs_slurm
-from .conftest import Nodes, Start
+from .conftest import Nodes, Start, ways
 from .sshd import Sshd, needs_sshd
 
 RUNNING = "print('running', flush=True)\nimport time; time.sleep(600)"
@@ -70,17 +70,13 @@ def child_named(name: str, above: int) -> int:
     raise AssertionError(f"There is no {name}.")
 
 
-@pytest.fixture(
-    params=[pytest.param("ssh", marks=needs_sshd), pytest.param("slurm", marks=needs_slurm)]
-)
-def way(request: pytest.FixtureRequest) -> str:
-    request.getfixturevalue({"ssh": "sshd", "slurm": "cluster"}[request.param])
-    return str(request.param)
+both = ways(ssh=True, slurm=True)
 
 
 # -- both ------------------------------------------------------------------------------------------
 
 
+@both
 def test_helper_is_killed(start: Start, nodes: Nodes, way: str) -> None:
     """What it leaves is removed by the process that it has started, or by the server."""
     with start(way) as (_, client):
@@ -88,6 +84,7 @@ def test_helper_is_killed(start: Start, nodes: Nodes, way: str) -> None:
         assert reason.startswith("The kernel's sandbox is gone: ")
 
 
+@both
 @needs_all
 def test_sentry_is_killed(start: Start, nodes: Nodes, way: str) -> None:
     with start(way) as (_, client):
@@ -95,6 +92,7 @@ def test_sentry_is_killed(start: Start, nodes: Nodes, way: str) -> None:
         assert reason.startswith("The kernel's sandbox is gone: ")
 
 
+@both
 def test_client_is_killed(start: Start, nodes: Nodes, way: str) -> None:
     with start(way) as (_, client):
         pid = nodes.clients("ssh" if way == "ssh" else "srun")[0]  # srun has a child
@@ -102,6 +100,7 @@ def test_client_is_killed(start: Start, nodes: Nodes, way: str) -> None:
         assert "signal 9" in reason
 
 
+@both
 def test_server_is_killed(nodes: Nodes, way: str, folder: Path) -> None:
     """A minute later nothing is left on the node, nor on the server's own machine."""
     argv = [sys.executable, "-c", SERVE, str(PROJECT), json.dumps(WAYS[way])]
@@ -116,6 +115,7 @@ def test_server_is_killed(nodes: Nodes, way: str, folder: Path) -> None:
     nodes.wait_until_clean()
 
 
+@both
 def test_full_disk_of_the_node(start: Start, way: str, tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root mounts a small disk")

@@ -21,20 +21,27 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.config.mounts import ExtraMount
 from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.errors import LaunchError, SandboxError
+from gvisor_kernel.errors import ArchiveError, LaunchError, SandboxError
 from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.host.processes import ProcessId, identify
 from gvisor_kernel.node import files
 from gvisor_kernel.node.files import ENDED, USED, Copy, find_copy, sweep_copies, take_files
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.copies.contents import Contents
-from gvisor_kernel.runtimes.nodes import fetch as fetching
-from gvisor_kernel.runtimes.nodes.archive_chunks import CHUNK, LENGTH, read_chunks, write_chunks
-from gvisor_kernel.runtimes.nodes.fetch import Fetch
-from gvisor_kernel.runtimes.nodes.orders import Order, write_fact
+from gvisor_kernel.runtimes.nodes.copies import Fetch
+from gvisor_kernel.runtimes.nodes.orders import (
+    CHUNK,
+    LENGTH,
+    Files,
+    Here,
+    Order,
+    Sent,
+    read_chunks,
+    write_chunks,
+    write_fact,
+)
 
 from ..docker.test_outputs import entry, pack, tree
 
@@ -75,7 +82,7 @@ def set_owner(copy: Copy, helper: ProcessId) -> None:
     """Let ``helper`` be the process that has made the copy."""
     path = copy.path / files.OWNER
     content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "pid": helper.pid, "started": helper.started}))
+    path.write_text(json.dumps({**content, "process": vars(helper)}))
 
 
 def orphan(copy: Copy) -> Copy:
@@ -239,7 +246,7 @@ def test_removal_that_was_killed_is_finished(monkeypatch: pytest.MonkeyPatch) ->
         copy = use(take(entry("uploads/sub/data.csv", b"1,2")))
         assert copy.finish()
         with monkeypatch.context() as patch:
-            patch.setattr(files, "_empty", stop)
+            patch.setattr(files, "remove_at_any_depth", stop)
             with pytest.raises(Killed):
                 copy.remove()
         assert (copy.outputs / "made").exists()
@@ -288,9 +295,11 @@ def command(state: Path) -> list[str]:
     return [sys.executable, "-P", "-m", "gvisor_kernel.node", "--state", str(state), "fetch"]
 
 
-def collect(argv: list[str], word: str, *, confirm: bool = True) -> bytes | None:
+def collect(
+    argv: list[str], word: str, *, confirm: bool = True, silent: float = 60
+) -> bytes | None:
     """Return the archive that the command sends; None if it has none."""
-    with Fetch(argv, dict(os.environ)) as fetch:
+    with Fetch(argv, dict(os.environ), silent=silent) as fetch:
         if not fetch.ask(word, NAME):
             return None
         archive = b"".join(fetch.pieces())
@@ -349,8 +358,8 @@ def say(tmp_path: Path, data: bytes, words: str = "") -> list[str]:
     return ["sh", "-c", f"read -r question; printf %s '{words}' >&2; cat {path}"]
 
 
-HERE = write_fact("files", found=True)
-SENT = write_fact("sent", left_out=0)
+HERE = write_fact(Files(found=True))
+SENT = write_fact(Sent(0))
 
 
 def test_words_of_a_login_script_are_skipped(tmp_path: Path) -> None:
@@ -363,7 +372,7 @@ def test_words_of_a_login_script_are_skipped(tmp_path: Path) -> None:
     [
         b"",
         b"x" * 200_000,
-        write_fact("here", node="n1"),
+        write_fact(Here("n1")),
         HERE,
         HERE + LENGTH.pack(100) + b"abc",
         HERE + LENGTH.pack(3) + b"abc",
@@ -378,10 +387,9 @@ def test_archive_that_does_not_end_is_an_error(tmp_path: Path, data: bytes) -> N
     assert "node n1 is down" in raised.value.detail
 
 
-def test_silent_node_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetching, "SILENT_SECONDS", 0.3)
+def test_silent_node_is_given_up() -> None:
     with pytest.raises(SandboxError, match="nothing came"):
-        collect(["sleep", "600"], "now")
+        collect(["sleep", "600"], "now", silent=0.3)
 
 
 def test_node_that_never_ends_is_given_up(tmp_path: Path) -> None:
@@ -395,14 +403,11 @@ def test_node_that_never_ends_is_given_up(tmp_path: Path) -> None:
                 pass
 
 
-def test_node_that_sends_byte_by_byte_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_node_that_sends_byte_by_byte_is_given_up(tmp_path: Path) -> None:
     """Also where a copy may take as long as it takes: bytes in large pieces, or small pieces."""
-    monkeypatch.setattr(fetching, "SILENT_SECONDS", 0.5)
     slow = r"printf '\0\4\0\0'; while :; do printf x; sleep 0.1; done"
     with pytest.raises(SandboxError, match=rf"only \d+ of {CHUNK} bytes came in 0.5 s"):
-        collect(["sh", "-c", f"{read_and_say(tmp_path)}; {slow}"], "now")
+        collect(["sh", "-c", f"{read_and_say(tmp_path)}; {slow}"], "now", silent=0.5)
     small = r"while :; do printf '\0\0\0\1x'; done"
     with pytest.raises(ArchiveError, match="has less than"):
         collect(["sh", "-c", f"{read_and_say(tmp_path)}; {small}"], "now")

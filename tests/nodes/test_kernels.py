@@ -24,31 +24,14 @@ from ..jupyter.helpers import execute, finish, running_kernel, wait_for, wait_un
 from ..sweeps import needs_all
 from ..world import WAYS
 from .cluster import Cluster, needs_slurm
-from .conftest import Nodes, Start
+from .conftest import Nodes, Start, ways
 from .sshd import Sshd, needs_sshd
 
 OUTPUTS = "/mnt/user-data/outputs"
 
-both = pytest.mark.parametrize(
-    "way",
-    [pytest.param("ssh", marks=needs_sshd), pytest.param("slurm", marks=needs_slurm)],
-    indirect=True,
-)
-mostly_slurm = pytest.mark.parametrize(
-    "way",
-    [
-        pytest.param("ssh", marks=[*needs_sshd, needs_all]),
-        pytest.param("slurm", marks=needs_slurm),
-    ],
-    indirect=True,
-)
+both = ways(ssh=True, slurm=True)
+mostly_slurm = ways(ssh=False, slurm=True)
 """For what the helper does: with ``--all`` over SSH, too."""
-
-
-@pytest.fixture
-def way(request: pytest.FixtureRequest) -> str:
-    request.getfixturevalue({"ssh": "sshd", "slurm": "cluster"}[request.param])
-    return str(request.param)
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gvisor_kernel.config.mounts import ExtraMount
-from gvisor_kernel.config.nodes import Slurm, Ssh
 from gvisor_kernel.config.packages import Packages
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.node import serve
@@ -24,16 +23,25 @@ from gvisor_kernel.runtimes.nodes.orders import (
     HEAD,
     MARK,
     MAX_ORDER,
+    Fact,
+    Failed,
+    Files,
+    Found,
+    Here,
+    Memory,
     Order,
     OrderError,
+    Ready,
     read_fact,
     read_head,
     read_order,
+    show_text,
     write_fact,
     write_head,
     write_order,
 )
 from gvisor_kernel.runtimes.nodes.reports import MAX_WORDS, Reports
+from gvisor_kernel.runtimes.nodes.settings import Slurm
 
 SPEC = SandboxSpec(
     runtime="slurm",
@@ -41,8 +49,7 @@ SPEC = SandboxSpec(
     environment=("SHOWN",),
     preload=("numpy",),
     packages=Packages(("polars",), "a" * 64),
-    slurm=Slurm(arguments=("--x",)),
-    ssh=Ssh(hosts=("n1",)),
+    own=Slurm(arguments=("--x",)),
 )
 REQUEST = LaunchRequest(
     *("gvisor-python", "an id", Path("/notebooks"), "/usr/bin/python3"),
@@ -62,7 +69,8 @@ def test_order_is_read_as_it_was_written() -> None:
     size = read_head(data[:HEAD])
     assert size == len(data) - HEAD
     shown = dataclasses.replace(REQUEST, environment={"SHOWN": "yes"})
-    assert read_order(data[HEAD:]) == dataclasses.replace(ORDER, request=shown)
+    spec = dataclasses.replace(SPEC, own=None)  # what the client is asked for
+    assert read_order(data[HEAD:]) == dataclasses.replace(ORDER, spec=spec, request=shown)
 
 
 def test_order_has_no_variable_that_nobody_has_named() -> None:
@@ -111,16 +119,60 @@ def test_order_of_other_values_is_refused(value: object) -> None:
         read_order(json.dumps(value).encode())
 
 
-def test_fact_is_read_as_it_was_written() -> None:
-    line = write_fact("memory", used=5)
-    assert read_fact(line.rstrip(b"\n")) == {"kind": "memory", "used": 5}
+KEY = "0123456789abcdef" * 2
+FOUND = Found(KEY, 1, "secret", "python", ["numpy"])
+READY = Ready({"A": "b\udcff"}, "/python", "/workspace", "/copy", 3, FOUND, "a\nb")
+
+
+def fact_of(**values: object) -> bytes:
+    return MARK + json.dumps(values).encode()
+
+
+@pytest.mark.parametrize("fact", [Here("n1", "7"), READY, Memory(5, 0), Failed("LaunchError", "x")])
+def test_fact_is_read_as_it_was_written(fact: Fact) -> None:
+    line = write_fact(fact)
+    assert read_fact(line.rstrip(b"\n")) == fact
     assert line.count(b"\n") == 1
-    assert write_fact("x", text="a\nb").count(b"\n") == 1
 
 
 @pytest.mark.parametrize("line", [b"", b"{}", MARK, MARK + b"[]", MARK + b'{"kind": 3}', MARK[1:]])
 def test_other_lines_are_no_facts(line: bytes) -> None:
     assert read_fact(line) is None
+
+
+@pytest.mark.parametrize("value", [-1, 2**63, 2**80, "5", None, 1.5, True, [1]])
+def test_fact_with_an_odd_number_is_none(value: object) -> None:
+    assert read_fact(fact_of(kind="memory", used=value, kills=0)) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"key": "../" + "0" * 29},
+        {"key": KEY.upper()},
+        {"key": f"{KEY}\n"},
+        {"key": 7},
+        {"run": -1},
+        {"run": 2**31},
+        {"run": "1"},
+        {"sandbox_key": None},
+        {"sandbox_key": "x" * 201},
+        {"language": ["python"]},
+    ],
+)
+def test_snapshot_that_a_helper_reports_is_checked(change: dict[str, object]) -> None:
+    """Its key comes back to the node as the name of a folder. The start fails."""
+    good = {"key": KEY, "run": 1, "sandbox_key": "secret", "language": "python"}
+    assert isinstance(read_fact(fact_of(kind="ready", environment={}, found=good)), Ready)
+    odd = fact_of(kind="ready", environment={}, found={**good, **change})
+    assert read_fact(odd) == Failed()
+
+
+@pytest.mark.parametrize(
+    "environment", [None, [], {"A": 1}, {str(number): "" for number in range(1025)}]
+)
+def test_environment_that_a_helper_reports_is_checked(environment: object) -> None:
+    assert read_fact(fact_of(kind="ready", environment=environment)) == Failed()
 
 
 def reports_of(data: bytes) -> tuple[Reports, list[str]]:
@@ -136,27 +188,28 @@ def reports_of(data: bytes) -> tuple[Reports, list[str]]:
 
 
 def test_words_and_facts_are_told_apart() -> None:
-    data = b"srun: job 5 queued\n" + write_fact("here", node="n1") + b"\x1b[2Jodd\xff\nlast"
+    data = b"srun: job 5 queued\n" + write_fact(Here("n1")) + b"\x1b[2Jodd\xff\nlast"
     reports, words = reports_of(data)
-    assert reports.text("here", "node") == "n1"
+    assert reports.find(Here) == Here("n1")
     assert words == reports.words == ["srun: job 5 queued", "[2Jodd�", "last"]
 
 
 def test_fact_that_no_helper_tells_is_not_kept() -> None:
     """A node could send kinds without end, each with a megabyte."""
-    reports, words = reports_of(write_fact("here", node="n1") + write_fact("other", x="y" * 9000))
-    assert reports.find("here")
-    assert reports.find("other") is None
+    reports, words = reports_of(
+        write_fact(Here("n1")) + fact_of(kind="files", found=True, x="y" * 9000) + b"\n"
+    )
+    assert reports.find(Here)
+    assert reports.find(Files) is None
     assert len(words) == 1
     assert len(words[0]) <= 4096
 
 
-def test_long_fact_waits_for_no_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_fact_waits_for_no_reader() -> None:
     """A pipe with room for a part of a fact does not hold up the helper, which has a sandbox."""
-    monkeypatch.setattr(serve, "WRITE_SECONDS", 0.1)
     read, write = os.pipe()
     helper = threading.Thread(
-        target=serve.FactWriter(write).tell, args=("x",), kwargs={"y": "y" * 200_000}
+        target=serve.FactWriter(write, seconds=0.1).tell, args=(Failed(detail="y" * 200_000),)
     )
     helper.start()
     helper.join(10)
@@ -174,30 +227,22 @@ def test_what_a_client_says_is_bounded() -> None:
     assert max(map(len, reports.words)) <= 4096
 
 
-@pytest.mark.parametrize("value", [-1, 2**63, "5", None, 1.5, [1]])
-def test_odd_values_of_facts_are_left_out(value: object) -> None:
-    reports, _ = reports_of(write_fact("memory", used=value))
-    assert reports.number("memory", "used") == 0
-    assert reports.text("memory", "nothing") == ""
-
-
 def test_end_of_the_client_ends_what_another_process_holds_open() -> None:
     """As the master of an SSH connection does, for as long as the helper waits to be fetched."""
     read, write = os.pipe()
     with subprocess.Popen(["true"]) as client:
         reports = Reports(read, print, lambda: None, client=os.pidfd_open(client.pid))
-        os.write(write, write_fact("here", node="n1"))
+        os.write(write, write_fact(Here("n1")))
     reports.join(60)
     assert reports.is_over
-    assert reports.text("here", "node") == "n1"
+    assert reports.find(Here) == Here("n1")
     os.close(write)
 
 
 def test_text_that_is_shown_steers_no_terminal() -> None:
-    reports, _ = reports_of(write_fact("failed", fact="\x1b]0;title\x07a\n\tb\x9b2J"))
-    assert reports.shown("failed", "fact") == "]0;titlea\n\tb2J"
+    assert show_text("\x1b]0;title\x07a\n\tb\x9b2J") == "]0;titlea\n\tb2J"
 
 
 def test_waiting_for_a_fact_ends_with_the_client() -> None:
     reports, _ = reports_of(b"")
-    assert not reports.wait_for(("here",), 600)
+    assert not reports.wait_for((Here,), 600)

@@ -6,10 +6,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
-
-from gvisor_kernel.runtimes.nodes import queue
-from gvisor_kernel.runtimes.nodes.queue import FIRST_WAIT, LONGEST_WAIT, Queue, find_queue
+from gvisor_kernel.runtimes.nodes.slurm import FIRST_WAIT, LONGEST_WAIT, Queue, find_queue
 
 
 class Clock:
@@ -84,10 +81,7 @@ def test_slow_look_delays_nobody_else() -> None:
     assert found.count_before("1") == 0
 
 
-def test_queues_are_told_apart_by_command_and_configuration(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(queue, "_queues", {})
+def test_queues_are_told_apart_by_command_and_configuration(tmp_path: Path) -> None:
     program = tmp_path / "squeue"
     program.write_text('#!/bin/sh\necho 7\necho "$SLURM_CONF"\n')
     program.chmod(0o755)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gvisor_kernel.node.relay import Lane
+from gvisor_kernel.node.serve import Lane
 
 
 @pytest.fixture

@@ -16,9 +16,7 @@ from gvisor_kernel.snapshots.snapshot_store import Store
 from ..jupyter.helpers import execute, kernel_log, wait_until
 from ..sweeps import needs_all
 from ..world import World
-from .cluster import needs_slurm
-from .conftest import Start
-from .sshd import needs_sshd
+from .conftest import Start, ways
 
 SETTINGS = {"snapshot": "auto", "environment": ["FOR_KERNELS"]}
 PRELOADED = "import sys; print('numpy' in sys.modules); import numpy"
@@ -36,15 +34,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     SnapshotQueue.instance().stop()
 
 
-@pytest.fixture(
-    params=[
-        pytest.param("ssh", marks=needs_sshd),
-        pytest.param("slurm", marks=[*needs_slurm, needs_all]),
-    ]
-)
-def way(request: pytest.FixtureRequest) -> str:
-    request.getfixturevalue({"ssh": "sshd", "slurm": "cluster"}[request.param])
-    return str(request.param)
+both = ways(ssh=True, slurm=False)
 
 
 def kind_of(manager: KernelManager) -> str:
@@ -52,6 +42,7 @@ def kind_of(manager: KernelManager) -> str:
     return str(facts.start.kind)
 
 
+@both
 def test_first_start_is_cold_and_next_is_restored(
     store: Store, start: Start, way: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +80,7 @@ def test_first_start_is_cold_and_next_is_restored(
     wait_until(lambda: '"numpy": 2' in next(counts.glob("*.json")).read_text(), "the reports")
 
 
+@both
 def test_builder_that_ends_with_its_program_has_not_failed(
     store: Store, start: Start, way: str, world: World, request: pytest.FixtureRequest
 ) -> None:
@@ -108,6 +100,7 @@ def test_builder_that_ends_with_its_program_has_not_failed(
 
 
 @needs_all
+@both
 def test_snapshot_whose_kernel_does_not_answer_is_removed(
     store: Store, start: Start, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +118,7 @@ def test_snapshot_whose_kernel_does_not_answer_is_removed(
 
 
 @needs_all
+@both
 def test_damaged_snapshot_is_removed(
     store: Store, start: Start, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,13 +15,15 @@ import pytest
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.processes import ProcessId
-from gvisor_kernel.runtimes.base import FoundSnapshot, LaunchRequest
+from gvisor_kernel.runtimes.base import LaunchRequest
+from gvisor_kernel.runtimes.clients import Trouble
 from gvisor_kernel.runtimes.mounts.plan import Outputs
-from gvisor_kernel.runtimes.nodes import attempt, runtime
-from gvisor_kernel.runtimes.nodes.engine import Engine, Trouble
-from gvisor_kernel.runtimes.nodes.node_sandbox import read_found
-from gvisor_kernel.runtimes.nodes.orders import write_fact
+from gvisor_kernel.runtimes.nodes.client import Client
+from gvisor_kernel.runtimes.nodes.engine import Engine
+from gvisor_kernel.runtimes.nodes.orders import MARK, Failed, Here, write_fact
+from gvisor_kernel.runtimes.nodes.runtime import NodeRuntime
 from gvisor_kernel.runtimes.state import leftovers, records, sweep
+from gvisor_kernel.runtimes.state.beginning import first_record
 from gvisor_kernel.runtimes.state.leftovers import Leftovers
 from gvisor_kernel.spec.identity import new_identity
 
@@ -54,10 +56,9 @@ class Shell(Engine):
         return Trouble(f"status {status}")
 
 
-def start(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "make_engine", lambda _: Shell(script))
+def start(script: str, folder: Path) -> None:
     request = LaunchRequest("gvisor-python", "an id", folder, "/usr/bin/python3", {})
-    runtime.NodeRuntime("ssh").start(SandboxSpec(runtime="ssh"), request)
+    NodeRuntime("ssh", lambda _: Shell(script)).start(SandboxSpec(runtime="ssh"), request)
 
 
 @pytest.mark.parametrize("node", ["", "n1,n2", "n[1-9]", "/etc/passwd", "-x", "a\x1b[2J", "a\nb"])
@@ -66,19 +67,22 @@ def test_node_with_an_odd_name_is_refused(
 ) -> None:
     """Its name becomes an argument of srun, and is shown."""
     fact = tmp_path / "fact"
-    fact.write_bytes(write_fact("here", node=node))
+    fact.write_bytes(write_fact(Here(node)))
     with pytest.raises(LaunchError, match="has sent no name of its node"):
-        start(f"head -c 48 >/dev/null; cat {fact} >&2", tmp_path, monkeypatch)
+        start(f"head -c 48 >/dev/null; cat {fact} >&2", tmp_path)
     assert not records.find_sandboxes()
 
 
+@pytest.mark.parametrize(
+    "answer", [write_fact(Failed(fact=" ")), MARK + b'{"kind": "failed", "fact": 7}\n']
+)
 def test_failure_without_a_text_is_told_nevertheless(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    answer: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts = tmp_path / "facts"
-    facts.write_bytes(write_fact("here", node="n1") + write_fact("failed", fact=" ", hint=7))
+    facts.write_bytes(write_fact(Here("n1")) + answer)
     with pytest.raises(LaunchError, match=r"On the node n1: .* has not said why"):
-        start(f"head -c 48 >/dev/null; cat {facts} >&2; cat >/dev/null", tmp_path, monkeypatch)
+        start(f"head -c 48 >/dev/null; cat {facts} >&2; cat >/dev/null", tmp_path)
 
 
 def test_late_end_of_a_clients_stderr_touches_no_other_file(
@@ -86,67 +90,22 @@ def test_late_end_of_a_clients_stderr_touches_no_other_file(
 ) -> None:
     """Another process has it, as the master of a connection may. When that ends, the number of the
     descriptor that tells of the end belongs to another file."""
-    monkeypatch.setattr(attempt, "LAST_SECONDS", 0.2)
-    read, write = os.pipe()
-    made: list[attempt.Reports] = []
-
-    class Noted(attempt.Reports):
-        def __init__(self, *arguments: object) -> None:
-            super().__init__(*arguments)  # type: ignore[arg-type]
-            made.append(self)
-
-    numbers: list[int] = []
-
-    def note(*arguments: int) -> int:
-        numbers.append(os_eventfd(*arguments))
-        return numbers[-1]
-
-    os_eventfd = os.eventfd
-    monkeypatch.setattr(os, "eventfd", note)
-    monkeypatch.setattr(attempt, "Reports", Noted)
-    monkeypatch.setattr(Shell, "wait", 0.5)
     pid = tmp_path / "pid"
     script = f"sleep 600 </dev/null >/dev/null & echo $! >{pid}; exit 1"
-    try:
-        with pytest.raises(LaunchError):
-            start(script, tmp_path, monkeypatch)
-        assert not made[0].is_over
-        (number,) = numbers
-        os.dup2(write, number)
-        os.kill(int(pid.read_text()), signal.SIGTERM)
-        made[0].join(60)
-        assert made[0].is_over
-        os.close(number)
-        os.close(write)
-        assert os.read(read, 100) == b""
-    finally:
-        os.close(read)
-
-
-KEY = "0123456789abcdef" * 2
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"key": "../" + "0" * 29},
-        {"key": KEY.upper()},
-        {"key": 7},
-        {"run": -1},
-        {"run": 2**31},
-        {"run": "1"},
-        {"sandbox_key": None},
-        {"sandbox_key": "x" * 201},
-        {"language": ["python"]},
-    ],
-)
-def test_snapshot_that_a_helper_reports_is_checked(change: dict[str, object]) -> None:
-    """Its key comes back to the node as the name of a folder."""
-    good = {"key": KEY, "run": 1, "sandbox_key": "secret", "language": "python"}
-    assert read_found({"found": good}) == FoundSnapshot(KEY, 1, "secret", "python")
-    assert read_found({"found": {**good, **change}}) is None
-    assert read_found({"found": list(good)}) is None
-    assert read_found({}) is None
+    started = Client(["sh", "-c", script], {"PATH": os.environ["PATH"]}, tmp_path / "log")
+    number = started.exit_fd
+    assert started.has_ended(60)
+    started.abandon([], seconds=0.2)
+    assert not started.reports.is_over
+    read, write = os.pipe()
+    os.dup2(write, number)
+    os.kill(int(pid.read_text()), signal.SIGTERM)
+    started.reports.join(60)
+    assert started.reports.is_over
+    os.close(number)
+    os.close(write)
+    assert os.read(read, 100) == b""
+    os.close(read)
 
 
 def test_dead_node_delays_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +121,7 @@ def test_dead_node_delays_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     directory = records.make_directory(identity.container_id)
     request = LaunchRequest("gvisor-python", "an id", tmp_path, "/usr/bin/python3", {})
     gone = ProcessId(2**22 - 1, 1)
-    record = records.first_record(
+    record = first_record(
         *(SandboxSpec(), request, identity, Outputs(None), gone),
         runtime="ssh",
         node="n2",
@@ -170,7 +129,7 @@ def test_dead_node_delays_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
     records.write_record(directory, record)
     with pytest.raises(LaunchError):
-        start("exit 1", tmp_path, monkeypatch)
+        start("exit 1", tmp_path)
     assert asked.read_text() == "\n"
     assert asks.read_text() == "\n"  # the start has not waited until the first question ended
     assert directory.exists()

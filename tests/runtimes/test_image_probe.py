@@ -11,8 +11,8 @@ import pytest
 
 from gvisor_kernel.errors import IsolationError, LaunchError
 from gvisor_kernel.images import RootImage
-from gvisor_kernel.runtimes import image_probe
-from gvisor_kernel.runtimes.image_probe import MAX_ANSWER, MEMORY, probe_image
+from gvisor_kernel.runtimes.runsc import image_probe
+from gvisor_kernel.runtimes.runsc.image_probe import MAX_ANSWER, MEMORY, probe_image
 
 ANSWER = json.dumps({"version": "3.12.0", "modules": ["zmq"], "packages": {}}).encode()
 

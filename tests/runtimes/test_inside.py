@@ -98,7 +98,7 @@ def test_container_info_names_the_identity(shared: Conversation) -> None:
 
 
 def test_python_is_the_hosts(shared: Conversation) -> None:
-    assert shared.sandbox.python == sys.executable
+    assert shared.sandbox.view.python == sys.executable
     assert shared.ask("sys.prefix") == sys.prefix
     assert shared.ask("__import__('ssl').create_default_context() and 1") == 1
     import traitlets
@@ -114,7 +114,7 @@ def test_only_the_guest_part_of_the_package_is_shown(shared: Conversation) -> No
 
 
 def test_kernel_environment_has_only_allowed_variables(shared: Conversation) -> None:
-    environment = shared.sandbox.kernel_environment
+    environment = shared.sandbox.view.environment
     assert environment["WANTED"] == "w"
     assert "SECRET" not in environment
     assert environment["PATH"].split(":")[0] == str(Path(sys.executable).parent)
@@ -133,9 +133,9 @@ def test_system_files_of_the_host_are_read_only(shared: Conversation) -> None:
 
 
 def test_mount_views_name_the_host_paths(shared: Conversation) -> None:
-    views = {view.target: view for view in shared.sandbox.mounts}
+    views = {view.target: view for view in shared.sandbox.view.mounts}
     assert set(LAYOUT) <= set(views)
-    assert views["/mnt/transcripts"].source == str(shared.sandbox.transcripts)
+    assert views["/mnt/transcripts"].source == str(shared.sandbox.view.transcripts)
     assert not views[OUTPUTS].read_only
 
 
@@ -204,7 +204,7 @@ def test_sandbox_without_host_folders_leaves_nothing(start: Start, folder: Path)
     assert inside.ask("os.listdir('/mnt/user-data/uploads')") == []
     assert inside.ask("open('/mnt/user-data/outputs/x', 'w').write('x')") == 1
     assert list(folder.iterdir()) == [folder / "data.csv"]
-    assert inside.sandbox.transcripts is None
+    assert inside.sandbox.view.transcripts is None
 
 
 def test_home_is_shown_only_by_an_explicit_mount(
@@ -243,7 +243,7 @@ def test_extra_mounts_are_shown_with_their_mode(start: Start, tmp_path: Path) ->
     assert inside.ask("read('/srv/file')") == "content"
     with pytest.raises(Failed, match="Read-only"):
         inside.ask("open('/srv/file', 'w')")
-    assert MountView(str(data), "/mnt/data/deep", False) in inside.sandbox.mounts
+    assert MountView(str(data), "/mnt/data/deep", False) in inside.sandbox.view.mounts
 
 
 def test_extra_mount_over_the_interpreter_is_refused(start: Start, tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ def test_skills_folder_is_shown(start: Start, tmp_path: Path) -> None:
 
 def test_transcripts_are_read_only(start: Start) -> None:
     inside = start()
-    transcripts = inside.sandbox.transcripts
+    transcripts = inside.sandbox.view.transcripts
     assert transcripts is not None
     (transcripts / "transcript.jsonl").write_text("{}\n")
     (transcripts / "transcript.jsonl").chmod(0o600)

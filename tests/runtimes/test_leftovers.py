@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from gvisor_kernel.host.folders import find_identity
-from gvisor_kernel.runtimes.copies import copied_outputs
 from gvisor_kernel.runtimes.copies.contents import read_list
+from gvisor_kernel.runtimes.copies.outputs import COPIED
 from gvisor_kernel.runtimes.docker import removal
 from gvisor_kernel.runtimes.state import leftovers, records, sweep
 from gvisor_kernel.runtimes.state.leftovers import Leftovers
@@ -222,7 +222,7 @@ def test_copy_of_outputs_continues_where_it_stopped(directory: Path, tmp_path: P
     engine: Any = FakeEngine()
     with pytest.raises(TimeoutError):
         removal.copy_outputs(engine, directory, record)
-    assert set(read_list(directory / copied_outputs.COPIED)) == {"a"}
+    assert set(read_list(directory / COPIED)) == {"a"}
     engine.slow = False
     assert removal.copy_outputs(engine, directory, record).written == 1
     assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == ["a", "b"]

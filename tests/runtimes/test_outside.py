@@ -11,7 +11,7 @@ import pytest
 
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import MIB
-from gvisor_kernel.errors import IsolationError, LaunchError, SettingError
+from gvisor_kernel.errors import IsolationError, LaunchError, RuntimeMissing
 from gvisor_kernel.host import processes
 from gvisor_kernel.host.log_files import STDERR
 from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME, Posture
@@ -264,7 +264,7 @@ def test_start_that_takes_too_long_leaves_nothing(
 
 @pytest.mark.parametrize(
     "step",
-    ["launch_plan.write_rootfs", "runtime.make_cgroup", "runtime.spawn", "runtime.plan_mounts"],
+    ["launch_plan.write_rootfs", "runtime.make_cgroup", "runtime.spawn", "launch_plan.plan_mounts"],
 )
 def test_start_that_fails_half_way_leaves_nothing(
     step: str, runtime: RunscRuntime, folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -288,7 +288,7 @@ def test_start_that_fails_half_way_leaves_nothing(
 def test_registry_has_no_unsandboxed_runtime() -> None:
     assert get_runtime("runsc") is get_runtime("runsc")
     for name in ("", "fake", "local"):
-        with pytest.raises(SettingError, match="runtime"):
+        with pytest.raises(RuntimeMissing, match="is not installed"):
             get_runtime(name)
 
 

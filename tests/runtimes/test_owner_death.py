@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
 from gvisor_kernel.runtimes.state import lifeline, records, sweep
 
+from .. import run_as_user
 from ..patience import scale_seconds
 from .conftest import Start, overlay, root_only
 from .standin import Conversation
@@ -40,6 +40,25 @@ def can_read(uid: int, folder: Path) -> bool:
     argv = ["/bin/ls", str(folder)]
     options: dict[str, Any] = {"user": uid, "group": uid, "extra_groups": [], "cwd": "/"}
     return subprocess.run(argv, check=False, capture_output=True, **options).returncode == 0
+
+
+def find_strangers_python() -> tuple[Path, str]:
+    """Return the distribution's Python, or an environment of it, and a PYTHONPATH for the tests.
+
+    The libraries of this process are for that Python only if it is of the same version.
+    """
+    own = os.pathsep.join([str(PROJECT), *(p for p in sys.path if p.endswith("-packages"))])
+    environments = run_as_user.CACHE.glob("*/bin/python")
+    tried = [(Path("/usr/bin/python3"), own), *((path, str(PROJECT)) for path in environments)]
+    for python, paths in tried:
+        argv = [str(python), "-B", "-c", "import tests.runtimes.owner"]
+        environment = {"PATH": os.defpath, "PYTHONPATH": paths}
+        with contextlib.suppress(OSError):
+            if not subprocess.run(
+                argv, env=environment, capture_output=True, check=False
+            ).returncode:
+                return python, paths
+    pytest.skip("no Python that other users can run has the libraries: tests/run_as_user.py")
 
 
 class Owner:
@@ -211,12 +230,9 @@ def test_give_back_follows_no_link(tmp_path: Path) -> None:
 @root_only
 def test_killed_owner_of_an_ordinary_user_leaves_nothing(shared: Conversation) -> None:
     """With the distribution's Python, and a uid without a name in /etc/passwd."""
-    python = shutil.which("python3", path="/usr/bin")
-    if python is None:
-        pytest.skip("the distribution has no python3")
     if not can_read(STRANGER, PROJECT):
         pytest.skip("other users cannot enter this checkout's folder")
-    paths = os.pathsep.join([str(PROJECT), *(p for p in sys.path if p.endswith("-packages"))])
+    python, paths = find_strangers_python()
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="gk-user-") as home:
         os.chown(home, STRANGER, STRANGER)
         folder = Path(home, "notebook")
@@ -224,7 +240,7 @@ def test_killed_owner_of_an_ordinary_user_leaves_nothing(shared: Conversation) -
         os.chown(folder, STRANGER, STRANGER)
         programs = f"{Path(find_runsc().path).parent}{os.pathsep}{os.defpath}"
         environment = {"HOME": home, "PATH": programs, "PYTHONPATH": paths}
-        argv = [python, "-B"]
+        argv = [str(python), "-B"]
         options = {"user": STRANGER, "group": STRANGER, "extra_groups": [], "env": environment}
         with running_owner(folder, argv, **options) as owner:
             assert owner.report["uid"] == STRANGER

@@ -84,7 +84,7 @@ def test_restored_sandbox_sees_the_folders_of_its_own_session(
     assert (folder / "data.csv").read_text() == "a,b\n"
     assert (folder / "outputs" / "kept").stat().st_uid == folder.stat().st_uid
     assert inside.sandbox.identity in inside.ask("read('/container_info.json')")
-    transcripts = inside.sandbox.transcripts
+    transcripts = inside.sandbox.view.transcripts
     assert transcripts is not None
     (transcripts / "transcript.jsonl").write_text("{}\n")
     assert inside.ask("read('/mnt/transcripts/transcript.jsonl')") == "{}\n"

@@ -296,7 +296,7 @@ def test_hidden_paths_cannot_be_read(kernel: Kernel, ground: Path, tmp_path: Pat
         *(str(kernel.sandbox.directory), str(state_root()), str(tmp_path), str(Path.home())),
         "/proc/1/root/etc/passwd",
     ]
-    shown = [view.target for view in kernel.sandbox.mounts]
+    shown = [view.target for view in kernel.sandbox.view.mounts]
     found = kernel.run(f"""
         shown = {shown!r}
         def seen(path):

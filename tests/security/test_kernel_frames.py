@@ -129,7 +129,7 @@ def test_replayed_and_unsigned_messages_are_dropped(
     log = mark.more()
     assert log.count("a message has a wrong signature") == 8
     assert log.count("was dropped") == 10
-    transcript = (kernel.sandbox.transcripts / "transcript.jsonl").read_text()
+    transcript = (kernel.sandbox.view.transcripts / "transcript.jsonl").read_text()
     entries = [json.loads(line) for line in transcript.splitlines()]
     outputs = [str(entry) for entry in entries if entry["event"] == "output"]
     assert [text for text in outputs if "signed" in text]
@@ -157,7 +157,7 @@ for content in (b"", b"\\xff", b"[" * 10000, b'{"a": NaN}', b'{"a": 1e999}', b"9
 
 def test_kernel_cannot_forge_requests_in_transcript(victim: Kernel) -> None:
     """It can forge outputs and replies, even to requests that never existed, but no request."""
-    path = victim.sandbox.transcripts / "transcript.jsonl"
+    path = victim.sandbox.view.transcripts / "transcript.jsonl"
     before = len(path.read_bytes().splitlines())
     msg_id = victim.client.execute(FORGE)
     read_raw_until_idle(victim, msg_id)

@@ -428,7 +428,7 @@ def test_posture_filters_system_calls(kernel: Kernel, name: str) -> None:
 def test_posture_has_only_own_descriptors(kernel: Kernel) -> None:
     """Only the sandbox's own pipes, memory and shown files are open: no device, no host socket."""
     allowed = re.compile("|".join(f"(?:{one})" for one in DESCRIPTORS))
-    shown = {view.target for view in kernel.sandbox.mounts} | {"/"}
+    shown = {view.target for view in kernel.sandbox.view.mounts} | {"/"}
     network = "".join(
         Path(f"/proc/net/{name}").read_text()
         for name in ("tcp", "udp", "tcp6", "udp6", "raw", "netlink", "packet")

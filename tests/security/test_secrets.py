@@ -149,7 +149,7 @@ def test_full_search_finds_no_secret_or_host_name(
     }
     # Reversed, because the cell itself is in the transcript.
     turned = {name: word[::-1] for name, word in words.items() if word != "-"}
-    image = [view.target for view in kernel.sandbox.mounts if view.target not in LAYOUT]
+    image = [view.target for view in kernel.sandbox.view.mounts if view.target not in LAYOUT]
     found = kernel.run(
         SEARCH
         + f"""
@@ -254,7 +254,7 @@ def test_crash_logs_contain_no_secrets(kernel: Kernel) -> None:
     kernel.client.execute("import faulthandler; faulthandler._sigsegv()")
     wait_until(lambda: not manager.is_alive(), "the death of the kernel")
     texts = [path.read_bytes() for path in log.parent.glob("*.log*") if path.is_file()]
-    texts += [path.read_bytes() for path in kernel.sandbox.transcripts.iterdir()]
+    texts += [path.read_bytes() for path in kernel.sandbox.view.transcripts.iterdir()]
     manager.restart_kernel(now=True)
     kernel.client.wait_for_ready(timeout=60)
     assert execute(kernel.client, PRELUDE).status == "ok"

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import sys
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -180,9 +179,8 @@ def test_outputs_that_are_or_contain_the_uploads_are_refused(tmp_path: Path, out
     request = make_request(tmp_path)
     identity = new_identity("a kernel", spec, "a version", "")
     with (  # where outputs are copied
-        ExitStack() as held,
         pytest.raises(SettingError, match="the folder of uploads"),
-        begin(spec, request, identity, held, runtime="docker"),
+        begin(spec, request, identity, {"runtime": "docker"}),
     ):
         pass
     for beside in (uploads / "outputs", tmp_path / "work" / "results"):

@@ -104,7 +104,7 @@ def make_plan(kernel: Kernel) -> dict[str, Any]:
     paths = [
         *(root, root / "sandboxes", root / "lock", root / "sockets"),
         *(sandbox.directory, sandbox.log_path, sandbox.directory / records.RECORD),
-        *(sandbox.transcripts, sandbox.transcripts / "transcript.jsonl"),
+        *(sandbox.view.transcripts, sandbox.view.transcripts / "transcript.jsonl"),
         *(sandbox.directory / "rootfs", sandbox.directory / "bundle", Path(address.ip).parent),
     ]
     return {

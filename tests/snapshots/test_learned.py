@@ -357,7 +357,9 @@ def test_spare_of_a_snapshot_that_was_replaced_does_not_fit(
 ) -> None:
     sandbox: Any = SimpleNamespace(poll=lambda: None)
     runtime = SimpleNamespace(has_current_mounts=lambda *words: True)
-    monkeypatch.setattr("gvisor_kernel.kernel.spare_keeper.get_runtime", lambda name: runtime)
+    monkeypatch.setattr(
+        "gvisor_kernel.kernel.spare_keeper.get_snapshot_runtime", lambda name: runtime
+    )
     key = SnapshotKey({})
     spare = Spare(Kind.of(plan), Restored(sandbox, key.name, SnapshotRun(1, "first")))
     assert spare.fits(Kind.of(plan), key, SnapshotRun(1, "first"))

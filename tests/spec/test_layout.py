@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from gvisor_kernel.config.mounts import ExtraMount
 from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
-from gvisor_kernel.spec.container import Names, file_mounts
+from gvisor_kernel.runtimes.docker.container import Names, file_mounts
+from gvisor_kernel.runtimes.kubernetes.pod import PodNames, guest_config, make_pod
 from gvisor_kernel.spec.etc import replaced_files
 from gvisor_kernel.spec.layout import (
     CONTAINER_INFO,
@@ -17,7 +18,6 @@ from gvisor_kernel.spec.layout import (
     order_mounts,
     scratch_mounts,
 )
-from gvisor_kernel.spec.pod import PodNames, guest_config, make_pod
 
 EXTRA = SandboxSpec(runtime="kubernetes", mounts=(ExtraMount("/data", "/mnt/data"),))
 

@@ -9,10 +9,9 @@ from contextlib import suppress
 from glob import escape
 from importlib import metadata
 
-from gvisor_kernel.cli.bounded import run_command
-from gvisor_kernel.cli.checks import Check, failed, ok, warning
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.host.bounded import run_command
 from gvisor_kernel.jupyter.default_provisioner import VARIABLE
 from gvisor_kernel.jupyter.kernelspecs import (
     PROVISIONER,
@@ -25,6 +24,7 @@ from gvisor_kernel.jupyter.plan_factory import (
     make_provisioner,
     read_configuration,
 )
+from gvisor_kernel.runtimes.checks import Check, failed, ok, warning
 
 MIN_PYTHON = (3, 9)
 

@@ -11,17 +11,16 @@ from pathlib import Path
 from jupyter_core.utils import ensure_event_loop
 
 from gvisor_kernel.bridge import Address, KernelIdentity
-from gvisor_kernel.cli.checks import Check, failed, ok, warning
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, LaunchError
-from gvisor_kernel.host.processes import SANDBOX_NAME
 from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs
 from gvisor_kernel.kernel.client import OwnClient, connect, new_key, wait_for_reply
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes.base import LaunchRequest
+from gvisor_kernel.runtimes.checks import Check, failed, ok, warning
 from gvisor_kernel.runtimes.hints import ASK_DOCTOR
-from gvisor_kernel.runtimes.runsc.runsc_sandbox import RunscSandbox
+from gvisor_kernel.runtimes.state.records import read_record
 
 CELL = "__import__('os').uname().release"
 """The expression that the cell evaluates: the release of the kernel that runs it."""
@@ -99,9 +98,11 @@ def _run_cell(client: OwnClient) -> str:
 def _check_idle(kernel: SandboxedKernel) -> list[Check]:
     """Measure the CPU time of the idle sandbox; no result if its process cannot be found."""
     sandbox = kernel.sandbox
-    pid = sandbox.find_process(SANDBOX_NAME) if isinstance(sandbox, RunscSandbox) else None
-    if pid is None:
+    record = None if sandbox is None else read_record(sandbox.directory)
+    sentry = None if record is None else record.processes.get("sentry")
+    if sentry is None:
         return []
+    pid = sentry.pid
     shares: list[float] = []
     for _ in range(SAMPLES):
         before, since = _cpu_seconds(pid), time.monotonic()

@@ -13,8 +13,6 @@ from http.client import HTTPException
 from typing import Any
 from urllib.parse import quote
 
-from gvisor_kernel.cli.bounded import call_within
-from gvisor_kernel.cli.checks import Check, ok
 from gvisor_kernel.cli.checks.servers import (
     MAX_ANSWER,
     SECONDS,
@@ -23,9 +21,11 @@ from gvisor_kernel.cli.checks.servers import (
     find_servers,
     is_default,
 )
+from gvisor_kernel.host.bounded import call_within
 from gvisor_kernel.host.homes import find_home
 from gvisor_kernel.jupyter.kernelspecs import PROVISIONER, make_manager
 from gvisor_kernel.jupyter.plan_factory import find_unsandboxed
+from gvisor_kernel.runtimes.checks import Check, ok
 from gvisor_kernel.shown_text import printable_name
 from gvisor_kernel.strict_json import JsonError, parse_json
 

@@ -20,11 +20,11 @@ from urllib.parse import urlsplit
 
 from jupyter_core.paths import jupyter_runtime_dir
 
-from gvisor_kernel.cli.checks import Check, ok, warning
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.jupyter.default_provisioner import VARIABLE
 from gvisor_kernel.jupyter.kernelspecs import PROVISIONER
 from gvisor_kernel.jupyter.plan_factory import find_unsandboxed
+from gvisor_kernel.runtimes.checks import Check, ok, warning
 from gvisor_kernel.runtimes.state.records import find_sandboxes
 from gvisor_kernel.strict_json import JsonError, parse_json
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 
-from gvisor_kernel.cli.checks import Check, ok, warning
 from gvisor_kernel.cli.checks.jupyter import find_interpreters
 from gvisor_kernel.config.validators import is_within
+from gvisor_kernel.runtimes.checks import Check, ok, warning
 from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers
 from gvisor_kernel.runtimes.mounts.editable_installs import Editable, find_editables
 from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter, find_host_python

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 
-from gvisor_kernel.cli.checks import Check, failed, ok, warning
-from gvisor_kernel.host.sizes import describe_size
+from gvisor_kernel.runtimes.checks import Check, failed, ok, warning
 from gvisor_kernel.runtimes.state.records import find_sandboxes, is_orphan, state_root
+from gvisor_kernel.shown_text import describe_size
 
 MIN_SPACE = 256 * 1024 * 1024
 """Room for logs and transcripts of a few kernels, in bytes."""

@@ -2,7 +2,7 @@
 
 Folders of this machine are read by descriptors, and no symbolic link in them is followed: a kernel
 may have made what is in them, and another may still change it. The disk limit of the sandbox bounds
-what is read.
+what is read. What only one engine gets is added there.
 """
 
 from __future__ import annotations
@@ -13,14 +13,36 @@ import os
 import stat
 import tarfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import gvisor_kernel
 from gvisor_kernel.archive.tar import CHUNK, MAX_DEPTH
+from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.errors import LaunchError
-from gvisor_kernel.host.folders import Opened
+from gvisor_kernel.host.folders import Opened, open_path
+from gvisor_kernel.runtimes.mounts.covers import Cover, find_jupyter_covers, identify
+from gvisor_kernel.runtimes.mounts.folders import Inputs
+from gvisor_kernel.runtimes.mounts.plan import GUEST_PARTS, check_source, open_packages
+from gvisor_kernel.runtimes.state.beginning import Beginning
+from gvisor_kernel.spec.info import format_info
+from gvisor_kernel.spec.layout import (
+    CONTAINER_INFO,
+    ENVIRONMENT,
+    GUEST,
+    GUEST_PART,
+    LAYOUT,
+    OUTPUTS,
+    UPLOADS,
+    Bind,
+    Tmpfs,
+    mount_part,
+    scratch_mounts,
+)
+from gvisor_kernel.strict_json import JsonError
+from gvisor_kernel.typed_json import read_json
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +50,8 @@ MAX_ENTRIES = 200_000
 """Files, folders and symbolic links that are copied into one sandbox."""
 ENTRY_COST = 4096
 """Bytes that each of them takes in addition to its content."""
+MAX_LIST = 1024 * 1024 * 1024
+"""Bytes of the list of what was copied: MAX_ENTRIES of the longest names."""
 RECENT_SECONDS = 2
 """A file that was changed within this time may change again within the same second."""
 
@@ -218,6 +242,72 @@ def _walk_folder(
             os.close(fd)
 
 
+# -- what is sent to each engine that mounts nothing of this machine -------------------------------
+
+EMPTY = [place.part for target, place in LAYOUT.items() if target not in (CONTAINER_INFO, OUTPUTS)]
+"""Folders that are there also where nothing is sent to them."""
+
+
+def find_contents(
+    begun: Beginning, base: Base, etc: Mapping[str, str], held: ExitStack
+) -> Contents:
+    """Return the guest's code, files of /etc, uploads, skills, packages and extra mounts.
+
+    ``held`` closes the folders that are opened here.
+
+    :raises SettingError: when a folder cannot be shown
+    :raises GvisorKernelError: when the packages do not fit ``base``
+    """
+    jupyters = find_jupyter_covers(())
+    contents = Contents(empty=list(EMPTY), covered=identify(jupyters))
+    for name, text in etc.items():
+        contents.texts[f"etc/{name}"] = text
+    package = Path(gvisor_kernel.__file__).parent
+    for part in GUEST_PARTS:
+        opened = held.enter_context(open_path(str(package / part)))
+        contents.folders.append((f"{GUEST_PART}/gvisor_kernel/{part}", opened, ""))
+    add_inputs(contents, begun.inputs, jupyters)
+    packages = open_packages(begun.spec, base)
+    if packages is not None:
+        opened = held.enter_context(open_path(str(packages.tree)))
+        place = f"{GUEST_PART}{ENVIRONMENT.removeprefix(GUEST)}"  # where the guest is
+        contents.folders.append((place, opened, "packages"))
+    return contents
+
+
+def add_inputs(contents: Contents, inputs: Inputs, jupyters: Sequence[Cover]) -> None:
+    """Add uploads, skills and extra mounts.
+
+    :raises SettingError: when an extra mount shows one of Jupyter's own folders
+    """
+    if inputs.uploads is not None:
+        contents.folders.append((LAYOUT[UPLOADS].part, inputs.uploads, "uploads"))
+    for target, folder in inputs.skills.items():
+        contents.folders.append((LAYOUT[target].part, folder, "skills"))
+    for i, folder in enumerate(inputs.mounts):
+        check_source(folder.path, jupyters)
+        contents.folders.append((mount_part(i), folder, "mounts"))
+
+
+def describe_sandbox(begun: Beginning, *, keeps_outputs: bool) -> str:
+    """Return the content of /container_info.json. ``keeps_outputs``: they outlive the sandbox."""
+    spec = begun.spec
+    layout = [
+        Tmpfs(OUTPUTS, spec.disk_limit)
+        if target == OUTPUTS and not keeps_outputs
+        else Bind("", target, place.read_only)
+        for target, place in LAYOUT.items()
+    ]
+    return format_info(
+        begun.identity,
+        spec,
+        kernel_name=begun.request.kernel_name,
+        created=begun.record.created,
+        versions={"gvisor-kernel": gvisor_kernel.__version__},
+        mounts=[*layout, *scratch_mounts(spec)],
+    )
+
+
 # -- what was copied in, so that only what has changed is copied out -------------------------------
 
 
@@ -249,8 +339,6 @@ def write_list(path: Path, copied: Copied) -> None:
 
 def read_list(path: Path) -> dict[str, tuple[int, int]]:
     """Return the list; empty if there is none, so that everything is copied out."""
-    try:
-        content = json.loads(path.read_text())
-        return {str(name): (int(size), int(at)) for name, (size, at) in content.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
+    with suppress(OSError, JsonError):
+        return read_json(path.read_bytes(), dict[str, tuple[int, int]], MAX_LIST)
+    return {}

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gvisor_kernel.errors import IsolationError, SandboxError, SnapshotError
+from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.host.cgroups import count_oom_kills
 from gvisor_kernel.host.processes import SANDBOX_NAME, read_argv
+from gvisor_kernel.runtimes.base import KernelView
+from gvisor_kernel.runtimes.docker.container import RUNTIME, find_faults, is_gvisor
 from gvisor_kernel.runtimes.docker.engine import Engine
 from gvisor_kernel.runtimes.docker.stream import Pumps
-from gvisor_kernel.runtimes.mounts.plan import Places
-from gvisor_kernel.runtimes.runsc.starting import Ends
-from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView, RecordedSandbox
-from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.runtimes.engine_sandbox import THREAD_SECONDS, EngineSandbox
+from gvisor_kernel.runtimes.pipes import make_pipes
+from gvisor_kernel.runtimes.state.beginning import Beginning
 from gvisor_kernel.runtimes.stderr_log import StderrLog
-from gvisor_kernel.spec.container import RUNTIME, find_faults, is_gvisor
+
+log = logging.getLogger(__name__)
 
 CGROUPS = Path("/sys/fs/cgroup")
 _HELD = ("active_anon", "inactive_anon", "unevictable")
@@ -62,18 +64,26 @@ def find_group(lines: Iterable[str], container: str, root: Path = CGROUPS) -> Pa
     return None
 
 
+@dataclass(frozen=True)
+class Container:
+    """A container that an engine has made, as it was ``asked`` for."""
+
+    engine: Engine
+    id: str
+    asked: Mapping[str, Any]
+
+
 class MemoryGauge:
     """Counts the memory of one container, from its start until the container has ended."""
 
-    def __init__(self, engine: Engine, container: str, pid: int) -> None:
-        self._engine = engine
+    def __init__(self, container: Container, pid: int) -> None:
         self._container = container
         self._reported: int | None = 0
         self._kills = 0
         self._group: Path | None = None
         with suppress(OSError):
             lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-            self._group = find_group(lines, container)
+            self._group = find_group(lines, container.id)
         if self._group is None:
             threading.Thread(
                 target=self._listen, name="gvisor-kernel-docker-memory", daemon=True
@@ -102,32 +112,32 @@ class MemoryGauge:
 
     def _listen(self) -> None:
         try:
-            for sample in self._engine.stats(self._container):
+            for sample in self._container.engine.stats(self._container.id):
                 memory = sample.get("memory_stats")
                 stat = memory.get("stats") if isinstance(memory, dict) else None
                 if isinstance(stat, dict):
                     numbers = {str(k): v for k, v in stat.items() if isinstance(v, int)}
                     self._reported = sum_held(numbers)
         except (SandboxError, AttributeError) as error:
-            log.debug("The engine reports no more of %s: %s", self._container, error)
+            log.debug("The engine reports no more of %s: %s", self._container.id, error)
         self._reported = None
 
 
-def find_outside_faults(engine: Engine, container: str, asked: Mapping[str, Any]) -> list[str]:
-    """Return how ``container`` differs from what was ``asked`` for; empty if it does not."""
+def find_outside_faults(container: Container) -> list[str]:
+    """Return how a container differs from what was asked for; empty if it does not."""
     try:
-        made = engine.inspect(container)
-        runtimes = engine.info().get("Runtimes") or {}
+        made = container.engine.inspect(container.id)
+        runtimes = container.engine.info().get("Runtimes") or {}
     except SandboxError as error:
         return [error.fact.rstrip(".")]
-    faults = find_faults(asked, made)
+    faults = find_faults(container.asked, made)
     if not is_gvisor(runtimes.get(RUNTIME) or {}):
         faults.append(f"the engine's runtime {RUNTIME} is another program")
     state = made.get("State") or {}
     if not state.get("Running"):
         faults.append("it is not running")
     pid = state.get("Pid")
-    if isinstance(pid, int) and _is_here(pid, container):
+    if isinstance(pid, int) and _is_here(pid, container.id):
         argv = read_argv(pid)
         if argv and argv[0] != SANDBOX_NAME:
             faults.append(f"its process on this host is not {SANDBOX_NAME}")
@@ -141,41 +151,20 @@ def _is_here(pid: int, container: str) -> bool:
     return False
 
 
-log = logging.getLogger(__name__)
-
-SNAPSHOTS_NOT_SUPPORTED = "A kernel in a Docker engine cannot be saved as a snapshot."
-THREAD_SECONDS = 5.0
-"""Seconds to wait for the threads that copy the link and stderr."""
-
-
-class DockerSandbox(RecordedSandbox):
+class DockerSandbox(EngineSandbox):
     """Returned by ``DockerRuntime.start``. It ends when its container or its link does."""
 
-    can_pause = False
+    kind = "container"
+    advice = "check the engine's runtime runsc: `docker info`, `gvisor-kernel doctor`."
 
-    def __init__(
-        self,
-        *,
-        engine: Engine,
-        container: str,
-        asked: Mapping[str, Any],
-        sockets: tuple[Any, Any],
-        ends: Ends,
-        record: Record,
-        places: Places,
-        view: KernelView,
-    ) -> None:
-        """Take over the engine, the sockets (stdin's, and that of all output) and the pipes."""
-        super().__init__(record, places.directory, places.log, view, (ends.link_in, ends.link_out))
-        self.exit_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        # A pump may outlive ``close``, in a request that the engine does not answer. By then
-        # ``exit_fd`` may be another file, so its thread has a copy.
-        self._told_fd = os.dup(self.exit_fd)
+    def __init__(self, begun: Beginning, view: KernelView, container: Container) -> None:
+        """Connect to ``container``, which is about to start, and take over its engine."""
+        engine = container.engine
+        sockets = [engine.attach(container.id, stdin=is_stdin) for is_stdin in (True, False)]
+        ends = make_pipes()
+        super().__init__(begun, ends, view, StderrLog(ends.stderr, begun.places.stderr_log))
         self.container = container
-        self.asked = asked
-        self.engine = engine
         self._gauge: MemoryGauge | None = None
-        self._stderr = StderrLog(ends.stderr, places.stderr_log)
         guest_in, guest_out, guest_stderr = ends.guest
         self._pumps = Pumps(
             stdin=sockets[0],
@@ -188,69 +177,35 @@ class DockerSandbox(RecordedSandbox):
 
     def _on_stream_end(self) -> None:
         """Kill the container, whose stream has ended, and report its end. Runs in a thread."""
+        engine, container = self.container.engine, self.container.id
         try:
-            self.engine.kill(self.container)
+            engine.kill(container)
             if self._gauge is not None:
-                ended = self.engine.inspect(self.container).get("State") or {}
+                ended = engine.inspect(container).get("State") or {}
                 self._gauge.note_end(bool(ended.get("OOMKilled")))
         except SandboxError as error:
             log.debug("%s", error)
         finally:
-            self._ended = True
-            os.eventfd_write(self._told_fd, 1)
-            os.close(self._told_fd)
+            self.tell_end()
 
-    def poll(self) -> int | None:
-        return 0 if self._ended else None
-
-    def memory_used(self) -> int | None:
-        if self._ended or self._closed:
-            return None
+    def measure(self) -> int | None:
         return 0 if self._gauge is None else self._gauge.read()
 
     def memory_kills(self) -> int:
         return 0 if self._gauge is None else self._gauge.kills()
 
-    def stderr_tail(self) -> str:
-        if self._ended:
-            self._stderr.catch_up()
-        return self._stderr.tail()
-
     def kill(self) -> None:
         self._pumps.stop()
 
-    def pause(self) -> None:
-        """Do nothing: ``can_pause`` is False, so nobody calls this.
-
-        A sandbox that the engine has stopped by ``runsc pause`` goes on using CPU time.
-        """
-
-    def resume(self) -> None:
-        pass
-
-    def verify(self, said: Mapping[str, str] | None = None) -> None:
-        faults = []
-        if "gVisor" not in (said or {}).get("dmesg", ""):
-            faults.append("its kernel's log does not name gVisor")
-        faults += find_outside_faults(self.engine, self.container, self.asked)
-        if faults:
-            self.kill()
-            raise IsolationError(
-                f"The container is not the sandbox that was asked for: {'; '.join(faults)}.",
-                "check the engine's runtime runsc: `docker info`, `gvisor-kernel doctor`.",
-                self.stderr_tail(),
-            )
-        self.note_ready()
-
-    def checkpoint(self, directory: Path, seconds: float) -> None:
-        raise SnapshotError(SNAPSHOTS_NOT_SUPPORTED, "set snapshot=off, or runtime=runsc.")
+    def find_faults(self) -> list[str]:
+        return find_outside_faults(self.container)
 
     def _stop(self) -> None:
         self._pumps.close(THREAD_SECONDS)
 
     def _release(self) -> None:
-        self._stderr.wait(THREAD_SECONDS)
-        self.engine.close()
+        super()._release()
+        self.container.engine.close()
 
     # -- for the runtime -------------------------------------------------------------------------
 
@@ -260,11 +215,11 @@ class DockerSandbox(RecordedSandbox):
         self._closed = self._ended = True
         self._close_descriptors()
 
-    def begin(self, state: Mapping[str, Any]) -> None:
-        """Start to count memory: the container runs. ``state`` is what the engine reports of it."""
-        pid = state.get("Pid")
-        self._gauge = MemoryGauge(self.engine, self.container, pid if isinstance(pid, int) else 0)
+    def begin(self) -> None:
+        """Start to count memory: the container runs.
 
-    def note_ready(self) -> None:
-        """Write into the record that the sandbox runs and was verified."""
-        self._update_record(ready=True)
+        :raises SandboxError: when the engine does not describe it
+        """
+        container = self.container
+        pid = (container.engine.inspect(container.id).get("State") or {}).get("Pid")
+        self._gauge = MemoryGauge(container, pid if isinstance(pid, int) else 0)

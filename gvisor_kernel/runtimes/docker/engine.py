@@ -15,10 +15,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from gvisor_kernel.errors import LaunchError, RuntimeMissing, SandboxError
+from gvisor_kernel.runtimes.docker.container import LABEL, MIN_API, RUNTIME, is_gvisor
 from gvisor_kernel.runtimes.docker.troubles import ANSWER_SECONDS, explain_no_answer, shorten
 from gvisor_kernel.runtimes.docker.tunnel import open_tunnel
 from gvisor_kernel.runtimes.hints import find_hint
-from gvisor_kernel.spec.container import LABEL, MIN_API, RUNTIME, is_gvisor
 
 if TYPE_CHECKING:
     import docker
@@ -120,7 +120,7 @@ class Engine:
             self._patient.create_volume(name, labels=dict(labels))
 
     def create(self, name: str, body: Mapping[str, Any]) -> str:
-        """Make the container that ``body`` describes (see ``spec.container``); return its id."""
+        """Make the container that ``body`` describes (see ``container.py``); return its id."""
         with self._translated("make a container"):
             url = self._patient._url("/containers/create")
             answer = self._patient._post_json(url, data=dict(body), params={"name": name})

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import LaunchError
-from gvisor_kernel.spec.environment import kernel_environment
 
 VARIABLES_SIZE = 64 * 1024
 """Bytes of the environment variables that an image may have."""
@@ -20,23 +18,11 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass(frozen=True)
 class EngineImage:
-    """``environment``: without PATH, which is ``path``. ``volumes``: folders to make writable."""
+    """``environment``: its variables. ``volumes``: folders to make writable."""
 
     digest: str
-    environment: tuple[tuple[str, str], ...]
-    path: tuple[str, ...]
+    environment: Mapping[str, str]
     volumes: tuple[str, ...]
-
-    def environment_of(self, spec: SandboxSpec, server: Mapping[str, str]) -> dict[str, str]:
-        """Return the whole environment of a kernel. ``server``: the server's environment."""
-        return kernel_environment(
-            bin_directories=self.path,
-            present=(),
-            user_base=None,
-            names=spec.environment,
-            server=server,
-            image=dict(self.environment),
-        )
 
 
 def read_image(found: Mapping[str, Any], name: str) -> EngineImage:
@@ -55,13 +41,7 @@ def read_image(found: Mapping[str, Any], name: str) -> EngineImage:
         raise _unusable(name, "its environment variables have more than 64 KiB")
     if len(volumes) > MAX_VOLUMES or not all(map(_is_plain, volumes)):
         raise _unusable(name, f"it has more than {MAX_VOLUMES} volumes, or one with an odd path")
-    path = variables.pop("PATH", "")
-    return EngineImage(
-        digest=str(found.get("Id", "")),
-        environment=tuple(sorted(variables.items())),
-        path=tuple(part for part in path.split(":") if part.startswith("/")),
-        volumes=tuple(volumes),
-    )
+    return EngineImage(str(found.get("Id", "")), variables, tuple(volumes))
 
 
 def _is_plain(path: str) -> bool:

@@ -11,16 +11,18 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from gvisor_kernel.archive.archive_error import ArchiveError
-from gvisor_kernel.errors import SandboxError
-from gvisor_kernel.runtimes.copies import copied_outputs
-from gvisor_kernel.runtimes.copies.copied_outputs import record_end, take_outputs
-from gvisor_kernel.runtimes.copies.outputs import OutputsCopy
+from gvisor_kernel.errors import ArchiveError, SandboxError
+from gvisor_kernel.runtimes.copies.outputs import (
+    OutputsCopy,
+    record_end,
+    sync_copied_outputs,
+    take_outputs,
+)
+from gvisor_kernel.runtimes.docker.container import LABEL, Names
 from gvisor_kernel.runtimes.docker.engine import Engine, EngineNotFound, connect
 from gvisor_kernel.runtimes.docker.troubles import EngineNotAnswering
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.records import Record
-from gvisor_kernel.spec.container import LABEL, Names
 from gvisor_kernel.spec.layout import OUTPUTS
 
 log = logging.getLogger(__name__)
@@ -69,7 +71,7 @@ def end_container(record: Record) -> None:
 
 
 def sync_outputs(directory: Path, record: Record, folder: str | None = None) -> tuple[int, int]:
-    """Copy the outputs of a sandbox as they are now; see ``copied_outputs.sync_outputs``.
+    """Copy the outputs of a sandbox as they are now; see ``sync_copied_outputs``.
 
     :raises SandboxError: when not everything could be copied
     :raises RuntimeMissing: when the engine cannot be used
@@ -83,7 +85,7 @@ def sync_outputs(directory: Path, record: Record, folder: str | None = None) -> 
         finally:
             engine.close()
 
-    return copied_outputs.sync_outputs(copy, directory, record, folder)
+    return sync_copied_outputs(copy, directory, record, folder)
 
 
 def remove_from_engine(directory: Path, record: Record, seconds: float | None) -> bool:

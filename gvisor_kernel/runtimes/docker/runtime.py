@@ -7,22 +7,35 @@ engine before it starts, and its outputs are copied out at its end, and by ``gvi
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gvisor_kernel.config.mounts import check_read_only
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base
-from gvisor_kernel.errors import GvisorKernelError, SnapshotError
+from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
-from gvisor_kernel.runtimes.copies.contents import Contents, list_files, write_list
-from gvisor_kernel.runtimes.copies.copied_outputs import COPIED
-from gvisor_kernel.runtimes.copies.sent_files import describe_sandbox, find_contents
-from gvisor_kernel.runtimes.docker.docker_sandbox import SNAPSHOTS_NOT_SUPPORTED, DockerSandbox
+from gvisor_kernel.runtimes.checks import RuntimeCheck
+from gvisor_kernel.runtimes.copies.contents import (
+    Contents,
+    describe_sandbox,
+    find_contents,
+    list_files,
+    write_list,
+)
+from gvisor_kernel.runtimes.copies.outputs import COPIED
+from gvisor_kernel.runtimes.docker.checks import check_engines
+from gvisor_kernel.runtimes.docker.container import (
+    LABEL,
+    STORE,
+    Names,
+    make_container_request,
+    make_store_request,
+)
+from gvisor_kernel.runtimes.docker.docker_sandbox import Container, DockerSandbox
 from gvisor_kernel.runtimes.docker.engine import (
     Engine,
     check_engine,
@@ -32,20 +45,11 @@ from gvisor_kernel.runtimes.docker.engine import (
 )
 from gvisor_kernel.runtimes.docker.image import EngineImage, read_image
 from gvisor_kernel.runtimes.docker.removal import end_container, sweep_engine, sync_outputs
-from gvisor_kernel.runtimes.hints import find_hint
-from gvisor_kernel.runtimes.runsc.starting import Ends, make_pipes
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import Beginning, FirstSweep, begin, predict_outputs
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.sweep import sweep_orphans
-from gvisor_kernel.spec.container import (
-    LABEL,
-    STORE,
-    Names,
-    make_container_request,
-    make_store_request,
-)
-from gvisor_kernel.spec.environment import INIT_ENVIRONMENT
+from gvisor_kernel.spec.environment import INIT_ENVIRONMENT, image_environment
 from gvisor_kernel.spec.etc import replaced_files
 from gvisor_kernel.spec.identity import new_identity
 from gvisor_kernel.spec.layout import WORKSPACE
@@ -60,11 +64,10 @@ PYTHON = "python3"
 
 @dataclass(frozen=True)
 class _Plan(Beginning):
-    """The plan of a sandbox, before anything is made in the engine. ``held`` closes the folders."""
+    """The plan of a sandbox, before anything is made in the engine."""
 
     engine: Engine
     image: EngineImage
-    held: ExitStack
 
     @property
     def names(self) -> Names:
@@ -75,16 +78,12 @@ class DockerRuntime(Runtime):
     """Makes sandboxes in the Docker engine that the environment names."""
 
     name = "docker"
-    supports_snapshots = False
+    checks = (RuntimeCheck("docker", 10, check_engines),)
 
     def __init__(self) -> None:
         self._first_sweep: FirstSweep[str] = FirstSweep(self.name)
 
-    def start(
-        self, spec: SandboxSpec, request: LaunchRequest, snapshot: Path | None = None
-    ) -> Sandbox:
-        if snapshot is not None:
-            raise SnapshotError(SNAPSHOTS_NOT_SUPPORTED, "set snapshot=off.")
+    def start(self, spec: SandboxSpec, request: LaunchRequest) -> Sandbox:
         engine = connect()
         try:
             check_engine(engine)
@@ -97,9 +96,6 @@ class DockerRuntime(Runtime):
             engine.close()
             raise
 
-    def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
-        raise SnapshotError(SNAPSHOTS_NOT_SUPPORTED, "set snapshot=off, or runtime=runsc.")
-
     def find_base(self, spec: SandboxSpec, request: LaunchRequest) -> Base:
         engine = connect()
         try:
@@ -109,9 +105,6 @@ class DockerRuntime(Runtime):
             engine.close()
         return _find_base(image)
 
-    def find_advice(self, words: str) -> str:
-        return find_hint(words)
-
     def end(self, directory: Path, record: Record) -> bool:
         end_container(record)
         return True
@@ -120,6 +113,9 @@ class DockerRuntime(Runtime):
         self, directory: Path, record: Record, folder: str | None
     ) -> tuple[int, int] | None:
         return sync_outputs(directory, record, folder)
+
+    def may_have_left(self) -> bool:
+        return bool(os.environ.get("DOCKER_HOST"))
 
     def sweep(self) -> list[str]:
         removed = sweep_orphans(self.name)
@@ -142,13 +138,9 @@ class DockerRuntime(Runtime):
     ) -> DockerSandbox:
         check_read_only(spec.mounts, "the runtime docker copies them, and cannot write back")
         identity = new_identity(request.kernel_name, spec, image.digest)
-        with (
-            ExitStack() as held,
-            begin(
-                *(spec, request, identity, held), runtime=self.name, engine=engine.address
-            ) as begun,
-        ):
-            return _make_sandbox(_Plan(**vars(begun), engine=engine, image=image, held=held))
+        facts = {"runtime": self.name, "engine": engine.address}
+        with begin(spec, request, identity, facts) as begun:
+            return _make_sandbox(_Plan(**vars(begun), engine=engine, image=image))
 
 
 def _find_base(image: EngineImage) -> Base:
@@ -177,42 +169,29 @@ def _make_sandbox(plan: _Plan) -> DockerSandbox:
         plan.spec,
         names,
         argv=guest_argv(PYTHON, plan.request.ahead),
-        environment=plan.image.environment_of(plan.spec, {})
+        environment=_environment(plan, {})
         if plan.request.ahead
         else dict(entry.split("=", 1) for entry in INIT_ENVIRONMENT),
         labels=labels,
         keeps_outputs=keeps,
         volumes=plan.image.volumes,
     )
-    container = engine.create(names.container, asked)
-    sandbox = _connect(plan, container, asked)
+    container = Container(engine, engine.create(names.container, asked), asked)
+    environment = _environment(plan, plan.request.environment)
+    sandbox = DockerSandbox(plan, plan.make_view(environment, PYTHON, WORKSPACE), container)
     try:
-        engine.start(container)
+        engine.start(container.id)
         step("container started")
-        sandbox.begin(engine.inspect(container).get("State") or {})
+        sandbox.begin()
     except BaseException:
         sandbox.close_link()
         raise
     return sandbox
 
 
-def _connect(plan: _Plan, container: str, asked: Mapping[str, Any]) -> DockerSandbox:
-    """Connect to a container that is about to start, and read its output from now on."""
-    engine, spec = plan.engine, plan.spec
-    sockets = (engine.attach(container, stdin=True), engine.attach(container, stdin=False))
-    ends: Ends = make_pipes()
-    return DockerSandbox(
-        engine=engine,
-        container=container,
-        asked=asked,
-        sockets=sockets,
-        ends=ends,
-        record=plan.record,
-        places=plan.places,
-        view=plan.make_view(
-            plan.image.environment_of(spec, plan.request.environment), PYTHON, WORKSPACE
-        ),
-    )
+def _environment(plan: _Plan, server: Mapping[str, str]) -> dict[str, str]:
+    """Return the whole environment of a kernel."""
+    return image_environment(plan.image.environment, plan.spec.environment, server)
 
 
 def _labels(plan: _Plan) -> dict[str, str]:

@@ -13,11 +13,17 @@ import re
 import socket
 from pathlib import Path
 
-from gvisor_kernel.config.nodes import HOST
+from gvisor_kernel.runtimes.clients import (
+    CONNECTION_LOST,
+    HOST,
+    SSH_VARIABLES,
+    client_argv,
+    explain,
+    make_control,
+    pick,
+    run,
+)
 from gvisor_kernel.runtimes.docker.troubles import ANSWER_SECONDS, EngineNotAnswering
-from gvisor_kernel.runtimes.nodes.client import run
-from gvisor_kernel.runtimes.nodes.ssh import CONNECTION_LOST, client_argv, explain, make_control
-from gvisor_kernel.runtimes.nodes.variables import client_variables
 
 ADDRESS = re.compile(r"ssh://([^/]*)(/[A-Za-z0-9/_.,=@+~-]+)?/?")
 SOCKET = "/var/run/docker.sock"
@@ -52,7 +58,7 @@ def open_tunnel(address: str) -> str:
             "set XDG_STATE_HOME to a short path in the server's environment.",
         )
     command = ["-L", f"{path}:{remote}", f"ssh://{host}", "--", "true"]
-    done = run([*argv, *command], client_variables("ssh", os.environ))
+    done = run([*argv, *command], pick(SSH_VARIABLES, os.environ))
     if not answers(path):
         if done.status != CONNECTION_LOST:
             fact = f"a command there ended with status {done.status}"

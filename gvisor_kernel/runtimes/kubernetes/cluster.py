@@ -1,8 +1,8 @@
 """A Kubernetes cluster, through the official package ``kubernetes``, which knows how to reach it.
 
 That package reads kubeconfigs, runs the programs that they name for credentials, and renews tokens.
-Objects of the API are plain JSON here: so what is sent is what ``spec/pod.py`` made, and what comes
-is looked at field by field.
+Objects of the API are plain JSON here: so what is sent is what ``pod.py`` made, and what comes is
+looked at field by field.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from gvisor_kernel.config.kubernetes import Kubernetes
 from gvisor_kernel.errors import RuntimeMissing, SandboxError
 from gvisor_kernel.runtimes.kubernetes import attach
 from gvisor_kernel.runtimes.kubernetes.attach import Stream, StreamCut
+from gvisor_kernel.runtimes.kubernetes.settings import Kubernetes
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 SECONDS = 10.0

@@ -16,8 +16,8 @@ from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.runtimes.kubernetes.attach import StreamCut, wait_readable
 from gvisor_kernel.runtimes.kubernetes.channels import STDOUT
 from gvisor_kernel.runtimes.kubernetes.cluster import Cluster
+from gvisor_kernel.runtimes.kubernetes.pod import CONTAINER, PYTHON
 from gvisor_kernel.spec.layout import OUTPUTS
-from gvisor_kernel.spec.pod import CONTAINER, PYTHON
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 SILENT_SECONDS = 30.0

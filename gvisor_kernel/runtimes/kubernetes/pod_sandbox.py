@@ -3,113 +3,97 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
-from gvisor_kernel.config.kubernetes import Kubernetes
-from gvisor_kernel.errors import IsolationError, SandboxError, SnapshotError
+from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.link.carrier import Carrier
+from gvisor_kernel.runtimes.base import KernelView
+from gvisor_kernel.runtimes.engine_sandbox import THREAD_SECONDS, EngineSandbox
 from gvisor_kernel.runtimes.kubernetes.attach import Stream
 from gvisor_kernel.runtimes.kubernetes.cluster import Cluster
+from gvisor_kernel.runtimes.kubernetes.pod import CONTAINER
+from gvisor_kernel.runtimes.kubernetes.pod_faults import find_faults
 from gvisor_kernel.runtimes.kubernetes.pod_state import Ending, explain_end, find_phase, is_pod
 from gvisor_kernel.runtimes.kubernetes.pump import Pump
 from gvisor_kernel.runtimes.kubernetes.removal import find_pod
-from gvisor_kernel.runtimes.mounts.plan import Places
-from gvisor_kernel.runtimes.runsc.starting import Ends
-from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView, RecordedSandbox
-from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.runtimes.kubernetes.settings import Kubernetes, find_settings
+from gvisor_kernel.runtimes.pipes import Ends
+from gvisor_kernel.runtimes.state.beginning import Beginning
 from gvisor_kernel.runtimes.stderr_log import StderrLog
-from gvisor_kernel.spec.pod import CONTAINER
-from gvisor_kernel.spec.pod_faults import find_faults
+
+log = logging.getLogger(__name__)
+
+ATTACH_SECONDS = 5.0
 
 
-def find_inside_faults(said: Mapping[str, str] | None) -> list[str]:
-    """Return what is wrong by the facts of the guest's HELLO; empty if nothing is."""
-    facts = said or {}
-    faults = []
-    if "gVisor" not in facts.get("dmesg", ""):
-        faults.append("its kernel's log does not name gVisor")
-    network = facts.get("network")
-    if network is None:
-        faults.append("it does not say whether it has a network")
-    elif network:
-        words = "".join(c for c in network if c.isprintable())[:200]
-        faults.append(f"it has a network ({words})")
-    return faults
+@dataclass(frozen=True)
+class Pod:
+    """A pod that a cluster has made, as it was ``asked`` for."""
+
+    cluster: Cluster
+    name: str
+    asked: Mapping[str, Any]
+
+    def attach(self) -> Stream:
+        """:raises StreamCut: when the API server does not let us"""
+        return self.cluster.attach(self.name, CONTAINER, ATTACH_SECONDS)
 
 
-def find_outside_faults(
-    cluster: Cluster, name: str, asked: Mapping[str, Any], settings: Kubernetes
-) -> list[str]:
-    """Return how the pod ``name`` differs from what was ``asked`` for; empty if it does not."""
+def find_outside_faults(pod: Pod, settings: Kubernetes) -> list[str]:
+    """Return how a pod differs from what was asked for; empty if it does not."""
     try:
-        pod = cluster.read_pod(name)
-        runtime_class = cluster.read_runtime_class(settings.runtime_class)
+        made = pod.cluster.read_pod(pod.name)
+        runtime_class = pod.cluster.read_runtime_class(settings.runtime_class)
     except SandboxError as error:
         return [error.fact.rstrip(".")]
-    faults = find_faults(asked, pod)
+    faults = find_faults(pod.asked, made)
     handler = str(runtime_class.get("handler", ""))
     if handler not in settings.handlers:
         faults.append(
             f"the handler of the RuntimeClass {settings.runtime_class} is {handler!a}, not"
             f" {' or '.join(settings.handlers)}"
         )
-    if find_phase(pod) == "ended":
-        faults.append(explain_end(pod).cause)
-    elif find_phase(pod) != "running":
+    if find_phase(made) == "ended":
+        faults.append(explain_end(made).cause)
+    elif find_phase(made) != "running":
         faults.append("it is not running")
     return faults
 
 
-log = logging.getLogger(__name__)
-
-NO_SNAPSHOTS = "A kernel in a cluster cannot be saved as a snapshot."
-THREAD_SECONDS = 10.0
-"""Seconds to wait for the thread that moves the link, and for that of stderr."""
-ATTACH_SECONDS = 5.0
-
-
-class PodSandbox(RecordedSandbox):
+class PodSandbox(EngineSandbox):
     """Returned by ``KubernetesRuntime.start``. It ends when its pod does, or cannot be reached."""
 
-    can_pause = False
+    kind = "pod"
+    advice = (
+        "check the cluster's RuntimeClass and admission webhooks, and what docs/kubernetes says of"
+        " pods without a network: gvisor-kernel doctor --runtime kubernetes"
+    )
 
     def __init__(
         self,
-        *,
-        cluster: Cluster,
-        pod: str,
-        asked: Mapping[str, Any],
-        settings: Kubernetes,
+        begun: Beginning,
+        ends: Ends,
+        view: KernelView,
+        stderr: StderrLog,
+        pod: Pod,
         stream: Stream,
         carrier: Carrier,
-        ends: Ends,
-        stderr: StderrLog,
-        record: Record,
-        places: Places,
-        view: KernelView,
     ) -> None:
-        """Take over the cluster, the connection and the pipes."""
-        super().__init__(record, places.directory, places.log, view, (ends.link_in, ends.link_out))
-        self.exit_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        # The pump may outlive ``close``, in a request that nobody answers. By then ``exit_fd`` may
-        # be another file, so its thread has a copy.
-        self._told_fd = os.dup(self.exit_fd)
+        """Take over the pod's cluster, the connection to it and the pipes."""
+        super().__init__(begun, ends, view, stderr)
         self.pod = pod
-        self.asked = asked
-        self.cluster = cluster
-        self._settings = settings
-        self._stderr = stderr
+        self._settings = find_settings(begun.spec)
         self._used = 0
         self._ending: Ending | None = None
         self.pump = Pump(
             stream=stream,
             carrier=carrier,
             pipes=ends.guest,
-            limit=record.memory_limit,
-            attach=self._attach,
+            limit=begun.record.memory_limit,
+            attach=pod.attach,
             find_end=self._find_end,
             ended=self._on_end,
             on_memory=self._note_memory,
@@ -117,17 +101,14 @@ class PodSandbox(RecordedSandbox):
 
     # -- in the pump's thread ----------------------------------------------------------------------
 
-    def _attach(self) -> Stream:
-        return self.cluster.attach(self.pod, CONTAINER, ATTACH_SECONDS)
-
     def _find_end(self) -> Ending | None:
         """Ask the cluster why the pod has ended; None while it may live, or nobody answers."""
         try:
-            found = find_pod(self.cluster, self.pod)
+            found = find_pod(self.pod.cluster, self.pod.name)
         except SandboxError as error:
             log.debug("%s", error)
             return None
-        if found is not None and not is_pod(found, self.asked["metadata"].get("uid")):
+        if found is not None and not is_pod(found, self.pod.asked["metadata"].get("uid")):
             found = None
         if found is not None and find_phase(found) != "ended":
             return None
@@ -138,25 +119,15 @@ class PodSandbox(RecordedSandbox):
 
     def _on_end(self, ending: Ending | None) -> None:
         self._ending = ending
-        self._ended = True
-        os.eventfd_write(self._told_fd, 1)
-        os.close(self._told_fd)
+        self.tell_end()
 
     # -- facts -----------------------------------------------------------------------------------
 
-    def poll(self) -> int | None:
-        return 0 if self._ended else None
-
-    def memory_used(self) -> int | None:
-        return None if self._ended or self._closed else self._used
+    def measure(self) -> int:
+        return self._used
 
     def memory_kills(self) -> int:
         return 1 if self._ending is not None and self._ending.memory else 0
-
-    def stderr_tail(self) -> str:
-        if self._ended:
-            self._stderr.catch_up()
-        return self._stderr.tail()
 
     def find_cause(self) -> str:
         return self._ending.cause if self._ending is not None else ""
@@ -167,39 +138,32 @@ class PodSandbox(RecordedSandbox):
         """Let PID 1 end all other processes. The pod goes with ``close``; its outputs are first."""
         self.pump.stop()
 
-    def pause(self) -> None:
-        """Do nothing: ``can_pause`` is False, so nobody calls this."""
+    def find_inside_faults(self, said: Mapping[str, str]) -> list[str]:
+        faults = super().find_inside_faults(said)
+        network = said.get("network")
+        if network is None:
+            faults.append("it does not say whether it has a network")
+        elif network:
+            words = "".join(c for c in network if c.isprintable())[:200]
+            faults.append(f"it has a network ({words})")
+        return faults
 
-    def resume(self) -> None:
-        pass
-
-    def verify(self, said: Mapping[str, str] | None = None) -> None:
-        faults = find_inside_faults(said)
-        faults += find_outside_faults(self.cluster, self.pod, self.asked, self._settings)
-        if faults:
-            self.kill()
-            raise IsolationError(
-                f"The pod is not the sandbox that was asked for: {'; '.join(faults)}.",
-                "check the cluster's RuntimeClass and admission webhooks, and what docs/kubernetes"
-                " says of pods without a network: gvisor-kernel doctor --runtime kubernetes",
-                self.stderr_tail(),
-            )
-        self.node = self._find_node()
-        self._update_record(ready=True, node=self.node)
+    def find_faults(self) -> list[str]:
+        faults = find_outside_faults(self.pod, self._settings)
+        if not faults:
+            self.node = self._find_node()
+        return faults
 
     def _find_node(self) -> str | None:
         with suppress(SandboxError):
-            found = find_pod(self.cluster, self.pod)
+            found = find_pod(self.pod.cluster, self.pod.name)
             name = ((found or {}).get("spec") or {}).get("nodeName")
             return name[:253] if isinstance(name, str) and name.isprintable() else None
         return None
-
-    def checkpoint(self, directory: Any, seconds: float) -> None:
-        raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off, or runtime=runsc.")
 
     def _stop(self) -> None:
         self.pump.close(THREAD_SECONDS)
 
     def _release(self) -> None:
-        self._stderr.wait(THREAD_SECONDS)
-        self.cluster.close()
+        super()._release()
+        self.pod.cluster.close()

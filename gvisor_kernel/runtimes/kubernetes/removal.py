@@ -12,11 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gvisor_kernel.archive.archive_error import ArchiveError
-from gvisor_kernel.errors import SandboxError
-from gvisor_kernel.runtimes.copies import copied_outputs
-from gvisor_kernel.runtimes.copies.copied_outputs import record_end, take_outputs
-from gvisor_kernel.runtimes.copies.outputs import OutputsCopy
+from gvisor_kernel.errors import ArchiveError, SandboxError
+from gvisor_kernel.runtimes.copies.outputs import (
+    OutputsCopy,
+    record_end,
+    sync_copied_outputs,
+    take_outputs,
+)
 from gvisor_kernel.runtimes.kubernetes.cluster import (
     Address,
     Cluster,
@@ -24,10 +26,10 @@ from gvisor_kernel.runtimes.kubernetes.cluster import (
     NotFound,
 )
 from gvisor_kernel.runtimes.kubernetes.collection import end_processes, fetch_outputs
+from gvisor_kernel.runtimes.kubernetes.pod import IDENTITY, SANDBOX, STATE, pod_name
 from gvisor_kernel.runtimes.kubernetes.pod_state import explain_end, find_phase
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.records import Record
-from gvisor_kernel.spec.pod import IDENTITY, SANDBOX, STATE, pod_name
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +119,7 @@ def find_pod(cluster: Cluster, name: str) -> dict[str, Any] | None:
 
 
 def sync_outputs(directory: Path, record: Record, folder: str | None = None) -> tuple[int, int]:
-    """Copy the outputs of a sandbox as they are now; see ``copied_outputs.sync_outputs``.
+    """Copy the outputs of a sandbox as they are now; see ``sync_copied_outputs``.
 
     :raises SandboxError: when not everything could be copied
     :raises StateError: when the record cannot be written
@@ -130,7 +132,7 @@ def sync_outputs(directory: Path, record: Record, folder: str | None = None) -> 
         finally:
             cluster.close()
 
-    return copied_outputs.sync_outputs(copy, directory, record, folder)
+    return sync_copied_outputs(copy, directory, record, folder)
 
 
 def copy_outputs(

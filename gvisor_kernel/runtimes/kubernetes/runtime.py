@@ -14,7 +14,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,19 @@ import gvisor_kernel
 from gvisor_kernel.config.mounts import check_read_only
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base
-from gvisor_kernel.errors import GvisorKernelError, LaunchError, SnapshotError
+from gvisor_kernel.errors import GvisorKernelError, LaunchError
 from gvisor_kernel.link.carrier import SECRET_SIZE, Carrier
 from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
-from gvisor_kernel.runtimes.copies.contents import Contents, list_files, write_list
-from gvisor_kernel.runtimes.copies.copied_outputs import COPIED
-from gvisor_kernel.runtimes.copies.sent_files import describe_sandbox, find_contents
-from gvisor_kernel.runtimes.docker.image import EngineImage
-from gvisor_kernel.runtimes.hints import find_hint
+from gvisor_kernel.runtimes.checks import RuntimeCheck
+from gvisor_kernel.runtimes.copies.contents import (
+    Contents,
+    describe_sandbox,
+    find_contents,
+    list_files,
+    write_list,
+)
+from gvisor_kernel.runtimes.copies.outputs import COPIED
+from gvisor_kernel.runtimes.kubernetes.checks import check_clusters
 from gvisor_kernel.runtimes.kubernetes.cluster import (
     OWN_NAMESPACE,
     Address,
@@ -40,19 +45,28 @@ from gvisor_kernel.runtimes.kubernetes.cluster import (
     RequestRejected,
     find_address,
 )
-from gvisor_kernel.runtimes.kubernetes.pod_sandbox import ATTACH_SECONDS, NO_SNAPSHOTS, PodSandbox
+from gvisor_kernel.runtimes.kubernetes.pod import (
+    CONTAINER,
+    PYTHON,
+    PodNames,
+    etc_files,
+    guest_config,
+    make_pod,
+)
+from gvisor_kernel.runtimes.kubernetes.pod_sandbox import ATTACH_SECONDS, Pod, PodSandbox
 from gvisor_kernel.runtimes.kubernetes.pod_state import describe_wait, find_obstacle
 from gvisor_kernel.runtimes.kubernetes.removal import end_pod, find_pod, sweep_cluster, sync_outputs
-from gvisor_kernel.runtimes.kubernetes.starting import Facts, Look, find_container, send_files
-from gvisor_kernel.runtimes.runsc.starting import make_pipes
+from gvisor_kernel.runtimes.kubernetes.settings import NO_CHOICE, find_settings, without_claims
+from gvisor_kernel.runtimes.kubernetes.starting import Look, find_container, send_files
+from gvisor_kernel.runtimes.pipes import make_pipes
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import Beginning, FirstSweep, begin, predict_outputs
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.sweep import sweep_orphans
 from gvisor_kernel.runtimes.stderr_log import StderrLog
+from gvisor_kernel.spec.environment import image_environment
 from gvisor_kernel.spec.identity import new_identity
-from gvisor_kernel.spec.layout import WORKSPACE
-from gvisor_kernel.spec.pod import CONTAINER, PYTHON, PodNames, etc_files, guest_config, make_pod
+from gvisor_kernel.spec.layout import OUTPUTS, UPLOADS, WORKSPACE
 from gvisor_kernel.tracing import step
 
 log = logging.getLogger(__name__)
@@ -63,10 +77,9 @@ TAKE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class _Plan(Beginning):
-    """The plan of a sandbox, before a pod is made. ``held`` closes the folders."""
+    """The plan of a sandbox, before a pod is made."""
 
     cluster: Cluster
-    held: ExitStack
 
     @property
     def names(self) -> PodNames:
@@ -83,47 +96,29 @@ class KubernetesRuntime(Runtime):
     """Makes sandboxes as pods of the cluster that the settings name."""
 
     name = "kubernetes"
-    supports_snapshots = False
+    checks = (RuntimeCheck("kubernetes", 30, check_clusters),)
 
     def __init__(self) -> None:
         self._first_sweep: FirstSweep[Address] = FirstSweep(self.name)
 
-    def start(
-        self, spec: SandboxSpec, request: LaunchRequest, snapshot: Path | None = None
-    ) -> Sandbox:
-        if snapshot is not None:
-            raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off.")
+    def start(self, spec: SandboxSpec, request: LaunchRequest) -> Sandbox:
         check_read_only(spec.mounts, "the runtime kubernetes copies them, and cannot write back")
-        cluster = Cluster(find_address(spec.kubernetes))
+        cluster = Cluster(find_address(find_settings(spec)))
         try:
-            shown = _without_claims(spec)
+            shown = without_claims(spec)
             outputs = predict_outputs(shown, request)
             self._first_sweep.run(cluster.address, lambda: sweep_cluster(cluster), outputs)
             step("cluster looked at")
             identity = new_identity(request.kernel_name, spec)
-            engine = cluster.address.write()
-            with (
-                ExitStack() as held,
-                begin(
-                    *(spec, request, identity, held),
-                    runtime=self.name,
-                    engine=engine,
-                    shown=shown,
-                ) as begun,
-            ):
-                return _make_sandbox(_Plan(**vars(begun), cluster=cluster, held=held))
+            facts = {"runtime": self.name, "engine": cluster.address.write()}
+            with begin(spec, request, identity, facts, shown=shown) as begun:
+                return _make_sandbox(_Plan(**vars(begun), cluster=cluster))
         except BaseException:
             cluster.close()
             raise
 
-    def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
-        raise SnapshotError(NO_SNAPSHOTS, "set snapshot=off, or runtime=runsc.")
-
     def find_base(self, spec: SandboxSpec, request: LaunchRequest) -> Base:
         return Base(spec.image, "")  # its Python is known only inside; see ``guest/installed.py``
-
-    def find_advice(self, words: str) -> str:
-        return find_hint(words)
 
     def end(self, directory: Path, record: Record) -> bool:
         end_pod(directory, record)
@@ -134,6 +129,14 @@ class KubernetesRuntime(Runtime):
     ) -> tuple[int, int] | None:
         return sync_outputs(directory, record, folder)
 
+    def find_own_folders(self, spec: SandboxSpec) -> set[str]:
+        settings = find_settings(spec)
+        claims = {UPLOADS: settings.uploads_claim, OUTPUTS: settings.outputs_claim}
+        return {place for place, claim in claims.items() if claim}
+
+    def may_have_left(self) -> bool:
+        return bool(os.environ.get("KUBECONFIG"))
+
     def sweep(self) -> list[str]:
         removed = sweep_orphans(self.name)
         used = {
@@ -141,7 +144,7 @@ class KubernetesRuntime(Runtime):
             for _, record in records.find_sandboxes()
             if record.runtime == self.name
         }
-        for address in {*used, *self._first_sweep.places, find_address(SandboxSpec().kubernetes)}:
+        for address in {*used, *self._first_sweep.places, find_address(NO_CHOICE)}:
             try:
                 cluster = Cluster(address)
             except GvisorKernelError as error:
@@ -156,21 +159,11 @@ class KubernetesRuntime(Runtime):
         return removed
 
 
-def _without_claims(spec: SandboxSpec) -> SandboxSpec:
-    """Return ``spec`` without the folders of this machine in whose place volumes are shown."""
-    cluster = spec.kubernetes
-    return replace(
-        spec,
-        uploads=None if cluster.uploads_claim else spec.uploads,
-        outputs=None if cluster.outputs_claim else spec.outputs,
-    )
-
-
 def _make_sandbox(plan: _Plan) -> PodSandbox:
     spec, cluster = plan.spec, plan.cluster
     contents = _find_contents(plan)
     contents.measure(spec.disk_limit)
-    keeps = plan.outputs.folder is not None or bool(spec.kubernetes.outputs_claim)
+    keeps = plan.outputs.folder is not None or bool(find_settings(spec).outputs_claim)
     info = describe_sandbox(plan, keeps_outputs=keeps)
     asked = make_pod(spec, plan.names, info=info, owner=_find_owner(cluster))
     try:
@@ -220,13 +213,16 @@ def _connect(
         time.monotonic() + spec.start_timeout,
     )
     step("container answered")
+    variables, names = found.facts.environment, spec.environment
     try:
         secret = secrets.token_bytes(SECRET_SIZE)
         config = guest_config(
             spec,
             secret=secret,
             ahead=plan.request.ahead,
-            environment=_environment(spec, found.facts, {}) if plan.request.ahead else {},
+            environment=image_environment(found.facts.environment, spec.environment, {})
+            if plan.request.ahead
+            else {},
             lingers=plan.outputs.folder is not None,
         )
         source = (Path(gvisor_kernel.__file__).parent / "guest" / "pod.py").read_bytes()
@@ -237,21 +233,10 @@ def _connect(
         found.stream.close()
         raise
     carrier = Carrier(secret, is_host=True)
-    sandbox = PodSandbox(
-        cluster=cluster,
-        pod=pod,
-        asked=asked,
-        settings=spec.kubernetes,
-        stream=found.stream,
-        carrier=carrier,
-        ends=ends,
-        stderr=stderr,
-        record=plan.record,
-        places=plan.places,
-        view=plan.make_view(
-            _environment(spec, found.facts, plan.request.environment), PYTHON, WORKSPACE
-        ),
-    )
+    environment = image_environment(variables, names, plan.request.environment)
+    view = plan.make_view(environment, PYTHON, WORKSPACE)
+    made = Pod(cluster, pod, asked)
+    sandbox = PodSandbox(plan, ends, view, stderr, made, found.stream, carrier)
     sandbox.pump.start()
     return sandbox
 
@@ -276,19 +261,6 @@ def _look_at(cluster: Cluster, pod: str) -> Callable[[], Look]:
         return Look(find_obstacle(found), wait)
 
     return look
-
-
-def _environment(spec: SandboxSpec, facts: Facts, server: dict[str, str]) -> dict[str, str]:
-    """Return the whole environment of a kernel."""
-    variables = dict(facts.environment)
-    path = variables.pop("PATH", "")
-    image = EngineImage(
-        digest="",
-        environment=tuple(sorted(variables.items())),
-        path=tuple(part for part in path.split(":") if part.startswith("/")),
-        volumes=(),
-    )
-    return image.environment_of(spec, server)
 
 
 def _find_owner(cluster: Cluster) -> dict[str, Any] | None:

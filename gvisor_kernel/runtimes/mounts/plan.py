@@ -28,7 +28,7 @@ from gvisor_kernel.runtimes.mounts.covers import (
     make_mount_points,
 )
 from gvisor_kernel.runtimes.mounts.host_python import PythonTree
-from gvisor_kernel.runtimes.runsc.rootfs import find_etc_binds, make_readable
+from gvisor_kernel.runtimes.mounts.rootfs import find_etc_binds, make_readable
 from gvisor_kernel.spec import layout
 from gvisor_kernel.spec.layout import Bind, Mount, Tmpfs
 
@@ -134,7 +134,7 @@ class Places:
     @property
     def runsc(self) -> Path:
         """runsc's own state, and what it writes."""
-        return self.directory / "runsc"
+        return self.directory / "runsc"  # no runtime: the folder that a process names
 
     @property
     def pid_file(self) -> Path:

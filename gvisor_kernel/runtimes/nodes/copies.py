@@ -8,30 +8,44 @@ kernel that has written it.
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Mapping, Sequence
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
-from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.config.mounts import check_read_only
 from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.errors import SandboxError, StateError
+from gvisor_kernel.errors import ArchiveError, SandboxError
 from gvisor_kernel.host.folders import Opened
-from gvisor_kernel.runtimes.copies import copied_outputs
-from gvisor_kernel.runtimes.copies.contents import Contents, list_files, write_list
-from gvisor_kernel.runtimes.copies.copied_outputs import COPIED, record_end, take_outputs
-from gvisor_kernel.runtimes.copies.outputs import OutputsCopy
-from gvisor_kernel.runtimes.copies.sent_files import add_inputs
+from gvisor_kernel.runtimes.copies.contents import Contents, add_inputs, list_files, write_list
+from gvisor_kernel.runtimes.copies.outputs import (
+    COPIED,
+    OutputsCopy,
+    record_end,
+    sync_copied_outputs,
+    take_outputs,
+)
 from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, identify
 from gvisor_kernel.runtimes.mounts.plan import Places
-from gvisor_kernel.runtimes.nodes.fetch import SILENT_SECONDS, Fetch
+from gvisor_kernel.runtimes.nodes.orders import (
+    MARK,
+    Files,
+    Ready,
+    Sent,
+    read_chunks,
+    read_fact,
+    show_text,
+)
+from gvisor_kernel.runtimes.nodes.reports import F, readable
+from gvisor_kernel.runtimes.nodes.settings import find_slurm, find_ssh
 from gvisor_kernel.runtimes.nodes.variables import client_variables
-from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import Beginning
-from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.runtimes.state.records import Record, note_facts
 from gvisor_kernel.spec.layout import mount_part
 
 log = logging.getLogger(__name__)
@@ -43,8 +57,17 @@ COPY_SECONDS = 120.0
 
 def copies_files(spec: SandboxSpec) -> bool:
     """Return whether files are copied to the node and back."""
-    asked = spec.slurm if spec.runtime == "slurm" else spec.ssh
-    return asked.files == "copy"
+    return "copy" in (find_slurm(spec).files, find_ssh(spec).files)
+
+
+SILENT_SECONDS = 60.0
+"""Seconds that a node may send nothing, and that one piece of the archive may take: some 4 KiB a
+second. A copy that gets on takes as long as it takes."""
+END_SECONDS = 20.0
+"""Seconds that the command may take to end, once it was told that everything is here."""
+MAX_HEAD = 64 * 1024
+"""Bytes before the archive: what a login script prints."""
+MAX_WORDS = 2000
 
 
 # -- before the start ------------------------------------------------------------------------------
@@ -82,13 +105,12 @@ def _add_outputs(contents: Contents, outputs: Opened, places: Places, limit: int
     contents.folders.append(part)
 
 
-def note_copy(directory: Path, record: Record, ready: Mapping[str, Any], sent: Contents) -> None:
+def note_copy(directory: Path, record: Record, ready: Ready, sent: Contents) -> None:
     """Note in the record where a node says that its copy is, and tell how many files it lacks.
     Never raises."""
-    path, left_out = ready.get("copy"), ready.get("left_out")
-    if isinstance(path, str) and path.isprintable():
-        change_record(directory, record, copy=path[:MAX_PATH])
-    lacks = sent.left_out + (left_out if isinstance(left_out, int) and left_out > 0 else 0)
+    if ready.copy.isprintable():
+        note_facts(directory, record, copy=ready.copy[:MAX_PATH])
+    lacks = sent.left_out + ready.left_out
     if lacks:
         log.warning(
             "%d files of %s were not copied to the node: special or unreadable files, or names that"
@@ -98,6 +120,148 @@ def note_copy(directory: Path, record: Record, ready: Mapping[str, Any], sent: C
 
 
 # -- back to the host ------------------------------------------------------------------------------
+
+
+class Fetch:
+    """A running command ``fetch`` on a node; a context manager that ends it.
+
+    ``seconds``: how long a node that goes on sending is listened to; None: as long as it sends a
+    piece of the archive in ``silent`` seconds.
+    """
+
+    left_out = 0
+    """Outputs that the node has not sent, known after the archive: special files, unreadable ones,
+    those too deep, and names that are not UTF-8."""
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        seconds: float | None = None,
+        silent: float = SILENT_SECONDS,
+    ) -> None:
+        """:raises SandboxError: when there is no such program"""
+        self._silent = silent
+        self._until = math.inf if seconds is None else time.monotonic() + seconds
+        try:
+            self._process = subprocess.Popen(
+                list(argv),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=dict(environment),
+                cwd="/",
+                bufsize=0,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise SandboxError(f"{argv[0]} could not be started: {error.strerror}.") from error
+        self._words = b""
+
+    def __enter__(self) -> Fetch:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()  # no timeout: the process has ended
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if stream is not None:
+                with suppress(OSError):
+                    stream.close()
+
+    def ask(self, word: str, name: str) -> bool:
+        """Ask for the copy ``name``; return whether the node has it.
+
+        :raises SandboxError: when the node does not answer
+        """
+        self._say(f"{word} {name}")
+        return self._await_fact(Files).found
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the archive; then ``left_out`` is known.
+
+        :raises SandboxError: when the node does not send all of it
+        :raises ArchiveError: when it sends something else
+        """
+        yield from read_chunks(self._read)
+        self.left_out = self._await_fact(Sent).left_out
+
+    def confirm(self) -> None:
+        """Let the node remove its copy, and wait until it has. Never raises: what is left there
+        is removed later."""
+        with suppress(SandboxError):
+            self._say("done")
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(END_SECONDS)
+
+    def _await_fact(self, kind: type[F]) -> F:
+        """:raises SandboxError: when the node does not send a fact of that kind"""
+        head = b""
+        deadline = time.monotonic() + self._silent
+        while len(head) < MAX_HEAD and time.monotonic() < deadline:
+            head += self._read(1)
+            if head.endswith(b"\n"):
+                at = head.rfind(MARK)
+                fact = read_fact(head[at:-1]) if at >= 0 else None
+                if isinstance(fact, kind):
+                    return fact
+        raise self._fail("it has sent something else")
+
+    def _say(self, line: str) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line.encode() + b"\n")
+        except OSError as error:
+            raise self._fail("the command has ended") from error
+
+    def _read(self, size: int) -> bytes:
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        out, err = self._process.stdout.fileno(), self._process.stderr.fileno()
+        data = bytearray()
+        deadline = time.monotonic() + self._silent
+        while len(data) < size:
+            waits_for = [out] if self._process.stderr.closed else [out, err]
+            now = time.monotonic()
+            if now > self._until:
+                raise self._fail("it takes too long")
+            ready = readable(waits_for, max(0.0, min(deadline, self._until) - now))
+            if time.monotonic() > deadline:
+                what = f"only {len(data)} of {size} bytes" if data else "nothing"
+                raise self._fail(f"{what} came in {self._silent:g} s")
+            if out in ready:
+                more = os.read(out, size - len(data))  # no timeout: it is ready, or does not block
+                if not more:
+                    raise self._fail("the command has ended")
+                data += more
+            elif err in ready and not self._take_words(err):
+                self._process.stderr.close()
+        return bytes(data)
+
+    def _take_words(self, fd: int) -> bool:
+        more = os.read(fd, 4096)  # no timeout: it is ready, or does not block
+        self._words = (self._words + more)[-MAX_WORDS:]
+        return bool(more)
+
+    def _fail(self, why: str) -> SandboxError:
+        stderr = self._process.stderr
+        if stderr is not None and not stderr.closed:
+            # At most what is kept: a node may go on.
+            for _ in range(MAX_WORDS):
+                if not (readable([stderr.fileno()], 0.5) and self._take_words(stderr.fileno())):
+                    break
+        text = self._words.decode(errors="replace")
+        return SandboxError(f"The outputs were not sent: {why}.", "", show_text(text).strip())
 
 
 def copy_outputs(
@@ -160,12 +324,12 @@ def save_outputs(
             *(_describe(error), record.container_id, record.container_id),
         )
         return False
-    change_record(directory, record, fetch_argv=(), step_argv=())
+    note_facts(directory, record, fetch_argv=(), step_argv=())
     return True
 
 
 def sync_outputs(directory: Path, record: Record, folder: str | None = None) -> tuple[int, int]:
-    """Copy the outputs as they are now; see ``copied_outputs.sync_outputs``.
+    """Copy the outputs as they are now; see ``sync_copied_outputs``.
 
     :raises SandboxError: when not everything could be copied
     :raises StateError: when the record cannot be written
@@ -180,15 +344,7 @@ def sync_outputs(directory: Path, record: Record, folder: str | None = None) -> 
             )
         return found
 
-    return copied_outputs.sync_outputs(copy, directory, record, folder)
-
-
-def change_record(directory: Path, record: Record, **facts: Any) -> Record:
-    """Change ``facts`` of a record, and return it. Never raises."""
-    with suppress(OSError, StateError), records.locked():
-        record = replace(records.read_record(directory) or record, **facts)
-        records.write_record(directory, record)
-    return record
+    return sync_copied_outputs(copy, directory, record, folder)
 
 
 def _describe(error: Exception) -> str:

@@ -9,22 +9,10 @@ import shutil
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from gvisor_kernel.errors import RuntimeMissing
+from gvisor_kernel.runtimes.clients import Trouble
 from gvisor_kernel.runtimes.nodes.variables import client_variables
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """The reason why a client of an engine has ended: a fact for a person, and what to do.
-
-    ``elsewhere``: the same start may succeed on another host.
-    """
-
-    fact: str
-    hint: str = ""
-    elsewhere: bool = False
 
 
 class Engine(ABC):
@@ -74,18 +62,18 @@ class Engine(ABC):
         :param status: as of ``subprocess``
         """
 
-    def find_waiting_job(self, words: Sequence[str]) -> str:
-        """Return the job that waits for resources, by the client's words; empty if none does."""
+    def describe_wait(self, words: Sequence[str], environment: Mapping[str, str]) -> str:
+        """Return what a start waits for, by the client's words; empty if for nothing known.
+
+        May ask the engine, with the client's ``environment``.
+        """
         return ""
 
-    def queue_argv(self) -> list[str]:
-        """Return the command line that prints the jobs which wait, one on a line, the next one
-        first; empty where there is none."""
-        return []
-
-    def reason_argv(self, job: str) -> list[str]:
-        """Return the command line that prints why ``job`` waits; empty where there is none."""
-        return []
+    def explain_wait(
+        self, words: Sequence[str], within: str, environment: Mapping[str, str]
+    ) -> Trouble | None:
+        """Return why a start that waits is given up, ``within`` a time; None if it does not."""
+        return None
 
     def environment(self, server: Mapping[str, str]) -> dict[str, str]:
         """Return the variables of the client, from the server's. The node gets none of them."""

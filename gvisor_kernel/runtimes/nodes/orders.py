@@ -1,28 +1,29 @@
 """Messages between the host and the helper on a node, before and beside the link.
 
 The host writes an order to the helper's stdin: a head of HEAD bytes, then JSON; then the files, if
-they are copied (``archive_chunks.py``). Afterwards stdin and stdout are the link of the sandbox.
-The helper writes facts to stderr: one line each, MARK and JSON. Other lines are words of programs
-between the two, such as srun or ssh; what a sandbox writes never gets there but as a value of a
-fact.
+they are copied, in chunks. Afterwards stdin and stdout are the link of the sandbox. The helper
+writes facts to stderr: one line each, MARK and JSON. Other lines are words of programs between the
+two, such as srun or ssh; what a sandbox writes never gets there but as a value of a fact.
 
 Pure functions; both sides import this module, and they must be of the same release.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, TypeAlias
+
+from msgspec import Meta, Struct
 
 from gvisor_kernel import __version__
-from gvisor_kernel.config.settings import SandboxSpec, read_spec, write_spec
+from gvisor_kernel.config.settings import SandboxSpec, read_spec
+from gvisor_kernel.errors import ArchiveError
 from gvisor_kernel.runtimes.base import LaunchRequest
-from gvisor_kernel.strict_json import parse_json
+from gvisor_kernel.strict_json import JsonError, parse_json
+from gvisor_kernel.typed_json import read_value, write_json
 
 HEAD = 48
 MAX_ORDER = 1024 * 1024
@@ -32,13 +33,17 @@ SNAPSHOT = re.compile(r"[0-9a-f]{32}")
 """The key of a snapshot, which is the name of a folder."""
 MAX_FACT = 1024 * 1024
 """Bytes of a line with a fact: the variables of a kernel are the longest."""
-
+CHUNK = 256 * 1024
+"""Bytes of a full chunk."""
+LENGTH = struct.Struct(">I")
 
 PLACES = (
     *("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "IPYTHONDIR"),
     *("JUPYTER_CONFIG_DIR", "JUPYTER_CONFIG_PATH", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"),
 )
 """Variables of the server that say where its user keeps images, skills, packages and keys."""
+
+# -- orders ----------------------------------------------------------------------------------------
 
 
 class OrderError(Exception):
@@ -63,25 +68,18 @@ class Order:
 
 
 def write_order(order: Order) -> bytes:
-    """Return the bytes of an order.
+    """Return the bytes of an order. Routes and variables that nobody has named are not in it.
 
     :raises OrderError: when it is too long
     """
-    request = {**vars(order.request), "folder": str(order.request.folder)}
-    names = order.spec.environment
-    request["environment"] = {
-        name: value for name, value in order.request.environment.items() if name in names
-    }
-    content = {
-        "spec": write_spec(dataclasses.replace(order.spec, egress=())),
-        "request": request,
-        "shared": [list(item) for item in order.shared],
-        "places": {name: value for name, value in order.places.items() if name in PLACES},
-        "hidden": list(order.hidden),
-        "kernel": order.kernel,
-        "copy": order.copy,
-    }
-    body = json.dumps(content).encode()
+    variables = order.request.environment
+    named = {name: variables[name] for name in order.spec.environment if name in variables}
+    sent = replace(
+        order,
+        spec=replace(order.spec, egress=(), own=None),
+        request=replace(order.request, environment=named),
+    )
+    body = write_json(sent).encode()
     if len(body) > MAX_ORDER:
         raise OrderError(f"The order has {len(body)} bytes; the limit is {MAX_ORDER}.")
     return write_head(len(body)) + body
@@ -117,35 +115,193 @@ def read_order(body: bytes) -> Order:
     """
     try:
         content = parse_json(body, MAX_ORDER)
-        request = content["request"]
-        request["folder"] = Path(request["folder"])
-        request["ahead"] = tuple(request["ahead"])
-        if request["unfit"] and not SNAPSHOT.fullmatch(request["unfit"]):
-            raise ValueError
-        return Order(
-            read_spec(content["spec"]),
-            LaunchRequest(**request),
-            tuple((str(path), int(inode)) for path, inode in content["shared"]),
-            {name: str(value) for name, value in content["places"].items() if name in PLACES},
-            tuple(map(str, content["hidden"])),
-            content["kernel"],
-            str(content["copy"]),
-        )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        order = read_value({**content, "spec": read_spec(content["spec"])}, Order)
+    except (ValueError, TypeError, KeyError) as error:
         raise OrderError(f"The order is malformed: {type(error).__name__}.") from error
+    if order.request.unfit and not SNAPSHOT.fullmatch(order.request.unfit):
+        raise OrderError("The order is malformed: it names no snapshot.")
+    places = {name: value for name, value in order.places.items() if name in PLACES}
+    return replace(order, places=places)
 
 
-def write_fact(kind: str, **values: Any) -> bytes:
+# -- facts -----------------------------------------------------------------------------------------
+
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Word: TypeAlias = Annotated[str, Meta(max_length=200)]
+
+
+class Fact(Struct, frozen=True, tag_field="kind", tag=str.lower):
+    """A fact that a helper tells. Its texts may be a sandbox's: ``show_text`` is for people."""
+
+
+class Here(Fact, frozen=True):
+    """The helper runs on ``node``, in a ``job`` of Slurm or in none."""
+
+    node: str = ""
+    job: str = ""
+
+
+class Found(Struct, frozen=True):
+    """The snapshot that a sandbox was restored from; see ``FoundSnapshot``. Its key comes back to
+    the node as the name of a folder."""
+
+    key: Annotated[str, Meta(pattern=rf"^{SNAPSHOT.pattern}\Z")]
+    run: Annotated[int, Meta(ge=0, lt=2**31)]
+    sandbox_key: Word
+    language: Word
+    preloaded: Any = None
+
+
+class Ready(Fact, frozen=True):
+    """The sandbox runs, and was checked from outside. ``environment``: a kernel's variables.
+    ``copy``, ``left_out``: where its files were copied to, and how many of the host's are not
+    there. ``lacks``: why it was not restored."""
+
+    environment: Annotated[dict[str, str], Meta(max_length=1024)]
+    python: str = ""
+    workdir: str = ""
+    copy: str = ""
+    left_out: Count = 0
+    found: Found | None = None
+    lacks: str = ""
+
+
+class Failed(Fact, frozen=True):
+    """There is no sandbox; ``error`` is the class of the exception."""
+
+    error: str = ""
+    fact: str = ""
+    hint: str = ""
+    detail: str = ""
+
+
+class Memory(Fact, frozen=True):
+    """The memory of the host that the sandbox uses, in bytes, and kills for lack of it."""
+
+    used: Count
+    kills: Count
+
+
+EndedBy: TypeAlias = Literal["itself", "signal", "memory"]
+"""The cause of a sandbox's end: itself or its host, a signal to the helper, its memory limit."""
+
+
+class Ended(Fact, frozen=True):
+    """The sandbox has ended."""
+
+    by: EndedBy
+    kills: Count = 0
+    panic: str = ""
+    stderr: str = ""
+
+
+class Removed(Fact, frozen=True):
+    """Nothing is left of the sandbox if ``whole``. ``kept``: but the copy of its outputs, which
+    waits to be fetched."""
+
+    whole: bool
+    kept: bool
+
+
+class Files(Fact, frozen=True):
+    """The node has, or has not, the copy that was asked for."""
+
+    found: bool
+
+
+class Sent(Fact, frozen=True):
+    """The archive is complete, but for so many outputs."""
+
+    left_out: Count
+
+
+AnyFact: TypeAlias = Here | Ready | Failed | Memory | Ended | Removed | Files | Sent
+MAX_TEXT = 4096
+"""Characters of a text that a person is shown."""
+
+
+def write_fact(fact: Fact) -> bytes:
     """Return the line of a fact."""
-    return MARK + json.dumps({"kind": kind, **values}).encode() + b"\n"
+    return MARK + write_json(fact).encode() + b"\n"
 
 
-def read_fact(line: bytes) -> dict[str, Any] | None:
-    """Return the fact in a line; None for other words, and for a fact that is malformed."""
+def read_fact(line: bytes) -> Fact | None:
+    """Return the fact in a line; None for other words, and for a fact that is malformed.
+
+    Where a start waits for it, a malformed fact is a failure that has no text.
+    """
     if not line.startswith(MARK):
         return None
     try:
-        fact = parse_json(line[len(MARK) :], MAX_FACT)
-    except ValueError:
+        content = parse_json(line[len(MARK) :], MAX_FACT)
+    except JsonError:
         return None
-    return fact if isinstance(fact, dict) and isinstance(fact.get("kind"), str) else None
+    try:
+        fact: Fact = read_value(content, _ANY)
+        return fact
+    except JsonError:
+        awaited = ("here", "ready", "failed")
+        return Failed() if isinstance(content, dict) and content.get("kind") in awaited else None
+
+
+_ANY: Any = AnyFact
+
+
+class Answer(Struct, frozen=True):
+    """The answer of a short command, the last line that it prints: of ``check`` which ``runsc``
+    the node has, of ``sweep`` the identities that were removed."""
+
+    error: str
+    release: str = ""
+    node: str = ""
+    runsc: str = ""
+    removed: tuple[str, ...] = ()
+
+
+MAX_ANSWER = 64 * 1024
+
+
+def show_text(text: str, size: int = MAX_TEXT, keep: str = "\n\t") -> str:
+    """Return a text of a fact for a person: without what could steer a terminal."""
+    return "".join(c for c in text[:size] if c.isprintable() or c in keep)
+
+
+# -- files on the same stream ----------------------------------------------------------------------
+
+
+def write_chunks(archive: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the bytes to send for ``archive``: chunks with their lengths, the last one empty.
+
+    All but the last one with content are full. So a reader that gives each chunk a time bounds the
+    pace of the sender, too.
+    """
+    held = bytearray()
+    for data in archive:
+        held += data
+        while len(held) >= CHUNK:
+            yield LENGTH.pack(CHUNK) + held[:CHUNK]
+            del held[:CHUNK]
+    if held:
+        yield LENGTH.pack(len(held)) + held
+    yield LENGTH.pack(0)
+
+
+def read_chunks(read: Callable[[int], bytes], limit: int | None = None) -> Iterator[bytes]:
+    """Yield the archive that ``write_chunks`` has sent, and read not one byte more.
+
+    :param read: returns exactly as many bytes as it is asked for, or raises
+    :raises ArchiveError: when a chunk is too long or too short, or all of them have more than
+        ``limit`` bytes
+    """
+    total = 0
+    is_last = False
+    while size := LENGTH.unpack(read(LENGTH.size))[0]:
+        if is_last:
+            raise ArchiveError(f"a piece that is not the last has less than {CHUNK} bytes")
+        is_last = size < CHUNK
+        total += size
+        if size > CHUNK:
+            raise ArchiveError(f"a piece of the archive has {size} bytes, more than {CHUNK}")
+        if limit is not None and total > limit:
+            raise ArchiveError(f"the archive has more than {limit} bytes")
+        yield read(size)

@@ -6,23 +6,20 @@ import logging
 import os
 import signal
 import time
-from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
-from gvisor_kernel.errors import StateError
-from gvisor_kernel.host.processes import is_alive, open_process, wait_until_gone
-from gvisor_kernel.runtimes.nodes.client import last_line, run
+from gvisor_kernel.host.processes import is_alive, kill_if, wait_until_gone
+from gvisor_kernel.runtimes.clients import last_line, run
+from gvisor_kernel.runtimes.nodes.orders import MAX_ANSWER, Answer
 from gvisor_kernel.runtimes.nodes.variables import client_variables
-from gvisor_kernel.runtimes.state import records
-from gvisor_kernel.runtimes.state.records import Record
-from gvisor_kernel.strict_json import JsonError, parse_json
+from gvisor_kernel.runtimes.state.records import Record, note_facts
+from gvisor_kernel.strict_json import JsonError
+from gvisor_kernel.typed_json import read_json
 
 log = logging.getLogger(__name__)
 
 CLIENT_SECONDS = 20.0
 """Seconds that a client may take to end."""
-MAX_ANSWER = 64 * 1024
 
 
 def end_client(record: Record) -> bool:
@@ -31,12 +28,8 @@ def end_client(record: Record) -> bool:
     if client is None or not is_alive(client):
         return True
     for signum in (signal.SIGTERM, signal.SIGKILL):
-        with open_process(client.pid) as fd:
-            if fd is None or not is_alive(client):
-                return True
-            with suppress(OSError):
-                signal.pidfd_send_signal(fd, signum)
-        if wait_until_gone([client.pid], time.monotonic() + CLIENT_SECONDS):
+        kill_if(client.pid, lambda _: is_alive(client), signum)
+        if not is_alive(client) or wait_until_gone([client.pid], time.monotonic() + CLIENT_SECONDS):
             return True
     return not is_alive(client)
 
@@ -57,9 +50,8 @@ def remove_from_node(directory: Path, record: Record, seconds: float | None) -> 
         return False
     done = run(record.sweep_argv, environment)
     try:
-        answer = parse_json(last_line(done), MAX_ANSWER)
-        error = answer["error"]
-    except (JsonError, KeyError, TypeError):
+        error = read_json(last_line(done), Answer, MAX_ANSWER).error
+    except JsonError:
         words = done.errors.strip().splitlines()
         error = words[-1][:200] if words else f"status {done.status}"
     if error:
@@ -76,8 +68,4 @@ def _save_outputs(directory: Path, record: Record, seconds: float | None) -> boo
 
 def forget_node(directory: Path, record: Record) -> Record:
     """Note that the helper has removed the sandbox; return the changed record. Never raises."""
-    with suppress(OSError, StateError), records.locked():
-        found = records.read_record(directory) or record
-        record = replace(found, end_argv=(), sweep_argv=(), fetch_argv=(), step_argv=())
-        records.write_record(directory, record)
-    return record
+    return note_facts(directory, record, end_argv=(), sweep_argv=(), fetch_argv=(), step_argv=())

@@ -12,18 +12,29 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from typing import Any
+from typing import TypeVar
 
-from gvisor_kernel.runtimes.nodes.orders import MARK, MAX_FACT, read_fact
+from gvisor_kernel.runtimes.nodes.orders import (
+    MARK,
+    MAX_FACT,
+    Ended,
+    Fact,
+    Failed,
+    Here,
+    Memory,
+    Ready,
+    Removed,
+    read_fact,
+)
+
+F = TypeVar("F", bound=Fact)
 
 MAX_LINE = 4096
 """Bytes of a line that is no fact; the rest of it is dropped."""
 MAX_WORDS = 100
 """Lines that are kept for an explanation."""
-KINDS = frozenset({"here", "ready", "failed", "memory", "ended", "removed"})
+KINDS = (Here, Ready, Failed, Memory, Ended, Removed)
 """Facts that a helper tells. The last one of each kind is kept; others are words."""
-MAX_TEXT = 4096
-"""Characters of a text that a helper reports."""
 LATE_SECONDS = 2.0
 """Seconds that facts may come after the client's end, while another process holds its stderr."""
 
@@ -52,30 +63,17 @@ class Reports:
         self._on_end = on_end
         self._on_kept = on_kept
         self._changed = threading.Condition()  # no timeout: held for a few steps that do not wait
-        self._facts: dict[str, dict[str, Any]] = {}
+        self._facts: dict[type[Fact], Fact] = {}
         self._words: list[str] = []
         self._over = False
         self._until: float | None = None
         self._thread = threading.Thread(target=self._read, name="gvisor-kernel-node", daemon=True)
         self._thread.start()
 
-    def find(self, kind: str) -> dict[str, Any] | None:
+    def find(self, kind: type[F]) -> F | None:
         """Return the last fact of that kind; None if there was none."""
-        return self._facts.get(kind)
-
-    def number(self, kind: str, name: str) -> int:
-        """Return a whole number of a fact, 0 if there is none."""
-        value = (self._facts.get(kind) or {}).get(name)
-        return value if isinstance(value, int) and 0 <= value < 2**63 else 0
-
-    def text(self, kind: str, name: str) -> str:
-        """Return a text of a fact, empty if there is none."""
-        value = (self._facts.get(kind) or {}).get(name)
-        return value[:MAX_TEXT] if isinstance(value, str) else ""
-
-    def shown(self, kind: str, name: str) -> str:
-        """Return a text of a fact for a person: without what could steer a terminal."""
-        return "".join(c for c in self.text(kind, name) if c.isprintable() or c in "\n\t")
+        found = self._facts.get(kind)
+        return found if isinstance(found, kind) else None
 
     @property
     def words(self) -> list[str]:
@@ -83,7 +81,7 @@ class Reports:
         with self._changed:
             return list(self._words)
 
-    def wait_for(self, kinds: Collection[str], seconds: float) -> bool:
+    def wait_for(self, kinds: Collection[type[Fact]], seconds: float) -> bool:
         """Wait until there is a fact of one of ``kinds``; return False when none comes any more."""
         deadline = time.monotonic() + seconds
         with self._changed:
@@ -98,8 +96,8 @@ class Reports:
     def is_kept(self) -> bool:
         """Return whether the sandbox has ended, and its helper waits for its outputs to be fetched.
         After a signal it does not wait: then its client has more to say of the end."""
-        gone = self._facts.get("removed") or {}
-        return gone.get("kept") is True and self.text("ended", "by") != "signal"
+        gone, end = self.find(Removed), self.find(Ended)
+        return gone is not None and gone.kept and (end is None or end.by != "signal")
 
     @property
     def is_over(self) -> bool:
@@ -148,11 +146,11 @@ class Reports:
 
     def _take(self, line: bytes) -> None:
         fact = read_fact(line)
-        if fact is not None and fact["kind"] in KINDS:
+        if isinstance(fact, KINDS):
             with self._changed:
-                self._facts[fact["kind"]] = fact
+                self._facts[type(fact)] = fact
                 self._changed.notify_all()
-            if fact["kind"] == "removed" and self.is_kept:
+            if isinstance(fact, Removed) and self.is_kept:
                 self._on_kept()
             return
         text = "".join(c for c in line[:MAX_LINE].decode(errors="replace") if c.isprintable())

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import MIB
-from gvisor_kernel.runtimes.nodes.engine import Engine, Trouble
+from gvisor_kernel.runtimes.clients import Trouble, last_line, run
+from gvisor_kernel.runtimes.nodes.engine import Engine
+from gvisor_kernel.runtimes.nodes.settings import find_slurm
+from gvisor_kernel.shown_text import printable
 
 OVERHEAD = 320 * MIB
 """Memory of a job beside the kernel's limit: the helper, runsc's own processes, and what a kernel
@@ -20,6 +25,14 @@ STEP = 128
 _JOB = re.compile(r"[0-9_.]{1,40}")
 ASK_SECONDS = 30
 """Seconds that a short command may wait for its node."""
+
+FIRST_WAIT = 3.0
+"""Seconds between the first two looks; then twice as long each time."""
+LONGEST_WAIT = 30.0
+MAX_ASKED = 10_000
+"""Jobs that are known to have been asked for."""
+MAX_QUEUES = 100
+"""Queues that are remembered: one for each partition and configuration."""
 
 _NOT_SO = "Slurm cannot run such a job"
 _TROUBLES: Sequence[tuple[str, str, str]] = (
@@ -128,7 +141,7 @@ class Slurm(Engine):
 
     def __init__(self, spec: SandboxSpec) -> None:
         self._spec = spec
-        self._asked = spec.slurm
+        self._asked = find_slurm(spec)
         self.python, self.state, self.wait = (
             self._asked.python,
             self._asked.state,
@@ -189,21 +202,108 @@ class Slurm(Engine):
             return Trouble(f"its srun ended by signal {-status}")
         return Trouble(f"its srun ended with status {status}")
 
-    def find_waiting_job(self, words: Sequence[str]) -> str:
-        for line in reversed(words):
-            if "has been allocated resources" in line:
-                return ""
-            found = re.search(r"\bjob (\d{1,20}) queued and waiting for resources", line)
-            if found:
-                return found[1]
-        return ""
+    def describe_wait(self, words: Sequence[str], environment: Mapping[str, str]) -> str:
+        job = find_waiting_job(words)
+        if not job:
+            return ""
+        argv = ["squeue", "--noheader", "--states=PENDING", "--sort=-p,i", "--format=%A"]
+        argv += [f"--partition={self._asked.partition}"] if self._asked.partition else []
+        before = find_queue(argv, environment).count_before(job)
+        rest = "" if before is None else f", {before} before it"
+        return f"waiting for resources: job {job}{rest}"
 
-    def queue_argv(self) -> list[str]:
-        partition = [f"--partition={self._asked.partition}"] if self._asked.partition else []
-        return [
-            *("squeue", "--noheader", "--states=PENDING", "--sort=-p,i", "--format=%A"),
-            *partition,
-        ]
+    def explain_wait(
+        self, words: Sequence[str], within: str, environment: Mapping[str, str]
+    ) -> Trouble | None:
+        job = find_waiting_job(words)
+        if not job:
+            return None
+        done = run(["squeue", "--noheader", f"--jobs={job}", "--format=%r"], environment)
+        reason = printable(last_line(done))[:100]
+        why = f": {reason}" if reason else ""
+        return Trouble(
+            f"The job {job} of the kernel got no resources {within}{why}.",
+            self.explain([*words, reason], 0, "").hint
+            or 'wait for other jobs to end, or raise "wait" in the setting slurm.',
+        )
 
-    def reason_argv(self, job: str) -> list[str]:
-        return ["squeue", "--noheader", f"--jobs={job}", "--format=%r"]
+
+def find_waiting_job(words: Sequence[str]) -> str:
+    """Return the job that waits for resources, by the words of srun; empty if none does."""
+    for line in reversed(words):
+        if "has been allocated resources" in line:
+            return ""
+        found = re.search(r"\bjob (\d{1,20}) queued and waiting for resources", line)
+        if found:
+            return found[1]
+    return ""
+
+
+# -- the queue, as starts that wait for resources see it -------------------------------------------
+
+Look = Callable[[], Sequence[str]]
+"""Returns the jobs that wait, the next one first."""
+
+
+class Queue:
+    """The jobs that wait. Any thread. One look serves all starts of this process that wait in the
+    same queue, and the looks become rarer: the controller of a large cluster must not feel that
+    somebody waits.
+
+    ``now()``: a clock that only goes forward.
+    """
+
+    def __init__(self, look: Look, now: Callable[[], float] = time.monotonic) -> None:
+        self._look = look
+        self._now = now
+        self._turn = threading.Lock()  # no timeout: taken only where it is free
+        self._jobs: Sequence[str] = ()
+        self._asked: set[str] = set()
+        self._wait = FIRST_WAIT
+        self._last = self._due = float("-inf")
+
+    def count_before(self, job: str) -> int | None:
+        """Return how many jobs are before ``job``, by the last look; None if it is not there.
+
+        Looks if that is due. A job that was not asked for before makes it due soon. Blocks for as
+        long as the look takes; a caller that comes meanwhile gets the answer of the last one.
+        """
+        if self._turn.acquire(blocking=False):
+            try:
+                self._refresh(job)
+            finally:
+                self._turn.release()
+        jobs = self._jobs
+        return jobs.index(job) if job in jobs else None
+
+    def _refresh(self, job: str) -> None:
+        if job not in self._asked:
+            if len(self._asked) >= MAX_ASKED:
+                self._asked.clear()
+            self._asked.add(job)
+            self._due = min(self._due, self._last + FIRST_WAIT)
+            self._wait = FIRST_WAIT
+        if self._now() >= self._due:
+            self._jobs = self._look()
+            self._last = self._now()
+            self._due = self._last + self._wait
+            self._wait = min(2 * self._wait, LONGEST_WAIT)
+
+
+_queues: dict[tuple[object, ...], Queue] = {}
+_lock = threading.Lock()  # no timeout: held for a few steps that do not wait
+
+
+def find_queue(argv: Sequence[str], environment: Mapping[str, str]) -> Queue:
+    """Return the queue that the command ``argv`` prints: a job on a line, the next one first."""
+
+    def look() -> Sequence[str]:
+        return run(argv, environment).output.split()
+
+    key = (*argv, *sorted(environment.items()))
+    with _lock:
+        if key not in _queues:
+            if len(_queues) >= MAX_QUEUES:
+                _queues.clear()
+            _queues[key] = Queue(look)
+        return _queues[key]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-COMMON = ("HOME", "PATH", "USER", "LOGNAME")
-OWN: Mapping[str, tuple[str, ...]] = {
-    "slurm": ("SLURM_CONF", "SLURM_CONF_SERVER", "LD_LIBRARY_PATH"),
-    "ssh": ("SSH_AUTH_SOCK", "KRB5CCNAME"),
+from gvisor_kernel.runtimes.clients import COMMON_VARIABLES, SSH_VARIABLES, pick
+
+VARIABLES: Mapping[str, tuple[str, ...]] = {
+    "slurm": (*COMMON_VARIABLES, "SLURM_CONF", "SLURM_CONF_SERVER", "LD_LIBRARY_PATH"),
+    "ssh": SSH_VARIABLES,
 }
-"""Variables that a runtime's clients get beside the common ones."""
-ALL = tuple(dict.fromkeys((*COMMON, *(name for names in OWN.values() for name in names))))
 
 
 def client_variables(runtime: str, server: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of a client of the runtime ``runtime``, from the server's."""
-    return {name: server[name] for name in (*COMMON, *OWN.get(runtime, ())) if name in server}
+    return pick(VARIABLES.get(runtime, COMMON_VARIABLES), server)

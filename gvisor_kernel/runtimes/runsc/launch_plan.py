@@ -5,40 +5,37 @@ Starts nothing and mounts nothing. Which mounts there are is decided in ``mounts
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gvisor_kernel
-from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.folders import LinkRefused, Opened, open_path
 from gvisor_kernel.host.processes import SUBUID_BASE
 from gvisor_kernel.host.stage import Source
-from gvisor_kernel.runtimes.base import LaunchRequest
+from gvisor_kernel.runtimes.base import KernelView, MountView
 from gvisor_kernel.runtimes.mounts.host_python import PythonTree
-from gvisor_kernel.runtimes.mounts.plan import Places
+from gvisor_kernel.runtimes.mounts.plan import plan_mounts
+from gvisor_kernel.runtimes.mounts.rootfs import write_rootfs
 from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders
 from gvisor_kernel.runtimes.runsc.command_line import Runsc
-from gvisor_kernel.runtimes.runsc.rootfs import write_rootfs
+from gvisor_kernel.runtimes.runsc.description import find_environment
 from gvisor_kernel.runtimes.runsc.staging import Stage
-from gvisor_kernel.spec.identity import Identity
+from gvisor_kernel.runtimes.state.beginning import Beginning
+from gvisor_kernel.runtimes.state.sweep import lend
 from gvisor_kernel.spec.info import format_info
-from gvisor_kernel.spec.layout import Bind, Mount
+from gvisor_kernel.spec.layout import OUTPUTS, WORKSPACE, Bind, Mount
 from gvisor_kernel.spec.limits import meminfo
 
 
 @dataclass(frozen=True)
-class LaunchPlan:
+class LaunchPlan(Beginning):
     """Everything that was found out and decided before the sandbox is started."""
 
-    spec: SandboxSpec
-    request: LaunchRequest
-    identity: Identity
     runsc: Runsc
     python_tree: PythonTree
     kernel_id: int
-    places: Places
     mounts: tuple[Mount, ...]
     opened: Mapping[str, Opened]
     """The user's folders by mount target; their descriptors are held open."""
@@ -70,14 +67,27 @@ class LaunchPlan:
             for mount in self.mounts
         ]
 
-    def write_files(self, created: float, *, as_root: bool) -> None:
+    def show(self, sources: Sequence[Source]) -> KernelView:
+        """Return what a kernel finds. ``sources``: of ``find_sources``."""
+        return KernelView(
+            mounts=tuple(
+                MountView(source.path, bind.target, bind.read_only, source.identity)
+                for bind, source in zip(self.binds, sources, strict=True)
+            ),
+            environment=find_environment(self.spec, self.request, self.python_tree, self.mounts),
+            python=self.python_tree.python,
+            workdir=WORKSPACE,
+            transcripts=self.places.transcripts if self.spec.transcripts else None,
+        )
+
+    def write_files(self, *, as_root: bool) -> None:
         """Write the files that the runtime or the kernel reads."""
         places = self.places
         info = format_info(
             self.identity,
             self.spec,
             kernel_name=self.request.kernel_name,
-            created=created,
+            created=self.record.created,
             versions={
                 "gvisor-kernel": gvisor_kernel.__version__,
                 "runsc": self.runsc.version,
@@ -98,6 +108,41 @@ class LaunchPlan:
             owner=SUBUID_BASE if as_root else None,
             host_etc=Path("/etc") if self.python_tree.tree is None else None,
         )
+
+
+def make_plan(
+    begun: Beginning, runsc: Runsc, python_tree: PythonTree, kernel_id: int
+) -> LaunchPlan:
+    """Return the plan of a sandbox that has begun. Lends its outputs, and makes its folders.
+
+    :raises GvisorKernelError, OSError: see ``plan_mounts``
+    """
+    places, outputs = begun.places, begun.outputs
+    if outputs.folder is not None and outputs.lent_by is not None:
+        lend(outputs.folder, outputs.lent_by, SUBUID_BASE + kernel_id)
+    for directory in (places.empty, places.transcripts, places.bundle, places.runsc):
+        # by path: below the state directory, whose parents only this user can change
+        directory.mkdir(exist_ok=True)
+        directory.chmod(0o755)
+    opened = begun.inputs.by_target(begun.spec)
+    mounts = plan_mounts(
+        begun.spec,
+        python_tree,
+        places,
+        {target: folder.path for target, folder in opened.items()},
+        outputs.path,
+        lent=outputs.lent_by is not None,
+    )
+    if outputs.folder is not None:
+        opened[OUTPUTS] = outputs.folder
+    return LaunchPlan(
+        **vars(begun),
+        runsc=runsc,
+        python_tree=python_tree,
+        kernel_id=kernel_id,
+        mounts=mounts,
+        opened=opened,
+    )
 
 
 def open_source(path: str, written: WrittenFolders, bind: Bind | None = None) -> Source:

@@ -20,6 +20,7 @@ from contextlib import suppress
 
 from gvisor_kernel.host.locks import ThreadLock
 from gvisor_kernel.host.processes import ProcessId, is_alive
+from gvisor_kernel.runtimes.state.records import Record
 
 # by path: the kernel's own file systems, /proc, /sys and /dev
 
@@ -163,6 +164,20 @@ class HostMemory:
 
     def _open(self, path: str, flags: int) -> int:
         return os.open(path, flags, dir_fd=self._directory)
+
+
+def measure_sandbox(record: Record) -> int | None:
+    """Return the memory that a sandbox of this machine holds, by its record; None if it has ended,
+    or its processes are not known yet."""
+    sentry = record.processes.get("sentry")
+    memory = None if sentry is None else HostMemory.find(sentry.pid)
+    if sentry is None or memory is None:
+        return None
+    try:
+        memory.gofer = record.processes.get("gofer")
+        return memory.read() if is_alive(sentry) else None
+    finally:
+        memory.close()
 
 
 def _sum_private(status: dict[bytes, int]) -> int:

@@ -13,15 +13,15 @@ from pathlib import Path
 from gvisor_kernel.errors import IsolationError, SnapshotError
 from gvisor_kernel.host import commands, processes
 from gvisor_kernel.host.cgroups import count_oom_kills
-from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME, Posture, read_posture
-from gvisor_kernel.runtimes.mounts.plan import Places
+from gvisor_kernel.runtimes.base import KernelView
+from gvisor_kernel.runtimes.pipes import Ends
 from gvisor_kernel.runtimes.runsc.command_line import Runsc, checkpoint_argv, find_runsc
 from gvisor_kernel.runtimes.runsc.memory import HostMemory
-from gvisor_kernel.runtimes.runsc.starting import Ends, Sentry, is_readable, read_panic
+from gvisor_kernel.runtimes.runsc.starting import Sentry, is_readable, read_panic
 from gvisor_kernel.runtimes.state import lifeline
-from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView, RecordedSandbox
-from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.runtimes.state.beginning import Beginning
+from gvisor_kernel.runtimes.state.recorded_sandbox import RecordedSandbox
 from gvisor_kernel.runtimes.state.sweep import (
     END_SECONDS,
     kill_sandbox,
@@ -141,18 +141,11 @@ class RunscSandbox(RecordedSandbox):
     """Returned by ``RunscRuntime.start``. Its process is the sentry, which ends with PID 1."""
 
     def __init__(
-        self,
-        *,
-        sentry: Sentry,
-        ends: Ends,
-        stderr: StderrLog,
-        record: Record,
-        places: Places,
-        view: KernelView,
-        lent: Opened | None,
+        self, begun: Beginning, ends: Ends, view: KernelView, sentry: Sentry, stderr: StderrLog
     ) -> None:
-        """``lent``: the folder of outputs if it was lent and must be given back. Taken over."""
-        super().__init__(record, places.directory, places.log, view, (ends.link_in, ends.link_out))
+        """Take over the pipes and the sentry."""
+        super().__init__(begun, ends, view)
+        record, places, outputs = begun.record, begun.places, begun.outputs
         self.exit_fd = sentry.fd
         self._sentry = sentry.pid
         self._descriptors = threading.Lock()  # no timeout: held for a few steps that do not wait
@@ -165,7 +158,12 @@ class RunscSandbox(RecordedSandbox):
         self._gofer: processes.ProcessId | None = None
         self.is_checkpointing = False
         """True while its snapshot is written."""
-        self._lent = lent
+        is_lent = outputs.folder is not None and outputs.lent_by is not None
+        self._lent = outputs.folder.duplicate() if outputs.folder and is_lent else None
+        """The folder of outputs if it was lent and must be given back."""
+
+    def assign(self, kernel_id: str) -> None:
+        self._update_record(kernel_id=kernel_id, spare=False)
 
     def poll(self) -> int | None:
         with self._descriptors:

@@ -14,32 +14,39 @@ import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base
-from gvisor_kernel.errors import GvisorKernelError, LaunchError
+from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.cgroups import Cgroup, make_cgroup, plan_cgroup
 from gvisor_kernel.host.commands import check_children
-from gvisor_kernel.host.folders import Opened, find_identity
+from gvisor_kernel.host.folders import find_identity
 from gvisor_kernel.host.processes import SUBUID_BASE, SUBUID_COUNT
-from gvisor_kernel.runtimes.base import LaunchRequest, MountView, Runtime, Sandbox
-from gvisor_kernel.runtimes.hints import find_hint
+from gvisor_kernel.images import PythonReport, RootImage
+from gvisor_kernel.runtimes.base import (
+    LaunchRequest,
+    Sandbox,
+    SnapshotRuntime,
+)
 from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs
 from gvisor_kernel.runtimes.mounts.host_python import check_image_exists, find_python_tree
 from gvisor_kernel.runtimes.mounts.outputs import open_outputs
-from gvisor_kernel.runtimes.mounts.plan import Outputs, Places, find_base, plan_mounts
-from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders, note_written, read_written
+from gvisor_kernel.runtimes.mounts.plan import Outputs, find_base
+from gvisor_kernel.runtimes.mounts.written_folders import note_written, read_written
+from gvisor_kernel.runtimes.pipes import make_pipes
+from gvisor_kernel.runtimes.runsc.checks import CHECKS
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc, prelude_argv, start_argv
 from gvisor_kernel.runtimes.runsc.description import (
     choose_kernel_id,
+    describe_host,
     describe_sandbox,
-    find_environment,
     find_init_environment,
 )
 from gvisor_kernel.runtimes.runsc.features import init_capabilities
-from gvisor_kernel.runtimes.runsc.launch_plan import LaunchPlan, open_source
+from gvisor_kernel.runtimes.runsc.launch_plan import LaunchPlan, make_plan, open_source
 from gvisor_kernel.runtimes.runsc.runsc_sandbox import RunscSandbox
 from gvisor_kernel.runtimes.runsc.staging import (
     can_map_owner,
@@ -47,20 +54,18 @@ from gvisor_kernel.runtimes.runsc.staging import (
     run_entered,
     run_staged,
 )
-from gvisor_kernel.runtimes.runsc.starting import make_pipes, spawn, wait_for_sentry
-from gvisor_kernel.runtimes.state import lifeline, records
-from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView
+from gvisor_kernel.runtimes.runsc.starting import spawn, wait_for_sentry
+from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state.beginning import begin
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.sweep import (
     end_sandbox,
     finish_removals,
-    lend,
-    remove_sandbox,
     sweep_orphans,
 )
 from gvisor_kernel.runtimes.stderr_log import StderrLog
 from gvisor_kernel.spec.identity import new_identity
-from gvisor_kernel.spec.layout import OUTPUTS, WORKSPACE
+from gvisor_kernel.spec.layout import OUTPUTS
 from gvisor_kernel.spec.limits import file_size_limit, host_limits, memory_file_limit
 from gvisor_kernel.spec.oci import guest_argv, make_config
 from gvisor_kernel.tracing import step
@@ -72,13 +77,17 @@ RESTORE_SECONDS = 15.0
 is faster."""
 
 
-class RunscRuntime(Runtime):
+class RunscRuntime(SnapshotRuntime):
     """Makes sandboxes with the runsc that is installed on this host."""
 
     name = "runsc"
+    shows_host_python = True
+    checks = CHECKS
 
-    def __init__(self, *, init_argv: Sequence[str] | None = None) -> None:
-        """``init_argv``: the program that runs as PID 1 in place of the guest; no kernel starts."""
+    def __init__(self, *, name: str = name, init_argv: Sequence[str] | None = None) -> None:
+        """``name``: of another runtime, which makes its sandboxes by this one. ``init_argv``: the
+        program that runs as PID 1 in place of the guest; no kernel starts."""
+        self.name = name
         self._init_argv = init_argv
         self._swept = False
         # no timeout: held for the first sweep of a process; each removal has a timeout
@@ -94,74 +103,32 @@ class RunscRuntime(Runtime):
         self._sweep_once()
         identity = new_identity(request.kernel_name, spec, runsc.version, python_tree.python)
         step("host looked at")
-        owner = records.this_process()
-        # Input folders are closed before anything is undone: undoing needs descriptors, too.
-        with ExitStack() as kept, ExitStack() as held:
-            inputs = open_inputs(spec, request, held)
-            with records.locked():
-                places = Places(records.make_directory(identity.container_id))
-                try:
-                    outputs = _plan_lending(open_outputs(spec, inputs, kept))
-                    note_written(_find_writable(spec, inputs, outputs))
-                    cgroups = tuple(map(str, plan_cgroup(identity.container_id)))
-                    record = records.first_record(
-                        *(spec, request, identity, outputs, owner),
-                        image=python_tree.image,
-                        cgroups=cgroups,
-                    )
-                    records.write_record(places.directory, record)
-                    check_image_exists(python_tree)
-                except BaseException as error:
-                    held.close()
-                    records.remove_directory(places.directory)
-                    if isinstance(error, OSError):
-                        raise _explain_failure(error) from error
-                    raise
-            lifeline.hold(owner)
-            try:
-                if outputs.folder is not None and outputs.lent_by is not None:
-                    lend(outputs.folder, outputs.lent_by, SUBUID_BASE + kernel_id)
-                for directory in (places.empty, places.transcripts, places.bundle, places.runsc):
-                    # by path: below the state directory, whose parents only this user can change
-                    directory.mkdir()
-                    directory.chmod(0o755)
-                opened = inputs.by_target(spec)
-                mounts = plan_mounts(
-                    *(spec, python_tree, places),
-                    {target: folder.path for target, folder in opened.items()},
-                    outputs.path,
-                    lent=outputs.lent_by is not None,
-                )
-                if outputs.folder is not None:
-                    opened[OUTPUTS] = outputs.folder
-                plan = LaunchPlan(
-                    *(
-                        spec,
-                        request,
-                        identity,
-                        runsc,
-                        python_tree,
-                        kernel_id,
-                        places,
-                        mounts,
-                        opened,
-                    )
-                )
-                cgroup = make_cgroup(identity.container_id, host_limits(spec))
-                if tuple(map(str, cgroup.directories)) != record.cgroups:
-                    record = replace(record, cgroups=tuple(map(str, cgroup.directories)))
-                    records.write_record(places.directory, record)
-                step("state directory made, mounts planned")
-                return self._start(plan, record, cgroup, snapshot, inputs.written)
-            except BaseException as error:
-                held.close()
-                self._undo(places, record, outputs)
-                if isinstance(error, OSError):
-                    raise _explain_failure(error) from error
-                raise
+        facts = {
+            "runtime": self.name,
+            "image": python_tree.image,
+            "cgroups": tuple(map(str, plan_cgroup(identity.container_id))),
+        }
+        with begin(spec, request, identity, facts, prepare=partial(_plan_outputs, spec)) as begun:
+            check_image_exists(python_tree)
+            plan = make_plan(begun, runsc, python_tree, kernel_id)
+            cgroup = make_cgroup(identity.container_id, host_limits(spec))
+            made = tuple(map(str, cgroup.directories))
+            if made != plan.record.cgroups:
+                plan = replace(plan, record=replace(plan.record, cgroups=made))
+                records.write_record(plan.places.directory, plan.record)
+            step("state directory made, mounts planned")
+            return self._start(plan, cgroup, snapshot)
 
     def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
         return describe_sandbox(spec, request, self._init_argv)
+
+    def describe_host(self) -> dict[str, Any]:
+        return describe_host()
+
+    def probe_image(self, image: RootImage) -> PythonReport:
+        from gvisor_kernel.runtimes.runsc.image_probe import probe_image
+
+        return probe_image(image)
 
     def find_base(self, spec: SandboxSpec, request: LaunchRequest) -> Base:
         return find_base(find_python_tree(spec, request, read_written(spec).has))
@@ -175,18 +142,18 @@ class RunscRuntime(Runtime):
             outputs = open_outputs(spec, inputs, held, make=False)
             if outputs.folder is not None:
                 opened[OUTPUTS] = outputs.folder
-            for view in sandbox.mounts:
+            for view in sandbox.view.mounts:
                 folder = opened.pop(view.target, None)
                 now = find_identity(view.source) if folder is None else folder.identity
                 if now is None or now != view.identity:
                     return False
             return not opened
 
-    def find_advice(self, words: str) -> str:
-        return find_hint(words)
-
     def end(self, directory: Path, record: Record) -> bool:
         return end_sandbox(directory, [Path(group) for group in record.cgroups])
+
+    def find_version(self) -> str:
+        return find_runsc().version
 
     def sweep(self) -> list[str]:
         return sweep_orphans(self.name)
@@ -204,24 +171,12 @@ class RunscRuntime(Runtime):
         except GvisorKernelError as error:
             log.warning("%s", error)
 
-    @staticmethod
-    def _undo(places: Places, record: Record, outputs: Outputs) -> None:
-        remove_sandbox(places.directory, record, outputs.folder)
-        lifeline.release()
-
-    def _start(
-        self,
-        plan: LaunchPlan,
-        record: Record,
-        cgroup: Cgroup,
-        snapshot: Path | None,
-        written: WrittenFolders,
-    ) -> RunscSandbox:
-        places = plan.places
+    def _start(self, plan: LaunchPlan, cgroup: Cgroup, snapshot: Path | None) -> RunscSandbox:
+        places, written = plan.places, plan.inputs.written
         as_root = os.geteuid() == 0
         bounded = cgroup.bounds_memory
         memory_file = None if bounded else memory_file_limit(plan.spec)
-        plan.write_files(record.created, as_root=as_root)
+        plan.write_files(as_root=as_root)
         stage = choose_stage([plan.runsc.path, str(places.directory)])
         shown = plan.find_sources(written)
         sources = [*shown, open_source(str(places.rootfs), written)]
@@ -296,40 +251,19 @@ class RunscRuntime(Runtime):
             ends.close_link()
             raise
         step("sandbox made by runsc" if snapshot is None else "sandbox restored by runsc")
-        return RunscSandbox(
-            sentry=sentry,
-            ends=ends,
-            stderr=stderr,
-            record=record,
-            places=places,
-            view=KernelView(
-                mounts=tuple(
-                    MountView(source.path, bind.target, bind.read_only, source.identity)
-                    for bind, source in zip(plan.binds, shown, strict=True)
-                ),
-                environment=find_environment(
-                    plan.spec, plan.request, plan.python_tree, plan.mounts
-                ),
-                python=plan.python_tree.python,
-                workdir=WORKSPACE,
-                transcripts=places.transcripts if plan.spec.transcripts else None,
-            ),
-            lent=plan.opened[OUTPUTS].duplicate() if record.lent_by is not None else None,
-        )
+        return RunscSandbox(plan, ends, plan.show(shown), sentry, stderr)
 
 
-def _explain_failure(error: OSError) -> LaunchError:
-    return LaunchError(f"The sandbox could not be prepared: {error}.", find_hint(str(error)))
-
-
-def _find_writable(spec: SandboxSpec, inputs: Inputs, outputs: Outputs) -> list[Opened]:
-    """Return the host folders that the sandbox will be able to write."""
-    found = [
+def _plan_outputs(spec: SandboxSpec, inputs: Inputs, outputs: Outputs) -> Outputs:
+    """Plan whether the outputs are lent, and note what the sandbox may write."""
+    outputs = _plan_lending(outputs)
+    writable = [
         folder
         for mount, folder in zip(spec.mounts, inputs.mounts, strict=True)
         if not mount.read_only
     ]
-    return [*found, outputs.folder] if outputs.folder is not None else found
+    note_written([*writable, *([] if outputs.folder is None else [outputs.folder])])
+    return outputs
 
 
 def _plan_lending(outputs: Outputs) -> Outputs:

@@ -1,28 +1,29 @@
-"""The beginning of a sandbox that an engine makes: its folders, its record, and how it is undone.
+"""The beginning of a sandbox: its folders, its record, and how it is undone.
 
-It is the same for every engine, and comes before anything is made there.
+It is the same for every runtime, and comes before anything is made there.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import real_path
 from gvisor_kernel.errors import GvisorKernelError, LaunchError
-from gvisor_kernel.runtimes.base import LaunchRequest, MountView
+from gvisor_kernel.host.processes import ProcessId
+from gvisor_kernel.runtimes.base import KernelView, LaunchRequest, MountView
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs
 from gvisor_kernel.runtimes.mounts.outputs import open_outputs
 from gvisor_kernel.runtimes.mounts.plan import Outputs, Places
 from gvisor_kernel.runtimes.mounts.written_folders import note_written
 from gvisor_kernel.runtimes.state import lifeline, records
-from gvisor_kernel.runtimes.state.recorded_sandbox import KernelView
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.sweep import (
     find_orphans,
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Beginning:
-    """A start's request, and what was made for it on this machine."""
+    """A start's request, and what was made for it on this machine. It is handed on as a whole."""
 
     spec: SandboxSpec
     request: LaunchRequest
@@ -47,6 +48,8 @@ class Beginning:
     outputs: Outputs
     places: Places
     record: Record
+    held: ExitStack
+    """Closes the folders of ``inputs`` after the start, and whatever else is entered."""
 
     def find_record(self) -> Record:
         """Return the record as it is now."""
@@ -68,54 +71,93 @@ class Beginning:
         )
 
 
+def first_record(
+    spec: SandboxSpec,
+    request: LaunchRequest,
+    identity: Identity,
+    outputs: Outputs,
+    owner: ProcessId,
+    **facts: Any,
+) -> Record:
+    """Return the record of a sandbox that is about to be made, with further fields ``facts``."""
+    return Record(
+        identity=str(identity),
+        container_id=identity.container_id,
+        kernel_name=request.kernel_name,
+        kernel_id=request.kernel_id,
+        folder=str(request.folder),
+        created=time.time(),
+        memory_limit=spec.memory_limit,
+        owner=owner,
+        machine=records.this_machine(),
+        outputs=outputs.path,
+        outputs_file=None if outputs.folder is None else outputs.folder.identity,
+        outputs_parent=outputs.parent,
+        made_outputs=outputs.made,
+        lent_by=outputs.lent_by,
+        spare=request.spare,
+        environment=None if spec.packages is None else spec.packages.environment,
+        **facts,
+    )
+
+
+def note_outputs(inputs: Inputs, outputs: Outputs) -> Outputs:
+    """Note the folder of outputs before it is written."""
+    if outputs.folder is not None:
+        note_written([outputs.folder])
+    return outputs
+
+
 @contextmanager
 def begin(
     spec: SandboxSpec,
     request: LaunchRequest,
     identity: Identity,
-    held: ExitStack,
+    facts: Mapping[str, Any],
     *,
-    runtime: str,
-    engine: str | None = None,
     shown: SandboxSpec | None = None,
+    prepare: Callable[[Inputs, Outputs], Outputs] = note_outputs,
 ) -> Iterator[Beginning]:
     """Open the folders, write the record, and yield both. Undo everything after an error.
 
-    ``held`` closes the folders. ``shown``: the settings without folders that the engine has itself.
+    ``facts``: further fields of the record, among them ``runtime``. ``shown``: the settings without
+    folders that the engine has itself. ``prepare`` is called before the record is written; it notes
+    what the sandbox may write.
 
     :raises LaunchError: also for an OSError of the caller's block
     :raises SettingError: when a folder cannot be shown
     :raises StateError: when the state directory cannot be used
     """
-    inputs = open_inputs(shown or spec, request, held)
     owner = records.this_process()
-    with records.locked():
-        places = Places(records.make_directory(identity.container_id))
+    # Input folders are closed before anything is undone: undoing needs descriptors, too.
+    with ExitStack() as kept, ExitStack() as held:
+        inputs = open_inputs(shown or spec, request, held)
         try:
-            outputs = open_outputs(shown or spec, inputs, held)
-            if outputs.folder is not None:
-                note_written([outputs.folder])
-            record = records.first_record(
-                *(spec, request, identity, outputs, owner), runtime=runtime, engine=engine
-            )
-            records.write_record(places.directory, record)
-        except BaseException:
-            records.remove_directory(places.directory)
-            raise
-    lifeline.hold(owner)
-    begun = Beginning(spec, request, identity, inputs, outputs, places, record)
-    try:
-        # by path: below the state directory, whose parents only this user can change
-        places.transcripts.mkdir(mode=0o755)
-        yield begun
-    except BaseException as error:
-        remove_sandbox(places.directory, begun.find_record())
-        lifeline.release()
-        if isinstance(error, OSError):
+            with records.locked():
+                places = Places(records.make_directory(identity.container_id))
+                try:
+                    outputs = prepare(inputs, open_outputs(shown or spec, inputs, kept))
+                    record = first_record(spec, request, identity, outputs, owner, **facts)
+                    records.write_record(places.directory, record)
+                except BaseException:
+                    held.close()
+                    records.remove_directory(places.directory)
+                    raise
+            lifeline.hold(owner, record.runtime)
+            begun = Beginning(spec, request, identity, inputs, outputs, places, record, held)
+            try:
+                # by path: below the state directory, whose parents only this user can change
+                places.transcripts.mkdir(mode=0o755)
+                yield begun
+            except BaseException:
+                held.close()
+                remove_sandbox(places.directory, begun.find_record(), outputs.folder)
+                lifeline.release()
+                raise
+        except OSError as error:
             raise LaunchError(
                 f"The sandbox could not be prepared: {error}.", find_hint(str(error))
             ) from error
-        raise
 
 
 def predict_outputs(spec: SandboxSpec, request: LaunchRequest) -> str | None:

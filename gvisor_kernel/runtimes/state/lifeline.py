@@ -2,7 +2,9 @@
 
 A shell waits at the end of a pipe that only this process holds open. While there are sandboxes it
 costs a megabyte and no CPU time. It is told to end when the last sandbox is closed. When this
-process dies, in whatever way, the pipe ends, and the shell executes a Python that sweeps.
+process dies, in whatever way, the pipe ends, and the shell executes a Python that sweeps:
+
+python -m gvisor_kernel.runtimes.state.lifeline PID START_TIME
 """
 
 from __future__ import annotations
@@ -11,34 +13,42 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import gvisor_kernel
-from gvisor_kernel.host.processes import ProcessId
-from gvisor_kernel.runtimes.nodes.variables import ALL as CLIENT_VARIABLES
+from gvisor_kernel.config.settings import find_entry
+from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.host.processes import ProcessId, is_alive, wait_until_gone
+from gvisor_kernel.runtimes.state.sweep import sweep_orphans
 
 _SCRIPT = 'read -r word && exit 0; exec "$@"'
-KEPT = (
-    *("HOME", "PATH", "XDG_STATE_HOME", "PYTHONHOME", "LD_LIBRARY_PATH", "TMPDIR"),
-    *("DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", *CLIENT_VARIABLES),
-    *("KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"),
-)
+KEPT = ("HOME", "PATH", "XDG_STATE_HOME", "PYTHONHOME", "LD_LIBRARY_PATH", "TMPDIR")
+"""Variables of this process that the sweep has beside those that a runtime's entry names."""
+
+OWNER_SECONDS = 30.0
+"""Seconds to wait for the owner: a large process needs time to end after its pipes are closed."""
 
 _lock = threading.Lock()  # no timeout: held while a shell ends, at most 5 s
 _held = 0
+_kept = set(KEPT)
 _process: subprocess.Popen[bytes] | None = None
 
 
-def hold(owner: ProcessId) -> None:
-    """Count one more sandbox, and start the shell if it does not run. ``owner`` is this process.
+def hold(owner: ProcessId, runtime: str) -> None:
+    """Count one more sandbox, and start the shell if it does not run, or lacks variables.
+
+    ``owner`` is this process, ``runtime`` the sandbox's.
 
     Never raises: without the shell the next sweep removes the sandbox. Any thread.
     """
     global _held, _process
     with _lock:
         _held += 1
-        if _process is None or _process.poll() is not None:
+        lacks = set(find_entry(runtime).variables) - _kept
+        _kept.update(lacks)
+        if lacks or _process is None or _process.poll() is not None:
             _end_shell()
             with suppress(OSError):
                 _process = _start_shell(owner)
@@ -66,12 +76,12 @@ def _end_shell() -> None:
 
 
 def _start_shell(owner: ProcessId) -> subprocess.Popen[bytes]:
-    environment = {name: os.environ[name] for name in KEPT if name in os.environ}
+    environment = {name: os.environ[name] for name in _kept if name in os.environ}
     # The shell's Python imports the same copy of this package.
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(Path(gvisor_kernel.__file__).parent.parent), *(path for path in sys.path if path)]
     )
-    sweep = [sys.executable, "-P", "-m", "gvisor_kernel.runtimes.state.reaper"]
+    sweep = [sys.executable, "-P", "-m", "gvisor_kernel.runtimes.state.lifeline"]
     return subprocess.Popen(
         ["/bin/sh", "-c", _SCRIPT, "gvisor-kernel", *sweep, str(owner.pid), str(owner.started)],
         stdin=subprocess.PIPE,
@@ -96,3 +106,22 @@ def _reset_after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_reset_after_fork)
+
+
+def main(pid: int, started: int) -> int:
+    """Wait until the owner has ended, then remove what it left. Return 1 if that fails, else 0.
+
+    ``started``: the owner's start time, see ``ProcessId``. The shell executes this.
+    """
+    owner = ProcessId(pid, started)
+    if is_alive(owner):
+        wait_until_gone([pid], time.monotonic() + OWNER_SECONDS)
+    try:
+        sweep_orphans()
+    except GvisorKernelError:
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gvisor_kernel.config.settings import find_entry
+from gvisor_kernel.errors import RuntimeMissing
 from gvisor_kernel.host.processes import is_alive, is_stopped
-from gvisor_kernel.runtimes.runsc.memory import HostMemory
 from gvisor_kernel.runtimes.state.records import Record, find_sandboxes, is_orphan, this_machine
 
 State = Literal["starting", "running", "spare", "ended", "copying", "orphaned", "elsewhere"]
@@ -81,14 +82,10 @@ def find_state(record: Record) -> State:
 
 def read_memory(record: Record) -> int | None:
     """Return the memory of the host, in bytes, that a sandbox uses, counted as its owner does."""
-    sentry = record.processes.get("sentry")
-    if record.machine != this_machine() or sentry is None:
-        return None
-    memory = HostMemory.find(sentry.pid)
-    if memory is None:
+    if record.machine != this_machine():
         return None
     try:
-        memory.gofer = record.processes.get("gofer")
-        return memory.read() if is_alive(sentry) else None
-    finally:
-        memory.close()
+        measure = find_entry(record.runtime).measure
+    except RuntimeMissing:
+        return None
+    return None if measure is None else measure(record)

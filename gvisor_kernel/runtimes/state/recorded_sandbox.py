@@ -8,58 +8,35 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from gvisor_kernel.errors import StateError
-from gvisor_kernel.runtimes.base import MountView, Sandbox
+from gvisor_kernel.runtimes.base import KernelView, Sandbox
+from gvisor_kernel.runtimes.pipes import Ends
 from gvisor_kernel.runtimes.state import lifeline, records
-from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.runtimes.state.beginning import Beginning
 from gvisor_kernel.runtimes.state.sweep import remove_sandbox
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class KernelView:
-    """Mounts and variables of a kernel process: see the attributes of ``Sandbox``."""
-
-    mounts: tuple[MountView, ...]
-    environment: Mapping[str, str]
-    python: str
-    workdir: str
-    transcripts: Path | None
-
-
 class RecordedSandbox(Sandbox):
     """A sandbox with a record in a state directory of its own."""
 
-    def __init__(
-        self, record: Record, directory: Path, log: Path, view: KernelView, link: tuple[int, int]
-    ) -> None:
-        """``link``: the host's ends, ``link_in`` and ``link_out``. The subclass sets ``exit_fd``;
-        all three are closed with the sandbox."""
-        self.identity = record.identity
-        self.directory = directory
-        self.log_path = log
-        self.transcripts = view.transcripts
-        self.link_in, self.link_out = link
-        self.mounts = view.mounts
-        self.kernel_environment = dict(view.environment)
-        self.python = view.python
-        self.workdir = view.workdir
-        self._record = record
+    def __init__(self, begun: Beginning, ends: Ends, view: KernelView) -> None:
+        """Take over the host's ends of the link. The subclass sets ``exit_fd``; all three are
+        closed with the sandbox."""
+        self.identity = begun.record.identity
+        self.directory = begun.places.directory
+        self.log_path = begun.places.log
+        self.view = view
+        self.link_in, self.link_out = ends.link_in, ends.link_out
+        self._record = begun.find_record()
         self._ended = False
         self._closed = False
         # no timeout: held during removal: END_SECONDS, and COPY_SECONDS if outputs are copied out
         # of an engine
         self._closing = threading.Lock()
-
-    def assign(self, kernel_id: str) -> None:
-        self._update_record(kernel_id=kernel_id, spare=False)
 
     def find_cause(self) -> str:
         return records.find_killer(self.directory)
@@ -91,7 +68,6 @@ class RecordedSandbox(Sandbox):
 
     def _update_record(self, **facts: Any) -> None:
         """Change ``facts`` of the record, unless the sandbox is closed. Never raises."""
-        with self._closing, suppress(OSError, StateError), records.locked():
+        with self._closing:
             if not self._closed:
-                self._record = replace(records.read_record(self.directory) or self._record, **facts)
-                records.write_record(self.directory, self._record)
+                self._record = records.note_facts(self.directory, self._record, **facts)

@@ -9,12 +9,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import json
 import os
 import secrets
 import shutil
 import socket
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -23,18 +21,18 @@ from typing import Any
 
 from platformdirs import user_state_path
 
-from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.settings import DEFAULT_RUNTIME
 from gvisor_kernel.errors import StateError
-from gvisor_kernel.host.locks import locked_file
-from gvisor_kernel.host.private_directories import NotPrivate, check_parents
+from gvisor_kernel.host.locks import MAX_LOCK_SECONDS
+from gvisor_kernel.host.private_directories import NotPrivate, check_parents, lock
 from gvisor_kernel.host.processes import ProcessId, identify, is_alive
-from gvisor_kernel.runtimes.base import LaunchRequest
-from gvisor_kernel.runtimes.mounts.plan import Outputs
-from gvisor_kernel.spec.identity import Identity
+from gvisor_kernel.typed_json import read_json, write_json
 
 # by path: below the state directory, whose parents only this user can change
 
 RECORD = "record.json"
+MAX_RECORD = 1024 * 1024
+"""Bytes. A record has some 2 kB, and more with long paths and commands."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class Record:
     processes: dict[str, ProcessId] = field(default_factory=dict)
     spare: bool = False
     """Restored ahead, and not assigned to a kernel yet."""
-    runtime: str = "runsc"
+    runtime: str = DEFAULT_RUNTIME
     engine: str | None = None
     """The address of the Docker engine that runs it, if one does."""
     ready: bool = False
@@ -98,36 +96,6 @@ class Record:
     """The same while its job runs, if that is another command."""
     copy: str | None = None
     """The folder on the node with the copy of its files."""
-
-
-def first_record(
-    spec: SandboxSpec,
-    request: LaunchRequest,
-    identity: Identity,
-    outputs: Outputs,
-    owner: ProcessId,
-    **facts: Any,
-) -> Record:
-    """Return the record of a sandbox that is about to be made, with further fields ``facts``."""
-    return Record(
-        identity=str(identity),
-        container_id=identity.container_id,
-        kernel_name=request.kernel_name,
-        kernel_id=request.kernel_id,
-        folder=str(request.folder),
-        created=time.time(),
-        memory_limit=spec.memory_limit,
-        owner=owner,
-        machine=this_machine(),
-        outputs=outputs.path,
-        outputs_file=None if outputs.folder is None else outputs.folder.identity,
-        outputs_parent=outputs.parent,
-        made_outputs=outputs.made,
-        lent_by=outputs.lent_by,
-        spare=request.spare,
-        environment=None if spec.packages is None else spec.packages.environment,
-        **facts,
-    )
 
 
 @cache
@@ -208,24 +176,22 @@ def make_directory(container_id: str) -> Path:
 
 
 @contextlib.contextmanager
-def locked() -> Iterator[None]:
+def locked(seconds: float = MAX_LOCK_SECONDS) -> Iterator[None]:
     """Hold this user's lock while directories of sandboxes are made or removed. Blocks for seconds.
 
     :raises StateError: when the lock cannot be opened, or another process does not release it
     """
     path = state_root() / "lock"
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StateError(f"Could not open the file {path}: {error.strerror}.") from error
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locked_file(fd, fcntl.LOCK_EX))
+            stack.enter_context(lock(path, fcntl.LOCK_EX, create=True, seconds=seconds))
         except TimeoutError as error:
             raise StateError(
                 f"Could not lock the file {path}: {error.strerror}.",
                 "check what that process does; if it was stopped (Ctrl-Z), let it continue.",
             ) from error
+        except OSError as error:
+            raise StateError(f"Could not open the file {path}: {error.strerror}.") from error
         yield
 
 
@@ -236,7 +202,7 @@ def write_record(directory: Path, record: Record) -> None:
     """
     temporary = directory / f"{RECORD}.new"
     try:
-        temporary.write_text(json.dumps(dataclasses.asdict(record), indent=1) + "\n")
+        temporary.write_text(write_json(record) + "\n")
         temporary.replace(directory / RECORD)
     except OSError as error:
         raise StateError(
@@ -246,13 +212,30 @@ def write_record(directory: Path, record: Record) -> None:
         ) from error
 
 
+def change_record(directory: Path, record: Record, **facts: Any) -> Record:
+    """Change ``facts`` of the record as it is now, or of ``record`` if there is none; return it.
+
+    :raises StateError: when it cannot be written
+    """
+    with locked():
+        record = dataclasses.replace(read_record(directory) or record, **facts)
+        write_record(directory, record)
+    return record
+
+
+def note_facts(directory: Path, record: Record, **facts: Any) -> Record:
+    """Do as ``change_record``; return ``record`` if that fails. Never raises."""
+    with contextlib.suppress(OSError, StateError):
+        return change_record(directory, record, **facts)
+    return record
+
+
 def note_kill(directory: Path) -> None:
     """Note that a person ends the sandbox: its owner, which sees only the end, says so. Never
     raises: the sandbox is ended even where that cannot be written."""
-    with contextlib.suppress(OSError, StateError), locked():
-        record = read_record(directory)
-        if record is not None:
-            write_record(directory, dataclasses.replace(record, killed=True))
+    record = read_record(directory)
+    if record is not None:
+        note_facts(directory, record, killed=True)
 
 
 def find_killer(directory: Path) -> str:
@@ -263,22 +246,9 @@ def find_killer(directory: Path) -> str:
 
 def read_record(directory: Path) -> Record | None:
     """Return the record in ``directory``, or None if there is none that can be read."""
-    try:
-        content: dict[str, Any] = json.loads((directory / RECORD).read_text())
-        content["owner"] = ProcessId(**content["owner"])
-        content["machine"] = Machine(**content["machine"])
-        for name in ("cgroups", "end_argv", "sweep_argv", "fetch_argv", "step_argv"):
-            content[name] = tuple(content.get(name, ()))  # an older release wrote fewer
-        for name in ("lent_by", "outputs_file", "outputs_parent"):
-            if content.get(name) is not None:
-                first, second = content[name]
-                content[name] = (int(first), int(second))
-        content["processes"] = {
-            name: ProcessId(**process) for name, process in content["processes"].items()
-        }
-        return Record(**content)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
+    with contextlib.suppress(OSError, ValueError):
+        return read_json((directory / RECORD).read_bytes(), Record, MAX_RECORD)
+    return None
 
 
 def sandbox_directories() -> list[Path]:

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
-from gvisor_kernel.errors import StateError
+from gvisor_kernel.config.settings import find_entry
+from gvisor_kernel.errors import RuntimeMissing, StateError
 from gvisor_kernel.host import cgroups, processes
 from gvisor_kernel.host.folders import Identity, Opened, reopen
 from gvisor_kernel.host.owners import change_owner
@@ -36,7 +36,7 @@ END_SECONDS = 5.0
 
 def root_argument(directory: Path) -> str:
     """Return the argument that every process of the sandbox in ``directory`` was started with."""
-    return f"--root={directory / 'runsc'}"
+    return f"--root={directory / 'runsc'}"  # no runtime: see ``Places.runsc``
 
 
 def kill_sandbox(directory: Path, groups: Sequence[Path], *, wholly: bool = False) -> list[int]:
@@ -94,25 +94,15 @@ def remove_sandbox(directory: Path, record: Record | None, lent: Opened | None =
 
 
 Remover = Callable[[Path, Record, float | None], bool]
-"""Removes what a sandbox has beside its directory, its processes and its cgroup; returns whether
-nothing is left. Its last argument: how many seconds outputs may take to be copied. Never raises."""
-REMOVERS = {
-    "docker": ("gvisor_kernel.runtimes.docker.removal", "remove_from_engine"),
-    "kubernetes": ("gvisor_kernel.runtimes.kubernetes.removal", "remove_from_cluster"),
-    "slurm": ("gvisor_kernel.runtimes.nodes.removal", "remove_from_node"),
-    "ssh": ("gvisor_kernel.runtimes.nodes.removal", "remove_from_node"),
-}
-"""Module and name of each runtime's remover. A module is imported when it is needed first:
-the process that cleans up after a killed owner has to be small."""
 
 
 def find_remover(record: Record) -> Remover | None:
-    """Return the remover of the sandbox's runtime; None if that needs none."""
-    if record.runtime not in REMOVERS:
-        return None
-    module, name = REMOVERS[record.runtime]
-    remover: Remover = getattr(import_module(module), name)
-    return remover
+    """Return ``remove`` of the entry of the sandbox's runtime; None if that needs none."""
+    try:
+        return find_entry(record.runtime).remove
+    except RuntimeMissing as error:
+        log.warning("Could not remove %s: %s", record.identity, error)
+        return lambda directory, record, seconds: False
 
 
 def remove_in_background(directory: Path, record: Record) -> None:

@@ -13,7 +13,7 @@ import pytest
 from gvisor_kernel.config.mounts import ExtraMount
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import MIB
-from gvisor_kernel.spec.container import (
+from gvisor_kernel.runtimes.docker.container import (
     Names,
     find_faults,
     is_gvisor,

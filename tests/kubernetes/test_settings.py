@@ -9,9 +9,9 @@ import pytest
 from traitlets.config import Config
 
 from gvisor_kernel.config.jupyter_config import SandboxSettings
-from gvisor_kernel.config.kubernetes import Kubernetes, accept_kubernetes
 from gvisor_kernel.config.settings import read_spec, write_spec
 from gvisor_kernel.errors import SettingError
+from gvisor_kernel.runtimes.kubernetes.settings import Kubernetes, accept_kubernetes
 
 CHOSEN = {
     "namespace": "kernels",
@@ -83,5 +83,5 @@ def test_the_image_is_one_of_a_registry() -> None:
     spec = SandboxSettings(
         config=config, runtime="kubernetes", image="registry.example/kernels:1", kubernetes=CHOSEN
     ).sandbox_spec()
-    assert spec.kubernetes.namespace == "kernels"
+    assert spec.own.namespace == "kernels"
     assert read_spec(json.loads(json.dumps(write_spec(spec)))) == spec

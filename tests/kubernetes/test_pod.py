@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 
-from gvisor_kernel.config.kubernetes import Kubernetes
 from gvisor_kernel.config.mounts import ExtraMount
 from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.spec.layout import OUTPUTS, UPLOADS
-from gvisor_kernel.spec.pod import (
+from gvisor_kernel.runtimes.kubernetes.pod import (
     INFO,
     OWNER,
     STATE,
@@ -22,16 +20,16 @@ from gvisor_kernel.spec.pod import (
     guest_config,
     make_pod,
 )
-from gvisor_kernel.spec.pod_faults import find_faults, read_quantity
+from gvisor_kernel.runtimes.kubernetes.pod_faults import find_faults, read_quantity
+from gvisor_kernel.runtimes.kubernetes.settings import Kubernetes
+from gvisor_kernel.spec.layout import OUTPUTS, UPLOADS
 
 NAMES = PodNames("a" * 32, "01abc", "container_01ABC--python--123", "12-34")
 SPEC = SandboxSpec(runtime="kubernetes", image="registry/kernels:1")
 
 
 def make(cluster: Kubernetes = Kubernetes(), **settings: Any) -> dict[str, Any]:  # noqa: B008
-    spec = SandboxSpec(
-        runtime="kubernetes", image="registry/kernels:1", kubernetes=cluster, **settings
-    )
+    spec = SandboxSpec(runtime="kubernetes", image="registry/kernels:1", own=cluster, **settings)
     return make_pod(spec, NAMES, info="{}")
 
 
@@ -95,7 +93,7 @@ def test_volumes_take_the_place_of_copies() -> None:
     assert {"claimName": "course", "readOnly": True} in [
         v.get("persistentVolumeClaim") for v in two
     ]
-    spec = SandboxSpec(runtime="kubernetes", image="x/y:1", kubernetes=cluster)
+    spec = SandboxSpec(runtime="kubernetes", image="x/y:1", own=cluster)
     config = guest_config(spec, secret=bytes(16), ahead=(), environment={}, lingers=False)
     assert UPLOADS not in config["parts"].values()
     assert config["linger"] == 0

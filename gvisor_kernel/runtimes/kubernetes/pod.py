@@ -17,6 +17,7 @@ from typing import Any
 
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import MIB
+from gvisor_kernel.runtimes.kubernetes.settings import find_settings
 from gvisor_kernel.spec import etc
 from gvisor_kernel.spec.environment import INIT_ENVIRONMENT
 from gvisor_kernel.spec.layout import (
@@ -108,7 +109,7 @@ def find_points(spec: SandboxSpec) -> list[str]:
     """Return the directories that must exist in the pod before PID 1 mounts anything."""
     tops = [mount.target for mount in scratch_mounts(spec)]
     points = [GUEST, WORKSPACE, TRANSCRIPTS, _BASES[0], HOME, *(m.target for m in spec.mounts)]
-    if not spec.kubernetes.uploads_claim:
+    if not find_settings(spec).uploads_claim:
         points.append(UPLOADS)
     wanted = dict.fromkeys([*tops, *points])
     return [path for path in wanted if not any(path.startswith(f"{other}/") for other in tops)]
@@ -123,7 +124,7 @@ def make_pod(
 ) -> dict[str, Any]:
     """Return the pod. ``info``: the content of /container_info.json. ``owner``: an ownerReference
     to the server's own pod, with which this one ends."""
-    cluster = spec.kubernetes
+    cluster = find_settings(spec)
     volumes: list[dict[str, Any]] = [
         _memory("points", POINT_SIZE),
         {
@@ -283,7 +284,7 @@ def guest_config(
     scratch.append((_BASES[0], POINT_SIZE, 0o755))
     # The guest's code is where it begins, and container_info.json a volume of the pod.
     other = {GUEST, CONTAINER_INFO}
-    if spec.kubernetes.uploads_claim and spec.uploads is not None:
+    if find_settings(spec).uploads_claim and spec.uploads is not None:
         other.add(UPLOADS)
     parts = {part: target for part, target in list_parts(spec).items() if target not in other}
     parts |= {f"etc/{name}": path for name, path in _REPLACED.items()}

@@ -1,19 +1,20 @@
-"""The checks of a Kubernetes cluster, if a kernelspec uses one or KUBECONFIG names one."""
+"""The check of ``doctor``: a cluster, if a kernelspec uses one or KUBECONFIG names one."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
-from gvisor_kernel.cli.checks import Check, State, ok, warning
-from gvisor_kernel.cli.checks.jupyter import find_specs
-from gvisor_kernel.config.kubernetes import NO_CHOICE, Kubernetes
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import SandboxError
+from gvisor_kernel.runtimes.checks import Check, State, ok, warning
 from gvisor_kernel.runtimes.kubernetes.cluster import (
     Cluster,
     NotFound,
     RequestRejected,
     find_address,
 )
+from gvisor_kernel.runtimes.kubernetes.settings import NO_CHOICE, Kubernetes, find_settings
 
 NAME = "kubernetes"
 RIGHTS = (
@@ -25,27 +26,13 @@ RIGHTS = (
 ENFORCE = "pod-security.kubernetes.io/enforce"
 
 
-def find_settings() -> list[Kubernetes]:
-    """Return the settings of kernelspecs with ``runtime = "kubernetes"``."""
-    return list(dict.fromkeys(spec.kubernetes for spec in find_specs(NAME)))
-
-
-def check_clusters() -> list[Check]:
-    """Check each cluster that a kernelspec uses, or the one that KUBECONFIG names.
-
-    Returns no results if no kernelspec uses one and KUBECONFIG is not set.
-    """
-    found = find_settings()
-    wanted: State = "failed" if found else "warning"
-    if not found and not os.environ.get("KUBECONFIG"):
+def check_clusters(specs: Sequence[SandboxSpec]) -> list[Check]:
+    """Check each cluster of ``specs``; without any, the one that KUBECONFIG names, if it is set."""
+    wanted: State = "failed" if specs else "warning"
+    if not specs and not os.environ.get("KUBECONFIG"):
         return []
-    return [check for settings in found or [NO_CHOICE] for check in check_one(settings, wanted)]
-
-
-def check_chosen_clusters() -> list[Check]:
-    """Check each cluster that a kernelspec uses, or the usual one."""
-    found = find_settings() or [NO_CHOICE]
-    return [check for settings in found for check in check_one(settings, "failed")]
+    found = dict.fromkeys(map(find_settings, specs)) or [NO_CHOICE]
+    return [check for settings in found for check in check_one(settings, wanted)]
 
 
 def check_one(settings: Kubernetes, wanted: State) -> list[Check]:

@@ -1,0 +1,3 @@
+"""Raises what a module may raise."""
+
+raise ZeroDivisionError("a stranger's mistake")
