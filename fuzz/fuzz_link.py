@@ -31,9 +31,15 @@ from gvisor_kernel.link import (
 )
 from gvisor_kernel.link.backlog import STREAM_BACKLOG
 from gvisor_kernel.link.flow import WINDOW
-from gvisor_kernel.link.frames import DATA_CHANNELS, MAX_FRAME, MAX_MESSAGE, FrameType, encode_frame
+from gvisor_kernel.link.frames import (
+    DATA_CHANNELS,
+    MAX_FRAME,
+    MAX_MESSAGE,
+    FrameType,
+    encode_bytes,
+    encode_frame,
+)
 from gvisor_kernel.link.state import Role, State
-from gvisor_kernel.link.stream_frames import encode_bytes
 
 START = Start(1, ("x",), (), "/", "k", egress=True)
 RESUME = Resume(1, (("A", "b"),), "/", "k", "00" * 64, egress=True)

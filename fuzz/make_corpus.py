@@ -29,9 +29,15 @@ from gvisor_kernel.link import (
     Started,
     Stats,
 )
-from gvisor_kernel.link.frames import FLAG_LAST, HEADER, FrameType
+from gvisor_kernel.link.frames import (
+    FLAG_LAST,
+    HEADER,
+    FrameType,
+    encode_bytes,
+    encode_grant,
+    encode_short,
+)
 from gvisor_kernel.link.state import Role
-from gvisor_kernel.link.stream_frames import encode_bytes, encode_grant, encode_short
 from gvisor_kernel.link.streams import STREAM_WINDOW, Finished, Opened, Streams
 
 CORPUS = Path(__file__).parent / "corpus"

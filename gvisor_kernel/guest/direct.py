@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Deque, List, Optional, Tuple
 
-from gvisor_kernel.guest.notice import explain_drop
+from gvisor_kernel.guest.guest_log import explain_drop
 from gvisor_kernel.guest.stack_room import with_stack_room
 from gvisor_kernel.link import (
     Hello,

@@ -13,11 +13,12 @@ imports from it.
 from __future__ import annotations
 
 import importlib.machinery
+import importlib.util
 import os
 import shlex
 import site
 import sys
-from typing import List, Mapping, MutableMapping
+from typing import List, Mapping, MutableMapping, Optional
 
 VARIABLE = "GVISOR_KERNEL_PACKAGES"
 """Names the directory of the environment. A kernel without it has none."""
@@ -169,3 +170,37 @@ def _write(path: str, text: str, mode: int = 0o644) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(fd, "w", encoding="utf-8") as file:
         file.write(text)
+
+
+# -- modules of the environment --------------------------------------------------------------------
+# Those lie below a directory of packages that no kernel can change; others are of a notebook's
+# folder, of a session, or of Python.
+
+
+def find_directories() -> List[str]:
+    """Return the directories of the environment's packages."""
+    found = list(site.getsitepackages())
+    if site.ENABLE_USER_SITE:
+        found.append(site.getusersitepackages())
+    if SETTING in os.environ:
+        found.append(os.environ[SETTING])
+    return [os.path.join(path, "") for path in found]
+
+
+def is_installed(name: str) -> bool:
+    """Return whether the first part of a module's name is in the environment. Imports nothing."""
+    try:
+        spec = importlib.util.find_spec(name.partition(".")[0])
+    except (ImportError, ValueError, AttributeError):
+        return False
+    return spec is not None and _is_within(spec.origin)
+
+
+def is_loaded(name: str) -> bool:
+    """Return whether ``name`` is a module that this process has imported from the environment."""
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    return _is_within(getattr(spec, "origin", None))
+
+
+def _is_within(origin: Optional[str]) -> bool:
+    return isinstance(origin, str) and origin.startswith(tuple(find_directories()))

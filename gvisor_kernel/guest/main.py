@@ -10,9 +10,8 @@ from typing import Optional, Sequence, Tuple
 
 import gvisor_kernel
 from gvisor_kernel.guest import allocator, identity, linux, module_files, process
-from gvisor_kernel.guest.carried_link import CarriedLink, describe_network
 from gvisor_kernel.guest.forked_kernel import import_ahead
-from gvisor_kernel.guest.host_link import HostGone
+from gvisor_kernel.guest.host_link import CarriedLink, HostGone, describe_network
 from gvisor_kernel.guest.supervisor import Supervisor
 from gvisor_kernel.guest.workspace import give_scratch_to_kernel, mount_workspace
 from gvisor_kernel.link import Connection, Hello

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import select
 import socket
-import struct
 import time
 from contextlib import suppress
 from typing import Dict, List, Optional, Tuple
@@ -21,6 +20,7 @@ from gvisor_kernel.guest.guest_log import GuestLog
 from gvisor_kernel.link import Channel, Connection, LocalProtocolError, Message, RemoteProtocolError
 from gvisor_kernel.link.service_messages import (
     FIRST_QUESTION,
+    LENGTH,
     MAX_QUESTION,
     decode_service,
     encode_service,
@@ -28,7 +28,6 @@ from gvisor_kernel.link.service_messages import (
 
 ADDRESS = "\0gvisor-kernel-questions"
 """An abstract Unix socket: no file, which a kernel could replace or a snapshot would keep."""
-LENGTH = struct.Struct(">I")
 READ_SIZE = 64 * 1024
 TURN_BYTES = 256 * 1024
 """Bytes that one turn of PID 1's loop reads. Messages wait for no more."""

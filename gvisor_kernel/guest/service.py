@@ -14,7 +14,6 @@ import os
 import select
 import signal
 import socket
-import struct
 from collections import deque
 from contextlib import suppress
 from typing import Deque, Dict, List, Optional, Tuple
@@ -24,13 +23,13 @@ from gvisor_kernel.guest.guest_log import GuestLog
 from gvisor_kernel.guest.process import LINK_FD, KernelProcess, StartError
 from gvisor_kernel.link import Channel, Connection, LocalProtocolError, Message
 from gvisor_kernel.link.service_messages import (
+    LENGTH,
     MAX_SERVICE_MESSAGE,
     PROCESS,
     decode_call,
     encode_service,
 )
 
-LENGTH = struct.Struct(">I")
 READ_SIZE = 256 * 1024
 MAX_LEFT, LEFT_SECONDS = 200, 0.2
 """Files that are named at the end of a run, and how long they are looked for. The host leaves out

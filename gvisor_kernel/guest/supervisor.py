@@ -1,6 +1,6 @@
 """PID 1's event loop: the link on one side, the kernel's process and sockets on the other.
 
-``host_link.py`` has the bytes of the link, ``passage.py`` and ``zmq_passage.py`` have what passes
+``host_link.py`` has the bytes of the link, ``passage.py`` and ``relay.py`` have what passes
 between it and the kernel. One thread and one poll. Everything that is waited for is polled, so an
 idle supervisor uses no CPU.
 """
@@ -18,22 +18,19 @@ from dataclasses import replace
 from typing import Deque, Dict, Optional, Union
 
 from gvisor_kernel.guest import process, workspace
-from gvisor_kernel.guest.carried_link import CarriedLink
 from gvisor_kernel.guest.connection_file import SocketAddress, prepare_connection, unix_addresses
-from gvisor_kernel.guest.counts import count_processes
 from gvisor_kernel.guest.egress_listener import EgressListener
 from gvisor_kernel.guest.forked_kernel import find_forked_argv
 from gvisor_kernel.guest.guest_log import GuestLog
-from gvisor_kernel.guest.host_link import WAIT_MS, HostGone, HostLink, Silence
+from gvisor_kernel.guest.host_link import WAIT_MS, CarriedLink, HostGone, HostLink, Silence
 from gvisor_kernel.guest.identity import as_init, as_kernel
-from gvisor_kernel.guest.other_processes import OtherProcesses
-from gvisor_kernel.guest.pace import Pace
 from gvisor_kernel.guest.passage import Passage
 from gvisor_kernel.guest.process import LINK_FD, KernelProcess, StartError
+from gvisor_kernel.guest.processes import OtherProcesses, Pace, count_processes
 from gvisor_kernel.guest.questions import Questions
 from gvisor_kernel.guest.refusals import find_status
+from gvisor_kernel.guest.relay import ZmqPassage
 from gvisor_kernel.guest.service import Service
-from gvisor_kernel.guest.zmq_passage import ZmqPassage
 from gvisor_kernel.link import (
     Channel,
     Connection,

@@ -43,7 +43,7 @@ from gvisor_kernel.strict_json import JsonError, parse_json
 log = logging.getLogger(__name__)
 
 VARIABLE = "GVISOR_KERNEL_LEARNS"
-"""Tells a kernel that it may report; see ``guest/cell_imports.py``."""
+"""Tells a kernel that it may report; see ``guest/cell_hooks.py``."""
 MAX_REPORT = 8 * 1024
 MAX_LISTS = 16
 """Lists and objects of a report, which is parsed on the bridge's loop. An honest one has three."""

@@ -7,7 +7,6 @@ the bytes.
 """
 
 from gvisor_kernel.link.connection import Connection
-from gvisor_kernel.link.errors import LinkError, LocalProtocolError, RemoteProtocolError
 from gvisor_kernel.link.events import (
     Diverted,
     Event,
@@ -29,7 +28,13 @@ from gvisor_kernel.link.events import (
     StreamFrames,
     StreamsEnded,
 )
-from gvisor_kernel.link.frames import Channel, LogSource
+from gvisor_kernel.link.frames import (
+    Channel,
+    LinkError,
+    LocalProtocolError,
+    LogSource,
+    RemoteProtocolError,
+)
 
 __all__ = [
     "Channel",

@@ -18,7 +18,7 @@ import zlib
 from collections import deque
 from typing import Deque, List, Set
 
-from gvisor_kernel.link.errors import RemoteProtocolError
+from gvisor_kernel.link.frames import RemoteProtocolError
 
 HEAD = struct.Struct(">BIQQI")
 MAX_PAYLOAD = 32 * 1024

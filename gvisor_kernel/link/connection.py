@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Union
 
 from gvisor_kernel.link.backlog import Backlog
-from gvisor_kernel.link.errors import LocalProtocolError, RemoteProtocolError
 from gvisor_kernel.link.events import (
     VERSION,
     Diverted,
@@ -38,16 +37,18 @@ from gvisor_kernel.link.frames import (
     DATA_CHANNELS,
     DIRECT_CHANNELS,
     MAX_PAYLOAD,
+    STREAM_SIZES,
     Channel,
     Frame,
     FrameReader,
     FrameType,
+    LocalProtocolError,
     LogSource,
     Part,
+    RemoteProtocolError,
     encode_frame,
 )
 from gvisor_kernel.link.state import ALWAYS, LATE, SENDERS, STALE, TRANSITIONS, Role, State
-from gvisor_kernel.link.stream_frames import STREAM_SIZES
 
 PONGS_KEPT = 64
 """Number of PONGs that may wait to be written. Only the last pings of a flood are answered, so a

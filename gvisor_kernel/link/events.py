@@ -12,8 +12,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any, Union
 
-from gvisor_kernel.link.errors import RemoteProtocolError
-from gvisor_kernel.link.frames import MAX_PAYLOAD, Channel, LogSource, Part
+from gvisor_kernel.link.frames import MAX_PAYLOAD, Channel, LogSource, Part, RemoteProtocolError
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 PROTOCOL = "gvisor-kernel-link"

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from gvisor_kernel.config.settings import write_spec
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.kernel.left_builder import end_with
 from gvisor_kernel.kernel.snapshot_builder import build_in_background
+from gvisor_kernel.kernel.snapshot_queue import end_with
 from gvisor_kernel.node.serve import HostGone, adopt_places, receive_order
 from gvisor_kernel.runtimes.nodes.orders import OrderError
 

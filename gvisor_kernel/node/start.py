@@ -30,8 +30,7 @@ def start_sandbox(order: Order) -> tuple[Sandbox, dict[str, Any]]:
 def _restore(runtime: RunscRuntime, order: Order) -> tuple[Sandbox, dict[str, Any]]:
     """:raises NoSnapshot: when no snapshot fits"""
     # A node whose kernels start cold does not wait for these.
-    from gvisor_kernel.snapshots.host_facts import find_host_facts
-    from gvisor_kernel.snapshots.key import KernelFacts, make_key
+    from gvisor_kernel.snapshots.key import KernelFacts, find_host_facts, make_key
     from gvisor_kernel.snapshots.snapshot import PRELOADED, Snapshot
     from gvisor_kernel.snapshots.snapshot_store import Store, restore_by_key
 

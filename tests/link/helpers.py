@@ -28,9 +28,16 @@ from gvisor_kernel.link import (
     flow,
     frames,
 )
-from gvisor_kernel.link.frames import FLAG_LAST, HEADER, FrameType, pack_message
+from gvisor_kernel.link.frames import (
+    FLAG_LAST,
+    HEADER,
+    FrameType,
+    encode_bytes,
+    encode_grant,
+    encode_short,
+    pack_message,
+)
 from gvisor_kernel.link.state import Role, State
-from gvisor_kernel.link.stream_frames import encode_bytes, encode_grant, encode_short
 
 OTHER = {Role.HOST: Role.GUEST, Role.GUEST: Role.HOST}
 START = Start(

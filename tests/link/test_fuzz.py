@@ -14,9 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gvisor_kernel.link.frames import HEADER
+from gvisor_kernel.link.frames import HEADER, encode_bytes, encode_grant, encode_short
 from gvisor_kernel.link.frames import FrameType as F
-from gvisor_kernel.link.stream_frames import encode_bytes, encode_grant, encode_short
 
 from ..world import PROJECT
 from .helpers import VALID, raw

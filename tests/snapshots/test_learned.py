@@ -27,10 +27,9 @@ from gvisor_kernel.kernel.learned_modules import (
     read_report,
 )
 from gvisor_kernel.kernel.plan import KernelPlan
+from gvisor_kernel.kernel.preparation import Kind, Spare
 from gvisor_kernel.kernel.restore import MIN_LEARNED_MEMORY, Restored, find_kernel_facts
 from gvisor_kernel.kernel.snapshot_builder import Misbehaved
-from gvisor_kernel.kernel.spare_keeper import Kind, Spare
-from gvisor_kernel.snapshots.build import builder_lock
 from gvisor_kernel.snapshots.key import SnapshotKey
 from gvisor_kernel.snapshots.learned import (
     DROP_KERNELS,
@@ -50,7 +49,7 @@ from gvisor_kernel.snapshots.learned import (
     write_counts,
     write_preloaded,
 )
-from gvisor_kernel.snapshots.snapshot_store import Store
+from gvisor_kernel.snapshots.snapshot_store import Store, builder_lock
 
 from ..world import kernelspec_of
 
@@ -357,7 +356,7 @@ def test_spare_of_a_snapshot_that_was_replaced_does_not_fit(
 ) -> None:
     sandbox: Any = SimpleNamespace(poll=lambda: None)
     runtime = SimpleNamespace(has_current_mounts=lambda *words: True)
-    monkeypatch.setattr("gvisor_kernel.kernel.spare_keeper.get_runtime", lambda name: runtime)
+    monkeypatch.setattr("gvisor_kernel.kernel.preparation.get_runtime", lambda name: runtime)
     key = SnapshotKey({})
     spare = Spare(Kind.of(plan), Restored(sandbox, key.name, SnapshotRun(1, "first")))
     assert spare.fits(Kind.of(plan), key, SnapshotRun(1, "first"))

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.kernel import left_builder, snapshot_queue
-from gvisor_kernel.kernel.left_builder import (
+from gvisor_kernel.kernel import snapshot_queue
+from gvisor_kernel.kernel.snapshot_queue import (
     AGAIN_SECONDS,
     FINISH,
+    SnapshotQueue,
+    Wanted,
     note_finished,
     note_left,
     was_left,
 )
-from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue, Wanted
 from gvisor_kernel.runtimes.base import Builder
 from gvisor_kernel.runtimes.state.records import state_root
 
@@ -25,12 +26,12 @@ from ..jupyter.helpers import wait_until
 
 BUILDER = """
 import sys, threading
-from gvisor_kernel.kernel import left_builder, snapshot_queue
-left_builder.LEFT_SECONDS = float(sys.argv[1])
-order, said = left_builder.read_order(0)
+from gvisor_kernel.kernel import snapshot_queue
+snapshot_queue.LEFT_SECONDS = float(sys.argv[1])
+order, said = snapshot_queue.read_order(0)
 try:
     print(order.decode(), flush=True)
-    left_builder.end_with(0, order, said)
+    snapshot_queue.end_with(0, order, said)
     threading.Event().wait()
 except KeyboardInterrupt:
     sys.exit(7)
@@ -82,7 +83,7 @@ def test_note_holds_for_one_order_and_for_some_time() -> None:
     note_left(ORDER + b"\n")
     assert was_left(ORDER)
     assert not was_left(b"another")
-    path = state_root() / left_builder.FILE
+    path = state_root() / snapshot_queue.FILE
     assert path.stat().st_mode & 0o777 == 0o600
     now = path.stat().st_mtime
     for jump in (-AGAIN_SECONDS - 60, AGAIN_SECONDS):  # the clock was set back: never for good
