@@ -19,8 +19,9 @@ import socket
 import stat
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Iterator, List, NamedTuple, Optional, Sequence, Set
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from gvisor_kernel.guest.installed import is_loaded
@@ -55,8 +56,8 @@ class CellImports:
     """Reports each import of one kernel once. The callback of IPython's event ``post_run_cell``."""
 
     def __init__(self) -> None:
-        self._reported: Set[str] = set()
-        self._end: Optional[float] = None
+        self._reported: set[str] = set()
+        self._end: float | None = None
 
     def after_cell(self, result: Any) -> None:
         """Report what a cell has imported. ``result``: IPython's of the cell."""
@@ -77,7 +78,7 @@ class CellImports:
                 send_report(names, variables)
                 self._reported.update(names)
 
-    def _find_new(self, code: str) -> List[str]:
+    def _find_new(self, code: str) -> list[str]:
         names = {name for name in find_imports(code) if name not in self._reported}
         room = MAX_NAMES - len(self._reported)
         return sorted(name for name in names if is_loaded(name))[:room]
@@ -99,14 +100,14 @@ def find_imports(code: str) -> Iterator[str]:
                 yield name
 
 
-def find_variables(code: str) -> List[str]:
+def find_variables(code: str) -> list[str]:
     """Return the variables of the environment that ``code`` names, as it may have set them."""
     if "env" not in code:
         return []
     return sorted(set(_VARIABLE.findall(code)).intersection(os.environ))[:MAX_VARIABLES]
 
 
-def send_report(names: List[str], variables: Sequence[str] = ()) -> None:
+def send_report(names: list[str], variables: Sequence[str] = ()) -> None:
     """Send names to the host, and do not wait for its answer.
 
     :raises OSError: when PID 1 does not take them
@@ -137,7 +138,7 @@ class Written(NamedTuple):
     """Files that were written in /workspace: the first ones, all that were counted, and whether
     there may be more."""
 
-    names: List[str]
+    names: list[str]
     total: int
     more: bool
 
@@ -174,7 +175,7 @@ class UnkeptFiles:
             return self._kernel.get_parent("shell")["content"]["allow_stdin"] is False
         return False
 
-    def _look(self, words: List[str], is_batch: bool) -> None:
+    def _look(self, words: list[str], is_batch: bool) -> None:
         modified = os.stat(UPPER).st_mtime_ns
         if modified == self._modified and not self._has_folders:
             return
@@ -193,7 +194,7 @@ class UnkeptFiles:
                 for entry in found
             )
 
-    def _show(self, written: Written, words: List[str]) -> None:
+    def _show(self, written: Written, words: list[str]) -> None:
         """Show the files of a batch run, if they are not those that were shown."""
         if not written.names and not self._display:
             return
@@ -227,7 +228,7 @@ def find_written(skipped: str = OWN_OUTPUTS, most: int = MAX_NAMED) -> Written:
     """
     end = time.monotonic() + MAX_SECONDS
     visited = 0
-    names: List[str] = []
+    names: list[str] = []
     left = [""]
     while left:
         folder = left.pop()
@@ -252,7 +253,7 @@ def find_written(skipped: str = OWN_OUTPUTS, most: int = MAX_NAMED) -> Written:
     return Written(sorted(names)[:most], len(names), False)
 
 
-def describe(name: str, words: List[str]) -> str:
+def describe(name: str, words: list[str]) -> str:
     """Return what is told of a file."""
     return (
         f"gvisor-kernel: {_shorten(name)} is not in your folder: /workspace is a copy, which is"
@@ -261,7 +262,7 @@ def describe(name: str, words: List[str]) -> str:
     )
 
 
-def describe_all(written: Written, words: List[str]) -> str:
+def describe_all(written: Written, words: list[str]) -> str:
     """Return what is shown of all files in a batch run."""
     if not written.names:
         return "gvisor-kernel: no file that was written in /workspace is left."
@@ -279,7 +280,7 @@ def _shorten(name: str) -> str:
     return shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"
 
 
-def _advise(words: List[str]) -> str:
+def _advise(words: list[str]) -> str:
     if KEPT in words:
         where = "outputs/" if SHOWN in words else "/mnt/user-data/outputs/"
         return f"Write to {where} what is to be kept"

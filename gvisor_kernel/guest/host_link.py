@@ -10,7 +10,7 @@ import os
 import select
 import time
 from contextlib import suppress
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable
 
 from gvisor_kernel.link import Connection, RemoteProtocolError
 from gvisor_kernel.link.carrier import Carrier
@@ -46,7 +46,7 @@ class CarriedLink:
         """Return whether something waits for room in ``link_out``."""
         return bool(self._raw) or self._carrier.wants_to_send
 
-    def read(self) -> Optional[bytes]:
+    def read(self) -> bytes | None:
         """Read what has come; None if it adds nothing to the link, b"" if the link has ended.
 
         :raises RemoteProtocolError: when the host claims what cannot be
@@ -98,7 +98,7 @@ class CarriedLink:
                 self._raw = self._raw[os.write(self._out, self._raw) :]
 
 
-def measure_memory() -> Dict[str, int]:
+def measure_memory() -> dict[str, int]:
     """Return what gVisor says of the memory of all processes and files of the sandbox, in bytes."""
     found = {}
     with open("/proc/meminfo", encoding="ascii") as file:
@@ -137,7 +137,7 @@ class HostLink:
         connection: Connection,
         link_in: int,
         link_out: int,
-        carried: Optional[CarriedLink],
+        carried: CarriedLink | None,
         pump: Callable[[], None],
     ) -> None:
         self._connection = connection
@@ -152,7 +152,7 @@ class HostLink:
         return self._in
 
     @property
-    def polled(self) -> List[Tuple[int, int]]:
+    def polled(self) -> list[tuple[int, int]]:
         """Descriptors and events to poll."""
         wanted = [(self._in, select.POLLIN)]
         if self._pending if self._carried is None else self._carried.wants_to_write:
@@ -164,13 +164,13 @@ class HostLink:
         """Return whether bytes that the connection has given out still wait for the host."""
         return bool(self._pending)
 
-    def read(self) -> Optional[bytes]:
+    def read(self) -> bytes | None:
         """Read bytes of the link; None if there are none yet.
 
         :raises HostGone: when it has ended or cannot be read
         """
         if self._carried is None:
-            data: Optional[bytes] = os.read(self._in, READ_SIZE)
+            data: bytes | None = os.read(self._in, READ_SIZE)
         else:
             try:
                 data = self._carried.read()

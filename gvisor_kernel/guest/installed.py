@@ -18,7 +18,7 @@ import os
 import shlex
 import site
 import sys
-from typing import List, Mapping, MutableMapping, Optional
+from collections.abc import Mapping, MutableMapping
 
 VARIABLE = "GVISOR_KERNEL_PACKAGES"
 """Names the directory of the environment. A kernel without it has none."""
@@ -85,13 +85,13 @@ def site_directory(root: str) -> str:
     return os.path.join(root, "lib", f"python{_version()}", "site-packages")
 
 
-def setting_directories(environment: Mapping[str, str]) -> List[str]:
+def setting_directories(environment: Mapping[str, str]) -> list[str]:
     """Return the directory from which the packages of the setting are imported, if there is one."""
     root = environment.get(SETTING)
     return [site_directory(root)] if root else []
 
 
-def image_directories() -> List[str]:
+def image_directories() -> list[str]:
     """Return the directories from which the image's Python imports packages, in order."""
     directories = site.getsitepackages()
     if site.ENABLE_USER_SITE:
@@ -150,7 +150,7 @@ def _make(root: str, environment: Mapping[str, str]) -> None:
     os.rename(new, root)
 
 
-def _find_spare_pip() -> List[str]:
+def _find_spare_pip() -> list[str]:
     """Return the wheel from which ``python -m pip`` can run if the image has no pip installed."""
     if any(os.path.isdir(os.path.join(path, "pip")) for path in image_directories()):
         return []
@@ -177,7 +177,7 @@ def _write(path: str, text: str, mode: int = 0o644) -> None:
 # folder, of a session, or of Python.
 
 
-def find_directories() -> List[str]:
+def find_directories() -> list[str]:
     """Return the directories of the environment's packages."""
     found = list(site.getsitepackages())
     if site.ENABLE_USER_SITE:
@@ -202,5 +202,5 @@ def is_loaded(name: str) -> bool:
     return _is_within(getattr(spec, "origin", None))
 
 
-def _is_within(origin: Optional[str]) -> bool:
+def _is_within(origin: str | None) -> bool:
     return isinstance(origin, str) and origin.startswith(tuple(find_directories()))

@@ -22,7 +22,7 @@ import signal
 import sys
 import threading
 from functools import partial
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable
 
 import zmq
 
@@ -33,7 +33,7 @@ from gvisor_kernel.guest.idle_check import IdleCheck
 from gvisor_kernel.guest.resume import apply_environment, rekey_kernel, renew_session, reseed
 from gvisor_kernel.link import Channel, Hello, Message, Resume
 
-METHODS: Dict[str, List[str]] = {
+METHODS: dict[str, list[str]] = {
     "_bind_socket": ["self", "s", "port"],
     "init_heartbeat": ["self"],
     "init_io": ["self"],
@@ -52,7 +52,7 @@ IDENTITY = b"gvisor-kernel-link"
 that sent the execute_request."""
 
 
-def find_obstacle(application: Any) -> Optional[str]:
+def find_obstacle(application: Any) -> str | None:
     """Return why the class ``application`` cannot be adapted, or None if it can."""
     for name, parameters in METHODS.items():
         method = getattr(application, name, None)
@@ -73,8 +73,8 @@ class Adapter:
         self.facts = facts
         self.flushes_on_demand = True
         """True if both output streams know by themselves when there is something to flush."""
-        self._dealers: Dict[Channel, zmq.Socket[bytes]] = {}
-        self._to_main: Optional[shortcuts.MainThreadRoute] = None
+        self._dealers: dict[Channel, zmq.Socket[bytes]] = {}
+        self._to_main: shortcuts.MainThreadRoute | None = None
 
     def bind(self, application: Any, kernel_socket: Any, port: int) -> int:
         """Replace ``_bind_socket``: bind to ``inproc`` and connect the DEALER socket."""

@@ -18,7 +18,7 @@ import signal
 import socket
 import time
 from collections import deque
-from typing import Callable, Deque, Dict, List, Optional
+from typing import Callable
 
 from gvisor_kernel.guest.connection_file import socket_prefix
 from gvisor_kernel.guest.guest_log import GuestLog
@@ -72,12 +72,12 @@ class KernelSocket:
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
-        self._waiting: Deque[bytes] = deque()
-        self.facts: Optional[Dict[str, str]] = None
+        self._waiting: deque[bytes] = deque()
+        self.facts: dict[str, str] | None = None
         """The facts of the kernel's HELLO; None until it has come."""
         self.resuming = False
         """True while a RESUME was forwarded and the RESUMED has not come yet."""
-        self.idle_reply: Optional[IdleReply] = None
+        self.idle_reply: IdleReply | None = None
         """The kernel's reply to an IDLE_QUERY; the caller resets it to None."""
         self.closed = False
         """True once the kernel has closed its end, so that nothing more can be read."""
@@ -198,8 +198,8 @@ class Passage:
         self._activity = SandboxActivity()
         self._query_pending = False
         """True while an IDLE_QUERY was forwarded to the kernel and its reply has not come yet."""
-        self._kill_at: Optional[float] = None
-        self.early: List[bytes] = []
+        self._kill_at: float | None = None
+        self.early: list[bytes] = []
         """Frames for the kernel that came before it was known to speak frames."""
 
     # -- waiting ---------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ class Passage:
         return events
 
     @property
-    def wait_ms(self) -> Optional[int]:
+    def wait_ms(self) -> int | None:
         """Milliseconds after which ``find_mode`` must be called without an event; None: never."""
         undecided = self._socket.facts is None
         return DECIDE_MS if undecided or self._kill_at is not None else None
@@ -289,7 +289,7 @@ class Passage:
                 others = idle and has_other_process(self._kernel.pid)  # which cannot be asked
                 self._connection.send(IdleReply(reply.run, idle and not others, unknown=others))
 
-    def find_mode(self) -> Optional[bool]:
+    def find_mode(self) -> bool | None:
         """Return whether the kernel speaks frames; None while this is not known.
 
         It does not if it asks for the relay, or listens on ZMQ without having sent a HELLO.

@@ -31,11 +31,12 @@ import sys
 import time
 import uuid
 import warnings
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set
+from collections.abc import Sequence
+from typing import Any, Callable, NamedTuple
 
 from gvisor_kernel.guest.installed import find_directories, is_installed, is_loaded
+from gvisor_kernel.guest.interpreter import read_file
 from gvisor_kernel.guest.linux import adopt_orphans
-from gvisor_kernel.guest.module_files import read_file
 
 MAX_BYTES = 150 * 1024 * 1024
 """Memory of all modules together."""
@@ -78,14 +79,14 @@ class Trial(NamedTuple):
 class Chosen(NamedTuple):
     """The modules to import, and why the other ones are left out."""
 
-    names: List[str]
-    left_out: Dict[str, str]
+    names: list[str]
+    left_out: dict[str, str]
 
 
 # -- in the kernel's process -----------------------------------------------------------------------
 
 
-def import_usable(names: Sequence[str], guest: str) -> Dict[str, Any]:
+def import_usable(names: Sequence[str], guest: str) -> dict[str, Any]:
     """Import those of ``names`` that may be imported ahead. Returns JSON: which, and why not.
 
     ``guest``: the folder of this package. Names that are not installed are left out silently.
@@ -131,10 +132,10 @@ def choose(names: Sequence[str], guest: str, seconds: float = MAX_SECONDS) -> Ch
     return chosen
 
 
-def _try_in_process(program: str, end: float) -> List[Trial]:
+def _try_in_process(program: str, end: float) -> list[Trial]:
     """Run ``program``; return its trials in their order. The last one has failed, if not all are
     there."""
-    trials: List[Trial] = []
+    trials: list[Trial] = []
     process = subprocess.Popen(
         [sys.executable, "-c", program],
         stdin=subprocess.DEVNULL,
@@ -168,10 +169,10 @@ def _try_in_process(program: str, end: float) -> List[Trial]:
     return trials if is_over else [*trials, Trial(0.0, 0, fault)]
 
 
-def describe_process() -> Dict[str, Any]:
+def describe_process() -> dict[str, Any]:
     """Return facts of this process by which a restored one is compared with the saved one."""
-    modules: Dict[str, Any] = sys.modules
-    facts: Dict[str, Any] = {
+    modules: dict[str, Any] = sys.modules
+    facts: dict[str, Any] = {
         "threads": _thread._count(),
         "children": len(_find_children()),
         "random": _digest(random.getstate()),
@@ -261,7 +262,7 @@ def _find_size() -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith(b"Anonymous:")) * 1024
 
 
-def _find_children() -> Set[int]:
+def _find_children() -> set[int]:
     """Return the ids of this process's children."""
     found = set()
     for entry in os.listdir("/proc"):
@@ -273,14 +274,14 @@ def _find_children() -> Set[int]:
     return found
 
 
-def _find_generators() -> Set[int]:
+def _find_generators() -> set[int]:
     """Return the identities of the random generators that a restore does not reseed.
 
     Those for names of temporary files and semaphores are none of them: a name that is taken is
     tried again, and the names are the sandbox's own.
     """
-    modules: Dict[str, Any] = sys.modules
-    kinds: List[type] = [random.Random]
+    modules: dict[str, Any] = sys.modules
+    kinds: list[type] = [random.Random]
     objects = gc.get_objects()
     reseeded = {id(getattr(random, "_inst", None))}
     names = getattr(modules.get("tempfile"), "_RandomNameSequence", ())
@@ -298,7 +299,7 @@ def _find_generators() -> Set[int]:
     } - reseeded
 
 
-def _find_own(names: Set[str], since: float, now: float) -> str:
+def _find_own(names: set[str], since: float, now: float) -> str:
     """Return whether a variable of the new modules ``names`` is the time of their import, or an id
     that each process should have for itself."""
     directories = tuple(find_directories())
@@ -315,7 +316,7 @@ def _find_own(names: Set[str], since: float, now: float) -> str:
 
 
 def _is_time(value: object, since: float, now: float) -> bool:
-    moment: Optional[float] = None
+    moment: float | None = None
     if type(value) is datetime.datetime:
         with contextlib.suppress(ValueError, OverflowError, OSError):
             moment = value.timestamp()
@@ -348,16 +349,16 @@ class Settings(NamedTuple):
     """Settings of a process by their names: ``values`` are compared by what they are, ``objects``
     by their identity."""
 
-    values: Dict[str, Any]
-    variables: Dict[str, str]
-    objects: Dict[str, Any]
+    values: dict[str, Any]
+    variables: dict[str, str]
+    objects: dict[str, Any]
 
 
 def read_settings() -> Settings:
     """Return the settings of this process as they are now."""
     umask = os.umask(0)
     os.umask(umask)
-    values: Dict[str, Any] = {
+    values: dict[str, Any] = {
         "the working folder": os.getcwd(),
         "the umask": umask,
         "the garbage collector": (gc.isenabled(), gc.get_threshold()),
@@ -371,7 +372,7 @@ def read_settings() -> Settings:
         "the open files": _count_files(),
     }
     values.update(_read_options())
-    objects: Dict[str, Any] = {f"sys.{name}": getattr(sys, name) for name in (*HOOKS, *STREAMS)}
+    objects: dict[str, Any] = {f"sys.{name}": getattr(sys, name) for name in (*HOOKS, *STREAMS)}
     for name, module in list(sys.modules.items()):
         objects[name] = module
         for word, value in list(getattr(module, "__dict__", {}).items()):
@@ -410,10 +411,10 @@ def _count_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def _read_options() -> Dict[str, Any]:
+def _read_options() -> dict[str, Any]:
     """Return the options of packages that are imported and that have some for the process."""
-    modules: Dict[str, Any] = dict(sys.modules)
-    readers: Dict[str, Callable[[Any], object]] = {
+    modules: dict[str, Any] = dict(sys.modules)
+    readers: dict[str, Callable[[Any], object]] = {
         "numpy": lambda m: (m.geterr(), m.get_printoptions()),
         "pandas._config.config": lambda m: m._global_config,
         # Without dict's own method, matplotlib would choose a backend now.

@@ -10,7 +10,6 @@ import contextlib
 import os
 import signal
 import time
-from typing import List, Optional, Tuple
 
 from gvisor_kernel.guest import linux
 from gvisor_kernel.guest.process import KernelProcess
@@ -25,7 +24,7 @@ class SandboxActivity:
     """Compares the state of the sandbox with that of the last call."""
 
     def __init__(self) -> None:
-        self._last: Optional[Tuple[int, int]] = None
+        self._last: tuple[int, int] | None = None
 
     def check_idle(self, kernel: int) -> bool:
         """Return whether process ``kernel`` sleeps, and has done nothing since the last call."""
@@ -36,7 +35,7 @@ class SandboxActivity:
         return ticks - last[1] <= MAX_IDLE_TICKS
 
 
-def _read_ticks_if_asleep(pid: int) -> Optional[int]:
+def _read_ticks_if_asleep(pid: int) -> int | None:
     """Return the CPU ticks of a process; None if one of its threads is awake or it has ended."""
     try:
         for thread in os.listdir(f"/proc/{pid}/task"):
@@ -60,7 +59,7 @@ def has_other_process(kernel: int) -> bool:
     return False
 
 
-def _read_stat(folder: str) -> List[bytes]:
+def _read_stat(folder: str) -> list[bytes]:
     """Return the fields of a stat file after the name, which may contain anything."""
     with open(f"{folder}/stat", "rb") as file:
         return file.read().rpartition(b")")[2].split()
@@ -115,11 +114,11 @@ class OtherProcesses:
     """
 
     def __init__(self) -> None:
-        self._paused_until: Optional[float] = None
+        self._paused_until: float | None = None
         self._hold_end = 0.0
 
     @property
-    def wait_ms(self) -> Optional[int]:
+    def wait_ms(self) -> int | None:
         """Milliseconds until ``update`` must be called; None while nothing is paused."""
         if self._paused_until is None:
             return None

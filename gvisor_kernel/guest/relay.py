@@ -19,7 +19,7 @@ import socket
 import time
 import uuid
 from collections import deque
-from typing import Deque, Dict, Iterator, List, Optional, Sequence, Tuple
+from collections.abc import Iterator, Sequence
 
 from gvisor_kernel.guest.connection_file import SocketAddress
 from gvisor_kernel.guest.guest_log import GuestLog, explain_drop
@@ -53,12 +53,12 @@ class RelayConnection:
         self._address = address
         self._type = socket_type
         self._identity = identity
-        self._socket: Optional[socket.socket] = None
+        self._socket: socket.socket | None = None
         self._zmtp = ZmtpConnection(socket_type, identity)
-        self._unsent: Deque[memoryview] = deque()
-        self._queued: List[Sequence[Part]] = []
+        self._unsent: deque[memoryview] = deque()
+        self._queued: list[Sequence[Part]] = []
         self.was_open = False
-        self.broken: Optional[str] = None
+        self.broken: str | None = None
         """The ZMTP rule that the kernel violated. The connection is not used any more then."""
 
     @property
@@ -118,7 +118,7 @@ class RelayConnection:
             else:
                 self._unsent.popleft()
 
-    def receive(self) -> List[List[bytes]]:
+    def receive(self) -> list[list[bytes]]:
         """Read once. Return the messages that are complete."""
         if self._socket is None:
             return []
@@ -184,13 +184,13 @@ def _connect(address: SocketAddress) -> socket.socket:
 class Relay:
     """The connections to one kernel, opened as soon as it listens on ``addresses``."""
 
-    def __init__(self, addresses: Dict[Channel, SocketAddress]) -> None:
+    def __init__(self, addresses: dict[Channel, SocketAddress]) -> None:
         identity = os.urandom(8).hex().encode()
         self._connections = {
             channel: RelayConnection(addresses[channel], kind, b"" if kind == "SUB" else identity)
             for channel, kind in SOCKET_TYPES.items()
         }
-        self._reported: List[Channel] = []
+        self._reported: list[Channel] = []
         self._last_attempt = 0.0
         self.connect()
 
@@ -201,7 +201,7 @@ class Relay:
             connection.connect()
 
     @property
-    def wait_ms(self) -> Optional[int]:
+    def wait_ms(self) -> int | None:
         """Milliseconds until ``update`` must be called; None if all connections are open."""
         missing = [c for c in self._connections.values() if not c.open and not c.broken]
         if not missing:
@@ -229,7 +229,7 @@ class Relay:
         """Return whether all connections are open, and nothing waits to be sent on them."""
         return all(c.open and not c.wants_to_write for c in self._connections.values())
 
-    def poll_events(self) -> Iterator[Tuple[int, int]]:
+    def poll_events(self) -> Iterator[tuple[int, int]]:
         """Yield descriptors and the events to poll for."""
         for connection in self._connections.values():
             if connection.open:
@@ -245,7 +245,7 @@ class Relay:
         """
         return channel is Channel.IOPUB or self._connections[channel].send(parts)
 
-    def receive(self, ready: Dict[int, int]) -> Iterator[Tuple[Channel, List[bytes]]]:
+    def receive(self, ready: dict[int, int]) -> Iterator[tuple[Channel, list[bytes]]]:
         """Read once from each connection in ``ready``. Yield the messages that are complete."""
         for channel, connection in self._connections.items():
             if connection.open and connection.fileno() in ready:
@@ -254,7 +254,7 @@ class Relay:
                 for parts in connection.receive():
                     yield channel, parts
 
-    def take_failures(self) -> Iterator[Tuple[Channel, str]]:
+    def take_failures(self) -> Iterator[tuple[Channel, str]]:
         """Yield the channels that were given up since the last call, and the reasons."""
         for channel, connection in self._connections.items():
             if connection.broken and channel not in self._reported:
@@ -272,11 +272,11 @@ class ZmqPassage:
 
     def __init__(
         self,
-        addresses: Dict[Channel, SocketAddress],
+        addresses: dict[Channel, SocketAddress],
         kernel: KernelProcess,
         connection: Connection,
         log: GuestLog,
-        signing: Tuple[str, str],
+        signing: tuple[str, str],
     ) -> None:
         self.relay = Relay(addresses)
         self._kernel = kernel
@@ -284,7 +284,7 @@ class ZmqPassage:
         self._log = log
         self._signing = signing
 
-    def send(self, held: Deque[Message]) -> None:
+    def send(self, held: deque[Message]) -> None:
         """Send the kernel the messages that wait for it, once it listens."""
         self.relay.update()
         while self.relay.listening and held:
@@ -296,7 +296,7 @@ class ZmqPassage:
                 )
             self._connection.consumed(message)
 
-    def receive(self, ready: Dict[int, int]) -> bool:
+    def receive(self, ready: dict[int, int]) -> bool:
         """Pass on what the kernel has sent; return whether that was anything."""
         has_output = False
         for channel, parts in self.relay.receive(ready):
@@ -313,7 +313,7 @@ class ZmqPassage:
             self._kernel.signal_group(signal.SIGKILL)
         return has_output
 
-    def _report_drop(self, channel: Channel, parts: List[bytes], words: str) -> None:
+    def _report_drop(self, channel: Channel, parts: list[bytes], words: str) -> None:
         self._log.write_limited(words)
         replacement = make_replacement(channel, parts, *self._signing, words)
         if replacement is not None:
@@ -332,8 +332,8 @@ MAX_HEADER = 64 * 1024
 
 
 def make_replacement(
-    channel: Channel, parts: List[bytes], key: str, scheme: str, words: str
-) -> Optional[List[bytes]]:
+    channel: Channel, parts: list[bytes], key: str, scheme: str, words: str
+) -> list[bytes] | None:
     """Return signed parts that tell ``words`` in place of ``parts``; None if these are no message.
 
     On iopub the replacement is text on stderr of the same cell. On other channels it is the same

@@ -13,7 +13,7 @@ import shutil
 import stat
 import threading
 from contextlib import suppress
-from typing import Any, BinaryIO, Dict, List, Tuple
+from typing import Any, BinaryIO
 
 from gvisor_kernel.link.service_messages import MAX_CONTENT
 
@@ -22,7 +22,7 @@ AROUND_NAME = 100
 SPECIAL = "It is a device, pipe or socket"
 
 
-def read(path: str, offset: int, size: int) -> Tuple[Dict[str, object], bytes]:
+def read(path: str, offset: int, size: int) -> tuple[dict[str, object], bytes]:
     """Return the size of a file, and ``size`` bytes of it from ``offset`` on.
 
     :raises OSError: it cannot be read
@@ -33,7 +33,7 @@ def read(path: str, offset: int, size: int) -> Tuple[Dict[str, object], bytes]:
         return {"total": total}, file.read(size)
 
 
-def write(path: str, data: bytes, first: bool) -> Dict[str, object]:
+def write(path: str, data: bytes, first: bool) -> dict[str, object]:
     """Write the first bytes of a file, or append others. Folders above it are made.
 
     :raises OSError: it cannot be written
@@ -65,12 +65,12 @@ def open_regular(path: str, flags: int) -> BinaryIO:
         raise
 
 
-def list_folder(path: str, limit: int) -> Dict[str, object]:
+def list_folder(path: str, limit: int) -> dict[str, object]:
     """Return up to ``limit`` entries: name, kind, size, time of change.
 
     :raises OSError: it cannot be read
     """
-    entries: List[List[object]] = []
+    entries: list[list[object]] = []
     more = size = 0
     with os.scandir(path) as found:
         for entry in found:
@@ -89,7 +89,7 @@ def list_folder(path: str, limit: int) -> Dict[str, object]:
     return {"path": os.path.abspath(path), "entries": entries, "more": more}
 
 
-def change(what: str, path: str) -> Dict[str, object]:
+def change(what: str, path: str) -> dict[str, object]:
     """Do what is not reading or writing: exists, make, remove.
 
     :raises OSError: it cannot be done
@@ -136,7 +136,7 @@ class Move:
         """Bytes that may still be copied."""
         self._over = threading.Event()
 
-    def handle(self, content: Dict[str, Any]) -> None:
+    def handle(self, content: dict[str, Any]) -> None:
         """Handle a message of the host."""
         if "signal" in content:
             self._is_stopped = True
@@ -146,7 +146,7 @@ class Move:
         self._is_stopped = True
         self._over.wait()
 
-    def run(self) -> Dict[str, object]:
+    def run(self) -> dict[str, object]:
         """Move it; make folders above the target.
 
         ``result``: "moved"; "copied", where the source cannot be removed; "exists", if a folder
@@ -161,14 +161,14 @@ class Move:
         finally:
             self._over.set()
 
-    def _run(self) -> Dict[str, object]:
+    def _run(self) -> dict[str, object]:
         mode = os.lstat(self._source).st_mode
         if self._source == self._target:
             return {"result": "moved", "replaced": False, "folder": stat.S_ISDIR(mode)}
         if self._target.startswith(self._source.rstrip("/") + "/"):
             raise OSError(errno.EINVAL, "A folder cannot be moved into itself")
-        made: List[str] = []
-        answer: Dict[str, object] = {}
+        made: list[str] = []
+        answer: dict[str, object] = {}
         try:
             _make_folders(os.path.dirname(self._target), made)
             answer = self._move(stat.S_ISDIR(mode))
@@ -179,7 +179,7 @@ class Move:
                         os.rmdir(folder)
         return {**answer, "folder": stat.S_ISDIR(mode)}
 
-    def _move(self, is_folder: bool) -> Dict[str, object]:
+    def _move(self, is_folder: bool) -> dict[str, object]:
         source, target = self._source, self._target
         replaced = os.path.lexists(target)
         if replaced and (is_folder or stat.S_ISDIR(os.lstat(target).st_mode)):
@@ -245,8 +245,8 @@ class Move:
             raise OSError(errno.ECANCELED, "It was stopped")
 
     def _copy(self, target: str) -> None:
-        left: List[Tuple[str, str]] = [(self._source, target)]
-        folders: List[Tuple[str, os.stat_result]] = []
+        left: list[tuple[str, str]] = [(self._source, target)]
+        folders: list[tuple[str, os.stat_result]] = []
         while left:
             self._check()
             path, to = left.pop()
@@ -285,7 +285,7 @@ def remove_parts() -> None:
                 _remove(os.path.join(OUTPUTS, name))
 
 
-def rename(path: str, target: str) -> Dict[str, object]:
+def rename(path: str, target: str) -> dict[str, object]:
     """Rename a file or folder, also to another file system.
 
     :raises OSError: it cannot be renamed
@@ -313,7 +313,7 @@ def _make_real(path: str) -> str:
     return os.path.join(os.path.realpath(folder), name)
 
 
-def _make_folders(path: str, made: List[str]) -> None:
+def _make_folders(path: str, made: list[str]) -> None:
     """Make a folder and those above it; add those that were made to ``made``."""
     missing = []
     while not os.path.lexists(path):

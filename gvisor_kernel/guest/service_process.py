@@ -15,8 +15,9 @@ import signal
 import socket
 import subprocess
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any, Callable, Dict, Iterator, List, NoReturn, Optional, Set, Tuple
+from typing import Any, Callable, NoReturn
 
 from gvisor_kernel.guest import service_changes, service_files
 from gvisor_kernel.link import LocalProtocolError
@@ -40,7 +41,7 @@ READ_SIZE = 64 * 1024
 
 Send = Callable[..., None]
 
-_background: List[threading.Thread] = []
+_background: list[threading.Thread] = []
 """Threads that read what processes in the background print after their command's end."""
 
 
@@ -55,13 +56,13 @@ class Command:
         self._command = command
         self._send = send
         self._room = WINDOW
-        self._process: Optional[subprocess.Popen[bytes]] = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._signal = 0
         """The last signal: one that came before the process gets it at its start."""
         self._wake, self._wake_write = os.pipe()
 
-    def handle(self, content: Dict[str, Any]) -> None:
+    def handle(self, content: dict[str, Any]) -> None:
         """Handle a message of the host: room for more output, or a signal."""
         with self._lock:
             self._room = min(WINDOW, self._room + int(content.get("more", 0)))
@@ -133,7 +134,7 @@ class Command:
         names = {process.stdout.fileno(): "stdout", process.stderr.fileno(): "stderr"}
         for fd in names:
             os.set_blocking(fd, False)
-        watched: Set[int] = set()
+        watched: set[int] = set()
         with selectors.DefaultSelector() as selector:
             selector.register(self._wake, selectors.EVENT_READ)
             while names:
@@ -157,7 +158,7 @@ class Command:
             else:
                 pipe.close()
 
-    def _pass(self, fd: int, names: Dict[int, str]) -> bool:
+    def _pass(self, fd: int, names: dict[int, str]) -> bool:
         """Send what is in one pipe; return whether there was anything, or its end."""
         with self._lock:
             size = min(READ_SIZE, self._room)
@@ -211,7 +212,7 @@ class _Server:
         self._link = link
         self._sending = threading.Lock()
         self._lock = threading.Lock()
-        self._calls: Dict[int, Any] = {}
+        self._calls: dict[int, Any] = {}
         """Work that runs, by call: its Command or Move, or None."""
 
     def run(self) -> NoReturn:
@@ -268,7 +269,7 @@ class _Server:
         elif "do" in content:
             self._send(call, {"error": full, "done": True})
 
-    def _answer(self, call: int, content: Dict[str, Any], data: bytes) -> None:
+    def _answer(self, call: int, content: dict[str, Any], data: bytes) -> None:
         try:
             reply, out = self._do(call, content, data)
         except OSError as error:
@@ -283,7 +284,7 @@ class _Server:
         except LocalProtocolError:
             self._send(call, {"error": "The answer is too large", "done": True})
 
-    def _prepare(self, call: int, content: Dict[str, Any]) -> Any:
+    def _prepare(self, call: int, content: dict[str, Any]) -> Any:
         """Return what can be signalled of a call; None if nothing can.
 
         :raises OSError: it cannot be done
@@ -295,8 +296,8 @@ class _Server:
         return None
 
     def _do(
-        self, call: int, content: Dict[str, Any], data: bytes
-    ) -> Tuple[Dict[str, object], bytes]:
+        self, call: int, content: dict[str, Any], data: bytes
+    ) -> tuple[dict[str, object], bytes]:
         what = content["do"]
         with self._lock:
             prepared = self._calls[call]
@@ -318,16 +319,16 @@ class _Server:
             return service_files.rename(content["path"], content["target"]), b""
         return service_files.change(what, content["path"]), b""
 
-    def _send(self, call: int, content: Dict[str, Any], data: bytes = b"") -> None:
+    def _send(self, call: int, content: dict[str, Any], data: bytes = b"") -> None:
         part = encode_service(call, content, data, MAX_ANSWER_CONTENT)
         with self._sending, suppress(OSError):  # PID 1 has closed its end
             self._link.sendall(LENGTH.pack(len(part)) + part)
 
 
-def split_list(reply: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
+def split_list(reply: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the contents of the messages of an answer: one, or several with some ``entries`` each.
     The last has all that is no entry."""
-    entries: List[object] = []
+    entries: list[object] = []
     size = 0
     for entry in reply.get("entries", ()):
         length = len(json.dumps(entry)) + 2

@@ -15,7 +15,6 @@ import socket
 import time
 from collections import deque
 from dataclasses import replace
-from typing import Deque, Dict, Optional, Union
 
 from gvisor_kernel.guest import process, workspace
 from gvisor_kernel.guest.connection_file import SocketAddress, prepare_connection, unix_addresses
@@ -76,20 +75,20 @@ class Supervisor:
         connection: Connection,
         link_in: int,
         link_out: int,
-        carried: Optional[CarriedLink] = None,
+        carried: CarriedLink | None = None,
     ) -> None:
         self.connection = connection
-        self.kernel: Optional[KernelProcess] = None
-        self.passage: Optional[Passage] = None
-        self.zmq_passage: Optional[ZmqPassage] = None
+        self.kernel: KernelProcess | None = None
+        self.passage: Passage | None = None
+        self.zmq_passage: ZmqPassage | None = None
         """One of both is set while there is a kernel: for frames or for ZMQ."""
         self.imported = False
         """True once this process has imported what a kernel needs: a fork can be a kernel."""
         self._signing = ("", "")
         """Key and scheme of the kernel's signatures. Those of a relayed kernel never change."""
-        self._held: Deque[Message] = deque()
-        self._pace: Optional[Pace] = None
-        self._drain_until: Optional[float] = None
+        self._held: deque[Message] = deque()
+        self._pace: Pace | None = None
+        self._drain_until: float | None = None
         self._drain_end = 0.0
         self._others = OtherProcesses()
         self._log = GuestLog(connection)
@@ -138,7 +137,7 @@ class Supervisor:
 
     # -- waiting ---------------------------------------------------------------------------------
 
-    def _wait(self) -> Dict[int, int]:
+    def _wait(self) -> dict[int, int]:
         """Return the descriptors that are ready; empty after WAIT_MS without any."""
         wanted = [*self._link.polled, (self._wake, select.POLLIN)]
         if self.kernel is not None:
@@ -156,7 +155,7 @@ class Supervisor:
             if part is not None and part.wait_ms is not None:
                 timeout = min(timeout, part.wait_ms)
         poller = select.poll()
-        events_of: Dict[int, int] = {}
+        events_of: dict[int, int] = {}
         for fd, events in wanted:
             events_of[fd] = events_of.get(fd, 0) | events
         for fd, events in events_of.items():
@@ -266,7 +265,7 @@ class Supervisor:
         else:
             self.connection.send(Resumed(resume.run, False))
 
-    def _begin_run(self, begin: Union[Start, Resume]) -> None:
+    def _begin_run(self, begin: Start | Resume) -> None:
         self._drop_held()
         self._egress.start(begin.egress, find_status(dict(begin.environment)))
         self._questions.begin()
@@ -278,7 +277,7 @@ class Supervisor:
         self._service.stop()
         self.connection.send(Exited(run, status))
 
-    def _show_outputs(self, environment: Dict[str, str]) -> Dict[str, str]:
+    def _show_outputs(self, environment: dict[str, str]) -> dict[str, str]:
         """Return the environment of the kernel; it knows where the outputs are."""
         with as_kernel():
             failure = workspace.show_outputs(environment)
@@ -340,7 +339,7 @@ class Supervisor:
 
     # -- frames of a kernel that speaks frames itself ----------------------------------------------
 
-    def _pass_frames(self, passage: Passage, ready: Dict[int, int]) -> None:
+    def _pass_frames(self, passage: Passage, ready: dict[int, int]) -> None:
         if ready.get(passage.fileno(), 0) & ~select.POLLOUT:
             passage.read()
             self._others.note_output()
@@ -366,7 +365,7 @@ class Supervisor:
             self.connection.receive_data(frame)
         self._handle_events()
 
-    def _begin_zmq(self, kernel: KernelProcess, addresses: Dict[Channel, SocketAddress]) -> None:
+    def _begin_zmq(self, kernel: KernelProcess, addresses: dict[Channel, SocketAddress]) -> None:
         log, signing = self._log, self._signing
         self.zmq_passage = ZmqPassage(addresses, kernel, self.connection, log, signing)
 
@@ -389,7 +388,7 @@ class Supervisor:
 
     # -- messages of a kernel that speaks only ZMQ -----------------------------------------------
 
-    def _pass_messages(self, passage: ZmqPassage, ready: Dict[int, int]) -> None:
+    def _pass_messages(self, passage: ZmqPassage, ready: dict[int, int]) -> None:
         passage.send(self._held)
         if passage.receive(ready):
             self._others.note_output()

@@ -251,7 +251,7 @@ def pack_message(parts: Sequence[Part], channel: Channel = Channel.NONE) -> list
     return [head, *parts]
 
 
-def unpack_message(data: Union[bytes, bytearray], *, views: bool = False) -> list[Part]:
+def unpack_message(data: bytes | bytearray, *, views: bool = False) -> list[Part]:
     """Return the parts of a whole message.
 
     :param views: return large parts as views of ``data``, which must not change any more

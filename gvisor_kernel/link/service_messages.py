@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import json
 import struct
-from typing import Any, Mapping, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from gvisor_kernel.link.frames import LocalProtocolError, Part, RemoteProtocolError
 from gvisor_kernel.strict_json import JsonError, parse_json
