@@ -93,8 +93,6 @@ def conversation() -> tuple[bytes, bytes]:
         exchange()
         guest.send(Exited(run, -9))
         exchange()
-    host.send_stop()
-    exchange()
     return to_host, to_guest
 
 
@@ -185,7 +183,6 @@ def make_seeds() -> dict[str, bytes]:
         + raw_frame(FrameType.EXIT, exit_status),
         "guest-late": bytes([GUEST | AFTER | 16]) + raw_frame(FrameType.DATA, parts, 1) + halves
         + raw_frame(FrameType.SIGNAL, b"\0\0\0\1\2"),
-        "guest-stop": bytes([GUEST | IDLE]) + raw_frame(FrameType.STOP) + b"\xff" * 9,
         "host-log": bytes([HOST | IDLE]) + raw_frame(FrameType.LOG, bytes(range(256)), 2),
         "host-credit": bytes([HOST | RUNNING]) + raw_frame(FrameType.CREDIT, bytes(4), 1),
         "host-credit-over": bytes([HOST | RUNNING]) + raw_frame(FrameType.CREDIT, b"\xff" * 4, 1),

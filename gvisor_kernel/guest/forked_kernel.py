@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from gvisor_kernel.guest import python_kernel
-from gvisor_kernel.guest.interpreter import with_stack_room
+from gvisor_kernel.guest.interpreter import lone_imports, with_stack_room
 from gvisor_kernel.guest.resume import reseed
 
 EARLY_PREFIXES = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_")
@@ -41,7 +41,8 @@ def import_ahead(names: Sequence[str]) -> bool:
             importlib.import_module(name)
 
     try:
-        with_stack_room(import_all)()
+        with lone_imports():
+            with_stack_room(import_all)()
     except Exception as error:
         print(f"{names[0]} cannot be imported: {error}", file=sys.stderr)
         return False

@@ -24,7 +24,7 @@ host sends a PING every 5 s. Waits are counted, not time: a machine that slept w
 
 
 class HostGone(Exception):
-    """The link ended, failed or fell silent, or the host sent STOP: end the sandbox."""
+    """The link ended, failed or fell silent: end the sandbox."""
 
 
 class CarriedLink:

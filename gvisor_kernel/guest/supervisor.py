@@ -45,7 +45,6 @@ from gvisor_kernel.link import (
     Signal,
     Start,
     Started,
-    Stop,
     StreamFrames,
     StreamsEnded,
 )
@@ -208,8 +207,6 @@ class Supervisor:
                 self.connection.send(count_processes())
             elif isinstance(event, IdleQuery):
                 self._answer_idle_query(event)
-            elif isinstance(event, Stop):
-                raise HostGone("the host sent STOP")
 
     # -- the kernel ------------------------------------------------------------------------------
 

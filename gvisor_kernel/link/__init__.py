@@ -24,7 +24,6 @@ from gvisor_kernel.link.events import (
     Start,
     Started,
     Stats,
-    Stop,
     StreamFrames,
     StreamsEnded,
 )
@@ -59,7 +58,6 @@ __all__ = [
     "Start",
     "Started",
     "Stats",
-    "Stop",
     "StreamFrames",
     "StreamsEnded",
 ]

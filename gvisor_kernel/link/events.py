@@ -17,7 +17,7 @@ from gvisor_kernel.link.frames import MAX_PAYLOAD, Channel, LogSource, Part, Rem
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 PROTOCOL = "gvisor-kernel-link"
-VERSION = 6
+VERSION = 7
 
 CREDIT = struct.Struct(">I")
 _UNKNOWN = 2
@@ -377,12 +377,5 @@ class Pong(_Numbers):
     token: int
 
 
-@dataclass(frozen=True)
-class Stop:
-    """STOP, host to guest: end every process, and the sandbox with it."""
-
-
 _OfRun = Union[Start, Started, Resume, Resumed, IdleQuery, IdleReply, Signal, Exited]
-Event = Union[
-    Hello, _OfRun, Message, Diverted, StreamFrames, StreamsEnded, Stats, Log, Ping, Pong, Stop
-]
+Event = Union[Hello, _OfRun, Message, Diverted, StreamFrames, StreamsEnded, Stats, Log, Ping, Pong]

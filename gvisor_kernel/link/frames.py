@@ -51,7 +51,6 @@ class FrameType(enum.IntEnum):
     LOG = 9
     PING = 10
     PONG = 11
-    STOP = 12
     RESUME = 13
     RESUMED = 14
     IDLE_QUERY = 15

@@ -1,7 +1,7 @@
 """Tables of the frames that each side may send in each state, and nothing else.
 
 A connection is OPENING until it receives the HELLO of the other side, then IDLE. It is RUNNING
-between START and EXIT, and CLOSED after STOP or after the other side violated the protocol. Each
+between START and EXIT, and CLOSED after the other side violated the protocol. Each
 side sends its HELLO without waiting. The host of a guest that was restored from a snapshot in the
 middle of a run begins in RESUMING.
 """
@@ -35,7 +35,7 @@ _OF_STREAMS = frozenset({_F.STREAM, _F.GRANT, _F.FINISH, _F.RESET})
 _OF_BOTH = _OF_STREAMS | {_F.HELLO, _F.DATA, _F.CREDIT, _F.PING, _F.PONG}
 
 SENDERS = {
-    Role.HOST: _OF_BOTH | {_F.START, _F.SIGNAL, _F.STOP, _F.RESUME, _F.IDLE_QUERY},
+    Role.HOST: _OF_BOTH | {_F.START, _F.SIGNAL, _F.RESUME, _F.IDLE_QUERY},
     Role.GUEST: _OF_BOTH
     | {_F.STARTED, _F.EXIT, _F.STATS, _F.LOG, _F.RESUMED, _F.IDLE_REPLY, _F.OPEN},
 }
@@ -52,22 +52,17 @@ _UNCHANGED = {
 TRANSITIONS = {
     **{(state, kind): state for state, kinds in _UNCHANGED.items() for kind in kinds},
     (State.OPENING, _F.HELLO): State.IDLE,
-    (State.OPENING, _F.STOP): State.CLOSED,
     (State.IDLE, _F.START): State.RUNNING,
-    (State.IDLE, _F.STOP): State.CLOSED,
     (State.RUNNING, _F.RESUME): State.RESUMING,
     (State.RUNNING, _F.EXIT): State.IDLE,
-    (State.RUNNING, _F.STOP): State.CLOSED,
     (State.RESUMING, _F.RESUMED): State.RUNNING,
     (State.RESUMING, _F.EXIT): State.IDLE,
-    (State.RESUMING, _F.STOP): State.CLOSED,
 }
 """The state after a frame, whichever side sends it. A frame in neither table is a violation.
 
-There are three exceptions, for frames that were under way while the state changed. An IDLE guest
+There are two exceptions, for frames that were under way while the state changed. An IDLE guest
 drops the frames that the host sent before it received the EXIT (LATE). A RESUMING host drops the
-frames that the guest wrote before it received the RESUME (STALE). Both sides drop whatever arrives
-after a STOP.
+frames that the guest wrote before it received the RESUME (STALE).
 """
 
 LATE = _OF_STREAMS | {_F.DATA, _F.CREDIT, _F.SIGNAL, _F.IDLE_QUERY}

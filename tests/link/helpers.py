@@ -19,6 +19,7 @@ from gvisor_kernel.link import (
     Message,
     Ping,
     Pong,
+    RemoteProtocolError,
     Resume,
     Resumed,
     Signal,
@@ -72,7 +73,6 @@ VALID = {
     FrameType.LOG: raw(FrameType.LOG, b"text", LogSource.STDERR),
     FrameType.PING: raw(FrameType.PING, Ping(7).encode()),
     FrameType.PONG: raw(FrameType.PONG, Pong(7).encode()),
-    FrameType.STOP: raw(FrameType.STOP),
     FrameType.RESUME: raw(FrameType.RESUME, RESUME.encode()),
     FrameType.RESUMED: raw(FrameType.RESUMED, Resumed(1, True).encode()),
     FrameType.IDLE_QUERY: raw(FrameType.IDLE_QUERY, IdleQuery(1).encode()),
@@ -108,10 +108,8 @@ def connection_in(role: Role, state: State, after_run: bool = False) -> Connecti
     if state is State.RESUMING:
         end.receive_data(VALID[FrameType.RESUME])
     if state is State.CLOSED:
-        if role is Role.HOST:
-            end.send_stop()
-        else:
-            end.receive_data(VALID[FrameType.STOP])
+        with pytest.raises(RemoteProtocolError):
+            end.receive_data(b"\xff" * HEADER.size)
     while end.data_to_send() or end.next_event():
         pass
     assert end.state is state
