@@ -3,15 +3,14 @@
 ``fuzz_link.make_end`` and ``check`` read the first byte of a seed: bit 0 is the role (1: guest);
 bits 1 and 2 are the state (0 opening, 1 idle, 2 running, 3 after a run, or resuming for a host);
 if bits 6 and 7 are set, a guest diverts frames. In a seed of corpus/streams only the role counts
-(``fuzz_streams.make_end``).
+(``make_streams_end``).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import fuzz_streams
-from fuzz_link import make_end
+from fuzz_link import make_end, make_streams_end
 
 from gvisor_kernel.link import (
     Channel,
@@ -118,8 +117,8 @@ def resume_restored() -> tuple[bytes, bytes]:
 
 
 def talk_on_streams() -> tuple[bytes, bytes]:
-    """Use the streams that a guest of ``fuzz_streams`` has; return what each end received."""
-    host, guest = Streams(Role.HOST), fuzz_streams.make_end(GUEST)
+    """Use the streams that a guest of ``fuzz_link`` has; return what each end received."""
+    host, guest = Streams(Role.HOST), make_streams_end(GUEST)
     to_host = to_guest = b""
     while True:
         up = guest.data_to_send()

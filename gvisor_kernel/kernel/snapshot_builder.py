@@ -14,7 +14,7 @@ import os
 import platform
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,6 @@ from gvisor_kernel.snapshots.learned import (
     Preloaded,
     find_difference,
     read_preloaded,
-    write_preloaded,
 )
 from gvisor_kernel.snapshots.snapshot import PRELOADED, Draft, Meta, Snapshot
 from gvisor_kernel.snapshots.snapshot_store import Store, builder_lock
@@ -209,7 +208,7 @@ def _make_once(
             },
             facts={
                 "language": language,
-                **({} if preloaded is None else {PRELOADED: write_preloaded(preloaded)}),
+                **({} if preloaded is None else {PRELOADED: asdict(preloaded)}),
             },
             created=time.time(),
         )

@@ -126,6 +126,11 @@ def events(end: Connection) -> list[Event]:
     return list(iter(end.next_event, None))
 
 
+def partial(end: Connection, channel: Channel) -> int:
+    """Return the bytes of a message that is not whole yet."""
+    return end._flow.partial(channel)
+
+
 def consume_messages(end: Connection) -> list[Message]:
     """Take all events that wait, consume the messages among them and return these."""
     messages = [event for event in events(end) if isinstance(event, Message)]
@@ -154,11 +159,11 @@ def small_limits(
 ) -> Iterator[None]:
     """Run the same code with limits that a test reaches at once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flow, "WINDOW", window)
-        patch.setattr(flow, "CREDIT_STEP", step)
-        patch.setattr(flow, "FRAME_COST", cost)
-        patch.setattr(flow, "MAX_PAYLOAD", payload)
-        patch.setattr(flow, "JOIN_BELOW", payload)
+        for name, value in (
+            *(("WINDOW", window), ("CREDIT_STEP", step), ("FRAME_COST", cost)),
+            *(("MAX_PAYLOAD", payload), ("JOIN_BELOW", payload)),
+        ):
+            patch.setattr(flow, name, value)
         patch.setattr(frames, "MAX_MESSAGE", message)
         yield
 

@@ -7,7 +7,7 @@ import os
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,8 +46,6 @@ from gvisor_kernel.snapshots.learned import (
     is_outdated,
     read_counts,
     read_preloaded,
-    write_counts,
-    write_preloaded,
 )
 from gvisor_kernel.snapshots.snapshot_store import Store, builder_lock
 
@@ -302,9 +300,9 @@ def test_malformed_counts_are_refused(content: Any) -> None:
 
 def test_json_of_counts_and_of_what_was_imported() -> None:
     counts = Counts(3, {"numpy": 2}, 1)
-    assert read_counts(write_counts(counts)) == counts
+    assert read_counts(asdict(counts)) == counts
     made = Preloaded(("numpy", "bad"), ("numpy",), {"bad": "why"})
-    assert read_preloaded(json.loads(json.dumps(write_preloaded(made)))) == made
+    assert read_preloaded(json.loads(json.dumps(asdict(made)))) == made
     for odd in (None, {}, {"wanted": ["a b"], "imported": [], "left_out": {}}, {"wanted": 3}):
         assert read_preloaded(odd) is None
 

@@ -119,7 +119,7 @@ def test_program_leaves_a_snapshot_that_waits(
         note_left(ORDER)
     if why_not == "stopped":
         queue.stop()
-    assert queue._leave() is not bool(why_not)
+    assert queue.leave() is not bool(why_not)
     queue.end()
     assert len(started) == (not why_not)
     for process in started:
@@ -137,7 +137,7 @@ def test_builder_that_runs_is_left_once(left_before: bool, tmp_path: Path) -> No
     process = queue._process = snapshot_queue._start(builder, subprocess.DEVNULL)
     if left_before:
         note_left(ORDER)
-    assert queue._leave() is not left_before
+    assert queue.leave() is not left_before
     queue.end()
     if not left_before:
         os.waitpid(process.pid, 0)  # this process does not end, so it gets the status
@@ -148,5 +148,5 @@ def test_builder_that_has_no_order_yet_is_not_left() -> None:
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         queue = SnapshotQueue()
         queue._process = process
-        assert not queue._leave()
+        assert not queue.leave()
         assert process.communicate() == (b"", None)

@@ -21,7 +21,7 @@ from gvisor_kernel.runtimes.runsc.runsc_sandbox import RunscSandbox
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
 
 from .. import leaks
-from ..jupyter.helpers import SECONDS, execute, kernel_log, running_kernel, wait_until
+from ..jupyter.helpers import SECONDS, execute, kernel_log, running_kernel, sandbox_of, wait_until
 from ..sweeps import needs_all
 from ..world import World
 
@@ -70,7 +70,7 @@ def started(**start: Any) -> Any:
 
 
 def identity_of(manager: KernelManager) -> str:
-    return str(manager.provisioner._kernel.sandbox.identity)  # type: ignore[union-attr]
+    return str(sandbox_of(manager).identity)
 
 
 @pytest.fixture
