@@ -109,8 +109,9 @@ class OtherProcesses:
 
     Where hundreds of processes compete for the CPU, each is scheduled after seconds only, and again
     for each of its system calls. A kernel needs many system calls to handle an interrupt, so all
-    other processes wait until it has. With few processes nothing is paused: a program may not
-    expect to be stopped, such as a shell that waits for it.
+    other processes wait until it has: beside a fork bomb an interrupt took minutes otherwise. With
+    few processes nothing is paused: a program may not expect to be stopped, such as a shell that
+    waits for it.
     """
 
     def __init__(self) -> None:
