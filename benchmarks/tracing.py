@@ -33,7 +33,7 @@ STEPS = (
     "gvisor_kernel.bridge.kernel:KernelBridge.attach_restored",
     "gvisor_kernel.snapshots.snapshot_store:Store._open_locked",
     "gvisor_kernel.snapshots.manifest:Manifest.find_change",
-    "gvisor_kernel.snapshots.host_facts:find_host_facts",
+    "gvisor_kernel.snapshots.key:find_host_facts",
     "jupyter_client.provisioning.local_provisioner:LocalProvisioner.launch_kernel",
 )
 

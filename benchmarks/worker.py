@@ -27,7 +27,7 @@ from platformdirs import user_cache_path
 from benchmarks import figures, program, tracing
 from gvisor_kernel.bridge import Bridge
 from gvisor_kernel.config.settings import SETTINGS
-from gvisor_kernel.kernel.spare_keeper import SpareKeeper
+from gvisor_kernel.kernel.preparation import SpareKeeper
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
 
 LONGEST_ERROR = 1500

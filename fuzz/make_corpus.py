@@ -3,15 +3,14 @@
 ``fuzz_link.make_end`` and ``check`` read the first byte of a seed: bit 0 is the role (1: guest);
 bits 1 and 2 are the state (0 opening, 1 idle, 2 running, 3 after a run, or resuming for a host);
 if bits 6 and 7 are set, a guest diverts frames. In a seed of corpus/streams only the role counts
-(``fuzz_streams.make_end``).
+(``make_streams_end``).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import fuzz_streams
-from fuzz_link import make_end
+from fuzz_link import make_end, make_streams_end
 
 from gvisor_kernel.link import (
     Channel,
@@ -29,9 +28,15 @@ from gvisor_kernel.link import (
     Started,
     Stats,
 )
-from gvisor_kernel.link.frames import FLAG_LAST, HEADER, FrameType
+from gvisor_kernel.link.frames import (
+    FLAG_LAST,
+    HEADER,
+    FrameType,
+    encode_bytes,
+    encode_grant,
+    encode_short,
+)
 from gvisor_kernel.link.state import Role
-from gvisor_kernel.link.stream_frames import encode_bytes, encode_grant, encode_short
 from gvisor_kernel.link.streams import STREAM_WINDOW, Finished, Opened, Streams
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -87,8 +92,6 @@ def conversation() -> tuple[bytes, bytes]:
         exchange()
         guest.send(Exited(run, -9))
         exchange()
-    host.send_stop()
-    exchange()
     return to_host, to_guest
 
 
@@ -114,8 +117,8 @@ def resume_restored() -> tuple[bytes, bytes]:
 
 
 def talk_on_streams() -> tuple[bytes, bytes]:
-    """Use the streams that a guest of ``fuzz_streams`` has; return what each end received."""
-    host, guest = Streams(Role.HOST), fuzz_streams.make_end(GUEST)
+    """Use the streams that a guest of ``fuzz_link`` has; return what each end received."""
+    host, guest = Streams(Role.HOST), make_streams_end(GUEST)
     to_host = to_guest = b""
     while True:
         up = guest.data_to_send()
@@ -179,7 +182,6 @@ def make_seeds() -> dict[str, bytes]:
         + raw_frame(FrameType.EXIT, exit_status),
         "guest-late": bytes([GUEST | AFTER | 16]) + raw_frame(FrameType.DATA, parts, 1) + halves
         + raw_frame(FrameType.SIGNAL, b"\0\0\0\1\2"),
-        "guest-stop": bytes([GUEST | IDLE]) + raw_frame(FrameType.STOP) + b"\xff" * 9,
         "host-log": bytes([HOST | IDLE]) + raw_frame(FrameType.LOG, bytes(range(256)), 2),
         "host-credit": bytes([HOST | RUNNING]) + raw_frame(FrameType.CREDIT, bytes(4), 1),
         "host-credit-over": bytes([HOST | RUNNING]) + raw_frame(FrameType.CREDIT, b"\xff" * 4, 1),

@@ -20,13 +20,10 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
 
-import fuzz_link  # noqa: E402
-import fuzz_streams  # noqa: E402
+from fuzz_link import TARGETS  # noqa: E402
 
 from gvisor_kernel.link.frames import HEADER, FrameType  # noqa: E402
 
-TARGETS = {"link": fuzz_link, "streams": fuzz_streams}
-"""The modules that check an input, each with its corpus of the same name."""
 FOUND = FOLDER / "found"
 MAX_LENGTH = 4096
 """Bytes of a changed input."""
@@ -90,7 +87,7 @@ def mutate(data: bytes, other: bytes, rng: random.Random) -> bytes:
 
 def fuzz(name: str, seconds: float, seed: int, keep: Path | None) -> int:
     """Fuzz one target. Return the exit status."""
-    check, outcome = TARGETS[name].check, TARGETS[name].outcome
+    check, outcome = TARGETS[name]
     rng = random.Random(seed)  # noqa: S311 - repeatable, not secret
     pool = [path.read_bytes() for path in sorted((FOLDER / "corpus" / name).iterdir())]
     known = {outcome(data)[0] for data in pool}

@@ -92,9 +92,8 @@ QUICK = (
         "kubernetes/test_doctor.py",
     ),
     *("docker/test_stream.py", "guest/test_direct_link.py", "guest/test_egress.py"),
-    *("guest/test_allocator.py", "guest/test_font_list.py"),
+    *("guest/test_interpreter.py", "guest/test_font_list.py"),
     *("guest/test_cell_imports.py", "guest/test_preload.py"),
-    *("guest/test_lone_imports.py", "guest/test_module_files.py"),
     *(
         "guest/test_service_changes.py",
         "guest/test_zmtp.py",

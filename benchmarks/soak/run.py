@@ -16,8 +16,8 @@ import psutil
 
 from benchmarks.soak import counts
 from benchmarks.soak.kernels import ACTIONS, Kernel, a_kernel, cell
+from gvisor_kernel.kernel.preparation import SpareKeeper
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
-from gvisor_kernel.kernel.spare_keeper import SpareKeeper
 
 AT_ONCE = 4
 """Starts that run in parallel when many kernels are started."""

@@ -16,9 +16,8 @@ from contextlib import suppress
 
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.link import Connection, LocalProtocolError, RemoteProtocolError
-from gvisor_kernel.link.frames import Channel, find_whole_frames_size
+from gvisor_kernel.link.frames import STREAM_SIZES, Channel, find_whole_frames_size
 from gvisor_kernel.link.state import SENDERS, Role
-from gvisor_kernel.link.stream_frames import STREAM_SIZES
 
 OpenEgress = Callable[[], Awaitable[socket.socket]]
 """Returns one end of a stream socketpair whose other end a process serves; starts that process if

@@ -15,7 +15,7 @@ from gvisor_kernel.cli.output import describe_age, print_json, print_table
 from gvisor_kernel.config.validators import accept_modules
 from gvisor_kernel.errors import GvisorKernelError, RuntimeMissing, SnapshotError
 from gvisor_kernel.shown_text import describe_size, printable_name
-from gvisor_kernel.snapshots.host_facts import find_stale_parts
+from gvisor_kernel.snapshots.key import find_stale_parts
 from gvisor_kernel.snapshots.learned import read_preloaded
 from gvisor_kernel.snapshots.snapshot import PRELOADED, Snapshot
 from gvisor_kernel.snapshots.snapshot_store import Store
@@ -231,10 +231,10 @@ def build_from_stdin() -> None:
     """Make the snapshot of the plan in the first line of stdin.
 
     This process ends, and removes what it has begun, when stdin closes, unless its program has left
-    it to finish: see ``left_builder``.
+    it to finish: see ``snapshot_queue``.
     """
-    from gvisor_kernel.kernel.left_builder import end_with, note_finished, read_order
     from gvisor_kernel.kernel.snapshot_builder import build_in_background
+    from gvisor_kernel.kernel.snapshot_queue import end_with, note_finished, read_order
 
     order, said = read_order(sys.stdin.fileno())
     plan = json.loads(order)

@@ -15,7 +15,7 @@ import h11
 
 from gvisor_kernel.egress.heads import MAX_HEAD
 from gvisor_kernel.egress.streams import ByteStream, StreamLink, StreamReset
-from gvisor_kernel.link.errors import LocalProtocolError
+from gvisor_kernel.link.frames import LocalProtocolError
 from gvisor_kernel.link.streams import EGRESS_PORT
 
 SEND_SIZE = 64 * 1024

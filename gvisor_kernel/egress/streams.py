@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from gvisor_kernel.host.log_files import Allowance
-from gvisor_kernel.link.errors import RemoteProtocolError
+from gvisor_kernel.link.frames import RemoteProtocolError
 from gvisor_kernel.link.state import Role
 from gvisor_kernel.link.streams import Finished, Granted, Opened, Received, Reset, Streams
 

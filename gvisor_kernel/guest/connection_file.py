@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import socket
-from typing import Dict, List, Tuple, Union
+from typing import Union
 
 from gvisor_kernel.guest.identity import as_kernel
 from gvisor_kernel.link.frames import KERNEL_CHANNELS, Channel
@@ -22,7 +22,7 @@ TCP_FILE_PLACEHOLDER = "{tcp_connection_file}"
 """Placeholder for the path of a connection file with TCP ports of the sandbox's loopback, for
 kernels that cannot use Unix sockets."""
 
-SocketAddress = Union[str, Tuple[str, int]]
+SocketAddress = Union[str, tuple[str, int]]
 """The path of a Unix socket, or IP address and port."""
 
 
@@ -34,15 +34,15 @@ def socket_prefix(run: int) -> str:
     return f"{DIRECTORY}/{run}/s"
 
 
-def unix_addresses(run: int) -> Dict[Channel, SocketAddress]:
+def unix_addresses(run: int) -> dict[Channel, SocketAddress]:
     """Return where kernel number ``run`` listens if its connection file names Unix sockets."""
     prefix = socket_prefix(run)
     return {Channel(number): f"{prefix}-{int(number)}" for number in KERNEL_CHANNELS}
 
 
 def prepare_connection(
-    argv: List[str], run: int, key: str, scheme: str
-) -> Tuple[List[str], Dict[Channel, SocketAddress]]:
+    argv: list[str], run: int, key: str, scheme: str
+) -> tuple[list[str], dict[Channel, SocketAddress]]:
     """Write the connection file for kernel number ``run``, which owns it.
 
     Returns ``argv`` with the path in place of the placeholders, and where the kernel is to listen.
@@ -59,7 +59,7 @@ def prepare_connection(
     return filled, addresses
 
 
-def free_ports() -> Dict[Channel, SocketAddress]:
+def free_ports() -> dict[Channel, SocketAddress]:
     """Return free loopback ports. No other process of the sandbox runs that could take them."""
     sockets = {Channel(number): socket.socket() for number in KERNEL_CHANNELS}
     try:
@@ -72,7 +72,7 @@ def free_ports() -> Dict[Channel, SocketAddress]:
 
 
 def write_connection_file(
-    run: int, addresses: Dict[Channel, SocketAddress], key: str, scheme: str
+    run: int, addresses: dict[Channel, SocketAddress], key: str, scheme: str
 ) -> str:
     """Write a connection file for kernel number ``run`` in a new directory. Return its path."""
     shutil.rmtree(DIRECTORY, ignore_errors=True)
@@ -80,7 +80,7 @@ def write_connection_file(
     os.makedirs(directory, mode=0o700)
     path = f"{directory}/connection.json"
     tcp = isinstance(addresses[Channel.SHELL], tuple)
-    info: Dict[str, object] = {
+    info: dict[str, object] = {
         "transport": "tcp" if tcp else "ipc",
         "ip": LOOPBACK if tcp else socket_prefix(run),
         "key": key,

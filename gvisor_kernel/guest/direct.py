@@ -19,10 +19,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Deque, List, Optional, Tuple
 
-from gvisor_kernel.guest.notice import explain_drop
-from gvisor_kernel.guest.stack_room import with_stack_room
+from gvisor_kernel.guest.guest_log import explain_drop
+from gvisor_kernel.guest.interpreter import with_stack_room
 from gvisor_kernel.link import (
     Hello,
     IdleQuery,
@@ -51,7 +50,7 @@ DRAIN_SECONDS = 3.0
 POLL_SECONDS = 0.1
 """Seconds after which a thread that waits for room checks again, in case it missed the signal."""
 
-Parts = List[bytes]
+Parts = list[bytes]
 _END: Parts = []
 """Queue entry that marks the end: everything to be sent was queued before it."""
 
@@ -76,11 +75,11 @@ class DirectLink:
         self._frames = FrameReader()
         self._lock = threading.Lock()
         """Guards ``_flow``, ``_unsent`` and the order of writes."""
-        self._waiting: Deque[Tuple[Optional[Channel], Parts]] = deque()
+        self._waiting: deque[tuple[Channel | None, Parts]] = deque()
         """Entries for the writing thread, which removes each after it was added to ``_flow``."""
-        self._callbacks: Deque[Callable[[], None]] = deque()
-        self._timers: List[Tuple[float, Callable[[], None]]] = []
-        self._unsent: Deque[bytes] = deque()
+        self._callbacks: deque[Callable[[], None]] = deque()
+        self._timers: list[tuple[float, Callable[[], None]]] = []
+        self._unsent: deque[bytes] = deque()
         """Frames that count as sent, but were not written because the socket was full."""
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._room_made: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -92,7 +91,7 @@ class DirectLink:
         self._delivery = threading.RLock()
         """Held while ``on_message`` runs."""
         self._delivering = True
-        self._writer: Optional[threading.Thread] = None
+        self._writer: threading.Thread | None = None
         self._has_writer = False
         """True while the writing thread runs. ``is_alive`` takes a lock, and so reads the clock."""
         os.register_at_fork(after_in_child=self._close_in_child)
@@ -125,7 +124,7 @@ class DirectLink:
         if not self._send_at_once(channel, parts):
             self._queue_for_writer(channel, parts)
 
-    def _queue_for_writer(self, channel: Optional[Channel], parts: Parts) -> None:
+    def _queue_for_writer(self, channel: Channel | None, parts: Parts) -> None:
         self._waiting.append((channel, parts))
         self._wake.put(None)
 
@@ -219,7 +218,7 @@ class DirectLink:
             except Exception as error:
                 print_error(f"{type(error).__name__}: {error}\n")
 
-    def _queue_entry(self, entry: Tuple[Optional[Channel], Parts], urgent: Parts) -> None:
+    def _queue_entry(self, entry: tuple[Channel | None, Parts], urgent: Parts) -> None:
         channel, parts = entry
         if channel is None:
             self._end_queued |= parts is _END

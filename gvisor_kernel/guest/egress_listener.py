@@ -15,7 +15,6 @@ import socket
 import struct
 from collections import deque
 from contextlib import suppress
-from typing import Deque, Dict, List, Optional
 
 from gvisor_kernel.guest.guest_log import GuestLog
 from gvisor_kernel.guest.refusals import NO_EGRESS, Refusals
@@ -75,21 +74,21 @@ class EgressListener:
     def __init__(self, connection: Connection, log: GuestLog) -> None:
         self._connection = connection
         self._log = log
-        self._listener: Optional[socket.socket] = None
+        self._listener: socket.socket | None = None
         self._listening = False
         """The listener is registered for reading: there is room for a connection."""
         self._readers = select.epoll()
         self._writers = select.epoll()
         self._refusals = Refusals(self._readers, log.tell_refusal)
         self._refusal = NO_EGRESS
-        self._clients: Dict[int, _Client] = {}
+        self._clients: dict[int, _Client] = {}
         """The connections by descriptor."""
-        self._by_number: Dict[int, _Client] = {}
-        self._filled: Dict[int, None] = {}
+        self._by_number: dict[int, _Client] = {}
+        self._filled: dict[int, None] = {}
         """Numbers of streams with bytes of this turn for their programs."""
-        self._ready: Deque[int] = deque()
+        self._ready: deque[int] = deque()
         """Descriptors that were ready at the last look, and are next in turn."""
-        self._streams: Optional[Streams] = None
+        self._streams: Streams | None = None
         """None in a run without egress."""
 
     # -- a run -----------------------------------------------------------------------------------
@@ -146,13 +145,13 @@ class EgressListener:
     # -- waiting ---------------------------------------------------------------------------------
 
     @property
-    def descriptors(self) -> List[int]:
+    def descriptors(self) -> list[int]:
         """The descriptors to poll for reading."""
         writer = self._writers.fileno()
         return [writer] if self._is_full else [self._readers.fileno(), writer]
 
     @property
-    def wait_ms(self) -> Optional[int]:
+    def wait_ms(self) -> int | None:
         """Milliseconds until ``turn`` must be called without an event; None: never."""
         return self._refusals.wait_ms
 
@@ -168,7 +167,7 @@ class EgressListener:
 
     # -- to the host -----------------------------------------------------------------------------
 
-    def turn(self, ready: Dict[int, int]) -> None:
+    def turn(self, ready: dict[int, int]) -> None:
         """Move a bounded number of bytes of the connections that are ready."""
         filled, self._filled = self._filled, {}
         for number in filled:  # once for all frames of a read: a system call is dear in a sandbox

@@ -1,10 +1,11 @@
 """Makes matplotlib's list of fonts before a snapshot is taken, in a process that then ends.
 
 matplotlib looks at each font of the system the first time that it is imported, and keeps what it
-found below the home. A kernel's home is empty, so each one would do it again: a fifth of the time
-of an import of pyplot. With the list in the snapshot, a restored kernel has it as a person's own
-home has it. matplotlib itself makes a new one when it is of another version or names a font that is
-gone.
+found below the home. A kernel's home is empty, so each one would do it again: where a snapshot has
+not imported pyplot itself, an import of numpy, pandas and pyplot takes 1.3 times the time and the
+CPU time without the list (medians of 18 interleaved rounds). With it in the snapshot, a restored
+kernel has it as a person's own home has it. matplotlib itself makes a new one when it is of another
+version or names a font that is gone.
 """
 
 from __future__ import annotations

@@ -18,12 +18,11 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import List, NoReturn, Optional
+from typing import NoReturn
 
 from gvisor_kernel.guest import python_kernel
-from gvisor_kernel.guest.lone_imports import lone_imports
+from gvisor_kernel.guest.interpreter import lone_imports, with_stack_room
 from gvisor_kernel.guest.resume import reseed
-from gvisor_kernel.guest.stack_room import with_stack_room
 
 EARLY_PREFIXES = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_")
 """Prefixes of variables that an interpreter reads when it starts."""
@@ -52,7 +51,7 @@ def import_ahead(names: Sequence[str]) -> bool:
     return True
 
 
-def find_forked_argv(argv: Sequence[str], environment: Mapping[str, str]) -> Optional[List[str]]:
+def find_forked_argv(argv: Sequence[str], environment: Mapping[str, str]) -> list[str] | None:
     """Return the ``sys.argv`` of ``python_kernel`` if a fork can replace the command ``argv``.
 
     It can if ``argv`` runs ``python_kernel`` with this interpreter and its options, and if no
@@ -67,7 +66,7 @@ def find_forked_argv(argv: Sequence[str], environment: Mapping[str, str]) -> Opt
     return list(argv[2:])
 
 
-def run_in_fork(argv: List[str], environment: Mapping[str, str]) -> NoReturn:
+def run_in_fork(argv: list[str], environment: Mapping[str, str]) -> NoReturn:
     """Run the kernel in this process and exit with its status. Never returns.
 
     The process must be a forked child whose descriptors are set up.

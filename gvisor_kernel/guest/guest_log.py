@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from gvisor_kernel.link import Connection, LogSource
+from gvisor_kernel.link import Channel, Connection, LogSource
 
 LOG_BURST = 256 * 1024
 """Bytes of log that a kernel may cause at once."""
@@ -74,3 +74,11 @@ class GuestLog:
             self.write(f"{self._budget.dropped} bytes of output were not logged.\n")
             self._budget.dropped = 0
         return True
+
+
+def explain_drop(channel: Channel, error: Exception) -> str:
+    """Return the text for the person who waits for a message that is too large for the link."""
+    return (
+        f"A message on {channel.name.lower()} was dropped. {error} "
+        "Show it in parts, or write it to a file.\n"
+    )

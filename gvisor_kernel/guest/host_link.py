@@ -5,13 +5,15 @@ What the bytes mean is up to the connection, and what frames cause to ``supervis
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import time
-from typing import Callable, List, Optional, Tuple
+from contextlib import suppress
+from typing import Callable
 
-from gvisor_kernel.guest.carried_link import CarriedLink
 from gvisor_kernel.link import Connection, RemoteProtocolError
+from gvisor_kernel.link.carrier import Carrier
 
 READ_SIZE = 256 * 1024
 WAIT_MS = 10_000
@@ -22,7 +24,105 @@ host sends a PING every 5 s. Waits are counted, not time: a machine that slept w
 
 
 class HostGone(Exception):
-    """The link ended, failed or fell silent, or the host sent STOP: end the sandbox."""
+    """The link ended, failed or fell silent: end the sandbox."""
+
+
+class CarriedLink:
+    """Takes the place of the link's two descriptors where the connection may be cut: a carrier
+    between the link and stdio. ``link_out`` does not block.
+
+    In a pod stdin and stdout belong to whoever attaches, and outlive each of them. What the host
+    asks beside the link is answered here: how much memory the sandbox uses.
+    """
+
+    def __init__(self, secret: bytes, link_in: int, link_out: int) -> None:
+        self._carrier = Carrier(secret, is_host=False)
+        self._in, self._out = link_in, link_out
+        self._raw = memoryview(b"")
+        self._told_loss = False
+
+    @property
+    def wants_to_write(self) -> bool:
+        """Return whether something waits for room in ``link_out``."""
+        return bool(self._raw) or self._carrier.wants_to_send
+
+    def read(self) -> bytes | None:
+        """Read what has come; None if it adds nothing to the link, b"" if the link has ended.
+
+        :raises RemoteProtocolError: when the host claims what cannot be
+        :raises OSError: when ``link_in`` cannot be read
+        """
+        data = os.read(self._in, READ_SIZE)
+        if not data:
+            return b""
+        payload = self._carrier.receive(data)
+        if self._carrier.take_restart():
+            self._told_loss = False
+            self._raw = memoryview(b"")  # half a packet for the connection before
+        if self._carrier.is_lost and self._carrier.connected and not self._told_loss:
+            self._told_loss = True
+            self._carrier.note(json.dumps({"lost": True}).encode())
+        while self._carrier.notes:
+            self._carrier.notes.popleft()
+            self._carrier.note(json.dumps(measure_memory()).encode())
+        self.flush()
+        if self._carrier.ended:
+            return b""
+        return payload or None
+
+    def write(self, data: memoryview) -> int:
+        """Take bytes of the link; return how many.
+
+        :raises BlockingIOError: when none can be taken until the host has confirmed some
+        :raises OSError: when ``link_out`` is closed
+        """
+        size = min(len(data), self._carrier.room)
+        if not size:
+            self.flush()
+            raise BlockingIOError
+        self._carrier.write(bytes(data[:size]))
+        self.flush()
+        return size
+
+    def flush(self) -> None:
+        """Write what ``link_out`` accepts.
+
+        :raises OSError: when it is closed
+        """
+        with suppress(BlockingIOError):
+            while True:
+                if not self._raw:
+                    self._raw = memoryview(self._carrier.data_to_send())
+                    if not self._raw:
+                        return
+                self._raw = self._raw[os.write(self._out, self._raw) :]
+
+
+def measure_memory() -> dict[str, int]:
+    """Return what gVisor says of the memory of all processes and files of the sandbox, in bytes."""
+    found = {}
+    with open("/proc/meminfo", encoding="ascii") as file:
+        for line in file:
+            name, _, rest = line.partition(":")
+            words = rest.split()
+            if words and words[0].isdigit():
+                found[name] = int(words[0]) * 1024
+    return {"used": max(0, found.get("MemTotal", 0) - found.get("MemFree", 0))}
+
+
+def describe_network() -> str:
+    """Return the interfaces and routes of this sandbox except its loopback; empty if none."""
+    found = []
+    with suppress(OSError), open("/proc/net/dev", encoding="ascii", errors="replace") as file:
+        names = [line.partition(":")[0].strip() for line in file if ":" in line]
+        found += [name for name in names if name != "lo"]
+    for path, loopback in (("/proc/net/route", "lo"), ("/proc/net/ipv6_route", "lo")):
+        with suppress(OSError), open(path, encoding="ascii", errors="replace") as file:
+            for line in file:
+                words = line.split()
+                if words and words[0] != "Iface" and loopback not in (words[0], words[-1]):
+                    found.append(f"a route by {words[0] if path.endswith('/route') else words[-1]}")
+    return ", ".join(dict.fromkeys(found))[:200]
 
 
 class HostLink:
@@ -37,7 +137,7 @@ class HostLink:
         connection: Connection,
         link_in: int,
         link_out: int,
-        carried: Optional[CarriedLink],
+        carried: CarriedLink | None,
         pump: Callable[[], None],
     ) -> None:
         self._connection = connection
@@ -52,7 +152,7 @@ class HostLink:
         return self._in
 
     @property
-    def polled(self) -> List[Tuple[int, int]]:
+    def polled(self) -> list[tuple[int, int]]:
         """Descriptors and events to poll."""
         wanted = [(self._in, select.POLLIN)]
         if self._pending if self._carried is None else self._carried.wants_to_write:
@@ -64,13 +164,13 @@ class HostLink:
         """Return whether bytes that the connection has given out still wait for the host."""
         return bool(self._pending)
 
-    def read(self) -> Optional[bytes]:
+    def read(self) -> bytes | None:
         """Read bytes of the link; None if there are none yet.
 
         :raises HostGone: when it has ended or cannot be read
         """
         if self._carried is None:
-            data: Optional[bytes] = os.read(self._in, READ_SIZE)
+            data: bytes | None = os.read(self._in, READ_SIZE)
         else:
             try:
                 data = self._carried.read()

@@ -13,7 +13,8 @@ import signal
 import sys
 import threading
 import weakref
-from typing import Any, Dict, Iterator, Optional
+from collections.abc import Iterator
+from typing import Any
 
 FRAMEWORKS = ("asyncio", "ipykernel", "tornado", "zmq")
 """Packages whose coroutines serve the kernel. Coroutines of other packages count as work."""
@@ -111,7 +112,7 @@ class IdleCheck:
 
     def _find_thread(self) -> str:
         """Find a thread that may do work, also one started without the module ``threading``."""
-        threads: Dict[Optional[int], Any] = {t.ident: t for t in threading.enumerate()}
+        threads: dict[int | None, Any] = {t.ident: t for t in threading.enumerate()}
         if _thread._count() >= len(threads):  # it counts all threads except the main one
             return "a thread without a name"
         for ident, frame in sys._current_frames().items():

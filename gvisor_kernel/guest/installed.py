@@ -13,11 +13,12 @@ imports from it.
 from __future__ import annotations
 
 import importlib.machinery
+import importlib.util
 import os
 import shlex
 import site
 import sys
-from typing import List, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 
 VARIABLE = "GVISOR_KERNEL_PACKAGES"
 """Names the directory of the environment. A kernel without it has none."""
@@ -84,13 +85,13 @@ def site_directory(root: str) -> str:
     return os.path.join(root, "lib", f"python{_version()}", "site-packages")
 
 
-def setting_directories(environment: Mapping[str, str]) -> List[str]:
+def setting_directories(environment: Mapping[str, str]) -> list[str]:
     """Return the directory from which the packages of the setting are imported, if there is one."""
     root = environment.get(SETTING)
     return [site_directory(root)] if root else []
 
 
-def image_directories() -> List[str]:
+def image_directories() -> list[str]:
     """Return the directories from which the image's Python imports packages, in order."""
     directories = site.getsitepackages()
     if site.ENABLE_USER_SITE:
@@ -149,7 +150,7 @@ def _make(root: str, environment: Mapping[str, str]) -> None:
     os.rename(new, root)
 
 
-def _find_spare_pip() -> List[str]:
+def _find_spare_pip() -> list[str]:
     """Return the wheel from which ``python -m pip`` can run if the image has no pip installed."""
     if any(os.path.isdir(os.path.join(path, "pip")) for path in image_directories()):
         return []
@@ -169,3 +170,37 @@ def _write(path: str, text: str, mode: int = 0o644) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(fd, "w", encoding="utf-8") as file:
         file.write(text)
+
+
+# -- modules of the environment --------------------------------------------------------------------
+# Those lie below a directory of packages that no kernel can change; others are of a notebook's
+# folder, of a session, or of Python.
+
+
+def find_directories() -> list[str]:
+    """Return the directories of the environment's packages."""
+    found = list(site.getsitepackages())
+    if site.ENABLE_USER_SITE:
+        found.append(site.getusersitepackages())
+    if SETTING in os.environ:
+        found.append(os.environ[SETTING])
+    return [os.path.join(path, "") for path in found]
+
+
+def is_installed(name: str) -> bool:
+    """Return whether the first part of a module's name is in the environment. Imports nothing."""
+    try:
+        spec = importlib.util.find_spec(name.partition(".")[0])
+    except (ImportError, ValueError, AttributeError):
+        return False
+    return spec is not None and _is_within(spec.origin)
+
+
+def is_loaded(name: str) -> bool:
+    """Return whether ``name`` is a module that this process has imported from the environment."""
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    return _is_within(getattr(spec, "origin", None))
+
+
+def _is_within(origin: str | None) -> bool:
+    return isinstance(origin, str) and origin.startswith(tuple(find_directories()))

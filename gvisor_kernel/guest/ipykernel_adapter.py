@@ -18,22 +18,22 @@ lists the versions tested):
 from __future__ import annotations
 
 import inspect
+import signal
 import sys
+import threading
 from functools import partial
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable
 
 import zmq
 
-from gvisor_kernel.guest import interrupts
 from gvisor_kernel.guest import ipykernel_shortcuts as shortcuts
-from gvisor_kernel.guest.cell_imports import CellImports
+from gvisor_kernel.guest.cell_hooks import CellImports, UnkeptFiles
 from gvisor_kernel.guest.direct import DirectLink
 from gvisor_kernel.guest.idle_check import IdleCheck
 from gvisor_kernel.guest.resume import apply_environment, rekey_kernel, renew_session, reseed
-from gvisor_kernel.guest.unkept_files import UnkeptFiles
 from gvisor_kernel.link import Channel, Hello, Message, Resume
 
-METHODS: Dict[str, List[str]] = {
+METHODS: dict[str, list[str]] = {
     "_bind_socket": ["self", "s", "port"],
     "init_heartbeat": ["self"],
     "init_io": ["self"],
@@ -52,7 +52,7 @@ IDENTITY = b"gvisor-kernel-link"
 that sent the execute_request."""
 
 
-def find_obstacle(application: Any) -> Optional[str]:
+def find_obstacle(application: Any) -> str | None:
     """Return why the class ``application`` cannot be adapted, or None if it can."""
     for name, parameters in METHODS.items():
         method = getattr(application, name, None)
@@ -73,8 +73,8 @@ class Adapter:
         self.facts = facts
         self.flushes_on_demand = True
         """True if both output streams know by themselves when there is something to flush."""
-        self._dealers: Dict[Channel, zmq.Socket[bytes]] = {}
-        self._to_main: Optional[shortcuts.MainThreadRoute] = None
+        self._dealers: dict[Channel, zmq.Socket[bytes]] = {}
+        self._to_main: shortcuts.MainThreadRoute | None = None
 
     def bind(self, application: Any, kernel_socket: Any, port: int) -> int:
         """Replace ``_bind_socket``: bind to ``inproc`` and connect the DEALER socket."""
@@ -136,8 +136,8 @@ class Adapter:
             kernel.shell.events.register("post_run_cell", UnkeptFiles(kernel).after_cell)
             kernel.shell.events.register("post_run_cell", CellImports().after_cell)
         self._to_main = shortcuts.MainThreadRoute(kernel, IDENTITY)
-        interrupts.install_wake_handler()
-        self.link.on_signal = partial(interrupts.wake_after_interrupt, later=self.link.run_later)
+        install_wake_handler()
+        self.link.on_signal = partial(wake_after_interrupt, later=self.link.run_later)
         self.link.on_resume(partial(apply_resume, application))
         self.link.start(self.facts)
         self.link.on_idle_query = IdleCheck(application).is_idle  # created after the link's threads
@@ -213,3 +213,43 @@ def apply_resume(application: Any, resume: Resume) -> None:
     apply_environment(resume)
     renew_session(application)
     rekey_kernel(application, resume.key)
+
+
+# -- interrupts ------------------------------------------------------------------------------------
+# A signal only sets a flag for Python's main thread. If it arrives just before the thread enters a
+# blocking call (a sleep, a read), or if another thread receives it, the call continues and the
+# interrupt seems lost. On a busy machine, whose threads wait long for the CPU, this happened to one
+# interrupt in some five hundred. A second signal, whose handler does nothing, ends the call: Python
+# then sees the flag, and without a flag it continues the call by itself (PEP 475).
+
+WAKE_SIGNAL = signal.SIGURG
+"""A signal that processes without a handler for it ignore."""
+WAKE_DELAYS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+"""Seconds after an interrupt at which the main thread is woken, whether it needs it or not."""
+
+
+def _do_nothing(signum: int, frame: Any) -> None:
+    """Handle WAKE_SIGNAL. A signal without a handler would not end a blocking call."""
+
+
+def install_wake_handler() -> None:
+    """Install the handler of WAKE_SIGNAL unless it has one. Main thread, before any interrupt."""
+    if signal.getsignal(WAKE_SIGNAL) is signal.SIG_DFL:
+        signal.signal(WAKE_SIGNAL, _do_nothing)
+
+
+def wake_after_interrupt(signum: int, later: Callable[[float, Callable[[], None]], None]) -> None:
+    """Wake the main thread several times if ``signum``, which this process received, is SIGINT.
+
+    ``later(seconds, act)`` calls ``act`` in another thread.
+    """
+    if signum == signal.SIGINT:
+        for seconds in WAKE_DELAYS:
+            later(seconds, wake_main)
+
+
+def wake_main() -> None:
+    """End the blocking call of the main thread, unless the notebook handles WAKE_SIGNAL itself."""
+    main = threading.main_thread().ident
+    if main is not None and signal.getsignal(WAKE_SIGNAL) is _do_nothing:
+        signal.pthread_kill(main, WAKE_SIGNAL)

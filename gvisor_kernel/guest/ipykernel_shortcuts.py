@@ -14,8 +14,8 @@ import struct
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, List, Sequence, Tuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import zmq
 
@@ -77,7 +77,7 @@ def flush_by_link(stream: Any, link: DirectLink) -> bool:
         stream._buffer_lock = make_lock()
     sending = threading.Lock()
 
-    def _flush_buffers() -> Iterator[Tuple[Any, str]]:
+    def _flush_buffers() -> Iterator[tuple[Any, str]]:
         for parent, text in take_buffers():
             for start in range(0, len(text), MAX_STREAM_TEXT):
                 yield parent, text[start : start + MAX_STREAM_TEXT]
@@ -209,7 +209,7 @@ class MainThreadRoute:
         self._kernel._aborting = True
         self._loop.call_soon_threadsafe(self._handle, [zmq.Frame(STOP_ABORTING)])
 
-    def _handle(self, frames: List[Any]) -> None:
+    def _handle(self, frames: list[Any]) -> None:
         """Call the handler of the stream that reads the main thread's socket."""
         stream = self._manager._shell_channel_to_main.to_stream
         stream._run_callback(stream._recv_callback, frames)

@@ -12,7 +12,6 @@ CLONE_NEWUSER = 0x10000000
 PR_SET_DUMPABLE = 4
 PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
-M_ARENA_MAX = -8
 CAPABILITY_VERSION_3 = 0x20080522
 PR_SET_NO_NEW_PRIVS = 38
 LAST_CAPABILITY = 63
@@ -59,18 +58,6 @@ def adopt_orphans() -> None:
 def unshare_user() -> None:
     """Move this process into a new user namespace. Its parent has to write the uid and gid maps."""
     _check(_libc.unshare(CLONE_NEWUSER), "unshare a user namespace")
-
-
-def limit_malloc_arenas() -> None:
-    """Let malloc have one arena for each CPU, for this process and its forks.
-
-    glibc gives one to each of the first threads, eight times as many as there are CPUs, and locks
-    all of them at a fork. So parent and child write to each, and gVisor copies each twice. Another
-    libc has no arenas, and is left alone.
-    """
-    mallopt = getattr(_libc, "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_ARENA_MAX, max(2, os.cpu_count() or 1))
 
 
 def drop_capabilities() -> None:

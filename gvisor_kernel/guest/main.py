@@ -6,13 +6,12 @@ import os
 import platform
 import select
 import sys
-from typing import Optional, Sequence, Tuple
+from collections.abc import Sequence
 
 import gvisor_kernel
-from gvisor_kernel.guest import allocator, identity, linux, module_files, process
-from gvisor_kernel.guest.carried_link import CarriedLink, describe_network
+from gvisor_kernel.guest import identity, interpreter, linux, process
 from gvisor_kernel.guest.forked_kernel import import_ahead
-from gvisor_kernel.guest.host_link import HostGone
+from gvisor_kernel.guest.host_link import CarriedLink, HostGone, describe_network
 from gvisor_kernel.guest.supervisor import Supervisor
 from gvisor_kernel.guest.workspace import give_scratch_to_kernel, mount_workspace
 from gvisor_kernel.link import Connection, Hello
@@ -22,7 +21,7 @@ DMESG_SIZE = 200
 """Bytes of the kernel's log in the HELLO. The log of gVisor begins with its name."""
 
 
-def hello(*more: Tuple[str, str]) -> Hello:
+def hello(*more: tuple[str, str]) -> Hello:
     """Create the HELLO with facts about this sandbox for the host's log, and ``more`` facts."""
     system = os.uname()
     return Hello(
@@ -53,12 +52,11 @@ def serve_pod(ahead: Sequence[str], secret: bytes, linger: float) -> None:
     serve(ahead, CarriedLink(secret, 0, 1), linger)
 
 
-def serve(ahead: Sequence[str], carried: Optional[CarriedLink], linger: float) -> None:
+def serve(ahead: Sequence[str], carried: CarriedLink | None, linger: float) -> None:
     """Serve the link until the host is gone, then end everything. Does not return."""
     status = 0
     try:
-        allocator.prepare_own()
-        module_files.read_quickly()
+        interpreter.prepare()
         identity.learn_kernel_id()
         give_scratch_to_kernel()
         mount_workspace()
@@ -66,7 +64,6 @@ def serve(ahead: Sequence[str], carried: Optional[CarriedLink], linger: float) -
         connection = Connection(Role.GUEST, hello(*more))
         supervisor = Supervisor(connection, link_in=0, link_out=1, carried=carried)
         supervisor.send_hello()
-        linux.limit_malloc_arenas()
         supervisor.imported = import_ahead(ahead)
         identity.become_init()
         supervisor.run()

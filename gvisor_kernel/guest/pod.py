@@ -17,7 +17,8 @@ import resource
 import struct
 import sys
 import tarfile
-from typing import Any, Callable, Dict, List, Mapping, Tuple
+from collections.abc import Mapping
+from typing import Any, Callable
 
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND = 1, 2, 4, 32, 4096
@@ -82,7 +83,7 @@ class Chunks:
 
     def read(self, size: int) -> bytes:
         """Return ``size`` bytes, fewer at the end."""
-        pieces: List[bytes] = []
+        pieces: list[bytes] = []
         while size and not self._over:
             if not self._chunk:
                 (length,) = LENGTH.unpack(self._read(LENGTH.size))
@@ -127,12 +128,12 @@ def make_mounts(config: Mapping[str, Any], read: Read) -> None:
     guest = str(config["guest"])
     _mount("tmpfs", guest, "tmpfs", MS_NOSUID | MS_NODEV, f"size={int(config['size'])},mode=0755")
     unpack(Chunks(read), guest, str(config["outputs"]))
-    scratch: List[Tuple[str, int, int]] = [tuple(entry) for entry in config["scratch"]]
+    scratch: list[tuple[str, int, int]] = [tuple(entry) for entry in config["scratch"]]
     for target, size, mode in scratch:
         os.makedirs(target, exist_ok=True)
         flags = MS_NOSUID | MS_NODEV
         _mount("tmpfs", target, "tmpfs", flags, f"size={size},mode={mode:04o}")
-    parts: Dict[str, str] = config["parts"]
+    parts: dict[str, str] = config["parts"]
     for part, target in parts.items():
         source = f"{guest}/{part}"
         if target.startswith(("/etc/", "/dev/")) and not os.path.exists(target):

@@ -3,7 +3,7 @@
 Each module is tried in another process first, which then ends: a module cannot be imported back. It
 is left out if it takes too much, or if its import does something that must happen in each kernel:
 starts a thread of Python or a process, reads the time, makes a random generator of its own, changes
-settings of the process (``process_settings``). Threads of C libraries, such as OpenBLAS's, are
+settings of the process. Threads of C libraries, such as OpenBLAS's, are
 restored with the kernel.
 
 A snapshot has nobody's data, so nothing here is hostile but by accident; all is bounded anyway.
@@ -18,21 +18,25 @@ import gc
 import hashlib
 import importlib
 import json
+import locale
 import os
 import pickle
 import random
+import resource
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
 import uuid
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set
+import warnings
+from collections.abc import Sequence
+from typing import Any, Callable, NamedTuple
 
-from gvisor_kernel.guest.environment_modules import find_directories, is_installed, is_loaded
+from gvisor_kernel.guest.installed import find_directories, is_installed, is_loaded
+from gvisor_kernel.guest.interpreter import read_file
 from gvisor_kernel.guest.linux import adopt_orphans
-from gvisor_kernel.guest.module_files import read_file
-from gvisor_kernel.guest.process_settings import find_change, read_settings
 
 MAX_BYTES = 150 * 1024 * 1024
 """Memory of all modules together."""
@@ -75,14 +79,14 @@ class Trial(NamedTuple):
 class Chosen(NamedTuple):
     """The modules to import, and why the other ones are left out."""
 
-    names: List[str]
-    left_out: Dict[str, str]
+    names: list[str]
+    left_out: dict[str, str]
 
 
 # -- in the kernel's process -----------------------------------------------------------------------
 
 
-def import_usable(names: Sequence[str], guest: str) -> Dict[str, Any]:
+def import_usable(names: Sequence[str], guest: str) -> dict[str, Any]:
     """Import those of ``names`` that may be imported ahead. Returns JSON: which, and why not.
 
     ``guest``: the folder of this package. Names that are not installed are left out silently.
@@ -128,10 +132,10 @@ def choose(names: Sequence[str], guest: str, seconds: float = MAX_SECONDS) -> Ch
     return chosen
 
 
-def _try_in_process(program: str, end: float) -> List[Trial]:
+def _try_in_process(program: str, end: float) -> list[Trial]:
     """Run ``program``; return its trials in their order. The last one has failed, if not all are
     there."""
-    trials: List[Trial] = []
+    trials: list[Trial] = []
     process = subprocess.Popen(
         [sys.executable, "-c", program],
         stdin=subprocess.DEVNULL,
@@ -165,10 +169,10 @@ def _try_in_process(program: str, end: float) -> List[Trial]:
     return trials if is_over else [*trials, Trial(0.0, 0, fault)]
 
 
-def describe_process() -> Dict[str, Any]:
+def describe_process() -> dict[str, Any]:
     """Return facts of this process by which a restored one is compared with the saved one."""
-    modules: Dict[str, Any] = sys.modules
-    facts: Dict[str, Any] = {
+    modules: dict[str, Any] = sys.modules
+    facts: dict[str, Any] = {
         "threads": _thread._count(),
         "children": len(_find_children()),
         "random": _digest(random.getstate()),
@@ -258,7 +262,7 @@ def _find_size() -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith(b"Anonymous:")) * 1024
 
 
-def _find_children() -> Set[int]:
+def _find_children() -> set[int]:
     """Return the ids of this process's children."""
     found = set()
     for entry in os.listdir("/proc"):
@@ -270,14 +274,14 @@ def _find_children() -> Set[int]:
     return found
 
 
-def _find_generators() -> Set[int]:
+def _find_generators() -> set[int]:
     """Return the identities of the random generators that a restore does not reseed.
 
     Those for names of temporary files and semaphores are none of them: a name that is taken is
     tried again, and the names are the sandbox's own.
     """
-    modules: Dict[str, Any] = sys.modules
-    kinds: List[type] = [random.Random]
+    modules: dict[str, Any] = sys.modules
+    kinds: list[type] = [random.Random]
     objects = gc.get_objects()
     reseeded = {id(getattr(random, "_inst", None))}
     names = getattr(modules.get("tempfile"), "_RandomNameSequence", ())
@@ -295,7 +299,7 @@ def _find_generators() -> Set[int]:
     } - reseeded
 
 
-def _find_own(names: Set[str], since: float, now: float) -> str:
+def _find_own(names: set[str], since: float, now: float) -> str:
     """Return whether a variable of the new modules ``names`` is the time of their import, or an id
     that each process should have for itself."""
     directories = tuple(find_directories())
@@ -312,7 +316,7 @@ def _find_own(names: Set[str], since: float, now: float) -> str:
 
 
 def _is_time(value: object, since: float, now: float) -> bool:
-    moment: Optional[float] = None
+    moment: float | None = None
     if type(value) is datetime.datetime:
         with contextlib.suppress(ValueError, OverflowError, OSError):
             moment = value.timestamp()
@@ -327,3 +331,98 @@ def _is_time(value: object, since: float, now: float) -> bool:
             if moment > since * unit / 2:
                 moment /= unit
     return moment is not None and since - 1 <= moment <= now + 1
+
+
+# -- settings of the process that an import must leave as they were --------------------------------
+# A module that is imported ahead is in kernels that never import it. What it has set for the whole
+# process would hold there, too: another working folder, a handler of a signal, a filter for all
+# warnings, another function in a module of Python. What it adds for itself is none of this.
+
+SET_ALWAYS = frozenset({"KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"})
+"""Variables that scikit-learn sets for its library of threads."""
+HOOKS = ("displayhook", "excepthook", "breakpointhook", "unraisablehook")
+STREAMS = ("stdin", "stdout", "stderr")
+RESOURCES = sorted(name for name in dir(resource) if name.startswith("RLIMIT_"))
+
+
+class Settings(NamedTuple):
+    """Settings of a process by their names: ``values`` are compared by what they are, ``objects``
+    by their identity."""
+
+    values: dict[str, Any]
+    variables: dict[str, str]
+    objects: dict[str, Any]
+
+
+def read_settings() -> Settings:
+    """Return the settings of this process as they are now."""
+    umask = os.umask(0)
+    os.umask(umask)
+    values: dict[str, Any] = {
+        "the working folder": os.getcwd(),
+        "the umask": umask,
+        "the garbage collector": (gc.isenabled(), gc.get_threshold()),
+        "the recursion limit": sys.getrecursionlimit(),
+        "sys.path": list(sys.path),
+        "the handlers of signals": [signal.getsignal(n) for n in sorted(signal.valid_signals())],
+        "the locale": locale.setlocale(locale.LC_ALL),
+        "the timeout of sockets": socket.getdefaulttimeout(),
+        "the limits of resources": [resource.getrlimit(getattr(resource, n)) for n in RESOURCES],
+        "the filters for all warnings": list(filter(_is_wide, warnings.filters)),
+        "the open files": _count_files(),
+    }
+    values.update(_read_options())
+    objects: dict[str, Any] = {f"sys.{name}": getattr(sys, name) for name in (*HOOKS, *STREAMS)}
+    for name, module in list(sys.modules.items()):
+        objects[name] = module
+        for word, value in list(getattr(module, "__dict__", {}).items()):
+            if callable(value):
+                objects[f"{name}.{word}"] = value
+    return Settings(values, {n: v for n, v in os.environ.items() if n not in SET_ALWAYS}, objects)
+
+
+def find_change(before: Settings) -> str:
+    """Return the name of a setting that is not as ``before`` any more; empty if all are.
+
+    Variables of the environment must not be added either: libraries that are imported later would
+    read them.
+    """
+    now = read_settings()
+    for name in sorted({*before.variables, *now.variables}):
+        if before.variables.get(name) != now.variables.get(name):
+            return f"the variable {name}"
+    for name, value in before.values.items():
+        if now.values.get(name) != value:
+            return name
+    for name, value in before.objects.items():
+        if now.objects.get(name) is not value:
+            return name
+    return ""
+
+
+def _is_wide(entry: Any) -> bool:
+    """Return whether a filter of warnings is for all modules and texts, and for a category that is
+    not a package's own."""
+    _, text, category, module, _ = entry
+    return text is None and module is None and category.__module__ == "builtins"
+
+
+def _count_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def _read_options() -> dict[str, Any]:
+    """Return the options of packages that are imported and that have some for the process."""
+    modules: dict[str, Any] = dict(sys.modules)
+    readers: dict[str, Callable[[Any], object]] = {
+        "numpy": lambda m: (m.geterr(), m.get_printoptions()),
+        "pandas._config.config": lambda m: m._global_config,
+        # Without dict's own method, matplotlib would choose a backend now.
+        "matplotlib": lambda m: dict(dict.items(m.rcParams)),
+    }
+    found = {}
+    for name, read in readers.items():
+        with contextlib.suppress(Exception):  # another version of the package has it elsewhere
+            if name in modules:
+                found[f"the options of {name.partition('.')[0]}"] = repr(read(modules[name]))
+    return found

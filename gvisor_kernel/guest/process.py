@@ -16,7 +16,8 @@ import os
 import resource
 import select
 import signal
-from typing import Callable, Container, Dict, Iterator, List, NoReturn, Optional, Tuple
+from collections.abc import Container, Iterator
+from typing import Callable, NoReturn
 
 from gvisor_kernel.guest import forked_kernel, identity, installed, linux, seccomp
 from gvisor_kernel.link import LogSource
@@ -48,14 +49,14 @@ class KernelProcess:
     def __init__(self, pid: int, stdout: int, stderr: int) -> None:
         self.pid = pid
         self.output = {stdout: LogSource.STDOUT, stderr: LogSource.STDERR}
-        self.status: Optional[int] = None
+        self.status: int | None = None
 
     def signal_group(self, signum: int) -> None:
         """Send a signal to the kernel and its children. Does nothing when they have ended."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signum)
 
-    def read_output(self, ready: Container[int]) -> Iterator[Tuple[LogSource, bytes]]:
+    def read_output(self, ready: Container[int]) -> Iterator[tuple[LogSource, bytes]]:
         """Read once from each descriptor of ``output`` that is ready; close those at their end."""
         for fd, source in tuple(self.output.items()):
             if fd not in ready:
@@ -76,11 +77,11 @@ class KernelProcess:
 
 
 def start_kernel(
-    argv: List[str],
-    environment: Dict[str, str],
+    argv: list[str],
+    environment: dict[str, str],
     cwd: str,
-    link: Optional[int] = None,
-    forked: Optional[List[str]] = None,
+    link: int | None = None,
+    forked: list[str] | None = None,
 ) -> KernelProcess:
     """Start ``argv`` in its own session and user namespace. Blocks until the program runs.
 
@@ -99,7 +100,7 @@ def start_kernel(
 
 
 def start_fork(
-    name: str, environment: Dict[str, str], cwd: str, link: int, run: Callable[[], None]
+    name: str, environment: dict[str, str], cwd: str, link: int, run: Callable[[], None]
 ) -> KernelProcess:
     """Call ``run`` in a process like a kernel's. Its errors, and ``ps``, call it ``name``.
 
@@ -113,13 +114,13 @@ def start_fork(
 
 def _start(
     name: str,
-    environment: Dict[str, str],
+    environment: dict[str, str],
     cwd: str,
-    link: Optional[int],
+    link: int | None,
     *,
-    exec_argv: Optional[List[str]] = None,
-    run: Optional[Callable[[], None]] = None,
-    seconds: Optional[float] = None,
+    exec_argv: list[str] | None = None,
+    run: Callable[[], None] | None = None,
+    seconds: float | None = None,
 ) -> KernelProcess:
     unshared_read, unshared_write = os.pipe()
     mapped_read, mapped_write = os.pipe()
@@ -159,7 +160,7 @@ def _start(
     return KernelProcess(pid, stdout_read, stderr_read)
 
 
-def _read_within(fd: int, size: int, seconds: Optional[float]) -> bytes:
+def _read_within(fd: int, size: int, seconds: float | None) -> bytes:
     """Read once.
 
     :raises OSError: nothing came within ``seconds``
@@ -191,13 +192,13 @@ def _write_maps(pid: int) -> None:
 
 def _become_kernel(
     name: str,
-    environment: Dict[str, str],
+    environment: dict[str, str],
     cwd: str,
-    link: Optional[int],
-    pipes: Tuple[int, int, int],
-    output: Tuple[int, int],
-    exec_argv: Optional[List[str]],
-    run: Optional[Callable[[], None]],
+    link: int | None,
+    pipes: tuple[int, int, int],
+    output: tuple[int, int],
+    exec_argv: list[str] | None,
+    run: Callable[[], None] | None,
 ) -> NoReturn:
     """Set up the forked child, and run ``exec_argv`` or call ``run`` in it. Never returns."""
     unshared, mapped, failure = pipes
@@ -260,7 +261,7 @@ def kill_everything() -> None:
         os.kill(-1, signal.SIGKILL)
 
 
-def reap(kernel: Optional[KernelProcess]) -> bool:
+def reap(kernel: KernelProcess | None) -> bool:
     """Reap all dead children. Return whether the kernel was one; its ``status`` is set then."""
     found = False
     while True:

@@ -52,14 +52,10 @@ def main() -> None:
     """Take the link and run the module. The import path is the module's own meanwhile."""
     sys.path.insert(0, GUEST)
     try:
-        from gvisor_kernel.guest import allocator, installed, linux, module_files
-        from gvisor_kernel.guest.cached_pid import cache_pid
-        from gvisor_kernel.guest.stack_room import with_stack_room
+        from gvisor_kernel.guest import installed, interpreter
 
-        allocator.prepare_own()
-        linux.limit_malloc_arenas()
-        module_files.read_quickly()
-        cache_pid()
+        interpreter.prepare()
+        interpreter.cache_pid()
         installed.activate(os.environ)
         if sys.argv[1] == LINK_OPTION:
             link = int(sys.argv[2])
@@ -69,7 +65,7 @@ def main() -> None:
     finally:
         sys.path.remove(GUEST)
     sys.path.append(MODULES)
-    with_stack_room(run_kernel)()
+    interpreter.with_stack_room(run_kernel)()
 
 
 if __name__ == "__main__":

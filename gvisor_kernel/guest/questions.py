@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import select
 import socket
-import struct
 import time
 from contextlib import suppress
-from typing import Dict, List, Optional, Tuple
 
 from gvisor_kernel.guest.guest_log import GuestLog
 from gvisor_kernel.link import Channel, Connection, LocalProtocolError, Message, RemoteProtocolError
 from gvisor_kernel.link.service_messages import (
     FIRST_QUESTION,
+    LENGTH,
     MAX_QUESTION,
     decode_service,
     encode_service,
@@ -28,7 +27,6 @@ from gvisor_kernel.link.service_messages import (
 
 ADDRESS = "\0gvisor-kernel-questions"
 """An abstract Unix socket: no file, which a kernel could replace or a snapshot would keep."""
-LENGTH = struct.Struct(">I")
 READ_SIZE = 64 * 1024
 TURN_BYTES = 256 * 1024
 """Bytes that one turn of PID 1's loop reads. Messages wait for no more."""
@@ -45,8 +43,8 @@ class Questions:
     def __init__(self, connection: Connection, log: GuestLog) -> None:
         self._connection = connection
         self._log = log
-        self._listener: Optional[socket.socket] = None
-        self._client: Optional[socket.socket] = None
+        self._listener: socket.socket | None = None
+        self._client: socket.socket | None = None
         self._number = FIRST_QUESTION
         """That of the question of ``_client``, or of the next one."""
         self._head = b""
@@ -85,7 +83,7 @@ class Questions:
     # -- waiting ---------------------------------------------------------------------------------
 
     @property
-    def polled(self) -> List[Tuple[int, int]]:
+    def polled(self) -> list[tuple[int, int]]:
         """The descriptors to poll, each with its events."""
         if self._client is None:
             if self._listener is None:
@@ -98,7 +96,7 @@ class Questions:
         return []  # a program that has gone would keep PID 1 busy: the answer shows it
 
     @property
-    def wait_ms(self) -> Optional[int]:
+    def wait_ms(self) -> int | None:
         """Milliseconds until ``turn`` must be called without an event; None: never."""
         if self._client is None or not (self._is_reading or self._out):
             return None
@@ -110,7 +108,7 @@ class Questions:
 
     # -- from the program --------------------------------------------------------------------------
 
-    def turn(self, ready: Dict[int, int]) -> None:
+    def turn(self, ready: dict[int, int]) -> None:
         """Move bytes of what is ready."""
         if self._client is None:
             if self._listener is not None and self._listener.fileno() in ready:
@@ -164,7 +162,7 @@ class Questions:
             self._is_begun = False  # the host knows nothing of it
             self._close_client()
 
-    def _send(self, content: Dict[str, object], data: bytes) -> None:
+    def _send(self, content: dict[str, object], data: bytes) -> None:
         with suppress(LocalProtocolError):  # the run has ended
             part = encode_service(self._number, content, data)
             self._connection.send_message(Channel.SERVICE, [part])

@@ -9,8 +9,9 @@ from __future__ import annotations
 import select
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import Callable, Dict, Mapping, Optional
+from typing import Callable
 
 MAX_REFUSALS = 64
 """Connections that are answered at once. More wait in the listener's queue."""
@@ -65,7 +66,7 @@ class Refusals:
         """``tell`` is called with what a program may hide: why a tunnel was refused."""
         self._poller = poller
         self._tell = tell
-        self._refusals: Dict[int, _Refusal] = {}
+        self._refusals: dict[int, _Refusal] = {}
         """The refused connections by descriptor, the oldest first."""
 
     def __contains__(self, fd: int) -> bool:
@@ -77,7 +78,7 @@ class Refusals:
         return len(self._refusals) >= MAX_REFUSALS
 
     @property
-    def wait_ms(self) -> Optional[int]:
+    def wait_ms(self) -> int | None:
         """Milliseconds until ``expire`` must be called; None while there is no connection."""
         for refusal in self._refusals.values():
             return max(0, int((refusal.deadline - time.monotonic()) * 1000) + 1)

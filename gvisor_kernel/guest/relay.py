@@ -1,4 +1,7 @@
-"""PID 1's client of the five ZMQ sockets of a kernel. Knows neither the link nor the process.
+"""Passes messages between the link and a kernel that speaks only ZMQ, over its five sockets.
+
+``Relay`` has the sockets, and knows neither the link nor the process. As ``passage.py`` for frames,
+``ZmqPassage`` decides when a kernel is killed and what is logged.
 
 Shell and stdin share one identity, because a kernel sends its ``input_request`` to the sender of
 the ``execute_request``. Nothing here blocks, and no message of a kernel is dropped: the supervisor
@@ -7,18 +10,25 @@ stops a kernel that is too far ahead.
 
 from __future__ import annotations
 
+import hmac
+import json
 import os
 import select
+import signal
 import socket
 import time
+import uuid
 from collections import deque
-from typing import Deque, Dict, Iterator, List, Optional, Sequence, Tuple
+from collections.abc import Iterator, Sequence
 
 from gvisor_kernel.guest.connection_file import SocketAddress
+from gvisor_kernel.guest.guest_log import GuestLog, explain_drop
 from gvisor_kernel.guest.identity import as_kernel
+from gvisor_kernel.guest.process import KernelProcess
 from gvisor_kernel.guest.zmtp import ZmtpConnection, ZmtpError
-from gvisor_kernel.link import Channel
+from gvisor_kernel.link import Channel, Connection, LocalProtocolError, Message
 from gvisor_kernel.link.frames import Part
+from gvisor_kernel.strict_json import parse_json
 
 SOCKET_TYPES = {
     Channel.SHELL: "DEALER",
@@ -43,12 +53,12 @@ class RelayConnection:
         self._address = address
         self._type = socket_type
         self._identity = identity
-        self._socket: Optional[socket.socket] = None
+        self._socket: socket.socket | None = None
         self._zmtp = ZmtpConnection(socket_type, identity)
-        self._unsent: Deque[memoryview] = deque()
-        self._queued: List[Sequence[Part]] = []
+        self._unsent: deque[memoryview] = deque()
+        self._queued: list[Sequence[Part]] = []
         self.was_open = False
-        self.broken: Optional[str] = None
+        self.broken: str | None = None
         """The ZMTP rule that the kernel violated. The connection is not used any more then."""
 
     @property
@@ -108,7 +118,7 @@ class RelayConnection:
             else:
                 self._unsent.popleft()
 
-    def receive(self) -> List[List[bytes]]:
+    def receive(self) -> list[list[bytes]]:
         """Read once. Return the messages that are complete."""
         if self._socket is None:
             return []
@@ -174,13 +184,13 @@ def _connect(address: SocketAddress) -> socket.socket:
 class Relay:
     """The connections to one kernel, opened as soon as it listens on ``addresses``."""
 
-    def __init__(self, addresses: Dict[Channel, SocketAddress]) -> None:
+    def __init__(self, addresses: dict[Channel, SocketAddress]) -> None:
         identity = os.urandom(8).hex().encode()
         self._connections = {
             channel: RelayConnection(addresses[channel], kind, b"" if kind == "SUB" else identity)
             for channel, kind in SOCKET_TYPES.items()
         }
-        self._reported: List[Channel] = []
+        self._reported: list[Channel] = []
         self._last_attempt = 0.0
         self.connect()
 
@@ -191,7 +201,7 @@ class Relay:
             connection.connect()
 
     @property
-    def wait_ms(self) -> Optional[int]:
+    def wait_ms(self) -> int | None:
         """Milliseconds until ``update`` must be called; None if all connections are open."""
         missing = [c for c in self._connections.values() if not c.open and not c.broken]
         if not missing:
@@ -219,7 +229,7 @@ class Relay:
         """Return whether all connections are open, and nothing waits to be sent on them."""
         return all(c.open and not c.wants_to_write for c in self._connections.values())
 
-    def poll_events(self) -> Iterator[Tuple[int, int]]:
+    def poll_events(self) -> Iterator[tuple[int, int]]:
         """Yield descriptors and the events to poll for."""
         for connection in self._connections.values():
             if connection.open:
@@ -235,7 +245,7 @@ class Relay:
         """
         return channel is Channel.IOPUB or self._connections[channel].send(parts)
 
-    def receive(self, ready: Dict[int, int]) -> Iterator[Tuple[Channel, List[bytes]]]:
+    def receive(self, ready: dict[int, int]) -> Iterator[tuple[Channel, list[bytes]]]:
         """Read once from each connection in ``ready``. Yield the messages that are complete."""
         for channel, connection in self._connections.items():
             if connection.open and connection.fileno() in ready:
@@ -244,7 +254,7 @@ class Relay:
                 for parts in connection.receive():
                     yield channel, parts
 
-    def take_failures(self) -> Iterator[Tuple[Channel, str]]:
+    def take_failures(self) -> Iterator[tuple[Channel, str]]:
         """Yield the channels that were given up since the last call, and the reasons."""
         for channel, connection in self._connections.items():
             if connection.broken and channel not in self._reported:
@@ -255,3 +265,94 @@ class Relay:
         """Close all connections. Idempotent."""
         for connection in self._connections.values():
             connection.close()
+
+
+class ZmqPassage:
+    """One instance per kernel process. ``signing``: key and scheme of the kernel's signatures."""
+
+    def __init__(
+        self,
+        addresses: dict[Channel, SocketAddress],
+        kernel: KernelProcess,
+        connection: Connection,
+        log: GuestLog,
+        signing: tuple[str, str],
+    ) -> None:
+        self.relay = Relay(addresses)
+        self._kernel = kernel
+        self._connection = connection
+        self._log = log
+        self._signing = signing
+
+    def send(self, held: deque[Message]) -> None:
+        """Send the kernel the messages that wait for it, once it listens."""
+        self.relay.update()
+        while self.relay.listening and held:
+            message = held.popleft()
+            if not self.relay.send(message.channel, message.parts):
+                self._log.write_limited(
+                    f"Dropped a message on {message.channel.name.lower()}:"
+                    " the kernel violated the ZMTP protocol there.\n"
+                )
+            self._connection.consumed(message)
+
+    def receive(self, ready: dict[int, int]) -> bool:
+        """Pass on what the kernel has sent; return whether that was anything."""
+        has_output = False
+        for channel, parts in self.relay.receive(ready):
+            has_output = True
+            try:
+                self._connection.send_message(channel, parts)
+            except LocalProtocolError as error:
+                self._report_drop(channel, parts, explain_drop(channel, error))
+        for channel, reason in self.relay.take_failures():
+            self._log.write_limited(
+                f"Killed the kernel: it violated the ZMTP protocol on {channel.name.lower()}:"
+                f" {reason}.\n"
+            )
+            self._kernel.signal_group(signal.SIGKILL)
+        return has_output
+
+    def _report_drop(self, channel: Channel, parts: list[bytes], words: str) -> None:
+        self._log.write_limited(words)
+        replacement = make_replacement(channel, parts, *self._signing, words)
+        if replacement is not None:
+            self._connection.send_message(channel, replacement)
+
+
+# -- the replacement for a message that is too large for the link ----------------------------------
+# Of a relayed kernel PID 1 has the messages and the signing key. A kernel that speaks frames itself
+# prints the reason to its own stderr (``direct``).
+
+DELIMITER = b"<IDS|MSG>"
+MAX_PARTS_BEFORE = 16
+"""Number of identities before the delimiter up to which a list of parts counts as a message."""
+MAX_HEADER = 64 * 1024
+"""Bytes of a header, or of a parent header, that is parsed or repeated at most."""
+
+
+def make_replacement(
+    channel: Channel, parts: list[bytes], key: str, scheme: str, words: str
+) -> list[bytes] | None:
+    """Return signed parts that tell ``words`` in place of ``parts``; None if these are no message.
+
+    On iopub the replacement is text on stderr of the same cell. On other channels it is the same
+    reply with status "error".
+    """
+    try:
+        at = parts.index(DELIMITER, 0, MAX_PARTS_BEFORE + 1)
+        header, parent = parts[at + 2], parts[at + 3]
+        if len(parent) > MAX_HEADER:
+            return None
+        fields = parse_json(header, MAX_HEADER)
+        if channel is Channel.IOPUB:
+            fields["msg_type"], fields["msg_id"] = "stream", uuid.uuid4().hex
+            content = {"name": "stderr", "text": words}
+        else:
+            content = {"status": "error", "ename": "MessageTooLarge", "evalue": words}
+            content["traceback"] = []  # type: ignore[assignment]
+    except (ValueError, IndexError, TypeError):
+        return None
+    dicts = [json.dumps(fields).encode(), parent, b"{}", json.dumps(content).encode()]
+    signature = hmac.new(key.encode(), b"".join(dicts), scheme.partition("-")[2]).hexdigest()
+    return [*parts[:at], DELIMITER, signature.encode(), *dicts]

@@ -21,7 +21,8 @@ import errno
 import os
 import struct
 import sys
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 SET_ID = 0o6000
 DEVICE = 0o020000
@@ -56,11 +57,11 @@ class Rule(NamedTuple):
     """
 
     mode: int
-    flags: Optional[int] = None
+    flags: int | None = None
     bits: int = SET_ID
 
 
-RULES: Dict[str, Rule] = {
+RULES: dict[str, Rule] = {
     "chmod": Rule(1),
     "fchmod": Rule(1),
     "fchmodat": Rule(2),
@@ -77,7 +78,7 @@ _COMMON_NUMBERS = {
 }
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 """The audit number of each machine that has rules."""
-NUMBERS: Dict[str, Dict[str, int]] = {
+NUMBERS: dict[str, dict[str, int]] = {
     "x86_64": {
         **_COMMON_NUMBERS,
         **{"open": 2, "creat": 85, "chmod": 90, "fchmod": 91, "mknod": 133, "mount": 165},
@@ -101,7 +102,7 @@ def _argument(index: int) -> bytes:
     return _instruction(LOAD, low)
 
 
-def _check_mode(rule: Rule) -> List[bytes]:
+def _check_mode(rule: Rule) -> list[bytes]:
     steps = [
         _argument(rule.mode),
         _instruction(ANY_BIT, rule.bits, 0, 1),
@@ -113,7 +114,7 @@ def _check_mode(rule: Rule) -> List[bytes]:
     return steps
 
 
-def _decide(name: str) -> List[bytes]:
+def _decide(name: str) -> list[bytes]:
     """Return the steps that decide about the call ``name``."""
     if name in HIDDEN_CALLS:
         return [_instruction(RETURN, ERRNO | errno.ENOSYS)]
@@ -122,7 +123,7 @@ def _decide(name: str) -> List[bytes]:
     return _check_mode(RULES[name])
 
 
-def _search(calls: Sequence[Tuple[int, str]]) -> List[bytes]:
+def _search(calls: Sequence[tuple[int, str]]) -> list[bytes]:
     """Return the steps that find the loaded number among sorted ``calls``, and decide about it."""
     if len(calls) == 1:
         ((number, name),) = calls
@@ -134,7 +135,7 @@ def _search(calls: Sequence[Tuple[int, str]]) -> List[bytes]:
     return [_instruction(AT_LEAST, calls[middle][0], len(below), 0), *below, *above]
 
 
-def assemble_program(machine: str) -> List[bytes]:
+def assemble_program(machine: str) -> list[bytes]:
     """Return the instructions for ``machine``, as uname names it.
 
     A call of another architecture ends the process.

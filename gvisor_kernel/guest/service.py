@@ -14,23 +14,21 @@ import os
 import select
 import signal
 import socket
-import struct
 from collections import deque
 from contextlib import suppress
-from typing import Deque, Dict, List, Optional, Tuple
 
 from gvisor_kernel.guest import identity, process
 from gvisor_kernel.guest.guest_log import GuestLog
 from gvisor_kernel.guest.process import LINK_FD, KernelProcess, StartError
 from gvisor_kernel.link import Channel, Connection, LocalProtocolError, Message
 from gvisor_kernel.link.service_messages import (
+    LENGTH,
     MAX_SERVICE_MESSAGE,
     PROCESS,
     decode_call,
     encode_service,
 )
 
-LENGTH = struct.Struct(">I")
 READ_SIZE = 256 * 1024
 MAX_LEFT, LEFT_SECONDS = 200, 0.2
 """Files that are named at the end of a run, and how long they are looked for. The host leaves out
@@ -47,20 +45,20 @@ class Service:
     def __init__(self, connection: Connection, log: GuestLog) -> None:
         self._connection = connection
         self._log = log
-        self._environment: Dict[str, str] = {}
+        self._environment: dict[str, str] = {}
         self._cwd = "/"
-        self._process: Optional[KernelProcess] = None
-        self._socket: Optional[socket.socket] = None
-        self._waiting: Deque[Tuple[memoryview, Optional[Message]]] = deque()
+        self._process: KernelProcess | None = None
+        self._socket: socket.socket | None = None
+        self._waiting: deque[tuple[memoryview, Message | None]] = deque()
         """Bytes for the process; with the last ones of a message, the message."""
         self._partial = bytearray()
 
-    def begin(self, environment: Dict[str, str], cwd: str) -> None:
+    def begin(self, environment: dict[str, str], cwd: str) -> None:
         """Begin a run. The process of this run gets what its kernel gets."""
         self.stop()
         self._environment, self._cwd = dict(environment), cwd
 
-    def resume(self, environment: Dict[str, str], cwd: str) -> None:
+    def resume(self, environment: dict[str, str], cwd: str) -> None:
         """Continue the run of a snapshot with what its kernel gets."""
         self.begin({**self._environment, **environment}, cwd)
 
@@ -98,7 +96,7 @@ class Service:
     # -- waiting ---------------------------------------------------------------------------------
 
     @property
-    def polled(self) -> List[Tuple[int, int]]:
+    def polled(self) -> list[tuple[int, int]]:
         """The descriptors to poll, each with its events."""
         if self._socket is None or self._process is None:
             return []
@@ -108,7 +106,7 @@ class Service:
         polled = [(fd, int(select.POLLIN)) for fd in self._process.output]
         return [(self._socket.fileno(), events), *polled] if events else polled
 
-    def turn(self, ready: Dict[int, int]) -> None:
+    def turn(self, ready: dict[int, int]) -> None:
         """Move bytes of what is ready."""
         if self._process is None or self._socket is None:
             return

@@ -12,8 +12,9 @@ import hashlib
 import os
 import stat
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Any
 
 from gvisor_kernel.guest.service_files import open_regular
 from gvisor_kernel.guest.workspace import OWN_OUTPUTS, UPLOADS, UPPER, WORKSPACE, is_outputs
@@ -29,7 +30,7 @@ HASHED_FILE, HASHED = 64 * 1024 * 1024, 256 * 1024 * 1024
 """Bytes of one file, and of all files, whose content gets a digest."""
 PART = 1024 * 1024
 
-Entry = Tuple[str, str, str, int, int, str]
+Entry = tuple[str, str, str, int, int, str]
 """Path, kind ("written" or "removed"), type ("file", "folder", "other"), size, time of change in
 nanoseconds, and SHA-256; empty if it is not known."""
 
@@ -38,12 +39,12 @@ class _Look:
     """One look through the upper layer."""
 
     def __init__(
-        self, limit: int, seconds: float, hashed: int, only_written: bool, under: List[str]
+        self, limit: int, seconds: float, hashed: int, only_written: bool, under: list[str]
     ) -> None:
         self._only_written = only_written
         self._under = set(under)
         self._above = {above for path in under for above in _find_above(path)}
-        self.entries: List[Entry] = []
+        self.entries: list[Entry] = []
         self.total = 0
         self.more = False
         """True if not all was looked at, or not all is in ``entries``."""
@@ -55,10 +56,10 @@ class _Look:
 
     def run(self) -> None:
         skipped = OWN_OUTPUTS if is_outputs() else ""
-        left: List[Tuple[str, int]] = [("", 0)]
+        left: list[tuple[str, int]] = [("", 0)]
         while left:
             folder, depth = left.pop()
-            below: List[Tuple[str, int]] = []
+            below: list[tuple[str, int]] = []
             names = set()
             try:
                 with os.scandir(os.path.join(UPPER, folder)) as found:
@@ -94,7 +95,7 @@ class _Look:
         return self._visited > MAX_VISITED or time.monotonic() > self._end
 
     def _take(
-        self, path: str, status: os.stat_result, depth: int, below: List[Tuple[str, int]]
+        self, path: str, status: os.stat_result, depth: int, below: list[tuple[str, int]]
     ) -> None:
         mode = status.st_mode
         if stat.S_ISCHR(mode) and status.st_rdev == 0:
@@ -112,11 +113,11 @@ class _Look:
             digest = self._hash(path, status.st_size) if kind == "file" else ""
             self._add(path, "written", kind, status.st_size, status.st_mtime_ns, digest)
 
-    def _find_hidden(self, folder: str, names: Set[str]) -> None:
+    def _find_hidden(self, folder: str, names: set[str]) -> None:
         """Add what a folder that was made anew hides: none of the uploads' names is visible."""
         if not folder:
             return
-        hidden: Optional[bool] = None
+        hidden: bool | None = None
         with suppress(OSError), os.scandir(os.path.join(UPLOADS, folder)) as found:
             for entry in found:
                 path = os.path.join(folder, entry.name)
@@ -173,7 +174,7 @@ def find_changes(
     only_written: bool = False,
     under: Sequence[str] = (),
     hashed: int = HASHED,
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     """Return what was written or removed in /workspace: at most ``limit`` entries.
 
     ``total``: how many there are, as far as it was looked; ``more``: whether there may be others.
@@ -186,7 +187,7 @@ def find_changes(
     return {"entries": look.entries, "total": look.total, "more": look.more}
 
 
-def _find_above(path: str) -> List[str]:
+def _find_above(path: str) -> list[str]:
     parts = path.split("/")
     return ["/".join(parts[:count]) for count in range(1, len(parts))]
 

@@ -1,6 +1,6 @@
 """PID 1's event loop: the link on one side, the kernel's process and sockets on the other.
 
-``host_link.py`` has the bytes of the link, ``passage.py`` and ``zmq_passage.py`` have what passes
+``host_link.py`` has the bytes of the link, ``passage.py`` and ``relay.py`` have what passes
 between it and the kernel. One thread and one poll. Everything that is waited for is polled, so an
 idle supervisor uses no CPU.
 """
@@ -15,25 +15,21 @@ import socket
 import time
 from collections import deque
 from dataclasses import replace
-from typing import Deque, Dict, Optional, Union
 
 from gvisor_kernel.guest import process, workspace
-from gvisor_kernel.guest.carried_link import CarriedLink
 from gvisor_kernel.guest.connection_file import SocketAddress, prepare_connection, unix_addresses
-from gvisor_kernel.guest.counts import count_processes
 from gvisor_kernel.guest.egress_listener import EgressListener
 from gvisor_kernel.guest.forked_kernel import find_forked_argv
 from gvisor_kernel.guest.guest_log import GuestLog
-from gvisor_kernel.guest.host_link import WAIT_MS, HostGone, HostLink, Silence
+from gvisor_kernel.guest.host_link import WAIT_MS, CarriedLink, HostGone, HostLink, Silence
 from gvisor_kernel.guest.identity import as_init, as_kernel
-from gvisor_kernel.guest.other_processes import OtherProcesses
-from gvisor_kernel.guest.pace import Pace
 from gvisor_kernel.guest.passage import Passage
 from gvisor_kernel.guest.process import LINK_FD, KernelProcess, StartError
+from gvisor_kernel.guest.processes import OtherProcesses, Pace, count_processes
 from gvisor_kernel.guest.questions import Questions
 from gvisor_kernel.guest.refusals import find_status
+from gvisor_kernel.guest.relay import ZmqPassage
 from gvisor_kernel.guest.service import Service
-from gvisor_kernel.guest.zmq_passage import ZmqPassage
 from gvisor_kernel.link import (
     Channel,
     Connection,
@@ -49,7 +45,6 @@ from gvisor_kernel.link import (
     Signal,
     Start,
     Started,
-    Stop,
     StreamFrames,
     StreamsEnded,
 )
@@ -79,20 +74,20 @@ class Supervisor:
         connection: Connection,
         link_in: int,
         link_out: int,
-        carried: Optional[CarriedLink] = None,
+        carried: CarriedLink | None = None,
     ) -> None:
         self.connection = connection
-        self.kernel: Optional[KernelProcess] = None
-        self.passage: Optional[Passage] = None
-        self.zmq_passage: Optional[ZmqPassage] = None
+        self.kernel: KernelProcess | None = None
+        self.passage: Passage | None = None
+        self.zmq_passage: ZmqPassage | None = None
         """One of both is set while there is a kernel: for frames or for ZMQ."""
         self.imported = False
         """True once this process has imported what a kernel needs: a fork can be a kernel."""
         self._signing = ("", "")
         """Key and scheme of the kernel's signatures. Those of a relayed kernel never change."""
-        self._held: Deque[Message] = deque()
-        self._pace: Optional[Pace] = None
-        self._drain_until: Optional[float] = None
+        self._held: deque[Message] = deque()
+        self._pace: Pace | None = None
+        self._drain_until: float | None = None
         self._drain_end = 0.0
         self._others = OtherProcesses()
         self._log = GuestLog(connection)
@@ -141,7 +136,7 @@ class Supervisor:
 
     # -- waiting ---------------------------------------------------------------------------------
 
-    def _wait(self) -> Dict[int, int]:
+    def _wait(self) -> dict[int, int]:
         """Return the descriptors that are ready; empty after WAIT_MS without any."""
         wanted = [*self._link.polled, (self._wake, select.POLLIN)]
         if self.kernel is not None:
@@ -159,7 +154,7 @@ class Supervisor:
             if part is not None and part.wait_ms is not None:
                 timeout = min(timeout, part.wait_ms)
         poller = select.poll()
-        events_of: Dict[int, int] = {}
+        events_of: dict[int, int] = {}
         for fd, events in wanted:
             events_of[fd] = events_of.get(fd, 0) | events
         for fd, events in events_of.items():
@@ -212,8 +207,6 @@ class Supervisor:
                 self.connection.send(count_processes())
             elif isinstance(event, IdleQuery):
                 self._answer_idle_query(event)
-            elif isinstance(event, Stop):
-                raise HostGone("the host sent STOP")
 
     # -- the kernel ------------------------------------------------------------------------------
 
@@ -269,7 +262,7 @@ class Supervisor:
         else:
             self.connection.send(Resumed(resume.run, False))
 
-    def _begin_run(self, begin: Union[Start, Resume]) -> None:
+    def _begin_run(self, begin: Start | Resume) -> None:
         self._drop_held()
         self._egress.start(begin.egress, find_status(dict(begin.environment)))
         self._questions.begin()
@@ -281,7 +274,7 @@ class Supervisor:
         self._service.stop()
         self.connection.send(Exited(run, status))
 
-    def _show_outputs(self, environment: Dict[str, str]) -> Dict[str, str]:
+    def _show_outputs(self, environment: dict[str, str]) -> dict[str, str]:
         """Return the environment of the kernel; it knows where the outputs are."""
         with as_kernel():
             failure = workspace.show_outputs(environment)
@@ -343,7 +336,7 @@ class Supervisor:
 
     # -- frames of a kernel that speaks frames itself ----------------------------------------------
 
-    def _pass_frames(self, passage: Passage, ready: Dict[int, int]) -> None:
+    def _pass_frames(self, passage: Passage, ready: dict[int, int]) -> None:
         if ready.get(passage.fileno(), 0) & ~select.POLLOUT:
             passage.read()
             self._others.note_output()
@@ -369,7 +362,7 @@ class Supervisor:
             self.connection.receive_data(frame)
         self._handle_events()
 
-    def _begin_zmq(self, kernel: KernelProcess, addresses: Dict[Channel, SocketAddress]) -> None:
+    def _begin_zmq(self, kernel: KernelProcess, addresses: dict[Channel, SocketAddress]) -> None:
         log, signing = self._log, self._signing
         self.zmq_passage = ZmqPassage(addresses, kernel, self.connection, log, signing)
 
@@ -392,7 +385,7 @@ class Supervisor:
 
     # -- messages of a kernel that speaks only ZMQ -----------------------------------------------
 
-    def _pass_messages(self, passage: ZmqPassage, ready: Dict[int, int]) -> None:
+    def _pass_messages(self, passage: ZmqPassage, ready: dict[int, int]) -> None:
         passage.send(self._held)
         if passage.receive(ready):
             self._others.note_output()

@@ -6,7 +6,7 @@ import contextlib
 import os
 import stat
 import tempfile
-from typing import Dict, Mapping
+from collections.abc import Mapping
 
 from gvisor_kernel.guest import identity, linux
 
@@ -78,7 +78,7 @@ def show_outputs(environment: Mapping[str, str]) -> str:
     return ""
 
 
-def without_outputs(environment: Mapping[str, str]) -> Dict[str, str]:
+def without_outputs(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a kernel that is told to write to the outputs' own path: they are
     not at /workspace/outputs, although the host wants that."""
     words = [word for word in environment.get(VARIABLE, "").split() if word != SHOWN]

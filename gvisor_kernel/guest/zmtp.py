@@ -9,7 +9,7 @@ The specification is RFC 23 of ZeroMQ (rfc.zeromq.org/spec/23). libzmq, JeroMQ a
 from __future__ import annotations
 
 import struct
-from typing import List, Sequence
+from collections.abc import Sequence
 
 from gvisor_kernel.link.frames import Part
 
@@ -36,12 +36,12 @@ class ZmtpConnection:
         properties = _property(b"Socket-Type", socket_type.encode())
         if identity:
             properties += _property(b"Identity", identity)
-        self._out: List[Part] = [GREETING, _command(b"READY", properties)]
+        self._out: list[Part] = [GREETING, _command(b"READY", properties)]
         self._in = bytearray()
         self._greeted = False
         self.ready = False
         """True once the handshake is complete on both sides."""
-        self._parts: List[bytes] = []
+        self._parts: list[bytes] = []
 
     # -- sending ---------------------------------------------------------------------------------
 
@@ -70,7 +70,7 @@ class ZmtpConnection:
 
     # -- receiving -------------------------------------------------------------------------------
 
-    def receive_data(self, data: bytes) -> List[List[bytes]]:
+    def receive_data(self, data: bytes) -> list[list[bytes]]:
         """Process received bytes. Return the messages that are complete.
 
         :raises ZmtpError: when they violate the protocol
@@ -78,7 +78,7 @@ class ZmtpConnection:
         self._in += data
         if not self._greeted and not self._take_greeting():
             return []
-        messages: List[List[bytes]] = []
+        messages: list[list[bytes]] = []
         offset, end = 0, len(self._in)
         while end - offset >= 2:
             flags = self._in[offset]

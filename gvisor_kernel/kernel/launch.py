@@ -7,27 +7,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 from gvisor_kernel.bridge import KernelBridge, SnapshotRun
+from gvisor_kernel.bridge.egress_pipe import OpenEgress
+from gvisor_kernel.bridge.linked_sandbox import close_sandbox
+from gvisor_kernel.egress import audit
+from gvisor_kernel.egress.process import EgressWorker, Grant
 from gvisor_kernel.errors import LaunchError, NoSnapshot, SandboxError, StartTimedOut
 from gvisor_kernel.kernel.facts import Start, StartKind
 from gvisor_kernel.kernel.learned_modules import learning_variables
 from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, kernel_variables, make_launch_request
-from gvisor_kernel.kernel.preparation import renew_outdated, request_snapshot
+from gvisor_kernel.kernel.preparation import SpareKeeper, renew_outdated, request_snapshot
 from gvisor_kernel.kernel.restore import Restored, find_obstacle, make_asking_request, restore
-from gvisor_kernel.kernel.run_egress import make_egress
-from gvisor_kernel.kernel.spare_keeper import SpareKeeper
-from gvisor_kernel.kernel.workers import Workers, give_up, run_beside
 from gvisor_kernel.kernel.workspace import OWN_OUTPUTS, SHOWN, VARIABLE, describe_workspace
 from gvisor_kernel.runtimes import get_runtime, get_snapshot_runtime
 from gvisor_kernel.runtimes.base import FoundSandbox, LaunchRequest, Sandbox, SnapshotRuntime
-from gvisor_kernel.runtimes.waits import hearing
+from gvisor_kernel.runtimes.waits import hearing, until
 from gvisor_kernel.snapshots.key import SnapshotKey
 from gvisor_kernel.tracing import step
 
@@ -267,3 +272,119 @@ class Launch:
             raise NoSnapshot(str(error)) from error
         self.sandbox = sandbox
         run_beside(renew_outdated, plan, restored, lambda: kernel.death is None)
+
+
+# -- workers ---------------------------------------------------------------------------------------
+# Work of one kernel that blocks; and what undoes it if nobody waits for it any more.
+
+
+async def give_up(kernel: KernelBridge, restored: Restored, error: BaseException) -> None:
+    """End a restored sandbox after ``error``, and discard its snapshot if that is to blame."""
+    await kernel.end_sandbox()
+    await close_sandbox(restored.sandbox)  # in case the bridge has not taken it over
+    if not isinstance(error, SandboxError):
+        return  # not the snapshot's fault: for example, the start was cancelled
+    with suppress(RuntimeError):  # this process is exiting
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, restored.discard, str(error))
+
+
+async def close_started(starting: asyncio.Future[Any]) -> None:
+    """Close what ``starting`` has started, once that is known: a sandbox, or a connection."""
+    with suppress(Exception):  # if it fails, it has started nothing
+        # no timeout: it is finished or undone, by steps that have timeouts
+        started = await starting
+        sandbox = started.sandbox if isinstance(started, Restored) else started
+        if isinstance(sandbox, Sandbox):
+            await close_sandbox(sandbox)
+        elif isinstance(sandbox, socket.socket):
+            sandbox.close()
+
+
+T = TypeVar("T")
+
+
+class Workers:
+    """Starts what one kernel needs. Whoever ends the kernel awaits ``finish``."""
+
+    def __init__(self) -> None:
+        self._undoing: set[asyncio.Task[None]] = set()
+
+    async def run(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Run ``work`` in a worker. On cancellation, close the sandbox that it starts.
+
+        :raises LaunchError: when this process is exiting
+        """
+        loop = asyncio.get_running_loop()
+        given_up = threading.Event()
+        try:
+            with until(given_up):
+                starting = loop.run_in_executor(None, copy_context().run, work, *arguments)
+        except RuntimeError as error:  # the executor has shut down: this process is exiting
+            raise LaunchError(f"No kernel can be started: {error}.") from error
+        try:
+            # no timeout: it is finished or undone, by steps that have timeouts
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            given_up.set()
+            self.undo_by(close_started(starting))
+            raise
+
+    def undo_by(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run ``work``, also if whoever waits for the returned task is cancelled."""
+        undoing = asyncio.get_running_loop().create_task(work)
+        self._undoing.add(undoing)
+        undoing.add_done_callback(self._undoing.discard)
+        return undoing
+
+    async def finish(self) -> None:
+        """Wait until all is undone."""
+        if self._undoing:
+            # no timeout: it is finished or undone, by steps that have timeouts
+            await asyncio.wait(self._undoing)
+
+
+def run_beside(work: Callable[..., None], *arguments: Any) -> None:
+    """Run ``work``, which raises nothing, in a worker for which nobody waits."""
+    with suppress(RuntimeError):  # this process is exiting
+        asyncio.get_running_loop().run_in_executor(None, work, *arguments)
+
+
+# -- the socket for the streams of a kernel's run, which its plan's routes serve -------------------
+# The bridge opens it, when a program in the sandbox connects first.
+
+
+def make_egress(
+    kernel: KernelBridge,
+    plan: KernelPlan,
+    sandbox: Sandbox,
+    in_worker: Callable[..., Awaitable[socket.socket]],
+) -> OpenEgress | None:
+    """Return what opens a socket for the streams of a run by ``plan``; None without routes.
+
+    ``in_worker``: calls a function that blocks in a worker. Called on the bridge's loop.
+    """
+    if not plan.routes:
+        return None
+    loop = asyncio.get_running_loop()
+
+    def write_log(line: str) -> None:
+        loop.call_soon_threadsafe(kernel.note_egress, line)
+
+    def show_refused(text: str) -> None:
+        loop.call_soon_threadsafe(kernel.show_refused, text)
+
+    record = sandbox.log_path.with_name(audit.FILE)
+    grant = Grant(plan.identity.name, plan.routes, record, plan.door, show_refused)
+
+    async def open_egress() -> socket.socket:
+        return await in_worker(EgressWorker.instance().open, grant, write_log)
+
+    return open_egress
+
+
+def find_opener(sandbox: Sandbox) -> Callable[[], socket.socket]:
+    """Return what opens one more socket that the routes of the kernel in ``sandbox`` serve; see
+    ``EgressWorker.open``. The socket ends at once if no kernel with routes runs there."""
+    grant = Grant("", (), sandbox.log_path.with_name(audit.FILE), is_beside=True)
+    return partial(EgressWorker.instance().open, grant, lambda _: None)

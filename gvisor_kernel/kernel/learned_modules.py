@@ -13,7 +13,7 @@ import struct
 import threading
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -37,14 +37,13 @@ from gvisor_kernel.snapshots.learned import (
     is_module_name,
     is_outdated,
     read_counts,
-    write_counts,
 )
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 log = logging.getLogger(__name__)
 
 VARIABLE = "GVISOR_KERNEL_LEARNS"
-"""Tells a kernel that it may report; see ``guest/cell_imports.py``."""
+"""Tells a kernel that it may report; see ``guest/cell_hooks.py``."""
 MAX_REPORT = 8 * 1024
 MAX_LISTS = 16
 """Lists and objects of a report, which is parsed on the bridge's loop. An honest one has three."""
@@ -234,7 +233,7 @@ def change(kind: str, work: Callable[[Counts], Counts]) -> None:
     root = cache / "imports"
     private_directories.make_directories(cache, root)
     with private_directories.locked_directory(root):
-        content = json.dumps(write_counts(work(_read(root, kind))))
+        content = json.dumps(asdict(work(_read(root, kind))))
         new = root / f"{private_directories.NEW}{kind}"
         # by path: below a private store of this user
         new.unlink(missing_ok=True)  # of a process that was killed

@@ -26,19 +26,18 @@ from gvisor_kernel.runtimes.base import (
     SnapshotRuntime,
 )
 from gvisor_kernel.runtimes.mounts.folders import are_uploads_covered
-from gvisor_kernel.snapshots.host_facts import find_host_facts
 from gvisor_kernel.snapshots.key import (
     IMPORTED,
     KernelFacts,
     SnapshotKey,
+    find_host_facts,
     make_key,
     split_environment,
 )
 from gvisor_kernel.snapshots.learned import Preloaded, read_preloaded
-from gvisor_kernel.snapshots.reseed import find_renewal
 from gvisor_kernel.snapshots.snapshot import PRELOADED, Meta, Snapshot
 from gvisor_kernel.snapshots.snapshot_store import Store, restore_by_key
-from gvisor_kernel.spec.layout import WORKSPACE
+from gvisor_kernel.spec.layout import GUEST, WORKSPACE
 from gvisor_kernel.tracing import step
 
 log = logging.getLogger(__name__)
@@ -241,3 +240,61 @@ def restore(
 
     sandbox, meta = restore_by_key(store, key, start)
     return Restored(sandbox, key.name, describe(meta), read_meta(meta))
+
+
+# -- new random numbers ----------------------------------------------------------------------------
+# A Python kernel that speaks the link's frames gets them by itself (``guest/resume.py``). For
+# languages that are not listed here, random state of before the snapshot is the same in all
+# restored kernels.
+
+
+@dataclass(frozen=True)
+class Renewal:
+    """Code that gives a restored kernel new random numbers.
+
+    It must leave nothing behind that a cell could see. ``always``: run it also in a kernel of the
+    ipykernel family, whose cells run in another process.
+    """
+
+    code: str = ""
+    always: bool = False
+
+
+RENEWALS = {
+    "python": Renewal(
+        f"""exec('''
+import sys
+sys.path.insert(0, "{GUEST}")
+try:
+    from gvisor_kernel.guest.resume import renew
+finally:
+    sys.path.remove("{GUEST}")
+renew()
+''', {{}})"""
+    ),
+    "bash": Renewal(
+        "RANDOM=${SRANDOM:-$(od -An -N4 -tu4 /dev/urandom)}; history -d -1 2>/dev/null; true",
+        always=True,
+    ),
+    # V8 seeds Math.random once and accepts no other seed, so replace the function.
+    "typescript": Renewal(
+        """{
+  const drawn = new Uint32Array(1024);
+  let next = drawn.length;
+  const random = () => {
+    if (next === drawn.length) {
+      crypto.getRandomValues(drawn);
+      next = 0;
+    }
+    return ((drawn[next++] >>> 5) * 2 ** 26 + (drawn[next++] >>> 6)) / 2 ** 53;
+  };
+  Object.defineProperty(Math, "random", { value: random, writable: true, configurable: true });
+}""",
+        always=True,
+    ),
+}
+
+
+def find_renewal(facts: Mapping[str, Any]) -> Renewal:
+    """Return the renewal for a snapshot, by the facts in its ``Meta``."""
+    return RENEWALS.get(str(facts.get("language")), Renewal())

@@ -7,14 +7,19 @@ For a process that does nothing else: the command ``snapshot build``, or the pro
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import logging
+import os
+import platform
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.bridge import SnapshotRun
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import NoSnapshot, SandboxError, SnapshotError
 from gvisor_kernel.kernel.client import REPLY_SECONDS, OwnClient, connect, new_key, wait_for_reply
 from gvisor_kernel.kernel.learned_modules import with_learned
@@ -27,25 +32,29 @@ from gvisor_kernel.kernel.restore import (
     read_meta,
 )
 from gvisor_kernel.kernel.session import SandboxedKernel
-from gvisor_kernel.kernel.warm_up import FONT_LIST, run_python, warm_up
+from gvisor_kernel.kernel.warm_up import FONT_LIST, Report, run_python, warm_up
 from gvisor_kernel.runtimes import get_snapshot_runtime
+from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.outputs import keeps_outputs
-from gvisor_kernel.snapshots.build import Report, builder_lock, lower_priority, strip_session
 from gvisor_kernel.snapshots.learned import (
     Preloaded,
     find_difference,
     read_preloaded,
-    write_preloaded,
 )
 from gvisor_kernel.snapshots.snapshot import PRELOADED, Draft, Meta, Snapshot
-from gvisor_kernel.snapshots.snapshot_store import Store
+from gvisor_kernel.snapshots.snapshot_store import Store, builder_lock
 from gvisor_kernel.spec.layout import GUEST
 from gvisor_kernel.strict_json import parse_json
 
+NICENESS = 19
 MAX_FACTS = 64 * 1024
 """Bytes of what the kernel says of modules that it imported ahead, or of itself."""
 
 log = logging.getLogger(__name__)
+
+_SYS_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}
+_IOPRIO_WHO_PROCESS = 1
+_IOPRIO_IDLE = 3 << 13
 
 GUEST_PRELOAD = f"""
 import json, sys
@@ -128,7 +137,7 @@ class Misbehaved(Exception):
     in what."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def suspecting(names: Collection[str]) -> Iterator[None]:
     """Let a failure be that of the learned modules ``names``, if there are some: what a module did
     in its trial says nothing of what it does in a kernel.
@@ -200,7 +209,7 @@ def _make_once(
             },
             facts={
                 "language": language,
-                **({} if preloaded is None else {PRELOADED: write_preloaded(preloaded)}),
+                **({} if preloaded is None else {PRELOADED: asdict(preloaded)}),
             },
             created=time.time(),
         )
@@ -211,6 +220,32 @@ def _make_once(
                 "The snapshot was removed as soon as it was made.", "make it again."
             )
         return snapshot
+
+
+def strip_session(
+    spec: SandboxSpec, request: LaunchRequest, folder: Path, *, keeps_outputs: bool
+) -> tuple[SandboxSpec, LaunchRequest]:
+    """Return ``spec`` and ``request`` without the data of a session, to make a snapshot of.
+
+    ``folder`` is an empty one that replaces the notebook's (``Draft.scratch``). ``keeps_outputs``
+    says whether restored sandboxes mount a folder of the host for outputs: then this one must have
+    such a mount as well, since a restore cannot change the kind of a mount.
+    """
+    outputs = str(folder / "outputs") if keeps_outputs else None
+    empty = replace(spec, uploads=None, outputs=outputs)
+    return empty, replace(request, folder=folder, kernel_id="")
+
+
+def lower_priority() -> None:
+    """Give this process and its future children the lowest priority for CPU and disk.
+
+    This cannot be undone, so the process should do nothing else. Never raises.
+    """
+    with contextlib.suppress(OSError):
+        os.nice(NICENESS)
+    number = _SYS_IOPRIO_SET.get(platform.machine())
+    if number is not None:
+        ctypes.CDLL(None).syscall(number, _IOPRIO_WHO_PROCESS, 0, _IOPRIO_IDLE)
 
 
 def _find_language(client: OwnClient, report: Report) -> str:

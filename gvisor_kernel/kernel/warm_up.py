@@ -5,6 +5,7 @@ Also what the snapshot depends on: the files that the kernel has loaded then.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,14 +13,17 @@ from gvisor_kernel.config.validators import HOST_IMAGE
 from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.kernel.client import REPLY_SECONDS, OwnClient, wait_for_reply
 from gvisor_kernel.kernel.plan import KernelPlan
+from gvisor_kernel.kernel.restore import find_renewal
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes.base import MountView
 from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter
-from gvisor_kernel.snapshots.build import Report
 from gvisor_kernel.snapshots.manifest import Manifest, make_manifest
-from gvisor_kernel.snapshots.reseed import find_renewal
 from gvisor_kernel.spec.layout import GUEST
 from gvisor_kernel.strict_json import parse_json
+
+Report = Callable[[str, float], None]
+"""Called at each step of making a snapshot, with a text for people and the share of the work that
+is done."""
 
 MAX_LIST = 16 * 1024 * 1024
 """Bytes of the list of files that a kernel has loaded. Usual lists have about 100 KB."""

@@ -1,7 +1,7 @@
 """Texts about /workspace: those for a kernel, and those about files that end with the sandbox.
 
 The words of the variable are read by PID 1 (``guest/supervisor.py``) and by the kernel
-(``guest/unkept_files.py``).
+(``guest/cell_hooks.py``).
 """
 
 from __future__ import annotations

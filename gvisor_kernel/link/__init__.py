@@ -7,7 +7,6 @@ the bytes.
 """
 
 from gvisor_kernel.link.connection import Connection
-from gvisor_kernel.link.errors import LinkError, LocalProtocolError, RemoteProtocolError
 from gvisor_kernel.link.events import (
     Diverted,
     Event,
@@ -25,11 +24,16 @@ from gvisor_kernel.link.events import (
     Start,
     Started,
     Stats,
-    Stop,
     StreamFrames,
     StreamsEnded,
 )
-from gvisor_kernel.link.frames import Channel, LogSource
+from gvisor_kernel.link.frames import (
+    Channel,
+    LinkError,
+    LocalProtocolError,
+    LogSource,
+    RemoteProtocolError,
+)
 
 __all__ = [
     "Channel",
@@ -54,7 +58,6 @@ __all__ = [
     "Start",
     "Started",
     "Stats",
-    "Stop",
     "StreamFrames",
     "StreamsEnded",
 ]

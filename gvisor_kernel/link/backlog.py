@@ -11,18 +11,22 @@ from __future__ import annotations
 
 from collections import deque
 
-from gvisor_kernel.link.errors import LocalProtocolError, RemoteProtocolError
 from gvisor_kernel.link.events import StreamFrames, StreamsEnded
-from gvisor_kernel.link.frames import HEADER, Frame, FrameType, encode_frame
-from gvisor_kernel.link.state import Role
-from gvisor_kernel.link.stream_frames import (
+from gvisor_kernel.link.frames import (
     ALL_STREAMS,
+    HEADER,
+    Frame,
+    FrameType,
+    LocalProtocolError,
+    RemoteProtocolError,
     check_size,
     decode_grant,
     decode_stream,
+    encode_frame,
     encode_grant,
     encode_short,
 )
+from gvisor_kernel.link.state import Role
 
 STREAM_BACKLOG = 256 * 1024
 """Bytes of stream frames, with their headers, that a guest may send before the host has passed them

@@ -16,9 +16,8 @@ from __future__ import annotations
 import struct
 import zlib
 from collections import deque
-from typing import Deque, List, Set
 
-from gvisor_kernel.link.errors import RemoteProtocolError
+from gvisor_kernel.link.frames import RemoteProtocolError
 
 HEAD = struct.Struct(">BIQQI")
 MAX_PAYLOAD = 32 * 1024
@@ -54,20 +53,20 @@ class Carrier:
         self.received = 0
         self.confirmed = 0
         self.ended = False
-        self.notes: Deque[bytes] = deque(maxlen=16)
+        self.notes: deque[bytes] = deque(maxlen=16)
         self._sent = 0
         self._kept = bytearray()
         """This side's stream from ``confirmed`` on."""
         self._told = 0
         """The value of ``received`` that the other side was told last."""
-        self._first: Deque[bytes] = deque()
+        self._first: deque[bytes] = deque()
         """Whole packets that go before any data."""
         self._arrived = bytearray()
         self._searched = 0
         self._lost = True
         """Bytes are dropped until a RESUME."""
-        self._nonces: Set[bytes] = set()
-        self._ready: List[bytes] = []
+        self._nonces: set[bytes] = set()
+        self._ready: list[bytes] = []
         self._restarted = False
 
     # -- to the other side -----------------------------------------------------------------------

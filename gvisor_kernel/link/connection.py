@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Union
 
 from gvisor_kernel.link.backlog import Backlog
-from gvisor_kernel.link.errors import LocalProtocolError, RemoteProtocolError
 from gvisor_kernel.link.events import (
     VERSION,
     Diverted,
@@ -31,23 +30,24 @@ from gvisor_kernel.link.events import (
     Start,
     Started,
     Stats,
-    Stop,
 )
 from gvisor_kernel.link.flow import Flow
 from gvisor_kernel.link.frames import (
     DATA_CHANNELS,
     DIRECT_CHANNELS,
     MAX_PAYLOAD,
+    STREAM_SIZES,
     Channel,
     Frame,
     FrameReader,
     FrameType,
+    LocalProtocolError,
     LogSource,
     Part,
+    RemoteProtocolError,
     encode_frame,
 )
 from gvisor_kernel.link.state import ALWAYS, LATE, SENDERS, STALE, TRANSITIONS, Role, State
-from gvisor_kernel.link.stream_frames import STREAM_SIZES
 
 PONGS_KEPT = 64
 """Number of PONGs that may wait to be written. Only the last pings of a flood are answered, so a
@@ -88,8 +88,7 @@ class Connection:
     """One end of a link.
 
     After a RemoteProtocolError the state is CLOSED: every later ``receive_data`` raises the same
-    error, and the owner must end the other side. After a STOP the state is CLOSED too, and received
-    data is dropped.
+    error, and the owner must end the other side.
 
     ``state`` is the state after the last received byte. It may be ahead of the events that the
     owner has not taken yet, so the owner must check it before it answers an event.
@@ -135,8 +134,6 @@ class Connection:
         """
         if self._error is not None:
             raise self._error
-        if self.state is State.CLOSED:
-            return
         self._reader.receive_data(data)
         try:
             while True:
@@ -146,7 +143,9 @@ class Connection:
                 self._handle(frame)
         except RemoteProtocolError as error:
             self._error = error
-            self._close()
+            self.state = State.CLOSED
+            self._reader = FrameReader()
+            self._drop_unfinished()
             raise
 
     def next_event(self) -> Event | None:
@@ -204,15 +203,6 @@ class Connection:
         elif kind is FrameType.LOG:
             text = frame.payload.decode("utf-8", "replace")
             self._events.append(Log(LogSource(frame.channel), text))
-        elif kind is FrameType.STOP:
-            if frame.payload:
-                raise RemoteProtocolError("A STOP has a payload.")
-            self._close()
-            for event in self._events:  # after STOP no event can be answered
-                if isinstance(event, Message):
-                    self.consumed(event)
-            self._events.clear()
-            self._events.append(Stop())
         self.state = after
 
     def _drop_late(self, frame: Frame) -> None:
@@ -344,13 +334,6 @@ class Connection:
         payload = text.encode("utf-8", "replace")[:MAX_PAYLOAD]
         self._urgent.append(encode_frame(FrameType.LOG, payload, source))
 
-    def send_stop(self) -> None:
-        """Queue a STOP and drop all queued messages. Does nothing while CLOSED."""
-        self._check_sender(FrameType.STOP)
-        if self.state is not State.CLOSED:
-            self._close()
-            self._urgent.append(encode_frame(FrameType.STOP))
-
     def queued(self, channel: Channel | None = None) -> int:
         """Return the queued bytes of messages on ``channel``, or on all and of diverted frames."""
         own = self._flow.queued(channel)
@@ -403,11 +386,6 @@ class Connection:
         if after is None:
             raise error(f"{kind.name} is not allowed while the link is {self.state.value}.")
         return after
-
-    def _close(self) -> None:
-        self.state = State.CLOSED
-        self._reader = FrameReader()
-        self._drop_unfinished()
 
     def _begin_run(self, event: Start | Resume) -> None:
         self.run = event.run

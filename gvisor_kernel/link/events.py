@@ -9,41 +9,45 @@ from __future__ import annotations
 import json
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, ClassVar, TypeVar, Union
 
-from gvisor_kernel.link.errors import RemoteProtocolError
-from gvisor_kernel.link.frames import MAX_PAYLOAD, Channel, LogSource, Part
+from gvisor_kernel.link.frames import MAX_PAYLOAD, Channel, LogSource, Part, RemoteProtocolError
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 PROTOCOL = "gvisor-kernel-link"
-VERSION = 6
+VERSION = 7
 
-_RUN_STATUS = struct.Struct(">Ii")
-_RUN_SIGNAL = struct.Struct(">IB")
-_RUN = struct.Struct(">I")
-_RUN_FLAG = struct.Struct(">IB")
+CREDIT = struct.Struct(">I")
 _UNKNOWN = 2
 """The answer of an IDLE_REPLY for a kernel that cannot be asked."""
-_TOKEN = struct.Struct(">Q")
-_STATS = struct.Struct(">IIQ")
-CREDIT = struct.Struct(">I")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def _unpack(layout: struct.Struct, payload: bytes, name: str) -> tuple[Any, ...]:
-    if len(payload) != layout.size:
-        raise RemoteProtocolError(
-            f"A {name} payload has {len(payload)} bytes; {layout.size} are expected."
-        )
-    return layout.unpack(payload)
+T = TypeVar("T", bound="_Numbers")
 
 
-def _unpack_run_flag(payload: bytes, name: str) -> tuple[int, bool]:
-    run, answer = _unpack(_RUN_FLAG, payload, name)
-    if answer > 1:
-        raise RemoteProtocolError(f"A {name} has the answer {answer}; 0 or 1 is expected.")
-    return run, bool(answer)
+class _Numbers:
+    """An event whose payload is its fields, in their order."""
+
+    _layout: ClassVar[struct.Struct]
+    _frame: ClassVar[str]
+
+    def encode(self) -> bytes:
+        return self._layout.pack(*vars(self).values())
+
+    @classmethod
+    def decode(cls: type[T], payload: bytes) -> T:
+        return cls(*cls._unpack(payload))
+
+    @classmethod
+    def _unpack(cls, payload: bytes) -> tuple[Any, ...]:
+        if len(payload) != cls._layout.size:
+            raise RemoteProtocolError(
+                f"A {cls._frame} payload has {len(payload)} bytes; {cls._layout.size} are expected."
+            )
+        return cls._layout.unpack(payload)
 
 
 def _parse_object(payload: bytes, name: str) -> dict[str, Any]:
@@ -72,6 +76,22 @@ def _check_flag(value: object, name: str) -> bool:
     if not isinstance(value, bool):
         raise RemoteProtocolError(f"{name} is not true or false.")
     return value
+
+
+def _check_run(body: dict[str, Any], name: str, texts: Sequence[str]) -> dict[str, Any]:
+    """Return the fields that a START and a RESUME have alike, and those named ``texts``."""
+    environment = body.get("environment")
+    if not isinstance(environment, dict):
+        raise RemoteProtocolError(f"The environment of a {name} is not a JSON object.")
+    return {
+        "run": _check_number(body.get("run"), f"The run of a {name}"),
+        "environment": tuple(
+            (key, _check_text(value, f"A value of a {name}'s environment"))
+            for key, value in environment.items()
+        ),
+        **{text: _check_text(body.get(text), f"The {text} of a {name}") for text in texts},
+        "egress": _check_flag(body.get("egress"), f"The egress of a {name}"),
+    }
 
 
 @dataclass(frozen=True)
@@ -124,55 +144,28 @@ class Start:
     egress: bool = False
 
     def encode(self) -> bytes:
-        return json.dumps(
-            {
-                "run": self.run,
-                "argv": list(self.argv),
-                "environment": dict(self.environment),
-                "cwd": self.cwd,
-                "key": self.key,
-                "signature_scheme": self.signature_scheme,
-                "egress": self.egress,
-            }
-        ).encode()
+        return json.dumps({**vars(self), "environment": dict(self.environment)}).encode()
 
     @classmethod
     def decode(cls, payload: bytes) -> Start:
         body = _parse_object(payload, "START")
-        argv, environment = body.get("argv"), body.get("environment")
-        if not isinstance(argv, list) or not argv or not isinstance(environment, dict):
-            raise RemoteProtocolError("The argv or the environment of a START is invalid.")
-        return cls(
-            run=_check_number(body.get("run"), "The run of a START"),
-            argv=tuple(_check_text(word, "A word of a START's argv") for word in argv),
-            environment=tuple(
-                (name, _check_text(value, "A value of a START's environment"))
-                for name, value in environment.items()
-            ),
-            cwd=_check_text(body.get("cwd"), "The cwd of a START"),
-            key=_check_text(body.get("key"), "The key of a START"),
-            signature_scheme=_check_text(
-                body.get("signature_scheme"), "The signature_scheme of a START"
-            ),
-            egress=_check_flag(body.get("egress"), "The egress of a START"),
-        )
+        argv = body.get("argv")
+        if not isinstance(argv, list) or not argv:
+            raise RemoteProtocolError("The argv of a START is no list of words.")
+        words = tuple(_check_text(word, "A word of a START's argv") for word in argv)
+        return cls(argv=words, **_check_run(body, "START", ("cwd", "key", "signature_scheme")))
 
     def __repr__(self) -> str:
         return f"Start(run={self.run}, argv={self.argv!r}, cwd={self.cwd!r}, key=…)"
 
 
 @dataclass(frozen=True)
-class Started:
+class Started(_Numbers):
     """STARTED, guest to host: the process of the kernel of run ``run`` exists."""
 
+    _layout = struct.Struct(">I")
+    _frame = "STARTED"
     run: int
-
-    def encode(self) -> bytes:
-        return _RUN.pack(self.run)
-
-    @classmethod
-    def decode(cls, payload: bytes) -> Started:
-        return cls(*_unpack(_RUN, payload, "STARTED"))
 
 
 @dataclass(frozen=True)
@@ -193,90 +186,67 @@ class Resume:
     egress: bool = False
 
     def encode(self) -> bytes:
-        return json.dumps(
-            {
-                "run": self.run,
-                "environment": dict(self.environment),
-                "cwd": self.cwd,
-                "key": self.key,
-                "seed": self.seed,
-                "egress": self.egress,
-            }
-        ).encode()
+        return json.dumps({**vars(self), "environment": dict(self.environment)}).encode()
 
     @classmethod
     def decode(cls, payload: bytes) -> Resume:
         body = _parse_object(payload, "RESUME")
-        environment = body.get("environment")
-        if not isinstance(environment, dict):
-            raise RemoteProtocolError("The environment of a RESUME is not a JSON object.")
-        return cls(
-            run=_check_number(body.get("run"), "The run of a RESUME"),
-            environment=tuple(
-                (name, _check_text(value, "A value of a RESUME's environment"))
-                for name, value in environment.items()
-            ),
-            cwd=_check_text(body.get("cwd"), "The cwd of a RESUME"),
-            key=_check_text(body.get("key"), "The key of a RESUME"),
-            seed=_check_text(body.get("seed"), "The seed of a RESUME"),
-            egress=_check_flag(body.get("egress"), "The egress of a RESUME"),
-        )
+        return cls(**_check_run(body, "RESUME", ("cwd", "key", "seed")))
 
     def __repr__(self) -> str:
         return f"Resume(run={self.run}, cwd={self.cwd!r}, key=…, seed=…)"
 
 
 @dataclass(frozen=True)
-class Resumed:
+class Resumed(_Numbers):
     """RESUMED, guest to host: the restored kernel of run ``run`` is ready.
 
     Everything that was under way when the snapshot was taken is dropped. ``rekeyed``: the kernel
     signs with the key of the RESUME, not with that of its START.
     """
 
+    _layout = struct.Struct(">IB")
+    _frame = "RESUMED"
     run: int
     rekeyed: bool
 
-    def encode(self) -> bytes:
-        return _RUN_FLAG.pack(self.run, self.rekeyed)
-
     @classmethod
     def decode(cls, payload: bytes) -> Resumed:
-        return cls(*_unpack_run_flag(payload, "RESUMED"))
+        run, answer = cls._unpack(payload)
+        if answer > 1:
+            raise RemoteProtocolError(f"A RESUMED has the answer {answer}; 0 or 1 is expected.")
+        return cls(run, bool(answer))
 
 
 @dataclass(frozen=True)
-class IdleQuery:
+class IdleQuery(_Numbers):
     """IDLE_QUERY, host to guest: is the kernel of run ``run`` idle? Then its sandbox may stop."""
 
+    _layout = struct.Struct(">I")
+    _frame = "IDLE_QUERY"
     run: int
-
-    def encode(self) -> bytes:
-        return _RUN.pack(self.run)
-
-    @classmethod
-    def decode(cls, payload: bytes) -> IdleQuery:
-        return cls(*_unpack(_RUN, payload, "IDLE_QUERY"))
 
 
 @dataclass(frozen=True)
-class IdleReply:
+class IdleReply(_Numbers):
     """IDLE_REPLY, guest to host: the reply to an IDLE_QUERY.
 
     ``idle``: the kernel is idle. Nothing happens in the sandbox until a frame is sent to it.
     ``unknown``: the kernel cannot be asked, and nothing waits to be sent to the host or to it.
     """
 
+    _layout = struct.Struct(">IB")
+    _frame = "IDLE_REPLY"
     run: int
     idle: bool
     unknown: bool = False
 
     def encode(self) -> bytes:
-        return _RUN_FLAG.pack(self.run, _UNKNOWN if self.unknown else self.idle)
+        return self._layout.pack(self.run, _UNKNOWN if self.unknown else self.idle)
 
     @classmethod
     def decode(cls, payload: bytes) -> IdleReply:
-        run, answer = _unpack(_RUN_FLAG, payload, "IDLE_REPLY")
+        run, answer = cls._unpack(payload)
         if answer > _UNKNOWN:
             raise RemoteProtocolError(
                 f"An IDLE_REPLY has the answer {answer}; 0, 1 or {_UNKNOWN} is expected."
@@ -327,62 +297,55 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Signal:
+class Signal(_Numbers):
     """SIGNAL, host to guest: send ``signum`` to the process group of the kernel of run ``run``."""
 
+    _layout = struct.Struct(">IB")
+    _frame = "SIGNAL"
     run: int
     signum: int
 
-    def encode(self) -> bytes:
-        return _RUN_SIGNAL.pack(self.run, self.signum)
-
     @classmethod
     def decode(cls, payload: bytes) -> Signal:
-        run, signum = _unpack(_RUN_SIGNAL, payload, "SIGNAL")
+        run, signum = cls._unpack(payload)
         if not 0 < signum <= 64:
             raise RemoteProtocolError(f"A SIGNAL has the number {signum}; 1 to 64 are allowed.")
         return cls(run, signum)
 
 
 @dataclass(frozen=True)
-class Exited:
+class Exited(_Numbers):
     """EXIT, guest to host: the kernel of run ``run`` ended; it sent its last messages before this.
 
     ``status`` as in ``subprocess``: the exit status, or the negative number of the signal that
     ended it.
     """
 
+    _layout = struct.Struct(">Ii")
+    _frame = "EXIT"
     run: int
     status: int
 
-    def encode(self) -> bytes:
-        return _RUN_STATUS.pack(self.run, self.status)
-
     @classmethod
     def decode(cls, payload: bytes) -> Exited:
-        run, status = _unpack(_RUN_STATUS, payload, "EXIT")
+        run, status = cls._unpack(payload)
         if not -64 <= status <= 255:
             raise RemoteProtocolError(f"An EXIT has the status {status}; -64 to 255 are allowed.")
         return cls(run, status)
 
 
 @dataclass(frozen=True)
-class Stats:
+class Stats(_Numbers):
     """STATS, guest to host: processes, threads and bytes of memory inside the sandbox.
 
     Shown to people and never acted on.
     """
 
+    _layout = struct.Struct(">IIQ")
+    _frame = "STATS"
     processes: int
     threads: int
     memory: int
-
-    def encode(self) -> bytes:
-        return _STATS.pack(self.processes, self.threads, self.memory)
-
-    @classmethod
-    def decode(cls, payload: bytes) -> Stats:
-        return cls(*_unpack(_STATS, payload, "STATS"))
 
 
 @dataclass(frozen=True)
@@ -394,58 +357,25 @@ class Log:
 
 
 @dataclass(frozen=True)
-class Ping:
+class Ping(_Numbers):
     """PING, from either side: a sign of life is requested.
 
     The receiving connection queues the reply by itself: a Pong with the same token.
     """
 
+    _layout = struct.Struct(">Q")
+    _frame = "PING"
     token: int
-
-    def encode(self) -> bytes:
-        return _TOKEN.pack(self.token)
-
-    @classmethod
-    def decode(cls, payload: bytes) -> Ping:
-        return cls(*_unpack(_TOKEN, payload, "PING"))
 
 
 @dataclass(frozen=True)
-class Pong:
+class Pong(_Numbers):
     """PONG, the reply to a PING, with its token."""
 
+    _layout = struct.Struct(">Q")
+    _frame = "PONG"
     token: int
 
-    def encode(self) -> bytes:
-        return _TOKEN.pack(self.token)
 
-    @classmethod
-    def decode(cls, payload: bytes) -> Pong:
-        return cls(*_unpack(_TOKEN, payload, "PONG"))
-
-
-@dataclass(frozen=True)
-class Stop:
-    """STOP, host to guest: end every process, and the sandbox with it."""
-
-
-Event = Union[
-    Hello,
-    Start,
-    Started,
-    Resume,
-    Resumed,
-    Message,
-    Diverted,
-    StreamFrames,
-    StreamsEnded,
-    IdleQuery,
-    IdleReply,
-    Signal,
-    Exited,
-    Stats,
-    Log,
-    Ping,
-    Pong,
-    Stop,
-]
+_OfRun = Union[Start, Started, Resume, Resumed, IdleQuery, IdleReply, Signal, Exited]
+Event = Union[Hello, _OfRun, Message, Diverted, StreamFrames, StreamsEnded, Stats, Log, Ping, Pong]

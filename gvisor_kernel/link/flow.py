@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from gvisor_kernel.link.errors import LocalProtocolError, RemoteProtocolError
 from gvisor_kernel.link.events import CREDIT, Message
 from gvisor_kernel.link.frames import (
     DATA_CHANNELS,
@@ -29,7 +28,9 @@ from gvisor_kernel.link.frames import (
     Channel,
     Frame,
     FrameType,
+    LocalProtocolError,
     Part,
+    RemoteProtocolError,
     encode_frame,
     largest_message,
     pack_message,

@@ -1,4 +1,4 @@
-"""Frames and messages as bytes: their layout, their limits, encoding and decoding.
+"""Frames, messages and errors of the link: layout, limits, encoding and decoding.
 
 What a frame means, and when it may be sent, is not decided here. A frame is a header of 8 bytes
 and a payload::
@@ -16,7 +16,18 @@ import struct
 from collections.abc import Container, Sequence
 from typing import NamedTuple, Union
 
-from gvisor_kernel.link.errors import LocalProtocolError, RemoteProtocolError
+
+class LinkError(Exception):
+    """The protocol was violated: one class for each side's fault."""
+
+
+class LocalProtocolError(LinkError):
+    """This side asked its own connection for something that the protocol forbids: a bug here."""
+
+
+class RemoteProtocolError(LinkError):
+    """The other side sent bytes that the protocol forbids. The connection cannot be used again."""
+
 
 HEADER = struct.Struct(">BBBBI")
 MAX_FRAME = 32 * 1024
@@ -40,7 +51,6 @@ class FrameType(enum.IntEnum):
     LOG = 9
     PING = 10
     PONG = 11
-    STOP = 12
     RESUME = 13
     RESUMED = 14
     IDLE_QUERY = 15
@@ -240,7 +250,7 @@ def pack_message(parts: Sequence[Part], channel: Channel = Channel.NONE) -> list
     return [head, *parts]
 
 
-def unpack_message(data: Union[bytes, bytearray], *, views: bool = False) -> list[Part]:
+def unpack_message(data: bytes | bytearray, *, views: bool = False) -> list[Part]:
     """Return the parts of a whole message.
 
     :param views: return large parts as views of ``data``, which must not change any more
@@ -267,3 +277,82 @@ def unpack_message(data: Union[bytes, bytearray], *, views: bool = False) -> lis
         parts.append(part if views and length > VIEW_ABOVE else bytes(part))
         offset += length
     return parts
+
+
+# -- frames of byte streams ------------------------------------------------------------------------
+# What a stream is, and when a frame may be sent, is in ``streams``. Each payload begins with the
+# number of its stream. In a GRANT and a RESET stream 0 stands for all streams together
+# (``backlog``).
+
+_STREAM = struct.Struct(">I")
+_GRANT = struct.Struct(">II")
+
+ALL_STREAMS = 0
+"""The number that stands for all streams of a run together."""
+LAST_STREAM = 2**32 - 1
+"""The highest number of a stream."""
+MAX_STREAM_DATA = MAX_PAYLOAD - _STREAM.size
+"""Bytes of a stream in one frame."""
+HEAD_SIZE = HEADER.size + _STREAM.size
+"""Bytes of a STREAM frame before those of the stream; the whole of an OPEN, a FINISH, a RESET."""
+GRANT_SIZE = HEADER.size + _GRANT.size
+"""Bytes of a GRANT frame."""
+
+STREAM_SIZES = {
+    FrameType.OPEN: (_STREAM.size, _STREAM.size),
+    FrameType.STREAM: (_STREAM.size + 1, MAX_PAYLOAD),
+    FrameType.GRANT: (_GRANT.size, _GRANT.size),
+    FrameType.FINISH: (_STREAM.size, _STREAM.size),
+    FrameType.RESET: (_STREAM.size, _STREAM.size),
+}
+"""The frames of streams, and the least and the most bytes of their payloads."""
+
+
+def check_size(frame: Frame) -> None:
+    """Check the length of the payload of a stream's frame.
+
+    :raises RemoteProtocolError: when it is not allowed
+    """
+    least, most = STREAM_SIZES[frame.type]
+    size = len(frame.payload)
+    if not least <= size <= most:
+        expected = f"{least}" if least == most else f"{least} to {most}"
+        raise RemoteProtocolError(
+            f"A {frame.type.name} payload has {size} bytes; {expected} are expected."
+        )
+
+
+def decode_stream(payload: bytes) -> int:
+    """Return the number of the stream. The size must have been checked, here and below."""
+    (number,) = _STREAM.unpack_from(payload)
+    return int(number)
+
+
+def decode_grant(payload: bytes) -> tuple[int, int]:
+    """Return the stream and the amount of a GRANT."""
+    number, amount = _GRANT.unpack(payload)
+    return number, amount
+
+
+def decode_data(payload: bytes) -> bytes:
+    """Return the bytes of the stream in a STREAM."""
+    return payload[_STREAM.size :]
+
+
+def encode_short(kind: FrameType, number: int) -> bytes:
+    """Return an OPEN, a FINISH or a RESET."""
+    return encode_frame(kind, _STREAM.pack(number))
+
+
+def encode_grant(number: int, amount: int) -> bytes:
+    """Return a GRANT."""
+    return encode_frame(FrameType.GRANT, _GRANT.pack(number, amount))
+
+
+def encode_bytes(number: int, data: bytes) -> bytes:
+    """Return a STREAM with 1 to MAX_STREAM_DATA bytes."""
+    return (
+        HEADER.pack(FrameType.STREAM, 0, 0, 0, _STREAM.size + len(data))
+        + _STREAM.pack(number)
+        + data
+    )

@@ -21,10 +21,10 @@ from __future__ import annotations
 
 import json
 import struct
-from typing import Any, Mapping, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-from gvisor_kernel.link.errors import LocalProtocolError, RemoteProtocolError
-from gvisor_kernel.link.frames import Part
+from gvisor_kernel.link.frames import LocalProtocolError, Part, RemoteProtocolError
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 PROCESS = 0
@@ -44,6 +44,8 @@ kernels share."""
 MAX_DATA = 1024 * 1024
 """Bytes of data in one message."""
 
+LENGTH = struct.Struct(">I")
+"""The length before each message where no frame bounds it: between PID 1 and other processes."""
 _HEAD = struct.Struct(">QI")
 MAX_SERVICE_MESSAGE = _HEAD.size + MAX_CONTENT + MAX_DATA
 MAX_ANSWER = _HEAD.size + MAX_ANSWER_CONTENT + MAX_DATA

@@ -1,7 +1,7 @@
 """Tables of the frames that each side may send in each state, and nothing else.
 
 A connection is OPENING until it receives the HELLO of the other side, then IDLE. It is RUNNING
-between START and EXIT, and CLOSED after STOP or after the other side violated the protocol. Each
+between START and EXIT, and CLOSED after the other side violated the protocol. Each
 side sends its HELLO without waiting. The host of a guest that was restored from a snapshot in the
 middle of a run begins in RESUMING.
 """
@@ -30,109 +30,43 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
+_F = FrameType
+_OF_STREAMS = frozenset({_F.STREAM, _F.GRANT, _F.FINISH, _F.RESET})
+_OF_BOTH = _OF_STREAMS | {_F.HELLO, _F.DATA, _F.CREDIT, _F.PING, _F.PONG}
+
 SENDERS = {
-    Role.HOST: frozenset(
-        {
-            FrameType.HELLO,
-            FrameType.START,
-            FrameType.DATA,
-            FrameType.CREDIT,
-            FrameType.SIGNAL,
-            FrameType.PING,
-            FrameType.PONG,
-            FrameType.STOP,
-            FrameType.RESUME,
-            FrameType.IDLE_QUERY,
-            FrameType.STREAM,
-            FrameType.GRANT,
-            FrameType.FINISH,
-            FrameType.RESET,
-        }
-    ),
-    Role.GUEST: frozenset(
-        {
-            FrameType.HELLO,
-            FrameType.STARTED,
-            FrameType.DATA,
-            FrameType.CREDIT,
-            FrameType.EXIT,
-            FrameType.STATS,
-            FrameType.LOG,
-            FrameType.PING,
-            FrameType.PONG,
-            FrameType.RESUMED,
-            FrameType.IDLE_REPLY,
-            FrameType.OPEN,
-            FrameType.STREAM,
-            FrameType.GRANT,
-            FrameType.FINISH,
-            FrameType.RESET,
-        }
-    ),
+    Role.HOST: _OF_BOTH | {_F.START, _F.SIGNAL, _F.RESUME, _F.IDLE_QUERY},
+    Role.GUEST: _OF_BOTH
+    | {_F.STARTED, _F.EXIT, _F.STATS, _F.LOG, _F.RESUMED, _F.IDLE_REPLY, _F.OPEN},
 }
 """The frames that each side may send in any state."""
 
-ALWAYS = frozenset({FrameType.STATS, FrameType.LOG, FrameType.PING, FrameType.PONG})
+ALWAYS = frozenset({_F.STATS, _F.LOG, _F.PING, _F.PONG})
 """Frames that change no state. They are allowed in every state but OPENING and CLOSED."""
 
+_UNCHANGED = {
+    State.RUNNING: _OF_STREAMS
+    | {_F.STARTED, _F.DATA, _F.CREDIT, _F.SIGNAL, _F.IDLE_QUERY, _F.IDLE_REPLY, _F.OPEN},
+    State.RESUMING: {_F.DATA, _F.CREDIT, _F.SIGNAL},
+}
 TRANSITIONS = {
-    (State.OPENING, FrameType.HELLO): State.IDLE,
-    (State.OPENING, FrameType.STOP): State.CLOSED,
-    (State.IDLE, FrameType.START): State.RUNNING,
-    (State.IDLE, FrameType.STOP): State.CLOSED,
-    (State.RUNNING, FrameType.STARTED): State.RUNNING,
-    (State.RUNNING, FrameType.DATA): State.RUNNING,
-    (State.RUNNING, FrameType.CREDIT): State.RUNNING,
-    (State.RUNNING, FrameType.SIGNAL): State.RUNNING,
-    (State.RUNNING, FrameType.IDLE_QUERY): State.RUNNING,
-    (State.RUNNING, FrameType.IDLE_REPLY): State.RUNNING,
-    (State.RUNNING, FrameType.OPEN): State.RUNNING,
-    (State.RUNNING, FrameType.STREAM): State.RUNNING,
-    (State.RUNNING, FrameType.GRANT): State.RUNNING,
-    (State.RUNNING, FrameType.FINISH): State.RUNNING,
-    (State.RUNNING, FrameType.RESET): State.RUNNING,
-    (State.RUNNING, FrameType.RESUME): State.RESUMING,
-    (State.RUNNING, FrameType.EXIT): State.IDLE,
-    (State.RUNNING, FrameType.STOP): State.CLOSED,
-    (State.RESUMING, FrameType.RESUMED): State.RUNNING,
-    (State.RESUMING, FrameType.DATA): State.RESUMING,
-    (State.RESUMING, FrameType.CREDIT): State.RESUMING,
-    (State.RESUMING, FrameType.SIGNAL): State.RESUMING,
-    (State.RESUMING, FrameType.EXIT): State.IDLE,
-    (State.RESUMING, FrameType.STOP): State.CLOSED,
+    **{(state, kind): state for state, kinds in _UNCHANGED.items() for kind in kinds},
+    (State.OPENING, _F.HELLO): State.IDLE,
+    (State.IDLE, _F.START): State.RUNNING,
+    (State.RUNNING, _F.RESUME): State.RESUMING,
+    (State.RUNNING, _F.EXIT): State.IDLE,
+    (State.RESUMING, _F.RESUMED): State.RUNNING,
+    (State.RESUMING, _F.EXIT): State.IDLE,
 }
 """The state after a frame, whichever side sends it. A frame in neither table is a violation.
 
-There are three exceptions, for frames that were under way while the state changed. An IDLE guest
+There are two exceptions, for frames that were under way while the state changed. An IDLE guest
 drops the frames that the host sent before it received the EXIT (LATE). A RESUMING host drops the
-frames that the guest wrote before it received the RESUME (STALE). Both sides drop whatever arrives
-after a STOP.
+frames that the guest wrote before it received the RESUME (STALE).
 """
 
-LATE = frozenset(
-    {
-        FrameType.DATA,
-        FrameType.CREDIT,
-        FrameType.SIGNAL,
-        FrameType.IDLE_QUERY,
-        FrameType.STREAM,
-        FrameType.GRANT,
-        FrameType.FINISH,
-        FrameType.RESET,
-    }
-)
+LATE = _OF_STREAMS | {_F.DATA, _F.CREDIT, _F.SIGNAL, _F.IDLE_QUERY}
 """Frames that a guest drops while it is IDLE after a run."""
 
-STALE = frozenset(
-    {
-        FrameType.DATA,
-        FrameType.CREDIT,
-        FrameType.IDLE_REPLY,
-        FrameType.OPEN,
-        FrameType.STREAM,
-        FrameType.GRANT,
-        FrameType.FINISH,
-        FrameType.RESET,
-    }
-)
+STALE = _OF_STREAMS | {_F.DATA, _F.CREDIT, _F.IDLE_REPLY, _F.OPEN}
 """Frames that a host drops while it is RESUMING."""

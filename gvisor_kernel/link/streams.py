@@ -18,15 +18,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Union
 
-from gvisor_kernel.link.errors import LocalProtocolError, RemoteProtocolError
-from gvisor_kernel.link.frames import Frame, FrameReader, FrameType
-from gvisor_kernel.link.state import SENDERS, Role
-from gvisor_kernel.link.stream_frames import (
+from gvisor_kernel.link.frames import (
     GRANT_SIZE,
     HEAD_SIZE,
     LAST_STREAM,
     MAX_STREAM_DATA,
     STREAM_SIZES,
+    Frame,
+    FrameReader,
+    FrameType,
+    LocalProtocolError,
+    RemoteProtocolError,
     check_size,
     decode_data,
     decode_grant,
@@ -35,6 +37,7 @@ from gvisor_kernel.link.stream_frames import (
     encode_grant,
     encode_short,
 )
+from gvisor_kernel.link.state import SENDERS, Role
 
 EGRESS_PORT = 3128
 """The port of the sandbox's loopback on which PID 1 accepts connections."""

@@ -128,8 +128,7 @@ def start_sandbox(order: Order) -> tuple[Sandbox, Found | None, str]:
 def _restore(runtime: RunscRuntime, order: Order) -> tuple[Sandbox, Found]:
     """:raises NoSnapshot: when no snapshot fits"""
     # A node whose kernels start cold does not wait for these.
-    from gvisor_kernel.snapshots.host_facts import find_host_facts
-    from gvisor_kernel.snapshots.key import KernelFacts, make_key
+    from gvisor_kernel.snapshots.key import KernelFacts, find_host_facts, make_key
     from gvisor_kernel.snapshots.snapshot import PRELOADED, Snapshot
     from gvisor_kernel.snapshots.snapshot_store import Store, restore_by_key
 
@@ -175,8 +174,8 @@ def build() -> int:
 
     This process ends, and removes what it has begun, when stdin ends.
     """
-    from gvisor_kernel.kernel.left_builder import end_with
     from gvisor_kernel.kernel.snapshot_builder import build_in_background
+    from gvisor_kernel.kernel.snapshot_queue import end_with
 
     wake, never = os.pipe2(os.O_CLOEXEC)
     try:

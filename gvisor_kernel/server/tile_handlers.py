@@ -22,7 +22,7 @@ from gvisor_kernel.egress.destinations import Destination, find_route, read_dest
 from gvisor_kernel.egress.kinds import HostsRoute, Route, UrlRoute
 from gvisor_kernel.egress.patterns import is_host_allowed
 from gvisor_kernel.errors import EgressRefused, GvisorKernelError
-from gvisor_kernel.kernel.run_egress import find_opener
+from gvisor_kernel.kernel.launch import find_opener
 from gvisor_kernel.server.handlers import Handler
 from gvisor_kernel.server.page_network import Line
 

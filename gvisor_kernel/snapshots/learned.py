@@ -149,13 +149,8 @@ def find_difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> str 
 # -- as JSON ---------------------------------------------------------------------------------------
 
 
-def write_counts(counts: Counts) -> dict[str, Any]:
-    """Return what ``read_counts`` reads."""
-    return {"kernels": counts.kernels, "names": dict(counts.names), "late": counts.late}
-
-
 def read_counts(content: Any) -> Counts:
-    """Return the counts that ``write_counts`` wrote.
+    """Return the counts in ``content``, which ``asdict`` has made of some.
 
     :raises ValueError, KeyError, TypeError: when they are malformed
     """
@@ -168,17 +163,8 @@ def read_counts(content: Any) -> Counts:
     return Counts(kernels, dict(names), late)
 
 
-def write_preloaded(preloaded: Preloaded) -> dict[str, Any]:
-    """Return what ``read_preloaded`` reads."""
-    return {
-        "wanted": list(preloaded.wanted),
-        "imported": list(preloaded.imported),
-        "left_out": dict(preloaded.left_out),
-    }
-
-
 def read_preloaded(content: Any) -> Preloaded | None:
-    """Return what ``write_preloaded`` wrote; None if it is malformed, or there is nothing."""
+    """Return what is in ``content``, which ``asdict`` has made; None if it is malformed."""
     try:
         wanted, imported, left_out = (content[n] for n in ("wanted", "imported", "left_out"))
         if not all(map(is_module_name, (*wanted, *imported, *left_out))):

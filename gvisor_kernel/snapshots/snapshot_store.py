@@ -53,6 +53,9 @@ restore for a removal, which takes milliseconds unless its process is stopped (C
 MAX_REPLACED = 3
 """Times that a snapshot may be replaced while this process waits for its lock."""
 
+MAX_BUILD_SECONDS = 900.0
+"""Seconds that making one snapshot may take, with many imports on a busy machine."""
+
 _KEY = re.compile(f"[0-9a-f]{{{KEY_DIGITS}}}")
 
 
@@ -251,6 +254,38 @@ class Store:
             ):
                 private_directories.mark_for_removal(snapshot.directory)
                 held -= snapshot.size
+
+
+@contextlib.contextmanager
+def builder_lock(store: Store, *, wait: bool = False) -> Iterator[bool]:
+    """Hold the lock on making snapshots; yield False if another process of this user holds it.
+
+    With ``wait``, wait up to MAX_BUILD_SECONDS for it. Blocks.
+
+    :raises SnapshotError: when the other process holds it for longer than that, or the store is
+        read-only
+    """
+    how = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
+    turn = private_directories.lock(
+        store.root / "builder", how, create=True, seconds=MAX_BUILD_SECONDS
+    )
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(turn)
+            mine = True
+        except BlockingIOError:
+            mine = False
+        except TimeoutError as error:
+            raise SnapshotError(
+                f"No snapshot can be made while another one is being made: {error.strerror}.",
+                "look at what that process does; if it was stopped (Ctrl-Z), resume it.",
+            ) from error
+        except OSError as error:
+            raise SnapshotError(
+                f"No snapshot can be made: {error.filename} cannot be opened: {error.strerror}.",
+                "make the folder writable, or set XDG_CACHE_HOME to another place.",
+            ) from error
+        yield mine
 
 
 def restore_by_key(

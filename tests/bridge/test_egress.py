@@ -31,9 +31,8 @@ from gvisor_kernel.link import (
     StreamsEnded,
 )
 from gvisor_kernel.link.backlog import STREAM_BACKLOG
-from gvisor_kernel.link.frames import FrameType
+from gvisor_kernel.link.frames import MAX_STREAM_DATA, FrameType, encode_bytes, encode_short
 from gvisor_kernel.link.state import Role, State
-from gvisor_kernel.link.stream_frames import MAX_STREAM_DATA, encode_bytes, encode_short
 
 from ..link.helpers import START
 

@@ -20,7 +20,7 @@ from gvisor_kernel.images.importer import import_image
 from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs, find_template, read_kernelspec
 from gvisor_kernel.kernel import restore, snapshot_builder
 from gvisor_kernel.kernel.plan import KernelPlan
-from gvisor_kernel.snapshots.build import Report
+from gvisor_kernel.kernel.warm_up import Report
 from gvisor_kernel.snapshots.snapshot import Snapshot
 
 from ..world import PROJECT

@@ -22,8 +22,7 @@ from gvisor_kernel.jupyter.plan_factory import check_provisioner
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import LaunchRequest, MountView
 from gvisor_kernel.runtimes.mounts.outputs import keeps_outputs
-from gvisor_kernel.snapshots.host_facts import find_host_facts
-from gvisor_kernel.snapshots.key import KernelFacts, make_key
+from gvisor_kernel.snapshots.key import KernelFacts, find_host_facts, make_key
 from gvisor_kernel.snapshots.manifest import make_manifest
 from gvisor_kernel.snapshots.snapshot import PRELOADED, Meta, Snapshot
 from gvisor_kernel.snapshots.snapshot_store import Store
@@ -154,7 +153,7 @@ def test_verify_shows_reasons(
 
 
 def test_each_stale_part_has_reason() -> None:
-    from gvisor_kernel.snapshots.host_facts import find_stale_parts
+    from gvisor_kernel.snapshots.key import find_stale_parts
 
     assert set(find_stale_parts({})) == set(module.REASONS)
 

@@ -20,8 +20,8 @@ from gvisor_kernel.errors import SettingError, UnknownSetting
 from gvisor_kernel.jupyter.plan_factory import make_plan
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 from gvisor_kernel.kernel.plan import KernelPlan, read_plan, without_routes, write_plan
+from gvisor_kernel.kernel.preparation import Kind
 from gvisor_kernel.kernel.restore import find_key
-from gvisor_kernel.kernel.spare_keeper import Kind
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import LaunchRequest
 

@@ -35,7 +35,7 @@ FOR_PEOPLE = {
     ("egress/package_catalog.py", "_find_page"): "the age of a page that another process fetched",
     ("host/log_files.py", "log_line"): "the time of a line in a log",
     ("node/files.py", "sweep_copies"): "how many days outputs have waited on a node",
-    ("kernel/left_builder.py", "was_left"): "how long ago another program left its builder",
+    ("kernel/snapshot_queue.py", "was_left"): "how long ago another program left its builder",
     ("kernel/session.py", "_note_death"): "when a kernel died",
     ("kernel/session.py", "_launch_or_undo"): "which files on disk changed after the start",
     ("artifacts/storage.py", "set_json"): "when a page has kept something",

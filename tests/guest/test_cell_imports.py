@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from gvisor_kernel.guest import cell_imports, environment_modules
-from gvisor_kernel.guest.cell_imports import CellImports, find_imports
+from gvisor_kernel.guest import cell_hooks, installed
+from gvisor_kernel.guest.cell_hooks import CellImports, find_imports
 
 CELL = """%%time
 import numpy as np, pandas
@@ -38,8 +38,8 @@ def test_imports_are_found_in_a_cell_with_magics() -> None:
 def reported(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """What was reported. ``gk_one``, ``gk_two`` and their members are of the environment."""
     found: list[list[str]] = []
-    monkeypatch.setattr(cell_imports, "send_report", lambda names, _: found.append(names))
-    monkeypatch.setattr(environment_modules, "find_directories", lambda: ["/packages/"])
+    monkeypatch.setattr(cell_hooks, "send_report", lambda names, _: found.append(names))
+    monkeypatch.setattr(installed, "find_directories", lambda: ["/packages/"])
     for name, origin in (
         *(("gk_one", "/packages/gk_one.py"), ("gk_two", "/packages/gk_two/__init__.py")),
         *(("gk_two.deep", "/packages/gk_two/deep.py"), ("gk_own", "/workspace/gk_own.py")),
@@ -48,7 +48,7 @@ def reported(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         module: Any = ModuleType(name)
         module.__spec__ = SimpleNamespace(origin=origin)
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setenv(cell_imports.VARIABLE, "imports")
+    monkeypatch.setenv(cell_hooks.LEARNS, "imports")
     return found
 
 
@@ -68,8 +68,8 @@ def test_only_modules_of_the_environment_are_reported_each_once(reported: list[l
 def test_variables_that_a_cell_names_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """By their names only, and only if they are set."""
     found: list[list[list[str]]] = []
-    monkeypatch.setattr(cell_imports, "send_report", lambda *words: found.append(list(words)))
-    monkeypatch.setenv(cell_imports.VARIABLE, "imports")
+    monkeypatch.setattr(cell_hooks, "send_report", lambda *words: found.append(list(words)))
+    monkeypatch.setenv(cell_hooks.LEARNS, "imports")
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "GK_OTHER"):
         monkeypatch.setenv(name, "1")
     imports = CellImports()
@@ -83,12 +83,12 @@ def test_variables_that_a_cell_names_are_reported(monkeypatch: pytest.MonkeyPatc
 def test_nothing_is_reported_unasked_late_or_of_an_odd_cell(
     reported: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(CellImports(), "import gk_one" + " " * cell_imports.MAX_CODE)
+    run(CellImports(), "import gk_one" + " " * cell_hooks.MAX_CODE)
     CellImports().after_cell(None)
-    monkeypatch.setattr(cell_imports, "SECONDS", -1.0)
+    monkeypatch.setattr(cell_hooks, "SECONDS", -1.0)
     run(CellImports(), "import gk_one")
     monkeypatch.undo()
-    monkeypatch.delenv(cell_imports.VARIABLE, raising=False)
+    monkeypatch.delenv(cell_hooks.LEARNS, raising=False)
     run(CellImports(), "import pytest")
     assert reported == []
 
@@ -98,21 +98,21 @@ def test_report_that_cannot_be_sent_is_sent_with_the_next(
 ) -> None:
     imports = CellImports()
     with monkeypatch.context() as patch:
-        patch.setattr(cell_imports, "ADDRESS", "\0gk-nobody-listens")
-        patch.setattr(cell_imports, "send_report", SEND)
+        patch.setattr(cell_hooks, "ADDRESS", "\0gk-nobody-listens")
+        patch.setattr(cell_hooks, "send_report", SEND)
         run(imports, "import gk_one")
     run(imports, "import gk_one, gk_two")
     assert reported == [["gk_one", "gk_two"]]
 
 
-SEND = cell_imports.send_report
+SEND = cell_hooks.send_report
 
 
 def test_report_has_a_length_and_needs_no_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address = str(tmp_path / "s")
-    monkeypatch.setattr(cell_imports, "ADDRESS", address)
+    monkeypatch.setattr(cell_hooks, "ADDRESS", address)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(address)
         listener.listen(1)

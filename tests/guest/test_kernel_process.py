@@ -26,6 +26,7 @@ from ..jupyter.helpers import (
     finish,
     next_message,
     running_kernel,
+    sandbox_of,
     wait_for_text,
     wait_until,
 )
@@ -57,10 +58,10 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 def restart_in_same_sandbox(manager: Any, client: Any) -> None:
     """Restart the kernel. It must be in the same sandbox, and the only process besides PID 1."""
-    identity = manager.provisioner._kernel.sandbox.identity
+    identity = sandbox_of(manager).identity
     manager.restart_kernel(now=True)
     client.wait_for_ready(timeout=SECONDS)
-    assert manager.provisioner._kernel.sandbox.identity == identity
+    assert sandbox_of(manager).identity == identity
     code = "import os; print(sorted(int(p) for p in os.listdir('/proc') if p.isdigit()))"
     inside = execute(client, code).text
     assert len(inside.split(",")) == 2, inside
@@ -239,7 +240,7 @@ except KeyboardInterrupt:
 
 def prints_no_more(manager: Any) -> bool:
     """Return whether the sandbox's memory has not grown for a second: the kernel prints no more."""
-    sandbox = manager.provisioner._kernel.sandbox
+    sandbox = sandbox_of(manager)
     before = sandbox.memory_used()
     deadline = time.monotonic() + 1
     while time.monotonic() < deadline:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gvisor_kernel.guest.kernel_socket import KernelSocket
+from gvisor_kernel.guest.passage import KernelSocket
 from gvisor_kernel.link import Channel, Hello, IdleReply, RemoteProtocolError
 from gvisor_kernel.link.frames import HEADER, MAX_PAYLOAD, FrameType, encode_frame
 

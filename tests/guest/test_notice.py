@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from jupyter_client.session import Session
 
-from gvisor_kernel.guest.notice import DELIMITER, make_replacement
+from gvisor_kernel.guest.relay import DELIMITER, make_replacement
 from gvisor_kernel.link import Channel
 
 from ..jupyter.helpers import SANDBOXED, execute, running_kernel

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.guest import environment_modules, preload
+from gvisor_kernel.guest import installed, preload
 
 from ..world import PROJECT
 
@@ -85,12 +85,12 @@ def choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Choose:
         (tmp_path / f"{name}.py").write_text(code + "\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(environment_modules, "find_directories", lambda: [f"{tmp_path}/"])
+    monkeypatch.setattr(installed, "find_directories", lambda: [f"{tmp_path}/"])
     # The process that tries finds the same by its own means.
     patch = (
-        "from gvisor_kernel.guest import environment_modules\n"
-        f"environment_modules.find_directories = lambda: [{str(tmp_path) + '/'!r}]\n"
-        "preload.find_directories = environment_modules.find_directories\n"
+        "from gvisor_kernel.guest import installed\n"
+        f"installed.find_directories = lambda: [{str(tmp_path) + '/'!r}]\n"
+        "preload.find_directories = installed.find_directories\n"
         "preload.run_trials"
     )
     program = preload.PROGRAM.replace("preload.run_trials", patch)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gvisor_kernel.guest import service_changes, unkept_files
+from gvisor_kernel.guest import cell_hooks, service_changes
 
 Find = Callable[..., dict[str, Any]]
 
@@ -24,7 +24,7 @@ def layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(service_changes, "UPPER", str(tmp_path / "upper"))
     monkeypatch.setattr(service_changes, "UPLOADS", str(tmp_path / "lower"))
     monkeypatch.setattr(service_changes, "WORKSPACE", str(tmp_path / "merged"))
-    monkeypatch.setattr(unkept_files, "UPPER", str(tmp_path / "upper"))
+    monkeypatch.setattr(cell_hooks, "UPPER", str(tmp_path / "upper"))
     return tmp_path
 
 
@@ -181,9 +181,9 @@ class Result:
 def test_a_person_is_told_once_of_a_file_that_is_not_kept(
     layers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(unkept_files.VARIABLE, "outputs kept told")
+    monkeypatch.setenv(cell_hooks.VARIABLE, "outputs kept told")
     (layers / "upper" / "outputs").mkdir()
-    told = unkept_files.UnkeptFiles()
+    told = cell_hooks.UnkeptFiles()
     told.after_cell(Result())
     (layers / "upper" / "__pycache__").mkdir()
     (layers / "upper" / "__pycache__" / "x.pyc").touch()
@@ -197,7 +197,7 @@ def test_a_person_is_told_once_of_a_file_that_is_not_kept(
     assert "outputs/" in first
     (layers / "upper" / "b.txt").touch()
     told.after_cell(Result())
-    unkept_files.UnkeptFiles().after_cell(Result())  # the next kernel of the same sandbox
+    cell_hooks.UnkeptFiles().after_cell(Result())  # the next kernel of the same sandbox
     assert capsys.readouterr().err == ""
 
 
@@ -220,9 +220,9 @@ class Display:
 def test_a_batch_run_has_one_display_that_names_all_files(
     layers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(unkept_files.VARIABLE, "outputs kept told")
+    monkeypatch.setenv(cell_hooks.VARIABLE, "outputs kept told")
     kernel = Display(allow_stdin=False)
-    told = unkept_files.UnkeptFiles(kernel)
+    told = cell_hooks.UnkeptFiles(kernel)
     told.after_cell(Result())
     (layers / "upper" / "a\x1b").touch()
     told.after_cell(Result())
@@ -243,12 +243,12 @@ def test_a_batch_run_has_one_display_that_names_all_files(
 
 
 def test_a_batch_runs_look_is_bounded(layers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(unkept_files.VARIABLE, "kept told")
-    monkeypatch.setattr(unkept_files, "MAX_VISITED", 20)
+    monkeypatch.setenv(cell_hooks.VARIABLE, "kept told")
+    monkeypatch.setattr(cell_hooks, "MAX_VISITED", 20)
     for number in range(30):
         (layers / "upper" / ("x" * 200 + str(number))).touch()
     kernel = Display(allow_stdin=False)
-    unkept_files.UnkeptFiles(kernel).after_cell(Result())
+    cell_hooks.UnkeptFiles(kernel).after_cell(Result())
     (content,) = kernel.sent
     text = content["data"]["text/plain"]
     assert "10 or more others" in text
@@ -258,8 +258,8 @@ def test_a_batch_runs_look_is_bounded(layers: Path, monkeypatch: pytest.MonkeyPa
 def test_an_empty_folder_is_explained_when_a_file_is_missing(
     layers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(unkept_files.VARIABLE, "kept empty told")
-    told = unkept_files.UnkeptFiles()
+    monkeypatch.setenv(cell_hooks.VARIABLE, "kept empty told")
+    told = cell_hooks.UnkeptFiles()
     result = Result()
     told.after_cell(result)
     result.error_in_exec = ValueError()
@@ -275,9 +275,9 @@ def test_an_empty_folder_is_explained_when_a_file_is_missing(
 def test_a_program_is_not_told(
     layers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(unkept_files.VARIABLE, "outputs kept")
+    monkeypatch.setenv(cell_hooks.VARIABLE, "outputs kept")
     (layers / "upper" / "b.txt").touch()
-    told = unkept_files.UnkeptFiles()
+    told = cell_hooks.UnkeptFiles()
     told._is_told = False
     told.after_cell(Result())
     assert capsys.readouterr().err == ""

@@ -54,7 +54,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
         "from gvisor_kernel.bridge import Bridge\nheld = lambda: Bridge._lock",
         "from gvisor_kernel.kernel import snapshot_queue\n"
         "held = lambda: snapshot_queue.SnapshotQueue._lock",
-        "from gvisor_kernel.kernel.spare_keeper import SpareKeeper\n"
+        "from gvisor_kernel.kernel.preparation import SpareKeeper\n"
         "held = lambda: SpareKeeper._lock",
         "import gvisor_kernel.runtimes as them\nheld = lambda: them._lock",
         "from gvisor_kernel.runtimes.runsc import command_line\nheld = lambda: command_line._lock",

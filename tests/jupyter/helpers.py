@@ -167,10 +167,15 @@ del json, os, sys, file, info
 """Prints whether the kernel listens on ZMQ sockets."""
 
 
+def sandbox_of(manager: KernelManager) -> Any:
+    """Return the sandbox of a running kernel."""
+    return manager.provisioner._kernel.sandbox  # type: ignore[union-attr]
+
+
 def assert_way(manager: KernelManager, client: BlockingKernelClient, way: str) -> None:
     """Check that the kernel was started and is reached in ``way``."""
     assert execute(client, FIND_WAY).text == f"{way == 'relay'}\n"
-    runtime = type(manager.provisioner._kernel.sandbox).__name__  # type: ignore[union-attr]
+    runtime = type(sandbox_of(manager)).__name__
     assert (runtime == "DockerSandbox") == (way == "docker")
     assert (runtime == "NodeSandbox") == (way in ("ssh", "slurm"))
     assert (runtime == "PodSandbox") == (way == "kubernetes")
@@ -180,7 +185,7 @@ def assert_way(manager: KernelManager, client: BlockingKernelClient, way: str) -
 
 def kernel_log(manager: KernelManager) -> str:
     """Return the log of the running kernel: events of the bridge, and text from inside."""
-    path = manager.provisioner._kernel.sandbox.log_path  # type: ignore[union-attr]
+    path = sandbox_of(manager).log_path
     inside = path.with_name(INSIDE)
     return path.read_text() + (inside.read_text() if inside.exists() else "")
 

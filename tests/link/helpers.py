@@ -19,6 +19,7 @@ from gvisor_kernel.link import (
     Message,
     Ping,
     Pong,
+    RemoteProtocolError,
     Resume,
     Resumed,
     Signal,
@@ -28,9 +29,16 @@ from gvisor_kernel.link import (
     flow,
     frames,
 )
-from gvisor_kernel.link.frames import FLAG_LAST, HEADER, FrameType, pack_message
+from gvisor_kernel.link.frames import (
+    FLAG_LAST,
+    HEADER,
+    FrameType,
+    encode_bytes,
+    encode_grant,
+    encode_short,
+    pack_message,
+)
 from gvisor_kernel.link.state import Role, State
-from gvisor_kernel.link.stream_frames import encode_bytes, encode_grant, encode_short
 
 OTHER = {Role.HOST: Role.GUEST, Role.GUEST: Role.HOST}
 START = Start(
@@ -65,7 +73,6 @@ VALID = {
     FrameType.LOG: raw(FrameType.LOG, b"text", LogSource.STDERR),
     FrameType.PING: raw(FrameType.PING, Ping(7).encode()),
     FrameType.PONG: raw(FrameType.PONG, Pong(7).encode()),
-    FrameType.STOP: raw(FrameType.STOP),
     FrameType.RESUME: raw(FrameType.RESUME, RESUME.encode()),
     FrameType.RESUMED: raw(FrameType.RESUMED, Resumed(1, True).encode()),
     FrameType.IDLE_QUERY: raw(FrameType.IDLE_QUERY, IdleQuery(1).encode()),
@@ -101,10 +108,8 @@ def connection_in(role: Role, state: State, after_run: bool = False) -> Connecti
     if state is State.RESUMING:
         end.receive_data(VALID[FrameType.RESUME])
     if state is State.CLOSED:
-        if role is Role.HOST:
-            end.send_stop()
-        else:
-            end.receive_data(VALID[FrameType.STOP])
+        with pytest.raises(RemoteProtocolError):
+            end.receive_data(b"\xff" * HEADER.size)
     while end.data_to_send() or end.next_event():
         pass
     assert end.state is state
@@ -119,6 +124,11 @@ def connected_pair() -> tuple[Connection, Connection]:
 def events(end: Connection) -> list[Event]:
     """Return all events that wait. Messages stay held."""
     return list(iter(end.next_event, None))
+
+
+def partial(end: Connection, channel: Channel) -> int:
+    """Return the bytes of a message that is not whole yet."""
+    return end._flow.partial(channel)
 
 
 def consume_messages(end: Connection) -> list[Message]:
@@ -149,11 +159,11 @@ def small_limits(
 ) -> Iterator[None]:
     """Run the same code with limits that a test reaches at once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flow, "WINDOW", window)
-        patch.setattr(flow, "CREDIT_STEP", step)
-        patch.setattr(flow, "FRAME_COST", cost)
-        patch.setattr(flow, "MAX_PAYLOAD", payload)
-        patch.setattr(flow, "JOIN_BELOW", payload)
+        for name, value in (
+            *(("WINDOW", window), ("CREDIT_STEP", step), ("FRAME_COST", cost)),
+            *(("MAX_PAYLOAD", payload), ("JOIN_BELOW", payload)),
+        ):
+            patch.setattr(flow, name, value)
         patch.setattr(frames, "MAX_MESSAGE", message)
         yield
 

@@ -19,14 +19,15 @@ from gvisor_kernel.link import (
     StreamsEnded,
 )
 from gvisor_kernel.link.backlog import BACKLOG_STEP, STREAM_BACKLOG
-from gvisor_kernel.link.frames import FrameType, encode_frame
-from gvisor_kernel.link.state import Role, State
-from gvisor_kernel.link.stream_frames import (
+from gvisor_kernel.link.frames import (
     MAX_STREAM_DATA,
+    FrameType,
     encode_bytes,
+    encode_frame,
     encode_grant,
     encode_short,
 )
+from gvisor_kernel.link.state import Role, State
 
 from .helpers import RESUME, START, VALID, connected_pair, connection_in, events, raw
 

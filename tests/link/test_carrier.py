@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gvisor_kernel.link.carrier import HEAD, MAX_NOTE, MAX_PAYLOAD, WINDOW, Carrier
-from gvisor_kernel.link.errors import RemoteProtocolError
+from gvisor_kernel.link.frames import RemoteProtocolError
 
 SECRET = bytes(range(16))
 

@@ -33,7 +33,7 @@ from gvisor_kernel.link.frames import DATA_CHANNELS
 from gvisor_kernel.link.state import Role, State
 
 from ..sweeps import ALL
-from .helpers import OTHER, connected_pair, small_limits
+from .helpers import OTHER, connected_pair, partial, small_limits
 
 WINDOW, MESSAGE = 4096, 65536
 
@@ -171,7 +171,7 @@ class Conversation(RuleBasedStateMachine):
                     for message in self.held[role]
                     if message.channel is channel and message.generation == end._flow._generation
                 )
-                half = end._flow.partial(channel)
+                half = partial(end, channel)
                 assert end.held(channel) + half <= WINDOW + MESSAGE
 
     @invariant()

@@ -78,7 +78,7 @@ def test_payload_layouts_are_fixed() -> None:
     assert Ping(5).encode().hex() == Pong(5).encode().hex() == "0000000000000005"
     assert json.loads(Hello(facts=(("a", "b"),)).encode()) == {
         "protocol": "gvisor-kernel-link",
-        "version": 6,
+        "version": 7,
         "facts": {"a": "b"},
     }
     assert json.loads(START.encode()) == {
@@ -196,14 +196,13 @@ def test_resume_with_an_invalid_field_is_refused(key: str, wrong: object) -> Non
 def test_other_version_is_refused_with_both_versions(role: Role, version: int) -> None:
     end = Connection(role, Hello())
     with pytest.raises(
-        RemoteProtocolError, match=f"speaks version {version} .* this side speaks 6"
+        RemoteProtocolError, match=f"speaks version {version} .* this side speaks 7"
     ):
         end.receive_data(raw(FrameType.HELLO, Hello(version).encode()))
 
 
-def test_stop_and_credit_of_wrong_length_are_refused() -> None:
+def test_credit_of_wrong_length_is_refused() -> None:
     for stream in (
-        raw(FrameType.STOP, b"x"),
         raw(FrameType.CREDIT, bytes(3), Channel.HB),
         raw(FrameType.CREDIT, bytes(5), Channel.HB),
     ):

@@ -42,6 +42,7 @@ from .helpers import (
     data,
     events,
     exchange,
+    partial,
     raw,
     small_limits,
 )
@@ -284,7 +285,7 @@ def flood(end: Connection, frame: bytes) -> int:
             end.receive_data(frame)
         except RemoteProtocolError:
             return most
-        most = max(most, end.held(Channel.IOPUB) + end._flow.partial(Channel.IOPUB))
+        most = max(most, end.held(Channel.IOPUB) + partial(end, Channel.IOPUB))
         end.data_to_send()
     raise AssertionError(f"no bound was reached: {most} bytes are held")
 
@@ -361,7 +362,7 @@ def test_message_over_the_limit_is_refused_before_it_is_held() -> None:
             guest.data_to_send()
         with pytest.raises(RemoteProtocolError, match="limit of 65536"):
             guest.receive_data(raw(FrameType.DATA, b"x", Channel.SHELL, FLAG_LAST))
-        assert guest._flow.partial(Channel.SHELL) == 0
+        assert partial(guest, Channel.SHELL) == 0
 
 
 @pytest.mark.parametrize("channel", sorted(SMALL_CHANNELS), ids=lambda channel: channel.name)
@@ -378,7 +379,7 @@ def test_small_channels_have_a_lower_message_limit(channel: Channel) -> None:
         host.data_to_send()
     with pytest.raises(RemoteProtocolError, match=f"{channel.name.lower()} is over the limit"):
         host.receive_data(fragment)
-    assert host._flow.partial(channel) == 0
+    assert partial(host, channel) == 0
 
 
 def test_message_cannot_be_consumed_twice() -> None:

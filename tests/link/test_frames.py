@@ -85,6 +85,7 @@ def test_frame_over_the_limit_is_refused_on_both_sides() -> None:
 
 MALFORMED = {
     "type 0": raw(0),
+    "type 12, which was STOP": raw(12),
     "type 22": raw(22),
     "type 255": raw(255),
     "last byte of header": raw(FrameType.PING, bytes(8), zero=1),

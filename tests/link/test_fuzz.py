@@ -1,6 +1,6 @@
 """Fuzzing: any bytes and changed valid streams raise nothing but RemoteProtocolError.
 
-``check`` of fuzz/fuzz_link.py and of fuzz/fuzz_streams.py says what must hold. atheris can run them
+``check`` and ``check_streams`` of fuzz/fuzz_link.py say what must hold. atheris can run them
 for hours; this runs seconds.
 """
 
@@ -14,21 +14,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gvisor_kernel.link.frames import HEADER
+from gvisor_kernel.link.frames import HEADER, encode_bytes, encode_grant, encode_short
 from gvisor_kernel.link.frames import FrameType as F
-from gvisor_kernel.link.stream_frames import encode_bytes, encode_grant, encode_short
 
 from ..world import PROJECT
 from .helpers import VALID, raw
 
-
-def load_check(name: str) -> Callable[[bytes], None]:
-    found: Callable[[bytes], None] = runpy.run_path(str(PROJECT / "fuzz" / name))["check"]
-    return found
-
-
-check = load_check("fuzz_link.py")
-check_streams = load_check("fuzz_streams.py")
+fuzz_link = runpy.run_path(str(PROJECT / "fuzz" / "fuzz_link.py"))
+check: Callable[[bytes], None] = fuzz_link["check"]
+check_streams: Callable[[bytes], None] = fuzz_link["check_streams"]
 SEEDS = sorted((PROJECT / "fuzz" / "corpus" / "link").iterdir())
 SHORT_SEEDS = [seed.read_bytes() for seed in SEEDS if seed.stat().st_size < 2000]
 STREAM_SEEDS = sorted((PROJECT / "fuzz" / "corpus" / "streams").iterdir())

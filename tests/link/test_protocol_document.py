@@ -16,17 +16,22 @@ from gvisor_kernel.link import (
     flow,
     frames,
     service_messages,
-    stream_frames,
     streams,
 )
-from gvisor_kernel.link.frames import DATA_CHANNELS, FrameType, pack_message
+from gvisor_kernel.link.frames import (
+    DATA_CHANNELS,
+    FrameType,
+    encode_bytes,
+    encode_grant,
+    encode_short,
+    pack_message,
+)
 from gvisor_kernel.link.state import ALWAYS, LATE, SENDERS, STALE, TRANSITIONS, Role, State
-from gvisor_kernel.link.stream_frames import encode_bytes, encode_grant, encode_short
 
 from ..world import PROJECT
 from .helpers import VALID, data
 
-MODULES = (frames, flow, connection, backlog, stream_frames, streams, service_messages)
+MODULES = (frames, flow, connection, backlog, streams, service_messages)
 """The modules whose limits the page lists."""
 TEXT = (PROJECT / "docs" / "protocol.md").read_text(encoding="utf-8")
 
@@ -67,8 +72,8 @@ def test_document_states_payload_sizes() -> None:
             assert VALID[kind][frames.HEADER.size :].startswith(b"{")
         elif "to" in payload:
             assert payload.endswith(f" to {frames.MAX_PAYLOAD:,} bytes")
-            if kind in stream_frames.STREAM_SIZES:
-                least, most = stream_frames.STREAM_SIZES[kind]
+            if kind in frames.STREAM_SIZES:
+                least, most = frames.STREAM_SIZES[kind]
                 assert payload == f"{least} to {most:,} bytes"
         else:
             assert payload == (f"{size} bytes" if size else "none")
@@ -137,9 +142,9 @@ def test_document_shows_one_stream_byte_by_byte() -> None:
 
 def test_document_states_the_rules_of_streams() -> None:
     assert f"port {streams.EGRESS_PORT} of the sandbox's loopback" in TEXT
-    assert f"1 to {stream_frames.MAX_STREAM_DATA:,} bytes of it" in TEXT
+    assert f"1 to {frames.MAX_STREAM_DATA:,} bytes of it" in TEXT
     assert f"fewer than {link_streams.STREAMS_AHEAD:,} bytes of the pipe are unread" in TEXT
-    assert stream_frames.ALL_STREAMS == 0
+    assert frames.ALL_STREAMS == 0
     assert "Number 0 stands for all streams" in TEXT
 
 

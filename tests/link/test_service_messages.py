@@ -10,8 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gvisor_kernel.link import service_messages
-from gvisor_kernel.link.errors import LocalProtocolError, RemoteProtocolError
-from gvisor_kernel.link.frames import Channel, largest_message
+from gvisor_kernel.link.frames import (
+    Channel,
+    LocalProtocolError,
+    RemoteProtocolError,
+    largest_message,
+)
 from gvisor_kernel.link.service_messages import (
     MAX_ANSWER_CONTENT,
     MAX_CONTENT,

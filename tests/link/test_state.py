@@ -25,12 +25,11 @@ from gvisor_kernel.link import (
     Signal,
     Started,
     Stats,
-    Stop,
 )
 from gvisor_kernel.link.frames import FLAG_LAST, FrameType, encode_frame
 from gvisor_kernel.link.state import Role, State
 
-from .helpers import OTHER, START, VALID, connected_pair, connection_in, data, events, exchange, raw
+from .helpers import OTHER, START, VALID, connected_pair, connection_in, events, exchange, raw
 
 F = FrameType
 SITUATIONS = {
@@ -65,32 +64,28 @@ RECEIVED_BY_HOST: dict[str, dict[FrameType, State | str]] = {
         F.RESUMED: State.RUNNING,
         F.EXIT: State.IDLE,
     },
-    "closed": dict.fromkeys(FrameType, DROPPED),
+    "closed": {},
 }
 RECEIVED_BY_GUEST: dict[str, dict[FrameType, State | str]] = {
-    "opening": {F.HELLO: State.IDLE, F.STOP: State.CLOSED},
+    "opening": {F.HELLO: State.IDLE},
     "idle": {
         **dict.fromkeys(ALWAYS_ALLOWED, State.IDLE),
         F.START: State.RUNNING,
-        F.STOP: State.CLOSED,
     },
     "idle after a run": {
         **dict.fromkeys(ALWAYS_ALLOWED, State.IDLE),
         **dict.fromkeys({F.DATA, F.CREDIT, F.SIGNAL, F.IDLE_QUERY} | OF_STREAMS, DROPPED),
         F.START: State.RUNNING,
-        F.STOP: State.CLOSED,
     },
     "running": {
         **dict.fromkeys(ALWAYS_ALLOWED | {F.DATA, F.CREDIT, F.SIGNAL, F.IDLE_QUERY}, State.RUNNING),
         **dict.fromkeys(OF_STREAMS, State.RUNNING),
         F.RESUME: State.RESUMING,
-        F.STOP: State.CLOSED,
     },
     "resuming": {
         **dict.fromkeys(ALWAYS_ALLOWED | {F.DATA, F.CREDIT, F.SIGNAL}, State.RESUMING),
-        F.STOP: State.CLOSED,
     },
-    "closed": dict.fromkeys(FrameType, DROPPED),
+    "closed": {},
 }
 RECEIVED = {Role.HOST: RECEIVED_BY_HOST, Role.GUEST: RECEIVED_BY_GUEST}
 SILENT = {F.CREDIT}
@@ -135,7 +130,6 @@ SEND: dict[FrameType, Callable[[Connection], None]] = {
     F.RESUMED: lambda end: end.send(Resumed(1, True)),
     F.IDLE_QUERY: lambda end: end.send(IdleQuery(1)),
     F.IDLE_REPLY: lambda end: end.send(IdleReply(1, True)),
-    F.STOP: Connection.send_stop,
     F.STREAM: lambda end: end.divert_stream(VALID[F.STREAM]),
 }
 """How an owner sends each frame. The connection itself sends HELLO, RESUME, CREDIT and PONG.
@@ -143,16 +137,14 @@ SEND: dict[FrameType, Callable[[Connection], None]] = {
 All frames of streams are sent as STREAM is."""
 
 SENT_BY_HOST: dict[str, dict[FrameType, State]] = {
-    "opening": {F.STOP: State.CLOSED},
-    "idle": {F.START: State.RUNNING, F.PING: State.IDLE, F.STOP: State.CLOSED},
-    "idle after a run": {F.START: State.RUNNING, F.PING: State.IDLE, F.STOP: State.CLOSED},
+    "opening": {},
+    "idle": {F.START: State.RUNNING, F.PING: State.IDLE},
+    "idle after a run": {F.START: State.RUNNING, F.PING: State.IDLE},
     "running": {
         **dict.fromkeys({F.DATA, F.SIGNAL, F.PING, F.IDLE_QUERY, F.STREAM}, State.RUNNING),
-        F.STOP: State.CLOSED,
     },
     "resuming": {
         **dict.fromkeys({F.DATA, F.SIGNAL, F.PING}, State.RESUMING),
-        F.STOP: State.CLOSED,
     },
     "closed": {},
 }
@@ -188,11 +180,8 @@ def test_sending_each_frame_in_each_state(role: Role, situation: str, kind: Fram
         waits = kind is F.DATA and role is Role.GUEST and before is State.RESUMING
         assert end.data_to_send() == (b"" if waits else VALID[kind])
         return
-    if (role, situation, kind) == (Role.HOST, "closed", F.STOP):
-        SEND[kind](end)  # a second STOP does nothing
-    else:
-        with pytest.raises(LocalProtocolError):
-            SEND[kind](end)
+    with pytest.raises(LocalProtocolError):
+        SEND[kind](end)
     assert end.state is before
     assert end.data_to_send() == b""
 
@@ -216,7 +205,6 @@ def test_no_state_accepts_frames_of_the_wrong_sender() -> None:
     assert accepted(Role.HOST) == set(FrameType) - {
         F.START,
         F.SIGNAL,
-        F.STOP,
         F.RESUME,
         F.IDLE_QUERY,
     }
@@ -267,38 +255,6 @@ def test_frames_that_cross_an_exit_are_dropped_without_credit() -> None:
         host.send_message(Channel.SHELL, [bytes(size)])
     _, to_guest = exchange(host, guest)
     assert [len(message.parts[0]) for message in to_guest] == [900_000, 5_000_000]
-
-
-def test_host_drops_frames_that_cross_a_stop() -> None:
-    host, guest = connected_pair()
-    guest.send_message(Channel.IOPUB, [b"late"])
-    guest.send(Exited(1, 0))
-    guest.send_log(LogSource.GUEST, "late")
-    host.send_stop()
-    host.receive_data(guest.data_to_send())
-    assert events(host) == []
-    host.receive_data(b"\xff" * 100)  # not even decoded
-
-
-def test_stop_is_the_last_frame() -> None:
-    host = connection_in(Role.HOST, State.RUNNING)
-    host.send_message(Channel.SHELL, [bytes(5_000_000)])
-    host.send(Signal(1, 2))
-    host.send_stop()
-    assert host.queued() == 0
-    assert host.data_to_send() == raw(F.SIGNAL, Signal(1, 2).encode()) + VALID[F.STOP]
-    host.receive_data(VALID[F.PING] + data(Channel.HB, [b"x"]) * 5)
-    assert host.data_to_send() == b""
-
-
-def test_guest_handles_stop_before_earlier_frames() -> None:
-    """Events from before the STOP cannot be answered any more."""
-    guest = connection_in(Role.GUEST, State.IDLE)
-    before = VALID[F.START] + VALID[F.PING] + VALID[F.DATA]
-    guest.receive_data(before + VALID[F.STOP] + VALID[F.DATA] + b"\xff" * 20)
-    assert events(guest) == [Stop()]
-    assert guest.held(Channel.SHELL) == 0
-    assert guest.data_to_send() == b""
 
 
 @pytest.mark.parametrize("role", Role)

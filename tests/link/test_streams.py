@@ -5,16 +5,18 @@ from __future__ import annotations
 import pytest
 
 from gvisor_kernel.link import LocalProtocolError, RemoteProtocolError
-from gvisor_kernel.link.frames import MAX_FRAME, FrameReader, FrameType
-from gvisor_kernel.link.state import Role
-from gvisor_kernel.link.stream_frames import (
+from gvisor_kernel.link.frames import (
     GRANT_SIZE,
     LAST_STREAM,
+    MAX_FRAME,
     MAX_STREAM_DATA,
+    FrameReader,
+    FrameType,
     encode_bytes,
     encode_grant,
     encode_short,
 )
+from gvisor_kernel.link.state import Role
 from gvisor_kernel.link.streams import (
     DOWN_BYTES,
     DOWN_WINDOW,

@@ -20,14 +20,16 @@ from gvisor_kernel.kernel.plan import KernelPlan, make_launch_request, read_plan
 from gvisor_kernel.kernel.restore import find_key, find_obstacle
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
-from gvisor_kernel.snapshots.host_facts import PACKAGE, find_host_facts, find_stale_parts
 from gvisor_kernel.snapshots.key import (
     EARLY,
     IMPORTED,
+    PACKAGE,
     PARTS,
     HostFacts,
     KernelFacts,
     SnapshotKey,
+    find_host_facts,
+    find_stale_parts,
     make_key,
     split_environment,
 )

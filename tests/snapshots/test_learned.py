@@ -7,7 +7,7 @@ import os
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,10 +27,9 @@ from gvisor_kernel.kernel.learned_modules import (
     read_report,
 )
 from gvisor_kernel.kernel.plan import KernelPlan
+from gvisor_kernel.kernel.preparation import Kind, Spare
 from gvisor_kernel.kernel.restore import MIN_LEARNED_MEMORY, Restored, find_kernel_facts
 from gvisor_kernel.kernel.snapshot_builder import Misbehaved
-from gvisor_kernel.kernel.spare_keeper import Kind, Spare
-from gvisor_kernel.snapshots.build import builder_lock
 from gvisor_kernel.snapshots.key import SnapshotKey
 from gvisor_kernel.snapshots.learned import (
     DROP_KERNELS,
@@ -47,10 +46,8 @@ from gvisor_kernel.snapshots.learned import (
     is_outdated,
     read_counts,
     read_preloaded,
-    write_counts,
-    write_preloaded,
 )
-from gvisor_kernel.snapshots.snapshot_store import Store
+from gvisor_kernel.snapshots.snapshot_store import Store, builder_lock
 
 from ..world import kernelspec_of
 
@@ -303,9 +300,9 @@ def test_malformed_counts_are_refused(content: Any) -> None:
 
 def test_json_of_counts_and_of_what_was_imported() -> None:
     counts = Counts(3, {"numpy": 2}, 1)
-    assert read_counts(write_counts(counts)) == counts
+    assert read_counts(asdict(counts)) == counts
     made = Preloaded(("numpy", "bad"), ("numpy",), {"bad": "why"})
-    assert read_preloaded(json.loads(json.dumps(write_preloaded(made)))) == made
+    assert read_preloaded(json.loads(json.dumps(asdict(made)))) == made
     for odd in (None, {}, {"wanted": ["a b"], "imported": [], "left_out": {}}, {"wanted": 3}):
         assert read_preloaded(odd) is None
 
@@ -358,7 +355,7 @@ def test_spare_of_a_snapshot_that_was_replaced_does_not_fit(
     sandbox: Any = SimpleNamespace(poll=lambda: None)
     runtime = SimpleNamespace(has_current_mounts=lambda *words: True)
     monkeypatch.setattr(
-        "gvisor_kernel.kernel.spare_keeper.get_snapshot_runtime", lambda name: runtime
+        "gvisor_kernel.kernel.preparation.get_snapshot_runtime", lambda name: runtime
     )
     key = SnapshotKey({})
     spare = Spare(Kind.of(plan), Restored(sandbox, key.name, SnapshotRun(1, "first")))

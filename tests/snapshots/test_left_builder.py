@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.kernel import left_builder, snapshot_queue
-from gvisor_kernel.kernel.left_builder import (
+from gvisor_kernel.kernel import snapshot_queue
+from gvisor_kernel.kernel.snapshot_queue import (
     AGAIN_SECONDS,
     FINISH,
+    SnapshotQueue,
+    Wanted,
     note_finished,
     note_left,
     was_left,
 )
-from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue, Wanted
 from gvisor_kernel.runtimes.base import Builder
 from gvisor_kernel.runtimes.state.records import state_root
 
@@ -25,12 +26,12 @@ from ..jupyter.helpers import wait_until
 
 BUILDER = """
 import sys, threading
-from gvisor_kernel.kernel import left_builder, snapshot_queue
-left_builder.LEFT_SECONDS = float(sys.argv[1])
-order, said = left_builder.read_order(0)
+from gvisor_kernel.kernel import snapshot_queue
+snapshot_queue.LEFT_SECONDS = float(sys.argv[1])
+order, said = snapshot_queue.read_order(0)
 try:
     print(order.decode(), flush=True)
-    left_builder.end_with(0, order, said)
+    snapshot_queue.end_with(0, order, said)
     threading.Event().wait()
 except KeyboardInterrupt:
     sys.exit(7)
@@ -82,7 +83,7 @@ def test_note_holds_for_one_order_and_for_some_time() -> None:
     note_left(ORDER + b"\n")
     assert was_left(ORDER)
     assert not was_left(b"another")
-    path = state_root() / left_builder.FILE
+    path = state_root() / snapshot_queue.FILE
     assert path.stat().st_mode & 0o777 == 0o600
     now = path.stat().st_mtime
     for jump in (-AGAIN_SECONDS - 60, AGAIN_SECONDS):  # the clock was set back: never for good
@@ -118,7 +119,7 @@ def test_program_leaves_a_snapshot_that_waits(
         note_left(ORDER)
     if why_not == "stopped":
         queue.stop()
-    assert queue._leave() is not bool(why_not)
+    assert queue.leave() is not bool(why_not)
     queue.end()
     assert len(started) == (not why_not)
     for process in started:
@@ -136,7 +137,7 @@ def test_builder_that_runs_is_left_once(left_before: bool, tmp_path: Path) -> No
     process = queue._process = snapshot_queue._start(builder, subprocess.DEVNULL)
     if left_before:
         note_left(ORDER)
-    assert queue._leave() is not left_before
+    assert queue.leave() is not left_before
     queue.end()
     if not left_before:
         os.waitpid(process.pid, 0)  # this process does not end, so it gets the status
@@ -147,5 +148,5 @@ def test_builder_that_has_no_order_yet_is_not_left() -> None:
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         queue = SnapshotQueue()
         queue._process = process
-        assert not queue._leave()
+        assert not queue.leave()
         assert process.communicate() == (b"", None)

@@ -31,7 +31,7 @@ from gk_good import value
 REPORT = """
 import socket, struct, sys
 sys.path.insert(0, "/opt/gvisor-kernel")
-from gvisor_kernel.guest.cell_imports import send_report
+from gvisor_kernel.guest.cell_hooks import send_report
 names = ["gk_new", "gk_evil", "gk_new; evil", "../gk_new", "gk_good"] * 2
 send_report(names, ["OMP_NUM_THREADS"])
 """

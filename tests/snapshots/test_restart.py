@@ -16,6 +16,7 @@ from ..jupyter.helpers import (
     execute,
     kernel_log,
     running_kernel,
+    sandbox_of,
     wait_for_text,
     wait_until,
 )
@@ -69,7 +70,7 @@ def test_restart_forks_waiting_parent(
     """A polite restart, one at once, and one after a kill all stay in the same sandbox."""
     manager, client = kernel
     found = [look(client)]
-    sandbox = manager.provisioner._kernel.sandbox  # type: ignore[union-attr]
+    sandbox = sandbox_of(manager)
     for how in ("polite", "now", "killed", "busy"):
         if how == "killed":
             client.execute("import os; os.kill(os.getpid(), 9)")
@@ -80,7 +81,7 @@ def test_restart_forks_waiting_parent(
         manager.restart_kernel(now=how != "polite")
         client.wait_for_ready(timeout=SECONDS)
         found.append(look(client))
-        assert manager.provisioner._kernel.sandbox is sandbox  # type: ignore[union-attr]
+        assert sandbox_of(manager) is sandbox
     for again in found:
         assert again["parent"] == 1
         assert again["as its parent was called"], "another program was started"

@@ -15,7 +15,7 @@ from jupyter_core.utils import ensure_event_loop
 
 from gvisor_kernel.host.cgroups import can_bound_memory
 
-from ..jupyter.helpers import execute, kernel_log, running_kernel
+from ..jupyter.helpers import execute, kernel_log, running_kernel, sandbox_of
 from ..sweeps import ALL
 from ..world import PROJECT
 from .conftest import build
@@ -107,7 +107,7 @@ def look(number: int, kernelspec: str, folder: Path) -> dict[str, Any]:
         found["messages"] = [m["header"]["msg_id"] for m in answer.outputs]
         again = json.loads(execute(client, "print(__import__('json').dumps(look()))").text)
         found["drawn again"], found["later"] = again["drawn"], again["clocks"]
-        found["sandbox"] = manager.provisioner._kernel.sandbox.identity
+        found["sandbox"] = sandbox_of(manager).identity
         found["transcript's text"] = execute(
             client, "print(open('/mnt/transcripts/transcript.jsonl').read())"
         ).text

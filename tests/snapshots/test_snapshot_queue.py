@@ -15,13 +15,12 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.jupyter.plan_factory import make_plan
-from gvisor_kernel.kernel import left_builder, snapshot_queue
+from gvisor_kernel.kernel import snapshot_queue
 from gvisor_kernel.kernel.client import private_connection_info
-from gvisor_kernel.kernel.snapshot_builder import build_snapshot
+from gvisor_kernel.kernel.snapshot_builder import NICENESS, build_snapshot
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.state.records import Record, find_sandboxes, state_root
-from gvisor_kernel.snapshots.build import NICENESS
 from gvisor_kernel.snapshots.snapshot_store import Store
 
 from ..jupyter.helpers import execute, kernel_log, running_kernel, wait_until
@@ -231,7 +230,7 @@ def test_program_leaves_its_builder_to_finish(
     wait_until(lambda: not find_builders(own_store), "the end of the builder")
     assert sandboxes_of(own_store) == []
     assert len(left_in(own_store)) == 1
-    assert not (state_root() / left_builder.FILE).exists()
+    assert not (state_root() / snapshot_queue.FILE).exists()
 
 
 def find_builders(store: Store) -> list[int]:

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from jupyter_client import BlockingKernelClient, KernelManager
 
-from gvisor_kernel.kernel import spare_keeper
-from gvisor_kernel.kernel.spare_keeper import SpareKeeper
+from gvisor_kernel.kernel import preparation
+from gvisor_kernel.kernel.preparation import SpareKeeper
 from gvisor_kernel.runtimes.runsc.runsc_sandbox import RunscSandbox
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
 
 from .. import leaks
-from ..jupyter.helpers import SECONDS, execute, kernel_log, running_kernel, wait_until
+from ..jupyter.helpers import SECONDS, execute, kernel_log, running_kernel, sandbox_of, wait_until
 from ..sweeps import needs_all
 from ..world import World
 
@@ -49,7 +49,7 @@ def snapshot(world: World) -> None:
 def keeper(monkeypatch: pytest.MonkeyPatch) -> Iterator[SpareKeeper]:
     """A keeper that makes spares without a delay; none is left at the end."""
     keeper = SpareKeeper()
-    monkeypatch.setattr(spare_keeper, "WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(preparation, "WAIT_SECONDS", 0.0)
     monkeypatch.setattr(SpareKeeper, "_instance", keeper)
     yield keeper
     keeper.end()
@@ -70,7 +70,7 @@ def started(**start: Any) -> Any:
 
 
 def identity_of(manager: KernelManager) -> str:
-    return str(manager.provisioner._kernel.sandbox.identity)  # type: ignore[union-attr]
+    return str(sandbox_of(manager).identity)
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_busy_sandbox_becomes_no_spare(
         return True
 
     monkeypatch.setattr(RunscSandbox, "is_busy", look)
-    monkeypatch.setattr(spare_keeper, "MAX_STOPS", 2)
+    monkeypatch.setattr(preparation, "MAX_STOPS", 2)
     start_twice()
     assert looks.acquire(timeout=SECONDS)
     assert looks.acquire(timeout=SECONDS)
@@ -177,7 +177,7 @@ def test_killed_spare_does_not_stop_next_start(spare: Listed) -> None:
 
 @pytest.mark.once
 def test_spare_is_removed_after_keep_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spare_keeper, "KEEP_SECONDS", 0.2)
+    monkeypatch.setattr(preparation, "KEEP_SECONDS", 0.2)
     seen: list[bool] = []
     make = SpareKeeper._make
 
@@ -206,10 +206,10 @@ OWNER = """
 import asyncio, json, sys, time
 from jupyter_client import KernelManager
 from traitlets.config import Config
-from gvisor_kernel.kernel import spare_keeper
+from gvisor_kernel.kernel import preparation
 from gvisor_kernel.runtimes.state.listed import find_all
 
-spare_keeper.WAIT_SECONDS = 0
+preparation.WAIT_SECONDS = 0
 config = Config({"GVisorProvisioner": {"snapshot": "auto", "spare": True}})
 for _ in range(2):
     manager = KernelManager(kernel_name="gvisor-python", config=config)

@@ -20,11 +20,15 @@ from gvisor_kernel.config.validators import MIB
 from gvisor_kernel.errors import NoSnapshot, SnapshotError
 from gvisor_kernel.host import private_directories
 from gvisor_kernel.snapshots import snapshot_store
-from gvisor_kernel.snapshots.build import builder_lock
 from gvisor_kernel.snapshots.key import SnapshotKey
 from gvisor_kernel.snapshots.manifest import Manifest
 from gvisor_kernel.snapshots.snapshot import FORMAT, Meta, Snapshot
-from gvisor_kernel.snapshots.snapshot_store import Store, describe_miss, restore_by_key
+from gvisor_kernel.snapshots.snapshot_store import (
+    Store,
+    builder_lock,
+    describe_miss,
+    restore_by_key,
+)
 
 
 @pytest.fixture

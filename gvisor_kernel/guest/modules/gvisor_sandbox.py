@@ -14,6 +14,7 @@ Standard library, Python 3.9; nothing of gvisor_kernel is imported.
 from __future__ import annotations
 
 import base64
+import builtins
 import errno
 import json
 import os
@@ -23,7 +24,7 @@ import struct
 import sys
 import threading
 import time
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Union
 from urllib.parse import quote
 
 __all__ = ["OutputsError", "Storage", "StorageError", "show", "storage"]
@@ -70,7 +71,7 @@ class Storage:
     """Values that a page keeps, or that notebooks keep. ``shared``: those that all people share,
     instead of this person's."""
 
-    def __init__(self, page: Optional[str] = None) -> None:
+    def __init__(self, page: str | None = None) -> None:
         self._page = page
 
     def page(self, path: PathText) -> Storage:
@@ -108,13 +109,13 @@ class Storage:
             raise KeyError(key)
         return default
 
-    def list(self, prefix: str = "", shared: bool = False) -> List[str]:
+    def list(self, prefix: str = "", shared: bool = False) -> builtins.list[str]:
         """Return the keys that begin with ``prefix``, in their order.
 
         :raises StorageError: when no key can begin so
         """
         _, value = self._ask({"do": "list", "prefix": prefix, "shared": shared})
-        keys: List[str] = json.loads(value.decode())
+        keys: list[str] = json.loads(value.decode())
         return keys
 
     def delete(self, key: str, shared: bool = False) -> bool:
@@ -125,7 +126,7 @@ class Storage:
         head, _ = self._ask({"do": "delete", "key": key, "shared": shared})
         return bool(head.get("deleted"))
 
-    def _ask(self, question: Dict[str, Any], value: bytes = b"") -> Tuple[Dict[str, Any], bytes]:
+    def _ask(self, question: dict[str, Any], value: bytes = b"") -> tuple[dict[str, Any], bytes]:
         try:
             head = json.dumps({**question, "page": self._page}).encode()
         except (TypeError, ValueError) as error:
@@ -230,7 +231,7 @@ def _find_display() -> Any:
     return display
 
 
-def _words() -> List[str]:
+def _words() -> list[str]:
     """Return what the host says of the outputs: "outputs" if OWN_OUTPUTS shows them, "kept"."""
     return os.environ.get("GVISOR_KERNEL_WORKSPACE", "").split()
 
@@ -287,14 +288,14 @@ def _check_file(text: str, name: str) -> None:
         raise OutputsError(f"{text!r} cannot be shown: it is no regular file.")
 
 
-def _describe(name: str) -> Dict[str, Any]:
+def _describe(name: str) -> dict[str, Any]:
     """Return the forms in which a file is displayed, the one of this extension first."""
     size = os.stat(os.path.join(OUTPUTS, name)).st_size
     words = _words()
     shown = "".join(letter if letter.isprintable() else "?" for letter in name)
     place = f"outputs/{shown}" if "outputs" in words else f"{OUTPUTS}/{shown}"
     kept = "" if "kept" in words else "; it ends with the sandbox"
-    bundle: Dict[str, Any] = {
+    bundle: dict[str, Any] = {
         SHOW_TYPE: {"path": name},
         "text/plain": f"{place} ({_describe_size(size)}{kept})",
     }
@@ -310,7 +311,7 @@ def _describe(name: str) -> Dict[str, Any]:
     return bundle
 
 
-def _read_picture(name: str) -> Dict[str, str]:
+def _read_picture(name: str) -> dict[str, str]:
     kind, beginning = PICTURES.get(os.path.splitext(name)[1].lower(), ("", b""))
     if not kind:
         return {}

@@ -19,7 +19,7 @@ OVERHEAD = 320 * MIB
 """Memory of a job beside the kernel's limit: the helper, runsc's own processes, and what a kernel
 may exceed its limit by before it is killed."""
 BUILD_MINUTES = 16
-"""Minutes that a job that makes a snapshot may take; ``snapshots/build.py`` gives up before."""
+"""Minutes that a job that makes a snapshot may take; ``snapshot_builder.py`` gives up before."""
 STEP = 128
 """Mebibytes of a step in a kernel's job, which count towards the job's."""
 _JOB = re.compile(r"[0-9_.]{1,40}")

@@ -1,38 +1,144 @@
-"""Tells a person, below a cell, that files in /workspace end with the sandbox.
+"""What runs in the kernel's process after each cell: reports of imports, and a word about files.
 
-Once, on stderr. In a batch run (papermill, nbconvert, nbclient) nobody can act on that, and what
-counts is what is gone at the end; but no client says which cell is the last. So there the notice is
-a display that names the files, and a later cell that changes these sends its text anew.
+``CellImports`` reports to the host, for the first minutes, which modules of the environment cells
+import. Only names leave the sandbox: of modules that are installed beside the interpreter, and of
+variables that cells set. The host counts the modules and imports the most used ones ahead in the
+next snapshot, but none if cells set variables that these would have read before. It believes
+nothing else of a report.
 
-Runs in the kernel's process, after each cell: one ``stat`` while nothing was written. What the
-kernel's code does to it concerns only that kernel.
+``UnkeptFiles`` tells a person, below a cell, that files in /workspace end with the sandbox. What
+the kernel's code does to either concerns only that kernel.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import socket
 import stat
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any, List, NamedTuple
+from typing import Any, NamedTuple
 from uuid import uuid4
 
+from gvisor_kernel.guest.installed import is_loaded
+from gvisor_kernel.guest.questions import ADDRESS
 from gvisor_kernel.guest.workspace import EMPTY, KEPT, OWN_OUTPUTS, SHOWN, TOLD, UPPER, VARIABLE
+from gvisor_kernel.link.service_messages import LENGTH
+
+LEARNS = "GVISOR_KERNEL_LEARNS"
+"""Set by the host where it wants to know."""
+SECONDS = 600.0
+"""Seconds after its first cell in which a kernel reports."""
+SEND_SECONDS = 0.2
+"""Seconds that a cell waits for PID 1 to take a report, at most."""
+MAX_CODE = 100_000
+"""Characters of a cell that is searched."""
+MAX_NAMES = 64
+MAX_NAME = 100
+MAX_PARTS = 3
+MAX_VARIABLES = 16
+
+_STATEMENT = re.compile(
+    r"^[^\S\n]*(?:import[^\S\n]+(?P<names>[\w., \t]+)"
+    r"|from[^\S\n]+(?P<package>[\w.]+)[^\S\n]+import[^\S\n]+\(?(?P<members>[\w., \t]*))",
+    re.MULTILINE | re.ASCII,
+)
+
+
+_VARIABLE = re.compile(r"\b[A-Z][A-Z0-9_]{2,63}\b", re.ASCII)
+
+
+class CellImports:
+    """Reports each import of one kernel once. The callback of IPython's event ``post_run_cell``."""
+
+    def __init__(self) -> None:
+        self._reported: set[str] = set()
+        self._end: float | None = None
+
+    def after_cell(self, result: Any) -> None:
+        """Report what a cell has imported. ``result``: IPython's of the cell."""
+        with suppress(Exception):  # a cell must not fail by this
+            if LEARNS not in os.environ:
+                return
+            code = result.info.raw_cell
+            if len(code) > MAX_CODE or not ("import" in code or "env" in code):
+                return
+            now = time.monotonic()
+            if self._end is None:
+                self._end = now + SECONDS
+            if now > self._end:
+                return
+            names = self._find_new(code)
+            variables = find_variables(code)
+            if names or variables:
+                send_report(names, variables)
+                self._reported.update(names)
+
+    def _find_new(self, code: str) -> list[str]:
+        names = {name for name in find_imports(code) if name not in self._reported}
+        room = MAX_NAMES - len(self._reported)
+        return sorted(name for name in names if is_loaded(name))[:room]
+
+
+def find_imports(code: str) -> Iterator[str]:
+    """Yield names that import statements in ``code`` may mean, also those in a cell with magics.
+
+    Some are none: a word in a text, or a member that is a function. ``sys.modules`` tells.
+    """
+    for statement in _STATEMENT.finditer(code.replace(";", "\n")):
+        package = statement["package"]
+        words = (item.split() for item in (statement["names"] or statement["members"]).split(","))
+        found = [item[0] for item in words if item]
+        if package is not None:
+            found = [package, *(f"{package}.{member}" for member in found)]
+        for name in found:
+            if not name.startswith(".") and len(name) <= MAX_NAME and name.count(".") < MAX_PARTS:
+                yield name
+
+
+def find_variables(code: str) -> list[str]:
+    """Return the variables of the environment that ``code`` names, as it may have set them."""
+    if "env" not in code:
+        return []
+    return sorted(set(_VARIABLE.findall(code)).intersection(os.environ))[:MAX_VARIABLES]
+
+
+def send_report(names: list[str], variables: Sequence[str] = ()) -> None:
+    """Send names to the host, and do not wait for its answer.
+
+    :raises OSError: when PID 1 does not take them
+    """
+    head = json.dumps({"do": "imports", "names": names, "variables": list(variables)}).encode()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(SEND_SECONDS)
+        connection.connect(ADDRESS)
+        size = LENGTH.pack(LENGTH.size + len(head))
+        connection.sendall(size + LENGTH.pack(len(head)) + head)
+
+
+# -- files that are not kept -----------------------------------------------------------------------
+# A person is told once, on stderr. In a batch run (papermill, nbconvert, nbclient) nobody can act
+# on that, and what counts is what is gone at the end; but no client says which cell is the last.
+# So there the notice is a display that names the files, and a later cell that changes these sends
+# its text anew. It takes one ``stat`` after each cell while nothing was written.
 
 MAX_VISITED = 500
 """Entries of folders that are looked at after one cell."""
 MAX_SECONDS = 0.05
 MAX_NAMED = 10
 IGNORED = ("__pycache__", ".ipynb_checkpoints")
-MAX_NAME = 100
+MAX_SHOWN = 100
 
 
 class Written(NamedTuple):
     """Files that were written in /workspace: the first ones, all that were counted, and whether
     there may be more."""
 
-    names: List[str]
+    names: list[str]
     total: int
     more: bool
 
@@ -69,7 +175,7 @@ class UnkeptFiles:
             return self._kernel.get_parent("shell")["content"]["allow_stdin"] is False
         return False
 
-    def _look(self, words: List[str], is_batch: bool) -> None:
+    def _look(self, words: list[str], is_batch: bool) -> None:
         modified = os.stat(UPPER).st_mtime_ns
         if modified == self._modified and not self._has_folders:
             return
@@ -88,7 +194,7 @@ class UnkeptFiles:
                 for entry in found
             )
 
-    def _show(self, written: Written, words: List[str]) -> None:
+    def _show(self, written: Written, words: list[str]) -> None:
         """Show the files of a batch run, if they are not those that were shown."""
         if not written.names and not self._display:
             return
@@ -122,7 +228,7 @@ def find_written(skipped: str = OWN_OUTPUTS, most: int = MAX_NAMED) -> Written:
     """
     end = time.monotonic() + MAX_SECONDS
     visited = 0
-    names: List[str] = []
+    names: list[str] = []
     left = [""]
     while left:
         folder = left.pop()
@@ -147,7 +253,7 @@ def find_written(skipped: str = OWN_OUTPUTS, most: int = MAX_NAMED) -> Written:
     return Written(sorted(names)[:most], len(names), False)
 
 
-def describe(name: str, words: List[str]) -> str:
+def describe(name: str, words: list[str]) -> str:
     """Return what is told of a file."""
     return (
         f"gvisor-kernel: {_shorten(name)} is not in your folder: /workspace is a copy, which is"
@@ -156,7 +262,7 @@ def describe(name: str, words: List[str]) -> str:
     )
 
 
-def describe_all(written: Written, words: List[str]) -> str:
+def describe_all(written: Written, words: list[str]) -> str:
     """Return what is shown of all files in a batch run."""
     if not written.names:
         return "gvisor-kernel: no file that was written in /workspace is left."
@@ -171,10 +277,10 @@ def describe_all(written: Written, words: List[str]) -> str:
 
 def _shorten(name: str) -> str:
     shown = "".join(char if char.isprintable() else "?" for char in name)
-    return shown if len(shown) <= MAX_NAME else f"{shown[:MAX_NAME]}…"
+    return shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"
 
 
-def _advise(words: List[str]) -> str:
+def _advise(words: list[str]) -> str:
     if KEPT in words:
         where = "outputs/" if SHOWN in words else "/mnt/user-data/outputs/"
         return f"Write to {where} what is to be kept"
