@@ -37,7 +37,7 @@ from gvisor_kernel.artifacts.item import encode_value
 from gvisor_kernel.artifacts.outputs import check_path
 from gvisor_kernel.bridge.doors import opens_widget
 from gvisor_kernel.bridge.transcripts import EntryFormatter
-from gvisor_kernel.changes.claims import read_claims
+from gvisor_kernel.changes.compare import read_claims
 from gvisor_kernel.egress.destinations import read_destination
 from gvisor_kernel.egress.forward import Masking
 from gvisor_kernel.egress.heads import parse_head

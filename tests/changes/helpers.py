@@ -9,11 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gvisor_kernel.changes.apply import Applying, order
-from gvisor_kernel.changes.backup import Backup, Head
-from gvisor_kernel.changes.backups import Backups
+from gvisor_kernel.changes.backups import Backup, Backups, Head
 from gvisor_kernel.changes.change import Applied, Change, Changes, OnDisk
-from gvisor_kernel.changes.claims import read_claims
-from gvisor_kernel.changes.compare import compare
+from gvisor_kernel.changes.compare import compare, read_claims
 from gvisor_kernel.changes.folder import look
 from gvisor_kernel.host.folders import Opened, open_real
 

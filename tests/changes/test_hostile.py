@@ -16,11 +16,10 @@ from typing import Any, cast
 import pytest
 
 from gvisor_kernel.changes import kernel_changes
-from gvisor_kernel.changes.apply import Applying
+from gvisor_kernel.changes.apply import Applying, undo_apply
 from gvisor_kernel.changes.backups import Backups
 from gvisor_kernel.changes.change import Applied, ChangesError
 from gvisor_kernel.changes.kernel_changes import OTHER_CONTENT, UNSEEN, KernelChanges
-from gvisor_kernel.changes.undo import undo_apply
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.link.service_messages import MAX_DATA, ServiceMessage
