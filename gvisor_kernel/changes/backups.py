@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import re
 import secrets
@@ -275,7 +276,8 @@ class Backups:
         try:
             self._sweep()
             directory.mkdir(mode=0o700)
-            write_file(directory / HEAD, msgspec.json.encode(head).decode())
+            # Of bytes that are no UTF-8 in a path, only ``json`` writes something.
+            write_file(directory / HEAD, json.dumps(msgspec.to_builtins(head)))
         except OSError as error:
             shutil.rmtree(directory, ignore_errors=True)
             raise ChangesError(
@@ -318,8 +320,8 @@ class Backups:
         """Yield the backups, the last one first."""
         for directory in self._directories():
             with suppress(OSError, ValueError):
-                content = read_file(directory / HEAD, MAX_LINE)
-                yield Backup(directory, msgspec.json.decode(content, type=Head))
+                content = json.loads(read_file(directory / HEAD, MAX_LINE))
+                yield Backup(directory, msgspec.convert(content, Head))
 
     def find_ours(self, sandbox: str) -> dict[str, OnDisk | None]:
         """Return the facts of files on disk that were written by applies from this sandbox.

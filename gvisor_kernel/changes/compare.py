@@ -120,6 +120,9 @@ class _Comparison:
             return
         try:
             for path, found in list_files(self._root, claim.path, MAX_CHANGES - len(self.found)):
+                if not is_path(path):  # it is no UTF-8
+                    self.more = True
+                    continue
                 below = Claim(path, "removed", "other", 0, 0, "")
                 self._put(below, found, self._find_conflict(found))
         except OSError:

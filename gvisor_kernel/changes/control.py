@@ -159,11 +159,11 @@ class ControlSocket:
         try:
             answer = await self._do(msgspec.json.decode(line, type=Question))
         except GvisorKernelError as error:
-            answer = msgspec.json.encode(_Problem(error.fact, error.hint))
+            answer = _make_problem(error.fact, error.hint)
         except (ValueError, RecursionError):
-            answer = msgspec.json.encode(_Problem("The question is malformed."))
+            answer = _make_problem("The question is malformed.")
         if len(answer) > MAX_ANSWER:
-            answer = msgspec.json.encode(_Problem("The answer is too large."))
+            answer = _make_problem("The answer is too large.")
         return answer + b"\n"
 
     async def _do(self, question: Question) -> bytes:
@@ -190,6 +190,11 @@ class ControlSocket:
             if shown.is_whole:
                 whole.append(change.path)
         return {"diffs": diffs, "whole": whole}
+
+
+def _make_problem(*texts: str) -> bytes:
+    # A path in it may have bytes that are no UTF-8.
+    return msgspec.json.encode(_Problem(*(t.encode(errors="replace").decode() for t in texts)))
 
 
 async def _run_beside(work: Coroutine[Any, Any, bytes]) -> bytes:

@@ -22,7 +22,7 @@ from gvisor_kernel.cli.output import (
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.images import RootImage, Store
-from gvisor_kernel.images.builder import bootstrap, build, check_base, find_builder, find_chain
+from gvisor_kernel.images.engines import bootstrap, build, check_base, find_builder, find_chain
 from gvisor_kernel.images.importer import (
     Imported,
     Report,
@@ -31,10 +31,10 @@ from gvisor_kernel.images.importer import (
     import_source,
     remove_replaced,
 )
-from gvisor_kernel.images.measure import measure_tree
 from gvisor_kernel.runtimes.image_probe import probe_image
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.shown_text import printable_name
+from gvisor_kernel.store import measure_tree
 
 SHOWN_DIGITS = 12
 

@@ -16,8 +16,7 @@ from gvisor_kernel.cli.images import progress
 from gvisor_kernel.cli.snapshots import build_missing
 from gvisor_kernel.config.packages import split_requirements
 from gvisor_kernel.config.validators import ENGINE_RUNTIMES, HOST_IMAGE, is_within, parse_value
-from gvisor_kernel.environments.environment import Environment
-from gvisor_kernel.environments.environment_store import Store
+from gvisor_kernel.environments.environment import Environment, Store
 from gvisor_kernel.errors import GvisorKernelError, KernelspecError
 from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.jupyter.default_provisioner import (

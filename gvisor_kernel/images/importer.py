@@ -28,9 +28,8 @@ from gvisor_kernel.host.processes import SUBUID_BASE
 from gvisor_kernel.images.blobs import Blobs, FolderBlobs, TarBlobs, decompressed, is_compressed
 from gvisor_kernel.images.engines import save_image
 from gvisor_kernel.images.formats import Manifest, open_layer, read_manifest
-from gvisor_kernel.images.image_store import Draft, Store
-from gvisor_kernel.images.inspection import PythonReport, RootImage
-from gvisor_kernel.images.measure import measure_tree
+from gvisor_kernel.images.image import PythonReport, RootImage, Store
+from gvisor_kernel.store import Draft, measure_tree
 
 # by path: below a private store of this user; an image that a person has given
 

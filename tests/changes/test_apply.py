@@ -75,6 +75,16 @@ def test_changes_are_written_and_undone(shown: Path, root: Opened, backup: Backu
     assert (shown / "gone" / "deep" / "file").read_text() == "kept"
 
 
+def test_an_apply_to_a_folder_whose_name_is_not_utf_8_is_undone(tmp_path: Path) -> None:
+    place = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    place.mkdir()
+    with open_root(place) as root:
+        backup = begin(root)
+        apply(root, backup, find(root, entry("new")))
+    assert undo_apply(backup.id).undone == ("new",)
+    backup.remove()
+
+
 def test_no_bit_that_gives_rights_is_written(shown: Path, root: Opened, backup: Backup) -> None:
     (shown / "old").write_text("before")
     (shown / "old").chmod(0o6755)

@@ -165,6 +165,17 @@ def test_only_so_many_changes_are_listed(tmp_path: Path, monkeypatch: pytest.Mon
     assert found.more
 
 
+def test_names_that_are_not_utf_8_are_not_listed_but_counted(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for name in (b"folder/known", b"folder/\xff"):
+        Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))).touch()  # noqa: PTH118
+    with open_root(tmp_path) as root:
+        found = find(root, entry("folder", "removed"))
+    assert [change.path for change in found.changes] == ["folder", "folder/known"]
+    assert found.more
+    assert encode_changes(found)
+
+
 def test_a_path_selects_what_is_below_it_and_new_folders_above_it(tmp_path: Path) -> None:
     with open_root(tmp_path) as root:
         found = find(

@@ -11,9 +11,10 @@ import pytest
 
 from gvisor_kernel.archive.archive_error import ArchiveError
 from gvisor_kernel.environments import collection
-from gvisor_kernel.environments.collection import collect, find_packages, remove_at_any_depth
+from gvisor_kernel.environments.collection import collect, find_packages
 from gvisor_kernel.environments.environment import Facts
 from gvisor_kernel.errors import PackagesError
+from gvisor_kernel.store import remove_at_any_depth
 
 from .helpers import fill
 

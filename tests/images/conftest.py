@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.images import importer
-from gvisor_kernel.images.image_store import Store
-from gvisor_kernel.images.inspection import RootImage
+from gvisor_kernel.images.image import RootImage, Store
 
 ImportImage = Callable[..., RootImage]
 

@@ -17,9 +17,9 @@ import pytest
 
 from gvisor_kernel.archive import layers as limits
 from gvisor_kernel.errors import RootImageError
-from gvisor_kernel.images.image_store import Store
+from gvisor_kernel.images.image import Store
 from gvisor_kernel.images.importer import choose_name
-from gvisor_kernel.images.measure import measure_tree
+from gvisor_kernel.store import measure_tree
 
 from .conftest import ImportImage
 from .helpers import (
