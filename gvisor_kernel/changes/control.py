@@ -14,9 +14,8 @@ import logging
 import os
 import socket
 import struct
-import threading
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -146,18 +145,22 @@ class ControlSocket:
             if len(self._clients) > MAX_CLIENTS or not _is_own(writer):
                 return
             line = await asyncio.wait_for(reader.readline(), QUESTION_SECONDS)
-            answer = await asyncio.wait_for(_run_beside(self._answer(line)), WORK_SECONDS)
+            answer = await asyncio.wait_for(self._answer(line), WORK_SECONDS)
             writer.write(answer)
             await asyncio.wait_for(writer.drain(), ANSWER_SECONDS)
         except (OSError, ValueError, TimeoutError, asyncio.CancelledError):
             pass  # who asked too much, or went away, gets no answer
+        except Exception:
+            log.warning("A question about changes has failed", exc_info=True)
         finally:
             self._clients.discard(task)
             writer.close()
 
     async def _answer(self, line: bytes) -> bytes:
         try:
-            answer = await self._do(msgspec.json.decode(line, type=Question))
+            # In a thread, as are the parts of the work that take long: the loop serves all kernels.
+            question = await asyncio.to_thread(msgspec.json.decode, line, type=Question)
+            answer = await self._do(question)
         except GvisorKernelError as error:
             answer = _make_problem(error.fact, error.hint)
         except (ValueError, RecursionError):
@@ -175,7 +178,8 @@ class ControlSocket:
             result = await self._changes.apply(wanted, named=question.named, force=force)
             return msgspec.json.encode(result)
         found = await self._changes.list(question.under)
-        return encode_changes(found, **await self._show(found) if question.diff else {})
+        more = await self._show(found) if question.diff else {}
+        return await asyncio.to_thread(encode_changes, found, **more)
 
     async def _show(self, found: Changes) -> dict[str, object]:
         diffs: dict[str, str] = {}
@@ -195,34 +199,6 @@ class ControlSocket:
 def _make_problem(*texts: str) -> bytes:
     # A path in it may have bytes that are no UTF-8.
     return msgspec.json.encode(_Problem(*(t.encode(errors="replace").decode() for t in texts)))
-
-
-async def _run_beside(work: Coroutine[Any, Any, bytes]) -> bytes:
-    """Run ``work`` in a loop and thread of its own: an answer has megabytes of JSON, and the
-    bridge's loop serves all kernels. A thread that nobody awaits any more ends by its own bounds.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[bytes] = loop.create_future()
-
-    def tell(result: bytes | None) -> None:
-        if not done.done():
-            if result is None:
-                done.set_exception(ValueError("there is no answer"))
-            else:
-                done.set_result(result)
-
-    def run() -> None:
-        result = None
-        try:
-            result = asyncio.run(work)
-        except Exception:
-            log.warning("A question about changes has failed", exc_info=True)
-            work.close()  # there may have been no descriptor for a loop
-        with suppress(RuntimeError):  # the loop was closed: this process is exiting
-            loop.call_soon_threadsafe(tell, result)
-
-    threading.Thread(target=run, name="gvisor-kernel-control", daemon=True).start()
-    return await done  # no timeout: bounded by WORK_SECONDS, where it is called
 
 
 def _is_own(writer: asyncio.StreamWriter) -> bool:
