@@ -14,8 +14,10 @@ import resource
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from gvisor_kernel.errors import RootImageError
 
@@ -46,15 +48,7 @@ def save_image(reference: str, path: Path) -> None:
         )
     program = find_engine(reference)
     with path.open("wb") as file:
-        # no timeout: a program that the user started with this command: it may take long, prints
-        # its progress, and ends with Ctrl-C
-        done = subprocess.run(
-            [program, "image", "save", reference],
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.PIPE,
-            check=False,
-        )
+        done = _call([program, "image", "save", reference], stdout=file, stderr=subprocess.PIPE)
     if done.returncode:
         output = done.stderr.decode(errors="replace").strip()[-1000:]
         raise RootImageError(
@@ -92,18 +86,9 @@ def find_engine(reference: str) -> str:
 
 def is_running(program: str) -> bool:
     """Return whether the engine of ``program`` is running. Blocks for at most ASK_SECONDS."""
-    try:
-        done = subprocess.run(
-            [program, "version"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=ASK_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0
+    with suppress(OSError, subprocess.TimeoutExpired):
+        return _call([program, "version"], timeout=ASK_SECONDS).returncode == 0
+    return False
 
 
 PREFIX = "gvisor-kernel/"
@@ -205,16 +190,7 @@ class Builder:
         command = (
             ["inspect", "--type", "image"] if self.program == "buildah" else ["image", "inspect"]
         )
-        # no timeout: a program that the user started with this command: it may take long, prints
-        # its progress, and ends with Ctrl-C
-        done = subprocess.run(
-            [self.program, *command, self.tag(name)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            check=False,
-        )
-        return done.returncode == 0
+        return _call([self.program, *command, self.tag(name)]).returncode == 0
 
     def import_root(self, archive: Path) -> str:
         """Make the image DISTRIBUTION from the archive of a root file system. Return its name.
@@ -230,9 +206,7 @@ class Builder:
             run(["buildah", "add", "--quiet", container, str(archive)])
             run(["buildah", "commit", "--quiet", container, tag])
         finally:
-            # no timeout: a program that the user started with this command: it may take long,
-            # prints its progress, and ends with Ctrl-C
-            subprocess.run(["buildah", "rm", container], stdout=subprocess.DEVNULL, check=False)
+            _call(["buildah", "rm", container], stderr=None)
         return tag
 
 
@@ -267,16 +241,7 @@ def find_builder() -> Builder:
 
 
 def _has_subordinate_ids() -> bool:
-    # no timeout: a program that the user started with this command: it may take long, prints its
-    # progress, and ends with Ctrl-C
-    done = subprocess.run(
-        ["unshare", "--user", "--map-auto", "--map-root-user", "true"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        check=False,
-    )
-    return done.returncode == 0
+    return not _call(["unshare", "--user", "--map-auto", "--map-root-user", "true"]).returncode
 
 
 def bootstrap(suite: str, file: Path) -> None:
@@ -342,13 +307,7 @@ def run(argv: Sequence[str]) -> None:
     :raises RootImageError: when it fails
     """
     # The output is progress, so it goes to standard error. Standard output is for the result.
-    # no timeout: a program that the user started with this command: it may take long, prints its
-    # progress, and ends with Ctrl-C
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=2, check=False)
-    if done.returncode:
-        raise RootImageError(
-            f"{argv[0]} ended with status {done.returncode}.", "see its output above."
-        )
+    _check(argv, _call(argv, stdout=2, stderr=None))
 
 
 def read(argv: Sequence[str]) -> str:
@@ -356,11 +315,30 @@ def read(argv: Sequence[str]) -> str:
 
     :raises RootImageError: when it fails
     """
-    # no timeout: a program that the user started with this command: it may take long, prints its
-    # progress, and ends with Ctrl-C
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
+    done = _check(argv, _call(argv, stdout=subprocess.PIPE, stderr=None))
+    return done.stdout.decode(errors="replace").strip()
+
+
+def _check(
+    argv: Sequence[str], done: subprocess.CompletedProcess[bytes]
+) -> subprocess.CompletedProcess[bytes]:
     if done.returncode:
         raise RootImageError(
             f"{argv[0]} ended with status {done.returncode}.", "see its output above."
         )
-    return done.stdout.decode(errors="replace").strip()
+    return done
+
+
+def _call(
+    argv: Sequence[str],
+    *,
+    stdout: IO[bytes] | int = subprocess.DEVNULL,
+    stderr: int | None = subprocess.DEVNULL,
+    timeout: float | None = None,
+) -> subprocess.CompletedProcess[bytes]:
+    nothing = subprocess.DEVNULL
+    # Without a timeout it may take long: the user has started it with this command, it prints its
+    # progress, and it ends with Ctrl-C.
+    return subprocess.run(
+        argv, stdin=nothing, stdout=stdout, stderr=stderr, timeout=timeout, check=False
+    )
