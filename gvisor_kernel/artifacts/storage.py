@@ -39,16 +39,6 @@ BUSY_SECONDS = 20.0
 BUSY_PAUSE = 0.01
 WORK_SECONDS = 30.0
 """Seconds that one call may take: the file may be one that others can write."""
-MAX_KEYS = 10_000
-"""Keys of one artifact for one person, or of those that all share."""
-MAX_ARTIFACT_BYTES = 50 * 1024 * 1024
-"""Bytes of keys and values of one artifact for one person, or of those that all share."""
-MAX_OWNER_BYTES = 500 * 1024 * 1024
-"""Bytes of all artifacts of one person, or of all that is shared."""
-MAX_FOLDER_KEYS = 20_000
-MAX_FOLDER_BYTES = 100 * 1024 * 1024
-"""Keys, and their bytes with the values, of all pages of one outputs folder. Above it its kernels
-write none: a kernel can name any number of pages, and must not use up what all have together."""
 VERSION = 1
 
 _SCHEMA = """
@@ -104,12 +94,30 @@ class Usage:
     written: float
 
 
+@dataclass(frozen=True)
+class Quotas:
+    """Keys, and bytes of keys with their values, that are kept."""
+
+    page_keys: int = 10_000
+    """Keys of one artifact for one person, or of those that all share."""
+    page_bytes: int = 50 * 1024 * 1024
+    owner_bytes: int = 500 * 1024 * 1024
+    """Bytes of all artifacts of one person, or of all that is shared."""
+    folder_keys: int = 20_000
+    folder_bytes: int = 100 * 1024 * 1024
+    """Of all pages of one outputs folder. Above it its kernels write none: a kernel can name any
+    number of pages, and must not use up what all have together."""
+
+
+QUOTAS = Quotas()
+
+
 class Storage:
     """One file. ``owner`` is the name of a person, or SHARED; each has keys of their own."""
 
     SHARED = ""
 
-    def __init__(self, path: Path, *, mode: int = 0o600) -> None:
+    def __init__(self, path: Path, *, mode: int = 0o600, quotas: Quotas = QUOTAS) -> None:
         """Take the path of the file, which is made when something is first kept.
 
         ``mode`` is that of a new file: 0o660 in a folder that an administrator has made for a
@@ -117,6 +125,7 @@ class Storage:
         """
         self.path = path
         self._mode = mode
+        self._quotas = quotas
 
     def set(
         self, owner: str, artifact: Artifact, key: object, value: Any, *, folder: str = ""
@@ -140,7 +149,7 @@ class Storage:
                 raise no_json()
             self._check_quotas(database, owner, artifact, name, size)
             if folder:
-                _check_folder(database, owner, folder, (artifact.id, name), size)
+                _check_folder(database, self._quotas, owner, folder, (artifact.id, name), size)
             database.execute(
                 "insert or replace into artifacts values (?, ?)", (artifact.id, artifact.path)
             )
@@ -236,6 +245,7 @@ class Storage:
     def _check_quotas(
         self, database: sqlite3.Connection, owner: str, artifact: Artifact, key: str, size: int
     ) -> None:
+        quotas = self._quotas
         keys, count, replaced = database.execute(
             "select count(*), coalesce(sum(size), 0),"
             " coalesce(sum(size) filter (where key = ?), -1)"
@@ -243,24 +253,24 @@ class Storage:
             (key, owner, artifact.id),
         ).fetchone()
         is_new = replaced < 0
-        if is_new and keys >= MAX_KEYS:
+        if is_new and keys >= quotas.page_keys:
             raise StorageError(
                 f"This page keeps {keys:,} keys already.",
                 "delete some, or keep more under one key.",
             )
         grown = size - max(replaced, 0)
-        if count + grown > MAX_ARTIFACT_BYTES:
+        if count + grown > quotas.page_bytes:
             raise StorageError(
-                f"This page keeps {describe_size(count)} of {describe_size(MAX_ARTIFACT_BYTES)}.",
+                f"This page keeps {describe_size(count)} of {describe_size(quotas.page_bytes)}.",
                 "delete what it needs no more.",
             )
         (whole,) = database.execute(
             "select coalesce(sum(size), 0) from items where owner = ?", (owner,)
         ).fetchone()
-        if whole + grown > MAX_OWNER_BYTES:
+        if whole + grown > quotas.owner_bytes:
             raise StorageError(
                 f"All pages together keep {describe_size(whole)} of"
-                f" {describe_size(MAX_OWNER_BYTES)}.",
+                f" {describe_size(quotas.owner_bytes)}.",
                 "see which: gvisor-kernel storage list; remove some: gvisor-kernel storage remove.",
             )
 
@@ -325,7 +335,12 @@ class Storage:
 
 
 def _check_folder(
-    database: sqlite3.Connection, owner: str, folder: str, item: tuple[str, str], size: int
+    database: sqlite3.Connection,
+    quotas: Quotas,
+    owner: str,
+    folder: str,
+    item: tuple[str, str],
+    size: int,
 ) -> None:
     """Check that the pages below a folder, and its notebooks, keep little enough beside ``item``,
     an artifact's key that is to be written."""
@@ -336,11 +351,11 @@ def _check_folder(
         " and not (artifact = ? and key = ?)",
         (owner, folder, len(below), below, *item),
     ).fetchone()
-    if keys >= MAX_FOLDER_KEYS or count + size > MAX_FOLDER_BYTES:
+    if keys >= quotas.folder_keys or count + size > quotas.folder_bytes:
         raise StorageError(
             f"The pages and notebooks of {folder} keep {keys:,} keys and {describe_size(count)}: a"
-            f" kernel may add no more to {MAX_FOLDER_KEYS:,} keys or"
-            f" {describe_size(MAX_FOLDER_BYTES)}.",
+            f" kernel may add no more to {quotas.folder_keys:,} keys or"
+            f" {describe_size(quotas.folder_bytes)}.",
             "delete what is needed no more.",
         )
 

@@ -95,9 +95,10 @@ class Move(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 class Backup:
     """One apply that can be undone."""
 
-    def __init__(self, directory: Path, head: Head) -> None:
+    def __init__(self, directory: Path, head: Head, room: int = MAX_JOURNAL) -> None:
         self.directory = directory
         self.head = head
+        self._room = room
         self._steps = 0
 
     @property
@@ -151,7 +152,7 @@ class Backup:
         """
         data = b"\n" + msgspec.json.encode(move) + b"\n"  # the line before may have no end
         begins_step = not move.undoes and move.phase != "done"
-        most = MAX_JOURNAL * MAX_APPLIED if begins_step else MAX_JOURNAL
+        most = self._room * MAX_APPLIED if begins_step else self._room
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(self.directory / JOURNAL, flags, 0o600)
         try:
@@ -267,8 +268,8 @@ class Backups:
             raise ChangesError(f"Old files cannot be kept: {error}") from error
         return cls(root)
 
-    def begin(self, head: Head) -> Backup:
-        """Begin a backup.
+    def begin(self, head: Head, room: int = MAX_JOURNAL) -> Backup:
+        """Begin a backup. ``room``: bytes of its journal.
 
         :raises ChangesError: when it cannot be made
         """
@@ -284,7 +285,7 @@ class Backups:
                 f"Old files cannot be kept in {self._root}: {error.strerror}.",
                 "check whether the disk is full.",
             ) from error
-        return Backup(directory, head)
+        return Backup(directory, head, room)
 
     def find(self, undo: str) -> Backup:
         """Return a backup.

@@ -29,7 +29,9 @@ _FRAME_PTH = "_gvisor_kernel_image.pth"
 _INFO = re.compile(r"([A-Za-z0-9._]+)-([A-Za-z0-9._+!]+)\.dist-info")
 
 
-def collect(source: Path, target: Path, python: str) -> int:
+def collect(
+    source: Path, target: Path, python: str, *, entries: int = MAX_FILES, most: int = MAX_BYTES
+) -> int:
     """Copy the environment in ``source`` into the empty folder ``target``.
 
     Return the number of files, folders and links that were there.
@@ -46,7 +48,7 @@ def collect(source: Path, target: Path, python: str) -> int:
     except OSError as error:
         raise ArchiveError(f"its folder cannot be opened ({error.strerror})") from error
     try:
-        budget = Budget.of_disk(target, "the environment", entries=MAX_FILES, most=MAX_BYTES)
+        budget = Budget.of_disk(target, "the environment", entries=entries, most=most)
         tree = Tree(target, None)
         try:
             # By its descriptor: nothing that the sandbox has named decides what is read.

@@ -163,18 +163,19 @@ def import_image(
     owner: int | None,
     origin: str,
     report: Report,
+    budget: Budget | None = None,
 ) -> Imported:
     """Unpack the image at ``path`` into the store, without running any of it. Blocks.
 
     ``path`` is an OCI layout or a root file system (each as a directory or an archive), or an
     archive of ``docker save``. ``owner`` is the uid and gid of the unpacked files; None leaves
-    those of this process.
+    those of this process. ``budget``: by default, what there is room for on the disk.
 
     :raises RootImageError: when it is not accepted, or the disk is full; the store is unchanged
     """
     try:
         with store.write() as draft:
-            budget = Budget.of_disk(draft.directory)
+            budget = budget or Budget.of_disk(draft.directory)
             tree = Tree(draft.tree, owner)
             try:
                 found = _unpack(path, reference, tree, budget, draft, report)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.changes import backups, folder
+from gvisor_kernel.changes import folder
 from gvisor_kernel.changes.apply import undo, undo_apply
-from gvisor_kernel.changes.backups import JOURNAL, MAX_JOURNAL, Backup, Backups
+from gvisor_kernel.changes.backups import JOURNAL, MAX_JOURNAL, MAX_KEPT, Backup, Backups
 from gvisor_kernel.changes.change import ChangesError, OnDisk
 from gvisor_kernel.changes.compare import LATER
 from gvisor_kernel.cli.main import main
@@ -263,13 +263,10 @@ def test_a_folder_that_is_not_empty_is_not_removed(
     assert names(shown) == ["folder", "folder/mine"]
 
 
-def test_only_so_many_backups_are_kept(
-    shown: Path, root: Opened, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(backups, "MAX_KEPT", 3)
-    made = [begin(root) for _ in range(5)]
+def test_only_so_many_backups_are_kept(shown: Path, root: Opened) -> None:
+    made = [begin(root) for _ in range(MAX_KEPT + 2)]
     kept = list(Backups.open().newest_first())
-    assert len(kept) == 3
+    assert len(kept) == MAX_KEPT
     assert kept[0].id in {one.id for one in made}
     place = state_root() / "undo"
     assert stat.S_IMODE(place.stat().st_mode) == 0o700
@@ -359,9 +356,7 @@ def test_a_step_is_not_begun_if_undo_could_not_read_its_record(
     length: int, shown: Path, root: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was done before it can be undone, also after that has failed again and again."""
-    monkeypatch.setattr("gvisor_kernel.changes.backups.MAX_JOURNAL", 200_000)
-    monkeypatch.setattr("gvisor_kernel.changes.backups.MAX_LINE", 2000)
-    backup = begin(root)
+    backup = begin(root, room=200_000)
     paths = [f"{number:0{length}}" for number in range(200)]
     for path in paths[:150]:
         (shown / path).write_text("before")

@@ -268,9 +268,9 @@ def test_the_disks_side_is_read_without_links(kernel: Kernel, tmp_path: Path) ->
 def test_without_room_for_what_is_fetched_a_change_is_refused(
     kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernel_changes, "MEMORY", 1)
     monkeypatch.setattr(kernel_changes.tempfile, "tempdir", str(tmp_path / "missing"))
-    kernel.entries = [entry("a", digest=digest(b"new"))]
+    kernel.content = bytes(kernel_changes.MEMORY + 1)
+    kernel.entries = [entry("a", size=len(kernel.content), digest=digest(kernel.content))]
     assert "cannot be copied to" in reasons(apply_after(kernel))[0]
 
 

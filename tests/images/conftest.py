@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gvisor_kernel.archive.layers import Budget
 from gvisor_kernel.images import importer
 from gvisor_kernel.images.image import RootImage, Store
 
@@ -25,7 +26,12 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 def import_image(store: Store) -> ImportImage:
     """Imports a path into the store, under the name ``world`` by default."""
 
-    def run(path: Path, name: str = "world", reference: str | None = None) -> RootImage:
+    def run(
+        path: Path,
+        name: str = "world",
+        reference: str | None = None,
+        budget: Budget | None = None,
+    ) -> RootImage:
         return importer.import_image(
             store,
             path,
@@ -34,6 +40,7 @@ def import_image(store: Store) -> ImportImage:
             owner=None,
             origin=path.name,
             report=lambda words, done: None,
+            budget=budget,
         ).image
 
     return run
