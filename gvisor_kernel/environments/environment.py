@@ -16,10 +16,10 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 from platformdirs import user_data_path
@@ -29,10 +29,7 @@ from gvisor_kernel.host.private_directories import lock, mark_for_removal, read_
 from gvisor_kernel.store import DigestStore, Draft, replace_file
 from gvisor_kernel.strict_json import parse_json
 
-# by path: below a private store of this user
 
-PYTHON = re.compile(r"[0-9]{1,2}\.[0-9]{1,3}")
-ABI = re.compile(r"\.[A-Za-z0-9._-]{1,80}")
 ABI_FILE = "abi"
 """File in the tree that the kernel's Python compares with its own, see ``guest/installed.py``."""
 MAX_FILES = 200_000
@@ -59,9 +56,9 @@ class Facts:
     files, folders and links there are.
     """
 
-    python: str
-    abi: str
-    entries: int
+    python: Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,2}\.[0-9]{1,3}\Z")]
+    abi: Annotated[str, msgspec.Meta(pattern=r"\A\.[A-Za-z0-9._-]{1,80}\Z")]
+    entries: Annotated[int, msgspec.Meta(ge=0, le=MAX_FILES)]
 
     @classmethod
     def parse(cls, content: object) -> Facts:
@@ -69,18 +66,10 @@ class Facts:
 
         :raises PackagesError: when it is not such a document
         """
-        if isinstance(content, Mapping):
-            python, abi, entries = (content.get(n) for n in ("python", "abi", "entries"))
-            if (
-                isinstance(python, str)
-                and PYTHON.fullmatch(python)
-                and isinstance(abi, str)
-                and ABI.fullmatch(abi)
-                and isinstance(entries, int)
-                and 0 <= entries <= MAX_FILES
-            ):
-                return cls(python, abi, entries)
-        raise odd_answer()
+        try:
+            return msgspec.convert(content, cls)
+        except ValueError:
+            raise odd_answer() from None
 
 
 def odd_answer() -> PackagesError:

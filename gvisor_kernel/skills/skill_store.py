@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import msgspec
 from platformdirs import user_data_path
 
 from gvisor_kernel import __version__
@@ -50,12 +50,11 @@ class Installed:
     problem: str = ""
 
 
-@dataclass
-class _Record:
+class _Record(msgspec.Struct):
     """Digests of the package's skills as copied; None for one that the user replaced or removed."""
 
     version: str = ""
-    skills: dict[str, str | None] = field(default_factory=dict)
+    skills: dict[str, str | None] = {}
 
 
 def default_folder() -> Path:
@@ -317,20 +316,17 @@ class SkillStore:
     def _read_record(self) -> _Record:
         """Return the record; an empty one if it is missing or damaged."""
         try:
-            content = json.loads((self.folder / RECORD).read_text())
-            skills = {
-                name: digest
-                for name, digest in content["skills"].items()
-                if NAME.fullmatch(name) and (digest is None or isinstance(digest, str))
-            }
-            return _Record(str(content["version"]), skills)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            record = msgspec.json.decode((self.folder / RECORD).read_bytes(), type=_Record)
+        except (OSError, ValueError):
             return _Record()
+        return _Record(
+            record.version, {n: digest for n, digest in record.skills.items() if NAME.fullmatch(n)}
+        )
 
     def _write_record(self, record: _Record) -> None:
         with self._temporary() as temporary:
             path = temporary / RECORD
-            path.write_text(json.dumps({"version": record.version, "skills": record.skills}))
+            path.write_bytes(msgspec.json.encode(record))
             path.replace(self.folder / RECORD)
 
 

@@ -425,20 +425,3 @@ def test_an_apply_whose_record_cannot_be_read_does_not_hide_others(
         undo_apply()
     for one in (earlier, later):
         one.remove()
-
-
-def test_the_time_to_read_a_journal_grows_with_its_size(backup: Backup) -> None:
-    """CPU time, the least of some tries."""
-    line = '[1, false, "%s", null, "done", ["file", 1, 2, 3, 4, 5, 0]]\n'
-    torn = '[1, false, "%s\n' % ('\\\\\\",' * 100)
-
-    def measure(lines: int) -> float:
-        (backup.directory / JOURNAL).write_text((line % ("x" * 100) + torn) * lines)
-        times = []
-        for _ in range(3):
-            begun = time.process_time()
-            list(backup.moves())
-            times.append(time.process_time() - begun)
-        return min(times)
-
-    assert measure(2000) < 3 * measure(1000) + 0.1
