@@ -29,7 +29,6 @@ from gvisor_kernel.host.private_directories import lock, mark_for_removal, read_
 from gvisor_kernel.store import DigestStore, Draft, replace_file
 from gvisor_kernel.strict_json import parse_json
 
-
 ABI_FILE = "abi"
 """File in the tree that the kernel's Python compares with its own, see ``guest/installed.py``."""
 MAX_FILES = 200_000
