@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.archive.layers import Budget
-from gvisor_kernel.images import importer
 from gvisor_kernel.images.image import RootImage, Store
+from gvisor_kernel.images.importer import Import
 
 ImportImage = Callable[..., RootImage]
 
@@ -32,16 +32,8 @@ def import_image(store: Store) -> ImportImage:
         reference: str | None = None,
         budget: Budget | None = None,
     ) -> RootImage:
-        return importer.import_image(
-            store,
-            path,
-            name,
-            reference=reference,
-            owner=None,
-            origin=path.name,
-            report=lambda words, done: None,
-            budget=budget,
-        ).image
+        importing = Import(store, name, reference=reference, budget=budget)
+        return importing.unpack(path, path.name).image
 
     return run
 

@@ -95,8 +95,7 @@ def wait(*arguments):
     print("written", flush=True)
     time.sleep(600)
 importer.measure_tree = wait
-importer.import_image(image.Store.open(), importer.Path(sys.argv[1]), "world", reference=None,
-                       owner=None, origin="x", report=lambda words, done: None)
+importer.Import(image.Store.open(), "world").unpack(importer.Path(sys.argv[1]), "x")
 """
 
 
