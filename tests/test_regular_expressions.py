@@ -33,7 +33,7 @@ ALLOWED = {
         "lab/routes.py",
         None,
     ): "a request's path of 64 kB; none has a repeat in which a second begins",
-    ("images/builder.py", r"^ARG BASE=(\S+)$"): "a file of this package",
+    ("images/engines.py", r"^ARG BASE=(\S+)$"): "a file of this package",
     ("runtimes/runsc/command_line.py", r"^\s*--?([A-Za-z][\w-]*)"): "the help of runsc",
     ("kernel/environment_builder.py", None): "200 lines of 16 KiB; none has such a repeat",
     ("runtimes/docker/troubles.py", None): "words of an engine's error; none has a repeat",

@@ -18,6 +18,7 @@ import json
 import lzma
 import os
 import pkgutil
+import random
 import time
 import zipfile
 from collections.abc import Callable
@@ -36,7 +37,9 @@ from gvisor_kernel.artifacts.item import encode_value
 from gvisor_kernel.artifacts.outputs import check_path
 from gvisor_kernel.bridge.doors import opens_widget
 from gvisor_kernel.bridge.transcripts import EntryFormatter
-from gvisor_kernel.changes.claims import read_claims
+from gvisor_kernel.changes.autorun import find_kind
+from gvisor_kernel.changes.compare import read_claims
+from gvisor_kernel.changes.diff import MAX_TEXT, diff_texts
 from gvisor_kernel.egress.destinations import read_destination
 from gvisor_kernel.egress.forward import Masking
 from gvisor_kernel.egress.heads import parse_head
@@ -265,6 +268,25 @@ def packument(n: int) -> bytes:
     return json.dumps({"versions": {f"1.0.{number}": dist for number in range(n)}}).encode()
 
 
+def numbers(size: int) -> bytes:
+    return b"".join(b"%d\n" % n for n in range(size // 6))
+
+
+UNLIKE_TEXTS: dict[str, Callable[[int], tuple[bytes, bytes]]] = {
+    "without a common line": lambda size: (numbers(size), numbers(size).replace(b"\n", b"x\n")),
+    "line ends": lambda size: (b"\n" * size, b"\n" * (size // 2) + b"x" + b"\n" * (size // 2)),
+    "few kinds of lines": lambda size: (
+        bytes(random.Random(1).choices(b"ab\n", k=size)),  # noqa: S311
+        bytes(random.Random(2).choices(b"ab\n", k=size)),  # noqa: S311
+    ),
+    "lines that come back": lambda size: (
+        b"".join(b"%d\n" % (n % 110) for n in range(size // 276)),
+        b"".join(b"%d\n" % (7 * n % 113) for n in range(size // 276)),
+    ),
+    "one line": lambda size: (b"\x1b" * size, b"\x9b" * size),
+}
+
+
 CASES = [
     # Parsers.
     *(
@@ -295,6 +317,11 @@ CASES = [
     ),
     Case("service message", decode_service, lambda n: encode_service(1, {"a": ["é"] * n}), 20_000),
     Case("claims", read_claims, claims, 2000),
+    Case("names of files that may run", find_kind, lambda n: "/".join(["jupyter" * 30] * n), 160),
+    *(
+        Case(f"difference: {name}", lambda texts: diff_texts("a", *texts), make, MAX_TEXT // 4)
+        for name, make in UNLIKE_TEXTS.items()
+    ),
     Case("page of an index", rewrite_page, files, 200),
     Case("document of npm", rewrite_packument, packument, 500),
     Case("head of a request", parse_head, head, 30_000, (BadRequest,)),
@@ -453,7 +480,6 @@ BOUNDED = {
     "archive.layers.apply_archive": "each name once, see tests/images/test_bounds.py",
     "skills.archive.check_names": "2000 names of 400 bytes",
     # Elsewhere.
-    "changes.diff": "its own tests",
     "bridge.questions.Questions": "its own tests",
     "egress.page_reader.work": "a process with a limit of the CPU: of HTML, Python's"
     " parser looks for the end of a tag from each beginning (tests/egress/test_page_process.py)",

@@ -24,10 +24,9 @@ from gvisor_kernel.api.outputs import list_outputs
 from gvisor_kernel.api.runner import Emit, Runner, make_end_error
 from gvisor_kernel.api.shell import ShellResult, run_shell
 from gvisor_kernel.artifacts.outputs import Listing
+from gvisor_kernel.changes.apply import undo_apply
 from gvisor_kernel.changes.change import Applied, Change, Changes, Undone
 from gvisor_kernel.changes.kernel_changes import KernelChanges
-from gvisor_kernel.changes.selection import apply_asked
-from gvisor_kernel.changes.undo import undo_apply
 from gvisor_kernel.egress.environment import PROGRAM, Door
 from gvisor_kernel.errors import OutputsError, SandboxError
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
@@ -428,7 +427,7 @@ class AsyncSandbox:
         :raises ChangesError: a path is not changed, or nothing can be applied
         """
         asked = [changes] if isinstance(changes, Change | str) else list(changes)
-        return await apply_asked(self._find_changes(), asked, named, unseen=unseen, force=force)
+        return await self._find_changes().apply_asked(asked, named, unseen=unseen, force=force)
 
     @staticmethod
     async def undo(undo: str | None = None) -> Undone:

@@ -19,8 +19,8 @@ from gvisor_kernel.api.loop_thread import LoopThread
 from gvisor_kernel.api.mapping import MapResult
 from gvisor_kernel.api.shell import ShellResult
 from gvisor_kernel.artifacts.outputs import Listing
+from gvisor_kernel.changes.apply import undo_apply
 from gvisor_kernel.changes.change import Applied, Change, Changes, Undone
-from gvisor_kernel.changes.undo import undo_apply
 
 T = TypeVar("T")
 

@@ -20,11 +20,6 @@ from gvisor_kernel.errors import OutputsError
 from gvisor_kernel.host.folders import Opened, open_below
 from gvisor_kernel.host.owners import check_access
 
-MAX_LISTED = 1000
-"""Files of a list: the newest."""
-# Bounds of one look: a sandbox decides how many files and folders there are.
-MAX_LOOKED_AT = 50_000
-MAX_SECONDS = 2.0
 MAX_DEPTH = 50
 MAX_PATH = 1000
 """Characters of a path. Longer ones are not listed."""
@@ -47,6 +42,21 @@ class OutputFile:
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """The files that a list has, the newest; the names and the seconds that are spent on it.
+
+    A sandbox decides how many files and folders there are.
+    """
+
+    listed: int = 1000
+    looked_at: int = 50_000
+    seconds: float = 2.0
+
+
+BOUNDS = Bounds()
+
+
+@dataclass(frozen=True)
 class Listing:
     """``files``: regular ones, the newest first. ``others``: links and special files, which
     ``open_output`` refuses, and which nothing else should open: a link may lead to any file of the
@@ -57,8 +67,8 @@ class Listing:
     others: tuple[OutputFile, ...] = ()
 
 
-def list_outputs(root: Opened, *, hidden: bool = False) -> Listing:
-    """Return what lies below a folder. Blocks for at most MAX_SECONDS.
+def list_outputs(root: Opened, *, hidden: bool = False, bounds: Bounds = BOUNDS) -> Listing:
+    """Return what lies below a folder. Blocks for at most ``bounds.seconds``.
 
     Hidden files and folders are left out without ``hidden``, and names that are not UTF-8.
 
@@ -67,20 +77,21 @@ def list_outputs(root: Opened, *, hidden: bool = False) -> Listing:
     check_access(root, read=True)
     found: dict[bool, list[OutputFile]] = {True: [], False: []}
     more = False
-    for file in _walk(root, time.monotonic() + MAX_SECONDS, hidden):
+    for file in _walk(root, bounds, hidden):
         if file is None:
             more = True
         else:
             found[file.kind == "file"].append(file)
     for each in found.values():
         each.sort(key=lambda file: (-file.modified, file.path))
-        more = more or len(each) > MAX_LISTED
-    return Listing(tuple(found[True][:MAX_LISTED]), more, tuple(found[False][:MAX_LISTED]))
+        more = more or len(each) > bounds.listed
+    files, others = (tuple(found[kind][: bounds.listed]) for kind in (True, False))
+    return Listing(files, more, others)
 
 
-def _walk(root: Opened, deadline: float, hidden: bool) -> Iterator[OutputFile | None]:
+def _walk(root: Opened, bounds: Bounds, hidden: bool) -> Iterator[OutputFile | None]:
     """Yield files, and None if something was left out."""
-    looked_at = 0
+    looked_at, deadline = 0, time.monotonic() + bounds.seconds
     left = [("", 0)]
     while left:
         folder, depth = left.pop()
@@ -98,7 +109,7 @@ def _walk(root: Opened, deadline: float, hidden: bool) -> Iterator[OutputFile | 
             with os.scandir(fd) as entries:
                 for entry in entries:
                     looked_at += 1
-                    if looked_at > MAX_LOOKED_AT or time.monotonic() > deadline:
+                    if looked_at > bounds.looked_at or time.monotonic() > deadline:
                         yield None
                         return
                     path = f"{folder}/{entry.name}" if folder else entry.name

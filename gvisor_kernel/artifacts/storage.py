@@ -2,6 +2,9 @@
 
 Only this module opens these files. A call does not wait for the network; it may wait for another
 writer, for at most BUSY_SECONDS. The last writer of a key wins.
+
+A person's own file is in a private folder of this user; the one that people share may be in one
+that an administrator has made.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_data_path
+
 from gvisor_kernel.artifacts.item import (
     Artifact,
     check_depth,
@@ -27,22 +32,13 @@ from gvisor_kernel.artifacts.item import (
     no_json,
 )
 from gvisor_kernel.errors import StorageError
+from gvisor_kernel.host.private_directories import NotPrivate, make_directories
 from gvisor_kernel.shown_text import describe_size
 
 BUSY_SECONDS = 20.0
 BUSY_PAUSE = 0.01
 WORK_SECONDS = 30.0
 """Seconds that one call may take: the file may be one that others can write."""
-MAX_KEYS = 10_000
-"""Keys of one artifact for one person, or of those that all share."""
-MAX_ARTIFACT_BYTES = 50 * 1024 * 1024
-"""Bytes of keys and values of one artifact for one person, or of those that all share."""
-MAX_OWNER_BYTES = 500 * 1024 * 1024
-"""Bytes of all artifacts of one person, or of all that is shared."""
-MAX_FOLDER_KEYS = 20_000
-MAX_FOLDER_BYTES = 100 * 1024 * 1024
-"""Keys, and their bytes with the values, of all pages of one outputs folder. Above it its kernels
-write none: a kernel can name any number of pages, and must not use up what all have together."""
 VERSION = 1
 
 _SCHEMA = """
@@ -98,12 +94,30 @@ class Usage:
     written: float
 
 
+@dataclass(frozen=True)
+class Quotas:
+    """Keys, and bytes of keys with their values, that are kept."""
+
+    page_keys: int = 10_000
+    """Keys of one artifact for one person, or of those that all share."""
+    page_bytes: int = 50 * 1024 * 1024
+    owner_bytes: int = 500 * 1024 * 1024
+    """Bytes of all artifacts of one person, or of all that is shared."""
+    folder_keys: int = 20_000
+    folder_bytes: int = 100 * 1024 * 1024
+    """Of all pages of one outputs folder. Above it its kernels write none: a kernel can name any
+    number of pages, and must not use up what all have together."""
+
+
+QUOTAS = Quotas()
+
+
 class Storage:
     """One file. ``owner`` is the name of a person, or SHARED; each has keys of their own."""
 
     SHARED = ""
 
-    def __init__(self, path: Path, *, mode: int = 0o600) -> None:
+    def __init__(self, path: Path, *, mode: int = 0o600, quotas: Quotas = QUOTAS) -> None:
         """Take the path of the file, which is made when something is first kept.
 
         ``mode`` is that of a new file: 0o660 in a folder that an administrator has made for a
@@ -111,6 +125,7 @@ class Storage:
         """
         self.path = path
         self._mode = mode
+        self._quotas = quotas
 
     def set(
         self, owner: str, artifact: Artifact, key: object, value: Any, *, folder: str = ""
@@ -134,7 +149,7 @@ class Storage:
                 raise no_json()
             self._check_quotas(database, owner, artifact, name, size)
             if folder:
-                _check_folder(database, owner, folder, (artifact.id, name), size)
+                _check_folder(database, self._quotas, owner, folder, (artifact.id, name), size)
             database.execute(
                 "insert or replace into artifacts values (?, ?)", (artifact.id, artifact.path)
             )
@@ -230,6 +245,7 @@ class Storage:
     def _check_quotas(
         self, database: sqlite3.Connection, owner: str, artifact: Artifact, key: str, size: int
     ) -> None:
+        quotas = self._quotas
         keys, count, replaced = database.execute(
             "select count(*), coalesce(sum(size), 0),"
             " coalesce(sum(size) filter (where key = ?), -1)"
@@ -237,24 +253,24 @@ class Storage:
             (key, owner, artifact.id),
         ).fetchone()
         is_new = replaced < 0
-        if is_new and keys >= MAX_KEYS:
+        if is_new and keys >= quotas.page_keys:
             raise StorageError(
                 f"This page keeps {keys:,} keys already.",
                 "delete some, or keep more under one key.",
             )
         grown = size - max(replaced, 0)
-        if count + grown > MAX_ARTIFACT_BYTES:
+        if count + grown > quotas.page_bytes:
             raise StorageError(
-                f"This page keeps {describe_size(count)} of {describe_size(MAX_ARTIFACT_BYTES)}.",
+                f"This page keeps {describe_size(count)} of {describe_size(quotas.page_bytes)}.",
                 "delete what it needs no more.",
             )
         (whole,) = database.execute(
             "select coalesce(sum(size), 0) from items where owner = ?", (owner,)
         ).fetchone()
-        if whole + grown > MAX_OWNER_BYTES:
+        if whole + grown > quotas.owner_bytes:
             raise StorageError(
                 f"All pages together keep {describe_size(whole)} of"
-                f" {describe_size(MAX_OWNER_BYTES)}.",
+                f" {describe_size(quotas.owner_bytes)}.",
                 "see which: gvisor-kernel storage list; remove some: gvisor-kernel storage remove.",
             )
 
@@ -320,7 +336,12 @@ class Storage:
 
 
 def _check_folder(
-    database: sqlite3.Connection, owner: str, folder: str, item: tuple[str, str], size: int
+    database: sqlite3.Connection,
+    quotas: Quotas,
+    owner: str,
+    folder: str,
+    item: tuple[str, str],
+    size: int,
 ) -> None:
     """Check that the pages below a folder, and its notebooks, keep little enough beside ``item``,
     an artifact's key that is to be written."""
@@ -331,11 +352,11 @@ def _check_folder(
         " and not (artifact = ? and key = ?)",
         (owner, folder, len(below), below, *item),
     ).fetchone()
-    if keys >= MAX_FOLDER_KEYS or count + size > MAX_FOLDER_BYTES:
+    if keys >= quotas.folder_keys or count + size > quotas.folder_bytes:
         raise StorageError(
             f"The pages and notebooks of {folder} keep {keys:,} keys and {describe_size(count)}: a"
-            f" kernel may add no more to {MAX_FOLDER_KEYS:,} keys or"
-            f" {describe_size(MAX_FOLDER_BYTES)}.",
+            f" kernel may add no more to {quotas.folder_keys:,} keys or"
+            f" {describe_size(quotas.folder_bytes)}.",
             "delete what is needed no more.",
         )
 
@@ -379,3 +400,61 @@ def _forget(database: sqlite3.Connection, owner: str, artifact: Artifact) -> Non
             " and not exists (select 1 from items where artifact = ?1)",
             (artifact.id,),
         )
+
+
+FILE = "storage.sqlite3"
+SHARED_FILE = "shared.sqlite3"
+
+
+def artifacts_folder() -> Path:
+    """Return the folder of this user's pages' data, which no sandbox is shown."""
+    return user_data_path("gvisor-kernel") / "artifacts"
+
+
+def open_personal() -> Storage:
+    """Return the storage of this user, and make its private folder.
+
+    :raises StorageError: when the folder cannot be made, or is not this user's alone
+    """
+    folder = artifacts_folder()
+    try:
+        make_directories(folder.parent, folder)
+    except NotPrivate as error:
+        raise StorageError(
+            f"Pages cannot keep data: {error}", f"make {error.folder} private to this user."
+        ) from error
+    return Storage(folder / FILE)
+
+
+def open_shared(folder: Path | None) -> Storage:
+    """Return the storage that people share.
+
+    ``folder``: what an administrator has made for the servers of several users, which all may
+    write. Without one, what is shared is in this user's own folder.
+
+    :raises StorageError: when the folder is missing, or everybody may write it
+    """
+    if folder is None:
+        return Storage(open_personal().path.with_name(SHARED_FILE))
+    try:
+        status = folder.lstat()
+    except OSError as error:
+        raise StorageError(
+            f"The folder for data that people share, {folder}, cannot be used: {error.strerror}.",
+            "an administrator makes it, for a group: c.GVisorServer.shared_storage.",
+        ) from error
+    if not stat.S_ISDIR(status.st_mode) or status.st_mode & stat.S_IWOTH:
+        raise StorageError(
+            f"{folder} is no folder, or everybody may write it.",
+            "give it to a group: chmod 2770.",
+        )
+    return Storage(folder / SHARED_FILE, mode=0o660)
+
+
+def find_storages(folder: Path | None) -> list[Storage]:
+    """Return this user's storage and the shared one, as far as they have been used.
+
+    :raises StorageError: as for ``open_personal`` and ``open_shared``
+    """
+    both = (open_personal(), open_shared(folder))
+    return [storage for storage in both if storage.path.exists()]

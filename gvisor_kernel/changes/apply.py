@@ -1,32 +1,44 @@
-"""Applies changes to the folder on disk. Blocks. ``undo.py`` undoes that.
+"""Applies changes to the folder on disk, undoes that, and clears up after killed ones. Blocks.
 
 Only regular files and folders are written. Each step is refused if what it looked at is not there
 any more. The contents come from files of this process: whoever calls has fetched and compared them.
+Undoing needs no sandbox: the journal of the apply says what was done (``backups``).
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
-import stat
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import IO
 
+import msgspec
+
 from gvisor_kernel.changes import folder
-from gvisor_kernel.changes.backup import Backup, Done, Step
-from gvisor_kernel.changes.change import Applied, Change, OnDisk, RefusedChange
-from gvisor_kernel.host.folders import Opened, open_below
+from gvisor_kernel.changes.backups import Backup, Backups, Move
+from gvisor_kernel.changes.change import (
+    Applied,
+    Change,
+    ChangesError,
+    OnDisk,
+    RefusedChange,
+    Undone,
+)
+from gvisor_kernel.host.folders import Opened, open_below, reopen
 
 AGAIN = "it has changed on disk since it was looked at"
-_FULL = "the disk is full"
+SINCE = "it has changed on disk since then"
+STOPPED = "this process ends: undo it again"
+UNKNOWN = "the apply was interrupted at it, and it is neither what it was nor what was applied"
 _WORDS = {
     errno.ELOOP: "a part of the path is a link",
     errno.EEXIST: AGAIN,
     errno.ESTALE: AGAIN,
     errno.ENOTEMPTY: "the folder is not empty on disk",
     errno.ENOENT: "the folder that it is in is not there",
-    errno.ENOSPC: f"{_FULL}, or has no room for another file",
+    errno.ENOSPC: "the disk is full, or has no room for another file",
     errno.EDQUOT: "your quota on the disk is used up",
     errno.EROFS: "the file system can only be read",
     errno.EIO: "the disk has an error",
@@ -36,6 +48,18 @@ _WORDS = {
 
 class NoRecord(OSError):
     """An old file, or the record of a step, cannot be kept; so nothing was done."""
+
+    def __init__(self, error: OSError) -> None:
+        reason = explain(error)
+        text = f"the old file, or a record of it, cannot be kept: {reason}"
+        super().__init__(error.errno, text)
+
+
+def explain(error: OSError) -> str:
+    """Return why a step failed, in words."""
+    if isinstance(error, (NoRecord, folder.Kept)):
+        return str(error.strerror)
+    return _WORDS.get(error.errno or 0) or (error.strerror or str(error))
 
 
 def order(change: Change) -> tuple[int, int, str]:
@@ -58,9 +82,15 @@ class Applying:
 
     def apply(self, change: Change, disk: OnDisk | None, content: IO[bytes] | None) -> None:
         """Apply one change. ``disk``: what is there now, and was looked at."""
+        is_file = change.kind != "removed" and change.type == "file"
         try:
             with self._backup.step_lock():
-                self._do(change, disk, content)
+                number = self._backup.next_number()
+                move = Move(number, False, change.path, self._keep(number, change.path, disk))
+                if change.kind == "removed":
+                    _remove(self._root, self._backup, move)
+                else:
+                    _put(self._root, self._backup, move, content if is_file else None)
         except OSError as error:
             self.refuse(change.path, explain(error))
         else:
@@ -76,85 +106,204 @@ class Applying:
         undo = self._backup.id if self.applied else None
         return Applied(tuple(self.applied), tuple(self.refused), undo)
 
-    def _do(self, change: Change, disk: OnDisk | None, content: IO[bytes] | None) -> None:
-        path, backup = change.path, self._backup
-        number = backup.next_number()
-        old, mode = None, 0
-        if disk is not None and disk.type == "file":
-            old, mode = self._keep(path, disk)
-        elif disk is not None:
+    def _keep(self, number: int, path: str, disk: OnDisk | None) -> OnDisk | None:
+        """Copy what is there, if it is a file; return its facts with its rights now."""
+        if disk is None:
+            return None
+        if disk.type != "file":
             with open_below(self._root, path) as found:
-                mode = stat.S_IMODE(found.status().st_mode)
-        step: Step = "put"
-        if change.kind == "removed":
-            step = "unmade" if disk is not None and disk.type == "folder" else "removed"
-        notes = Journal(backup, Done(step, path, old, mode, disk, None, number))
-        with notes:
-            if change.kind == "removed":
-                assert disk is not None
-                folder.remove(self._root, path, disk, notes)
-            else:
-                source = None if change.type == "folder" else content
-                notes.after = folder.put(self._root, path, source, expected=disk, notes=notes)
-
-    def _keep(self, path: str, disk: OnDisk) -> tuple[str, int]:
+                return msgspec.structs.replace(disk, mode=OnDisk.of(found.status()).mode)
         with folder.open_file(self._root, path) as file:
-            status = os.fstat(file.fileno())
-            if (status.st_dev, status.st_ino) != (disk.device, disk.inode):
+            now = OnDisk.of(os.fstat(file.fileno()))
+            if (now.device, now.inode) != (disk.device, disk.inode):
                 raise folder.Changed(path)
             try:
-                old = self._backup.keep(file)
+                self._backup.keep(number, file)
             except OSError as error:
-                raise _no_record(error) from error
-            return old, stat.S_IMODE(status.st_mode)
+                raise NoRecord(error) from error
+            return msgspec.structs.replace(disk, mode=now.mode)
 
 
-class Journal(folder.Notes):
-    """Writes a step down before and after it; a context manager of the step."""
+def undo_apply(name: str | None = None, is_stopping: Callable[[], bool] = lambda: False) -> Undone:
+    """Undo an apply, by default the last one. Needs no sandbox. Blocks.
 
-    def __init__(self, backup: Backup, done: Done) -> None:
-        self._backup = backup
-        self._done = done
-        self._size: int | None = None
-        """Bytes of the journal before this step, once it has a line of the step."""
-        self.after: OnDisk | None = None
+    What cannot be undone stays, and can be tried again. ``is_stopping`` is asked before each file:
+    whether to leave the rest.
 
-    def begin(self, aside: str) -> None:
-        self._write(replace(self._done, aside=aside, phase="begun"))
-
-    def plan(self, aside: str | None, after: OnDisk | None) -> None:
-        self._write(replace(self._done, aside=aside, after=after, phase="planned"))
-
-    def _write(self, done: Done) -> None:
+    :raises ChangesError: when there is none, or its folder is not there any more
+    """
+    store = Backups.open()
+    backup = store.find(name) if name is not None else store.find_last()
+    try:
+        root = reopen(backup.head.folder, backup.head.identity, same_boot=False)
+    except OSError as error:
+        raise ChangesError(
+            f"The folder {backup.head.folder} is not there any more ({error.strerror}); the old"
+            f" files are in {backup.directory}."
+        ) from error
+    with root:
         try:
-            size = self._backup.note(done)
+            with backup.working():
+                undone, refused = undo(root, backup, is_stopping)
+                if not refused:
+                    backup.drop_files()
         except OSError as error:
-            raise _no_record(error) from error
-        self._size = size if self._size is None else self._size
-        self._done = done
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and self._done.old is not None and self._done.step != "undone":
-            self._backup.drop_old(self._done.old)
-        if self._size is not None:
-            with suppress(OSError):  # the plan says enough
-                if kind is None:
-                    self._backup.note(replace(self._done, after=self.after, phase="done"))
-                else:
-                    self._backup.take_back(self._size)
+            raise ChangesError(
+                f"The apply {backup.id} cannot be undone now: {explain(error)}.",
+                "it is at work itself, or another undo is: wait for its end.",
+            ) from error
+    return Undone(backup.head.folder, tuple(undone), tuple(refused))
 
 
-def _no_record(error: OSError) -> NoRecord:
-    reason = explain(error)
-    return NoRecord(error.errno, f"the old file, or a record of it, cannot be kept: {reason}")
+def undo(
+    root: Opened, backup: Backup, is_stopping: Callable[[], bool] = lambda: False
+) -> tuple[list[str], list[RefusedChange]]:
+    """Undo an apply, the last step first. What has changed since then is refused, and left.
+
+    The caller has made sure that no other process is at it (``Backup.working``). ``is_stopping`` is
+    asked before each step: whether the rest is to be left.
+    """
+    clear_interrupted(root, backup)
+    half = {move.number: move for move in backup.moves() if move.undoes}
+    undone: list[str] = []
+    refused: list[RefusedChange] = []
+    for step in reversed(backup.left()):
+        if is_stopping():
+            refused.append(RefusedChange(step.path, STOPPED))
+            continue
+        try:
+            with backup.step_lock():
+                if _undo_step(root, backup, step, half.get(step.number)):
+                    undone.append(step.path)
+        except OSError as error:
+            reason = SINCE if error.errno == errno.ESTALE else explain(error)
+            refused.append(RefusedChange(step.path, reason))
+    return undone, refused
 
 
-def explain(error: OSError) -> str:
-    """Return why a step failed, in words."""
-    if isinstance(error, (NoRecord, folder.Kept)):
-        return str(error.strerror)
-    known = _WORDS.get(error.errno or 0)
-    return known or (error.strerror or str(error))
+def clear_all() -> int:
+    """Remove what killed applies and undos have left beside the files that they were at. Blocks.
+
+    Their steps can still be undone. Return how many were cleared.
+    """
+    count = 0
+    for backup in Backups.open().newest_first():
+        if not backup.was_interrupted:
+            continue
+        with suppress(OSError):
+            with (
+                reopen(backup.head.folder, backup.head.identity, same_boot=False) as root,
+                backup.working(0.0),
+            ):
+                clear_interrupted(root, backup)
+            count += 1
+    return count
+
+
+def clear_interrupted(root: Opened, backup: Backup) -> None:
+    """Remove what a killed apply or undo has left beside the files that it was at."""
+    for move in backup.moves():
+        if move.phase != "done" and move.aside is not None:
+            with suppress(OSError), backup.step_lock():
+                is_new = move.phase == "begun"
+                folder.clear_aside(root, move.path, move.aside, move.before, move.after, new=is_new)
+
+
+# -- inner -----------------------------------------------------------------------------------------
+
+
+def _undo_step(root: Opened, backup: Backup, step: Move, half: Move | None) -> bool:
+    """Undo one step. Return whether there was anything to undo.
+
+    ``half``: the undo of it that was interrupted.
+    """
+    found = folder.look(root, step.path)
+    move = Move(step.number, True, step.path, found)
+    if half is not None and half.phase == "planned" and _is(found, half.after):
+        with _noting(backup, move) as note:  # it was done, but for its record
+            note("done", None, found)
+        return True
+    if step.phase == "planned" and not _is(found, step.after):
+        if not _is(found, step.before):
+            raise OSError(errno.EBUSY, UNKNOWN, step.path)
+        with _noting(backup, move) as note:
+            note("done", None, found)
+        return False
+    if step.phase == "done" and not _is_as_applied(root, step, found):
+        raise folder.Changed(step.path)
+    if step.before is None:
+        _remove(root, backup, move)
+    elif step.before.type == "folder":
+        _put(root, backup, move, None, step.before.mode)
+    else:
+        with backup.open_old(step.number) as content:
+            _put(root, backup, move, content, step.before.mode)
+    return True
+
+
+def _put(
+    root: Opened, backup: Backup, move: Move, content: IO[bytes] | None, mode: int | None = None
+) -> None:
+    if content is not None:
+        move = msgspec.structs.replace(move, digest=_digest(content))
+    with _noting(backup, move) as note:
+        after = folder.put(root, move.path, content, mode=mode, expected=move.before, note=note)
+        with suppress(OSError):  # the plan says enough
+            note("done", None, after)
+
+
+def _remove(root: Opened, backup: Backup, move: Move) -> None:
+    assert move.before is not None
+    with _noting(backup, move) as note:
+        folder.remove(root, move.path, move.before, note)
+        with suppress(OSError):  # the plan says enough
+            note("done", None, None)
+
+
+@contextmanager
+def _noting(backup: Backup, move: Move) -> Iterator[folder.Note]:
+    """Write a move down before and after it; if it fails, it was none."""
+    begins_at: int | None = None
+
+    def note(phase: folder.Phase, aside: str | None, after: OnDisk | None) -> None:
+        nonlocal begins_at
+        line = msgspec.structs.replace(move, phase=phase, aside=aside, after=after)
+        try:
+            size = backup.note(line)
+        except OSError as error:
+            raise NoRecord(error) from error
+        begins_at = size if begins_at is None else begins_at
+
+    try:
+        yield note
+    except BaseException:
+        if not move.undoes:
+            backup.drop_old(move.number)
+        if begins_at is not None:
+            with suppress(OSError):
+                backup.take_back(begins_at)
+        raise
+
+
+def _is(found: OnDisk | None, expected: OnDisk | None) -> bool:
+    return found is None if expected is None else folder.matches(found, expected)
+
+
+def _is_as_applied(root: Opened, step: Move, found: OnDisk | None) -> bool:
+    """Return whether there is what a step has left: its file, or the same content, as the undo of a
+    later apply brings it back."""
+    if found is None or step.after is None:
+        return found is step.after
+    if found.type != step.after.type:
+        return False
+    if found.text == step.after.text or found.type == "folder":
+        return True
+    return found.size == step.after.size and (
+        folder.find_digest(root, step.path, found.size) == step.digest
+    )
+
+
+def _digest(content: IO[bytes]) -> str:
+    digest = hashlib.file_digest(content, "sha256").hexdigest()  # type: ignore[arg-type]
+    content.seek(0)
+    return digest

@@ -1,4 +1,5 @@
-"""A change: what a sandbox has of a path, and what the folder on disk has. Data only.
+"""A change: what a sandbox has of a path, and what the folder on disk has; and which ones a person
+has chosen. Data and pure functions only.
 
 ``state`` is what somebody looked at, on both sides, as text. Whoever applies a change sends it
 back, and it is compared with what is there now. It is no secret and no proof: it only says what was
@@ -9,16 +10,22 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from types import MappingProxyType
-from typing import Literal
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import msgspec
 
 from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.spec.layout import WORKSPACE
+
+if TYPE_CHECKING:
+    import os
 
 Kind = Literal["added", "changed", "removed"]
 Type = Literal["file", "folder", "other"]
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 MAX_CHANGES = 10_000
 """Changes that are listed."""
@@ -31,8 +38,7 @@ class ChangesError(GvisorKernelError):
     """The changes of a sandbox cannot be listed, shown, applied or undone."""
 
 
-@dataclass(frozen=True)
-class OnDisk:
+class OnDisk(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A file or folder on disk, as it was looked at; all of it tells it from a later one."""
 
     type: Type
@@ -42,6 +48,22 @@ class OnDisk:
     modified: int
     """Nanoseconds, as ``changed`` is: the time of the last change of its owner, rights or name."""
     changed: int
+    mode: int = 0
+    """Its rights. No part of ``text``: they are no change."""
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> OnDisk:
+        """Return what ``status`` says."""
+        mode = status.st_mode
+        return cls(
+            "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other",
+            status.st_dev,
+            status.st_ino,
+            status.st_size,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+            stat.S_IMODE(mode),
+        )
 
     @property
     def text(self) -> str:
@@ -52,16 +74,20 @@ class OnDisk:
         return ".".join((self.type, *map(str, facts)))
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A sandbox's claim about one path. ``digest``: SHA-256 in hexadecimal; empty if not known."""
 
     path: str
-    is_removed: bool
+    kind: Literal["written", "removed"]
     type: Type
-    size: int
-    modified: int
-    digest: str
+    size: Number
+    modified: Number
+    digest: Annotated[str, msgspec.Meta(pattern=r"\A(?:[0-9a-f]{64})?\Z")]
+
+    @property
+    def is_removed(self) -> bool:
+        """Return whether the sandbox has removed it."""
+        return self.kind == "removed"
 
     @property
     def text(self) -> str:
@@ -139,15 +165,13 @@ class Undone:
     refused: tuple[RefusedChange, ...]
 
 
-def encode_changes(found: Changes, more: Mapping[str, object] = MappingProxyType({})) -> str:
+def encode_changes(found: Changes, **more: object) -> bytes:
     """Return ``found`` as a JSON object, with the members ``more``.
 
-    Made change by change: to encode all of it at once would hold the interpreter lock for as long
-    as ten thousand changes take.
+    No other thread runs meanwhile: ten thousand changes take 4 ms (``json`` took 90).
     """
-    listed = ",".join(json.dumps(asdict(change)) for change in found.changes)
-    rest = json.dumps({"more": found.more, "total": found.total, **more})
-    return f'{{"changes": [{listed}], {rest[1:]}'
+    whole = {"changes": found.changes, "more": found.more, "total": found.total}
+    return msgspec.json.encode(whole | more)
 
 
 def make_state(disk: OnDisk | None, claim: Claim) -> str:
@@ -164,3 +188,64 @@ def is_path(path: object) -> bool:
     except UnicodeEncodeError:
         return False
     return all(0 < len(part) <= MAX_NAME and part not in (b".", b"..") for part in parts)
+
+
+def name_path(text: str) -> str:
+    """Return the path of a change that a person has named.
+
+    :raises ChangesError: when it is none in /workspace
+    """
+    path = text.removeprefix(f"{WORKSPACE}/").removeprefix("./").rstrip("/")
+    if not is_path(path):
+        raise ChangesError(f"{path!r} is no path in /workspace.")
+    return path
+
+
+def select(changes: Changes, paths: Iterable[str]) -> list[Change]:
+    """Return the changes of ``paths``, of what is below them, and of new folders above them.
+
+    :raises ChangesError: when a path is no change
+    """
+    found = {change.path: change for change in changes.changes}
+    chosen: dict[str, Change] = {}
+    for text in paths:
+        path = name_path(text)
+        below = {p: c for p, c in found.items() if p == path or p.startswith(f"{path}/")}
+        if not below:
+            raise ChangesError(f"{text!r} is not changed in /workspace.")
+        chosen |= _find_new_parents(found, path) | below
+    return list(chosen.values())
+
+
+def find_seen(changes: Changes, tokens: Iterable[str]) -> list[Change]:
+    """Return the changes that were shown with these tokens, and new folders above them.
+
+    :raises ChangesError: when one is not there any more as it was shown
+    """
+    found = {change.path: change for change in changes.changes}
+    shown = {change.token: change for change in changes.changes}
+    chosen: dict[str, Change] = {}
+    for token in tokens:
+        change = shown.get(token)
+        if change is None:
+            raise ChangesError(
+                f"What was shown with {token} is not there any more: it has changed since then, in"
+                " the sandbox or on disk, or was applied. Nothing was applied now.",
+                "look again: gvisor-kernel changes --diff.",
+            )
+        chosen |= _find_new_parents(found, change.path) | {change.path: change}
+    return list(chosen.values())
+
+
+def note_more(result: Applied, listed: Changes) -> Applied:
+    """Return what ``apply`` did with changes that ``select`` has chosen from ``listed``."""
+    if not listed.more:
+        return result
+    left = RefusedChange("…", "there may be more changes than are listed: apply the rest once more")
+    return replace(result, refused=(*result.refused, left))
+
+
+def _find_new_parents(found: Mapping[str, Change], path: str) -> dict[str, Change]:
+    parts = path.split("/")
+    parents = ("/".join(parts[:count]) for count in range(1, len(parts)))
+    return {p: found[p] for p in parents if p in found and found[p].kind == "added"}

@@ -1,14 +1,40 @@
-"""Compares what a sandbox says with the folder on disk. Reads the disk; changes nothing."""
+"""Compares what a sandbox says of its changes with the folder on disk. Reads the disk, and changes
+nothing.
+
+All that a sandbox says may be made up; it is bounded and checked here. About its own files it may
+lie: then a person is told of others, or of none.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from types import MappingProxyType
+from typing import Annotated, Any
+
+import msgspec
 
 from gvisor_kernel.changes.autorun import EXECUTABLE, find_kind
-from gvisor_kernel.changes.change import MAX_CHANGES, Change, Changes, Claim, OnDisk, make_state
-from gvisor_kernel.changes.folder import find_digest, is_executable, list_files, look
-from gvisor_kernel.host.folders import Opened
+from gvisor_kernel.changes.backups import Backups
+from gvisor_kernel.changes.change import (
+    MAX_CHANGES,
+    Change,
+    Changes,
+    ChangesError,
+    Claim,
+    Number,
+    OnDisk,
+    is_path,
+    make_state,
+)
+from gvisor_kernel.changes.folder import find_digest, list_files, look
+from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.host.folders import Opened, reopen
+from gvisor_kernel.kernel.facts import Left
+from gvisor_kernel.kernel.workspace import find_view
+from gvisor_kernel.runtimes.base import Sandbox
+from gvisor_kernel.spec.layout import UPLOADS
 
 HASHED = 256 * 1024 * 1024
 """Bytes of files on disk that are read, to leave out those that are the same in both."""
@@ -19,6 +45,37 @@ NOT_OURS = "on disk it is {}: remove that yourself"
 LATER = "it was changed on disk since the kernel was started"
 REPOSITORY = "it is a repository's own: with force it is written"
 TYPES = {"file": "a file", "folder": "a folder", "other": "a link, device, pipe or socket"}
+
+MAX_LISTED = 1000
+"""Files that a sandbox names when it is asked for those that are not kept, while it lives."""
+MAX_NAMED = 10
+SECONDS = 0.3
+"""Seconds that the disk is looked at then. Files for which there is no time count as not kept."""
+UNKEPT_HASHED = 4 * 1024 * 1024
+"""Bytes of files whose contents are compared then."""
+
+
+class _Answer(msgspec.Struct):
+    entries: Annotated[list[Claim], msgspec.Meta(max_length=MAX_CHANGES)]
+    total: Number
+    more: object = True
+
+
+def read_claims(content: Mapping[str, Any]) -> tuple[dict[str, Claim], bool, int]:
+    """Return claims by path, whether there may be more, and how many the sandbox counted.
+
+    :raises ChangesError: when it is no answer
+    """
+    wrong = ChangesError("The sandbox did not answer as it should about its changes.")
+    try:
+        answer = msgspec.convert(content, _Answer)
+    except ValueError:
+        raise wrong from None
+    claims = {claim.path: claim for claim in answer.entries}
+    if len(claims) != len(answer.entries) or not all(map(is_path, claims)):
+        raise wrong
+    more = answer.more is not False or answer.total > len(claims)
+    return claims, more, max(answer.total, len(claims))
 
 
 class _Comparison:
@@ -63,7 +120,10 @@ class _Comparison:
             return
         try:
             for path, found in list_files(self._root, claim.path, MAX_CHANGES - len(self.found)):
-                below = Claim(path, True, "other", 0, 0, "")
+                if not is_path(path):  # it is no UTF-8
+                    self.more = True
+                    continue
+                below = Claim(path, "removed", "other", 0, 0, "")
                 self._put(below, found, self._find_conflict(found))
         except OSError:
             self.more = True
@@ -104,7 +164,7 @@ class _Comparison:
                 conflict = conflict or REPOSITORY
             elif claim.is_removed:  # nothing is left that could run
                 runs = None
-            elif runs is None and disk is not None and is_executable(self._root, claim.path):
+            elif runs is None and disk is not None and disk.type == "file" and disk.mode & 0o111:
                 runs = EXECUTABLE
         self.found.append(
             Change(
@@ -152,3 +212,45 @@ def list_claims(claims: Mapping[str, Claim], reason: str, *, more: bool, total: 
         if not claim.is_removed
     )
     return Changes(found, more, total if more else len(found))
+
+
+def find_unkept(sandbox: Sandbox, content: Mapping[str, Any]) -> Left:
+    """Return the files that end with ``sandbox``. Reads the disk, for SECONDS.
+
+    ``content``: what the sandbox says, as ``read_claims`` takes it. A file that was applied is on
+    disk; so is one with the same content, as far as contents were read.
+
+    :raises ChangesError: when it says what it cannot say
+    """
+    claims, more, total = read_claims(content)
+    written = [claim for claim in claims.values() if claim.type == "file" and not claim.is_removed]
+    left = written
+    view = find_view(sandbox, UPLOADS)
+    if view is not None and view.identity is not None and written:
+        ours: Collection[str] = ()
+        with suppress(GvisorKernelError):
+            found = Backups.open().find_ours(sandbox.directory.name)
+            ours = [text for text, origin in found.items() if origin is None]
+        with suppress(OSError), reopen(view.source, view.identity) as root:
+            left = _leave_out_kept(root, written, ours)
+    dropped = len(claims) - len(left)
+    paths = tuple(claim.path for claim in left[:MAX_NAMED])
+    return Left(max(total - dropped, len(left)) if more else len(left), more, paths)
+
+
+def _leave_out_kept(root: Opened, claims: list[Claim], ours: Collection[str]) -> list[Claim]:
+    end, hashed, left = time.monotonic() + SECONDS, UNKEPT_HASHED, []
+    for claim in claims:
+        is_kept = False
+        if time.monotonic() < end:
+            with suppress(OSError):
+                disk = look(root, claim.path)
+                if disk is not None and disk.type == "file" and disk.size == claim.size:
+                    if claim.digest and disk.size <= hashed:
+                        hashed -= disk.size
+                        is_kept = find_digest(root, claim.path, disk.size) == claim.digest
+                    else:
+                        is_kept = disk.text in ours and claim.modified <= disk.changed
+        if not is_kept:
+            left.append(claim)
+    return left

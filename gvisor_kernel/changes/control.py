@@ -1,4 +1,5 @@
-"""The control socket of a kernel: other programs of the same user ask about its changes.
+"""The control socket of a kernel, by which other programs of the same user ask about its changes:
+both of its ends.
 
 The link of a sandbox belongs to the process that has started it. So that process listens on a
 socket in the sandbox's private directory, where ``gvisor-kernel changes`` finds it. One question
@@ -9,31 +10,37 @@ root: the folder and the socket allow no other, and the kernel of the host says 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import socket
 import struct
-import threading
-from collections.abc import Coroutine
+import time
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
+
+import msgspec
 
 from gvisor_kernel.bridge import Bridge
-from gvisor_kernel.changes.change import MAX_CHANGES, ChangesError, encode_changes, is_path
+from gvisor_kernel.changes.change import (
+    Applied,
+    Change,
+    Changes,
+    ChangesError,
+    encode_changes,
+    is_path,
+)
+from gvisor_kernel.changes.diff import Diff
 from gvisor_kernel.changes.kernel_changes import KernelChanges
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.kernel.session import SandboxedKernel
-from gvisor_kernel.strict_json import JsonError, parse_json
 
 log = logging.getLogger(__name__)
 
 SOCKET = "control.sock"
 MAX_QUESTION = 16 * 1024 * 1024
 MAX_ANSWER = 32 * 1024 * 1024
-MAX_VALUES = 4 * MAX_CHANGES + 100
 QUESTION_SECONDS = 10.0
 ANSWER_SECONDS = 60.0
 """Seconds that an answer may wait to be taken."""
@@ -43,6 +50,33 @@ MAX_CLIENTS = 4
 DIFFS = 200
 """Changes whose diffs are in one answer, and characters of all of them."""
 MAX_DIFFS = 4 * 1024 * 1024
+PART = 256 * 1024
+T = TypeVar("T")
+
+
+class Question(msgspec.Struct):
+    """Ask for the list of changes, or to apply some, each a path and a state. ``under``, ``named``:
+    as for ``KernelChanges.list`` and ``apply``."""
+
+    do: Literal["list", "apply"]
+    diff: bool = False
+    under: list[str] = []
+    changes: list[tuple[str, str]] = []
+    named: list[str] = []
+    force: bool = False
+
+
+class _Problem(msgspec.Struct):
+    error: str
+    hint: str = ""
+
+
+class _Listed(msgspec.Struct):
+    changes: tuple[Change, ...]
+    more: bool
+    total: int
+    diffs: dict[str, str] = {}
+    whole: set[str] = set()
 
 
 class ControlSocket:
@@ -111,84 +145,60 @@ class ControlSocket:
             if len(self._clients) > MAX_CLIENTS or not _is_own(writer):
                 return
             line = await asyncio.wait_for(reader.readline(), QUESTION_SECONDS)
-            answer = await asyncio.wait_for(_run_beside(self._answer(line)), WORK_SECONDS)
+            answer = await asyncio.wait_for(self._answer(line), WORK_SECONDS)
             writer.write(answer)
             await asyncio.wait_for(writer.drain(), ANSWER_SECONDS)
         except (OSError, ValueError, TimeoutError, asyncio.CancelledError):
             pass  # who asked too much, or went away, gets no answer
+        except Exception:
+            log.warning("A question about changes has failed", exc_info=True)
         finally:
             self._clients.discard(task)
             writer.close()
 
     async def _answer(self, line: bytes) -> bytes:
         try:
-            text = await self._do(parse_json(line, MAX_QUESTION, MAX_VALUES))
+            # In a thread, as are the parts of the work that take long: the loop serves all kernels.
+            question = await asyncio.to_thread(msgspec.json.decode, line, type=Question)
+            answer = await self._do(question)
         except GvisorKernelError as error:
-            text = json.dumps({"error": error.fact, "hint": error.hint})
-        except (JsonError, KeyError, TypeError, ValueError):
-            text = json.dumps({"error": "The question is malformed.", "hint": ""})
-        if len(text) > MAX_ANSWER:
-            text = json.dumps({"error": "The answer is too large.", "hint": ""})
-        return text.encode() + b"\n"
+            answer = _make_problem(error.fact, error.hint)
+        except (ValueError, RecursionError):
+            answer = _make_problem("The question is malformed.")
+        if len(answer) > MAX_ANSWER:
+            answer = _make_problem("The answer is too large.")
+        return answer + b"\n"
 
-    async def _do(self, question: dict[str, Any]) -> str:
-        what = question["do"]
-        if what == "list":
-            under = question.get("under", [])
-            if not isinstance(under, list) or not all(map(is_path, under)):
-                raise ValueError("under")
-            found = await self._changes.list(under)
-            more: dict[str, object] = {}
-            if question.get("diff") is True:
-                more["diffs"] = diffs = {}
-                more["whole"] = whole = []
-                size = 0
-                for change in found.changes[:DIFFS]:
-                    shown = await self._changes.diff(change)
-                    size += len(shown.text)
-                    if size > MAX_DIFFS:
-                        break
-                    diffs[change.path] = shown.text
-                    if shown.is_whole:
-                        whole.append(change.path)
-            return encode_changes(found, more)
-        if what == "apply":
-            wanted = [(path, state) for path, state in question["changes"]]
-            if not all(is_path(path) and isinstance(state, str) for path, state in wanted):
-                raise ChangesError("The paths of the question are malformed.")
-            force, named = question.get("force") is True, question.get("named", [])
-            if not isinstance(named, list) or not all(map(is_path, named)):
-                raise ValueError("named")
-            return json.dumps(asdict(await self._changes.apply(wanted, named=named, force=force)))
-        raise ValueError(what)
+    async def _do(self, question: Question) -> bytes:
+        paths = (path for path, _ in question.changes)
+        if not all(map(is_path, (*question.under, *question.named, *paths))):
+            raise ChangesError("The paths of the question are malformed.")
+        if question.do == "apply":
+            wanted, force = question.changes, question.force
+            result = await self._changes.apply(wanted, named=question.named, force=force)
+            return msgspec.json.encode(result)
+        found = await self._changes.list(question.under)
+        more = await self._show(found) if question.diff else {}
+        return await asyncio.to_thread(encode_changes, found, **more)
+
+    async def _show(self, found: Changes) -> dict[str, object]:
+        diffs: dict[str, str] = {}
+        whole: list[str] = []
+        size = 0
+        for change in found.changes[:DIFFS]:
+            shown = await self._changes.diff(change)
+            size += len(shown.text)
+            if size > MAX_DIFFS:
+                break
+            diffs[change.path] = shown.text
+            if shown.is_whole:
+                whole.append(change.path)
+        return {"diffs": diffs, "whole": whole}
 
 
-async def _run_beside(work: Coroutine[Any, Any, bytes]) -> bytes:
-    """Run ``work`` in a loop and thread of its own: an answer has megabytes of JSON, and the
-    bridge's loop serves all kernels. A thread that nobody awaits any more ends by its own bounds.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[bytes] = loop.create_future()
-
-    def tell(result: bytes | None) -> None:
-        if not done.done():
-            if result is None:
-                done.set_exception(ValueError("there is no answer"))
-            else:
-                done.set_result(result)
-
-    def run() -> None:
-        result = None
-        try:
-            result = asyncio.run(work)
-        except Exception:
-            log.warning("A question about changes has failed", exc_info=True)
-            work.close()  # there may have been no descriptor for a loop
-        with suppress(RuntimeError):  # the loop was closed: this process is exiting
-            loop.call_soon_threadsafe(tell, result)
-
-    threading.Thread(target=run, name="gvisor-kernel-control", daemon=True).start()
-    return await done  # no timeout: bounded by WORK_SECONDS, where it is called
+def _make_problem(*texts: str) -> bytes:
+    # A path in it may have bytes that are no UTF-8.
+    return msgspec.json.encode(_Problem(*(t.encode(errors="replace").decode() for t in texts)))
 
 
 def _is_own(writer: asyncio.StreamWriter) -> bool:
@@ -198,3 +208,72 @@ def _is_own(writer: asyncio.StreamWriter) -> bool:
     credentials = other.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
     _, uid, _ = struct.unpack("3i", credentials)
     return uid in (0, os.geteuid())
+
+
+# -- who asks; blocks ------------------------------------------------------------------------------
+
+
+def list_changes(
+    directory: Path, *, diff: bool = False, under: Sequence[str] = ()
+) -> tuple[Changes, dict[str, Diff]]:
+    """Return the changes of the sandbox with this state directory, and diffs by path.
+
+    ``under``: only those of these paths.
+
+    :raises ChangesError: when they cannot be listed
+    """
+    found = ask(directory, Question("list", diff=diff, under=list(under)), _Listed)
+    diffs = {path: Diff(text, path in found.whole) for path, text in found.diffs.items()}
+    return Changes(found.changes, found.more, found.total), diffs
+
+
+def apply_changes(
+    directory: Path, changes: Sequence[Change], *, named: Sequence[str] = (), force: bool = False
+) -> Applied:
+    """Apply changes as they were listed. ``named``: paths of those that may run by themselves.
+
+    :raises ChangesError: when nothing can be applied
+    """
+    wanted = [(change.path, change.state) for change in changes]
+    question = Question("apply", changes=wanted, named=list(named), force=force)
+    return ask(directory, question, Applied)
+
+
+def ask(directory: Path, question: Question, answer: type[T]) -> T:
+    """Ask one question and return the answer.
+
+    :raises ChangesError: when there is none, or it is an error
+    """
+    end = time.monotonic() + WORK_SECONDS
+    received = bytearray()
+    try:
+        # by path: below the state directory, whose parents only this user can change
+        folder = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+                asking.settimeout(WORK_SECONDS)
+                asking.connect(f"/proc/self/fd/{folder}/{SOCKET}")
+                asking.sendall(msgspec.json.encode(question) + b"\n")
+                while not received.endswith(b"\n") and len(received) <= MAX_ANSWER:
+                    asking.settimeout(max(end - time.monotonic(), 0.01))
+                    part = asking.recv(PART)
+                    if not part:
+                        break
+                    received += part
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise ChangesError(
+            f"The process that has this kernel does not answer: {error.strerror or error}.",
+            "the kernel must run, and must have been started by this version of gvisor-kernel.",
+        ) from error
+    with suppress(ValueError):
+        problem = msgspec.json.decode(received, type=_Problem)
+        raise ChangesError(problem.error, problem.hint)
+    try:
+        return msgspec.json.decode(received, type=answer)
+    except ValueError as error:
+        raise ChangesError(
+            "The process that has this kernel gave no answer that can be read.",
+            "it may be busy with others: try again.",
+        ) from error

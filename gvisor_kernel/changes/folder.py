@@ -15,9 +15,9 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import IO
+from typing import IO, Literal
 
 from gvisor_kernel.changes.change import OnDisk
 from gvisor_kernel.host.folders import Opened, open_below
@@ -46,18 +46,16 @@ class Kept(OSError):
         super().__init__(errno.EBUSY, text, path)
 
 
-class Notes:
-    """Is told what a step is about to do, before it does it. Here: nobody is told."""
-
-    def begin(self, aside: str) -> None:
-        """A file is about to be written with the name ``aside``."""
-
-    def plan(self, aside: str | None, after: OnDisk | None) -> None:
-        """The exchange or removal is next. ``aside``: where the old file will be; ``after``: what
-        will be there, but for its time of change."""
+Phase = Literal["begun", "planned", "done"]
+Note = Callable[[Phase, str | None, OnDisk | None], None]
+"""Called with what a step is about to do, before it does it, with the name beside the path and what
+will be there. ``begun``: a file is about to be written with that name. ``planned``: the exchange or
+removal is next; the old file will have that name, and what will be there is known but for its time
+of change."""
 
 
-QUIET = Notes()
+def tell_nobody(phase: Phase, aside: str | None, after: OnDisk | None) -> None:
+    """The ``Note`` of a step that is not undone."""
 
 
 def look(root: Opened, path: str) -> OnDisk | None:
@@ -70,14 +68,6 @@ def look(root: Opened, path: str) -> OnDisk | None:
             return _look_at(parent, name_of(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def is_executable(root: Opened, path: str) -> bool:
-    """Return whether anybody may execute the file at ``path``; False if it cannot be seen."""
-    with suppress(OSError), open_parent(root, path) as parent:
-        status = os.stat(name_of(path), dir_fd=parent.fd, follow_symlinks=False)
-        return stat.S_ISREG(status.st_mode) and bool(status.st_mode & 0o111)
-    return False
 
 
 def list_files(root: Opened, path: str, limit: int) -> Iterator[tuple[str, OnDisk]]:
@@ -135,7 +125,7 @@ def put(
     *,
     mode: int | None = None,
     expected: OnDisk | None = None,
-    notes: Notes = QUIET,
+    note: Note = tell_nobody,
 ) -> OnDisk:
     """Put a file, or an empty folder if ``content`` is None, in place of ``expected``, or where
     there is nothing. What is replaced gives its owner, and to the same type its rights; a folder
@@ -149,22 +139,22 @@ def put(
         old = None
         if expected is not None:
             old = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
-            if not _is_still(_make_facts(old), expected):
+            if OnDisk.of(old).text != expected.text:
                 raise Changed(path)
             if old.st_uid != os.geteuid() and os.geteuid() != 0:
                 text = f"it belongs to another user (uid {old.st_uid})"
                 raise OSError(errno.EPERM, text, path)
-        with _temporary(parent, content, old, mode, notes) as (written, fd):
-            planned = _make_facts(os.fstat(fd))
-            notes.plan(written, planned)
+        with _temporary(parent, content, old, mode, note) as (written, fd):
+            planned = OnDisk.of(os.fstat(fd))
+            note("planned", written, planned)
             if expected is None:
                 _rename(parent, written, name, _NOREPLACE)
             else:
                 _exchange(parent, written, name, expected, planned)
-            return _make_facts(os.fstat(fd))
+            return OnDisk.of(os.fstat(fd))
 
 
-def remove(root: Opened, path: str, expected: OnDisk, notes: Notes = QUIET) -> None:
+def remove(root: Opened, path: str, expected: OnDisk, note: Note = tell_nobody) -> None:
     """Remove the file ``expected``, or an empty folder.
 
     :raises Changed: when another one is there
@@ -176,11 +166,11 @@ def remove(root: Opened, path: str, expected: OnDisk, notes: Notes = QUIET) -> N
         if found is None or found.text != expected.text:
             raise Changed(path)
         if expected.type == "folder":
-            notes.plan(None, None)
+            note("planned", None, None)
             os.rmdir(name, dir_fd=parent.fd)
             return
         taken = new_name()
-        notes.plan(taken, None)
+        note("planned", taken, None)
         os.rename(name, taken, src_dir_fd=parent.fd, dst_dir_fd=parent.fd)
         if not matches(_look_at(parent, taken), expected):
             _give_back(parent, taken, name)
@@ -260,25 +250,9 @@ def open_parent(root: Opened, path: str) -> Opened:
 
 def _look_at(parent: Opened, name: str) -> OnDisk | None:
     try:
-        return _make_facts(os.stat(name, dir_fd=parent.fd, follow_symlinks=False))
+        return OnDisk.of(os.stat(name, dir_fd=parent.fd, follow_symlinks=False))
     except FileNotFoundError:
         return None
-
-
-def _make_facts(status: os.stat_result) -> OnDisk:
-    mode = status.st_mode
-    return OnDisk(
-        type="folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other",
-        device=status.st_dev,
-        inode=status.st_ino,
-        size=status.st_size,
-        modified=status.st_mtime_ns,
-        changed=status.st_ctime_ns,
-    )
-
-
-def _is_still(found: OnDisk, expected: OnDisk) -> bool:
-    return found.text == expected.text
 
 
 def _open_regular(parent: Opened, name: str) -> IO[bytes]:
@@ -295,12 +269,12 @@ def _temporary(
     content: IO[bytes] | None,
     old: os.stat_result | None,
     mode: int | None,
-    notes: Notes,
+    note: Note,
 ) -> Iterator[tuple[str, int]]:
     """Write a file, or make a folder, with a name that nothing has; yield that and a descriptor.
     At the end it is removed, if it still has that name."""
     name = new_name()
-    notes.begin(name)
+    note("begun", name, None)
     fd = _make_file(parent, name, old) if content is not None else _make_directory(parent, name)
     try:
         while content is not None and (data := content.read(PART)):
@@ -423,6 +397,6 @@ def _rename(parent: Opened, name: str, target: str, flags: int) -> None:
 def _rename_over(parent: Opened, written: str, name: str, expected: OnDisk) -> None:
     """Replace a file where two names cannot be exchanged: a change just now is lost."""
     found = _look_at(parent, name)
-    if found is None or not _is_still(found, expected):
+    if found is None or found.text != expected.text:
         raise Changed(name)
     os.rename(written, name, src_dir_fd=parent.fd, dst_dir_fd=parent.fd)

@@ -14,9 +14,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import IO, Any, Literal, TypeVar
 
-from gvisor_kernel.changes.apply import AGAIN, Applying, explain, order
-from gvisor_kernel.changes.backup import Backup, Head
-from gvisor_kernel.changes.backups import Backups
+from gvisor_kernel.changes.apply import AGAIN, Applying, clear_all, explain, order
+from gvisor_kernel.changes.backups import Backup, Backups, Head
 from gvisor_kernel.changes.change import (
     MAX_CHANGES,
     MAX_FILE,
@@ -26,14 +25,20 @@ from gvisor_kernel.changes.change import (
     ChangesError,
     Claim,
     is_path,
+    name_path,
+    note_more,
+    select,
 )
-from gvisor_kernel.changes.claims import read_claims
-from gvisor_kernel.changes.compare import compare, list_claims
+from gvisor_kernel.changes.compare import (
+    MAX_LISTED,
+    UNKEPT_HASHED,
+    compare,
+    find_unkept,
+    list_claims,
+    read_claims,
+)
 from gvisor_kernel.changes.diff import Diff, diff_texts, remark
 from gvisor_kernel.changes.folder import look, open_file
-from gvisor_kernel.changes.selection import check_path, name_path
-from gvisor_kernel.changes.undo import clear_all
-from gvisor_kernel.changes.unkept import HASHED, MAX_LISTED, find_unkept
 from gvisor_kernel.errors import GvisorKernelError, SandboxError
 from gvisor_kernel.host.folders import Identity, Opened, reopen
 from gvisor_kernel.kernel.facts import Left
@@ -99,7 +104,7 @@ class KernelChanges:
             "limit": MAX_LISTED,
             "seconds": SHORT_LOOK_SECONDS,
             "digests": True,
-            "hashed": HASHED,
+            "hashed": UNKEPT_HASHED,
             "only_written": True,
             "under": [],
         }
@@ -115,7 +120,7 @@ class KernelChanges:
         :raises ChangesError: when it cannot be read, has more than MAX_SHOWN bytes, or is not what
             was listed
         """
-        check_path(path)
+        path = name_path(path)
         seen, _, claim = state.partition(" ")
         if side == "old":
             return await asyncio.to_thread(self._read_old, path, seen)
@@ -195,6 +200,33 @@ class KernelChanges:
             if not work.applied:
                 await _finish(backup.remove)
             return work.result
+
+    async def apply_asked(
+        self,
+        asked: Sequence[Change | str],
+        named: Iterable[str],
+        *,
+        unseen: bool,
+        force: bool,
+    ) -> Applied:
+        """Apply changes as they were listed, and with ``unseen`` what is below paths now.
+
+        Files that may run by themselves need their own path in ``asked`` or ``named``.
+
+        :raises ChangesError: a path is not changed, or was not seen, or nothing can be applied
+        """
+        chosen = [change for change in asked if isinstance(change, Change)]
+        paths = [path for path in asked if isinstance(path, str)]
+        if paths and not unseen:
+            raise ChangesError(
+                f"The path {paths[0]!r} does not say which content was seen.",
+                "apply a Change that changes() gave, or what is there now: unseen=True.",
+            )
+        listed = await self.list(paths) if paths else Changes((), False, 0)
+        chosen += select(listed, paths)
+        own = {name_path(path) for path in (*paths, *named)}
+        result = await self.apply([(c.path, c.state) for c in chosen], named=own, force=force)
+        return note_more(result, listed)
 
     # -- inner -----------------------------------------------------------------------------------
 

@@ -17,12 +17,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
+from gvisor_kernel.changes.apply import undo_apply
 from gvisor_kernel.changes.backups import Backups
-from gvisor_kernel.changes.change import Change, Changes, RefusedChange
-from gvisor_kernel.changes.control_client import apply_changes, list_changes
+from gvisor_kernel.changes.change import (
+    Change,
+    Changes,
+    RefusedChange,
+    find_seen,
+    name_path,
+    note_more,
+    select,
+)
+from gvisor_kernel.changes.control import apply_changes, list_changes
 from gvisor_kernel.changes.diff import Diff
-from gvisor_kernel.changes.selection import find_seen, name_path, note_more, select
-from gvisor_kernel.changes.undo import undo_apply
 from gvisor_kernel.cli.arguments import add_id, add_json
 from gvisor_kernel.cli.output import fold_line, print_json, print_table
 from gvisor_kernel.cli.sandboxes import find_one

@@ -15,8 +15,8 @@ from typing import Any
 
 from traitlets.config import Config
 
-from gvisor_kernel.artifacts.places import artifacts_folder
-from gvisor_kernel.artifacts.records import Record, find_records
+from gvisor_kernel.artifacts.page import Record, find_records
+from gvisor_kernel.artifacts.storage import artifacts_folder
 from gvisor_kernel.cli.arguments import add_commands, add_id, add_json
 from gvisor_kernel.cli.output import print_json, print_table
 from gvisor_kernel.cli.sandboxes import find_one

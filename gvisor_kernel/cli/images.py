@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -21,21 +22,21 @@ from gvisor_kernel.cli.output import (
 )
 from gvisor_kernel.config.settings import DEFAULT_RUNTIME
 from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.host.processes import SUBUID_BASE
 from gvisor_kernel.images import PythonReport, RootImage, Store
-from gvisor_kernel.images.builder import bootstrap, build, check_base, find_builder, find_chain
+from gvisor_kernel.images.engines import bootstrap, build, check_base, find_builder, find_chain
 from gvisor_kernel.images.importer import (
+    Import,
     Imported,
     Report,
     choose_name,
-    import_path,
-    import_source,
     remove_replaced,
 )
-from gvisor_kernel.images.measure import measure_tree
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import ImageProber
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.shown_text import describe_size, printable_name
+from gvisor_kernel.store import measure_tree
 
 SHOWN_DIGITS = 12
 
@@ -111,9 +112,8 @@ def run_import(arguments: argparse.Namespace) -> int:
     name = choose_name(source, arguments.name)
     store = Store.open()
     with progress() as report:
-        imported = import_source(
-            store, source, name, arguments.reference, probe=probe_image, report=report
-        )
+        importing = Import(store, name, report, arguments.reference, find_owner())
+        imported = importing.import_source(source, probe_image)
     finish(store, imported)
     return 0
 
@@ -139,9 +139,8 @@ def run_build(arguments: argparse.Namespace) -> int:
             print_step(f"Building {part} with {builder.program}")
         origin = f"the Dockerfile of {arguments.image}"
         with progress() as report:
-            imported = import_path(
-                store, file, name, None, origin=origin, probe=probe_image, report=report
-            )
+            importing = Import(store, name, report, owner=find_owner())
+            imported = importing.import_path(file, origin, probe_image)
     finish(store, imported)
     return 0
 
@@ -151,6 +150,11 @@ def probe_image(image: RootImage) -> PythonReport:
     runtime = get_runtime(DEFAULT_RUNTIME)
     assert isinstance(runtime, ImageProber)
     return runtime.probe_image(image)
+
+
+def find_owner() -> int | None:
+    """Return the owner of the files of images: of root, whoever root is in sandboxes."""
+    return SUBUID_BASE if os.geteuid() == 0 else None
 
 
 def print_step(text: str) -> None:

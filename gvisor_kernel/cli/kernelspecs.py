@@ -17,8 +17,7 @@ from gvisor_kernel.cli.snapshots import build_missing
 from gvisor_kernel.config.packages import split_requirements
 from gvisor_kernel.config.settings import find_entry
 from gvisor_kernel.config.validators import HOST_IMAGE, is_within, parse_value
-from gvisor_kernel.environments.environment import Environment
-from gvisor_kernel.environments.environment_store import Store
+from gvisor_kernel.environments.environment import Environment, Store
 from gvisor_kernel.errors import GvisorKernelError, KernelspecError
 from gvisor_kernel.jupyter.default_provisioner import (
     VARIABLE,

@@ -10,7 +10,7 @@ import sys
 import time
 
 from gvisor_kernel.bridge.endpoints import sweep_bases
-from gvisor_kernel.changes.undo import clear_all
+from gvisor_kernel.changes.apply import clear_all
 from gvisor_kernel.cli.arguments import add_id, add_json
 from gvisor_kernel.cli.output import describe_age, make_console, print_json, print_table
 from gvisor_kernel.config.entry_points import find_names

@@ -12,8 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gvisor_kernel.artifacts.places import find_storages
-from gvisor_kernel.artifacts.storage import Storage, Usage
+from gvisor_kernel.artifacts.storage import Storage, Usage, find_storages
 from gvisor_kernel.cli.arguments import add_commands, add_json
 from gvisor_kernel.cli.output import print_error, print_json, print_table
 from gvisor_kernel.errors import StorageError

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
-import stat
-from contextlib import suppress
 from pathlib import Path
 
 from gvisor_kernel.archive.layers import Budget, apply_folder
@@ -32,7 +29,9 @@ _FRAME_PTH = "_gvisor_kernel_image.pth"
 _INFO = re.compile(r"([A-Za-z0-9._]+)-([A-Za-z0-9._+!]+)\.dist-info")
 
 
-def collect(source: Path, target: Path, python: str) -> int:
+def collect(
+    source: Path, target: Path, python: str, *, entries: int = MAX_FILES, most: int = MAX_BYTES
+) -> int:
     """Copy the environment in ``source`` into the empty folder ``target``.
 
     Return the number of files, folders and links that were there.
@@ -49,7 +48,7 @@ def collect(source: Path, target: Path, python: str) -> int:
     except OSError as error:
         raise ArchiveError(f"its folder cannot be opened ({error.strerror})") from error
     try:
-        budget = Budget.of_disk(target, "the environment", entries=MAX_FILES, most=MAX_BYTES)
+        budget = Budget.of_disk(target, "the environment", entries=entries, most=most)
         tree = Tree(target, None)
         try:
             # By its descriptor: nothing that the sandbox has named decides what is read.
@@ -75,49 +74,6 @@ def find_packages(tree: Path, python: str) -> tuple[tuple[str, str], ...]:
     matches = (_INFO.fullmatch(name) for name in names if len(name) <= MAX_NAME)
     found = [(match[1].replace("_", "-"), match[2]) for match in matches if match is not None]
     return tuple(found[:MAX_PACKAGES])
-
-
-def remove_at_any_depth(directory: Path) -> None:
-    """Remove a folder that a sandbox has filled, of any depth and with any modes. Never raises.
-
-    Each folder is emptied from the top one, to which its own folders are moved, so no path is long.
-    """
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    with suppress(OSError):
-        if not directory.is_symlink():
-            directory.chmod(0o700)
-        top = os.open(directory, flags)
-        try:
-            while names := os.listdir(top):  # noqa: PTH208 - a descriptor
-                for name in names:
-                    _flatten(top, name, flags)
-        finally:
-            os.close(top)
-        directory.rmdir()
-
-
-def _flatten(top: int, name: str, flags: int) -> None:
-    if not _make_enterable(top, name):
-        os.unlink(name, dir_fd=top)
-        return
-    folder = os.open(name, flags, dir_fd=top)
-    try:
-        for below in os.listdir(folder):  # noqa: PTH208 - a descriptor
-            if _make_enterable(folder, below):
-                os.rename(below, secrets.token_hex(16), src_dir_fd=folder, dst_dir_fd=top)
-            else:
-                os.unlink(below, dir_fd=folder)
-    finally:
-        os.close(folder)
-    os.rmdir(name, dir_fd=top)
-
-
-def _make_enterable(folder: int, name: str) -> bool:
-    """Return whether ``name`` is a folder; its owner may enter and change it then."""
-    if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-        return False
-    os.chmod(name, 0o700, dir_fd=folder)
-    return True
 
 
 def _check_kinds(tree: Path) -> None:

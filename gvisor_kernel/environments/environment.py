@@ -1,20 +1,34 @@
-"""An environment in the store: what is in it, and for which Python it was made. Pure: no I/O."""
+"""Environments: what is in one, for which Python it was made, and their store.
+
+    environments/
+      <digest>/  environment.json    what is in it, and for which Python
+                 kernelspecs         the folders of the kernelspecs that it was installed for
+                 lock                locked while a kernelspec is being written for it
+                 tree/               what kernels see; nothing writes to it
+
+The sandbox writes to the scratch folder of a draft. ``store`` says how an environment gets its
+name, and how it is removed.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
-import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from gvisor_kernel.config.packages import DIGEST
+import msgspec
+from platformdirs import user_data_path
+
 from gvisor_kernel.errors import LaunchError, PackagesError
+from gvisor_kernel.host.private_directories import lock, mark_for_removal, read_file, write_file
+from gvisor_kernel.store import DigestStore, Draft, replace_file
+from gvisor_kernel.strict_json import parse_json
 
-PYTHON = re.compile(r"[0-9]{1,2}\.[0-9]{1,3}")
-ABI = re.compile(r"\.[A-Za-z0-9._-]{1,80}")
 ABI_FILE = "abi"
 """File in the tree that the kernel's Python compares with its own, see ``guest/installed.py``."""
 MAX_FILES = 200_000
@@ -41,9 +55,9 @@ class Facts:
     files, folders and links there are.
     """
 
-    python: str
-    abi: str
-    entries: int
+    python: Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,2}\.[0-9]{1,3}\Z")]
+    abi: Annotated[str, msgspec.Meta(pattern=r"\A\.[A-Za-z0-9._-]{1,80}\Z")]
+    entries: Annotated[int, msgspec.Meta(ge=0, le=MAX_FILES)]
 
     @classmethod
     def parse(cls, content: object) -> Facts:
@@ -51,18 +65,10 @@ class Facts:
 
         :raises PackagesError: when it is not such a document
         """
-        if isinstance(content, Mapping):
-            python, abi, entries = (content.get(n) for n in ("python", "abi", "entries"))
-            if (
-                isinstance(python, str)
-                and PYTHON.fullmatch(python)
-                and isinstance(abi, str)
-                and ABI.fullmatch(abi)
-                and isinstance(entries, int)
-                and 0 <= entries <= MAX_FILES
-            ):
-                return cls(python, abi, entries)
-        raise odd_answer()
+        try:
+            return msgspec.convert(content, cls)
+        except ValueError:
+            raise odd_answer() from None
 
 
 def odd_answer() -> PackagesError:
@@ -128,26 +134,117 @@ def install_again(requirements: tuple[str, ...]) -> str:
     )
 
 
-def write_manifest(environment: Environment) -> str:
-    """Return the content of environment.json."""
-    return json.dumps({**asdict(environment), "directory": None})
-
-
-def read_manifest(content: Any, directory: Path) -> Environment:
-    """Return the environment in ``directory`` from the content of its environment.json.
-
-    :raises ValueError, TypeError, KeyError: when it is not such a document
-    """
-    fields = dict(content)
-    fields["requirements"] = tuple(map(str, fields["requirements"]))
-    fields["packages"] = tuple((str(name), str(version)) for name, version in fields["packages"])
-    found = Environment(**{**fields, "directory": directory})
-    if not DIGEST.fullmatch(found.digest) or found.digest != directory.name:
-        raise ValueError("it is in another directory than its own")
-    return found
-
-
 def compute_digest(tree: str, base: Base, abi: str, requirements: tuple[str, ...]) -> str:
     """Return the digest of an environment whose files have the digest ``tree``."""
     content = json.dumps([tree, base.image, base.python, abi, list(requirements)])
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+MAX_DOCUMENT = 1024 * 1024
+"""Bytes of environment.json, and of the list of kernelspecs."""
+MAX_KERNELSPECS = 1000
+
+
+class Store(DigestStore[Environment]):
+    """The environments of this user."""
+
+    FOLDER, ERROR = "environments", PackagesError
+
+    @classmethod
+    def exists(cls) -> bool:
+        """Return whether this user has a store, which ``open`` would make."""
+        return (user_data_path("gvisor-kernel") / cls.FOLDER).is_dir()
+
+    def environments(self) -> list[Environment]:
+        """Return all environments that can be read, the newest first."""
+        return sorted(self.entries(), key=lambda environment: -environment.created)
+
+    def find(self, digest: str, requirements: tuple[str, ...]) -> Environment:
+        """Return the environment of this digest. ``requirements`` are for the error.
+
+        :raises LaunchError: when there is none
+        """
+        found = self.read(digest)
+        if found is None:
+            raise LaunchError(
+                f"The packages {' '.join(requirements)} of this kernelspec are not installed here"
+                f" (environment {digest[:12]}).",
+                install_again(requirements),
+            )
+        return found
+
+    def find_built(self, requirements: tuple[str, ...], base: Base) -> Environment | None:
+        """Return what was installed for these requirements on ``base`` before, the newest."""
+        for found in self.environments():
+            is_same = sorted(found.requirements) == sorted(requirements)
+            fits = found.image == base.image and base.python in ("", found.python)
+            if is_same and fits:
+                return found
+        return None
+
+    def load(self, directory: Path) -> Environment:
+        """Read an environment."""
+        text = read_file(directory / "environment.json", MAX_DOCUMENT)
+        found = msgspec.json.decode(text, type=Environment, dec_hook=lambda *_: directory)
+        if found.digest != directory.name:
+            raise ValueError("it is in another directory than its own")
+        return found
+
+    def keep(self, draft: Draft, environment: Environment) -> Environment:
+        """Finish a draft whose tree is complete."""
+        found = replace(environment, directory=Path())
+        text = msgspec.json.encode(found, enc_hook=str).decode()
+        write_file(draft.directory / "environment.json", text)
+        with self.locked():
+            self.publish(draft, environment.digest)
+        return self.find(environment.digest, environment.requirements)
+
+    @contextlib.contextmanager
+    def held(self, environment: Environment, kernelspec: Path) -> Iterator[None]:
+        """Keep ``environment`` while its kernelspec is being written, and note the kernelspec.
+
+        :raises LaunchError: when the environment was removed meanwhile
+        """
+        held = contextlib.ExitStack()
+        with held:
+            with self.locked():
+                self.find(environment.digest, environment.requirements)
+                file = environment.directory / "lock"
+                held.enter_context(lock(file, fcntl.LOCK_SH, create=True))
+                known = [*self.kernelspecs_of(environment), str(kernelspec)]
+                known = list(dict.fromkeys(known))[-MAX_KERNELSPECS:]
+                replace_file(environment.directory / "kernelspecs", json.dumps(known))
+            yield
+
+    def kernelspecs_of(self, environment: Environment) -> list[str]:
+        """Return the folders of the kernelspecs that ``environment`` was installed for."""
+        try:
+            text = read_file(environment.directory / "kernelspecs", MAX_DOCUMENT)
+            return msgspec.convert(parse_json(text, MAX_DOCUMENT), list[str])
+        except (OSError, ValueError):
+            return []
+
+    def remove_unused(
+        self, is_used: Callable[[Environment, list[str]], bool], running: Collection[str]
+    ) -> list[Environment]:
+        """Remove and return the environments that nothing uses.
+
+        ``is_used`` gets an environment and the folders of its kernelspecs. ``running``: the digests
+        of those in which kernels run; the caller keeps sandboxes from starting.
+        """
+        removed = []
+        with self.locked():
+            for environment in self.environments():
+                if environment.digest in running:
+                    continue
+                file = environment.directory / "lock"
+                how = fcntl.LOCK_EX | fcntl.LOCK_NB
+                # While it is locked, somebody is about to write a kernelspec that uses it.
+                held = lock(file, how, create=True)
+                with contextlib.suppress(BlockingIOError), held:
+                    if is_used(environment, self.kernelspecs_of(environment)):
+                        continue
+                    mark_for_removal(environment.directory)
+                    removed.append(environment)
+            self._sweep()
+        return removed

@@ -4,7 +4,6 @@ In this package, in the setting ``image`` and in the command ``gvisor-kernel ima
 root file system. A saved kernel is a snapshot; its code is in the package ``snapshots``.
 """
 
-from gvisor_kernel.images.image_store import Store
-from gvisor_kernel.images.inspection import PythonReport, RootImage
+from gvisor_kernel.images.image import PythonReport, RootImage, Store
 
 __all__ = ["PythonReport", "RootImage", "Store"]

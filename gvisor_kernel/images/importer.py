@@ -13,7 +13,7 @@ import stat
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -23,13 +23,11 @@ from gvisor_kernel.archive.tar import CHUNK, TarReader
 from gvisor_kernel.archive.tree import Tree
 from gvisor_kernel.config.validators import HOST_IMAGE, IMAGE_NAME, IMAGE_NAME_RULE
 from gvisor_kernel.errors import ArchiveError, GvisorKernelError, RootImageError
-from gvisor_kernel.host.processes import SUBUID_BASE
 from gvisor_kernel.images.blobs import Blobs, FolderBlobs, TarBlobs, decompressed, is_compressed
 from gvisor_kernel.images.engines import save_image
 from gvisor_kernel.images.formats import Manifest, open_layer, read_manifest
-from gvisor_kernel.images.image_store import Draft, Store
-from gvisor_kernel.images.inspection import PythonReport, RootImage
-from gvisor_kernel.images.measure import measure_tree
+from gvisor_kernel.images.image import PythonReport, RootImage, Store
+from gvisor_kernel.store import Draft, measure_tree
 
 # by path: below a private store of this user; an image that a person has given
 
@@ -77,60 +75,143 @@ def choose_name(source: str, name: str | None) -> str:
     return name
 
 
-def import_source(
-    store: Store, source: str, name: str, reference: str | None, *, probe: Probe, report: Report
-) -> Imported:
-    """Import a path, or an image of Docker or Podman, and ask its Python what it has. Blocks.
+@dataclass(frozen=True)
+class Import:
+    """An import into ``store`` under ``name``.
 
-    ``reference`` chooses one of several images in an archive.
-
-    :raises RootImageError: when the source does not exist or is not accepted
+    ``reference`` chooses one of several images in an archive. ``owner``: the uid and gid of the
+    unpacked files; None leaves those of this process. ``budget``: by default, what there is room
+    for on the disk.
     """
-    if os.path.exists(source) or source.startswith(("/", ".", "~")):  # noqa: PTH110 - never raises
-        return import_path(
-            store, Path(source), name, reference, origin=source, probe=probe, report=report
-        )
-    with store.write() as draft:
-        report("Saving the image of Docker or Podman", 0.0)
-        file = draft.scratch / "image.tar"
-        save_image(source, file)
-        return import_path(store, file, name, reference, origin=source, probe=probe, report=report)
 
+    store: Store
+    name: str
+    report: Report = lambda words, done: None
+    reference: str | None = None
+    owner: int | None = None
+    budget: Budget | None = None
 
-def import_path(
-    store: Store,
-    path: Path,
-    name: str,
-    reference: str | None,
-    *,
-    origin: str,
-    probe: Probe,
-    report: Report,
-) -> Imported:
-    """Import a file or directory, and ask its Python what it has. Blocks.
+    def import_source(self, source: str, probe: Probe) -> Imported:
+        """Import a path, or an image of Docker or Podman, and ask its Python what it has. Blocks.
 
-    ``origin`` says in messages and in ``image list`` where the image is from.
+        :raises RootImageError: when the source does not exist or is not accepted
+        """
+        if os.path.exists(source) or source.startswith(("/", ".", "~")):  # noqa: PTH110 - never raises
+            return self.import_path(Path(source), source, probe)
+        with self.store.write() as draft:
+            self.report("Saving the image of Docker or Podman", 0.0)
+            file = draft.scratch / "image.tar"
+            save_image(source, file)
+            return self.import_path(file, source, probe)
 
-    :raises RootImageError: when it does not exist or is not accepted
-    """
-    imported = import_image(
-        store,
-        path,
-        name,
-        reference=reference,
-        owner=SUBUID_BASE if os.geteuid() == 0 else None,
-        origin=origin,
-        report=report,
-    )
-    report("Starting the image's Python", 0.95)
-    image = imported.image
-    if image.inside is not None or image.python is None:
-        return imported
-    try:
-        inside = probe(image)
-    except GvisorKernelError as error:
-        return Imported(image, imported.replaced, error)
-    return Imported(store.save_inside(image, inside), imported.replaced)
+    def import_path(self, path: Path, origin: str, probe: Probe) -> Imported:
+        """Import a file or directory, and ask its Python what it has. Blocks.
+
+        ``origin`` says in messages and in ``image list`` where the image is from.
+
+        :raises RootImageError: when it does not exist or is not accepted
+        """
+        imported = self.unpack(path, origin)
+        self.report("Starting the image's Python", 0.95)
+        image = imported.image
+        if image.inside is not None or image.python is None:
+            return imported
+        try:
+            inside = probe(image)
+        except GvisorKernelError as error:
+            return replace(imported, problem=error)
+        return replace(imported, image=self.store.save_inside(image, inside))
+
+    def unpack(self, path: Path, origin: str) -> Imported:
+        """Unpack the image at ``path`` into the store, without running any of it. Blocks.
+
+        ``path`` is an OCI layout or a root file system (each as a directory or an archive), or an
+        archive of ``docker save``.
+
+        :raises RootImageError: when it is not accepted, or the disk is full; the store is unchanged
+        """
+        try:
+            with self.store.write() as draft:
+                image, replaced = self._fill(draft, path, origin)
+        except ArchiveError as error:
+            hint = error.hint or f"check it, or get it again; {HINT}"
+            raise RootImageError(f"Could not import {origin}: {error.fact}.", hint) from error
+        except OSError as error:
+            reason, hint = _explain(error, path, self.store)
+            raise RootImageError(f"Could not import {origin}: {reason}.", hint) from error
+        return Imported(image, replaced)
+
+    def _fill(self, draft: Draft, path: Path, origin: str) -> tuple[RootImage, str | None]:
+        budget = self.budget or Budget.of_disk(draft.directory)
+        tree = Tree(draft.tree, self.owner)
+        try:
+            found = self._apply(path, tree, budget, draft)
+            self.report("Writing to the disk", 0.8)
+            tree.finish()
+        finally:
+            tree.close()
+        if not any((draft.tree / folder).is_dir() for folder in PROGRAM_FOLDERS):
+            raise ArchiveError("there is no root file system: neither /usr nor /bin exists")
+        self.report("Computing the digest", 0.85)
+        environment = dict(found.environment) if found is not None else {}
+        measure = measure_tree(draft.tree, environment)
+        source = {"from": origin}
+        if found is not None:
+            source |= {"reference": found.reference, "config": found.config_digest}
+        content = {
+            "digest": measure.digest,
+            "environment": environment,
+            "source": source,
+            "left_out": budget.left_out,
+            "size": measure.size,
+            "entries": measure.entries,
+            "created": time.time(),
+        }
+        return self.store.keep(draft, content, self.name)
+
+    def _apply(self, path: Path, tree: Tree, budget: Budget, draft: Draft) -> Manifest | None:
+        self.report("Detecting the format", 0.0)
+        if path.is_dir():
+            blobs = FolderBlobs(path)
+            manifest = read_manifest(blobs, self.reference)
+            if manifest is None:
+                self.report("Copying the files", 0.05)
+                apply_folder(path, tree, budget)
+                return None
+            self._apply_layers(blobs, manifest, tree, budget)
+            return manifest
+        with path.open("rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ArchiveError(
+                    "it is neither a file nor a directory",
+                    f"give the path of an existing file or folder; {HINT}",
+                )
+            with decompressed(file) as stream:
+                entries = islice(TarReader(stream), MAX_ROOTS)
+                first = next((entry.parts[0] for entry in entries if entry.parts), "")
+            file.seek(0)
+            if not _IMAGE_ARCHIVE_ROOTS.fullmatch(first):
+                self.report("Unpacking", 0.05)
+                with decompressed(file) as stream:
+                    apply_archive(stream, tree, budget, is_layer=False)
+                return None
+            with _open_decompressed(file, draft, budget) as plain:
+                archive = TarBlobs(plain)
+                manifest = read_manifest(archive, self.reference)
+                if manifest is None:
+                    raise ArchiveError(
+                        "the archive is neither a root file system nor an image archive",
+                        HINT,
+                    )
+                self._apply_layers(archive, manifest, tree, budget)
+                return manifest
+
+    def _apply_layers(self, blobs: Blobs, manifest: Manifest, tree: Tree, budget: Budget) -> None:
+        count = len(manifest.layers)
+        for number, layer in enumerate(manifest.layers):
+            self.report(f"Unpacking layer {number + 1} of {count}", 0.05 + 0.75 * number / count)
+            with open_layer(blobs, layer) as stream:
+                apply_archive(stream, tree, budget, is_layer=True)
 
 
 def remove_replaced(
@@ -154,61 +235,6 @@ def remove_replaced(
     return removed
 
 
-def import_image(
-    store: Store,
-    path: Path,
-    name: str,
-    *,
-    reference: str | None,
-    owner: int | None,
-    origin: str,
-    report: Report,
-) -> Imported:
-    """Unpack the image at ``path`` into the store, without running any of it. Blocks.
-
-    ``path`` is an OCI layout or a root file system (each as a directory or an archive), or an
-    archive of ``docker save``. ``owner`` is the uid and gid of the unpacked files; None leaves
-    those of this process.
-
-    :raises RootImageError: when it is not accepted, or the disk is full; the store is unchanged
-    """
-    try:
-        with store.write() as draft:
-            budget = Budget.of_disk(draft.directory)
-            tree = Tree(draft.tree, owner)
-            try:
-                found = _unpack(path, reference, tree, budget, draft, report)
-                report("Writing to the disk", 0.8)
-                tree.finish()
-            finally:
-                tree.close()
-            if not any((draft.tree / folder).is_dir() for folder in PROGRAM_FOLDERS):
-                raise ArchiveError("there is no root file system: neither /usr nor /bin exists")
-            report("Computing the digest", 0.85)
-            environment = dict(found.environment) if found is not None else {}
-            measure = measure_tree(draft.tree, environment)
-            source = {"from": origin}
-            if found is not None:
-                source |= {"reference": found.reference, "config": found.config_digest}
-            content = {
-                "digest": measure.digest,
-                "environment": environment,
-                "source": source,
-                "left_out": budget.left_out,
-                "size": measure.size,
-                "entries": measure.entries,
-                "created": time.time(),
-            }
-            image, replaced = store.keep(draft, content, name)
-    except ArchiveError as error:
-        hint = error.hint or f"check it, or get it again; {HINT}"
-        raise RootImageError(f"Could not import {origin}: {error.fact}.", hint) from error
-    except OSError as error:
-        reason, hint = _explain(error, path, store)
-        raise RootImageError(f"Could not import {origin}: {reason}.", hint) from error
-    return Imported(image, replaced)
-
-
 def _explain(error: OSError, path: Path, store: Store) -> tuple[str, str]:
     """Return a clause that says what failed, without the name of ``path``, and a hint."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -221,46 +247,6 @@ def _explain(error: OSError, path: Path, store: Store) -> tuple[str, str]:
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
         return reason, f"give the path of an existing file or folder; {HINT}"
     return reason, f"check it, or get it again; {HINT}"
-
-
-def _unpack(
-    path: Path, reference: str | None, tree: Tree, budget: Budget, draft: Draft, report: Report
-) -> Manifest | None:
-    report("Detecting the format", 0.0)
-    if path.is_dir():
-        blobs = FolderBlobs(path)
-        manifest = read_manifest(blobs, reference)
-        if manifest is None:
-            report("Copying the files", 0.05)
-            apply_folder(path, tree, budget)
-            return None
-        _apply_layers(blobs, manifest, tree, budget, report)
-        return manifest
-    with path.open("rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ArchiveError(
-                "it is neither a file nor a directory",
-                f"give the path of an existing file or folder; {HINT}",
-            )
-        with decompressed(file) as stream:
-            entries = islice(TarReader(stream), MAX_ROOTS)
-            first = next((entry.parts[0] for entry in entries if entry.parts), "")
-        file.seek(0)
-        if not _IMAGE_ARCHIVE_ROOTS.fullmatch(first):
-            report("Unpacking", 0.05)
-            with decompressed(file) as stream:
-                apply_archive(stream, tree, budget, is_layer=False)
-            return None
-        with _open_decompressed(file, draft, budget) as plain:
-            archive = TarBlobs(plain)
-            manifest = read_manifest(archive, reference)
-            if manifest is None:
-                raise ArchiveError(
-                    "the archive is neither a root file system nor an image archive",
-                    HINT,
-                )
-            _apply_layers(archive, manifest, tree, budget, report)
-            return manifest
 
 
 _IMAGE_ARCHIVE_ROOTS = re.compile(
@@ -284,13 +270,3 @@ def _open_decompressed(file: BinaryIO, draft: Draft, budget: Budget) -> Iterator
                 budget.charge(len(data))
                 plain.write(data)
         yield plain
-
-
-def _apply_layers(
-    blobs: Blobs, manifest: Manifest, tree: Tree, budget: Budget, report: Report
-) -> None:
-    for number, layer in enumerate(manifest.layers):
-        count = len(manifest.layers)
-        report(f"Unpacking layer {number + 1} of {count}", 0.05 + 0.75 * number / count)
-        with open_layer(blobs, layer) as stream:
-            apply_archive(stream, tree, budget, is_layer=True)

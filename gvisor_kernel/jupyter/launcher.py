@@ -15,8 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from gvisor_kernel.changes.compare import find_unkept
 from gvisor_kernel.changes.control import ControlSocket
-from gvisor_kernel.changes.unkept import find_unkept
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.jupyter.plan_factory import make_plan
 from gvisor_kernel.kernel.client import CHANNELS

@@ -27,14 +27,13 @@ from gvisor_kernel.environments.environment import (
     Base,
     Environment,
     Facts,
+    Store,
     compute_digest,
     install_again,
     odd_answer,
 )
-from gvisor_kernel.environments.environment_store import Draft, Store
 from gvisor_kernel.errors import ArchiveError, LaunchError, PackagesError
 from gvisor_kernel.host.folders import open_path
-from gvisor_kernel.images.measure import measure_tree
 from gvisor_kernel.kernel.client import POLL_SECONDS, OwnClient, connect, wait_for_reply
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.session import SandboxedKernel
@@ -44,6 +43,7 @@ from gvisor_kernel.runtimes.mounts.written_folders import forget_written
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.shown_text import describe_size
 from gvisor_kernel.spec.layout import OUTPUTS
+from gvisor_kernel.store import Draft, measure_tree
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 SECONDS = 3600.0
@@ -147,8 +147,8 @@ def build_environment(
     store = Store.open()
     try:
         with store.write() as draft:
-            spec = replace(plan.spec, outputs=str(draft.outputs))
-            with open_path(str(draft.outputs)) as folder:
+            spec = replace(plan.spec, outputs=str(draft.scratch))
+            with open_path(str(draft.scratch)) as folder:
                 identity = folder.identity
             try:
                 facts = _install(replace(plan, spec=spec), requirements, draft, report)
@@ -218,7 +218,7 @@ def _run(client: OwnClient, code: str, draft: Draft, report: Report) -> list[str
     lines: deque[str] = deque(maxlen=200)
     part = ""
     while True:
-        if shutil.disk_usage(draft.outputs).free < DISK_SPARE:
+        if shutil.disk_usage(draft.scratch).free < DISK_SPARE:
             raise PackagesError(
                 "The disk is full.", "free some space, or set XDG_DATA_HOME to another disk."
             )
@@ -304,7 +304,7 @@ def _tail(lines: Sequence[str] | deque[str]) -> str:
 def _keep(
     store: Store, draft: Draft, requirements: tuple[str, ...], base: Base, facts: Facts
 ) -> Environment:
-    entries = collect(draft.outputs / "environment", draft.tree, facts.python)
+    entries = collect(draft.scratch / "environment", draft.tree, facts.python)
     if entries < facts.entries:
         raise PackagesError(
             f"Only {entries} of {facts.entries} files of the packages have arrived.",

@@ -17,8 +17,7 @@ from typing import Any
 
 from gvisor_kernel.artifacts.item import Artifact, check_size, encode_value, no_json
 from gvisor_kernel.artifacts.outputs import check_path
-from gvisor_kernel.artifacts.places import open_personal, open_shared
-from gvisor_kernel.artifacts.storage import Storage
+from gvisor_kernel.artifacts.storage import Storage, open_personal, open_shared
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 from gvisor_kernel.errors import GvisorKernelError, OutputsError, StorageError
 from gvisor_kernel.host.folders import open_real, reopen

@@ -12,9 +12,9 @@ from dataclasses import asdict
 
 from tornado import web
 
+from gvisor_kernel.changes.apply import undo_apply
 from gvisor_kernel.changes.change import encode_changes
 from gvisor_kernel.changes.kernel_changes import KernelChanges
-from gvisor_kernel.changes.undo import undo_apply
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.lab.contents import refuse_autorun

@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gvisor_kernel.artifacts.item import Artifact
-from gvisor_kernel.artifacts.records import open_record
+from gvisor_kernel.artifacts.page import open_record
 from gvisor_kernel.egress.destinations import Destination, find_route, read_destination
 from gvisor_kernel.egress.kinds import Route, UrlRoute
 from gvisor_kernel.egress.process import EgressWorker, Grant
@@ -32,8 +32,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from gvisor_kernel.artifacts.page import Tickets
-from gvisor_kernel.artifacts.places import open_personal, open_shared
-from gvisor_kernel.artifacts.storage import Storage
+from gvisor_kernel.artifacts.storage import Storage, open_personal, open_shared
 from gvisor_kernel.kernel.kept_data import KeptData
 
 PAGE_REQUESTS = 8

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import msgspec
 from platformdirs import user_data_path
 
 from gvisor_kernel import __version__
@@ -50,12 +50,11 @@ class Installed:
     problem: str = ""
 
 
-@dataclass
-class _Record:
+class _Record(msgspec.Struct):
     """Digests of the package's skills as copied; None for one that the user replaced or removed."""
 
     version: str = ""
-    skills: dict[str, str | None] = field(default_factory=dict)
+    skills: dict[str, str | None] = {}
 
 
 def default_folder() -> Path:
@@ -118,9 +117,18 @@ class SkillStore:
     :raises SkillError: (methods that write) when the folder cannot be changed
     """
 
-    def __init__(self, folder: Path, *, keeps_shipped: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keeps_shipped: bool,
+        shipped: Callable[[], Mapping[str, tuple[str, Skill]]] = shipped_skills,
+        version: str = __version__,
+    ) -> None:
         self.folder = folder
         self.keeps_shipped = keeps_shipped
+        self._shipped = shipped
+        self._version = version
 
     @classmethod
     def of_user(cls) -> SkillStore:
@@ -170,7 +178,7 @@ class SkillStore:
                     f"remove it first: gvisor-kernel skills remove {skill.name}",
                 )
             self._write(skill, folder)
-            if self.keeps_shipped and skill.name in shipped_skills():
+            if self.keeps_shipped and skill.name in self._shipped():
                 self._record_digest(skill.name, None)
         return present is not None
 
@@ -179,7 +187,7 @@ class SkillStore:
 
         :raises KeyError: when the package has no skill of this name
         """
-        folder, skill = shipped_skills()[name]
+        folder, skill = self._shipped()[name]
         with self._locked():
             present = self.find(name)
             if present is not None and present.parent.name != folder:
@@ -200,7 +208,7 @@ class SkillStore:
                     "list the skills: gvisor-kernel skills list",
                 )
             self._move_away(present)
-            if self.keeps_shipped and name in shipped_skills():
+            if self.keeps_shipped and name in self._shipped():
                 self._record_digest(name, None)
         return present
 
@@ -219,7 +227,7 @@ class SkillStore:
             record = self._read_record()
             if self._is_current(record):
                 return
-            shipped = shipped_skills()
+            shipped = self._shipped()
             for name, (folder, skill) in shipped.items():
                 if name not in record.skills and self.find(name) is not None:
                     record.skills[name] = None  # the user has one of that name already
@@ -230,13 +238,12 @@ class SkillStore:
                 present = self.find(name)
                 if record.skills.pop(name) is not None and present is not None:
                     self._move_away(present)
-            self._write_record(_Record(__version__, record.skills))
+            self._write_record(_Record(self._version, record.skills))
 
-    @staticmethod
-    def _is_current(record: _Record) -> bool:
-        if _version_key(record.version) > _version_key(__version__):
+    def _is_current(self, record: _Record) -> bool:
+        if _version_key(record.version) > _version_key(self._version):
             return True
-        shipped = shipped_skills()
+        shipped = self._shipped()
         return record.skills.keys() == shipped.keys() and all(
             record.skills[name] in (None, skill.digest) for name, (_, skill) in shipped.items()
         )
@@ -309,20 +316,17 @@ class SkillStore:
     def _read_record(self) -> _Record:
         """Return the record; an empty one if it is missing or damaged."""
         try:
-            content = json.loads((self.folder / RECORD).read_text())
-            skills = {
-                name: digest
-                for name, digest in content["skills"].items()
-                if NAME.fullmatch(name) and (digest is None or isinstance(digest, str))
-            }
-            return _Record(str(content["version"]), skills)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            record = msgspec.json.decode((self.folder / RECORD).read_bytes(), type=_Record)
+        except (OSError, ValueError):
             return _Record()
+        return _Record(
+            record.version, {n: digest for n, digest in record.skills.items() if NAME.fullmatch(n)}
+        )
 
     def _write_record(self, record: _Record) -> None:
         with self._temporary() as temporary:
             path = temporary / RECORD
-            path.write_text(json.dumps({"version": record.version, "skills": record.skills}))
+            path.write_bytes(msgspec.json.encode(record))
             path.replace(self.folder / RECORD)
 
 

@@ -8,9 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.artifacts import outputs as module
 from gvisor_kernel.artifacts.item import Artifact
-from gvisor_kernel.artifacts.outputs import check_path, find_type, list_outputs, open_output
+from gvisor_kernel.artifacts.outputs import (
+    Bounds,
+    Listing,
+    check_path,
+    find_type,
+    list_outputs,
+    open_output,
+)
 from gvisor_kernel.artifacts.page import Page, Tickets
 from gvisor_kernel.errors import OutputsError
 from gvisor_kernel.host.folders import Opened, open_real
@@ -81,18 +87,14 @@ def test_path_that_is_none_is_refused(path: str) -> None:
         check_path(path)
 
 
-def test_a_look_is_bounded(folder: Path, root: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_look_is_bounded(folder: Path, root: Opened) -> None:
     for number in range(20):
         (folder / f"{number}.txt").touch()
-    monkeypatch.setattr(module, "MAX_LISTED", 15)
-    listing = list_outputs(root)
+    listing = list_outputs(root, bounds=Bounds(listed=15))
     assert (len(listing.files), listing.more) == (15, True)
-    monkeypatch.setattr(module, "MAX_LOOKED_AT", 10)
-    listing = list_outputs(root)
+    listing = list_outputs(root, bounds=Bounds(looked_at=10))
     assert (len(listing.files), listing.more) == (10, True)
-    monkeypatch.setattr(module, "MAX_SECONDS", -1.0)
-    assert list_outputs(root) == module.Listing((), more=True)
-    monkeypatch.undo()
+    assert list_outputs(root, bounds=Bounds(seconds=-1.0)) == Listing((), more=True)
     deep = folder
     for _ in range(60):
         deep /= "d"

@@ -17,9 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.artifacts import storage as module
 from gvisor_kernel.artifacts.item import Artifact
-from gvisor_kernel.artifacts.storage import Storage
+from gvisor_kernel.artifacts.storage import Quotas, Storage
 from gvisor_kernel.errors import StorageError
 
 PAGE, OTHER = Artifact("a" * 32, "/o/a.html"), Artifact("b" * 32, "/o/b.html")
@@ -56,12 +55,8 @@ def test_keys_are_listed_by_their_beginning(storage: Storage) -> None:
     assert storage.list_keys("ann", PAGE, "b%") == ["b%"]
 
 
-def test_quotas_count_what_is_replaced_once(
-    storage: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "MAX_ARTIFACT_BYTES", 100)
-    monkeypatch.setattr(module, "MAX_OWNER_BYTES", 150)
-    monkeypatch.setattr(module, "MAX_KEYS", 2)
+def test_quotas_count_what_is_replaced_once(storage: Storage) -> None:
+    storage = Storage(storage.path, quotas=Quotas(page_keys=2, page_bytes=100, owner_bytes=150))
     storage.set("ann", PAGE, "k", "x" * 90)
     storage.set("ann", PAGE, "k", "y" * 97)  # and two quotes, and the key: exactly 100
     with pytest.raises(StorageError, match="100 B of 100 B"):
@@ -222,18 +217,15 @@ def test_a_key_that_is_refused_now_is_still_exported(storage: Storage) -> None:
     assert storage.remove("ann", PAGE) == 1
 
 
-def test_kernels_of_a_folder_cannot_use_up_what_all_have(
-    storage: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "MAX_FOLDER_BYTES", 100)
+def test_kernels_of_a_folder_cannot_use_up_what_all_have(storage: Storage) -> None:
+    storage = Storage(storage.path, quotas=Quotas(folder_bytes=100))
     storage.set("ann", PAGE, "k", "x" * 40, folder="/o")
     storage.set("ann", PAGE, "k", "y" * 50, folder="/o")  # in its place
     with pytest.raises(StorageError, match="a kernel may add no more"):
         storage.set("ann", OTHER, "k", "x" * 50, folder="/o")
     storage.set("ann", Artifact("c" * 32, "/other/c.html"), "k", "x" * 50, folder="/other")
     storage.set("ann", OTHER, "k", "x" * 50)  # a page itself
-    monkeypatch.setattr(module, "MAX_FOLDER_BYTES", 1000)
-    monkeypatch.setattr(module, "MAX_FOLDER_KEYS", 2)
+    storage = Storage(storage.path, quotas=Quotas(folder_keys=2))
     with pytest.raises(StorageError, match="2 keys"):
         storage.set("ann", PAGE, "l", 1, folder="/o")
 

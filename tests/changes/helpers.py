@@ -9,11 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gvisor_kernel.changes.apply import Applying, order
-from gvisor_kernel.changes.backup import Backup, Head
-from gvisor_kernel.changes.backups import Backups
+from gvisor_kernel.changes.backups import MAX_JOURNAL, Backup, Backups, Head
 from gvisor_kernel.changes.change import Applied, Change, Changes, OnDisk
-from gvisor_kernel.changes.claims import read_claims
-from gvisor_kernel.changes.compare import compare
+from gvisor_kernel.changes.compare import compare, read_claims
 from gvisor_kernel.changes.folder import look
 from gvisor_kernel.host.folders import Opened, open_real
 
@@ -44,8 +42,8 @@ def open_root(path: Path) -> Opened:
     return open_real(os.path.realpath(path))
 
 
-def begin(root: Opened) -> Backup:
-    return Backups.open().begin(Head("sandbox", root.path, root.identity))
+def begin(root: Opened, room: int = MAX_JOURNAL) -> Backup:
+    return Backups.open().begin(Head("sandbox", root.path, root.identity), room)
 
 
 def apply(root: Opened, backup: Backup, changes: Changes, content: bytes = b"new") -> Applied:

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.changes import folder, kernel_changes
+from gvisor_kernel.changes.apply import clear_all, undo_apply
 from gvisor_kernel.changes.backups import Backups
 from gvisor_kernel.changes.change import RefusedChange
-from gvisor_kernel.changes.undo import clear_all, undo_apply
 from gvisor_kernel.errors import GvisorKernelError
 
 from .helpers import apply, begin, entry, find, open_root

@@ -5,9 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import random
-import time
 import unicodedata
-from collections.abc import Callable
 
 import pytest
 
@@ -170,37 +168,3 @@ def test_where_little_is_common_all_lines_are_shown_as_replaced() -> None:
     new = "".join(f"new {n}\n" for n in range(1500))
     lines = marked(diff_texts("a", old.encode(), new.encode()))
     assert lines == [*(f"-old {n}" for n in range(1500)), *(f"+new {n}" for n in range(1500))]
-
-
-def _numbers(size: int) -> bytes:
-    return b"".join(b"%d\n" % n for n in range(size // 6))
-
-
-HOSTILE: dict[str, Callable[[int], tuple[bytes, bytes]]] = {
-    "without a common line": lambda size: (_numbers(size), _numbers(size).replace(b"\n", b"x\n")),
-    "line ends": lambda size: (b"\n" * size, b"\n" * (size // 2) + b"x" + b"\n" * (size // 2)),
-    "few kinds of lines": lambda size: (
-        bytes(random.Random(1).choices(b"ab\n", k=size)),  # noqa: S311
-        bytes(random.Random(2).choices(b"ab\n", k=size)),  # noqa: S311
-    ),
-    "lines that come back": lambda size: (
-        b"".join(b"%d\n" % (n % 110) for n in range(size // 276)),
-        b"".join(b"%d\n" % (7 * n % 113) for n in range(size // 276)),
-    ),
-    "one line": lambda size: (b"\x1b" * size, b"\x9b" * size),
-}
-
-
-@pytest.mark.parametrize("kind", HOSTILE)
-def test_hostile_texts_of_twice_the_size_take_less_than_three_times_as_long(kind: str) -> None:
-    def measure(size: int) -> float:
-        old, new = HOSTILE[kind](size)
-        times = []
-        for _ in range(2):
-            begin = time.process_time()
-            diff_texts("a", old, new)
-            times.append(time.process_time() - begin)
-        return min(times)
-
-    size = diff.MAX_TEXT // 4
-    assert measure(2 * size) < 3 * measure(size)

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.changes.backups import Backups
+from gvisor_kernel.changes.apply import undo
 from gvisor_kernel.changes.change import ChangesError
-from gvisor_kernel.changes.undo import undo
 
 from ..faults.test_full_disk import Disk, small_disk
 from .helpers import apply, begin, entry, find, open_root
@@ -63,7 +62,7 @@ def test_a_folder_that_cannot_be_written_is_as_before(how: str, disk: Disk) -> N
         assert all(words in one.reason for one in result.refused)
         assert (place / "file").read_text() == "before"
         assert {path.name for path in place.iterdir()} == {"file", "folder"}
-        assert len(undo(root, backup, Backups.open())[0]) == len(done)
+        assert len(undo(root, backup)[0]) == len(done)
         backup.remove()
 
 
@@ -89,5 +88,5 @@ def test_without_room_for_the_old_file_nothing_is_done(
         with pytest.raises(ChangesError, match="cannot be kept"):
             begin(root)
         disk.empty()
-        assert undo(root, backup, Backups.open()) == (["small", "new"], [])
+        assert undo(root, backup) == (["small", "new"], [])
     assert {path.name for path in place.iterdir()} == {"file", "small"}

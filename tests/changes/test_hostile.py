@@ -16,11 +16,10 @@ from typing import Any, cast
 import pytest
 
 from gvisor_kernel.changes import kernel_changes
-from gvisor_kernel.changes.apply import Applying
+from gvisor_kernel.changes.apply import Applying, undo_apply
 from gvisor_kernel.changes.backups import Backups
 from gvisor_kernel.changes.change import Applied, ChangesError
 from gvisor_kernel.changes.kernel_changes import OTHER_CONTENT, UNSEEN, KernelChanges
-from gvisor_kernel.changes.undo import undo_apply
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.link.service_messages import MAX_DATA, ServiceMessage
@@ -269,9 +268,9 @@ def test_the_disks_side_is_read_without_links(kernel: Kernel, tmp_path: Path) ->
 def test_without_room_for_what_is_fetched_a_change_is_refused(
     kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernel_changes, "MEMORY", 1)
     monkeypatch.setattr(kernel_changes.tempfile, "tempdir", str(tmp_path / "missing"))
-    kernel.entries = [entry("a", digest=digest(b"new"))]
+    kernel.content = bytes(kernel_changes.MEMORY + 1)
+    kernel.entries = [entry("a", size=len(kernel.content), digest=digest(kernel.content))]
     assert "cannot be copied to" in reasons(apply_after(kernel))[0]
 
 

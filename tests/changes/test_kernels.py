@@ -19,10 +19,10 @@ from nbclient import NotebookClient
 
 from gvisor_kernel import Sandbox
 from gvisor_kernel.bridge.service import ServiceCalls
-from gvisor_kernel.changes import control_client
+from gvisor_kernel.changes import control
 from gvisor_kernel.changes.backups import Backups
-from gvisor_kernel.changes.change import ChangesError
-from gvisor_kernel.changes.control import SOCKET
+from gvisor_kernel.changes.change import Applied, ChangesError
+from gvisor_kernel.changes.control import SOCKET, Question
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.kernel import workspace
 from gvisor_kernel.link.frames import Part
@@ -316,20 +316,17 @@ def test_the_control_socket_is_private_and_bounded(sandbox: Sandbox) -> None:
     directory = state_root() / "sandboxes" / container(sandbox)
     assert stat.S_IMODE((directory / SOCKET).stat().st_mode) == 0o600
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
-    apply = {"do": "apply", "changes": []}
     for question in (
-        {"do": "nothing"},
-        {},
-        {"do": "apply", "changes": [["/etc/passwd", "x"]]},
-        {**apply, "named": "a"},
-        {**apply, "named": ["../a"]},
+        Question("list", under=["../a"]),
+        Question("apply", changes=[("/etc/passwd", "x")]),
+        Question("apply", named=["../a"]),
     ):
         with pytest.raises(ChangesError, match="malformed"):
-            control_client.ask(directory, question)
-    assert control_client.list_changes(directory)[0].changes == ()
+            control.ask(directory, question, Applied)
+    assert control.list_changes(directory)[0].changes == ()
     sandbox.close()
     with pytest.raises(ChangesError, match="does not answer"):
-        control_client.ask(directory, {"do": "list"})
+        control.list_changes(directory)
 
 
 @pytest.mark.parametrize("way", ["direct", "restored"])

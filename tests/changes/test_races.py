@@ -16,11 +16,10 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.changes import backups, folder
-from gvisor_kernel.changes.apply import Applying
+from gvisor_kernel.changes.apply import Applying, undo, undo_apply
 from gvisor_kernel.changes.backups import Backups
 from gvisor_kernel.changes.change import ChangesError
 from gvisor_kernel.changes.folder import look
-from gvisor_kernel.changes.undo import undo, undo_apply
 
 from ..sweeps import ALL
 from .helpers import begin, entry, find, open_root
@@ -161,7 +160,7 @@ def test_what_is_swapped_at_an_apply_is_kept_and_nothing_outside_is_written(
             else:
                 modes = [path.lstat().st_mode for path in here.parent.iterdir()]
                 assert any(not stat.S_ISREG(mode) for mode in modes)
-            undo(root, backup, Backups.open())
+            undo(root, backup)
             assert (outside / "file").read_text() == "secret"
             if name in ("file", "twice", "removed", "outputs"):
                 assert MINE in find_contents(shown)
@@ -214,7 +213,7 @@ def test_an_undo_waits_for_its_apply_but_not_for_ever(
             work = Applying(root, backup)
             (change,) = find(root, entry("a/file")).changes
             work.apply(change, look(root, "a/file"), io.BytesIO(b"new"))
-            monkeypatch.setattr("gvisor_kernel.changes.backup.STEP_SECONDS", 0.01)
+            monkeypatch.setattr("gvisor_kernel.changes.backups.STEP_SECONDS", 0.01)
             with pytest.raises(ChangesError, match="cannot be undone now: another apply or undo"):
                 undo_apply()
             with backup.step_lock():

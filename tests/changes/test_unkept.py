@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from gvisor_kernel.changes.change import ChangesError
-from gvisor_kernel.changes.unkept import MAX_NAMED, find_unkept
+from gvisor_kernel.changes.compare import MAX_NAMED, find_unkept
 from gvisor_kernel.host.folders import Identity
 from gvisor_kernel.kernel.workspace import describe_left, list_left, read_left
 from gvisor_kernel.link.service_messages import PROCESS, encode_service

@@ -16,7 +16,7 @@ from gvisor_kernel.cli.checks.jupyter import check_kernelspec
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import KernelspecError, SnapshotError
 from gvisor_kernel.images import Store
-from gvisor_kernel.images.importer import import_image
+from gvisor_kernel.images.importer import Import
 from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs, find_template, read_kernelspec
 from gvisor_kernel.kernel import restore, snapshot_builder
 from gvisor_kernel.kernel.plan import KernelPlan
@@ -194,30 +194,14 @@ def test_install_checks_image_and_writes_memory_limit(
     python = tmp_path / "root/usr/bin/python3"
     python.parent.mkdir(parents=True)
     python.touch(mode=0o755)
-    import_image(
-        Store.open(),
-        tmp_path / "root",
-        "world",
-        reference=None,
-        owner=None,
-        origin="root",
-        report=lambda words, done: None,
-    )
+    Import(Store.open(), "world").unpack(tmp_path / "root", "root")
     assert main([*install, "--display-name", "One", "--set", "cpu_shares=9"]) == 0
     found = read_kernelspec(data_dir / "kernels/gk-one")
     assert found.settings == {"image": "world", "memory_limit": "8G", "cpu_shares": 9}
     assert main([*install, "--set", "image=host"]) == 1
     assert "The setting image is given twice" in capsys.readouterr().err
     python.unlink()
-    import_image(
-        Store.open(),
-        tmp_path / "root",
-        "empty",
-        reference=None,
-        owner=None,
-        origin="root",
-        report=lambda words, done: None,
-    )
+    Import(Store.open(), "empty").unpack(tmp_path / "root", "root")
     assert main(["install", "--user", "--name", "gk-two", "--image", "empty"]) == 1
     assert "The image empty has no python3" in capsys.readouterr().err
     assert not (data_dir / "kernels/gk-two").exists()

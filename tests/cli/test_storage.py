@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.artifacts.item import Artifact
-from gvisor_kernel.artifacts.places import open_personal, open_shared
-from gvisor_kernel.artifacts.storage import Storage
+from gvisor_kernel.artifacts.storage import Storage, open_personal, open_shared
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.runtimes.mounts.covers import holds_keys, is_private
 

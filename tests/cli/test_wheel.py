@@ -110,7 +110,7 @@ def test_wheel_is_typed_and_complete(environment: Path) -> None:
 
 
 def test_wheel_contains_the_dockerfiles(environment: Path) -> None:
-    code = "from gvisor_kernel.images.builder import find_chain as f; print(*f('python'))"
+    code = "from gvisor_kernel.images.engines import find_chain as f; print(*f('python'))"
     found = [Path(word) for word in run_in(environment, "python", "-c", code).split()]
     assert [path.name for path in found] == ["base", "python"]
     assert all(path.is_relative_to(environment) for path in found)

@@ -12,8 +12,7 @@ import pytest
 
 from gvisor_kernel.egress.process import EgressWorker
 from gvisor_kernel.environments.collection import find_packages
-from gvisor_kernel.environments.environment import Base, Environment, compute_digest
-from gvisor_kernel.environments.environment_store import Store
+from gvisor_kernel.environments.environment import Base, Environment, Store, compute_digest
 
 from ..egress.indexes import FakeIndex, serving
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.environments import collection
-from gvisor_kernel.environments.collection import collect, find_packages, remove_at_any_depth
+from gvisor_kernel.environments.collection import collect, find_packages
 from gvisor_kernel.environments.environment import Facts
 from gvisor_kernel.errors import ArchiveError, PackagesError
+from gvisor_kernel.store import remove_at_any_depth
 
 from .helpers import fill
 
@@ -128,18 +128,13 @@ def test_device_is_refused(source: Path, target: Path) -> None:
         collect(source, target, "3.12")
 
 
-def test_number_of_files_and_bytes_are_bounded(
-    source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(collection, "MAX_FILES", 5)
+def test_number_of_files_and_bytes_are_bounded(source: Path, target: Path) -> None:
     with pytest.raises(ArchiveError, match="the environment has more than 5 files"):
-        collect(source, target, "3.12")
-    monkeypatch.setattr(collection, "MAX_FILES", 1000)
-    monkeypatch.setattr(collection, "MAX_BYTES", 1 << 20)
+        collect(source, target, "3.12", entries=5)
     with (source / "bin/large").open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(ArchiveError, match="more disk space"):
-        collect(source, target, "3.12")
+        collect(source, target, "3.12", most=1 << 20)
 
 
 def test_any_folder_is_removed(tmp_path: Path) -> None:

@@ -21,8 +21,7 @@ from jupyter_client import BlockingKernelClient, KernelManager
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.config.packages import Packages
 from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.environments.environment import Environment
-from gvisor_kernel.environments.environment_store import Store
+from gvisor_kernel.environments.environment import Environment, Store
 from gvisor_kernel.jupyter.kernelspecs import read_kernelspec
 from gvisor_kernel.jupyter.plan_factory import make_plan
 from gvisor_kernel.kernel.client import private_connection_info

@@ -10,8 +10,7 @@ import pytest
 
 from gvisor_kernel.config.packages import Packages
 from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.environments.environment import Base, Environment
-from gvisor_kernel.environments.environment_store import Store
+from gvisor_kernel.environments.environment import Base, Environment, Store
 from gvisor_kernel.errors import LaunchError, PackagesError
 from gvisor_kernel.runtimes.mounts.host_python import find_host_python
 from gvisor_kernel.runtimes.mounts.plan import find_base, open_packages
@@ -86,7 +85,7 @@ def test_missing_or_spoilt_environment_is_refused(store: Store) -> None:
 
 def test_failed_draft_leaves_nothing(store: Store) -> None:
     with store.write() as draft:
-        (draft.outputs / "x").mkdir(mode=0)
+        (draft.scratch / "x").mkdir(mode=0)
     assert [path.name for path in store.root.iterdir()] == ["lock"]
 
 

@@ -41,7 +41,7 @@ FOR_PEOPLE = {
     ("artifacts/storage.py", "set_json"): "when a page has kept something",
     ("changes/backups.py", "begin"): "when changes were applied",
     ("server/handlers.py", "note_activity"): "when a person was active, as Jupyter has it",
-    ("images/importer.py", "import_image"): "when an image was imported",
+    ("images/importer.py", "_fill"): "when an image was imported",
     ("runtimes/copies/contents.py", "_parents"): "the time of a folder in an archive",
     ("runtimes/copies/contents.py", "archive"): "the time of a file in an archive",
     ("runtimes/copies/contents.py", "list_files"): "which files are younger than a copy of them",

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.images import importer
-from gvisor_kernel.images.image_store import Store
-from gvisor_kernel.images.inspection import RootImage
+from gvisor_kernel.archive.layers import Budget
+from gvisor_kernel.images.image import RootImage, Store
+from gvisor_kernel.images.importer import Import
 
 ImportImage = Callable[..., RootImage]
 
@@ -26,16 +26,14 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 def import_image(store: Store) -> ImportImage:
     """Imports a path into the store, under the name ``world`` by default."""
 
-    def run(path: Path, name: str = "world", reference: str | None = None) -> RootImage:
-        return importer.import_image(
-            store,
-            path,
-            name,
-            reference=reference,
-            owner=None,
-            origin=path.name,
-            report=lambda words, done: None,
-        ).image
+    def run(
+        path: Path,
+        name: str = "world",
+        reference: str | None = None,
+        budget: Budget | None = None,
+    ) -> RootImage:
+        importing = Import(store, name, reference=reference, budget=budget)
+        return importing.unpack(path, path.name).image
 
     return run
 

@@ -13,9 +13,9 @@ import pytest
 
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import RootImageError
-from gvisor_kernel.images import builder
-from gvisor_kernel.images.builder import find_base, find_chain, find_dockerfiles
-from gvisor_kernel.images.image_store import Store
+from gvisor_kernel.images import engines as builder
+from gvisor_kernel.images.engines import find_base, find_chain, find_dockerfiles
+from gvisor_kernel.images.image import Store
 
 from .helpers import ROOT, make_docker, make_oci, make_tar
 

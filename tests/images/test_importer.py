@@ -17,9 +17,9 @@ import pytest
 
 from gvisor_kernel.archive import layers as limits
 from gvisor_kernel.errors import RootImageError
-from gvisor_kernel.images.image_store import Store
+from gvisor_kernel.images.image import Store
 from gvisor_kernel.images.importer import choose_name
-from gvisor_kernel.images.measure import measure_tree
+from gvisor_kernel.store import measure_tree
 
 from .conftest import ImportImage
 from .helpers import (
@@ -301,36 +301,29 @@ def test_tree_deepened_by_links_is_refused(import_image: ImportImage, tmp_path: 
 # Bombs.
 
 
-def test_number_of_entries_is_bounded(
-    import_image: ImportImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_number_of_entries_is_bounded(import_image: ImportImage, tmp_path: Path) -> None:
     (tmp_path / "root.tar").write_bytes(make_tar([*ROOT, *(Item(f"f{n}") for n in range(200))]))
-    monkeypatch.setattr(limits.Budget, "of_disk", lambda _: limits.Budget(entries=100))
     with pytest.raises(RootImageError, match="files, directories and links"):
-        import_image(tmp_path / "root.tar")
+        import_image(tmp_path / "root.tar", budget=limits.Budget(entries=100))
 
 
-def test_archive_larger_than_the_disk_is_refused(
-    import_image: ImportImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits.Budget, "of_disk", lambda _: limits.Budget(bytes=50 * 1024 * 1024))
+def test_archive_larger_than_the_disk_is_refused(import_image: ImportImage, tmp_path: Path) -> None:
     bomb = gzip.compress(make_tar([*ROOT, Item("zeros", bytes(100 * 1024 * 1024))]), 1)
     assert len(bomb) < 1024 * 1024
     (tmp_path / "root.tar.gz").write_bytes(bomb)
     with pytest.raises(RootImageError, match="more disk space than is available"):
-        import_image(tmp_path / "root.tar.gz")
+        import_image(tmp_path / "root.tar.gz", budget=limits.Budget(bytes=50 * 1024 * 1024))
 
 
 def test_image_archive_that_decompresses_beyond_the_disk_is_refused(
-    import_image: ImportImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    import_image: ImportImage, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(limits.Budget, "of_disk", lambda _: limits.Budget(bytes=10 * 1024 * 1024))
     archive = make_oci([make_tar(ROOT)])
     archive.files["blobs/sha256/zeros"] = bytes(30 * 1024 * 1024)
     path = archive.write_tar(tmp_path / "i.tar")
     path.write_bytes(gzip.compress(path.read_bytes(), 1))
     with pytest.raises(RootImageError, match="more disk space than is available"):
-        import_image(path)
+        import_image(path, budget=limits.Budget(bytes=10 * 1024 * 1024))
 
 
 def test_full_disk_is_reported(

@@ -14,7 +14,7 @@ import pytest
 
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import RootImageError
-from gvisor_kernel.images.image_store import Store
+from gvisor_kernel.images.image import Store
 
 from ..world import PROJECT
 from .conftest import ImportImage
@@ -90,13 +90,12 @@ def test_store_is_private(store: Store, monkeypatch: pytest.MonkeyPatch) -> None
 
 IMPORT_AND_WAIT = """
 import sys, time
-from gvisor_kernel.images import importer, image_store
+from gvisor_kernel.images import importer, image
 def wait(*arguments):
     print("written", flush=True)
     time.sleep(600)
 importer.measure_tree = wait
-importer.import_image(image_store.Store.open(), importer.Path(sys.argv[1]), "world", reference=None,
-                       owner=None, origin="x", report=lambda words, done: None)
+importer.Import(image.Store.open(), "world").unpack(importer.Path(sys.argv[1]), "x")
 """
 
 

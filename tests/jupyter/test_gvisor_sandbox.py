@@ -11,7 +11,7 @@ import pytest
 from jupyter_client import BlockingKernelClient, KernelManager
 
 from gvisor_kernel.artifacts.item import Artifact
-from gvisor_kernel.artifacts.places import open_personal, open_shared
+from gvisor_kernel.artifacts.storage import open_personal, open_shared
 from gvisor_kernel.kernel.kept_data import OWNER
 
 from ..sweeps import ALL

@@ -17,9 +17,9 @@ from gvisor_kernel.cli.main import main
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.images import RootImage, Store
-from gvisor_kernel.images.measure import measure_tree
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import LaunchRequest
+from gvisor_kernel.store import measure_tree
 
 from ..images.python_root import PACKAGES, make_image
 from ..sweeps import needs_all

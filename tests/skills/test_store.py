@@ -119,20 +119,17 @@ def test_existing_skill_with_a_shipped_name_stays(folder: Path) -> None:
     assert "public/plotting" in contents(folder)
 
 
-def test_newer_version_replaces_shipped_skills_older_does_not(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shipped = {name: ("public", skill(name, "old")) for name in ("one", "two")}
-    monkeypatch.setattr(skill_store, "shipped_skills", lambda: shipped)
-    prepare_skills()
+def test_newer_version_replaces_shipped_skills_older_does_not(folder: Path) -> None:
+    old = {name: ("public", skill(name, "old")) for name in ("one", "two")}
     new = {name: ("public", skill(name, "new")) for name in ("two", "three")}
-    monkeypatch.setattr(skill_store, "shipped_skills", lambda: new)
-    monkeypatch.setattr(skill_store, "__version__", "99.0")
-    prepare_skills()
+
+    def refresh(shipped: dict[str, tuple[str, Skill]], version: str) -> None:
+        SkillStore(folder, keeps_shipped=True, shipped=lambda: shipped, version=version).refresh()
+
+    refresh(old, "0.1")
+    refresh(new, "99.0")
     assert contents(folder) == {"public/two", "public/three"}
-    monkeypatch.setattr(skill_store, "shipped_skills", lambda: shipped)
-    monkeypatch.setattr(skill_store, "__version__", "98.10")
-    prepare_skills()
+    refresh(old, "98.10")
     assert contents(folder) == {"public/two", "public/three"}
     assert (folder / "public/two/SKILL.md").read_text().endswith("new")
 

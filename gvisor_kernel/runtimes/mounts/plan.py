@@ -14,8 +14,7 @@ from pathlib import Path
 import gvisor_kernel
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import is_within
-from gvisor_kernel.environments.environment import Base, Environment
-from gvisor_kernel.environments.environment_store import Store
+from gvisor_kernel.environments.environment import Base, Environment, Store
 from gvisor_kernel.errors import LaunchError, PackagesError, SettingError
 from gvisor_kernel.host import log_files
 from gvisor_kernel.host.folders import Identity, Opened
