@@ -61,7 +61,6 @@ from gvisor_kernel.link.frames import FrameReader, FrameType, encode_frame
 from gvisor_kernel.link.service_messages import decode_service, encode_service
 from gvisor_kernel.mcp.file_tools import decode
 from gvisor_kernel.mcp.results import (
-    advise,
     clean,
     escape,
     find_picture,
@@ -407,9 +406,6 @@ CASES = [
         20_000,
     ),
     Case("a structure", clean, lambda n: [["\udc00"]] * n, 10_000),
-    Case(
-        "a reason", advise, lambda n: "To allow more, raise the setting memory_limit " * n, 20_000
-    ),
     Case(
         "a comm that opens", opens_widget, lambda n: b'"target_module' * n + b"\\u00" * n, 200_000
     ),

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from gvisor_kernel.bridge.deaths import Death, End, describe_end
 from gvisor_kernel.host.sizes import describe_size
 
 _ANSI = re.compile(
@@ -156,12 +157,14 @@ class ExecutionError:
     """An exception of the code, or the reason for which it was ended.
 
     ``name``: its class, such as ``ZeroDivisionError``; ``Timeout`` or ``KernelDied`` if the code
-    was ended. ``value``: its text. ``traceback_raw``: with the colours of a terminal.
+    was ended. ``value``: its text. ``traceback_raw``: with the colours of a terminal. ``death``: if
+    the kernel died, the facts; its ``kind`` is "memory", "sandbox", "signal" or "exit".
     """
 
     name: str
     value: str
     traceback_raw: tuple[str, ...] = ()
+    death: Death | None = None
 
     @property
     def traceback(self) -> str:
@@ -177,6 +180,16 @@ class ExecutionError:
 
     def __str__(self) -> str:
         return f"{self.name}: {self.value}"
+
+
+MORE_MEMORY = 'To allow more, make a Sandbox with a larger memory=, such as memory="{more}".'
+"""Advice for a program whose kernel was over its memory limit; see ``describe_death``."""
+
+
+def describe_kernel_end(name: str, end: End) -> ExecutionError:
+    """Return an error of that name which says why the kernel has ended."""
+    death = end if isinstance(end, Death) else None
+    return ExecutionError(name, describe_end(end, MORE_MEMORY), death=death)
 
 
 @dataclass(frozen=True)

@@ -5,19 +5,17 @@ from __future__ import annotations
 import asyncio
 import math
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, TypeAlias, overload
 
 from gvisor_kernel.api.collector import clean_name
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.host.sizes import describe_size
+from gvisor_kernel.kernel.sandbox_call import SandboxCall
 from gvisor_kernel.link.service_messages import MAX_DATA
-
-if TYPE_CHECKING:
-    from gvisor_kernel.api.async_sandbox import AsyncSandbox
 
 PART = MAX_DATA
 """Bytes of a file in one message."""
@@ -31,6 +29,9 @@ FILE_SECONDS = 60.0
 MOVE_SECONDS = 600.0
 """Seconds that a move may take, which copies between file systems."""
 KINDS = ("file", "folder", "link", "other")
+
+OpenCall: TypeAlias = Callable[[Mapping[str, object], bytes], Awaitable[SandboxCall]]
+"""Asks a sandbox something; see ``AsyncSandbox.open_call``."""
 
 
 class FileFailed(SandboxError):
@@ -63,8 +64,8 @@ class Moved:
 class AsyncFiles:
     """``sandbox.files``. Paths that are not absolute are below the kernel's folder, /workspace."""
 
-    def __init__(self, sandbox: AsyncSandbox) -> None:
-        self._sandbox = sandbox
+    def __init__(self, open_call: OpenCall) -> None:
+        self._open_call = open_call
 
     @overload
     async def read(
@@ -247,7 +248,7 @@ class AsyncFiles:
         :raises FileFailed: it cannot be done
         :raises SandboxError: the kernel does not run
         """
-        call = await self._sandbox.open_call(question, data)
+        call = await self._open_call(question, data)
         try:
             try:
                 async with asyncio.timeout(seconds):

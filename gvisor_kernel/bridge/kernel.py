@@ -18,7 +18,7 @@ import zmq
 
 from gvisor_kernel.bridge.addresses import Address
 from gvisor_kernel.bridge.attached_sandbox import AttachedSandbox
-from gvisor_kernel.bridge.deaths import describe_excess
+from gvisor_kernel.bridge.deaths import Death
 from gvisor_kernel.bridge.egress_pipe import OpenEgress
 from gvisor_kernel.bridge.exchange import Exchange
 from gvisor_kernel.bridge.identity import KernelIdentity, SnapshotRun
@@ -115,8 +115,8 @@ class KernelBridge:
         return self.run.exit_status
 
     @property
-    def death(self) -> str | None:
-        """Return the reason of this kernel's death, once known; None if its end was requested."""
+    def death(self) -> Death | None:
+        """Return this kernel's death, once known; None if its end was requested."""
         return self.run.death
 
     @property
@@ -452,12 +452,12 @@ class KernelBridge:
 
     def _over_limit(self, used: int) -> None:
         if self._exchange.running and self.run.cause is None:
-            self.run.cause = describe_excess(used, self.identity.memory_limit)
+            self.run.cause = Death("memory", used=used, limit=self.identity.memory_limit)
             self.signal(signal.SIGKILL)
             self._loop.call_later(KILL_GRACE_SECONDS, self._end_if_still_over, self.run.number)
 
     def _far_over_limit(self, used: int) -> None:
-        self.run.cause = describe_excess(used, self.identity.memory_limit)
+        self.run.cause = Death("memory", used=used, limit=self.identity.memory_limit)
         self._attached.end_link("the sandbox exceeded its memory limit")
 
     def _end_if_still_over(self, run: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from gvisor_kernel.bridge.deaths import describe_death
 from gvisor_kernel.egress.audit import Entry
 from gvisor_kernel.kernel.facts import Died, Ended, KernelFacts, Started
 from gvisor_kernel.server.documents import make_unkept
@@ -43,10 +44,8 @@ class Events:
 
     def tell_died(self, event: Died) -> None:
         """A kernel died."""
-        death = event.death
-        self._emit(
-            DIED, event.kernel_id, event.kernel_name, kind=death.kind, reason=_text(death.reason)
-        )
+        kind, reason = event.death.kind, _text(describe_death(event.death))
+        self._emit(DIED, event.kernel_id, event.kernel_name, kind=kind, reason=reason)
 
     def tell_memory(self, kernel_id: str, facts: KernelFacts) -> None:
         """A sandbox has come near its memory limit."""

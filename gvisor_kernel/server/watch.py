@@ -18,10 +18,10 @@ from typing import get_args
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from gvisor_kernel.bridge.deaths import DeathKind
 from gvisor_kernel.egress.audit import FILE, Entry, parse_entry
 from gvisor_kernel.host.log_files import Follower
 from gvisor_kernel.kernel.facts import (
-    DeathKind,
     Died,
     KernelEvent,
     KernelEvents,

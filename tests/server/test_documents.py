@@ -18,13 +18,12 @@ from jupyter_server.base.handlers import APIHandler
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gvisor_kernel.bridge.deaths import classify, explain_death, explain_loss
+from gvisor_kernel.bridge.deaths import Death, DeathKind
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.egress.audit import FILE, Audit, make_entry
 from gvisor_kernel.egress.kinds import HostsRoute, PackagesRoute, UrlRoute
 from gvisor_kernel.host.log_files import NAMES
 from gvisor_kernel.kernel.facts import (
-    Death,
     Ended,
     KernelEvents,
     KernelFacts,
@@ -73,7 +72,7 @@ def test_document_of_routes_names_each_route() -> None:
 
 def test_schema_has_the_keys_of_a_sandbox() -> None:
     schema = json.loads(OPENAPI.read_text())["components"]["schemas"]["Sandbox"]
-    document = make_sandbox(described(start=Start("cold", 1.0), last_death=Death(1.0, "exit", "x")))
+    document = make_sandbox(described(start=Start("cold", 1.0), last_death=Death("exit", when=1.0)))
     assert set(document) == set(schema["required"]) == set(schema["properties"])
     for key in ("memory", "release", "workspace", "start", "last_death"):
         assert set(document[key]) == set(schema["properties"][key]["required"])
@@ -149,12 +148,6 @@ def test_line_of_a_log_has_no_control_character(line: str, shown: str) -> None:
     assert clean(line) == shown
 
 
-def test_reasons_have_classes() -> None:
-    assert classify(explain_death(1, None)) == "exit"
-    assert classify(explain_death(-9, None, "with exit status 1")) == "signal"
-    assert classify(explain_loss("the link ended", None)) == "sandbox"
-
-
 def test_only_requests_of_which_nothing_was_sent_are_refused() -> None:
     entry = {"route": "", "method": "GET", "host": "h", "path": "/", "status": 403}
     assert is_refused(make_entry(**entry, reason="no rule"))  # type: ignore[arg-type]
@@ -194,8 +187,8 @@ def test_no_kernel_makes_a_series(registry: CollectorRegistry) -> None:
         name = f'"}}\n{number}'
         facts = KernelFacts("running", name, Path(name), SandboxSpec(), identity=name)
         metrics.show([replace(facts, state=state) for state in get_args(State)])
-        for reason in (name, "", "memory_limit", f"signal {number}", explain_loss(name, None)):
-            metrics.count_death(classify(reason))
+        for death in get_args(DeathKind):
+            metrics.count_death(death)
         for kind in get_args(StartKind):
             metrics.count_start(kind, float(number))
         metrics.count_bytes(number, number)
