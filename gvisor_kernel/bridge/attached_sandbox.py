@@ -11,15 +11,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
-from gvisor_kernel.bridge.egress_pipe import OpenEgress
+from gvisor_kernel.bridge.addresses import KernelIdentity
 from gvisor_kernel.bridge.exchange import Exchange
-from gvisor_kernel.bridge.identity import KernelIdentity
-from gvisor_kernel.bridge.idle import SleepPolicy
+from gvisor_kernel.bridge.limits import MemoryWatch, Sharing
+from gvisor_kernel.bridge.link_streams import OpenEgress
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox, close_sandbox
-from gvisor_kernel.bridge.memory import MemoryWatch
 from gvisor_kernel.bridge.records import Records
 from gvisor_kernel.bridge.sandbox_link import SandboxLink
-from gvisor_kernel.bridge.sharing import Sharing
+from gvisor_kernel.bridge.sleep import SleepPolicy
 from gvisor_kernel.errors import LaunchError, StartTimedOut
 from gvisor_kernel.link import Event, Hello, LocalProtocolError, Resume, Resumed, Start, Started
 

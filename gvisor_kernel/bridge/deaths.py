@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from gvisor_kernel.bridge.memory import MemoryWatch
+from gvisor_kernel.bridge.limits import MemoryWatch
 from gvisor_kernel.bridge.wire import WireMessage, new_message
 from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.link.frames import Part

@@ -16,20 +16,17 @@ from pathlib import Path
 
 import zmq
 
-from gvisor_kernel.bridge.addresses import Address
+from gvisor_kernel.bridge.addresses import Address, KernelIdentity, SnapshotRun
 from gvisor_kernel.bridge.attached_sandbox import AttachedSandbox
 from gvisor_kernel.bridge.deaths import Death
-from gvisor_kernel.bridge.egress_pipe import OpenEgress
 from gvisor_kernel.bridge.exchange import Exchange
-from gvisor_kernel.bridge.identity import KernelIdentity, SnapshotRun
+from gvisor_kernel.bridge.limits import KILL_GRACE_SECONDS, MemoryWatch, Sharing
+from gvisor_kernel.bridge.link_streams import OpenEgress
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
-from gvisor_kernel.bridge.memory import KILL_GRACE_SECONDS, MemoryWatch
 from gvisor_kernel.bridge.records import Records
-from gvisor_kernel.bridge.run import KernelRun
+from gvisor_kernel.bridge.run import KernelRun, ShutdownRequests
 from gvisor_kernel.bridge.sandbox_link import SandboxLink
 from gvisor_kernel.bridge.service import ServiceCalls
-from gvisor_kernel.bridge.sharing import Sharing
-from gvisor_kernel.bridge.shutdowns import ShutdownRequests
 from gvisor_kernel.bridge.wire import WireError, WireMessage, parse_object
 from gvisor_kernel.errors import LaunchError, StartTimedOut
 from gvisor_kernel.link import (

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from gvisor_kernel.bridge import KernelBridge
-from gvisor_kernel.bridge.egress_pipe import OpenEgress
+from gvisor_kernel.bridge.link_streams import OpenEgress
 from gvisor_kernel.egress import audit
 from gvisor_kernel.egress.process import EgressWorker, Grant
 from gvisor_kernel.kernel.plan import KernelPlan

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gvisor_kernel.bridge.naps import (
+from gvisor_kernel.bridge.sleep import (
     BREAK_SECONDS,
     LOOK_SECONDS,
     LOOKS,

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from gvisor_kernel.bridge import questions
-from gvisor_kernel.bridge.questions import PIECE, Questions
+from gvisor_kernel.bridge import service
+from gvisor_kernel.bridge.service import PIECE, Questions
 from gvisor_kernel.link import service_messages
 from gvisor_kernel.link.service_messages import (
     FIRST_QUESTION,
@@ -150,7 +150,7 @@ def test_a_guest_that_does_not_read_gets_no_more() -> None:
     async def use() -> None:
         guest = Guest()
         guest.may_answer.set()
-        guest.waiting = questions.MAX_QUEUED + 1
+        guest.waiting = service.MAX_QUEUED + 1
         guest.questions.take(part(FIRST, b"x", done=True))
         for _ in range(20):
             await asyncio.sleep(0)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gvisor_kernel.bridge.sandbox_link import READ_SIZE
-from gvisor_kernel.bridge.sharing import (
+from gvisor_kernel.bridge.limits import (
     BURST,
     CONTROL_BURST,
     CONTROL_PER_SECOND,
@@ -16,6 +15,7 @@ from gvisor_kernel.bridge.sharing import (
     Share,
     Sharing,
 )
+from gvisor_kernel.bridge.sandbox_link import READ_SIZE
 from gvisor_kernel.link import Connection, Hello, Start
 from gvisor_kernel.link.connection import FRAME_PRICE
 from gvisor_kernel.link.frames import FLAG_LAST, Channel, FrameType, encode_frame, pack_message

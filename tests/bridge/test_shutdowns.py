@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gvisor_kernel.bridge import shutdowns
-from gvisor_kernel.bridge.shutdowns import STRAY_SECONDS, ShutdownRequests
+from gvisor_kernel.bridge import run
+from gvisor_kernel.bridge.run import STRAY_SECONDS, ShutdownRequests
 
 
 @pytest.fixture
@@ -52,6 +52,6 @@ def test_missing_request_is_forgotten(
 ) -> None:
     requests.announce()
     requests.begin()
-    late = shutdowns.time.monotonic() + STRAY_SECONDS + 1
-    monkeypatch.setattr(shutdowns.time, "monotonic", lambda: late)
+    late = run.time.monotonic() + STRAY_SECONDS + 1
+    monkeypatch.setattr(run.time, "monotonic", lambda: late)
     assert requests.arrive(running=True)
