@@ -424,14 +424,14 @@ BOUNDED = {
     "bridge.doors.guard": "4 MiB and 50,000 values, by parse_json",
     "bridge.wire.parse_object": "64 KiB of a header; other parts are not parsed",
     "bridge.wire.split_message": "4096 parts",
-    "bridge.journal.Transcript.record": "512 KiB of a request, 16 KiB of an output, by parse_json",
-    "bridge.journal.KernelLog.write_inside": "32 KiB of a frame, and an allowance in a second",
+    "bridge.records.Transcript.record": "512 KiB of a request, 16 KiB of an output, by parse_json",
+    "bridge.records.KernelLog.write_inside": "32 KiB of a frame, and an allowance in a second",
     "egress.upstream.HeadWatch.feed": "64 KiB and 400 lines",
     "egress.audit.parse_entry": "64 KiB, by parse_json",
     "egress.http.serve": "frames of 32 KiB, by h11, which goes on where it has ended",
     "server.fetch_handlers.read_page_request": "the head of a request, by parse_json",
     "server.recorded.clean": "4000 characters of a line",
-    "server.ended.read_last_log": "256 KiB of each file",
+    "server.recorded.read_last_log": "256 KiB of each file",
     "mcp.resources.read_tail": "256 KiB",
     "mcp.results.describe_result": "400 characters for the expression, 2000 of HTML",
     "artifacts.item.check_key": "199 characters",
@@ -451,7 +451,7 @@ BOUNDED = {
     "skills.archive.check_names": "2000 names of 400 bytes",
     # Elsewhere.
     "changes.diff": "its own tests",
-    "bridge.questions.Questions": "its own tests",
+    "bridge.service.Questions": "its own tests",
     "egress.page_reader.work": "a process with a limit of the CPU: of HTML, Python's"
     " parser looks for the end of a tag from each beginning (tests/egress/test_page_process.py)",
 }

@@ -19,9 +19,8 @@ from uuid import uuid4
 
 from gvisor_kernel.api.collector import MAX_OUTPUT, MAX_RICH, Collector, Event, Output
 from gvisor_kernel.api.execution import Execution, ExecutionError, Printed, Result
-from gvisor_kernel.api.files import AsyncFiles
+from gvisor_kernel.api.files import AsyncFiles, list_outputs
 from gvisor_kernel.api.manager import describe_folder, describe_uploads, make_manager
-from gvisor_kernel.api.outputs import list_outputs
 from gvisor_kernel.api.runner import Emit, KernelEnded, Runner
 from gvisor_kernel.api.shell import ShellResult, run_shell
 from gvisor_kernel.artifacts.outputs import Listing

@@ -164,8 +164,8 @@ def test_a_false_status_is_none_and_output_without_end_is_bounded(
 
 
 def test_few_messages_wait_for_a_slow_program(shared: Sandbox) -> None:
-    assert shared._sandbox._runner is not None
-    client = shared._sandbox._runner._client
+    assert shared._target._runner is not None
+    client = shared._target._runner._client
     assert client.iopub_channel.socket.getsockopt(zmq.RCVHWM) == MAX_WAITING
 
 
@@ -211,8 +211,8 @@ def test_a_slow_listener_is_not_taken_for_code_that_goes_on(
 
 def test_messages_that_cannot_be_read_any_more_end_the_run() -> None:
     with Sandbox(snapshot="off") as sandbox:
-        assert sandbox._sandbox._runner is not None
-        for reader in sandbox._sandbox._runner._readers:
+        assert sandbox._target._runner is not None
+        for reader in sandbox._target._runner._readers:
             sandbox._thread._loop.call_soon_threadsafe(reader.cancel)
         with pytest.raises(Exception, match="can no longer be read"):
             sandbox.run("1")

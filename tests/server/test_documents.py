@@ -35,13 +35,11 @@ from gvisor_kernel.kernel.facts import (
 from gvisor_kernel.runtimes.base import MountView
 from gvisor_kernel.server import doctor, sandboxes
 from gvisor_kernel.server.documents import Described, HostFacts, make_sandbox
-from gvisor_kernel.server.ended import MAX_CHARACTERS, MAX_KERNELS, EndedKernels
-from gvisor_kernel.server.events import SCHEMAS, Events
+from gvisor_kernel.server.extension import PREFIX, ROUTES
 from gvisor_kernel.server.handlers import OPENAPI, shut_down
-from gvisor_kernel.server.recorded import clean
-from gvisor_kernel.server.routes import PREFIX, ROUTES
+from gvisor_kernel.server.recorded import MAX_CHARACTERS, MAX_KERNELS, EndedKernels, clean
 from gvisor_kernel.server.sandboxes import Sandboxes, Snapshot
-from gvisor_kernel.server.watch import Metrics, Refusals, is_refused
+from gvisor_kernel.server.watch import SCHEMAS, Events, Metrics, Refusals, is_refused
 
 from ..world import PROJECT
 
