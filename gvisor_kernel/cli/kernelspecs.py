@@ -21,8 +21,12 @@ from gvisor_kernel.environments.environment_store import Store
 from gvisor_kernel.errors import GvisorKernelError, KernelspecError
 from gvisor_kernel.host.sizes import describe_size
 from gvisor_kernel.jupyter.default_provisioner import (
+    NATIVE,
     VARIABLE,
     find_defaults,
+    replace_native,
+    restore_in,
+    restore_native,
     set_default,
     unset_default,
 )
@@ -45,12 +49,6 @@ from gvisor_kernel.jupyter.plan_factory import (
     make_packages_plan,
     make_provisioner,
     read_configuration,
-)
-from gvisor_kernel.jupyter.replaced_kernelspec import (
-    NATIVE,
-    replace_native,
-    restore_in,
-    restore_native,
 )
 from gvisor_kernel.kernel.command import choose_program, host_path
 from gvisor_kernel.kernel.environment_builder import (
