@@ -69,6 +69,22 @@ class Limits:
     resource_bytes: int = 8 * MIB
     """The size of one resource."""
 
+    # Of HTTP alone.
+    body_bytes: int = 256 * MIB
+    """Bytes of bodies that are read and not answered yet, of all clients."""
+    protocol_sessions: int = 1024
+    """Sessions of the protocol: each takes 40 KiB, and ends when nothing has used it for long."""
+    connections: int = 640
+    """Open ones. A process often may have 1024 open files, and a sandbox has some 40."""
+    head_seconds: float = 10.0
+    """From the beginning of a connection, or the last answer, to the end of a head."""
+    body_seconds: float = 30.0
+    """Without a byte of a body that is not complete. Slow networks pause for some seconds."""
+    late_seconds: float = 1.0
+    """How often slow connections are looked for."""
+    keep_seconds: int = 5
+    """How long a connection waits for a further request."""
+
     @property
     def usual_seconds(self) -> float:
         """Return how long a run that names no timeout may take."""
