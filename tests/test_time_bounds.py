@@ -432,7 +432,7 @@ BOUNDED = {
     "server.fetch_handlers.read_page_request": "the head of a request, by parse_json",
     "server.recorded.clean": "4000 characters of a line",
     "server.recorded.read_last_log": "256 KiB of each file",
-    "mcp.resources.read_tail": "256 KiB",
+    "mcp.resources.read_log": "256 KiB of each file",
     "mcp.results.describe_result": "400 characters for the expression, 2000 of HTML",
     "artifacts.item.check_key": "199 characters",
     "artifacts.outputs.list_outputs": "50,000 names, and 2 s",

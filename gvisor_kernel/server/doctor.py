@@ -8,6 +8,7 @@ from asyncio.subprocess import DEVNULL, PIPE
 from contextlib import suppress
 from typing import Any
 
+from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.shown_text import printable
 from gvisor_kernel.strict_json import JsonError, parse_json
 
@@ -20,7 +21,7 @@ END_SECONDS = 5.0
 MAX_ANSWER = 1024 * 1024
 
 
-class DoctorFailed(Exception):
+class DoctorFailed(GvisorKernelError):
     """Doctor did not answer."""
 
 

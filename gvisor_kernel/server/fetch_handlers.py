@@ -36,12 +36,12 @@ from gvisor_kernel.egress.destinations import (
 )
 from gvisor_kernel.egress.kinds import METHODS, HostsRoute, Route, UrlRoute
 from gvisor_kernel.egress.patterns import MAX_TARGET, is_host_allowed
-from gvisor_kernel.errors import EgressError, EgressRefused, GvisorKernelError
+from gvisor_kernel.errors import EgressRefused, GvisorKernelError
 from gvisor_kernel.kernel.run_egress import find_opener
 from gvisor_kernel.link.streams import EGRESS_PORT
 from gvisor_kernel.server.artifact_handlers import ArtifactHandler
 from gvisor_kernel.server.handlers import Handler
-from gvisor_kernel.server.page_network import Line, TooMany
+from gvisor_kernel.server.page_network import Line
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 if TYPE_CHECKING:
@@ -166,23 +166,16 @@ class FetchHandler(ArtifactHandler):
         asked = read_page_request(self.request.body)
         page = self.open_ticket(asked.ticket)
         network = self.services.artifacts.network
-        try:
-            destination, route, target = network.find(asked.url)
-            async with network.opened(page.artifact) as link:
-                self._work = asyncio.create_task(
-                    self._pass_on(link, destination, route, make_ask(asked, route, target))
-                )
-                # no timeout: the route's limit of time ends it, and so does a browser that goes or
-                # does not read
-                await asyncio.wait({self._work})
-                if not self._work.cancelled():
-                    self._work.result()  # no timeout: it is done
-        except EgressRefused as error:
-            raise web.HTTPError(404, str(error)) from error
-        except TooMany as error:
-            raise web.HTTPError(429, str(error)) from error
-        except EgressError as error:
-            raise web.HTTPError(503, str(error)) from error
+        destination, route, target = network.find(asked.url)
+        async with network.opened(page.artifact) as link:
+            self._work = asyncio.create_task(
+                self._pass_on(link, destination, route, make_ask(asked, route, target))
+            )
+            # no timeout: the route's limit of time ends it, and so does a browser that goes or does
+            # not read
+            await asyncio.wait({self._work})
+            if not self._work.cancelled():
+                self._work.result()  # no timeout: it is done
 
     def on_connection_close(self) -> None:
         """The browser has gone, or the person has stopped the page."""

@@ -7,19 +7,17 @@ ended. It is bounded: a sandbox has written the lines, and has named the files.
 from __future__ import annotations
 
 import asyncio
-import heapq
-import os
 import re
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from gvisor_kernel.bridge.transcripts import FOLDER, NAME, EntryFormatter, read_entries
-from gvisor_kernel.host.log_files import NAMES, get_time, open_log, read_lines
+from gvisor_kernel.host import log_files
 from gvisor_kernel.kernel.facts import Ended, KernelEvents, Left
 from gvisor_kernel.server.documents import Described
 from gvisor_kernel.server.sandboxes import find_host_facts
@@ -50,8 +48,7 @@ def clean(line: str) -> str:
 
 def read_log(directory: Path) -> list[str]:
     """Return the last lines of the log of the sandbox in ``directory``. Blocks."""
-    files = [read_lines(directory / name) for name in NAMES]
-    return [clean(line) for line in deque(heapq.merge(*files, key=get_time), MAX_LINES)]
+    return [clean(line) for line in deque(log_files.read_log(directory), MAX_LINES)]
 
 
 def read_transcript(directory: Path) -> list[str]:
@@ -60,7 +57,7 @@ def read_transcript(directory: Path) -> list[str]:
     formatter = EntryFormatter()
     lines: deque[str] = deque(maxlen=MAX_LINES)
     for number in range(PARTS - 1, -1, -1):
-        file = open_log(path.with_name(f"{NAME}.{number}") if number else path)
+        file = log_files.open_log(path.with_name(f"{NAME}.{number}") if number else path)
         if file is not None:
             with file:
                 for entry in read_entries(file):
@@ -109,7 +106,7 @@ MAX_KEPT_LINES = 200
 MAX_CHARACTERS = 64 * 1024
 """Characters of them together."""
 READ = 256 * 1024
-"""Bytes at the end of a file that are read for them."""
+"""Bytes at the end of each file that are read for them."""
 
 
 @dataclass(frozen=True)
@@ -173,9 +170,8 @@ class EndedKernels:
 
 def read_last_log(directory: Path) -> list[str]:
     """Return the last lines of the log of the sandbox in ``directory``. Blocks."""
-    files = [list(_read_end(directory / name)) for name in NAMES]
-    merged = list(heapq.merge(*files, key=get_time))
-    return _cut([clean(line) for line in merged[-MAX_KEPT_LINES:]])
+    lines = deque(log_files.read_log(directory, READ), MAX_KEPT_LINES)
+    return _cut([clean(line) for line in lines])
 
 
 def read_last_transcript(directory: Path) -> list[str]:
@@ -183,33 +179,13 @@ def read_last_transcript(directory: Path) -> list[str]:
     formatter = EntryFormatter()
     lines: list[str] = []
     with suppress(OSError):
-        file = _open_end(directory / FOLDER / NAME)
+        file = log_files.open_log(directory / FOLDER / NAME, READ)
         if file is not None:
             with file:
                 for entry in read_entries(file):
                     lines += formatter.format(entry)
     lines += formatter.end()
     return _cut([clean(line) for line in lines[-MAX_KEPT_LINES:]])
-
-
-def _read_end(path: Path) -> Iterator[str]:
-    with suppress(OSError):
-        file = _open_end(path)
-        if file is not None:
-            with file:
-                yield from file.read(READ).splitlines()
-
-
-def _open_end(path: Path) -> IO[str] | None:
-    """Open a file of lines before the last READ bytes, at the beginning of a line."""
-    file = open_log(path)
-    if file is None:
-        return None
-    size = os.fstat(file.fileno()).st_size
-    if size > READ:
-        file.seek(size - READ)
-        file.readline(READ)
-    return file
 
 
 def _cut(lines: list[str]) -> list[str]:
