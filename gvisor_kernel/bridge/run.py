@@ -35,7 +35,8 @@ class ShutdownRequests:
     requests are counted against received ones, across restarts.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._due = 0
         """Announced, but not received yet."""
         self._early = 0
@@ -53,16 +54,16 @@ class ShutdownRequests:
 
     def begin(self) -> None:
         """Note the start of a kernel. May be called again during the same start."""
-        if time.monotonic() > self._until:
+        if self._clock() > self._until:
             self._strays = 0
         if self._due:
-            self._until = time.monotonic() + STRAY_SECONDS
+            self._until = self._clock() + STRAY_SECONDS
         self._strays += self._due
         self._due = self._early = 0
 
     def arrive(self, *, running: bool) -> bool:
         """Note a received request; return whether it is for the running kernel."""
-        if self._strays and time.monotonic() < self._until:
+        if self._strays and self._clock() < self._until:
             self._strays -= 1
             return False
         if self._due:
