@@ -169,7 +169,7 @@ del json, os, sys, file, info
 def assert_way(manager: KernelManager, client: BlockingKernelClient, way: str) -> None:
     """Check that the kernel was started and is reached in ``way``."""
     assert execute(client, FIND_WAY).text == f"{way == 'relay'}\n"
-    runtime = type(manager.provisioner._kernel.sandbox).__name__  # type: ignore[union-attr]
+    runtime = type(manager.provisioner.sandboxed_kernel.sandbox).__name__  # type: ignore[union-attr]
     assert (runtime == "DockerSandbox") == (way == "docker")
     assert (runtime == "NodeSandbox") == (way in ("ssh", "slurm"))
     assert (runtime == "PodSandbox") == (way == "kubernetes")
@@ -179,7 +179,7 @@ def assert_way(manager: KernelManager, client: BlockingKernelClient, way: str) -
 
 def kernel_log(manager: KernelManager) -> str:
     """Return the log of the running kernel: events of the bridge, and text from inside."""
-    path = manager.provisioner._kernel.sandbox.log_path  # type: ignore[union-attr]
+    path = manager.provisioner.sandboxed_kernel.sandbox.log_path  # type: ignore[union-attr]
     inside = path.with_name(INSIDE)
     return path.read_text() + (inside.read_text() if inside.exists() else "")
 
@@ -297,7 +297,7 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 60) -> 
 
 def call_sandbox(manager: KernelManager, **content: object) -> dict[str, Any]:
     """Ask the service process in the sandbox of a kernel something; return its only answer."""
-    session = manager.provisioner._kernel  # type: ignore[union-attr]
+    session = manager.provisioner.sandboxed_kernel  # type: ignore[union-attr]
 
     async def ask() -> dict[str, Any]:
         call = await session.open_call(content)
