@@ -65,8 +65,8 @@ class KernelLog:
     Events of the bridge go to ``path``, text from inside the sandbox to a file beside it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._events = RotatedFile(path, MAX_EVENTS, files=2, keeps_first=True)
+    def __init__(self, path: Path, max_events: int = MAX_EVENTS) -> None:
+        self._events = RotatedFile(path, max_events, files=2, keeps_first=True)
         self._file = RotatedFile(path.with_name(INSIDE), MAX_INSIDE, files=2, keeps_first=True)
         self._inside = Allowance(INSIDE_BURST, INSIDE_PER_SECOND)
         self._left_out = 0
@@ -131,8 +131,8 @@ class Transcript:
     entry was in a removed file. An entry is written before its message is passed on.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._file = RotatedFile(directory / NAME, TRANSCRIPT_SIZE, files=TRANSCRIPT_FILES)
+    def __init__(self, directory: Path, size: int = TRANSCRIPT_SIZE) -> None:
+        self._file = RotatedFile(directory / NAME, size, files=TRANSCRIPT_FILES)
         self._count = 0
 
     def record(self, event: str, message: WireMessage) -> None:

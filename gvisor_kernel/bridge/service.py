@@ -45,7 +45,9 @@ class Questions:
     returns the bytes that wait for the guest.
     """
 
-    def __init__(self, send: Callable[[bytes], None], queued: Callable[[], int]) -> None:
+    def __init__(
+        self, send: Callable[[bytes], None], queued: Callable[[], int], burst: float = BURST
+    ) -> None:
         self._send = send
         self._queued = queued
         self.answer: Callable[[bytes], Awaitable[bytes]] | None = None
@@ -58,7 +60,8 @@ class Questions:
         self._tasks: set[asyncio.Task[None]] = set()
         """``_answering``, and those of ended runs that have not ended yet."""
         self._run = 0
-        self._budget, self._counted = BURST, 0.0
+        self._burst = self._budget = burst
+        self._counted = 0.0
 
     def take(self, part: Part) -> None:
         """Take a part of a question. One that is malformed, or not in its turn, is dropped."""
@@ -121,7 +124,7 @@ class Questions:
 
     async def _wait_for_turn(self) -> None:
         now = asyncio.get_running_loop().time()
-        self._budget = min(BURST, self._budget + (now - self._counted) * RATE) - 1
+        self._budget = min(self._burst, self._budget + (now - self._counted) * RATE) - 1
         self._counted = now
         if self._budget < 0:
             await asyncio.sleep(-self._budget / RATE)
@@ -166,9 +169,13 @@ class ServiceCalls:
     """
 
     def __init__(
-        self, send: Callable[[bytes], None], queued: Callable[[], int] = lambda: 0
+        self,
+        send: Callable[[bytes], None],
+        queued: Callable[[], int] = lambda: 0,
+        idle_seconds: float = IDLE_SECONDS,
     ) -> None:
         self._send = send
+        self._idle_seconds = idle_seconds
         self.questions = Questions(send, queued)
         self._calls: dict[int, _Call] = {}
         self._last = PROCESS
@@ -232,10 +239,10 @@ class ServiceCalls:
             self._schedule_end()
 
     def _schedule_end(self) -> None:
-        """End the process in IDLE_SECONDS, if it has no calls then."""
+        """End the process in ``idle_seconds``, if it has no calls then."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._end_process)
+        self._timer = asyncio.get_running_loop().call_later(self._idle_seconds, self._end_process)
 
     def take_left(self) -> bytes:
         """Return the last message about the process, for ``decode_service``, once; b"" if none."""

@@ -189,13 +189,18 @@ class NapPolicy:
 class NapWatch:
     """Looks at one sandbox and stops it, from ``begin`` until ``end`` or until code runs in it.
 
-    Uses the loop that runs at construction.
+    Uses ``loop``, by default the one that runs at construction.
     """
 
-    def __init__(self, sandbox: LinkedSandbox, policy: NapPolicy) -> None:
+    def __init__(
+        self,
+        sandbox: LinkedSandbox,
+        policy: NapPolicy,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
         self._sandbox = sandbox
         self._policy = policy
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop or asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._processes: list[int] = []
         self._used: int | None = None

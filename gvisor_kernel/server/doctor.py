@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -28,7 +29,8 @@ class DoctorFailed(GvisorKernelError):
 class Doctor:
     """Runs doctor. On the server's loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, arguments: Sequence[str] = DOCTOR) -> None:
+        self._arguments = arguments
         self._running: asyncio.Task[Any] | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._ended = False
@@ -51,7 +53,7 @@ class Doctor:
         try:
             process = self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *DOCTOR,
+                *self._arguments,
                 stdin=DEVNULL,
                 stdout=PIPE,
                 stderr=DEVNULL,

@@ -49,8 +49,11 @@ class Snapshot:
 class Sandboxes:
     """The sandboxes of a server's kernels. On the server's loop."""
 
-    def __init__(self, kernel_manager: Any, executor: Executor) -> None:
+    def __init__(
+        self, kernel_manager: Any, executor: Executor, keep_seconds: float = KEEP_SECONDS
+    ) -> None:
         self._manager = kernel_manager
+        self._keep_seconds = keep_seconds
         self._executor = executor
         self._known: Snapshot | None = None
         self._known_at = 0.0
@@ -59,11 +62,11 @@ class Sandboxes:
         self._leftovers_at: float | None = None
 
     async def read(self) -> Snapshot:
-        """Return what is known, at most KEEP_SECONDS old, of the kernels that there are now."""
+        """Return what is known, at most ``keep_seconds`` old, of the kernels that there are now."""
         known, now = self._known, asyncio.get_running_loop().time()
         if (
             known is not None
-            and now - self._known_at < KEEP_SECONDS
+            and now - self._known_at < self._keep_seconds
             and known.kernels == name_kernels(self._find_all())
         ):
             return known

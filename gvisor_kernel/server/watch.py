@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from gvisor_kernel.bridge.deaths import DeathKind, describe_death
 from gvisor_kernel.egress.audit import FILE, Entry, parse_entry
@@ -120,31 +120,43 @@ BUCKETS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 class Metrics:
     """The metrics of this process; use ``metrics()``, as a registry takes each name once."""
 
-    def __init__(self) -> None:
-        self._sandboxes = Gauge("gvisor_kernel_sandboxes", "Kernels by state.", ["state"])
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self._sandboxes = Gauge(
+            "gvisor_kernel_sandboxes", "Kernels by state.", ["state"], registry=registry
+        )
         self._memory = Gauge(
-            "gvisor_kernel_memory_bytes", "Memory of the host that all sandboxes hold."
+            "gvisor_kernel_memory_bytes",
+            "Memory of the host that all sandboxes hold.",
+            registry=registry,
         )
         self._limit = Gauge(
-            "gvisor_kernel_memory_limit_bytes", "The memory limits of all sandboxes, together."
+            "gvisor_kernel_memory_limit_bytes",
+            "The memory limits of all sandboxes, together.",
+            registry=registry,
         )
         self._starts = Histogram(
             "gvisor_kernel_start_seconds",
             "Seconds that starts of kernels took, by kind.",
             ["kind"],
             buckets=BUCKETS,
+            registry=registry,
         )
         self._deaths = Counter(
-            "gvisor_kernel_deaths", "Ends of kernels that nobody asked for, by reason.", ["reason"]
+            "gvisor_kernel_deaths",
+            "Ends of kernels that nobody asked for, by reason.",
+            ["reason"],
+            registry=registry,
         )
         self._bytes = Counter(
             "gvisor_kernel_link_bytes",
             "Bytes on the links between this server and its sandboxes.",
             ["direction"],
+            registry=registry,
         )
         self._refused = Counter(
             "gvisor_kernel_refused_requests",
             "Requests to the network that no route of the kernel allows.",
+            registry=registry,
         )
         for state in get_args(State):
             self._sandboxes.labels(state)

@@ -174,10 +174,9 @@ def test_text_cannot_forge_log_line(tmp_path: Path) -> None:
     assert [line.split(" ", 2)[1] for line in lines] == ["stdout:", "stdout:"]
 
 
-def test_removed_log_is_not_recreated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removed_log_is_not_recreated(tmp_path: Path) -> None:
     """Its directory may be being removed."""
-    monkeypatch.setattr(records, "MAX_EVENTS", 1000)
-    log = KernelLog(tmp_path / "log")
+    log = KernelLog(tmp_path / "log", max_events=1000)
     log.write("bridge", "one")
     (tmp_path / "log").unlink()
     for number in range(100):
@@ -195,9 +194,8 @@ def test_symbolic_link_is_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "target").read_bytes() == b""
 
 
-def test_transcript_rotates_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "TRANSCRIPT_SIZE", 10_000)
-    transcript = Transcript(tmp_path)
+def test_transcript_rotates_in_order(tmp_path: Path) -> None:
+    transcript = Transcript(tmp_path, size=10_000)
     for number in range(150):
         transcript.record("output", message("stream", name="stdout", text=str(number)))
     transcript.close()

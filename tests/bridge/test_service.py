@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import pytest
 
 from gvisor_kernel.bridge import service
-from gvisor_kernel.bridge.service import MAX_CALLS, MAX_HELD, PIECE, Questions, ServiceCalls
+from gvisor_kernel.bridge.service import BURST, MAX_CALLS, MAX_HELD, PIECE, Questions, ServiceCalls
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
 from gvisor_kernel.link import LocalProtocolError, service_messages
@@ -152,13 +152,9 @@ def test_calls_are_counted_and_need_a_kernel(guest: Guest) -> None:
     asyncio.run(use())
 
 
-def test_the_process_is_ended_when_it_has_no_calls(
-    guest: Guest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(service, "IDLE_SECONDS", 0.01)
-
+def test_the_process_is_ended_when_it_has_no_calls(guest: Guest) -> None:
     async def use() -> None:
-        calls = ServiceCalls(guest.take)
+        calls = ServiceCalls(guest.take, idle_seconds=0.01)
         calls.close(calls.begin({"do": "x"}))
         calls.close(calls.begin({"do": "x"}))
         while len(guest.sent) < 3:
@@ -168,14 +164,11 @@ def test_the_process_is_ended_when_it_has_no_calls(
     asyncio.run(use())
 
 
-def test_after_the_end_of_the_process_a_call_sends_nothing(
-    guest: Guest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_the_end_of_the_process_a_call_sends_nothing(guest: Guest) -> None:
     """A message would begin another process. One that was under way may have: it is ended."""
-    monkeypatch.setattr(service, "IDLE_SECONDS", 0.01)
 
     async def use() -> None:
-        calls = ServiceCalls(guest.take)
+        calls = ServiceCalls(guest.take, idle_seconds=0.01)
         call = calls.begin({"do": "run"})
         calls.take(encode_service(PROCESS, {"ended": True}))
         with pytest.raises(SandboxError, match="was ended"):
@@ -194,13 +187,13 @@ FIRST = FIRST_QUESTION
 class Asking:
     """What was asked and sent. ``waiting``: bytes that the guest has not taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, burst: float = BURST) -> None:
         self.asked: list[bytes] = []
         self.sent: list[bytes] = []
         self.waiting = 0
         self.reply = b"answer"
         self.may_answer = asyncio.Event()
-        self.questions = Questions(self.sent.append, lambda: self.waiting)
+        self.questions = Questions(self.sent.append, lambda: self.waiting, burst)
         self.questions.answer = self.answer
 
     async def answer(self, question: bytes) -> bytes:
@@ -209,8 +202,9 @@ class Asking:
         return self.reply
 
     async def settle(self) -> None:
-        while self.questions._tasks:
-            await asyncio.wait(self.questions._tasks, timeout=60)
+        """Wait until nothing is answered any more."""
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(tasks, timeout=60)
 
 
 def part(number: int, data: bytes, **content: object) -> bytes:
@@ -336,9 +330,8 @@ def test_a_guest_that_does_not_read_gets_no_more() -> None:
 
 def test_questions_have_a_rate() -> None:
     async def use() -> None:
-        guest = Asking()
+        guest = Asking(burst=1.0)
         guest.may_answer.set()
-        guest.questions._budget, guest.questions._counted = 1.0, asyncio.get_running_loop().time()
         guest.questions.take(part(FIRST, b"x", done=True))
         await guest.settle()
         guest.questions.take(part(FIRST + 1, b"y", done=True))

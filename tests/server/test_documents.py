@@ -154,16 +154,9 @@ def test_only_requests_of_which_nothing_was_sent_are_refused() -> None:
 
 
 @pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> CollectorRegistry:
+def registry() -> CollectorRegistry:
     """One of its own for the metrics of a test."""
-    registry = CollectorRegistry()
-    for name in ("Gauge", "Counter", "Histogram"):
-        kind = getattr(__import__("prometheus_client"), name)
-        monkeypatch.setattr(
-            f"gvisor_kernel.server.watch.{name}",
-            lambda *words, kind=kind, **more: kind(*words, **more, registry=registry),
-        )
-    return registry
+    return CollectorRegistry()
 
 
 def read_samples(registry: CollectorRegistry) -> set[tuple[str, frozenset[tuple[str, str]]]]:
@@ -178,7 +171,7 @@ def read_samples(registry: CollectorRegistry) -> set[tuple[str, frozenset[tuple[
 
 def test_no_kernel_makes_a_series(registry: CollectorRegistry) -> None:
     """Whatever it is called, uses and dies of; a server that runs for a year has as many."""
-    metrics = Metrics()
+    metrics = Metrics(registry)
     metrics.show([])
     before = read_samples(registry)
     for number in range(50):
@@ -196,7 +189,7 @@ def test_no_kernel_makes_a_series(registry: CollectorRegistry) -> None:
 
 
 def test_dashboard_asks_for_metrics_that_there_are(registry: CollectorRegistry) -> None:
-    Metrics().show([])
+    Metrics(registry).show([])
     samples = read_samples(registry)
     names = {name for name, _ in samples}
     labels = {label for _, pairs in samples for label, _ in pairs}
@@ -215,7 +208,7 @@ def test_dashboard_asks_for_metrics_that_there_are(registry: CollectorRegistry) 
 def test_page_for_people_names_each_event_and_metric(registry: CollectorRegistry) -> None:
     for path in SCHEMAS.glob("*.yaml"):
         assert yaml.safe_load(path.read_text())["$id"] in REST
-    Metrics().show([])
+    Metrics(registry).show([])
     text = generate_latest(registry).decode()
     names = set(re.findall(r"^# TYPE (gvisor_kernel_\w+)(?<!_created) ", text, re.MULTILINE))
     assert len(names) == 7
@@ -232,12 +225,10 @@ class NoKernels:
         return []
 
 
-def test_flood_of_requests_is_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandboxes, "KEEP_SECONDS", 3600.0)
-
+def test_flood_of_requests_is_one_look() -> None:
     async def flood() -> list[Snapshot]:
         with ThreadPoolExecutor(1) as executor:
-            shown = Sandboxes(NoKernels(), executor)
+            shown = Sandboxes(NoKernels(), executor, keep_seconds=3600.0)
             together = await asyncio.gather(*(shown.read() for _ in range(100)))
             return [*together, await shown.read()]
 
@@ -265,10 +256,9 @@ print(json.dumps({"ok": True, "checks": [{"name": "a", "fact": chr(27) + "[1m<b>
 """
 
 
-async def read_doctor(monkeypatch: pytest.MonkeyPatch, code: str, *, ends: bool = False) -> Any:
+async def read_doctor(code: str, *, ends: bool = False) -> Any:
     """Ask a doctor that runs ``code`` instead, and is asked three times at once."""
-    monkeypatch.setattr(doctor, "DOCTOR", ("-c", code))
-    asked = doctor.Doctor()
+    asked = doctor.Doctor(("-c", code))
     reading = [asyncio.create_task(asked.read()) for _ in range(3)]
     await asyncio.sleep(0)
     if ends:
@@ -278,16 +268,16 @@ async def read_doctor(monkeypatch: pytest.MonkeyPatch, code: str, *, ends: bool 
     return await asyncio.gather(*reading, return_exceptions=True)
 
 
-def test_doctor_runs_once_and_its_texts_are_clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = asyncio.run(read_doctor(monkeypatch, SAYS))
+def test_doctor_runs_once_and_its_texts_are_clean() -> None:
+    found = asyncio.run(read_doctor(SAYS))
     assert found[0]["checks"] == [{"name": "a", "fact": "\\x1b[1m<b>"}]
     assert found[0] is found[1] is found[2]
 
 
-def test_doctor_that_says_nothing_or_is_ended_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_that_says_nothing_or_is_ended_has_failed() -> None:
     sleeps = "import sys; sys.stdin.close(); import signal; signal.pause()"
     for code, ends in (("1", False), (sleeps, True)):
-        found = asyncio.run(read_doctor(monkeypatch, code, ends=ends))
+        found = asyncio.run(read_doctor(code, ends=ends))
         assert [type(one) for one in found] == [doctor.DoctorFailed] * 3
 
 
