@@ -31,16 +31,18 @@ from mcp_types import (
 )
 
 from gvisor_kernel.api.files import FileFailed
+from gvisor_kernel.bridge.transcripts import FOLDER
+from gvisor_kernel.bridge.transcripts import NAME as TRANSCRIPT
 from gvisor_kernel.errors import SandboxError, SkillError
 from gvisor_kernel.host import log_files
 from gvisor_kernel.mcp.file_tools import decode
 from gvisor_kernel.mcp.results import clean, show
 from gvisor_kernel.mcp.sessions import NAME, Session, Sessions
-from gvisor_kernel.mcp.settings import OUTPUTS
 from gvisor_kernel.runtimes.state.records import find_sandboxes
 from gvisor_kernel.shown_text import printable_name
 from gvisor_kernel.skills.package import read_folder
 from gvisor_kernel.skills.skill_store import Installed, SkillStore, prepare_skills
+from gvisor_kernel.spec.layout import OUTPUTS
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +57,6 @@ LIST_SECONDS = 10.0
 MAX_TAIL = 256 * 1024
 """Bytes of a log or transcript: its end."""
 FILE = "SKILL.md"
-TRANSCRIPT = "transcripts/transcript.jsonl"
 OUTPUT_OF = "sandbox://{session}/outputs/{+path}"
 TRANSCRIPT_OF = "sandbox://{session}/transcript"
 LOG_OF = "sandbox://{session}/log"
@@ -256,7 +257,7 @@ def read_transcript(identity: str) -> str:
 
     :raises SandboxError: there is none
     """
-    file = log_files.open_log(find_directory(identity) / TRANSCRIPT, MAX_TAIL)
+    file = log_files.open_log(find_directory(identity) / FOLDER / TRANSCRIPT, MAX_TAIL)
     if file is None:
         return ""
     with file:

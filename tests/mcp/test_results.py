@@ -41,13 +41,14 @@ from gvisor_kernel.mcp.results import (
 )
 from gvisor_kernel.mcp.server import read_arguments
 from gvisor_kernel.mcp.sessions import Session
-from gvisor_kernel.mcp.settings import OUTPUTS, Limits, ServerSettings, Wording
+from gvisor_kernel.mcp.settings import Limits, ServerSettings, Wording
 from gvisor_kernel.mcp.tools import (
     CODE_TOOLS,
     describe_tool,
     sandbox_read_output,
     sandbox_run_code,
 )
+from gvisor_kernel.spec.layout import OUTPUTS
 
 pytestmark = pytest.mark.once
 
