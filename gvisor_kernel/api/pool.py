@@ -30,7 +30,7 @@ class Taking:
         return self._take().__await__()
 
     async def __aenter__(self) -> AsyncSandbox:
-        self._sandbox = await self._take()  # no timeout: until a sandbox has started or failed
+        self._sandbox = await self._take()
         return self._sandbox
 
     async def __aexit__(self, *_: object) -> None:
