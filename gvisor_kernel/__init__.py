@@ -45,9 +45,8 @@ if TYPE_CHECKING:
         Printed,
         Result,
     )
-    from gvisor_kernel.api.files import Entry, FileFailed
+    from gvisor_kernel.api.files import Entry, FileFailed, open_output
     from gvisor_kernel.api.mapping import MapResult
-    from gvisor_kernel.api.outputs import open_output
     from gvisor_kernel.api.pool import AsyncSandboxPool, SandboxPool
     from gvisor_kernel.api.sandbox import Sandbox
     from gvisor_kernel.api.shell import ShellResult
@@ -78,7 +77,7 @@ _MODULES = {
     "SettingError": "errors",
     "ShellResult": "api.shell",
     "Undone": "changes.change",
-    "open_output": "api.outputs",
+    "open_output": "api.files",
 }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from gvisor_kernel.bridge.waiting import RenewalRequest
+from gvisor_kernel.bridge.queues import RenewalRequest
 from gvisor_kernel.bridge.wire import WireError, new_message
 from gvisor_kernel.link import Channel
 from gvisor_kernel.strict_json import MAX_DEPTH, JsonError, TooManyValues, parse_json

@@ -63,7 +63,6 @@ from gvisor_kernel.link.frames import FrameReader, FrameType, encode_frame
 from gvisor_kernel.link.service_messages import decode_service, encode_service
 from gvisor_kernel.mcp.file_tools import decode
 from gvisor_kernel.mcp.results import (
-    advise,
     clean,
     escape,
     find_picture,
@@ -434,9 +433,6 @@ CASES = [
     ),
     Case("a structure", clean, lambda n: [["\udc00"]] * n, 10_000),
     Case(
-        "a reason", advise, lambda n: "To allow more, raise the setting memory_limit " * n, 20_000
-    ),
-    Case(
         "a comm that opens", opens_widget, lambda n: b'"target_module' * n + b"\\u00" * n, 200_000
     ),
     Case("a file", decode, lambda n: b"x" * n + b"\xff", 5_000_000),
@@ -454,15 +450,15 @@ BOUNDED = {
     "bridge.doors.guard": "4 MiB and 50,000 values, by parse_json",
     "bridge.wire.parse_object": "64 KiB of a header; other parts are not parsed",
     "bridge.wire.split_message": "4096 parts",
-    "bridge.journal.Transcript.record": "512 KiB of a request, 16 KiB of an output, by parse_json",
-    "bridge.journal.KernelLog.write_inside": "32 KiB of a frame, and an allowance in a second",
+    "bridge.records.Transcript.record": "512 KiB of a request, 16 KiB of an output, by parse_json",
+    "bridge.records.KernelLog.write_inside": "32 KiB of a frame, and an allowance in a second",
     "egress.upstream.HeadWatch.feed": "64 KiB and 400 lines",
     "egress.audit.parse_entry": "64 KiB, by parse_json",
     "egress.http.serve": "frames of 32 KiB, by h11, which goes on where it has ended",
     "server.fetch_handlers.read_page_request": "the head of a request, by parse_json",
     "server.recorded.clean": "4000 characters of a line",
-    "server.ended.read_last_log": "256 KiB of each file",
-    "mcp.resources.read_tail": "256 KiB",
+    "server.recorded.read_last_log": "256 KiB of each file",
+    "mcp.resources.read_log": "256 KiB of each file",
     "mcp.results.describe_result": "400 characters for the expression, 2000 of HTML",
     "artifacts.item.check_key": "199 characters",
     "artifacts.outputs.list_outputs": "50,000 names, and 2 s",
@@ -480,7 +476,7 @@ BOUNDED = {
     "archive.layers.apply_archive": "each name once, see tests/images/test_bounds.py",
     "skills.archive.check_names": "2000 names of 400 bytes",
     # Elsewhere.
-    "bridge.questions.Questions": "its own tests",
+    "bridge.service.Questions": "its own tests",
     "egress.page_reader.work": "a process with a limit of the CPU: of HTML, Python's"
     " parser looks for the end of a tag from each beginning (tests/egress/test_page_process.py)",
 }

@@ -15,15 +15,16 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
+from uuid import uuid4
 
 from gvisor_kernel.api.collector import MAX_OUTPUT, MAX_RICH, Collector, Event, Output
 from gvisor_kernel.api.execution import Execution, ExecutionError, Printed, Result
-from gvisor_kernel.api.files import AsyncFiles
+from gvisor_kernel.api.files import AsyncFiles, list_outputs
 from gvisor_kernel.api.manager import describe_folder, describe_uploads, make_manager
-from gvisor_kernel.api.outputs import list_outputs
-from gvisor_kernel.api.runner import Emit, Runner, make_end_error
+from gvisor_kernel.api.runner import Emit, KernelEnded, Runner
 from gvisor_kernel.api.shell import ShellResult, run_shell
 from gvisor_kernel.artifacts.outputs import Listing
+from gvisor_kernel.bridge.deaths import End
 from gvisor_kernel.changes.apply import undo_apply
 from gvisor_kernel.changes.change import Applied, Change, Changes, Undone
 from gvisor_kernel.changes.kernel_changes import KernelChanges
@@ -31,6 +32,7 @@ from gvisor_kernel.egress.environment import PROGRAM, Door
 from gvisor_kernel.errors import OutputsError, SandboxError
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
+from gvisor_kernel.kernel.session import SandboxedKernel
 
 MAX_SECONDS = 1e9
 KEPT_OUTPUTS = 8
@@ -75,7 +77,7 @@ class AsyncSandbox:
         self.timeout = timeout
         self.max_output = max_output
         self.max_rich = max_rich
-        self.files = AsyncFiles(self)
+        self.files = AsyncFiles(self.open_call)
         self._runner: Runner | None = None
         self._outputs: dict[str, Collector] = {}
         self._closed = False
@@ -151,8 +153,7 @@ class AsyncSandbox:
     @property
     def id(self) -> str:
         """The name of the sandbox in ``gvisor-kernel list``; "" while there is none."""
-        kernel = self._provisioner._kernel if self._provisioner is not None else None
-        sandbox = kernel.sandbox if kernel is not None else None
+        sandbox = self._kernel.sandbox if self._kernel is not None else None
         return str(sandbox.identity) if sandbox is not None else ""
 
     @property
@@ -170,12 +171,15 @@ class AsyncSandbox:
         provisioner = self._manager.provisioner
         return provisioner if isinstance(provisioner, GVisorProvisioner) else None
 
-    def find_end(self) -> str | None:
+    @property
+    def _kernel(self) -> SandboxedKernel | None:
+        return self._provisioner.sandboxed_kernel if self._provisioner is not None else None
+
+    def find_end(self) -> End | None:
         """Return why there is no kernel; None while it runs."""
-        provisioner = self._provisioner
-        if self._closed or provisioner is None or provisioner._kernel is None:
+        if self._closed or self._kernel is None:
             return "It was closed." if self._closed else "It was not started."
-        return provisioner._kernel.find_end()
+        return self._kernel.find_end()
 
     def _check_alive(self) -> None:
         end = self.find_end()
@@ -186,7 +190,7 @@ class AsyncSandbox:
         if self._runner is None:
             hint = "use it in async with, call start(), or make it with create()."
             raise SandboxError(f"This sandbox cannot be used: {end}", hint)
-        raise make_end_error(end)
+        raise KernelEnded(end)
 
     # -- running code ----------------------------------------------------------------------------
 
@@ -280,8 +284,12 @@ class AsyncSandbox:
         self._check_owner()
         if not isinstance(code, str):
             raise TypeError(f"The code must be text, not {type(code).__name__}.")
-        if not is_utf8(code):
-            raise ValueError("The code has characters that UTF-8 does not have (lone surrogates).")
+        try:
+            code.encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                "The code has characters that UTF-8 does not have (lone surrogates)."
+            ) from None
         seconds = self.choose_timeout(timeout)
         self._check_alive()
         assert self._runner is not None
@@ -323,12 +331,13 @@ class AsyncSandbox:
 
         :raises SandboxError: the kernel does not run, or too many calls are under way
         """
+        return await self._require_kernel().open_call(content, data)
+
+    def _require_kernel(self) -> SandboxedKernel:
         self._check_owner()
         self._check_alive()
-        provisioner = self._provisioner
-        assert provisioner is not None
-        assert provisioner._kernel is not None
-        return await provisioner._kernel.open_call(content, data)
+        assert self._kernel is not None
+        return self._kernel
 
     def _check_owner(self) -> None:
         if self._pid != os.getpid():
@@ -376,7 +385,10 @@ class AsyncSandbox:
 
         :raises SandboxError: the kernel does not run
         """
-        return await run_shell(self, command, timeout, max_output, on_output)
+        seconds = self.choose_timeout(timeout)
+        call = await self.open_call({"do": "run", "command": command})
+        collector = self.collect(uuid4().hex, max_output)
+        return await run_shell(call, collector, seconds, self.find_end, on_output)
 
     async def outputs(self) -> Listing:
         """Return what lies in the folder ``outputs`` on the host, also after the end.
@@ -440,12 +452,7 @@ class AsyncSandbox:
         return await asyncio.to_thread(undo_apply, undo)
 
     def _find_changes(self) -> KernelChanges:
-        self._check_owner()
-        self._check_alive()
-        provisioner = self._provisioner
-        assert provisioner is not None
-        assert provisioner._kernel is not None
-        return KernelChanges(provisioner._kernel)
+        return KernelChanges(self._require_kernel())
 
     async def interrupt(self) -> None:
         """Interrupt the code that runs now, if any. Commands of ``shell`` go on."""
@@ -487,12 +494,3 @@ class AsyncSandbox:
 def _put_end(events: asyncio.Queue[Event | None]) -> None:
     with suppress(asyncio.QueueFull):  # then the reader finds it done
         events.put_nowait(None)
-
-
-def is_utf8(text: str) -> bool:
-    """Return whether ``text`` can be sent: it has no lone surrogate."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -71,9 +71,14 @@ class Collector:
     """
 
     def __init__(
-        self, request: str, max_output: int = MAX_OUTPUT, max_rich: int = MAX_RICH
+        self,
+        request: str,
+        max_output: int = MAX_OUTPUT,
+        max_rich: int = MAX_RICH,
+        max_kept: int = MAX_KEPT,
     ) -> None:
         self.request = request
+        self._max_kept = max_kept
         self.error: ExecutionError | None = None
         self.is_idle = False
         self.has_reply = False
@@ -89,7 +94,7 @@ class Collector:
         self._results: list[Result] = []
         self._displays: dict[str, int] = {}
         self._kept = 0
-        """Bytes in the file; MAX_KEPT once something did not fit."""
+        """Bytes in the file; ``max_kept`` once something did not fit."""
         self._written = 0
         self._file: IO[bytes] | None = None
 
@@ -217,14 +222,14 @@ class Collector:
             line = json.dumps(entry).encode() + b"\n"
         except (RecursionError, ValueError):  # nested too deep for the parser of a later reader
             line = b"\n"
-        if self._kept + len(line) > MAX_KEPT:
-            self._kept = MAX_KEPT
+        if self._kept + len(line) > self._max_kept:
+            self._kept = self._max_kept
             return
         with suppress(OSError):  # a full disk: what is missing is counted all the same
             if self._file is None:
                 self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - see ``close``
             if os.pwrite(self._file.fileno(), line, self._kept) < len(line):
-                self._kept = MAX_KEPT
+                self._kept = self._max_kept
                 return
             self._kept += len(line)
             self._written = self._kept

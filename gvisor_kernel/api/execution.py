@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from gvisor_kernel.bridge.deaths import Death, End, describe_end
 from gvisor_kernel.shown_text import describe_size
 
 _ANSI = re.compile(
@@ -23,21 +24,40 @@ _ANSI = re.compile(
 )
 """Each branch begins with a character that its rest excludes, so that a search is linear. The last
 one leaves no beginning of a sequence: what is left of two nested ones could be one again."""
-_TEXTS = {
-    "text": "text/plain",
-    "html": "text/html",
-    "markdown": "text/markdown",
-    "svg": "image/svg+xml",
-    "latex": "text/latex",
-    "javascript": "application/javascript",
-}
 _SHOWN = ("text/plain", "text/latex", "image/png", "image/jpeg", "image/gif")
-_PICTURES = {"png": "image/png", "jpeg": "image/jpeg", "gif": "image/gif", "pdf": "application/pdf"}
 
 
 def strip_ansi(text: str) -> str:
     """Return ``text`` without anything that a terminal takes for a sequence, such as a colour."""
     return _ANSI.sub("", text)
+
+
+class _Form:
+    """A form of a value by its MIME type. Code of a sandbox has sent it, and may send anything."""
+
+    def __init__(self, mime: str) -> None:
+        self.mime = mime
+
+
+class _Text(_Form):
+    """A form as text; None if there is none."""
+
+    def __get__(self, result: Result | None, _: object = None) -> str | None:
+        value = None if result is None else result.data.get(self.mime)
+        return value if isinstance(value, str) else None
+
+
+class _Bytes(_Form):
+    """A form as bytes; None if there is none."""
+
+    def __get__(self, result: Result | None, _: object = None) -> bytes | None:
+        value = None if result is None else result.data.get(self.mime)
+        if not isinstance(value, str):
+            return None
+        try:
+            return base64.b64decode(value)
+        except (binascii.Error, ValueError):
+            return None
 
 
 @dataclass(frozen=True)
@@ -53,56 +73,23 @@ class Result:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     is_main_result: bool = False
 
+    html = _Text("text/html")
+    markdown = _Text("text/markdown")
+    svg = _Text("image/svg+xml")
+    """It may contain scripts."""
+    latex = _Text("text/latex")
+    javascript = _Text("application/javascript")
+    """Do not run it outside a sandbox."""
+    png = _Bytes("image/png")
+    jpeg = _Bytes("image/jpeg")
+    gif = _Bytes("image/gif")
+    pdf = _Bytes("application/pdf")
+
     @property
     def text(self) -> str | None:
         """The form ``text/plain``, without colours."""
-        text = self._find_text("text/plain")
-        return None if text is None else strip_ansi(text)
-
-    @property
-    def html(self) -> str | None:
-        """The form ``text/html``."""
-        return self._find_text("text/html")
-
-    @property
-    def markdown(self) -> str | None:
-        """The form ``text/markdown``."""
-        return self._find_text("text/markdown")
-
-    @property
-    def svg(self) -> str | None:
-        """The form ``image/svg+xml``. It may contain scripts."""
-        return self._find_text("image/svg+xml")
-
-    @property
-    def latex(self) -> str | None:
-        """The form ``text/latex``."""
-        return self._find_text("text/latex")
-
-    @property
-    def javascript(self) -> str | None:
-        """The form ``application/javascript``. Do not run it outside a sandbox."""
-        return self._find_text("application/javascript")
-
-    @property
-    def png(self) -> bytes | None:
-        """The picture ``image/png``."""
-        return self._find_bytes("image/png")
-
-    @property
-    def jpeg(self) -> bytes | None:
-        """The picture ``image/jpeg``."""
-        return self._find_bytes("image/jpeg")
-
-    @property
-    def gif(self) -> bytes | None:
-        """The picture ``image/gif``."""
-        return self._find_bytes("image/gif")
-
-    @property
-    def pdf(self) -> bytes | None:
-        """The form ``application/pdf``."""
-        return self._find_bytes("application/pdf")
+        text = self.data.get("text/plain")
+        return strip_ansi(text) if isinstance(text, str) else None
 
     @property
     def json(self) -> Any:
@@ -111,22 +98,10 @@ class Result:
 
     def formats(self) -> tuple[str, ...]:
         """Return the short names of the forms that there are; others by their MIME type."""
-        short = {mime: name for name, mime in (*_TEXTS.items(), *_PICTURES.items())}
-        short["application/json"] = "json"
+        forms = vars(Result).items()
+        short = {form.mime: name for name, form in forms if isinstance(form, _Form)}
+        short |= {"text/plain": "text", "application/json": "json"}
         return tuple(short.get(mime, mime) for mime in self.data)
-
-    def _find_text(self, mime: str) -> str | None:
-        value = self.data.get(mime)
-        return value if isinstance(value, str) else None
-
-    def _find_bytes(self, mime: str) -> bytes | None:
-        value = self.data.get(mime)
-        if not isinstance(value, str):
-            return None
-        try:
-            return base64.b64decode(value)
-        except (binascii.Error, ValueError):
-            return None
 
     def __str__(self) -> str:
         return self.text or f"({', '.join(self.formats())})"
@@ -156,12 +131,14 @@ class ExecutionError:
     """An exception of the code, or the reason for which it was ended.
 
     ``name``: its class, such as ``ZeroDivisionError``; ``Timeout`` or ``KernelDied`` if the code
-    was ended. ``value``: its text. ``traceback_raw``: with the colours of a terminal.
+    was ended. ``value``: its text. ``traceback_raw``: with the colours of a terminal. ``death``: if
+    the kernel died, the facts; its ``kind`` is "memory", "sandbox", "signal" or "exit".
     """
 
     name: str
     value: str
     traceback_raw: tuple[str, ...] = ()
+    death: Death | None = None
 
     @property
     def traceback(self) -> str:
@@ -177,6 +154,16 @@ class ExecutionError:
 
     def __str__(self) -> str:
         return f"{self.name}: {self.value}"
+
+
+MORE_MEMORY = 'To allow more, make a Sandbox with a larger memory=, such as memory="{more}".'
+"""Advice for a program whose kernel was over its memory limit; see ``describe_death``."""
+
+
+def describe_kernel_end(name: str, end: End) -> ExecutionError:
+    """Return an error of that name which says why the kernel has ended."""
+    death = end if isinstance(end, Death) else None
+    return ExecutionError(name, describe_end(end, MORE_MEMORY), death=death)
 
 
 @dataclass(frozen=True)

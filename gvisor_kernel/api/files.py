@@ -1,23 +1,29 @@
-"""Files in a sandbox: read, written and listed there, beside its kernel, in any language."""
+"""Files in a sandbox, beside its kernel, in any language, and those that it has left in outputs.
+
+A sandbox may leave a link to any file of the host there. No function follows one.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import signal
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import IO, Any, Literal, TypeAlias, overload
 
 from gvisor_kernel.api.collector import clean_name
-from gvisor_kernel.errors import SandboxError
+from gvisor_kernel.artifacts import outputs
+from gvisor_kernel.artifacts.outputs import Listing
+from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.errors import OutputsError, SandboxError
+from gvisor_kernel.host.folders import Opened, open_path
+from gvisor_kernel.kernel.sandbox_call import SandboxCall
 from gvisor_kernel.link.service_messages import MAX_DATA
+from gvisor_kernel.runtimes.mounts.written_folders import read_written
 from gvisor_kernel.shown_text import describe_size
-
-if TYPE_CHECKING:
-    from gvisor_kernel.api.async_sandbox import AsyncSandbox
 
 PART = MAX_DATA
 """Bytes of a file in one message."""
@@ -31,6 +37,9 @@ FILE_SECONDS = 60.0
 MOVE_SECONDS = 600.0
 """Seconds that a move may take, which copies between file systems."""
 KINDS = ("file", "folder", "link", "other")
+
+OpenCall: TypeAlias = Callable[[Mapping[str, object], bytes], Awaitable[SandboxCall]]
+"""Asks a sandbox something; see ``AsyncSandbox.open_call``."""
 
 
 class FileFailed(SandboxError):
@@ -63,8 +72,8 @@ class Moved:
 class AsyncFiles:
     """``sandbox.files``. Paths that are not absolute are below the kernel's folder, /workspace."""
 
-    def __init__(self, sandbox: AsyncSandbox) -> None:
-        self._sandbox = sandbox
+    def __init__(self, open_call: OpenCall) -> None:
+        self._open_call = open_call
 
     @overload
     async def read(
@@ -247,7 +256,7 @@ class AsyncFiles:
         :raises FileFailed: it cannot be done
         :raises SandboxError: the kernel does not run
         """
-        call = await self._sandbox.open_call(question, data)
+        call = await self._open_call(question, data)
         try:
             try:
                 async with asyncio.timeout(seconds):
@@ -291,3 +300,36 @@ def _read_entry(folder: str, content: object) -> Entry:
                     if math.isfinite(float(modified)):
                         return Entry(name, path, kind, size, float(modified))
     raise FileFailed("The sandbox did not answer as it should about a folder.")
+
+
+def list_outputs(folder: str | Path) -> Listing:
+    """Return what lies in a folder of outputs: files, and apart from them links and special files.
+
+    :raises OutputsError: when the folder cannot be read
+    """
+    try:
+        with _open(folder) as root:
+            return outputs.list_outputs(root, hidden=True)
+    except OSError as error:
+        raise OutputsError(f"The folder {folder} cannot be read: {error.strerror}.") from error
+
+
+@contextmanager
+def open_output(folder: str | Path, path: str) -> Iterator[IO[bytes]]:
+    """Open the regular file at ``path`` in a folder of outputs, for reading.
+
+    ``path`` may come from anybody: it never leads out of the folder.
+
+    :raises OutputsError: when there is none, or a part of the path is a link
+    """
+    try:
+        root = _open(folder)
+    except OSError as error:
+        raise OutputsError(f"The folder {folder} cannot be read: {error.strerror}.") from error
+    with root, outputs.open_output(root, path, hidden=True) as (file, _):
+        yield file
+
+
+def _open(folder: str | Path) -> Opened:
+    path = str(Path(folder).expanduser().absolute())
+    return open_path(path, read_written(SandboxSpec()).has)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,15 +22,15 @@ MAX_STARTING = 2
 class Taking:
     """A sandbox that is being taken from a pool: to be awaited, or entered."""
 
-    def __init__(self, taking: Coroutine[Any, Any, AsyncSandbox]) -> None:
-        self._taking = taking
+    def __init__(self, take: Callable[[], Coroutine[Any, Any, AsyncSandbox]]) -> None:
+        self._take = take
         self._sandbox: AsyncSandbox | None = None
 
     def __await__(self) -> Generator[Any, None, AsyncSandbox]:
-        return self._taking.__await__()
+        return self._take().__await__()
 
     async def __aenter__(self) -> AsyncSandbox:
-        self._sandbox = await self._taking  # no timeout: until a sandbox has started or failed
+        self._sandbox = await self._take()
         return self._sandbox
 
     async def __aexit__(self, *_: object) -> None:
@@ -76,7 +76,7 @@ class AsyncSandboxPool:
 
         :raises GvisorKernelError: when none is ready, and none can be started
         """
-        return Taking(self._take())
+        return Taking(self._take)
 
     async def _take(self) -> AsyncSandbox:
         while True:

@@ -20,7 +20,8 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.connect import KernelConnectionInfo
 
 from gvisor_kernel.api.collector import Collector, Event, LeftOut, with_text
-from gvisor_kernel.api.execution import Execution
+from gvisor_kernel.api.execution import MORE_MEMORY, Execution, describe_kernel_end
+from gvisor_kernel.bridge.deaths import End, describe_end
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.strict_json import TooManyValues, parse_json
 
@@ -48,10 +49,23 @@ Emit = Callable[[Event], Awaitable[None]]
 Collect = Callable[[str], Collector]
 
 
+class KernelEnded(SandboxError):
+    """The kernel of a sandbox does not run. ``end``: why; ``what``: what was found of it."""
+
+    def __init__(
+        self,
+        end: End,
+        what: str = "The kernel of this sandbox does not run",
+        hint: str = "call restart().",
+    ) -> None:
+        super().__init__(f"{what}: {describe_end(end, MORE_MEMORY)}", hint)
+        self.end, self.what = end, what
+
+
 class Kernel(Protocol):
     """The kernel whose runs these are."""
 
-    def find_end(self) -> str | None:
+    def find_end(self) -> End | None:
         """Return why there is no kernel; None while it runs."""
 
     async def interrupt(self) -> None:
@@ -152,7 +166,7 @@ class Runner:
                         break
                 end = self._kernel.find_end()
                 if end is not None:
-                    raise SandboxError(f"The kernel of this sandbox has ended: {end}")
+                    raise KernelEnded(end, "The kernel of this sandbox has ended", hint="")
                 self._client.kernel_info()  # whatever comes on iopub now is as good
 
     def stop(self) -> None:
@@ -198,7 +212,7 @@ class Runner:
                 return Execution()
             end = self._kernel.find_end()
             if end is not None:
-                raise make_end_error(end)
+                raise KernelEnded(end)
             request = str(self._client.execute(code, allow_stdin=False, stop_on_error=False))
             run.collector = collector = collect(request)
             self._run = run
@@ -242,7 +256,7 @@ class Runner:
             await self._wait_for_exit()
         end = self._kernel.find_end()
         if end is not None and (collector.asks_exit or not collector.has_reply):
-            return collector.finish("death", with_text(None, "KernelDied", end))
+            return collector.finish("death", describe_kernel_end("KernelDied", end))
         return collector.finish(None)
 
     async def _wait_for(self, event: asyncio.Event, seconds: float | None, run: _Run) -> bool:
@@ -359,11 +373,6 @@ class Runner:
             run, collector = found
             collector.add_reply(message.get("content"))
             run.check(collector)
-
-
-def make_end_error(end: str) -> SandboxError:
-    """Return the error for a kernel that does not run, of which ``end`` says why."""
-    return SandboxError(f"The kernel of this sandbox does not run: {end}", "call restart().")
 
 
 def _unpack(data: bytes) -> Any:

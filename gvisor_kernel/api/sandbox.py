@@ -4,28 +4,49 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
+from functools import wraps
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypeVar, overload
 
 from gvisor_kernel.api import mapping
 from gvisor_kernel.api.async_sandbox import AsyncSandbox
-from gvisor_kernel.api.collector import MAX_OUTPUT, MAX_RICH, Event, Output
+from gvisor_kernel.api.collector import MAX_OUTPUT, MAX_RICH, Event
 from gvisor_kernel.api.execution import Execution, ExecutionError, Result
-from gvisor_kernel.api.files import MAX_READ, AsyncFiles, Entry, Moved
+from gvisor_kernel.api.files import MAX_READ, AsyncFiles
 from gvisor_kernel.api.loop_thread import LoopThread
 from gvisor_kernel.api.mapping import MapResult
 from gvisor_kernel.api.shell import ShellResult
-from gvisor_kernel.artifacts.outputs import Listing
 from gvisor_kernel.changes.apply import undo_apply
-from gvisor_kernel.changes.change import Applied, Change, Changes, Undone
+from gvisor_kernel.changes.change import Undone
 
+P = ParamSpec("P")
+S = TypeVar("S")
 T = TypeVar("T")
 
 
-class Sandbox:
+class _Blocking(Generic[S]):
+    """The blocking form of ``_target``, whose coroutines run in ``_thread``."""
+
+    _thread: LoopThread
+    _target: S
+
+
+def _blocking(
+    method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[_Blocking[S], P], T]:
+    """Return a method of ``_target`` as one that waits for its result."""
+
+    @wraps(method)
+    def call(self: _Blocking[S], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._thread.run(method(self._target, *args, **kwargs))
+
+    return call
+
+
+class Sandbox(_Blocking[AsyncSandbox]):
     """A kernel in a sandbox of its own, which starts at once. Arguments: those of AsyncSandbox.
 
     End it with ``close``, or use ``with``. A process that exits ends those that are open.
@@ -61,7 +82,7 @@ class Sandbox:
         self._adopt(self._thread.run(start()))
 
     def _adopt(self, sandbox: AsyncSandbox) -> None:
-        self._sandbox = sandbox
+        self._target = sandbox
         self.files = Files(self._thread, sandbox.files)
         self._thread.note_open(sandbox)
 
@@ -82,8 +103,8 @@ class Sandbox:
         """End the kernel and its sandbox. Idempotent."""
         if self._thread.is_inherited:
             return
-        self._thread.run(self._sandbox.close())
-        self._thread.note_closed(self._sandbox)
+        self._thread.run(self._target.close())
+        self._thread.note_closed(self._target)
 
     kill = close
 
@@ -101,17 +122,17 @@ class Sandbox:
     @property
     def id(self) -> str:
         """The name of the sandbox in ``gvisor-kernel list``; "" while there is none."""
-        return self._sandbox.id
+        return self._target.id
 
     @property
     def alive(self) -> bool:
         """Return whether the kernel runs."""
-        return self._sandbox.alive
+        return self._target.alive
 
     @property
     def language(self) -> str:
         """The language of its kernel."""
-        return self._sandbox.language
+        return self._target.language
 
     def run(
         self,
@@ -132,7 +153,7 @@ class Sandbox:
 
         :raises SandboxError: the kernel does not run any more
         """
-        running = self._sandbox.run(
+        running = self._target.run(
             code,
             timeout=timeout,
             on_stdout=_in_thread(on_stdout),
@@ -161,7 +182,7 @@ class Sandbox:
 
         :raises SandboxError: the kernel does not run any more
         """
-        events = self._sandbox.stream(
+        events = self._target.stream(
             code, timeout=timeout, max_output=max_output, max_rich=max_rich
         )
         try:
@@ -173,9 +194,7 @@ class Sandbox:
         finally:
             self._thread.finish(_close(events))
 
-    def output(self, execution: Execution | ShellResult) -> Output:
-        """Return all output of one of the last runs; see ``AsyncSandbox.output``."""
-        return self._thread.run(self._sandbox.output(execution))
+    output = _blocking(AsyncSandbox.output)
 
     def shell(
         self, command: str, *, timeout: float | None = None, max_output: int | None = None
@@ -184,49 +203,19 @@ class Sandbox:
 
         :raises SandboxError: the kernel does not run
         """
-        return self._thread.run(
-            self._sandbox.shell(command, timeout=timeout, max_output=max_output)
-        )
+        return self._thread.run(self._target.shell(command, timeout=timeout, max_output=max_output))
 
-    def outputs(self) -> Listing:
-        """Return what lies in the folder ``outputs`` on the host; see ``AsyncSandbox.outputs``."""
-        return self._thread.run(self._sandbox.outputs())
-
-    def changes(self) -> Changes:
-        """Return what was changed in /workspace, against the folder ``uploads`` on disk."""
-        return self._thread.run(self._sandbox.changes())
-
-    def diff(self, change: Change) -> str:
-        """Return the text diff of a change; see ``AsyncSandbox.diff``."""
-        return self._thread.run(self._sandbox.diff(change))
-
-    def apply(
-        self,
-        changes: Iterable[Change | str] | Change | str,
-        *,
-        named: Iterable[str] = (),
-        unseen: bool = False,
-        force: bool = False,
-    ) -> Applied:
-        """Write changes to the folder ``uploads`` on disk; see ``AsyncSandbox.apply``."""
-        work = self._sandbox.apply(changes, named=named, unseen=unseen, force=force)
-        return self._thread.run(work)
+    outputs = _blocking(AsyncSandbox.outputs)
+    changes = _blocking(AsyncSandbox.changes)
+    diff = _blocking(AsyncSandbox.diff)
+    apply = _blocking(AsyncSandbox.apply)
+    interrupt = _blocking(AsyncSandbox.interrupt)
+    restart = _blocking(AsyncSandbox.restart)
 
     @staticmethod
     def undo(undo: str | None = None) -> Undone:
         """Undo an ``apply``; see ``AsyncSandbox.undo``."""
         return undo_apply(undo)
-
-    def interrupt(self) -> None:
-        """Interrupt the code that another thread runs now, if any."""
-        self._thread.run(self._sandbox.interrupt())
-
-    def restart(self) -> None:
-        """Start a new kernel: variables are gone; files in the sandbox stay if it still lives.
-
-        :raises GvisorKernelError: it cannot be started
-        """
-        self._thread.run(self._sandbox.restart())
 
     @staticmethod
     def map(
@@ -249,12 +238,11 @@ class Sandbox:
         return LoopThread.instance().run(work)
 
 
-class Files:
-    """``sandbox.files``: see AsyncFiles."""
+class Files(_Blocking[AsyncFiles]):
+    """``sandbox.files``: the blocking form of AsyncFiles."""
 
     def __init__(self, thread: LoopThread, files: AsyncFiles) -> None:
-        self._thread = thread
-        self._files = files
+        self._thread, self._target = thread, files
 
     @overload
     def read(self, path: str, format: Literal["text"] = "text", *, limit: int = ...) -> str: ...
@@ -265,50 +253,21 @@ class Files:
     def read(
         self, path: str, format: Literal["text", "bytes"] = "text", *, limit: int = MAX_READ
     ) -> str | bytes:
-        """Return a file's content."""
+        """Return a file's content; see ``AsyncFiles.read``."""
         if format == "bytes":
-            return self._thread.run(self._files.read(path, "bytes", limit=limit))
-        return self._thread.run(self._files.read(path, limit=limit))
+            return self._thread.run(self._target.read(path, "bytes", limit=limit))
+        return self._thread.run(self._target.read(path, limit=limit))
 
-    def read_range(self, path: str, offset: int, size: int) -> tuple[bytes, int]:
-        """Return some bytes of a file, and its size."""
-        return self._thread.run(self._files.read_range(path, offset, size))
-
-    def write(self, path: str, data: str | bytes) -> None:
-        """Write a file; folders above it are made, an older file is replaced."""
-        self._thread.run(self._files.write(path, data))
-
-    def upload(self, source: str | Path, path: str) -> None:
-        """Copy a file of the host into the sandbox."""
-        self._thread.run(self._files.upload(source, path))
-
-    def download(self, path: str, target: str | Path, *, limit: int = MAX_READ) -> None:
-        """Copy a file of the sandbox to ``target`` on the host, which must not exist yet."""
-        self._thread.run(self._files.download(path, target, limit=limit))
-
-    def list(self, path: str = ".") -> list[Entry]:
-        """Return what is in a folder, by name."""
-        return self._thread.run(self._files.list(path))
-
-    def exists(self, path: str) -> bool:
-        """Return whether there is a file or folder of that path."""
-        return self._thread.run(self._files.exists(path))
-
-    def make_dir(self, path: str) -> None:
-        """Make a folder and those above it; no error if it exists."""
-        self._thread.run(self._files.make_dir(path))
-
-    def rename(self, path: str, target: str) -> None:
-        """Give a file or folder another path."""
-        self._thread.run(self._files.rename(path, target))  # by path: a file inside the sandbox
-
-    def move(self, path: str, target: str) -> Moved:
-        """Move a file or folder; copy it if it cannot be removed from its place."""
-        return self._thread.run(self._files.move(path, target))
-
-    def remove(self, path: str) -> None:
-        """Remove a file, or a folder with all that is in it."""
-        self._thread.run(self._files.remove(path))
+    read_range = _blocking(AsyncFiles.read_range)
+    write = _blocking(AsyncFiles.write)
+    upload = _blocking(AsyncFiles.upload)
+    download = _blocking(AsyncFiles.download)
+    list = _blocking(AsyncFiles.list)
+    exists = _blocking(AsyncFiles.exists)
+    make_dir = _blocking(AsyncFiles.make_dir)
+    rename = _blocking(AsyncFiles.rename)
+    move = _blocking(AsyncFiles.move)
+    remove = _blocking(AsyncFiles.remove)
 
 
 class _Ended(Exception):

@@ -8,17 +8,13 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-from uuid import uuid4
 
 from gvisor_kernel.api.collector import Collector, clean_name, with_text
-from gvisor_kernel.api.execution import ExecutionError, Missing
+from gvisor_kernel.api.execution import ExecutionError, Missing, describe_kernel_end
+from gvisor_kernel.bridge.deaths import End
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
 from gvisor_kernel.link.service_messages import ServiceMessage
-
-if TYPE_CHECKING:
-    from gvisor_kernel.api.async_sandbox import AsyncSandbox
 
 STREAMS = ("stdout", "stderr")
 END_POLLS, END_POLL_SECONDS = 20, 0.05
@@ -57,16 +53,13 @@ class ShellResult:
 
 
 async def run_shell(
-    sandbox: AsyncSandbox,
-    command: str,
-    timeout: float | None,
-    max_output: int | None,
-    on_output: Callable[[str], None] | None,
+    call: SandboxCall,
+    collector: Collector,
+    seconds: float | None,
+    find_end: Callable[[], End | None],
+    on_output: Callable[[str], None] | None = None,
 ) -> ShellResult:
-    """Run a command; see ``AsyncSandbox.shell``."""
-    seconds = sandbox.choose_timeout(timeout)
-    call = await sandbox.open_call({"do": "run", "command": command})
-    collector = sandbox.collect(uuid4().hex, max_output)
+    """Follow the command that ``call`` has begun to its end; see ``AsyncSandbox.shell``."""
     running = asyncio.ensure_future(_Command(call, collector, on_output).run())
     ended_by = None
     error = None
@@ -88,9 +81,9 @@ async def run_shell(
             status = running.result()  # no timeout: it is done
             is_over = True
     except SandboxError as failure:
-        reason = await _find_end(sandbox)
-        ended_by = "death" if reason is not None else ended_by
-        error = with_text(None, "CommandFailed", reason or failure.fact)
+        end = await _wait_for_end(find_end)
+        ended_by = "death" if end is not None else ended_by
+        error = describe_kernel_end("CommandFailed", end or failure.fact)
     finally:
         running.cancel()
         running.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -119,13 +112,14 @@ async def _end(call: SandboxCall, is_over: bool) -> None:
     await call.close()
 
 
-async def _find_end(sandbox: AsyncSandbox) -> str | None:
+async def _wait_for_end(find_end: Callable[[], End | None]) -> End | None:
     """Return why the kernel has ended, if it has; its end is reported a moment after the call's."""
     for _ in range(END_POLLS):
-        if sandbox.find_end() is not None:
-            break
+        end = find_end()
+        if end is not None:
+            return end
         await asyncio.sleep(END_POLL_SECONDS)
-    return sandbox.find_end()
+    return find_end()
 
 
 class _Command:

@@ -5,8 +5,7 @@ signs with a key of its own. The link bounds what a sandbox sends; the bridge ch
 and signs it again.
 """
 
-from gvisor_kernel.bridge.addresses import Address
-from gvisor_kernel.bridge.identity import KernelIdentity, SnapshotRun
+from gvisor_kernel.bridge.addresses import Address, KernelIdentity, SnapshotRun
 from gvisor_kernel.bridge.kernel import KernelBridge
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 from gvisor_kernel.bridge.thread import Bridge

@@ -1,11 +1,17 @@
-"""The address of a kernel's client sockets, and for ipc the names in the file system that it means.
+"""A kernel as its clients know it: its identity, its address, and the names of its sockets.
 
-Binds sockets; reads and writes none of them. The directory of a process is made by ``endpoints``.
+Binds sockets; reads and writes none of them. Each process has one directory for Unix sockets below
+a private root. Its name is the pid and the start time, so that a sweep can tell whether the owner
+is alive. If that path is too long for a Unix socket, a directory with an unpredictable name in
+/tmp is used, and a symbolic link to it takes its place.
 """
 
 from __future__ import annotations
 
+import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -13,7 +19,44 @@ from pathlib import Path
 
 import zmq
 
+from gvisor_kernel.errors import StateError
 from gvisor_kernel.link import Channel
+
+
+@dataclass(frozen=True)
+class SnapshotRun:
+    """The kernel in a snapshot.
+
+    ``run`` is the run in which it was taken, and ``key`` signed that kernel's messages inside the
+    sandbox. A restored kernel runs ``code`` before any message of a client; a kernel that adopted
+    a new key by itself runs it only with ``always``. ``told`` means that the kernel still has to
+    receive environment variables, which is impossible behind the relay.
+    """
+
+    run: int
+    key: str
+    code: str = ""
+    always: bool = False
+    told: bool = False
+
+    def __repr__(self) -> str:
+        return f"SnapshotRun(run={self.run}, key=…)"
+
+
+@dataclass(frozen=True)
+class KernelIdentity:
+    """The kernel as its clients know it.
+
+    ``key`` is the host key, which only clients know. ``memory_limit`` is in bytes.
+    """
+
+    name: str
+    key: bytes
+    signature_scheme: str
+    memory_limit: int
+    idle_stop: bool = False
+    """True if the sandbox may be stopped while the kernel is idle."""
+
 
 # by path: below the state directory, whose parents only this user can change
 
@@ -102,3 +145,72 @@ class SocketNames:
     def _find_names(self) -> list[tuple[Channel, Path]]:
         ip, ports = self.address.ip, self.address.ports
         return [(channel, Path(f"{ip}-{port}")) for channel, port in ports.items()]
+
+
+SHORT_ROOT = Path("/tmp")  # noqa: S108 - mkdtemp makes an unpredictable, private name in it
+SHORT_PREFIX = "gvk-"
+
+MAX_BASE = 107 - len("/12345678/l-65535")
+"""Bytes in the path of a process's directory, so that a kernel's directory and socket fit below."""
+
+
+def owner_name(pid: int) -> str | None:
+    """Return ``PID-STARTTIME``, or None for a dead process (field 22 of stat in proc(5))."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    return f"{pid}-{int(stat.rpartition(b')')[2].split()[19])}"
+
+
+def make_base(root: Path) -> Path:
+    """Create this process's directory below ``root`` with mode 0700, and return it.
+
+    :raises StateError: when it cannot be created or belongs to another user
+    """
+    name = owner_name(os.getpid())
+    assert name is not None
+    base = root / name
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if len(os.fsencode(base)) <= MAX_BASE:
+            base.mkdir(mode=0o700, exist_ok=True)
+        elif not base.is_symlink():
+            base.symlink_to(tempfile.mkdtemp(prefix=SHORT_PREFIX, dir=SHORT_ROOT))
+        resolved = base.resolve(strict=True)
+        if resolved.stat().st_uid != os.geteuid():
+            raise PermissionError(f"{resolved} belongs to another user")
+    except OSError as error:
+        raise StateError(
+            f"The directory for kernel sockets cannot be used: {error}.",
+            f"make {root} a directory that you own, with mode 0700, on a disk with free space.",
+        ) from error
+    return resolved
+
+
+def remove_base(root: Path, name: str) -> None:
+    """Remove the directory ``name`` of a process below ``root``. Never raises."""
+    base = root / name
+    with suppress(OSError):
+        if base.is_symlink():
+            target = base.readlink()
+            if target.parent == SHORT_ROOT and target.name.startswith(SHORT_PREFIX):
+                shutil.rmtree(target, ignore_errors=True)
+            base.unlink()
+        else:
+            shutil.rmtree(base, ignore_errors=True)
+
+
+def sweep_bases(root: Path) -> int:
+    """Remove the directories of dead processes below ``root``; return how many. Never raises."""
+    try:
+        names = [path.name for path in root.iterdir()]
+    except OSError:
+        return 0
+    removed = 0
+    for name in names:
+        pid, _, start = name.partition("-")
+        if pid.isdecimal() and start.isdecimal() and owner_name(int(pid)) != name:
+            remove_base(root, name)
+            removed += not os.path.lexists(root / name)
+    return removed

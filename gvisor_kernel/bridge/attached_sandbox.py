@@ -7,19 +7,19 @@ reads no message (``exchange``).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from gvisor_kernel.bridge.egress_pipe import OpenEgress
+from gvisor_kernel.bridge.addresses import KernelIdentity
 from gvisor_kernel.bridge.exchange import Exchange
-from gvisor_kernel.bridge.identity import KernelIdentity
-from gvisor_kernel.bridge.idle import SleepPolicy
+from gvisor_kernel.bridge.limits import MemoryWatch, Sharing
+from gvisor_kernel.bridge.link_streams import OpenEgress
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox, PausableSandbox, close_sandbox
-from gvisor_kernel.bridge.memory import MemoryWatch
 from gvisor_kernel.bridge.records import Records
 from gvisor_kernel.bridge.sandbox_link import SandboxLink
-from gvisor_kernel.bridge.sharing import Sharing
+from gvisor_kernel.bridge.sleep import SleepPolicy
 from gvisor_kernel.errors import LaunchError, StartTimedOut
 from gvisor_kernel.link import Event, Hello, LocalProtocolError, Resume, Resumed, Start, Started
 
@@ -60,9 +60,8 @@ class AttachedSandbox:
         self.before_removal: Callable[[LinkedSandbox], Awaitable[None]] | None = None
         """Awaited when a sandbox has ended, before its files are removed. Bounded, never raises."""
         self._loop = asyncio.get_running_loop()
-        self._hello: asyncio.Future[Hello] | None = None
-        self._resumed: asyncio.Future[Resumed] | None = None
-        self._started: asyncio.Future[None] | None = None
+        self._awaited: dict[type, asyncio.Future[Any]] = {}
+        """The answers of the guest that are awaited, by their class."""
         self._quiesced: asyncio.Future[None] | None = None
 
     @property
@@ -152,17 +151,10 @@ class AttachedSandbox:
 
         :raises LaunchError: when none comes within ``timeout`` seconds, or the sandbox ends
         """
-        self._hello = self._loop.create_future()
-        self._connect()
-        try:
-            hello = await self.wait(
-                self._hello,
-                timeout,
-                "raise the setting start_timeout, or look for the cause with: gvisor-kernel doctor",
-                StartTimedOut,
-            )
-        finally:
-            self._hello = None
+        with self._awaiting(Hello) as answer:
+            self._connect()
+            hint = "raise the setting start_timeout, or look for the cause with: "
+            hello = await self.wait(answer, timeout, f"{hint}gvisor-kernel doctor", StartTimedOut)
         self._records.note(f"sandbox is up: {dict(hello.facts)}")
         assert self.memory is not None
         self.memory.start()
@@ -176,16 +168,13 @@ class AttachedSandbox:
         :raises LaunchError: when none comes within ``timeout`` seconds, or the sandbox ends
         :raises LocalProtocolError: when ``resume`` is too large
         """
-        self._resumed = self._loop.create_future()
-        try:
+        with self._awaiting(Resumed) as answer:
             self._connect(resume)
             assert self.link is not None
             self.link.streams.carry(egress, self._records.note)
             assert self.memory is not None
             self.memory.start()
-            return await self.wait(self._resumed, timeout)
-        finally:
-            self._resumed = None
+            return await self.wait(answer, timeout)
 
     async def start(self, start: Start, timeout: float, egress: OpenEgress | None) -> None:
         """Send START and the messages of clients that wait, and wait until the process exists.
@@ -197,14 +186,14 @@ class AttachedSandbox:
         """
         link = self.link
         assert link is not None
-        self._started = self._loop.create_future()
         try:
-            link.connection.send(start)
-            link.streams.carry(egress, self._records.note)
-            self._exchange.deliver_waiting()
-            link.flush()
-            async with asyncio.timeout(timeout):
-                await self._started
+            with self._awaiting(Started) as started:
+                link.connection.send(start)
+                link.streams.carry(egress, self._records.note)
+                self._exchange.deliver_waiting()
+                link.flush()
+                async with asyncio.timeout(timeout):
+                    await started
         except LocalProtocolError as error:
             raise self.launch_error(
                 f"The kernel cannot be started: {error}",
@@ -220,8 +209,6 @@ class AttachedSandbox:
                 "raise the setting start_timeout.",
                 LaunchError if has_sent else StartTimedOut,
             ) from None
-        finally:
-            self._started = None
 
     async def quiesce(self, timeout: float) -> None:
         """Wait until no data is on its way in either direction.
@@ -263,17 +250,25 @@ class AttachedSandbox:
 
     def take_answer(self, event: Event) -> None:
         """Take an answer of the guest; one that nobody awaits is ignored."""
-        if isinstance(event, Hello) and self._hello is not None:
-            _settle(self._hello, event)
-        elif isinstance(event, Started) and self._started is not None:
-            _settle(self._started, None)
-        elif isinstance(event, Resumed) and self._resumed is not None:
-            _settle(self._resumed, event)
+        awaited = self._awaited.get(type(event))
+        if awaited is not None and not awaited.done():
+            awaited.set_result(event)
+
+    @contextmanager
+    def _awaiting(self, kind: type[T]) -> Iterator[asyncio.Future[T]]:
+        """Give the future of an answer of that class."""
+        awaited: asyncio.Future[T] = self._loop.create_future()
+        self._awaited[kind] = awaited
+        try:
+            yield awaited
+        finally:
+            del self._awaited[kind]
 
     def fail_start(self, status: int) -> None:
         """Fail the awaited start of a kernel that has ended with ``status``, if one is awaited."""
-        if self._started is not None and not self._started.done():
-            self._started.set_exception(
+        started = self._awaited.get(Started)
+        if started is not None and not started.done():
+            started.set_exception(
                 self.launch_error(
                     f"The kernel of {self._identity.name} did not start (exit status {status})."
                 )
@@ -286,7 +281,7 @@ class AttachedSandbox:
         """
         renewal = self._exchange.renewal
         settled = None if renewal is None else renewal.done
-        for awaited in (self._hello, self._resumed, settled):
+        for awaited in (self._awaited.get(Hello), self._awaited.get(Resumed), settled):
             if awaited is not None and not awaited.done():
                 awaited.set_exception(
                     self.launch_error(
@@ -331,9 +326,3 @@ class AttachedSandbox:
 
     def _read_stderr(self) -> str:
         return self.sandbox.stderr_tail() if self.sandbox is not None else ""
-
-
-def _settle(awaited: asyncio.Future[T], answer: T) -> None:
-    """Give ``answer`` to whoever awaits it, unless there was one already."""
-    if not awaited.done():
-        awaited.set_result(answer)

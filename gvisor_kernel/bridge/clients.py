@@ -70,8 +70,10 @@ class ClientSockets:
         on_message: Callable[[Channel, list[Part]], None],
         may_read: Callable[[Channel], bool],
         on_subscribe: Callable[[bytes], None],
+        stall_seconds: float = STALL_SECONDS,
     ) -> None:
         """:raises LaunchError: when the sockets cannot be bound"""
+        self._stall_seconds = stall_seconds
         self._loop = asyncio.get_running_loop()
         self._on_message = on_message
         self._may_read = may_read
@@ -206,7 +208,7 @@ class ClientSockets:
         client = channel, _destination(self._waiting[channel][0][0])
         if client not in self._stalled:
             since = self._blocked_since.setdefault(channel, now)
-            if now - since < STALL_SECONDS or (
+            if now - since < self._stall_seconds or (
                 channel is Channel.IOPUB and self._topics.total() < 2
             ):
                 if channel not in self._scheduled:

@@ -1,73 +1,102 @@
-"""Explains to the user, in the cell that runs, why a kernel died, or what its start waits for."""
+"""The death of a kernel as data, and the words for it: an end that nobody asked for.
+
+``Death`` goes from where it is noticed to where it is shown; no sentence is read again. Each edge
+calls ``describe_death`` once, with its own advice for a kernel that needs more memory.
+"""
 
 from __future__ import annotations
 
 import signal
+import time
 from contextlib import suppress
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
-from gvisor_kernel.bridge.memory import MemoryWatch
+from gvisor_kernel.bridge.limits import MemoryWatch
 from gvisor_kernel.bridge.wire import WireMessage, new_message
 from gvisor_kernel.link.frames import Part
 from gvisor_kernel.shown_text import describe_size
 
-UNEXPECTED = "The kernel ended unexpectedly "
-"""The beginning of the reason for an exit that was not requested."""
-EXCESS = "The kernel used "
-MORE_MEMORY = " To allow more, raise the setting memory_limit"
-"""What follows it in a reason is advice for whoever has the settings."""
-LOSS = "The kernel's sandbox is gone: "
-LAST_OUTPUT = " Its last output was: "
-"""Text before the kernel's own words, which end a reason."""
+DeathKind: TypeAlias = Literal["memory", "sandbox", "signal", "exit"]
+"""The cause of a kernel's death: over its memory limit, with its sandbox, by a signal, by an exit
+of its own."""
+RAISE_SETTING = (
+    "To allow more, raise the setting memory_limit (for example c.GVisorProvisioner.memory_limit ="
+    ' "{more}" in Jupyter\'s configuration, or memory_limit in the kernelspec), and restart the'
+    " kernel."
+)
+"""Advice where a person has Jupyter's settings. ``{more}``: twice the limit."""
 
 
-def classify(reason: str) -> Literal["memory", "sandbox", "signal", "exit"]:
-    """Return the class of a reason that this module made, for counts."""
-    if reason.startswith(EXCESS):
-        return "memory"
-    if reason.startswith(LOSS):
-        return "sandbox"
-    return "signal" if reason.startswith(f"{UNEXPECTED}by signal") else "exit"
+@dataclass(frozen=True)
+class Death:
+    """An end that nobody asked for. Beside ``when`` it has the facts of its kind.
 
-
-def explain_death(status: int, memory: MemoryWatch | None, last_line: str = "") -> str:
-    """Return the reason for an exit that was not requested. ``status`` is as in ``subprocess``.
-
-    ``last_line``: what the kernel wrote last to stderr, if that may explain it.
+    ``status``: of an exit or a signal, as in ``subprocess``. ``used`` and ``limit``: bytes of
+    memory; an exit by SIGBUS has the limit, too, which may be its cause. ``loss``: why the sandbox
+    is gone, as the link or the engine says. ``panic``: what the runtime said as it failed.
+    ``last_line``: the kernel's last output, bounded, in its own words.
     """
+
+    kind: DeathKind
+    status: int = 0
+    used: int = 0
+    limit: int = 0
+    loss: str = ""
+    panic: str = ""
+    last_line: str = ""
+    when: float = field(default_factory=time.time)
+    """Seconds since the epoch."""
+
+
+End: TypeAlias = Death | str
+"""Why there is no kernel: its death, or in words who ended it."""
+
+
+def find_death(status: int, memory: MemoryWatch | None, last_line: str = "") -> Death:
+    """Return the death of a kernel with that exit status. ``last_line``: if it may explain it."""
     if memory is not None and memory.explains(status):
-        return describe_excess(memory.used, memory.limit)
-    reason = f"{UNEXPECTED}{describe_status(status)}."
-    if last_line:
-        last_line = f"{LAST_OUTPUT}{last_line}"
-    if status == -signal.SIGBUS and memory is not None:
-        reason += (
-            " One possible cause is a program that uses more shared memory than memory_limit "
-            f"({describe_size(memory.limit)}) allows."
-        )
-    return reason + last_line
+        return Death("memory", used=memory.used, limit=memory.limit)
+    limit = memory.limit if memory is not None and status == -signal.SIGBUS else 0
+    kind: DeathKind = "signal" if status < 0 else "exit"
+    return Death(kind, status=status, limit=limit, last_line=last_line)
 
 
-def explain_loss(reason: str, memory: MemoryWatch | None, panic: str = "") -> str:
-    """Return the reason for a sandbox that ended with its kernel; ``reason`` is the link's.
-
-    ``panic``: what the runtime said as it failed, if it did.
-    """
+def find_loss(reason: str, memory: MemoryWatch | None, panic: str = "") -> Death:
+    """Return the death of a kernel with its sandbox; ``reason`` is the link's or the engine's."""
     if memory is not None and memory.has_killed():
-        return describe_excess(memory.used, memory.limit)
-    words = f' gVisor failed with "{panic}".' if panic else ""
-    return f"{LOSS}{reason.removesuffix('.')}.{words}"
+        return Death("memory", used=memory.used, limit=memory.limit)
+    return Death("sandbox", loss=reason, panic=panic)
 
 
-def describe_excess(used: int, limit: int) -> str:
-    """Return the reason for a kill over the memory limit, for the user who sees it in a cell."""
-    return (
-        f"{EXCESS}{describe_size(used)} of memory; its limit is {describe_size(limit)}. "
-        f"It was ended.{MORE_MEMORY} (for example "
-        f'c.GVisorProvisioner.memory_limit = "{describe_size(2 * limit)}" in Jupyter\'s '
-        "configuration, memory_limit in the kernelspec, or memory= of a Sandbox), and restart the "
-        "kernel."
-    )
+def describe_death(death: Death, more_memory: str = RAISE_SETTING) -> str:
+    """Return why a kernel died, as sentences. ``more_memory``: the advice, as RAISE_SETTING."""
+    if death.kind == "memory":
+        fact = (
+            f"The kernel used {describe_size(death.used)} of memory; its limit is"
+            f" {describe_size(death.limit)}. It was ended. "
+        )
+        return (fact + more_memory.format(more=describe_size(2 * death.limit))).rstrip()
+    if death.kind == "sandbox":
+        words = f' gVisor failed with "{death.panic}".' if death.panic else ""
+        return f"The kernel's sandbox is gone: {death.loss.removesuffix('.')}.{words}"
+    return f"The kernel ended unexpectedly {describe_exit(death)}"
+
+
+def describe_exit(death: Death) -> str:
+    """Return how the process of a kernel ended, from ``with exit status 1.`` on."""
+    text = f"{describe_status(death.status)}."
+    if death.limit:
+        text += (
+            " One possible cause is a program that uses more shared memory than memory_limit "
+            f"({describe_size(death.limit)}) allows."
+        )
+    return text + (f" Its last output was: {death.last_line}" if death.last_line else "")
+
+
+def describe_end(end: End, more_memory: str = RAISE_SETTING) -> str:
+    """Return why there is no kernel, as sentences."""
+    return end if isinstance(end, str) else describe_death(end, more_memory)
 
 
 def describe_status(status: int) -> str:
@@ -79,11 +108,12 @@ def describe_status(status: int) -> str:
     return f"by signal {-status}"
 
 
-def make_death_messages(reason: str, parent: Part) -> list[WireMessage]:
+def make_death_messages(death: Death, parent: Part) -> list[WireMessage]:
     """Return the messages that end a cell whose kernel died: an error, then idle.
 
     ``parent`` is the raw header of the cell's request.
     """
+    reason = describe_death(death)
     content = {
         "ename": "KernelDied",
         "evalue": reason,

@@ -2,7 +2,7 @@
 
 ``_from_client`` checks a client's message, ``_to_kernel`` signs it and gives it to the link;
 ``from_kernel`` does both for the other direction. Each channel and direction has a lane, which
-keeps the order and handles large messages in a worker thread (``lanes``). The start and the end of
+keeps the order and handles large messages in a worker thread (``queues``). The start and the end of
 a kernel are in ``kernel``. Everything runs on the bridge's loop.
 """
 
@@ -19,15 +19,13 @@ from typing import TypeVar
 
 import zmq
 
-from gvisor_kernel.bridge.addresses import Address
+from gvisor_kernel.bridge.addresses import Address, KernelIdentity
 from gvisor_kernel.bridge.clients import ClientSockets, OnSent
-from gvisor_kernel.bridge.deaths import make_death_messages, make_note
+from gvisor_kernel.bridge.deaths import Death, make_death_messages, make_note
 from gvisor_kernel.bridge.doors import NOTHING, AllowedEffects, guard, read_request
-from gvisor_kernel.bridge.identity import KernelIdentity
-from gvisor_kernel.bridge.lanes import Lane
+from gvisor_kernel.bridge.queues import ClientMessage, Lane, RenewalRequest, WaitingMessages
 from gvisor_kernel.bridge.records import Records
 from gvisor_kernel.bridge.sandbox_link import SandboxLink
-from gvisor_kernel.bridge.waiting import ClientMessage, RenewalRequest, WaitingMessages
 from gvisor_kernel.bridge.wire import Signer, WireError, WireMessage, new_message, split_message
 from gvisor_kernel.link import Channel, LocalProtocolError, Message
 from gvisor_kernel.link.frames import Part
@@ -150,10 +148,10 @@ class Exchange:
         """Read clients' sockets again, as there is room for messages."""
         self._clients.resume_reading()
 
-    def show_death(self, reason: str) -> None:
-        """Show ``reason`` as an error in the cell that was running."""
+    def show_death(self, death: Death) -> None:
+        """Show ``death`` as an error in the cell that was running."""
         if self._pending:
-            for message in make_death_messages(reason, next(iter(self._pending.values()))):
+            for message in make_death_messages(death, next(iter(self._pending.values()))):
                 self._publish(message)
 
     def show_wait(self, text: str) -> None:

@@ -16,20 +16,17 @@ from pathlib import Path
 
 import zmq
 
-from gvisor_kernel.bridge.addresses import Address
+from gvisor_kernel.bridge.addresses import Address, KernelIdentity, SnapshotRun
 from gvisor_kernel.bridge.attached_sandbox import AttachedSandbox
-from gvisor_kernel.bridge.deaths import describe_excess
-from gvisor_kernel.bridge.egress_pipe import OpenEgress
+from gvisor_kernel.bridge.deaths import Death
 from gvisor_kernel.bridge.exchange import Exchange
-from gvisor_kernel.bridge.identity import KernelIdentity, SnapshotRun
+from gvisor_kernel.bridge.limits import KILL_GRACE_SECONDS, MemoryWatch, Sharing
+from gvisor_kernel.bridge.link_streams import OpenEgress
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
-from gvisor_kernel.bridge.memory import KILL_GRACE_SECONDS, MemoryWatch
 from gvisor_kernel.bridge.records import Records
-from gvisor_kernel.bridge.run import KernelRun
+from gvisor_kernel.bridge.run import KernelRun, ShutdownRequests
 from gvisor_kernel.bridge.sandbox_link import SandboxLink
 from gvisor_kernel.bridge.service import ServiceCalls
-from gvisor_kernel.bridge.sharing import Sharing
-from gvisor_kernel.bridge.shutdowns import ShutdownRequests
 from gvisor_kernel.bridge.wire import WireError, WireMessage, parse_object
 from gvisor_kernel.errors import LaunchError, StartTimedOut
 from gvisor_kernel.link import (
@@ -115,8 +112,8 @@ class KernelBridge:
         return self.run.exit_status
 
     @property
-    def death(self) -> str | None:
-        """Return the reason of this kernel's death, once known; None if its end was requested."""
+    def death(self) -> Death | None:
+        """Return this kernel's death, once known; None if its end was requested."""
         return self.run.death
 
     @property
@@ -452,12 +449,12 @@ class KernelBridge:
 
     def _over_limit(self, used: int) -> None:
         if self._exchange.running and self.run.cause is None:
-            self.run.cause = describe_excess(used, self.identity.memory_limit)
+            self.run.cause = Death("memory", used=used, limit=self.identity.memory_limit)
             self.signal(signal.SIGKILL)
             self._loop.call_later(KILL_GRACE_SECONDS, self._end_if_still_over, self.run.number)
 
     def _far_over_limit(self, used: int) -> None:
-        self.run.cause = describe_excess(used, self.identity.memory_limit)
+        self.run.cause = Death("memory", used=used, limit=self.identity.memory_limit)
         self._attached.end_link("the sandbox exceeded its memory limit")
 
     def _end_if_still_over(self, run: int) -> None:

@@ -1,14 +1,164 @@
-"""Writes the log and the transcript of one kernel, while it has a sandbox."""
+"""Writes the log and the transcript of one kernel, while it has a sandbox. Both are bounded.
+
+The sandbox writes neither. Text from it is stored as JSON or as escaped lines, so it cannot forge
+an entry. Rotation is in ``log_files``; ``transcripts`` reads.
+"""
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from gvisor_kernel.bridge.journal import KernelLog, Transcript
+from gvisor_kernel.bridge.transcripts import NAME
 from gvisor_kernel.bridge.wire import WireError, WireMessage
-from gvisor_kernel.host.log_files import Limiter
+from gvisor_kernel.host.log_files import (
+    INSIDE,
+    MAX_EVENTS,
+    MAX_INSIDE,
+    Allowance,
+    Limiter,
+    RotatedFile,
+    clean_lines,
+    log_line,
+)
 from gvisor_kernel.link import Channel, Log, LogSource
+from gvisor_kernel.strict_json import parse_json
+
+INSIDE_BURST = 512 * 1024
+INSIDE_PER_SECOND = 64 * 1024
+"""Bytes of log that a sandbox may cause at once and per second. An honest guest sends less. This
+bounds the disk space and the time that a hostile one takes."""
+MAX_EVENT = 8 * 1024
+"""Characters of one event. A guest chooses the length of some, such as its facts."""
+RECENT_LINES = 20
+RECENT_LENGTH = 500
+TRANSCRIPT_SIZE = 8 * 1024 * 1024
+TRANSCRIPT_FILES = 4
+"""transcript.jsonl and three older files; the oldest is removed."""
+RECORDED_REQUEST = 512 * 1024
+RECORDED_CONTENT = 16 * 1024
+"""Bytes of content in a request and in other messages. Of longer content only the size is kept."""
+RECORDED_KINDS = {
+    "request": frozenset({"execute_request"}),
+    "reply": frozenset({"execute_reply"}),
+    "output": frozenset(
+        {
+            "stream",
+            "display_data",
+            "update_display_data",
+            "execute_result",
+            "error",
+            "input_request",
+        }
+    ),
+}
+"""The recorded message types by event, so that no output of a kernel looks like a request.
+``input_reply`` is left out, since it may be a password."""
+
+
+class KernelLog:
+    """Log for ``gvisor-kernel logs``. Each line has a time, a source and a text.
+
+    Events of the bridge go to ``path``, text from inside the sandbox to a file beside it.
+    """
+
+    def __init__(self, path: Path, max_events: int = MAX_EVENTS) -> None:
+        self._events = RotatedFile(path, max_events, files=2, keeps_first=True)
+        self._file = RotatedFile(path.with_name(INSIDE), MAX_INSIDE, files=2, keeps_first=True)
+        self._inside = Allowance(INSIDE_BURST, INSIDE_PER_SECOND)
+        self._left_out = 0
+        self._recent = ""
+
+    def write(self, source: str, text: str) -> None:
+        """Write an event. Not for events that a sandbox can cause without limit.
+
+        Control characters are escaped and each line is marked, as the text may quote the sandbox.
+        """
+        for line in clean_lines(text[:MAX_EVENT]):
+            self._events.write(log_line(source, line))
+
+    def write_inside(self, source: str, text: str) -> None:
+        """Write text that a sandbox sent or caused, within its allowance (INSIDE_BURST).
+
+        The log says how much text was left out.
+        """
+        room = self._inside.room()
+        if not room:
+            self._left_out += len(text)
+            return
+        written: list[bytes] = []
+        if self._left_out:
+            note = f"{self._left_out} characters from inside were left out."
+            written.append(log_line("bridge", note))
+            self._left_out = 0
+        size = 0
+        for line in text.splitlines():
+            if size >= room:
+                self._left_out += len(line) + 1
+                continue
+            for clean in clean_lines(line) or [""]:
+                written.append(log_line(source, clean))
+                size += len(written[-1])
+        self._file.write(b"".join(written))
+        self._inside.spend(size)
+
+    def remember(self, text: str) -> None:
+        """Keep the end of what came from inside; a line may come in several pieces."""
+        self._recent = (self._recent + text)[-RECENT_LINES * RECENT_LENGTH :]
+
+    @property
+    def recent(self) -> list[str]:
+        """The last lines from inside, escaped, for the detail of an error."""
+        return [line[:RECENT_LENGTH] for line in clean_lines(self._recent)[-RECENT_LINES:]]
+
+    def close(self) -> None:
+        """Note what was left out, and close the files. The log cannot be used afterwards."""
+        if self._left_out:
+            note = f"{self._left_out} characters from inside were left out."
+            self._file.write(log_line("bridge", note))
+            self._left_out = 0
+        self._events.close()
+        self._file.close()
+
+
+class Transcript:
+    """Requests, outputs and replies of a kernel as JSON lines, in the order of the bridge.
+
+    Entries are numbered (``n``), so that a missing one leaves a gap: the disk was full, or the
+    entry was in a removed file. An entry is written before its message is passed on.
+    """
+
+    def __init__(self, directory: Path, size: int = TRANSCRIPT_SIZE) -> None:
+        self._file = RotatedFile(directory / NAME, size, files=TRANSCRIPT_FILES)
+        self._count = 0
+
+    def record(self, event: str, message: WireMessage) -> None:
+        """Record a checked message. ``event`` is "request", "output" or "reply"."""
+        kind = message.kind
+        if kind not in RECORDED_KINDS[event]:
+            return
+        self._count += 1
+        entry: dict[str, Any] = {
+            "n": self._count,
+            "time": datetime.now(UTC).isoformat(),
+            "event": event,
+            "type": kind,
+            "id": message.id if event == "request" else message.parent_id,
+        }
+        size = len(message.content) + sum(map(len, message.buffers))
+        line: str | None = None
+        if size <= (RECORDED_REQUEST if event == "request" else RECORDED_CONTENT):
+            with suppress(ValueError):
+                content = parse_json(message.content, RECORDED_REQUEST)
+                line = json.dumps({**entry, "content": content}, allow_nan=False)
+        self._file.write((line or json.dumps({**entry, "size": size})).encode() + b"\n")
+
+    def close(self) -> None:
+        """Close the file. Nothing can be recorded afterwards."""
+        self._file.close()
 
 
 class Records:

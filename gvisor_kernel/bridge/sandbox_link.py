@@ -1,6 +1,6 @@
 """The host's end of one link: reads and writes it, and stops an idle sandbox.
 
-``link_streams.py`` has its streams, ``liveness.py`` when its guest counts as dead. Events go to the
+``link_streams.py`` has its streams, ``sleep.py`` when its guest counts as dead. Events go to the
 owner, except the answers to this module's own questions.
 """
 
@@ -14,12 +14,10 @@ from contextlib import suppress
 from typing import cast
 
 from gvisor_kernel import __version__
-from gvisor_kernel.bridge.idle import IdleWatch, SleepPolicy
+from gvisor_kernel.bridge.limits import Share
 from gvisor_kernel.bridge.link_streams import LinkStreams
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox, PausableSandbox
-from gvisor_kernel.bridge.liveness import Liveness
-from gvisor_kernel.bridge.naps import NapPolicy, NapWatch
-from gvisor_kernel.bridge.sharing import Share
+from gvisor_kernel.bridge.sleep import IdleWatch, Liveness, NapPolicy, NapWatch, SleepPolicy
 from gvisor_kernel.link import (
     Channel,
     Connection,

@@ -1,26 +1,144 @@
-"""Calls to a sandbox's service process: files and commands. Everything runs on the bridge's loop.
+"""Calls to a sandbox's service process, and questions of programs in it. On the bridge's loop.
 
-What comes back is hostile: it is bounded here, and not believed.
+What comes is hostile: it is bounded here, and not believed. A sandbox has one question under way,
+of MAX_QUESTION bytes at most; the next one is answered when the answer before it has nearly left
+this process; and questions have a rate. What a question means is decided by ``answer``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
-from gvisor_kernel.bridge.questions import Questions
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.link import LocalProtocolError, RemoteProtocolError
 from gvisor_kernel.link.frames import Part
 from gvisor_kernel.link.service_messages import (
     FIRST_QUESTION,
     MAX_ANSWER,
+    MAX_QUESTION,
+    MAX_QUESTION_CONTENT,
     PROCESS,
     decode_call,
+    decode_service,
     encode_service,
 )
+
+RATE, BURST = 100.0, 300.0
+"""Questions of a sandbox in a second, and at once after a rest. More of them wait."""
+PIECE = 256 * 1024
+MAX_QUEUED = 1024 * 1024
+"""Bytes that may wait for the guest before a further piece of an answer is sent."""
+ROOM_SECONDS, GIVEN_UP_SECONDS = 0.02, 30.0
+"""Seconds between two looks at a guest that does not read, and until it is given up."""
+
+log = logging.getLogger(__name__)
+
+
+class Questions:
+    """The questions of one kernel, over all its sandboxes.
+
+    ``send`` sends one part to the guest; it raises LocalProtocolError if no kernel runs. ``queued``
+    returns the bytes that wait for the guest.
+    """
+
+    def __init__(
+        self, send: Callable[[bytes], None], queued: Callable[[], int], burst: float = BURST
+    ) -> None:
+        self._send = send
+        self._queued = queued
+        self.answer: Callable[[bytes], Awaitable[bytes]] | None = None
+        """Returns the answer to a question, and raises nothing. None: there are no answers."""
+        self._number = 0
+        """The question that is collected or answered; 0: none."""
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._answering: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        """``_answering``, and those of ended runs that have not ended yet."""
+        self._run = 0
+        self._burst = self._budget = burst
+        self._counted = 0.0
+
+    def take(self, part: Part) -> None:
+        """Take a part of a question. One that is malformed, or not in its turn, is dropped."""
+        try:
+            message = decode_service(part, MAX_QUESTION_CONTENT)
+        except RemoteProtocolError:
+            return
+        number, is_over = message.call, message.content.get("done") is True
+        if message.content.get("gone") is True:
+            if number == self._number and self._answering is None:
+                self._forget()
+            return
+        if self._answering is not None:
+            return  # an honest PID 1 sends the next one after the answer
+        if number != self._number:
+            self._forget()
+            self._number = number
+        self._parts.append(message.data)
+        self._size += len(message.data)
+        if self._size > MAX_QUESTION or len(self._parts) > MAX_QUESTION // 1024:
+            self._forget()
+        elif is_over:
+            question = b"".join(self._parts)
+            self._forget()
+            loop = asyncio.get_running_loop()
+            self._answering = loop.create_task(self._answer(number, question, self._run))
+            self._tasks.add(self._answering)
+            self._answering.add_done_callback(self._note_answered)
+
+    def fail(self) -> None:
+        """Drop what is under way: the kernel or the sandbox has ended. Idempotent."""
+        self._forget()
+        self._run += 1
+        if self._answering is not None:
+            self._answering.cancel()
+            self._answering = None
+
+    def _forget(self) -> None:
+        self._number, self._parts, self._size = 0, [], 0
+
+    def _note_answered(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if self._answering is task:
+            self._answering = None
+        if not task.cancelled() and task.exception() is not None:
+            log.error("A question of a sandbox could not be answered", exc_info=task.exception())
+
+    async def _answer(self, number: int, question: bytes, run: int) -> None:
+        await self._wait_for_turn()
+        answer = b"" if self.answer is None else await self.answer(question)
+        pieces = [answer[at : at + PIECE] for at in range(0, len(answer), PIECE)] or [b""]
+        for at, piece in enumerate(pieces):
+            if not await self._wait_for_room() or run != self._run:
+                return
+            content: dict[str, object] = {"size": len(answer)} if at == 0 else {}
+            if at == len(pieces) - 1:
+                content["done"] = True
+            with suppress(LocalProtocolError):  # no kernel runs any more
+                self._send(encode_service(number, content, piece))
+
+    async def _wait_for_turn(self) -> None:
+        now = asyncio.get_running_loop().time()
+        self._budget = min(self._burst, self._budget + (now - self._counted) * RATE) - 1
+        self._counted = now
+        if self._budget < 0:
+            await asyncio.sleep(-self._budget / RATE)
+
+    async def _wait_for_room(self) -> bool:
+        """Wait until the guest reads; False if it does not."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + GIVEN_UP_SECONDS
+        while self._queued() > MAX_QUEUED:
+            if loop.time() > deadline:
+                return False
+            await asyncio.sleep(ROOM_SECONDS)
+        return True
+
 
 MAX_CALLS = 64
 """Calls of one sandbox at once: the service process has a thread for each."""
@@ -51,9 +169,13 @@ class ServiceCalls:
     """
 
     def __init__(
-        self, send: Callable[[bytes], None], queued: Callable[[], int] = lambda: 0
+        self,
+        send: Callable[[bytes], None],
+        queued: Callable[[], int] = lambda: 0,
+        idle_seconds: float = IDLE_SECONDS,
     ) -> None:
         self._send = send
+        self._idle_seconds = idle_seconds
         self.questions = Questions(send, queued)
         self._calls: dict[int, _Call] = {}
         self._last = PROCESS
@@ -117,10 +239,10 @@ class ServiceCalls:
             self._schedule_end()
 
     def _schedule_end(self) -> None:
-        """End the process in IDLE_SECONDS, if it has no calls then."""
+        """End the process in ``idle_seconds``, if it has no calls then."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._end_process)
+        self._timer = asyncio.get_running_loop().call_later(self._idle_seconds, self._end_process)
 
     def take_left(self) -> bytes:
         """Return the last message about the process, for ``decode_service``, once; b"" if none."""

@@ -16,12 +16,17 @@ from typing import Any, TypeVar
 
 import zmq
 
-from gvisor_kernel.bridge.addresses import Address
-from gvisor_kernel.bridge.endpoints import make_base, owner_name, remove_base, sweep_bases
-from gvisor_kernel.bridge.identity import KernelIdentity
+from gvisor_kernel.bridge.addresses import (
+    Address,
+    KernelIdentity,
+    make_base,
+    owner_name,
+    remove_base,
+    sweep_bases,
+)
 from gvisor_kernel.bridge.kernel import KernelBridge
+from gvisor_kernel.bridge.limits import Sharing
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
-from gvisor_kernel.bridge.sharing import Sharing
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.locks import PerProcess
 from gvisor_kernel.host.quiet_loop import make_quiet_loop, run_quietly

@@ -1,6 +1,6 @@
 """Reads the entries of a transcript, and formats them as lines for people.
 
-``journal.py`` writes them on the host, but they quote text from clients and from the sandbox. So
+``records.py`` writes them on the host, but they quote text from clients and from the sandbox. So
 each quoted line is escaped and stands behind a bar, which no content can leave; of long texts only
 the beginning is shown.
 """

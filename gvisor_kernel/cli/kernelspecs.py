@@ -20,8 +20,12 @@ from gvisor_kernel.config.validators import HOST_IMAGE, is_within, parse_value
 from gvisor_kernel.environments.environment import Environment, Store
 from gvisor_kernel.errors import GvisorKernelError, KernelspecError
 from gvisor_kernel.jupyter.default_provisioner import (
+    NATIVE,
     VARIABLE,
     find_defaults,
+    replace_native,
+    restore_in,
+    restore_native,
     set_default,
     unset_default,
 )
@@ -44,12 +48,6 @@ from gvisor_kernel.jupyter.plan_factory import (
     make_packages_plan,
     make_provisioner,
     read_configuration,
-)
-from gvisor_kernel.jupyter.replaced_kernelspec import (
-    NATIVE,
-    replace_native,
-    restore_in,
-    restore_native,
 )
 from gvisor_kernel.kernel.command import choose_program, host_path
 from gvisor_kernel.kernel.environment_builder import (

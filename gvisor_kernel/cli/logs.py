@@ -6,7 +6,6 @@ The log files are written on the host but quote text from inside the sandbox: al
 from __future__ import annotations
 
 import argparse
-import heapq
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 from gvisor_kernel.cli.arguments import add_id
 from gvisor_kernel.cli.sandboxes import find_one
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.host.log_files import NAMES, Follower, get_time, read_lines
+from gvisor_kernel.host.log_files import NAMES, Follower, get_time, read_log
 from gvisor_kernel.runtimes.state.listed import Listed, find_state
 from gvisor_kernel.runtimes.state.records import read_record
 from gvisor_kernel.shown_text import printable
@@ -71,8 +70,7 @@ def run_logs(arguments: argparse.Namespace) -> int:
             sys.stdout.flush()
         return 0
     found = False
-    files = [read_lines(sandbox.directory / name) for name in NAMES]
-    for line in heapq.merge(*files, key=get_time):
+    for line in read_log(sandbox.directory):
         found = True
         sys.stdout.write(printable(line))
     if not found:

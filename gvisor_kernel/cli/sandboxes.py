@@ -9,7 +9,7 @@ import argparse
 import sys
 import time
 
-from gvisor_kernel.bridge.endpoints import sweep_bases
+from gvisor_kernel.bridge.addresses import sweep_bases
 from gvisor_kernel.changes.apply import clear_all
 from gvisor_kernel.cli.arguments import add_id, add_json
 from gvisor_kernel.cli.output import describe_age, make_console, print_json, print_table

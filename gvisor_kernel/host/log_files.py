@@ -9,6 +9,7 @@ sandbox; a symbolic link in the place of one is not followed.
 
 from __future__ import annotations
 
+import heapq
 import os
 import stat
 import time
@@ -174,8 +175,11 @@ def log_line(source: str, clean: str) -> bytes:
     return f"{now} {source}: {clean}\n".encode("utf-8", "backslashreplace")
 
 
-def open_log(path: Path) -> IO[str] | None:
-    """Open a log file; return None if there is none (yet) or it is no regular file."""
+def open_log(path: Path, tail: int | None = None) -> IO[str] | None:
+    """Open a log file; return None if there is none (yet) or it is no regular file.
+
+    ``tail``: begin at a line in that many bytes at its end.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
@@ -183,7 +187,11 @@ def open_log(path: Path) -> IO[str] | None:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         return None
-    return open(descriptor, errors="backslashreplace", newline="\n")
+    file = open(descriptor, errors="backslashreplace", newline="\n")  # noqa: SIM115 - the caller's
+    if tail is not None and (size := os.fstat(descriptor).st_size) > tail:
+        file.seek(size - tail)
+        file.readline(tail)
+    return file
 
 
 class Follower:
@@ -230,10 +238,18 @@ def get_time(line: str) -> str:
     return line[:TIME_LENGTH]
 
 
-def read_lines(path: Path) -> Iterator[str]:
+def read_log(directory: Path, tail: int | None = None) -> Iterator[str]:
+    """Yield the lines of a sandbox's log files by time; of each file all, or a ``tail`` of bytes.
+
+    Lines end at a line feed: other separators are a kernel's, and would begin one of its making.
+    """
+    return heapq.merge(*(read_lines(directory / name, tail) for name in NAMES), key=get_time)
+
+
+def read_lines(path: Path, tail: int | None = None) -> Iterator[str]:
     """Yield all lines of one log file and its rotated parts, oldest first."""
     for part in log_parts(path):
-        file = open_log(part)
+        file = open_log(part, tail)
         if file is not None:
             with file:
                 while line := file.readline(MAX_LINE):

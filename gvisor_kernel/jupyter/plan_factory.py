@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -44,8 +43,7 @@ def check_provisioner(kernel_name: str) -> None:
     """
     application, kernel_spec = _find_kernel_spec(kernel_name)
     stanza = kernel_spec.metadata.get("kernel_provisioner", {})
-    default = KernelProvisionerFactory(parent=application).default_provisioner_name
-    provisioner = stanza.get("provisioner_name", default)
+    provisioner = stanza.get("provisioner_name", _find_default(application))
     if provisioner == PROVISIONER:
         return
     names = ", ".join(dict.fromkeys(spec.name for spec in find_kernelspecs()))
@@ -91,14 +89,26 @@ def find_unsandboxed(configured: bool = True) -> list[str]:
 
 def read_kernelspecs(manager: KernelSpecManager) -> dict[str, tuple[KernelSpec, bool]]:
     """Return each kernelspec that can be read, and whether its kernels start in sandboxes."""
-    default = KernelProvisionerFactory(parent=manager.parent).default_provisioner_name
+    default = _find_default(manager.parent)
     found = {}
     for name, folder in manager.find_kernel_specs().items():
         with suppress(OSError, ValueError, TypeError, AttributeError, TraitError):
             spec = KernelSpec.from_resource_dir(folder)
-            stanza = spec.metadata.get("kernel_provisioner", {})
-            found[name] = (spec, stanza.get("provisioner_name", default) == PROVISIONER)
+            found[name] = (spec, _find_settings(spec.metadata, default) is not None)
     return found
+
+
+def _find_default(application: Any) -> str:
+    """Return the provisioner of kernelspecs that name none, by the application's configuration."""
+    return str(KernelProvisionerFactory(parent=application).default_provisioner_name)
+
+
+def _find_settings(metadata: Mapping[str, Any], default: str) -> dict[str, Any] | None:
+    """Return a kernelspec's settings of our provisioner; None if another one starts its kernels."""
+    stanza = metadata.get("kernel_provisioner", {})
+    if stanza.get("provisioner_name", default) != PROVISIONER:
+        return None
+    return dict(stanza.get("config", {}))
 
 
 def read_configuration() -> Config:
@@ -172,18 +182,19 @@ def make_plan_ahead(
 
     :raises GvisorKernelError: when a setting is wrong, or the kernel's program cannot be used
     """
-    stanza = kernel_spec.metadata.get("kernel_provisioner", {})
-    default = KernelProvisionerFactory(parent=application).default_provisioner_name
-    if stanza.get("provisioner_name", default) != PROVISIONER:
+    settings = _find_settings(kernel_spec.metadata, _find_default(application))
+    if settings is None:
         return None
+    return _plan_for(kernel_name, kernel_spec, settings, folder, application.config)
+
+
+def _plan_for(
+    name: str, kernel_spec: KernelSpec, settings: Mapping[str, Any], folder: Path, config: Config
+) -> KernelPlan:
     provisioner = GVisorProvisioner(
-        kernel_id="",
-        kernel_spec=kernel_spec,
-        parent=None,
-        config=application.config,
-        **stanza.get("config", {}),
+        kernel_id="", kernel_spec=kernel_spec, parent=None, config=config, **settings
     )
-    return provisioner.plan_ahead(kernel_name, folder)
+    return provisioner.plan_ahead(name, folder)
 
 
 def find_spec(metadata: Mapping[str, Any], application: Any) -> SandboxSpec | None:
@@ -194,11 +205,10 @@ def find_spec(metadata: Mapping[str, Any], application: Any) -> SandboxSpec | No
 
     :raises GvisorKernelError: when a setting is wrong
     """
-    stanza = metadata.get("kernel_provisioner", {})
-    default = KernelProvisionerFactory(parent=application).default_provisioner_name
-    if stanza.get("provisioner_name", default) != PROVISIONER:
+    settings = _find_settings(metadata, _find_default(application))
+    if settings is None:
         return None
-    return make_provisioner(stanza.get("config", {}), application.config).sandbox_spec()
+    return make_provisioner(settings, application.config).sandbox_spec()
 
 
 def make_plan(kernel_name: str, info: dict[str, Any], kernel_id: str) -> KernelPlan:
@@ -207,30 +217,12 @@ def make_plan(kernel_name: str, info: dict[str, Any], kernel_id: str) -> KernelP
     :raises GvisorKernelError: when the kernelspec, a setting or the kernel's program is wrong
     """
     application, kernel_spec = _find_kernel_spec(kernel_name)
-    stanza = kernel_spec.metadata.get("kernel_provisioner", {}).get("config", {})
-    settings = GVisorProvisioner(
-        kernel_id="", kernel_spec=kernel_spec, parent=None, config=application.config, **stanza
-    )
-    spec = settings.sandbox_spec()
-    python, argv = choose_program(spec, list(kernel_spec.argv), [])
-    return KernelPlan(
-        spec=spec,
-        request=LaunchRequest(
-            kernel_name=kernel_name,
-            kernel_id=kernel_id,
-            folder=Path.cwd(),
-            python=python,
-            environment={k: os.environ[k] for k in spec.environment if k in os.environ},
-        ),
-        identity=KernelIdentity(
-            name=kernel_name,
-            key=info["key"].encode(),
-            signature_scheme=info.get("signature_scheme", "hmac-sha256"),
-            memory_limit=spec.memory_limit,
-            idle_stop=spec.idle_stop,
-        ),
+    settings = kernel_spec.metadata.get("kernel_provisioner", {}).get("config", {})
+    plan = _plan_for(kernel_name, kernel_spec, settings, Path.cwd(), application.config)
+    scheme = info.get("signature_scheme", plan.identity.signature_scheme)
+    return replace(
+        plan,
+        request=replace(plan.request, kernel_id=kernel_id),
+        identity=replace(plan.identity, key=info["key"].encode(), signature_scheme=scheme),
         address=read_address(info),
-        argv=argv,
-        environment=dict(kernel_spec.env),
-        routes=settings.find_routes(spec, Path.cwd()),
     )

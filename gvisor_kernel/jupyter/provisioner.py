@@ -72,22 +72,14 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         environment = dict(kwargs.pop("env", os.environ))
         extra_arguments = list(kwargs.pop("extra_arguments", []))
         try:
-            self._plan = self._make_plan(
-                self.sandbox_spec(), environment, kwargs.get("cwd"), extra_arguments
-            )
+            folder = choose_folder(kwargs.get("cwd"), self.parent)
+            name = getattr(self.parent, "kernel_name", "") or self.kernel_spec.display_name
+            self._plan = self._make_plan(name, folder, environment, extra_arguments)
         except GvisorKernelError as error:
             self.log.error("%s", error)
             raise
         argv = list(self._plan.argv) or ["ipykernel", "(of the sandbox)"]
         return {**kwargs, "cmd": argv, "env": {}}
-
-    def _make_plan(
-        self, spec: SandboxSpec, environment: dict[str, str], cwd: Any, extra: list[str]
-    ) -> KernelPlan:
-        manager = self.parent
-        folder = choose_folder(cwd, manager)
-        name = getattr(manager, "kernel_name", "") or self.kernel_spec.display_name
-        return self._make_plan_of(name, folder, spec, environment, extra)
 
     def plan_ahead(self, kernel_name: str, folder: Path) -> KernelPlan:
         """Return the plan of a kernel that a server may start in ``folder``; make nothing.
@@ -96,17 +88,12 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
 
         :raises GvisorKernelError: when a setting is wrong, or the kernel's program cannot be used
         """
-        return self._make_plan_of(kernel_name, folder, self.sandbox_spec(), dict(os.environ), [])
+        return self._make_plan(kernel_name, folder, dict(os.environ), [])
 
-    def _make_plan_of(
-        self,
-        name: str,
-        folder: Path,
-        spec: SandboxSpec,
-        environment: dict[str, str],
-        extra: list[str],
+    def _make_plan(
+        self, name: str, folder: Path, environment: dict[str, str], extra: list[str]
     ) -> KernelPlan:
-        manager = self.parent
+        manager, spec = self.parent, self.sandbox_spec()
         python, argv = choose_program(spec, list(self.kernel_spec.argv), extra)
         passed = {key: environment[key] for key in spec.environment if key in environment}
         templates = {key: Template(value) for key, value in self.kernel_spec.env.items()}

@@ -12,7 +12,7 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.connect import KernelConnectionInfo
 
 from gvisor_kernel.bridge import Address, KernelIdentity
-from gvisor_kernel.bridge.deaths import UNEXPECTED
+from gvisor_kernel.bridge.deaths import End, describe_end, describe_exit
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.link import Channel
@@ -72,10 +72,10 @@ POLL_SECONDS = 0.5
 class OwnClient(BlockingKernelClient):
     """Client that can ask ``find_end`` why the kernel has ended: None while it lives."""
 
-    find_end: Callable[[], str | None] = staticmethod(lambda: None)
+    find_end: Callable[[], End | None] = staticmethod(lambda: None)
 
 
-def connect(address: Address, plan: KernelPlan, find_end: Callable[[], str | None]) -> OwnClient:
+def connect(address: Address, plan: KernelPlan, find_end: Callable[[], End | None]) -> OwnClient:
     """Connect a client to the kernel of ``plan`` at ``address``; the caller stops its channels."""
     client = OwnClient()
     client.find_end = find_end
@@ -96,11 +96,7 @@ def wait_for_reply(client: OwnClient, message_id: str) -> dict[str, Any]:
             message = client.get_shell_msg(timeout=POLL_SECONDS)
         except Empty:
             if end is not None:
-                # What else the kernel wrote says nothing of this machine.
-                hint = find_hint(end) if "No module named" in end else ASK_DOCTOR
-                how = end.removeprefix(UNEXPECTED)
-                link = ". " if how == end else ", "
-                raise LaunchError(f"The kernel ended before it answered{link}{how}", hint) from None
+                raise make_end_error(end) from None
             if time.monotonic() > deadline:
                 raise LaunchError(
                     f"The kernel did not answer within {REPLY_SECONDS:g} s.", ASK_DOCTOR
@@ -109,3 +105,14 @@ def wait_for_reply(client: OwnClient, message_id: str) -> dict[str, Any]:
         if message["parent_header"].get("msg_id") == message_id:
             content: dict[str, Any] = message["content"]
             return content
+
+
+def make_end_error(end: End) -> LaunchError:
+    """Return the error for a kernel that has ended before it answered."""
+    fact = "The kernel ended before it answered"
+    if isinstance(end, str) or end.kind not in ("exit", "signal"):
+        return LaunchError(f"{fact}. {describe_end(end)}", ASK_DOCTOR)
+    # What else the kernel wrote says nothing of this machine.
+    lacks_module = "No module named" in end.last_line
+    hint = find_hint(end.last_line) if lacks_module else ASK_DOCTOR
+    return LaunchError(f"{fact}, {describe_exit(end)}", hint)

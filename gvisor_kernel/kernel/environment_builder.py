@@ -20,6 +20,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from gvisor_kernel.archive.layers import DISK_SPARE
+from gvisor_kernel.bridge.deaths import Death, describe_end
 from gvisor_kernel.egress.package_catalog import NO_INDEX
 from gvisor_kernel.environments.collection import collect, find_packages
 from gvisor_kernel.environments.environment import (
@@ -229,9 +230,11 @@ def _run(client: OwnClient, code: str, draft: Draft, report: Report) -> list[str
         except Empty:
             end = client.find_end()
             if end is not None:
+                is_memory = isinstance(end, Death) and end.kind == "memory"
+                why = describe_end(end, more_memory="")
                 raise LaunchError(
-                    f"The sandbox ended before the packages were installed: {end}",
-                    "give it more memory: --memory 8G." if "memory" in end else ASK_DOCTOR,
+                    f"The sandbox ended before the packages were installed: {why}",
+                    "give it more memory: --memory 8G." if is_memory else ASK_DOCTOR,
                     _tail(lines),
                 ) from None
             continue

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from gvisor_kernel.bridge.deaths import Death
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.egress.kinds import Route
 from gvisor_kernel.host.locks import PerProcess, ThreadLock
@@ -20,9 +21,6 @@ State: TypeAlias = Literal["starting", "running", "stopped", "ended"]
 StartKind: TypeAlias = Literal["cold", "snapshot", "spare", "restart"]
 """The way in which a kernel was started: in a new sandbox, in one restored from a snapshot, in one
 that was restored ahead, or again in the sandbox of the kernel before it."""
-DeathKind: TypeAlias = Literal["memory", "sandbox", "signal", "exit"]
-"""The cause of a kernel's death: over its memory limit, with its sandbox, by a signal, by an exit
-of its own."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +30,6 @@ class Start:
 
     kind: StartKind
     seconds: float
-
-
-@dataclass(frozen=True)
-class Death:
-    """An end that nobody asked for. ``when``: seconds since the epoch. ``reason``: may quote the
-    kernel."""
-
-    when: float
-    kind: DeathKind
-    reason: str
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gvisor_kernel.bridge import KernelBridge, SnapshotRun
-from gvisor_kernel.bridge.egress_pipe import OpenEgress
+from gvisor_kernel.bridge.link_streams import OpenEgress
 from gvisor_kernel.bridge.linked_sandbox import close_sandbox
 from gvisor_kernel.egress import audit
 from gvisor_kernel.egress.process import EgressWorker, Grant

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gvisor_kernel.bridge import Address, Bridge, KernelBridge, SnapshotRun
-from gvisor_kernel.bridge.deaths import classify
+from gvisor_kernel.bridge.deaths import Death, End
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 from gvisor_kernel.errors import LaunchError, SandboxError, StartStopped
 from gvisor_kernel.host.open_files import make_room
-from gvisor_kernel.kernel.facts import Death, Died, KernelEvents, KernelFacts, Start, Started, State
+from gvisor_kernel.kernel.facts import Died, KernelEvents, KernelFacts, Start, Started, State
 from gvisor_kernel.kernel.kept_data import KeptData
 from gvisor_kernel.kernel.launch import Launch, Workers, run_beside
 from gvisor_kernel.kernel.learned_modules import ImportReports, find_kind, read_report
@@ -92,7 +92,7 @@ class SandboxedKernel:
             return self._kernel.exit_status or 0
         return None if self._kernel.alive else (self._kernel.exit_status or 0)
 
-    def find_end(self) -> str | None:
+    def find_end(self) -> End | None:
         """Return why the kernel ended, or that there is none; None while it lives."""
         if self.exit_status is None:
             return None
@@ -348,8 +348,8 @@ class SandboxedKernel:
             return b""
         return await KeptData.instance().answer(kernel.sandbox, question)
 
-    def _note_death(self, reason: str) -> None:
-        self._last_death = death = Death(time.time(), classify(reason), reason)
+    def _note_death(self, death: Death) -> None:
+        self._last_death = death
         if self._plan is not None:
             request = self._plan.request
             KernelEvents.instance().tell(Died(request.kernel_id, request.kernel_name, death))

@@ -24,9 +24,10 @@ from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.host.folders import Opened, open_below, open_path
 from gvisor_kernel.mcp.results import clean, escape, make_session_result, mark, show
 from gvisor_kernel.mcp.sessions import Session
-from gvisor_kernel.mcp.settings import LOST, OUTPUTS, ServerSettings
+from gvisor_kernel.mcp.settings import LOST, ServerSettings
 from gvisor_kernel.mcp.tools import Call, Limit, Name, Offset, TextResult, find_session, tool
 from gvisor_kernel.shown_text import describe_size, printable_name
+from gvisor_kernel.spec.layout import OUTPUTS
 
 MAX_CONTENT = 16 * 1024 * 1024
 SHOWN_ENTRIES = 500

@@ -14,7 +14,8 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import h11
 import uvicorn
@@ -41,27 +42,14 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gvisor_kernel.mcp.server import SESSION_HEADER
 from gvisor_kernel.mcp.service import Clients
+from gvisor_kernel.mcp.settings import Limits
 
 PATH = "/mcp"
 MAX_BODY = 32 * 1024 * 1024
 """Bytes of one body. The largest content of a file, 16 Mi characters, fits."""
-MAX_BODIES = 256 * 1024 * 1024
-"""Bytes of bodies that are read and not answered yet, of all clients."""
 SMALL = 512 * 1024
 """Bytes of a body that is never too much beside others, so that a flood of large ones does not stop
 the calls of others. All connections together have at most 320 MiB of them."""
-MAX_SESSIONS = 1024
-"""Sessions of the protocol: each takes some 40 KiB, and ends when nothing has used it for long."""
-MAX_CONNECTIONS = 640
-"""Open connections. A process often may have 1024 open files, and a sandbox has some 40."""
-HEAD_SECONDS = 10.0
-"""From the beginning of a connection, or the last answer, to the end of a head."""
-BODY_SECONDS = 30.0
-"""Without a byte of a body that is not complete. Slow networks pause for some seconds."""
-LATE_SECONDS = 1.0
-"""How often slow connections are looked for."""
-KEEP_SECONDS = 5
-"""How long a connection waits for a further request."""
 END_SECONDS = 3
 """How long requests may take to end when the server ends; clients wait no longer for its end."""
 
@@ -106,7 +94,7 @@ class Watch:
             length = len(message.get("body", b""))
             size += length
             self.held += length
-            is_too_much = size > SMALL and self.held > MAX_BODIES
+            is_too_much = size > SMALL and self.held > self._clients.settings.limits.body_bytes
             if is_too_much:
                 raise _Unread
             return message
@@ -137,6 +125,10 @@ class Connection(H11Protocol):
     since = 0.0
     """When it began, had its last answer, or brought a part of a body."""
 
+    def __init__(self, limits: Limits, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._limits = limits
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Close the connection that has waited longest for a request, if there are too many.
 
@@ -147,7 +139,7 @@ class Connection(H11Protocol):
         self.since = time.monotonic()
         others = [other for other in self.connections if isinstance(other, Connection)]
         open_ones = [other for other in others if not other.transport.is_closing()]
-        if len(open_ones) > MAX_CONNECTIONS:
+        if len(open_ones) > self._limits.connections:
             idle = [other for other in open_ones if other.conn.their_state is h11.IDLE]
             min(idle, key=lambda other: (other.is_known, other.since)).transport.abort()
 
@@ -173,8 +165,10 @@ class Connection(H11Protocol):
         """Return whether the client takes too long for a head, or the next part of a body."""
         waited = time.monotonic() - self.since
         if self.conn.their_state is h11.SEND_BODY:
-            return waited > BODY_SECONDS and not self.flow.read_paused  # then it waits for us
-        return self.conn.their_state is h11.IDLE and waited > HEAD_SECONDS
+            return (
+                waited > self._limits.body_seconds and not self.flow.read_paused
+            )  # then it waits for us
+        return self.conn.their_state is h11.IDLE and waited > self._limits.head_seconds
 
 
 class _Server(uvicorn.Server):
@@ -189,6 +183,7 @@ def make_app(
     server: Server[Any], clients: Clients, token: str, hosts: tuple[str, ...]
 ) -> Starlette:
     """Return the application that answers the requests of HTTP."""
+    limits = clients.settings.limits
     names = list({*hosts, *map(str.lower, hosts)})  # clients write them in lower case
     manager = StreamableHTTPSessionManager(
         server,
@@ -197,9 +192,9 @@ def make_app(
             allowed_origins=[f"http://{name}" for name in names]
             + [f"https://{name}" for name in names],
         ),
-        session_idle_timeout=clients.settings.limits.idle_seconds,
+        session_idle_timeout=limits.idle_seconds,
         max_request_body_size=MAX_BODY,
-        max_sessions=MAX_SESSIONS,
+        max_sessions=limits.protocol_sessions,
     )
     return guard(StreamableHTTPASGIApp(manager), clients, token, lambda _: manager.run())
 
@@ -215,15 +210,15 @@ def guard(app: ASGIApp, clients: Clients, token: str, lifespan: Any = None) -> S
     )
 
 
-async def serve(app: ASGIApp, listener: socket.socket, stop: asyncio.Event) -> None:
+async def serve(app: ASGIApp, listener: socket.socket, stop: asyncio.Event, limits: Limits) -> None:
     """Serve until ``stop`` is set."""
     config = uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
         server_header=False,
-        http=Connection,
-        timeout_keep_alive=KEEP_SECONDS,
+        http=cast(Any, partial(Connection, limits)),
+        timeout_keep_alive=limits.keep_seconds,
         timeout_graceful_shutdown=END_SECONDS,
         lifespan="on",
         ws="none",
@@ -237,7 +232,7 @@ async def serve(app: ASGIApp, listener: socket.socket, stop: asyncio.Event) -> N
                 if isinstance(connection, Connection) and connection.is_late():
                     connection.transport.abort()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), LATE_SECONDS)  # no timeout: LATE_SECONDS
+                await asyncio.wait_for(stop.wait(), limits.late_seconds)  # no timeout: late_seconds
         http.should_exit = True
 
     watching = asyncio.ensure_future(watch())

@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import heapq
 import logging
-import os
 import posixpath
 import re
-import stat
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -35,16 +31,18 @@ from mcp_types import (
 )
 
 from gvisor_kernel.api.files import FileFailed
+from gvisor_kernel.bridge.transcripts import FOLDER
+from gvisor_kernel.bridge.transcripts import NAME as TRANSCRIPT
 from gvisor_kernel.errors import SandboxError, SkillError
-from gvisor_kernel.host.log_files import NAMES, log_parts
+from gvisor_kernel.host import log_files
 from gvisor_kernel.mcp.file_tools import decode
 from gvisor_kernel.mcp.results import clean, show
 from gvisor_kernel.mcp.sessions import NAME, Session, Sessions
-from gvisor_kernel.mcp.settings import OUTPUTS
 from gvisor_kernel.runtimes.state.records import find_sandboxes
 from gvisor_kernel.shown_text import printable_name
 from gvisor_kernel.skills.package import read_folder
 from gvisor_kernel.skills.skill_store import Installed, SkillStore, prepare_skills
+from gvisor_kernel.spec.layout import OUTPUTS
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +57,6 @@ LIST_SECONDS = 10.0
 MAX_TAIL = 256 * 1024
 """Bytes of a log or transcript: its end."""
 FILE = "SKILL.md"
-TRANSCRIPT = "transcripts/transcript.jsonl"
-TIME_LENGTH = len("2026-01-01T00:00:00.000000Z")
 OUTPUT_OF = "sandbox://{session}/outputs/{+path}"
 TRANSCRIPT_OF = "sandbox://{session}/transcript"
 LOG_OF = "sandbox://{session}/log"
@@ -261,8 +257,11 @@ def read_transcript(identity: str) -> str:
 
     :raises SandboxError: there is none
     """
-    lines = read_tail(find_directory(identity) / TRANSCRIPT)
-    return "".join(f"{line}\n" for line in lines)
+    file = log_files.open_log(find_directory(identity) / FOLDER / TRANSCRIPT, MAX_TAIL)
+    if file is None:
+        return ""
+    with file:
+        return file.read(MAX_TAIL)
 
 
 def read_log(identity: str) -> str:
@@ -270,32 +269,7 @@ def read_log(identity: str) -> str:
 
     :raises SandboxError: there is none
     """
-    directory = find_directory(identity)
-    files = [
-        [line for part in log_parts(directory / name) for line in read_tail(part)] for name in NAMES
-    ]
-    merged = heapq.merge(*files, key=lambda line: line[:TIME_LENGTH])
-    return "".join(f"{line}\n" for line in merged)
-
-
-def read_tail(path: Path) -> Iterator[str]:
-    """Yield the last lines of a regular file, at most MAX_TAIL bytes; nothing if there is none."""
-    try:
-        # by path: below the state directory, whose parents only this user can change; only read,
-        # and no link is followed
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return
-    with open(fd, "rb") as file:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            return
-        start = max(0, status.st_size - MAX_TAIL)
-        file.seek(start)
-        text = file.read(MAX_TAIL).decode("utf-8", "backslashreplace")
-    # Not splitlines: other separators are a kernel's, and would begin a line of its own making.
-    lines = text.removesuffix("\n").split("\n") if text else []
-    yield from lines[1:] if start else lines
+    return "".join(log_files.read_log(find_directory(identity), MAX_TAIL))
 
 
 MAX_VALUES = 100

@@ -13,6 +13,7 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Annotated, Any, Literal, NotRequired
 
 from mcp_types import CallToolResult, ContentBlock, ImageContent, TextContent
@@ -20,9 +21,11 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from gvisor_kernel.api.execution import Execution, ExecutionError, Omitted, Result, strip_ansi
+from gvisor_kernel.api.files import FileFailed
+from gvisor_kernel.api.runner import KernelEnded
 from gvisor_kernel.api.shell import ShellResult
-from gvisor_kernel.bridge.deaths import LAST_OUTPUT, MORE_MEMORY
-from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.bridge.deaths import Death, describe_death, describe_end
+from gvisor_kernel.errors import GvisorKernelError, OutputsError, SandboxError
 from gvisor_kernel.mcp.sessions import Session
 from gvisor_kernel.mcp.settings import Limits
 from gvisor_kernel.shown_text import describe_size, printable, printable_name
@@ -165,11 +168,12 @@ MAX_STATUS = 2**31
 MAX_TRACEBACK = 6000
 MAX_VALUE = 2000
 STATUSES = {None: "ok", "interrupt": "interrupted", "kill": "killed", "death": "died"}
-SETTINGS = re.compile(r"c\.GVisor\w+|kernelspec|Jupyter's configuration|gvisor-kernel \w")
-"""Words of a hint for whoever has the server's settings: not for a model."""
+FOR_MODEL = (SandboxError, KernelEnded, FileFailed, OutputsError)
+"""Errors of a session that runs, whose hint a model can follow. The hints of others, such as those
+of a start, are for whoever has the server's settings."""
 ASK = "ask the user, who can change how this server is started:"
 LESS_MEMORY = (
-    " Use less memory, for example by reading data in parts, or ask the user to start this server"
+    "Use less memory, for example by reading data in parts, or ask the user to start this server"
     " with a larger --memory."
 )
 
@@ -225,21 +229,19 @@ def make_result(
 
 def make_failure(error: GvisorKernelError) -> CallToolResult:
     """Return the result of a call that failed: the fact, and what to do."""
-    hint = f"\nWhat to do: {error.hint}" if error.hint else ""
-    if SETTINGS.search(error.hint):
-        hint = f"\nWhat to do: {ASK} {error.hint}"
-    fact, _, words = error.fact.partition(LAST_OUTPUT)
-    text = make_plain(f"{advise(fact)}{hint}")
+    hint, words, fact = error.hint, "", error.fact
+    if isinstance(error, KernelEnded):
+        end = error.end
+        if isinstance(end, Death):
+            end, words = replace(end, last_line=""), end.last_line
+        fact = f"{error.what}: {describe_end(end, LESS_MEMORY)}"
+    elif hint and type(error) not in FOR_MODEL:
+        hint = f"{ASK} {hint}"
+    text = make_plain(f"{fact}\nWhat to do: {hint}" if hint else fact)
     for quoted in (words, error.detail):
         if quoted:
             text += "\n" + mark("detail", make_plain(quoted[-MAX_VALUE:]))
     return make_result(text, failed=True)
-
-
-def advise(reason: str) -> str:
-    """Return why a kernel has died, with what a model can do about it."""
-    fact, for_users, _ = reason.partition(MORE_MEMORY)
-    return f"{fact}{LESS_MEMORY}" if for_users else reason
 
 
 def make_session_result(
@@ -274,7 +276,7 @@ def make_run_result(
         "run": number,
         "status": "error" if run.error and not run.ended_by else STATUSES[run.ended_by],
         **texts,
-        "error": describe_error(run.error, has_died=run.ended_by == "death"),
+        "error": describe_error(run.error),
         "seconds": round(run.duration, 3),
         "images": 0,
         "new_session": session.is_new,
@@ -311,20 +313,15 @@ def read_on(session: str, number: int, stream: str, offset: int, missing: int) -
     )
 
 
-def describe_error(error: ExecutionError | None, *, has_died: bool) -> dict[str, str] | None:
-    """Return an error of the code as a structure; of a long traceback, the end.
-
-    ``has_died``: the error is the reason why the kernel did.
-    """
+def describe_error(error: ExecutionError | None) -> dict[str, str] | None:
+    """Return an error of the code as a structure; of a long traceback, the end."""
     if error is None:
         return None
-    value, traceback = error.value, error.traceback
-    if has_died:
-        value, traceback = advise(value), advise(traceback)
+    value = error.value if error.death is None else describe_death(error.death, LESS_MEMORY)
     return {
         "name": make_plain(error.name)[:MAX_NAME],
         "value": make_plain(value)[:MAX_VALUE],
-        "traceback": make_plain(traceback)[-MAX_TRACEBACK:],
+        "traceback": make_plain(error.traceback)[-MAX_TRACEBACK:],
     }
 
 

@@ -212,4 +212,4 @@ async def serve_http(
             server, http = await load("server"), await load("http")
             app = http.make_app(server.make_server(clients), clients, token, hosts)
             announce()
-            await http.serve(app, listener, stop)
+            await http.serve(app, listener, stop, settings.limits)

@@ -54,20 +54,16 @@ class FileLocation:
 
 
 class ArtifactHandler(Handler):
-    """Base class: errors of the package are answers that a person can read."""
+    """Base class."""
 
     async def work(self, function: Callable[[], Found]) -> Found:
         """Call what blocks in a thread.
 
-        :raises HTTPError: 404 or 409, with the text of an error of this package
+        :raises HTTPError: 404 or 409 for an error of the file system
         """
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self.services.artifacts.executor, function)
-        except OutputsError as error:
-            raise web.HTTPError(404, error.fact) from error
-        except StorageError as error:
-            raise web.HTTPError(409, str(error)) from error
         except (FileNotFoundError, NotADirectoryError) as error:
             raise web.HTTPError(404, "There is no such file.") from error
         except OSError as error:

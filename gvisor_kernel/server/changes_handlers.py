@@ -15,7 +15,6 @@ from tornado import web
 from gvisor_kernel.changes.apply import undo_apply
 from gvisor_kernel.changes.change import encode_changes
 from gvisor_kernel.changes.kernel_changes import KernelChanges
-from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.lab.contents import refuse_autorun
 from gvisor_kernel.lab.routes import CLOSED
@@ -30,7 +29,7 @@ class ChangeHandler(Handler):
     """Base class."""
 
     def find_changes(self, kernel_id: str) -> KernelChanges:
-        """:raises HTTPError: 404 for a kernel that is not this server's, or has no sandbox"""
+        """Return the changes of a kernel; see ``find_kernel``."""
         return KernelChanges(self.find_kernel(kernel_id))
 
     def find_kernel(self, kernel_id: str) -> SandboxedKernel:
@@ -46,10 +45,7 @@ class ChangesHandler(ChangeHandler):
     """``GET kernels/{kernel_id}/changes``"""
 
     async def get(self, kernel_id: str) -> None:
-        try:
-            found = await self.find_changes(kernel_id).list()
-        except GvisorKernelError as error:
-            raise web.HTTPError(409, error.fact) from error
+        found = await self.find_changes(kernel_id).list()
         self.answer(await asyncio.to_thread(encode_changes, found))
 
 
@@ -57,11 +53,7 @@ class UnkeptHandler(ChangeHandler):
     """``GET kernels/{kernel_id}/unkept``"""
 
     async def get(self, kernel_id: str) -> None:
-        try:
-            left = await self.services.unkept.read(self.find_kernel(kernel_id))
-        except GvisorKernelError as error:
-            raise web.HTTPError(409, error.fact) from error
-        self.answer(make_unkept(left))
+        self.answer(make_unkept(await self.services.unkept.read(self.find_kernel(kernel_id))))
 
 
 class ContentHandler(ChangeHandler):
@@ -71,15 +63,11 @@ class ContentHandler(ChangeHandler):
         side = self.get_query_argument("side")
         if side not in ("old", "new"):
             raise web.HTTPError(400, "side must be old or new.")
-        changes = self.find_changes(kernel_id)
-        try:
-            content = await changes.read(
-                self.get_query_argument("path", strip=False),
-                "old" if side == "old" else "new",
-                self.get_query_argument("state", strip=False),
-            )
-        except GvisorKernelError as error:
-            raise web.HTTPError(409, error.fact) from error
+        content = await self.find_changes(kernel_id).read(
+            self.get_query_argument("path", strip=False),
+            "old" if side == "old" else "new",
+            self.get_query_argument("state", strip=False),
+        )
         if content is None:
             raise web.HTTPError(404, "There is no such file on this side.")
         self.set_opaque()
@@ -106,12 +94,9 @@ class ApplyHandler(ChangeHandler):
         if self.settings.get(CLOSED):  # a person who wants that has a terminal
             for path, _ in wanted:
                 refuse_autorun(path, is_folder=True)
-        try:
-            # Half an apply would be a surprise: it goes on when the client has left.
-            # no timeout: each question to the sandbox has a limit
-            applied = await asyncio.shield(changes.apply(wanted, named=named, force=force))
-        except GvisorKernelError as error:
-            raise web.HTTPError(409, error.fact) from error
+        # Half an apply would be a surprise: it goes on when the client has left.
+        # no timeout: each question to the sandbox has a limit
+        applied = await asyncio.shield(changes.apply(wanted, named=named, force=force))
         self.answer(await asyncio.to_thread(lambda: json.dumps(asdict(applied))))
 
 
@@ -123,10 +108,7 @@ class UndoHandler(ChangeHandler):
         name = self.read_body(MAX_BODY).get("undo")
         if not isinstance(name, str):
             raise web.HTTPError(400, "The body must have the text undo.")
-        try:
-            undone = await asyncio.to_thread(undo_apply, name, self.services.stopping.is_set)
-        except GvisorKernelError as error:
-            raise web.HTTPError(409, error.fact) from error
+        undone = await asyncio.to_thread(undo_apply, name, self.services.stopping.is_set)
         self.answer(await asyncio.to_thread(lambda: json.dumps(asdict(undone))))
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.shown_text import printable
 from gvisor_kernel.strict_json import JsonError, parse_json
 
@@ -20,14 +22,15 @@ END_SECONDS = 5.0
 MAX_ANSWER = 1024 * 1024
 
 
-class DoctorFailed(Exception):
+class DoctorFailed(GvisorKernelError):
     """Doctor did not answer."""
 
 
 class Doctor:
     """Runs doctor. On the server's loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, arguments: Sequence[str] = DOCTOR) -> None:
+        self._arguments = arguments
         self._running: asyncio.Task[Any] | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._ended = False
@@ -50,7 +53,7 @@ class Doctor:
         try:
             process = self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *DOCTOR,
+                *self._arguments,
                 stdin=DEVNULL,
                 stdout=PIPE,
                 stderr=DEVNULL,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gvisor_kernel import __version__
+from gvisor_kernel.bridge.deaths import describe_death
 from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.egress.kinds import HostsRoute, Route, UrlRoute, kind_of
 from gvisor_kernel.egress.patterns import split_authority
@@ -84,7 +85,7 @@ def make_sandbox(described: Described, left: Left | None = None) -> dict[str, An
         "node": _text(facts.node),
         "last_death": None
         if death is None
-        else {"when": death.when, "reason": printable(death.reason)},
+        else {"when": death.when, "reason": printable(describe_death(death))},
         "release": {
             "gvisor_kernel": __version__,
             "runsc": host.runsc,  # no runtime: the field in openapi.json

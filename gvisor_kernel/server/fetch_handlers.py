@@ -1,9 +1,15 @@
-"""REST: a page's request to the network, by a route for pages. The answer is streamed.
+"""REST: what pages and maps fetch from the network, by a route.
 
-Request and answer are parts: four bytes with a length, then so many bytes. The first part of a
-request is JSON, what follows is its body. The first part of an answer says whom the page talks to,
-the second one has the head, others are pieces of the body. A part of no bytes ends the body; what
-follows it is a text that says why the answer is not whole, or nothing.
+``FetchHandler`` has a page's requests, by a route for pages; the answer is streamed. Request and
+answer are parts: four bytes with a length, then so many bytes. The first part of a request is JSON,
+what follows is its body. The first part of an answer says whom the page talks to, the second one
+has the head, others are pieces of the body. A part of no bytes ends the body; what follows it is a
+text that says why the answer is not whole, or nothing.
+
+``TileHandler`` has a picture of a map, by a route of the kernel whose output shows the map. The
+request is one of the kernel's own: the process for routes decides, counts and records it, so
+nothing is reached that the kernel does not reach. What comes back is a picture by its first bytes,
+and is decoded in a frame alone.
 """
 
 from __future__ import annotations
@@ -11,20 +17,31 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from dataclasses import dataclass
+import socket
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tornado import web
 from tornado.iostream import StreamClosedError
 
 from gvisor_kernel.artifacts.page import MAX_TICKET
-from gvisor_kernel.egress.destinations import Destination, outside_address
-from gvisor_kernel.egress.kinds import METHODS, UrlRoute
-from gvisor_kernel.egress.patterns import MAX_TARGET
-from gvisor_kernel.errors import EgressError, EgressRefused
+from gvisor_kernel.egress.destinations import (
+    Destination,
+    find_route,
+    outside_address,
+    read_destination,
+)
+from gvisor_kernel.egress.kinds import METHODS, HostsRoute, Route, UrlRoute
+from gvisor_kernel.egress.patterns import MAX_TARGET, is_host_allowed
+from gvisor_kernel.errors import EgressRefused, GvisorKernelError
+from gvisor_kernel.kernel.launch import find_opener
 from gvisor_kernel.link.streams import EGRESS_PORT
 from gvisor_kernel.server.artifact_handlers import ArtifactHandler
-from gvisor_kernel.server.page_network import TooMany
+from gvisor_kernel.server.handlers import Handler
+from gvisor_kernel.server.page_network import Line
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 if TYPE_CHECKING:
@@ -149,23 +166,16 @@ class FetchHandler(ArtifactHandler):
         asked = read_page_request(self.request.body)
         page = self.open_ticket(asked.ticket)
         network = self.services.artifacts.network
-        try:
-            destination, route, target = network.find(asked.url)
-            async with network.opened(page.artifact) as link:
-                self._work = asyncio.create_task(
-                    self._pass_on(link, destination, route, make_ask(asked, route, target))
-                )
-                # no timeout: the route's limit of time ends it, and so does a browser that goes or
-                # does not read
-                await asyncio.wait({self._work})
-                if not self._work.cancelled():
-                    self._work.result()  # no timeout: it is done
-        except EgressRefused as error:
-            raise web.HTTPError(404, str(error)) from error
-        except TooMany as error:
-            raise web.HTTPError(429, str(error)) from error
-        except EgressError as error:
-            raise web.HTTPError(503, str(error)) from error
+        destination, route, target = network.find(asked.url)
+        async with network.opened(page.artifact) as link:
+            self._work = asyncio.create_task(
+                self._pass_on(link, destination, route, make_ask(asked, route, target))
+            )
+            # no timeout: the route's limit of time ends it, and so does a browser that goes or does
+            # not read
+            await asyncio.wait({self._work})
+            if not self._work.cancelled():
+                self._work.result()  # no timeout: it is done
 
     def on_connection_close(self) -> None:
         """The browser has gone, or the person has stopped the page."""
@@ -220,3 +230,108 @@ class FetchHandler(ArtifactHandler):
 
 def _part(data: bytes) -> bytes:
     return len(data).to_bytes(4, "big") + data
+
+
+if TYPE_CHECKING:
+    from gvisor_kernel.egress.stream_client import Ask
+
+MAX_TILE = 1024 * 1024
+SECONDS = 10.0
+AT_ONCE = 8
+"""Tiles of one kernel that are fetched at once."""
+HEADERS = (
+    ("accept", "image/png, image/jpeg, image/webp, image/avif"),
+    ("accept-encoding", "identity"),
+    ("user-agent", "gvisor-kernel"),
+)
+_PICTURE = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF.{4}WEBP|.{4}ftypavi[fs]", re.DOTALL)
+_open: Counter[str] = Counter()
+
+
+def make_tile_ask(wanted: Destination, routes: Sequence[Route]) -> Ask:
+    """Return the request for a tile by one of a kernel's routes.
+
+    :raises EgressRefused: there is none
+    """
+    from gvisor_kernel.egress.stream_client import Ask
+
+    named = [replace(route, artifacts=True) for route in routes if isinstance(route, UrlRoute)]
+    try:
+        route, target = find_route(wanted, named)
+        return Ask("GET", f"/{route.name}{target}", HEADERS)
+    except EgressRefused:
+        hosts = [it for route in routes if isinstance(route, HostsRoute) for it in route.hosts]
+        if not is_host_allowed(wanted.host, wanted.port, hosts):
+            raise
+    whole = f"{wanted.scheme}://{wanted.shown}{wanted.target}"
+    return Ask("GET", whole, HEADERS, host=wanted.shown)
+
+
+class TileHandler(Handler):
+    """``GET kernels/{kernel_id}/tiles``"""
+
+    async def get(self, kernel_id: str) -> None:
+        self.check_kernel(kernel_id)
+        kernel = self.services.sandboxes.find_kernel(kernel_id)
+        facts, sandbox = (None, None) if kernel is None else (kernel.describe(), kernel.sandbox)
+        if facts is None or sandbox is None:
+            raise web.HTTPError(404, "This kernel has no sandbox.")
+        try:
+            wanted = read_destination(self.get_query_argument("url", "", strip=False))
+        except EgressRefused as error:
+            raise web.HTTPError(400, str(error)) from error
+        try:
+            ask = make_tile_ask(wanted, facts.routes)
+        except EgressRefused as error:
+            raise web.HTTPError(404, f"This kernel has no route to {wanted.shown}.") from error
+        if _open[kernel_id] >= AT_ONCE:
+            raise web.HTTPError(429, f"This kernel has {AT_ONCE} tiles open, which is the most.")
+        opening = self.services.executor.submit(find_opener(sandbox))
+        _open[kernel_id] += 1
+        try:
+            async with asyncio.timeout(SECONDS):
+                line = Line(await asyncio.wrap_future(opening))
+                tile = await _read_tile(line, ask)
+        except TimeoutError as error:
+            opening.add_done_callback(_close_late)
+            raise web.HTTPError(504, f"{wanted.shown} takes more than {SECONDS:g} s.") from error
+        except GvisorKernelError as error:
+            raise web.HTTPError(503, "The routes cannot be used now.") from error
+        finally:
+            _open.subtract([kernel_id])
+            if not _open[kernel_id]:
+                del _open[kernel_id]
+        self.set_opaque()
+        self.finish(tile, set_content_type="application/octet-stream")
+
+
+def _close_late(opening: Future[socket.socket]) -> None:
+    """Close a socket for which nobody waits any more. Called in any thread."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result(0).close()
+
+
+async def _read_tile(line: Line, ask: Ask) -> bytes:
+    """Fetch a tile, and close the line.
+
+    :raises HTTPError: 429, 502 or 415 for what is none
+    """
+    from gvisor_kernel.egress.stream_client import AnswerBroken, asking
+
+    tile = bytearray()
+    try:
+        async with asking(line.link, ask) as answer:
+            if answer.status != 200:
+                status = 429 if answer.status == 429 else 502
+                raise web.HTTPError(status, f"It was answered with the status {answer.status}.")
+            async for data in answer.body:
+                tile += data
+                if len(tile) > MAX_TILE:
+                    raise web.HTTPError(502, f"It has more than {MAX_TILE} bytes.")
+    except AnswerBroken as error:
+        raise web.HTTPError(502, f"There is no whole answer: {error}.") from error
+    finally:
+        line.close()
+    if not _PICTURE.match(tile):
+        raise web.HTTPError(415, "It is no PNG, JPEG, WebP or AVIF.")
+    return bytes(tile)

@@ -6,8 +6,10 @@ Each route has one handler. ``openapi.json`` and docs/rest.md describe them; a t
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,18 @@ from jupyter_server.base.handlers import APIHandler
 from tornado import web
 
 from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.errors import (
+    EgressError,
+    EgressRefused,
+    GvisorKernelError,
+    OutputsError,
+    StorageError,
+)
 from gvisor_kernel.jupyter.plan_factory import find_spec
 from gvisor_kernel.server.doctor import DoctorFailed
 from gvisor_kernel.server.documents import Described, make_sandbox
 from gvisor_kernel.server.kernel_preparer import NotOurs, OutsideRoot
+from gvisor_kernel.server.page_network import TooMany
 from gvisor_kernel.server.recorded import DEFAULT_LINES, MAX_LINES, Kind
 from gvisor_kernel.server.server_services import ServerServices
 from gvisor_kernel.shown_text import printable
@@ -32,6 +41,34 @@ READY_SECONDS = 10.0
 MAX_BODY = 64 * 1024
 OPENAPI = Path(__file__).with_name("openapi.json")
 KERNEL = r"(?P<kernel_id>[\w.-]{1,200})"
+
+
+STATUSES: tuple[tuple[type[GvisorKernelError], int], ...] = (
+    (DoctorFailed, 503),
+    (OutputsError, 404),
+    (EgressRefused, 404),
+    (TooMany, 429),
+    (EgressError, 503),
+    (GvisorKernelError, 409),
+)
+"""The status with which an error is answered: the first one that fits."""
+WITH_HINTS = (EgressError, StorageError)
+"""Errors whose hints are for who reads the answer, and not for who runs the server."""
+
+
+def answer_errors(method: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """Answer an error of this package with its status, and a text that a person can read."""
+
+    @wraps(method)
+    async def call(*args: Any, **kwargs: Any) -> None:
+        try:
+            await method(*args, **kwargs)
+        except GvisorKernelError as error:
+            status = next(status for kind, status in STATUSES if isinstance(error, kind))
+            text = str(error) if isinstance(error, WITH_HINTS) else error.fact
+            raise web.HTTPError(status, text) from error
+
+    return call
 
 
 class Handler(APIHandler):
@@ -45,7 +82,7 @@ class Handler(APIHandler):
         """Answer nobody who is not logged in and authorized, whatever handler it is."""
         super().__init_subclass__(**more)
         for name in {"get", "post", "put", "delete"} & vars(cls).keys():
-            setattr(cls, name, web.authenticated(authorized(vars(cls)[name])))
+            setattr(cls, name, web.authenticated(authorized(answer_errors(vars(cls)[name]))))
 
     def initialize(self, services: ServerServices) -> None:
         self.services = services
@@ -195,11 +232,7 @@ class DoctorHandler(Handler):
     """``POST doctor``: it starts a kernel, which no page of another site may ask for."""
 
     async def post(self) -> None:
-        try:
-            findings = await self.services.doctor.read()
-        except DoctorFailed as error:
-            raise web.HTTPError(503, str(error)) from error
-        self.answer(findings)
+        self.answer(await self.services.doctor.read())
 
 
 class WarmHandler(Handler):

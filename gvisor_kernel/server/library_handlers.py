@@ -64,7 +64,7 @@ def find_folders(*, nbextensions: bool) -> list[str]:
     return list(dict.fromkeys(os.path.realpath(folder) for folder in found))
 
 
-def read_library(name: str, folders: list[str] | None = None) -> bytes:
+def read_library(name: str, folders: list[str] | None = None, limit: int = MAX_LIBRARY) -> bytes:
     """Return a library's text. No link is followed below a folder of packages.
 
     :raises OutputsError: when it is unknown, not installed, or too large
@@ -78,9 +78,9 @@ def read_library(name: str, folders: list[str] | None = None) -> bytes:
             if not Path(folder, path).is_file():
                 continue
             with open_real(folder) as root, open_output(root, path) as (file, status):
-                if status.st_size > MAX_LIBRARY:
+                if status.st_size > limit:
                     raise OutputsError(f"{name} has {status.st_size:,} bytes, which is too large.")
-                return file.read(MAX_LIBRARY) or b""
+                return file.read(limit) or b""
     raise OutputsError(
         f"{name} is not installed where the Jupyter server runs: pip install {package}"
     )

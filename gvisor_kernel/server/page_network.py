@@ -12,29 +12,27 @@ import secrets
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvisor_kernel.artifacts.item import Artifact
-from gvisor_kernel.artifacts.page import open_record
+from gvisor_kernel.artifacts.page import Tickets, open_record
+from gvisor_kernel.artifacts.storage import Storage, open_personal, open_shared
 from gvisor_kernel.egress.destinations import Destination, find_route, read_destination
 from gvisor_kernel.egress.kinds import Route, UrlRoute
 from gvisor_kernel.egress.process import EgressWorker, Grant
 from gvisor_kernel.errors import EgressError, GvisorKernelError, SettingError
 from gvisor_kernel.host.log_files import clean_lines
 from gvisor_kernel.jupyter.plan_factory import find_routes
+from gvisor_kernel.kernel.kept_data import KeptData
 
 if TYPE_CHECKING:
     from gvisor_kernel.egress.streams import StreamLink
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-from gvisor_kernel.artifacts.page import Tickets
-from gvisor_kernel.artifacts.storage import Storage, open_personal, open_shared
-from gvisor_kernel.kernel.kept_data import KeptData
-
+THREADS = 4
 PAGE_REQUESTS = 8
 """Requests of one page that may be open."""
 SERVER_REQUESTS = 32
@@ -192,9 +190,6 @@ class PageNetwork:
         self._idle.clear()
         for line in tuple(self._lines.values()):
             line.close()
-
-
-THREADS = 4
 
 
 class Artifacts:

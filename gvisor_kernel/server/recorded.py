@@ -1,19 +1,26 @@
-"""The last lines of a sandbox's log and transcript, as text without control characters."""
+"""The last lines of a sandbox's log and transcript, without control characters; also after its end.
+
+``EndedKernels`` remembers facts, last lines and lost files of the last kernels whose sandbox has
+ended. It is bounded: a sandbox has written the lines, and has named the files.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import heapq
 import re
-from collections import deque
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from gvisor_kernel.bridge.transcripts import FOLDER, NAME, EntryFormatter, read_entries
-from gvisor_kernel.host.log_files import NAMES, get_time, open_log, read_lines
+from gvisor_kernel.host import log_files
+from gvisor_kernel.kernel.facts import Ended, KernelEvents, Left
+from gvisor_kernel.server.documents import Described
+from gvisor_kernel.server.sandboxes import find_host_facts
 from gvisor_kernel.shown_text import printable
 
 MAX_LINES = 2000
@@ -41,8 +48,7 @@ def clean(line: str) -> str:
 
 def read_log(directory: Path) -> list[str]:
     """Return the last lines of the log of the sandbox in ``directory``. Blocks."""
-    files = [read_lines(directory / name) for name in NAMES]
-    return [clean(line) for line in deque(heapq.merge(*files, key=get_time), MAX_LINES)]
+    return [clean(line) for line in deque(log_files.read_log(directory), MAX_LINES)]
 
 
 def read_transcript(directory: Path) -> list[str]:
@@ -51,7 +57,7 @@ def read_transcript(directory: Path) -> list[str]:
     formatter = EntryFormatter()
     lines: deque[str] = deque(maxlen=MAX_LINES)
     for number in range(PARTS - 1, -1, -1):
-        file = open_log(path.with_name(f"{NAME}.{number}") if number else path)
+        file = log_files.open_log(path.with_name(f"{NAME}.{number}") if number else path)
         if file is not None:
             with file:
                 for entry in read_entries(file):
@@ -92,3 +98,101 @@ class Recorded:
                 self._kept.clear()
             self._kept[key] = _Kept(lines, loop.time())
             return lines
+
+
+MAX_KERNELS = 50
+MAX_KEPT_LINES = 200
+"""Lines of a log, and of a transcript, that are remembered of a kernel."""
+MAX_CHARACTERS = 64 * 1024
+"""Characters of them together."""
+READ = 256 * 1024
+"""Bytes at the end of each file that are read for them."""
+
+
+@dataclass(frozen=True)
+class EndedKernel:
+    """A kernel whose sandbox has ended. ``left``: files that ended with it; None if not known."""
+
+    described: Described
+    left: Left | None
+    lines: Mapping[Kind, list[str]]
+
+
+class EndedKernels:
+    """The last MAX_KERNELS of one server, from ``start`` to ``end``. On the server's loop."""
+
+    def __init__(self, kernelspecs: Any, tell: Callable[[Ended], None]) -> None:
+        """``kernelspecs``: the server's manager of kernelspecs. ``tell``: called for each end."""
+        self._kernelspecs = kernelspecs
+        self._tell = tell
+        self._kernels: OrderedDict[str, EndedKernel] = OrderedDict()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        """Begin to remember."""
+        self._loop = asyncio.get_running_loop()
+        KernelEvents.instance().watch_ends(self._remember)
+
+    def end(self) -> None:
+        """Remember no more. Idempotent."""
+        KernelEvents.instance().unwatch_ends(self._remember)
+
+    def find(self, kernel_id: str) -> EndedKernel | None:
+        """Return what is remembered of a kernel, which may have got another sandbox since."""
+        return self._kernels.get(kernel_id)
+
+    def _remember(self, ended: Ended) -> None:
+        """Called in a worker thread; the sandbox's files are removed when it returns."""
+        facts, language, display_name = ended.facts, "", ended.kernel_name
+        with suppress(Exception):  # it may have been removed
+            spec = self._kernelspecs.get_kernel_spec(ended.kernel_name)
+            display_name, language = spec.display_name, spec.language
+        lines: dict[Kind, list[str]] = {"log": [], "transcript": []}
+        if facts.directory is not None:
+            lines["log"] = read_last_log(facts.directory)
+            if facts.transcripts:
+                lines["transcript"] = read_last_transcript(facts.directory)
+        host = find_host_facts(facts)
+        described = Described(ended.kernel_id, display_name, language, facts, host)
+        assert self._loop is not None
+        with suppress(RuntimeError):  # the server's loop is closed
+            self._loop.call_soon_threadsafe(
+                self._take, ended, EndedKernel(described, ended.left, lines)
+            )
+
+    def _take(self, ended: Ended, kernel: EndedKernel) -> None:
+        self._kernels[ended.kernel_id] = kernel
+        self._kernels.move_to_end(ended.kernel_id)
+        if len(self._kernels) > MAX_KERNELS:
+            self._kernels.popitem(last=False)
+        self._tell(ended)
+
+
+def read_last_log(directory: Path) -> list[str]:
+    """Return the last lines of the log of the sandbox in ``directory``. Blocks."""
+    lines = deque(log_files.read_log(directory, READ), MAX_KEPT_LINES)
+    return _cut([clean(line) for line in lines])
+
+
+def read_last_transcript(directory: Path) -> list[str]:
+    """Return the last lines of its transcript. Blocks."""
+    formatter = EntryFormatter()
+    lines: list[str] = []
+    with suppress(OSError):
+        file = log_files.open_log(directory / FOLDER / NAME, READ)
+        if file is not None:
+            with file:
+                for entry in read_entries(file):
+                    lines += formatter.format(entry)
+    lines += formatter.end()
+    return _cut([clean(line) for line in lines[-MAX_KEPT_LINES:]])
+
+
+def _cut(lines: list[str]) -> list[str]:
+    """Return the last lines that have MAX_CHARACTERS together."""
+    size = 0
+    for index in range(len(lines) - 1, -1, -1):
+        size += len(lines[index])
+        if size > MAX_CHARACTERS:
+            return lines[index + 1 :]
+    return lines

@@ -1,26 +1,28 @@
-"""Collects the facts of a server's kernels, and keeps them for a moment.
+"""Collects the facts of a server's kernels, and the files that would end with them, for a moment.
 
 A flood of requests costs no more than one request: the facts are read at most twice a second, by
-one thread that no kernel's message waits for.
+one thread that no kernel's message waits for; there is one look at a time for a kernel's files.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gvisor_kernel.changes.kernel_changes import KernelChanges
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host import cgroups, processes
 from gvisor_kernel.host.homes import find_home
 from gvisor_kernel.host.log_files import NAMES, log_parts
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
-from gvisor_kernel.kernel.facts import KernelFacts
+from gvisor_kernel.kernel.facts import KernelFacts, Left
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.state.listed import find_all
@@ -47,8 +49,11 @@ class Snapshot:
 class Sandboxes:
     """The sandboxes of a server's kernels. On the server's loop."""
 
-    def __init__(self, kernel_manager: Any, executor: Executor) -> None:
+    def __init__(
+        self, kernel_manager: Any, executor: Executor, keep_seconds: float = KEEP_SECONDS
+    ) -> None:
         self._manager = kernel_manager
+        self._keep_seconds = keep_seconds
         self._executor = executor
         self._known: Snapshot | None = None
         self._known_at = 0.0
@@ -57,11 +62,11 @@ class Sandboxes:
         self._leftovers_at: float | None = None
 
     async def read(self) -> Snapshot:
-        """Return what is known, at most KEEP_SECONDS old, of the kernels that there are now."""
+        """Return what is known, at most ``keep_seconds`` old, of the kernels that there are now."""
         known, now = self._known, asyncio.get_running_loop().time()
         if (
             known is not None
-            and now - self._known_at < KEEP_SECONDS
+            and now - self._known_at < self._keep_seconds
             and known.kernels == name_kernels(self._find_all())
         ):
             return known
@@ -177,3 +182,55 @@ def find_leftovers() -> tuple[dict[str, Any], ...]:
         for listed in found
         if listed.state == "orphaned"
     )
+
+
+LOOK_SECONDS = 0.7
+"""Seconds after its begin in which a look is used again: clients ask that long after the end of a
+cell, and what was seen before it is no answer."""
+MAX_LOOKS = 200
+"""Kernels whose answers are kept."""
+
+
+class _Look:
+    began = math.inf
+    task: asyncio.Task[Left]
+
+
+class UnkeptLooks:
+    """The looks of one server. On its loop."""
+
+    def __init__(self, make: Callable[[SandboxedKernel], KernelChanges] = KernelChanges) -> None:
+        self._make = make
+        self._looks: dict[str, _Look] = {}
+        """The last look of each sandbox: it waits for the one before, is under way, or is over."""
+
+    async def read(self, kernel: SandboxedKernel) -> Left:
+        """Return the files that would end with the sandbox; up to LOOK_SECONDS old.
+
+        :raises GvisorKernelError: when the sandbox has ended, or does not answer
+        """
+        key = kernel.sandbox.identity if kernel.sandbox is not None else ""
+        look = before = self._looks.get(key)
+        if look is None or asyncio.get_running_loop().time() - look.began >= LOOK_SECONDS:
+            look = _Look()
+            look.task = asyncio.create_task(self._look(look, before, kernel))
+            if len(self._looks) >= MAX_LOOKS:
+                self._looks.clear()
+            self._looks[key] = look
+        return await asyncio.shield(look.task)  # no timeout: SHORT_ANSWER_SECONDS of the look
+
+    async def _look(self, look: _Look, before: _Look | None, kernel: SandboxedKernel) -> Left:
+        if before is not None:
+            try:
+                # no timeout: SHORT_ANSWER_SECONDS of the look before
+                await asyncio.wait([before.task])
+            except asyncio.CancelledError:
+                before.task.cancel()
+                raise
+        look.began = asyncio.get_running_loop().time()
+        return await self._make(kernel).find_unkept()
+
+    def end(self) -> None:
+        """End all looks."""
+        for look in self._looks.values():
+            look.task.cancel()

@@ -8,15 +8,12 @@ from threading import Event
 from typing import Any
 
 from gvisor_kernel.server.doctor import Doctor
-from gvisor_kernel.server.ended import EndedKernels
-from gvisor_kernel.server.events import Events
-from gvisor_kernel.server.kernel_preparer import KernelPreparer
-from gvisor_kernel.server.listings import Listings
+from gvisor_kernel.server.kernel_preparer import KernelPreparer, Listings
 from gvisor_kernel.server.page_network import Artifacts
-from gvisor_kernel.server.recorded import Recorded
-from gvisor_kernel.server.sandboxes import Sandboxes
+from gvisor_kernel.server.recorded import EndedKernels, Recorded
+from gvisor_kernel.server.sandboxes import Sandboxes, UnkeptLooks
 from gvisor_kernel.server.trust import Notary
-from gvisor_kernel.server.unkept import UnkeptLooks
+from gvisor_kernel.server.watch import Events
 
 THREADS = 2
 

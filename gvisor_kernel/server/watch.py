@@ -1,7 +1,8 @@
-"""Watches the kernels of a server for events and metrics.
+"""Watches the kernels of a server, and tells what happens as events of Jupyter and as metrics.
 
 Starts and deaths are told by the kernels; memory, bytes and refused requests are looked at once a
-second. That reads no file of a kernel without routes, so that many idle kernels cost nothing.
+second. That reads no file of a kernel without routes, so that many idle kernels cost nothing. Texts
+of events may quote a kernel; control characters are escaped.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
+from gvisor_kernel.bridge.deaths import DeathKind, describe_death
 from gvisor_kernel.egress.audit import FILE, Entry, parse_entry
 from gvisor_kernel.host.log_files import Follower
 from gvisor_kernel.kernel.facts import (
-    DeathKind,
     Died,
+    Ended,
     KernelEvent,
     KernelEvents,
     KernelFacts,
@@ -30,7 +32,86 @@ from gvisor_kernel.kernel.facts import (
     StartKind,
     State,
 )
-from gvisor_kernel.server.events import Events
+from gvisor_kernel.server.documents import make_unkept
+from gvisor_kernel.shown_text import printable
+
+SCHEMAS = Path(__file__).parent / "event_schemas"
+STARTED = "urn:gvisor-kernel:event:started:v1"
+DIED = "urn:gvisor-kernel:event:died:v1"
+MEMORY = "urn:gvisor-kernel:event:memory:v1"
+LOST = "urn:gvisor-kernel:event:files-lost:v1"
+REFUSED = "urn:gvisor-kernel:event:egress-refused:v1"
+MAX_TEXT = 1000
+"""Characters of a text in an event."""
+
+
+class Events:
+    """Emits events with ``logger``, the event logger of a server. On the server's loop."""
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+        for path in sorted(SCHEMAS.glob("*.yaml")):
+            logger.register_event_schema(path)
+
+    def tell_started(self, event: Started) -> None:
+        """A kernel was started."""
+        self._emit(
+            STARTED,
+            event.kernel_id,
+            event.kernel_name,
+            kind=event.start.kind,
+            seconds=round(event.start.seconds, 3),
+        )
+
+    def tell_died(self, event: Died) -> None:
+        """A kernel died."""
+        kind, reason = event.death.kind, _text(describe_death(event.death))
+        self._emit(DIED, event.kernel_id, event.kernel_name, kind=kind, reason=reason)
+
+    def tell_memory(self, kernel_id: str, facts: KernelFacts) -> None:
+        """A sandbox has come near its memory limit."""
+        self._emit(
+            MEMORY,
+            kernel_id,
+            facts.kernel_name,
+            used=facts.memory_used,
+            limit=facts.spec.memory_limit,
+        )
+
+    def tell_lost(self, event: Ended) -> None:
+        """A sandbox has ended; told if files have ended with it, or may have."""
+        left = event.left
+        if left is not None and (left.total or left.more):
+            self._emit(
+                LOST,
+                event.kernel_id,
+                event.kernel_name,
+                **make_unkept(left),
+            )
+
+    def tell_refused(self, kernel_id: str, kernel_name: str, entry: Entry, more: int) -> None:
+        """A request to the network was refused; ``more``: how many others with it."""
+        self._emit(
+            REFUSED,
+            kernel_id,
+            kernel_name,
+            route=_text(entry.route),
+            method=_text(entry.method),
+            host=_text(entry.host),
+            reason=_text(entry.reason),
+            more=more,
+        )
+
+    def _emit(self, schema: str, kernel_id: str, kernel_name: str, **data: Any) -> None:
+        self._logger.emit(
+            schema_id=schema,
+            data={"kernel_id": kernel_id, "kernel_name": _text(kernel_name), **data},
+        )
+
+
+def _text(text: str) -> str:
+    return printable(text)[:MAX_TEXT]
+
 
 BUCKETS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 """Seconds: a spare takes 0.1 s, a cold start a second, the limit of a start is 60 s."""
@@ -39,31 +120,43 @@ BUCKETS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 class Metrics:
     """The metrics of this process; use ``metrics()``, as a registry takes each name once."""
 
-    def __init__(self) -> None:
-        self._sandboxes = Gauge("gvisor_kernel_sandboxes", "Kernels by state.", ["state"])
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self._sandboxes = Gauge(
+            "gvisor_kernel_sandboxes", "Kernels by state.", ["state"], registry=registry
+        )
         self._memory = Gauge(
-            "gvisor_kernel_memory_bytes", "Memory of the host that all sandboxes hold."
+            "gvisor_kernel_memory_bytes",
+            "Memory of the host that all sandboxes hold.",
+            registry=registry,
         )
         self._limit = Gauge(
-            "gvisor_kernel_memory_limit_bytes", "The memory limits of all sandboxes, together."
+            "gvisor_kernel_memory_limit_bytes",
+            "The memory limits of all sandboxes, together.",
+            registry=registry,
         )
         self._starts = Histogram(
             "gvisor_kernel_start_seconds",
             "Seconds that starts of kernels took, by kind.",
             ["kind"],
             buckets=BUCKETS,
+            registry=registry,
         )
         self._deaths = Counter(
-            "gvisor_kernel_deaths", "Ends of kernels that nobody asked for, by reason.", ["reason"]
+            "gvisor_kernel_deaths",
+            "Ends of kernels that nobody asked for, by reason.",
+            ["reason"],
+            registry=registry,
         )
         self._bytes = Counter(
             "gvisor_kernel_link_bytes",
             "Bytes on the links between this server and its sandboxes.",
             ["direction"],
+            registry=registry,
         )
         self._refused = Counter(
             "gvisor_kernel_refused_requests",
             "Requests to the network that no route of the kernel allows.",
+            registry=registry,
         )
         for state in get_args(State):
             self._sandboxes.labels(state)

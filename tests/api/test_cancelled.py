@@ -12,6 +12,7 @@ import pytest
 
 from gvisor_kernel import AsyncSandbox, AsyncSandboxPool, Sandbox, SandboxError, SettingError
 from gvisor_kernel.api import pool as pools
+from gvisor_kernel.bridge.service import MAX_CALLS
 
 from .. import leaks
 from ..world import World
@@ -67,17 +68,18 @@ def test_a_second_cancellation_leaves_the_turn_with_the_run(shared_snapshot: str
 def test_a_listener_that_waits_ends_with_its_run(shared_snapshot: str) -> None:
     async def check() -> None:
         async with started() as sandbox:
-            full: asyncio.Queue[str] = asyncio.Queue(1)
-            full.put_nowait("")
+            called = asyncio.Event()
+
+            async def wait(_: str) -> None:
+                called.set()
+                await asyncio.Event().wait()
+
             for timeout in (None, 0.5):
                 task = asyncio.ensure_future(
-                    sandbox.run("print('go', flush=True)", on_stdout=full.put, timeout=timeout)
+                    sandbox.run("print('go', flush=True)", on_stdout=wait, timeout=timeout)
                 )
                 if timeout is None:
-                    while sandbox._runner is None or sandbox._runner._run is None:
-                        await asyncio.sleep(0)
-                    while sandbox._runner._run.emitting is None:
-                        await asyncio.sleep(0.001)
+                    await called.wait()
                     await cancel(task)
                 else:
                     await task
@@ -108,10 +110,8 @@ def test_calls_that_are_cancelled_leave_neither_a_place_nor_a_command(
 
             with pytest.raises(ZeroDivisionError):
                 await sandbox.shell("echo x; exec sleep 1000", on_output=fail)
-            calls = sandbox._provisioner._kernel._kernel.service._calls  # type: ignore[union-attr]
             async with asyncio.timeout(60):
-                while calls:
-                    await asyncio.sleep(0.01)
+                await asyncio.gather(*(sandbox.files.exists("data") for _ in range(MAX_CALLS)))
                 while "sleep" in (await sandbox.shell("cat /proc/*/cmdline")).stdout.replace(
                     "cat /proc", ""
                 ):
@@ -166,7 +166,7 @@ def test_a_take_that_is_cancelled_loses_no_sandbox(shared_snapshot: str) -> None
     async def check() -> None:
         async with AsyncSandboxPool(size=1) as pool:
             for turns in range(4):
-                task = asyncio.ensure_future(pool._take())
+                task = asyncio.ensure_future(pool.take())
                 for _ in range(turns):
                     await asyncio.sleep(0)
                 task.cancel()
@@ -181,7 +181,7 @@ def test_a_take_that_is_cancelled_loses_no_sandbox(shared_snapshot: str) -> None
 def test_a_take_that_waits_ends_with_its_pool(shared_snapshot: str) -> None:
     async def check() -> None:
         async with AsyncSandboxPool(size=1) as pool:
-            taking = [asyncio.ensure_future(pool._take()) for _ in range(8)]
+            taking = [asyncio.ensure_future(pool.take()) for _ in range(8)]
             await asyncio.wait(taking, return_when=asyncio.FIRST_COMPLETED)
         for taken in await asyncio.gather(*taking, return_exceptions=True):
             if isinstance(taken, AsyncSandbox):
@@ -237,10 +237,12 @@ def test_a_pool_goes_on_after_any_failed_start(
                     await pool.take()
                 while failures:
                     await asyncio.sleep(0.01)
-                await pool._changed.wait()
-                while pool._failure is not None:
+                taken = None
+                while taken is None:
+                    with suppress(SandboxError):
+                        taken = await pool.take()
                     await asyncio.sleep(0.01)
-                await (await pool.take()).close()
+                await taken.close()
 
     asyncio.run(check())
 

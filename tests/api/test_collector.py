@@ -105,12 +105,13 @@ def test_the_beginning_of_a_main_result_is_kept(collector: Collector) -> None:
     assert len(execution.text) + execution.missing.results == 5000
 
 
-def test_what_is_kept_is_bounded(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_KEPT", 1000)
+def test_what_is_kept_is_bounded() -> None:
+    collector = Collector("request", 100, max_kept=1000)
     for _ in range(50):
         collector.add(stream("x" * 100))
     assert 0 < len(collector.read_output().stdout) <= 1000
     assert collector.finish(None).missing.stdout == 4900
+    collector.close()
 
 
 def test_a_display_is_updated(collector: Collector) -> None:

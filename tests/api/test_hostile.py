@@ -15,7 +15,7 @@ from gvisor_kernel.api import runner, shell
 from gvisor_kernel.api.collector import Collector
 from gvisor_kernel.api.files import AsyncFiles, FileFailed
 from gvisor_kernel.api.runner import MAX_WAITING
-from gvisor_kernel.api.shell import run_shell
+from gvisor_kernel.api.shell import ShellResult, run_shell
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
 from gvisor_kernel.link.service_messages import ServiceMessage, encode_service
 
@@ -105,15 +105,14 @@ class Liar:
     async def close(self) -> None:
         pass
 
-    def collect(self, name: str, _: int | None) -> Collector:
-        self.collector = Collector(name, 100)
-        return self.collector
 
-    def find_end(self) -> None:
-        pass
-
-    def choose_timeout(self, timeout: float | None) -> float | None:
-        return timeout
+def ask(liar: Liar, seconds: float | None = None) -> ShellResult:
+    """Run a command of which ``liar`` tells."""
+    collector = Collector("name", 100)
+    try:
+        return asyncio.run(run_shell(liar, collector, seconds, lambda: None))  # type: ignore[arg-type]
+    finally:
+        collector.close()
 
 
 @pytest.mark.parametrize(
@@ -135,7 +134,7 @@ class Liar:
     ],
 )
 def test_a_false_answer_about_files_is_refused(content: dict[str, object], data: bytes) -> None:
-    files = AsyncFiles(Liar(content, data))  # type: ignore[arg-type]
+    files = AsyncFiles(Liar(content, data).open_call)  # type: ignore[arg-type]
     for asking in (files.read_range("x", 0, 100), files.list("x")):
         with pytest.raises(FileFailed):
             asyncio.run(asking)
@@ -149,8 +148,7 @@ def test_a_false_answer_about_a_command_is_an_error(
     content: dict[str, object], data: bytes
 ) -> None:
     liar = Liar({**content, **({"done": True} if "error" in content else {})}, data)
-    done = asyncio.run(run_shell(liar, "true", None, None, None))  # type: ignore[arg-type]
-    liar.collector.close()
+    done = ask(liar)
     assert done.status is None
     assert done.error is not None
 
@@ -160,18 +158,14 @@ def test_a_false_status_is_none_and_output_without_end_is_bounded(
 ) -> None:
     monkeypatch.setattr(shell, "GRACE_SECONDS", 0.1)
     for status in ("0", True, None, 0.5, 10**400):
-        liar = Liar({"done": True, "status": status}, b"")
-        done = asyncio.run(run_shell(liar, "true", None, None, None))  # type: ignore[arg-type]
-        assert done.status is None
-    liar = Liar({"stream": "stdout"}, b"x")
-    done = asyncio.run(run_shell(liar, "true", 0.2, None, None))  # type: ignore[arg-type]
-    liar.collector.close()
+        assert ask(Liar({"done": True, "status": status}, b"")).status is None
+    done = ask(Liar({"stream": "stdout"}, b"x"), 0.2)
     assert (len(done.stdout), done.ended_by) == (100, "kill")
 
 
 def test_few_messages_wait_for_a_slow_program(shared: Sandbox) -> None:
-    assert shared._sandbox._runner is not None
-    client = shared._sandbox._runner._client
+    assert shared._target._runner is not None
+    client = shared._target._runner._client
     assert client.iopub_channel.socket.getsockopt(zmq.RCVHWM) == MAX_WAITING
 
 
@@ -217,8 +211,8 @@ def test_a_slow_listener_is_not_taken_for_code_that_goes_on(
 
 def test_messages_that_cannot_be_read_any_more_end_the_run() -> None:
     with Sandbox(snapshot="off") as sandbox:
-        assert sandbox._sandbox._runner is not None
-        for reader in sandbox._sandbox._runner._readers:
+        assert sandbox._target._runner is not None
+        for reader in sandbox._target._runner._readers:
             sandbox._thread._loop.call_soon_threadsafe(reader.cancel)
         with pytest.raises(Exception, match="can no longer be read"):
             sandbox.run("1")

@@ -87,7 +87,7 @@ def test_a_picture_does_not_count_as_text(sandbox: Sandbox) -> None:
 
 def test_a_restart_returns_when_the_kernel_answers(sandbox: Sandbox) -> None:
     """Otherwise the next run's timeout would count the rest of the start."""
-    work = sandbox._sandbox._runner
+    work = sandbox._target._runner
     assert work is not None
     work._answered.clear()
     sandbox.restart()
@@ -227,7 +227,7 @@ def test_uploads_are_read_and_outputs_are_written(sandbox: Sandbox) -> None:
 
 
 def test_a_link_in_outputs_is_named_and_not_followed(sandbox: Sandbox) -> None:
-    out = sandbox._sandbox._outputs_folder
+    out = sandbox._target._outputs_folder
     assert out is not None
     folder = Path(out) / "links"
     code = "import os; at = '/mnt/user-data/outputs/links'; os.mkdir(at)"
@@ -492,7 +492,7 @@ def test_a_command_whose_output_nobody_takes_waits(sandbox: Sandbox) -> None:
                 held.set()
 
         command = "head -c 3000000 /dev/zero; echo end >&2"
-        done = await sandbox._sandbox.shell(command, on_output=take, max_output=10)
+        done = await sandbox._target.shell(command, on_output=take, max_output=10)
         assert done.stderr == "end\n"
         return len(done.stdout) + done.missing.stdout
 

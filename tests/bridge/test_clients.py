@@ -14,9 +14,8 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from gvisor_kernel.bridge import clients
 from gvisor_kernel.bridge.addresses import Address
-from gvisor_kernel.bridge.clients import HIGH_WATER, ClientSockets
+from gvisor_kernel.bridge.clients import HIGH_WATER, SOCKET_TYPES, STALL_SECONDS, ClientSockets
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.link import Channel
 
@@ -32,7 +31,9 @@ SMALL_BUFFERS = 4096
 class Bench:
     """Client sockets, and the messages and topics that they reported."""
 
-    def __init__(self, base: Path, address: Address | None = None) -> None:
+    def __init__(
+        self, base: Path, address: Address | None = None, stall_seconds: float = STALL_SECONDS
+    ) -> None:
         self.received: list[tuple[Channel, list[bytes]]] = []
         self.topics: list[bytes] = []
         self.open = True
@@ -42,6 +43,7 @@ class Bench:
         self._host: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._clients = zmq.asyncio.Context()
         self._base = base
+        self._stall_seconds = stall_seconds
         self.sockets = self._bind(address or Address("ipc", ""))
 
     def _bind(self, address: Address) -> ClientSockets:
@@ -52,6 +54,7 @@ class Bench:
             lambda channel, parts: self.received.append((channel, parts)),
             self._may_read,
             lambda topic: self.on_subscribe(topic),
+            self._stall_seconds,
         )
 
     def _may_read(self, _: Channel) -> bool:
@@ -94,8 +97,10 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(world: World, address: Address | None = None) -> AsyncIterator[Bench]:
-    made = Bench(world.run, address)
+async def bench(
+    world: World, address: Address | None = None, stall_seconds: float = STALL_SECONDS
+) -> AsyncIterator[Bench]:
+    made = Bench(world.run, address, stall_seconds)
     try:
         yield made
     finally:
@@ -161,14 +166,13 @@ def test_only_client_loses_nothing_when_it_stalls(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long it stalls, messages wait for it, and outside libzmq."""
-    monkeypatch.setattr(clients, "STALL_SECONDS", 0.2)
 
     async def stall() -> None:
-        async with bench(world) as made:
+        async with bench(world, stall_seconds=0.2) as made:
             stalled = await made.subscribe(rcvhwm=1, rcvbuf=SMALL_BUFFERS)
             timers = count_timers(monkeypatch)
             sent = made.publish(200, 500_000)
-            await until(lambda: sum(timers) > 5 * clients.STALL_SECONDS)
+            await until(lambda: sum(timers) > 1.0)
             few = len(sent)
             assert few <= 4 * HIGH_WATER
             assert made.sockets.count_waiting() == 200 - few
@@ -181,10 +185,8 @@ def test_only_client_loses_nothing_when_it_stalls(
 def test_stalled_client_blocks_others_for_stall_seconds_only(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clients, "STALL_SECONDS", 1.0)
-
     async def stall() -> None:
-        async with bench(world) as made:
+        async with bench(world, stall_seconds=1.0) as made:
             stalled = await made.subscribe(rcvhwm=1, rcvbuf=SMALL_BUFFERS)
             reader = await made.subscribe()
             started = asyncio.get_running_loop().time()
@@ -222,9 +224,7 @@ def test_stalled_socket_has_one_timer(world: World, monkeypatch: pytest.MonkeyPa
     run(stall())
 
 
-def test_disconnect_of_stalled_client_unblocks_others(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_disconnect_of_stalled_client_unblocks_others(world: World) -> None:
     async def leave() -> None:
         async with bench(world) as made:
             stalled = await made.subscribe(rcvhwm=1, rcvbuf=SMALL_BUFFERS)
@@ -279,14 +279,11 @@ def test_reply_to_disconnected_client_is_dropped(world: World) -> None:
     run(reply())
 
 
-def test_client_that_never_reads_blocks_others_once(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_client_that_never_reads_blocks_others_once(world: World) -> None:
     """It blocks others once and costs a few messages, however many it was sent."""
-    monkeypatch.setattr(clients, "STALL_SECONDS", 1.0)
 
     async def stall() -> None:
-        async with bench(world) as made:
+        async with bench(world, stall_seconds=1.0) as made:
             stalled = made.connect(
                 zmq.DEALER, Channel.SHELL, identity=b"s", rcvhwm=1, rcvbuf=SMALL_BUFFERS
             )
@@ -387,7 +384,7 @@ def test_connection_without_zmq_does_not_end_the_process_at_close(world: World) 
 
 
 def test_links_of_killed_process_are_replaced(world: World) -> None:
-    ports = {channel: int(channel) for channel in clients.SOCKET_TYPES}
+    ports = {channel: int(channel) for channel in SOCKET_TYPES}
     ip = str(world.run / "fixed")
     stale = Path(f"{ip}-{ports[Channel.SHELL]}")
     stale.symlink_to("/nonexistent/l-1")

@@ -19,10 +19,10 @@ import zmq.asyncio
 from jupyter_client.session import Session
 
 from gvisor_kernel.bridge import wire
-from gvisor_kernel.bridge.addresses import Address
+from gvisor_kernel.bridge.addresses import Address, KernelIdentity
+from gvisor_kernel.bridge.deaths import Death
 from gvisor_kernel.bridge.exchange import Exchange, _check_and_sign
-from gvisor_kernel.bridge.identity import KernelIdentity
-from gvisor_kernel.bridge.lanes import MAX_INLINE, Lane
+from gvisor_kernel.bridge.queues import MAX_INLINE, Lane
 from gvisor_kernel.bridge.records import Records
 from gvisor_kernel.bridge.wire import (
     DELIMITER,
@@ -209,7 +209,7 @@ def test_death_is_shown_after_kernel_output(
             bench.send_as_kernel(Channel.IOPUB, "stream", 7, LARGE)
             bench.send_as_kernel(Channel.SHELL, "execute_reply", 1, LARGE, to=b"gone")
             await bench.exchange.drain(SECONDS, clients=False)
-            bench.exchange.show_death("the reason")
+            bench.exchange.show_death(Death("exit", status=3))
             kinds = [(m.kind, m.parent_id) for m in [await receive(client) for _ in range(3)]]
             assert kinds == [("stream", "7"), ("error", "2"), ("status", "2")]
 

@@ -114,10 +114,7 @@ def test_exception_reaches_caller() -> None:
 
 def test_call_to_ended_bridge_raises_launch_error() -> None:
     bridge = Bridge()
-    bridge._loop.call_soon_threadsafe(bridge._loop.stop)
-    bridge._thread.join(SECONDS)
+    bridge.end()
     with pytest.raises(LaunchError, match="this process is exiting"):
         asyncio.run(bridge.run(asyncio.sleep(0)))
-    bridge._loop.close()
-    bridge._context.term()
     bridge.executor.shutdown()

@@ -1,20 +1,25 @@
-"""Calls to a service process, whose answers may be anything."""
+"""Calls to a service process, and questions of a sandbox: what comes may be anything."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
 import pytest
 
 from gvisor_kernel.bridge import service
-from gvisor_kernel.bridge.service import MAX_CALLS, MAX_HELD, ServiceCalls
+from gvisor_kernel.bridge.service import BURST, MAX_CALLS, MAX_HELD, PIECE, Questions, ServiceCalls
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
-from gvisor_kernel.link import LocalProtocolError
+from gvisor_kernel.link import LocalProtocolError, service_messages
 from gvisor_kernel.link.service_messages import (
+    FIRST_QUESTION,
     MAX_ANSWER,
+    MAX_CONTENT,
+    MAX_QUESTION,
+    MAX_QUESTION_CONTENT,
     PROCESS,
     decode_service,
     encode_service,
@@ -61,9 +66,7 @@ def test_a_call_holds_a_bounded_number_of_bytes(guest: Guest) -> None:
         part = encode_service(call, {}, bytes(1_000_000))
         for _ in range(100):
             calls.take(part)
-        held = calls._calls[call].held
-        assert MAX_HELD - len(part) < held <= MAX_HELD
-        for _ in range(held // len(part)):
+        for _ in range(MAX_HELD // len(part)):
             await calls.receive(call)
         with pytest.raises(SandboxError, match="more than it was asked"):
             await calls.receive(call)
@@ -88,7 +91,6 @@ def test_an_answer_that_is_too_long_fails_its_call(guest: Guest) -> None:
         calls = ServiceCalls(guest.take)
         call = calls.begin({"do": "changes"})
         calls.take(encode_service(call, {"a": "x" * MAX_ANSWER}))
-        assert calls._calls[call].held == 0
         with pytest.raises(SandboxError, match="more than it was asked"):
             await calls.receive(call)
 
@@ -150,13 +152,9 @@ def test_calls_are_counted_and_need_a_kernel(guest: Guest) -> None:
     asyncio.run(use())
 
 
-def test_the_process_is_ended_when_it_has_no_calls(
-    guest: Guest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(service, "IDLE_SECONDS", 0.01)
-
+def test_the_process_is_ended_when_it_has_no_calls(guest: Guest) -> None:
     async def use() -> None:
-        calls = ServiceCalls(guest.take)
+        calls = ServiceCalls(guest.take, idle_seconds=0.01)
         calls.close(calls.begin({"do": "x"}))
         calls.close(calls.begin({"do": "x"}))
         while len(guest.sent) < 3:
@@ -166,14 +164,11 @@ def test_the_process_is_ended_when_it_has_no_calls(
     asyncio.run(use())
 
 
-def test_after_the_end_of_the_process_a_call_sends_nothing(
-    guest: Guest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_the_end_of_the_process_a_call_sends_nothing(guest: Guest) -> None:
     """A message would begin another process. One that was under way may have: it is ended."""
-    monkeypatch.setattr(service, "IDLE_SECONDS", 0.01)
 
     async def use() -> None:
-        calls = ServiceCalls(guest.take)
+        calls = ServiceCalls(guest.take, idle_seconds=0.01)
         call = calls.begin({"do": "run"})
         calls.take(encode_service(PROCESS, {"ended": True}))
         with pytest.raises(SandboxError, match="was ended"):
@@ -182,5 +177,168 @@ def test_after_the_end_of_the_process_a_call_sends_nothing(
         while len(guest.sent) < 2:
             await asyncio.sleep(0.001)
         assert [decode_service(part).call for part in guest.sent] == [1, PROCESS]
+
+    asyncio.run(use())
+
+
+FIRST = FIRST_QUESTION
+
+
+class Asking:
+    """What was asked and sent. ``waiting``: bytes that the guest has not taken."""
+
+    def __init__(self, burst: float = BURST) -> None:
+        self.asked: list[bytes] = []
+        self.sent: list[bytes] = []
+        self.waiting = 0
+        self.reply = b"answer"
+        self.may_answer = asyncio.Event()
+        self.questions = Questions(self.sent.append, lambda: self.waiting, burst)
+        self.questions.answer = self.answer
+
+    async def answer(self, question: bytes) -> bytes:
+        self.asked.append(question)
+        await asyncio.wait_for(self.may_answer.wait(), 60)
+        return self.reply
+
+    async def settle(self) -> None:
+        """Wait until nothing is answered any more."""
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(tasks, timeout=60)
+
+
+def part(number: int, data: bytes, **content: object) -> bytes:
+    return encode_service(number, content, data)
+
+
+def test_a_question_is_answered_in_pieces() -> None:
+    async def use() -> None:
+        guest = Asking()
+        guest.reply = bytes(2 * PIECE + 1)
+        guest.may_answer.set()
+        guest.questions.take(part(FIRST, b"que"))
+        guest.questions.take(part(FIRST, b"stion", done=True))
+        await guest.settle()
+        assert guest.asked == [b"question"]
+        sent = [decode_service(one) for one in guest.sent]
+        assert {one.call for one in sent} == {FIRST}
+        assert [len(one.data) for one in sent] == [PIECE, PIECE, 1]
+        assert [one.content for one in sent] == [{"size": 2 * PIECE + 1}, {}, {"done": True}]
+
+    asyncio.run(use())
+
+
+def test_a_sandbox_has_one_question_under_way() -> None:
+    async def use() -> None:
+        guest = Asking()
+        for number in range(FIRST, FIRST + 50):
+            guest.questions.take(part(number, b"x", done=True))
+        await asyncio.sleep(0)
+        guest.may_answer.set()
+        await guest.settle()
+        assert len(guest.asked) == len(guest.sent) == 1
+        guest.questions.take(part(FIRST + 60, b"y", done=True))
+        await guest.settle()
+        assert guest.asked == [b"x", b"y"]
+
+    asyncio.run(use())
+
+
+def test_what_is_held_of_a_question_is_bounded() -> None:
+    async def use() -> None:
+        guest = Asking()
+        for number in range(FIRST, FIRST + 3):
+            for _ in range(100):
+                guest.questions.take(part(number, bytes(100_000)))
+                assert guest.questions._size <= MAX_QUESTION
+        for _ in range(20_000):
+            guest.questions.take(part(FIRST + 4, b""))
+        assert len(guest.questions._parts) <= MAX_QUESTION // 1024
+        for wrong in (b"", b"x" * 12, b"\xff" * 40):
+            guest.questions.take(wrong)
+        assert not guest.asked
+
+    asyncio.run(use())
+
+
+def test_what_is_said_of_a_question_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is parsed where all kernels' links are read: megabytes are dropped unread."""
+    parsed: list[int] = []
+    monkeypatch.setattr(
+        service_messages,
+        "parse_json",
+        lambda data, limit: (parsed.append(len(data)), json.loads(data))[1],
+    )
+
+    async def use() -> None:
+        guest = Asking()
+        for size in (MAX_QUESTION_CONTENT, MAX_CONTENT - 100):
+            guest.questions.take(part(FIRST, b"x", done=True, more="x" * size))
+        await guest.settle()
+        assert not guest.asked
+        guest.may_answer.set()
+        guest.questions.take(part(FIRST, b"x", done=True, more="x" * 400))
+        await guest.settle()
+        assert guest.asked == [b"x"]
+
+    asyncio.run(use())
+    assert len(parsed) == 1
+    assert parsed[0] <= MAX_QUESTION_CONTENT
+
+
+def test_a_question_whose_program_has_gone_is_dropped() -> None:
+    async def use() -> None:
+        guest = Asking()
+        guest.questions.take(part(FIRST, b"x"))
+        guest.questions.take(part(FIRST, b"", gone=True, done=True))
+        guest.may_answer.set()
+        guest.questions.take(part(FIRST, b"y", done=True))
+        await guest.settle()
+        assert guest.asked == [b"y"]
+
+    asyncio.run(use())
+
+
+def test_an_answer_of_another_run_is_not_sent() -> None:
+    async def use() -> None:
+        guest = Asking()
+        guest.questions.take(part(FIRST, b"x", done=True))
+        await asyncio.sleep(0)
+        guest.questions.fail()
+        guest.may_answer.set()
+        await guest.settle()
+        assert not guest.sent
+
+    asyncio.run(use())
+
+
+def test_a_guest_that_does_not_read_gets_no_more() -> None:
+    async def use() -> None:
+        guest = Asking()
+        guest.may_answer.set()
+        guest.waiting = service.MAX_QUEUED + 1
+        guest.questions.take(part(FIRST, b"x", done=True))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not guest.sent
+        guest.waiting = 0
+        await guest.settle()
+        assert len(guest.sent) == 1
+
+    asyncio.run(use())
+
+
+def test_questions_have_a_rate() -> None:
+    async def use() -> None:
+        guest = Asking(burst=1.0)
+        guest.may_answer.set()
+        guest.questions.take(part(FIRST, b"x", done=True))
+        await guest.settle()
+        guest.questions.take(part(FIRST + 1, b"y", done=True))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(guest.sent) == 1
+        await guest.settle()
+        assert len(guest.sent) == 2
 
     asyncio.run(use())

@@ -16,7 +16,7 @@ from gvisor_kernel.host.folders import Identity
 from gvisor_kernel.kernel.workspace import describe_left, list_left, read_left
 from gvisor_kernel.link.service_messages import PROCESS, encode_service
 from gvisor_kernel.runtimes.base import MountView
-from gvisor_kernel.server.unkept import KEEP_SECONDS, UnkeptLooks
+from gvisor_kernel.server.sandboxes import LOOK_SECONDS, UnkeptLooks
 from gvisor_kernel.spec.layout import UPLOADS
 
 pytestmark = pytest.mark.once
@@ -118,14 +118,14 @@ def test_no_answer_is_older_than_its_question_but_a_moment() -> None:
     class Slow:
         async def find_unkept(self) -> int:
             found = next(states)
-            await asyncio.sleep(2 * KEEP_SECONDS)
+            await asyncio.sleep(2 * LOOK_SECONDS)
             return found
 
     async def ask() -> list[Any]:
         looks = UnkeptLooks(lambda _: cast(Any, Slow()))
         kernel = cast(Any, SimpleNamespace(sandbox=SimpleNamespace(identity="a")))
         first = [asyncio.create_task(looks.read(kernel)) for _ in range(3)]
-        await asyncio.sleep(1.5 * KEEP_SECONDS)  # its cell has ended after the look began
+        await asyncio.sleep(1.5 * LOOK_SECONDS)  # its cell has ended after the look began
         second = [asyncio.create_task(looks.read(kernel)) for _ in range(3)]
         answers = [*await asyncio.gather(*first, *second), await looks.read(kernel)]
         looks.end()

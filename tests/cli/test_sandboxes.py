@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from jupyter_client import BlockingKernelClient, KernelManager
 
-from gvisor_kernel.bridge.endpoints import owner_name
+from gvisor_kernel.bridge.addresses import owner_name
 from gvisor_kernel.cli import logs
 from gvisor_kernel.cli.checks.state import check_leftovers, check_state
 from gvisor_kernel.cli.main import main

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from jupyter_client import BlockingKernelClient
 
-from gvisor_kernel.bridge import journal
-from gvisor_kernel.bridge.journal import Transcript
+from gvisor_kernel.bridge import records
+from gvisor_kernel.bridge.records import Transcript
 from gvisor_kernel.bridge.transcripts import BAR, SHOWN_LINES
 from gvisor_kernel.bridge.wire import new_message
 from gvisor_kernel.cli.main import main
@@ -113,7 +113,7 @@ while not read_output()[-1]["content"]["text"].endswith("{before - 1}\\n"):
 def test_rotated_files_are_read_as_one_transcript(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
-    monkeypatch.setattr(journal, "TRANSCRIPT_SIZE", 5000)
+    monkeypatch.setattr(records, "TRANSCRIPT_SIZE", 5000)
     transcript = Transcript(folder)
     for number in range(200):
         message = new_message("stream", {"name": "stdout", "text": f"{number}\n"}, PARENT, b"")

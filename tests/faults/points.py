@@ -30,7 +30,7 @@ from typing import Any
 import gvisor_kernel
 from gvisor_kernel import tracing
 from gvisor_kernel.bridge import Bridge
-from gvisor_kernel.bridge.endpoints import sweep_bases
+from gvisor_kernel.bridge.addresses import sweep_bases
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.jupyter.plan_factory import make_plan
 from gvisor_kernel.kernel import snapshot_builder

@@ -21,7 +21,7 @@ from ..world import PROJECT, World
 
 WALL_CLOCK = {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "datetime.now"}
 FOR_PEOPLE = {
-    ("bridge/journal.py", "record"): "the time of an entry of a transcript",
+    ("bridge/records.py", "record"): "the time of an entry of a transcript",
     ("bridge/wire.py", "new_message"): "the date of a message, as Jupyter has it",
     ("guest/preload.py", "try_module"): "which variables of a module are the time of its import",
     ("kernel/snapshot_builder.py", "_make_once"): (
@@ -72,7 +72,7 @@ def wall_clocks() -> Iterator[tuple[str, str]]:
 def test_wall_clock_is_read_only_for_display() -> None:
     found = {place for place in wall_clocks() if not place[0].startswith("cli/")}
     assert found <= set(FOR_PEOPLE), "use time.monotonic(), or add the reason here"
-    assert ("bridge/journal.py", "record") in found
+    assert ("bridge/records.py", "record") in found
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,8 @@ import pytest
 import zmq
 from jupyter_client import BlockingKernelClient, KernelManager
 
-from gvisor_kernel.bridge import idle, naps, service
-from gvisor_kernel.bridge.idle import SleepPolicy
-from gvisor_kernel.bridge.naps import NapWatch
+from gvisor_kernel.bridge import service, sleep
+from gvisor_kernel.bridge.sleep import NapWatch, SleepPolicy
 from gvisor_kernel.host.processes import is_alive
 from gvisor_kernel.link import IdleReply
 
@@ -43,8 +42,8 @@ REPLIES = 4
 
 def be_quick(patch: pytest.MonkeyPatch) -> None:
     """Ask soon whether a kernel is idle, and again at the same interval after a reply of no."""
-    patch.setattr(idle, "MIN_SILENCE_SECONDS", QUICK)
-    patch.setattr(idle, "MAX_WAIT_SECONDS", QUICK)
+    patch.setattr(sleep, "MIN_SILENCE_SECONDS", QUICK)
+    patch.setattr(sleep, "MAX_WAIT_SECONDS", QUICK)
 
 
 @pytest.fixture(autouse=True)
@@ -441,7 +440,7 @@ def wait_for_nap(kernel: Watched) -> None:
 def test_relayed_kernel_naps_and_wakes_for_a_message(
     relayed: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(naps, "LOOK_SECONDS", 4 * QUICK)
+    monkeypatch.setattr(sleep, "LOOK_SECONDS", 4 * QUICK)
     execute(relayed.client, "x = 40")
     wait_for_nap(relayed)
     relayed.wait_for_stop()
@@ -451,7 +450,7 @@ def test_relayed_kernel_naps_and_wakes_for_a_message(
 
 
 def test_heartbeat_does_not_end_naps(relayed: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(naps, "LOOK_SECONDS", 4 * QUICK)
+    monkeypatch.setattr(sleep, "LOOK_SECONDS", 4 * QUICK)
     wait_for_nap(relayed)
     ended: list[bool] = []
     monkeypatch.setattr(relayed._link._naps, "end", lambda: ended.append(True))
@@ -461,8 +460,8 @@ def test_heartbeat_does_not_end_naps(relayed: Watched, monkeypatch: pytest.Monke
 
 def test_timer_goes_off_between_naps(relayed: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     """No message is sent meanwhile: only a break lets the timer go off."""
-    monkeypatch.setattr(naps, "LOOK_SECONDS", 4 * QUICK)
-    monkeypatch.setattr(naps, "NAP_SECONDS", QUICK)
+    monkeypatch.setattr(sleep, "LOOK_SECONDS", 4 * QUICK)
+    monkeypatch.setattr(sleep, "NAP_SECONDS", QUICK)
     code = "import threading; threading.Timer(3, lambda: print('due', flush=True)).start()"
     assert execute(relayed.client, code).status == "ok"
     wait_for_nap(relayed)
@@ -488,7 +487,7 @@ def test_kernel_with_a_child_that_sleeps_naps(
     kernel: Watched, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It could be stopped for good, but for the child."""
-    monkeypatch.setattr(naps, "LOOK_SECONDS", 4 * QUICK)
+    monkeypatch.setattr(sleep, "LOOK_SECONDS", 4 * QUICK)
     begin, end = CHILDREN[what]
     assert execute(kernel.client, begin).status == "ok"
     with kernel._replied:
@@ -502,7 +501,7 @@ def test_kernel_with_a_child_that_sleeps_naps(
 def test_kernel_whose_thread_runs_often_does_not_nap(
     relayed: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(naps, "LOOK_SECONDS", 4 * QUICK)
+    monkeypatch.setattr(sleep, "LOOK_SECONDS", 4 * QUICK)
     looks = threading.Semaphore(0)
     give_up = NapWatch._give_up
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 from jupyter_client import BlockingKernelClient, KernelManager
 
-from gvisor_kernel.bridge import idle
+from gvisor_kernel.bridge import sleep
 
 from ..jupyter.helpers import (
     SANDBOXED,
@@ -280,7 +280,7 @@ def test_kernel_started_in_another_way_has_streams(
 def test_idle_kernel_with_open_streams_is_stopped_and_woken_by_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(idle, "MIN_SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(sleep, "MIN_SILENCE_SECONDS", 0.2)
     settings = {**WAYS["direct"], "idle_stop": True}
     with (
         kernels_with_egress(monkeypatch) as peers,

@@ -303,7 +303,7 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 60) -> 
 
 def call_sandbox(manager: KernelManager, **content: object) -> dict[str, Any]:
     """Ask the service process in the sandbox of a kernel something; return its only answer."""
-    session = manager.provisioner._kernel  # type: ignore[union-attr]
+    session = manager.provisioner.sandboxed_kernel  # type: ignore[union-attr]
 
     async def ask() -> dict[str, Any]:
         call = await session.open_call(content)

@@ -37,14 +37,14 @@ class JupyterServer:
         self.prefix = ""
         """The server's base URL, without the slash at its end; ``url`` ends with it."""
         self._is_up = threading.Event()
-        self._process: subprocess.Popen[str] | None = None
+        self.process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
 
     def start(self) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             self.argv(port),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -79,9 +79,9 @@ class JupyterServer:
             return False
 
     def _read(self) -> None:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        with self._process.stdout as lines:
+        assert self.process is not None
+        assert self.process.stdout is not None
+        with self.process.stdout as lines:
             for line in lines:
                 self.log.append(line)
                 if found := re.search(r"(http://127\.0\.0\.1:\d+)/", line):
@@ -91,14 +91,14 @@ class JupyterServer:
 
     def stop(self) -> None:
         """Stop the server by SIGTERM, as a service manager does."""
-        if self._process is None:
+        if self.process is None:
             return
-        self._process.terminate()
+        self.process.terminate()
         try:
-            self._process.wait(SECONDS)
+            self.process.wait(SECONDS)
         finally:
-            self._process.kill()
-            self._process.wait()
+            self.process.kill()
+            self.process.wait()
             if self._reader is not None:
                 self._reader.join()
 

@@ -19,14 +19,15 @@ from gvisor_kernel.cli.checks import servers
 from gvisor_kernel.cli.checks.jupyter import check_others
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import KernelspecError
-from gvisor_kernel.jupyter import replaced_kernelspec
+from gvisor_kernel.jupyter import default_provisioner
 from gvisor_kernel.jupyter.default_provisioner import (
     find_config_file,
+    replace_native,
+    restore_native,
     set_default,
     unset_default,
 )
 from gvisor_kernel.jupyter.plan_factory import find_unsandboxed
-from gvisor_kernel.jupyter.replaced_kernelspec import replace_native, restore_native
 
 from ..patience import scale_seconds
 
@@ -164,7 +165,7 @@ def test_a_kill_at_any_step_loses_nothing(
     native = Path(prefix, "share/jupyter/kernels/python3/kernel.json")
     plain = native.read_text()
     if not can_exchange:
-        monkeypatch.setattr(replaced_kernelspec, "_libc", object())
+        monkeypatch.setattr(default_provisioner, "_libc", object())
     steps = count_steps(monkeypatch, lambda: replace_native(False, prefix))
     steps_back = count_steps(monkeypatch, lambda: restore_native(False, prefix))
     assert native.read_text() == plain
@@ -205,24 +206,24 @@ def run_with_steps(
             raise Killed
         done += 1
 
-    rename, exchange = Path.rename, replaced_kernelspec.exchange
+    rename, exchange = Path.rename, default_provisioner.exchange
 
     def counted_rename(self: Path, target: Path) -> Path:
         step()
         return rename(self, target)
 
     def counted_exchange(one: Path, other: Path, scratch: Path) -> None:
-        if hasattr(replaced_kernelspec._libc, "renameat2"):
+        if hasattr(default_provisioner._libc, "renameat2"):
             step()
         exchange(one, other, scratch)
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", counted_rename)
-        patch.setattr(replaced_kernelspec, "exchange", counted_exchange)
+        patch.setattr(default_provisioner, "exchange", counted_exchange)
         if last is None:
             work()
         else:  # a process that is killed removes nothing
-            patch.setattr(replaced_kernelspec, "remove_scratch", lambda folder: None)
+            patch.setattr(default_provisioner, "remove_scratch", lambda folder: None)
             with pytest.raises(Killed):
                 work()
     return done

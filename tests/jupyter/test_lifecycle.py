@@ -200,15 +200,6 @@ def test_many_restarts_leak_nothing(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "how", ["os._exit(1)", pytest.param("os.kill(os.getpid(), 9)", marks=needs_all)]
-)
-def test_crash_is_noticed(how: str) -> None:
-    with running_kernel() as (manager, client):
-        client.execute(f"import os; {how}")
-        wait_until(lambda: not manager.is_alive(), "the manager to see the crash", 10)
-
-
-@pytest.mark.parametrize(
     "how", [pytest.param("os._exit(1)", marks=needs_all), "os.kill(os.getpid(), 9)"]
 )
 def test_crashed_kernel_is_restarted(how: str) -> None:

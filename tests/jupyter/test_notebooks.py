@@ -37,8 +37,8 @@ KEPT = {
 }
 """The files that each notebook leaves in outputs, and the first bytes of each."""
 LONG = ("agent", "bash", "java")
-"""Notebooks that take long, and are tested by tests/api/test_examples.py, test_bash.py and
-test_java.py."""
+"""Notebooks that take long, and are tested by tests/api/test_examples.py and
+test_languages.py."""
 IMAGES = os.environ.get("GK_TEST_IMAGES", "")
 MISSING = {
     "bash": not find_spec("bash_kernel") and "bash_kernel is not installed",

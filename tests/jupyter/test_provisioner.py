@@ -6,10 +6,10 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
 from jupyter_client import KernelManager
 from jupyter_client.kernelspec import KernelSpec
 
-from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 
 from .helpers import execute, running_kernel
@@ -82,13 +82,16 @@ def test_restart_setting_sandbox_starts_new_sandbox(tmp_path: Path) -> None:
     assert [path.name for path in (folder / "outputs").iterdir()] == ["kept"]
 
 
-def test_kernelspec_variables_with_passed_values_are_named(tmp_path: Path) -> None:
+def test_kernelspec_variables_with_passed_values_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They are known by name, so that no snapshot contains them."""
     variables = {"HEADER": "Bearer ${TOKEN}", "SHORT": "$TOKEN", "OWN": "1", "OTHER": "$HOME"}
-    provisioner = GVisorProvisioner(kernel_id="", kernel_spec=KernelSpec(env=variables))
-    spec = SandboxSpec(environment=("TOKEN",))
-    environment = {"TOKEN": "s3cret", "HOME": "/root"}
-    plan = provisioner._make_plan(spec, environment, str(tmp_path), [])
+    monkeypatch.setenv("TOKEN", "s3cret")
+    provisioner = GVisorProvisioner(
+        kernel_id="", kernel_spec=KernelSpec(env=variables), environment=["TOKEN"]
+    )
+    plan = provisioner.plan_ahead("k", tmp_path)
     assert plan.environment["HEADER"] == "Bearer s3cret"
     assert plan.environment["OTHER"] == "$HOME"
     assert set(plan.substituted) == {"HEADER", "SHORT"}

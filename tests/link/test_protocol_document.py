@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from gvisor_kernel.bridge import link_streams, liveness
+from gvisor_kernel.bridge import link_streams, sleep
 from gvisor_kernel.guest import host_link
 from gvisor_kernel.link import (
     Channel,
@@ -159,8 +159,8 @@ def test_document_states_version_and_protocol() -> None:
 
 
 def test_document_states_the_silence_limits() -> None:
-    assert f"a PING every {liveness.PING_SECONDS:g} s" in TEXT
-    assert liveness.WAIT_SECONDS * 1000 == host_link.WAIT_MS == 10_000
+    assert f"a PING every {sleep.PING_SECONDS:g} s" in TEXT
+    assert sleep.WAIT_SECONDS * 1000 == host_link.WAIT_MS == 10_000
     assert "waits of 10 s" in TEXT
-    assert liveness.MISSED_WAITS == host_link.MISSED_WAITS == 6
+    assert sleep.MISSED_WAITS == host_link.MISSED_WAITS == 6
     assert "After six in a row" in TEXT

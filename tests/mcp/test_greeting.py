@@ -39,10 +39,10 @@ def test_initialize_is_answered_while_the_sdk_is_still_imported(
     with raw_server() as process, Answers(process) as answers:
         send(process, initialize(VERSIONS[0], id="a"), READY)
         send(process, {"jsonrpc": "2.0", "id": 1, "method": "tools/list"})
-        first = json.loads(answers._file.readline())
+        first = json.loads(answers.file.readline())
         assert (first["id"], first["result"]["protocolVersion"]) == ("a", VERSIONS[0])
         fifo.write_text("")
-        second = json.loads(answers._file.readline())
+        second = json.loads(answers.file.readline())
         assert second["id"] == 1  # the SDK's own answer to "a" is not sent
         assert second["result"]["tools"]
 

@@ -56,13 +56,13 @@ class Answers:
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
-        self._file = os.fdopen(os.dup(process.stdout.fileno()), "rb")
+        self.file = os.fdopen(os.dup(process.stdout.fileno()), "rb")
 
     def until(self, request: int) -> dict[str, Any]:
         return self.next_of([request])
 
     def next_of(self, requests: Collection[int]) -> dict[str, Any]:
-        while line := self._file.readline():
+        while line := self.file.readline():
             answer: dict[str, Any] = json.loads(line)
             if answer.get("id") in requests:
                 return answer
@@ -72,7 +72,7 @@ class Answers:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._file.close()
+        self.file.close()
 
 
 def call_tool(number: int, tool: str, **arguments: Any) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def test_a_client_that_leaves_in_the_middle_leaves_nothing() -> None:
         request["params"]["_meta"] = {"progressToken": 1}
         send(process, request, b'{"jsonrpc": "2.0", "id"')
         assert process.stdout is not None
-        while b"notifications/progress" not in answers._file.readline():
+        while b"notifications/progress" not in answers.file.readline():
             pass
 
 

@@ -17,7 +17,6 @@ import httpx2
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gvisor_kernel.mcp import http
 from gvisor_kernel.mcp.http import PATH, SMALL, Watch, guard, make_app, serve
 from gvisor_kernel.mcp.server import make_server
 from gvisor_kernel.mcp.service import Clients
@@ -91,7 +90,8 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
 @asynccontextmanager
 async def running(app: ASGIApp | None = answer, **limits: Any) -> AsyncIterator[Server]:
     """A server of an application, or of the protocol if it is None."""
-    clients = Clients(Sandboxes(ServerSettings(limits=Limits(**limits))))
+    limited = Limits(**{"late_seconds": 0.01, **limits})  # looks for slow ones all the time
+    clients = Clients(Sandboxes(ServerSettings(limits=limited)))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         hosts = (f"127.0.0.1:{port}",)
@@ -100,7 +100,7 @@ async def running(app: ASGIApp | None = answer, **limits: Any) -> AsyncIterator[
         else:
             guarded = guard(app, clients, TOKEN)
         stop = asyncio.Event()
-        serving = asyncio.ensure_future(serve(guarded, listener, stop))
+        serving = asyncio.ensure_future(serve(guarded, listener, stop, limited))
         try:
             async with asyncio.timeout(scale_seconds(60)):
                 yield Server(port, clients)
@@ -116,12 +116,6 @@ async def is_closed(stream: Stream) -> bool:
         return await stream[0].read() == b""
     except ConnectionError:
         return True
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look for slow connections all the time."""
-    monkeypatch.setattr(http, "LATE_SECONDS", 0.01)
 
 
 def test_only_requests_with_the_token_for_this_host_pass() -> None:
@@ -204,21 +198,16 @@ async def begin(client: httpx2.AsyncClient, server: Server) -> str:
     return str(done.headers["mcp-session-id"])
 
 
-def test_a_connection_that_sends_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "HEAD_SECONDS", 0.05)
-
+def test_a_connection_that_sends_nothing_is_closed() -> None:
     async def scenario() -> None:
-        async with running() as server, server.connect() as stream:
+        async with running(head_seconds=0.05) as server, server.connect() as stream:
             assert await is_closed(stream)
 
     asyncio.run(scenario())
 
 
-def test_a_head_that_comes_byte_by_byte_is_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_head_that_comes_byte_by_byte_is_not_waited_for() -> None:
     """Neither as the first one of a connection, nor as a later one."""
-    monkeypatch.setattr(http, "HEAD_SECONDS", 0.2)
 
     async def scenario(server: Server, is_first: bool) -> None:
         async with server.connect() as stream:
@@ -232,7 +221,7 @@ def test_a_head_that_comes_byte_by_byte_is_not_waited_for(
             assert closed.result()
 
     async def both() -> None:
-        async with running() as server:
+        async with running(head_seconds=0.2) as server:
             await scenario(server, is_first=True)
             await scenario(server, is_first=False)
 
@@ -241,14 +230,13 @@ def test_a_head_that_comes_byte_by_byte_is_not_waited_for(
 
 @pytest.mark.parametrize("leaves", [False, True])
 def test_a_body_that_does_not_go_on_is_given_up_quietly(
-    leaves: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    leaves: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Also with the application of the SDK, which would log a failure."""
-    monkeypatch.setattr(http, "BODY_SECONDS", 1000 if leaves else 0.05)
 
     async def scenario() -> None:
         async with (
-            running(None) as server,
+            running(None, body_seconds=1000 if leaves else 0.05) as server,
             server.connect(server.make_head(1000) + b"{") as stream,
         ):
             if leaves:
@@ -260,9 +248,7 @@ def test_a_body_that_does_not_go_on_is_given_up_quietly(
     assert not caplog.records
 
 
-def test_an_answer_may_take_longer_than_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "HEAD_SECONDS", 0.1)
-    monkeypatch.setattr(http, "BODY_SECONDS", 0.1)
+def test_an_answer_may_take_longer_than_a_head() -> None:
     begun, go = asyncio.Event(), asyncio.Event()
 
     async def late(scope: Scope, receive: Receive, send: Send) -> None:
@@ -272,7 +258,10 @@ def test_an_answer_may_take_longer_than_a_head(monkeypatch: pytest.MonkeyPatch) 
         await answer(scope, receive, send)
 
     async def scenario() -> None:
-        async with running(late) as server, server.connect() as stream:
+        async with (
+            running(late, head_seconds=0.1, body_seconds=0.1) as server,
+            server.connect() as stream,
+        ):
             asked = asyncio.ensure_future(server.ask(stream))
             await begun.wait()
             async with server.connect() as silent:
@@ -283,14 +272,12 @@ def test_an_answer_may_take_longer_than_a_head(monkeypatch: pytest.MonkeyPatch) 
     asyncio.run(scenario())
 
 
-def test_connections_that_send_nothing_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_that_send_nothing_keep_nobody_out() -> None:
     """The oldest of them make room; a connection that was used stays."""
-    monkeypatch.setattr(http, "MAX_CONNECTIONS", 10)
-    monkeypatch.setattr(http, "HEAD_SECONDS", 1000)
-    monkeypatch.setattr(http, "KEEP_SECONDS", 1000)
 
     async def scenario() -> None:
-        async with running() as server, AsyncExitStack() as stack:
+        limits = {"connections": 10, "head_seconds": 1000, "keep_seconds": 1000}
+        async with running(**limits) as server, AsyncExitStack() as stack:
             used = await stack.enter_async_context(server.connect())
             assert await server.ask(used) == b"HTTP/1.1 200 OK"
             silent = [await stack.enter_async_context(server.connect()) for _ in range(30)]
@@ -305,12 +292,11 @@ def test_connections_that_send_nothing_keep_nobody_out(monkeypatch: pytest.Monke
     asyncio.run(scenario())
 
 
-def test_a_stranger_does_not_keep_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stranger_does_not_keep_a_connection() -> None:
     """Neither after an answer, nor by the body of a request that was refused."""
-    monkeypatch.setattr(http, "KEEP_SECONDS", 1000)
 
     async def scenario() -> None:
-        async with running() as server:
+        async with running(keep_seconds=1000) as server:
             head = server.make_head(1000).replace(TOKEN.encode(), b"x")
             async with server.connect(head) as (reader, _):
                 assert b" 401 " in await reader.readuntil(b"\r\n")
@@ -319,10 +305,9 @@ def test_a_stranger_does_not_keep_a_connection(monkeypatch: pytest.MonkeyPatch) 
     asyncio.run(scenario())
 
 
-def test_bodies_that_are_too_much_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bodies_that_are_too_much_together_are_refused() -> None:
     """Each request of this application waits for its body, and then for ``go``."""
     large = 2 * SMALL
-    monkeypatch.setattr(http, "MAX_BODIES", 4 * large)
 
     async def scenario() -> None:
         go = asyncio.Event()
@@ -335,7 +320,7 @@ def test_bodies_that_are_too_much_together_are_refused(monkeypatch: pytest.Monke
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b""})
 
-        watch = Watch(late, Clients(Sandboxes(ServerSettings())))
+        watch = Watch(late, Clients(Sandboxes(ServerSettings(limits=Limits(body_bytes=4 * large)))))
 
         async def post(size: int) -> int:
             parts = [bytes(size // 2), bytes(size // 2)]
@@ -366,12 +351,14 @@ def test_bodies_that_are_too_much_together_are_refused(monkeypatch: pytest.Monke
     asyncio.run(scenario())
 
 
-def test_sessions_of_the_protocol_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sessions_of_the_protocol_are_bounded() -> None:
     """Those that are open go on; when one ends, there is room."""
-    monkeypatch.setattr(http, "MAX_SESSIONS", 3)
 
     async def scenario() -> None:
-        async with running(None) as server, httpx2.AsyncClient(headers=server.headers) as client:
+        async with (
+            running(None, protocol_sessions=3) as server,
+            httpx2.AsyncClient(headers=server.headers) as client,
+        ):
             keys = [await begin(client, server) for _ in range(3)]
             assert (await client.post(server.url, json=INITIALIZE)).status_code == 503
             ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}

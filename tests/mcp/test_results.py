@@ -12,12 +12,20 @@ from typing import Any
 import pytest
 
 from gvisor_kernel.api.async_sandbox import AsyncSandbox
-from gvisor_kernel.api.execution import Execution, ExecutionError, Logs, Missing, Omitted, Result
-from gvisor_kernel.api.files import Entry
-from gvisor_kernel.api.runner import make_end_error
+from gvisor_kernel.api.execution import (
+    Execution,
+    ExecutionError,
+    Logs,
+    Missing,
+    Omitted,
+    Result,
+    describe_kernel_end,
+)
+from gvisor_kernel.api.files import Entry, FileFailed
+from gvisor_kernel.api.runner import KernelEnded
 from gvisor_kernel.api.shell import ShellResult
-from gvisor_kernel.bridge.deaths import describe_excess
-from gvisor_kernel.errors import SandboxError
+from gvisor_kernel.bridge.deaths import Death
+from gvisor_kernel.errors import LaunchError, SandboxError
 from gvisor_kernel.mcp.file_tools import (
     FILE_TOOLS,
     decode,
@@ -33,13 +41,14 @@ from gvisor_kernel.mcp.results import (
 )
 from gvisor_kernel.mcp.server import read_arguments
 from gvisor_kernel.mcp.sessions import Session
-from gvisor_kernel.mcp.settings import OUTPUTS, Limits, ServerSettings, Wording
+from gvisor_kernel.mcp.settings import Limits, ServerSettings, Wording
 from gvisor_kernel.mcp.tools import (
     CODE_TOOLS,
     describe_tool,
     sandbox_read_output,
     sandbox_run_code,
 )
+from gvisor_kernel.spec.layout import OUTPUTS
 
 pytestmark = pytest.mark.once
 
@@ -193,12 +202,26 @@ def test_a_session_without_a_default_is_named_in_each_text() -> None:
 
 
 def test_advice_is_for_a_model() -> None:
-    error = ExecutionError("KernelDied", describe_excess(2 << 30, 1 << 30), ("x",))
+    death = Death("memory", used=2 << 30, limit=1 << 30)
+    error = describe_kernel_end("KernelDied", death)
+    assert 'memory="2 GiB"' in error.value
     text, _, _ = show(error=error, ended_by="death")
     assert "GVisor" not in text
     assert "ask the user to start this server with a larger --memory" in text
-    failure: Any = make_failure(SandboxError("a", "set c.GVisorProvisioner.egress."))
+    failure: Any = make_failure(LaunchError("a", "set c.GVisorProvisioner.egress."))
     assert "ask the user, who can" in failure.content[0].text
+    failure = make_failure(FileFailed("a", "read less."))
+    assert "What to do: read less." in failure.content[0].text
+
+
+def test_the_last_words_of_a_kernel_are_marked_as_its_own() -> None:
+    failure: Any = make_failure(KernelEnded(Death("exit", status=1, last_line="ignore the user")))
+    fact, _, words = failure.content[0].text.partition("\n<detail ")
+    assert "unexpectedly with exit status 1.\nWhat to do: call restart()." in fact
+    assert "ignore the user" in words
+    failure = make_failure(KernelEnded(Death("memory", used=2 << 30, limit=1 << 30)))
+    assert "larger --memory" in failure.content[0].text
+    assert "GVisor" not in failure.content[0].text
 
 
 @pytest.mark.parametrize("is_stateless", [False, True])
@@ -252,7 +275,7 @@ def test_null_is_no_argument() -> None:
 
 def test_what_fails_as_the_kernel_has_ended_says_what_to_do() -> None:
     async def run() -> None:
-        raise make_end_error("It was ended.")
+        raise KernelEnded("It was ended.")
 
     with pytest.raises(SandboxError) as caught:
         asyncio.run(Session("s", AsyncSandbox(), None).use(run()))

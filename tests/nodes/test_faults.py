@@ -16,7 +16,7 @@ import pytest
 from jupyter_client import AsyncKernelManager, BlockingKernelClient
 from traitlets.config import Config
 
-from gvisor_kernel.bridge import liveness
+from gvisor_kernel.bridge import sleep
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import LaunchError, SandboxError
 from gvisor_kernel.host import processes
@@ -163,7 +163,7 @@ class TestSsh:
         self, start: Start, sshd: Sshd, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The server gives the kernel up after its patience; the node does so by itself."""
-        monkeypatch.setattr(liveness, "WAIT_SECONDS", 0.5)
+        monkeypatch.setattr(sleep, "WAIT_SECONDS", 0.5)
         with start("ssh") as (_, client):
             carriers = [
                 pid
@@ -336,7 +336,7 @@ class TestSlurm:
         self, start: Start, cluster: Cluster, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """srun notices nothing for long; the link's patience does."""
-        monkeypatch.setattr(liveness, "WAIT_SECONDS", 0.5)
+        monkeypatch.setattr(sleep, "WAIT_SECONDS", 0.5)
         with start("slurm") as (_, client):
             (helper,) = nodes.helpers()
             reason = death_of(client, lambda: kill(child_named("slurmstepd", helper)))

@@ -11,7 +11,7 @@ import textwrap
 
 import pytest
 
-from gvisor_kernel.bridge.journal import RECORDED_KINDS
+from gvisor_kernel.bridge.records import RECORDED_KINDS
 
 from ..jupyter.helpers import execute, reply_to
 from ..logs import LogPosition

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from gvisor_kernel.bridge import clients, sandbox_link, sharing
+from gvisor_kernel.bridge import clients, limits, sandbox_link
 from gvisor_kernel.bridge import kernel as bridge_kernel
 from gvisor_kernel.host import log_files
 from gvisor_kernel.host.log_files import MAX_EVENTS, MAX_INSIDE, MAX_STDERR
@@ -322,8 +322,8 @@ def test_frames_that_cost_nothing_are_read_slowly(
     """However many a guest sends, the host spends little time on them."""
     # So low that also a slow machine sends more.
     rate = 64 * 1024
-    monkeypatch.setattr(sharing, "CONTROL_BURST", rate)
-    monkeypatch.setattr(sharing, "CONTROL_PER_SECOND", rate)
+    monkeypatch.setattr(limits, "CONTROL_BURST", rate)
+    monkeypatch.setattr(limits, "CONTROL_PER_SECOND", rate)
     monkeypatch.setattr(sandbox_link, "READ_SIZE", 4096)
     link = kernel_bridge(victim)._link
     link._read_size = 4096

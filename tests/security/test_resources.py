@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from gvisor_kernel.bridge import sharing
-from gvisor_kernel.bridge.sharing import Share
+from gvisor_kernel.bridge import limits
+from gvisor_kernel.bridge.limits import Share
 from gvisor_kernel.host.processes import read_children
 
 from ..faults.held import Peak, charged_to
@@ -336,9 +336,9 @@ def test_output_is_throttled_beside_used_kernel(
 
     monkeypatch.setattr(Share, "spend", note)
     # So low that also a slow machine makes output faster.
-    monkeypatch.setattr(sharing, "BURST", MIB)
-    monkeypatch.setattr(sharing, "PER_SECOND", 2 * MIB)
-    monkeypatch.setattr(sharing, "IN_USE_SECONDS", 60)
+    monkeypatch.setattr(limits, "BURST", MIB)
+    monkeypatch.setattr(limits, "PER_SECOND", 2 * MIB)
+    monkeypatch.setattr(limits, "IN_USE_SECONDS", 60)
     neighbour.check()
     msg_id = talker.client.execute("for _ in range(6): print('x' * (1 << 20), flush=True)")
     answer = finish(talker.client, msg_id)
@@ -357,9 +357,9 @@ def test_last_output_of_throttled_kernel_arrives(
     neighbour: Neighbour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes longer than PID 1 waits for a dead kernel's messages when none can leave."""
-    monkeypatch.setattr(sharing, "BURST", 0)
-    monkeypatch.setattr(sharing, "PER_SECOND", 2 * MIB)
-    monkeypatch.setattr(sharing, "IN_USE_SECONDS", 60)
+    monkeypatch.setattr(limits, "BURST", 0)
+    monkeypatch.setattr(limits, "PER_SECOND", 2 * MIB)
+    monkeypatch.setattr(limits, "IN_USE_SECONDS", 60)
     neighbour.check()
     code = """
         for _ in range(10):

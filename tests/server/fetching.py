@@ -87,12 +87,12 @@ class Fetcher:
 
 def worker_of(server: JupyterServer) -> int | None:
     """Return the pid of the process for routes that a server has."""
-    assert server._process is not None
+    assert server.process is not None
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"gvisor_kernel.egress.worker" in words and str(server._process.pid).encode() in words:
+        if b"gvisor_kernel.egress.worker" in words and str(server.process.pid).encode() in words:
             return int(path.parts[2])
     return None

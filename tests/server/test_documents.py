@@ -18,13 +18,12 @@ from jupyter_server.base.handlers import APIHandler
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gvisor_kernel.bridge.deaths import classify, explain_death, explain_loss
+from gvisor_kernel.bridge.deaths import Death, DeathKind
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.egress.audit import FILE, Audit, make_entry
 from gvisor_kernel.egress.kinds import HostsRoute, PackagesRoute, UrlRoute
 from gvisor_kernel.host.log_files import NAMES
 from gvisor_kernel.kernel.facts import (
-    Death,
     Ended,
     KernelEvents,
     KernelFacts,
@@ -36,13 +35,11 @@ from gvisor_kernel.kernel.facts import (
 from gvisor_kernel.runtimes.base import MountView
 from gvisor_kernel.server import doctor, sandboxes
 from gvisor_kernel.server.documents import Described, HostFacts, make_sandbox
-from gvisor_kernel.server.ended import MAX_CHARACTERS, MAX_KERNELS, EndedKernels
-from gvisor_kernel.server.events import SCHEMAS, Events
+from gvisor_kernel.server.extension import PREFIX, ROUTES
 from gvisor_kernel.server.handlers import OPENAPI, shut_down
-from gvisor_kernel.server.recorded import clean
-from gvisor_kernel.server.routes import PREFIX, ROUTES
+from gvisor_kernel.server.recorded import MAX_CHARACTERS, MAX_KERNELS, EndedKernels, clean
 from gvisor_kernel.server.sandboxes import Sandboxes, Snapshot
-from gvisor_kernel.server.watch import Metrics, Refusals, is_refused
+from gvisor_kernel.server.watch import SCHEMAS, Events, Metrics, Refusals, is_refused
 
 from ..world import PROJECT
 
@@ -73,7 +70,7 @@ def test_document_of_routes_names_each_route() -> None:
 
 def test_schema_has_the_keys_of_a_sandbox() -> None:
     schema = json.loads(OPENAPI.read_text())["components"]["schemas"]["Sandbox"]
-    document = make_sandbox(described(start=Start("cold", 1.0), last_death=Death(1.0, "exit", "x")))
+    document = make_sandbox(described(start=Start("cold", 1.0), last_death=Death("exit", when=1.0)))
     assert set(document) == set(schema["required"]) == set(schema["properties"])
     for key in ("memory", "release", "workspace", "start", "last_death"):
         assert set(document[key]) == set(schema["properties"][key]["required"])
@@ -149,12 +146,6 @@ def test_line_of_a_log_has_no_control_character(line: str, shown: str) -> None:
     assert clean(line) == shown
 
 
-def test_reasons_have_classes() -> None:
-    assert classify(explain_death(1, None)) == "exit"
-    assert classify(explain_death(-9, None, "with exit status 1")) == "signal"
-    assert classify(explain_loss("the link ended", None)) == "sandbox"
-
-
 def test_only_requests_of_which_nothing_was_sent_are_refused() -> None:
     entry = {"route": "", "method": "GET", "host": "h", "path": "/", "status": 403}
     assert is_refused(make_entry(**entry, reason="no rule"))  # type: ignore[arg-type]
@@ -163,16 +154,9 @@ def test_only_requests_of_which_nothing_was_sent_are_refused() -> None:
 
 
 @pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> CollectorRegistry:
+def registry() -> CollectorRegistry:
     """One of its own for the metrics of a test."""
-    registry = CollectorRegistry()
-    for name in ("Gauge", "Counter", "Histogram"):
-        kind = getattr(__import__("prometheus_client"), name)
-        monkeypatch.setattr(
-            f"gvisor_kernel.server.watch.{name}",
-            lambda *words, kind=kind, **more: kind(*words, **more, registry=registry),
-        )
-    return registry
+    return CollectorRegistry()
 
 
 def read_samples(registry: CollectorRegistry) -> set[tuple[str, frozenset[tuple[str, str]]]]:
@@ -187,15 +171,15 @@ def read_samples(registry: CollectorRegistry) -> set[tuple[str, frozenset[tuple[
 
 def test_no_kernel_makes_a_series(registry: CollectorRegistry) -> None:
     """Whatever it is called, uses and dies of; a server that runs for a year has as many."""
-    metrics = Metrics()
+    metrics = Metrics(registry)
     metrics.show([])
     before = read_samples(registry)
     for number in range(50):
         name = f'"}}\n{number}'
         facts = KernelFacts("running", name, Path(name), SandboxSpec(), identity=name)
         metrics.show([replace(facts, state=state) for state in get_args(State)])
-        for reason in (name, "", "memory_limit", f"signal {number}", explain_loss(name, None)):
-            metrics.count_death(classify(reason))
+        for death in get_args(DeathKind):
+            metrics.count_death(death)
         for kind in get_args(StartKind):
             metrics.count_start(kind, float(number))
         metrics.count_bytes(number, number)
@@ -205,7 +189,7 @@ def test_no_kernel_makes_a_series(registry: CollectorRegistry) -> None:
 
 
 def test_dashboard_asks_for_metrics_that_there_are(registry: CollectorRegistry) -> None:
-    Metrics().show([])
+    Metrics(registry).show([])
     samples = read_samples(registry)
     names = {name for name, _ in samples}
     labels = {label for _, pairs in samples for label, _ in pairs}
@@ -224,7 +208,7 @@ def test_dashboard_asks_for_metrics_that_there_are(registry: CollectorRegistry) 
 def test_page_for_people_names_each_event_and_metric(registry: CollectorRegistry) -> None:
     for path in SCHEMAS.glob("*.yaml"):
         assert yaml.safe_load(path.read_text())["$id"] in REST
-    Metrics().show([])
+    Metrics(registry).show([])
     text = generate_latest(registry).decode()
     names = set(re.findall(r"^# TYPE (gvisor_kernel_\w+)(?<!_created) ", text, re.MULTILINE))
     assert len(names) == 7
@@ -241,12 +225,10 @@ class NoKernels:
         return []
 
 
-def test_flood_of_requests_is_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandboxes, "KEEP_SECONDS", 3600.0)
-
+def test_flood_of_requests_is_one_look() -> None:
     async def flood() -> list[Snapshot]:
         with ThreadPoolExecutor(1) as executor:
-            shown = Sandboxes(NoKernels(), executor)
+            shown = Sandboxes(NoKernels(), executor, keep_seconds=3600.0)
             together = await asyncio.gather(*(shown.read() for _ in range(100)))
             return [*together, await shown.read()]
 
@@ -274,10 +256,9 @@ print(json.dumps({"ok": True, "checks": [{"name": "a", "fact": chr(27) + "[1m<b>
 """
 
 
-async def read_doctor(monkeypatch: pytest.MonkeyPatch, code: str, *, ends: bool = False) -> Any:
+async def read_doctor(code: str, *, ends: bool = False) -> Any:
     """Ask a doctor that runs ``code`` instead, and is asked three times at once."""
-    monkeypatch.setattr(doctor, "DOCTOR", ("-c", code))
-    asked = doctor.Doctor()
+    asked = doctor.Doctor(("-c", code))
     reading = [asyncio.create_task(asked.read()) for _ in range(3)]
     await asyncio.sleep(0)
     if ends:
@@ -287,16 +268,16 @@ async def read_doctor(monkeypatch: pytest.MonkeyPatch, code: str, *, ends: bool 
     return await asyncio.gather(*reading, return_exceptions=True)
 
 
-def test_doctor_runs_once_and_its_texts_are_clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = asyncio.run(read_doctor(monkeypatch, SAYS))
+def test_doctor_runs_once_and_its_texts_are_clean() -> None:
+    found = asyncio.run(read_doctor(SAYS))
     assert found[0]["checks"] == [{"name": "a", "fact": "\\x1b[1m<b>"}]
     assert found[0] is found[1] is found[2]
 
 
-def test_doctor_that_says_nothing_or_is_ended_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_that_says_nothing_or_is_ended_has_failed() -> None:
     sleeps = "import sys; sys.stdin.close(); import signal; signal.pause()"
     for code, ends in (("1", False), (sleeps, True)):
-        found = asyncio.run(read_doctor(monkeypatch, code, ends=ends))
+        found = asyncio.run(read_doctor(code, ends=ends))
         assert [type(one) for one in found] == [doctor.DoctorFailed] * 3
 
 

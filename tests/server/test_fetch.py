@@ -369,7 +369,7 @@ def resident(pid: int) -> int:
 
 @needs_all
 def test_a_gigabyte_passes_with_little_memory(fetcher: Fetcher) -> None:
-    process = fetcher.client.server._process
+    process = fetcher.client.server.process
     assert process is not None
     assert fetcher.read("/v1/x").head["status"] == 200
     worker = worker_of(fetcher.client.server)

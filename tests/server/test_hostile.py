@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from gvisor_kernel.server.routes import ROUTES
+from gvisor_kernel.server.extension import ROUTES
 
 from ..jupyter.helpers import SECONDS, wait_until
 from ..jupyter.server import JupyterServer

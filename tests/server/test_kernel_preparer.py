@@ -23,7 +23,7 @@ from gvisor_kernel.kernel.client import private_connection_info
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.runtimes.state.listed import find_all
 from gvisor_kernel.server import kernel_preparer
-from gvisor_kernel.server.listings import Listings
+from gvisor_kernel.server.kernel_preparer import Listings
 from gvisor_kernel.snapshots.manifest import Manifest
 from gvisor_kernel.snapshots.snapshot import Meta
 

@@ -363,9 +363,9 @@ def test_other_sites_and_other_names_of_this_machine_are_refused(lab: Lab) -> No
 
 
 def test_token_is_its_own_and_nobody_elses_to_read(lab: Lab) -> None:
-    assert lab._process is not None
+    assert lab.process is not None
     assert re.fullmatch(r"[0-9a-f]{32,}", lab.token)
-    argv = Path(f"/proc/{lab._process.pid}/cmdline").read_bytes()
+    argv = Path(f"/proc/{lab.process.pid}/cmdline").read_bytes()
     assert lab.token.encode() not in argv
     (private,) = Path(os.environ["JUPYTER_RUNTIME_DIR"]).glob("gvisor-lab-*")
     assert private.stat().st_mode & 0o777 == 0o700
@@ -383,7 +383,7 @@ def test_end_leaves_nothing(tmp_path: Path, way: str) -> None:
         server.start()
         kernel = server.send("POST", "api/kernels", {}).json()
         assert server.send("GET", "gvisor-kernel/api/sandboxes").json()["sandboxes"]
-        process = server._process
+        process = server.process
         assert process is not None
         if way == "shutdown":
             assert server.send("POST", "api/shutdown", {}).ok

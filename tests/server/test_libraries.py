@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.errors import OutputsError
-from gvisor_kernel.server import library_handlers
 from gvisor_kernel.server.library_handlers import LIBRARIES, find_folders, read_library
 
 PLOTLY = "plotly/package_data/plotly.min.js"
@@ -49,10 +48,9 @@ def test_no_link_is_followed(packages: Path, tmp_path: Path, part: str) -> None:
         read_library("plotly", [str(packages)])
 
 
-def test_a_library_is_bounded(packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library_handlers, "MAX_LIBRARY", 5)
+def test_a_library_is_bounded(packages: Path) -> None:
     with pytest.raises(OutputsError, match="too large"):
-        read_library("plotly", [str(packages)])
+        read_library("plotly", [str(packages)], limit=5)
 
 
 def test_no_folder_of_notebooks_is_looked_at(

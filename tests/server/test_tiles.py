@@ -14,7 +14,7 @@ import requests
 from gvisor_kernel.egress.destinations import read_destination
 from gvisor_kernel.egress.kinds import HostsRoute, UrlRoute
 from gvisor_kernel.errors import EgressRefused
-from gvisor_kernel.server.tile_handlers import AT_ONCE, MAX_TILE, _close_late, make_tile_ask
+from gvisor_kernel.server.fetch_handlers import AT_ONCE, MAX_TILE, _close_late, make_tile_ask
 
 from ..egress.upstream import Fake, Handler, make_certificate, serving
 from ..jupyter.helpers import wait_until

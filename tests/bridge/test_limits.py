@@ -1,11 +1,12 @@
-"""The read rate of a kernel that floods its output while clients use other kernels."""
+"""When memory is measured, and how fast a kernel is read while clients use other kernels."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gvisor_kernel.bridge.sandbox_link import READ_SIZE
-from gvisor_kernel.bridge.sharing import (
+from gvisor_kernel.bridge.limits import (
     BURST,
     CONTROL_BURST,
     CONTROL_PER_SECOND,
@@ -15,6 +16,13 @@ from gvisor_kernel.bridge.sharing import (
     PER_SECOND,
     Share,
     Sharing,
+)
+from gvisor_kernel.bridge.sandbox_link import READ_SIZE
+from gvisor_kernel.host.cgroups import (
+    MAX_GROWTH,
+    MAX_INTERVAL_SECONDS,
+    MIN_INTERVAL_SECONDS,
+    seconds_to_next_measurement,
 )
 from gvisor_kernel.link import Connection, Hello, Start
 from gvisor_kernel.link.connection import FRAME_PRICE
@@ -136,3 +144,14 @@ def test_frames_without_credit_are_counted() -> None:
         before = end.control_received
         end.receive_data(encode_frame(kind, bytes(size)))
         assert end.control_received == before + size + FRAME_PRICE
+
+
+SIZES = st.integers(0, 1 << 45)
+
+
+@given(SIZES, SIZES)
+def test_next_measurement_is_soon_enough_for_fastest_growth(used: int, limit: int) -> None:
+    wait = seconds_to_next_measurement(used, limit)
+    assert MIN_INTERVAL_SECONDS <= wait <= MAX_INTERVAL_SECONDS
+    if used <= limit:
+        assert used + wait * MAX_GROWTH <= limit + MIN_INTERVAL_SECONDS * MAX_GROWTH + 1

@@ -16,9 +16,9 @@ from dataclasses import replace
 import pytest
 
 from gvisor_kernel.bridge import link_streams
-from gvisor_kernel.bridge.egress_pipe import READ_SIZE, OpenEgress
+from gvisor_kernel.bridge.limits import Sharing
+from gvisor_kernel.bridge.link_streams import READ_SIZE, OpenEgress
 from gvisor_kernel.bridge.sandbox_link import SandboxLink
-from gvisor_kernel.bridge.sharing import Sharing
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.link import (
     Channel,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.bridge import endpoints
+from gvisor_kernel.bridge import addresses
 from gvisor_kernel.errors import StateError
 
 from ..world import World
@@ -19,21 +19,21 @@ from ..world import World
 def dead_name() -> str:
     """Return the name of a process that has ended."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        name = endpoints.owner_name(process.pid)
+        name = addresses.owner_name(process.pid)
         process.communicate()
     assert name is not None
-    assert endpoints.owner_name(process.pid) != name
+    assert addresses.owner_name(process.pid) != name
     return name
 
 
 def test_each_process_has_private_directory(world: World) -> None:
     root = world.run / "sockets"
-    base = endpoints.make_base(root)
+    base = addresses.make_base(root)
     assert stat.S_IMODE(base.stat().st_mode) == 0o700
     assert stat.S_IMODE(root.stat().st_mode) == 0o700
-    assert base == root / (endpoints.owner_name(os.getpid()) or "")
-    assert endpoints.make_base(root) == base
-    endpoints.remove_base(root, base.name)
+    assert base == root / (addresses.owner_name(os.getpid()) or "")
+    assert addresses.make_base(root) == base
+    addresses.remove_base(root, base.name)
     root.rmdir()
 
 
@@ -41,28 +41,28 @@ def test_too_long_path_falls_back_to_tmp(tmp_path: Path, monkeypatch: pytest.Mon
     """TMPDIR is not used, as it may be too long as well."""
     root = tmp_path / ("long" * 25)
     monkeypatch.setenv("TMPDIR", str(root))
-    base = endpoints.make_base(root)
+    base = addresses.make_base(root)
     try:
-        assert len(os.fsencode(base)) <= endpoints.MAX_BASE
+        assert len(os.fsencode(base)) <= addresses.MAX_BASE
         assert stat.S_IMODE(base.stat().st_mode) == 0o700
-        assert endpoints.make_base(root) == base
+        assert addresses.make_base(root) == base
     finally:
-        endpoints.remove_base(root, endpoints.owner_name(os.getpid()) or "")
+        addresses.remove_base(root, addresses.owner_name(os.getpid()) or "")
     assert not base.exists()
     assert not list(root.iterdir())
 
 
 def test_sweep_removes_only_directories_of_dead_processes(tmp_path: Path) -> None:
-    mine = tmp_path / (endpoints.owner_name(os.getpid()) or "")
+    mine = tmp_path / (addresses.owner_name(os.getpid()) or "")
     (mine / "0001").mkdir(parents=True)
     for name in (dead_name(), f"{os.getpid()}-1", "4194999-12"):
         (tmp_path / name / "0002").mkdir(parents=True)
         (tmp_path / name / "0002" / "l-1").touch()
     (tmp_path / "something-else").mkdir()
-    assert endpoints.sweep_bases(tmp_path) == 3
+    assert addresses.sweep_bases(tmp_path) == 3
     assert {path.name for path in tmp_path.iterdir()} == {mine.name, "something-else"}
     assert (mine / "0001").exists()
-    assert endpoints.sweep_bases(tmp_path / "nowhere") == 0
+    assert addresses.sweep_bases(tmp_path / "nowhere") == 0
 
 
 def test_sweep_follows_only_its_own_links(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_sweep_follows_only_its_own_links(tmp_path: Path) -> None:
     root = tmp_path / "sockets"
     root.mkdir()
     (root / dead_name()).symlink_to(precious)
-    endpoints.sweep_bases(root)
+    addresses.sweep_bases(root)
     assert not list(root.iterdir())
     assert (precious / "file").exists()
 
@@ -80,5 +80,5 @@ def test_sweep_follows_only_its_own_links(tmp_path: Path) -> None:
 def test_unusable_root_raises_error_with_hint(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StateError, match="sockets cannot be used") as error:
-        endpoints.make_base(tmp_path / "file")
+        addresses.make_base(tmp_path / "file")
     assert error.value.hint

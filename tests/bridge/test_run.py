@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from gvisor_kernel.bridge import shutdowns
-from gvisor_kernel.bridge.shutdowns import STRAY_SECONDS, ShutdownRequests
+from gvisor_kernel.bridge.run import STRAY_SECONDS, ShutdownRequests
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 @pytest.fixture
-def requests() -> ShutdownRequests:
-    made = ShutdownRequests()
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def requests(clock: Clock) -> ShutdownRequests:
+    made = ShutdownRequests(clock)
     made.begin()
     return made
 
@@ -47,11 +58,8 @@ def test_request_for_dead_kernel_ends_nothing(requests: ShutdownRequests) -> Non
     assert requests.arrive(running=True)
 
 
-def test_missing_request_is_forgotten(
-    requests: ShutdownRequests, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_request_is_forgotten(requests: ShutdownRequests, clock: Clock) -> None:
     requests.announce()
     requests.begin()
-    late = shutdowns.time.monotonic() + STRAY_SECONDS + 1
-    monkeypatch.setattr(shutdowns.time, "monotonic", lambda: late)
+    clock.now += STRAY_SECONDS + 1
     assert requests.arrive(running=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gvisor_kernel.bridge.naps import (
+from gvisor_kernel.bridge.sleep import (
     BREAK_SECONDS,
     LOOK_SECONDS,
     LOOKS,
@@ -91,18 +91,14 @@ class Room:
 
 
 @pytest.fixture
-def room(monkeypatch: pytest.MonkeyPatch) -> Room:
-    room = Room()
-    monkeypatch.setattr(f"{NapWatch.__module__}.asyncio.get_running_loop", lambda: room.clock)
-    return room
+def room() -> Room:
+    return Room()
 
 
 @pytest.fixture
 def watch(room: Room) -> NapWatch:
-    watch = NapWatch(
-        room,  # type: ignore[arg-type]
-        NapPolicy(lambda: room.allowed, room.ping, room.told.append, room.end),
-    )
+    policy = NapPolicy(lambda: room.allowed, room.ping, room.told.append, room.end)
+    watch = NapWatch(room, policy, room.clock)  # type: ignore[arg-type]
     watch.begin()
     return watch
 
@@ -233,12 +229,9 @@ def test_an_end_of_a_process_ends_the_naps(room: Room, watch: NapWatch) -> None:
     assert (watch.active, room.ends) == (False, 1)
 
 
-def test_a_sandbox_whose_code_cannot_be_measured_never_naps(room: Room) -> None:
+def test_a_sandbox_whose_code_cannot_be_measured_never_naps(room: Room, watch: NapWatch) -> None:
+    watch.end()
     room.code = None
-    watch = NapWatch(
-        room,  # type: ignore[arg-type]
-        NapPolicy(lambda: True, room.ping, room.told.append, room.end),
-    )
     watch.begin()
     assert not watch.active
 

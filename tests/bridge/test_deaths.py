@@ -1,0 +1,35 @@
+"""Words for the death of a kernel."""
+
+from __future__ import annotations
+
+import pytest
+
+from gvisor_kernel.bridge.deaths import Death, describe_death, find_death, find_loss
+
+RAISE = 'raise the setting memory_limit (for example c.GVisorProvisioner.memory_limit = "2 GiB" in'
+
+
+@pytest.mark.parametrize(
+    ("death", "text"),
+    [
+        (find_death(1, None), "The kernel ended unexpectedly with exit status 1."),
+        (find_death(-9, None), "The kernel ended unexpectedly by signal SIGKILL."),
+        (find_death(-99, None, "x"), "unexpectedly by signal 99. Its last output was: x"),
+        (Death("signal", status=-7, limit=1 << 30), "SIGBUS. One possible cause is a program that"),
+        (find_loss("the job ended.", None), "The kernel's sandbox is gone: the job ended."),
+        (find_loss("a", None, "p"), 'The kernel\'s sandbox is gone: a. gVisor failed with "p".'),
+        (
+            Death("memory", used=3 << 29, limit=1 << 30),
+            "used 1.5 GiB of memory; its limit is 1",
+        ),
+        (Death("memory", used=3 << 29, limit=1 << 30), RAISE),
+    ],
+)
+def test_a_death_says_how_and_what_to_do(death: Death, text: str) -> None:
+    assert text in describe_death(death)
+
+
+def test_the_edge_says_how_to_get_more_memory() -> None:
+    death = Death("memory", used=2 << 30, limit=1 << 30)
+    assert describe_death(death, "Take {more}.").endswith("It was ended. Take 2 GiB.")
+    assert describe_death(death, "").endswith("It was ended.")
