@@ -313,9 +313,9 @@ class Runtime(ABC):
         """Start a sandbox whose PID 1 is the guest (``spec.oci.guest_argv``).
 
         The sandbox shows the guest's code at ``spec.layout.GUEST`` and the places of ``LAYOUT``,
-        and has no network. Blocks; called in a worker thread. Returns as soon as both ends of the link exist and the
-        runtime's process runs. Waiting for the guest's HELLO is up to the bridge. Nothing is left
-        behind after an error.
+        and has no network. Blocks; called in a worker thread. Returns as soon as both ends of the
+        link exist and the runtime's process runs. Waiting for the guest's HELLO is up to the
+        bridge. Nothing is left behind after an error.
 
         :raises RuntimeMissing: when the program or engine that makes sandboxes is absent, does not
             answer or is too old

@@ -27,11 +27,10 @@ from gvisor_kernel.runtimes.nodes.orders import PLACES, Order, OrderError, write
 from gvisor_kernel.runtimes.nodes.queue import find_queue
 from gvisor_kernel.runtimes.nodes.removal import forget_node
 from gvisor_kernel.runtimes.nodes.reports import Reports
-from gvisor_kernel.runtimes.pipes import Ends, make_pipes
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import Beginning
 from gvisor_kernel.runtimes.state.records import state_root
-from gvisor_kernel.runtimes.stderr_log import StderrLog
+from gvisor_kernel.runtimes.stdio import Ends, StderrLog, make_pipes
 from gvisor_kernel.runtimes.waits import is_given_up, tell_wait
 from gvisor_kernel.shown_text import printable
 from gvisor_kernel.tracing import step

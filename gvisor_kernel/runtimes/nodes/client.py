@@ -16,7 +16,7 @@ from contextlib import suppress
 
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.runtimes.clients import run
-from gvisor_kernel.runtimes.pipes import Ends
+from gvisor_kernel.runtimes.stdio import Ends
 
 GENTLE_SECONDS = 15.0
 """Seconds for a client to end after its stdin has ended: the helper removes its sandbox first."""

@@ -15,7 +15,6 @@ from gvisor_kernel.host import commands, processes
 from gvisor_kernel.host.cgroups import count_oom_kills
 from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME, Posture, read_posture
 from gvisor_kernel.runtimes.base import KernelView
-from gvisor_kernel.runtimes.pipes import Ends
 from gvisor_kernel.runtimes.runsc.command_line import Runsc, checkpoint_argv, find_runsc
 from gvisor_kernel.runtimes.runsc.memory import HostMemory
 from gvisor_kernel.runtimes.runsc.starting import Sentry, is_readable, read_panic
@@ -28,7 +27,7 @@ from gvisor_kernel.runtimes.state.sweep import (
     remove_sandbox,
     root_argument,
 )
-from gvisor_kernel.runtimes.stderr_log import StderrLog
+from gvisor_kernel.runtimes.stdio import Ends, StderrLog
 
 # by path: below a private store of this user
 

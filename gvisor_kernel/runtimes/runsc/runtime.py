@@ -36,7 +36,6 @@ from gvisor_kernel.runtimes.mounts.host_python import check_image_exists, find_p
 from gvisor_kernel.runtimes.mounts.outputs import open_outputs
 from gvisor_kernel.runtimes.mounts.plan import Outputs, find_base
 from gvisor_kernel.runtimes.mounts.written_folders import note_written, read_written
-from gvisor_kernel.runtimes.pipes import make_pipes
 from gvisor_kernel.runtimes.runsc.checks import CHECKS
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc, prelude_argv, start_argv
 from gvisor_kernel.runtimes.runsc.description import (
@@ -63,7 +62,7 @@ from gvisor_kernel.runtimes.state.sweep import (
     finish_removals,
     sweep_orphans,
 )
-from gvisor_kernel.runtimes.stderr_log import StderrLog
+from gvisor_kernel.runtimes.stdio import StderrLog, make_pipes
 from gvisor_kernel.spec.identity import new_identity
 from gvisor_kernel.spec.layout import OUTPUTS
 from gvisor_kernel.spec.limits import file_size_limit, host_limits, memory_file_limit
