@@ -98,7 +98,8 @@ class RunscRuntime(SnapshotRuntime):
         check_children()
         runsc = find_runsc()
         python_tree = find_python_tree(spec, request, read_written(spec).has)
-        kernel_id = choose_kernel_id(python_tree) if self._init_argv is None else 0
+        own = self._init_argv is None
+        kernel_id = choose_kernel_id(os.geteuid(), python_tree) if own else 0
         self._sweep_once()
         identity = new_identity(request.kernel_name, spec, runsc.version, python_tree.python)
         step("host looked at")
