@@ -17,7 +17,6 @@ from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.host.folders import Identity
 from gvisor_kernel.images import PythonReport, RootImage
 from gvisor_kernel.runtimes.checks import RuntimeCheck
-from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.state.records import Record
 
 
@@ -341,13 +340,6 @@ class Runtime(ABC):
 
         :raises RuntimeMissing, LaunchError: as ``start`` does
         """
-
-    def find_advice(self, words: str) -> str:
-        """Return what a person can do about a start that failed, by what it wrote to stderr.
-
-        Empty where nothing is known.
-        """
-        return find_hint(words)
 
     @abstractmethod
     def end(self, directory: Path, record: Record) -> bool:
