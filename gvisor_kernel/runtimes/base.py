@@ -6,7 +6,7 @@ Interfaces only. The modules beside this one implement them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -285,10 +285,12 @@ class Runtime(ABC):
     """True if ``start`` itself looks for a snapshot, where the sandbox is to be. Then the caller
     names none; the sandbox says what was found."""
 
-    checks: tuple[RuntimeCheck, ...] = ()
-    """The checks of ``gvisor-kernel doctor``."""
     shows_host_python: bool = False
     """True if a kernel with the image "host" imports the packages of this very machine."""
+
+    def find_checks(self) -> Sequence[RuntimeCheck]:
+        """Return the checks of ``gvisor-kernel doctor``. Imports what no start needs."""
+        return ()
 
     def find_version(self) -> str:
         """Return the release of the program that makes sandboxes; empty if it is not on this

@@ -17,7 +17,6 @@ from gvisor_kernel.runtimes import clients
 from gvisor_kernel.runtimes.nodes import checks as nodes
 from gvisor_kernel.runtimes.nodes.checks import check_specs
 from gvisor_kernel.runtimes.nodes.engine import Engine
-from gvisor_kernel.runtimes.nodes.runtime import make_engine
 from gvisor_kernel.runtimes.nodes.settings import Slurm as SlurmSettings
 from gvisor_kernel.runtimes.nodes.settings import Ssh as SshSettings
 from gvisor_kernel.runtimes.nodes.slurm import Slurm
@@ -226,7 +225,7 @@ def test_doctor_asks_each_host_once(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = [("a", "b"), ("b", "c"), ("b",)]
     specs = [SandboxSpec(runtime="ssh", own=SshSettings(hosts=hosts)) for hosts in settings]
     specs.append(SandboxSpec(runtime="ssh", own=SshSettings(hosts=("b",), config="/c")))
-    names = [check.name for check in check_specs(make_engine, specs)]
+    names = [check.name for check in check_specs(specs)]
     assert sorted(names) == ["ssh a", "ssh b", "ssh b", "ssh c"]
     assert len(set(map(tuple, asked))) == len(asked) == 4
 

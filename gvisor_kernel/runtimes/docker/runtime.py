@@ -22,7 +22,6 @@ from gvisor_kernel.runtimes.checks import RuntimeCheck
 from gvisor_kernel.runtimes.copies.contents import Contents, list_files, write_list
 from gvisor_kernel.runtimes.copies.copied_outputs import COPIED
 from gvisor_kernel.runtimes.copies.sent_files import describe_sandbox, find_contents
-from gvisor_kernel.runtimes.docker.checks import check_engines
 from gvisor_kernel.runtimes.docker.container import (
     LABEL,
     STORE,
@@ -74,7 +73,6 @@ class DockerRuntime(Runtime):
     """Makes sandboxes in the Docker engine that the environment names."""
 
     name = "docker"
-    checks = (RuntimeCheck("docker", 10, check_engines),)
 
     def __init__(self) -> None:
         self._first_sweep: FirstSweep[str] = FirstSweep(self.name)
@@ -105,6 +103,11 @@ class DockerRuntime(Runtime):
         self, directory: Path, record: Record, folder: str | None
     ) -> tuple[int, int] | None:
         return sync_outputs(directory, record, folder)
+
+    def find_checks(self) -> tuple[RuntimeCheck, ...]:
+        from gvisor_kernel.runtimes.docker.checks import check_engines
+
+        return (RuntimeCheck(self.name, 10, check_engines),)
 
     def may_have_left(self) -> bool:
         return bool(os.environ.get("DOCKER_HOST"))

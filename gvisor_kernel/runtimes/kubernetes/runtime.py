@@ -31,7 +31,6 @@ from gvisor_kernel.runtimes.copies.contents import Contents, list_files, write_l
 from gvisor_kernel.runtimes.copies.copied_outputs import COPIED
 from gvisor_kernel.runtimes.copies.sent_files import describe_sandbox, find_contents
 from gvisor_kernel.runtimes.engine_removal import sweep_engines
-from gvisor_kernel.runtimes.kubernetes.checks import check_clusters
 from gvisor_kernel.runtimes.kubernetes.cluster import (
     OWN_NAMESPACE,
     Address,
@@ -90,7 +89,6 @@ class KubernetesRuntime(Runtime):
     """Makes sandboxes as pods of the cluster that the settings name."""
 
     name = "kubernetes"
-    checks = (RuntimeCheck("kubernetes", 30, check_clusters),)
 
     def __init__(self) -> None:
         self._first_sweep: FirstSweep[Address] = FirstSweep(self.name)
@@ -127,6 +125,11 @@ class KubernetesRuntime(Runtime):
         settings = find_settings(spec)
         claims = {UPLOADS: settings.uploads_claim, OUTPUTS: settings.outputs_claim}
         return {place for place, claim in claims.items() if claim}
+
+    def find_checks(self) -> tuple[RuntimeCheck, ...]:
+        from gvisor_kernel.runtimes.kubernetes.checks import check_clusters
+
+        return (RuntimeCheck(self.name, 30, check_clusters),)
 
     def may_have_left(self) -> bool:
         return bool(os.environ.get("KUBECONFIG"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from gvisor_kernel import __version__
 from gvisor_kernel.config.settings import SandboxSpec
@@ -11,6 +11,7 @@ from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.runtimes.checks import Check, failed, ok
 from gvisor_kernel.runtimes.clients import last_line, run
 from gvisor_kernel.runtimes.nodes.engine import Engine
+from gvisor_kernel.runtimes.nodes.runtime import make_engine
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 MAX_ANSWER = 64 * 1024
@@ -18,9 +19,7 @@ SECONDS = 40.0
 """How long the check of a runtime may take: a job of Slurm may have to wait."""
 
 
-def check_specs(
-    make_engine: Callable[[SandboxSpec], Engine], specs: Sequence[SandboxSpec]
-) -> list[Check]:
+def check_specs(specs: Sequence[SandboxSpec]) -> list[Check]:
     """Ask each host of ``specs`` for its release and its runsc, and each cluster any node; each
     question is asked once."""
     found: list[Check] = []

@@ -7,7 +7,6 @@ makes the sandbox with that machine's runsc, watches it and removes it (``gvisor
 from __future__ import annotations
 
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 from gvisor_kernel.config.settings import SandboxSpec
@@ -17,7 +16,6 @@ from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
 from gvisor_kernel.runtimes.checks import RuntimeCheck
 from gvisor_kernel.runtimes.clients import make_control
 from gvisor_kernel.runtimes.nodes.attempt import Attempt, Elsewhere, NodeStart
-from gvisor_kernel.runtimes.nodes.checks import SECONDS, check_specs
 from gvisor_kernel.runtimes.nodes.copies import copies_files, pack_files, sync_outputs
 from gvisor_kernel.runtimes.nodes.engine import Engine
 from gvisor_kernel.runtimes.nodes.node_sandbox import NodeSandbox
@@ -38,7 +36,6 @@ class NodeRuntime(Runtime):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.checks = (RuntimeCheck(name, SECONDS, partial(check_specs, make_engine)),)
         self._first_sweep: FirstSweep[str] = FirstSweep(name)
 
     def start(self, spec: SandboxSpec, request: LaunchRequest) -> Sandbox:
@@ -64,6 +61,11 @@ class NodeRuntime(Runtime):
             "install the kernelspec with runtime=runsc on this machine, or put the packages into"
             " an image.",
         )
+
+    def find_checks(self) -> tuple[RuntimeCheck, ...]:
+        from gvisor_kernel.runtimes.nodes.checks import SECONDS, check_specs
+
+        return (RuntimeCheck(self.name, SECONDS, check_specs),)
 
     def end(self, directory: Path, record: Record) -> bool:
         return end_client(record)
