@@ -36,7 +36,7 @@ ALLOWED = {
     ("images/engines.py", r"^ARG BASE=(\S+)$"): "a file of this package",
     ("runtimes/runsc/command_line.py", r"^\s*--?([A-Za-z][\w-]*)"): "the help of runsc",
     ("kernel/environment_builder.py", None): "200 lines of 16 KiB; none has such a repeat",
-    ("runtimes/docker/troubles.py", None): "words of an engine's error; none has a repeat",
+    ("runtimes/docker/connection.py", None): "words of an engine's error; none has a repeat",
     ("runtimes/nodes/slurm.py", None): "100 lines of 4 KiB of srun; no ``.*`` leaves its line",
     ("runtimes/clients.py", None): "100 lines of 4 KiB of ssh; no ``.*`` leaves its line",
     **{

@@ -70,7 +70,7 @@ from gvisor_kernel.mcp.results import (
     make_plain,
 )
 from gvisor_kernel.runtimes.docker.stream import Demultiplexer
-from gvisor_kernel.runtimes.kubernetes.channels import Channels
+from gvisor_kernel.runtimes.kubernetes.attach import Channels
 from gvisor_kernel.server.trust import find_signature
 from gvisor_kernel.shown_text import printable, printable_name
 from gvisor_kernel.skills import package
@@ -464,7 +464,7 @@ BOUNDED = {
     "artifacts.outputs.list_outputs": "50,000 names, and 2 s",
     # What programs and images say.
     "runtimes.hints.find_hint": "4 KiB of stderr",
-    "runtimes.stderr_log.StderrLog": "4 KiB of a line, and an allowance in a second",
+    "runtimes.stdio.StderrLog": "4 KiB of a line, and an allowance in a second",
     "runtimes.nodes.reports.Reports": "1 MiB of a line of this user's helper",
     "runtimes.kubernetes.starting.read_facts": "256 KiB, by parse_json",
     "runtimes.runsc.image_probe._parse": "4 MiB, by parse_json",

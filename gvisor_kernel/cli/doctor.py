@@ -79,7 +79,7 @@ def find_runtime_checks(name: str, *, is_chosen: bool = False) -> Iterator[Liste
     except (TimeoutError, RuntimeMissing) as error:
         yield f"runtime {name}", LOAD_SECONDS, partial(tell, error)
         return
-    for check in runtime.checks:
+    for check in runtime.find_checks():
         specs = find_usual_specs if is_chosen else find_specs
         yield check.name, check.seconds, partial(lambda check, s: check.run(s(name)), check, specs)
 

@@ -29,6 +29,7 @@ from gvisor_kernel.kernel.sandbox_call import SandboxCall
 from gvisor_kernel.kernel.workspace import JudgeLeft, find_host_path, tell_end
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import CheckpointedSandbox, Sandbox
+from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.state.records import state_root
 from gvisor_kernel.tracing import tracing
 
@@ -335,8 +336,7 @@ class SandboxedKernel:
             # no timeout: it is finished or undone, by steps that have timeouts
             await asyncio.shield(self._workers.undo_by(undo))
             if isinstance(error, LaunchError) and not error.hint:
-                hint = get_runtime(plan.spec.runtime).find_advice(error.detail)
-                raise type(error)(error.fact, hint, error.detail) from error
+                raise type(error)(error.fact, find_hint(error.detail), error.detail) from error
             raise
         return kernel.address
 

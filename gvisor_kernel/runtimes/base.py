@@ -6,7 +6,7 @@ Interfaces only. The modules beside this one implement them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -17,7 +17,6 @@ from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.host.folders import Identity
 from gvisor_kernel.images import PythonReport, RootImage
 from gvisor_kernel.runtimes.checks import RuntimeCheck
-from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.state.records import Record
 
 
@@ -286,10 +285,12 @@ class Runtime(ABC):
     """True if ``start`` itself looks for a snapshot, where the sandbox is to be. Then the caller
     names none; the sandbox says what was found."""
 
-    checks: tuple[RuntimeCheck, ...] = ()
-    """The checks of ``gvisor-kernel doctor``."""
     shows_host_python: bool = False
     """True if a kernel with the image "host" imports the packages of this very machine."""
+
+    def find_checks(self) -> Sequence[RuntimeCheck]:
+        """Return the checks of ``gvisor-kernel doctor``. Imports what no start needs."""
+        return ()
 
     def find_version(self) -> str:
         """Return the release of the program that makes sandboxes; empty if it is not on this
@@ -341,13 +342,6 @@ class Runtime(ABC):
 
         :raises RuntimeMissing, LaunchError: as ``start`` does
         """
-
-    def find_advice(self, words: str) -> str:
-        """Return what a person can do about a start that failed, by what it wrote to stderr.
-
-        Empty where nothing is known.
-        """
-        return find_hint(words)
 
     @abstractmethod
     def end(self, directory: Path, record: Record) -> bool:

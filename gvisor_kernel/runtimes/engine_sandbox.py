@@ -11,10 +11,9 @@ from collections.abc import Mapping
 
 from gvisor_kernel.errors import IsolationError
 from gvisor_kernel.runtimes.base import KernelView
-from gvisor_kernel.runtimes.pipes import Ends
 from gvisor_kernel.runtimes.state.beginning import Beginning
 from gvisor_kernel.runtimes.state.recorded_sandbox import RecordedSandbox
-from gvisor_kernel.runtimes.stderr_log import StderrLog
+from gvisor_kernel.runtimes.stdio import Ends, StderrLog
 
 THREAD_SECONDS = 10.0
 """Seconds to wait for each of the threads that copy the link and stderr."""

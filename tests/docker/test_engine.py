@@ -19,8 +19,8 @@ from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.checks import Check
 from gvisor_kernel.runtimes.docker import engine
 from gvisor_kernel.runtimes.docker.checks import check_engines
+from gvisor_kernel.runtimes.docker.connection import explain_no_answer
 from gvisor_kernel.runtimes.docker.runtime import DockerRuntime
-from gvisor_kernel.runtimes.docker.troubles import explain_no_answer
 
 from ..world import World
 from .fake_engine import HEALTHY, fake_engine

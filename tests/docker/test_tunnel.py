@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.runtimes.clients import client_argv, make_control
+from gvisor_kernel.runtimes.docker.connection import EngineNotAnswering
 from gvisor_kernel.runtimes.docker.engine import connect
-from gvisor_kernel.runtimes.docker.troubles import EngineNotAnswering
 
 from ..jupyter.helpers import execute, running_kernel
 from ..nodes.sshd import Sshd, needs_sshd, running_sshd

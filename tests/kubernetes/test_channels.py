@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gvisor_kernel.runtimes.kubernetes.channels import (
+from gvisor_kernel.runtimes.kubernetes.attach import (
     ERROR,
     STDERR,
     STDOUT,

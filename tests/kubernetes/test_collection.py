@@ -8,9 +8,9 @@ from contextlib import suppress
 
 import pytest
 
-from gvisor_kernel.runtimes.kubernetes import collection
+from gvisor_kernel.runtimes.kubernetes import removal
 from gvisor_kernel.runtimes.kubernetes.attach import Stream
-from gvisor_kernel.runtimes.kubernetes.collection import end_processes
+from gvisor_kernel.runtimes.kubernetes.removal import end_processes
 
 STDOUT_FRAME = bytes((0x82, 3, 1)) + b"xx"
 
@@ -34,7 +34,7 @@ class Babbler:
 def test_a_program_that_never_ends_does_not_hold_up_the_removal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(collection, "END_SECONDS", 0.1)
+    monkeypatch.setattr(removal, "END_SECONDS", 0.1)
     cluster = Babbler()
     end_processes(cluster, "pod")  # type: ignore[arg-type]
     cluster.thread.join(60)

@@ -21,9 +21,8 @@ from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.link.carrier import SECRET_SIZE, Carrier
 from gvisor_kernel.runtimes.copies.outputs import OutputsCopy
 from gvisor_kernel.runtimes.kubernetes import cluster as cluster_module
-from gvisor_kernel.runtimes.kubernetes import collection, pump, removal
-from gvisor_kernel.runtimes.kubernetes.attach import Stream, StreamCut
-from gvisor_kernel.runtimes.kubernetes.channels import STDERR, STDOUT
+from gvisor_kernel.runtimes.kubernetes import pump, removal
+from gvisor_kernel.runtimes.kubernetes.attach import STDERR, STDOUT, Stream, StreamCut
 from gvisor_kernel.runtimes.kubernetes.cluster import Address, Cluster, ClusterNotAnswering
 from gvisor_kernel.runtimes.kubernetes.pod import SANDBOX, pod_name
 from gvisor_kernel.runtimes.kubernetes.pod_state import Ending
@@ -210,14 +209,14 @@ def test_a_pod_that_only_talks_is_not_sent_files_for_ever() -> None:
 
 
 def test_a_program_that_does_not_end_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collection, "END_SECONDS", 0.3)
+    monkeypatch.setattr(removal, "END_SECONDS", 0.3)
     with talking(frame(2, bytes((STDOUT,)) + b"x" * 100)) as stream:
 
         class Pods:
             def execute(self, *words: object) -> Stream:
                 return stream
 
-        collection.end_processes(cast("Cluster", Pods()), "pod")
+        removal.end_processes(cast("Cluster", Pods()), "pod")
 
 
 def test_what_is_skipped_of_an_archive_counts_as_time(tmp_path: Path) -> None:

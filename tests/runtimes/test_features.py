@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,13 +22,25 @@ ANSWER = "echo 'maps uid 0 with CAP_SETFCAP: {}, without: {}'; exit 0"
 
 
 @pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRunsc]:
+def forget(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Make this process know no more of any runsc than another process."""
+
+    def forget() -> None:
+        for module in (features, command_line):
+            monkeypatch.setattr(module, "_known", {})
+
+    return forget
+
+
+@pytest.fixture
+def fake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget: Callable[[], None]
+) -> Iterator[FakeRunsc]:
     """A fake runsc that was not asked yet, and a state directory without remembered answers."""
     fake = FakeRunsc(tmp_path / "bin")
     monkeypatch.setenv("PATH", fake.environment_path())
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setattr(features, "_known", {})
-    monkeypatch.setattr(command_line, "_known", {})
+    forget()
     monkeypatch.setattr(command_line, "is_script", lambda path: False)  # the fake is one
     yield fake
     fake.as_ever("do")
@@ -38,13 +50,13 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRunsc]
     ("with_it", "without", "wanted"), [("yes", "yes", False), ("yes", "no", True)]
 )
 def test_probe_runs_once_for_each_runsc_file(
-    with_it: str, without: str, wanted: bool, fake: FakeRunsc, monkeypatch: pytest.MonkeyPatch
+    with_it: str, without: str, wanted: bool, fake: FakeRunsc, forget: Callable[[], None]
 ) -> None:
     fake.instead_of("do", ANSWER.format(with_it, without))
     assert wants_setfcap(find_runsc()) is wanted
     assert init_capabilities(find_runsc(), 0) == (*CAPABILITIES, *([SETFCAP] if wanted else []))
     assert fake.asked().count("do") == 1
-    monkeypatch.setattr(features, "_known", {})  # as in another process
+    forget()
     assert wants_setfcap(find_runsc()) is wanted
     assert fake.asked().count("do") == 1
     os.utime(fake.path, ns=(1, 1))  # another program at the same place
@@ -73,13 +85,13 @@ def test_damaged_answer_file_is_written_again(content: str, fake: FakeRunsc) -> 
 
 
 def test_version_and_flags_are_asked_for_once_by_all_processes(
-    fake: FakeRunsc, monkeypatch: pytest.MonkeyPatch
+    fake: FakeRunsc, forget: Callable[[], None]
 ) -> None:
     def asked() -> tuple[int, int]:
         return fake.asked().count("--version"), fake.asked().count("flags")
 
     first = find_runsc()
-    monkeypatch.setattr(command_line, "_known", {})  # as in another process
+    forget()
     assert find_runsc() == first
     assert asked() == (1, 1)
     os.utime(fake.path, ns=(1, 1))  # another program at the same place
@@ -92,27 +104,28 @@ def test_version_and_flags_are_asked_for_once_by_all_processes(
     [{}, {"version": 1, "flags": []}, {"version": "1", "flags": ["root", 1]}, {"flags": "root"}],
 )
 def test_answers_that_make_no_runsc_are_asked_for_again(
-    kept: dict[str, object], fake: FakeRunsc, monkeypatch: pytest.MonkeyPatch
+    kept: dict[str, object], fake: FakeRunsc, forget: Callable[[], None]
 ) -> None:
     first = find_runsc()
     path = records.state_root() / command_line.FILE
     path.write_text(json.dumps({first.program: kept}))
-    monkeypatch.setattr(command_line, "_known", {})
+    forget()
     assert find_runsc() == first
     assert json.loads(path.read_text())[first.program]["version"] == first.version
 
 
 def test_answers_of_a_script_are_not_kept(
-    fake: FakeRunsc, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    fake: FakeRunsc,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    forget: Callable[[], None],
 ) -> None:
     """The program that it starts may be replaced, and the script does not show that."""
     monkeypatch.undo()
     monkeypatch.setenv("PATH", fake.environment_path())
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setattr(features, "_known", {})
     for with_setfcap in (True, False):
-        monkeypatch.setattr(command_line, "_known", {})  # as in another process
-        monkeypatch.setattr(features, "_known", {})
+        forget()
         fake.instead_of("do", ANSWER.format("yes", "no" if with_setfcap else "yes"))
         assert wants_setfcap(find_runsc()) is with_setfcap
     assert not (records.state_root() / command_line.FILE).exists()
@@ -145,8 +158,10 @@ def test_sidecar_changes_the_fingerprint(fake: FakeRunsc) -> None:
     assert len({alone.fingerprint, beside.fingerprint, find_runsc().fingerprint}) == 3
 
 
-def test_installed_runsc_answers_the_probe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_installed_runsc_answers_the_probe(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, forget: Callable[[], None]
+) -> None:
     """Whichever release it is: kernels of the other tests need what the probe finds."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setattr(features, "_known", {})
+    forget()
     assert features._run_probes(find_runsc()) is not None

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.runtimes.mounts.host_python import PythonTree, find_host_python
-from gvisor_kernel.runtimes.runsc import description
 from gvisor_kernel.runtimes.runsc.description import choose_kernel_id
 from gvisor_kernel.spec.oci import KERNEL_ID
 
@@ -37,16 +36,12 @@ def shown(tmp_path: Path) -> PythonTree:
     return replace(found, python=python, roots=(top,), prefixes=(top,), tree=None)
 
 
-def test_ordinary_users_sandbox_has_one_uid(
-    shown: PythonTree, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(description.os, "geteuid", lambda: 1000)
-    assert choose_kernel_id(shown) == 0
+def test_ordinary_users_sandbox_has_one_uid(shown: PythonTree) -> None:
+    assert choose_kernel_id(1000, shown) == 0
 
 
-def test_root_image_has_one_uid(shown: PythonTree, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(description.os, "geteuid", lambda: 0)
-    assert choose_kernel_id(replace(shown, tree="/nonexistent")) == 0
+def test_root_image_has_one_uid(shown: PythonTree) -> None:
+    assert choose_kernel_id(0, replace(shown, tree="/nonexistent")) == 0
 
 
 @pytest.mark.parametrize(
@@ -54,14 +49,13 @@ def test_root_image_has_one_uid(shown: PythonTree, monkeypatch: pytest.MonkeyPat
     ["", "bin", "bin/python", "pyvenv.cfg", "lib", "lib/python3/site-packages/mine.pth"],
 )
 def test_interpreter_that_only_its_owner_can_read_has_one_uid(
-    shown: PythonTree, closed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shown: PythonTree, closed: str, tmp_path: Path
 ) -> None:
     """PID 1 could not load it as another uid."""
-    monkeypatch.setattr(description.os, "geteuid", lambda: 0)
-    assert choose_kernel_id(shown) == KERNEL_ID
+    assert choose_kernel_id(0, shown) == KERNEL_ID
     path = tmp_path / closed
     path.chmod(stat.S_IMODE(path.stat().st_mode) & 0o700)
-    assert choose_kernel_id(shown) == 0
+    assert choose_kernel_id(0, shown) == 0
 
 
 WRITE_EVERYWHERE = """
@@ -96,7 +90,7 @@ def test_kernel_owns_what_it_may_write(
     if way == "one uid":
         for module in ("runtime", "description"):
             name = f"gvisor_kernel.runtimes.runsc.{module}.choose_kernel_id"
-            monkeypatch.setattr(name, lambda python_tree: 0)
+            monkeypatch.setattr(name, lambda user, python_tree: 0)
     start = {"cwd": str(tmp_path)}
     with running_kernel(settings=settings, start=start) as (_, client):
         answer = execute(client, WRITE_EVERYWHERE)

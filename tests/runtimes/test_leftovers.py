@@ -47,9 +47,9 @@ class Removal:
 
 
 @pytest.fixture
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leftovers, "FIRST_WAIT", 0.001)
-    monkeypatch.setattr(leftovers, "LONGEST_WAIT", 0.01)
+def left() -> Leftovers:
+    """One that does not wait for long."""
+    return Leftovers(0.001, 0.01, tries=5)
 
 
 def wait_until_empty(left: Leftovers) -> None:
@@ -59,8 +59,7 @@ def wait_until_empty(left: Leftovers) -> None:
             assert left._changed.wait(0.05) or time.monotonic() < deadline
 
 
-def test_failed_removal_is_tried_again(short_waits: None) -> None:
-    left = Leftovers()
+def test_failed_removal_is_tried_again(left: Leftovers) -> None:
     removal = Removal(failures=3)
     left.put(Path("/one"), None, removal)
     assert removal.done.wait(SECONDS)
@@ -68,19 +67,14 @@ def test_failed_removal_is_tried_again(short_waits: None) -> None:
     assert removal.tries == 4
 
 
-def test_removal_is_given_up_after_max_tries(
-    short_waits: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(leftovers, "MAX_TRIES", 5)
-    left = Leftovers()
+def test_removal_is_given_up_after_max_tries(left: Leftovers) -> None:
     removal = Removal(failures=1000)
     left.put(Path("/one"), None, removal)
     wait_until_empty(left)
     assert removal.tries == 5
 
 
-def test_exception_does_not_end_the_thread(short_waits: None) -> None:
-    left = Leftovers()
+def test_exception_does_not_end_the_thread(left: Leftovers) -> None:
     failed = threading.Event()
 
     def fail() -> bool:
@@ -116,8 +110,7 @@ def test_slow_removal_is_tried_at_longer_intervals() -> None:
     assert removal.done.is_set()
 
 
-def test_only_a_start_with_the_same_outputs_waits(short_waits: None) -> None:
-    left = Leftovers()
+def test_only_a_start_with_the_same_outputs_waits(left: Leftovers) -> None:
     slow, other = Removal(held=True), Removal()
     left.put(Path("/slow"), "/outputs", slow)
     assert slow.began.wait(SECONDS)
@@ -166,7 +159,7 @@ def make_record(directory: Path, outputs: Path) -> Record:
 
 
 def test_slow_copy_of_outputs_does_not_block_a_start(
-    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_waits: None
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: Leftovers
 ) -> None:
     """It continues in the background, with more time, and ``list`` shows the state meanwhile."""
     record = make_record(directory, tmp_path / "outputs")
@@ -180,7 +173,6 @@ def test_slow_copy_of_outputs_does_not_block_a_start(
         return len(given) > 1 and again()
 
     monkeypatch.setattr(removal, "remove_from_engine", remove_from_engine)
-    left = Leftovers()
     monkeypatch.setattr(sweep, "LEFTOVERS", left)
     assert not sweep.remove_sandbox(directory, record)
     assert again.began.wait(SECONDS)

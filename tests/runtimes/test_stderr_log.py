@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.host.log_files import MAX_STDERR, log_parts
-from gvisor_kernel.runtimes.stderr_log import LONGEST_LINE, TAIL_BYTES, StderrLog
+from gvisor_kernel.runtimes.stdio import LONGEST_LINE, TAIL_BYTES, StderrLog
 
 from ..patience import scale_seconds
 

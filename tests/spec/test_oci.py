@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.spec.identity import Identity
-from gvisor_kernel.spec.info import format_info
+from gvisor_kernel.spec.identity import Identity, format_info
 from gvisor_kernel.spec.layout import LAYOUT, OUTPUTS, Bind, Mount, Tmpfs, scratch_mounts
 from gvisor_kernel.spec.oci import guest_argv, make_config
 

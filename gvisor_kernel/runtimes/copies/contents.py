@@ -27,7 +27,7 @@ from gvisor_kernel.runtimes.mounts.covers import Cover, find_jupyter_covers, ide
 from gvisor_kernel.runtimes.mounts.folders import Inputs
 from gvisor_kernel.runtimes.mounts.plan import GUEST_PARTS, check_source, open_packages
 from gvisor_kernel.runtimes.state.beginning import Beginning
-from gvisor_kernel.spec.info import format_info
+from gvisor_kernel.spec.identity import format_info
 from gvisor_kernel.spec.layout import (
     CONTAINER_INFO,
     ENVIRONMENT,

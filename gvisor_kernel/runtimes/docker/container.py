@@ -1,17 +1,21 @@
-"""The specification of a sandbox as a container of a Docker engine, for the engine's API.
+"""The specification of a sandbox as a container of a Docker engine, for the engine's API; and what
+its image declares. Pure.
 
 All files of a sandbox come from two volumes: ``files``, which is filled before the start and is
 read-only inside, and ``outputs``, whose content is copied back. The engine may be on another
-machine, so no path of this machine is used here.
+machine, so no path of this machine is used here. What an image declares is checked, as a stranger
+may have written it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.spec import etc
 from gvisor_kernel.spec.layout import OUTPUTS, WORKSPACE, Tmpfs, list_parts, scratch_mounts
 from gvisor_kernel.spec.limits import guest_rlimits, host_limits
@@ -216,3 +220,46 @@ def is_gvisor(runtime: Mapping[str, Any]) -> bool:
     """Return whether an entry of the engine's list of runtimes is gVisor, by its program."""
     program = str(runtime.get("path") or runtime.get("runtimeType") or runtime.get("type") or "")
     return "runsc" in program.rpartition("/")[2]
+
+
+VARIABLES_SIZE = 64 * 1024
+"""Bytes of the environment variables that an image may have."""
+MAX_VOLUMES = 20
+"""Each is one more tmpfs in the sandbox."""
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class EngineImage:
+    """``environment``: its variables. ``volumes``: folders to make writable."""
+
+    digest: str
+    environment: Mapping[str, str]
+    volumes: tuple[str, ...]
+
+
+def read_image(found: Mapping[str, Any], name: str) -> EngineImage:
+    """Read what the engine knows of an image.
+
+    :raises LaunchError: when its variables or volumes cannot be used
+    """
+    config = found.get("Config") or {}
+    variables: dict[str, str] = {}
+    for entry in config.get("Env") or ():
+        key, equals, value = str(entry).partition("=")
+        if equals and _NAME.fullmatch(key) and "\0" not in value:
+            variables[key] = value
+    volumes = [str(volume) for volume in config.get("Volumes") or ()]
+    if sum(len(k) + len(v) for k, v in variables.items()) > VARIABLES_SIZE:
+        raise _unusable(name, "its environment variables have more than 64 KiB")
+    if len(volumes) > MAX_VOLUMES or not all(map(_is_plain, volumes)):
+        raise _unusable(name, f"it has more than {MAX_VOLUMES} volumes, or one with an odd path")
+    return EngineImage(str(found.get("Id", "")), variables, tuple(volumes))
+
+
+def _is_plain(path: str) -> bool:
+    return path.startswith("/") and ".." not in path.split("/") and path.isprintable()
+
+
+def _unusable(name: str, why: str) -> LaunchError:
+    return LaunchError(f"The image {name} cannot be used: {why}.", "build it without them.")

@@ -18,9 +18,8 @@ from gvisor_kernel.runtimes.docker.container import RUNTIME, find_faults, is_gvi
 from gvisor_kernel.runtimes.docker.engine import Engine
 from gvisor_kernel.runtimes.docker.stream import Pumps
 from gvisor_kernel.runtimes.engine_sandbox import THREAD_SECONDS, EngineSandbox
-from gvisor_kernel.runtimes.pipes import make_pipes
 from gvisor_kernel.runtimes.state.beginning import Beginning
-from gvisor_kernel.runtimes.stderr_log import StderrLog
+from gvisor_kernel.runtimes.stdio import StderrLog, make_pipes
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from gvisor_kernel.errors import LaunchError, RuntimeMissing, SandboxError
+from gvisor_kernel.runtimes.docker.connection import (
+    ANSWER_SECONDS,
+    explain_no_answer,
+    open_tunnel,
+    shorten,
+)
 from gvisor_kernel.runtimes.docker.container import LABEL, MIN_API, RUNTIME, is_gvisor
-from gvisor_kernel.runtimes.docker.troubles import ANSWER_SECONDS, explain_no_answer, shorten
-from gvisor_kernel.runtimes.docker.tunnel import open_tunnel
 from gvisor_kernel.runtimes.hints import find_hint
 
 if TYPE_CHECKING:

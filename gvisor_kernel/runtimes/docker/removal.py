@@ -7,20 +7,20 @@ left for the next try, together with the record.
 from __future__ import annotations
 
 import logging
-import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
-from gvisor_kernel.errors import ArchiveError, SandboxError
+from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.runtimes.copies.outputs import (
     OutputsCopy,
     record_end,
     sync_copied_outputs,
     take_outputs,
 )
+from gvisor_kernel.runtimes.docker.connection import EngineNotAnswering
 from gvisor_kernel.runtimes.docker.container import LABEL, Names
 from gvisor_kernel.runtimes.docker.engine import Engine, EngineNotFound, connect
-from gvisor_kernel.runtimes.docker.troubles import EngineNotAnswering
+from gvisor_kernel.runtimes.engine_removal import Silence, save_outputs
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.spec.layout import OUTPUTS
@@ -31,12 +31,7 @@ COPY_SECONDS = 120.0
 """Seconds that the copy of outputs may take at the end of a sandbox."""
 STILL_SECONDS = 10.0
 """Seconds that a container may take to end after it was killed."""
-SILENT_SECONDS = 10.0
-"""Seconds that an engine that has not answered is not asked again."""
-QUICKLY = 0.5
-"""Seconds. An engine that fails faster (nothing listens) costs nothing, and is asked again."""
-
-_silent: dict[str, float] = {}
+_silence = Silence()
 
 
 def reach(address: str | None) -> Engine:
@@ -45,17 +40,13 @@ def reach(address: str | None) -> Engine:
     :raises RuntimeMissing: when it cannot be used
     :raises EngineNotAnswering: when it does not answer
     """
-    key = address or ""
-    since = time.monotonic() - _silent.get(key, float("-inf"))
-    if since < SILENT_SECONDS:
-        raise EngineNotAnswering(f"The Docker engine at {key} did not answer {since:.0f} s ago.")
-    asked = time.monotonic()
-    try:
+    since = _silence.find(address)
+    if since is not None:
+        raise EngineNotAnswering(
+            f"The Docker engine at {address} did not answer {since:.0f} s ago."
+        )
+    with _silence.noting(address, EngineNotAnswering):
         return connect(address)
-    except EngineNotAnswering:
-        if time.monotonic() - asked > QUICKLY:
-            _silent[key] = time.monotonic()
-        raise
 
 
 def end_container(record: Record) -> None:
@@ -63,11 +54,8 @@ def end_container(record: Record) -> None:
 
     :raises SandboxError: when the engine cannot end it
     """
-    engine = connect(record.engine)
-    try:
+    with closing(connect(record.engine)) as engine:
         engine.kill(Names(record.container_id).container)
-    finally:
-        engine.close()
 
 
 def sync_outputs(directory: Path, record: Record, folder: str | None = None) -> tuple[int, int]:
@@ -79,11 +67,8 @@ def sync_outputs(directory: Path, record: Record, folder: str | None = None) -> 
     """
 
     def copy(directory: Path, record: Record) -> OutputsCopy:
-        engine = connect(record.engine)
-        try:
+        with closing(connect(record.engine)) as engine:
             return copy_outputs(engine, directory, record)
-        finally:
-            engine.close()
 
     return sync_copied_outputs(copy, directory, record, folder)
 
@@ -96,24 +81,21 @@ def remove_from_engine(directory: Path, record: Record, seconds: float | None) -
     seconds = COPY_SECONDS if seconds is None else seconds
     record_end(directory)
     try:
-        engine = reach(record.engine)
+        with closing(reach(record.engine)) as engine:
+            names = Names(record.container_id)
+            engine.kill(names.container)
+            with suppress(EngineNotFound):
+                engine.wait(names.container, STILL_SECONDS)
+            with suppress(EngineNotFound):
+                if not save_outputs(
+                    record, lambda: copy_outputs(engine, directory, record, seconds)
+                ):
+                    return False
+            remove_objects(engine, names)
+            return True
     except SandboxError as error:
         log.warning("Could not remove %s from its engine: %s", record.identity, error.fact)
         return False
-    names = Names(record.container_id)
-    try:
-        engine.kill(names.container)
-        with suppress(EngineNotFound):
-            engine.wait(names.container, STILL_SECONDS)
-        if not save_outputs(engine, directory, record, seconds):
-            return False
-        remove_objects(engine, names)
-        return True
-    except SandboxError as error:
-        log.warning("Could not remove %s from its engine: %s", record.identity, error.fact)
-        return False
-    finally:
-        engine.close()
 
 
 def remove_objects(engine: Engine, names: Names) -> None:
@@ -125,30 +107,6 @@ def remove_objects(engine: Engine, names: Names) -> None:
         engine.remove(container)
     for volume in (names.files, names.outputs):
         engine.remove_volume(volume)
-
-
-def save_outputs(engine: Engine, directory: Path, record: Record, seconds: float) -> bool:
-    """Copy the outputs out; return False if that is to be tried again, as when the disk is full.
-
-    :raises SandboxError: when the engine fails
-    """
-    if record.outputs is None or not record.ready:
-        return True
-    try:
-        copy_outputs(engine, directory, record, seconds)
-    except EngineNotFound:
-        return True
-    except ArchiveError as error:
-        log.warning("Not all outputs of %s could be copied: %s", record.identity, error)
-        return True
-    except (OSError, TimeoutError) as error:
-        log.warning(
-            "Could not copy the outputs of %s yet: %s. To try again: gvisor-kernel sync %s. To copy"
-            " them to another folder: gvisor-kernel sync --to FOLDER %s",
-            *(record.identity, error, record.container_id, record.container_id),
-        )
-        return False
-    return True
 
 
 def copy_outputs(

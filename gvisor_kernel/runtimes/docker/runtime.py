@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from gvisor_kernel.config.mounts import check_read_only
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base
-from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
 from gvisor_kernel.runtimes.checks import RuntimeCheck
@@ -31,9 +31,11 @@ from gvisor_kernel.runtimes.docker.checks import check_engines
 from gvisor_kernel.runtimes.docker.container import (
     LABEL,
     STORE,
+    EngineImage,
     Names,
     make_container_request,
     make_store_request,
+    read_image,
 )
 from gvisor_kernel.runtimes.docker.docker_sandbox import Container, DockerSandbox
 from gvisor_kernel.runtimes.docker.engine import (
@@ -43,12 +45,11 @@ from gvisor_kernel.runtimes.docker.engine import (
     find_address,
     find_image,
 )
-from gvisor_kernel.runtimes.docker.image import EngineImage, read_image
 from gvisor_kernel.runtimes.docker.removal import end_container, sweep_engine, sync_outputs
+from gvisor_kernel.runtimes.engine_removal import sweep_engines
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import Beginning, FirstSweep, begin, predict_outputs
 from gvisor_kernel.runtimes.state.records import Record
-from gvisor_kernel.runtimes.state.sweep import sweep_orphans
 from gvisor_kernel.spec.environment import INIT_ENVIRONMENT, image_environment
 from gvisor_kernel.spec.etc import replaced_files
 from gvisor_kernel.spec.identity import new_identity
@@ -78,7 +79,6 @@ class DockerRuntime(Runtime):
     """Makes sandboxes in the Docker engine that the environment names."""
 
     name = "docker"
-    checks = (RuntimeCheck("docker", 10, check_engines),)
 
     def __init__(self) -> None:
         self._first_sweep: FirstSweep[str] = FirstSweep(self.name)
@@ -97,13 +97,9 @@ class DockerRuntime(Runtime):
             raise
 
     def find_base(self, spec: SandboxSpec, request: LaunchRequest) -> Base:
-        engine = connect()
-        try:
+        with closing(connect()) as engine:
             check_engine(engine)
-            image = read_image(find_image(engine, spec.image), spec.image)
-        finally:
-            engine.close()
-        return _find_base(image)
+            return _find_base(read_image(find_image(engine, spec.image), spec.image))
 
     def end(self, directory: Path, record: Record) -> bool:
         end_container(record)
@@ -114,24 +110,18 @@ class DockerRuntime(Runtime):
     ) -> tuple[int, int] | None:
         return sync_outputs(directory, record, folder)
 
+    def find_checks(self) -> tuple[RuntimeCheck, ...]:
+
+        return (RuntimeCheck(self.name, 10, check_engines),)
+
     def may_have_left(self) -> bool:
         return bool(os.environ.get("DOCKER_HOST"))
 
     def sweep(self) -> list[str]:
-        removed = sweep_orphans(self.name)
         known = [record for _, record in records.find_sandboxes()]
         used = {record.engine for record in known if record.runtime == self.name and record.engine}
-        for address in {*used, *self._first_sweep.places, find_address()}:
-            try:
-                engine = connect(address)
-            except GvisorKernelError as error:
-                log.info("%s", error.fact)
-                continue
-            try:
-                removed += sweep_engine(engine)
-            finally:
-                engine.close()
-        return removed
+        places = {*used, *self._first_sweep.places, find_address()}
+        return sweep_engines(self.name, places, connect, sweep_engine)
 
     def _start(
         self, engine: Engine, image: EngineImage, spec: SandboxSpec, request: LaunchRequest

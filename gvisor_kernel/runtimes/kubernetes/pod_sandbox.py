@@ -20,9 +20,8 @@ from gvisor_kernel.runtimes.kubernetes.pod_state import Ending, explain_end, fin
 from gvisor_kernel.runtimes.kubernetes.pump import Pump
 from gvisor_kernel.runtimes.kubernetes.removal import find_pod
 from gvisor_kernel.runtimes.kubernetes.settings import Kubernetes, find_settings
-from gvisor_kernel.runtimes.pipes import Ends
 from gvisor_kernel.runtimes.state.beginning import Beginning
-from gvisor_kernel.runtimes.stderr_log import StderrLog
+from gvisor_kernel.runtimes.stdio import Ends, StderrLog
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,13 @@ from contextlib import suppress
 
 from gvisor_kernel.link.carrier import Carrier
 from gvisor_kernel.link.frames import RemoteProtocolError
-from gvisor_kernel.runtimes.kubernetes.attach import Stream, StreamCut, make_nonce, wait_readable
-from gvisor_kernel.runtimes.kubernetes.channels import STDOUT
+from gvisor_kernel.runtimes.kubernetes.attach import (
+    STDOUT,
+    Stream,
+    StreamCut,
+    make_nonce,
+    wait_readable,
+)
 from gvisor_kernel.runtimes.kubernetes.pod_state import Ending
 from gvisor_kernel.strict_json import JsonError, parse_json
 

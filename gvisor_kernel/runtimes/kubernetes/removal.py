@@ -1,14 +1,22 @@
 """Ends a sandbox in a cluster and removes its pod: for close, ``kill``, the sweep.
 
-Its outputs are fetched first, while PID 1 still waits for that. What cannot be done now, as when
-the API server does not answer, is left for the next try, together with the record.
+Its outputs are fetched first, while PID 1 still waits for that, by a program in the pod that writes
+them as a tar archive. An exec, not the attach: what PID 1 prints, the node writes to its log files,
+and counts against the pod's ephemeral storage. Any process with the rights can do it, also after
+the server was killed. The kernel may tamper with that program, so the archive is as hostile as the
+files in it.
+
+What cannot be done now, as when the API server does not answer, is left for the next try, together
+with the record.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +27,127 @@ from gvisor_kernel.runtimes.copies.outputs import (
     sync_copied_outputs,
     take_outputs,
 )
+from gvisor_kernel.runtimes.engine_removal import Silence, save_outputs
+from gvisor_kernel.runtimes.kubernetes.attach import STDOUT, StreamCut, wait_readable
 from gvisor_kernel.runtimes.kubernetes.cluster import (
     Address,
     Cluster,
     ClusterNotAnswering,
     NotFound,
 )
-from gvisor_kernel.runtimes.kubernetes.collection import end_processes, fetch_outputs
-from gvisor_kernel.runtimes.kubernetes.pod import IDENTITY, SANDBOX, STATE, pod_name
+from gvisor_kernel.runtimes.kubernetes.pod import (
+    CONTAINER,
+    IDENTITY,
+    PYTHON,
+    SANDBOX,
+    STATE,
+    pod_name,
+)
 from gvisor_kernel.runtimes.kubernetes.pod_state import explain_end, find_phase
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.spec.layout import OUTPUTS
+from gvisor_kernel.strict_json import JsonError, parse_json
+
+WORD_SECONDS = 30.0
+"""Seconds that the program in the pod may say nothing."""
+END_SECONDS = 30.0
+"""Seconds that the program may take that ends a kernel's processes, however much it says."""
+MAX_WORDS = 2000
+
+PROGRAM = """\
+import os, sys, tarfile
+root = sys.argv[1]
+class Content:
+    def __init__(self, file): self.file = file
+    def read(self, size): return self.file.read(size) or bytes(size)
+out = tarfile.open(fileobj=sys.stdout.buffer, mode="w|", format=tarfile.PAX_FORMAT)
+def add(path, name):
+    try:
+        info = out.gettarinfo(path, name)
+        if info is None: return
+        info.mtime = int(info.mtime)
+        if not info.isreg():
+            out.addfile(info)
+            return
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            out.addfile(info, Content(file))
+    except (FileNotFoundError, PermissionError, UnicodeError): pass
+for folder, names, files in os.walk(root):
+    for name in sorted(names + files):
+        path = os.path.join(folder, name)
+        add(path, os.path.relpath(path, root))
+out.close()
+"""
+"""A file that shrinks meanwhile is filled up with zeros."""
+END_PROGRAM = "import os; os.kill(-1, 9)"
+"""Ends all processes but PID 1. That ends all others when the kernel has ended, so also a program
+that would go on from here."""
+
+
+def end_processes(cluster: Cluster, pod: str) -> None:
+    """End all processes of a pod but PID 1, as far as that can be done. Blocks for END_SECONDS at
+    most: the kernel may write to that program's stdout, and never stop."""
+    with suppress(SandboxError):
+        for _ in _run(cluster, pod, [PYTHON, "-I", "-c", END_PROGRAM], END_SECONDS):
+            pass
+
+
+def fetch_outputs(cluster: Cluster, pod: str) -> Iterator[bytes]:
+    """Yield the archive of what is in the outputs now.
+
+    :raises SandboxError: when the program cannot be run, or does not come to its end
+    """
+    return _run(cluster, pod, [PYTHON, "-I", "-c", PROGRAM, OUTPUTS])
+
+
+def _run(cluster: Cluster, pod: str, argv: list[str], seconds: float = math.inf) -> Iterator[bytes]:
+    words = b""
+    deadline = time.monotonic() + seconds
+    try:
+        stream = cluster.execute(pod, CONTAINER, argv)
+    except StreamCut as error:
+        raise SandboxError(f"The outputs of {pod} cannot be fetched: {error}.") from error
+    try:
+        silent = time.monotonic() + WORD_SECONDS
+        while True:
+            now = time.monotonic()
+            if now > deadline:
+                raise StreamCut(f"it has not ended after {seconds:g} s")
+            if not wait_readable(stream, min(silent, deadline) - now):
+                raise StreamCut(f"nothing came for {min(WORD_SECONDS, seconds):g} s")
+            silent = time.monotonic() + WORD_SECONDS
+            for channel, piece in stream.read():  # no timeout: it is ready, or does not block
+                if channel == STDOUT:
+                    yield bytes(piece)
+                else:
+                    words = (words + bytes(piece))[-MAX_WORDS:]
+    except StreamCut as error:
+        if not has_succeeded(stream.status):
+            told = "".join(
+                c for c in words.decode(errors="replace") if c.isprintable() or c == "\n"
+            )
+            raise SandboxError(
+                f"The outputs of {pod} cannot be fetched: {str(error)[:500]}.", "", told
+            ) from error
+    finally:
+        stream.close()
+
+
+def has_succeeded(status: bytes) -> bool:
+    """Return whether the status of an exec says that the program has ended well."""
+    try:
+        found = parse_json(status, len(status) + 1)
+    except JsonError:
+        return False
+    return isinstance(found, dict) and found.get("status") == "Success"
+
 
 log = logging.getLogger(__name__)
 
 COPY_SECONDS = 60.0
 """Seconds that the copy of outputs may take at the end of a sandbox: PID 1 waits twice as long."""
-SILENT_SECONDS = 10.0
-"""Seconds that an API server that has not answered is not asked again."""
-QUICKLY = 0.5
-"""Seconds. One that fails faster (nothing listens) costs nothing, and is asked again."""
-
-_silent: dict[str, float] = {}
+_silence = Silence()
 
 
 def reach(address: str | None) -> Cluster:
@@ -48,8 +155,8 @@ def reach(address: str | None) -> Cluster:
 
     :raises SandboxError: when it cannot be used
     """
-    since = time.monotonic() - _silent.get(address or "", float("-inf"))
-    if since < SILENT_SECONDS:
+    since = _silence.find(address)
+    if since is not None:
         raise ClusterNotAnswering(f"The API server did not answer {since:.0f} s ago.")
     return Cluster(Address.read(address))
 
@@ -59,16 +166,13 @@ def end_pod(directory: Path, record: Record) -> None:
 
     :raises SandboxError: when the cluster does not end it
     """
-    cluster = Cluster(Address.read(record.engine))
-    try:
+    with closing(Cluster(Address.read(record.engine))) as cluster:
         if record.outputs is not None and record.ready:
             try:
                 copy_outputs(cluster, directory, record, last=False, seconds=COPY_SECONDS)
             except (ArchiveError, OSError, SandboxError) as error:
                 log.warning("Not all outputs of %s could be copied: %s", record.identity, error)
         cluster.delete_pod(pod_name(record.container_id))
-    finally:
-        cluster.close()
 
 
 def remove_from_cluster(directory: Path, record: Record, seconds: float | None) -> bool:
@@ -81,30 +185,21 @@ def remove_from_cluster(directory: Path, record: Record, seconds: float | None) 
     record_end(directory)
     name = pod_name(record.container_id)
     try:
-        cluster = reach(record.engine)
-    except SandboxError as error:
-        log.warning("Could not remove %s from its cluster: %s", record.identity, error.fact)
-        return False
-    asked = time.monotonic()
-    try:
-        pod = find_pod(cluster, name)
-        if pod is None:
-            _tell_loss(record, None)
+        with (
+            closing(reach(record.engine)) as cluster,
+            _silence.noting(record.engine, ClusterNotAnswering),
+        ):
+            pod = find_pod(cluster, name)
+            if pod is None:
+                _tell_loss(record, None)
+            elif not _save_outputs(cluster, directory, record, pod, seconds):
+                return False
+            else:
+                cluster.delete_pod(name)
             return True
-        if not _save_outputs(cluster, directory, record, pod, seconds):
-            return False
-        cluster.delete_pod(name)
-        return True
-    except ClusterNotAnswering as error:
-        if time.monotonic() - asked > QUICKLY:
-            _silent[record.engine or ""] = time.monotonic()
-        log.warning("Could not remove %s from its cluster: %s", record.identity, error.fact)
-        return False
     except SandboxError as error:
         log.warning("Could not remove %s from its cluster: %s", record.identity, error.fact)
         return False
-    finally:
-        cluster.close()
 
 
 def find_pod(cluster: Cluster, name: str) -> dict[str, Any] | None:
@@ -126,11 +221,8 @@ def sync_outputs(directory: Path, record: Record, folder: str | None = None) -> 
     """
 
     def copy(directory: Path, record: Record) -> OutputsCopy:
-        cluster = Cluster(Address.read(record.engine))
-        try:
+        with closing(Cluster(Address.read(record.engine))) as cluster:
             return copy_outputs(cluster, directory, record, last=False)
-        finally:
-            cluster.close()
 
     return sync_copied_outputs(copy, directory, record, folder)
 
@@ -161,29 +253,19 @@ def _save_outputs(
     seconds: float | None,
 ) -> bool:
     """Fetch the outputs; return False if that is to be tried again, as when the disk is full."""
-    if record.outputs is None or not record.ready:
-        return True
     if find_phase(pod) != "running":
         _tell_loss(record, pod)
         return True
+    seconds = COPY_SECONDS if seconds is None else seconds
     try:
-        copy_outputs(
-            *(cluster, directory, record),
-            last=True,
-            seconds=COPY_SECONDS if seconds is None else seconds,
+        return save_outputs(
+            record,
+            lambda: copy_outputs(cluster, directory, record, last=True, seconds=seconds),
+            " The pod keeps them for two minutes.",
         )
-    except (ArchiveError, SandboxError) as error:
+    except SandboxError as error:
         log.warning("Not all outputs of %s could be copied: %s", record.identity, error)
         return True
-    except (OSError, TimeoutError) as error:
-        log.warning(
-            "Could not copy the outputs of %s yet: %s. The pod keeps them for two minutes. To try"
-            " again: gvisor-kernel sync %s. To copy them to another folder: gvisor-kernel sync --to"
-            " FOLDER %s",
-            *(record.identity, error, record.container_id, record.container_id),
-        )
-        return False
-    return True
 
 
 def _tell_loss(record: Record, pod: Mapping[str, Any] | None) -> None:

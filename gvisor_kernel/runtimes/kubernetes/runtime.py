@@ -23,7 +23,7 @@ import gvisor_kernel
 from gvisor_kernel.config.mounts import check_read_only
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base
-from gvisor_kernel.errors import GvisorKernelError, LaunchError
+from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.link.carrier import SECRET_SIZE, Carrier
 from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
 from gvisor_kernel.runtimes.checks import RuntimeCheck
@@ -35,7 +35,7 @@ from gvisor_kernel.runtimes.copies.contents import (
     write_list,
 )
 from gvisor_kernel.runtimes.copies.outputs import COPIED
-from gvisor_kernel.runtimes.kubernetes.checks import check_clusters
+from gvisor_kernel.runtimes.engine_removal import sweep_engines
 from gvisor_kernel.runtimes.kubernetes.cluster import (
     OWN_NAMESPACE,
     Address,
@@ -58,12 +58,10 @@ from gvisor_kernel.runtimes.kubernetes.pod_state import describe_wait, find_obst
 from gvisor_kernel.runtimes.kubernetes.removal import end_pod, find_pod, sweep_cluster, sync_outputs
 from gvisor_kernel.runtimes.kubernetes.settings import NO_CHOICE, find_settings, without_claims
 from gvisor_kernel.runtimes.kubernetes.starting import Look, find_container, send_files
-from gvisor_kernel.runtimes.pipes import make_pipes
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import Beginning, FirstSweep, begin, predict_outputs
 from gvisor_kernel.runtimes.state.records import Record
-from gvisor_kernel.runtimes.state.sweep import sweep_orphans
-from gvisor_kernel.runtimes.stderr_log import StderrLog
+from gvisor_kernel.runtimes.stdio import StderrLog, make_pipes
 from gvisor_kernel.spec.environment import image_environment
 from gvisor_kernel.spec.identity import new_identity
 from gvisor_kernel.spec.layout import OUTPUTS, UPLOADS, WORKSPACE
@@ -96,7 +94,6 @@ class KubernetesRuntime(Runtime):
     """Makes sandboxes as pods of the cluster that the settings name."""
 
     name = "kubernetes"
-    checks = (RuntimeCheck("kubernetes", 30, check_clusters),)
 
     def __init__(self) -> None:
         self._first_sweep: FirstSweep[Address] = FirstSweep(self.name)
@@ -134,29 +131,22 @@ class KubernetesRuntime(Runtime):
         claims = {UPLOADS: settings.uploads_claim, OUTPUTS: settings.outputs_claim}
         return {place for place, claim in claims.items() if claim}
 
+    def find_checks(self) -> tuple[RuntimeCheck, ...]:
+        from gvisor_kernel.runtimes.kubernetes.checks import check_clusters
+
+        return (RuntimeCheck(self.name, 30, check_clusters),)
+
     def may_have_left(self) -> bool:
         return bool(os.environ.get("KUBECONFIG"))
 
     def sweep(self) -> list[str]:
-        removed = sweep_orphans(self.name)
         used = {
             Address.read(record.engine)
             for _, record in records.find_sandboxes()
             if record.runtime == self.name
         }
-        for address in {*used, *self._first_sweep.places, find_address(NO_CHOICE)}:
-            try:
-                cluster = Cluster(address)
-            except GvisorKernelError as error:
-                log.info("%s", error.fact)
-                continue
-            try:
-                removed += sweep_cluster(cluster)
-            except GvisorKernelError as error:
-                log.info("%s", error.fact)
-            finally:
-                cluster.close()
-        return removed
+        places = {*used, *self._first_sweep.places, find_address(NO_CHOICE)}
+        return sweep_engines(self.name, places, Cluster, sweep_cluster)
 
 
 def _make_sandbox(plan: _Plan) -> PodSandbox:

@@ -16,8 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from gvisor_kernel.errors import LaunchError
-from gvisor_kernel.runtimes.kubernetes.attach import Stream, StreamCut, wait_readable
-from gvisor_kernel.runtimes.kubernetes.channels import STDOUT
+from gvisor_kernel.runtimes.kubernetes.attach import STDOUT, Stream, StreamCut, wait_readable
 from gvisor_kernel.runtimes.kubernetes.cluster import is_cut_by
 from gvisor_kernel.runtimes.kubernetes.pod_state import find_advice
 from gvisor_kernel.strict_json import JsonError, parse_json

@@ -19,8 +19,7 @@ from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.runtimes.clients import run
 from gvisor_kernel.runtimes.nodes.orders import Here
 from gvisor_kernel.runtimes.nodes.reports import Reports
-from gvisor_kernel.runtimes.pipes import make_pipes
-from gvisor_kernel.runtimes.stderr_log import StderrLog
+from gvisor_kernel.runtimes.stdio import StderrLog, make_pipes
 
 GENTLE_SECONDS = 15.0
 """Seconds for a client to end after its stdin has ended: the helper removes its sandbox first."""

@@ -25,7 +25,6 @@ from gvisor_kernel.host.processes import identify
 from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
 from gvisor_kernel.runtimes.checks import RuntimeCheck
 from gvisor_kernel.runtimes.clients import make_control
-from gvisor_kernel.runtimes.nodes.checks import SECONDS, check_specs
 from gvisor_kernel.runtimes.nodes.client import LAST_SECONDS, Client
 from gvisor_kernel.runtimes.nodes.copies import copies_files, note_copy, pack_files, sync_outputs
 from gvisor_kernel.runtimes.nodes.engine import Engine
@@ -88,7 +87,6 @@ class NodeRuntime(Runtime):
         self, name: str, find_engine: Callable[[SandboxSpec], Engine] = make_engine
     ) -> None:
         self.name = name
-        self.checks = (RuntimeCheck(name, SECONDS, partial(check_specs, find_engine)),)
         self._find_engine = find_engine
         self._first_sweep: FirstSweep[str] = FirstSweep(name)
 
@@ -115,6 +113,11 @@ class NodeRuntime(Runtime):
             "install the kernelspec with runtime=runsc on this machine, or put the packages into"
             " an image.",
         )
+
+    def find_checks(self) -> tuple[RuntimeCheck, ...]:
+        from gvisor_kernel.runtimes.nodes.checks import SECONDS, check_specs
+
+        return (RuntimeCheck(self.name, SECONDS, partial(check_specs, self._find_engine)),)
 
     def end(self, directory: Path, record: Record) -> bool:
         return end_client(record)

@@ -69,16 +69,16 @@ def find_init_environment(
     return find_environment(spec, replace(request, environment={}), python_tree, mounts)
 
 
-def choose_kernel_id(python_tree: PythonTree) -> int:
+def choose_kernel_id(user: int, python_tree: PythonTree) -> int:
     """Return the uid and gid of a kernel inside the sandbox: KERNEL_ID, or 0, which is also PID
     1's.
 
     0 for an ordinary user, whose sandbox has no other uid. 0 also where only its owner may read the
     interpreter or the files that it reads first: a file has one owner inside, and both PID 1 and
     the kernel must read it. 0 in a root image, whose files belong to PID 1, as a kernel with
-    another uid could not read all of them.
+    another uid could not read all of them. ``user``: who makes the sandbox.
     """
-    if os.geteuid() != 0 or python_tree.tree is not None:
+    if user != 0 or python_tree.tree is not None:
         return 0
     return KERNEL_ID if all(map(_is_public, _find_first_files(python_tree))) else 0
 
@@ -116,7 +116,7 @@ def describe_sandbox(
     """Implement ``Runtime.describe``."""
     runsc = find_runsc()
     python_tree = find_python_tree(spec, request, read_written(spec).has)
-    kernel_id = choose_kernel_id(python_tree) if init_argv is None else 0
+    kernel_id = choose_kernel_id(os.geteuid(), python_tree) if init_argv is None else 0
     outputs = str(NOWHERE.directory) if keeps_outputs(spec, request) else None
     mounts = plan_mounts(spec, python_tree, NOWHERE, {}, outputs)
     config = make_config(

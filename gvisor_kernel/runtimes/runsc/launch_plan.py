@@ -24,7 +24,7 @@ from gvisor_kernel.runtimes.runsc.description import find_environment
 from gvisor_kernel.runtimes.runsc.staging import Stage
 from gvisor_kernel.runtimes.state.beginning import Beginning
 from gvisor_kernel.runtimes.state.sweep import lend
-from gvisor_kernel.spec.info import format_info
+from gvisor_kernel.spec.identity import format_info
 from gvisor_kernel.spec.layout import OUTPUTS, WORKSPACE, Bind, Mount
 from gvisor_kernel.spec.limits import meminfo
 

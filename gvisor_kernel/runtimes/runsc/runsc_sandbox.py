@@ -15,8 +15,7 @@ from gvisor_kernel.host import commands, processes
 from gvisor_kernel.host.cgroups import count_oom_kills
 from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME, Posture, read_posture
 from gvisor_kernel.runtimes.base import KernelView
-from gvisor_kernel.runtimes.pipes import Ends
-from gvisor_kernel.runtimes.runsc.command_line import Runsc, checkpoint_argv, find_runsc
+from gvisor_kernel.runtimes.runsc.command_line import checkpoint_argv, find_runsc
 from gvisor_kernel.runtimes.runsc.memory import HostMemory
 from gvisor_kernel.runtimes.runsc.starting import Sentry, is_readable, read_panic
 from gvisor_kernel.runtimes.state import lifeline
@@ -28,7 +27,7 @@ from gvisor_kernel.runtimes.state.sweep import (
     remove_sandbox,
     root_argument,
 )
-from gvisor_kernel.runtimes.stderr_log import StderrLog
+from gvisor_kernel.runtimes.stdio import Ends, StderrLog
 
 # by path: below a private store of this user
 
@@ -36,41 +35,6 @@ WRITTEN_SECONDS = 5.0
 """Seconds that the sentry may take to end after runsc has said that the snapshot is written."""
 WORDS_BYTES = 2000
 """Bytes of runsc's output that are kept for an error."""
-
-
-def save_snapshot(
-    runsc: Runsc, root: Path, container_id: str, exit_fd: int, directory: Path, seconds: float
-) -> None:
-    """Save the sandbox ``container_id``, whose runsc state is in ``root``; see
-    ``Sandbox.checkpoint``.
-
-    ``exit_fd`` is the pidfd of its sentry, which ends when the snapshot is written.
-
-    :raises SnapshotError: when it could not be written within ``seconds``
-    """
-    argv = checkpoint_argv(
-        runsc,
-        root=str(root),
-        container_id=container_id,
-        snapshot=str(directory),
-        direct=can_write_directly(directory),
-    )
-    try:
-        (done,) = commands.run(
-            argv, seconds=seconds, max_bytes=WORDS_BYTES, cwd=root.parent, umask=0o077
-        )
-    except OSError as error:
-        raise SnapshotError(f"Could not run {argv[0]}: {error.strerror}.") from error
-    if done.status is None:
-        raise SnapshotError(f"The snapshot was not written within {seconds:g} s.")
-    if done.status != 0:
-        raise SnapshotError(
-            f"The snapshot could not be written: runsc ended with status {done.status}.",
-            "kernels start without a snapshot, more slowly; check whether the disk is full.",
-            done.output,
-        )
-    if not is_readable(exit_fd, WRITTEN_SECONDS):
-        raise SnapshotError("The sandbox did not end after its snapshot was written.")
 
 
 def can_write_directly(directory: Path) -> bool:
@@ -240,12 +204,34 @@ class RunscSandbox(RecordedSandbox):
     def checkpoint(self, directory: Path, seconds: float) -> None:
         self.is_checkpointing = True
         try:
-            save_snapshot(
-                *(find_runsc(), self.runsc_root, self.container_id, self.exit_fd),
-                *(directory, seconds),
-            )
+            self._save(directory, seconds)
         finally:
             self.is_checkpointing = False
+
+    def _save(self, directory: Path, seconds: float) -> None:
+        argv = checkpoint_argv(
+            find_runsc(),
+            root=str(self.runsc_root),
+            container_id=self.container_id,
+            snapshot=str(directory),
+            direct=can_write_directly(directory),
+        )
+        try:
+            (done,) = commands.run(
+                argv, seconds=seconds, max_bytes=WORDS_BYTES, cwd=self.directory, umask=0o077
+            )
+        except OSError as error:
+            raise SnapshotError(f"Could not run {argv[0]}: {error.strerror}.") from error
+        if done.status is None:
+            raise SnapshotError(f"The snapshot was not written within {seconds:g} s.")
+        if done.status != 0:
+            raise SnapshotError(
+                f"The snapshot could not be written: runsc ended with status {done.status}.",
+                "kernels start without a snapshot, more slowly; check whether the disk is full.",
+                done.output,
+            )
+        if not is_readable(self.exit_fd, WRITTEN_SECONDS):  # the sentry ends when it is written
+            raise SnapshotError("The sandbox did not end after its snapshot was written.")
 
     def close(self) -> None:
         with self._closing:

@@ -31,13 +31,12 @@ from gvisor_kernel.runtimes.base import (
     Sandbox,
     SnapshotRuntime,
 )
+from gvisor_kernel.runtimes.checks import RuntimeCheck
 from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs
 from gvisor_kernel.runtimes.mounts.host_python import check_image_exists, find_python_tree
 from gvisor_kernel.runtimes.mounts.outputs import open_outputs
 from gvisor_kernel.runtimes.mounts.plan import Outputs, find_base
 from gvisor_kernel.runtimes.mounts.written_folders import note_written, read_written
-from gvisor_kernel.runtimes.pipes import make_pipes
-from gvisor_kernel.runtimes.runsc.checks import CHECKS
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc, prelude_argv, start_argv
 from gvisor_kernel.runtimes.runsc.description import (
     choose_kernel_id,
@@ -63,7 +62,7 @@ from gvisor_kernel.runtimes.state.sweep import (
     finish_removals,
     sweep_orphans,
 )
-from gvisor_kernel.runtimes.stderr_log import StderrLog
+from gvisor_kernel.runtimes.stdio import StderrLog, make_pipes
 from gvisor_kernel.spec.identity import new_identity
 from gvisor_kernel.spec.layout import OUTPUTS
 from gvisor_kernel.spec.limits import file_size_limit, host_limits, memory_file_limit
@@ -82,7 +81,6 @@ class RunscRuntime(SnapshotRuntime):
 
     name = "runsc"
     shows_host_python = True
-    checks = CHECKS
 
     def __init__(self, *, name: str = name, init_argv: Sequence[str] | None = None) -> None:
         """``name``: of another runtime, which makes its sandboxes by this one. ``init_argv``: the
@@ -99,7 +97,8 @@ class RunscRuntime(SnapshotRuntime):
         check_children()
         runsc = find_runsc()
         python_tree = find_python_tree(spec, request, read_written(spec).has)
-        kernel_id = choose_kernel_id(python_tree) if self._init_argv is None else 0
+        own = self._init_argv is None
+        kernel_id = choose_kernel_id(os.geteuid(), python_tree) if own else 0
         self._sweep_once()
         identity = new_identity(request.kernel_name, spec, runsc.version, python_tree.python)
         step("host looked at")
@@ -151,6 +150,11 @@ class RunscRuntime(SnapshotRuntime):
 
     def end(self, directory: Path, record: Record) -> bool:
         return end_sandbox(directory, [Path(group) for group in record.cgroups])
+
+    def find_checks(self) -> tuple[RuntimeCheck, ...]:
+        from gvisor_kernel.runtimes.runsc.checks import CHECKS
+
+        return CHECKS
 
     def find_version(self) -> str:
         return find_runsc().version

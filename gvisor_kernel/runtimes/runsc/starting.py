@@ -20,9 +20,8 @@ from gvisor_kernel.host import commands, processes
 from gvisor_kernel.host.processes import SANDBOX_NAME
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.mounts.plan import Places
-from gvisor_kernel.runtimes.pipes import Ends
 from gvisor_kernel.runtimes.state.sweep import root_argument
-from gvisor_kernel.runtimes.stderr_log import StderrLog
+from gvisor_kernel.runtimes.stdio import Ends, StderrLog
 
 LAST_WORDS_SECONDS = 1.0
 """Seconds to wait for the last lines on stderr of a program that has failed."""

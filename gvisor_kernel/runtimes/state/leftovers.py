@@ -37,9 +37,15 @@ class _Leftover:
 
 
 class Leftovers:
-    """The sandboxes that wait for their removal. Any thread."""
+    """The sandboxes that wait for their removal. Any thread.
 
-    def __init__(self) -> None:
+    ``first`` and ``longest``: seconds between two tries. ``tries``: after as many it gives up.
+    """
+
+    def __init__(
+        self, first: float = FIRST_WAIT, longest: float = LONGEST_WAIT, tries: int = MAX_TRIES
+    ) -> None:
+        self._first, self._longest, self._tries = first, longest, tries
         self._changed = threading.Condition()  # no timeout: held for a few steps that do not wait
         self._left: dict[Path, _Leftover] = {}
         self._thread: threading.Thread | None = None
@@ -51,8 +57,8 @@ class Leftovers:
         """
         with self._changed:
             if directory not in self._left:
-                due = time.monotonic() + FIRST_WAIT
-                self._left[directory] = _Leftover(remove, outputs, due, FIRST_WAIT)
+                due = time.monotonic() + self._first
+                self._left[directory] = _Leftover(remove, outputs, due, self._first)
                 self._wake_thread()
 
     def directories(self) -> set[Path]:
@@ -113,10 +119,10 @@ class Leftovers:
             took = time.monotonic() - began
             with self._changed:
                 left.tries += 1
-                if removed or left.tries >= MAX_TRIES:
+                if removed or left.tries >= self._tries:
                     self._left.pop(directory, None)
                 else:
-                    left.wait = min(LONGEST_WAIT, max(2 * left.wait, 2 * took))
+                    left.wait = min(self._longest, max(2 * left.wait, 2 * took))
                     left.due = time.monotonic() + left.wait
                 self._changed.notify_all()
 

@@ -12,10 +12,10 @@ from contextlib import suppress
 from typing import Any
 
 from gvisor_kernel.runtimes.base import KernelView, Sandbox
-from gvisor_kernel.runtimes.pipes import Ends
 from gvisor_kernel.runtimes.state import lifeline, records
 from gvisor_kernel.runtimes.state.beginning import Beginning
 from gvisor_kernel.runtimes.state.sweep import remove_sandbox
+from gvisor_kernel.runtimes.stdio import Ends
 
 log = logging.getLogger(__name__)
 

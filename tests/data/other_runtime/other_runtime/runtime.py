@@ -24,13 +24,15 @@ def check_levels(specs: Sequence[SandboxSpec]) -> list[Check]:
 
 class NiceRuntime(Runtime):
     name = "nice"
-    checks = (RuntimeCheck("nice", 5, check_levels),)
 
     def __init__(self) -> None:
         self._runsc = RunscRuntime(name=self.name)
 
     def start(self, spec: SandboxSpec, request: LaunchRequest) -> Sandbox:
         return NiceSandbox(self._runsc.start(spec, request), spec.own.level)
+
+    def find_checks(self) -> Sequence[RuntimeCheck]:
+        return (RuntimeCheck(self.name, 5, check_levels),)
 
     def find_base(self, spec: SandboxSpec, request: LaunchRequest) -> Base:
         return self._runsc.find_base(spec, request)
