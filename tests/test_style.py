@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from itertools import chain
@@ -12,6 +13,9 @@ import pytest
 from .patience import scale_seconds
 from .source import MODULES, name_of, part_of, tree_of
 from .world import PROJECT
+
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+QUESTION = re.compile(r"(What|Whether|Which|Who|Where|When|Why|How|Of|Between|Has)\b")
 
 
 def run(*argv: str) -> None:
@@ -64,6 +68,18 @@ def test_modules_start_with_a_docstring() -> None:
     for path in MODULES:
         assert ast.get_docstring(tree_of(path)), name_of(path)
         assert path.read_text().startswith(('"""', 'r"""')), name_of(path)
+
+
+def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
+    """One that answers a question ("Whether it runs") says neither what is returned nor done."""
+    wrong = [
+        f"{name_of(path)}: {text.splitlines()[0]}"
+        for path in MODULES
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, DOCUMENTED)
+        and QUESTION.match(text := ast.get_docstring(node, clean=False) or "")
+    ]
+    assert not wrong
 
 
 def test_modules_are_shorter_than_500_lines() -> None:

@@ -30,7 +30,7 @@ from gvisor_kernel.shown_text import printable_name
 
 @dataclass(frozen=True)
 class Users:
-    """Which kernelspecs use which routes; ``broken`` has those whose settings are wrong."""
+    """The kernelspecs that use each route; ``broken`` has those whose settings are wrong."""
 
     by_route: dict[str, list[str]]
     broken: dict[str, GvisorKernelError]

@@ -259,7 +259,7 @@ def _read_entry(content: Any) -> Entry:
 
 @dataclass(frozen=True)
 class Count:
-    """Of one route: requests that have ended, how many of them failed or were refused, bytes of
+    """The requests of one route that have ended, how many of them failed or were refused, bytes of
     bodies in each direction, and the seconds that all took together."""
 
     requests: int = 0

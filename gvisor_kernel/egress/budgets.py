@@ -1,4 +1,4 @@
-"""What the limits of routes still allow: requests in a minute and a day, and bytes.
+"""The rest of the limits of routes: requests in a minute and a day, and bytes.
 
 The rate is counted for each kernel, so that none can use up another one's; requests at once take
 turns (``services``). Daily
@@ -45,7 +45,7 @@ create table if not exists spent (
 
 @dataclass(frozen=True)
 class Spent:
-    """What was taken from the budget of a route on one day."""
+    """The part that was taken from the budget of a route on one day."""
 
     requests: int = 0
     bytes: int = 0

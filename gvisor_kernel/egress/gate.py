@@ -39,7 +39,7 @@ Answer = Callable[[Request, Reply, Meter], Awaitable[None]]
 
 @dataclass
 class _Outcome:
-    """What became of one request: fields of its entry in the audit. ``id``: "" if nothing of it was
+    """The end of one request: fields of its entry in the audit. ``id``: "" if nothing of it was
     sent."""
 
     id: str = ""

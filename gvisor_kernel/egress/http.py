@@ -48,7 +48,7 @@ class Request:
 
     @property
     def has_body(self) -> bool:
-        """Whether there is a body, which may be empty."""
+        """Return whether there is a body, which may be empty."""
         return self.head.chunked or bool(self.head.length)
 
 

@@ -27,7 +27,7 @@ METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 
 @dataclass(frozen=True)
 class Limits:
-    """What one route lets through. A limit of None is not applied.
+    """The bounds of one route. A limit of None is not applied.
 
     Bytes are of bodies, and of both directions of a tunnel. ``seconds``: the longest time of one
     request or tunnel. ``requests_per_minute`` and ``at_once`` count for one kernel,

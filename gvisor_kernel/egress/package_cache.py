@@ -303,7 +303,7 @@ def hash_file(fd: int, algorithm: str) -> str:
 
 
 def is_strong(hashes: Mapping[str, str]) -> bool:
-    """Whether the digests can be those of one file only."""
+    """Return whether the digests can be those of one file only."""
     return any(name in hashes for name in STRONG)
 
 

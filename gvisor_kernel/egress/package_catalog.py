@@ -1,4 +1,4 @@
-"""What the configured indexes say: their pages, from the network or from the cache.
+"""The pages of the configured indexes, from the network or from the cache.
 
 A page is asked for again when the index says that it may have changed. If the index does not
 answer, the page in the cache is used, however old it is. What is in a page only another process
@@ -330,7 +330,7 @@ class _Reader:
 
     @property
     def is_ended(self) -> bool:
-        """Whether it can do no job any more."""
+        """Return whether it can do no job any more."""
         return self._process.returncode is not None
 
     async def do(self, message: bytes, fds: Sequence[int]) -> int:

@@ -228,6 +228,6 @@ def _keep(incoming: Incoming, source: str) -> None:
 
 
 def _has_room(fd: int, size: int) -> bool:
-    """Whether the disk of an open file has room for ``size`` bytes more."""
+    """Return whether the disk of an open file has room for ``size`` bytes more."""
     disk = os.fstatvfs(fd)
     return size <= disk.f_bavail * disk.f_frsize

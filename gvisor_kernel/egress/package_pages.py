@@ -87,7 +87,7 @@ def normalize_project(name: str) -> str | None:
 
 
 def is_npm_name(name: str) -> bool:
-    """Whether ``name`` can be that of an npm package."""
+    """Return whether ``name`` can be that of an npm package."""
     return _NPM_NAME.fullmatch(name) is not None
 
 

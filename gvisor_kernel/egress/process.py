@@ -61,7 +61,7 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Grant:
-    """What a kernel may reach: its name for the audit, its routes, and where the audit is."""
+    """A kernel that may reach something: its name for the audit, its routes, and the audit."""
 
     identity: str
     routes: tuple[Route, ...]
@@ -188,7 +188,7 @@ class _Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs."""
+        """Return whether it runs."""
         return self.process.poll() is None
 
     def send(self, grant: Grant, write_log: Log, theirs: socket.socket) -> None:

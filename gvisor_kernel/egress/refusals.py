@@ -1,4 +1,4 @@
-"""How a request of a sandbox fails: the exceptions that become its answer. No I/O.
+"""The exceptions that become the answer to a request of a sandbox. No I/O.
 
 Refusal                 the request is answered with a status and a text
 ├── BadRequest          it is not HTTP as this proxy reads it

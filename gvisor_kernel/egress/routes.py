@@ -216,7 +216,7 @@ def _check_keys(place: str, item: object, keys: tuple[str, ...]) -> Mapping[str,
 
 
 def _is_word(key: object) -> bool:
-    """Whether a key is short enough to be a misspelt name, and no token."""
+    """Return whether a key is short enough to be a misspelt name, and no token."""
     return isinstance(key, str) and re.fullmatch("[a-zA-Z_]{1,20}", key) is not None
 
 
@@ -344,7 +344,7 @@ def _parse_hosts(place: str, value: object, allow_private: bool) -> tuple[str, .
 
 
 def _is_reachable(authority: str, allow_private: bool) -> bool:
-    """Whether a route may lead to ``host:port``, as far as that can be told without resolving."""
+    """Return whether a route may lead to ``host:port``, as far as is known without resolving."""
     found = split_authority(authority)
     if found is None:
         return False

@@ -1,4 +1,4 @@
-"""What a gate needs beside HTTP: names resolved, secrets read, budgets kept, requests written down.
+"""The services of a gate: names resolved, secrets read, budgets kept, requests written down.
 
 One object for each run of a kernel. Whatever blocks runs in a thread.
 """
@@ -73,7 +73,7 @@ TURN_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Shared:
-    """What all kernels of a worker share. Make it in the worker's event loop."""
+    """The services that all kernels of a worker share. Make it in the worker's event loop."""
 
     daily: DailyBudgets = field(default_factory=DailyBudgets)
     secrets: SecretReader = field(default_factory=SecretReader)

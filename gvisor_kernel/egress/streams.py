@@ -108,7 +108,7 @@ class ByteStream:
 
     @property
     def is_over(self) -> bool:
-        """Whether both sides have finished, or one has reset the stream."""
+        """Return whether both sides have finished, or one has reset the stream."""
         return self.is_reset or (self._at_end and self._finished)
 
     def take_back(self, data: bytes) -> None:
