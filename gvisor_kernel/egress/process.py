@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import gvisor_kernel
-from gvisor_kernel.egress.audit import Counters, read_count
+from gvisor_kernel.egress.audit import Counters, describe_entry, describe_refusal, read_entry
 from gvisor_kernel.egress.environment import JUPYTER, Door
 from gvisor_kernel.egress.kinds import Route, UrlRoute, write_route
 from gvisor_kernel.egress.package_index import find_configuration_variables
@@ -237,15 +237,17 @@ class _Worker:
                 if not message:  # a sign of life
                     continue
                 kernel, line = int(message["kernel"]), message.get("line")
-                if "count" in message:
-                    self._counters.add(*read_count(message["count"]))
+                entry = read_entry(message["entry"]) if "entry" in message else None
             except (JsonError, KeyError, TypeError, ValueError, AttributeError):
                 self.process.kill()  # it is not itself any more
                 break
-            if line is not None:
+            if entry is not None:
+                self._counters.add(entry)
+                self._write(self._logs.get(kernel), describe_entry(entry))
+                if refused := describe_refusal(entry):
+                    self._write(self._shows.get(kernel), refused)
+            elif line is not None:
                 self._write(self._logs.get(kernel), str(line))
-                if message.get("refused"):
-                    self._write(self._shows.get(kernel), str(message["refused"]))
             else:
                 self._logs.pop(kernel, None)
                 self._shows.pop(kernel, None)

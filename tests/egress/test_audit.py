@@ -16,14 +16,13 @@ from gvisor_kernel.egress.audit import (
     Audit,
     Entry,
     describe_entry,
-    make_entry,
     read_entries,
 )
 from gvisor_kernel.errors import EgressError
 
 
 def entry(path: str = "/a", reason: str = "", **values: int) -> Entry:
-    return make_entry(
+    return Entry(
         route="x",
         method="GET",
         host="example.org",
@@ -59,7 +58,7 @@ def test_query_is_not_recorded(path: Path) -> None:
 def test_text_of_a_sandbox_makes_one_line_of_bounded_length(path: Path) -> None:
     record = Audit(path)
     long = "\n\x1b[2J\u202e\udcff" + "x" * 100_000
-    record.write(make_entry(route=long, method=long, host=long, path=long, status=400, reason=long))
+    record.write(Entry(route=long, method=long, host=long, path=long, status=400, reason=long))
     record.close()
     [line] = path.read_bytes().splitlines()
     assert len(line) < 10_000

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.egress import addresses, services
+from gvisor_kernel.egress import addresses, gate, secrets
 from gvisor_kernel.egress.addresses import NAMES_AT_ONCE, NameResolver, make_name_threads
 from gvisor_kernel.egress.budgets import DailyBudgets
+from gvisor_kernel.egress.gate import Services, Shared
 from gvisor_kernel.egress.kinds import Limits, UrlRoute
-from gvisor_kernel.egress.services import SecretReader, Services, Shared
+from gvisor_kernel.egress.secrets import SecretReader
 from gvisor_kernel.errors import SecretError
 
 from ..patience import scale_seconds
@@ -82,15 +83,15 @@ def test_a_secret_is_read_by_one_thread_however_many_wait(
         assert await reader.read("keyring:locked/x", {}) == "value"
         assert sorted(asked) == ["file:/other", "keyring:locked/x"]
 
-    monkeypatch.setattr(services, "read_secret", read)
+    monkeypatch.setattr(secrets, "read_secret", read)
     asyncio.run(check())
 
 
 def test_a_secret_that_is_not_read_in_time_is_given_up(
     monkeypatch: pytest.MonkeyPatch, go: threading.Event
 ) -> None:
-    monkeypatch.setattr(services, "READ_SECONDS", 0.01)
-    monkeypatch.setattr(services, "read_secret", lambda *_: go.wait() and "")
+    monkeypatch.setattr(secrets, "READ_SECONDS", 0.01)
+    monkeypatch.setattr(secrets, "read_secret", lambda *_: go.wait() and "")
     with pytest.raises(TimeoutError):
         asyncio.run(SecretReader().read("keyring:locked/x", {}))
 
@@ -114,7 +115,7 @@ def test_requests_that_come_together_wait_for_their_turn(
     daily: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, go: threading.Event
 ) -> None:
     """Also if the threads that charge a daily budget are late."""
-    monkeypatch.setattr(services, "TURN_SECONDS", 3600.0)
+    monkeypatch.setattr(gate, "TURN_SECONDS", 3600.0)
     limits = Limits(at_once=2, daily_requests=daily)
     route = UrlRoute("api", "https://example.org", limits=limits)
 
