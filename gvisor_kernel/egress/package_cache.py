@@ -26,7 +26,7 @@ from platformdirs import user_cache_path
 
 from gvisor_kernel.config.validators import GIB, MIB
 from gvisor_kernel.egress.package_pages import MAX_FOOTER, STRONG, make_footer, read_footer
-from gvisor_kernel.host.private_directories import lock, make_directories, read_file
+from gvisor_kernel.host.private_directories import lock, make_directories
 
 # by path: below a private store of this user
 
@@ -38,7 +38,6 @@ TRIM_EVERY = 64 * MIB
 UNFINISHED_SECONDS = 86400.0
 """When an unfinished download is left over from a process that has ended."""
 TOUCH_SECONDS = 60.0
-KEY_BYTES = 32
 _FOLDERS = ("files", "pages", "new")
 
 
@@ -156,27 +155,6 @@ class PackageCache:
         for name in _FOLDERS:
             make_directories(root / name)
         return cls(root, limit)
-
-    def read_key(self) -> bytes:
-        """Return the key with which addresses of files are made; it stays the same.
-
-        :raises OSError: when it can be neither read nor made
-        """
-        path = self.root / "key"
-        with lock(self.root / "lock", fcntl.LOCK_EX, create=True):
-            with contextlib.suppress(FileNotFoundError):
-                key = read_file(path, KEY_BYTES)
-                if len(key) == KEY_BYTES:
-                    return key
-                path.unlink()
-            incoming = self.begin()
-            try:
-                key = secrets.token_bytes(KEY_BYTES)
-                incoming.write(key)
-                incoming._path.rename(path)
-            finally:
-                incoming.close()
-        return key
 
     def begin(self, hashes: Mapping[str, str] = {}) -> Incoming:
         """Begin a page, or a file that is to have these digests.

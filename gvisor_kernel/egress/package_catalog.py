@@ -70,7 +70,7 @@ MAX_REUSED = 4 * MIB
 """Bytes of a page after which a process ends. To start one takes 50 ms of the CPU."""
 KEPT = ("PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
 """Variables that the process gets. Those with the configuration of indexes are not among them."""
-MADE = 1
+MADE = 2
 """The form of pages that are made. Those of another version of this program are not used."""
 
 NO_INDEX = "pip of this machine is configured to use no index (no-index)"
@@ -91,7 +91,6 @@ class Catalog:
         self._configured: tuple[float, Configuration] | None = None
         self._turns = Turns(PROCESSES, 1)
         self._idle: list[_Reader] = []
-        self._key = cache.read_key().hex()
 
     async def configuration(self) -> Configuration:
         """Return the configuration; it is read again after a minute, as people change it."""
@@ -145,20 +144,20 @@ class Catalog:
             raise NotAvailable(404, f"the registry has no package {name}")
         return await self._make(kernel, "npm", name, base, [(index, page)])
 
-    async def find_file(self, tool: str, made: str, token: str) -> tuple[Index, File] | None:
-        """Return the file that ``token`` stands for on the page ``made``, and its index."""
-        found = await in_thread(self._find_in_table, made, token)
+    async def find_file(self, tool: str, made: str, number: int) -> tuple[Index, File] | None:
+        """Return the file with a number on the page ``made``, and its index."""
+        found = await in_thread(self._find_in_table, made, number)
         indexes = (await self.configuration()).list_indexes(tool)
         index = next((each for each in indexes if found and each.url == found.index), None)
         return None if found is None or index is None else (index, found)
 
-    def _find_in_table(self, made: str, token: str) -> File | None:
+    def _find_in_table(self, made: str, number: int) -> File | None:
         page = self._cache.open_page(made, touch=True)
         if page is None or "parts" not in page.fields:
             return None
         begin = page.size - page.fields["parts"]["files"]
         with mmap.mmap(page.file.fd, page.size, prot=mmap.PROT_READ) as mapped:
-            return find_in_table(mapped, begin, token)
+            return find_in_table(mapped, begin, number)
 
     # -- pages of indexes --------------------------------------------------------------------------
 
@@ -206,11 +205,7 @@ class Catalog:
                 raise UpstreamFailed(f"it answers with status {answer.status}")
             page = await in_thread(self._cache.begin)
             try:
-                async with aclosing(gather(answer.body)) as parts:
-                    async for data in parts:
-                        await in_thread(page.write, data)
-                        if page.size > MAX_PAGE:
-                            raise UpstreamFailed(f"it sends more than {MAX_PAGE} bytes")
+                await store(answer.body, page, MAX_PAGE)
                 return await in_thread(page.keep_page, name, _describe(answer, page))
             finally:
                 page.close()
@@ -269,7 +264,7 @@ class Catalog:
         :raises Refusal: it failed
         :raises OSError: the page could not be written
         """
-        limits = {"key": self._key, "memory": MAX_MEMORY, "cpu": CPU_SECONDS, "most": MAX_PAGE}
+        limits = {"memory": MAX_MEMORY, "cpu": CPU_SECONDS, "most": MAX_PAGE}
         message = json.dumps({**job, **limits}).encode()
         if len(message) > MAX_JOB or len(fds) > MAX_FILES:
             raise _unusable(f"the addresses of its pages have {len(message)} bytes")
@@ -400,7 +395,26 @@ async def in_thread(function: Callable[..., T], *arguments: object) -> T:
         raise
 
 
-async def gather(body: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+async def store(
+    body: AsyncIterator[bytes],
+    incoming: Incoming,
+    most: int,
+    note_size: Callable[[int], None] = lambda size: None,
+) -> None:
+    """Write a body into the cache. ``note_size`` is told how much of it is there.
+
+    :raises UpstreamFailed: it has more than ``most`` bytes
+    :raises OSError: the disk is full
+    """
+    async with aclosing(_gather(body)) as parts:
+        async for data in parts:
+            await in_thread(incoming.write, data)
+            if incoming.size > most:
+                raise UpstreamFailed(f"it has more than {most} bytes")
+            note_size(incoming.size)
+
+
+async def _gather(body: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     """Return the data in parts of about CHUNK, as each is written by another thread."""
     parts: list[bytes] = []
     size = 0

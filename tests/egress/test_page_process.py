@@ -71,7 +71,8 @@ def find_readers(parent: int) -> list[int]:
         with suppress(OSError):
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
             # Its priority is lower once it is bound to its parent.
-            return b"page_reader" in command and os.getpriority(os.PRIO_PROCESS, pid) >= NICE
+            least = min(19, os.getpriority(os.PRIO_PROCESS, parent) + NICE)
+            return b"page_reader" in command and os.getpriority(os.PRIO_PROCESS, pid) >= least
         return False
 
     return [pid for pid in read_children(parent) if is_reader(pid)]
