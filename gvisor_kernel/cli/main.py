@@ -53,8 +53,8 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "lab": Command(
             "lab", "open a folder in JupyterLab, with sandboxes alone; for what strangers wrote"
         ),
-        "install": Command("kernelspecs", "add a kernel to Jupyter's list of kernels"),
-        "uninstall": Command("kernelspecs", "remove a kernel from Jupyter's list of kernels"),
+        "install": Command("install", "add a kernel to Jupyter's list of kernels"),
+        "uninstall": Command("install", "remove a kernel from Jupyter's list of kernels"),
         "start": Command(
             "start", "start a kernel, run one cell, end it, and print how long that took"
         ),

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 
-from gvisor_kernel.jupyter.plan_factory import make_plan
-from gvisor_kernel.kernel.client import connect, private_connection_info, wait_for_reply
-from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.tracing import Trace, tracing
 
 
@@ -16,6 +12,13 @@ def try_start(kernel_name: str) -> Trace:
 
     :raises GvisorKernelError: when the kernel does not start, or does not reply
     """
+    # What this needs takes half a second to import, which the command's help does not wait for.
+    import asyncio
+
+    from gvisor_kernel.jupyter.plan_factory import make_plan
+    from gvisor_kernel.kernel.client import connect, private_connection_info, wait_for_reply
+    from gvisor_kernel.kernel.session import SandboxedKernel
+
     plan = make_plan(kernel_name, private_connection_info(), "")
     kernel = SandboxedKernel(logs_death=False)
     with tracing() as trace:

@@ -106,8 +106,9 @@ def test_a_worker_that_was_killed_is_replaced(upstream: Fake) -> None:
     routes = {"plain": {"url": f"http://127.0.0.1:{upstream.port}", "allow_private": True}}
     worker = EgressWorker()
     first = Kernel(worker, routes, None)
+    upstream.seen.clear()
     stream = first.open(b"GET /plain/wait HTTP/1.1\r\nHost: 127.0.0.1:3128\r\n\r\n")
-    first.pump(0.1)
+    first.wait_for(lambda: bool(upstream.seen), stream)
     pid = worker.pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)

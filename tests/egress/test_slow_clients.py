@@ -143,6 +143,23 @@ def test_a_body_that_ends_too_early_is_refused() -> None:
     assert asyncio.run(work()).startswith(b"HTTP/1.1 400 ")
 
 
+def test_a_body_in_chunks_of_one_byte_lets_others_run() -> None:
+    """However many of its chunks are there at once."""
+    chunks, turns = 5000, 0
+
+    async def read(request: Request, reply: Reply) -> None:
+        reading = asyncio.ensure_future(drain(request, reply))
+        nonlocal turns
+        while not reading.done():
+            await asyncio.sleep(0)
+            turns += 1
+
+    body = b"1\r\na\r\n" * chunks + b"0\r\n\r\n"
+    end = b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert run(read, HEAD + end + body, pause=0).received.startswith(b"HTTP/1.1 200 ")
+    assert turns > chunks / http.EVENTS_IN_A_TURN
+
+
 def test_a_head_that_never_ends_is_refused() -> None:
     inside = run(drain, HEAD + b"X: " + b"x" * 66_000, pause=0)
     assert inside.received.startswith(b"HTTP/1.1 431 ")
