@@ -370,15 +370,15 @@ class Reverse:
         target = self.judge(request)
         headers = request_headers(request, self._authority.encode())
         secret = ""
-        if self._route.header:
-            name, _, template = self._route.header.partition(":")
-            headers = without(headers, name.strip().encode())
-            if self._route.secret:
-                secret = await self._read_secret(self._route.secret)
-            value = template.strip().replace("{secret}", secret)
+        if self._route.secret:
+            secret = await self._read_secret(self._route.secret)
+        credential = self._route.format_header(secret)
+        if credential is not None:
+            name, value = credential
+            headers = without(headers, name.encode())
             if not value.isascii() or not value.isprintable():
                 raise UpstreamFailed(f"the credential of the route {self._route.name} is unusable")
-            headers.append((name.strip().encode(), value.encode()))
+            headers.append((name.encode(), value.encode()))
         if secret:
             for hiding in HIDING:
                 headers = without(headers, hiding)

@@ -52,7 +52,6 @@ from gvisor_kernel.skills.skill_store import FOLDERS, default_folder
 
 MAX_PATTERNS = 256
 """Patterns and hosts of one route."""
-MAX_NUMBER = 2**50
 MAX_SOURCE = 1024
 """Characters of the place of a secret."""
 
@@ -379,31 +378,23 @@ def _parse_flag(place: str, item: Mapping[str, Any], name: str = "allow_private"
 
 def _parse_limits(place: str, item: Mapping[str, Any]) -> Limits:
     place = f'{place}["limits"]'
-    names = tuple(field.name for field in dataclasses.fields(Limits))
-    value = _check_keys(place, item.get("limits", {}), names)
+    limits = {field.name: field for field in dataclasses.fields(Limits)}
+    value = _check_keys(place, item.get("limits", {}), tuple(limits))
     for name, number in value.items():
-        if name == "seconds":
-            if _is_number(number, int | float) and 1 <= number <= 86400:
-                continue
-            accepted = "a number of seconds from 1 to 86400"
-        elif number is None and name.startswith("daily_"):
+        default, bounds = limits[name].default, limits[name].metadata
+        kinds: Any = int
+        noun = "whole number"
+        if isinstance(default, float):
+            kinds, noun = int | float, "number of seconds"
+        is_number = isinstance(number, kinds) and not isinstance(number, bool)
+        if (number is None and default is None) or (
+            is_number and bounds["least"] <= number <= bounds["most"]
+        ):
             continue
-        elif name in ("requests_per_minute", "at_once"):
-            most = 256 if name == "at_once" else 100_000
-            if _is_number(number, int) and 1 <= number <= most:
-                continue
-            accepted = f"a whole number from 1 to {most}"
-        else:
-            if _is_number(number, int) and 0 <= number <= MAX_NUMBER:
-                continue
-            accepted = f"a whole number from 0 to {MAX_NUMBER}"
-            accepted += ", or None for no limit" if name.startswith("daily_") else ""
+        accepted = f"a {noun} from {bounds['least']} to {bounds['most']}"
+        accepted += ", or None for no limit" if default is None else ""
         raise SettingError(f'{place}["{name}"]', number, accepted)
     return Limits(**{**value, "seconds": float(value.get("seconds", Limits.seconds))})
-
-
-def _is_number(value: object, kinds: Any) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 # -- secrets that a kernel would see ---------------------------------------------------------------
