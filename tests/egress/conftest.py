@@ -12,6 +12,8 @@ import pytest
 from gvisor_kernel.egress.process import EgressWorker, Grant
 from gvisor_kernel.egress.routes import parse_routes
 
+from . import indexes
+from .indexes import FakeIndex
 from .peer import Peer
 from .upstream import Fake, make_certificate, serving
 
@@ -26,6 +28,13 @@ class Kernel(Peer):
         self.log: list[str] = []
         chosen = tuple(parse_routes(routes).values())
         super().__init__(worker.open(Grant("python-1", chosen, audit), self.log.append))
+
+
+@pytest.fixture
+def index() -> Iterator[FakeIndex]:
+    """A package index."""
+    with indexes.serving() as index:
+        yield index
 
 
 OpenKernel = Callable[..., Kernel]

@@ -10,7 +10,7 @@ import io
 import json
 import threading
 import zipfile
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -248,6 +248,18 @@ async def route(
         yield packages
     finally:
         await packages.close()
+
+
+def run_route(
+    check: Callable[[Packages], Awaitable[None]], root: Path, *indexes: Index, **fields: Any
+) -> None:
+    """Run ``check`` with the route, whose cache is in the folder ``root``."""
+
+    async def work() -> None:
+        async with route(root / "c", *indexes, **fields) as packages:
+            await check(packages)
+
+    asyncio.run(work())
 
 
 class _Writer:

@@ -23,7 +23,7 @@ from gvisor_kernel.host.processes import read_children
 
 from ..patience import scale_seconds
 from .conftest import SECRET, Kernel
-from .indexes import JSON, FakeIndex, Served, ask, route, serving
+from .indexes import JSON, FakeIndex, Served, ask, route
 from .peer import status_of
 from .test_packages import PAGE
 from .test_process import is_gone
@@ -37,11 +37,10 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 @pytest.fixture
-def index() -> Iterator[FakeIndex]:
+def index(index: FakeIndex) -> FakeIndex:
     """An index with one project."""
-    with serving() as index:
-        index.add_project("demo")
-        yield index
+    index.add_project("demo")
+    return index
 
 
 LARGE = "/packages/npm/large"
