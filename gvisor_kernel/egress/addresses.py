@@ -247,8 +247,14 @@ def _refuse(host: str, address: str, reason: str | None) -> None:
 class NameResolver:
     """The resolver of one kernel. ``threads`` are those of the worker (``make_name_threads``)."""
 
-    def __init__(self, threads: ThreadPoolExecutor) -> None:
+    def __init__(
+        self,
+        threads: ThreadPoolExecutor,
+        find: Callable[[str, int], list[str]] | None = None,
+    ) -> None:
+        """``find`` blocks; without it the system is asked."""
         self._threads = threads
+        self._find = find or _find_addresses
         self._turns = Turns(NAMES_AT_ONCE)
 
     async def resolve(self, host: str, port: int) -> list[str]:
@@ -258,7 +264,7 @@ class NameResolver:
         """
         await self._turns.acquire()  # no timeout: bounded by RESOLVE_SECONDS in addresses
         loop = asyncio.get_running_loop()
-        resolving = loop.run_in_executor(self._threads, _find_addresses, host, port)
+        resolving = loop.run_in_executor(self._threads, self._find, host, port)
         resolving.add_done_callback(self._end_turn)
         return await asyncio.shield(resolving)  # no timeout: bounded by RESOLVE_SECONDS
 

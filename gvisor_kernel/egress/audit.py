@@ -102,10 +102,10 @@ def describe_refusal(entry: Entry) -> str:
 class Audit:
     """Writes the record of one sandbox. One thread of one process."""
 
-    def __init__(self, path: Path) -> None:
-        """``path``: the file FILE in the sandbox's state directory."""
+    def __init__(self, path: Path, part: int = PART) -> None:
+        """``path``: the file FILE in the sandbox's state directory. ``part``: bytes of a part."""
         self._path = path
-        self._file = RotatedFile(path, PART, 2)
+        self._file = RotatedFile(path, part, 2)
         self._refused = Allowance(REFUSED_BURST, REFUSED_PER_SECOND)
         self._last: Entry | None = None
         self._more = 0

@@ -22,6 +22,7 @@ import time
 from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack, aclosing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
@@ -59,13 +60,6 @@ MAX_TYPE, MAX_TAG = 200, 1000
 PROCESSES = 2
 """Pages that are read at once, by a process each; one of a kernel, so that one kernel's pages leave
 a process for the others."""
-MAX_MEMORY = 768 * MIB
-"""Bytes that one process may have. A document of npm of 63 MiB takes 300 MiB, and 490 if it has a
-character beyond the first 65,536; a page of PyPI with 20,000 files 80, HTML of 30 MiB 215."""
-CPU_SECONDS = 60
-"""How long a page may use the CPU. A document of npm of 63 MiB takes 5 s, HTML of 30 MiB 10."""
-JOB_SECONDS = 300.0
-"""How long a page may take to be read, on a busy machine as well."""
 MAX_REUSED = 4 * MIB
 """Bytes of a page after which a process ends. To start one takes 50 ms of the CPU."""
 KEPT = ("PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
@@ -79,15 +73,39 @@ T = TypeVar("T")
 Found = tuple[Index, StoredPage]
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """Bounds of a page, and of the process that reads it.
+
+    ``page``: bytes. ``memory``: bytes that the process may have: a document of npm of 63 MiB takes
+    300 MiB, and 490 if it has a character beyond the first 65,536; a page of PyPI with 20,000 files
+    80, HTML of 30 MiB 215. ``cpu``: seconds of the CPU: a document of npm of 63 MiB takes 5, HTML
+    of 30 MiB 10. ``seconds``: how long it may take, on a busy machine as well.
+    """
+
+    page: int = MAX_PAGE
+    memory: int = 768 * MIB
+    cpu: int = 60
+    seconds: float = 300.0
+
+
+BOUNDS = Bounds()
+
+
 class Catalog:
     """Finds the pages of indexes. Use it in one event loop."""
 
     def __init__(
-        self, cache: PackageCache, client: IndexClient, configuration: Callable[[], Configuration]
+        self,
+        cache: PackageCache,
+        client: IndexClient,
+        configuration: Callable[[], Configuration],
+        bounds: Bounds,
     ) -> None:
         self._cache = cache
         self._client = client
         self._read_configuration = configuration
+        self._bounds = bounds
         self._configured: tuple[float, Configuration] | None = None
         self._turns = Turns(PROCESSES, 1)
         self._idle: list[_Reader] = []
@@ -205,7 +223,7 @@ class Catalog:
                 raise UpstreamFailed(f"it answers with status {answer.status}")
             page = await in_thread(self._cache.begin)
             try:
-                await store(answer.body, page, MAX_PAGE)
+                await store(answer.body, page, self._bounds.page)
                 return await in_thread(page.keep_page, name, _describe(answer, page))
             finally:
                 page.close()
@@ -264,17 +282,18 @@ class Catalog:
         :raises Refusal: it failed
         :raises OSError: the page could not be written
         """
-        limits = {"memory": MAX_MEMORY, "cpu": CPU_SECONDS, "most": MAX_PAGE}
+        bounds = self._bounds
+        limits = {"memory": bounds.memory, "cpu": bounds.cpu, "most": bounds.page}
         message = json.dumps({**job, **limits}).encode()
         if len(message) > MAX_JOB or len(fds) > MAX_FILES:
             raise _unusable(f"the addresses of its pages have {len(message)} bytes")
         reader = await self._find_reader()
         status = None
         try:
-            async with asyncio.timeout(JOB_SECONDS):
+            async with asyncio.timeout(bounds.seconds):
                 status = await reader.do(message, fds)
         except TimeoutError:
-            raise _unusable(f"reading it takes longer than {JOB_SECONDS:g} s") from None
+            raise _unusable(f"reading it takes longer than {bounds.seconds:g} s") from None
         finally:
             # After a large page it would keep the memory that this has taken.
             size = sum(page["size"] for page in job["pages"])
@@ -285,9 +304,9 @@ class Catalog:
         if status == ERRNO:
             raise UpstreamFailed(os.pread(fds[0], MAX_TAG, 0).decode(errors="replace"))
         if status == -signal.SIGXCPU:
-            raise _unusable(f"reading it takes more than {CPU_SECONDS} s of the CPU")
+            raise _unusable(f"reading it takes more than {bounds.cpu} s of the CPU")
         if status == ERRNO + errno.ENOMEM:
-            raise _unusable(f"reading it takes more than {MAX_MEMORY // MIB} MiB of memory")
+            raise _unusable(f"reading it takes more than {bounds.memory // MIB} MiB of memory")
         if status > ERRNO:
             raise OSError(status - ERRNO, os.strerror(status - ERRNO))
         if status:

@@ -40,7 +40,7 @@ from gvisor_kernel.egress.package_cache import (
     StoredPage,
     is_strong,
 )
-from gvisor_kernel.egress.package_catalog import CHUNK, Catalog, in_thread, store
+from gvisor_kernel.egress.package_catalog import BOUNDS, CHUNK, Bounds, Catalog, in_thread, store
 from gvisor_kernel.egress.package_index import Configuration, Index
 from gvisor_kernel.egress.package_pages import (
     NPM_ABBREVIATED,
@@ -76,11 +76,12 @@ class Packages:
         cache: PackageCache,
         configuration: Callable[[], Configuration],
         client: IndexClient,
+        bounds: Bounds = BOUNDS,
     ) -> None:
         self.base = BASE
         """What addresses begin with that must be absolute."""
         self._client = client
-        self._catalog = Catalog(cache, client, configuration)
+        self._catalog = Catalog(cache, client, configuration, bounds)
         self._downloads = Downloads(cache, client)
         self._turns = Turns(PAGES_AT_ONCE, PAGES_OF_ONE)
 

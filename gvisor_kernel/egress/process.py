@@ -123,17 +123,21 @@ class EgressWorker(PerProcess):
             raise LaunchError("The kernel's routes cannot be used: this process is exiting.")
         for is_last in (False, True):
             if self._worker is None or not self._worker.alive:
-                self._stop()
+                self.stop()
                 self._worker = _Worker(self.counters)
             try:
                 self._worker.send(grant, write_log, theirs)
                 return
             except OSError:
-                self._stop(asked=False)
+                self.stop(asked=False)
                 if is_last:
                     raise
 
-    def _stop(self, *, asked: bool = True) -> None:
+    def stop(self, *, asked: bool = True) -> None:
+        """End the worker, and so the sockets that it serves. The next ``open`` starts another.
+
+        :param asked: see ``_Worker.stop``
+        """
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.stop(asked=asked)
@@ -144,7 +148,7 @@ class EgressWorker(PerProcess):
             return
         with self._sending:
             self._ended = True
-            self._stop()
+            self.stop()
 
 
 class _Worker:

@@ -13,7 +13,7 @@ import re
 import shlex
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -153,7 +153,14 @@ def _read_keyring(place: str) -> str:
 class SecretReader:
     """Reads secrets in threads. One for each worker. Use it in one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        read: Callable[[str, Mapping[str, str]], str] = read_secret,
+        seconds: float = READ_SECONDS,
+    ) -> None:
+        """``read`` blocks; ``seconds``: how long a request waits for it."""
+        self._read = read
+        self._seconds = seconds
         self._threads = ThreadPoolExecutor(THREADS, "secrets")
         self._known: dict[str, tuple[float, str]] = {}
         self._reading: dict[str, asyncio.Future[str]] = {}
@@ -162,7 +169,7 @@ class SecretReader:
         """Return a secret's value. ``environment`` has the values of ``env:``.
 
         :raises SecretError: it cannot be read
-        :raises TimeoutError: it was not read within READ_SECONDS
+        :raises TimeoutError: it was not read in time
         """
         if reference.startswith("env:"):
             return read_secret(reference, environment)
@@ -172,10 +179,10 @@ class SecretReader:
         reading = self._reading.get(reference)
         if reading is None:
             loop = asyncio.get_running_loop()
-            reading = loop.run_in_executor(self._threads, read_secret, reference, {})
+            reading = loop.run_in_executor(self._threads, self._read, reference, {})
             self._reading[reference] = reading
             reading.add_done_callback(lambda done: self._note(reference, done))
-        async with asyncio.timeout(READ_SECONDS):
+        async with asyncio.timeout(self._seconds):
             return await asyncio.shield(reading)
 
     def _note(self, reference: str, done: asyncio.Future[str]) -> None:

@@ -44,7 +44,7 @@ OpenKernel = Callable[..., Kernel]
 def no_worker_left() -> Iterator[None]:
     """End the worker of kernels that ran here: else it would live as long as this process."""
     yield
-    EgressWorker.instance()._stop()
+    EgressWorker.instance().stop()
 
 
 @pytest.fixture(scope="module")

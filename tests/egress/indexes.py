@@ -21,6 +21,7 @@ import h11
 
 from gvisor_kernel.egress.addresses import NameResolver, make_name_threads
 from gvisor_kernel.egress.package_cache import PackageCache
+from gvisor_kernel.egress.package_catalog import BOUNDS, Bounds
 from gvisor_kernel.egress.package_index import Configuration, Index, Indexes, Registries
 from gvisor_kernel.egress.package_pages import SIMPLE_JSON
 from gvisor_kernel.egress.package_upstream import IndexClient
@@ -233,7 +234,7 @@ async def route(
     *indexes: Index,
     uv: Iterable[Index] | None = None,
     npm: Index | None = None,
-    **fields: Any,
+    bounds: Bounds = BOUNDS,
 ) -> AsyncIterator[Packages]:
     """Run the route with these indexes, and a cache in ``root``."""
     pip = Indexes(indexes)
@@ -242,8 +243,8 @@ async def route(
         pip if uv is None else Indexes(tuple(uv), merged=False),
         Registries(npm or Index("https://registry.invalid/")),
     )
-    cache = PackageCache.open(root, **fields)
-    packages = Packages(cache, lambda: configuration, IndexClient(THREADS))
+    cache = PackageCache.open(root)
+    packages = Packages(cache, lambda: configuration, IndexClient(THREADS), bounds)
     try:
         yield packages
     finally:

@@ -57,7 +57,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fake]:
         patch.setenv("SSL_CERT_FILE", str(ca))
         patch.setenv("GK_TEST_SECRET", SECRET)
         patch.setattr(Api, "key", SECRET)
-        EgressWorker.instance()._stop()
+        EgressWorker.instance().stop()
         yield fake
 
 

@@ -37,7 +37,7 @@ def kernel(
     """A kernel with one route, in each runtime."""
     if request.param == "docker":
         request.getfixturevalue("dockerd")
-    EgressWorker.instance()._stop()
+    EgressWorker.instance().stop()
     routes: dict[str, Any] = {
         "plain": {
             "url": f"http://127.0.0.1:{upstream.port}/v1",

@@ -74,10 +74,10 @@ def run(client: BlockingKernelClient, code: str) -> str:
 @pytest.fixture(scope="module", autouse=True)
 def own_worker(tls: Fake) -> Iterator[None]:
     """Start the worker of this process with the tests' CA, and end it."""
-    EgressWorker.instance()._stop()
+    EgressWorker.instance().stop()
     os.environ["GK_TEST_SECRET"] = SECRET
     yield
-    EgressWorker.instance()._stop()
+    EgressWorker.instance().stop()
     del os.environ["GK_TEST_SECRET"]
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from gvisor_kernel.egress import package_pages
 from gvisor_kernel.egress.addresses import NameResolver
+from gvisor_kernel.egress.package_catalog import Bounds
 from gvisor_kernel.egress.package_index import Index
 from gvisor_kernel.egress.package_pages import PageError, read_packument, read_simple
 from gvisor_kernel.egress.package_upstream import NAMES, Hosts
@@ -253,15 +254,14 @@ def test_pages_seen_with_other_credentials_are_not_shared(tmp_path: Path) -> Non
         assert asyncio.run(get(index.index())) == 502
 
 
-def test_a_hostile_page_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hostile_page_is_refused() -> None:
     deep = b'{"files": ' + b"[" * 500 + b"]" * 500 + b"}"
-    many = json.dumps({"files": [{}] * 11}).encode()
-    monkeypatch.setattr(package_pages, "MAX_FILES", 10)
+    many = json.dumps({"files": [{}] * (package_pages.MAX_FILES + 1)}).encode()
     for body in (deep, many, b"", b"[]", b'{"files": 1}', b"\xff\xfe", b'{"files": [' * 99):
         with pytest.raises(PageError):
             read_simple(body, package_pages.SIMPLE_JSON, "https://x/simple/d/")
     with pytest.raises(PageError):
-        read_simple(b"<a href=x>" * 11, "text/html", "https://x/")
+        read_simple(b"<a href=x>" * (package_pages.MAX_FILES + 1), "text/html", "https://x/")
     with pytest.raises(PageError):
         read_simple(b"{}", "image/png", "https://x/")
     odd = [None, 1, "x", [], {"filename": 1}, {"filename": "a-1.whl", "url": "/a", "hashes": 5}]
@@ -284,22 +284,17 @@ def test_what_a_page_says_cannot_become_markup(tmp_path: Path) -> None:
         run(check)
 
 
-def test_a_page_that_decompresses_to_too_much_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gvisor_kernel.egress.package_catalog.MAX_PAGE", 1_000_000)
+def test_a_page_that_decompresses_to_too_much_is_refused(tmp_path: Path, index: FakeIndex) -> None:
+    headers = {"Content-Encoding": "gzip"}
+    bomb = gzip.compress(b" " * 50_000_000)
+    index.served["/simple/demo/"] = Served(bomb, package_pages.SIMPLE_JSON, headers=headers)
 
-    async def check() -> None:
-        async with route(tmp_path / "c", index.index()) as packages:
-            answer = await ask(packages, PAGE, JSON)
+    async def check(packages: Packages) -> None:
+        answer = await ask(packages, PAGE, JSON)
         assert answer.status == 502
         assert "more than 1000000 bytes" in answer.reason
 
-    with serving() as index:
-        headers = {"Content-Encoding": "gzip"}
-        bomb = gzip.compress(b" " * 50_000_000)
-        index.served["/simple/demo/"] = Served(bomb, package_pages.SIMPLE_JSON, headers=headers)
-        run(check)
+    run_route(check, tmp_path, index.index(), bounds=Bounds(page=1_000_000))
 
 
 def test_a_slow_kernel_does_not_hold_up_another(tmp_path: Path, index: FakeIndex) -> None:

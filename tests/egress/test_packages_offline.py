@@ -32,9 +32,9 @@ def index(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeIndex]:
         monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
         monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
         monkeypatch.setenv("PIP_INDEX_URL", f"{index.url}/simple/")
-        EgressWorker.instance()._stop()
+        EgressWorker.instance().stop()
         yield index
-    EgressWorker.instance()._stop()
+    EgressWorker.instance().stop()
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_a_full_disk_of_the_cache_is_named_and_holds_up_no_other_request(
         assert "/v1/x" in run(client, "print(get(PLAIN + '/x'))")
         disk.empty()
         assert "(507" not in run(client, page)
-        EgressWorker.instance()._stop()  # it has open files on the disk
+        EgressWorker.instance().stop()  # it has open files on the disk
 
 
 def test_a_second_kernel_installs_with_pip_while_the_index_is_stopped(
@@ -110,7 +110,7 @@ os.chdir("/tmp/n")
     with serving() as index:
         monkeypatch.setenv("UV_DEFAULT_INDEX", f"{index.url}/simple/")
         monkeypatch.setenv("npm_config_registry", f"{index.url}/")
-        EgressWorker.instance()._stop()
+        EgressWorker.instance().stop()
         index.add_project(name)
         add_npm_package(index, name)
         for number in range(2):
@@ -124,7 +124,7 @@ os.chdir("/tmp/n")
                 assert "from npm" in text
                 if not number:
                     index.stop()
-    EgressWorker.instance()._stop()
+    EgressWorker.instance().stop()
 
 
 def add_npm_package(index: FakeIndex, name: str) -> None:

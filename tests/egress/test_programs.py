@@ -97,7 +97,7 @@ def ca(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SSL_CERT_FILE", str(trusted))
         patch.setenv("GK_TEST_SECRET", SECRET)
-        EgressWorker.instance()._stop()
+        EgressWorker.instance().stop()
         yield ca, both
 
 
