@@ -97,18 +97,13 @@ def kernel(open_kernel: OpenKernel, upstream: Fake, tls: Fake) -> Kernel:
         fake.gone.clear()
     return open_kernel(
         {
-            "plain": {"url": f"http://127.0.0.1:{upstream.port}/v1", "allow_private": True},
+            "plain": upstream.route("/v1"),
             "api": {
                 "url": f"https://127.0.0.1:{tls.port}/v1",
                 "allow_private": True,
                 "secret": "env:GK_TEST_SECRET",
             },
-            "some": {
-                "url": f"http://127.0.0.1:{upstream.port}",
-                "allow_private": True,
-                "methods": ["GET"],
-                "paths": ["/repos/acme/**"],
-            },
+            "some": upstream.route(methods=["GET"], paths=["/repos/acme/**"]),
             "web": {
                 "hosts": [f"127.0.0.1:{upstream.port}", f"127.0.0.1:{tls.port}"],
                 "allow_private": True,

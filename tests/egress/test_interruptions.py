@@ -38,13 +38,7 @@ def kernel(
     if request.param == "docker":
         request.getfixturevalue("dockerd")
     EgressWorker.instance().stop()
-    routes: dict[str, Any] = {
-        "plain": {
-            "url": f"http://127.0.0.1:{upstream.port}/v1",
-            "allow_private": True,
-            "limits": {"request_bytes": SIZE},
-        }
-    }
+    routes: dict[str, Any] = {"plain": upstream.route("/v1", limits={"request_bytes": SIZE})}
     routes["small"] = {**routes["plain"], "limits": {"request_bytes": 1_000_000}}
     with kernel_with(routes, ["plain", "small"], request.param) as (manager, client):
         assert_way(manager, client, request.param)

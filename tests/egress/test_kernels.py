@@ -44,7 +44,7 @@ def routes(upstream: Fake, tls: Fake) -> dict[str, Any]:
             "allow_private": True,
             "secret": "env:GK_TEST_SECRET",
         },
-        "plain": {"url": f"http://127.0.0.1:{upstream.port}/v1", "allow_private": True},
+        "plain": upstream.route("/v1"),
         "web": {"hosts": [f"127.0.0.1:{upstream.port}"], "allow_private": True},
     }
 

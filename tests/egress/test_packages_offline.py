@@ -39,7 +39,7 @@ def index(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeIndex]:
 
 @pytest.fixture(scope="module")
 def client(upstream: Fake) -> Iterator[BlockingKernelClient]:
-    routes = {"plain": {"url": f"http://127.0.0.1:{upstream.port}/v1", "allow_private": True}}
+    routes = {"plain": upstream.route("/v1")}
     with kernel_with(routes, ["packages", "plain"], "restored") as (_, client):
         yield client
 

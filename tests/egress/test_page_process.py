@@ -209,7 +209,7 @@ def worker(
 
 
 def make_routes(upstream: Fake) -> dict[str, Any]:
-    plain = {"url": f"http://127.0.0.1:{upstream.port}", "allow_private": True}
+    plain = upstream.route()
     return {"plain": plain, "packages": {}}
 
 
