@@ -114,11 +114,6 @@ def test_closed_pipe_is_no_failure() -> None:
     assert (process.returncode, process.stderr) == (0, b"")
 
 
-def test_launch_arguments_are_parsed() -> None:
-    arguments = make_parser().parse_args(["launch", "--kernel", "n", "-f", "c.json"])
-    assert (arguments.kernel, arguments.connection_file) == ("n", "c.json")
-
-
 def test_sandbox_text_is_no_markup_in_a_progress_bar(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

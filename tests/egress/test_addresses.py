@@ -152,6 +152,7 @@ def test_name_is_resolved_once_and_each_address_is_returned_once() -> None:
 @pytest.mark.parametrize(
     "answer",
     [[bad] for bad in ("127.0.0.1", "10.0.0.1", "169.254.169.254", "::1", "::ffff:10.0.0.1")]
+    + [[bad] for bad in ("64:ff9b::7f00:1", "fd00:ec2::254", "0.1.2.3", "224.0.0.1")]
     + [
         [PUBLIC, "127.0.0.1"],
         ["10.0.0.1", PUBLIC],

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.egress.audit import FILE, Count, describe_entry, read_entries
+from gvisor_kernel.egress.audit import FILE, Count, Entry, describe_entry, read_entries
 from gvisor_kernel.egress.process import EgressWorker
 
 from ..patience import scale_seconds
@@ -443,6 +443,25 @@ def test_a_request_whose_client_leaves_before_the_answer_is_recorded_after_any_n
     sent = {f"/plain{seen.path}" for seen in upstream.seen}
     assert len(sent) == 20
     until(lambda: sent <= {entry.path for entry in read_entries(tmp_path / FILE)})
+
+
+def test_a_client_that_goes_with_the_whole_answer_is_no_failure(
+    open_kernel: OpenKernel, upstream: Fake, tmp_path: Path
+) -> None:
+    """Also while the end of its request is still counted, which a daily limit does in a thread."""
+    limits = {"daily_requests": 100_000, "daily_bytes": 10**9}
+    kernel = open_kernel({"whole": upstream.route(limits=limits)}, tmp_path / FILE)
+    for i in range(20):
+        stream = kernel.open(f"GET /whole/{i} HTTP/1.1\r\n{HEAD}\r\n".encode())
+        kernel.wait_for_text(stream, b'"size": 0}')
+        kernel.reset(stream)
+    until(lambda: len(kernel_entries(tmp_path)) == 20)
+    assert {entry.reason for entry in kernel_entries(tmp_path)} == {""}
+
+
+def kernel_entries(folder: Path) -> list[Entry]:
+    """Return the requests that have ended."""
+    return [entry for entry in read_entries(folder / FILE) if not entry.is_open]
 
 
 def until(done: Callable[[], bool]) -> None:

@@ -12,11 +12,9 @@ import httpcore
 import pytest
 
 from gvisor_kernel.egress import http, upstream
-from gvisor_kernel.egress.addresses import resolve
 from gvisor_kernel.egress.http import Reply, Request
-from gvisor_kernel.egress.refusals import Refusal, Refused, UpstreamFailed
+from gvisor_kernel.egress.refusals import UpstreamFailed
 from gvisor_kernel.egress.streams import ByteStream, StreamLink
-from gvisor_kernel.errors import EgressRefused
 from gvisor_kernel.link.state import Role
 from gvisor_kernel.link.streams import Finished, Received, Reset, Streams
 
@@ -168,42 +166,6 @@ def test_a_head_that_never_ends_is_refused() -> None:
 # -- names -----------------------------------------------------------------------------------------
 
 
-def judging(answers: list[list[str]]) -> upstream.Resolve:
-    """Return what resolves a name to the next of ``answers``, judged as for a public route."""
-
-    async def resolver(host: str, port: int) -> list[str]:
-        return answers.pop(0)
-
-    async def judged(host: str, port: int) -> list[str]:
-        try:
-            return await resolve(host, port, resolver)
-        except EgressRefused as error:
-            raise Refused(error.fact, error.hint) from error
-
-    return judged
-
-
-@pytest.mark.parametrize(
-    "addresses",
-    [
-        ["127.0.0.1"],
-        ["192.0.2.1", "127.0.0.1"],
-        ["10.0.0.1"],
-        ["169.254.169.254"],
-        ["::1"],
-        ["::ffff:127.0.0.1"],
-        ["64:ff9b::7f00:1"],
-        ["fd00:ec2::254"],
-        ["0.0.0.0"],  # noqa: S104
-        ["224.0.0.1"],
-    ],
-    ids=repr,
-)
-def test_a_name_that_leads_inside_is_refused(addresses: list[str]) -> None:
-    with pytest.raises(Refused):
-        asyncio.run(upstream.connect("rebound.example", 80, judging([addresses])))
-
-
 def test_a_name_is_resolved_once_and_the_connection_goes_to_what_was_judged(
     tls: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,17 +207,3 @@ def test_a_certificate_for_another_name_is_refused(tls: Fake) -> None:
     upstream.tls_context.cache_clear()
     with pytest.raises(UpstreamFailed, match="no valid certificate"):
         asyncio.run(work())
-
-
-def test_an_address_that_does_not_answer_is_followed_by_the_next(
-    tls: Fake, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def two(host: str, port: int) -> list[str]:
-        return ["127.0.0.2", "127.0.0.1"]
-
-    async def none(host: str, port: int) -> list[str]:
-        return ["127.0.0.2"]
-
-    asyncio.run(upstream.connect("x", tls.port, two)).close()
-    with pytest.raises(Refusal):
-        asyncio.run(upstream.connect("x", tls.port, none))
