@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from gvisor_kernel.cli.arguments import add_settings
+
 PLACES = """\
 default place, without --user, --sys-prefix and --prefix:
   if this command is in a virtual or conda environment, that environment;
@@ -47,23 +49,12 @@ def add_install(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="the name that people see in Jupyter's list of kernels",
     )
-    parser.add_argument(
-        "--set",
-        metavar="SETTING=VALUE",
-        dest="settings",
-        action="append",
-        default=[],
-        help="a setting of this kernelspec, such as memory_limit=16G; may be repeated. Write a list"
-        " or null as in JSON. See docs/settings.md",
-    )
+    add_settings(parser, "a setting of this kernelspec, such as memory_limit=16G", ", such as 8G")
     parser.add_argument(
         "--image",
         metavar="NAME",
         help='the image that kernels run in: a name that "gvisor-kernel image list" shows (default:'
         " the Python environment of this machine)",
-    )
-    parser.add_argument(
-        "--memory", metavar="SIZE", help="the memory limit, such as 8G (default: 4G)"
     )
     parser.add_argument(
         "--egress",

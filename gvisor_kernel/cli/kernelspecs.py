@@ -15,10 +15,11 @@ from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 
+from gvisor_kernel.cli.arguments import parse_settings
 from gvisor_kernel.cli.images import progress
 from gvisor_kernel.cli.snapshots import build_missing
 from gvisor_kernel.config.packages import split_requirements
-from gvisor_kernel.config.validators import ENGINE_RUNTIMES, HOST_IMAGE, is_within, parse_value
+from gvisor_kernel.config.validators import ENGINE_RUNTIMES, HOST_IMAGE, is_within
 from gvisor_kernel.environments.environment import Environment
 from gvisor_kernel.environments.environment_store import Store
 from gvisor_kernel.errors import GvisorKernelError, KernelspecError
@@ -138,16 +139,6 @@ def default_place() -> tuple[bool, str | None]:
     return os.geteuid() != 0, None
 
 
-def parse_setting(text: str) -> tuple[str, object]:
-    """Parse ``name=value``."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise GvisorKernelError(
-            f"--set {text} has no value.", "write --set NAME=VALUE, such as --set memory_limit=16G."
-        )
-    return name, parse_value(value)
-
-
 def split_names(texts: list[str]) -> list[str] | None:
     """Return the names in options that may be repeated, and may have a list with commas each."""
     names = [name.strip() for text in texts for name in text.split(",")]
@@ -159,7 +150,7 @@ def find_settings(arguments: argparse.Namespace) -> dict[str, object]:
 
     :raises GvisorKernelError: when an option has no value, or a setting is given twice
     """
-    settings = dict(parse_setting(text) for text in arguments.settings)
+    settings = parse_settings(arguments.settings)
     routes = split_names(arguments.egress)
     options = (("image", arguments.image), ("memory_limit", arguments.memory), ("egress", routes))
     for name, value in options:

@@ -15,12 +15,14 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from urllib.parse import urlsplit
 
 import h11
 import httpcore
 
 from gvisor_kernel.egress.budgets import Admission
+from gvisor_kernel.egress.destinations import upstream_of
 from gvisor_kernel.egress.heads import Form
 from gvisor_kernel.egress.http import EVENTS_IN_A_TURN, Reply, Request
 from gvisor_kernel.egress.kinds import UrlRoute
@@ -325,12 +327,9 @@ class Reverse:
         self._route = route
         self._upstream = upstream
         self._read_secret = read_secret
-        parts = urlsplit(route.url)
-        self._scheme = parts.scheme
-        self._port = parts.port or (443 if parts.scheme == "https" else 80)
-        self._name = parts.hostname or ""
-        self._authority = parts.netloc.rpartition("@")[2]
-        self._base = parts.path.rstrip("/")
+        self._server = upstream_of(route.url)
+        self._authority = urlsplit(route.url).netloc
+        self._base = self._server.target
         self._inside = f"http://127.0.0.1:{EGRESS_PORT}/{route.name}"
 
     def judge(self, request: Request) -> bytes:
@@ -383,16 +382,12 @@ class Reverse:
             for hiding in HIDING:
                 headers = without(headers, hiding)
             headers.append((b"Accept-Encoding", b"identity"))
-        url = httpcore.URL(
-            scheme=self._scheme, host=self._name, port=self._port, target=target or b"/"
-        )
-
-        def change(answer: Pairs) -> Pairs:
-            return self._change(answer, secret.encode())
-
+        scheme, host, port = self._server.scheme, self._server.host, self._server.port
+        url = httpcore.URL(scheme=scheme, host=host, port=port, target=target or b"/")
+        change = partial(self._change, secret.encode())
         await forward(self._upstream, request, reply, url, headers, change, secret.encode())
 
-    def _change(self, headers: Pairs, secret: bytes) -> Pairs:
+    def _change(self, secret: bytes, headers: Pairs) -> Pairs:
         """Return an answer's headers without what would lead past the route, or has its credential
         in the name or the value."""
         changed: Pairs = []
@@ -411,11 +406,11 @@ class Reverse:
         route.
         """
         text = value.decode("latin-1")
-        own = f"{self._scheme}://{self._authority}"
+        own = f"{self._server.scheme}://{self._authority}"
         if text.startswith("/") and not text.startswith("//"):
             text = own + text
         elif text.startswith("//"):
-            text = f"{self._scheme}:{text}"
+            text = f"{self._server.scheme}:{text}"
         base = own + self._base
         rest = text[len(base) :]
         if text.lower().startswith(base.lower()) and rest[:1] in ("", "/", "?", "#"):

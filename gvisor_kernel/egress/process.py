@@ -162,8 +162,8 @@ class _Worker:
         """
         check_children()
         self._counters = counters
-        self._logs: dict[int, Log] = {}
-        self._shows: dict[int, Log | None] = {}
+        self._logs: dict[int, tuple[Log, Log | None]] = {}
+        """By the number of a socket: its kernel's log, and what shows a refused tunnel."""
         self._last = 0
         self._told = False
         self._telling = ThreadLock()
@@ -209,13 +209,12 @@ class _Worker:
                 f"{MAX_MESSAGE} are allowed.",
                 "give the kernel fewer routes, or routes with shorter lists.",
             )
-        self._logs[self._last] = write_log
-        self._shows[self._last] = grant.show_refused
+        self._logs[self._last] = write_log, grant.show_refused
         self.control.settimeout(SEND_SECONDS)
         try:
             socket.send_fds(self.control, [message], [theirs.fileno()])
         except OSError:
-            del self._logs[self._last], self._shows[self._last]  # its kernel gets another worker
+            del self._logs[self._last]  # its kernel gets another worker
             raise
 
     def _read_messages(self) -> None:
@@ -245,16 +244,16 @@ class _Worker:
             except (JsonError, KeyError, TypeError, ValueError, AttributeError):
                 self.process.kill()  # it is not itself any more
                 break
+            log, show = self._logs.get(kernel, (None, None))
             if entry is not None:
                 self._counters.add(entry)
-                self._write(self._logs.get(kernel), describe_entry(entry))
+                self._write(log, describe_entry(entry))
                 if refused := describe_refusal(entry):
-                    self._write(self._shows.get(kernel), refused)
+                    self._write(show, refused)
             elif line is not None:
-                self._write(self._logs.get(kernel), str(line))
+                self._write(log, str(line))
             else:
                 self._logs.pop(kernel, None)
-                self._shows.pop(kernel, None)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(END_SECONDS)
             self._tell_end()
@@ -275,8 +274,8 @@ class _Worker:
                     self._write_all(text)
 
     def _write_all(self, text: str) -> None:
-        for write in tuple(self._logs.values()):
-            self._write(write, text)
+        for log, _ in tuple(self._logs.values()):
+            self._write(log, text)
 
     @staticmethod
     def _write(write: Log | None, text: str) -> None:
