@@ -187,6 +187,7 @@ async def resolve(
     *,
     allow_private: bool = False,
     accepted: Collection[str] = (),
+    seconds: float = RESOLVE_SECONDS,
 ) -> list[str]:
     """Return the addresses of ``host`` to connect to, all of them judged, each once.
 
@@ -194,7 +195,7 @@ async def resolve(
     ``accepted`` are not judged.
 
     :raises EgressRefused: when one of them is not allowed
-    :raises EgressError: when the name has no address, or does not resolve within RESOLVE_SECONDS
+    :raises EgressError: when the name has no address, or does not resolve within ``seconds``
     """
     if is_address(host):
         if host not in accepted:
@@ -206,11 +207,11 @@ async def resolve(
             "use the name that the service's documentation has.",
         )
     try:
-        async with asyncio.timeout(RESOLVE_SECONDS):
+        async with asyncio.timeout(seconds):
             found = list(dict.fromkeys(await resolver(host, port)))
     except TimeoutError:
         raise EgressError(
-            f"The name {host} did not resolve within {RESOLVE_SECONDS:g} s.",
+            f"The name {host} did not resolve within {seconds:g} s.",
             f"check the resolver of the host: getent hosts {host}",
         ) from None
     except (OSError, UnicodeError) as error:

@@ -224,15 +224,13 @@ def test_name_without_address_is_an_error() -> None:
         asyncio.run(resolve("example.org", 443, failing))
 
 
-def test_resolver_that_never_answers_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(addresses, "RESOLVE_SECONDS", 0.01)
-
+def test_resolver_that_never_answers_ends_with_an_error() -> None:
     async def silent(host: str, port: int) -> list[str]:
         await asyncio.Event().wait()
         return []
 
     with pytest.raises(EgressError, match="did not resolve"):
-        asyncio.run(resolve("example.org", 443, silent))
+        asyncio.run(resolve("example.org", 443, silent, seconds=0.01))
 
 
 def test_localhost_of_this_machine_is_refused() -> None:

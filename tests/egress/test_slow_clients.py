@@ -12,7 +12,7 @@ import httpcore
 import pytest
 
 from gvisor_kernel.egress import http, upstream
-from gvisor_kernel.egress.http import Reply, Request
+from gvisor_kernel.egress.http import TIMES, Reply, Request, Times
 from gvisor_kernel.egress.refusals import UpstreamFailed
 from gvisor_kernel.egress.streams import ByteStream, StreamLink
 from gvisor_kernel.link.state import Role
@@ -27,7 +27,9 @@ HEAD = b"POST /x/y HTTP/1.1\r\nHost: 127.0.0.1:3128\r\n"
 class Inside:
     """The sandbox's end, in the same loop as the link that serves it."""
 
-    def __init__(self, handle: Callable[[Request, Reply], Awaitable[None]]) -> None:
+    def __init__(
+        self, handle: Callable[[Request, Reply], Awaitable[None]], times: Times = TIMES
+    ) -> None:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         self.sock, self.streams = ours, Streams(Role.GUEST)
@@ -35,7 +37,7 @@ class Inside:
         self.reads = True
 
         async def serve(stream: ByteStream) -> None:
-            await http.serve(stream, handle)
+            await http.serve(stream, handle, times)
 
         self.link = StreamLink(theirs, serve, lambda reason: None)
 
@@ -79,11 +81,17 @@ async def endless(request: Request, reply: Reply) -> None:
         await reply.body(bytes(65536))
 
 
-def run(handle: Any, *pieces: bytes, pause: float = 0.05, reads: bool = True) -> Inside:
+def run(
+    handle: Any,
+    *pieces: bytes,
+    pause: float = 0.05,
+    reads: bool = True,
+    times: Times = TIMES,
+) -> Inside:
     """Send pieces on one stream, with pauses, and wait for its end."""
 
     async def work() -> Inside:
-        inside = Inside(handle)
+        inside = Inside(handle, times)
         inside.reads = reads
         number = inside.streams.open()
         await inside.flush()
@@ -101,28 +109,24 @@ def run(handle: Any, *pieces: bytes, pause: float = 0.05, reads: bool = True) ->
     return asyncio.run(work())
 
 
-def test_a_head_that_comes_a_byte_at_a_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "HEAD_SECONDS", 0.3)
-    inside = run(drain, *(bytes([byte]) for byte in HEAD))
+def test_a_head_that_comes_a_byte_at_a_time_is_given_up() -> None:
+    inside = run(drain, *(bytes([byte]) for byte in HEAD), times=Times(head=0.3))
     assert inside.received.startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_connection_without_a_request_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "IDLE_SECONDS", 0.2)
-    monkeypatch.setattr(http, "DRAIN_SECONDS", 0.2)
-    inside = run(drain)
+def test_a_connection_without_a_request_is_closed() -> None:
+    inside = run(drain, times=Times(idle=0.2, drain=0.2))
     assert (inside.received, inside.end) == (b"", "Finished")
 
 
-def test_a_body_of_which_nothing_comes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "BODY_SECONDS", 0.2)
-    inside = run(drain, HEAD + b"Content-Length: 5\r\n\r\nab")
+def test_a_body_of_which_nothing_comes_is_given_up() -> None:
+    inside = run(drain, HEAD + b"Content-Length: 5\r\n\r\nab", times=Times(body=0.2))
     assert inside.received.startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_client_that_reads_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "READ_SECONDS", 0.2)
-    inside = run(endless, HEAD + b"Content-Length: 0\r\n\r\n", reads=False)
+def test_a_client_that_reads_nothing_is_given_up() -> None:
+    ask = HEAD + b"Content-Length: 0\r\n\r\n"
+    inside = run(endless, ask, reads=False, times=Times(read=0.2))
     assert inside.end == "Reset"
     assert len(inside.received) <= 128 * 1024
 
