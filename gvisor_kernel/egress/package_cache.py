@@ -233,7 +233,7 @@ class PackageCache:
 
     def _entries(self) -> Iterator[tuple[float, int, Path]]:
         now = time.time()
-        for folder in (*_FOLDERS, "known"):  # which earlier versions have made
+        for folder in _FOLDERS:
             for directory, _, names in os.walk(self.root / folder):
                 for name in names:
                     path = Path(directory) / name

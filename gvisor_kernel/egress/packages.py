@@ -78,8 +78,6 @@ class Packages:
         client: IndexClient,
         bounds: Bounds = BOUNDS,
     ) -> None:
-        self.base = BASE
-        """What addresses begin with that must be absolute."""
         self._client = client
         self._catalog = Catalog(cache, client, configuration, bounds)
         self._downloads = Downloads(cache, client)
@@ -154,7 +152,7 @@ class Packages:
 
     async def _send_packument(self, head: Head, reply: Reply, kernel: Hashable, name: str) -> None:
         short = NPM_ABBREVIATED.encode() in (head.find(b"accept") or b"")
-        base = f"{self.base}{PREFIX}npm/-/files/"
+        base = f"{BASE}{PREFIX}npm/-/files/"
         async with self._page_turn(kernel):
             page = await self._catalog.make_packument(kernel, name, base, short=short)
         kind = NPM_ABBREVIATED if short else "application/json"

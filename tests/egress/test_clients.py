@@ -16,8 +16,8 @@ from ..jupyter.helpers import SECONDS, execute
 from ..sweeps import needs_all
 from .conftest import SECRET
 from .fake_api import TOGETHER, Api
+from .indexes import host_environment, index_of_host
 from .test_kernels import kernel_with, run
-from .test_packages_real import host_environment, index_of_host
 from .upstream import Fake, make_certificate, serving
 
 pytestmark = [needs_all, pytest.mark.once]

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Awaitable, Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from gvisor_kernel.egress.packages import PAGES_OF_ONE, Packages
 from gvisor_kernel.egress.refusals import Refusal
 
 from ..patience import scale_seconds
+from ..sweeps import needs_all
 from .indexes import (
     JSON,
     THREADS,
@@ -68,6 +70,18 @@ def test_a_page_is_json_or_html_as_the_client_asks(tmp_path: Path, index: FakeIn
         assert b'data-requires-python="&gt;=3.8"' in as_html.data
         assert as_html.headers[b"Content-Type"] == b"text/html"
         assert either.data == as_json.data
+
+    run_route(check, tmp_path, index.index())
+
+
+def test_a_page_of_an_index_in_html_is_read(tmp_path: Path, index: FakeIndex) -> None:
+    name = index.add_project("demo")
+    page = index.served["/simple/demo/"]
+    page.content_type = "text/html"
+    page.body = f'<a href="../../files/{name}">{name}</a>'.encode()
+
+    async def check(packages: Packages) -> None:
+        assert (await ask_file(packages)).data == index.served[f"/files/{name}"].body
 
     run_route(check, tmp_path, index.index())
 
@@ -277,6 +291,35 @@ def test_everything_in_the_cache_is_private(tmp_path: Path) -> None:
         run(check)
     for path in [tmp_path / "c", *(tmp_path / "c").rglob("*")]:
         assert path.stat().st_mode & 0o077 == 0, path
+
+
+def _install_often(root: str, url: str, limit: int) -> bool:
+    async def run() -> bool:
+        async with route(Path(root), Index(url), limit=limit) as packages:
+            for _ in range(3):
+                for name in ("demo", "other"):
+                    answer = await ask_file(packages, f"/packages/pypi/simple/{name}/")
+                    if answer.status != 200 or len(answer.data) != 300_000:
+                        return False
+            return True
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        pytest.param(10**9, marks=needs_all, id="large"),
+        pytest.param(100_000, id="smaller than a file"),
+    ],
+)
+def test_processes_share_a_cache_without_harm(tmp_path: Path, limit: int) -> None:
+    with serving() as index, get_context("spawn").Pool(2) as pool:
+        for name in ("demo", "other"):
+            index.add_project(name, os.urandom(300_000))
+        work = [(str(tmp_path / "c"), f"{index.url}/simple/", limit)] * 2
+        assert pool.starmap(_install_often, work) == [True] * 2
+    assert not list((tmp_path / "c" / "new").iterdir())
 
 
 # -- npm -------------------------------------------------------------------------------------------

@@ -19,9 +19,8 @@ from gvisor_kernel.egress.process import EgressWorker
 
 from ..faults.test_full_disk import KIB, root_only, small_disk
 from ..sweeps import needs_all
-from .indexes import FakeIndex, Served, make_wheel, serving
+from .indexes import FakeIndex, Served, host_environment, index_of_host, make_wheel, serving
 from .test_kernels import kernel_with, run
-from .test_packages_real import host_environment, index_of_host
 from .upstream import Fake
 
 

@@ -14,8 +14,8 @@ from gvisor_kernel.egress.process import EgressWorker
 from ..sweeps import needs_all
 from .conftest import SECRET
 from .fake_files import Files, make_files
+from .indexes import host_environment, index_of_host
 from .test_kernels import kernel_with, run
-from .test_packages_real import host_environment, index_of_host
 from .upstream import Fake, make_certificate, serving
 
 pytestmark = [needs_all, pytest.mark.once]
