@@ -146,7 +146,7 @@ def test_only_texts_of_many_lines_are_printed_with_their_line_ends() -> None:
     """Everything else is printed by ``printable_name`` or ``print_table``."""
     folder = PROJECT / "gvisor_kernel" / "cli"
     found = {p.name for p in folder.rglob("*.py") if re.search(r"\bprintable\(", p.read_text())}
-    assert found == {"changes.py", "logs.py", "output.py", "transcripts.py"}
+    assert found == {"changes.py", "logs.py", "output.py"}
 
 
 def test_names_in_a_folder_that_is_packed_stay_in_their_lines(
