@@ -82,14 +82,12 @@ class Services:
 
     def __init__(
         self,
-        identity: str,
         audit: Path | None,
         environment: Mapping[str, str],
         shared: Shared,
         say: Callable[[str], None],
         report_entry: Callable[[Entry], None],
     ) -> None:
-        self._identity = identity
         self._audit = None if audit is None else Audit(audit)
         self._environment = environment
         self._budgets = Budgets(shared.daily)

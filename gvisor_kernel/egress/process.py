@@ -61,7 +61,7 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Grant:
-    """A kernel that may reach something: its name for the audit, its routes, and the audit."""
+    """A kernel that may reach something: its name for errors, its routes, and its audit."""
 
     identity: str
     routes: tuple[Route, ...]
@@ -324,7 +324,6 @@ def _describe(number: int, grant: Grant) -> dict[str, Any]:
     }
     return {
         "kernel": number,
-        "identity": grant.identity,
         "routes": [write_route(route) for route in grant.routes],
         "giving": grant.door.giving,
         "beside": grant.is_beside,

@@ -40,7 +40,6 @@ class Refused(Refusal):
     """A rule of the configuration forbids the request; ``advice`` is what would allow it."""
 
     def __init__(self, rule: str, advice: str) -> None:
-        self.rule = rule
         super().__init__(
             403, f"gvisor-kernel: {rule}", f"gvisor-kernel: {rule}.\nWhat to do: {advice}"
         )

@@ -110,7 +110,6 @@ class Worker:
     def _open_gate(self, message: dict[str, Any]) -> Gate:
         number = message["kernel"]
         services = Services(
-            message["identity"],
             None if message["audit"] is None else Path(message["audit"]),
             message["environment"],
             self._shared,

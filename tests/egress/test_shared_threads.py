@@ -110,7 +110,7 @@ def test_requests_that_come_together_wait_for_their_turn(
 
     async def check() -> None:
         shared = Shared(DailyBudgets(tmp_path / "budgets"))
-        requests = Services("id", None, {}, shared, lambda _: None, lambda _: None)
+        requests = Services(None, {}, shared, lambda _: None, lambda _: None)
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(1))
         blocked = loop.run_in_executor(None, go.wait)
