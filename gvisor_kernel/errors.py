@@ -169,5 +169,5 @@ class StateError(GvisorKernelError):
 
 
 class StorageError(GvisorKernelError):
-    """What pages keep cannot be read or written. The text goes into the page: it names no folder
-    but that of the user's own file."""
+    """Data of pages cannot be read or written. The text goes into the page: it names no folder but
+    that of the user's own file."""

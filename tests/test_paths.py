@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .marks import find_marks
-from .test_style import MODULES, PACKAGE, part_of, text_of, tree_of
+from .source import MODULES, PACKAGE, part_of, text_of, tree_of
 
 OF_OS = {
     *("chmod", "chown", "lchown", "link", "makedirs", "mkdir", "open", "remove", "rename"),

@@ -14,7 +14,7 @@ from gvisor_kernel.bridge.wire import WireError, new_message
 from gvisor_kernel.link import Channel
 from gvisor_kernel.strict_json import MAX_DEPTH, JsonError, TooManyValues, parse_json
 
-from .test_style import MODULES, PACKAGE
+from .source import MODULES, PACKAGE
 
 LARGE = 10 * 1024 * 1024
 

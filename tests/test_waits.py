@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from .marks import find_marks
-from .test_style import MODULES, PACKAGE, part_of, text_of, tree_of
+from .source import MODULES, PACKAGE, part_of, text_of, tree_of
 
 BLOCKING = {"wait", "join", "result", "get", "acquire", "communicate"}
 """Methods that may wait for ever when called without arguments."""

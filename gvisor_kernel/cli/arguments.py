@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+
+from gvisor_kernel.errors import GvisorKernelError
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -49,6 +51,38 @@ def add_commands(parser: argparse.ArgumentParser) -> Callable[..., argparse.Argu
 def add_json(command: argparse.ArgumentParser) -> None:
     """Add the option ``--json``."""
     command.add_argument("--json", action="store_true", help="print JSON for programs")
+
+
+def add_settings(command: argparse.ArgumentParser, text: str, of: str) -> None:
+    """Add the options ``--set`` and ``--memory``; ``parse_settings`` reads the former."""
+    command.add_argument(
+        "--set",
+        metavar="SETTING=VALUE",
+        dest="settings",
+        action="append",
+        default=[],
+        help=f"{text}; may be repeated. Write a list or null as in JSON. See docs/settings.md",
+    )
+    command.add_argument("--memory", metavar="SIZE", help=f"the memory limit{of} (default: 4G)")
+
+
+def parse_settings(texts: Iterable[str]) -> dict[str, object]:
+    """Return the settings in ``name=value``.
+
+    :raises GvisorKernelError: one has no value
+    """
+    from gvisor_kernel.config.validators import parse_value
+
+    settings = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise GvisorKernelError(
+                f"--set {text} has no value.",
+                "write --set NAME=VALUE, such as --set memory_limit=16G.",
+            )
+        settings[name.strip()] = parse_value(value)
+    return settings
 
 
 def add_id(command: argparse.ArgumentParser) -> None:

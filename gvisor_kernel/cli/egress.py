@@ -11,26 +11,24 @@ import argparse
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from traitlets.config import Config
-
-from gvisor_kernel.artifacts.page import Record, find_records
-from gvisor_kernel.artifacts.storage import artifacts_folder
 from gvisor_kernel.cli.arguments import add_commands, add_id, add_json
 from gvisor_kernel.cli.output import print_json, print_table
-from gvisor_kernel.cli.sandboxes import find_one
 from gvisor_kernel.egress.audit import FILE, describe_entry, read_entries
 from gvisor_kernel.egress.kinds import HostsRoute, Route, UrlRoute, kind_of, write_route
 from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs
-from gvisor_kernel.jupyter.plan_factory import check_routes, find_routes, read_configuration
 from gvisor_kernel.shown_text import printable_name
+
+if TYPE_CHECKING:
+    from traitlets.config import Config
+
+    from gvisor_kernel.artifacts.page import Record
 
 
 @dataclass(frozen=True)
 class Users:
-    """Which kernelspecs use which routes; ``broken`` has those whose settings are wrong."""
+    """The kernelspecs that use each route; ``broken`` has those whose settings are wrong."""
 
     by_route: dict[str, list[str]]
     broken: dict[str, GvisorKernelError]
@@ -41,6 +39,9 @@ def find_users(config: Config) -> Users:
 
     Of kernelspecs with the same name, Jupyter uses the first.
     """
+    from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs
+    from gvisor_kernel.jupyter.plan_factory import check_routes
+
     users = Users({}, {})
     first = {kernelspec.name: kernelspec for kernelspec in reversed(find_kernelspecs())}
     for kernelspec in reversed(first.values()):
@@ -109,6 +110,8 @@ def run_list(arguments: argparse.Namespace) -> int:
 
     :raises GvisorKernelError: when the configuration of routes is wrong
     """
+    from gvisor_kernel.jupyter.plan_factory import find_routes, read_configuration
+
     config = read_configuration()
     routes, users = find_routes(config), find_users(config)
     if arguments.json:
@@ -139,6 +142,9 @@ def run_pages(arguments: argparse.Namespace) -> int:
 
     :raises GvisorKernelError: when their records cannot be read
     """
+    from gvisor_kernel.artifacts.page import find_records
+    from gvisor_kernel.artifacts.storage import artifacts_folder
+
     try:
         found = [(record, record.read()) for record in find_records()]
     except OSError as error:
@@ -167,6 +173,9 @@ def run_log(arguments: argparse.Namespace) -> int:
 
     :raises GvisorKernelError: when there is none of that name, or its record cannot be read
     """
+    from gvisor_kernel.artifacts.storage import artifacts_folder
+    from gvisor_kernel.cli.sandboxes import find_one
+
     path = artifacts_folder()
     try:
         page = _find_page(arguments.id)
@@ -185,6 +194,8 @@ def run_log(arguments: argparse.Namespace) -> int:
 
 def _find_page(name: str) -> Record | None:
     """Return the record of a page that is named by its path, or by the beginning of its id."""
+    from gvisor_kernel.artifacts.page import find_records
+
     found = [
         record
         for record in find_records()

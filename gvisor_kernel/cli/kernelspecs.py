@@ -1,4 +1,7 @@
-"""``install`` and ``uninstall``: add a kernelspec to Jupyter, remove it."""
+"""The work of ``install`` and ``uninstall``: a kernelspec is added to Jupyter, or removed.
+
+``install.py`` declares their arguments.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,12 @@ from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 
+from gvisor_kernel.cli.arguments import parse_settings
 from gvisor_kernel.cli.images import progress
 from gvisor_kernel.cli.snapshots import build_missing
 from gvisor_kernel.config.packages import split_requirements
 from gvisor_kernel.config.settings import find_entry
-from gvisor_kernel.config.validators import HOST_IMAGE, is_within, parse_value
+from gvisor_kernel.config.validators import HOST_IMAGE, is_within
 from gvisor_kernel.environments.environment import Environment, Store
 from gvisor_kernel.errors import GvisorKernelError, KernelspecError
 from gvisor_kernel.jupyter.default_provisioner import (
@@ -58,24 +62,6 @@ from gvisor_kernel.kernel.environment_builder import (
 from gvisor_kernel.runtimes.mounts.host_python import find_host_python
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.shown_text import describe_size, printable_name
-
-PLACES = """\
-default place, without --user, --sys-prefix and --prefix:
-  if this command is in a virtual or conda environment, that environment;
-  otherwise, for root: the whole system; for other users: that user.
-"""
-
-
-def add_place(command: argparse.ArgumentParser) -> None:
-    """Add the options that name a place of Jupyter's kernelspecs; at most one may be given."""
-    place = command.add_mutually_exclusive_group()
-    place.add_argument(
-        "--user", action="store_true", help="in this user's data directory of Jupyter"
-    )
-    place.add_argument(
-        "--sys-prefix", action="store_true", help=f"in this Python environment, {sys.prefix}"
-    )
-    place.add_argument("--prefix", metavar="P", help="in P/share/jupyter/kernels")
 
 
 def install_packages(
@@ -150,16 +136,6 @@ def default_place() -> tuple[bool, str | None]:
     return os.geteuid() != 0, None
 
 
-def parse_setting(text: str) -> tuple[str, object]:
-    """Parse ``name=value``."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise GvisorKernelError(
-            f"--set {text} has no value.", "write --set NAME=VALUE, such as --set memory_limit=16G."
-        )
-    return name, parse_value(value)
-
-
 def split_names(texts: list[str]) -> list[str] | None:
     """Return the names in options that may be repeated, and may have a list with commas each."""
     names = [name.strip() for text in texts for name in text.split(",")]
@@ -171,7 +147,7 @@ def find_settings(arguments: argparse.Namespace) -> dict[str, object]:
 
     :raises GvisorKernelError: when an option has no value, or a setting is given twice
     """
-    settings = dict(parse_setting(text) for text in arguments.settings)
+    settings = parse_settings(arguments.settings)
     routes = split_names(arguments.egress)
     options = (("image", arguments.image), ("memory_limit", arguments.memory), ("egress", routes))
     for name, value in options:
@@ -234,82 +210,8 @@ def check_kernel(settings: dict[str, object]) -> None:
         )
 
 
-def add_install(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of ``install``."""
-    parser.epilog = PLACES
-    parser.set_defaults(run=run_install)
-    add_place(parser)
-    parser.add_argument(
-        "--language",
-        choices=("python", "bash", "typescript", "java"),
-        default="python",
-        help="the language of the kernel (default: %(default)s). Kernels of other languages have to"
-        " be installed in this environment, or in the image: see docs/languages.md",
-    )
-    parser.add_argument(
-        "--name", help="the name of the kernelspec, for programs (default: gvisor-LANGUAGE)"
-    )
-    parser.add_argument(
-        "--display-name",
-        metavar="TEXT",
-        help="the name that people see in Jupyter's list of kernels",
-    )
-    parser.add_argument(
-        "--set",
-        metavar="SETTING=VALUE",
-        dest="settings",
-        action="append",
-        default=[],
-        help="a setting of this kernelspec, such as memory_limit=16G; may be repeated. Write a list"
-        " or null as in JSON. See docs/settings.md",
-    )
-    parser.add_argument(
-        "--image",
-        metavar="NAME",
-        help='the image that kernels run in: a name that "gvisor-kernel image list" shows (default:'
-        " the Python environment of this machine)",
-    )
-    parser.add_argument(
-        "--memory", metavar="SIZE", help="the memory limit, such as 8G (default: 4G)"
-    )
-    parser.add_argument(
-        "--egress",
-        metavar="ROUTE",
-        action="append",
-        default=[],
-        help='a route to the network that "gvisor-kernel egress list" shows, such as packages; may'
-        " be repeated, and may be a list with commas (default: no network)",
-    )
-    parser.add_argument(
-        "--with",
-        metavar="PACKAGES",
-        dest="packages",
-        action="append",
-        default=[],
-        help='Python packages that the kernels have from their start, such as "polars duckdb>=1.1";'
-        " they are installed once, in a sandbox, from the package indexes of this machine",
-    )
-    parser.add_argument(
-        "--default",
-        action="store_true",
-        dest="is_default",
-        help="also let servers start kernels in sandboxes whose kernelspec says nothing about it",
-    )
-    parser.add_argument(
-        "--replace-python3",
-        action="store_true",
-        help="also replace the kernelspec python3, which most programs start; the original is kept",
-    )
-    parser.add_argument(
-        "--no-snapshot",
-        action="store_true",
-        help="do not make the snapshot from which kernels start now, which takes seconds:"
-        " it is then made in the background, after the first start or by a Jupyter server",
-    )
-
-
-def run_install(arguments: argparse.Namespace) -> int:
-    """``install``: write a kernelspec and print where. Return 0.
+def install(arguments: argparse.Namespace) -> int:
+    """Write a kernelspec and print where. Return 0.
 
     :raises GvisorKernelError: when a setting is wrong, the kernel's program is missing, or the
         kernelspec cannot be written
@@ -402,7 +304,7 @@ def say_what_comes_first(directory: Path) -> bool:
 
 
 def undo_default(arguments: argparse.Namespace) -> int:
-    """``uninstall --default``: undo the default in the place, and print what was changed."""
+    """Undo the default in the place, and print what was changed."""
     place = choose_place(arguments) or default_place()
     changed = [path for path in (unset_default(*place), restore_native(*place)) if path is not None]
     for path in changed:
@@ -414,27 +316,8 @@ def undo_default(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def add_uninstall(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of ``uninstall``."""
-    parser.epilog = (
-        "Without --user, --sys-prefix and --prefix, it removes every kernelspec of that name that\n"
-        "Jupyter finds and that gvisor-kernel has installed."
-    )
-    parser.set_defaults(run=run_uninstall)
-    add_place(parser)
-    parser.add_argument(
-        "--name", default="gvisor-python", help="the name of the kernelspec (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--default",
-        action="store_true",
-        dest="is_default",
-        help="undo install --default and --replace-python3 instead",
-    )
-
-
-def run_uninstall(arguments: argparse.Namespace) -> int:
-    """``uninstall``: remove every kernelspec of that name that is gvisor-kernel's. Return 0.
+def uninstall(arguments: argparse.Namespace) -> int:
+    """Remove every kernelspec of that name that is gvisor-kernel's. Return 0.
 
     :raises KernelspecError: when there is none, or it cannot be removed
     """

@@ -53,13 +53,13 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "lab": Command(
             "lab", "open a folder in JupyterLab, with sandboxes alone; for what strangers wrote"
         ),
-        "install": Command("kernelspecs", "add a kernel to Jupyter's list of kernels"),
-        "uninstall": Command("kernelspecs", "remove a kernel from Jupyter's list of kernels"),
+        "install": Command("install", "add a kernel to Jupyter's list of kernels"),
+        "uninstall": Command("install", "remove a kernel from Jupyter's list of kernels"),
         "start": Command(
-            "start", "start a kernel, run one cell, end it, and print how long that took"
+            "kernels", "start a kernel, run one cell, end it, and print how long that took"
         ),
         "launch": Command(
-            "launch", "run one kernel in a sandbox until it ends (kernelspecs use this)"
+            "kernels", "run one kernel in a sandbox until it ends (kernelspecs use this)"
         ),
         "mcp": Command(
             "mcp",
@@ -73,7 +73,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         ),
         "list": Command("sandboxes", "list the sandboxes of this user"),
         "logs": Command("logs", "print the log of a sandbox"),
-        "transcript": Command("transcripts", "print the cells and outputs of a sandbox's kernel"),
+        "transcript": Command("logs", "print the cells and outputs of a sandbox's kernel"),
         "egress": Command(
             "egress",
             "show the routes by which kernels may reach the network, and what they let through",

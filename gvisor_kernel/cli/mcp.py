@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gvisor_kernel.config.validators import parse_value
+from gvisor_kernel.cli.arguments import add_settings, parse_settings
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.folders import open_real
 from gvisor_kernel.host.open_files import raise_limit
@@ -74,19 +74,11 @@ def add_mcp(mcp: argparse.ArgumentParser) -> None:
         help="a folder from which the client may copy files into a sandbox; may be repeated"
         " (default: none)",
     )
-    mcp.add_argument(
-        "--set",
-        metavar="SETTING=VALUE",
-        dest="settings",
-        action="append",
-        default=[],
-        help='a setting of each sandbox, such as image=full, egress=["packages"] or'
-        " uploads=/home/me/data; may be repeated. See docs/settings.md",
-    )
-    mcp.add_argument(
-        "--memory",
-        metavar="SIZE",
-        help="the memory limit of each sandbox, such as 2G (default: 4G)",
+    add_settings(
+        mcp,
+        'a setting of each sandbox, such as image=full, egress=["packages"] or'
+        " uploads=/home/me/data",
+        " of each sandbox, such as 2G",
     )
     for name, default, text in (
         ("sessions", 8, "sessions of one client"),
@@ -194,12 +186,7 @@ def read_settings(arguments: argparse.Namespace) -> ServerSettings:
 
     :raises GvisorKernelError: when an argument is wrong
     """
-    sandbox: dict[str, Any] = {}
-    for text in arguments.settings:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise GvisorKernelError(f"--set {text} has no value.", "write --set SETTING=VALUE.")
-        sandbox[name.strip()] = parse_value(value)
+    sandbox = parse_settings(arguments.settings)
     if arguments.memory is not None:
         sandbox["memory_limit"] = arguments.memory
     if "outputs" in sandbox:

@@ -187,6 +187,7 @@ async def resolve(
     *,
     allow_private: bool = False,
     accepted: Collection[str] = (),
+    seconds: float = RESOLVE_SECONDS,
 ) -> list[str]:
     """Return the addresses of ``host`` to connect to, all of them judged, each once.
 
@@ -194,7 +195,7 @@ async def resolve(
     ``accepted`` are not judged.
 
     :raises EgressRefused: when one of them is not allowed
-    :raises EgressError: when the name has no address, or does not resolve within RESOLVE_SECONDS
+    :raises EgressError: when the name has no address, or does not resolve within ``seconds``
     """
     if is_address(host):
         if host not in accepted:
@@ -206,11 +207,11 @@ async def resolve(
             "use the name that the service's documentation has.",
         )
     try:
-        async with asyncio.timeout(RESOLVE_SECONDS):
+        async with asyncio.timeout(seconds):
             found = list(dict.fromkeys(await resolver(host, port)))
     except TimeoutError:
         raise EgressError(
-            f"The name {host} did not resolve within {RESOLVE_SECONDS:g} s.",
+            f"The name {host} did not resolve within {seconds:g} s.",
             f"check the resolver of the host: getent hosts {host}",
         ) from None
     except (OSError, UnicodeError) as error:
@@ -247,8 +248,14 @@ def _refuse(host: str, address: str, reason: str | None) -> None:
 class NameResolver:
     """The resolver of one kernel. ``threads`` are those of the worker (``make_name_threads``)."""
 
-    def __init__(self, threads: ThreadPoolExecutor) -> None:
+    def __init__(
+        self,
+        threads: ThreadPoolExecutor,
+        find: Callable[[str, int], list[str]] | None = None,
+    ) -> None:
+        """``find`` blocks; without it the system is asked."""
         self._threads = threads
+        self._find = find or _find_addresses
         self._turns = Turns(NAMES_AT_ONCE)
 
     async def resolve(self, host: str, port: int) -> list[str]:
@@ -258,7 +265,7 @@ class NameResolver:
         """
         await self._turns.acquire()  # no timeout: bounded by RESOLVE_SECONDS in addresses
         loop = asyncio.get_running_loop()
-        resolving = loop.run_in_executor(self._threads, _find_addresses, host, port)
+        resolving = loop.run_in_executor(self._threads, self._find, host, port)
         resolving.add_done_callback(self._end_turn)
         return await asyncio.shield(resolving)  # no timeout: bounded by RESOLVE_SECONDS
 

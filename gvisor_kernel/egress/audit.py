@@ -18,7 +18,7 @@ import stat
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,11 @@ MAX_PENDING = 1000
 """Entries that wait because they could not be written."""
 
 
-@dataclass(frozen=True)
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """One request or tunnel that has ended, or that has begun (``is_open``).
 
@@ -54,7 +58,7 @@ class Entry:
     request; empty if nothing of it was sent.
     """
 
-    time: str
+    time: str = field(default_factory=_now)
     route: str
     method: str
     host: str
@@ -68,37 +72,11 @@ class Entry:
     id: str = ""
     is_open: bool = False
 
-
-def make_entry(
-    *,
-    route: str,
-    method: str,
-    host: str,
-    path: str,
-    status: int,
-    up: int = 0,
-    down: int = 0,
-    seconds: float = 0.0,
-    reason: str = "",
-    id: str = "",
-    is_open: bool = False,
-) -> Entry:
-    """Return the entry of a request that ends or begins now. Texts are cut, queries removed."""
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    return Entry(
-        time=now,
-        route=route[:MAX_TEXT],
-        method=method[:MAX_TEXT],
-        host=host[:MAX_TEXT],
-        path=path.partition("?")[0][:MAX_PATH],
-        status=status,
-        up=up,
-        down=down,
-        seconds=round(seconds, 6),
-        reason=reason[:MAX_TEXT],
-        id=id,
-        is_open=is_open,
-    )
+    def __post_init__(self) -> None:
+        """Cut the texts, which are the sandbox's, and remove a query."""
+        object.__setattr__(self, "path", self.path.partition("?")[0][:MAX_PATH])
+        for name in ("route", "method", "host", "reason"):
+            object.__setattr__(self, name, getattr(self, name)[:MAX_TEXT])
 
 
 def describe_entry(entry: Entry) -> str:
@@ -124,10 +102,10 @@ def describe_refusal(entry: Entry) -> str:
 class Audit:
     """Writes the record of one sandbox. One thread of one process."""
 
-    def __init__(self, path: Path) -> None:
-        """``path``: the file FILE in the sandbox's state directory."""
+    def __init__(self, path: Path, part: int = PART) -> None:
+        """``path``: the file FILE in the sandbox's state directory. ``part``: bytes of a part."""
         self._path = path
-        self._file = RotatedFile(path, PART, 2)
+        self._file = RotatedFile(path, part, 2)
         self._refused = Allowance(REFUSED_BURST, REFUSED_PER_SECOND)
         self._last: Entry | None = None
         self._more = 0
@@ -232,7 +210,7 @@ def _read_lines(path: Path) -> Iterator[Entry]:
 def parse_entry(line: str | bytes) -> Entry | None:
     """Return the entry in a line of a record; None if it is broken."""
     with suppress(JsonError, TypeError, ValueError):
-        return _read_entry(parse_json(line, MAX_LINE))
+        return read_entry(parse_json(line, MAX_LINE))
     return None
 
 
@@ -240,8 +218,8 @@ _FIELDS = {field.name: field for field in dataclasses.fields(Entry)}
 _KINDS: dict[str, Any] = {"str": str, "int": int, "float": int | float, "bool": bool}
 
 
-def _read_entry(content: Any) -> Entry:
-    """Return the entry in a JSON value.
+def read_entry(content: Any) -> Entry:
+    """Return the entry in a JSON value, which ``asdict`` has made.
 
     :raises TypeError: when it is none
     """
@@ -259,7 +237,7 @@ def _read_entry(content: Any) -> Entry:
 
 @dataclass(frozen=True)
 class Count:
-    """Of one route: requests that have ended, how many of them failed or were refused, bytes of
+    """The requests of one route that have ended, how many of them failed or were refused, bytes of
     bodies in each direction, and the seconds that all took together."""
 
     requests: int = 0
@@ -267,15 +245,6 @@ class Count:
     up: int = 0
     down: int = 0
     seconds: float = 0.0
-
-    def __add__(self, other: Count) -> Count:
-        return Count(
-            self.requests + other.requests,
-            self.failed + other.failed,
-            self.up + other.up,
-            self.down + other.down,
-            self.seconds + other.seconds,
-        )
 
 
 class Counters:
@@ -288,29 +257,19 @@ class Counters:
         self._counts: dict[str, Count] = {}
         self._lock = ThreadLock()
 
-    def add(self, route: str, count: Count) -> None:
-        """Add to the counts of a route."""
+    def add(self, entry: Entry) -> None:
+        """Add a request that has ended, and those before it that were only counted."""
         with self._lock:
-            self._counts[route] = self._counts.get(route, Count()) + count
+            before = self._counts.get(entry.route, Count())
+            self._counts[entry.route] = Count(
+                before.requests + entry.more + 1,
+                before.failed + entry.more + bool(entry.reason),
+                before.up + entry.up,
+                before.down + entry.down,
+                before.seconds + entry.seconds,
+            )
 
     def read(self) -> Mapping[str, Count]:
         """Return the counts of all routes until now."""
         with self._lock:
             return dict(self._counts)
-
-
-def write_count(entry: Entry) -> list[Any]:
-    """Return an entry's route and count, for another process. Its ``more`` were refused."""
-    requests = 1 + entry.more
-    failed = entry.more + bool(entry.reason)
-    return [entry.route, requests, failed, entry.up, entry.down, entry.seconds]
-
-
-def read_count(content: Any) -> tuple[str, Count]:
-    """Return what ``write_count`` wrote.
-
-    :raises TypeError: it is not that
-    :raises ValueError: it is not that
-    """
-    route, requests, failed, up, down, seconds = content
-    return str(route), Count(int(requests), int(failed), int(up), int(down), float(seconds))

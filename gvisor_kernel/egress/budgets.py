@@ -1,15 +1,15 @@
-"""What the limits of routes still allow: requests in a minute and a day, and bytes.
+"""The rest of the limits of routes: requests in a minute and a day, and bytes.
 
-The rate is counted for each kernel, so that none can use up another one's; requests at once take
-turns (``services``). Daily
-budgets are counted for all processes of this user, in a file of the state directory, by route and
-day (UTC). Each change of the file is one transaction, so threads and processes that race never get
-more than the limit together. Bytes are taken from the daily budget in blocks before they are passed
-on. What is left of a block is given back at the end; a process that is killed gives nothing back.
+The rate is counted for each kernel, so that none can use up another one's. Daily budgets are
+counted for all processes of this user, in a file of the state directory, by route and day (UTC).
+Each change of the file is one transaction, so threads and processes that race never get more than
+the limit together. Bytes are taken from the daily budget in blocks before they are passed on. What
+is left of a block is given back at the end; a process that is killed gives nothing back.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 import stat
@@ -23,7 +23,8 @@ from functools import cached_property
 from pathlib import Path
 
 from gvisor_kernel.egress.kinds import Route
-from gvisor_kernel.errors import EgressError, EgressRefused
+from gvisor_kernel.egress.refusals import LimitReached, UpstreamFailed
+from gvisor_kernel.errors import EgressError
 from gvisor_kernel.host.locks import ThreadLock
 
 FILE = "egress-budgets.sqlite3"
@@ -34,6 +35,8 @@ BUSY_SECONDS = 20.0
 """How long the file may be locked by other processes. A transaction takes milliseconds."""
 KEEP_DAYS = 40
 WINDOW = 60.0
+RETRY_SECONDS = 10
+"""When a client may try again that was refused for the number of requests."""
 
 _TABLE = """
 create table if not exists spent (
@@ -45,7 +48,7 @@ create table if not exists spent (
 
 @dataclass(frozen=True)
 class Spent:
-    """What was taken from the budget of a route on one day."""
+    """The part that was taken from the budget of a route on one day."""
 
     requests: int = 0
     bytes: int = 0
@@ -75,7 +78,7 @@ class DailyBudgets:
     def take_request(self, route: Route) -> None:
         """Count one request.
 
-        :raises EgressRefused: when no request, or no byte, is left for today
+        :raises LimitReached: no request, or no byte, is left for today
         :raises EgressError: when the file cannot be used
         """
         limits, day = route.limits, self.today()
@@ -169,12 +172,14 @@ def _add(database: sqlite3.Connection, route: str, day: str, requests: int, coun
     )
 
 
-def refuse(route: Route, limit: str, value: int) -> EgressRefused:
-    """Return the error about a limit that is reached."""
-    return EgressRefused(
+def refuse(route: Route, limit: str, value: int, status: int = 429) -> LimitReached:
+    """Return the refusal for a limit that is reached."""
+    return LimitReached(
         f'The limit {limit} = {value} of the route "{route.name}" is reached.',
         f"{_WAIT[limit]} an administrator may raise"
         f' c.GVisorEgress.routes["{route.name}"]["limits"]["{limit}"].',
+        status,
+        RETRY_SECONDS if status == 429 else 0,
     )
 
 
@@ -208,17 +213,8 @@ class Budgets:
 
         Blocks for the file of daily budgets if the route has such a limit (``is_daily``).
 
-        :raises EgressRefused: when a limit is reached; nothing is counted then
-        :raises EgressError: when the file of daily budgets cannot be used
-        """
-        admission = self.begin(route)
-        self.charge(admission)
-        return admission
-
-    def begin(self, route: Route) -> Admission:
-        """Count a request that begins, but not in the file of daily budgets; ``charge`` does that.
-
-        :raises EgressRefused: when a limit is reached; nothing is counted then
+        :raises LimitReached: a limit is reached; nothing is counted then
+        :raises EgressError: the file of daily budgets cannot be used
         """
         now, limits = self._monotonic(), route.limits
         with self._lock:
@@ -228,23 +224,14 @@ class Budgets:
             if len(times) >= limits.requests_per_minute:
                 raise refuse(route, "requests_per_minute", limits.requests_per_minute)
             times.append(now)
-        return Admission(route, self._daily if is_daily(route) else None, now)
-
-    def charge(self, admission: Admission) -> None:
-        """Take a request from the route's daily budget, if it has one; blocks for the file then.
-
-        Raises as ``admit``; ``admission`` is closed then, and not counted.
-        """
-        route = admission.route
-        if self._daily is None or not is_daily(route):
-            return
-        try:
-            self._daily.take_request(route)
-        except BaseException:
-            with self._lock, suppress(ValueError):
-                self._times[route.name].remove(admission.began)
-            admission.close()
-            raise
+        if self._daily is not None and is_daily(route):
+            try:
+                self._daily.take_request(route)
+            except BaseException:
+                with self._lock, suppress(ValueError):
+                    times.remove(now)
+                raise
+        return Admission(route, self._daily)
 
 
 def is_daily(route: Route) -> bool:
@@ -253,15 +240,15 @@ def is_daily(route: Route) -> bool:
 
 
 class Admission:
-    """One request that was admitted; a context manager. One thread for each direction.
+    """One request that was admitted. One thread for each direction.
 
+    ``up``: bytes of the request's body; ``down``: bytes of the answer's. A tunnel's likewise.
     ``sent`` and ``received`` are called before the bytes are passed on. They block now and then if
-    the route has a limit ``daily_bytes`` (``may_block``).
+    the route has a limit ``daily_bytes`` (``may_block``); ``pass_up`` and ``pass_down`` do not.
     """
 
-    def __init__(self, route: Route, daily: DailyBudgets | None, began: float) -> None:
+    def __init__(self, route: Route, daily: DailyBudgets | None) -> None:
         self.route = route
-        self.began = began
         self.up = 0
         self.down = 0
         self._daily = daily if route.limits.daily_bytes is not None else None
@@ -273,33 +260,61 @@ class Admission:
         """Return whether the next ``count`` bytes need the file of daily budgets."""
         return self._daily is not None and self._block[1] < count
 
+    def check_length(self, size: int) -> None:
+        """Check the announced size of a request's body.
+
+        :raises LimitReached: it is too large
+        """
+        most = self.route.limits.request_bytes
+        if size > most:
+            raise refuse(self.route, "request_bytes", most, 413)
+
+    async def pass_up(self, count: int) -> None:
+        """Count bytes that the sandbox sends.
+
+        :raises Refusal: a limit is reached; they must not be passed on
+        """
+        await self._count(self.sent, count)
+
+    async def pass_down(self, count: int) -> None:
+        """Count bytes that the sandbox gets; otherwise as ``pass_up``."""
+        await self._count(self.received, count)
+
+    async def _count(self, count: Callable[[int], None], size: int) -> None:
+        try:
+            if self.may_block(size):
+                await asyncio.get_running_loop().run_in_executor(None, count, size)
+            else:
+                count(size)
+        except EgressError as error:
+            raise UpstreamFailed("the budget of the route cannot be counted") from error
+
     def sent(self, count: int) -> None:
         """Count bytes to the upstream.
 
-        :raises EgressRefused: when a limit is reached; these bytes must not be passed on
-        :raises EgressError: when the file of daily budgets cannot be used
+        :raises LimitReached: these bytes must not be passed on
+        :raises EgressError: the file of daily budgets cannot be used
         """
-        most = self.route.limits.request_bytes
-        if self.up + count > most:
-            raise refuse(self.route, "request_bytes", most)
-        self._spend(count)
+        self.check_length(self.up + count)
+        self._spend(count, 413)
         self.up += count
 
     def received(self, count: int) -> None:
         """Count bytes from the upstream; otherwise as ``sent``."""
         most = self.route.limits.response_bytes
         if self.down + count > most:
-            raise refuse(self.route, "response_bytes", most)
-        self._spend(count)
+            raise refuse(self.route, "response_bytes", most, 502)
+        self._spend(count, 502)
         self.down += count
 
-    def _spend(self, count: int) -> None:
+    def _spend(self, count: int, status: int) -> None:
         daily = self._daily
         if daily is None:
             return
+        used_up = refuse(self.route, "daily_bytes", self.route.limits.daily_bytes or 0, status)
         with self._lock:
             if self._closed:  # its client left before this thread began
-                raise refuse(self.route, "daily_bytes", self.route.limits.daily_bytes or 0)
+                raise used_up
             day, left = self._block
             if left < count:
                 if day not in ("", daily.today()):
@@ -310,13 +325,13 @@ class Admission:
                 left += more
                 self._block = (day, left)
             if left < count:
-                raise refuse(self.route, "daily_bytes", self.route.limits.daily_bytes or 0)
+                raise used_up
             self._block = (day, left - count)
 
     def close(self) -> None:
         """End the request, and give back the bytes that it has not used. May be called twice.
 
-        :raises EgressError: when the file of daily budgets cannot be used
+        :raises EgressError: the file of daily budgets cannot be used
         """
         with self._lock:
             if self._closed:
@@ -325,9 +340,3 @@ class Admission:
             (day, left), self._block = self._block, ("", 0)
         if self._daily is not None and left:
             self._daily.give_back(self.route, day, left)
-
-    def __enter__(self) -> Admission:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()

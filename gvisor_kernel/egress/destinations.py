@@ -1,4 +1,4 @@
-"""Which route a URL belongs to that a page from a sandbox asks for. Pure functions.
+"""Finds the route for a URL that a page from a sandbox asks for. Pure functions.
 
 A page asks for the upstream's own address. A browser writes it in one form: the scheme and the host
 in lower case, names of other scripts in ASCII (``xn--``), no port that is the scheme's own. What a

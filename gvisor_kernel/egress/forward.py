@@ -1,4 +1,5 @@
-"""Passes requests on to servers, and their answers back; and what a route with a ``url`` adds.
+"""Passes requests on to servers, and their answers back: for a URL, by a tunnel, and by a route
+with a ``url``.
 
 Headers that belong to one connection are not passed on, nor those that a proxy adds. Bodies stay as
 they are, encoded or not: nothing is decompressed here.
@@ -11,12 +12,18 @@ and the base path are the configuration's; the sandbox chooses only what comes a
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from functools import partial
 from urllib.parse import urlsplit
 
 import h11
 import httpcore
 
+from gvisor_kernel.egress.budgets import Admission
+from gvisor_kernel.egress.destinations import upstream_of
+from gvisor_kernel.egress.heads import Form
 from gvisor_kernel.egress.http import EVENTS_IN_A_TURN, Reply, Request
 from gvisor_kernel.egress.kinds import UrlRoute
 from gvisor_kernel.egress.patterns import (
@@ -26,8 +33,16 @@ from gvisor_kernel.egress.patterns import (
     is_allowed,
     split_target,
 )
-from gvisor_kernel.egress.refusals import Refused, UpstreamFailed
-from gvisor_kernel.egress.upstream import Upstream, translated_errors
+from gvisor_kernel.egress.refusals import Refusal, Refused, UpstreamFailed
+from gvisor_kernel.egress.streams import ByteStream, StreamReset
+from gvisor_kernel.egress.upstream import (
+    Resolve,
+    Upstream,
+    connect,
+    counted,
+    find_read_size,
+    translated_errors,
+)
 from gvisor_kernel.link.streams import EGRESS_PORT
 
 MASK = b"*"
@@ -112,6 +127,19 @@ def check_method(method: str) -> None:
     """
     if method not in METHODS:
         raise Refused(f"the method {method} is not passed on", f"use {', '.join(sorted(METHODS))}.")
+
+
+def check_target(target: bytes) -> None:
+    """Check that a target has one meaning only.
+
+    :raises Refused: it has not
+    """
+    fault = find_target_fault(target)
+    if fault is not None:
+        raise Refused(
+            f"the path {fault}, which servers read in different ways",
+            "send a path that has one meaning; no setting allows this one.",
+        )
 
 
 def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> Pairs:
@@ -205,6 +233,82 @@ def _reason(response: httpcore.Response, secret: bytes) -> str:
     return reason.decode("ascii", "replace")
 
 
+# -- routes with hosts -----------------------------------------------------------------------------
+
+
+async def open_tunnel(
+    host: str, port: int, resolve: Resolve, request: Request, reply: Reply, admission: Admission
+) -> None:
+    """Answer a CONNECT, and copy bytes both ways until both sides have ended.
+
+    :raises Refusal: the server may not be reached, or cannot be; or a limit is used up
+    :raises StreamReset: the client has gone
+    """
+    sock = await connect(host, port, resolve)
+    try:
+        request.announce()
+        await reply.switch()
+        with counted(sock):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_copy_up(request.stream, sock, admission))
+                group.create_task(_copy_down(sock, request.stream, admission))
+    except ExceptionGroup as group:
+        cause = _find_cause(group)
+        if not isinstance(cause, OSError):
+            raise cause from None
+        request.stream.reset()  # the server has ended the connection
+    finally:
+        sock.close()
+
+
+def _find_cause(group: ExceptionGroup[Exception]) -> Exception:
+    """Return why a tunnel has ended; the group itself if that is a defect.
+
+    The end of one direction may fail the other one, so the group may contain several errors.
+    """
+    errors = group.exceptions
+    if all(isinstance(error, Refusal | StreamReset | OSError) for error in errors):
+        for kind in (Refusal, StreamReset, OSError):
+            for error in errors:
+                if isinstance(error, kind):
+                    return error
+    return group
+
+
+async def _copy_up(stream: ByteStream, sock: socket.socket, admission: Admission) -> None:
+    loop = asyncio.get_running_loop()
+    while data := await stream.read():  # no timeout: the limit seconds of the route ends the tunnel
+        await admission.pass_up(len(data))
+        await loop.sock_sendall(sock, data)
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_WR)
+
+
+async def _copy_down(sock: socket.socket, stream: ByteStream, admission: Admission) -> None:
+    loop = asyncio.get_running_loop()
+    while data := await loop.sock_recv(sock, find_read_size()):
+        await admission.pass_down(len(data))
+        await stream.write(data)
+    stream.finish()
+
+
+async def pass_on(host: str, port: int, upstream: Upstream, request: Request, reply: Reply) -> None:
+    """Answer a request for a whole URL with what its server answers.
+
+    :raises Refusal: see ``forward``
+    """
+    head = request.head
+    assert head.form is Form.ABSOLUTE
+    check_method(head.method)
+    check_target(head.path)
+    shown = f"[{host}]" if ":" in host else host
+    scheme, usual = ("https", 443) if head.is_tls else ("http", 80)
+    authority = shown if port == usual else f"{shown}:{port}"
+    headers = request_headers(request, authority.encode())
+    url = httpcore.URL(scheme=scheme, host=host, port=port, target=head.path)
+    await forward(upstream, request, reply, url, headers)
+
+
 # -- a route with a url ----------------------------------------------------------------------------
 
 DROPPED = frozenset({b"alt-svc", b"strict-transport-security", b"public-key-pins"})
@@ -223,12 +327,9 @@ class Reverse:
         self._route = route
         self._upstream = upstream
         self._read_secret = read_secret
-        parts = urlsplit(route.url)
-        self._scheme = parts.scheme
-        self._port = parts.port or (443 if parts.scheme == "https" else 80)
-        self._name = parts.hostname or ""
-        self._authority = parts.netloc.rpartition("@")[2]
-        self._base = parts.path.rstrip("/")
+        self._server = upstream_of(route.url)
+        self._authority = urlsplit(route.url).netloc
+        self._base = self._server.target
         self._inside = f"http://127.0.0.1:{EGRESS_PORT}/{route.name}"
 
     def judge(self, request: Request) -> bytes:
@@ -249,12 +350,7 @@ class Reverse:
                 f"the route {route.name} does not allow the method {method}, only {allowed}",
                 f'an administrator can add it to {key}["methods"].',
             )
-        fault = find_target_fault(target)
-        if fault is not None:
-            raise Refused(
-                f"the path {fault}, which servers read in different ways",
-                "send a path that has one meaning; no setting allows this one.",
-            )
+        check_target(target)
         if route.paths and not is_allowed(path, route.paths):
             raise Refused(
                 f"the route {route.name} does not allow this path",
@@ -273,29 +369,25 @@ class Reverse:
         target = self.judge(request)
         headers = request_headers(request, self._authority.encode())
         secret = ""
-        if self._route.header:
-            name, _, template = self._route.header.partition(":")
-            headers = without(headers, name.strip().encode())
-            if self._route.secret:
-                secret = await self._read_secret(self._route.secret)
-            value = template.strip().replace("{secret}", secret)
+        if self._route.secret:
+            secret = await self._read_secret(self._route.secret)
+        credential = self._route.format_header(secret)
+        if credential is not None:
+            name, value = credential
+            headers = without(headers, name.encode())
             if not value.isascii() or not value.isprintable():
                 raise UpstreamFailed(f"the credential of the route {self._route.name} is unusable")
-            headers.append((name.strip().encode(), value.encode()))
+            headers.append((name.encode(), value.encode()))
         if secret:
             for hiding in HIDING:
                 headers = without(headers, hiding)
             headers.append((b"Accept-Encoding", b"identity"))
-        url = httpcore.URL(
-            scheme=self._scheme, host=self._name, port=self._port, target=target or b"/"
-        )
-
-        def change(answer: Pairs) -> Pairs:
-            return self._change(answer, secret.encode())
-
+        scheme, host, port = self._server.scheme, self._server.host, self._server.port
+        url = httpcore.URL(scheme=scheme, host=host, port=port, target=target or b"/")
+        change = partial(self._change, secret.encode())
         await forward(self._upstream, request, reply, url, headers, change, secret.encode())
 
-    def _change(self, headers: Pairs, secret: bytes) -> Pairs:
+    def _change(self, secret: bytes, headers: Pairs) -> Pairs:
         """Return an answer's headers without what would lead past the route, or has its credential
         in the name or the value."""
         changed: Pairs = []
@@ -314,11 +406,11 @@ class Reverse:
         route.
         """
         text = value.decode("latin-1")
-        own = f"{self._scheme}://{self._authority}"
+        own = f"{self._server.scheme}://{self._authority}"
         if text.startswith("/") and not text.startswith("//"):
             text = own + text
         elif text.startswith("//"):
-            text = f"{self._scheme}:{text}"
+            text = f"{self._server.scheme}:{text}"
         base = own + self._base
         rest = text[len(base) :]
         if text.lower().startswith(base.lower()) and rest[:1] in ("", "/", "?", "#"):

@@ -1,8 +1,8 @@
 """Decides which route a request of a kernel belongs to, and holds it to that route's limits.
 
-One gate for each run of a kernel. It knows only the routes of that kernel, so a request for another
-kernel's is one for a route that does not exist. Each request leaves one line in the audit and in
-the kernel's log.
+One gate for each run of a kernel, and one object with what it needs beside HTTP (``Services``). It
+knows only the routes of that kernel, so a request for another kernel's is one for a route that does
+not exist. Each request leaves one line in the audit and in the kernel's log.
 """
 
 from __future__ import annotations
@@ -11,35 +11,224 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
-from gvisor_kernel.egress.audit import Entry, make_entry
+from gvisor_kernel.egress import addresses
+from gvisor_kernel.egress.addresses import NameResolver, make_name_threads
+from gvisor_kernel.egress.audit import Audit, Entry
+from gvisor_kernel.egress.budgets import (
+    RETRY_SECONDS,
+    Admission,
+    Budgets,
+    DailyBudgets,
+    is_daily,
+    refuse,
+)
 from gvisor_kernel.egress.environment import JUPYTER
-from gvisor_kernel.egress.forward import Reverse
+from gvisor_kernel.egress.forward import Reverse, open_tunnel, pass_on
 from gvisor_kernel.egress.heads import Form, Head
 from gvisor_kernel.egress.http import Handler, Reply, Request
 from gvisor_kernel.egress.kinds import HostsRoute, PackagesRoute, Route, UrlRoute
-from gvisor_kernel.egress.own_process import end_if_out_of_memory
+from gvisor_kernel.egress.own_process import (
+    describe_error,
+    end_if_out_of_memory,
+    is_memory_short,
+)
 from gvisor_kernel.egress.patterns import is_host_allowed, split_authority
-from gvisor_kernel.egress.refusals import BadRequest, LimitReached, Refusal, Refused
-from gvisor_kernel.egress.services import Services
+from gvisor_kernel.egress.refusals import (
+    BadRequest,
+    LimitReached,
+    Refusal,
+    Refused,
+    UpstreamFailed,
+)
+from gvisor_kernel.egress.secrets import SecretReader
 from gvisor_kernel.egress.streams import StreamReset
-from gvisor_kernel.egress.tunnel import Meter, open_tunnel, pass_on
+from gvisor_kernel.egress.turns import Turns
 from gvisor_kernel.egress.upstream import Upstream
+from gvisor_kernel.errors import EgressError, EgressRefused, SecretError
 from gvisor_kernel.link.streams import EGRESS_PORT
 
 OWN_NAMES = frozenset({"127.0.0.1", "localhost"})
 """What a program inside may call the proxy in the header Host."""
 _NAME = re.compile(rb"/([a-z][a-z0-9-]{0,31})(?=[/?]|$)")
 
-Answer = Callable[[Request, Reply, Meter], Awaitable[None]]
+TURN_SECONDS = 10.0
+"""How long a request waits for another one of its route to end, before it is refused."""
+
+Answer = Callable[[Request, Reply, Admission], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The services that all kernels of a worker share. Make it in the worker's event loop."""
+
+    daily: DailyBudgets = field(default_factory=DailyBudgets)
+    secrets: SecretReader = field(default_factory=SecretReader)
+    name_threads: ThreadPoolExecutor = field(default_factory=make_name_threads)
+
+
+class Services:
+    """Resolves names, reads secrets, keeps budgets and records requests, for one run of a kernel.
+
+    ``say`` writes a line into the kernel's log; ``report_entry`` writes a request that has ended
+    there, and counts it. ``environment`` has the values of ``env:``. Whatever blocks runs in a
+    thread.
+    """
+
+    def __init__(
+        self,
+        audit: Path | None,
+        environment: Mapping[str, str],
+        shared: Shared,
+        say: Callable[[str], None],
+        report_entry: Callable[[Entry], None],
+    ) -> None:
+        self._audit = None if audit is None else Audit(audit)
+        self._environment = environment
+        self._budgets = Budgets(shared.daily)
+        self._turns: dict[str, Turns] = {}
+        self._secrets = shared.secrets
+        self.names = NameResolver(shared.name_threads)
+        self._say = say
+        self._report_entry = report_entry
+        self._dismissing: set[asyncio.Future[None]] = set()
+
+    async def resolve(self, host: str, port: int, *, allow_private: bool) -> list[str]:
+        """Return addresses of ``host`` that were judged.
+
+        :raises Refusal: one of them is not allowed, or there is none
+        """
+        try:
+            return await addresses.resolve(
+                host, port, self.names.resolve, allow_private=allow_private
+            )
+        except EgressRefused as error:
+            raise Refused(error.fact.rstrip("."), error.hint) from error
+        except EgressError as error:
+            raise UpstreamFailed(error.fact.rstrip(".")) from error
+
+    async def read_secret(self, route: str, reference: str) -> str:
+        """Return the value of a route's secret.
+
+        :raises UpstreamFailed: it cannot be read; the kernel's log says why
+        """
+        try:
+            return await self._secrets.read(reference, self._environment)
+        except (SecretError, TimeoutError) as error:
+            why = str(error) if isinstance(error, SecretError) else "it takes too long"
+            self._say(f"a secret cannot be read: {why}")
+            raise UpstreamFailed(
+                f"the credential of the route {route} cannot be read on the host",
+                advice="gvisor-kernel doctor, on the host, says why.",
+            ) from None
+
+    async def admit(self, route: Route) -> Admission:
+        """Count a request that begins. Its end is told with ``dismiss``.
+
+        :raises Refusal: a limit is reached
+        """
+        if is_memory_short():
+            raise LimitReached(
+                "the host's process for routes has too much open at once",
+                "try again when other requests have ended.",
+                503,
+                RETRY_SECONDS,
+            )
+        try:
+            if self._audit is not None:
+                self._audit.check()
+            # A client may begin its next request before the end of the last one is counted.
+            turns = self._turns.setdefault(route.name, Turns(route.limits.at_once))
+            try:
+                async with asyncio.timeout(TURN_SECONDS):
+                    await turns.acquire()
+            except TimeoutError:
+                raise refuse(route, "at_once", route.limits.at_once) from None
+            return await self._count(route, turns)
+        except EgressError as error:
+            self._say(error.fact)
+            raise UpstreamFailed("the request cannot be counted or recorded on the host") from error
+
+    async def _count(self, route: Route, turns: Turns) -> Admission:
+        """Count a request that begins, and has a turn.
+
+        The thread that a daily budget needs goes on when its client goes away; the request ends
+        after it.
+        """
+        try:
+            if not is_daily(route):
+                return self._budgets.admit(route)
+            loop = asyncio.get_running_loop()
+            counting = loop.run_in_executor(None, self._budgets.admit, route)
+            try:
+                # no timeout: a transaction, with a timeout for its lock
+                return await asyncio.shield(counting)
+            except asyncio.CancelledError:
+                counting.add_done_callback(partial(self._dismiss_late, turns))
+                raise
+        except (EgressError, LimitReached):
+            turns.release()
+            raise
+
+    def _dismiss_late(self, turns: Turns, counting: asyncio.Future[Admission]) -> None:
+        if counting.exception() is not None:
+            turns.release()
+            return
+        # no timeout: it is done
+        dismissing = asyncio.ensure_future(self.dismiss(counting.result()))
+        self._dismissing.add(dismissing)
+        dismissing.add_done_callback(self._dismissing.discard)
+
+    async def dismiss(self, admission: Admission) -> None:
+        """End a request that was admitted."""
+        try:
+            if is_daily(admission.route):
+                loop = asyncio.get_running_loop()
+                # no timeout: a transaction, which BUSY_SECONDS bounds
+                await asyncio.shield(loop.run_in_executor(None, admission.close))
+            else:
+                admission.close()
+        except EgressError as error:
+            self._say(error.fact)
+        finally:
+            self._turns[admission.route.name].release()
+
+    def record_open(self, entry: Entry) -> None:
+        """Write down that a request begins, before anything of it is sent.
+
+        :raises UpstreamFailed: it cannot be recorded
+        """
+        if self._audit is None:
+            return
+        try:
+            self._audit.write_open(entry)
+        except EgressError as error:
+            self._say(error.fact)
+            raise UpstreamFailed("the request cannot be recorded on the host") from error
+
+    def record(self, entry: Entry) -> None:
+        """Write down a request that has ended: in the audit, and in the kernel's log."""
+        if self._audit is None or self._audit.write(entry):
+            self._report_entry(entry)
+
+    def close(self) -> None:
+        """Close the audit."""
+        if self._audit is not None:
+            self._audit.close()
+
+    def report(self, error: BaseException) -> None:
+        """Write down that this program has failed."""
+        self._say(f"the proxy failed: {describe_error(error)}")
 
 
 @dataclass
 class _Outcome:
-    """What became of one request: fields of its entry in the audit. ``id``: "" if nothing of it was
+    """The end of one request: fields of its entry in the audit. ``id``: "" if nothing of it was
     sent."""
 
     id: str = ""
@@ -73,9 +262,9 @@ class Gate:
             )
             if isinstance(route, UrlRoute):
                 reverse = Reverse(route, upstream, partial(services.read_secret, route.name))
-                self._answers[route.name] = _ignoring_meter(reverse.handle)
+                self._answers[route.name] = _without_admission(reverse.handle)
             elif isinstance(route, PackagesRoute) and packages is not None:
-                self._answers[route.name] = _ignoring_meter(packages)
+                self._answers[route.name] = _without_admission(packages)
 
     async def close(self) -> None:
         """Close the connections to servers, and the audit."""
@@ -115,7 +304,7 @@ class Gate:
             raise
         finally:
             outcome.status = outcome.status or reply.status
-            outcome.seconds = time.monotonic() - began
+            outcome.seconds = round(time.monotonic() - began, 6)
             self._services.record(_make_entry(head, outcome))
 
     async def _handle(self, request: Request, reply: Reply, outcome: _Outcome) -> None:
@@ -131,13 +320,11 @@ class Gate:
             outcome.id = opened.id
 
         try:
-            meter = Meter(admission)
-            reply.on_body = meter.received
-            if request.head.length is not None:
-                meter.check_length(request.head.length)
-            counted = replace(request, body=_count(request.body, meter), announce=announce)
+            reply.on_body = admission.pass_down
+            admission.check_length(request.head.length or 0)
+            counted = replace(request, body=_count(request.body, admission), announce=announce)
             async with asyncio.timeout(limits.seconds) as timer:
-                await answer(counted, reply, meter)
+                await answer(counted, reply, admission)
         except TimeoutError:
             if not timer.expired():
                 raise
@@ -168,8 +355,11 @@ class Gate:
             raise BadRequest("A route of this proxy is asked for by its path, not through a proxy")
         for route in self._routes.values():
             if isinstance(route, HostsRoute) and is_host_allowed(host, port, route.hosts):
-                answer = self._tunnel if head.form is Form.AUTHORITY else self._pass_on
-                return route, partial(answer, route, host, port)
+                if head.form is Form.AUTHORITY:
+                    resolve = partial(self._services.resolve, allow_private=route.allow_private)
+                    return route, partial(open_tunnel, host, port, resolve)
+                answer = partial(pass_on, host, port, self._upstreams[route.name])
+                return route, _without_admission(answer)
         shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         raise Refused(
             f"no egress route of this kernel allows {shown}",
@@ -177,29 +367,6 @@ class Gate:
             f'{{"web": {{"hosts": ["{shown}"]}}}}. Then {self._giving.replace("NAME", "web")}'
             " gives it to the kernel.",
         )
-
-    async def _tunnel(
-        self,
-        route: HostsRoute,
-        host: str,
-        port: int,
-        request: Request,
-        reply: Reply,
-        meter: Meter,
-    ) -> None:
-        resolve = partial(self._services.resolve, allow_private=route.allow_private)
-        await open_tunnel(request, reply, host, port, resolve, meter)
-
-    async def _pass_on(
-        self,
-        route: HostsRoute,
-        host: str,
-        port: int,
-        request: Request,
-        reply: Reply,
-        meter: Meter,
-    ) -> None:
-        await pass_on(request, reply, host, port, self._upstreams[route.name])
 
     def _find_named(self, head: Head) -> tuple[Route, Answer]:
         is_named = head.host in OWN_NAMES and head.port == EGRESS_PORT
@@ -221,14 +388,14 @@ class Gate:
 def _make_entry(head: Head, outcome: _Outcome, *, is_open: bool = False) -> Entry:
     shown = "" if head.form is Form.ORIGIN else f"{head.host}:{head.port}"
     path = head.path.decode("ascii")
-    return make_entry(method=head.method, host=shown, path=path, is_open=is_open, **asdict(outcome))
+    return Entry(method=head.method, host=shown, path=path, is_open=is_open, **asdict(outcome))
 
 
-def _ignoring_meter(handle: Callable[[Request, Reply], Awaitable[None]]) -> Answer:
-    return lambda request, reply, meter: handle(request, reply)
+def _without_admission(handle: Handler) -> Answer:
+    return lambda request, reply, _: handle(request, reply)
 
 
-async def _count(body: AsyncIterator[bytes], meter: Meter) -> AsyncIterator[bytes]:
+async def _count(body: AsyncIterator[bytes], admission: Admission) -> AsyncIterator[bytes]:
     async for data in body:
-        await meter.sent(len(data))
+        await admission.pass_up(len(data))
         yield data

@@ -31,7 +31,7 @@ _ONCE = frozenset(
 
 
 class Form(enum.Enum):
-    """What the target of a request is."""
+    """The form of a request's target."""
 
     ORIGIN = "a path"
     ABSOLUTE = "a URL"

@@ -18,18 +18,30 @@ from gvisor_kernel.egress.heads import END, MAX_HEAD, Form, Head, check_length, 
 from gvisor_kernel.egress.refusals import BadRequest, Refusal
 from gvisor_kernel.egress.streams import ByteStream, StreamReset
 
-HEAD_SECONDS = 15.0
-"""From the first byte of a head to its last: a client that sends slower only occupies a stream."""
-IDLE_SECONDS = 75.0
-"""How long a connection without a request is kept, and the first request is waited for."""
-BODY_SECONDS = 60.0
-"""How long a client may send nothing in the middle of a body."""
-READ_SECONDS = 120.0
-"""How long a client may read nothing of an answer. It may be a program stopped in a debugger."""
-DRAIN_SECONDS, DRAIN_BYTES = 5.0, 16 * 1024 * 1024
-"""How long, and how much, of a body is read after an early answer. Without that the client, which
-is still sending, would see a reset instead of the answer."""
+DRAIN_BYTES = 16 * 1024 * 1024
+"""How much of a body is read after an early answer; see ``Times.drain``."""
 
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds that a client may take.
+
+    ``head``: from the first byte of a head to its last; one that sends slower only occupies a
+    stream. ``idle``: how long a connection without a request is kept, and the first request is
+    waited for. ``body``: how long it may send nothing in the middle of a body. ``read``: how long
+    it may read nothing of an answer; it may be a program stopped in a debugger. ``drain``: how long
+    a body is read after an early answer; without that the client, which is still sending, would
+    see a reset instead of the answer.
+    """
+
+    head: float = 15.0
+    idle: float = 75.0
+    body: float = 60.0
+    read: float = 120.0
+    drain: float = 5.0
+
+
+TIMES = Times()
 EVENTS_IN_A_TURN = 16
 """Parts of a body after which other streams have their turn: a body may come in chunks of one byte,
 of which tens of thousands are there at once."""
@@ -48,7 +60,7 @@ class Request:
 
     @property
     def has_body(self) -> bool:
-        """Whether there is a body, which may be empty."""
+        """Return whether there is a body, which may be empty."""
         return self.head.chunked or bool(self.head.length)
 
 
@@ -58,8 +70,11 @@ Handler = Callable[["Request", "Reply"], Awaitable[None]]
 class Reply:
     """Writes the answer to one request."""
 
-    def __init__(self, stream: ByteStream, connection: h11.Connection) -> None:
+    def __init__(
+        self, stream: ByteStream, connection: h11.Connection, times: Times = TIMES
+    ) -> None:
         self._stream = stream
+        self.times = times
         self._connection = connection
         self.status = 0
         """0 until ``start``."""
@@ -137,7 +152,7 @@ class Reply:
         data = self._connection.send(event)
         if data:
             try:
-                async with asyncio.timeout(READ_SECONDS) as timer:
+                async with asyncio.timeout(self.times.read) as timer:
                     await self._stream.write(data)
             except TimeoutError:
                 if timer.expired():
@@ -146,7 +161,7 @@ class Reply:
                 raise
 
 
-async def serve(stream: ByteStream, handle: Handler) -> None:
+async def serve(stream: ByteStream, handle: Handler, times: Times = TIMES) -> None:
     """Serve the requests on ``stream`` one after another, until it is to be closed.
 
     ``handle`` answers with a Reply, or raises a Refusal. What else it raises resets the stream.
@@ -156,25 +171,25 @@ async def serve(stream: ByteStream, handle: Handler) -> None:
     rest = b""
     with suppress(TimeoutError):
         while True:
-            raw, rest = await _read_head(stream, rest)
+            raw, rest = await _read_head(stream, rest, times)
             if not raw:
                 break
-            again, rest = await _serve_one(stream, handle, raw, rest)
+            again, rest = await _serve_one(stream, handle, raw, rest, times)
             if not again:
                 break
     stream.finish()
-    await _drain(stream)
+    await _drain(stream, times.drain)
 
 
-async def _read_head(stream: ByteStream, rest: bytes) -> tuple[bytes, bytes]:
+async def _read_head(stream: ByteStream, rest: bytes, times: Times) -> tuple[bytes, bytes]:
     """Return the bytes of a head, and those after it. No head at the end of the stream."""
     received = bytearray(rest)
     searched = 0
     if not received:
-        async with asyncio.timeout(IDLE_SECONDS):
+        async with asyncio.timeout(times.idle):
             received += await stream.read()
     try:
-        async with asyncio.timeout(HEAD_SECONDS):
+        async with asyncio.timeout(times.head):
             while (at := received.find(END, searched)) < 0:
                 check_length(received)
                 searched = max(0, len(received) - len(END) + 1)
@@ -189,7 +204,7 @@ async def _read_head(stream: ByteStream, rest: bytes) -> tuple[bytes, bytes]:
         return b"", b""
     except TimeoutError:
         await _refuse_unread(
-            stream, BadRequest(f"The head was not complete within {HEAD_SECONDS:g} s", 408)
+            stream, BadRequest(f"The head was not complete within {times.head:g} s", 408)
         )
         return b"", b""
     at += len(END)
@@ -203,7 +218,7 @@ async def _refuse_unread(stream: ByteStream, error: BadRequest) -> None:
 
 
 async def _serve_one(
-    stream: ByteStream, handle: Handler, raw: bytes, rest: bytes
+    stream: ByteStream, handle: Handler, raw: bytes, rest: bytes, times: Times
 ) -> tuple[bool, bytes]:
     """Serve one request. Return whether another may follow, and the bytes after this one."""
     try:
@@ -220,7 +235,7 @@ async def _serve_one(
         return False, b""
     if rest:
         connection.receive_data(rest)
-    reply = Reply(stream, connection)
+    reply = Reply(stream, connection, times)
     request = Request(head, _read_body(stream, connection, reply), stream)
     try:
         if not request.has_body:
@@ -247,7 +262,7 @@ async def _read_body(
     parts: list[bytes] = []
     events = 0
     try:
-        while True:  # no timeout: bounded by HEAD_SECONDS and BODY_SECONDS a read
+        while True:  # no timeout: bounded by ``Times.body`` a read
             event = connection.next_event()
             events += 1
             if events % EVENTS_IN_A_TURN == 0:
@@ -261,21 +276,21 @@ async def _read_body(
             if event is h11.NEED_DATA:
                 if connection.they_are_waiting_for_100_continue:
                     await reply.send_continue()
-                async with asyncio.timeout(BODY_SECONDS):
+                async with asyncio.timeout(reply.times.body):
                     connection.receive_data(await stream.read())
             else:
                 return
     except h11.RemoteProtocolError:
         raise BadRequest("The body of the request is malformed, or ended too early") from None
     except TimeoutError:
-        raise BadRequest(f"No byte of the body came for {BODY_SECONDS:g} s", 408) from None
+        raise BadRequest(f"No byte of the body came for {reply.times.body:g} s", 408) from None
 
 
-async def _drain(stream: ByteStream) -> None:
+async def _drain(stream: ByteStream, seconds: float) -> None:
     """Read what the client still sends, so that it can read its answer."""
     size = 0
     with suppress(TimeoutError, StreamReset):
-        async with asyncio.timeout(DRAIN_SECONDS):
+        async with asyncio.timeout(seconds):
             while size < DRAIN_BYTES and (data := await stream.read()):
                 size += len(data)
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from gvisor_kernel.config.validators import GIB, MIB
-from gvisor_kernel.egress.patterns import fold_header
+
+D = TypeVar("D")
 
 PACKAGES = "packages"
 """The name of the ready-made route to the package indexes of this machine."""
@@ -25,22 +26,31 @@ METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 """Methods that a url route can allow; a route without a list allows all of them."""
 
 
+MAX_NUMBER = 2**50
+"""The largest limit: a petabyte."""
+
+
+def _limit(default: D, least: int, most: int) -> D:
+    """Return the field for a limit: what it is if the configuration has none, and its bounds."""
+    return field(default=default, metadata={"least": least, "most": most})
+
+
 @dataclass(frozen=True)
 class Limits:
-    """What one route lets through. A limit of None is not applied.
+    """The bounds of one route. A limit of None is not applied.
 
     Bytes are of bodies, and of both directions of a tunnel. ``seconds``: the longest time of one
     request or tunnel. ``requests_per_minute`` and ``at_once`` count for one kernel,
     ``daily_requests`` and ``daily_bytes`` for all processes of this user, from 0:00 UTC.
     """
 
-    request_bytes: int = 16 * MIB
-    response_bytes: int = GIB
-    requests_per_minute: int = 600
-    at_once: int = 64
-    seconds: float = 600.0
-    daily_requests: int | None = None
-    daily_bytes: int | None = None
+    request_bytes: int = _limit(16 * MIB, 0, MAX_NUMBER)
+    response_bytes: int = _limit(GIB, 0, MAX_NUMBER)
+    requests_per_minute: int = _limit(600, 1, 100_000)
+    at_once: int = _limit(64, 1, 256)
+    seconds: float = _limit(600.0, 1, 86400)
+    daily_requests: int | None = _limit(None, 0, MAX_NUMBER)
+    daily_bytes: int | None = _limit(None, 0, MAX_NUMBER)
 
 
 @dataclass(frozen=True)
@@ -67,14 +77,6 @@ class UrlRoute:
     def header_name(self) -> str | None:
         """The name of the header that carries the credential, in lower case."""
         return None if self.header is None else self.header.partition(":")[0].lower()
-
-    def replaces(self, header: bytes) -> bool:
-        """Return whether a header that the sandbox sent stands in the place of the credential.
-
-        Servers that pass headers on as variables read ``X_Key`` and ``X-Key`` as the same.
-        """
-        name = self.header_name
-        return name is not None and fold_header(header) == fold_header(name.encode())
 
     def format_header(self, secret: str) -> tuple[str, str] | None:
         """Return name and value of the header that carries ``secret``; None if there is none."""

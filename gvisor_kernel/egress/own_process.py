@@ -1,4 +1,4 @@
-"""What a process of this package does about itself: its limits, and how it fails.
+"""Limits that a process of this package sets itself, and how it fails.
 
 A process that has no memory left ends: whatever was going on when an allocation failed may be half
 done, and another process takes its place at the next request. So nothing goes on in a state that
@@ -48,7 +48,7 @@ def limit_memory(size: int) -> None:
 
 
 def is_memory_short() -> bool:
-    """Whether this process has used SHORT of what ``limit_memory`` allows."""
+    """Return whether this process has used SHORT of what ``limit_memory`` allows."""
     limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
     if limit == resource.RLIM_INFINITY:
         return False

@@ -26,7 +26,7 @@ from platformdirs import user_cache_path
 
 from gvisor_kernel.config.validators import GIB, MIB
 from gvisor_kernel.egress.package_pages import MAX_FOOTER, STRONG, make_footer, read_footer
-from gvisor_kernel.host.private_directories import lock, make_directories, read_file
+from gvisor_kernel.host.private_directories import lock, make_directories
 
 # by path: below a private store of this user
 
@@ -38,7 +38,6 @@ TRIM_EVERY = 64 * MIB
 UNFINISHED_SECONDS = 86400.0
 """When an unfinished download is left over from a process that has ended."""
 TOUCH_SECONDS = 60.0
-KEY_BYTES = 32
 _FOLDERS = ("files", "pages", "new")
 
 
@@ -157,27 +156,6 @@ class PackageCache:
             make_directories(root / name)
         return cls(root, limit)
 
-    def read_key(self) -> bytes:
-        """Return the key with which addresses of files are made; it stays the same.
-
-        :raises OSError: when it can be neither read nor made
-        """
-        path = self.root / "key"
-        with lock(self.root / "lock", fcntl.LOCK_EX, create=True):
-            with contextlib.suppress(FileNotFoundError):
-                key = read_file(path, KEY_BYTES)
-                if len(key) == KEY_BYTES:
-                    return key
-                path.unlink()
-            incoming = self.begin()
-            try:
-                key = secrets.token_bytes(KEY_BYTES)
-                incoming.write(key)
-                incoming._path.rename(path)
-            finally:
-                incoming.close()
-        return key
-
     def begin(self, hashes: Mapping[str, str] = {}) -> Incoming:
         """Begin a page, or a file that is to have these digests.
 
@@ -255,7 +233,7 @@ class PackageCache:
 
     def _entries(self) -> Iterator[tuple[float, int, Path]]:
         now = time.time()
-        for folder in (*_FOLDERS, "known"):  # which earlier versions have made
+        for folder in _FOLDERS:
             for directory, _, names in os.walk(self.root / folder):
                 for name in names:
                     path = Path(directory) / name
@@ -303,7 +281,7 @@ def hash_file(fd: int, algorithm: str) -> str:
 
 
 def is_strong(hashes: Mapping[str, str]) -> bool:
-    """Whether the digests can be those of one file only."""
+    """Return whether the digests can be those of one file only."""
     return any(name in hashes for name in STRONG)
 
 

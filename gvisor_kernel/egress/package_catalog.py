@@ -1,4 +1,4 @@
-"""What the configured indexes say: their pages, from the network or from the cache.
+"""The pages of the configured indexes, from the network or from the cache.
 
 A page is asked for again when the index says that it may have changed. If the index does not
 answer, the page in the cache is used, however old it is. What is in a page only another process
@@ -22,6 +22,7 @@ import time
 from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack, aclosing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
@@ -59,18 +60,11 @@ MAX_TYPE, MAX_TAG = 200, 1000
 PROCESSES = 2
 """Pages that are read at once, by a process each; one of a kernel, so that one kernel's pages leave
 a process for the others."""
-MAX_MEMORY = 768 * MIB
-"""Bytes that one process may have. A document of npm of 63 MiB takes 300 MiB, and 490 if it has a
-character beyond the first 65,536; a page of PyPI with 20,000 files 80, HTML of 30 MiB 215."""
-CPU_SECONDS = 60
-"""How long a page may use the CPU. A document of npm of 63 MiB takes 5 s, HTML of 30 MiB 10."""
-JOB_SECONDS = 300.0
-"""How long a page may take to be read, on a busy machine as well."""
 MAX_REUSED = 4 * MIB
 """Bytes of a page after which a process ends. To start one takes 50 ms of the CPU."""
 KEPT = ("PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
 """Variables that the process gets. Those with the configuration of indexes are not among them."""
-MADE = 1
+MADE = 2
 """The form of pages that are made. Those of another version of this program are not used."""
 
 NO_INDEX = "pip of this machine is configured to use no index (no-index)"
@@ -79,19 +73,42 @@ T = TypeVar("T")
 Found = tuple[Index, StoredPage]
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """Bounds of a page, and of the process that reads it.
+
+    ``page``: bytes. ``memory``: bytes that the process may have: a document of npm of 63 MiB takes
+    300 MiB, and 490 if it has a character beyond the first 65,536; a page of PyPI with 20,000 files
+    80, HTML of 30 MiB 215. ``cpu``: seconds of the CPU: a document of npm of 63 MiB takes 5, HTML
+    of 30 MiB 10. ``seconds``: how long it may take, on a busy machine as well.
+    """
+
+    page: int = MAX_PAGE
+    memory: int = 768 * MIB
+    cpu: int = 60
+    seconds: float = 300.0
+
+
+BOUNDS = Bounds()
+
+
 class Catalog:
     """Finds the pages of indexes. Use it in one event loop."""
 
     def __init__(
-        self, cache: PackageCache, client: IndexClient, configuration: Callable[[], Configuration]
+        self,
+        cache: PackageCache,
+        client: IndexClient,
+        configuration: Callable[[], Configuration],
+        bounds: Bounds,
     ) -> None:
         self._cache = cache
         self._client = client
         self._read_configuration = configuration
+        self._bounds = bounds
         self._configured: tuple[float, Configuration] | None = None
         self._turns = Turns(PROCESSES, 1)
         self._idle: list[_Reader] = []
-        self._key = cache.read_key().hex()
 
     async def configuration(self) -> Configuration:
         """Return the configuration; it is read again after a minute, as people change it."""
@@ -145,20 +162,20 @@ class Catalog:
             raise NotAvailable(404, f"the registry has no package {name}")
         return await self._make(kernel, "npm", name, base, [(index, page)])
 
-    async def find_file(self, tool: str, made: str, token: str) -> tuple[Index, File] | None:
-        """Return the file that ``token`` stands for on the page ``made``, and its index."""
-        found = await in_thread(self._find_in_table, made, token)
+    async def find_file(self, tool: str, made: str, number: int) -> tuple[Index, File] | None:
+        """Return the file with a number on the page ``made``, and its index."""
+        found = await in_thread(self._find_in_table, made, number)
         indexes = (await self.configuration()).list_indexes(tool)
         index = next((each for each in indexes if found and each.url == found.index), None)
         return None if found is None or index is None else (index, found)
 
-    def _find_in_table(self, made: str, token: str) -> File | None:
+    def _find_in_table(self, made: str, number: int) -> File | None:
         page = self._cache.open_page(made, touch=True)
         if page is None or "parts" not in page.fields:
             return None
         begin = page.size - page.fields["parts"]["files"]
         with mmap.mmap(page.file.fd, page.size, prot=mmap.PROT_READ) as mapped:
-            return find_in_table(mapped, begin, token)
+            return find_in_table(mapped, begin, number)
 
     # -- pages of indexes --------------------------------------------------------------------------
 
@@ -206,11 +223,7 @@ class Catalog:
                 raise UpstreamFailed(f"it answers with status {answer.status}")
             page = await in_thread(self._cache.begin)
             try:
-                async with aclosing(gather(answer.body)) as parts:
-                    async for data in parts:
-                        await in_thread(page.write, data)
-                        if page.size > MAX_PAGE:
-                            raise UpstreamFailed(f"it sends more than {MAX_PAGE} bytes")
+                await store(answer.body, page, self._bounds.page)
                 return await in_thread(page.keep_page, name, _describe(answer, page))
             finally:
                 page.close()
@@ -269,17 +282,18 @@ class Catalog:
         :raises Refusal: it failed
         :raises OSError: the page could not be written
         """
-        limits = {"key": self._key, "memory": MAX_MEMORY, "cpu": CPU_SECONDS, "most": MAX_PAGE}
+        bounds = self._bounds
+        limits = {"memory": bounds.memory, "cpu": bounds.cpu, "most": bounds.page}
         message = json.dumps({**job, **limits}).encode()
         if len(message) > MAX_JOB or len(fds) > MAX_FILES:
             raise _unusable(f"the addresses of its pages have {len(message)} bytes")
         reader = await self._find_reader()
         status = None
         try:
-            async with asyncio.timeout(JOB_SECONDS):
+            async with asyncio.timeout(bounds.seconds):
                 status = await reader.do(message, fds)
         except TimeoutError:
-            raise _unusable(f"reading it takes longer than {JOB_SECONDS:g} s") from None
+            raise _unusable(f"reading it takes longer than {bounds.seconds:g} s") from None
         finally:
             # After a large page it would keep the memory that this has taken.
             size = sum(page["size"] for page in job["pages"])
@@ -290,9 +304,9 @@ class Catalog:
         if status == ERRNO:
             raise UpstreamFailed(os.pread(fds[0], MAX_TAG, 0).decode(errors="replace"))
         if status == -signal.SIGXCPU:
-            raise _unusable(f"reading it takes more than {CPU_SECONDS} s of the CPU")
+            raise _unusable(f"reading it takes more than {bounds.cpu} s of the CPU")
         if status == ERRNO + errno.ENOMEM:
-            raise _unusable(f"reading it takes more than {MAX_MEMORY // MIB} MiB of memory")
+            raise _unusable(f"reading it takes more than {bounds.memory // MIB} MiB of memory")
         if status > ERRNO:
             raise OSError(status - ERRNO, os.strerror(status - ERRNO))
         if status:
@@ -330,7 +344,7 @@ class _Reader:
 
     @property
     def is_ended(self) -> bool:
-        """Whether it can do no job any more."""
+        """Return whether it can do no job any more."""
         return self._process.returncode is not None
 
     async def do(self, message: bytes, fds: Sequence[int]) -> int:
@@ -400,7 +414,26 @@ async def in_thread(function: Callable[..., T], *arguments: object) -> T:
         raise
 
 
-async def gather(body: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+async def store(
+    body: AsyncIterator[bytes],
+    incoming: Incoming,
+    most: int,
+    note_size: Callable[[int], None] = lambda size: None,
+) -> None:
+    """Write a body into the cache. ``note_size`` is told how much of it is there.
+
+    :raises UpstreamFailed: it has more than ``most`` bytes
+    :raises OSError: the disk is full
+    """
+    async with aclosing(_gather(body)) as parts:
+        async for data in parts:
+            await in_thread(incoming.write, data)
+            if incoming.size > most:
+                raise UpstreamFailed(f"it has more than {most} bytes")
+            note_size(incoming.size)
+
+
+async def _gather(body: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     """Return the data in parts of about CHUNK, as each is written by another thread."""
     parts: list[bytes] = []
     size = 0

@@ -2,8 +2,8 @@
 
 An index is not trusted with more than it needs: its page is parsed within bounds, only what pip, uv
 and npm use is kept, and what a sandbox gets is written anew. A sandbox never sees the address of a
-file upstream, which may have a credential in it: its address is a token, and a table that is kept
-with the page says which file that is.
+file upstream, which may have a credential in it: it gets the file's number in a table that is kept
+with the page.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class File:
 
     ``metadata``: the hashes of the file's metadata (PEP 658); None if there is none to be had.
     ``rest``: other fields of PEP 691 that are passed on, such as ``requires-python``.
-    ``index``: the URL of the index that has named it.
+    ``index``: the URL of the index that has named it. ``number``: its place in the page's table.
     """
 
     filename: str
@@ -73,6 +73,7 @@ class File:
     metadata: Mapping[str, str] | None = None
     rest: Mapping[str, Any] = field(default_factory=dict)
     index: str = ""
+    number: int = 0
 
 
 Address = Callable[[File], str]
@@ -87,7 +88,7 @@ def normalize_project(name: str) -> str | None:
 
 
 def is_npm_name(name: str) -> bool:
-    """Whether ``name`` can be that of an npm package."""
+    """Return whether ``name`` can be that of an npm package."""
     return _NPM_NAME.fullmatch(name) is not None
 
 
@@ -297,21 +298,22 @@ def write_html(project: str, files: Iterable[File], address: Address) -> Iterato
     yield "</body></html>\n"
 
 
-def write_table(files: Iterable[File], token: Callable[[File], str]) -> Iterator[str]:
+def write_table(files: Iterable[File]) -> Iterator[str]:
     """Return what ``find_in_table`` finds a file in, in parts."""
     for file in files:
         entry: dict[str, Any] = {"filename": file.filename, "url": file.url, "index": file.index}
         entry |= {"hashes": file.hashes, "core-metadata": file.metadata}
-        yield f"\n{token(file)} {_dump(entry)}"
+        yield f"\n{file.number} {_dump(entry)}"
     yield "\n"
 
 
-def find_in_table(table: mmap.mmap, begin: int, token: str) -> File | None:
-    """Return the file that ``token`` stands for. The table begins at ``begin``."""
-    at = table.find(b"\n%s " % token.encode(), begin)
+def find_in_table(table: mmap.mmap, begin: int, number: int) -> File | None:
+    """Return the file with a number. The table begins at ``begin``."""
+    mark = b"\n%d " % number
+    at = table.find(mark, begin)
     if at == -1:
         return None
-    at += len(token) + 2
+    at += len(mark)
     line = table[at : min(table.find(b"\n", at), at + MAX_LINE)]
     entry = parse_json(line, MAX_LINE)
     file = _make_file(entry, "")

@@ -55,7 +55,7 @@ class Answer:
 
 
 class Hosts:
-    """Where the hosts are that an index, and its pages, name.
+    """The hosts that an index and its pages name, and where each is.
 
     ``names`` is for ``index`` and ``proxy``, as hosts and ports; NAMES for all others. They are
     two, so that names which a page chooses, and which nobody answers for, do not make the index

@@ -14,8 +14,6 @@ in one form or two, and a table of the files that it names.
 from __future__ import annotations
 
 import errno
-import hashlib
-import hmac
 import mmap
 import os
 import resource
@@ -70,14 +68,9 @@ def make_page(job: dict[str, Any], data: list[Buffer]) -> Parts:
 
     :raises PageError: none of its pages can be used
     """
-    key, name = bytes.fromhex(job["key"]), job["name"]
-
-    def token(file: File) -> str:
-        text = f"{file.index}\0{file.filename}\0{file.url}"
-        return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()[:40]
 
     def address(file: File) -> str:
-        return f"{job['base']}{token(file)}/{quote(file.filename)}"
+        return f"{job['base']}{file.number}/{quote(file.filename)}"
 
     pages: list[Any] = []
     faults: list[str] = []
@@ -91,12 +84,17 @@ def make_page(job: dict[str, Any], data: list[Buffer]) -> Parts:
         raise PageError(faults[0])
     if job["kind"] == "npm":
         content, by_version = pages[0]
+        files = _number(by_version.values())
+        by_version = dict(zip(by_version, files, strict=True))
         made = {"json": write_packument(content, by_version, address)}
-        files = tuple(by_version.values())
     else:
-        files = merge_pages(pages)
+        files, name = _number(merge_pages(pages)), job["name"]
         made = {"json": write_json(name, files, address), "html": write_html(name, files, address)}
-    return {**made, "files": write_table(files, token)}
+    return {**made, "files": write_table(files)}
+
+
+def _number(files: Iterable[File]) -> tuple[File, ...]:
+    return tuple(replace(file, number=number) for number, file in enumerate(files))
 
 
 def _read(job: dict[str, Any], entry: dict[str, Any], body: Buffer) -> Any:

@@ -1,4 +1,4 @@
-"""Which paths and hosts a route allows. Pure functions on raw text; nothing is normalised.
+"""Matches paths and hosts with patterns. Pure functions on raw text; nothing is normalised.
 
 A server that receives a path may read it in another way than this module does: it decodes twice,
 joins ``//``, cuts at ``;``, turns a backslash into a slash. So a path that has more than one

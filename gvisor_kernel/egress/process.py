@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import gvisor_kernel
-from gvisor_kernel.egress.audit import Counters, read_count
+from gvisor_kernel.egress.audit import Counters, describe_entry, describe_refusal, read_entry
 from gvisor_kernel.egress.environment import JUPYTER, Door
 from gvisor_kernel.egress.kinds import Route, UrlRoute, write_route
 from gvisor_kernel.egress.package_index import find_configuration_variables
@@ -60,7 +60,7 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Grant:
-    """What a kernel may reach: its name for the audit, its routes, and where the audit is."""
+    """A kernel that may reach something: its name for errors, its routes, and its audit."""
 
     identity: str
     routes: tuple[Route, ...]
@@ -122,17 +122,21 @@ class EgressWorker(PerProcess):
             raise LaunchError("The kernel's routes cannot be used: this process is exiting.")
         for is_last in (False, True):
             if self._worker is None or not self._worker.alive:
-                self._stop()
+                self.stop()
                 self._worker = _Worker(self.counters)
             try:
                 self._worker.send(grant, write_log, theirs)
                 return
             except OSError:
-                self._stop(asked=False)
+                self.stop(asked=False)
                 if is_last:
                     raise
 
-    def _stop(self, *, asked: bool = True) -> None:
+    def stop(self, *, asked: bool = True) -> None:
+        """End the worker, and so the sockets that it serves. The next ``open`` starts another.
+
+        :param asked: see ``_Worker.stop``
+        """
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.stop(asked=asked)
@@ -143,7 +147,7 @@ class EgressWorker(PerProcess):
             return
         with self._sending:
             self._ended = True
-            self._stop()
+            self.stop()
 
 
 class _Worker:
@@ -157,8 +161,8 @@ class _Worker:
         """
         check_children()
         self._counters = counters
-        self._logs: dict[int, Log] = {}
-        self._shows: dict[int, Log | None] = {}
+        self._logs: dict[int, tuple[Log, Log | None]] = {}
+        """By the number of a socket: its kernel's log, and what shows a refused tunnel."""
         self._last = 0
         self._told = False
         self._telling = ThreadLock()
@@ -187,7 +191,7 @@ class _Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs."""
+        """Return whether it runs."""
         return self.process.poll() is None
 
     def send(self, grant: Grant, write_log: Log, theirs: socket.socket) -> None:
@@ -204,13 +208,12 @@ class _Worker:
                 f"{MAX_MESSAGE} are allowed.",
                 "give the kernel fewer routes, or routes with shorter lists.",
             )
-        self._logs[self._last] = write_log
-        self._shows[self._last] = grant.show_refused
+        self._logs[self._last] = write_log, grant.show_refused
         self.control.settimeout(SEND_SECONDS)
         try:
             socket.send_fds(self.control, [message], [theirs.fileno()])
         except OSError:
-            del self._logs[self._last], self._shows[self._last]  # its kernel gets another worker
+            del self._logs[self._last]  # its kernel gets another worker
             raise
 
     def _read_messages(self) -> None:
@@ -236,18 +239,20 @@ class _Worker:
                 if not message:  # a sign of life
                     continue
                 kernel, line = int(message["kernel"]), message.get("line")
-                if "count" in message:
-                    self._counters.add(*read_count(message["count"]))
+                entry = read_entry(message["entry"]) if "entry" in message else None
             except (JsonError, KeyError, TypeError, ValueError, AttributeError):
                 self.process.kill()  # it is not itself any more
                 break
-            if line is not None:
-                self._write(self._logs.get(kernel), str(line))
-                if message.get("refused"):
-                    self._write(self._shows.get(kernel), str(message["refused"]))
+            log, show = self._logs.get(kernel, (None, None))
+            if entry is not None:
+                self._counters.add(entry)
+                self._write(log, describe_entry(entry))
+                if refused := describe_refusal(entry):
+                    self._write(show, refused)
+            elif line is not None:
+                self._write(log, str(line))
             else:
                 self._logs.pop(kernel, None)
-                self._shows.pop(kernel, None)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(END_SECONDS)
             self._tell_end()
@@ -268,8 +273,8 @@ class _Worker:
                     self._write_all(text)
 
     def _write_all(self, text: str) -> None:
-        for write in tuple(self._logs.values()):
-            self._write(write, text)
+        for log, _ in tuple(self._logs.values()):
+            self._write(log, text)
 
     @staticmethod
     def _write(write: Log | None, text: str) -> None:
@@ -318,7 +323,6 @@ def _describe(number: int, grant: Grant) -> dict[str, Any]:
     }
     return {
         "kernel": number,
-        "identity": grant.identity,
         "routes": [write_route(route) for route in grant.routes],
         "giving": grant.door.giving,
         "beside": grant.is_beside,

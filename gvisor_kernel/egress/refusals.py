@@ -1,4 +1,4 @@
-"""How a request of a sandbox fails: the exceptions that become its answer. No I/O.
+"""The exceptions that become the answer to a request of a sandbox. No I/O.
 
 Refusal                 the request is answered with a status and a text
 ├── BadRequest          it is not HTTP as this proxy reads it
@@ -40,7 +40,6 @@ class Refused(Refusal):
     """A rule of the configuration forbids the request; ``advice`` is what would allow it."""
 
     def __init__(self, rule: str, advice: str) -> None:
-        self.rule = rule
         super().__init__(
             403, f"gvisor-kernel: {rule}", f"gvisor-kernel: {rule}.\nWhat to do: {advice}"
         )

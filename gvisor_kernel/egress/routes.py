@@ -10,8 +10,9 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 from gvisor_kernel.config.egress import MAX_ROUTES, ROUTE_NAME, ROUTE_NAME_RULE
@@ -50,15 +51,17 @@ from gvisor_kernel.errors import SettingError
 from gvisor_kernel.host.homes import find_home
 from gvisor_kernel.skills.skill_store import FOLDERS, default_folder
 
+D = TypeVar("D")
+T = TypeVar("T")
+
 MAX_PATTERNS = 256
 """Patterns and hosts of one route."""
-MAX_NUMBER = 2**50
 MAX_SOURCE = 1024
 """Characters of the place of a secret."""
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
-_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
-_SECRET = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:/.+|keyring:.+/.+")
+_NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
+_SOURCE = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:/.+|keyring:.+/.+")
 _HOP_HEADERS = frozenset(
     {
         *("connection", "content-length", "expect", "host", "keep-alive", "te", "trailer"),
@@ -157,45 +160,128 @@ def _check_addresses(routes: Iterable[Route]) -> None:
                 )
 
 
-def _parse_route(name: str, item: object) -> Route:
+def _parse_route(name: str, value: object) -> Route:
     place = f'{_TRAIT}["{name}"]'
     if name == PACKAGES:
-        item = _check_keys(place, item, ("limits",))
-        return PackagesRoute(limits=_parse_limits(place, item))
-    if isinstance(item, Mapping) and "hosts" in item and "url" not in item:
-        item = _check_keys(place, item, ("hosts", "allow_private", "limits"))
-        allow_private = _parse_flag(place, item)
+        return PackagesRoute(limits=_Item(place, value, ("limits",)).read_limits())
+    if isinstance(value, Mapping) and "hosts" in value and "url" not in value:
+        item = _Item(place, value, ("hosts", "allow_private", "limits"))
+        allow_private = item.read_flag("allow_private")
         return HostsRoute(
             name=name,
-            hosts=_parse_hosts(f'{place}["hosts"]', item["hosts"], allow_private),
+            hosts=item.read_list("hosts", (), _HOSTS, partial(_is_host, allow_private)),
             allow_private=allow_private,
-            limits=_parse_limits(place, item),
+            limits=item.read_limits(),
         )
     keys = ("url", "secret", "header", "methods", "paths", "variable", "allow_private")
-    item = _check_keys(place, item, (*keys, "artifacts", "limits"))
-    if "url" not in item:
+    item = _Item(place, value, (*keys, "artifacts", "limits"))
+    if "url" not in item.values:
         raise SettingError(
-            place, sorted(item), 'a mapping with "url" (one upstream) or "hosts" (names and ports)'
+            place,
+            sorted(item.values),
+            'a mapping with "url" (one upstream) or "hosts" (names and ports)',
         )
-    allow_private = _parse_flag(place, item)
-    secret = _parse_secret(f'{place}["secret"]', item.get("secret"))
-    url = _parse_url(f'{place}["url"]', item["url"], allow_private)
-    variable = _parse_variable(f'{place}["variable"]', item.get("variable"))
+    allow_private = item.read_flag("allow_private")
+    secret = item.read("secret", None, _PLACE, _find_secret)
+    url = item.read("url", "", _URL, partial(_find_url, allow_private), _has_no_token)
+    variable = item.read("variable", None, _VARIABLE, _find_variable, lambda value: True)
     known = find_api_of_variable(variable) or find_api_of_host(url)
     header = DEFAULT_HEADER if known is None else known.header
-    header = item.get("header", None if secret is None else header)
     return UrlRoute(
         name=name,
         url=url,
         secret=secret,
-        header=_parse_header(f'{place}["header"]', header, secret),
-        methods=_parse_methods(f'{place}["methods"]', item.get("methods", METHODS)),
-        paths=_parse_paths(f'{place}["paths"]', item.get("paths", ("/**",))),
+        header=item.read(
+            "header", None if secret is None else header, _HEADER, partial(_find_header, secret)
+        ),
+        methods=item.read_list("methods", METHODS, _METHODS, METHODS.__contains__),
+        paths=item.read_list("paths", ("/**",), _PATHS, lambda it: find_pattern_fault(it) is None),
         variable=variable,
         allow_private=allow_private,
-        artifacts=_parse_flag(place, item, "artifacts"),
-        limits=_parse_limits(place, item),
+        artifacts=item.read_flag("artifacts"),
+        limits=item.read_limits(),
     )
+
+
+class _Item:
+    """The description of a route. ``place`` names it in errors; ``keys`` are those that it may
+    have. Each method raises SettingError for a value that is not accepted."""
+
+    def __init__(self, place: str, values: object, keys: Iterable[str]) -> None:
+        shown = ", ".join(f'"{key}"' for key in keys)
+        if not isinstance(values, Mapping):
+            raise SettingError(place, _shape(values), f"a mapping with some of the keys {shown}")
+        for key in values:
+            if key not in keys:
+                # One that is short enough is a misspelt name, and no token.
+                is_word = isinstance(key, str) and re.fullmatch("[a-zA-Z_]{1,20}", key)
+                where = f"{place}: the key"
+                raise SettingError(where, key if is_word else _shape(key), f"one of {shown}")
+        self.place = place
+        self.values = values
+
+    def refuse(self, key: str, value: object, accepted: str, more: str = "") -> NoReturn:
+        raise SettingError(f'{self.place}["{key}"]{more}', value, accepted)
+
+    def read(
+        self,
+        key: str,
+        default: D,
+        accepted: str,
+        find: Callable[[Any], T | None],
+        is_shown: Callable[[object], bool] = lambda value: False,
+    ) -> D | T:
+        """Return what ``find`` makes of a value. ``is_shown``: whether it can be no secret."""
+        value = self.values.get(key, default)
+        if value is None and default is None:
+            return default
+        found = find(value)
+        if found is None:
+            self.refuse(key, value if is_shown(value) else _NOT_SHOWN, accepted)
+        return found
+
+    def read_list(
+        self, key: str, default: tuple[str, ...], accepted: str, is_fine: Callable[[str], bool]
+    ) -> tuple[str, ...]:
+        """Return a list of texts, each once."""
+        value = self.values.get(key, default)
+        if not (
+            isinstance(value, list | tuple)
+            and 0 < len(value) <= MAX_PATTERNS
+            and all(isinstance(item, str) and 0 < len(item) <= 512 for item in value)
+        ):
+            self.refuse(key, value, accepted)
+        for i, item in enumerate(value):
+            if not is_fine(item):
+                self.refuse(key, item, accepted, f"[{i}]")
+        return tuple(dict.fromkeys(value))
+
+    def read_flag(self, key: str) -> bool:
+        """Return a flag, which is not set by itself."""
+        value = self.values.get(key, False)
+        if not isinstance(value, bool):
+            self.refuse(key, value, "True or False")
+        return value
+
+    def read_limits(self) -> Limits:
+        """Return the limits; ``Limits`` declares their bounds."""
+        limits = {field.name: field for field in dataclasses.fields(Limits)}
+        item = _Item(f'{self.place}["limits"]', self.values.get("limits", {}), limits)
+        for name, number in item.values.items():
+            default, bounds = limits[name].default, limits[name].metadata
+            kinds: Any = int
+            noun = "whole number"
+            if isinstance(default, float):
+                kinds, noun = int | float, "number of seconds"
+            is_number = isinstance(number, kinds) and not isinstance(number, bool)
+            if (number is None and default is None) or (
+                is_number and bounds["least"] <= number <= bounds["most"]
+            ):
+                continue
+            accepted = f"a {noun} from {bounds['least']} to {bounds['most']}"
+            item.refuse(name, number, accepted + (", or None for no limit" * (default is None)))
+        seconds = float(item.values.get("seconds", Limits.seconds))
+        return Limits(**{**item.values, "seconds": seconds})
 
 
 def _shape(value: object) -> str:
@@ -203,207 +289,100 @@ def _shape(value: object) -> str:
     return _Words(f"a value of type {type(value).__name__}")
 
 
-def _check_keys(place: str, item: object, keys: tuple[str, ...]) -> Mapping[str, Any]:
-    shown = ", ".join(f'"{key}"' for key in keys)
-    if not isinstance(item, Mapping):
-        raise SettingError(place, _shape(item), f"a mapping with some of the keys {shown}")
-    for key in item:
-        if key not in keys:
-            raise SettingError(
-                f"{place}: the key", key if _is_word(key) else _shape(key), f"one of {shown}"
-            )
-    return item
+_URL = (
+    'the URL of one upstream, such as "https://api.example.org/v1": https (or http, together with'
+    ' "allow_private": True, as private addresses), a name or an address in its usual form,'
+    " optionally a port and a path; no user, query or fragment"
+)
+_PLACE = (
+    'where the secret is, not the secret itself: "env:NAME", "file:/absolute/path" or'
+    ' "keyring:SERVICE/USER"'
+)
+_HEADER = (
+    f'a header with {SECRET_MARK} in its value, such as "{DEFAULT_HEADER}", beside "secret"; not'
+    " one of the connection or the body, such as Host"
+)
+_METHODS = f"a list of some of {', '.join(METHODS)}"
+_PATHS = (
+    'a list of patterns for the path after "url", such as ["/repos/acme/**", "/users/*"]: each'
+    ' begins with "/"; "**" is any number of whole parts, "*" one part or a piece of one; at most'
+    f' {MAX_PARTS} parts; no "//", "/../", ";" or backslash, and no encoded "/", "%" or "?"'
+)
+_HOSTS = (
+    'a list of hosts with their ports, such as ["data.gov:443", "*.wikipedia.org:443"]: names in'
+    ' lower case, "*." only before a name of two parts or more, plain addresses (private ones'
+    ' together with "allow_private": True)'
+)
+_VARIABLE = (
+    'the name of a variable that is set inside to the route\'s address, such as "MY_BASE_URL":'
+    " capital letters, digits and _; not one of the sandbox's own, of Python or of the loader"
+)
 
 
-def _is_word(key: object) -> bool:
-    """Whether a key is short enough to be a misspelt name, and no token."""
-    return isinstance(key, str) and re.fullmatch("[a-zA-Z_]{1,20}", key) is not None
-
-
-def _parse_url(place: str, value: object, allow_private: bool) -> str:
-    accepted = (
-        'the URL of one upstream, such as "https://api.example.org/v1": https (or http, together'
-        ' with "allow_private": True, as private addresses), a name or an address in its usual'
-        " form, optionally a port and a path; no user, query or fragment"
-    )
-
-    def refuse() -> NoReturn:
-        # A user, a query or a fragment may be a token.
-        shown = isinstance(value, str) and not re.search(r"[@?#]", value)
-        raise SettingError(place, value if shown else _NOT_SHOWN, accepted)
-
+def _find_url(allow_private: bool, value: object) -> str | None:
     if not isinstance(value, str) or not re.fullmatch(r"[!-~]{1,2000}", value):
-        refuse()
+        return None
     try:
         parts = urlsplit(value)
-        port = parts.port
-    except ValueError:
-        refuse()
-    default = {"https": 443, "http": 80}.get(parts.scheme)
-    if default is None or (parts.scheme == "http" and not allow_private):
-        refuse()
-    authority = parts.netloc if port is not None else f"{parts.netloc}:{default}"
-    if parts.netloc != parts.netloc.lower() or not _is_reachable(authority, allow_private):
-        refuse()
-    path = parts.path.rstrip("/")
-    if f"{parts.scheme}://{parts.netloc}{parts.path}" != value:
-        refuse()
-    if (parts.path and find_path_fault(parts.path.encode())) or len(path) > MAX_TARGET // 4:
-        refuse()
-    return f"{parts.scheme}://{parts.netloc}{path}"
-
-
-def _parse_secret(place: str, value: object) -> str | None:
-    if value is None:
+        port = parts.port or {"https": 443, "http": 80}[parts.scheme]
+    except (ValueError, KeyError):
         return None
-    if (
+    host, path = parts.netloc, parts.path.rstrip("/")
+    authority = host if parts.port is not None else f"{host}:{port}"
+    is_fine = (
+        (parts.scheme == "https" or allow_private)
+        and host == host.lower()
+        and _is_reachable(authority, allow_private)
+        and f"{parts.scheme}://{host}{parts.path}" == value
+        and not (parts.path and find_path_fault(parts.path.encode()))
+        and len(path) <= MAX_TARGET // 4
+    )
+    return f"{parts.scheme}://{host}{path}" if is_fine else None
+
+
+def _has_no_token(url: object) -> bool:
+    """Return whether a URL has no user, query or fragment, each of which may be a token."""
+    return isinstance(url, str) and not re.search(r"[@?#]", url)
+
+
+def _find_secret(value: object) -> str | None:
+    if not isinstance(value, str) or len(value) > MAX_SOURCE or not value.isprintable():
+        return None
+    kind, _, rest = value.partition(":")
+    is_odd = kind == "file" and {"..", ".", ""} & set(rest.split("/")[1:])
+    return value if _SOURCE.fullmatch(value) and not is_odd else None
+
+
+def _find_header(secret: str | None, value: object) -> str | None:
+    if secret is None or not isinstance(value, str) or not re.fullmatch(r"[ -~]{1,1000}", value):
+        return None
+    name, _, text = value.partition(":")
+    if not _TOKEN.fullmatch(name) or name.lower() in _HOP_HEADERS:
+        return None
+    return f"{name}: {text.strip()}" if text.count(SECRET_MARK) == 1 else None
+
+
+def _find_variable(value: object) -> str | None:
+    is_fine = (
         isinstance(value, str)
-        and len(value) <= MAX_SOURCE
-        and value.isprintable()
-        and _SECRET.fullmatch(value)
-    ):
-        kind, _, rest = value.partition(":")
-        if kind != "file" or not {"..", ".", ""} & set(rest.split("/")[1:]):
-            return value
-    raise SettingError(
-        place,
-        _NOT_SHOWN,
-        'where the secret is, not the secret itself: "env:NAME", "file:/absolute/path" or'
-        ' "keyring:SERVICE/USER"',
+        and _NAME.fullmatch(value)
+        and value not in RESERVED_VARIABLES
+        and not value.startswith(("KERNEL_", "LD_", "PYTHON", "GVISOR_EGRESS_"))
     )
+    return str(value) if is_fine else None
 
 
-def _parse_header(place: str, value: object, secret: str | None) -> str | None:
-    accepted = (
-        f'a header with {SECRET_MARK} in its value, such as "{DEFAULT_HEADER}", beside "secret";'
-        " not one of the connection or the body, such as Host"
-    )
-    if value is None and secret is None:
-        return None
-    if isinstance(value, str) and secret is not None and re.fullmatch(r"[ -~]{1,1000}", value):
-        name, colon, text = value.partition(":")
-        if (
-            colon
-            and _TOKEN.fullmatch(name)
-            and name.lower() not in _HOP_HEADERS
-            and text.count(SECRET_MARK) == 1
-        ):
-            return f"{name}: {text.strip()}"
-    raise SettingError(place, _NOT_SHOWN, accepted)
-
-
-def _parse_list(place: str, value: object, accepted: str) -> tuple[str, ...]:
-    if (
-        isinstance(value, list | tuple)
-        and 0 < len(value) <= MAX_PATTERNS
-        and all(isinstance(item, str) and 0 < len(item) <= 512 for item in value)
-    ):
-        return tuple(dict.fromkeys(value))
-    raise SettingError(place, value, accepted)
-
-
-def _parse_each(
-    place: str, value: object, accepted: str, is_fine: Callable[[str], bool]
-) -> tuple[str, ...]:
-    items = _parse_list(place, value, accepted)
-    for i, item in enumerate(items):
-        if not is_fine(item):
-            raise SettingError(f"{place}[{i}]", item, accepted)
-    return items
-
-
-def _parse_methods(place: str, value: object) -> tuple[str, ...]:
-    accepted = f"a list of some of {', '.join(METHODS)}"
-    return _parse_each(place, value, accepted, METHODS.__contains__)
-
-
-def _parse_paths(place: str, value: object) -> tuple[str, ...]:
-    accepted = (
-        'a list of patterns for the path after "url", such as ["/repos/acme/**", "/users/*"]: each'
-        ' begins with "/"; "**" is any number of whole parts, "*" one part or a piece of one; at'
-        f' most {MAX_PARTS} parts; no "//", "/../", ";" or backslash, and no encoded "/", "%" or'
-        ' "?"'
-    )
-    return _parse_each(place, value, accepted, lambda item: find_pattern_fault(item) is None)
-
-
-def _parse_hosts(place: str, value: object, allow_private: bool) -> tuple[str, ...]:
-    accepted = (
-        'a list of hosts with their ports, such as ["data.gov:443", "*.wikipedia.org:443"]: names'
-        ' in lower case, "*." only before a name of two parts or more, plain addresses'
-        ' (private ones together with "allow_private": True)'
-    )
-    return _parse_each(
-        place,
-        value,
-        accepted,
-        lambda item: (
-            is_host_pattern(item) and _is_reachable(item.removeprefix("*."), allow_private)
-        ),
-    )
+def _is_host(allow_private: bool, pattern: str) -> bool:
+    return is_host_pattern(pattern) and _is_reachable(pattern.removeprefix("*."), allow_private)
 
 
 def _is_reachable(authority: str, allow_private: bool) -> bool:
-    """Whether a route may lead to ``host:port``, as far as that can be told without resolving."""
+    """Return whether a route may lead to ``host:port``, as far as is known without resolving."""
     found = split_authority(authority)
     if found is None:
         return False
     host, _ = found
     return not is_address(host) or judge(host, allow_private, literal=True) is None
-
-
-def _parse_variable(place: str, value: object) -> str | None:
-    if value is None:
-        return None
-    if (
-        isinstance(value, str)
-        and _VARIABLE.fullmatch(value)
-        and value not in RESERVED_VARIABLES
-        and not value.startswith(("KERNEL_", "LD_", "PYTHON", "GVISOR_EGRESS_"))
-    ):
-        return value
-    raise SettingError(
-        place,
-        value,
-        'the name of a variable that is set inside to the route\'s address, such as "MY_BASE_URL":'
-        " capital letters, digits and _; not one of the sandbox's own, of Python or of the loader",
-    )
-
-
-def _parse_flag(place: str, item: Mapping[str, Any], name: str = "allow_private") -> bool:
-    value = item.get(name, False)
-    if isinstance(value, bool):
-        return value
-    raise SettingError(f'{place}["{name}"]', value, "True or False")
-
-
-def _parse_limits(place: str, item: Mapping[str, Any]) -> Limits:
-    place = f'{place}["limits"]'
-    names = tuple(field.name for field in dataclasses.fields(Limits))
-    value = _check_keys(place, item.get("limits", {}), names)
-    for name, number in value.items():
-        if name == "seconds":
-            if _is_number(number, int | float) and 1 <= number <= 86400:
-                continue
-            accepted = "a number of seconds from 1 to 86400"
-        elif number is None and name.startswith("daily_"):
-            continue
-        elif name in ("requests_per_minute", "at_once"):
-            most = 256 if name == "at_once" else 100_000
-            if _is_number(number, int) and 1 <= number <= most:
-                continue
-            accepted = f"a whole number from 1 to {most}"
-        else:
-            if _is_number(number, int) and 0 <= number <= MAX_NUMBER:
-                continue
-            accepted = f"a whole number from 0 to {MAX_NUMBER}"
-            accepted += ", or None for no limit" if name.startswith("daily_") else ""
-        raise SettingError(f'{place}["{name}"]', number, accepted)
-    return Limits(**{**value, "seconds": float(value.get("seconds", Limits.seconds))})
-
-
-def _is_number(value: object, kinds: Any) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 # -- secrets that a kernel would see ---------------------------------------------------------------

@@ -108,7 +108,7 @@ class ByteStream:
 
     @property
     def is_over(self) -> bool:
-        """Whether both sides have finished, or one has reset the stream."""
+        """Return whether both sides have finished, or one has reset the stream."""
         return self.is_reset or (self._at_end and self._finished)
 
     def take_back(self, data: bytes) -> None:
@@ -154,7 +154,9 @@ class StreamLink:
         sock: socket.socket,
         serve: Callable[[ByteStream], Coroutine[Any, Any, None]] | None,
         on_end: Callable[[str], None],
+        useless: Allowance | None = None,
     ) -> None:
+        """``useless``: what the kernel has for streams on which no request is admitted."""
         self._sock = sock
         self._serve = serve
         self._on_end = on_end
@@ -167,7 +169,7 @@ class StreamLink:
         self._pending = memoryview(b"")
         self._writing = False
         self._flush_planned = False
-        self._useless = Allowance(USELESS_BURST, USELESS_PER_SECOND)
+        self._useless = useless or Allowance(USELESS_BURST, USELESS_PER_SECOND)
         self._waiting: asyncio.TimerHandle | None = None
         """Set while nothing is read from the kernel."""
         self.ended = False

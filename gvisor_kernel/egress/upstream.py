@@ -97,7 +97,7 @@ class Transport(Protocol):
 
     @property
     def is_readable(self) -> bool:
-        """Whether bytes, or the end, have come. Of an idle connection: that it has ended."""
+        """Return whether bytes, or the end, have come. Of an idle connection: that it has ended."""
 
 
 class SocketTransport:
@@ -117,7 +117,7 @@ class SocketTransport:
 
     @property
     def is_readable(self) -> bool:
-        """Whether bytes, or the end, have come."""
+        """Return whether bytes, or the end, have come."""
         try:
             self._sock.recv(1, socket.MSG_PEEK)  # no timeout: it is ready, or does not block
         except BlockingIOError:
@@ -191,7 +191,7 @@ class TlsTransport:
 
     @property
     def is_readable(self) -> bool:
-        """Whether bytes, or the end, have come."""
+        """Return whether bytes, or the end, have come."""
         return bool(self._tls.pending() or self._incoming.pending) or self._inner.is_readable
 
     async def _flush(self) -> None:

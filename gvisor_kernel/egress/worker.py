@@ -18,13 +18,13 @@ import socket
 import sys
 import threading
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gvisor_kernel.egress import http
-from gvisor_kernel.egress.audit import describe_entry, describe_refusal, write_count
-from gvisor_kernel.egress.gate import Gate
+from gvisor_kernel.egress.gate import Gate, Services, Shared
 from gvisor_kernel.egress.kinds import read_route
 from gvisor_kernel.egress.own_process import (
     describe_error,
@@ -32,7 +32,6 @@ from gvisor_kernel.egress.own_process import (
     limit_memory,
     protect,
 )
-from gvisor_kernel.egress.services import Services, Shared
 from gvisor_kernel.egress.streams import ByteStream, StreamLink
 
 if TYPE_CHECKING:
@@ -111,19 +110,11 @@ class Worker:
     def _open_gate(self, message: dict[str, Any]) -> Gate:
         number = message["kernel"]
         services = Services(
-            message["identity"],
             None if message["audit"] is None else Path(message["audit"]),
             message["environment"],
             self._shared,
             lambda line: self._send({"kernel": number, "line": line}),
-            lambda entry: self._send(
-                {
-                    "kernel": number,
-                    "line": describe_entry(entry),
-                    "refused": describe_refusal(entry),
-                    "count": write_count(entry),
-                }
-            ),
+            lambda entry: self._send({"kernel": number, "entry": asdict(entry)}),
         )
         routes = [read_route(route) for route in message["routes"]]
         answer_packages = partial(self._answer_packages, number, services)

@@ -1,4 +1,4 @@
-"""What a call returns: text for a model, the same as a structure, and pictures. No I/O.
+"""The results of calls: text for a model, the same as a structure, and pictures. No I/O.
 
 All of it is what a sandbox gave, cut to the limits. Where something was cut, the text says what,
 and how to read on. A picture counts as one only if its first bytes say so.
@@ -187,7 +187,7 @@ class Failure(TypedDict):
 
 
 class RunOutput(TypedDict):
-    """What code or a command gave."""
+    """The output of code or of a command."""
 
     session: str
     run: int

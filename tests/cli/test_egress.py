@@ -10,7 +10,7 @@ import pytest
 from gvisor_kernel.cli.checks.egress import check_egress
 from gvisor_kernel.cli.doctor import run_check
 from gvisor_kernel.cli.main import main
-from gvisor_kernel.egress.audit import FILE, Audit, make_entry
+from gvisor_kernel.egress.audit import FILE, Audit, Entry
 from gvisor_kernel.errors import SettingError
 from gvisor_kernel.jupyter.kernelspecs import read_kernelspec
 
@@ -149,9 +149,7 @@ def test_log_prints_requests_and_escapes_them(state: Path, capsys: Captured) -> 
     make_record("01one")
     record = Audit(state / "01one" / FILE)
     for path in ("/a", "/\x1b[2J\n\u202e"):
-        record.write(
-            make_entry(route="web", method="GET", host="a.b", path=path, status=200, down=2048)
-        )
+        record.write(Entry(route="web", method="GET", host="a.b", path=path, status=200, down=2048))
     record.close()
     assert main(["egress", "log", "01o"]) == 0
     first, second = capsys.readouterr().out.splitlines()

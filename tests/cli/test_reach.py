@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from gvisor_kernel.runtimes.checks import Check, reach, servers
+from gvisor_kernel.cli.checks import reach, servers
+from gvisor_kernel.runtimes.checks import Check
 
 SPECS = {
     "python3": {"spec": {"metadata": {}}},
@@ -130,7 +131,6 @@ def test_server_that_does_not_answer_takes_no_longer_than_the_limit(
 ) -> None:
     ended = Event()
     monkeypatch.setattr(reach, "MAX_SECONDS", 0.2)
-    monkeypatch.setattr(Fake, "do_GET", lambda self: ended.wait())
     server = reach.Server(os.getpid(), "", "")
     monkeypatch.setattr(reach, "ask", lambda *_, **__: ended.wait())
     found = reach.check_server(server, frozenset())
@@ -152,8 +152,7 @@ def test_server_that_answers_byte_by_byte_takes_no_longer(
             while not gone.wait(0.05):
                 self.wfile.write(b" ")
 
-    monkeypatch.setattr(Fake, "do_GET", dribble)
-    with running(tmp_path):
+    with running(tmp_path, do_GET=dribble):
         try:
             assert [servers.list_kernels(it) for it in servers.find_servers()] == [[]]
         finally:

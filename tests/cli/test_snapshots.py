@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -233,30 +232,6 @@ def test_a_snapshot_that_is_made_below_usr_fits_notebooks(
     monkeypatch.chdir("/usr")
     plan = module._make_plan(DEFAULT_KERNEL)
     assert keeps_outputs(plan.spec, plan.request)
-
-
-def test_build_prints_no_empty_line(store: Store, add: Add) -> None:
-    """Standard error is no terminal here, and gets nothing at all."""
-    code = """
-import sys
-from gvisor_kernel.cli import snapshots
-from gvisor_kernel.cli.main import main
-from gvisor_kernel.jupyter import plan_factory
-from gvisor_kernel.kernel import snapshot_builder
-from gvisor_kernel.snapshots.snapshot_store import Store
-def build(plan, preload, report):
-    report("Starting a kernel", 0.5)
-    return Store.open().snapshots()[0]
-plan_factory.check_provisioner = lambda name: None
-snapshots._make_plan = lambda *_: None
-snapshot_builder.build_snapshot = build
-sys.exit(main(["snapshot", "build"]))
-"""
-    name = add()
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert (done.stdout, done.stderr) == (f"Made {name[:12]}, 3 MiB\n", "")
 
 
 KERNELSPEC = {

@@ -12,6 +12,8 @@ import pytest
 from gvisor_kernel.egress.process import EgressWorker, Grant
 from gvisor_kernel.egress.routes import parse_routes
 
+from . import indexes
+from .indexes import FakeIndex
 from .peer import Peer
 from .upstream import Fake, make_certificate, serving
 
@@ -28,6 +30,13 @@ class Kernel(Peer):
         super().__init__(worker.open(Grant("python-1", chosen, audit), self.log.append))
 
 
+@pytest.fixture
+def index() -> Iterator[FakeIndex]:
+    """A package index."""
+    with indexes.serving() as index:
+        yield index
+
+
 OpenKernel = Callable[..., Kernel]
 
 
@@ -35,7 +44,7 @@ OpenKernel = Callable[..., Kernel]
 def no_worker_left() -> Iterator[None]:
     """End the worker of kernels that ran here: else it would live as long as this process."""
     yield
-    EgressWorker.instance()._stop()
+    EgressWorker.instance().stop()
 
 
 @pytest.fixture(scope="module")
@@ -88,18 +97,13 @@ def kernel(open_kernel: OpenKernel, upstream: Fake, tls: Fake) -> Kernel:
         fake.gone.clear()
     return open_kernel(
         {
-            "plain": {"url": f"http://127.0.0.1:{upstream.port}/v1", "allow_private": True},
+            "plain": upstream.route("/v1"),
             "api": {
                 "url": f"https://127.0.0.1:{tls.port}/v1",
                 "allow_private": True,
                 "secret": "env:GK_TEST_SECRET",
             },
-            "some": {
-                "url": f"http://127.0.0.1:{upstream.port}",
-                "allow_private": True,
-                "methods": ["GET"],
-                "paths": ["/repos/acme/**"],
-            },
+            "some": upstream.route(methods=["GET"], paths=["/repos/acme/**"]),
             "web": {
                 "hosts": [f"127.0.0.1:{upstream.port}", f"127.0.0.1:{tls.port}"],
                 "allow_private": True,

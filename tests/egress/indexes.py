@@ -8,24 +8,33 @@ import asyncio
 import hashlib
 import io
 import json
+import os
 import threading
+import urllib.error
+import urllib.request
 import zipfile
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import h11
+import pytest
 
 from gvisor_kernel.egress.addresses import NameResolver, make_name_threads
 from gvisor_kernel.egress.package_cache import PackageCache
-from gvisor_kernel.egress.package_index import Configuration, Index, Indexes, Registries
+from gvisor_kernel.egress.package_catalog import BOUNDS, Bounds
+from gvisor_kernel.egress.package_index import (
+    Configuration,
+    Index,
+    Indexes,
+    Registries,
+    read_pip,
+)
 from gvisor_kernel.egress.package_pages import SIMPLE_JSON
 from gvisor_kernel.egress.package_upstream import IndexClient
 from gvisor_kernel.egress.packages import Packages
-from gvisor_kernel.egress.refusals import Refusal
 
 THREADS = make_name_threads()
 """Where names are resolved."""
@@ -233,6 +242,7 @@ async def route(
     *indexes: Index,
     uv: Iterable[Index] | None = None,
     npm: Index | None = None,
+    bounds: Bounds = BOUNDS,
     **fields: Any,
 ) -> AsyncIterator[Packages]:
     """Run the route with these indexes, and a cache in ``root``."""
@@ -243,92 +253,43 @@ async def route(
         Registries(npm or Index("https://registry.invalid/")),
     )
     cache = PackageCache.open(root, **fields)
-    packages = Packages(cache, lambda: configuration, IndexClient(THREADS))
+    packages = Packages(cache, lambda: configuration, IndexClient(THREADS), bounds)
     try:
         yield packages
     finally:
         await packages.close()
 
 
-class _Writer:
-    """A Reply on a connection of ``listening``."""
+def run_route(
+    check: Callable[[Packages], Awaitable[None]], root: Path, *indexes: Index, **fields: Any
+) -> None:
+    """Run ``check`` with the route, whose cache is in the folder ``root``."""
 
-    def __init__(self, connection: h11.Connection, writer: asyncio.StreamWriter) -> None:
-        self._connection, self._writer = connection, writer
-        self.status = 0
+    async def work() -> None:
+        async with route(root / "c", *indexes, **fields) as packages:
+            await check(packages)
 
-    async def _send(self, event: h11.Event) -> None:
-        self._writer.write(self._connection.send(event) or b"")
-        await self._writer.drain()
-
-    async def start(
-        self, status: int, headers: Iterable[tuple[bytes, bytes]], reason: str = ""
-    ) -> None:
-        self.status = status
-        await self._send(
-            h11.Response(status_code=status, headers=list(headers), reason=reason.encode())
-        )
-
-    async def body(self, data: bytes) -> None:
-        await self._send(h11.Data(data=data))
-
-    async def end(self) -> None:
-        await self._send(h11.EndOfMessage())
+    asyncio.run(work())
 
 
-@contextmanager
-def listening(make: Callable[[], Packages]) -> Iterator[str]:
-    """Serve the route on a port of this machine, for real clients; give its URL."""
-    ready = threading.Event()
-    url: list[str] = []
-    stops: list[Callable[[], None]] = []
+# -- the indexes of this machine -------------------------------------------------------------------
 
-    async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = h11.Connection(h11.SERVER)
-        try:
-            while True:
-                event = connection.next_event()
-                if event is h11.NEED_DATA:
-                    connection.receive_data(await reader.read(65536))
-                elif isinstance(event, h11.Request):
-                    headers = dict(event.headers)
-                    head = Head(event.target, headers, event.method.decode())
-                    request: Any = Request(head)
-                    writes: Any = _Writer(connection, writer)
-                    await packages.handle(request, writes, 1, NameResolver(THREADS))
-                elif isinstance(event, h11.EndOfMessage | h11.Data):
-                    pass
-                else:
-                    return
-                if connection.our_state is h11.DONE and connection.their_state is h11.DONE:
-                    connection.start_next_cycle()
-                elif connection.our_state in (h11.MUST_CLOSE, h11.CLOSED):
-                    return
-        except (OSError, Refusal, h11.ProtocolError, asyncio.CancelledError):
-            pass
-        finally:
-            writer.close()
+HOST = dict(os.environ)
+"""The environment before any test has changed it."""
 
-    async def run() -> None:
-        nonlocal packages
-        packages = make()
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        stops.append(lambda: loop.call_soon_threadsafe(stop.set))
-        server = await asyncio.start_server(serve_one, "127.0.0.1", 0)
-        packages.base = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        url.append(packages.base)
-        ready.set()
-        await stop.wait()
-        server.close()
-        await packages.close()
 
-    packages: Packages
-    thread = threading.Thread(target=lambda: asyncio.run(run()))
-    thread.start()
+def host_environment(url: str) -> dict[str, str]:
+    """Return the environment of this user, or skip if its index does not answer."""
+    environment = {**HOST}
     try:
-        assert ready.wait(30)
-        yield url[0]
-    finally:
-        stops[0]()
-        thread.join()
+        urllib.request.urlopen(url, timeout=10).close()  # noqa: S310 - of the configuration
+    except (urllib.error.URLError, OSError) as error:
+        pytest.skip(f"the index of this machine does not answer: {type(error).__name__}")
+    return environment
+
+
+def index_of_host() -> Index:
+    found = read_pip(HOST)
+    if not found.indexes:
+        pytest.skip("pip of this machine is configured without an index")
+    return found.indexes[0]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from gvisor_kernel.egress.budgets import Budgets, DailyBudgets
 from gvisor_kernel.egress.kinds import Limits, UrlRoute
-from gvisor_kernel.errors import EgressRefused
+from gvisor_kernel.egress.refusals import LimitReached
 
 THREADS = 8
 PIECE = 65_536
@@ -30,10 +30,10 @@ def main() -> None:
         while True:
             try:
                 admission = budgets.admit(ROUTE)
-            except EgressRefused:
+            except LimitReached:
                 return requests, count
             requests += 1
-            with admission, suppress(EgressRefused):
+            with closing(admission), suppress(LimitReached):
                 for _ in range(20):
                     admission.received(PIECE)
                     count += PIECE

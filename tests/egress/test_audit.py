@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -16,14 +16,13 @@ from gvisor_kernel.egress.audit import (
     Audit,
     Entry,
     describe_entry,
-    make_entry,
     read_entries,
 )
 from gvisor_kernel.errors import EgressError
 
 
 def entry(path: str = "/a", reason: str = "", **values: int) -> Entry:
-    return make_entry(
+    return Entry(
         route="x",
         method="GET",
         host="example.org",
@@ -59,7 +58,7 @@ def test_query_is_not_recorded(path: Path) -> None:
 def test_text_of_a_sandbox_makes_one_line_of_bounded_length(path: Path) -> None:
     record = Audit(path)
     long = "\n\x1b[2J\u202e\udcff" + "x" * 100_000
-    record.write(make_entry(route=long, method=long, host=long, path=long, status=400, reason=long))
+    record.write(Entry(route=long, method=long, host=long, path=long, status=400, reason=long))
     record.close()
     [line] = path.read_bytes().splitlines()
     assert len(line) < 10_000
@@ -68,9 +67,8 @@ def test_text_of_a_sandbox_makes_one_line_of_bounded_length(path: Path) -> None:
     assert found.path.startswith("\n\x1b[2J\u202e")
 
 
-def test_older_half_is_dropped(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audit, "PART", 2000)
-    record = Audit(path)
+def test_older_half_is_dropped(path: Path) -> None:
+    record = Audit(path, 2000)
     for number in range(100):
         record.write(entry(f"/{number}"))
     record.close()
@@ -108,23 +106,19 @@ def test_request_that_was_sent_is_always_written(path: Path) -> None:
     record.close()
 
 
-def test_request_that_cannot_be_recorded_blocks_the_next(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_request_that_cannot_be_recorded_blocks_the_next(path: Path) -> None:
     record = Audit(path)
     record.check()
-    real = os.write
-
-    def full(fd: int, data: bytes) -> int:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "write", full)
-    assert not record.write(entry("/a"))
-    with pytest.raises(EgressError, match="cannot be recorded"):
-        record.check()
-    for _ in range(2 * MAX_PENDING):
-        record.write(entry("/b"))
-    monkeypatch.setattr(os, "write", real)
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))  # as on a full disk
+    try:
+        assert not record.write(entry("/a"))
+        with pytest.raises(EgressError, match="cannot be recorded"):
+            record.check()
+        for _ in range(2 * MAX_PENDING):
+            record.write(entry("/b"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
     record.check()
     record.close()
     assert len(list(read_entries(path))) == MAX_PENDING

@@ -16,8 +16,8 @@ from ..jupyter.helpers import SECONDS, execute
 from ..sweeps import needs_all
 from .conftest import SECRET
 from .fake_api import TOGETHER, Api
+from .indexes import host_environment, index_of_host
 from .test_kernels import kernel_with, run
-from .test_packages_real import host_environment, index_of_host
 from .upstream import Fake, make_certificate, serving
 
 pytestmark = [needs_all, pytest.mark.once]
@@ -57,7 +57,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fake]:
         patch.setenv("SSL_CERT_FILE", str(ca))
         patch.setenv("GK_TEST_SECRET", SECRET)
         patch.setattr(Api, "key", SECRET)
-        EgressWorker.instance()._stop()
+        EgressWorker.instance().stop()
         yield fake
 
 

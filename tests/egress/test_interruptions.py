@@ -37,14 +37,8 @@ def kernel(
     """A kernel with one route, in each runtime."""
     if request.param == "docker":
         request.getfixturevalue("dockerd")
-    EgressWorker.instance()._stop()
-    routes: dict[str, Any] = {
-        "plain": {
-            "url": f"http://127.0.0.1:{upstream.port}/v1",
-            "allow_private": True,
-            "limits": {"request_bytes": SIZE},
-        }
-    }
+    EgressWorker.instance().stop()
+    routes: dict[str, Any] = {"plain": upstream.route("/v1", limits={"request_bytes": SIZE})}
     routes["small"] = {**routes["plain"], "limits": {"request_bytes": 1_000_000}}
     with kernel_with(routes, ["plain", "small"], request.param) as (manager, client):
         assert_way(manager, client, request.param)

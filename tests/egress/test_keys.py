@@ -120,7 +120,7 @@ def keys(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         "transcripts": True,
     }
     folder = world.add_kernelspec(KERNELSPEC, spec)
-    EgressWorker.instance()._stop()
+    EgressWorker.instance().stop()
     with serving(None, Guard) as fake:
         routes = {
             name: {
@@ -134,7 +134,7 @@ def keys(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         text = json.dumps({"GVisorEgress": {"routes": routes}})
         (tmp_path / "config" / "jupyter_server_config.json").write_text(text)
         yield Keys(values, routes, f"gk-{secrets.token_hex(16)}")
-    EgressWorker.instance()._stop()
+    EgressWorker.instance().stop()
     (folder / "kernel.json").unlink()
     folder.rmdir()
 

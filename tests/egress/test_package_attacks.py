@@ -15,9 +15,11 @@ import pytest
 
 from gvisor_kernel.egress import package_pages
 from gvisor_kernel.egress.addresses import NameResolver
+from gvisor_kernel.egress.package_catalog import Bounds
 from gvisor_kernel.egress.package_index import Index
 from gvisor_kernel.egress.package_pages import PageError, read_packument, read_simple
 from gvisor_kernel.egress.package_upstream import NAMES, Hosts
+from gvisor_kernel.egress.packages import Packages
 from gvisor_kernel.egress.refusals import Refusal, UpstreamFailed
 
 from .indexes import (
@@ -32,47 +34,44 @@ from .indexes import (
     make_wheel,
     resolve_below,
     route,
+    run_route,
     serving,
     sha256,
 )
 from .test_packages import PAGE, ask_file, run
 
 
-def test_a_forged_token_gets_nothing(tmp_path: Path) -> None:
-    async def check() -> None:
-        async with route(tmp_path / "c", index.index()) as packages:
-            listed = (await ask(packages, PAGE, JSON)).files
-            good = resolve_below(PAGE, listed[0]["url"])
-            token = re.findall(r"[0-9a-f]{40}", good)[0]
-            made = re.findall(r"[0-9a-f]{64}", good)[0]
-            pages = [path.name for path in (tmp_path / "c" / "pages").rglob("?" * 64)]
-            (index_page,) = {*pages} - {made}
-            second = resolve_below(PAGE, listed[1]["url"])
-            seen = len(index.seen)
-            for bad in (
-                good.replace(token, "0" * 40),
-                good.replace(token, token[:-1]),
-                good.replace(token, ""),
-                good.replace(token, "é"),
-                good.replace(made, "0" * 64),
-                good.replace(made, made.upper()),
-                good.replace(made, index_page),
-                good.replace("/pypi/", "/npm/-/"),
-                good.replace("demo-1.0", "demo-9.9"),
-                second.replace("demo-2.0", "demo-1.0"),
-                good + ".metadata",
-                good + "/",
-                good.replace("/packages/pypi/files/", "/packages/pypi/files/http://127.0.0.1/"),
-            ):
-                assert (await ask(packages, bad)).status in (404, 405), bad
-            files = {path for path in index.paths[seen:] if path.startswith("/files/")}
-            assert not files
+def test_a_forged_address_gets_nothing(tmp_path: Path, index: FakeIndex) -> None:
+    name = index.add_project("demo")
+    file = {"filename": name, "url": f"{index.url}/files/{name}"}
+    index.add_page("demo", [file, file | {"filename": "demo-2.0-py3-none-any.whl"}])
 
-    with serving() as index:
-        name = index.add_project("demo")
-        file = {"filename": name, "url": f"{index.url}/files/{name}"}
-        index.add_page("demo", [file, file | {"filename": "demo-2.0-py3-none-any.whl"}])
-        run(check)
+    async def check(packages: Packages) -> None:
+        listed = (await ask(packages, PAGE, JSON)).files
+        good = resolve_below(PAGE, listed[0]["url"])
+        made = re.findall(r"[0-9a-f]{64}", good)[0]
+        pages = [path.name for path in (tmp_path / "c" / "pages").rglob("?" * 64)]
+        (index_page,) = {*pages} - {made}
+        second = resolve_below(PAGE, listed[1]["url"])
+        seen = len(index.seen)
+        for bad in (
+            *(good.replace("/0/", f"/{odd}/") for odd in ("1", "2", "00", "-0", "0" * 40)),
+            *(good.replace("/0/", f"/{odd}/") for odd in ("", "é", "²", "%30", "9" * 8)),
+            good.replace(made, "0" * 64),
+            good.replace(made, made.upper()),
+            good.replace(made, index_page),
+            good.replace("/pypi/", "/npm/-/"),
+            good.replace("demo-1.0", "demo-9.9"),
+            second.replace("demo-2.0", "demo-1.0"),
+            good + ".metadata",
+            good + "/",
+            good.replace("/packages/pypi/files/", "/packages/pypi/files/http://127.0.0.1/"),
+        ):
+            assert (await ask(packages, bad)).status in (404, 405), bad
+        files = {path for path in index.paths[seen:] if path.startswith("/files/")}
+        assert not files
+
+    run_route(check, tmp_path, index.index())
 
 
 @pytest.mark.parametrize(
@@ -90,25 +89,22 @@ def test_a_forged_token_gets_nothing(tmp_path: Path) -> None:
         f"/packages/pypi/simple/{'a' * 300}/",
     ],
 )
-def test_no_odd_path_reaches_an_index(tmp_path: Path, path: str) -> None:
-    async def check() -> None:
-        async with route(tmp_path / "c", index.index(), npm=index.index()) as packages:
-            assert (await ask(packages, path)).status == 404
+def test_no_odd_path_reaches_an_index(tmp_path: Path, index: FakeIndex, path: str) -> None:
+    index.add_project("demo")
 
-    with serving() as index:
-        index.add_project("demo")
-        run(check)
+    async def check(packages: Packages) -> None:
+        assert (await ask(packages, path)).status == 404
+
+    run_route(check, tmp_path, index.index(), npm=index.index())
     assert not index.seen
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
-def test_nothing_is_sent_to_an_index(tmp_path: Path, method: str) -> None:
-    async def check() -> None:
-        async with route(tmp_path / "c", index.index()) as packages:
-            assert (await ask(packages, PAGE, method=method)).status == 405
+def test_nothing_is_sent_to_an_index(tmp_path: Path, index: FakeIndex, method: str) -> None:
+    async def check(packages: Packages) -> None:
+        assert (await ask(packages, PAGE, method=method)).status == 405
 
-    with serving() as index:
-        run(check)
+    run_route(check, tmp_path, index.index())
     assert not index.seen
 
 
@@ -147,28 +143,19 @@ def test_a_redirect_to_the_inside_is_not_followed(tmp_path: Path) -> None:
     assert not inside.seen
 
 
-def test_endless_redirects_end(tmp_path: Path) -> None:
-    async def check() -> None:
-        async with route(tmp_path / "c", index.index()) as packages:
-            assert (await ask(packages, PAGE, JSON)).status == 502
+def test_endless_redirects_end(tmp_path: Path, index: FakeIndex) -> None:
+    index.served["/simple/demo/"] = Served(status=302, headers={"Location": "/simple/demo/"})
 
-    with serving() as index:
-        index.served["/simple/demo/"] = Served(status=302, headers={"Location": "/simple/demo/"})
-        run(check)
+    async def check(packages: Packages) -> None:
+        assert (await ask(packages, PAGE, JSON)).status == 502
+
+    run_route(check, tmp_path, index.index())
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        *("127.0.0.1", "10.0.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.1.2.3"),
-        *("224.0.0.1", "::1", "fd00::1", "fe80::1%eth0", "::ffff:127.0.0.1", "64:ff9b::7f00:1"),
-        *("2002:7f00:1::", "nonsense"),
-    ],
-)
-def test_a_name_with_an_inner_address_is_refused(address: str) -> None:
+def test_a_name_with_an_inner_address_is_refused() -> None:
     class Names(NameResolver):
         async def resolve(self, host: str, port: int) -> list[str]:
-            return ["8.8.8.8", address] if host == "evil.example" else ["8.8.4.4"]
+            return ["8.8.8.8", "127.0.0.1"] if host == "evil.example" else ["8.8.4.4"]
 
     async def check() -> None:
         NAMES.set(Names(THREADS))
@@ -178,23 +165,22 @@ def test_a_name_with_an_inner_address_is_refused(address: str) -> None:
     run(check)
 
 
-def test_a_file_with_a_wrong_digest_is_never_complete(tmp_path: Path) -> None:
-    async def check() -> None:
-        async with route(tmp_path / "c", index.index()) as packages:
-            listed = await ask(packages, PAGE, JSON)
-            answer = Answer()
-            path = resolve_below(PAGE, listed.files[0]["url"])
-            with pytest.raises(Refusal):
-                await packages.handle(_request(path), answer, 1, NameResolver(THREADS))
-            assert not answer.complete
-            assert len(answer.data) < len(data)
-            assert not list((tmp_path / "c" / "files").rglob("?" * 64))
-            assert not list((tmp_path / "c" / "new").iterdir())
+def test_a_file_with_a_wrong_digest_is_never_complete(tmp_path: Path, index: FakeIndex) -> None:
+    data = os.urandom(1_000_000)
+    index.add_project("demo", data, hashes={"sha256": sha256(b"another")})
 
-    with serving() as index:
-        data = os.urandom(1_000_000)
-        index.add_project("demo", data, hashes={"sha256": sha256(b"another")})
-        run(check)
+    async def check(packages: Packages) -> None:
+        listed = await ask(packages, PAGE, JSON)
+        answer = Answer()
+        path = resolve_below(PAGE, listed.files[0]["url"])
+        with pytest.raises(Refusal):
+            await packages.handle(_request(path), answer, 1, NameResolver(THREADS))
+        assert not answer.complete
+        assert len(answer.data) < len(data)
+        assert not list((tmp_path / "c" / "files").rglob("?" * 64))
+        assert not list((tmp_path / "c" / "new").iterdir())
+
+    run_route(check, tmp_path, index.index())
 
 
 def _request(path: str) -> Any:
@@ -202,19 +188,18 @@ def _request(path: str) -> Any:
     return Request(Head(path.encode()))
 
 
-def test_a_file_that_breaks_off_is_not_kept(tmp_path: Path) -> None:
-    async def check() -> None:
-        async with route(tmp_path / "c", index.index()) as packages:
-            with pytest.raises(Refusal):
-                await ask_file(packages)
-            assert not list((tmp_path / "c" / "new").iterdir())
+def test_a_file_that_breaks_off_is_not_kept(tmp_path: Path, index: FakeIndex) -> None:
+    data = os.urandom(500_000)
+    name = index.add_project("demo", data)
+    headers = {"Content-Length": "900000"}
+    index.served[f"/files/{name}"] = Served(data, headers=headers)
 
-    with serving() as index:
-        data = os.urandom(500_000)
-        name = index.add_project("demo", data)
-        headers = {"Content-Length": "900000"}
-        index.served[f"/files/{name}"] = Served(data, headers=headers)
-        run(check)
+    async def check(packages: Packages) -> None:
+        with pytest.raises(Refusal):
+            await ask_file(packages)
+        assert not list((tmp_path / "c" / "new").iterdir())
+
+    run_route(check, tmp_path, index.index())
 
 
 def test_one_kernel_cannot_poison_what_another_gets(tmp_path: Path) -> None:
@@ -261,15 +246,14 @@ def test_pages_seen_with_other_credentials_are_not_shared(tmp_path: Path) -> Non
         assert asyncio.run(get(index.index())) == 502
 
 
-def test_a_hostile_page_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hostile_page_is_refused() -> None:
     deep = b'{"files": ' + b"[" * 500 + b"]" * 500 + b"}"
-    many = json.dumps({"files": [{}] * 11}).encode()
-    monkeypatch.setattr(package_pages, "MAX_FILES", 10)
+    many = json.dumps({"files": [{}] * (package_pages.MAX_FILES + 1)}).encode()
     for body in (deep, many, b"", b"[]", b'{"files": 1}', b"\xff\xfe", b'{"files": [' * 99):
         with pytest.raises(PageError):
             read_simple(body, package_pages.SIMPLE_JSON, "https://x/simple/d/")
     with pytest.raises(PageError):
-        read_simple(b"<a href=x>" * 11, "text/html", "https://x/")
+        read_simple(b"<a href=x>" * (package_pages.MAX_FILES + 1), "text/html", "https://x/")
     with pytest.raises(PageError):
         read_simple(b"{}", "image/png", "https://x/")
     odd = [None, 1, "x", [], {"filename": 1}, {"filename": "a-1.whl", "url": "/a", "hashes": 5}]
@@ -292,46 +276,40 @@ def test_what_a_page_says_cannot_become_markup(tmp_path: Path) -> None:
         run(check)
 
 
-def test_a_page_that_decompresses_to_too_much_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gvisor_kernel.egress.package_catalog.MAX_PAGE", 1_000_000)
+def test_a_page_that_decompresses_to_too_much_is_refused(tmp_path: Path, index: FakeIndex) -> None:
+    headers = {"Content-Encoding": "gzip"}
+    bomb = gzip.compress(b" " * 50_000_000)
+    index.served["/simple/demo/"] = Served(bomb, package_pages.SIMPLE_JSON, headers=headers)
 
-    async def check() -> None:
-        async with route(tmp_path / "c", index.index()) as packages:
-            answer = await ask(packages, PAGE, JSON)
+    async def check(packages: Packages) -> None:
+        answer = await ask(packages, PAGE, JSON)
         assert answer.status == 502
         assert "more than 1000000 bytes" in answer.reason
 
-    with serving() as index:
-        headers = {"Content-Encoding": "gzip"}
-        bomb = gzip.compress(b" " * 50_000_000)
-        index.served["/simple/demo/"] = Served(bomb, package_pages.SIMPLE_JSON, headers=headers)
-        run(check)
+    run_route(check, tmp_path, index.index(), bounds=Bounds(page=1_000_000))
 
 
-def test_a_slow_kernel_does_not_hold_up_another(tmp_path: Path) -> None:
-    async def check() -> None:
-        async with route(tmp_path / "c", index.index()) as packages:
-            path = resolve_below(PAGE, (await ask(packages, PAGE, JSON)).files[0]["url"])
-            stuck = asyncio.Event()
+def test_a_slow_kernel_does_not_hold_up_another(tmp_path: Path, index: FakeIndex) -> None:
+    data = os.urandom(3_000_000)
+    index.add_project("demo", data)
 
-            class Stuck(Answer):
-                async def body(self, data: bytes) -> None:
-                    stuck.set()
-                    await asyncio.Event().wait()
+    async def check(packages: Packages) -> None:
+        path = resolve_below(PAGE, (await ask(packages, PAGE, JSON)).files[0]["url"])
+        stuck = asyncio.Event()
 
-            names = NameResolver(THREADS)
-            task = asyncio.create_task(packages.handle(_request(path), Stuck(), 1, names))
-            async with asyncio.timeout(30):
-                await stuck.wait()
-                assert (await ask(packages, path)).data == data
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
+        class Stuck(Answer):
+            async def body(self, data: bytes) -> None:
+                stuck.set()
+                await asyncio.Event().wait()
+
+        names = NameResolver(THREADS)
+        task = asyncio.create_task(packages.handle(_request(path), Stuck(), 1, names))
+        async with asyncio.timeout(30):
+            await stuck.wait()
+            assert (await ask(packages, path)).data == data
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
         assert not list((tmp_path / "c" / "new").iterdir())
 
-    with serving() as index:
-        data = os.urandom(3_000_000)
-        index.add_project("demo", data)
-        run(check)
+    run_route(check, tmp_path, index.index())

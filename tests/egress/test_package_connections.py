@@ -116,9 +116,15 @@ def test_the_next_address_is_used_if_one_refuses(first: list[str]) -> None:
 
     async def check() -> None:
         with serving() as index:
-            sock = await connect("index.example", int(index.url.rpartition(":")[2]), resolve)
+            port = int(index.url.rpartition(":")[2])
+            sock = await connect("index.example", port, resolve)
             assert sock.getpeername()[0] == "127.0.0.1"
             sock.close()
+            with pytest.raises(Unreachable):
+                await connect("index.example", port, refusing)
+
+    async def refusing(host: str, port: int) -> list[str]:
+        return first
 
     run(check)
 

@@ -17,11 +17,10 @@ from typing import Any
 import pytest
 
 from gvisor_kernel.egress.addresses import NAMES_AT_ONCE, NameResolver
-from gvisor_kernel.egress.package_downloads import MAX_AT_ONCE, MAX_OF_ONE
 from gvisor_kernel.egress.package_index import Index
 from gvisor_kernel.egress.package_pages import SIMPLE_JSON
 from gvisor_kernel.egress.package_upstream import MAX_CONNECTIONS
-from gvisor_kernel.egress.packages import PAGES_OF_ONE, Packages
+from gvisor_kernel.egress.packages import MAX_AT_ONCE, MAX_OF_ONE, PAGES_OF_ONE, Packages
 
 from ..patience import scale_seconds
 from .indexes import JSON, THREADS, Answer, ask, resolve_below, route, sha256

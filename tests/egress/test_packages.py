@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Awaitable, Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from gvisor_kernel.egress.packages import PAGES_OF_ONE, Packages
 from gvisor_kernel.egress.refusals import Refusal
 
 from ..patience import scale_seconds
+from ..sweeps import needs_all
 from .indexes import (
     JSON,
     THREADS,
@@ -34,6 +36,7 @@ from .indexes import (
     make_wheel,
     resolve_below,
     route,
+    run_route,
     serving,
     sha256,
 )
@@ -55,52 +58,61 @@ def run(action: Callable[[], Awaitable[None]]) -> None:
 # -- pages -----------------------------------------------------------------------------------------
 
 
-def test_a_page_is_json_or_html_as_the_client_asks(tmp_path: Path) -> None:
-    async def check() -> None:
-        async with route(tmp_path / "c", index.index()) as packages:
-            as_json = await ask(packages, PAGE, JSON)
-            as_html = await ask(packages, PAGE, {b"accept": b"text/html"})
-            either = await ask(packages, PAGE, {b"accept": package_pages.ACCEPT_SIMPLE.encode()})
+def test_a_page_is_json_or_html_as_the_client_asks(tmp_path: Path, index: FakeIndex) -> None:
+    name = index.add_project("demo", **{"requires-python": ">=3.8"})
+
+    async def check(packages: Packages) -> None:
+        as_json = await ask(packages, PAGE, JSON)
+        as_html = await ask(packages, PAGE, {b"accept": b"text/html"})
+        either = await ask(packages, PAGE, {b"accept": package_pages.ACCEPT_SIMPLE.encode()})
         assert as_json.files[0]["filename"] == name
         assert as_json.files[0]["requires-python"] == ">=3.8"
         assert b'data-requires-python="&gt;=3.8"' in as_html.data
         assert as_html.headers[b"Content-Type"] == b"text/html"
         assert either.data == as_json.data
 
-    with serving() as index:
-        name = index.add_project("demo", **{"requires-python": ">=3.8"})
-        run(check)
+    run_route(check, tmp_path, index.index())
 
 
-def test_a_compressed_page_is_read_if_it_is_whole(tmp_path: Path) -> None:
-    async def check() -> None:
-        async with route(tmp_path / "c", index.index()) as packages:
-            assert (await ask(packages, PAGE, JSON)).files[0]["filename"] == name
-            for broken in (whole[:-9], whole[:40] + b"x" + whole[41:], b"x"):
-                page.body = broken
-                assert (await ask(packages, PAGE, JSON)).status == 502
+def test_a_page_of_an_index_in_html_is_read(tmp_path: Path, index: FakeIndex) -> None:
+    name = index.add_project("demo")
+    page = index.served["/simple/demo/"]
+    page.content_type = "text/html"
+    page.body = f'<a href="../../files/{name}">{name}</a>'.encode()
 
-    with serving() as index:
-        name = index.add_project("demo")
-        page = index.served["/simple/demo/"]
-        page.headers["Content-Encoding"] = "gzip"
-        page.body = whole = gzip.compress(page.body)
-        run(check)
+    async def check(packages: Packages) -> None:
+        assert (await ask_file(packages)).data == index.served[f"/files/{name}"].body
+
+    run_route(check, tmp_path, index.index())
 
 
-def test_an_address_upstream_is_not_shown(tmp_path: Path) -> None:
-    async def check() -> None:
-        async with route(tmp_path / "c", index.index()) as packages:
-            for headers in (JSON, {}):
-                assert b"token=secret" not in (await ask(packages, PAGE, headers)).data
-            assert (await ask_file(packages)).data == wheel
+def test_a_compressed_page_is_read_if_it_is_whole(tmp_path: Path, index: FakeIndex) -> None:
+    name = index.add_project("demo")
+    page = index.served["/simple/demo/"]
+    page.headers["Content-Encoding"] = "gzip"
+    page.body = whole = gzip.compress(page.body)
 
-    with serving() as index:
-        wheel = make_wheel("demo")
-        url = "/files/demo-1.0-py3-none-any.whl?token=secret"
-        index.add_project("demo", wheel, url=f"{index.url}{url}")
-        index.served[url] = Served(wheel)
-        run(check)
+    async def check(packages: Packages) -> None:
+        assert (await ask(packages, PAGE, JSON)).files[0]["filename"] == name
+        for broken in (whole[:-9], whole[:40] + b"x" + whole[41:], b"x"):
+            page.body = broken
+            assert (await ask(packages, PAGE, JSON)).status == 502
+
+    run_route(check, tmp_path, index.index())
+
+
+def test_an_address_upstream_is_not_shown(tmp_path: Path, index: FakeIndex) -> None:
+    wheel = make_wheel("demo")
+    url = "/files/demo-1.0-py3-none-any.whl?token=secret"
+    index.add_project("demo", wheel, url=f"{index.url}{url}")
+    index.served[url] = Served(wheel)
+
+    async def check(packages: Packages) -> None:
+        for headers in (JSON, {}):
+            assert b"token=secret" not in (await ask(packages, PAGE, headers)).data
+        assert (await ask_file(packages)).data == wheel
+
+    run_route(check, tmp_path, index.index())
 
 
 def test_pages_of_several_indexes_are_merged_for_pip_and_not_for_uv(tmp_path: Path) -> None:
@@ -145,16 +157,15 @@ def test_credentials_go_to_the_index_only(tmp_path: Path) -> None:
     assert not other.seen
 
 
-def test_an_index_that_refuses_says_so(tmp_path: Path) -> None:
-    async def check() -> None:
-        async with route(tmp_path / "c", index.index()) as packages:
-            answer = await ask(packages, PAGE, JSON)
+def test_an_index_that_refuses_says_so(tmp_path: Path, index: FakeIndex) -> None:
+    index.served["/simple/demo/"] = Served(status=401)
+
+    async def check(packages: Packages) -> None:
+        answer = await ask(packages, PAGE, JSON)
         assert answer.status == 403
         assert "credentials" in answer.reason
 
-    with serving() as index:
-        index.served["/simple/demo/"] = Served(status=401)
-        run(check)
+    run_route(check, tmp_path, index.index())
 
 
 # -- the cache -------------------------------------------------------------------------------------
@@ -198,45 +209,44 @@ def test_a_page_is_asked_for_again_only_if_it_may_have_changed(tmp_path: Path) -
     assert index.paths.count("/simple/kept/") == 1
 
 
-def test_many_requests_at_once_make_one_download(tmp_path: Path) -> None:
-    async def check() -> None:
-        async with route(tmp_path / "c", index.index()) as packages:
-            answers = await asyncio.gather(*(ask_file(packages) for _ in range(20)))
+def test_many_requests_at_once_make_one_download(tmp_path: Path, index: FakeIndex) -> None:
+    data = os.urandom(3_000_000)
+    name = index.add_project("demo", data)
+
+    async def check(packages: Packages) -> None:
+        answers = await asyncio.gather(*(ask_file(packages) for _ in range(20)))
         assert {answer.data for answer in answers} == {data}
 
-    with serving() as index:
-        data = os.urandom(3_000_000)
-        name = index.add_project("demo", data)
-        run(check)
+    run_route(check, tmp_path, index.index())
     assert index.paths.count(f"/files/{name}") == 1
 
 
-def test_a_file_without_a_digest_is_asked_for_again_unless_offline(tmp_path: Path) -> None:
-    async def check() -> None:
-        async with route(tmp_path / "c", index.index()) as packages:
-            assert (await ask_file(packages)).data == b"one"
-            index.served[f"/files/{name}"] = Served(b"two")
-            assert (await ask_file(packages)).data == b"two"
-            index.stop()
-            assert (await ask_file(packages)).data == b"two"
+def test_a_file_without_a_digest_is_asked_for_again_unless_offline(
+    tmp_path: Path, index: FakeIndex
+) -> None:
+    name = index.add_project("demo", b"one", hashes={})
 
-    with serving() as index:
-        name = index.add_project("demo", b"one", hashes={})
-        run(check)
+    async def check(packages: Packages) -> None:
+        assert (await ask_file(packages)).data == b"one"
+        index.served[f"/files/{name}"] = Served(b"two")
+        assert (await ask_file(packages)).data == b"two"
+        index.stop()
+        assert (await ask_file(packages)).data == b"two"
+
+    run_route(check, tmp_path, index.index())
 
 
-def test_metadata_is_had_without_the_wheel(tmp_path: Path) -> None:
-    async def check() -> None:
-        async with route(tmp_path / "c", index.index()) as packages:
-            assert (await ask_file(packages, suffix=".metadata")).data == metadata
-            index.stop()
-            assert (await ask_file(packages, suffix=".metadata")).data == metadata
+def test_metadata_is_had_without_the_wheel(tmp_path: Path, index: FakeIndex) -> None:
+    metadata = b"Metadata-Version: 2.1\nName: demo\nVersion: 1.0\n"
+    name = index.add_project("demo", **{"core-metadata": {"sha256": sha256(metadata)}})
+    index.served[f"/files/{name}.metadata"] = Served(metadata)
 
-    with serving() as index:
-        metadata = b"Metadata-Version: 2.1\nName: demo\nVersion: 1.0\n"
-        name = index.add_project("demo", **{"core-metadata": {"sha256": sha256(metadata)}})
-        index.served[f"/files/{name}.metadata"] = Served(metadata)
-        run(check)
+    async def check(packages: Packages) -> None:
+        assert (await ask_file(packages, suffix=".metadata")).data == metadata
+        index.stop()
+        assert (await ask_file(packages, suffix=".metadata")).data == metadata
+
+    run_route(check, tmp_path, index.index())
     assert f"/files/{name}" not in index.paths
 
 
@@ -283,6 +293,35 @@ def test_everything_in_the_cache_is_private(tmp_path: Path) -> None:
         assert path.stat().st_mode & 0o077 == 0, path
 
 
+def _install_often(root: str, url: str, limit: int) -> bool:
+    async def run() -> bool:
+        async with route(Path(root), Index(url), limit=limit) as packages:
+            for _ in range(3):
+                for name in ("demo", "other"):
+                    answer = await ask_file(packages, f"/packages/pypi/simple/{name}/")
+                    if answer.status != 200 or len(answer.data) != 300_000:
+                        return False
+            return True
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        pytest.param(10**9, marks=needs_all, id="large"),
+        pytest.param(100_000, id="smaller than a file"),
+    ],
+)
+def test_processes_share_a_cache_without_harm(tmp_path: Path, limit: int) -> None:
+    with serving() as index, get_context("spawn").Pool(2) as pool:
+        for name in ("demo", "other"):
+            index.add_project(name, os.urandom(300_000))
+        work = [(str(tmp_path / "c"), f"{index.url}/simple/", limit)] * 2
+        assert pool.starmap(_install_often, work) == [True] * 2
+    assert not list((tmp_path / "c" / "new").iterdir())
+
+
 # -- npm -------------------------------------------------------------------------------------------
 
 
@@ -315,31 +354,29 @@ def test_npm_gets_documents_and_tarballs(tmp_path: Path, name: str, asked: str) 
     assert {headers.get("authorization") for _, headers in index.seen} == {"Bearer t"}
 
 
-def test_a_tarball_with_a_wrong_integrity_is_refused(tmp_path: Path) -> None:
-    async def check() -> None:
-        async with route(tmp_path / "c", npm=Index(f"{index.url}/")) as packages:
-            document = json.loads((await ask(packages, "/packages/npm/demo")).data)
-            tarball = document["versions"]["1.0.0"]["dist"]["tarball"]
-            with pytest.raises(Refusal):
-                await ask(packages, resolve_below("/", tarball))
+def test_a_tarball_with_a_wrong_integrity_is_refused(tmp_path: Path, index: FakeIndex) -> None:
+    wrong = base64.b64encode(hashlib.sha512(b"other").digest()).decode()
+    make_document(index, "demo", b"tarball", f"sha512-{wrong}")
 
-    with serving() as index:
-        wrong = base64.b64encode(hashlib.sha512(b"other").digest()).decode()
-        make_document(index, "demo", b"tarball", f"sha512-{wrong}")
-        run(check)
+    async def check(packages: Packages) -> None:
+        document = json.loads((await ask(packages, "/packages/npm/demo")).data)
+        tarball = document["versions"]["1.0.0"]["dist"]["tarball"]
+        with pytest.raises(Refusal):
+            await ask(packages, resolve_below("/", tarball))
+
+    run_route(check, tmp_path, npm=Index(f"{index.url}/"))
 
 
-def test_errors_of_a_host_are_told_apart(tmp_path: Path) -> None:
-    async def check() -> None:
-        async with route(tmp_path / "c", index.index()) as packages:
-            assert (await ask_file(packages)).status == 404
-            index.served[f"/files/{name}"] = Served(status=500)
-            assert (await ask_file(packages)).status == 502
+def test_errors_of_a_host_are_told_apart(tmp_path: Path, index: FakeIndex) -> None:
+    name = index.add_project("demo")
+    del index.served[f"/files/{name}"]
 
-    with serving() as index:
-        name = index.add_project("demo")
-        del index.served[f"/files/{name}"]
-        run(check)
+    async def check(packages: Packages) -> None:
+        assert (await ask_file(packages)).status == 404
+        index.served[f"/files/{name}"] = Served(status=500)
+        assert (await ask_file(packages)).status == 502
+
+    run_route(check, tmp_path, index.index())
 
 
 def test_readers_that_stop_hold_no_place_in_memory(tmp_path: Path) -> None:

@@ -19,9 +19,8 @@ from gvisor_kernel.egress.process import EgressWorker
 
 from ..faults.test_full_disk import KIB, root_only, small_disk
 from ..sweeps import needs_all
-from .indexes import FakeIndex, Served, make_wheel, serving
+from .indexes import FakeIndex, Served, host_environment, index_of_host, make_wheel, serving
 from .test_kernels import kernel_with, run
-from .test_packages_real import host_environment, index_of_host
 from .upstream import Fake
 
 
@@ -32,14 +31,14 @@ def index(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeIndex]:
         monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
         monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
         monkeypatch.setenv("PIP_INDEX_URL", f"{index.url}/simple/")
-        EgressWorker.instance()._stop()
+        EgressWorker.instance().stop()
         yield index
-    EgressWorker.instance()._stop()
+    EgressWorker.instance().stop()
 
 
 @pytest.fixture(scope="module")
 def client(upstream: Fake) -> Iterator[BlockingKernelClient]:
-    routes = {"plain": {"url": f"http://127.0.0.1:{upstream.port}/v1", "allow_private": True}}
+    routes = {"plain": upstream.route("/v1")}
     with kernel_with(routes, ["packages", "plain"], "restored") as (_, client):
         yield client
 
@@ -75,7 +74,7 @@ def test_a_full_disk_of_the_cache_is_named_and_holds_up_no_other_request(
         assert "/v1/x" in run(client, "print(get(PLAIN + '/x'))")
         disk.empty()
         assert "(507" not in run(client, page)
-        EgressWorker.instance()._stop()  # it has open files on the disk
+        EgressWorker.instance().stop()  # it has open files on the disk
 
 
 def test_a_second_kernel_installs_with_pip_while_the_index_is_stopped(
@@ -110,7 +109,7 @@ os.chdir("/tmp/n")
     with serving() as index:
         monkeypatch.setenv("UV_DEFAULT_INDEX", f"{index.url}/simple/")
         monkeypatch.setenv("npm_config_registry", f"{index.url}/")
-        EgressWorker.instance()._stop()
+        EgressWorker.instance().stop()
         index.add_project(name)
         add_npm_package(index, name)
         for number in range(2):
@@ -124,7 +123,7 @@ os.chdir("/tmp/n")
                 assert "from npm" in text
                 if not number:
                     index.stop()
-    EgressWorker.instance()._stop()
+    EgressWorker.instance().stop()
 
 
 def add_npm_package(index: FakeIndex, name: str) -> None:

@@ -13,17 +13,18 @@ from typing import Any
 
 import pytest
 
-from gvisor_kernel.egress import package_catalog
 from gvisor_kernel.egress.package_cache import PackageCache
+from gvisor_kernel.egress.package_catalog import Bounds
 from gvisor_kernel.egress.package_index import Index
 from gvisor_kernel.egress.package_pages import FOOTER_DIGITS
+from gvisor_kernel.egress.packages import Packages
 from gvisor_kernel.egress.page_reader import NICE
 from gvisor_kernel.egress.process import EgressWorker
 from gvisor_kernel.host.processes import read_children
 
 from ..patience import scale_seconds
 from .conftest import SECRET, Kernel
-from .indexes import JSON, FakeIndex, Served, ask, route, serving
+from .indexes import JSON, FakeIndex, Served, ask, route, run_route
 from .peer import status_of
 from .test_packages import PAGE
 from .test_process import is_gone
@@ -37,11 +38,10 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 @pytest.fixture
-def index() -> Iterator[FakeIndex]:
+def index(index: FakeIndex) -> FakeIndex:
     """An index with one project."""
-    with serving() as index:
-        index.add_project("demo")
-        yield index
+    index.add_project("demo")
+    return index
 
 
 LARGE = "/packages/npm/large"
@@ -71,7 +71,8 @@ def find_readers(parent: int) -> list[int]:
         with suppress(OSError):
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
             # Its priority is lower once it is bound to its parent.
-            return b"page_reader" in command and os.getpriority(os.PRIO_PROCESS, pid) >= NICE
+            least = min(19, os.getpriority(os.PRIO_PROCESS, parent) + NICE)
+            return b"page_reader" in command and os.getpriority(os.PRIO_PROCESS, pid) >= least
         return False
 
     return [pid for pid in read_children(parent) if is_reader(pid)]
@@ -125,17 +126,21 @@ def test_a_process_that_hangs_is_killed(
             task.cancel()  # also when nobody waits for it any more
             await asyncio.wait([task])
             assert not find_readers(os.getpid())
-            with monkeypatch.context() as patch:
-                patch.setattr(package_catalog, "JOB_SECONDS", 0.01)
-                answer = await ask(packages, LARGE)
-            assert answer.status == 502
-            assert "takes longer than" in answer.reason
-            assert not find_readers(os.getpid())
             assert (await ask(packages, PAGE, JSON)).status == 200
             assert not list((tmp_path / "c" / "new").iterdir())
 
     index.served["/large"] = make_numbers(500_000)
     asyncio.run(check())
+
+
+def test_a_page_that_takes_too_long_fails(tmp_path: Path, index: FakeIndex) -> None:
+    async def check(packages: Packages) -> None:
+        answer = await ask(packages, PAGE, JSON)
+        assert answer.status == 502
+        assert "takes longer than" in answer.reason
+        assert not find_readers(os.getpid())
+
+    run_route(check, tmp_path, index.index(), bounds=Bounds(seconds=0.0))
 
 
 def test_a_page_is_read_once_until_it_changes(
@@ -154,42 +159,36 @@ def test_a_page_is_read_once_until_it_changes(
     asyncio.run(check())
 
 
-def test_a_page_that_takes_too_much_memory_fails_alone(
-    tmp_path: Path, index: FakeIndex, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(package_catalog, "MAX_MEMORY", 32 * 1024 * 1024)
-
-    async def check() -> None:
-        async with route(tmp_path / "c", index.index(), npm=Index(f"{index.url}/")) as packages:
-            for _ in range(2):
-                answer = await ask(packages, LARGE)
-                assert answer.status == 502
-                assert "more than 32 MiB of memory" in answer.reason
-                assert (await ask(packages, PAGE, JSON)).status == 200
+def test_a_page_that_takes_too_much_memory_fails_alone(tmp_path: Path, index: FakeIndex) -> None:
+    async def check(packages: Packages) -> None:
+        for _ in range(2):
+            answer = await ask(packages, LARGE)
+            assert answer.status == 502
+            assert "more than 32 MiB of memory" in answer.reason
+            assert (await ask(packages, PAGE, JSON)).status == 200
 
     index.served["/large"] = make_numbers(1_000_000)
-    asyncio.run(check())
+    npm, bounds = Index(f"{index.url}/"), Bounds(memory=32 * 1024 * 1024)
+    run_route(check, tmp_path, index.index(), npm=npm, bounds=bounds)
 
 
 @pytest.mark.slow
 def test_a_page_that_takes_too_much_of_the_cpu_fails_alone(
-    tmp_path: Path, index: FakeIndex, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, index: FakeIndex
 ) -> None:
-    monkeypatch.setattr(package_catalog, "CPU_SECONDS", 0)
-
-    async def check() -> None:
-        async with route(tmp_path / "c", index.index(), npm=Index(f"{index.url}/")) as packages:
-            for path in (LARGE, PAGE.replace("demo", "slow")):
-                answer = await ask(packages, path)
-                assert answer.status == 502
-                assert "of the CPU" in answer.reason
-                assert (await ask(packages, PAGE, JSON)).status == 200
+    async def check(packages: Packages) -> None:
+        for path in (LARGE, PAGE.replace("demo", "slow")):
+            answer = await ask(packages, path)
+            assert answer.status == 502
+            assert "of the CPU" in answer.reason
+            assert (await ask(packages, PAGE, JSON)).status == 200
 
     # Python's parser looks for the end of a tag from each beginning.
     index.served["/simple/slow/"] = Served(b"<a " * 20_000, "text/html")
     content = b'{"versions":{},"x":[' + b"[]," * 3_000_000 + b"0]}"
     index.served["/large"] = Served(content, "application/json")
-    asyncio.run(check())
+    npm = Index(f"{index.url}/")
+    run_route(check, tmp_path, index.index(), npm=npm, bounds=Bounds(cpu=0))
 
 
 # -- in the worker ---------------------------------------------------------------------------------
@@ -210,7 +209,7 @@ def worker(
 
 
 def make_routes(upstream: Fake) -> dict[str, Any]:
-    plain = {"url": f"http://127.0.0.1:{upstream.port}", "allow_private": True}
+    plain = upstream.route()
     return {"plain": plain, "packages": {}}
 
 

@@ -103,11 +103,12 @@ def test_the_worker_ends_when_it_is_told_to() -> None:
 
 
 def test_a_worker_that_was_killed_is_replaced(upstream: Fake) -> None:
-    routes = {"plain": {"url": f"http://127.0.0.1:{upstream.port}", "allow_private": True}}
+    routes = {"plain": upstream.route()}
     worker = EgressWorker()
     first = Kernel(worker, routes, None)
+    upstream.seen.clear()
     stream = first.open(b"GET /plain/wait HTTP/1.1\r\nHost: 127.0.0.1:3128\r\n\r\n")
-    first.pump(0.1)
+    first.wait_for(lambda: bool(upstream.seen), stream)
     pid = worker.pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
@@ -125,7 +126,7 @@ def test_a_worker_that_was_killed_is_replaced(upstream: Fake) -> None:
 
 
 def test_a_worker_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch, upstream: Fake) -> None:
-    routes = {"plain": {"url": f"http://127.0.0.1:{upstream.port}", "allow_private": True}}
+    routes = {"plain": upstream.route()}
     worker = EgressWorker()
     with monkeypatch.context() as patch:
         patch.setattr(process, "SILENCE_SECONDS", 0.5)
@@ -168,7 +169,7 @@ def test_the_end_of_a_worker_that_still_seems_to_live_is_logged(
 
 
 def test_a_worker_without_memory_ends_and_is_replaced(upstream: Fake) -> None:
-    routes = {"plain": {"url": f"http://127.0.0.1:{upstream.port}", "allow_private": True}}
+    routes = {"plain": upstream.route()}
     worker = EgressWorker()
     first = Kernel(worker, routes, None)
     assert status_of(first.get("/plain/x")) == 200
@@ -216,7 +217,7 @@ def test_a_thread_that_gets_no_stack_means_so_too() -> None:
 
 
 def test_the_end_of_a_kernel_ends_its_requests_only(worker: EgressWorker, upstream: Fake) -> None:
-    routes = {"plain": {"url": f"http://127.0.0.1:{upstream.port}", "allow_private": True}}
+    routes = {"plain": upstream.route()}
     upstream.gone.clear()
     one, other = Kernel(worker, routes, None), Kernel(worker, routes, None)
     stream = one.open(b"GET /plain/endless HTTP/1.1\r\nHost: 127.0.0.1:3128\r\n\r\n")
@@ -230,7 +231,7 @@ def test_the_end_of_a_kernel_ends_its_requests_only(worker: EgressWorker, upstre
 def test_a_kernel_that_violates_the_protocol_ends_alone(
     worker: EgressWorker, upstream: Fake
 ) -> None:
-    routes = {"plain": {"url": f"http://127.0.0.1:{upstream.port}", "allow_private": True}}
+    routes = {"plain": upstream.route()}
     bad, good = Kernel(worker, routes, None), Kernel(worker, routes, None)
     bad.sock.send(b"\x12\0\0\0\0\0\0\x05\0\0\0\x09x")  # bytes on a stream that was never opened
     while not bad.ended:
@@ -255,7 +256,7 @@ def test_the_workers_environment_and_command_line_have_no_secret(worker: EgressW
 
 def test_the_workers_memory_stays_small(worker: EgressWorker, upstream: Fake) -> None:
     """Not a measurement: a body that is held as a whole would be far above."""
-    routes = {"plain": {"url": f"http://127.0.0.1:{upstream.port}", "allow_private": True}}
+    routes = {"plain": upstream.route()}
     kernel = Kernel(worker, routes, None)
     kernel.keeps = False
     stream = kernel.open(b"GET /plain/big?mib=150 HTTP/1.1\r\nHost: 127.0.0.1:3128\r\n\r\n")

@@ -14,8 +14,8 @@ from gvisor_kernel.egress.process import EgressWorker
 from ..sweeps import needs_all
 from .conftest import SECRET
 from .fake_files import Files, make_files
+from .indexes import host_environment, index_of_host
 from .test_kernels import kernel_with, run
-from .test_packages_real import host_environment, index_of_host
 from .upstream import Fake, make_certificate, serving
 
 pytestmark = [needs_all, pytest.mark.once]
@@ -97,7 +97,7 @@ def ca(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SSL_CERT_FILE", str(trusted))
         patch.setenv("GK_TEST_SECRET", SECRET)
-        EgressWorker.instance()._stop()
+        EgressWorker.instance().stop()
         yield ca, both
 
 

@@ -290,15 +290,7 @@ def test_an_http_url_is_passed_on(kernel: Kernel, upstream: Fake) -> None:
 
 def test_two_hundred_streams_are_served_at_once(open_kernel: OpenKernel, upstream: Fake) -> None:
     upstream.go.clear()
-    kernel = open_kernel(
-        {
-            "plain": {
-                "url": f"http://127.0.0.1:{upstream.port}",
-                "allow_private": True,
-                "limits": {"at_once": 256},
-            }
-        }
-    )
+    kernel = open_kernel({"plain": upstream.route(limits={"at_once": 256})})
     raw = f"GET /plain/wait HTTP/1.1\r\n{HEAD}Connection: close\r\n\r\n".encode()
     before = len(upstream.seen)
     streams = [kernel.open(raw) for _ in range(200)]

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel.egress import addresses, services
 from gvisor_kernel.egress.addresses import NAMES_AT_ONCE, NameResolver, make_name_threads
 from gvisor_kernel.egress.budgets import DailyBudgets
+from gvisor_kernel.egress.gate import Services, Shared
 from gvisor_kernel.egress.kinds import Limits, UrlRoute
-from gvisor_kernel.egress.services import SecretReader, Services, Shared
+from gvisor_kernel.egress.secrets import SecretReader
 from gvisor_kernel.errors import SecretError
 
 from ..patience import scale_seconds
@@ -28,9 +28,7 @@ def go() -> Iterator[threading.Event]:
     go.set()
 
 
-def test_a_kernels_slow_names_leave_threads_for_others(
-    monkeypatch: pytest.MonkeyPatch, go: threading.Event
-) -> None:
+def test_a_kernels_slow_names_leave_threads_for_others(go: threading.Event) -> None:
     asked = []
     begun = threading.Semaphore(0)
 
@@ -43,7 +41,7 @@ def test_a_kernels_slow_names_leave_threads_for_others(
 
     async def check() -> None:
         with make_name_threads() as threads:
-            hostile, other = NameResolver(threads), NameResolver(threads)
+            hostile, other = NameResolver(threads, find), NameResolver(threads, find)
             waiting = [asyncio.create_task(hostile.resolve(f"slow{i}", 80)) for i in range(100)]
             for _ in range(NAMES_AT_ONCE):
                 await asyncio.to_thread(begun.acquire)
@@ -57,13 +55,10 @@ def test_a_kernels_slow_names_leave_threads_for_others(
             go.set()
             assert await last == ["192.0.2.1"]
 
-    monkeypatch.setattr(addresses, "_find_addresses", find)
     asyncio.run(check())
 
 
-def test_a_secret_is_read_by_one_thread_however_many_wait(
-    monkeypatch: pytest.MonkeyPatch, go: threading.Event
-) -> None:
+def test_a_secret_is_read_by_one_thread_however_many_wait(go: threading.Event) -> None:
     asked = []
 
     def read(reference: str, _: object) -> str:
@@ -73,7 +68,7 @@ def test_a_secret_is_read_by_one_thread_however_many_wait(
         return "value"
 
     async def check() -> None:
-        reader = SecretReader()
+        reader = SecretReader(read)
         waiting = [asyncio.create_task(reader.read("keyring:locked/x", {})) for _ in range(50)]
         assert await reader.read("file:/other", {}) == "value"
         waiting.pop().cancel()
@@ -82,17 +77,13 @@ def test_a_secret_is_read_by_one_thread_however_many_wait(
         assert await reader.read("keyring:locked/x", {}) == "value"
         assert sorted(asked) == ["file:/other", "keyring:locked/x"]
 
-    monkeypatch.setattr(services, "read_secret", read)
     asyncio.run(check())
 
 
-def test_a_secret_that_is_not_read_in_time_is_given_up(
-    monkeypatch: pytest.MonkeyPatch, go: threading.Event
-) -> None:
-    monkeypatch.setattr(services, "READ_SECONDS", 0.01)
-    monkeypatch.setattr(services, "read_secret", lambda *_: go.wait() and "")
+def test_a_secret_that_is_not_read_in_time_is_given_up(go: threading.Event) -> None:
+    reads = lambda *_: str(go.wait())  # noqa: E731 - short
     with pytest.raises(TimeoutError):
-        asyncio.run(SecretReader().read("keyring:locked/x", {}))
+        asyncio.run(SecretReader(reads, 0.01).read("keyring:locked/x", {}))
 
 
 def test_a_secret_that_could_not_be_read_is_tried_again(tmp_path: Path) -> None:
@@ -111,16 +102,15 @@ def test_a_secret_that_could_not_be_read_is_tried_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("daily", [None, 100])
 def test_requests_that_come_together_wait_for_their_turn(
-    daily: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, go: threading.Event
+    daily: int | None, tmp_path: Path, go: threading.Event
 ) -> None:
     """Also if the threads that charge a daily budget are late."""
-    monkeypatch.setattr(services, "TURN_SECONDS", 3600.0)
     limits = Limits(at_once=2, daily_requests=daily)
     route = UrlRoute("api", "https://example.org", limits=limits)
 
     async def check() -> None:
         shared = Shared(DailyBudgets(tmp_path / "budgets"))
-        requests = Services("id", None, {}, shared, lambda _: None, lambda _: None)
+        requests = Services(None, {}, shared, lambda _: None, lambda _: None)
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(1))
         blocked = loop.run_in_executor(None, go.wait)

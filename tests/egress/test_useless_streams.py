@@ -7,7 +7,6 @@ import socket
 
 import pytest
 
-from gvisor_kernel.egress import streams
 from gvisor_kernel.egress.streams import ByteStream, StreamLink
 from gvisor_kernel.host.log_files import Allowance
 
@@ -18,13 +17,10 @@ TURNS = 50
 
 @pytest.mark.parametrize("is_useful", [False, True])
 def test_a_kernel_that_floods_with_refused_requests_is_not_read(
-    monkeypatch: pytest.MonkeyPatch, is_useful: bool
+    is_useful: bool,
 ) -> None:
     """And is read again when its allowance has grown; useful streams cost nothing of it."""
-    monkeypatch.setattr(streams, "USELESS_BURST", 2)
-    monkeypatch.setattr(streams, "USELESS_PER_SECOND", 1e-9)
-    monkeypatch.setattr(streams, "PACED_READ", 1000)
-    monkeypatch.setattr(streams, "PAUSE_SECONDS", 0.0)
+    allowance = Allowance(2, 1e-9)
     served: list[int] = []
 
     async def serve(stream: ByteStream) -> None:
@@ -34,13 +30,13 @@ def test_a_kernel_that_floods_with_refused_requests_is_not_read(
 
     async def scenario() -> None:
         ours, theirs = socket.socketpair()
-        link, peer = StreamLink(ours, serve, lambda reason: None), Peer(theirs)
+        link, peer = StreamLink(ours, serve, lambda reason: None, allowance), Peer(theirs)
         for _ in range(5):
             peer.open(b"x", finish=True)
             for _ in range(TURNS):
                 await asyncio.sleep(0)
         assert len(served) == (5 if is_useful else 2)
-        link._useless = Allowance(100, 100)
+        allowance.spend(-100)
         while len(served) < 5:
             await asyncio.sleep(0.001)
         link.end("")

@@ -43,6 +43,11 @@ class Fake:
     """Set when a client went away in the middle of an answer."""
     connections: int = 0
 
+    def route(self, path: str = "", **keys: Any) -> dict[str, Any]:
+        """Return the description of a route to this server, if it has no TLS."""
+        url = f"http://127.0.0.1:{self.port}{path}"
+        return {"url": url, "allow_private": True, **keys}
+
 
 class Handler(http.server.BaseHTTPRequestHandler):
     """Answers by path; see ``do_GET``."""

@@ -26,9 +26,9 @@ def serving_pip() -> Iterator[FakeIndex]:
         for name in [name for name in os.environ if name.startswith("PIP_")]:
             patch.delenv(name)
         patch.setenv("PIP_INDEX_URL", f"{index.url}/simple/")
-        EgressWorker.instance()._stop()  # it reads the configuration when it starts
+        EgressWorker.instance().stop()  # it reads the configuration when it starts
         yield index
-        EgressWorker.instance()._stop()
+        EgressWorker.instance().stop()
 
 
 def fill(folder: Path, python: str = "3.12") -> Path:

@@ -28,7 +28,7 @@ FOR_PEOPLE = {
         "when a snapshot was made; which files are younger"
     ),
     ("snapshots/manifest.py", "make_manifest"): "which files have a time that is still to come",
-    ("egress/audit.py", "make_entry"): "when a request was made",
+    ("egress/audit.py", "_now"): "when a request was made",
     ("kernel/environment_builder.py", "_keep"): "when packages were installed",
     ("egress/package_cache.py", "_entries"): "which files were not used for longest",
     ("egress/package_cache.py", "open_file"): "when a file was used last",

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gvisor_kernel.bridge.deaths import Death, DeathKind
 from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.egress.audit import FILE, Audit, make_entry
+from gvisor_kernel.egress.audit import FILE, Audit, Entry
 from gvisor_kernel.egress.kinds import HostsRoute, PackagesRoute, UrlRoute
 from gvisor_kernel.host.log_files import NAMES
 from gvisor_kernel.kernel.facts import (
@@ -148,9 +148,9 @@ def test_line_of_a_log_has_no_control_character(line: str, shown: str) -> None:
 
 def test_only_requests_of_which_nothing_was_sent_are_refused() -> None:
     entry = {"route": "", "method": "GET", "host": "h", "path": "/", "status": 403}
-    assert is_refused(make_entry(**entry, reason="no rule"))  # type: ignore[arg-type]
-    assert not is_refused(make_entry(**entry))  # type: ignore[arg-type]
-    assert not is_refused(make_entry(**entry, reason="it broke", up=1, id="1"))  # type: ignore[arg-type]
+    assert is_refused(Entry(**entry, reason="no rule"))  # type: ignore[arg-type]
+    assert not is_refused(Entry(**entry))  # type: ignore[arg-type]
+    assert not is_refused(Entry(**entry, reason="it broke", up=1, id="1"))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ def test_flood_of_requests_is_one_look() -> None:
 def test_refused_requests_are_read_once(tmp_path: Path) -> None:
     refusals = Refusals(tmp_path)
     assert refusals.read() is None
-    entry = make_entry(route="", method="GET", host="<h>", path="/", status=403, reason="no rule")
+    entry = Entry(route="", method="GET", host="<h>", path="/", status=403, reason="no rule")
     audit = Audit(tmp_path / FILE)
     for _ in range(3):
         assert audit.write(entry)

@@ -93,7 +93,7 @@ def pod_name(container_id: str) -> str:
 
 @dataclass(frozen=True)
 class PodNames:
-    """Who a pod belongs to: a state directory, a sandbox in it, a process."""
+    """The owner of a pod: a state directory, a sandbox in it, a process."""
 
     state: str
     container_id: str

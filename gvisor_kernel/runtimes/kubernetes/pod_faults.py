@@ -1,4 +1,4 @@
-"""How a made pod differs from the one that was asked for, and may not. Pure.
+"""Finds differences that a made pod may not have from the one that was asked for. Pure.
 
 An admission webhook may change a pod, and its author does not know this package. What no field here
 names, such as the node and tolerations, changes nothing of the sandbox.

@@ -1,13 +1,12 @@
-"""``start``: start a kernel, run a cell in it, and report how long each step took."""
+"""``start`` and ``launch``: run one kernel, to see how long that takes, or as a front end's kernel.
+
+The kernel of a front end waits for the imports of this module: it has few.
+"""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 
-from gvisor_kernel.jupyter.plan_factory import make_plan
-from gvisor_kernel.kernel.client import connect, private_connection_info, wait_for_reply
-from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.tracing import Trace, tracing
 
 
@@ -16,6 +15,13 @@ def try_start(kernel_name: str) -> Trace:
 
     :raises GvisorKernelError: when the kernel does not start, or does not reply
     """
+    # What this needs takes half a second to import, which the command's help does not wait for.
+    import asyncio
+
+    from gvisor_kernel.jupyter.plan_factory import make_plan
+    from gvisor_kernel.kernel.client import connect, private_connection_info, wait_for_reply
+    from gvisor_kernel.kernel.session import SandboxedKernel
+
     plan = make_plan(kernel_name, private_connection_info(), "")
     kernel = SandboxedKernel(logs_death=False)
     with tracing() as trace:
@@ -63,3 +69,35 @@ def run_start(arguments: argparse.Namespace) -> int:
     else:
         print(f"{arguments.kernel}: the first cell finished after {trace.steps[-1][1]:.2f} s")
     return 0
+
+
+def add_launch(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``launch``."""
+    parser.epilog = (
+        "SIGINT interrupts the kernel. SIGTERM, or the end of this process, ends the sandbox."
+    )
+    parser.set_defaults(run=run_launch)
+    parser.add_argument(
+        "-f",
+        "--connection-file",
+        required=True,
+        metavar="FILE",
+        help="the connection file that a Jupyter front end wrote",
+    )
+    parser.add_argument(
+        "--kernel",
+        default="gvisor-python",
+        metavar="NAME",
+        help="the kernelspec whose settings apply (default: %(default)s)",
+    )
+
+
+def run_launch(arguments: argparse.Namespace) -> int:
+    """``launch``: run a kernel until it ends. Return its status, or 128 plus its signal.
+
+    :raises GvisorKernelError: when it cannot be started
+    """
+    from gvisor_kernel.jupyter.launcher import run_launcher
+
+    status: int = run_launcher(arguments.connection_file, arguments.kernel)
+    return status
