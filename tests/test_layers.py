@@ -22,18 +22,7 @@ from .source import (
     parts_imported,
 )
 
-KNOWN_CIRCLES: list[set[str]] = [
-    {"api.async_sandbox", "api.files", "api.shell"},
-    {"changes.kernel_changes", "changes.selection"},
-    {"guest.service", "guest.service_process"},
-    {
-        "runtimes.base",
-        "runtimes.mounts.host_python",
-        "runtimes.mounts.plan",
-        "runtimes.state.records",
-    },
-    {"runtimes.copies", "runtimes.mounts", "runtimes.nodes", "runtimes.runsc", "runtimes.state"},
-]
+KNOWN_CIRCLES: list[set[str]] = []
 """Circles of modules and of folders that are being broken. A part of one is known, too."""
 
 

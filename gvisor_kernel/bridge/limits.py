@@ -1,4 +1,4 @@
-"""What one sandbox may take of this machine: memory, and a share of the process of the bridge.
+"""Limits of one sandbox on this machine: memory, and a share of the process of the bridge.
 
 ``MemoryWatch`` measures the memory from outside, and reports when it is over its limit; it ends
 nothing itself. ``Share`` limits how fast a link is read: a flood of output keeps its sandbox, this

@@ -1,4 +1,4 @@
-"""What applies have replaced or removed on disk, kept for a while, so that it can be undone.
+"""Files that applies have replaced or removed on disk, kept for a while, so that it can be undone.
 
     undo/                  in the state directory, 0700
       lock                 held while backups are removed
@@ -40,10 +40,10 @@ from gvisor_kernel.host.private_directories import (
     make_directories,
     mark_for_removal,
     read_file,
+    state_root,
     sweep,
     write_file,
 )
-from gvisor_kernel.runtimes.state.records import state_root
 
 # by path: below a private store of this user
 

@@ -15,13 +15,10 @@ from gvisor_kernel.cli.arguments import add_id, add_json
 from gvisor_kernel.cli.output import describe_age, make_console, print_json, print_table
 from gvisor_kernel.config.entry_points import find_names
 from gvisor_kernel.errors import GvisorKernelError, RuntimeMissing
+from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
-from gvisor_kernel.runtimes.state.records import (
-    note_kill,
-    read_record,
-    state_root,
-)
+from gvisor_kernel.runtimes.state.records import note_kill, read_record
 from gvisor_kernel.runtimes.state.sweep import remove_sandbox
 from gvisor_kernel.shown_text import describe_size, printable_name
 

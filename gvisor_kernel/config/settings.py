@@ -297,7 +297,7 @@ DEFAULTS = SandboxSpec()
 
 @dataclass(frozen=True)
 class RuntimeEntry:
-    """What a runtime's entry point leads to: all that is known of it before it is imported.
+    """The target of a runtime's entry point: all that is known of it before it is imported.
 
     Its module is imported for each kernel with this runtime whose settings are read, so it imports
     little; each function here imports what it needs. All but ``make`` may be left out.

@@ -118,7 +118,7 @@ class DailyBudgets:
         if self._given_path is not None:
             return self._given_path
         # Most routes have no daily budget, and this takes some MiB of modules.
-        from gvisor_kernel.runtimes.state.records import state_root
+        from gvisor_kernel.host.private_directories import state_root
 
         return state_root() / FILE
 

@@ -1,4 +1,4 @@
-"""What runs in the kernel's process after each cell: reports of imports, and a word about files.
+"""Runs in the kernel's process after each cell: reports of imports, and a word about files.
 
 ``CellImports`` reports to the host, for the first minutes, which modules of the environment cells
 import. Only names leave the sandbox: of modules that are installed beside the interpreter, and of

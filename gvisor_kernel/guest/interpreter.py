@@ -19,20 +19,6 @@ from types import FunctionType
 from typing import Any
 
 
-def begin(*ahead: str) -> None:
-    """Run PID 1: ``main.main`` with ``ahead``. Does not return."""
-    read_quickly()
-    with lone_imports():
-        with_stack_room(_import_main)()
-    from gvisor_kernel.guest.main import main
-
-    main(*ahead)
-
-
-def _import_main() -> None:
-    import gvisor_kernel.guest.main  # noqa: F401
-
-
 def prepare() -> None:
     """Make all settings that forks inherit. Idempotent."""
     read_quickly()

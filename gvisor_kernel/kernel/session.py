@@ -20,6 +20,7 @@ from gvisor_kernel.bridge.deaths import Death, End
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 from gvisor_kernel.errors import LaunchError, SandboxError, StartStopped
 from gvisor_kernel.host.open_files import make_room
+from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.kernel.facts import Died, KernelEvents, KernelFacts, Start, Started, State
 from gvisor_kernel.kernel.kept_data import KeptData
 from gvisor_kernel.kernel.launch import Launch, Workers, run_beside
@@ -30,7 +31,6 @@ from gvisor_kernel.kernel.workspace import JudgeLeft, find_host_path, tell_end
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import CheckpointedSandbox, Sandbox
 from gvisor_kernel.runtimes.hints import find_hint
-from gvisor_kernel.runtimes.state.records import state_root
 from gvisor_kernel.tracing import tracing
 
 T = TypeVar("T")

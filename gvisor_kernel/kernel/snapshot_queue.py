@@ -25,10 +25,9 @@ from pathlib import Path
 
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.host.locks import PerProcess
-from gvisor_kernel.host.private_directories import read_file, write_file
+from gvisor_kernel.host.private_directories import read_file, state_root, write_file
 from gvisor_kernel.kernel.plan import KernelPlan, write_plan
 from gvisor_kernel.runtimes.base import Builder, FoundSandbox, Sandbox
-from gvisor_kernel.runtimes.state.records import state_root
 from gvisor_kernel.snapshots.snapshot_store import MAX_BUILD_SECONDS
 
 log = logging.getLogger(__name__)

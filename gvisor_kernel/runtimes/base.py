@@ -87,7 +87,7 @@ class MountView:
 
 @dataclass(frozen=True)
 class KernelView:
-    """What a kernel process finds in its sandbox."""
+    """The sandbox as a kernel process finds it."""
 
     mounts: tuple[MountView, ...]
     """The host paths that the sandbox shows."""

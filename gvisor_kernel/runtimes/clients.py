@@ -16,7 +16,7 @@ from pathlib import Path
 from gvisor_kernel.errors import LaunchError, StateError
 from gvisor_kernel.host import commands
 from gvisor_kernel.host.commands import CommandResult
-from gvisor_kernel.runtimes.state.records import state_root
+from gvisor_kernel.host.private_directories import state_root
 
 COMMAND_SECONDS = 60.0
 MAX_WORDS = 1024 * 1024

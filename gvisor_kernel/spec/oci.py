@@ -47,7 +47,7 @@ def guest_argv(python: str, ahead: Sequence[str] = (), kernel_id: int = 0) -> tu
         *flags,
         "-c",
         f"{become}import sys; sys.path{'[:1]' if ahead else '[:0]'} = ['{GUEST}']; "
-        f"from gvisor_kernel.guest.interpreter import begin; begin({', '.join(map(repr, ahead))})",
+        f"from gvisor_kernel.guest.begin import begin; begin({', '.join(map(repr, ahead))})",
     )
 
 

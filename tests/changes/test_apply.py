@@ -20,7 +20,7 @@ from gvisor_kernel.changes.change import ChangesError, OnDisk
 from gvisor_kernel.changes.compare import LATER
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.host.folders import Opened
-from gvisor_kernel.runtimes.state.records import state_root
+from gvisor_kernel.host.private_directories import state_root
 
 from .helpers import apply, begin, entry, find, open_root
 

@@ -24,10 +24,10 @@ from gvisor_kernel.changes.backups import Backups
 from gvisor_kernel.changes.change import Applied, ChangesError
 from gvisor_kernel.changes.control import SOCKET, Question
 from gvisor_kernel.cli.main import main
+from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.kernel import workspace
 from gvisor_kernel.link.frames import Part
 from gvisor_kernel.link.service_messages import MAX_ANSWER_CONTENT
-from gvisor_kernel.runtimes.state.records import state_root
 
 from ..jupyter.helpers import KERNEL, WAYS, execute, kernel_log, running_kernel
 from ..patience import scale_seconds

@@ -21,6 +21,7 @@ from gvisor_kernel.cli.main import main
 from gvisor_kernel.cli.sandboxes import find_one
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.log_files import EVENTS, INSIDE, STDERR
+from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.host.processes import ProcessId, identify, is_alive
 from gvisor_kernel.runtimes.state.records import (
     RECORD,
@@ -28,7 +29,6 @@ from gvisor_kernel.runtimes.state.records import (
     Record,
     make_directory,
     read_record,
-    state_root,
     this_machine,
     this_process,
     write_record,

@@ -32,6 +32,7 @@ from gvisor_kernel import tracing
 from gvisor_kernel.bridge import Bridge
 from gvisor_kernel.bridge.addresses import sweep_bases
 from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.jupyter.plan_factory import make_plan
 from gvisor_kernel.kernel import snapshot_builder
 from gvisor_kernel.kernel.client import OwnClient, connect, private_connection_info, wait_for_reply
@@ -50,7 +51,7 @@ from gvisor_kernel.link import (
     Stats,
 )
 from gvisor_kernel.runtimes import get_runtime
-from gvisor_kernel.runtimes.state import lifeline, records
+from gvisor_kernel.runtimes.state import lifeline
 from gvisor_kernel.snapshots.snapshot_store import Store
 
 from ..patience import scale_seconds
@@ -267,7 +268,7 @@ class Life:
         """Do the cleanup with which each next start begins."""
         get_runtime("runsc").sweep()
         Store.open().sweep()
-        sweep_bases(records.state_root() / "sockets")
+        sweep_bases(state_root() / "sockets")
 
     def close(self) -> None:
         if not Bridge.instance().ended:

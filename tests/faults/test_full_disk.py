@@ -20,6 +20,7 @@ import pytest
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.spec.layout import SCRATCH
 
@@ -105,7 +106,7 @@ def test_start_with_little_room_is_refused_or_works(
     """With any free space the start is refused with the reason, or it works."""
     with small_disk(world.base / "d1", 1024 * KIB) as disk:
         monkeypatch.setenv("XDG_STATE_HOME", str(disk.place))
-        records.state_root()
+        state_root()
         refused = []
         for left in LEFT:
             disk.fill(left * KIB)

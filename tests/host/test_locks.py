@@ -16,6 +16,7 @@ import pytest
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.host import private_directories
 from gvisor_kernel.host.locks import locked_file
+from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.runtimes.state import records
 
 from ..patience import scale_seconds
@@ -127,7 +128,7 @@ def test_stopped_holder_is_named(tmp_path: Path) -> None:
 
 
 def test_stopped_holder_of_state_directory_is_named() -> None:
-    holder = stopped_holder(records.state_root() / "lock")
+    holder = stopped_holder(state_root() / "lock")
     refused = pytest.raises(StateError, match=r"Could not lock .*: the process")
     with holder, refused, records.locked(seconds=0.1):
         pass

@@ -97,9 +97,9 @@ class Sshd:
     def end_masters(self) -> None:
         """End the connections that clients share for a minute."""
         from gvisor_kernel.config.settings import SandboxSpec
+        from gvisor_kernel.host.private_directories import state_root
         from gvisor_kernel.runtimes.nodes.settings import Ssh as Asked
         from gvisor_kernel.runtimes.nodes.ssh import Ssh
-        from gvisor_kernel.runtimes.state.records import state_root
 
         spec = SandboxSpec(own=Asked(hosts=("n1",), config=str(self.config)))
         engine = Ssh(spec, str(state_root() / "ssh"), {})

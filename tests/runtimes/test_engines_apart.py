@@ -82,5 +82,5 @@ def test_no_engine_is_named_outside_its_folder() -> None:
 def test_each_folder_has_its_entry_and_its_checks() -> None:
     for engine in ENGINES:
         folder = Path(PROJECT, *engine.split("."))
-        for name in ("settings.py", "checks.py", "runtime.py"):
+        for name in ("entry.py", "checks.py", "runtime.py"):
             assert (folder / name).exists(), f"{engine} has no {name}"

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.errors import RuntimeMissing
+from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.runtimes.runsc import command_line, features
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 from gvisor_kernel.runtimes.runsc.features import init_capabilities, wants_setfcap
-from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.spec.oci import CAPABILITIES, SETFCAP
 
 from ..faults.fake_runsc import FakeRunsc
@@ -75,7 +75,7 @@ def test_failed_probe_is_not_remembered(script: str, fake: FakeRunsc) -> None:
 
 @pytest.mark.parametrize("content", ["", "[]", '{"a": "b"}', "[" * 60_000, "{program: 1}"])
 def test_damaged_answer_file_is_written_again(content: str, fake: FakeRunsc) -> None:
-    path = records.state_root() / command_line.FILE
+    path = state_root() / command_line.FILE
     fake.instead_of("do", ANSWER.format("yes", "no"))
     program = find_runsc().program
     path.write_text(json.dumps({program: 1}) if content == "{program: 1}" else content)
@@ -107,7 +107,7 @@ def test_answers_that_make_no_runsc_are_asked_for_again(
     kept: dict[str, object], fake: FakeRunsc, forget: Callable[[], None]
 ) -> None:
     first = find_runsc()
-    path = records.state_root() / command_line.FILE
+    path = state_root() / command_line.FILE
     path.write_text(json.dumps({first.program: kept}))
     forget()
     assert find_runsc() == first
@@ -128,7 +128,7 @@ def test_answers_of_a_script_are_not_kept(
         forget()
         fake.instead_of("do", ANSWER.format("yes", "no" if with_setfcap else "yes"))
         assert wants_setfcap(find_runsc()) is with_setfcap
-    assert not (records.state_root() / command_line.FILE).exists()
+    assert not (state_root() / command_line.FILE).exists()
 
 
 def test_runsc_that_is_being_replaced_is_missing(

@@ -14,6 +14,7 @@ from gvisor_kernel.config.validators import MIB
 from gvisor_kernel.errors import IsolationError, LaunchError, RuntimeMissing
 from gvisor_kernel.host import processes
 from gvisor_kernel.host.log_files import STDERR
+from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME, Posture
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.runsc import runsc_sandbox
@@ -91,7 +92,7 @@ def test_sandbox_that_is_not_isolated_is_killed(
 
 
 def test_state_directory_is_private(shared: Conversation) -> None:
-    for path in (shared.sandbox.directory, records.state_root()):
+    for path in (shared.sandbox.directory, state_root()):
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
         assert path.stat().st_uid == os.geteuid()
 

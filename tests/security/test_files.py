@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.host.folders import open_path
-from gvisor_kernel.runtimes.state.records import state_root
+from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.runtimes.state.sweep import give_back
 from gvisor_kernel.spec.layout import LAYOUT, OUTPUTS, SCRATCH
 

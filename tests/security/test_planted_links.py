@@ -11,6 +11,7 @@ from gvisor_kernel.config.mounts import ExtraMount
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import LaunchError, SettingError
 from gvisor_kernel.host.folders import open_path
+from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.runtimes.mounts.written_folders import note_written
 from gvisor_kernel.runtimes.state import records
 
@@ -147,10 +148,10 @@ def test_folders_of_jupyter_keys_are_not_shown(
         runtime,
         runtime.parent,
         tmp_path,
-        records.state_root(),
-        records.state_root().parent,
+        state_root(),
+        state_root().parent,
     ):
         assert uploads_of(SandboxSpec(), folder) is None
-    for folder in (runtime.parent, records.state_root(), records.state_root().parent):
+    for folder in (runtime.parent, state_root(), state_root().parent):
         with pytest.raises(SettingError, match="keys of kernels"):
             outputs_of(SandboxSpec(outputs=str(folder)), tmp_path)

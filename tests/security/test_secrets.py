@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.egress.environment import no_egress_environment
-from gvisor_kernel.runtimes.state.records import state_root
+from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.spec.layout import LAYOUT
 
 from ..jupyter.helpers import execute, wait_until

@@ -15,10 +15,10 @@ import pytest
 
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.host import private_directories
+from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.state import records
-from gvisor_kernel.runtimes.state.records import state_root
 from gvisor_kernel.runtimes.state.sweep import root_argument
 
 from ..jupyter.helpers import execute, running_kernel

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.kernel import snapshot_queue
 from gvisor_kernel.kernel.snapshot_queue import (
     AGAIN_SECONDS,
@@ -20,7 +21,6 @@ from gvisor_kernel.kernel.snapshot_queue import (
     was_left,
 )
 from gvisor_kernel.runtimes.base import Builder
-from gvisor_kernel.runtimes.state.records import state_root
 
 from ..jupyter.helpers import wait_until
 

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.jupyter.plan_factory import make_plan
 from gvisor_kernel.kernel import snapshot_queue
 from gvisor_kernel.kernel.client import private_connection_info
 from gvisor_kernel.kernel.snapshot_builder import NICENESS, build_snapshot
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.runtimes import get_runtime
-from gvisor_kernel.runtimes.state.records import Record, find_sandboxes, state_root
+from gvisor_kernel.runtimes.state.records import Record, find_sandboxes
 from gvisor_kernel.snapshots.snapshot_store import Store
 
 from ..jupyter.helpers import execute, kernel_log, running_kernel, wait_until

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 
+from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.runtimes.checks import Check, failed, ok, warning
-from gvisor_kernel.runtimes.state.records import find_sandboxes, is_orphan, state_root
+from gvisor_kernel.runtimes.state.records import find_sandboxes, is_orphan
 from gvisor_kernel.shown_text import describe_size
 
 MIN_SPACE = 256 * 1024 * 1024

@@ -1,4 +1,4 @@
-"""How a Docker engine is reached over SSH, and why one does not answer.
+"""The connection to a Docker engine over SSH, and the reason why an engine does not answer.
 
 Over SSH, OpenSSH's own client passes a socket of this machine on to the engine. The connection is a
 master that many processes share. It ends a minute after its last use, so nobody owns it. The

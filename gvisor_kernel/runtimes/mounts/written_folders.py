@@ -20,7 +20,7 @@ from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.host.folders import Identity, Opened, birth_time
 from gvisor_kernel.host.owners import check_access, restore_access
-from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.host.private_directories import state_root
 
 # by path: below the state directory, whose parents only this user can change
 
@@ -128,7 +128,7 @@ def _write(path: Path, entries: Iterable[tuple[str, tuple[int, int, int]]]) -> N
 
 
 def _path() -> Path:
-    return records.state_root() / "written-folders"
+    return state_root() / "written-folders"
 
 
 def _line(entry: tuple[str, tuple[int, int, int]]) -> str:

@@ -21,6 +21,7 @@ from gvisor_kernel import errors
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, SnapshotError
+from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.host.processes import identify
 from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
 from gvisor_kernel.runtimes.checks import RuntimeCheck
@@ -47,7 +48,7 @@ from gvisor_kernel.runtimes.nodes.slurm import Slurm
 from gvisor_kernel.runtimes.nodes.ssh import Ssh
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import FirstSweep, begin, predict_outputs
-from gvisor_kernel.runtimes.state.records import Record, change_record, state_root
+from gvisor_kernel.runtimes.state.records import Record, change_record
 from gvisor_kernel.runtimes.state.sweep import sweep_orphans
 from gvisor_kernel.runtimes.waits import is_given_up, tell_wait
 from gvisor_kernel.spec.identity import new_identity

@@ -5,17 +5,13 @@ Which further arguments of ``srun`` a kernelspec may name is Jupyter's configura
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gvisor_kernel.config.keys import accept_mapping, key
-from gvisor_kernel.config.settings import RuntimeEntry, SandboxSpec, Setting
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import (
     accept_absolute,
     accept_choice,
@@ -25,11 +21,6 @@ from gvisor_kernel.config.validators import (
 )
 from gvisor_kernel.errors import SettingError
 from gvisor_kernel.runtimes.clients import HOST
-from gvisor_kernel.runtimes.nodes.variables import VARIABLES
-
-if TYPE_CHECKING:
-    from gvisor_kernel.runtimes.nodes.runtime import NodeRuntime
-    from gvisor_kernel.runtimes.state.records import Record
 
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:,=@/+-]{0,199}")
 ARGUMENT = re.compile(r"--[a-z][a-z0-9-]*(=[A-Za-z0-9_.:,=@/+*&|\[\]()-]{1,200})?")
@@ -186,52 +177,3 @@ def check_hosts(spec: SandboxSpec) -> None:
     """:raises SettingError: when no host is named"""
     if not find_ssh(spec).hosts:
         raise SettingError("ssh.hosts", [], 'a list of hosts, such as ["node1"]')
-
-
-def _make(name: str) -> NodeRuntime:
-    from gvisor_kernel.runtimes.nodes.runtime import NodeRuntime
-
-    return NodeRuntime(name)
-
-
-def _remove(directory: Path, record: Record, seconds: float | None) -> bool:
-    from gvisor_kernel.runtimes.nodes.removal import remove_from_node
-
-    return remove_from_node(directory, record, seconds)
-
-
-SLURM = RuntimeEntry(
-    make=partial(_make, "slurm"),
-    setting=Setting(
-        DEFAULT_SLURM,
-        accept_slurm,
-        inspect.cleandoc(
-            """For the runtime "slurm", a mapping: "partition", "account", "qos", "time", "gres",
-            "arguments" (more arguments of srun), "wait" (seconds that a kernel may wait for
-            resources, by default 300), "python" (the Python on the nodes that has this package; by
-            default the server's), "state" (a folder of each node for what runs there), "files"
-            ("shared": by a file system that the nodes share with the server, the default; "copy":
-            copied to the node and back). Jupyter's configuration may also set "allowed_arguments":
-            patterns of the arguments that kernelspecs may name."""
-        ),
-        kind=Slurm,
-    ),
-    variables=VARIABLES["slurm"],
-    remove=_remove,
-)
-SSH = RuntimeEntry(
-    make=partial(_make, "ssh"),
-    setting=Setting(
-        DEFAULT_SSH,
-        accept_ssh,
-        inspect.cleandoc(
-            """For the runtime "ssh", a mapping: "hosts" (a list, as OpenSSH knows them), "config"
-            (a configuration file of OpenSSH in place of the user's), "python", "state" and "files"
-            as in the setting "slurm"."""
-        ),
-        kind=Ssh,
-    ),
-    check=check_hosts,
-    variables=VARIABLES["ssh"],
-    remove=_remove,
-)

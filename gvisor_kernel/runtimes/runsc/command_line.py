@@ -24,8 +24,7 @@ from gvisor_kernel.errors import RuntimeMissing, StateError
 from gvisor_kernel.host import commands
 from gvisor_kernel.host.cgroups import Cgroup
 from gvisor_kernel.host.locks import ThreadLock
-from gvisor_kernel.host.private_directories import read_file, write_file
-from gvisor_kernel.runtimes.state.records import state_root
+from gvisor_kernel.host.private_directories import read_file, state_root, write_file
 
 # by path: below the state directory, whose parents only this user can change
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import select
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.images import PythonReport, RootImage
-from gvisor_kernel.runtimes.base import LaunchRequest, Sandbox
-from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
+from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
 from gvisor_kernel.strict_json import parse_json
 
 SECONDS = 60.0
@@ -47,8 +47,10 @@ sys.stdin.read()
 meanwhile."""
 
 
-def probe_image(image: RootImage) -> PythonReport:
+def probe_image(image: RootImage, make_runtime: Callable[[list[str]], Runtime]) -> PythonReport:
     """Ask the image's Python for its version, modules and packages. Blocks for a second or two.
+
+    ``make_runtime`` returns a runtime whose sandboxes run other arguments than PID 1.
 
     The answer comes from an untrusted image, and so does the program that gives it. So the answer
     is only used to say what the image lacks, and the sandbox is verified as every other and has
@@ -63,7 +65,7 @@ def probe_image(image: RootImage) -> PythonReport:
     )
     # "ahead" gives PID 1 a kernel's environment, which may say where packages are.
     request = LaunchRequest("look", "", Path("/"), python, {}, ahead=("json",))
-    runtime = RunscRuntime(init_argv=[python, "-c", PROGRAM])
+    runtime = make_runtime([python, "-c", PROGRAM])
     sandbox = runtime.start(spec, request)
     try:
         answer = _read_line(sandbox)

@@ -127,7 +127,7 @@ class RunscRuntime(SnapshotRuntime):
     def probe_image(self, image: RootImage) -> PythonReport:
         from gvisor_kernel.runtimes.runsc.image_probe import probe_image
 
-        return probe_image(image)
+        return probe_image(image, lambda argv: RunscRuntime(init_argv=argv))
 
     def find_base(self, spec: SandboxSpec, request: LaunchRequest) -> Base:
         return find_base(find_python_tree(spec, request, read_written(spec).has))

@@ -19,12 +19,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_state_path
-
 from gvisor_kernel.config.settings import DEFAULT_RUNTIME
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.host.locks import MAX_LOCK_SECONDS
-from gvisor_kernel.host.private_directories import NotPrivate, check_parents, lock
+from gvisor_kernel.host.private_directories import lock, state_root
 from gvisor_kernel.host.processes import ProcessId, identify, is_alive
 from gvisor_kernel.typed_json import read_json, write_json
 
@@ -106,35 +104,6 @@ def this_machine() -> Machine:
     except OSError:
         boot = ""
     return Machine(socket.gethostname(), boot, str(Path("/proc/self/ns/pid").readlink()))
-
-
-def state_root() -> Path:
-    """Return the directory of all of this user's sandboxes; make it if it is missing.
-
-    :raises StateError: when it cannot be made, or another user could change it
-    """
-    root = user_state_path("gvisor-kernel")
-    fix = "make it a directory of your own (mode 0700), or set XDG_STATE_HOME to another one."
-    try:
-        check_parents(root)
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for status in (root.lstat(), root.stat()):  # a symbolic link, and its target
-            if status.st_uid != os.geteuid():
-                raise StateError(f"The state directory {root} belongs to uid {status.st_uid}.", fix)
-        if status.st_mode & 0o077:
-            root.chmod(0o700)
-        (root / "sandboxes").mkdir(mode=0o700, exist_ok=True)
-    except NotPrivate as error:
-        raise StateError(
-            str(error),
-            f"make it your own (chmod go-w {error.folder}), or set XDG_STATE_HOME to another"
-            " directory.",
-        ) from error
-    except OSError as error:
-        raise StateError(
-            f"Could not use the state directory {root}: {error.strerror}.", fix
-        ) from error
-    return root
 
 
 def state_id() -> str:
