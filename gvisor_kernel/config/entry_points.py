@@ -1,9 +1,9 @@
 """Finds the runtimes that are installed, by their entry points, and imports one when it is wanted.
 
 A package adds a runtime by an entry point of GROUP. Its name is a value of the setting ``runtime``,
-and what it leads to is a ``RuntimeEntry`` (``config/settings.py``). Those of this package are registered
-in the same way. Only the entry that is asked for is imported, so one that is broken or slow is in
-nobody else's way.
+and what it leads to is a ``RuntimeEntry`` (``config/settings.py``). Those of this package are
+registered in the same way. Only the entry that is asked for is imported, so one that is broken or
+slow is in nobody else's way.
 """
 
 from __future__ import annotations
