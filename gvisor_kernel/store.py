@@ -30,7 +30,12 @@ from platformdirs import user_data_path
 from gvisor_kernel.archive.tar import CHUNK
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host import private_directories
-from gvisor_kernel.host.private_directories import mark_for_removal, new_entry, write_file
+from gvisor_kernel.host.private_directories import (
+    mark_for_removal,
+    new_entry,
+    remove_at_any_depth,
+    write_file,
+)
 
 # by path: below a private store of this user
 
@@ -155,49 +160,6 @@ def replace_file(path: Path, text: str) -> None:
     new = path.with_name(f".{secrets.token_hex(8)}")
     write_file(new, text)
     new.replace(path)
-
-
-def remove_at_any_depth(directory: Path) -> None:
-    """Remove a folder that a sandbox has filled, of any depth and with any modes. Never raises.
-
-    Each folder is emptied from the top one, to which its own folders are moved, so no path is long.
-    """
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    with suppress(OSError):
-        if not directory.is_symlink():
-            directory.chmod(0o700)
-        top = os.open(directory, flags)
-        try:
-            while names := os.listdir(top):  # noqa: PTH208 - a descriptor
-                for name in names:
-                    _flatten(top, name, flags)
-        finally:
-            os.close(top)
-        directory.rmdir()
-
-
-def _flatten(top: int, name: str, flags: int) -> None:
-    if not _make_enterable(top, name):
-        os.unlink(name, dir_fd=top)
-        return
-    folder = os.open(name, flags, dir_fd=top)
-    try:
-        for below in os.listdir(folder):  # noqa: PTH208 - a descriptor
-            if _make_enterable(folder, below):
-                os.rename(below, secrets.token_hex(16), src_dir_fd=folder, dst_dir_fd=top)
-            else:
-                os.unlink(below, dir_fd=folder)
-    finally:
-        os.close(folder)
-    os.rmdir(name, dir_fd=top)
-
-
-def _make_enterable(folder: int, name: str) -> bool:
-    """Return whether ``name`` is a folder; its owner may enter and change it then."""
-    if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-        return False
-    os.chmod(name, 0o700, dir_fd=folder)
-    return True
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pytest
 from gvisor_kernel.environments.collection import collect, find_packages
 from gvisor_kernel.environments.environment import Facts
 from gvisor_kernel.errors import ArchiveError, PackagesError
-from gvisor_kernel.store import remove_at_any_depth
+from gvisor_kernel.host.private_directories import remove_at_any_depth
 
 from .helpers import fill
 
