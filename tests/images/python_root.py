@@ -55,7 +55,7 @@ def package_files(names: Iterable[str]) -> Iterator[tuple[Path, str]]:
         distribution = importlib.metadata.distribution(name)
         for file in distribution.files or []:
             path = Path(str(distribution.locate_file(file)))
-            if ".." not in file.parts and path.is_file() and not LEFT_OUT.search(str(path)):
+            if ".." not in file.parts and path.is_file() and not LEFT_OUT.search(f"/{file}"):
                 yield path, f"{PACKAGES}/{file}"
 
 
