@@ -63,6 +63,7 @@ class NodeSandbox(RecordedSandbox):
         self._client = client
         self._reports = client.reports
         self._order = order
+        self.found: FoundSnapshot | None = None
         if (found := ready.found) is not None:
             self.found = FoundSnapshot(
                 *(found.key, found.run, found.sandbox_key, found.language, found.preloaded)
