@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from jupyter_client import BlockingKernelClient
 
-from gvisor_kernel.bridge import records
 from gvisor_kernel.bridge.records import Transcript
 from gvisor_kernel.bridge.transcripts import BAR, SHOWN_LINES
 from gvisor_kernel.bridge.wire import new_message
@@ -110,11 +109,8 @@ while not read_output()[-1]["content"]["text"].endswith("{before - 1}\\n"):
         assert text == "".join(f"{number}\n" for number in range(before))
 
 
-def test_rotated_files_are_read_as_one_transcript(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
-    monkeypatch.setattr(records, "TRANSCRIPT_SIZE", 5000)
-    transcript = Transcript(folder)
+def test_rotated_files_are_read_as_one_transcript(folder: Path, capsys: Captured) -> None:
+    transcript = Transcript(folder, 5000)
     for number in range(200):
         message = new_message("stream", {"name": "stdout", "text": f"{number}\n"}, PARENT, b"")
         transcript.record("output", message)
