@@ -55,7 +55,7 @@ class Kernel:
     def __init__(self, folder: Path, state: Path) -> None:
         with open_root(folder) as root:
             view = MountView(root.path, UPLOADS, True, root.identity)
-        self.sandbox = SimpleNamespace(mounts=(view,), directory=state)
+        self.sandbox = SimpleNamespace(view=SimpleNamespace(mounts=(view,)), directory=state)
         self.started = 1e10
         self.entries: list[list[object]] = []
         self.content = b"new"

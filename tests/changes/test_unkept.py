@@ -29,7 +29,7 @@ class Shown:
         self.directory = directory
         status = folder.stat()
         identity = Identity(status.st_dev, status.st_ino)
-        self.mounts = (MountView(str(folder), UPLOADS, True, identity),)
+        self.view = SimpleNamespace(mounts=(MountView(str(folder), UPLOADS, True, identity),))
 
 
 def entry(path: object, content: bytes = b"x", digest: str | None = None) -> list[object]:

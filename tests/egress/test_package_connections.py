@@ -95,7 +95,7 @@ def test_a_name_that_waits_does_not_make_its_host_count_as_down(
 ) -> None:
     """It may wait for other names of its kernel. An index's own does not, and counts."""
     monkeypatch.setattr(package_upstream, "NAME_SECONDS", 0.01)
-    monkeypatch.setattr(addresses, "RESOLVE_SECONDS", 0.01)
+    monkeypatch.setitem(addresses.resolve.__kwdefaults__, "seconds", 0.01)
 
     async def check() -> None:
         KERNEL_NAMES.set(Never(THREADS))

@@ -42,7 +42,7 @@ def configured(**routes: Any) -> Config:
 
 
 def plan_of(found: GVisorProvisioner) -> KernelPlan:
-    return found._make_plan(found.sandbox_spec(), {}, None, [])
+    return found.plan_ahead("odd", Path.cwd())
 
 
 def test_kernel_has_no_route_by_default() -> None:

@@ -14,7 +14,7 @@ import pytest
 import zmq
 from jupyter_client import BlockingKernelClient, KernelManager
 
-from gvisor_kernel.bridge import service, sleep
+from gvisor_kernel.bridge import sleep
 from gvisor_kernel.bridge.sleep import NapWatch, SleepPolicy
 from gvisor_kernel.host.processes import is_alive
 from gvisor_kernel.link import IdleReply
@@ -195,7 +195,8 @@ def test_kernel_is_not_stopped_before_its_answer(kernel: Watched, wait: str) -> 
 def test_call_wakes_stopped_kernel_which_is_stopped_again(
     kernel: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "IDLE_SECONDS", QUICK)
+    calls = kernel.manager.provisioner._kernel._kernel.service  # type: ignore[union-attr]
+    monkeypatch.setattr(calls, "_idle_seconds", QUICK)
     kernel.wait_for_stop()
     answer = call_sandbox(kernel.manager, do="run", command="exit 7")
     assert answer == {"status": 7, "done": True}

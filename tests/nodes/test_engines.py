@@ -14,6 +14,7 @@ from gvisor_kernel.config.validators import MIB
 from gvisor_kernel.runtimes import clients
 from gvisor_kernel.runtimes.nodes.checks import check_specs
 from gvisor_kernel.runtimes.nodes.engine import Engine
+from gvisor_kernel.runtimes.nodes.runtime import make_engine
 from gvisor_kernel.runtimes.nodes.settings import Slurm as SlurmSettings
 from gvisor_kernel.runtimes.nodes.settings import Ssh as SshSettings
 from gvisor_kernel.runtimes.nodes.slurm import Slurm, find_waiting_job
@@ -221,7 +222,7 @@ def test_doctor_asks_each_host_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     settings = [("a", "b"), ("b", "c"), ("b",)]
     specs = [SandboxSpec(runtime="ssh", own=SshSettings(hosts=hosts)) for hosts in settings]
     specs.append(SandboxSpec(runtime="ssh", own=SshSettings(hosts=("b",), config="/c")))
-    names = [check.name for check in check_specs(specs)]
+    names = [check.name for check in check_specs(make_engine, specs)]
     assert sorted(names) == ["ssh a", "ssh b", "ssh b", "ssh c"]
     lines = asked.read_text().splitlines()
     assert len(set(lines)) == len(lines) == 4

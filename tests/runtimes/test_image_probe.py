@@ -81,11 +81,10 @@ def probe(
 ) -> tuple[list[str], BaseException | None]:
     """Return what happened to the sandbox, and what was raised."""
     runtime = FakeRuntime(says, memory, fault)
-    monkeypatch.setattr(image_probe, "RunscRuntime", runtime)
     monkeypatch.setattr(image_probe, "SECONDS", 0.3)
     error: BaseException | None = None
     try:
-        probe_image(image)
+        probe_image(image, runtime)
     except (LaunchError, IsolationError) as raised:
         error = raised
     assert runtime.limit == MEMORY

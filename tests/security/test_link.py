@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 import zmq
 
-from gvisor_kernel.bridge import clients, limits, sandbox_link
 from gvisor_kernel.bridge import kernel as bridge_kernel
+from gvisor_kernel.bridge import limits, sandbox_link
 from gvisor_kernel.host import log_files
 from gvisor_kernel.host.log_files import MAX_EVENTS, MAX_INSIDE, MAX_STDERR
 from gvisor_kernel.link import Channel
@@ -404,7 +404,8 @@ def test_flood_on_each_channel_is_bounded(
     victim: Kernel, neighbour: Neighbour, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With clients that do not read, a window and a few messages per channel are held."""
-    monkeypatch.setattr(clients, "STALL_SECONDS", SECONDS)
+    clients = kernel_bridge(victim)._exchange._clients
+    monkeypatch.setattr(clients, "_stall_seconds", SECONDS)
     connection = kernel_bridge(victim)._link.connection
     channels = (Channel.SHELL, Channel.IOPUB, Channel.STDIN, Channel.CONTROL)
     memory = HostMemory()
@@ -416,7 +417,7 @@ def test_flood_on_each_channel_is_bounded(
         # A socket may take one more message meanwhile, and the channel is open until the next.
         wait_until(lambda: all(map(connection.held, channels)), "all channels to be full again")
         assert memory.grown() < HOST_SLACK
-        monkeypatch.setattr(clients, "STALL_SECONDS", 0.1)
+        monkeypatch.setattr(clients, "_stall_seconds", 0.1)
         read_raw_until_idle(victim, msg_id)
         assert execute(victim.client, "6 * 7").result == "42"
         assert_ends_with(
