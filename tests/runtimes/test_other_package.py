@@ -42,7 +42,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     pip += ["--no-build-isolation", "--target", str(folder / "target"), str(source)]
     subprocess.run(pip, check=True, timeout=scale_seconds(60))
     settings = json.dumps(SETTINGS)
-    return {**os.environ, "PYTHONPATH": str(folder / "target"), "GK_TEST_RUNTIME": settings}
+    own = {"PYTHONPATH": str(folder / "target"), "GK_TEST_RUNTIME": settings, "PYTEST_ADDOPTS": ""}
+    return {**os.environ, **own}
 
 
 def run(environment: dict[str, str], *argv: str, seconds: float = 60) -> str:
