@@ -25,14 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Generic, Self, TypeVar
 
-from platformdirs import user_data_path
-
 from gvisor_kernel.archive.tar import CHUNK
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host import private_directories
 from gvisor_kernel.host.private_directories import (
     mark_for_removal,
     new_entry,
+    own_data,
     remove_at_any_depth,
     write_file,
 )
@@ -84,7 +83,7 @@ class DigestStore(ABC, Generic[T]):
 
         :raises GvisorKernelError: (``ERROR``) when its directory is not private to this user
         """
-        data = user_data_path("gvisor-kernel")
+        data = own_data()
         root = data / cls.FOLDER
         try:
             below = (root / name for name in cls.BELOW)

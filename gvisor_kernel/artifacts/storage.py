@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_data_path
-
 from gvisor_kernel.artifacts.item import (
     Artifact,
     check_depth,
@@ -32,7 +30,7 @@ from gvisor_kernel.artifacts.item import (
     no_json,
 )
 from gvisor_kernel.errors import StorageError
-from gvisor_kernel.host.private_directories import NotPrivate, make_directories
+from gvisor_kernel.host.private_directories import NotPrivate, make_directories, own_data
 from gvisor_kernel.shown_text import describe_size
 
 BUSY_SECONDS = 20.0
@@ -408,7 +406,7 @@ SHARED_FILE = "shared.sqlite3"
 
 def artifacts_folder() -> Path:
     """Return the folder of this user's pages' data, which no sandbox is shown."""
-    return user_data_path("gvisor-kernel") / "artifacts"
+    return own_data() / "artifacts"
 
 
 def open_personal() -> Storage:

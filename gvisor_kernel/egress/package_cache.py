@@ -22,11 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_path
-
 from gvisor_kernel.config.validators import GIB, MIB
 from gvisor_kernel.egress.package_pages import MAX_FOOTER, STRONG, make_footer, read_footer
-from gvisor_kernel.host.private_directories import lock, make_directories
+from gvisor_kernel.host.private_directories import lock, make_directories, own_cache
 
 # by path: below a private store of this user
 
@@ -148,7 +146,7 @@ class PackageCache:
         :raises NotPrivate: when its directory is not the user's alone
         """
         if root is None:
-            base = user_cache_path("gvisor-kernel")
+            base = own_cache()
             make_directories(base)
             root = base / "packages"
         make_directories(root)

@@ -22,10 +22,15 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
-from platformdirs import user_data_path
 
 from gvisor_kernel.errors import LaunchError, PackagesError
-from gvisor_kernel.host.private_directories import lock, mark_for_removal, read_file, write_file
+from gvisor_kernel.host.private_directories import (
+    lock,
+    mark_for_removal,
+    own_data,
+    read_file,
+    write_file,
+)
 from gvisor_kernel.store import DigestStore, Draft, replace_file
 from gvisor_kernel.strict_json import parse_json
 
@@ -153,7 +158,7 @@ class Store(DigestStore[Environment]):
     @classmethod
     def exists(cls) -> bool:
         """Return whether this user has a store, which ``open`` would make."""
-        return (user_data_path("gvisor-kernel") / cls.FOLDER).is_dir()
+        return (own_data() / cls.FOLDER).is_dir()
 
     def environments(self) -> list[Environment]:
         """Return all environments that can be read, the newest first."""

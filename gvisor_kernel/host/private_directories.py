@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 
-from platformdirs import user_state_path
+from platformdirs import user_cache_path, user_data_path, user_state_path
 
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.host.locks import MAX_LOCK_SECONDS, locked_file
@@ -122,12 +122,30 @@ def _overflow_uid() -> int:
 # -- entries of a directory ------------------------------------------------------------------------
 
 
+def own_state() -> Path:
+    """Return where this user's sandboxes are kept: records, logs, backups of changes. It is not
+    made: see ``state_root``. Kernels see nothing of it (``runtimes/mounts/covers.py``)."""
+    return user_state_path("gvisor-kernel")
+
+
+def own_data() -> Path:
+    """Return where this user keeps images, environments, skills and what pages keep. Kernels see
+    what is mounted of it; a folder that they must not see is named in ``covers.py``."""
+    return user_data_path("gvisor-kernel")
+
+
+def own_cache() -> Path:
+    """Return where this user keeps what can be made again: snapshots, lists of imports, packages
+    of indexes. Kernels see nothing of it."""
+    return user_cache_path("gvisor-kernel")
+
+
 def state_root() -> Path:
     """Return the directory of all of this user's sandboxes; make it if it is missing.
 
     :raises StateError: when it cannot be made, or another user could change it
     """
-    root = user_state_path("gvisor-kernel")
+    root = own_state()
     fix = "make it a directory of your own (mode 0700), or set XDG_STATE_HOME to another one."
     try:
         check_parents(root)

@@ -16,11 +16,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
 from gvisor_kernel.config.validators import HOST_IMAGE
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host import private_directories
+from gvisor_kernel.host.private_directories import own_cache
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.restore import preloads_learned
 from gvisor_kernel.runtimes import get_runtime
@@ -220,7 +219,7 @@ def is_installed(plan: KernelPlan, name: str) -> bool:
 
 def read(kind: str) -> Counts:
     """Return the counts of a kind of kernel; none if they cannot be read."""
-    return _read(user_cache_path("gvisor-kernel") / "imports", kind)
+    return _read(own_cache() / "imports", kind)
 
 
 def change(kind: str, work: Callable[[Counts], Counts]) -> None:
@@ -229,7 +228,7 @@ def change(kind: str, work: Callable[[Counts], Counts]) -> None:
 
     :raises OSError, NotPrivate: when they cannot be written
     """
-    cache = user_cache_path("gvisor-kernel")
+    cache = own_cache()
     root = cache / "imports"
     private_directories.make_directories(cache, root)
     with private_directories.locked_directory(root):

@@ -21,11 +21,11 @@ from functools import cache
 from pathlib import Path
 
 import msgspec
-from platformdirs import user_data_path
 
 from gvisor_kernel import __version__
 from gvisor_kernel.errors import SkillError
 from gvisor_kernel.host.locks import locked_file
+from gvisor_kernel.host.private_directories import own_data
 from gvisor_kernel.skills.archive import show
 from gvisor_kernel.skills.package import NAME, Skill, read_folder
 
@@ -59,7 +59,7 @@ class _Record(msgspec.Struct):
 
 def default_folder() -> Path:
     """Return this user's folder of skills, which the setting ``skills`` can replace."""
-    return user_data_path("gvisor-kernel") / "skills"
+    return own_data() / "skills"
 
 
 def find_shipped() -> Path:

@@ -22,11 +22,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
 from gvisor_kernel.config.validators import GIB
 from gvisor_kernel.errors import NoSnapshot, SnapshotError
 from gvisor_kernel.host import private_directories
+from gvisor_kernel.host.private_directories import own_cache
 from gvisor_kernel.runtimes.base import Sandbox
 from gvisor_kernel.snapshots.key import KEY_DIGITS, PARTS, SnapshotKey
 from gvisor_kernel.snapshots.snapshot import (
@@ -75,7 +74,7 @@ class Store:
 
         :raises SnapshotError: when its directory is not private, or cannot be read
         """
-        cache = user_cache_path("gvisor-kernel")
+        cache = own_cache()
         root = cache / "images"
         fix = "make it a directory that only you can enter, or set XDG_CACHE_HOME to another place."
         try:

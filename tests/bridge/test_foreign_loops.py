@@ -117,4 +117,5 @@ def test_call_to_ended_bridge_raises_launch_error() -> None:
     bridge.end()
     with pytest.raises(LaunchError, match="this process is exiting"):
         asyncio.run(bridge.run(asyncio.sleep(0)))
+    bridge._loop.close()
     bridge.executor.shutdown()

@@ -16,10 +16,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from platformdirs import user_cache_path, user_config_path, user_data_path, user_state_path
+from platformdirs import user_config_path, user_data_path
 
 from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.host.homes import own_homes
+from gvisor_kernel.host.private_directories import own_cache, own_data, own_state
 from gvisor_kernel.spec.layout import SCRATCH, UPLOADS, Bind, Mount
 
 KEPT = ("kernels", "nbconvert", "voila")
@@ -87,9 +88,7 @@ def find_jupyter_covers(prefixes: Iterable[str]) -> tuple[Cover, ...]:
         environ.get("JUPYTER_CONFIG_DIR") or os.path.expanduser("~/.jupyter"),  # noqa: PTH111
         *(path for path in environ.get("JUPYTER_CONFIG_PATH", "").split(os.pathsep) if path),
         user_config_path("jupyter"),
-        user_state_path("gvisor-kernel"),
-        user_cache_path("gvisor-kernel"),
-        Path(user_data_path("gvisor-kernel"), "artifacts"),
+        *_own_places(),
         *_also_hidden,
     ]
     installed = [os.path.realpath(Path(prefix, "etc", "jupyter")) for prefix in prefixes]
@@ -175,13 +174,13 @@ def find_cover(covers: Iterable[Cover], path: str) -> str | None:
 
 def is_private(path: str) -> bool:
     """Return whether ``path`` is, contains or lies in a folder with keys of kernels or servers."""
-    own = (
-        user_state_path("gvisor-kernel"),
-        user_cache_path("gvisor-kernel"),
-        Path(user_data_path("gvisor-kernel"), "artifacts"),
-    )
-    places = (*map(os.path.realpath, own), _runtime_directory())
+    places = (*map(os.path.realpath, _own_places()), _runtime_directory())
     return any(is_within(place, path) or is_within(path, place) for place in places)
+
+
+def _own_places() -> tuple[Path, ...]:
+    """Return the folders of this package that no kernel may see."""
+    return own_state(), own_cache(), own_data() / "artifacts"
 
 
 def _runtime_directory() -> str:
@@ -196,7 +195,7 @@ def holds_keys(path: str) -> bool:
     A folder in this package's cache is allowed: snapshots are made there, by kernels of their own.
     """
     covers = find_jupyter_covers(())
-    cache = os.path.realpath(user_cache_path("gvisor-kernel"))
+    cache = os.path.realpath(own_cache())
     return any(is_within(cover.path, path) for cover in covers) or bool(
         find_cover((cover for cover in covers if cover.path != cache), path)
     )

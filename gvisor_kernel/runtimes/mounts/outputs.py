@@ -13,13 +13,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
 from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
 from gvisor_kernel.config.validators import may_be_writable, real_path
 from gvisor_kernel.errors import SettingError
 from gvisor_kernel.host.folders import LinkRefused, Opened, find_ancestry, open_below, open_path
 from gvisor_kernel.host.owners import make_folder
+from gvisor_kernel.host.private_directories import own_cache
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.aliases import find_home_by_inode, find_key_folder
 from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, holds_keys
@@ -149,7 +148,7 @@ def _check_outputs(value: str, parent: Opened, found: Opened) -> None:
 
     :raises SettingError: when they are
     """
-    cache = os.path.realpath(user_cache_path("gvisor-kernel"))
+    cache = os.path.realpath(own_cache())
     covers = [cover for cover in find_jupyter_covers(()) if cover.path != cache]
     other = find_home_by_inode(found) or find_key_folder(found, covers)
     if other is not None:
