@@ -543,7 +543,9 @@ def _status(message: str) -> dict[str, Any]:
 
 
 def _failure(code: int, message: str) -> web.Response:
-    reason = {401: "Unauthorized", 403: "Forbidden", 404: "NotFound"}[code]
+    reason = {401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 503: "ServiceUnavailable"}[
+        code
+    ]
     return web.json_response({**_status(message), "reason": reason, "code": code}, status=code)
 
 
