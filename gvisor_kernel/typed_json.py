@@ -41,6 +41,8 @@ def read_value(value: object, kind: type[T]) -> T:
     """
     try:
         made = msgspec.convert(value, kind, dec_hook=_read_path)
+    except (UnicodeEncodeError, OverflowError):  # half a character in a name, a number too large
+        raise JsonError("it has an unknown value or field") from None
     except msgspec.ValidationError as error:
         # Other messages quote a value, or the name of an unknown field.
         known = str(error).startswith(("Expected", "Object missing"))

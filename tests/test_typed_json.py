@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from msgspec import Struct
@@ -33,6 +33,11 @@ class Whole:
 class Typed(Struct, frozen=True):
     part: Part
     is_set: bool = False
+
+
+class Kind(Struct, frozen=True, forbid_unknown_fields=True):
+    kind: Literal["a", "b"] = "a"
+    number: int = 0
 
 
 WHOLE = Whole("\udcff", Path("/a/\udcff"), Part(1), (2, 3), {"x": Part(4)}, ("\n",), 1.5, [None])
@@ -75,3 +80,11 @@ def test_other_data_is_refused_and_not_quoted(text: str) -> None:
         read_json(text, Whole, 1000)
     assert "hunter2" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"\\ud800": 1}', '{"kind": "\\ud800"}', '{"kind": "a", "number": 1e999}']
+)
+def test_half_a_character_anywhere_is_refused(text: str) -> None:
+    with pytest.raises(JsonError):
+        read_json(text, Kind, 1000)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -165,13 +166,22 @@ class Undone:
     refused: tuple[RefusedChange, ...]
 
 
+def encode(value: object) -> bytes:
+    """Return JSON. What is not UTF-8 in a text, as in a name on disk, becomes a question mark."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        text = json.dumps(msgspec.to_builtins(value), ensure_ascii=False)
+        return text.encode(errors="replace")
+
+
 def encode_changes(found: Changes, **more: object) -> bytes:
     """Return ``found`` as a JSON object, with the members ``more``.
 
     No other thread runs meanwhile: ten thousand changes take 4 ms (``json`` took 90).
     """
     whole = {"changes": found.changes, "more": found.more, "total": found.total}
-    return msgspec.json.encode(whole | more)
+    return encode(whole | more)
 
 
 def make_state(disk: OnDisk | None, claim: Claim) -> str:

@@ -28,6 +28,7 @@ from gvisor_kernel.changes.change import (
     Change,
     Changes,
     ChangesError,
+    encode,
     encode_changes,
     is_path,
 )
@@ -160,11 +161,12 @@ class ControlSocket:
         try:
             # In a thread, as are the parts of the work that take long: the loop serves all kernels.
             question = await asyncio.to_thread(msgspec.json.decode, line, type=Question)
+        except (ValueError, RecursionError):
+            return _make_problem("The question is malformed.") + b"\n"
+        try:
             answer = await self._do(question)
         except GvisorKernelError as error:
             answer = _make_problem(error.fact, error.hint)
-        except (ValueError, RecursionError):
-            answer = _make_problem("The question is malformed.")
         if len(answer) > MAX_ANSWER:
             answer = _make_problem("The answer is too large.")
         return answer + b"\n"
@@ -176,7 +178,7 @@ class ControlSocket:
         if question.do == "apply":
             wanted, force = question.changes, question.force
             result = await self._changes.apply(wanted, named=question.named, force=force)
-            return msgspec.json.encode(result)
+            return encode(result)
         found = await self._changes.list(question.under)
         more = await self._show(found) if question.diff else {}
         return await asyncio.to_thread(encode_changes, found, **more)
@@ -197,8 +199,7 @@ class ControlSocket:
 
 
 def _make_problem(*texts: str) -> bytes:
-    # A path in it may have bytes that are no UTF-8.
-    return msgspec.json.encode(_Problem(*(t.encode(errors="replace").decode() for t in texts)))
+    return encode(_Problem(*texts))
 
 
 def _is_own(writer: asyncio.StreamWriter) -> bool:

@@ -15,6 +15,7 @@ from importlib import metadata
 
 from gvisor_kernel import __version__
 from gvisor_kernel.errors import RuntimeMissing
+from gvisor_kernel.shown_text import printable_name
 
 GROUP = "gvisor_kernel.runtimes"
 OWN = "gvisor-kernel"
@@ -69,9 +70,10 @@ def load(name: str) -> object:
         )
     try:
         return found.load()
-    except Exception as error:  # whatever a stranger's module raises
+    except (Exception, SystemExit) as error:  # whatever a stranger's module raises
         owner = found.dist.name if found.dist is not None else "a package"
         raise RuntimeMissing(
-            f"The runtime {name} cannot be imported from {owner}: {type(error).__name__}: {error}.",
+            f"The runtime {name} cannot be imported from {owner}:"
+            f" {type(error).__name__}: {printable_name(str(error))}.",
             f"install {owner} again, or a release of it for gvisor-kernel {__version__}.",
         ) from error

@@ -33,6 +33,7 @@ from gvisor_kernel.host.private_directories import (
 )
 from gvisor_kernel.store import DigestStore, Draft, replace_file
 from gvisor_kernel.strict_json import parse_json
+from gvisor_kernel.typed_json import read_json, write_json
 
 ABI_FILE = "abi"
 """File in the tree that the kernel's Python compares with its own, see ``guest/installed.py``."""
@@ -190,7 +191,7 @@ class Store(DigestStore[Environment]):
     def load(self, directory: Path) -> Environment:
         """Read an environment."""
         text = read_file(directory / "environment.json", MAX_DOCUMENT)
-        found = msgspec.json.decode(text, type=Environment, dec_hook=lambda *_: directory)
+        found = replace(read_json(text, Environment, MAX_DOCUMENT), directory=directory)
         if found.digest != directory.name:
             raise ValueError("it is in another directory than its own")
         return found
@@ -198,8 +199,7 @@ class Store(DigestStore[Environment]):
     def keep(self, draft: Draft, environment: Environment) -> Environment:
         """Finish a draft whose tree is complete."""
         found = replace(environment, directory=Path())
-        text = msgspec.json.encode(found, enc_hook=str).decode()
-        write_file(draft.directory / "environment.json", text)
+        write_file(draft.directory / "environment.json", write_json(found))
         with self.locked():
             self.publish(draft, environment.digest)
         return self.find(environment.digest, environment.requirements)

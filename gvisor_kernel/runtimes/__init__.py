@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 
 from gvisor_kernel.config.settings import find_entry
-from gvisor_kernel.errors import RuntimeMissing
+from gvisor_kernel.errors import GvisorKernelError, RuntimeMissing
 from gvisor_kernel.host.locks import ThreadLock
 from gvisor_kernel.runtimes.base import Runtime, SnapshotRuntime
+from gvisor_kernel.shown_text import printable_name
 
 _runtimes: dict[str, Runtime] = {}
 _lock = ThreadLock()
@@ -47,9 +48,13 @@ def make_runtime(name: str) -> Runtime:
     """
     try:
         made = find_entry(name).make()
-    except ImportError as error:
+    except GvisorKernelError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a stranger's package raises
         raise RuntimeMissing(
-            f"The runtime {name} cannot be imported: {error}.", "install its package again."
+            f"The runtime {name} cannot be made: {type(error).__name__}:"
+            f" {printable_name(str(error))}.",
+            "install its package again.",
         ) from error
     if not isinstance(made, Runtime) or made.name != name:
         raise RuntimeMissing(

@@ -1,19 +1,19 @@
 """Untrusted ZIP archives: read into memory as a whole, or refused as a whole with a reason.
 
-``zipfile`` reads what was checked before: number and names of the entries, their kinds, and the
-sizes that they state. Accepted is what ordinary programs write: one disk, no ZIP64, stored or
-deflated, nothing before or after the archive. Nothing is written here, and nothing is specific to
-skills.
+``read_archive`` accepts what ordinary programs write, and nothing that two programs could read
+differently: one disk, stored or deflated, all sizes and checksums correct, the central directory
+complete. Nothing is written here, and nothing is specific to skills.
+
+https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT
 """
 
 from __future__ import annotations
 
-import io
 import stat
 import struct
 import unicodedata
-import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gvisor_kernel.errors import SkillError
@@ -32,17 +32,15 @@ MAX_NAME = 400
 """Bytes of a path: below the limit of every file system, in whatever folder it is unpacked."""
 MAX_DEPTH = 10
 
-MAX_DIRECTORY = MAX_ENTRIES * 1024
-"""Bytes of the central directory, which ``zipfile`` reads whole, whatever number of entries it
-states: an entry has 46, its name and some extra fields."""
-
 _END = struct.Struct("<4sHHHHIIH")
-_LOCAL_HEADER = 30
-"""Bytes before the name of an entry."""
+_DIRECTORY = struct.Struct("<4sHHHHHHIIIHHHHHII")
+_LOCAL = struct.Struct("<4sHHHHHIIIHH")
 _ENCRYPTED = 1 << 0 | 1 << 6 | 1 << 13
+_DESCRIPTOR = 1 << 3
 _UTF8 = 1 << 11
-_UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError)
-_KNOWN_FLAGS = 1 << 1 | 1 << 2 | 1 << 3 | _UTF8
+_KNOWN_FLAGS = 1 << 1 | 1 << 2 | _DESCRIPTOR | _UTF8
+_STORED, _DEFLATED = 0, 8
+_ZIP64 = 0x0001
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,19 @@ class File:
 
     content: bytes
     executable: bool = False
+
+
+@dataclass(frozen=True)
+class _Entry:
+    name: str
+    raw_name: bytes
+    flags: int
+    method: int
+    crc: int
+    packed: int
+    size: int
+    offset: int
+    mode: int
 
 
 def read_archive(data: bytes) -> dict[str, File]:
@@ -62,29 +73,15 @@ def read_archive(data: bytes) -> dict[str, File]:
     """
     if len(data) > MAX_PACKED:
         raise SkillError(f"the archive has more than {MAX_PACKED} bytes")
-    count = _check_end(data)
-    try:
-        archive = zipfile.ZipFile(io.BytesIO(data))
-    except UnicodeDecodeError:
-        raise SkillError("a name is marked as UTF-8, but is not UTF-8") from None
-    except (*_UNREADABLE, struct.error) as error:
-        raise SkillError(f"the central directory is damaged ({error})") from None
-    with archive:
-        entries = archive.infolist()
-        if len(entries) != count:
-            raise SkillError("the central directory has more entries than it states")
-        for entry in entries:
-            _check_entry(entry)
-        check_names([entry.orig_filename for entry in entries])
-        _check_overlap(entries, archive.start_dir)
-        total = sum(entry.file_size for entry in entries)
-        if total > MAX_UNPACKED:
-            raise SkillError(f"the files have {total} bytes together, more than {MAX_UNPACKED}")
-        return {
-            entry.filename: File(_read(archive, entry), bool(entry.external_attr >> 16 & 0o100))
-            for entry in entries
-            if not entry.is_dir()
-        }
+    entries, directory_at = _read_directory(data)
+    check_names([entry.name for entry in entries])
+    _check_sizes(entries)
+    starts = _find_contents(data, entries, directory_at)
+    return {
+        entry.name: File(_unpack(data, entry, start), bool(entry.mode & 0o100))
+        for entry, start in zip(entries, starts, strict=True)
+        if not entry.name.endswith("/")
+    }
 
 
 def check_path(name: str) -> None:
@@ -147,8 +144,20 @@ def check_names(names: list[str]) -> None:
                 raise SkillError(f"{show(path)} is both a file and a folder")
 
 
-def _check_end(data: bytes) -> int:
-    """Check the end of the archive; return the number of entries that it states."""
+def _check_sizes(entries: list[_Entry]) -> None:
+    for entry in entries:
+        if entry.size > max(RATIO_FROM, MAX_RATIO * entry.packed):
+            raise SkillError(
+                f"{show(entry.name)} would grow from {entry.packed} to {entry.size} bytes,"
+                f" more than {MAX_RATIO} times"
+            )
+    total = sum(entry.size for entry in entries)
+    if total > MAX_UNPACKED:
+        raise SkillError(f"the files have {total} bytes together, more than {MAX_UNPACKED}")
+
+
+def _read_directory(data: bytes) -> tuple[list[_Entry], int]:
+    """Return the entries of the central directory, and its position."""
     end = len(data) - _END.size
     if end < 0 or data[:2] != b"PK":
         raise SkillError("the file is not a ZIP archive")
@@ -157,11 +166,7 @@ def _check_end(data: bytes) -> int:
         raise SkillError(
             "the file is not a ZIP archive, is truncated, or has a comment or data after its end"
         )
-    if (
-        0xFFFF in (disk, count)
-        or 0xFFFFFFFF in (size, offset)
-        or data[end - 20 : end - 16] == b"PK\6\7"
-    ):
+    if 0xFFFF in (disk, count) or 0xFFFFFFFF in (size, offset):
         raise SkillError("the archive uses ZIP64, which is not supported")
     if disk or first_disk or here != count:
         raise SkillError("the archive is split into several files")
@@ -169,56 +174,114 @@ def _check_end(data: bytes) -> int:
         raise SkillError(f"the archive has {count} entries, more than {MAX_ENTRIES}")
     if offset + size != end:
         raise SkillError("the central directory is not at its stated position")
-    if size > MAX_DIRECTORY:
-        raise SkillError("the central directory has more entries than it states, or long ones")
-    return int(count)
+    return list(_parse_directory(data[offset:end], count)), offset
 
 
-def _check_entry(entry: zipfile.ZipInfo) -> None:
-    """Refuse links, devices, pipes and sockets, kinds that contradict the name, and bombs."""
-    name, shown = entry.orig_filename, show(entry.orig_filename)
-    kind, is_folder = stat.S_IFMT(entry.external_attr >> 16), name.endswith("/")
-    size, packed, method = entry.file_size, entry.compress_size, entry.compress_type
-    if not entry.flag_bits & _UTF8 and not name.isascii():
-        raise SkillError(f"the name {shown} is not marked as UTF-8, but is not ASCII")
-    if entry.flag_bits & _ENCRYPTED:
-        raise SkillError(f"{shown} is encrypted")
-    if entry.flag_bits & ~_KNOWN_FLAGS or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise SkillError(f"{shown} has unsupported flags or compression (method {method})")
-    if 0xFFFFFFFF in (size, packed) or entry.extract_version >= 45:
-        raise SkillError(f"{shown} uses ZIP64, which is not supported")
-    if kind == stat.S_IFLNK:
-        raise SkillError(f"{shown} is a symbolic link")
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise SkillError(f"{shown} is a device, a pipe or a socket")
-    if (kind == stat.S_IFDIR and not is_folder) or (is_folder and (size or kind == stat.S_IFREG)):
-        raise SkillError(f"{shown} is both a file and a folder")
-    if size > max(RATIO_FROM, MAX_RATIO * packed):
-        raise SkillError(
-            f"{shown} would grow from {packed} to {size} bytes, more than {MAX_RATIO} times"
-        )
-    if method == zipfile.ZIP_STORED and size != packed:
-        raise SkillError(f"{shown} does not have its stated size or checksum")
+def _parse_directory(directory: bytes, count: int) -> Iterator[_Entry]:
+    position = 0
+    for _ in range(count):
+        try:
+            fields = _DIRECTORY.unpack_from(directory, position)
+        except struct.error:
+            raise SkillError("the central directory is truncated") from None
+        signature, _, _, flags, method, _, _, crc, packed, size, name_size = fields[:11]
+        extra_size, comment_size, disk, _, attributes, offset = fields[11:]
+        if signature != b"PK\1\2":
+            raise SkillError("the central directory is damaged")
+        position += _DIRECTORY.size
+        raw_name = directory[position : position + name_size]
+        extra = directory[position + name_size : position + name_size + extra_size]
+        position += name_size + extra_size + comment_size
+        if position > len(directory):
+            raise SkillError("the central directory is truncated")
+        name = _decode_name(raw_name, flags)
+        if flags & _ENCRYPTED:
+            raise SkillError(f"{show(name)} is encrypted")
+        if flags & ~_KNOWN_FLAGS or method not in (_STORED, _DEFLATED):
+            raise SkillError(f"{show(name)} has unsupported flags or compression (method {method})")
+        if disk or 0xFFFFFFFF in (packed, size, offset) or _has_zip64(extra):
+            raise SkillError(f"{show(name)} uses ZIP64, which is not supported")
+        _check_kind(name, attributes >> 16, size)
+        yield _Entry(name, raw_name, flags, method, crc, packed, size, offset, attributes >> 16)
+    if position != len(directory):
+        raise SkillError("the central directory has more entries than it states")
 
 
-def _check_overlap(entries: list[zipfile.ZipInfo], directory_at: int) -> None:
-    """Refuse entries that share content: of a small archive they make a huge one."""
-    following = directory_at
-    for entry in sorted(entries, key=lambda entry: -entry.header_offset):
-        size = _LOCAL_HEADER + len(entry.orig_filename.encode()) + entry.compress_size
-        if entry.header_offset + size > following:
-            raise SkillError(f"{show(entry.orig_filename)} overlaps with the next entry")
-        following = entry.header_offset
-
-
-def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+def _decode_name(raw: bytes, flags: int) -> str:
+    encoding = "UTF-8" if flags & _UTF8 else "ASCII"
     try:
-        content = archive.read(entry)
-    except _UNREADABLE:
-        content = None
-    if content is None or len(content) != entry.file_size:
-        raise SkillError(
-            f"{show(entry.orig_filename)} is damaged, does not have its stated size or checksum, or"
-            " has a local header that contradicts the directory"
-        )
+        return raw.decode(encoding)
+    except UnicodeDecodeError:
+        kind = "marked as UTF-8" if flags & _UTF8 else "not marked as UTF-8"
+        raise SkillError(f"the name {raw[:80]!r} is {kind}, but is not {encoding}") from None
+
+
+def _has_zip64(extra: bytes) -> bool:
+    position = 0
+    while position + 4 <= len(extra):
+        kind, size = struct.unpack_from("<HH", extra, position)
+        if kind == _ZIP64:
+            return True
+        position += 4 + size
+    return False
+
+
+def _check_kind(name: str, mode: int, size: int) -> None:
+    """Refuse links, devices, pipes and sockets, and kinds that contradict the name."""
+    kind = stat.S_IFMT(mode)
+    if kind == stat.S_IFLNK:
+        raise SkillError(f"{show(name)} is a symbolic link")
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise SkillError(f"{show(name)} is a device, a pipe or a socket")
+    is_folder = name.endswith("/")
+    if (kind == stat.S_IFDIR and not is_folder) or (is_folder and (size or kind == stat.S_IFREG)):
+        raise SkillError(f"{show(name)} is both a file and a folder")
+
+
+def _find_contents(data: bytes, entries: list[_Entry], directory_at: int) -> list[int]:
+    """Return where the content of each entry begins. Check local headers and overlaps."""
+    starts: list[int] = []
+    ranges: list[tuple[int, int, str]] = []
+    for entry in entries:
+        try:
+            fields = _LOCAL.unpack_from(data, entry.offset)
+        except struct.error:
+            raise SkillError(f"{show(entry.name)} begins after the end of the archive") from None
+        signature, _, flags, method, _, _, crc, packed, size, name_size, extra_size = fields
+        start = entry.offset + _LOCAL.size + name_size + extra_size
+        raw_name = data[entry.offset + _LOCAL.size : start - extra_size]
+        local = (crc, packed, size)
+        central = (entry.crc, entry.packed, entry.size)
+        if (
+            signature != b"PK\3\4"
+            or (raw_name, flags, method) != (entry.raw_name, entry.flags, entry.method)
+            or (local != central and not (flags & _DESCRIPTOR and local == (0, 0, 0)))
+        ):
+            raise SkillError(
+                f"{show(entry.name)} has a local header that contradicts the directory"
+            )
+        starts.append(start)
+        ranges.append((entry.offset, start + entry.packed, entry.name))
+    following = directory_at
+    for begin, end, name in sorted(ranges, reverse=True):
+        if end > following:
+            raise SkillError(f"{show(name)} overlaps with the next entry")
+        following = begin
+    return starts
+
+
+def _unpack(data: bytes, entry: _Entry, start: int) -> bytes:
+    packed = data[start : start + entry.packed]
+    content, is_complete = packed, True
+    if entry.method == _DEFLATED:
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        try:
+            content = inflater.decompress(packed, entry.size + 1)
+        except zlib.error as error:
+            raise SkillError(f"{show(entry.name)} is damaged ({error})") from None
+        is_complete = inflater.eof and not inflater.unused_data
+    if len(content) != entry.size or not is_complete:
+        raise SkillError(f"{show(entry.name)} does not have its stated size")
+    if zlib.crc32(content) != entry.crc:
+        raise SkillError(f"{show(entry.name)} does not have its stated checksum")
     return content

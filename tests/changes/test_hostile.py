@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ import pytest
 from gvisor_kernel.changes import kernel_changes
 from gvisor_kernel.changes.apply import Applying, undo_apply
 from gvisor_kernel.changes.backups import Backups
-from gvisor_kernel.changes.change import Applied, ChangesError
+from gvisor_kernel.changes.change import Applied, ChangesError, encode
 from gvisor_kernel.changes.kernel_changes import OTHER_CONTENT, UNSEEN, KernelChanges
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.kernel.session import SandboxedKernel
@@ -62,6 +63,7 @@ class Kernel:
         self.total: object = None
         self.exists: object = False
         self.is_silent = False
+        self.error: object = None
 
     async def open_call(self, question: Mapping[str, Any], data: bytes = b"") -> Call:
         if self.is_silent:
@@ -72,7 +74,7 @@ class Kernel:
             content = {"entries": self.entries, "total": total, "more": False}
         elif question["do"] == "read":
             total = len(self.content) if self.total is None else self.total
-            content = {"total": total}
+            content = {"total": total} if self.error is None else {"error": self.error}
             data = self.content[question["offset"] :][: question["size"]]
         return Call(ServiceMessage(1, content, data))
 
@@ -124,6 +126,19 @@ def test_other_content_than_at_the_look_is_refused(kernel: Kernel, tmp_path: Pat
     assert reasons(apply_after(kernel)) == [OTHER_CONTENT]
     assert reasons(apply_after(kernel, force=True)) == [OTHER_CONTENT]
     assert not (tmp_path / "shown" / "a").exists()
+
+
+def test_half_a_character_in_an_answer_hides_no_result(kernel: Kernel) -> None:
+    kernel.entries = [entry("a", digest=digest(b"new"))]
+
+    def fail() -> None:
+        kernel.error = "\ud800"
+
+    result = apply_after(kernel, fail)
+    assert len(result.refused) == 1
+    told = json.loads(encode(result))
+    assert told["refused"][0]["path"] == "a"
+    assert "it cannot be read in the sandbox (?)" in told["refused"][0]["reason"]
 
 
 def test_a_claim_that_changes_after_the_look_is_refused(kernel: Kernel) -> None:

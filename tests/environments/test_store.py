@@ -48,6 +48,13 @@ def test_what_was_installed_is_found_again(store: Store) -> None:
     )
 
 
+def test_an_interpreter_may_have_a_path_that_is_not_utf_8(store: Store) -> None:
+    base = Base("host:/opt/\udcff/python3", "3.12")
+    assert store.find_built(ONE, base) is None
+    made = make_environment(store, ONE, base)
+    assert store.find_built(ONE, base) == made
+
+
 @pytest.mark.parametrize(
     ("base", "words"),
     [

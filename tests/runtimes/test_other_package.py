@@ -88,7 +88,7 @@ from gvisor_kernel.runtimes import get_runtime
 assert {"nice", "broken", "odd", "runsc"} <= set(find_names())
 assert SandboxSettings(broken={"x": 1}).sandbox_spec().runtime == "runsc"
 assert not any(name.startswith("other_runtime.runtime") for name in sys.modules)
-for name in ("broken", "odd", "absent"):
+for name in ("broken", "leaves", "odd", "unmade", "absent"):
     try:
         get_runtime(name)
     except RuntimeMissing as error:
@@ -100,8 +100,13 @@ def test_an_entry_that_is_broken_or_absent_is_told_of(environment: dict[str, str
     said = run(environment, "-c", ENTRIES)
     assert "The runtime broken cannot be imported from other-runtime: ZeroDivisionError" in said
     assert "install other-runtime again" in said
+    assert r"SystemExit: \x1b[2Ja stranger's words\nWhat to do: nothing." in said
+    assert "The runtime unmade cannot be made: ValueError: a stranger's mistake." in said
     assert "The entry point of the runtime odd leads to no RuntimeEntry: 'no entry'" in said
     assert "The runtime absent is not installed" in said
     assert "install the package that adds it" in said
     said = run(environment, "-m", "gvisor_kernel", "prune")
-    assert "The runtime broken cannot be imported" in said, "told of, and in no other's way"
+    for name in ("broken", "leaves", "unmade"):
+        assert f"The runtime {name} cannot be" in said, "told of, and in no other's way"
+    assert "Nothing to remove" in said
+    assert "\x1b" not in said

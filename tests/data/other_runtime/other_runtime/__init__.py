@@ -37,3 +37,10 @@ ENTRY = RuntimeEntry(
     ),
 )
 ODD = "no entry"
+
+
+def fail() -> Any:
+    raise ValueError("a stranger's mistake")
+
+
+UNMADE = RuntimeEntry(make=fail)
