@@ -67,7 +67,7 @@ def change(name: str) -> SandboxSpec:
 def test_every_field_is_an_entry() -> None:
     assert set(SETTINGS) | {"own"} == {field.name for field in fields(SandboxSpec)}
     assert set(SETTINGS) == set(CHANGED)
-    assert set(find_own_settings()) == set(OWN)
+    assert set(find_own_settings()) >= set(OWN), "a package that is installed here may have more"
 
 
 @BY_SETTING
