@@ -12,6 +12,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from traitlets.config import Config
 
+from gvisor_kernel.config.jupyter_config import OWN
 from gvisor_kernel.config.settings import SETTINGS
 from gvisor_kernel.egress.environment import PROGRAM, Door
 from gvisor_kernel.errors import SettingError, UnknownSetting
@@ -57,8 +58,8 @@ def choose_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     chosen = dict(PRIVATE)
     for name, value in settings.items():
         full = ALIASES.get(name, name)
-        if full not in SETTINGS:
-            raise UnknownSetting(name, value, [*SETTINGS, *ALIASES])
+        if full not in SETTINGS and full not in OWN:
+            raise UnknownSetting(name, value, [*SETTINGS, *OWN, *ALIASES])
         if full != name and full in settings:
             raise SettingError(name, value, f"nothing, since {full} is given as well")
         chosen[full] = value

@@ -96,7 +96,7 @@ class SandboxSettings(Configurable):
         :raises RuntimeMissing: when the runtime cannot be imported
         """
         for name, value in self._unknown.items():
-            raise UnknownSetting(name, value, SETTINGS)
+            raise UnknownSetting(name, value, [*SETTINGS, *OWN])
         common = {name: self._find_value(name) for name in SETTINGS}
         spec = SandboxSpec(**common, own=self._find_own(common["runtime"]))
         entry = find_entry(spec.runtime)
@@ -124,7 +124,7 @@ class SandboxSettings(Configurable):
                 accepted = setting.accept(name, value, asked)
                 found = accepted if name == runtime else found
             elif is_given:
-                raise UnknownSetting(name, value or asked, SETTINGS)
+                raise UnknownSetting(name, value or asked, [*SETTINGS, *OWN])
         return found
 
     def _find_value(self, name: str) -> AnyValue:

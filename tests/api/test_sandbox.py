@@ -17,6 +17,7 @@ from gvisor_kernel import AsyncSandbox, Execution, OutputsError, Result, Sandbox
 from gvisor_kernel.api import runner, shell
 from gvisor_kernel.api.execution import Missing, Omitted, Printed
 from gvisor_kernel.api.files import FileFailed, Moved
+from gvisor_kernel.api.manager import choose_settings
 from gvisor_kernel.errors import SandboxError, SettingError, UnknownSetting
 
 
@@ -536,6 +537,13 @@ def test_the_end_of_a_kernel_ends_its_commands(sandbox: Sandbox) -> None:
 
 
 # -- settings --------------------------------------------------------------------------------------
+
+
+def test_a_runtimes_own_setting_is_a_setting() -> None:
+    for name in ("ssh", "slurm", "kubernetes"):
+        assert choose_settings({"runtime": name, name: {}})[name] == {}
+    with pytest.raises(UnknownSetting, match="kubernetes"):
+        choose_settings({"kubernete": {}})
 
 
 def test_a_wrong_setting_is_refused_before_anything_starts() -> None:

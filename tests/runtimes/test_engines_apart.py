@@ -7,6 +7,8 @@ A string that is a runtime's name and means something else has a comment beside 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -84,3 +86,23 @@ def test_each_folder_has_its_entry_and_its_checks() -> None:
         folder = Path(PROJECT, *engine.split("."))
         for name in ("entry.py", "checks.py", "runtime.py"):
             assert (folder / name).exists(), f"{engine} has no {name}"
+
+
+EXTRAS = ("docker", "kubernetes", "websocket", "wsproto", "yaml")
+WITHOUT = f"""
+import sys
+sys.modules.update(dict.fromkeys({EXTRAS!r}))
+from gvisor_kernel.config.entry_points import find_names
+from gvisor_kernel.runtimes import get_runtime
+for name in find_names():
+    get_runtime(name).find_checks()
+    print(name)
+"""
+
+
+def test_no_runtime_needs_a_library_of_an_extra_before_it_is_used() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert {"docker", "kubernetes", "runsc"} <= set(done.stdout.split())

@@ -19,9 +19,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from wsproto.connection import CLIENT, Connection
-from wsproto.events import BytesMessage, CloseConnection, Message, Ping
-from wsproto.frame_protocol import CloseReason
+# wsproto comes with the extra ``kubernetes``: nobody who uses another runtime needs it, and
+# ``cluster.connect`` tells who does.
 
 PROTOCOL = "v5.channel.k8s.io"
 STDIN, STDOUT, STDERR, ERROR, CLOSE = 0, 1, 2, 3, 255
@@ -40,6 +39,8 @@ class Channels:
     """
 
     def __init__(self) -> None:
+        from wsproto.connection import CLIENT, Connection
+
         self.pongs: list[bytes] = []
         self.closed = False
         self._connection = Connection(CLIENT)
@@ -48,6 +49,8 @@ class Channels:
 
     def write_stdin(self, data: bytes) -> bytes:
         """Return a frame with bytes for the container's stdin."""
+        from wsproto.events import BytesMessage
+
         return self._connection.send(BytesMessage(bytes((STDIN,)) + data))
 
     def receive(self, data: bytes) -> Iterator[tuple[int, memoryview]]:
@@ -55,6 +58,9 @@ class Channels:
 
         :raises ChannelError: when the bytes are no frames, or the server tells of an error
         """
+        from wsproto.events import BytesMessage, CloseConnection, Message, Ping
+        from wsproto.frame_protocol import CloseReason
+
         self._connection.receive_data(data)
         for event in self._connection.events():
             if isinstance(event, BytesMessage):
