@@ -87,9 +87,13 @@ class SnapshotQueue(PerProcess):
         ``sandbox``: one of such a kernel. The snapshot is made where that is.
         """
         content = write_plan(plan)
-        builder = sandbox.make_builder(content) if isinstance(sandbox, FoundSandbox) else None
         plan_text = json.dumps(content, sort_keys=True)
-        builder = builder or Builder((sys.executable, *BUILD), os.environ, _line(plan_text), "")
+        if isinstance(sandbox, FoundSandbox):
+            builder = sandbox.make_builder(content)
+            if builder is None:
+                return
+        else:
+            builder = Builder((sys.executable, *BUILD), os.environ, _line(plan_text), "")
         text = f"{builder.place} {plan_text}"
         with self._changed:
             if self._ended or text in (self._current, *(one.plan for one in self._wanted)):
