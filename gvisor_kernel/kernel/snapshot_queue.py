@@ -88,12 +88,11 @@ class SnapshotQueue(PerProcess):
         """
         content = write_plan(plan)
         plan_text = json.dumps(content, sort_keys=True)
-        if isinstance(sandbox, FoundSandbox):
-            builder = sandbox.make_builder(content)
-            if builder is None:
-                return
-        else:
-            builder = Builder((sys.executable, *BUILD), os.environ, _line(plan_text), "")
+        here = Builder((sys.executable, *BUILD), os.environ, _line(plan_text), "")
+        there: object = sandbox
+        builder = there.make_builder(content) if isinstance(there, FoundSandbox) else here
+        if builder is None:
+            return
         text = f"{builder.place} {plan_text}"
         with self._changed:
             if self._ended or text in (self._current, *(one.plan for one in self._wanted)):
