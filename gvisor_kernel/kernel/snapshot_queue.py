@@ -88,11 +88,12 @@ class SnapshotQueue(PerProcess):
         """
         content = write_plan(plan)
         plan_text = json.dumps(content, sort_keys=True)
-        here = Builder((sys.executable, *BUILD), os.environ, _line(plan_text), "")
-        there: object = sandbox
-        builder = there.make_builder(content) if isinstance(there, FoundSandbox) else here
-        if builder is None:
-            return
+        if sandbox is not None and isinstance(sandbox, FoundSandbox):
+            builder = sandbox.make_builder(content)
+            if builder is None:
+                return
+        else:
+            builder = Builder((sys.executable, *BUILD), os.environ, _line(plan_text), "")
         text = f"{builder.place} {plan_text}"
         with self._changed:
             if self._ended or text in (self._current, *(one.plan for one in self._wanted)):

@@ -262,7 +262,8 @@ class CheckpointedSandbox(Protocol):
 
 @runtime_checkable
 class FoundSandbox(Protocol):
-    """A sandbox of a runtime that ``finds_snapshots``."""
+    """A sandbox of a runtime that ``finds_snapshots``. Its class names this as a base: an object is
+    asked for its attributes, and one that has not set them yet would count as another sandbox."""
 
     found: FoundSnapshot | None
     """The snapshot that it was restored from; None: it was started cold."""

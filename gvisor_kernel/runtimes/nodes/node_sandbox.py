@@ -9,7 +9,7 @@ from typing import Any
 
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import IsolationError
-from gvisor_kernel.runtimes.base import Builder, FoundSnapshot, LaunchRequest
+from gvisor_kernel.runtimes.base import Builder, FoundSandbox, FoundSnapshot, LaunchRequest
 from gvisor_kernel.runtimes.copies.contents import Contents
 from gvisor_kernel.runtimes.nodes.client import Client
 from gvisor_kernel.runtimes.nodes.copies import save_outputs
@@ -47,7 +47,7 @@ class NodeStart(Beginning):
     files: Contents | None
 
 
-class NodeSandbox(RecordedSandbox):
+class NodeSandbox(RecordedSandbox, FoundSandbox):
     """Returned by ``NodeRuntime.start``. It ends when its client does."""
 
     def __init__(
