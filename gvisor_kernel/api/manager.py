@@ -13,7 +13,7 @@ from jupyter_client.manager import AsyncKernelManager
 from traitlets.config import Config
 
 from gvisor_kernel.config.jupyter_config import OWN
-from gvisor_kernel.config.settings import SETTINGS
+from gvisor_kernel.config.settings import SETTINGS, find_own_settings
 from gvisor_kernel.egress.environment import PROGRAM, Door
 from gvisor_kernel.errors import SettingError, UnknownSetting
 from gvisor_kernel.jupyter.kernelspecs import find_template
@@ -59,7 +59,7 @@ def choose_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in settings.items():
         full = ALIASES.get(name, name)
         if full not in SETTINGS and full not in OWN:
-            raise UnknownSetting(name, value, [*SETTINGS, *OWN, *ALIASES])
+            raise UnknownSetting(name, value, [*SETTINGS, *find_own_settings(), *ALIASES])
         if full != name and full in settings:
             raise SettingError(name, value, f"nothing, since {full} is given as well")
         chosen[full] = value

@@ -20,7 +20,7 @@ from traitlets.config import Config, Configurable
 from gvisor_kernel.config.egress import check_subset
 from gvisor_kernel.config.entry_points import find_names
 from gvisor_kernel.config.packages import check_packages
-from gvisor_kernel.config.settings import SETTINGS, SandboxSpec, find_entry
+from gvisor_kernel.config.settings import SETTINGS, SandboxSpec, find_entry, find_own_settings
 from gvisor_kernel.config.validators import check_image, parse_value
 from gvisor_kernel.errors import RuntimeMissing, UnknownSetting
 
@@ -96,7 +96,7 @@ class SandboxSettings(Configurable):
         :raises RuntimeMissing: when the runtime cannot be imported
         """
         for name, value in self._unknown.items():
-            raise UnknownSetting(name, value, [*SETTINGS, *OWN])
+            raise UnknownSetting(name, value, [*SETTINGS, *find_own_settings()])
         common = {name: self._find_value(name) for name in SETTINGS}
         spec = SandboxSpec(**common, own=self._find_own(common["runtime"]))
         entry = find_entry(spec.runtime)
@@ -124,7 +124,7 @@ class SandboxSettings(Configurable):
                 accepted = setting.accept(name, value, asked)
                 found = accepted if name == runtime else found
             elif is_given:
-                raise UnknownSetting(name, value or asked, [*SETTINGS, *OWN])
+                raise UnknownSetting(name, value or asked, [*SETTINGS, *find_own_settings()])
         return found
 
     def _find_value(self, name: str) -> AnyValue:

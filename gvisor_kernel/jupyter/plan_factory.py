@@ -17,7 +17,7 @@ from traitlets.config import Config
 
 from gvisor_kernel.bridge import KernelIdentity
 from gvisor_kernel.config.jupyter_config import CONSTRUCTOR, GVisorEgress
-from gvisor_kernel.config.settings import SETTINGS, SandboxSpec
+from gvisor_kernel.config.settings import SETTINGS, SandboxSpec, find_own_settings
 from gvisor_kernel.egress.kinds import PACKAGES, Route
 from gvisor_kernel.egress.routes import parse_routes
 from gvisor_kernel.errors import KernelspecError, UnknownSetting
@@ -132,7 +132,7 @@ def make_provisioner(settings: Mapping[str, Any], config: Config) -> GVisorProvi
     :raises SettingError: when a setting is none of a kernelspec
     """
     for name in CONSTRUCTOR.intersection(settings):
-        raise UnknownSetting(name, settings[name], SETTINGS)
+        raise UnknownSetting(name, settings[name], [*SETTINGS, *find_own_settings()])
     return GVisorProvisioner(kernel_id="", config=config, **settings)
 
 

@@ -542,8 +542,10 @@ def test_the_end_of_a_kernel_ends_its_commands(sandbox: Sandbox) -> None:
 def test_a_runtimes_own_setting_is_a_setting() -> None:
     for name in ("ssh", "slurm", "kubernetes"):
         assert choose_settings({"runtime": name, name: {}})[name] == {}
-    with pytest.raises(UnknownSetting, match="kubernetes"):
+    with pytest.raises(UnknownSetting, match="There is no setting 'kubernete'") as caught:
         choose_settings({"kubernete": {}})
+    assert "use 'kubernetes' if that was meant" in caught.value.hint
+    assert "runsc" not in caught.value.hint, "it has no setting of its own"
 
 
 def test_a_wrong_setting_is_refused_before_anything_starts() -> None:
