@@ -29,19 +29,9 @@ from gvisor_kernel.link.connection import FRAME_PRICE
 from gvisor_kernel.link.frames import FLAG_LAST, Channel, FrameType, encode_frame, pack_message
 from gvisor_kernel.link.state import Role
 
+from .conftest import Clock
+
 MIB = 1024 * 1024
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

@@ -6,17 +6,7 @@ import pytest
 
 from gvisor_kernel.bridge.run import STRAY_SECONDS, ShutdownRequests
 
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+from .conftest import Clock
 
 
 @pytest.fixture
