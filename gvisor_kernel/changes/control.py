@@ -151,8 +151,6 @@ class ControlSocket:
             await asyncio.wait_for(writer.drain(), ANSWER_SECONDS)
         except (OSError, ValueError, TimeoutError, asyncio.CancelledError):
             pass  # who asked too much, or went away, gets no answer
-        except Exception:
-            log.warning("A question about changes has failed", exc_info=True)
         finally:
             self._clients.discard(task)
             writer.close()
@@ -167,6 +165,12 @@ class ControlSocket:
             answer = await self._do(question)
         except GvisorKernelError as error:
             answer = _make_problem(error.fact, error.hint)
+        except Exception as error:  # files may have been written: whoever asked is told
+            log.warning("A question about changes has failed", exc_info=True)
+            answer = _make_problem(
+                f"The question was not answered, by a fault of this package: {error!r:.200}",
+                "look at the files in the folder; the log of the program has more.",
+            )
         if len(answer) > MAX_ANSWER:
             answer = _make_problem("The answer is too large.")
         return answer + b"\n"

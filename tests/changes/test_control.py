@@ -133,6 +133,12 @@ def test_without_descriptors_a_question_waits(
         assert receive(asking).startswith(MALFORMED)
 
 
+def test_a_fault_of_this_package_is_told(place: Path) -> None:
+    """Files may have been written before it."""
+    with pytest.raises(ChangesError, match="by a fault of this package: AttributeError"):
+        control.list_changes(place)
+
+
 @pytest.mark.parametrize(
     "garbage", [b"\xff\x00\n", b'{"a":' + b"[" * 100_000 + b"\n", b"1\n", b"\n", b"[]\n"]
 )
