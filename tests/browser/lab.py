@@ -16,6 +16,7 @@ import socket
 import subprocess
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -55,6 +56,11 @@ BROWSER_FLAGS = (
     "--window-size=1280,1100",
     "--force-device-scale-factor=1",
 )
+EXPOSED = (
+    "--LabApp.expose_app_in_browser=True",
+    "--JupyterNotebookApp.expose_app_in_browser=True",
+)
+"""Options of a server whose pages have ``jupyterapp``."""
 START_SECONDS = scale_seconds(60)
 WAIT_SECONDS = scale_seconds(60)
 
@@ -171,10 +177,15 @@ class LabServer:
             return
         try:
             if self.url and self._process.poll() is None:
-                for session in self.request("GET", "api/sessions"):
-                    self.request("DELETE", f"api/sessions/{session['id']}")
+                self.end_kernels()
         finally:
             self.kill()
+
+    def end_kernels(self) -> None:
+        for kind in ("sessions", "kernels"):
+            for one in self.request("GET", f"api/{kind}"):
+                with contextlib.suppress(urllib.error.HTTPError):  # it has just ended
+                    self.request("DELETE", f"api/{kind}/{one['id']}")
 
     def kill(self, *, with_children: bool = False) -> None:
         """Kill the server as a crash does. Its sandboxes end by themselves; ``with_children``: what
@@ -295,6 +306,52 @@ class LabPage:
             f"?reset&token={self.server.token}"
         )
         self.find(".jp-Notebook .jp-Cell .cm-content").click()
+
+    def has_lab(self) -> bool:
+        """Whether the page of JupyterLab is loaded, with ``jupyterapp``."""
+        return self.driver.current_url.startswith(f"{self.server.url}lab/")
+
+    def open_here(self, path: str, *, keep: bool = False) -> None:
+        """Open a notebook in the page that is loaded, from its file.
+
+        ``keep``: what else is open there stays. A page that is loaded anew costs more CPU time
+        than most tests.
+        """
+        found = self.driver.execute_async_script(
+            """
+            const [path, keep, done] = arguments;
+            const { commands, shell } = jupyterapp;
+            const before = [...shell.widgets('main'), ...shell.widgets('down')];
+            for (const it of before) if (it.context?.path === path) it.dispose();
+            commands.execute('docmanager:open', { path }).then(async widget => {
+              await widget.context.ready;
+              if (!keep) for (const it of before) it.dispose();
+              done('');
+            }).catch(error => done(String(error)));
+            """,
+            path,
+            keep,
+        )
+        assert found == "", found
+        self.find(".jp-Notebook:not(.lm-mod-hidden *) .jp-Cell")
+
+    def open_tab(self, path: str) -> None:
+        """Bring a document that is open to the front."""
+        self.driver.execute_script(
+            """
+            const { shell } = jupyterapp;
+            const found = [...shell.widgets('main')].find(it => it.context?.path === arguments[0]);
+            shell.activateById(found.id);
+            """,
+            path,
+        )
+        self.wait_until(
+            lambda: (
+                self.driver.execute_script("return jupyterapp.shell.currentWidget?.context?.path")
+                == path
+            ),
+            f"{path} never came to the front",
+        )
 
     def to_notebook(self) -> None:
         """Bring the notebook's tab to the front."""

@@ -156,12 +156,6 @@ def set_theme(lab: LabPage, theme: str) -> None:
     lab.find(f'body[data-jp-theme-light="{light}"][data-jp-theme-name="{theme}"]')
 
 
-EXPOSED = (
-    "--LabApp.expose_app_in_browser=True",
-    "--JupyterNotebookApp.expose_app_in_browser=True",
-)
-
-
 def sent_requests(lab: LabPage) -> list[dict[str, Any]]:
     """Return the requests that the browser sent since the last call of this."""
     found = []

@@ -15,10 +15,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from .framing import Host, Shown, driver, embed, host, shown
+from .framing import Host, Shown, embed, host, shown
 from .lab import WAIT_SECONDS, browser
 
-__all__ = ["driver", "host", "shown"]
+__all__ = ["host", "shown"]
 
 pytestmark = pytest.mark.browser
 

@@ -13,13 +13,12 @@ from selenium.common.exceptions import (
 )
 from selenium.webdriver.common.by import By
 
-from .framing import Host, Shown, driver, host
+from .framing import Host, Shown, host
 from .lab import LabPage
-from .looking import EXPOSED, set_theme, text_of, wait_for_text
+from .looking import set_theme, text_of, wait_for_text
 
 pytestmark = pytest.mark.browser
-__all__ = ["driver", "host"]
-OPTIONS = EXPOSED
+__all__ = ["host"]
 
 SHOW = """
 const [code, sized] = arguments;
@@ -202,6 +201,9 @@ def open_outputs(desk: LabPage, name: str, outputs: dict[str, dict[str, Any]]) -
     folder = desk.server.folder
     folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / name)
+    if desk.has_lab():
+        desk.open_here(name)
+        return
     page = f"lab/workspaces/auto-test/tree/{name}?reset"  # without the notebooks of before
     desk.driver.get(f"{desk.server.url}{page}&token={desk.server.token}")
     desk.find(".jp-Notebook .jp-Cell")
@@ -346,43 +348,6 @@ def test_few_frames_are_alive(notebook: LabPage) -> None:
     notebook.wait_until(lambda: 0 < notebook.driver.execute_script(count) <= 24, "too many frames")
 
 
-UNFIT = """
-const { setAttribute } = Element.prototype;
-Element.prototype.setAttribute = function (name, value) {
-  const unheld = name === 'src' && /gvisor-kernel[/]frame([?]alone=1)?$/.test(value);
-  setAttribute.call(this, name, unheld ? `${value.split('?')[0]}?control=1` : value);
-};
-Object.defineProperty(HTMLIFrameElement.prototype, 'src', {
-  set(value) { this.setAttribute('src', value) } });
-"""
-"""Each frame is one without the header that the browser obeys: as in a browser that does not. Also
-one that is loaded anew, as when the first was ten seconds late."""
-
-
-def test_a_browser_that_holds_no_frame_shows_what_is_harmless(desk: LabPage) -> None:
-    outputs: dict[str, dict[str, Any]] = {
-        "html": {"text/html": "<b>harmless</b><script>top.attacked = 1</script>"},
-        "plot": {"application/vnd.plotly.v1+json": {}, "text/plain": "a figure"},
-        "markdown": {"text/markdown": "**strong**<script>top.attacked = 1</script>"},
-        "out of sight" + "\n" * 150: {"text/html": "<i>far</i><script></script>"},
-    }
-    command = "Page.addScriptToEvaluateOnNewDocument"
-    added = desk.driver.execute_cdp_cmd(command, {"source": UNFIT})
-    try:
-        open_outputs(desk, "unfit.ipynb", outputs)
-        for text in ("harmless", "a figure", "strong", "far"):
-            wait_for_text(desk, ".gk-walled", text)
-        refusal = "does not keep pages and outputs from the network"
-        desk.wait_until(
-            lambda: text_of(desk, ".gk-wall-line").count(refusal) == len(outputs), "not all said so"
-        )
-    finally:
-        desk.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
-    desk.screenshot("frames-unfit")
-    left = "return [document.querySelectorAll('.gk-page').length, window.attacked ?? null]"
-    assert desk.driver.execute_script(left) == [0, None]
-
-
 WATCH_BEGUN = """
 const { setTimeout } = window;
 const outer = document.querySelector('.jp-Notebook .jp-WindowedPanel-outer');
@@ -427,3 +392,36 @@ def test_what_goes_by_begins_no_frame_and_where_it_stops_one_begins(desk: LabPag
     begun = [names.index(it) for it in desk.driver.execute_script("return begun")]
     by_the_way = [it for it in begun if 4 < it < names.index(seen[0]) - 2]
     assert by_the_way == [], (begun, seen)
+
+
+UNFIT = """
+const { setAttribute } = Element.prototype;
+Element.prototype.setAttribute = function (name, value) {
+  const unheld = name === 'src' && /gvisor-kernel[/]frame([?]alone=1)?$/.test(value);
+  setAttribute.call(this, name, unheld ? `${value.split('?')[0]}?control=1` : value);
+};
+Object.defineProperty(HTMLIFrameElement.prototype, 'src', {
+  set(value) { this.setAttribute('src', value) } });
+"""
+"""Each frame is one without the header that the browser obeys: as in a browser that does not. Also
+one that is loaded anew, as when the first was ten seconds late."""
+
+
+def test_a_browser_that_holds_no_frame_shows_what_is_harmless(desk: LabPage) -> None:
+    outputs: dict[str, dict[str, Any]] = {
+        "html": {"text/html": "<b>harmless</b><script>top.attacked = 1</script>"},
+        "plot": {"application/vnd.plotly.v1+json": {}, "text/plain": "a figure"},
+        "markdown": {"text/markdown": "**strong**<script>top.attacked = 1</script>"},
+        "out of sight" + "\n" * 150: {"text/html": "<i>far</i><script></script>"},
+    }
+    desk.driver.execute_script(UNFIT)  # the last test of this page
+    open_outputs(desk, "unfit.ipynb", outputs)
+    for text in ("harmless", "a figure", "strong", "far"):
+        wait_for_text(desk, ".gk-walled", text)
+    refusal = "does not keep pages and outputs from the network"
+    desk.wait_until(
+        lambda: text_of(desk, ".gk-wall-line").count(refusal) == len(outputs), "not all said so"
+    )
+    desk.screenshot("frames-unfit")
+    left = "return [document.querySelectorAll('.gk-page').length, window.attacked ?? null]"
+    assert desk.driver.execute_script(left) == [0, None]

@@ -10,10 +10,9 @@ from selenium.webdriver.common.by import By
 from ..patience import scale_seconds
 from ..sweeps import needs_all
 from .conftest import IN_SANDBOXES, KERNEL
-from .lab import LabPage, LabServer
+from .lab import EXPOSED, LabPage, LabServer
 from .looking import (
     CHANGES,
-    EXPOSED,
     POPUP,
     SIDEBAR,
     STATUS,
