@@ -144,8 +144,18 @@ def shared_browser(
 
 
 @pytest.fixture(scope="module")
-def driver(shared_browser: webdriver.Chrome) -> Iterator[webdriver.Chrome]:
-    """The browser that modules share, with one empty window."""
+def driver(
+    request: pytest.FixtureRequest,
+    programs: tuple[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[webdriver.Chrome]:
+    """The browser that modules share, with one empty window; for a module with LOGGED its own."""
+    if getattr(request.module, "LOGGED", False):
+        profile = tmp_path_factory.mktemp("logged") / "profile"
+        with browser(*programs, profile, logged=True) as own:
+            yield own
+        return
+    shared_browser = request.getfixturevalue("shared_browser")
     yield shared_browser
     first, *others = shared_browser.window_handles
     for window in others:

@@ -206,16 +206,16 @@ class LabServer:
 
 @contextlib.contextmanager
 def browser(
-    chromium: str, chromedriver: str, profile: Path, *flags: str
+    chromium: str, chromedriver: str, profile: Path, *flags: str, logged: bool = False
 ) -> Iterator[webdriver.Chrome]:
-    """Headless Chromium with a fresh profile."""
+    """Headless Chromium with a fresh profile; ``logged`` if ``get_log`` is asked what it did."""
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for flag in (*BROWSER_FLAGS, *flags):
         options.add_argument(flag)
     options.add_argument(f"--user-data-dir={profile}")
-    # What the page asks for, and what it complains about.
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    if logged:  # what the page asks for, and what it complains about: a tenth of its CPU time
+        options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     profile.mkdir(mode=0o700)
     service = webdriver.ChromeService(
         executable_path=chromedriver,

@@ -196,9 +196,12 @@ def test_each_kind_is_drawn_in_its_frame_and_not_in_jupyterlab(media: LabPage) -
         "large.webm": PLAYABLE,
         "large.csv": ROWS,
         "large.xlsx": ROWS,
-        "film.mp4": PLAYABLE,
         "sound.mp3": PLAYABLE,
-        **(dict.fromkeys(("film.webm", "sound.ogg", "sound.wav"), PLAYABLE) if ALL else {}),
+        **(
+            dict.fromkeys(("film.mp4", "film.webm", "sound.ogg", "sound.wav"), PLAYABLE)
+            if ALL
+            else {}
+        ),
     }.items():
         open_file(media, name)
         wait_in_frame(media, script)

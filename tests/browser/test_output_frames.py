@@ -85,13 +85,13 @@ def test_height_follows_the_content(frame: Shown) -> None:
 def test_heights_that_change_for_ever_are_told_seldom(frame: Shown) -> None:
     code = """document.body.style.margin = 0; const box = document.createElement('div');
         tools.root.append(box); let high = 0;
-        const grow = () => { high += 100; box.style.height = `${high}px`;
+        const grow = () => { high += 200; box.style.height = `${high}px`;
             if (high < 40000) requestAnimationFrame(grow); else tools.send('end') };
         grow();"""
     draw(frame, code, sized=True)
     frame.wait(lambda: frame.messages("message"))
     frame.wait(lambda: frame.messages("size")[-1]["height"] == 20000)
-    assert len(frame.messages("size")) < 40  # of 400
+    assert len(frame.messages("size")) < 40  # of 200
 
 
 OUTPUTS: dict[str, dict[str, Any]] = {
@@ -295,7 +295,7 @@ def test_one_that_grows_for_ever_changes_the_notebook_seldom(notebook: LabPage) 
     notebook.wait_until(lambda: output_of(notebook, "grows", watch) > 2, "it did not grow")
     seconds = "return performance.now() / 1000"
     begin = notebook.driver.execute_script(seconds)
-    notebook.wait_until(lambda: notebook.driver.execute_script(seconds) > begin + 3, "no time")
+    notebook.wait_until(lambda: notebook.driver.execute_script(seconds) > begin + 2, "no time")
     # 50 changes in each second, of which 20 are told at once and one in a second.
     assert output_of(notebook, "grows", watch) < 50
 

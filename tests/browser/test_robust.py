@@ -28,6 +28,7 @@ from .looking import (
 from .test_states import open_notebook
 
 BASE_URL = "/user/an-n/"
+LOGGED = True
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-eval' 'unsafe-inline'; font-src 'self' data:; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; frame-ancestors 'self'; "

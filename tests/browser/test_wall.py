@@ -17,6 +17,7 @@ from .lab import LabPage
 from .looking import sent_requests, wait_for_text
 
 pytestmark = IN_SANDBOXES
+LOGGED = True
 WITHOUT = "python3"
 LINE = ".gk-wall-line"
 BEACON = "/gk-beacon/"

@@ -374,7 +374,7 @@ ATTACKS = [
     "    it.set('value', 66); it.save_changes(); });\n"
     "  manager.new_widget({ model_name: 'M', model_module: 'm', model_module_version: '1',\n"
     "    view_name: 'V', view_module: 'm', view_module_version: '1' });\n"
-    "  for (let n = 0; n < 5000; n++) model.send({ n });\n"
+    "  for (let n = 0; n < 1000; n++) model.send({ n });\n"
     "  window.gkHit = 1; } }''').tag(sync=True)\nAsks()",
     "cover = w.Button(description='cover', layout=w.Layout(width='9000px', height='9000px'))\n"
     "cover.add_class('jp-Dialog').add_class('gk-planted')\n"
