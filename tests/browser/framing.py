@@ -133,7 +133,7 @@ class Shown:
         self.driver.switch_to.frame(self.driver.find_element(By.TAG_NAME, "iframe"))
 
     def wait(self, condition: Callable[[], Any]) -> Any:
-        return WebDriverWait(self.driver, WAIT_SECONDS, 0.05).until(
+        return WebDriverWait(self.driver, WAIT_SECONDS, 0.1).until(
             lambda _: condition(), f"never: {self.driver.execute_script('return messages')}"
         )
 

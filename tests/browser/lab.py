@@ -63,6 +63,8 @@ EXPOSED = (
 """Options of a server whose pages have ``jupyterapp``."""
 START_SECONDS = scale_seconds(60)
 WAIT_SECONDS = scale_seconds(60)
+POLL_SECONDS = 0.2
+"""A look into a frame takes six requests of the driver: often, they cost more than the page."""
 
 
 class LabServer:
@@ -250,7 +252,7 @@ class LabPage:
     def find(self, css: str, seconds: float = WAIT_SECONDS) -> WebElement:
         """Wait for the visible element ``css``; save a screenshot on timeout."""
         try:
-            return WebDriverWait(self.driver, seconds, poll_frequency=0.1).until(
+            return WebDriverWait(self.driver, seconds, poll_frequency=POLL_SECONDS).until(
                 ec.visibility_of_element_located((By.CSS_SELECTOR, css)), f"{css} never appeared"
             )
         except TimeoutException:
@@ -264,7 +266,7 @@ class LabPage:
             f"[.//*[normalize-space()='{label}']]"
         )
         try:
-            return WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=0.1).until(
+            return WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=POLL_SECONDS).until(
                 ec.visibility_of_element_located((By.XPATH, path)), f"no menu has {label}"
             )
         except TimeoutException:
@@ -276,7 +278,7 @@ class LabPage:
     ) -> None:
         """Wait until ``condition`` holds; save a screenshot on timeout."""
         try:
-            WebDriverWait(self.driver, seconds, poll_frequency=0.1).until(
+            WebDriverWait(self.driver, seconds, poll_frequency=POLL_SECONDS).until(
                 lambda _: condition(), message
             )
         except TimeoutException:
@@ -373,7 +375,7 @@ class LabPage:
         """
         wanted = f"{display_name} | Idle"
         try:
-            WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=0.1).until(
+            WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=POLL_SECONDS).until(
                 ec.text_to_be_present_in_element((By.ID, "jp-bottom-panel"), wanted),
                 f"the status bar never said {wanted!r}",
             )
@@ -397,7 +399,7 @@ class LabPage:
             f"[.//*[contains(@class,'jp-InputPrompt') and normalize-space()='[{number}]:']]"
         )
         try:
-            return WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=0.1).until(
+            return WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=POLL_SECONDS).until(
                 ec.presence_of_element_located(
                     (By.XPATH, f"{cell}//*[contains(@class,'jp-OutputArea-child')]/..")
                 ),
@@ -409,7 +411,7 @@ class LabPage:
 
     def wait_for_colours(self, image: WebElement, count: int) -> None:
         """Wait until the browser has drawn ``image`` with at least ``count`` colours."""
-        WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=0.1).until(
+        WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=POLL_SECONDS).until(
             lambda _: self.colours(image) >= count, "the picture stayed blank"
         )
 

@@ -162,6 +162,7 @@ OUTPUTS: dict[str, dict[str, Any]] = {
         "<text y='20'>drawing</text></svg>"
     },
     "tall": {"text/html": "<div style='height: 700px'>tall</div><script></script>"},
+    "again": {"application/javascript": "element.textContent = 'drawn ' + (1 + 1);"},
     "grows": {
         "text/html": "<div id=box>grows</div><script>let high = 0; setInterval(() => {"
         "high = (high + 50) % 15000; box.style.height = high + 'px' }, 20);</script>"
@@ -258,6 +259,13 @@ def test_outputs_are_drawn_in_frames(notebook: LabPage, name: str) -> None:
     assert "attacked" not in notebook.driver.title
 
 
+def test_what_is_missing_is_named(notebook: LabPage) -> None:
+    line = "return output?.querySelector('.gk-notes')?.textContent ?? ''"
+    notebook.wait_until(
+        lambda: "cdn.example/none.js" in output_of(notebook, "missing", line), "nothing was said"
+    )
+
+
 FORMULAS = {"formulas": "x^2", "markdown": "a*b*c; d \\\\ e"}
 
 
@@ -276,16 +284,22 @@ def test_vega_is_in_the_extension(notebook: LabPage) -> None:
     notebook.wait_until(drawn, "no chart was drawn")
 
 
-def test_what_is_missing_is_named(notebook: LabPage) -> None:
-    line = "return output?.querySelector('.gk-notes')?.textContent ?? ''"
-    notebook.wait_until(
-        lambda: "cdn.example/none.js" in output_of(notebook, "missing", line), "nothing was said"
-    )
-
-
 def test_an_output_is_as_high_as_its_content(notebook: LabPage) -> None:
     height = "return output?.querySelector('.gk-framed-content').offsetHeight ?? 0"
     notebook.wait_until(lambda: 700 <= output_of(notebook, "tall", height) < 720, "not 700 pixels")
+
+
+def test_an_output_that_changes_keeps_its_frame(notebook: LabPage) -> None:
+    notebook.wait_until(lambda: "drawn 2" in text_in(notebook, "again"), "not drawn")
+    page = "return output?.querySelector('.gk-page')"
+    before = output_of(notebook, "again", page)
+    change = """const { model } = jupyterapp.shell.currentWidget.content;
+      const cell = [...model.cells].find(it => it.sharedModel.getSource() === 'again');
+      cell.outputs.set(0, { output_type: 'display_data', metadata: {},
+        data: { 'application/javascript': "element.textContent = 'drawn again'" } });"""
+    notebook.driver.execute_script(change)
+    notebook.wait_until(lambda: text_in(notebook, "again") == "drawn again", "not again")
+    assert output_of(notebook, "again", page) == before
 
 
 def test_one_that_grows_for_ever_changes_the_notebook_seldom(notebook: LabPage) -> None:
@@ -312,19 +326,6 @@ def test_one_that_asks_for_libraries_for_ever_gets_no_more(notebook: LabPage) ->
     notebook.wait_until(
         lambda: "too many libraries" in output_of(notebook, "asks", line), "it gets all"
     )
-
-
-def test_an_output_that_changes_keeps_its_frame(notebook: LabPage) -> None:
-    notebook.wait_until(lambda: "drawn 2" in text_in(notebook, "javascript"), "not drawn")
-    page = "return output?.querySelector('.gk-page')"
-    before = output_of(notebook, "javascript", page)
-    change = """const { model } = jupyterapp.shell.currentWidget.content;
-      const cell = [...model.cells].find(it => it.sharedModel.getSource() === 'javascript');
-      cell.outputs.set(0, { output_type: 'display_data', metadata: {},
-        data: { 'application/javascript': "element.textContent = 'drawn again'" } });"""
-    notebook.driver.execute_script(change)
-    notebook.wait_until(lambda: text_in(notebook, "javascript") == "drawn again", "not again")
-    assert output_of(notebook, "javascript", page) == before
 
 
 def test_an_output_has_the_colours_of_the_theme(notebook: LabPage) -> None:

@@ -190,7 +190,9 @@ def walled(desk: LabPage, within: str = "body") -> int:
 
 def trust(path: Path) -> None:
     """Sign a notebook, as ``jupyter trust`` does."""
-    NotebookNotary().sign(nbformat.read(path, as_version=4))
+    notary = NotebookNotary()
+    notary.sign(nbformat.read(path, as_version=4))
+    notary.store.close()
 
 
 def end_kernels(desk: LabPage) -> None:

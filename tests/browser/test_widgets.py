@@ -376,7 +376,7 @@ ATTACKS = [
     "    view_name: 'V', view_module: 'm', view_module_version: '1' });\n"
     "  for (let n = 0; n < 1000; n++) model.send({ n });\n"
     "  window.gkHit = 1; } }''').tag(sync=True)\nAsks()",
-    "cover = w.Button(description='cover', layout=w.Layout(width='9000px', height='9000px'))\n"
+    "cover = w.Button(description='cover', layout=w.Layout(width='3000px', height='3000px'))\n"
     "cover.add_class('jp-Dialog').add_class('gk-planted')\n"
     "display(HTML('<style class=gk-planted>body { display: none }</style>'))\ncover",
     "w.HTML('<style>.gk-page, body { position: fixed; inset: 0 }</style><div class=gk-planted "
