@@ -113,6 +113,25 @@ QUICK = (
 """Exceptions: files whose tests need no sandbox, or a few that show that the whole works."""
 ONE_GROUP = ("tests/jupyter/test_root_images.py",)
 """Files whose fixtures take longer than the tests would take in one process."""
+TOGETHER = {
+    f"tests/browser/test_{name}.py": group
+    for group, names in {
+        "pages": ("doors", "files", "media", "output_frames", "outputs", "wall", "widgets"),
+        "frames": (
+            "extension",
+            "firefox",
+            "frame",
+            "frame_keys",
+            "frame_network",
+            "frame_realm",
+            "lab",
+            "libraries",
+        ),
+    }.items()
+    for name in names
+}
+"""Files that share a browser, and most of them a server (tests/browser/conftest.py). Not one group,
+which would take longer than all others."""
 FIRST = "tests/test_style.py"
 """mypy takes longer than any other test of the fast subset."""
 ENGINES = {"Docker": "docker", "Ssh": "ssh", "Slurm": "slurm"}
@@ -204,12 +223,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def group_of(nodeid: str) -> str:
     """Return the scheduling group of a test: its file and the way its kernels start.
 
-    These tests share fixtures. All tests that use an engine of the run are one group, because each
-    process starts its own.
+    These tests share fixtures. Some files share them, too (``TOGETHER``). All tests that use an
+    engine of the run are one group, because each process starts its own.
     """
     path, _, name = nodeid.partition("::")
     if path in ONE_GROUP:
         return path
+    if path in TOGETHER:
+        return TOGETHER[path]
     way = re.search(r"(?<=[-[])(direct|relay|restored|docker|ssh|slurm)(?=[]-])", name)
     for engine, servers in ENGINES.items():
         if engine in name or (way and way[0] == servers):
@@ -321,7 +342,7 @@ def run_leaves_nothing(world: World) -> Iterator[None]:
 @pytest.fixture(scope="module", autouse=True)
 def module_leaves_nothing(world: World) -> Iterator[None]:
     """Check only sandboxes: a server or a browser may serve several modules."""
-    before = leaks.find_things(world, leaks.SANDBOX)
+    before = leaks.find_sandboxes(world)
     yield
-    left = leaks.find_leftovers(before, lambda: leaks.find_things(world, leaks.SANDBOX))
+    left = leaks.find_leftovers(before, lambda: leaks.find_sandboxes(world))
     assert not left, "left behind by this module:\n" + "\n".join(sorted(left))

@@ -86,6 +86,12 @@ def find_things(world: World, only: re.Pattern[str] = re.compile("")) -> Things:
     return processes(world, only) | cgroups(world) | mounts(world) | files(world)
 
 
+def find_sandboxes(world: World) -> Things:
+    """Return what is of sandboxes: a server may go on, and its files say how to reach it."""
+    found = find_things(world, SANDBOX)
+    return frozenset(it for it in found if not it.startswith(f"file {world.runtime}/jpserver-"))
+
+
 def find_leftovers(before: Things, look: Callable[[], Things]) -> Things:
     """Return what ``look`` finds in addition to ``before``, after at most ``GRACE_SECONDS``."""
     now = time.monotonic()

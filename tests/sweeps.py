@@ -41,7 +41,7 @@ LONG: dict[str, tuple[str, ...]] = {
         "a_csv_is_shown_in_the_encodings_of_spreadsheets[utf-16",
         "a_parquet_file_is_shown",
     ),
-    "browser/test_outputs.py": ("a_page_talks_by_a_route_until_it_is_stopped",),
+    "browser/test_talks.py": ("a_page_talks_by_a_route_until_it_is_stopped",),
     "browser/test_widgets.py": ("widgets_of_other_kernels_are_shown_by_jupyterlab",),
     "changes/test_killed.py": (
         "a_disk_that_fails_at_any_call_leaves_each_file_old_or_new[13-EDQUOT",

@@ -1,4 +1,9 @@
-"""Fixtures: one JupyterLab server per module, and a browser per test."""
+"""Fixtures: a JupyterLab server and a browser for modules that share them, or of their own.
+
+A browser's first page of JupyterLab costs twice what the next ones cost, and more than most tests.
+``group_of`` in tests/conftest.py has the modules of a process that shares them run one after
+another.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +15,10 @@ from pathlib import Path
 
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
+from selenium import webdriver
 
 from ..world import DEFAULT_KERNEL, World
-from .lab import LabPage, LabServer, browser
+from .lab import EXPOSED, LabPage, LabServer, browser
 
 ARTIFACTS = Path(__file__).parents[2] / "test-artifacts"
 KERNEL = os.environ.get("GK_TEST_KERNEL", DEFAULT_KERNEL)
@@ -75,7 +81,22 @@ def wrong_setting(world: World) -> None:
     )
 
 
-@pytest.fixture(scope="module")  # its kernels are gone when the module is done
+@pytest.fixture(scope="package")
+def shared_server(
+    wrong_setting: None, tmp_path_factory: pytest.TempPathFactory, artifacts: Path
+) -> Iterator[LabServer]:
+    """The server of modules that ask for no other one. It makes no sandbox ready beforehand."""
+    options = (*EXPOSED, "--GVisorServer.warm=False")
+    server = LabServer(tmp_path_factory.mktemp("lab"), artifacts / "jupyterlab.log", "/", options)
+    server.log_path.write_text("")
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
 def server(
     request: pytest.FixtureRequest,
     wrong_setting: None,
@@ -83,11 +104,17 @@ def server(
     tmp_path_factory: pytest.TempPathFactory,
     artifacts: Path,
 ) -> Iterator[LabServer]:
+    """A server, whose kernels are gone when the module is done."""
+    base_url = getattr(request.module, "BASE_URL", "/")
+    options = getattr(request.module, "OPTIONS", EXPOSED)
+    if (base_url, options) == ("/", EXPOSED):
+        server = request.getfixturevalue("shared_server")
+        yield server
+        server.end_kernels()
+        return
+    name = request.module.__name__.rpartition(".")[2]
     server = LabServer(
-        tmp_path_factory.mktemp("lab"),
-        artifacts / "jupyterlab.log",
-        getattr(request.module, "BASE_URL", "/"),
-        getattr(request.module, "OPTIONS", ()),
+        tmp_path_factory.mktemp("lab"), artifacts / f"jupyterlab-{name}.log", base_url, options
     )
     server.log_path.write_text("")
     try:
@@ -101,20 +128,46 @@ def server(
 def lab(
     programs: tuple[str, str], server: LabServer, tmp_path: Path, artifacts: Path
 ) -> Iterator[LabPage]:
-    """JupyterLab's page with the launcher open."""
+    """JupyterLab's page with the launcher open, in a browser of the test's own."""
     with browser(*programs, profile=tmp_path / "profile") as driver:
         page = LabPage(driver, server, artifacts)
         page.open()
         yield page
 
 
+@pytest.fixture(scope="package")
+def shared_browser(
+    programs: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[webdriver.Chrome]:
+    with browser(*programs, profile=tmp_path_factory.mktemp("browser") / "profile") as driver:
+        yield driver
+
+
 @pytest.fixture(scope="module")
-def desk(
+def driver(
+    request: pytest.FixtureRequest,
     programs: tuple[str, str],
-    server: LabServer,
     tmp_path_factory: pytest.TempPathFactory,
-    artifacts: Path,
-) -> Iterator[LabPage]:
-    """A page that the tests of a module share, as each browser takes seconds to begin."""
-    with browser(*programs, profile=tmp_path_factory.mktemp("desk") / "profile") as driver:
-        yield LabPage(driver, server, artifacts)
+) -> Iterator[webdriver.Chrome]:
+    """The browser that modules share, with one empty window; for a module with LOGGED its own."""
+    if getattr(request.module, "LOGGED", False):
+        profile = tmp_path_factory.mktemp("logged") / "profile"
+        with browser(*programs, profile, logged=True) as own:
+            yield own
+        return
+    shared_browser = request.getfixturevalue("shared_browser")
+    yield shared_browser
+    first, *others = shared_browser.window_handles
+    for window in others:
+        shared_browser.switch_to.window(window)
+        shared_browser.close()
+    shared_browser.switch_to.window(first)
+    shared_browser.get("about:blank")
+    shared_browser.delete_all_cookies()  # servers at other ports have the same
+
+
+@pytest.fixture(scope="module")
+def desk(driver: webdriver.Chrome, server: LabServer, artifacts: Path) -> Iterator[LabPage]:
+    """A page that the tests of a module share."""
+    yield LabPage(driver, server, artifacts)
+    driver.get("about:blank")  # so that it starts no kernel while they are ended

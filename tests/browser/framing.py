@@ -16,7 +16,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from gvisor_kernel.artifacts.frame import CONNECTIONS, PROBE, make_frame_page
 
-from .lab import WAIT_SECONDS, browser
+from .lab import WAIT_SECONDS
 
 HOST = """<!doctype html><title>host</title><h1>Host</h1>
 <input id="cell">
@@ -133,18 +133,9 @@ class Shown:
         self.driver.switch_to.frame(self.driver.find_element(By.TAG_NAME, "iframe"))
 
     def wait(self, condition: Callable[[], Any]) -> Any:
-        return WebDriverWait(self.driver, WAIT_SECONDS, 0.05).until(
+        return WebDriverWait(self.driver, WAIT_SECONDS, 0.1).until(
             lambda _: condition(), f"never: {self.driver.execute_script('return messages')}"
         )
-
-
-@pytest.fixture(scope="module")
-def driver(
-    programs: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[webdriver.Chrome]:
-    """A browser that the tests share, as each takes seconds to begin."""
-    with browser(*programs, tmp_path_factory.mktemp("frame") / "profile") as driver:
-        yield driver
 
 
 def embed(host: Host, driver: webdriver.Chrome, query: str = "") -> Shown:

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -55,8 +56,15 @@ BROWSER_FLAGS = (
     "--window-size=1280,1100",
     "--force-device-scale-factor=1",
 )
+EXPOSED = (
+    "--LabApp.expose_app_in_browser=True",
+    "--JupyterNotebookApp.expose_app_in_browser=True",
+)
+"""Options of a server whose pages have ``jupyterapp``."""
 START_SECONDS = scale_seconds(60)
 WAIT_SECONDS = scale_seconds(60)
+POLL_SECONDS = 0.2
+"""A look into a frame takes six requests of the driver: often, they cost more than the page."""
 
 
 class LabServer:
@@ -171,10 +179,15 @@ class LabServer:
             return
         try:
             if self.url and self._process.poll() is None:
-                for session in self.request("GET", "api/sessions"):
-                    self.request("DELETE", f"api/sessions/{session['id']}")
+                self.end_kernels()
         finally:
             self.kill()
+
+    def end_kernels(self) -> None:
+        for kind in ("sessions", "kernels"):
+            for one in self.request("GET", f"api/{kind}"):
+                with contextlib.suppress(urllib.error.HTTPError):  # it has just ended
+                    self.request("DELETE", f"api/{kind}/{one['id']}")
 
     def kill(self, *, with_children: bool = False) -> None:
         """Kill the server as a crash does. Its sandboxes end by themselves; ``with_children``: what
@@ -195,16 +208,16 @@ class LabServer:
 
 @contextlib.contextmanager
 def browser(
-    chromium: str, chromedriver: str, profile: Path, *flags: str
+    chromium: str, chromedriver: str, profile: Path, *flags: str, logged: bool = False
 ) -> Iterator[webdriver.Chrome]:
-    """Headless Chromium with a fresh profile."""
+    """Headless Chromium with a fresh profile; ``logged`` if ``get_log`` is asked what it did."""
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for flag in (*BROWSER_FLAGS, *flags):
         options.add_argument(flag)
     options.add_argument(f"--user-data-dir={profile}")
-    # What the page asks for, and what it complains about.
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    if logged:  # what the page asks for, and what it complains about: a tenth of its CPU time
+        options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     profile.mkdir(mode=0o700)
     service = webdriver.ChromeService(
         executable_path=chromedriver,
@@ -239,7 +252,7 @@ class LabPage:
     def find(self, css: str, seconds: float = WAIT_SECONDS) -> WebElement:
         """Wait for the visible element ``css``; save a screenshot on timeout."""
         try:
-            return WebDriverWait(self.driver, seconds, poll_frequency=0.1).until(
+            return WebDriverWait(self.driver, seconds, poll_frequency=POLL_SECONDS).until(
                 ec.visibility_of_element_located((By.CSS_SELECTOR, css)), f"{css} never appeared"
             )
         except TimeoutException:
@@ -253,7 +266,7 @@ class LabPage:
             f"[.//*[normalize-space()='{label}']]"
         )
         try:
-            return WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=0.1).until(
+            return WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=POLL_SECONDS).until(
                 ec.visibility_of_element_located((By.XPATH, path)), f"no menu has {label}"
             )
         except TimeoutException:
@@ -265,7 +278,7 @@ class LabPage:
     ) -> None:
         """Wait until ``condition`` holds; save a screenshot on timeout."""
         try:
-            WebDriverWait(self.driver, seconds, poll_frequency=0.1).until(
+            WebDriverWait(self.driver, seconds, poll_frequency=POLL_SECONDS).until(
                 lambda _: condition(), message
             )
         except TimeoutException:
@@ -296,6 +309,52 @@ class LabPage:
         )
         self.find(".jp-Notebook .jp-Cell .cm-content").click()
 
+    def has_lab(self) -> bool:
+        """Whether the page of JupyterLab is loaded, with ``jupyterapp``."""
+        return self.driver.current_url.startswith(f"{self.server.url}lab/")
+
+    def open_here(self, path: str, *, keep: bool = False) -> None:
+        """Open a notebook in the page that is loaded, from its file.
+
+        ``keep``: what else is open there stays. A page that is loaded anew costs more CPU time
+        than most tests.
+        """
+        found = self.driver.execute_async_script(
+            """
+            const [path, keep, done] = arguments;
+            const { commands, shell } = jupyterapp;
+            const before = [...shell.widgets('main'), ...shell.widgets('down')];
+            for (const it of before) if (it.context?.path === path) it.dispose();
+            commands.execute('docmanager:open', { path }).then(async widget => {
+              await widget.context.ready;
+              if (!keep) for (const it of before) it.dispose();
+              done('');
+            }).catch(error => done(String(error)));
+            """,
+            path,
+            keep,
+        )
+        assert found == "", found
+        self.find(".jp-Notebook:not(.lm-mod-hidden *) .jp-Cell")
+
+    def open_tab(self, path: str) -> None:
+        """Bring a document that is open to the front."""
+        self.driver.execute_script(
+            """
+            const { shell } = jupyterapp;
+            const found = [...shell.widgets('main')].find(it => it.context?.path === arguments[0]);
+            shell.activateById(found.id);
+            """,
+            path,
+        )
+        self.wait_until(
+            lambda: (
+                self.driver.execute_script("return jupyterapp.shell.currentWidget?.context?.path")
+                == path
+            ),
+            f"{path} never came to the front",
+        )
+
     def to_notebook(self) -> None:
         """Bring the notebook's tab to the front."""
         self.find(".lm-DockPanel-tabBar .lm-TabBar-tab[title*='.ipynb']").click()
@@ -316,7 +375,7 @@ class LabPage:
         """
         wanted = f"{display_name} | Idle"
         try:
-            WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=0.1).until(
+            WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=POLL_SECONDS).until(
                 ec.text_to_be_present_in_element((By.ID, "jp-bottom-panel"), wanted),
                 f"the status bar never said {wanted!r}",
             )
@@ -340,7 +399,7 @@ class LabPage:
             f"[.//*[contains(@class,'jp-InputPrompt') and normalize-space()='[{number}]:']]"
         )
         try:
-            return WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=0.1).until(
+            return WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=POLL_SECONDS).until(
                 ec.presence_of_element_located(
                     (By.XPATH, f"{cell}//*[contains(@class,'jp-OutputArea-child')]/..")
                 ),
@@ -352,7 +411,7 @@ class LabPage:
 
     def wait_for_colours(self, image: WebElement, count: int) -> None:
         """Wait until the browser has drawn ``image`` with at least ``count`` colours."""
-        WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=0.1).until(
+        WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=POLL_SECONDS).until(
             lambda _: self.colours(image) >= count, "the picture stayed blank"
         )
 

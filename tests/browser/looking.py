@@ -156,14 +156,11 @@ def set_theme(lab: LabPage, theme: str) -> None:
     lab.find(f'body[data-jp-theme-light="{light}"][data-jp-theme-name="{theme}"]')
 
 
-EXPOSED = (
-    "--LabApp.expose_app_in_browser=True",
-    "--JupyterNotebookApp.expose_app_in_browser=True",
-)
-
-
 def sent_requests(lab: LabPage) -> list[dict[str, Any]]:
-    """Return the requests that the browser sent since the last call of this."""
+    """Return the requests that the browser sent since the last call of this.
+
+    The module has LOGGED (conftest.py).
+    """
     found = []
     for entry in lab.driver.get_log("performance"):
         message = json.loads(entry["message"])["message"]
@@ -181,7 +178,10 @@ def hosts_of(requests: Sequence[dict[str, Any]]) -> set[str]:
 
 
 def complaints(lab: LabPage) -> list[str]:
-    """Return the errors that the page wrote to its console since the last call of this."""
+    """Return the errors that the page wrote to its console since the last call of this.
+
+    The module has LOGGED (conftest.py).
+    """
     return [
         entry["message"] for entry in lab.driver.get_log("browser") if entry["level"] == "SEVERE"
     ]

@@ -16,10 +16,9 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from ..sweeps import needs_all
 from .conftest import IN_SANDBOXES, KERNEL
-from .lab import LabPage, LabServer
+from .lab import EXPOSED, LabPage, LabServer
 from .looking import (
     CHANGES,
-    EXPOSED,
     STATUS,
     button,
     has_focus,

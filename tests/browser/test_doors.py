@@ -19,13 +19,11 @@ from selenium.webdriver.common.keys import Keys
 from ..sweeps import needs_all
 from .conftest import IN_SANDBOXES, KERNEL
 from .lab import LabPage
-from .looking import EXPOSED
 from .test_files import end_kernels, write_notebook
 from .test_frame import SCRIPTED_PDF
 from .test_media import wait_in_frame
 
 pytestmark = IN_SANDBOXES
-OPTIONS = EXPOSED
 
 HOSTILE = r"""
 kernel = get_ipython().kernel

@@ -27,7 +27,9 @@ BASE_URL = "/user/an-n/"
 pytestmark = IN_SANDBOXES
 
 
-def test_a_notebook_shows_its_sandbox(lab: LabPage, display_name: str) -> None:
+def test_a_notebook_shows_its_sandbox(desk: LabPage, display_name: str) -> None:
+    lab = desk
+    lab.open()
     # Before the kernel starts: the launcher's card, and the request to make it ready.
     card = lab.find(f'.jp-LauncherCard[data-category="Notebook"][title^="{display_name}"]')
     lab.wait_until(

@@ -125,7 +125,8 @@ def test_files_that_are_not_kept_are_told_before_and_after(lab: LabPage, display
     assert display_name in text
 
 
-def test_untrusted_notebook_starts_nothing_before_the_choice(lab: LabPage) -> None:
+def test_untrusted_notebook_starts_nothing_before_the_choice(desk: LabPage) -> None:
+    lab = desk
     end_kernels(lab)
     write_notebook(lab.server.folder / "elsewhere" / "stranger.ipynb", WITHOUT)
     open_notebook(lab, "elsewhere/stranger.ipynb")

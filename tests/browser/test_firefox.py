@@ -12,11 +12,10 @@ import pytest
 from .conftest import IN_SANDBOXES, KERNEL
 from .firefox import firefox
 from .lab import LabPage, LabServer
-from .looking import EXPOSED, wait_for_text
+from .looking import wait_for_text
 from .test_wall import ATTACKS, HARMLESS, OUTPUT, PREPARE, check, run_all, walled, write_notebook
 
 pytestmark = IN_SANDBOXES
-OPTIONS = EXPOSED
 LINE = ".gk-wall-line"
 
 
@@ -48,9 +47,12 @@ def page(server: LabServer, tmp_path: Path, artifacts: Path) -> Iterator[Firefox
     settings = server.base / "settings" / "@jupyterlab" / "notebook-extension"
     settings.mkdir(parents=True)
     (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
-    with firefox(program, tmp_path / "firefox") as driver:
-        shown: Any = driver
-        yield FirefoxPage(shown, server, artifacts)
+    try:
+        with firefox(program, tmp_path / "firefox") as driver:
+            shown: Any = driver
+            yield FirefoxPage(shown, server, artifacts)
+    finally:
+        shutil.rmtree(settings)
 
 
 def test_a_kernel_prints_and_nothing_acts(page: FirefoxPage) -> None:

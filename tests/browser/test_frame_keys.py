@@ -6,9 +6,9 @@ import pytest
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
-from .framing import Shown, driver, host, shown
+from .framing import Shown, host, shown
 
-__all__ = ["driver", "host", "shown"]
+__all__ = ["host", "shown"]
 
 pytestmark = pytest.mark.browser
 

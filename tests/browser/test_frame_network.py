@@ -105,9 +105,8 @@ def test_a_page_that_goes_elsewhere_connects_to_nothing(
 
 @pytest.mark.parametrize(("query", "reached"), [("", 0), ("?control", 2)])
 def test_a_frame_tells_whether_the_browser_obeys(
-    host: Host, logged: tuple[webdriver.Chrome, Path], query: str, reached: int
+    host: Host, driver: webdriver.Chrome, query: str, reached: int
 ) -> None:
-    driver, _ = logged
     shown = embed(host, driver, query)
     shown.driver.execute_script("show('html', '', {}, '', [], 'try')")
     (tried,) = shown.wait(lambda: shown.messages("tried"))
@@ -117,10 +116,10 @@ def test_a_frame_tells_whether_the_browser_obeys(
 
 
 def test_a_frame_that_came_without_the_header_holds_no_page(
-    host: Host, logged: tuple[webdriver.Chrome, Path]
+    host: Host, driver: webdriver.Chrome
 ) -> None:
     """As behind a proxy that takes it from some answers: the browser was tried with another."""
-    shown = embed(host, logged[0], "?control")
+    shown = embed(host, driver, "?control")
     shown.show("<script>top.postMessage(['ran', 1], '*')</script>")
     shown.wait(lambda: shown.messages("unfit") or shown.messages("shown"))
     assert (shown.messages("ready"), shown.heard()) == ([], {})
@@ -154,9 +153,8 @@ top.postMessage(['here', 1], '*');
 
 
 def test_no_click_on_a_link_opens_a_window(
-    host: Host, logged: tuple[webdriver.Chrome, Path], listener: Listener
+    host: Host, driver: webdriver.Chrome, listener: Listener
 ) -> None:
-    driver, _ = logged
     shown = embed(host, driver)
     url = f"http://127.0.0.1:{listener.port}"
     shown.show(CLICKS.replace("URL", url))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from selenium.webdriver.common.by import By
 
-from .framing import Shown, driver, host, shown
+from .framing import Shown, host, shown
 
-__all__ = ["driver", "host", "shown"]
+__all__ = ["host", "shown"]
 
 pytestmark = pytest.mark.browser
 

@@ -10,11 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from selenium import webdriver
 
 from ..gvisor import gvisor_release
 from ..jupyter.server import Lab
 from .conftest import IN_SANDBOXES
-from .lab import LabPage, browser
+from .lab import LabPage
 
 pytestmark = IN_SANDBOXES
 ATTACK = """
@@ -81,7 +82,7 @@ class _Listener(http.server.BaseHTTPRequestHandler):
 
 @pytest.mark.timeout(300)
 def test_strangers_notebook_runs_in_a_sandbox_and_its_page_reaches_nothing(
-    programs: tuple[str, str], tmp_path: Path, artifacts: Path
+    driver: webdriver.Chrome, tmp_path: Path, artifacts: Path
 ) -> None:
     cell = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
     notebook: dict[str, Any] = {
@@ -99,45 +100,44 @@ def test_strangers_notebook_runs_in_a_sandbox_and_its_page_reaches_nothing(
     threading.Thread(target=listener.serve_forever, daemon=True).start()
     try:
         server.start()
-        with browser(*programs, tmp_path / "profile") as driver:
-            shown: Any = SimpleNamespace(url=f"{server.url}/", token=server.token)
-            page = LabPage(driver, shown, artifacts)
-            driver.get(f"{server.url}/lab/tree/stranger.ipynb?reset&token={server.token}")
-            assert "Python 3 (gVisor)" in page.dialog()
-            page.screenshot("lab-opened")
-            page.find(".jp-Dialog-button.jp-mod-accept").click()
-            page.wait_for_kernel("Python 3 (gVisor)")
-            page.find_menu("Run").click()
-            page.find_menu("Run All Cells").click()
-            assert page.output(1).text == gvisor_release()
-            page.screenshot("lab-run")
-            # No way to Notebook 7, whose pages this server has not.
-            tools = page.find(".jp-NotebookPanel-toolbar").text
-            assert "Python 3 (gVisor)" in tools
-            assert "Notebook" not in tools
-            driver.set_script_timeout(60)
-            found = driver.execute_async_script(ATTACK, f"http://127.0.0.1:{listener.server_port}")
-            assert found == {
-                "terminal": 404,
-                "kernel": 500,
-                "hidden": 404,
-                "allowed": 200,
-                "elsewhere": "refused",
-                "picture": "refused",
-                "frameOfAnError": "refused",
-            }
-            assert not _Listener.asked
-            # A file of a layout is a text: it would open what a stranger has named in it.
-            driver.get(f"{server.url}/lab/tree/a.jupyterlab-workspace")
-            page.find(".jp-FileEditor")
-            kept = server.send("GET", "lab/api/workspaces").json()["workspaces"]["ids"]
-            assert "stranger" not in kept
-            assert "workspaces/stranger" not in driver.current_url
-            # The browser shows its own page of an error: nothing is sent for these.
-            for way in LEAVING:
-                driver.execute_script(way, f"http://127.0.0.1:{listener.server_port}/left")
-            page.wait_until(lambda: driver.current_url.endswith("/left"), "the page never left")
-            assert not _Listener.asked
+        shown: Any = SimpleNamespace(url=f"{server.url}/", token=server.token)
+        page = LabPage(driver, shown, artifacts)
+        driver.get(f"{server.url}/lab/tree/stranger.ipynb?reset&token={server.token}")
+        assert "Python 3 (gVisor)" in page.dialog()
+        page.screenshot("lab-opened")
+        page.find(".jp-Dialog-button.jp-mod-accept").click()
+        page.wait_for_kernel("Python 3 (gVisor)")
+        page.find_menu("Run").click()
+        page.find_menu("Run All Cells").click()
+        assert page.output(1).text == gvisor_release()
+        page.screenshot("lab-run")
+        # No way to Notebook 7, whose pages this server has not.
+        tools = page.find(".jp-NotebookPanel-toolbar").text
+        assert "Python 3 (gVisor)" in tools
+        assert "Notebook" not in tools
+        driver.set_script_timeout(60)
+        found = driver.execute_async_script(ATTACK, f"http://127.0.0.1:{listener.server_port}")
+        assert found == {
+            "terminal": 404,
+            "kernel": 500,
+            "hidden": 404,
+            "allowed": 200,
+            "elsewhere": "refused",
+            "picture": "refused",
+            "frameOfAnError": "refused",
+        }
+        assert not _Listener.asked
+        # A file of a layout is a text: it would open what a stranger has named in it.
+        driver.get(f"{server.url}/lab/tree/a.jupyterlab-workspace")
+        page.find(".jp-FileEditor")
+        kept = server.send("GET", "lab/api/workspaces").json()["workspaces"]["ids"]
+        assert "stranger" not in kept
+        assert "workspaces/stranger" not in driver.current_url
+        # The browser shows its own page of an error: nothing is sent for these.
+        for way in LEAVING:
+            driver.execute_script(way, f"http://127.0.0.1:{listener.server_port}/left")
+        page.wait_until(lambda: driver.current_url.endswith("/left"), "the page never left")
+        assert not _Listener.asked
     finally:
         listener.shutdown()
         listener.server_close()

@@ -14,16 +14,16 @@ from typing import Any, ClassVar
 
 import nbformat
 import pytest
+from selenium import webdriver
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
 
 from ..egress.upstream import Handler, make_certificate, serving
 from ..sweeps import needs_all
 from .conftest import IN_SANDBOXES, KERNEL
-from .lab import LabPage, LabServer, browser
+from .lab import EXPOSED, LabPage, LabServer
 
 pytestmark = IN_SANDBOXES
-OPTIONS = ("--LabApp.expose_app_in_browser=True",)
 
 FIGURE = "import matplotlib.pyplot as plt\nplt.figure(); plt.plot([1, 2]); plt.show()"
 LDA = """import numpy as np, pyLDAvis
@@ -193,7 +193,7 @@ class Tiles(Handler):
 
 @pytest.fixture(name="maps")
 def fixture_maps(
-    programs: tuple[str, str], tmp_path: Path, artifacts: Path, monkeypatch: pytest.MonkeyPatch
+    driver: webdriver.Chrome, tmp_path: Path, artifacts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[LabPage, str]]:
     """A page whose kernels have a route to a server of tiles, and the address of the tiles."""
     ca, both = make_certificate(tmp_path)
@@ -203,11 +203,10 @@ def fixture_maps(
         here = f"127.0.0.1:{upstream.port}"
         routes = {"tiles": {"hosts": [here], "allow_private": True}}
         options = (f"--GVisorEgress.routes={routes!r}", "--GVisorProvisioner.egress=['tiles']")
-        server = LabServer(tmp_path / "lab", artifacts / "tiles.log", "/", (*OPTIONS, *options))
+        server = LabServer(tmp_path / "lab", artifacts / "tiles.log", "/", (*EXPOSED, *options))
         server.start()
         try:
-            with browser(*programs, profile=tmp_path / "profile") as driver:
-                yield LabPage(driver, server, artifacts), f"https://{here}/tile?at="
+            yield LabPage(driver, server, artifacts), f"https://{here}/tile?at="
         finally:
             server.stop()
 

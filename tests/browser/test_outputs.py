@@ -2,49 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator
+import base64
 from pathlib import Path
 
-import pytest
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from ..egress.upstream import Fake, serving
 from ..sweeps import needs_all
 from .conftest import IN_SANDBOXES, KERNEL
 from .lab import LabPage
-from .looking import (
-    EXPOSED,
-    STATUS,
-    button,
-    press,
-    serious_violations,
-    set_theme,
-    tab_to,
-    wait_for_text,
-)
+from .looking import serious_violations, wait_for_text
+from .test_files import write_notebook
 
 pytestmark = IN_SANDBOXES
 
-OPTIONS = EXPOSED
 PANEL = ".gk-outputs"
-TALKS = ".gk-talk"
+PICTURE = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAD0lEQVR42mNoQAUMQxkFAOqEQAGUs3RYAAAAAElFTkSuQmCC"
+)
 MARKUP = "<img src=x onerror=document.title='attacked'>.txt"
 WRITE = """
-import json, os, matplotlib
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-import pandas as pd
+import os
 os.chdir("outputs")
-fig, ax = plt.subplots()
-ax.plot([1, 3, 2])
-for ending in ("png", "svg", "pdf"):
-    fig.savefig(f"plot.{ending}")
-pd.DataFrame({"name": ["<b>ann</b>", "bob"], "x": [1.5, 2]}).to_csv("table.csv", index=False)
+open("plot.png", "wb").write(PNG)
 files = {
     "report.md": "# Report\\n\\n<script>top.postMessage(1, '*')</script>\\n\\n![plot](plot.png)",
     "graph.mermaid": "graph TD\\n A[Start] --> B[End]",
@@ -92,16 +74,6 @@ document.getElementById("link").addEventListener("click", () => {
 });
 </script>"""
 """It takes the focus from the question that its link asks."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def api(request: pytest.FixtureRequest) -> Iterator[Fake]:
-    """A server for which the module's Jupyter server has a route for pages."""
-    with serving() as fake, pytest.MonkeyPatch.context() as patch:
-        url = f"http://127.0.0.1:{fake.port}"
-        routes = {"api": {"url": url, "allow_private": True, "artifacts": True}}
-        patch.setattr(request.module, "OPTIONS", (*EXPOSED, f"--GVisorEgress.routes={routes!r}"))
-        yield fake
 
 
 def run_command(lab: LabPage, label: str) -> None:
@@ -153,29 +125,43 @@ def page_has(lab: LabPage, css: str, text: str = "") -> None:
         lab.driver.switch_to.default_content()
 
 
-def test_outputs_are_shown(lab: LabPage, display_name: str) -> None:
-    lab.pick_kernel(display_name)
+def open_as_page(lab: LabPage, folder: str) -> None:
+    """Open the only file of a folder by the file browser's menu."""
+    lab.driver.get(
+        f"{lab.server.url}lab/workspaces/auto-test/tree/{folder}?reset&token={lab.server.token}"
+    )
+    item = lab.find('.jp-DirListing-item[data-isdir="false"]')
+    ActionChains(lab.driver).context_click(item).perform()
+    lab.find_menu("Open as a Page Without Network").click()
+
+
+def test_outputs_are_shown(desk: LabPage, display_name: str) -> None:
+    lab = desk
+    write_notebook(lab.server.folder / "shown" / "run.ipynb", KERNEL)
+    lab.open_path("shown/run.ipynb")
     lab.wait_for_kernel(display_name)
     run_command(lab, "Show the Outputs of This Kernel")
     wait_for_text(lab, PANEL, "There are no files.")
+    source = WRITE
     lab.find(".jp-Notebook .jp-Cell.jp-mod-active .cm-content").click()
-    lab.run(WRITE.replace("NAME", repr(MARKUP)))
+    for name, value in (("NAME", MARKUP), ("PNG", PICTURE)):
+        source = source.replace(name, repr(value))
+    lab.run(source)
     choose(lab, MARKUP)
     wait_for_text(lab, f"{PANEL} pre", "text of markup")
     choose(lab, "data.json")
     wait_for_text(lab, f"{PANEL} pre", '"a": [')
-    (lab.server.folder / "outputs" / "none.png").write_bytes(b"no picture")
+    folder = lab.server.folder / "shown" / "outputs"
+    (folder / "none.png").write_bytes(b"no picture")
     choose(lab, "none.png")
     wait_for_text(lab, f"{PANEL} .gk-notes", "This file cannot be drawn by this browser")
     assert serious_violations(lab, PANEL) == []
 
+    # Drawings, tables, films and PDF: test_media.py, test_frame.py and test_doors.py.
     shown = {
-        "table.csv": ("td", "<b>ann</b>"),
         "report.md": ("h1", "Report"),
         "graph.mermaid": ("svg text, svg tspan", "Start"),
-        "plot.pdf": ("canvas[data-drawn]", ""),
         "plot.png": ('img[alt="plot.png"]', ""),
-        "plot.svg": ('canvas[aria-label="plot.svg"]', ""),
         "app.jsx": ("button.bg-red-600", "pressed 0"),
         "notes.html": ("#seen", "counted 1"),
     }
@@ -189,7 +175,7 @@ def test_outputs_are_shown(lab: LabPage, display_name: str) -> None:
     wait_for_text(lab, f"{PANEL} .gk-notes", "wrong.jsx, line 2: Unexpected token")
     lab.screenshot("outputs-error")
     assert "attacked" not in lab.driver.title
-    check_links(lab)
+    check_links(lab, folder)
 
 
 def click_link(lab: LabPage) -> None:
@@ -202,9 +188,9 @@ def click_link(lab: LabPage) -> None:
     assert lab.dialog().startswith("Open links.example?")
 
 
-def check_links(lab: LabPage) -> None:
+def check_links(lab: LabPage, folder: Path) -> None:
     """A page that clicks its own links; then one that the person clicks."""
-    (lab.server.folder / "outputs" / "links.html").write_text(LINKS)
+    (folder / "links.html").write_text(LINKS)
     choose(lab, "links.html")
     page_has(lab, "#count", "10")
     assert lab.driver.find_elements(By.CSS_SELECTOR, ".jp-Dialog") == []
@@ -216,7 +202,7 @@ def check_links(lab: LabPage) -> None:
     lab.wait_until(lambda: lab.driver.execute_script(gone), "the question never ended")
     assert len(lab.driver.window_handles) == 1
     choose(lab, "notes.html")
-    (lab.server.folder / "outputs" / "takes.html").write_text(TAKES)
+    (folder / "takes.html").write_text(TAKES)
     choose(lab, "takes.html")
     page_has(lab, "#link")
     click_link(lab)
@@ -225,128 +211,6 @@ def check_links(lab: LabPage) -> None:
     ActionChains(lab.driver).send_keys(Keys.ENTER).perform()
     lab.wait_until(lambda: lab.driver.execute_script(gone), "the question got no key")
     assert len(lab.driver.window_handles) == 1
-
-
-TALK = """<h1>Talk</h1><p id="seen"></p><p id="none"></p><p id="last"></p><script>
-const say = (id, text) => { document.getElementById(id).textContent = text; };
-const ask = path => fetch("API" + path, { method: "POST", body: "hello" });
-fetch("https://api.other.example/").catch(error => say("none", error.message));
-(async () => {
-  try {
-    const reader = (await ask("/v1/events")).body.getReader();
-    for (let text = ""; ; ) {
-      const { done, value } = await reader.read();
-      if (done) break;
-      say("seen", (text += new TextDecoder().decode(value)));
-    }
-  } catch (error) {
-    say("seen", error.message);
-  }
-  const tell = it => say("last", it.status ?? it.message);
-  setInterval(() => ask("/v1/x").then(tell, tell), 100);
-})();
-</script>"""
-
-
-def write_talk(folder: Path, api: Fake) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "talk.html").write_text(TALK.replace("API", f"http://127.0.0.1:{api.port}"))
-
-
-def open_as_page(lab: LabPage, folder: str) -> None:
-    """Open the only file of a folder by the file browser's menu."""
-    lab.driver.get(
-        f"{lab.server.url}lab/workspaces/auto-test/tree/{folder}?reset&token={lab.server.token}"
-    )
-    item = lab.find('.jp-DirListing-item[data-isdir="false"]')
-    ActionChains(lab.driver).context_click(item).perform()
-    lab.find_menu("Open as a Page Without Network").click()
-
-
-def test_a_page_talks_by_a_route_until_it_is_stopped(desk: LabPage, api: Fake) -> None:
-    api.go.clear()
-    write_talk(desk.server.folder / "talk", api)
-    open_as_page(desk, "talk")
-    # The server of the API waits in the middle of its answer.
-    page_has(desk, "#seen", "data: 0")
-    page_has(desk, "#none", "Pages have no route to https://api.other.example.")
-    host = f"127.0.0.1:{api.port}"
-    wait_for_text(desk, TALKS, f"This page talks to {host}: 1 request, 5 B sent, 9 B received")
-    desk.screenshot("outputs-talk")
-    assert serious_violations(desk, TALKS) == []
-    button(desk, TALKS, "Stop").click()
-    page_has(desk, "#seen", "The person has stopped the requests of this page.")
-    page_has(desk, "#last", "The person has stopped the requests of this page.")
-    wait_for_text(desk, TALKS, f"You stopped this page; it talked to {host}: 1 request")
-    assert [seen.path for seen in api.seen] == ["/v1/events"]
-    button(desk, TALKS, "Allow again").click()
-    page_has(desk, "#last", "200")
-    assert api.seen[-1].body == b"hello"
-
-
-UNSEEN = """<script>
-(async () => {
-  for (let round = 0; round < 20; round++) {
-    const stop = new AbortController();
-    setTimeout(() => stop.abort(), round);
-    await fetch("API/v1/told" + round, { signal: stop.signal }).catch(() => 0);
-  }
-  fetch("API/v1/last");
-  setTimeout(() => { location = "about:blank"; }, 20);
-})();
-</script>"""
-"""A page that gives up each request at once, and then itself."""
-
-
-@needs_all
-def test_a_page_does_not_talk_unseen(desk: LabPage, api: Fake) -> None:
-    folder = desk.server.folder / "unseen"
-    folder.mkdir()
-    (folder / "page.html").write_text(UNSEEN.replace("API", f"http://127.0.0.1:{api.port}"))
-    before = len(api.seen)
-    open_as_page(desk, "unseen")
-    wait_for_text(desk, ".gk-notes", "The page tried to go elsewhere")
-    text = wait_for_text(desk, TALKS, f"This page talked to 127.0.0.1:{api.port}")
-    assert "Stop" not in text
-    said = re.search(r"(\d+) request", text)
-    assert said is not None
-    assert len(api.seen) - before <= int(said[1]) <= 21
-
-
-@needs_all
-def test_notebook_7_shows_them_by_keys_and_in_the_dark(lab: LabPage, api: Fake) -> None:
-    notebook = {
-        "cells": [],
-        "metadata": {"kernelspec": {"name": KERNEL, "display_name": KERNEL}},
-        "nbformat": 4,
-        "nbformat_minor": 5,
-    }
-    folder = lab.server.folder / "seven"
-    (folder / "outputs").mkdir(parents=True)
-    (folder / "outputs" / "page.html").write_text("<h1>A page</h1><script>nope()</script>")
-    (folder / "seven.ipynb").write_text(json.dumps(notebook))
-    lab.driver.get(f"{lab.server.url}notebooks/seven/seven.ipynb?token={lab.server.token}")
-    wait_for_text(lab, STATUS, " of 4 GB")
-    lab.find(STATUS).send_keys(Keys.ENTER)
-    tab_to(lab, ".gk-popup button", "Outputs")
-    press(lab, Keys.ENTER)
-    wait_for_text(lab, PANEL, "page.html")
-    tab_to(lab, f"{PANEL} button", "page.html")
-    press(lab, Keys.ENTER)
-    page_has(lab, "h1", "A page")
-    wait_for_text(lab, f"{PANEL} .gk-notes", "page.html, line 1: nope is not defined")
-    for theme in ("JupyterLab Dark", "JupyterLab Light"):
-        set_theme(lab, theme)
-        lab.screenshot(f"outputs-seven-{theme.split()[-1].lower()}")
-        assert serious_violations(lab, PANEL) == [], theme
-    # The file changes, and another one appears.
-    (folder / "outputs" / "later.txt").write_text("later")
-    wait_for_text(lab, PANEL, "later.txt")
-    api.go.clear()
-    write_talk(folder / "outputs", api)
-    choose(lab, "talk.html")
-    page_has(lab, "#seen", "data: 0")
-    wait_for_text(lab, TALKS, f"This page talks to 127.0.0.1:{api.port}: 1 request")
 
 
 @needs_all

@@ -10,10 +10,9 @@ from selenium.webdriver.common.by import By
 from ..patience import scale_seconds
 from ..sweeps import needs_all
 from .conftest import IN_SANDBOXES, KERNEL
-from .lab import LabPage, LabServer
+from .lab import EXPOSED, LabPage, LabServer
 from .looking import (
     CHANGES,
-    EXPOSED,
     POPUP,
     SIDEBAR,
     STATUS,
@@ -29,6 +28,7 @@ from .looking import (
 from .test_states import open_notebook
 
 BASE_URL = "/user/an-n/"
+LOGGED = True
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-eval' 'unsafe-inline'; font-src 'self' data:; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; frame-ancestors 'self'; "

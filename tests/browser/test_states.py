@@ -17,9 +17,8 @@ from selenium.webdriver.common.keys import Keys
 from ..sweeps import needs_all
 from ..world import World
 from .conftest import IN_SANDBOXES, KERNEL
-from .lab import LabPage, LabServer
+from .lab import EXPOSED, LabPage, LabServer
 from .looking import (
-    EXPOSED,
     POPUP,
     SIDEBAR,
     STATUS,
