@@ -8,6 +8,7 @@ error, too, and ``scripts/test`` runs it beside the suite.
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import json
 import re
@@ -24,6 +25,7 @@ from gvisor_kernel.cli.main import make_parser
 from gvisor_kernel.config.settings import SETTINGS, find_own_settings
 from gvisor_kernel.server.handlers import OPENAPI
 
+from .source import MODULES, tree_of
 from .world import PROJECT
 
 DOCS = PROJECT / "docs"
@@ -127,6 +129,44 @@ def test_every_page_begins_with_a_title() -> None:
         assert path.read_text().startswith(("# ", "<!-- from: ")), path
 
 
+@pytest.mark.parametrize(
+    ("page", "messages"),
+    [
+        (
+            "wrong.md",
+            (
+                "This kernel has no network",
+                "The program runsc (gVisor) is not installed",
+                "is a symbolic link",
+                "was replaced by another file while the kernel started",
+                "the machine has too much to do",
+                "The kernel's sandbox is gone",
+                "ended unexpectedly",
+                "gvisor-kernel install --update --name",
+                "; its limit is",
+            ),
+        ),
+        ("howto/packages.md", ("pip finds no packages, as this kernel has no network for them",)),
+    ],
+)
+def test_a_message_is_found_on_the_page_that_explains_it(
+    page: str, messages: tuple[str, ...]
+) -> None:
+    nodes = (node for path in MODULES for node in ast.walk(tree_of(path)))
+    said = [node.value for node in nodes if isinstance(node, ast.Constant)]
+    for message in messages:
+        assert message in (DOCS / page).read_text()
+        assert any(isinstance(text, str) and message in text for text in said), message
+
+
+def test_a_search_for_pip_install_finds_its_page_first() -> None:
+    """The site's search ranks words of a title above all others."""
+    titles = {path: path.read_text().partition("\n")[0] for path in PAGES}
+    assert [path for path, title in titles.items() if "pip install" in title] == [
+        DOCS / "howto/packages.md"
+    ]
+
+
 def anchors(text: str) -> set[str]:
     """Return the anchors that GitHub gives to the headings of a page."""
     found: set[str] = set()
@@ -175,7 +215,7 @@ def test_dead_links_are_seen() -> None:
 def test_a_copied_page_links_to_pages_of_the_site() -> None:
     text = pages.for_the_site("<!-- from: ../README.md -->\nx\n", "readme", DOCS, {})
     assert text.startswith("# gvisor-kernel")
-    assert "](settings.md#packages)" in text
+    assert "](settings.md)" in text
     assert "](changes.md)" in text
     assert "](../notebooks/bash.ipynb)" in text
     assert "](docs/" not in text

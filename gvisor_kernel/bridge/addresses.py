@@ -56,6 +56,8 @@ class KernelIdentity:
     memory_limit: int
     idle_stop: bool = False
     """True if the sandbox may be stopped while the kernel is idle."""
+    kernelspec: str = ""
+    """Path of the kernel.json that decides its memory limit; empty if none is known."""
 
 
 # by path: below the state directory, whose parents only this user can change

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from gvisor_kernel.bridge.addresses import KernelIdentity
 from gvisor_kernel.bridge.limits import MemoryWatch
 from gvisor_kernel.bridge.wire import WireMessage, new_message
 from gvisor_kernel.link.frames import Part
@@ -20,10 +21,10 @@ from gvisor_kernel.shown_text import describe_size
 DeathKind: TypeAlias = Literal["memory", "sandbox", "signal", "exit"]
 """The cause of a kernel's death: over its memory limit, with its sandbox, by a signal, by an exit
 of its own."""
+COMMAND = "gvisor-kernel install --update --name NAME --set memory_limit={more}"
 RAISE_SETTING = (
-    "To allow more, raise the setting memory_limit (for example c.GVisorProvisioner.memory_limit ="
-    ' "{more}" in Jupyter\'s configuration, or memory_limit in the kernelspec), and restart the'
-    " kernel."
+    "To allow more, raise the setting memory_limit in Jupyter's configuration, if that sets it, or"
+    f" type: {COMMAND} (NAME: the kernelspec's), and restart the kernel."
 )
 """Advice where a person has Jupyter's settings. ``{more}``: twice the limit."""
 
@@ -69,6 +70,18 @@ def find_loss(reason: str, memory: MemoryWatch | None, panic: str = "") -> Death
     return Death("sandbox", loss=reason, panic=panic)
 
 
+def advise_more_memory(identity: KernelIdentity) -> str:
+    """Return the advice to somebody whose kernel needs more memory, in the place of RAISE_SETTING.
+
+    It names the command for the kernel's own kernelspec, and the file that it changes.
+    """
+    if not identity.kernelspec:
+        return RAISE_SETTING
+    command = COMMAND.replace("NAME", identity.name)
+    file = identity.kernelspec.replace("{", "{{").replace("}", "}}")
+    return f"To allow more, type: {command} (it changes {file}), and restart the kernel."
+
+
 def describe_death(death: Death, more_memory: str = RAISE_SETTING) -> str:
     """Return why a kernel died, as sentences. ``more_memory``: the advice, as RAISE_SETTING."""
     if death.kind == "memory":
@@ -76,7 +89,8 @@ def describe_death(death: Death, more_memory: str = RAISE_SETTING) -> str:
             f"The kernel used {describe_size(death.used)} of memory; its limit is"
             f" {describe_size(death.limit)}. It was ended. "
         )
-        return (fact + more_memory.format(more=describe_size(2 * death.limit))).rstrip()
+        more = describe_size(2 * death.limit).replace(" ", "")  # one word of a command
+        return (fact + more_memory.format(more=more)).rstrip()
     if death.kind == "sandbox":
         words = f' gVisor failed with "{death.panic}".' if death.panic else ""
         return f"The kernel's sandbox is gone: {death.loss.removesuffix('.')}.{words}"
@@ -108,12 +122,11 @@ def describe_status(status: int) -> str:
     return f"by signal {-status}"
 
 
-def make_death_messages(death: Death, parent: Part) -> list[WireMessage]:
+def make_death_messages(reason: str, parent: Part) -> list[WireMessage]:
     """Return the messages that end a cell whose kernel died: an error, then idle.
 
-    ``parent`` is the raw header of the cell's request.
+    ``reason``: why, as sentences. ``parent`` is the raw header of the cell's request.
     """
-    reason = describe_death(death)
     content = {
         "ename": "KernelDied",
         "evalue": reason,

@@ -21,7 +21,7 @@ import zmq
 
 from gvisor_kernel.bridge.addresses import Address, KernelIdentity
 from gvisor_kernel.bridge.clients import ClientSockets, OnSent
-from gvisor_kernel.bridge.deaths import Death, make_death_messages, make_note
+from gvisor_kernel.bridge.deaths import make_death_messages, make_note
 from gvisor_kernel.bridge.doors import NOTHING, AllowedEffects, guard, read_request
 from gvisor_kernel.bridge.queues import ClientMessage, Lane, RenewalRequest, WaitingMessages
 from gvisor_kernel.bridge.records import Records
@@ -148,10 +148,10 @@ class Exchange:
         """Read clients' sockets again, as there is room for messages."""
         self._clients.resume_reading()
 
-    def show_death(self, death: Death) -> None:
-        """Show ``death`` as an error in the cell that was running."""
+    def show_death(self, reason: str) -> None:
+        """Show why the kernel died as an error in the cell that was running."""
         if self._pending:
-            for message in make_death_messages(death, next(iter(self._pending.values()))):
+            for message in make_death_messages(reason, next(iter(self._pending.values()))):
                 self._publish(message)
 
     def show_wait(self, text: str) -> None:

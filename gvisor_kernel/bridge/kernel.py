@@ -88,7 +88,7 @@ class KernelBridge:
             *(identity, self._exchange, self._records, sharing),
             *(self._on_event, self._on_link_end),
         )
-        self.run = KernelRun(identity.name, self._exchange, self._attached, self._records)
+        self.run = KernelRun(identity, self._exchange, self._attached, self._records)
         """The kernel that starts, runs or has ended."""
         self.service = ServiceCalls(self._send_service, self._find_queued)
         """Files and commands in the sandbox, while a kernel runs."""

@@ -10,9 +10,11 @@ import logging
 import time
 from collections.abc import Callable
 
+from gvisor_kernel.bridge.addresses import KernelIdentity
 from gvisor_kernel.bridge.attached_sandbox import AttachedSandbox
 from gvisor_kernel.bridge.deaths import (
     Death,
+    advise_more_memory,
     describe_death,
     describe_status,
     find_death,
@@ -89,7 +91,11 @@ class KernelRun:
     """
 
     def __init__(
-        self, name: str, exchange: Exchange, attached: AttachedSandbox, records: Records
+        self,
+        identity: KernelIdentity,
+        exchange: Exchange,
+        attached: AttachedSandbox,
+        records: Records,
     ) -> None:
         self.number = 0
         """The number by which the guest knows this run."""
@@ -110,7 +116,7 @@ class KernelRun:
         """True if a death is logged as a warning; False where a command reports it as its error."""
         self.on_death: Callable[[Death], None] | None = None
         """Called with each death; must not raise."""
-        self._name = name
+        self._identity = identity
         self._exchange = exchange
         self._attached = attached
         self._records = records
@@ -157,13 +163,13 @@ class KernelRun:
 
     def _report_death(self, death: Death) -> None:
         """Log why the kernel died, if wanted, and show it in the cell that was running."""
-        self.death, reason = death, describe_death(death)
+        self.death, reason = death, describe_death(death, advise_more_memory(self._identity))
         if self.logs_death:
-            line = self._deaths.admit(f"{self._name}: {reason}")
+            line = self._deaths.admit(f"{self._identity.name}: {reason}")
             if line is not None:
                 log.warning("%s", line)
         self._records.note(reason)
-        self._exchange.show_death(death)
+        self._exchange.show_death(reason)
         if self.on_death is not None:
             self.on_death(death)
 

@@ -35,10 +35,14 @@ def add_install(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_install)
     add_place(parser)
     parser.add_argument(
+        "--update",
+        action="store_true",
+        help="keep the settings and names of the installed kernelspec, but for what is named here",
+    )
+    parser.add_argument(
         "--language",
         choices=("python", "bash", "typescript", "java"),
-        default="python",
-        help="the language of the kernel (default: %(default)s). Kernels of other languages have to"
+        help="the language of the kernel (default: python). Kernels of other languages have to"
         " be installed in this environment, or in the image: see docs/languages.md",
     )
     parser.add_argument(

@@ -35,11 +35,13 @@ from gvisor_kernel.jupyter.default_provisioner import (
 )
 from gvisor_kernel.jupyter.kernelspecs import (
     PROVISIONER,
+    Kernelspec,
     check_destination,
     find_broken_kernelspecs,
     find_destination,
     find_first,
     find_kernelspecs,
+    find_place,
     install_kernelspec,
     is_ours,
     is_searched,
@@ -161,8 +163,22 @@ def find_settings(arguments: argparse.Namespace) -> dict[str, object]:
     return settings
 
 
+def find_installed(name: str, place: tuple[bool, str | None] | None) -> Kernelspec:
+    """Return the kernelspec ``name`` in ``place``, or the one that Jupyter uses.
+
+    :raises KernelspecError: when there is none of gvisor-kernel
+    """
+    for kernelspec in find_kernelspecs(find_destination(*place) if place else None):
+        if kernelspec.name == name:
+            return kernelspec
+    raise KernelspecError(
+        f"There is no kernelspec {name!r} of gvisor-kernel to update.",
+        "install it without --update, or name one of `jupyter kernelspec list`: --name NAME.",
+    )
+
+
 def find_requirements(
-    arguments: argparse.Namespace, settings: Mapping[str, object]
+    arguments: argparse.Namespace, language: str, settings: dict[str, object]
 ) -> tuple[str, ...]:
     """Return the requirements of ``--with``; none without it.
 
@@ -170,12 +186,14 @@ def find_requirements(
     """
     if not arguments.packages:
         return ()
-    if arguments.language != "python":
+    if language != "python":
         raise KernelspecError(
-            f"--with installs Python packages, and a kernel in {arguments.language.title()} does"
+            f"--with installs Python packages, and a kernel in {language.title()} does"
             " not import them.",
             "leave out --with, or --language.",
         )
+    if arguments.update:
+        settings.pop("packages", None)
     if "packages" in settings:
         raise GvisorKernelError(
             "The setting packages is given twice.", "leave out --set packages=…, or --with."
@@ -218,10 +236,18 @@ def install(arguments: argparse.Namespace) -> int:
     """
     user, prefix = choose_place(arguments) or default_place()
     settings = find_settings(arguments)
-    template = f"gvisor-{arguments.language}"
-    name = template if arguments.name is None else arguments.name
+    language = arguments.language or "python"
+    name = f"gvisor-{language}" if arguments.name is None else arguments.name
+    display_name = arguments.display_name
+    if arguments.update:
+        old = find_installed(name, choose_place(arguments))
+        user, prefix = find_place(old.directory)
+        language = arguments.language or old.language
+        display_name = display_name or old.display_name
+        settings = {**old.settings, **settings}
+    template = f"gvisor-{language}"
     destination = check_destination(user, prefix, name)
-    requirements = find_requirements(arguments, settings)
+    requirements = find_requirements(arguments, language, settings)
     planned = {"packages": {"requirements": requirements, "environment": "0" * 64}}
     all_settings = {**template_settings(template), **settings}
     check_kernel({**all_settings, **(planned if requirements else {})})
@@ -239,7 +265,7 @@ def install(arguments: argparse.Namespace) -> int:
             user=user,
             prefix=prefix,
             name=name,
-            display_name=arguments.display_name,
+            display_name=display_name,
             settings=settings,
             template=template,
         )

@@ -35,7 +35,7 @@ class Door:
 
 
 JUPYTER = Door(
-    "set c.GVisorProvisioner.egress to give it packages or an API",
+    "on the host, type: gvisor-kernel install --update --egress packages, and start it again",
     'c.GVisorProvisioner.egress = ["NAME"], or gvisor-kernel install --egress NAME,',
 )
 PROGRAM = Door(

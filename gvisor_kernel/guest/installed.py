@@ -17,8 +17,13 @@ import importlib.util
 import os
 import shlex
 import site
+import subprocess
 import sys
 from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+from gvisor_kernel.guest.refusals import REMEDY
+from gvisor_kernel.link.streams import EGRESS_PORT
 
 VARIABLE = "GVISOR_KERNEL_PACKAGES"
 """Names the directory of the environment. A kernel without it has none."""
@@ -26,6 +31,9 @@ SETTING = "GVISOR_KERNEL_ENVIRONMENT"
 """Names the directory of the packages of the setting ``packages``, which is read-only."""
 ABI_FILE = "abi"
 """File there with the ending of the names of the extension modules that were installed."""
+NO_INDEX = f"http://127.0.0.1:{EGRESS_PORT}/simple"
+NOT_FOUND = "(from versions: none)"
+"""In pip's line about a package of which its index, or no index, has any version."""
 HOST_PTH = "_gvisor_kernel_image.pth"
 WHEELS = ("/usr/share/python-wheels",)
 """Folders in which distributions keep the wheel of pip that ensurepip uses."""
@@ -78,6 +86,47 @@ def activate(environment: MutableMapping[str, str]) -> None:
     # Not the image's: it would install into the image, and multiprocessing would not import what
     # the kernel imports.
     sys.executable = os.path.join(root, "bin", "python")
+
+
+def explain_pip(shell: Any) -> None:
+    """Let ``%pip install`` without a route to packages say so in one sentence, as pip cannot.
+
+    pip itself still runs: it may need no network. ``shell``: IPython's of the kernel.
+    """
+    usual = shell.find_line_magic("pip")
+
+    def pip(line: str) -> None:
+        if os.environ.get(VARIABLE) or line.split()[:1] not in (["install"], ["download"]):
+            usual(line)
+            return
+        command = ["/bin/sh", "-c", f"{shlex.quote(sys.executable)} -m pip {line}"]
+        # The address refuses at once. By pip's own one, the cell would tell of a refused tunnel.
+        variables = {**os.environ, "PIP_INDEX_URL": NO_INDEX, "PIP_RETRIES": "0"}
+        has_failed = False
+        with subprocess.Popen(
+            command,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+        ) as process:
+            assert process.stdout is not None
+            for text in process.stdout:
+                has_failed = has_failed or NOT_FOUND in text
+                if not has_failed and NO_INDEX not in text:
+                    print(text, end="")
+        if has_failed:
+            remedy = os.environ.get(REMEDY) or "add packages to its setting egress"
+            print(
+                "gvisor-kernel: pip finds no packages, as this kernel has no network for them;"
+                f" {remedy}.",
+                file=sys.stderr,
+            )
+
+    if usual is not None:
+        shell.register_magic_function(pip, "line", "pip")
 
 
 def site_directory(root: str) -> str:

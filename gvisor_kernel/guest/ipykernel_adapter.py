@@ -26,6 +26,7 @@ from typing import Any, Callable
 
 import zmq
 
+from gvisor_kernel.guest import installed
 from gvisor_kernel.guest import ipykernel_shortcuts as shortcuts
 from gvisor_kernel.guest.cell_hooks import CellImports, UnkeptFiles
 from gvisor_kernel.guest.direct import DirectLink
@@ -135,6 +136,7 @@ class Adapter:
         if hasattr(getattr(kernel, "shell", None), "events"):
             kernel.shell.events.register("post_run_cell", UnkeptFiles(kernel).after_cell)
             kernel.shell.events.register("post_run_cell", CellImports().after_cell)
+            installed.explain_pip(kernel.shell)
         self._to_main = shortcuts.MainThreadRoute(kernel, IDENTITY)
         install_wake_handler()
         self.link.on_signal = partial(wake_after_interrupt, later=self.link.run_later)

@@ -60,6 +60,11 @@ def is_stopped(pid: int) -> bool:
     return _read_stat(pid)[:1] == ["T"]
 
 
+def is_in_disk_wait(pid: int) -> bool:
+    """Return whether ``pid`` waits inside the kernel for a device or a file system."""
+    return _read_stat(pid)[:1] == ["D"]
+
+
 def _read_stat(pid: int) -> list[str]:
     """Return the fields of /proc/PID/stat from the state on; empty if there is no such process."""
     try:

@@ -43,6 +43,7 @@ class Kernelspec:
     argv: tuple[str, ...]
     interpreter: str | None
     settings: Mapping[str, object]
+    language: str
 
 
 def find_template(name: str = DEFAULT_NAME) -> Path:
@@ -176,6 +177,20 @@ def find_destination(user: bool, prefix: str | None) -> Path:
     return Path(SYSTEM_JUPYTER_PATH[0], "kernels")
 
 
+def find_place(directory: Path) -> tuple[bool, str | None]:
+    """Return (user, prefix) of an installed kernelspec's folder, for ``find_destination``.
+
+    :raises KernelspecError: when it lies elsewhere, as in a folder of JUPYTER_PATH
+    """
+    folder = directory.parent
+    for place in ((True, None), (False, None), (False, str(folder.parent.parent.parent))):
+        if find_destination(*place) == folder:
+            return place
+    raise KernelspecError(
+        f"{directory} is not where an install writes.", "change its kernel.json yourself."
+    )
+
+
 def make_manager() -> KernelSpecManager:
     """Return a kernelspec manager that logs errors only."""
     quiet = logging.getLogger(__name__)
@@ -223,6 +238,7 @@ def read_kernelspec(directory: Path) -> Kernelspec:
             argv=argv,
             interpreter=find_interpreter(argv),
             settings=dict(provisioner.get("config") or {}),
+            language=str(document.get("language", "")),
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise KernelspecError(

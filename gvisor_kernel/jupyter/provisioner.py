@@ -112,6 +112,7 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
                 signature_scheme=manager.session.signature_scheme if manager else "hmac-sha256",
                 memory_limit=spec.memory_limit,
                 idle_stop=spec.idle_stop,
+                kernelspec=self._find_file(),
             ),
             address=self._choose_address(spec),
             argv=argv,
@@ -140,6 +141,13 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
             return ()
         check_exposure(routes.values(), spec, folder)
         return choose_routes(spec.egress, routes)
+
+    def _find_file(self) -> str:
+        """Return the path of the kernel.json that decides the memory limit; empty if none does."""
+        folder = getattr(self.kernel_spec, "resource_dir", "")
+        if not folder or "memory_limit" in self.config.get("GVisorProvisioner", {}):
+            return ""
+        return str(Path(folder, "kernel.json"))
 
     def _own_key(self) -> bytes:
         """Return the key of a kernel without a manager. It stays the same across restarts."""

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from gvisor_kernel.bridge.deaths import Death, describe_death, find_death, find_loss
+from gvisor_kernel.bridge.addresses import KernelIdentity
+from gvisor_kernel.bridge.deaths import (
+    Death,
+    advise_more_memory,
+    describe_death,
+    find_death,
+    find_loss,
+)
 
-RAISE = 'raise the setting memory_limit (for example c.GVisorProvisioner.memory_limit = "2 GiB" in'
+RAISE = "type: gvisor-kernel install --update --name NAME --set memory_limit=2GiB (NAME: the"
 
 
 @pytest.mark.parametrize(
@@ -31,5 +38,16 @@ def test_a_death_says_how_and_what_to_do(death: Death, text: str) -> None:
 
 def test_the_edge_says_how_to_get_more_memory() -> None:
     death = Death("memory", used=2 << 30, limit=1 << 30)
-    assert describe_death(death, "Take {more}.").endswith("It was ended. Take 2 GiB.")
+    assert describe_death(death, "Take {more}.").endswith("It was ended. Take 2GiB.")
     assert describe_death(death, "").endswith("It was ended.")
+
+
+def test_the_command_names_the_kernels_own_kernelspec() -> None:
+    death = Death("memory", used=2 << 30, limit=1 << 30)
+    known = KernelIdentity("my-k", b"", "hmac-sha256", 1 << 30, kernelspec="/a {b}/kernel.json")
+    assert describe_death(death, advise_more_memory(known)).endswith(
+        "To allow more, type: gvisor-kernel install --update --name my-k --set memory_limit=2GiB"
+        " (it changes /a {b}/kernel.json), and restart the kernel."
+    )
+    unknown = KernelIdentity("my-k", b"", "hmac-sha256", 1 << 30)
+    assert RAISE in describe_death(death, advise_more_memory(unknown))

@@ -20,7 +20,6 @@ from jupyter_client.session import Session
 
 from gvisor_kernel.bridge import wire
 from gvisor_kernel.bridge.addresses import Address, KernelIdentity
-from gvisor_kernel.bridge.deaths import Death
 from gvisor_kernel.bridge.exchange import Exchange, _check_and_sign
 from gvisor_kernel.bridge.queues import MAX_INLINE, Lane
 from gvisor_kernel.bridge.records import Records
@@ -209,7 +208,7 @@ def test_death_is_shown_after_kernel_output(
             bench.send_as_kernel(Channel.IOPUB, "stream", 7, LARGE)
             bench.send_as_kernel(Channel.SHELL, "execute_reply", 1, LARGE, to=b"gone")
             await bench.exchange.drain(SECONDS, clients=False)
-            bench.exchange.show_death(Death("exit", status=3))
+            bench.exchange.show_death("The kernel ended.")
             kinds = [(m.kind, m.parent_id) for m in [await receive(client) for _ in range(3)]]
             assert kinds == [("stream", "7"), ("error", "2"), ("status", "2")]
 

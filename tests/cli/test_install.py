@@ -70,6 +70,38 @@ def test_second_install_replaces_settings(data_dir: Path) -> None:
     }
 
 
+def test_an_update_keeps_what_it_does_not_name(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["--set", "memory_limit=1G", "--set", "cpu_shares=9", "--display-name", "One"]
+    main(["install", "--user", "--name", "gk-one", "--language", "bash", *chosen])
+    directory = data_dir / "kernels/gk-one"
+    before = read_kernelspec(directory)
+    update = ["install", "--update", "--name", "gk-one"]
+    assert main([*update, "--memory", "8G", "--set", "pids_limit=99"]) == 0
+    after = read_kernelspec(directory)
+    assert after.settings == {**before.settings, "memory_limit": "8G", "pids_limit": 99}
+    assert (after.display_name, after.language) == ("One", "bash")
+    assert main(update) == 0
+    assert read_kernelspec(directory) == after
+    assert main([*update, "--set", "memory_limit=1 apple"]) == 1
+    assert read_kernelspec(directory) == after
+    prefix = ["--prefix", str(tmp_path / "other")]
+    assert main([*update, *prefix]) == 1
+    assert "no kernelspec 'gk-one' of gvisor-kernel to update" in capsys.readouterr().err
+
+
+def test_an_update_changes_no_kernelspec_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as one in a folder of JUPYTER_PATH, to which an install does not write."""
+    main(["install", "--prefix", str(tmp_path), "--name", "gk-one"])
+    (tmp_path / "share/jupyter").rename(tmp_path / "mine")
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "mine"))
+    assert main(["install", "--update", "--name", "gk-one", "--memory", "8G"]) == 1
+    assert "change its kernel.json yourself" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("setting", ["memory_limit=1 apple", "memroy_limit=1G", "memory_limit"])
 def test_wrong_setting_installs_nothing(
     data_dir: Path, setting: str, capsys: pytest.CaptureFixture[str]

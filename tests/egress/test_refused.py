@@ -29,6 +29,7 @@ def test_a_cell_shows_which_tunnel_was_refused_and_why(
     monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path))
     with Sandbox(egress=egress, memory="1G", spare=False) as sandbox:
         run = sandbox.run(CODE)
+        installing = sandbox.run("%pip install tqdm-that-nobody-has numpy")
     assert run.error is None
     if egress:
         reason = "gvisor-kernel: no egress route of this kernel allows one.example:443"
@@ -40,3 +41,20 @@ def test_a_cell_shows_which_tunnel_was_refused_and_why(
     assert first == f"Refused: one.example:443: {reason}."
     assert len(more) == (0 if egress else 1)
     assert run.stderr.replace("\n", "").isprintable()
+    # pip's own words are a warning with an exception's text, and two errors without a reason.
+    (line,) = installing.stderr.splitlines()
+    told = "add packages to its setting egress" if egress else reason.partition("; ")[2]
+    assert line == (
+        "gvisor-kernel: pip finds no packages, as this kernel has no network for them; "
+        + told
+        + "."
+    )
+    assert "ERROR" not in installing.stdout
+
+
+def test_pip_runs_where_it_needs_no_network() -> None:
+    with Sandbox(memory="1G", spare=False) as sandbox:
+        run = sandbox.run("%pip install pip\n%pip --version")
+        assert "already satisfied: pip" in run.stdout
+        assert "from /" in run.stdout
+        assert not run.stderr

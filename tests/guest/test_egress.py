@@ -399,12 +399,12 @@ def test_each_request_is_told_why(closed_port: Port, request_bytes: bytes) -> No
     reader = ask(closed_port, request_bytes)
     head, _, body = reader.data.partition(b"\r\n\r\n")
     assert head.startswith(
-        b"HTTP/1.1 403 This kernel has no network; set c.GVisorProvisioner.egress to give it"
-        b" packages or an API\r\n"
+        b"HTTP/1.1 403 This kernel has no network; on the host, type: gvisor-kernel install"
+        b" --update --egress packages, and start it again\r\n"
     )
     assert f"Content-Length: {len(body)}".encode() in head
     assert b"Connection: close" in head
-    assert b"c.GVisorProvisioner.egress" in body
+    assert b"install --update --egress packages" in body
     assert b"docs/egress.md" in body
     assert reader.error == 0
     assert closed_port.events == []

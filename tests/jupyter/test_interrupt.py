@@ -64,6 +64,9 @@ def test_interrupt_ends_cell(
     interruptible: tuple[KernelManager, BlockingKernelClient], code: str
 ) -> None:
     manager, client = interruptible
+    assert manager.kernel_spec is not None
+    if code is REGEX and manager.kernel_spec.interrupt_mode == "message":
+        pytest.skip("no thread of ipykernel can read a message while re holds the GIL")
     msg_id = client.execute(code)
     wait_for_text(client, "running")
     manager.interrupt_kernel()

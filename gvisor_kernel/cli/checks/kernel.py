@@ -9,11 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from jupyter_core.utils import ensure_event_loop
+from traitlets import TraitError
 
 from gvisor_kernel.bridge import Address, KernelIdentity
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, LaunchError
 from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs
+from gvisor_kernel.jupyter.plan_factory import make_provisioner, read_configuration
 from gvisor_kernel.kernel.client import OwnClient, connect, new_key, wait_for_reply
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.session import SandboxedKernel
@@ -110,16 +112,27 @@ def _check_idle(kernel: SandboxedKernel) -> list[Check]:
         shares.append((_cpu_seconds(pid) - before) / (time.monotonic() - since))
     share = max(min(shares), 0.0)
     fact = f"the sandbox of an idle kernel uses {100 * share:.1f} % of a CPU"
-    if share > MAX_IDLE_SHARE:
-        return [
-            warning(
-                f"{fact}; with a current gVisor it is less than {100 * MAX_IDLE_SHARE:.0f} %",
-                "nothing has to be done unless idle_stop is false: by default, idle kernels are"
-                " paused and use no CPU",
-                name="idle kernel",
-            )
-        ]
-    return [ok(fact, name="idle kernel")]
+    names = _find_never_paused() if share > MAX_IDLE_SHARE else []
+    if not names:
+        return [ok(f"{fact} until it is paused", name="idle kernel")]
+    return [
+        warning(
+            f"{fact}, and kernels of {', '.join(names)} are never paused, as idle_stop is false",
+            "set idle_stop to true, or use a current gVisor, with which it is less than"
+            f" {100 * MAX_IDLE_SHARE:.0f} %",
+            name="idle kernel",
+        )
+    ]
+
+
+def _find_never_paused() -> list[str]:
+    """Return the names of the kernelspecs whose idle kernels are not paused."""
+    found, config = [], read_configuration()
+    for kernelspec in find_kernelspecs():
+        with suppress(GvisorKernelError, TraitError):  # other checks tell of a wrong setting
+            if not make_provisioner(kernelspec.settings, config).sandbox_spec().idle_stop:
+                found.append(kernelspec.name)
+    return found
 
 
 def _cpu_seconds(pid: int) -> float:

@@ -32,10 +32,9 @@ from typing import TypeVar
 import gvisor_kernel
 from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.errors import LaunchError
-from gvisor_kernel.host import commands, enter, mounts
+from gvisor_kernel.host import commands, enter, mounts, processes
 from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.host.locks import ThreadLock
-from gvisor_kernel.host.processes import SUBUID_BASE
 from gvisor_kernel.host.stage import (
     Source,
     attach,
@@ -52,7 +51,8 @@ COVERED = ("/mnt", "/media", "/srv", "/boot", "/opt")
 """Directories that every Linux system has. One of them is covered in the private namespace. What is
 below it is bound before that, so only its name is lost."""
 ENTER_SECONDS = 30.0
-"""Seconds that the mounts may take: milliseconds, unless a network file system does not answer."""
+"""Seconds that the mounts may take: milliseconds, unless a network file system does not answer or
+the machine is overloaded."""
 MAX_ERROR = 65536
 """Bytes of an error report that are read at once."""
 
@@ -187,7 +187,7 @@ def run_entered(
         finally:
             os.close(write_errors)
         try:
-            _wait_for_entry(errors)
+            _wait_for_entry(errors, started.pid)
         except BaseException:
             commands.kill_group(started)
             started.wait()  # no timeout: the process has ended
@@ -197,8 +197,8 @@ def run_entered(
         os.close(errors)
 
 
-def _wait_for_entry(errors: int) -> None:
-    """Wait until the program runs: its exec closes the pipe.
+def _wait_for_entry(errors: int, pid: int) -> None:
+    """Wait until the program ``pid`` runs: its exec closes the pipe.
 
     :raises LaunchError: when an error comes instead, or nothing within ENTER_SECONDS
     """
@@ -212,12 +212,19 @@ def _wait_for_entry(errors: int) -> None:
         content += data
     else:
         raise LaunchError(
-            f"The sandbox's mounts were not made within {ENTER_SECONDS:g} s.",
-            "check whether one of the folders is on a network file system that does not answer.",
+            f"The sandbox's mounts were not made within {ENTER_SECONDS:g} s.", _explain_wait(pid)
         )
     if content:
         answer = json.loads(content)
         raise LaunchError(answer["fact"], answer["hint"] or find_hint(answer["fact"]))
+
+
+def _explain_wait(pid: int) -> str:
+    """Return what holds up the mounts: a file system, in which the process hangs, or other work."""
+    if processes.is_in_disk_wait(pid):
+        return "check whether one of the folders is on a network file system that does not answer."
+    load = os.getloadavg()[0]
+    return f"the machine has too much to do ({os.cpu_count()} CPUs, load {load:.0f}): try it later."
 
 
 def can_map_owner(folder: Opened) -> bool:
@@ -294,9 +301,9 @@ def _make_namespace(uid: int, gid: int, kernel_id: int) -> int:
             )
         folder = Path(f"/proc/{child.pid}")
         # The gofer makes a file as the sandbox's root, before it changes the owner to the kernel.
-        root = f"{SUBUID_BASE} {SUBUID_BASE} 1\n"
+        root = f"{processes.SUBUID_BASE} {processes.SUBUID_BASE} 1\n"
         for name, owner in (("uid_map", uid), ("gid_map", gid)):
-            more = root if kernel_id and owner != SUBUID_BASE else ""
-            (folder / name).write_text(f"{owner} {SUBUID_BASE + kernel_id} 1\n{more}")
+            more = root if kernel_id and owner != processes.SUBUID_BASE else ""
+            (folder / name).write_text(f"{owner} {processes.SUBUID_BASE + kernel_id} 1\n{more}")
         # by path: the kernel's own file systems, /proc, /sys and /dev
         return os.open(folder / "ns" / "user", os.O_RDONLY | os.O_CLOEXEC)
