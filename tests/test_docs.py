@@ -159,12 +159,22 @@ def test_a_message_is_found_on_the_page_that_explains_it(
         assert any(isinstance(text, str) and message in text for text in said), message
 
 
-def test_a_search_for_pip_install_finds_its_page_first() -> None:
-    """The site's search ranks words of a title above all others."""
+@pytest.mark.parametrize(
+    ("words", "page"),
+    [
+        ("pip install", "howto/packages.md"),
+        ("file not found", "wrong.md"),
+        ("where is my file", "wrong.md"),
+        ("no network", "wrong.md"),
+        ("slow", "wrong.md"),
+        ("it died", "wrong.md"),
+        ("does not start", "wrong.md"),
+    ],
+)
+def test_what_people_search_for_is_a_title(words: str, page: str) -> None:
+    """The site's search ranks words of a page's title above all others."""
     titles = {path: path.read_text().partition("\n")[0] for path in PAGES}
-    assert [path for path, title in titles.items() if "pip install" in title] == [
-        DOCS / "howto/packages.md"
-    ]
+    assert [path for path, title in titles.items() if words in title] == [DOCS / page]
 
 
 def anchors(text: str) -> set[str]:
