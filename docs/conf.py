@@ -37,6 +37,7 @@ html_theme = "furo"
 html_title = f"gvisor-kernel {__version__}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_search_scorer = str(DOCS / "ext/scorer.js")
 html_copy_source = False
 html_show_sphinx = False
 pygments_style = "default"

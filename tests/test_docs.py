@@ -159,12 +159,22 @@ def test_a_message_is_found_on_the_page_that_explains_it(
         assert any(isinstance(text, str) and message in text for text in said), message
 
 
-def test_a_search_for_pip_install_finds_its_page_first() -> None:
-    """The site's search ranks words of a title above all others."""
-    titles = {path: path.read_text().partition("\n")[0] for path in PAGES}
-    assert [path for path, title in titles.items() if "pip install" in title] == [
-        DOCS / "howto/packages.md"
-    ]
+@pytest.mark.parametrize(
+    ("words", "page"),
+    [
+        ("pip install", "howto/packages.md"),
+        ("File not found", "wrong.md"),
+        ("Where is my file", "wrong.md"),
+        ("No network", "wrong.md"),
+        ("It is slow", "wrong.md"),
+        ("It died", "wrong.md"),
+        ("It does not start", "wrong.md"),
+    ],
+)
+def test_what_people_search_for_is_a_heading(words: str, page: str) -> None:
+    """The site's search ranks these above the text, and docs/ext/scorer.js their pages first."""
+    headings = re.compile(rf"^#+ .*{words}", re.MULTILINE)
+    assert [path for path in PAGES if headings.search(path.read_text())] == [DOCS / page]
 
 
 def anchors(text: str) -> set[str]:
