@@ -176,7 +176,7 @@ def check(text: str) -> list[str]:
 def as_slack(text: str) -> str:
     """The message as Slack writes it: ``*bold*``, ``• items``, ``<address|words>``."""
     message, lines = read(text), []
-    for line in [f"## {message.head.get('subject', '')}", *message.body.splitlines()]:
+    for line in [f"## {message.head.get('subject', '')}", "", *message.body.splitlines()]:
         heading, item = re.match(r"#+\s+(.*)", line), ITEM.match(line)
         words = heading[1] if heading else item[1] if item else line
         words = words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
