@@ -45,7 +45,7 @@ LONG = ("agent", "bash", "java")
 """Notebooks that take long, and are tested by tests/api/test_examples.py and
 test_languages.py."""
 MARKS = {
-    "full": [pytest.mark.once, pytest.mark.timeout(2 * 3600)],
+    "full": [pytest.mark.once, pytest.mark.timeout(full_image.BUILD)],
     **dict.fromkeys(LONG, needs_all),
 }
 MISSING = {
@@ -68,15 +68,17 @@ def kernel_name(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> I
     if kernel in ("gvisor-python", "python3"):  # the run's own; a local one that has sandboxes
         yield kernel
         return
-    if name == "full":
-        images = full_image.GIVEN or full_image.build(tmp_path, monkeypatch)
-        monkeypatch.setenv("XDG_DATA_HOME", str(images))
-    choice = ["--image", "full"] if name == "full" else ["--language", name]
-    assert main(["install", "--user", "--name", kernel, *choice, "--set", "snapshot=off"]) == 0
-    yield kernel
-    assert main(["uninstall", "--user", "--name", kernel]) == 0
-    for left in ("data", "graph", "run"):  # pytest would keep 12 GiB of the last three runs
-        shutil.rmtree(tmp_path / left, ignore_errors=True)
+    try:
+        if name == "full":
+            images = full_image.GIVEN or full_image.build(tmp_path)
+            monkeypatch.setenv("XDG_DATA_HOME", str(images))
+        choice = ["--image", "full"] if name == "full" else ["--language", name]
+        installing = ["install", "--user", "--name", kernel, *choice, "--set", "snapshot=off"]
+        assert main(installing) == 0
+        yield kernel
+        assert main(["uninstall", "--user", "--name", kernel]) == 0
+    finally:
+        full_image.remove(tmp_path)
 
 
 # nbclient calls it for kernels whose dates have an unusual format, as these have.
