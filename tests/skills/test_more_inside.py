@@ -9,6 +9,7 @@ from __future__ import annotations
 import email
 import email.policy
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -287,7 +288,11 @@ def test_a_bundled_page_runs_in_a_browser(folder: Path, tmp_path: Path) -> None:
         pytest.skip("no Chromium, or the test that bundles the page did not run")
     command = ["chromium", "--headless", "--no-sandbox", f"--user-data-dir={tmp_path}"]
     command += ["--dump-dom", str(folder / "outputs/odd.html")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=scale_seconds(60))
+    # Chromium leaves files in HOME and XDG_RUNTIME_DIR.
+    environment = {**os.environ, "HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=scale_seconds(60), env=environment
+    )
     assert "Sales by month &lt;/script&gt;&lt;!-- &lt;script&gt;</h1>" in done.stdout
     assert '<p aria-live="polite">May: 1,250 EUR</p>' in done.stdout
 
