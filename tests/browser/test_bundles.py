@@ -12,7 +12,7 @@ from .lab import LabPage
 from .test_outputs import choose, page_has, run_command
 
 pytestmark = [
-    *([IN_SANDBOXES] if not isinstance(IN_SANDBOXES, list) else IN_SANDBOXES),
+    *IN_SANDBOXES,
     pytest.mark.skipif(shutil.which("esbuild") is None, reason="no esbuild: apt-get install it"),
 ]
 BUNDLE = """
