@@ -1,13 +1,11 @@
 """Runs each notebook of the project by nbclient, in the kernelspec that it names.
 
-``scripts/demo`` runs the tour. The notebook of the image ``full`` needs ``GK_TEST_IMAGES``: a
-folder to use as XDG_DATA_HOME, in which that image was built. Building it takes minutes, 3 GiB and
-the distribution's packages.
+``scripts/demo`` runs the tour. ``scripts/test --all`` builds the image ``full`` for its notebook,
+unless ``GK_TEST_IMAGES`` names a folder, used as XDG_DATA_HOME, in which it was built.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -20,6 +18,7 @@ from nbclient import NotebookClient
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.kernel.command import host_path
 
+from ..images import full_image
 from ..sweeps import needs_all
 from ..world import PROJECT
 from .helpers import SANDBOXED
@@ -31,7 +30,13 @@ KEPT = {
     "agent": {"revenue.png": PNG, "revenue.xlsx": ZIP},
     "bash": {"library.tgz": b"\x1f\x8b"},
     "data-analysis": {"correlation.png": PNG, "growth.png": PNG, "summary.csv": b",years,growth"},
-    "full": {"page.png": PNG, "report.docx": ZIP, "report.pdf": b"%PDF-", "report.png": PNG},
+    "full": {
+        "page.png": PNG,
+        "petals.html": b"<!doctype html>",
+        "report.docx": ZIP,
+        "report.pdf": b"%PDF-",
+        "report.png": PNG,
+    },
     "java": {"mandelbrot.png": PNG},
     "typescript": {"epidemic.svg": b"<svg "},
 }
@@ -39,10 +44,13 @@ KEPT = {
 LONG = ("agent", "bash", "java")
 """Notebooks that take long, and are tested by tests/api/test_examples.py and
 test_languages.py."""
-IMAGES = os.environ.get("GK_TEST_IMAGES", "")
+MARKS = {
+    "full": [pytest.mark.once, pytest.mark.timeout(full_image.BUILD)],
+    **dict.fromkeys(LONG, needs_all),
+}
 MISSING = {
     "bash": not find_spec("bash_kernel") and "bash_kernel is not installed",
-    "full": not IMAGES and "GK_TEST_IMAGES names no folder with the image full",
+    "full": full_image.why_not(),
     "java": not (find_spec("jjava") and shutil.which("java", path=host_path("/usr/bin/python3")))
     and "jjava, the kernel of Java, or java itself is not installed",
     "typescript": not find_spec("deno") and "deno, the kernel of TypeScript, is not installed",
@@ -51,7 +59,7 @@ PLAIN = {"application/json", "image/png", "image/svg+xml", "text/html", "text/pl
 
 
 @pytest.fixture
-def kernel_name(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def kernel_name(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     """The kernelspec that a notebook names, installed as users do, but without snapshots."""
     if reason := MISSING.get(name):
         pytest.skip(reason)
@@ -60,19 +68,22 @@ def kernel_name(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     if kernel in ("gvisor-python", "python3"):  # the run's own; a local one that has sandboxes
         yield kernel
         return
-    if name == "full":
-        monkeypatch.setenv("XDG_DATA_HOME", IMAGES)
-    choice = ["--image", "full"] if name == "full" else ["--language", name]
-    assert main(["install", "--user", "--name", kernel, *choice, "--set", "snapshot=off"]) == 0
-    yield kernel
-    assert main(["uninstall", "--user", "--name", kernel]) == 0
+    try:
+        if name == "full":
+            images = full_image.GIVEN or full_image.build(tmp_path)
+            monkeypatch.setenv("XDG_DATA_HOME", str(images))
+        choice = ["--image", "full"] if name == "full" else ["--language", name]
+        installing = ["install", "--user", "--name", kernel, *choice, "--set", "snapshot=off"]
+        assert main(installing) == 0
+        yield kernel
+        assert main(["uninstall", "--user", "--name", kernel]) == 0
+    finally:
+        full_image.remove(tmp_path)
 
 
 # nbclient calls it for kernels whose dates have an unusual format, as these have.
 @pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=needs_all) if n in LONG else n for n in KEPT]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=MARKS.get(n, ())) for n in KEPT])
 def test_notebook_runs(name: str, kernel_name: str, folder: Path) -> None:
     """Its cells check their results, so a failure raises an error in the notebook."""
     notebook = nbformat.read(PROJECT / "notebooks" / f"{name}.ipynb", as_version=4)
@@ -88,6 +99,15 @@ def test_notebook_runs(name: str, kernel_name: str, folder: Path) -> None:
     }
     assert shown <= PLAIN
     assert any(kind.startswith("image/") for kind in shown) or name == "bash"
+
+
+def test_the_image_full_and_its_notebook_are_those_that_were_last_run() -> None:
+    """Whoever changes one of them builds it, and says so in docs/images.md."""
+    _, made_of = last = full_image.last_built()
+    assert made_of == full_image.digest(), (
+        f"changed since {last}: run {full_image.RUN}, then write the date and the digest"
+        f" {full_image.digest()} into docs/images.md"
+    )
 
 
 def test_each_notebook_is_run_and_has_no_outputs() -> None:

@@ -30,10 +30,10 @@ from gvisor_kernel.skills.package import make_skill
 from ..jupyter.helpers import SANDBOXED, execute, running_kernel
 from ..patience import scale_seconds
 from ..world import PROJECT
+from .inside import SKILLS, follow, run, shell
 
 pytestmark = pytest.mark.skipif(not SANDBOXED, reason="the kernel under test has no sandbox")
 
-SKILLS = PROJECT / "skills"
 SCRIPTS = sorted(SKILLS.glob("*/*/scripts/*.py"))
 OFFICE = shutil.which("soffice")
 MODULES = {
@@ -43,6 +43,7 @@ MODULES = {
     "matplotlib": "matplotlib",
     "pypdf": "pypdf",
     "reportlab": "reportlab",
+    "PIL": "pillow",
 }
 """Modules outside the standard library that the scripts import, and their packages."""
 SERVER = """
@@ -77,34 +78,6 @@ def client(folder: Path) -> Iterator[BlockingKernelClient]:
     with running_kernel(start={"cwd": str(folder)}) as (_, client):
         yield client
     SkillStore.of_user().remove("of-mine")
-
-
-def run(client: BlockingKernelClient, code: str) -> str:
-    """Run ``code`` in the sandbox and return what it printed; fail with its error."""
-    answer = execute(client, code)
-    assert answer.status == "ok", (answer.reply["content"], answer.text)
-    return answer.text
-
-
-def shell(client: BlockingKernelClient, script: str) -> str:
-    """Run a shell script in the sandbox and return what it printed."""
-    return run(
-        client,
-        f"""
-import subprocess
-done = subprocess.run(["bash", "-euc", {script!r}], capture_output=True, text=True)
-print(done.stdout)
-assert done.returncode == 0, done.stdout + done.stderr
-""",
-    )
-
-
-def follow(client: BlockingKernelClient, skill: str) -> list[str]:
-    """Run all examples of a SKILL.md in order, and return what each printed."""
-    text = (SKILLS / skill / "SKILL.md").read_text()
-    examples = re.findall(r"^```(python|sh)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert examples
-    return [(shell if kind == "sh" else run)(client, code) for kind, code in examples]
 
 
 def pdf_text(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
 
@@ -133,3 +134,10 @@ def test_shipped_skills_are_valid(path: Path) -> None:
     assert "Use " in skill.description, "a description says when to use it"
     assert "LICENSE.txt" in skill.files
     assert read_folder(path).digest == skill.digest
+
+
+def test_the_documentation_names_each_shipped_skill() -> None:
+    text = (PROJECT / "docs/skills.md").read_text()
+    named = re.findall(r"^\| `((?:public|examples)/[a-z-]+)` \|", text, re.MULTILINE)
+    assert sorted(named) == sorted(f"{path.parent.name}/{path.name}" for path in SHIPPED)
+    assert len([name for name in named if name.startswith("examples/")]) == 9
