@@ -170,7 +170,9 @@ class SandboxSpec:
         """The folder that the kernel sees read-only at /mnt/user-data/uploads, and
         copy-on-write at /workspace: a path below the notebook's folder, an absolute path, or None
         for an empty folder. The default is the notebook's folder itself; if that is a home
-        directory, or a folder above one, the kernel sees an empty folder.""",
+        directory, or a folder above one, the kernel sees an empty folder. "project": the nearest
+        folder around it with .git, pyproject.toml, environment.yml or .jupyter-project, without
+        hidden files; the kernel works in the notebook's folder inside it.""",
     )
     outputs: str | None = setting(
         "outputs",

@@ -25,7 +25,7 @@ from gvisor_kernel.runtimes.base import (
     Sandbox,
     SnapshotRuntime,
 )
-from gvisor_kernel.runtimes.mounts.folders import are_uploads_covered
+from gvisor_kernel.runtimes.mounts.folders import inspect_uploads
 from gvisor_kernel.snapshots.key import (
     IMPORTED,
     KernelFacts,
@@ -115,12 +115,15 @@ def find_obstacle(plan: KernelPlan) -> str | None:
 
     :raises SettingError: when the uploads cannot be used
     """
-    if are_uploads_covered(plan.spec, plan.request):
+    uploads = inspect_uploads(plan.spec, plan.request)
+    if uploads.covered:
         return (
             "the uploads contain Jupyter's own files, or an environment's with settings, which the"
             " sandbox does not show"
         )
-    if hides_uploads(plan.spec, plan.request.folder):
+    if uploads.within and not _accepts_variables(plan):
+        return "this kernel cannot receive its working directory after a restore"
+    if uploads.has_other or hides_uploads(plan.spec, plan.request.folder):
         return f"the uploads have a file or link {NAME!r}, which a restored sandbox does not show"
     _, later = _split_variables(plan)
     if later and not _accepts_variables(plan):

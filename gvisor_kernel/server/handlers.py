@@ -27,11 +27,14 @@ from gvisor_kernel.errors import (
     StorageError,
 )
 from gvisor_kernel.jupyter.plan_factory import find_spec
+from gvisor_kernel.jupyter.project_choices import remember
+from gvisor_kernel.lab.routes import CLOSED
 from gvisor_kernel.server.doctor import DoctorFailed
 from gvisor_kernel.server.documents import Described, make_sandbox
 from gvisor_kernel.server.kernel_preparer import NotOurs, OutsideRoot
 from gvisor_kernel.server.page_network import TooMany
 from gvisor_kernel.server.recorded import DEFAULT_LINES, MAX_LINES, Kind
+from gvisor_kernel.server.sandboxes import find_choosable
 from gvisor_kernel.server.server_services import ServerServices
 from gvisor_kernel.shown_text import printable
 from gvisor_kernel.strict_json import JsonError, parse_json
@@ -252,6 +255,43 @@ class WarmHandler(Handler):
             raise web.HTTPError(400, "The path is not below the server's root.") from error
         self.set_status(202)
         self.answer({"accepted": accepted})
+
+
+class ProjectsHandler(Handler):
+    """``PUT projects``: what the next kernels of a folder are shown."""
+
+    async def put(self) -> None:
+        if self.settings.get(CLOSED):
+            raise web.HTTPError(403, "This server shows a stranger's notebook the folder alone.")
+        body = self.read_body(MAX_BODY)
+        path, shown = body.get("path"), body.get("shown")
+        if not isinstance(path, str) or not isinstance(shown, bool):
+            raise web.HTTPError(400, "The body must have the text path, and shown: true or false.")
+        try:
+            folder = self.services.preparer.find_folder(path)
+        except OutsideRoot as error:
+            raise web.HTTPError(400, "The path is not below the server's root.") from error
+        root = str(self.services.kernel_manager.root_dir)
+        if not await asyncio.get_running_loop().run_in_executor(
+            self.services.executor, choose_project, folder, root, shown
+        ):
+            raise web.HTTPError(404, "There is no project around this folder that can be shown.")
+        self.note_activity()
+        self.set_status(204)
+        self.finish()
+
+
+def choose_project(folder: Path, root: str, shown: bool) -> bool:
+    """Remember whether kernels of ``folder`` are shown the project around it; return False if there
+    is none. Blocks.
+
+    :raises StateError: when it cannot be remembered
+    """
+    project = find_choosable(str(folder), root) if shown else None
+    if shown and project is None:
+        return False
+    remember(folder, project)
+    return True
 
 
 class TrustHandler(Handler):

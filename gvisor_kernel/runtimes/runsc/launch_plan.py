@@ -25,7 +25,7 @@ from gvisor_kernel.runtimes.runsc.staging import Stage
 from gvisor_kernel.runtimes.state.beginning import Beginning
 from gvisor_kernel.runtimes.state.sweep import lend
 from gvisor_kernel.spec.identity import format_info
-from gvisor_kernel.spec.layout import OUTPUTS, WORKSPACE, Bind, Mount
+from gvisor_kernel.spec.layout import OUTPUTS, UPLOADS, Bind, Mount
 from gvisor_kernel.spec.limits import meminfo
 
 
@@ -49,7 +49,16 @@ class LaunchPlan(Beginning):
         for bind in self.binds:
             if bind.target in self.opened:
                 folder = self.opened[bind.target]
-                sources.append(Source(folder.path, folder.identity, bind.read_only, bind.foreign))
+                hidden = self.inputs.hidden if bind.target == UPLOADS else None
+                sources.append(
+                    Source(
+                        folder.path,
+                        folder.identity,
+                        bind.read_only,
+                        bind.foreign,
+                        tuple(path for path, _ in hidden or ()),
+                    )
+                )
             else:
                 sources.append(open_source(bind.source, written, bind))
         return sources
@@ -76,7 +85,7 @@ class LaunchPlan(Beginning):
             ),
             environment=find_environment(self.spec, self.request, self.python_tree, self.mounts),
             python=self.python_tree.python,
-            workdir=WORKSPACE,
+            workdir=self.workdir,
             transcripts=self.places.transcripts if self.spec.transcripts else None,
         )
 
@@ -94,6 +103,7 @@ class LaunchPlan(Beginning):
                 "python": self.python_tree.version,
             },
             mounts=self.mounts,
+            workdir=self.workdir,
         )
         # by path: below the state directory, whose parents only this user can change
         places.info.write_text(info)
@@ -132,6 +142,7 @@ def make_plan(
         {target: folder.path for target, folder in opened.items()},
         outputs.path,
         lent=outputs.lent_by is not None,
+        hidden=begun.inputs.hidden or (),
     )
     if outputs.folder is not None:
         opened[OUTPUTS] = outputs.folder

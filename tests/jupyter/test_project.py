@@ -1,0 +1,145 @@
+"""``uploads = "project"``: a notebook in a project finds its data, and nothing that is hidden."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jupyter_client import BlockingKernelClient, KernelManager
+
+from .helpers import SANDBOXED, Answer, execute, running_kernel
+
+pytestmark = [
+    pytest.mark.skipif(not SANDBOXED, reason="the local kernel has no sandbox"),
+    pytest.mark.usefixtures("shared_snapshot"),
+]
+
+SECRET = "not for strangers"  # noqa: S105 - a text to look for
+HIDDEN = (
+    ".git/config",
+    ".env",
+    "data/.cache/key",
+    "notebooks/.ipynb_checkpoints/a.ipynb",
+    ".venv/x",
+)
+
+
+def make_project(folder: Path) -> Path:
+    """Make a project; return the notebooks' folder in it."""
+    for name in HIDDEN:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(SECRET)
+    for name, text in {
+        "data/sales.csv": "day,sum\n1,2\n",
+        "src/tool.py": "def answer():\n    return 42\n",
+        "notebooks/own.txt": "own",
+    }.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    return folder / "notebooks"
+
+
+@pytest.fixture(scope="module")
+def notebooks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_project(tmp_path_factory.mktemp("work") / "my project")
+
+
+@pytest.fixture(scope="module", params=["restored", "cold"])
+def kernel(
+    request: pytest.FixtureRequest, notebooks: Path
+) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
+    settings: dict[str, Any] = {"uploads": "project"}
+    if request.param == "cold":
+        settings["snapshot"] = "off"
+    with running_kernel(settings=settings, start={"cwd": str(notebooks)}) as running:
+        yield running
+
+
+def told(answer: Answer) -> str:
+    return "".join(
+        m["content"]["text"] for m in answer.of_type("stream") if m["content"]["name"] == "stderr"
+    )
+
+
+LOOK = """
+import os, json
+seen = {}
+for top in ("/workspace", "/mnt/user-data/uploads"):
+    for folder, folders, files in os.walk(top):
+        for name in files:
+            path = os.path.join(folder, name)
+            seen[path] = open(path, "rb").read().decode("latin-1")
+print(json.dumps(seen))
+"""
+
+
+def test_data_and_sources_of_the_project_are_found(
+    kernel: tuple[KernelManager, BlockingKernelClient],
+) -> None:
+    _, client = kernel
+    code = "import sys, os; sys.path.append('../src'); import tool\n"
+    code += "print(os.getcwd(), open('../data/sales.csv').read()[:3], tool.answer())"
+    answer = execute(client, code)
+    assert answer.text == "/workspace/notebooks day 42\n", answer.reply
+
+
+def test_hidden_files_are_not_seen(kernel: tuple[KernelManager, BlockingKernelClient]) -> None:
+    _, client = kernel
+    seen = json.loads(execute(client, LOOK).text)
+    assert SECRET not in "".join(seen.values())
+    assert "/workspace/data/sales.csv" in seen
+    assert "/mnt/user-data/uploads/data/sales.csv" in seen
+
+
+def test_outputs_are_beside_the_notebook(
+    kernel: tuple[KernelManager, BlockingKernelClient], notebooks: Path
+) -> None:
+    manager, client = kernel
+    code = "open('outputs/plot.txt', 'w').write('plot'); sorted(os.listdir('/workspace'))"
+    answer = execute(client, f"import os; {code}")
+    assert (notebooks / "outputs" / "plot.txt").read_text() == "plot"
+    assert "outputs" not in answer.result, answer.result
+    assert not (notebooks.parent / "outputs").exists()
+    path = manager.provisioner.resolve_path("own.txt")
+    assert path == str(notebooks / "own.txt")
+
+
+def test_a_hidden_name_can_be_written_and_stays_in_the_sandbox(
+    kernel: tuple[KernelManager, BlockingKernelClient], notebooks: Path
+) -> None:
+    _, client = kernel
+    code = "open('/workspace/.git/config', 'w').write('own')\nprint(open('/workspace/.env').read())"
+    answer = execute(client, code)
+    assert answer.text == "\n", answer.reply
+    assert (notebooks.parent / ".git/config").read_text() == SECRET
+
+
+def test_a_path_that_is_missed_is_explained_once(notebooks: Path) -> None:
+    """Without the setting; and the path of the notebook's folder on this computer leads to it."""
+    with running_kernel(start={"cwd": str(notebooks)}) as (_, client):
+        first = told(execute(client, "open('../data/sales.csv')"))
+        assert "../data/sales.csv is above the notebook's folder" in first
+        assert 'uploads = "project"' in first
+        assert not told(execute(client, "open('../src/tool.py')"))
+        # As VS Code does before the first cell.
+        code = f'%cd "{notebooks}"\nprint(open("own.txt").read())'
+        answer = execute(client, code)
+        assert answer.text.splitlines() == ["/workspace", "own"], answer.text
+        assert execute(client, f"import os; os.chdir({str(notebooks.parent)!r})").error
+        seen = execute(client, "import os; print(dict(os.environ))").text
+        assert "my project" not in seen
+
+
+def test_a_path_of_this_computer_is_explained(
+    kernel: tuple[KernelManager, BlockingKernelClient], notebooks: Path
+) -> None:
+    _, client = kernel
+    own = notebooks.parent / "data" / "sales.csv"
+    text = told(execute(client, f"open({str(own)!r})"))
+    assert "Write /workspace/data/sales.csv" in text
+    answer = execute(client, f"%cd {notebooks.parent}/src")
+    assert answer.text == "/workspace/src\n"
+    assert execute(client, f"%cd {notebooks}").text == "/workspace/notebooks\n"
