@@ -45,6 +45,8 @@ PROJECT = "project"
 """The value of ``uploads`` that means the project around the notebook's folder. A folder of that
 name is "./project"."""
 
+PROFILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
 INSTALLED_SKILLS = "installed"
 """The value of ``skills`` that means the shipped skills and those of this user."""
 
@@ -203,6 +205,16 @@ def accept_preload(name: str, value: object) -> tuple[str, ...] | str:
     if not isinstance(value, (list, tuple)):
         raise SettingError(name, value, '"auto", "off" or a list of names of Python modules')
     return accept_modules(name, value)
+
+
+def accept_profile(name: str, value: object) -> str | None:
+    """Return the name of an IPython profile; None for none.
+
+    :raises SettingError: when it cannot be the name of one
+    """
+    if value is None or (isinstance(value, str) and PROFILE_NAME.fullmatch(value)):
+        return value
+    raise SettingError(name, value, 'the name of an IPython profile, such as "default", or None')
 
 
 def accept_environment(name: str, value: object) -> tuple[str, ...]:

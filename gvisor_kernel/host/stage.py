@@ -129,7 +129,7 @@ def attach(directory: str, sources: Sequence[Source], trees: Sequence[int]) -> N
     except OSError as error:
         raise LaunchError(
             f"The mounts of the sandbox cannot be attached on {directory}: {error.strerror}.",
-            "use Linux 5.12 or newer.",
+            "use Linux 5.12 or newer; or start the kernel again, if its folder was changed now.",
         ) from error
     for index, source in enumerate(sources):
         if find_identity(place(directory, index)) != source.identity:
@@ -142,9 +142,9 @@ def attach(directory: str, sources: Sequence[Source], trees: Sequence[int]) -> N
 def _hide(root: str, paths: Sequence[str]) -> None:
     """Mount an empty folder or file over each of ``paths`` below ``root``, which is attached.
 
-    What is not there any more is left out. No link is followed, as others may change the folders.
+    What was removed meanwhile is left out. No link is followed, as others may change the folders.
 
-    :raises OSError: when one cannot be hidden
+    :raises OSError: when one cannot be hidden, or a folder on the way to it was moved
     """
     nothing = Path(f"{root}-hidden")
     folder, file = nothing / "folder", nothing / "file"
@@ -157,7 +157,12 @@ def _hide(root: str, paths: Sequence[str]) -> None:
             with suppress(OSError):  # an owner who has no number here
                 os.chown(empty, owner.st_uid, owner.st_gid)
         for path in paths:
-            with suppress(FileNotFoundError, NotADirectoryError), open_below(top, path) as found:
+            above, _, name = path.rpartition("/")
+            with (
+                open_below(top, above or ".") as parent,
+                suppress(FileNotFoundError),
+                open_below(parent, name) as found,
+            ):
                 _cover(folder if found.is_folder else file, found)
 
 

@@ -26,10 +26,12 @@ from gvisor_kernel.runtimes.base import (
     SnapshotRuntime,
 )
 from gvisor_kernel.runtimes.mounts.folders import inspect_uploads
+from gvisor_kernel.runtimes.mounts.profile import has_startup, read_profile
 from gvisor_kernel.snapshots.key import (
     IMPORTED,
     KernelFacts,
     SnapshotKey,
+    digest,
     find_host_facts,
     make_key,
     split_environment,
@@ -98,7 +100,8 @@ def find_kernel_facts(plan: KernelPlan) -> KernelFacts:
         argv=kernel_argv(plan),
         environment=early,
         workdir=WORKSPACE,
-        settings=write_key_settings(replace(plan.spec, preload=_find_preload(plan))),
+        settings=write_key_settings(replace(plan.spec, preload=_find_preload(plan)))
+        | {"profile": digest({n: text.hex() for n, text in read_profile(plan.spec).items()})},
     )
 
 
@@ -125,6 +128,8 @@ def find_obstacle(plan: KernelPlan) -> str | None:
         return "this kernel cannot receive its working directory after a restore"
     if uploads.has_other or hides_uploads(plan.spec, plan.request.folder):
         return f"the uploads have a file or link {NAME!r}, which a restored sandbox does not show"
+    if has_startup(read_profile(plan.spec)):
+        return "the profile has startup files, which are to run at each start"
     _, later = _split_variables(plan)
     if later and not _accepts_variables(plan):
         return f"this kernel cannot receive {_summarize_names(later)} after a restore"

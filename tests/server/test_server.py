@@ -121,6 +121,8 @@ def test_page_of_another_site_cannot_post(client: Client, kernel: str) -> None:
         login = client.server.url + "/tree?token=" + client.server.token
         browser.get(login, timeout=SECONDS)
         assert browser.get(f"{client.api}/sandboxes", timeout=SECONDS).ok
+        body = '{"path": "", "shown": false}'
+        assert browser.put(f"{client.api}/projects", data=body, timeout=SECONDS).status_code == 403
         for path in (f"kernels/{kernel}/stop", f"kernels/{kernel}/kill", "warm"):
             for headers in ({}, {"Origin": "https://evil.example"}):
                 answer = browser.post(

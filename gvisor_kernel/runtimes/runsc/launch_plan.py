@@ -17,6 +17,7 @@ from gvisor_kernel.host.stage import Source
 from gvisor_kernel.runtimes.base import KernelView, MountView
 from gvisor_kernel.runtimes.mounts.host_python import PythonTree
 from gvisor_kernel.runtimes.mounts.plan import plan_mounts
+from gvisor_kernel.runtimes.mounts.profile import find_variables, read_profile
 from gvisor_kernel.runtimes.mounts.rootfs import write_rootfs
 from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders
 from gvisor_kernel.runtimes.runsc.command_line import Runsc
@@ -37,6 +38,8 @@ class LaunchPlan(Beginning):
     python_tree: PythonTree
     kernel_id: int
     mounts: tuple[Mount, ...]
+    profile: Mapping[str, bytes]
+    """Files of the setting ``profile``, by their paths below /etc."""
     opened: Mapping[str, Opened]
     """The user's folders by mount target; their descriptors are held open."""
 
@@ -83,7 +86,10 @@ class LaunchPlan(Beginning):
                 MountView(source.path, bind.target, bind.read_only, source.identity)
                 for bind, source in zip(self.binds, sources, strict=True)
             ),
-            environment=find_environment(self.spec, self.request, self.python_tree, self.mounts),
+            environment={
+                **find_environment(self.spec, self.request, self.python_tree, self.mounts),
+                **find_variables(self.profile),
+            },
             python=self.python_tree.python,
             workdir=self.workdir,
             transcripts=self.places.transcripts if self.spec.transcripts else None,
@@ -114,6 +120,7 @@ class LaunchPlan(Beginning):
             places.rootfs,
             container_id=self.identity.container_id,
             links=self.python_tree.links,
+            profile=self.profile,
             mounts=self.mounts,
             owner=SUBUID_BASE if as_root else None,
             host_etc=Path("/etc") if self.python_tree.tree is None else None,
@@ -152,6 +159,7 @@ def make_plan(
         python_tree=python_tree,
         kernel_id=kernel_id,
         mounts=mounts,
+        profile=read_profile(begun.spec),
         opened=opened,
     )
 
