@@ -99,7 +99,7 @@ def shows_outputs(uploads: MountView | None, outputs: MountView | None, within: 
 def hides_uploads(spec: SandboxSpec, folder: Path) -> bool:
     """Return whether the uploads have a file or link of the name of the folder for outputs, which a
     restored sandbox would not show. Only for the choice of a snapshot."""
-    if spec.uploads is None:
+    if spec.uploads in (None, PROJECT):
         return False
     try:
         mode = (folder / spec.uploads / NAME).lstat().st_mode

@@ -146,6 +146,8 @@ def make_mounts(facts: KernelFacts) -> Iterator[dict[str, Any]]:
         description = place.description if place is not None else ""
         if view.target == layout.UPLOADS and _is_own(view, facts):
             description = "an empty folder: the notebook's is not shown"
+        elif view.target == layout.UPLOADS and view.source != str(facts.folder):
+            description = description.replace("the notebook's folder", "a folder", 1)
         if not description and view.target in chosen:
             description = "a folder of the setting mounts"
         if not description:

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 from jupyter_client import BlockingKernelClient, KernelManager
 
-from .helpers import SANDBOXED, Answer, execute, running_kernel
+from gvisor_kernel.changes.backups import Backups
+from gvisor_kernel.cli.main import main
+
+from ..docker.dockerd import needs_dockerd
+from ..nodes.sshd import needs_sshd
+from ..sweeps import needs_all
+from ..world import WAYS
+from .helpers import SANDBOXED, Answer, execute, running_kernel, sandbox_of
 
 pytestmark = [
     pytest.mark.skipif(not SANDBOXED, reason="the local kernel has no sandbox"),
@@ -143,3 +150,50 @@ def test_a_path_of_this_computer_is_explained(
     answer = execute(client, f"%cd {notebooks.parent}/src")
     assert answer.text == "/workspace/src\n"
     assert execute(client, f"%cd {notebooks}").text == "/workspace/notebooks\n"
+
+
+def test_changes_are_applied_below_the_project(
+    kernel: tuple[KernelManager, BlockingKernelClient],
+    notebooks: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    manager, client = kernel
+    clean = notebooks.parent / "data" / "clean.csv"
+    clean.unlink(missing_ok=True)
+    assert execute(client, "open('../data/clean.csv', 'w').write('2')").status == "ok"
+    name = sandbox_of(manager).directory.name
+    assert main(["changes", name, "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    paths = [change["path"] for change in listed["changes"]]
+    assert "data/clean.csv" in paths
+    assert not [path for path in paths if "outputs" in path], "outputs are kept anyway"
+    assert main(["apply", name, "data/clean.csv", "--unseen"]) == 0
+    assert clean.read_text() == "2"
+    for backup in list(Backups.open().newest_first()):
+        backup.remove()
+
+
+@pytest.mark.parametrize(
+    ("server", "more"),
+    [
+        pytest.param("dockerd", {}, marks=[*needs_dockerd, needs_all]),
+        pytest.param("sshd", {}, marks=[*needs_sshd, needs_all]),
+        pytest.param("sshd", {"files": "copy"}, marks=[*needs_sshd, needs_all]),
+    ],
+)
+def test_project_is_shown_by_other_runtimes(
+    server: str, more: dict[str, Any], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    request.getfixturevalue(server)
+    settings = dict(WAYS[{"dockerd": "docker", "sshd": "ssh"}[server]])
+    if more:
+        settings["ssh"] = {**settings["ssh"], **more}
+    notebooks = make_project(tmp_path / "proj")
+    settings |= {"uploads": "project", "snapshot": "off"}
+    with running_kernel(settings=settings, start={"cwd": str(notebooks)}) as (_, client):
+        seen = json.loads(execute(client, LOOK).text)
+        assert SECRET not in "".join(seen.values())
+        assert "/workspace/data/sales.csv" in seen
+        code = "open('outputs/a', 'w').write('kept'); print(os.getcwd(), open('own.txt').read())"
+        assert execute(client, code).text == "/workspace/notebooks own\n"
+    assert (notebooks / "outputs" / "a").read_text() == "kept"
