@@ -18,7 +18,6 @@ lists the versions tested):
 from __future__ import annotations
 
 import inspect
-import os
 import signal
 import sys
 import threading
@@ -31,7 +30,7 @@ from gvisor_kernel.guest import ipykernel_shortcuts as shortcuts
 from gvisor_kernel.guest.cell_hooks import CellImports, UnkeptFiles
 from gvisor_kernel.guest.direct import DirectLink
 from gvisor_kernel.guest.idle_check import IdleCheck
-from gvisor_kernel.guest.missed_paths import MissedPaths, change_directory
+from gvisor_kernel.guest.missed_paths import MissedPaths, replace_chdir
 from gvisor_kernel.guest.resume import apply_environment, rekey_kernel, renew_session, reseed
 from gvisor_kernel.link import Channel, Hello, Message, Resume
 
@@ -138,7 +137,7 @@ class Adapter:
             kernel.shell.events.register("post_run_cell", MissedPaths().after_cell)
             kernel.shell.events.register("post_run_cell", UnkeptFiles(kernel).after_cell)
             kernel.shell.events.register("post_run_cell", CellImports().after_cell)
-        os.chdir = change_directory
+        replace_chdir()
         self._to_main = shortcuts.MainThreadRoute(kernel, IDENTITY)
         install_wake_handler()
         self.link.on_signal = partial(wake_after_interrupt, later=self.link.run_later)

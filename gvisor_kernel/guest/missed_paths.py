@@ -74,9 +74,15 @@ def change_directory(path: Any) -> None:
         _change(path)
     except FileNotFoundError:
         inside = find_shown(path) if _is_absolute(path) else ""
-        if not inside:
+        if not os.path.isdir(inside):
             raise
         _change(inside)
+
+
+def replace_chdir() -> None:
+    """Let all code of this process use ``change_directory`` as ``os.chdir``."""
+    os.chdir = change_directory
+    os.supports_fd.add(change_directory)
 
 
 def _is_absolute(path: Any) -> bool:
