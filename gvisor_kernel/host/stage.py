@@ -146,35 +146,29 @@ def _hide(root: str, paths: Sequence[str]) -> None:
 
     :raises OSError: when one cannot be hidden, or a folder on the way to it was moved
     """
-    nothing = Path(f"{root}-hidden")
-    folder, file = nothing / "folder", nothing / "file"
-    nothing.mkdir(mode=0o755)
+    folder, file = Path(f"{root}-folder"), Path(f"{root}-file")
     folder.mkdir(mode=0o755)
     file.touch(mode=0o644)
-    with open_real(root) as top:
+    attributes = mounts.ATTR_RDONLY | mounts.ATTR_NOSUID | mounts.ATTR_NODEV
+    with open_real(root) as top, open_real(str(folder)) as nothing, open_real(str(file)) as empty:
         owner = top.status()
-        for empty in (folder, file):
+        for path in (folder, file):
             with suppress(OSError):  # an owner who has no number here
-                os.chown(empty, owner.st_uid, owner.st_gid)
-        for path in paths:
-            above, _, name = path.rpartition("/")
+                os.chown(path, owner.st_uid, owner.st_gid)
+        for name in paths:
+            above, _, last = name.rpartition("/")
             with (
                 open_below(top, above or ".") as parent,
                 suppress(FileNotFoundError),
-                open_below(parent, name) as found,
+                open_below(parent, last) as found,
             ):
-                _cover(folder if found.is_folder else file, found)
-
-
-def _cover(empty: Path, found: Opened) -> None:
-    with open_real(str(empty)) as opened:
-        tree = mounts.clone_tree(opened.fd, opened.path)
-    try:
-        attributes = mounts.ATTR_RDONLY | mounts.ATTR_NOSUID | mounts.ATTR_NODEV
-        mounts.set_attributes(tree, add=attributes, recursive=True)
-        mounts.move_tree(tree, found.fd)
-    finally:
-        os.close(tree)
+                cover = nothing if found.is_folder else empty
+                tree = mounts.clone_tree(cover.fd, cover.path)
+                try:
+                    mounts.set_attributes(tree, add=attributes, recursive=True)
+                    mounts.move_tree(tree, found.fd)
+                finally:
+                    os.close(tree)
 
 
 def clone_all(

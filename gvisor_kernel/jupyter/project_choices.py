@@ -1,8 +1,8 @@
 """Remembers for which notebooks' folders a person has chosen to show the project around, or not.
 
-A choice holds at the next start of a kernel there, where neither Jupyter's configuration nor a
-kernelspec names other uploads. It names the project that the person has seen: another one that is
-found later is not shown by it. Who may choose is decided by ``server``.
+A choice holds from the next start there, where no setting names other uploads. It is for the
+project that the person has seen, and for no other one that is found later. ``server`` decides who
+may choose.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from gvisor_kernel.typed_json import read_json
 
 # by path: below the state directory, whose parents only this user can change
 
-MAX_CHOICES = 1000
-"""Folders whose choices are remembered: the last ones."""
-MAX_BYTES = 8 * 1024 * 1024
+FILE = "projects.json"
+MAX_CHOICES, MAX_BYTES = 1000, 8 * 1024 * 1024
+"""The last choices are remembered; the bytes of the file."""
 
 
 def remember(folder: Path, project: str | None) -> None:
@@ -34,27 +34,20 @@ def remember(folder: Path, project: str | None) -> None:
 
     :raises StateError, OSError: when it cannot be written
     """
-    path, name = _path(), os.path.realpath(folder)
+    name, path = os.path.realpath(folder), state_root() / FILE
     with locked():
-        choices = _read(path)
-        choices.pop(name, None)
-        choices[name] = project or ""
-        for old in list(choices)[:-MAX_CHOICES]:
-            del choices[old]
+        others = [choice for choice in _read().items() if choice[0] != name]
         new = path.with_suffix(".new")
-        new.write_text(json.dumps(choices))
+        new.write_text(json.dumps(dict([*others[1 - MAX_CHOICES :], (name, project or "")])))
         new.replace(path)
 
 
 def may_choose(spec: SandboxSpec) -> bool:
     """Return whether a choice changes what ``spec`` shows: it has no uploads of its own."""
-    if spec.uploads not in (DEFAULTS.uploads, PROJECT):
-        return False
-    try:
+    with suppress(SettingError):  # a runtime whose uploads are its own
         find_entry(spec.runtime).check(replace(spec, uploads=PROJECT))
-    except SettingError:  # a runtime whose uploads are its own
-        return False
-    return True
+        return spec.uploads in (DEFAULTS.uploads, PROJECT)
+    return False
 
 
 def with_choice(spec: SandboxSpec, folder: Path) -> SandboxSpec:
@@ -62,19 +55,13 @@ def with_choice(spec: SandboxSpec, folder: Path) -> SandboxSpec:
 
     :raises StateError: when the state directory cannot be used
     """
-    chosen = _read(_path()).get(os.path.realpath(folder)) if may_choose(spec) else None
-    if chosen is None:
+    chosen = _read().get(os.path.realpath(folder))
+    if chosen is None or (chosen and find_project_path(str(folder)) != chosen):
         return spec
-    if not chosen:
-        return replace(spec, uploads=DEFAULTS.uploads)
-    return replace(spec, uploads=PROJECT) if find_project_path(str(folder)) == chosen else spec
+    return replace(spec, uploads=PROJECT if chosen else DEFAULTS.uploads)
 
 
-def _path() -> Path:
-    return state_root() / "projects.json"
-
-
-def _read(path: Path) -> dict[str, str]:
+def _read() -> dict[str, str]:
     with suppress(OSError, JsonError):
-        return read_json(path.read_bytes(), dict[str, str], MAX_BYTES)
+        return read_json((state_root() / FILE).read_bytes(), dict[str, str], MAX_BYTES)
     return {}

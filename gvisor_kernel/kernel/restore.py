@@ -26,7 +26,7 @@ from gvisor_kernel.runtimes.base import (
     SnapshotRuntime,
 )
 from gvisor_kernel.runtimes.mounts.folders import inspect_uploads
-from gvisor_kernel.runtimes.mounts.profile import has_startup, read_profile
+from gvisor_kernel.runtimes.mounts.profile import STARTUP, read_profile
 from gvisor_kernel.snapshots.key import (
     IMPORTED,
     KernelFacts,
@@ -118,17 +118,17 @@ def find_obstacle(plan: KernelPlan) -> str | None:
 
     :raises SettingError: when the uploads cannot be used
     """
-    uploads = inspect_uploads(plan.spec, plan.request)
-    if uploads.covered:
+    covered, within = inspect_uploads(plan.spec, plan.request)
+    if covered:
         return (
             "the uploads contain Jupyter's own files, or an environment's with settings, which the"
             " sandbox does not show"
         )
-    if uploads.within and not _accepts_variables(plan):
+    if within and not _accepts_variables(plan):
         return "this kernel cannot receive its working directory after a restore"
-    if uploads.has_other or hides_uploads(plan.spec, plan.request.folder):
+    if hides_uploads(plan.spec, plan.request.folder):
         return f"the uploads have a file or link {NAME!r}, which a restored sandbox does not show"
-    if has_startup(read_profile(plan.spec)):
+    if any(name.startswith(STARTUP) for name in read_profile(plan.spec)):
         return "the profile has startup files, which are to run at each start"
     _, later = _split_variables(plan)
     if later and not _accepts_variables(plan):

@@ -27,14 +27,12 @@ from gvisor_kernel.errors import (
     StorageError,
 )
 from gvisor_kernel.jupyter.plan_factory import find_spec
-from gvisor_kernel.jupyter.project_choices import remember
 from gvisor_kernel.lab.routes import CLOSED
 from gvisor_kernel.server.doctor import DoctorFailed
 from gvisor_kernel.server.documents import Described, make_sandbox
 from gvisor_kernel.server.kernel_preparer import NotOurs, OutsideRoot
 from gvisor_kernel.server.page_network import TooMany
 from gvisor_kernel.server.recorded import DEFAULT_LINES, MAX_LINES, Kind
-from gvisor_kernel.server.sandboxes import find_choosable
 from gvisor_kernel.server.server_services import ServerServices
 from gvisor_kernel.shown_text import printable
 from gvisor_kernel.strict_json import JsonError, parse_json
@@ -271,27 +269,11 @@ class ProjectsHandler(Handler):
             folder = self.services.preparer.find_folder(path)
         except OutsideRoot as error:
             raise web.HTTPError(400, "The path is not below the server's root.") from error
-        root = str(self.services.kernel_manager.root_dir)
-        if not await asyncio.get_running_loop().run_in_executor(
-            self.services.executor, choose_project, folder, root, shown
-        ):
+        if not await self.services.sandboxes.choose_project(folder, shown=shown):
             raise web.HTTPError(404, "There is no project around this folder that can be shown.")
         self.note_activity()
         self.set_status(204)
         self.finish()
-
-
-def choose_project(folder: Path, root: str, shown: bool) -> bool:
-    """Remember whether kernels of ``folder`` are shown the project around it; return False if there
-    is none. Blocks.
-
-    :raises StateError: when it cannot be remembered
-    """
-    project = find_choosable(str(folder), root) if shown else None
-    if shown and project is None:
-        return False
-    remember(folder, project)
-    return True
 
 
 class TrustHandler(Handler):

@@ -22,6 +22,7 @@ from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host import cgroups, processes
 from gvisor_kernel.host.homes import find_home
 from gvisor_kernel.host.log_files import NAMES, log_parts
+from gvisor_kernel.jupyter.project_choices import remember
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 from gvisor_kernel.kernel.facts import KernelFacts, Left
 from gvisor_kernel.kernel.session import SandboxedKernel
@@ -91,6 +92,21 @@ class Sandboxes:
         provisioner = self._find_provisioners().get(kernel_id)
         kernel = None if provisioner is None else provisioner.sandboxed_kernel
         return kernel if kernel is not None and kernel.sandbox is not None else None
+
+    async def choose_project(self, folder: Path, *, shown: bool) -> bool:
+        """Remember whether kernels of ``folder`` are shown the project around it; return False if
+        there is none.
+
+        :raises StateError: when it cannot be remembered
+        """
+
+        def choose() -> bool:
+            project = find_choosable(str(folder), self._root) if shown else None
+            if project is not None or not shown:
+                remember(folder, project)
+            return project is not None or not shown
+
+        return await asyncio.get_running_loop().run_in_executor(self._executor, choose)
 
     def _find_provisioners(self) -> dict[str, GVisorProvisioner]:
         found = {}
@@ -165,9 +181,8 @@ def find_choosable(folder: str, root: str) -> str | None:
     client sees more of this computer by it. Blocks for milliseconds.
     """
     found = find_project_path(folder)
-    if found is None or found == os.path.realpath(folder):
-        return None
-    return found if is_within(found, os.path.realpath(root)) else None
+    is_other = found is not None and found != os.path.realpath(folder)
+    return found if is_other and is_within(str(found), os.path.realpath(root)) else None
 
 
 def find_host_facts(facts: KernelFacts, root: str = "") -> HostFacts:
@@ -175,14 +190,12 @@ def find_host_facts(facts: KernelFacts, root: str = "") -> HostFacts:
 
     ``root``: that of the server, if a person may choose whether the project is shown.
     """
-    found = None
     with suppress(GvisorKernelError):
         found = find_choosable(str(facts.folder), root) if root else None
-    if found is None:
-        return _find_host_facts(facts)
-    name = os.path.relpath(found, os.path.realpath(root))
-    project = found, Path(found).name if name == "." else name
-    return replace(_find_host_facts(facts), project=project)
+        if found is not None:
+            name = found.removeprefix(os.path.realpath(root)).strip("/") or Path(found).name
+            return replace(_find_host_facts(facts), project=(found, name))
+    return _find_host_facts(facts)
 
 
 def _find_host_facts(facts: KernelFacts) -> HostFacts:

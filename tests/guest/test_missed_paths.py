@@ -26,8 +26,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(missed_paths, "WORKSPACE", str(place))
     monkeypatch.chdir(place / "notebooks")
     shown = {make_digest("/home/me/proj", SALT): str(place)}
-    facts = {"salt": SALT.hex(), "shown": shown, "project": "found"}
-    monkeypatch.setenv(PATHS, json.dumps(facts))
+    monkeypatch.setenv(PATHS, json.dumps([SALT.hex(), shown]))
     monkeypatch.setenv(VARIABLE, TOLD)
     return place
 
@@ -56,11 +55,11 @@ def test_the_folder_of_the_host_can_be_entered(workspace: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (missing("../../data/a.csv"), "is above the notebook's folder"),
-        (FileNotFoundError("../../images/a b.png not found."), "../../images/a is above"),
-        (missing("/home/me/proj/data/a.csv"), "/data/a.csv, or a path relative"),
+        (missing("../../data/a.csv"), "is above the folder"),
+        (FileNotFoundError("../../images/a.png not found."), "../../images/a.png is above"),
+        (missing("/home/me/proj/data/a.csv"), "/data/a.csv in the sandbox: write that"),
         (missing("/datasets/a.csv"), "/datasets/a.csv is not shown"),
-        (missing("C:\\Users\\me\\a.csv"), "is a path of Windows"),
+        (missing("C:\\Users\\me\\a.csv"), "a.csv is not shown"),
         (missing("/home/me/\x1b[2J.csv"), "/home/me/?[2J.csv is not shown"),
         (missing("a.csv"), ""),
         (missing("../a.csv"), ""),
@@ -78,9 +77,7 @@ def test_what_is_told(error: BaseException, told: str) -> None:
 
 def test_a_module_beside_the_folder_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     error = ModuleNotFoundError("No module named 'tool'", name="tool")
-    monkeypatch.setattr(sys, "path", [*sys.path, "/none-here/lib/python3.zip", "../../src"])
-    assert "/none-here" in explain(error, [])
-    monkeypatch.setattr(sys, "path", ["/usr/lib/none.zip", "../../src"])
+    monkeypatch.setattr(sys, "path", ["/none/lib/python3.zip", "../../src"])
     assert "../../src is above" in explain(error, [])
 
 
@@ -94,7 +91,7 @@ def test_it_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert "lies directly in a home" in explain(missing("a"), [TOLD, EMPTY])
 
 
-@pytest.mark.parametrize("facts", ["", "[]", "null", '{"salt": 1, "shown": []}'])
+@pytest.mark.parametrize("facts", ["", "[]", "null", "[1, {}]", '["00", 1]'])
 def test_other_facts_are_ignored(facts: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Code of the kernel may have changed them."""
     monkeypatch.setenv(PATHS, facts)

@@ -128,7 +128,7 @@ def test_a_path_that_is_missed_is_explained_once(notebooks: Path) -> None:
     """Without the setting; and the path of the notebook's folder on this computer leads to it."""
     with running_kernel(start={"cwd": str(notebooks)}) as (_, client):
         first = told(execute(client, "open('../data/sales.csv')"))
-        assert "../data/sales.csv is above the notebook's folder" in first
+        assert "../data/sales.csv is above the folder" in first
         assert 'uploads = "project"' in first
         assert not told(execute(client, "open('../src/tool.py')"))
         # As VS Code does before the first cell.
@@ -146,7 +146,7 @@ def test_a_path_of_this_computer_is_explained(
     _, client = kernel
     own = notebooks.parent / "data" / "sales.csv"
     text = told(execute(client, f"open({str(own)!r})"))
-    assert "Write /workspace/data/sales.csv" in text
+    assert "/workspace/data/sales.csv in the sandbox" in text
     answer = execute(client, f"%cd {notebooks.parent}/src")
     assert answer.text == "/workspace/src\n"
     assert execute(client, f"%cd {notebooks}").text == "/workspace/notebooks\n"

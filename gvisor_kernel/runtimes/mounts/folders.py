@@ -40,7 +40,7 @@ from gvisor_kernel.runtimes.mounts.covers import (
     is_private,
 )
 from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter
-from gvisor_kernel.runtimes.mounts.project import Project, TooLarge, find_hidden, find_project
+from gvisor_kernel.runtimes.mounts.project import Project, find_hidden, find_project
 from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders, read_written
 from gvisor_kernel.skills import prepare_skills
 from gvisor_kernel.spec import layout
@@ -117,20 +117,9 @@ def open_inputs(spec: SandboxSpec, request: LaunchRequest, stack: ExitStack) -> 
     )
 
 
-@dataclass(frozen=True)
-class Uploads:
-    """Facts about uploads that a snapshot cannot have. ``covered``: mounts that hide parts of them.
-    ``within``: as in ``Inputs``. ``has_other``: the project has no folder of the name of outputs,
-    but a file or link."""
-
-    covered: bool = False
-    within: str = ""
-    has_other: bool = False
-
-
-def inspect_uploads(spec: SandboxSpec, request: LaunchRequest) -> Uploads:
-    """Look at what would be shown. Looks for no hidden files: these are hidden without mounts of
-    the sandbox's own.
+def inspect_uploads(spec: SandboxSpec, request: LaunchRequest) -> tuple[bool, str]:
+    """Return whether mounts hide parts of what would be shown, which no snapshot has, and where the
+    notebook's folder is in it.
 
     :raises LaunchError, SettingError, StateError: as ``open_inputs`` does
     """
@@ -140,11 +129,10 @@ def inspect_uploads(spec: SandboxSpec, request: LaunchRequest) -> Uploads:
         jupyters = _find_jupyters(spec, request, written)
         project, _ = _choose_project(spec, folder, written, jupyters, stack, hide=False)
         if project is not None:
-            visible = [cover for cover in jupyters if not project.hides(cover.path)]
-            other = project.has_other(DEFAULTS.outputs or "")
-            return Uploads(hides(visible, project.folder.path), project.within, other)
+            seen = (cover for cover in jupyters if not project.hides(cover.path))
+            return hides(seen, project.folder.path), project.within
         uploads = _open_uploads(spec, folder, written, jupyters, stack)
-        return Uploads(uploads is not None and hides(jupyters, uploads.path))
+        return uploads is not None and hides(jupyters, uploads.path), ""
 
 
 def find_project_path(folder: str) -> str | None:
@@ -249,7 +237,7 @@ def _choose_project(
             log.info("There is no project around %s that can be shown", folder.path)
             return None, ()
         return project, find_hidden(project, written) if hide else ()
-    except (OSError, TooLarge) as error:
+    except OSError as error:
         log.warning("The project around %s is not shown: %s", folder.path, error)
         return None, ()
 

@@ -1,8 +1,8 @@
 """Finds the project around a notebook's folder, and what of it no kernel is shown.
 
-A project is what the setting ``uploads`` = PROJECT shows in place of the notebook's folder alone.
-Reads names and owners, by descriptor; mounts and copies nothing. ``folders`` decides whether a
-project that was found may be shown.
+A project is what ``uploads`` = PROJECT shows in place of the notebook's folder alone. Names and
+owners are read by descriptor; nothing is mounted or copied. ``folders`` decides whether a project
+may be shown.
 """
 
 from __future__ import annotations
@@ -20,17 +20,12 @@ from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders
 
 MARKERS = (".git", "pyproject.toml", "environment.yml", ".jupyter-project")
 """A file or folder of this name makes its folder a project."""
-MAX_VISITED = 200_000
-"""Entries of a project that are looked at for hidden ones."""
-MAX_SECONDS = 5.0
+MAX_VISITED, MAX_SECONDS = 200_000, 5.0
+"""Entries of a project that are looked at for hidden ones, and the time for it."""
 MAX_DEPTH = 50
 """Nested folders that are looked into; deeper ones are hidden."""
 MAX_HIDDEN = 1000
 """Hidden entries: each is a mount."""
-
-
-class TooLarge(Exception):
-    """Not everything that must be hidden could be found."""
 
 
 @dataclass(frozen=True)
@@ -41,48 +36,33 @@ class Project:
     within: str
 
     def hides(self, path: str) -> bool:
-        """Return whether a path of the host is in a hidden folder of the project, or is one."""
-        if not is_within(path, self.folder.path):
-            return False
-        return any(part.startswith(".") for part in path[len(self.folder.path) :].split("/"))
-
-    def has_other(self, name: str) -> bool:
-        """Return whether the project has a file or link of this name, in place of a folder."""
-        with suppress(OSError):
-            status = os.stat(name, dir_fd=self.folder.fd, follow_symlinks=False)
-            return not stat.S_ISDIR(status.st_mode)
-        return False
+        """Return whether a path of the host is hidden by one of its names in the project."""
+        names = path[len(self.folder.path) :].split("/")
+        return is_within(path, self.folder.path) and any(name.startswith(".") for name in names)
 
 
 def find_project(folder: Opened, written: WrittenFolders) -> Project | None:
-    """Return the nearest project that ``folder`` (the notebook's) is or lies in; the caller closes
-    its folder.
+    """Return the nearest project that the notebook's ``folder`` is or lies in, opened; or None.
 
-    None if there is none. A marker of another user makes none: it may be planted, as in /tmp. Nor
-    does a folder that a kernel may have written, and none is found from a hidden folder.
+    A marker of another user makes none: it may be planted, as in /tmp. Nor does a folder that a
+    kernel may have written. There is none for a hidden folder, in which nothing would be seen.
 
-    :raises OSError: when the folders above cannot be read
+    :raises OSError: when the folders above cannot be read, or one was moved meanwhile
     """
-    trusted = {0, os.geteuid(), folder.status().st_uid}
-    ancestry, path = find_ancestry(folder), folder.path
-    for identity in ancestry[:-1]:
+    trusted, path = {0, os.geteuid(), folder.status().st_uid}, folder.path
+    for identity in find_ancestry(folder)[:-1]:
         within = folder.path[len(path) + 1 :]
         if any(part.startswith(".") for part in within.split("/")):
             return None
         found = open_real(path)
-        try:
-            if found.identity != identity:  # it was moved meanwhile
-                found.close()
-                return None
-            is_project = _has_marker(found, trusted) and not written.has(path, found.fd)
-        except BaseException:
-            found.close()
-            raise
-        if is_project and (not within or is_plain_path(within)):
+        if (
+            found.identity == identity
+            and _has_marker(found, trusted)
+            and not written.has(path, found.fd)
+            and (not within or is_plain_path(within))
+        ):
             return Project(found, within)
         found.close()
-        if is_project:
-            return None
         path = os.path.dirname(path)  # noqa: PTH120 - text
     return None
 
@@ -91,8 +71,10 @@ def _has_marker(folder: Opened, trusted: set[int]) -> bool:
     for name in MARKERS:
         with suppress(OSError):
             status = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
-            mode = status.st_mode
-            if status.st_uid in trusted and (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+            if status.st_uid in trusted and stat.S_IFMT(status.st_mode) in (
+                stat.S_IFDIR,
+                stat.S_IFREG,
+            ):
                 return True
     return False
 
@@ -104,61 +86,52 @@ def find_hidden(project: Project, written: WrittenFolders) -> tuple[tuple[str, i
     outputs of another person than the owner of the notebook's folder. What kernels have written is
     not looked into.
 
-    :raises TooLarge: when there are too many, or the project is too large to find all in time
-    :raises OSError: when the project cannot be read
+    :raises OSError: when there are too many, or it cannot be read
     """
-    return tuple(sorted(_Search(project, written).run()))
+    with open_below(project.folder, project.within or ".") as folder:
+        own = {0, os.geteuid(), folder.status().st_uid}
+    end, visited, found = time.monotonic() + MAX_SECONDS, 0, []
 
-
-class _Search:
-    def __init__(self, project: Project, written: WrittenFolders) -> None:
-        self._project = project
-        self._written = written
-        self._left = MAX_VISITED
-        self._end = time.monotonic() + MAX_SECONDS
-        with open_below(project.folder, project.within or ".") as folder:
-            self._own = {0, os.geteuid(), folder.status().st_uid}
-
-    def run(self) -> list[tuple[str, int]]:
-        found = []
-        fd = self._project.folder.read()
-        try:
-            for hidden in self._look(fd, ""):
-                found.append(hidden)
-                if len(found) > MAX_HIDDEN:
-                    raise TooLarge(f"it has more than {MAX_HIDDEN} hidden files and folders")
-        finally:
-            os.close(fd)
-        return found
-
-    def _look(self, fd: int, above: str) -> Iterator[tuple[str, int]]:
-        below = []
+    def look(fd: int, above: str) -> Iterator[tuple[str, int]]:
+        nonlocal visited
+        folders = []
         with os.scandir(fd) as entries:
             for entry in entries:
-                self._left -= 1
-                if self._left < 0 or time.monotonic() > self._end:
-                    raise TooLarge("it has too many files to find the hidden ones")
+                visited += 1
+                if visited > MAX_VISITED or time.monotonic() > end:
+                    raise OSError("it has too many files to find the hidden ones")
                 is_folder = entry.is_dir(follow_symlinks=False)
-                if not entry.name.startswith("."):
-                    below += [entry.name] if is_folder else []
-                elif is_folder or not entry.is_symlink():  # a link's target is hidden or not itself
-                    yield above + entry.name, entry.inode()
+                if entry.name.startswith("."):
+                    if not entry.is_symlink():  # its target is hidden by itself, or not
+                        yield above + entry.name, entry.inode()
+                elif is_folder:
+                    folders.append((entry.name, entry.inode()))
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        for name in below:
+        for name, inode in folders:
             try:
                 child = os.open(name, flags, dir_fd=fd)
             except PermissionError:
-                yield above + name, os.stat(name, dir_fd=fd, follow_symlinks=False).st_ino
+                yield above + name, inode
                 continue
             except OSError:  # it was removed or replaced meanwhile
                 continue
             try:
-                status = os.fstat(child)
-                if above.count("/") >= MAX_DEPTH:
-                    yield above + name, status.st_ino
-                elif not self._written.has(f"{self._project.folder.path}/{above}{name}", child):
-                    yield from self._look(child, f"{above}{name}/")
-                elif status.st_uid not in self._own:
-                    yield above + name, status.st_ino
+                is_written = written.has(f"{project.folder.path}/{above}{name}", child)
+                if is_written and os.fstat(child).st_uid in own:
+                    continue
+                if is_written or above.count("/") >= MAX_DEPTH:
+                    yield above + name, inode
+                else:
+                    yield from look(child, f"{above}{name}/")
             finally:
                 os.close(child)
+
+    top = project.folder.read()
+    try:
+        for hidden in look(top, ""):
+            found.append(hidden)
+            if len(found) > MAX_HIDDEN:
+                raise OSError(f"it has more than {MAX_HIDDEN} hidden files and folders")
+    finally:
+        os.close(top)
+    return tuple(sorted(found))

@@ -17,7 +17,7 @@ from gvisor_kernel.host.stage import Source
 from gvisor_kernel.runtimes.base import KernelView, MountView
 from gvisor_kernel.runtimes.mounts.host_python import PythonTree
 from gvisor_kernel.runtimes.mounts.plan import plan_mounts
-from gvisor_kernel.runtimes.mounts.profile import find_variables, read_profile
+from gvisor_kernel.runtimes.mounts.profile import MATPLOTLIBRC, read_profile
 from gvisor_kernel.runtimes.mounts.rootfs import write_rootfs
 from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders
 from gvisor_kernel.runtimes.runsc.command_line import Runsc
@@ -52,16 +52,11 @@ class LaunchPlan(Beginning):
         for bind in self.binds:
             if bind.target in self.opened:
                 folder = self.opened[bind.target]
-                hidden = self.inputs.hidden if bind.target == UPLOADS else None
-                sources.append(
-                    Source(
-                        folder.path,
-                        folder.identity,
-                        bind.read_only,
-                        bind.foreign,
-                        tuple(path for path, _ in hidden or ()),
-                    )
-                )
+                source = Source(folder.path, folder.identity, bind.read_only, bind.foreign)
+                if bind.target == UPLOADS:
+                    hidden = tuple(path for path, _ in self.inputs.hidden or ())
+                    source = replace(source, hidden=hidden)
+                sources.append(source)
             else:
                 sources.append(open_source(bind.source, written, bind))
         return sources
@@ -86,10 +81,8 @@ class LaunchPlan(Beginning):
                 MountView(source.path, bind.target, bind.read_only, source.identity)
                 for bind, source in zip(self.binds, sources, strict=True)
             ),
-            environment={
-                **find_environment(self.spec, self.request, self.python_tree, self.mounts),
-                **find_variables(self.profile),
-            },
+            environment=find_environment(self.spec, self.request, self.python_tree, self.mounts)
+            | ({"MATPLOTLIBRC": f"/etc/{MATPLOTLIBRC}"} if MATPLOTLIBRC in self.profile else {}),
             python=self.python_tree.python,
             workdir=self.workdir,
             transcripts=self.places.transcripts if self.spec.transcripts else None,
