@@ -110,11 +110,6 @@ def without_outputs(environment: Mapping[str, str]) -> dict[str, str]:
     return {**environment, VARIABLE: " ".join(words)}
 
 
-def is_outputs() -> bool:
-    """Return whether the outputs are mounted beside the notebook."""
-    return bool(find_shown_outputs())
-
-
 def find_shown_outputs() -> str:
     """Return the path in /workspace at which the outputs are mounted; empty if they are not."""
     with contextlib.suppress(OSError):
