@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from jupyter_client import BlockingKernelClient, KernelManager
+from traitlets.config import Config
 
 from gvisor_kernel.changes.backups import Backups
 from gvisor_kernel.cli.main import main
+from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 
 from ..docker.dockerd import needs_dockerd
 from ..nodes.sshd import needs_sshd
@@ -171,6 +173,24 @@ def test_changes_are_applied_below_the_project(
     assert clean.read_text() == "2"
     for backup in list(Backups.open().newest_first()):
         backup.remove()
+
+
+@pytest.mark.parametrize(
+    ("configured", "asked", "may"),
+    [
+        ({}, {}, True),
+        ({}, {"uploads": "project"}, True),
+        ({"uploads": "."}, {}, False),
+        ({}, {"uploads": "data"}, False),
+        ({}, {"uploads": None}, False),
+    ],
+)
+def test_a_choice_does_not_stand_against_settings(
+    configured: dict[str, Any], asked: dict[str, Any], may: bool
+) -> None:
+    config = Config({"GVisorProvisioner": configured})
+    provisioner = GVisorProvisioner(kernel_id="", config=config, **asked)
+    assert provisioner.may_choose_project(provisioner.sandbox_spec()) == may
 
 
 @pytest.mark.parametrize(
