@@ -22,7 +22,7 @@ from gvisor_kernel.config.entry_points import find_names
 from gvisor_kernel.config.packages import check_packages
 from gvisor_kernel.config.settings import SETTINGS, SandboxSpec, find_entry, find_own_settings
 from gvisor_kernel.config.validators import check_image, parse_value
-from gvisor_kernel.errors import RuntimeMissing, UnknownSetting
+from gvisor_kernel.errors import RuntimeMissing, SettingError, UnknownSetting
 
 CONSTRUCTOR = frozenset({"config", "connection_info", "kernel_id", "kernel_spec", "log", "parent"})
 """Arguments that jupyter_client passes to a provisioner besides the keys of the kernelspec."""
@@ -102,6 +102,9 @@ class SandboxSettings(Configurable):
         entry = find_entry(spec.runtime)
         check_image(entry.images, spec.image)
         check_packages(spec.packages, spec.command)
+        if spec.profile is not None and not entry.shows_profile:
+            accepted = f"None: the runtime {spec.runtime} cannot show a profile"
+            raise SettingError("profile", spec.profile, accepted)
         entry.check(spec)
         return spec
 

@@ -36,6 +36,7 @@ from gvisor_kernel.config.validators import (
     accept_image,
     accept_outputs,
     accept_preload,
+    accept_profile,
     accept_seconds,
     accept_size,
     accept_skills,
@@ -170,7 +171,9 @@ class SandboxSpec:
         """The folder that the kernel sees read-only at /mnt/user-data/uploads, and
         copy-on-write at /workspace: a path below the notebook's folder, an absolute path, or None
         for an empty folder. The default is the notebook's folder itself; if that is a home
-        directory, or a folder above one, the kernel sees an empty folder.""",
+        directory, or a folder above one, the kernel sees an empty folder. "project": the nearest
+        folder around it with .git, pyproject.toml, environment.yml or .jupyter-project, without
+        hidden files; the kernel works in the notebook's folder inside it.""",
     )
     outputs: str | None = setting(
         "outputs",
@@ -191,6 +194,14 @@ class SandboxSpec:
         accept_flag,
         """Whether requests to the kernel, its replies and its outputs are recorded. The
         kernel sees the record read-only at /mnt/transcripts.""",
+    )
+    profile: str | None = setting(
+        None,
+        accept_profile,
+        """The name of an IPython profile of this user, such as "default", or None. The kernel gets
+        a copy of its configuration and startup files, and of this user's matplotlibrc; not of its
+        history and keys. Kernels with startup files start without a snapshot.""",
+        in_key=True,
     )
     mounts: tuple[ExtraMount, ...] = setting(
         (),
@@ -315,6 +326,8 @@ class RuntimeEntry:
     """Where its images are, for a person, such as "the Docker engine": the setting ``image`` then
     names one of those. Empty: images are those of this user's store and "host", the Python of the
     machine on which the kernel runs."""
+    shows_profile: bool = False
+    """Whether its kernels can have the setting ``profile``."""
     variables: tuple[str, ...] = ()
     """The variables of the server's environment by which ``remove`` reaches its sandboxes. It may
     run in another process, when the server has been killed."""

@@ -41,6 +41,12 @@ IMAGE_NAME_RULE = 'lower-case letters, digits, ".", "_" and "-", at most 64'
 ENGINE_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,254}")
 """The name of an image in a Docker engine, optionally with a registry, a tag and a digest."""
 
+PROJECT = "project"
+"""The value of ``uploads`` that means the project around the notebook's folder. A folder of that
+name is "./project"."""
+
+PROFILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
 INSTALLED_SKILLS = "installed"
 """The value of ``skills`` that means the shipped skills and those of this user."""
 
@@ -201,6 +207,16 @@ def accept_preload(name: str, value: object) -> tuple[str, ...] | str:
     return accept_modules(name, value)
 
 
+def accept_profile(name: str, value: object) -> str | None:
+    """Return the name of an IPython profile; None for none.
+
+    :raises SettingError: when it cannot be the name of one
+    """
+    if value is None or (isinstance(value, str) and PROFILE_NAME.fullmatch(value)):
+        return value
+    raise SettingError(name, value, 'the name of an IPython profile, such as "default", or None')
+
+
 def accept_environment(name: str, value: object) -> tuple[str, ...]:
     """Return the names of variables to pass on, each once.
 
@@ -326,7 +342,7 @@ def as_written(path: str) -> str:
 
 
 def accept_uploads(name: str, value: object) -> str | None:
-    """Return the folder that a kernel reads; None for none.
+    """Return the folder that a kernel reads, or PROJECT; None for none.
 
     A relative path is below the notebook's folder.
 
@@ -334,15 +350,18 @@ def accept_uploads(name: str, value: object) -> str | None:
     """
     if value is None:
         return None
+    if value == PROJECT:
+        return PROJECT
     accepted = (
-        "a path below the notebook's folder, the absolute path of a folder that exists "
-        '(both without ".."), or None'
+        f'"{PROJECT}", a path below the notebook\'s folder, the absolute path of a folder that '
+        'exists (both without ".."), or None'
     )
     if not isinstance(value, str) or not is_plain_path(value):
         raise SettingError(name, value, accepted)
     path = os.path.expanduser(value)  # noqa: PTH111 - Path would also normalise
     if not path.startswith("/"):
-        return posixpath.normpath(path)
+        path = posixpath.normpath(path)
+        return f"./{path}" if path == PROJECT else path
     real = real_path(path)
     if not is_directory(real) or any(is_within(real, folder) for folder in FORBIDDEN_SOURCES):
         raise SettingError(name, value, accepted)

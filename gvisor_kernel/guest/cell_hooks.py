@@ -26,7 +26,16 @@ from uuid import uuid4
 
 from gvisor_kernel.guest.installed import is_loaded
 from gvisor_kernel.guest.questions import ADDRESS
-from gvisor_kernel.guest.workspace import EMPTY, KEPT, OWN_OUTPUTS, SHOWN, TOLD, UPPER, VARIABLE
+from gvisor_kernel.guest.workspace import (
+    FOLDER,
+    KEPT,
+    OWN_OUTPUTS,
+    SHOWN,
+    TOLD,
+    UPPER,
+    VARIABLE,
+    WORKSPACE,
+)
 from gvisor_kernel.link.service_messages import LENGTH
 
 LEARNS = "GVISOR_KERNEL_LEARNS"
@@ -151,8 +160,9 @@ class UnkeptFiles:
         self._modified = -1
         self._has_folders = False
         """True if files may appear in folders that were made before, which a stat does not see."""
-        self._is_told = bool(find_written(most=1).names)  # by the last kernel of this sandbox
-        self._is_empty_told = False
+        self._is_told = bool(
+            find_written(find_outputs(), most=1).names
+        )  # by the last kernel of this sandbox
         self._display = ""
         """The id of the display of a batch run."""
         self._shown = ""
@@ -163,8 +173,6 @@ class UnkeptFiles:
             words = os.environ.get(VARIABLE, "").split()
             if TOLD not in words:
                 return
-            if EMPTY in words and not self._is_empty_told:
-                self._tell_of_empty_folder(getattr(result, "error_in_exec", None))
             is_batch = self._is_batch()
             if is_batch or not self._is_told:
                 self._look(words, is_batch)
@@ -180,7 +188,7 @@ class UnkeptFiles:
         if modified == self._modified and not self._has_folders:
             return
         self._modified = modified
-        skipped = OWN_OUTPUTS if SHOWN in words else ""
+        skipped = find_outputs() if SHOWN in words else ""
         written = find_written(skipped, MAX_NAMED if is_batch else 1)
         if is_batch:
             self._show(written, words)
@@ -210,15 +218,11 @@ class UnkeptFiles:
             update=not is_new,
         )
 
-    def _tell_of_empty_folder(self, error: object) -> None:
-        if isinstance(error, FileNotFoundError):
-            self._is_empty_told = True
-            print(
-                "gvisor-kernel: this notebook lies directly in a home (or beside keys of Jupyter),"
-                " which no sandbox is shown, so /workspace is empty. Move the notebook, and the"
-                " files that it reads, to a folder of their own.",
-                file=sys.stderr,
-            )
+
+def find_outputs() -> str:
+    """Return the path in /workspace at which the outputs are shown, if they are."""
+    folder = os.environ.get(FOLDER, WORKSPACE)
+    return os.path.relpath(f"{folder}/{OWN_OUTPUTS}", WORKSPACE)
 
 
 def find_written(skipped: str = OWN_OUTPUTS, most: int = MAX_NAMED) -> Written:

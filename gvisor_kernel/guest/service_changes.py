@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 from gvisor_kernel.guest.service_files import open_regular
-from gvisor_kernel.guest.workspace import OWN_OUTPUTS, UPLOADS, UPPER, WORKSPACE, is_outputs
+from gvisor_kernel.guest.workspace import UPLOADS, UPPER, WORKSPACE, find_shown_outputs
 
 MAX_DEPTH = 100
 """Nested folders that are looked into."""
@@ -55,7 +55,7 @@ class _Look:
         self._hashed = HASHED - hashed
 
     def run(self) -> None:
-        skipped = OWN_OUTPUTS if is_outputs() else ""
+        skipped = find_shown_outputs()
         left: list[tuple[str, int]] = [("", 0)]
         while left:
             folder, depth = left.pop()

@@ -212,7 +212,7 @@ class Supervisor:
 
     def _start_kernel(self, start: Start) -> None:
         self._begin_run(start)
-        environment = self._show_outputs(dict(start.environment))
+        environment = self._show_outputs(dict(start.environment), start.cwd)
         self._service.begin(environment, start.cwd)
         self._signing = start.key, start.signature_scheme
         argv = list(start.argv)
@@ -254,7 +254,7 @@ class Supervisor:
         self._begin_run(resume)
         with as_kernel():
             workspace.refresh_workspace()
-        environment = self._show_outputs(dict(resume.environment))
+        environment = self._show_outputs(dict(resume.environment), resume.cwd)
         self._service.resume(environment, resume.cwd)
         resume = replace(resume, environment=tuple(environment.items()))
         if self.passage is not None:
@@ -274,10 +274,10 @@ class Supervisor:
         self._service.stop()
         self.connection.send(Exited(run, status))
 
-    def _show_outputs(self, environment: dict[str, str]) -> dict[str, str]:
+    def _show_outputs(self, environment: dict[str, str], folder: str) -> dict[str, str]:
         """Return the environment of the kernel; it knows where the outputs are."""
         with as_kernel():
-            failure = workspace.show_outputs(environment)
+            failure = workspace.show_outputs(environment, folder)
         if not failure:
             return environment
         self._log.write(f"{failure}; what is kept is written to {workspace.OUTPUTS}\n")

@@ -17,9 +17,11 @@ SCRATCH = "/run/gvisor-kernel/workspace"
 UPPER = f"{SCRATCH}/upper"
 OUTPUTS = "/mnt/user-data/outputs"
 OWN_OUTPUTS = "outputs"
-"""The folder in /workspace at which the outputs are mounted."""
+"""The folder at which the outputs are mounted, in the notebook's folder: in that of /workspace."""
 VARIABLE = "GVISOR_KERNEL_WORKSPACE"
 """The host's words about /workspace; see ``kernel/workspace.py``."""
+FOLDER, PATHS = "GVISOR_KERNEL_FOLDER", "GVISOR_KERNEL_PATHS"
+"""The kernel's first working directory, and digests of paths; see ``kernel/host_paths.py``."""
 SHOWN, KEPT, EMPTY, TOLD = "outputs", "kept", "empty", "told"
 SCRATCH_ROOTS = ("/home/user", "/run", "/run/gvisor-kernel", SCRATCH, OUTPUTS)
 """tmpfs mounts that only their owner may write to. ``outputs`` is one if it is not kept."""
@@ -50,32 +52,55 @@ def mount_workspace() -> None:
     linux.mount("overlay", WORKSPACE, "overlay", options)
 
 
-def show_outputs(environment: Mapping[str, str]) -> str:
-    """Mount the outputs at /workspace/outputs if the host wants that; return why that fails.
+_place = OWN_OUTPUTS
+"""Where the outputs of this run are in /workspace."""
 
-    The effective uid must be the kernel's. Called when no code of the sandbox runs, or only that of
-    a snapshot, which has not been given anything to do. The uploads belong to the host, and what is
-    in them may change at any time: so no link is followed.
+
+def show_outputs(environment: Mapping[str, str], folder: str) -> str:
+    """Mount the outputs beside the notebook if the host wants that; return why that fails.
+
+    ``folder``: the notebook's, in which the kernel starts. The effective uid must be the kernel's.
+    Called when no code of the sandbox runs, or only that of a snapshot, which has not been given
+    anything to do. The uploads belong to the host, and what is in them may change at any time: so
+    no link is followed.
     """
+    global _place
     whether = SHOWN in environment.get(VARIABLE, "").split()
+    place = os.path.relpath(f"{folder}/{OWN_OUTPUTS}", WORKSPACE)
     try:
-        if whether == is_outputs():
+        shown = find_shown_outputs()
+        if shown == (place if whether else ""):
             return ""
         linux.raise_capabilities()
+        if shown:  # in a restored sandbox also where another notebook's folder is
+            linux.unmount(f"{WORKSPACE}/{shown}")
+        _place = place
         if not whether:
-            linux.unmount(f"{WORKSPACE}/{OWN_OUTPUTS}")
             return ""
-        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
-        target = os.open(f"{WORKSPACE}/{OWN_OUTPUTS}", flags)
-        try:
-            os.fchdir(target)
-            linux.bind(OUTPUTS, ".")
-        finally:
-            os.chdir("/")
-            os.close(target)
+        if _place != OWN_OUTPUTS and not os.path.lexists(f"{UPLOADS}/{OWN_OUTPUTS}"):
+            with contextlib.suppress(OSError):  # of mount_workspace, which does not know the folder
+                os.rmdir(f"{WORKSPACE}/{OWN_OUTPUTS}")
+        _bind_outputs(_place.split("/"))
     except OSError as error:
-        return f"/workspace/{OWN_OUTPUTS} does not show the outputs: {error}"
+        return f"/workspace/{_place} does not show the outputs: {error}"
     return ""
+
+
+def _bind_outputs(parts: list[str]) -> None:
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+    target = os.open(WORKSPACE, flags)
+    try:
+        for part in parts:
+            if part is parts[-1]:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(part, dir_fd=target)
+            above, target = target, os.open(part, flags, dir_fd=target)
+            os.close(above)
+        os.fchdir(target)
+        linux.bind(OUTPUTS, ".")
+    finally:
+        os.chdir("/")
+        os.close(target)
 
 
 def without_outputs(environment: Mapping[str, str]) -> dict[str, str]:
@@ -85,13 +110,14 @@ def without_outputs(environment: Mapping[str, str]) -> dict[str, str]:
     return {**environment, VARIABLE: " ".join(words)}
 
 
-def is_outputs() -> bool:
-    """Return whether the outputs are mounted at /workspace/outputs."""
+def find_shown_outputs() -> str:
+    """Return the path in /workspace at which the outputs are mounted; empty if they are not."""
     with contextlib.suppress(OSError):
-        own = os.lstat(f"{WORKSPACE}/{OWN_OUTPUTS}")
+        own = os.lstat(f"{WORKSPACE}/{_place}")
         outputs = os.stat(OUTPUTS)
-        return (own.st_dev, own.st_ino) == (outputs.st_dev, outputs.st_ino)
-    return False
+        if (own.st_dev, own.st_ino) == (outputs.st_dev, outputs.st_ino):
+            return _place
+    return ""
 
 
 def _is_folder(path: str) -> bool:

@@ -83,7 +83,8 @@ class Entry:
 
 
 def _read_source(facts: dict[str, Any]) -> Source:
-    return Source(**{**facts, "identity": Identity(*facts["identity"])})
+    lists = {"identity": Identity(*facts["identity"]), "hidden": tuple(facts["hidden"])}
+    return Source(**{**facts, **lists})
 
 
 def main() -> int:

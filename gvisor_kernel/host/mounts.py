@@ -16,7 +16,7 @@ ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_IDMAP = 1, 2, 4, 0x00100000
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442  # the same on all architectures
 _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
-_MOVE_MOUNT_F_EMPTY_PATH = 4
+_MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x04, 0x40
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -59,17 +59,13 @@ def clone_tree(fd: int, path: str) -> int:
     return _check(_libc.syscall(_SYS_OPEN_TREE, fd, b"", ctypes.c_uint(flags)), "open_tree", path)
 
 
-def move_tree(tree: int, target: str) -> None:
-    """Attach a detached mount at ``target``, a path that no other process can change."""
-    result = _libc.syscall(
-        _SYS_MOVE_MOUNT,
-        tree,
-        b"",
-        _AT_FDCWD,
-        os.fsencode(target),
-        ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH),
-    )
-    _check(result, "move_mount", target)
+def move_tree(tree: int, target: int | str) -> None:
+    """Attach a detached mount at ``target``: a descriptor, or a path that no other process can
+    change."""
+    directory, path = (target, b"") if isinstance(target, int) else (_AT_FDCWD, os.fsencode(target))
+    flags = _MOVE_MOUNT_F_EMPTY_PATH | (_MOVE_MOUNT_T_EMPTY_PATH if path == b"" else 0)
+    result = _libc.syscall(_SYS_MOVE_MOUNT, tree, b"", directory, path, ctypes.c_uint(flags))
+    _check(result, "move_mount", str(target))
 
 
 def set_attributes(

@@ -20,7 +20,14 @@ from pathlib import Path
 
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host import mounts
-from gvisor_kernel.host.folders import Identity, Opened, find_identity, reopen
+from gvisor_kernel.host.folders import (
+    Identity,
+    Opened,
+    find_identity,
+    open_below,
+    open_real,
+    reopen,
+)
 from gvisor_kernel.host.open_files import explain_scarce_files
 
 # by path: on a tmpfs in a private mount namespace
@@ -30,13 +37,15 @@ from gvisor_kernel.host.open_files import explain_scarce_files
 class Source:
     """A file or folder of the host to mount. ``path`` must not contain links.
 
-    ``foreign``: it contains files of a person; see ``spec.layout.Bind``.
+    ``foreign``: it contains files of a person; see ``spec.layout.Bind``. ``hidden``: paths below it
+    that are seen as an empty folder or file.
     """
 
     path: str
     identity: Identity
     read_only: bool = True
     foreign: bool = False
+    hidden: tuple[str, ...] = ()
 
 
 def place(directory: str, index: int) -> str:
@@ -114,10 +123,13 @@ def attach(directory: str, sources: Sequence[Source], trees: Sequence[int]) -> N
             else:
                 target.touch()
             mounts.move_tree(tree, str(target))
+        for index, source in enumerate(sources):
+            if source.hidden:
+                _hide(place(directory, index), source.hidden)
     except OSError as error:
         raise LaunchError(
             f"The mounts of the sandbox cannot be attached on {directory}: {error.strerror}.",
-            "use Linux 5.12 or newer.",
+            "use Linux 5.12 or newer; or start the kernel again, if its folder was changed now.",
         ) from error
     for index, source in enumerate(sources):
         if find_identity(place(directory, index)) != source.identity:
@@ -125,6 +137,38 @@ def attach(directory: str, sources: Sequence[Source], trees: Sequence[int]) -> N
                 f"{source.path} was replaced by another file while the kernel started.",
                 "find out which program replaces it, and start the kernel again.",
             )
+
+
+def _hide(root: str, paths: Sequence[str]) -> None:
+    """Mount an empty folder or file over each of ``paths`` below ``root``, which is attached.
+
+    What was removed meanwhile is left out. No link is followed, as others may change the folders.
+
+    :raises OSError: when one cannot be hidden, or a folder on the way to it was moved
+    """
+    folder, file = Path(f"{root}-folder"), Path(f"{root}-file")
+    folder.mkdir(mode=0o755)
+    file.touch(mode=0o644)
+    attributes = mounts.ATTR_RDONLY | mounts.ATTR_NOSUID | mounts.ATTR_NODEV
+    with open_real(root) as top, open_real(str(folder)) as nothing, open_real(str(file)) as empty:
+        owner = top.status()
+        for path in (folder, file):
+            with suppress(OSError):  # an owner who has no number here
+                os.chown(path, owner.st_uid, owner.st_gid)
+        for name in paths:
+            above, _, last = name.rpartition("/")
+            with (
+                open_below(top, above or ".") as parent,
+                suppress(FileNotFoundError),
+                open_below(parent, last) as found,
+            ):
+                cover = nothing if found.is_folder else empty
+                tree = mounts.clone_tree(cover.fd, cover.path)
+                try:
+                    mounts.set_attributes(tree, add=attributes, recursive=True)
+                    mounts.move_tree(tree, found.fd)
+                finally:
+                    os.close(tree)
 
 
 def clone_all(

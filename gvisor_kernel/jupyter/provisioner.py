@@ -12,6 +12,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from string import Template
 from typing import Any, ClassVar
@@ -25,16 +26,19 @@ from gvisor_kernel.changes.compare import find_unkept
 from gvisor_kernel.changes.control import ControlSocket
 from gvisor_kernel.config.jupyter_config import GVisorEgress, SandboxSettings
 from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.validators import PROJECT
 from gvisor_kernel.egress.environment import JUPYTER
 from gvisor_kernel.egress.kinds import Route
 from gvisor_kernel.egress.routes import check_exposure, choose_routes, parse_routes
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, SettingError, StartStopped
+from gvisor_kernel.jupyter.project_choices import may_choose, with_choice
 from gvisor_kernel.kernel.client import CHANNELS, describe_address, new_key
 from gvisor_kernel.kernel.command import choose_program
 from gvisor_kernel.kernel.facts import KernelFacts
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes.base import LaunchRequest
+from gvisor_kernel.runtimes.mounts.folders import find_project_path
 
 SETTLE_SECONDS = 5.0
 """Seconds that a call of the manager that does nothing here any more may take to end."""
@@ -94,6 +98,8 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         self, name: str, folder: Path, environment: dict[str, str], extra: list[str]
     ) -> KernelPlan:
         manager, spec = self.parent, self.sandbox_spec()
+        if self.may_choose_project(spec):
+            spec = with_choice(spec, folder)
         python, argv = choose_program(spec, list(self.kernel_spec.argv), extra)
         passed = {key: environment[key] for key in spec.environment if key in environment}
         templates = {key: Template(value) for key, value in self.kernel_spec.env.items()}
@@ -124,6 +130,11 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
             door=getattr(manager, "door", JUPYTER),
         )
 
+    def may_choose_project(self, spec: SandboxSpec) -> bool:
+        """Return whether a person may choose what is shown (``project_choices``): not against
+        Jupyter's configuration."""
+        return not _is_configured(self, "uploads") and may_choose(spec)
+
     def find_routes(self, spec: SandboxSpec, folder: Path) -> tuple[Route, ...]:
         """Return the routes that ``spec`` names, as Jupyter's configuration describes them now.
 
@@ -139,7 +150,9 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
                 raise
             self.log.warning("%s", error)  # kernels without routes start nevertheless
             return ()
-        check_exposure(routes.values(), spec, folder)
+        project = find_project_path(str(folder)) if spec.uploads == PROJECT else None
+        shown = spec if project is None else replace(spec, uploads=project)
+        check_exposure(routes.values(), shown, folder)
         return choose_routes(spec.egress, routes)
 
     def _find_file(self) -> str:

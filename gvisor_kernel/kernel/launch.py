@@ -25,6 +25,7 @@ from gvisor_kernel.egress import audit
 from gvisor_kernel.egress.process import EgressWorker, Grant
 from gvisor_kernel.errors import LaunchError, NoSnapshot, SandboxError, StartTimedOut
 from gvisor_kernel.kernel.facts import Start, StartKind
+from gvisor_kernel.kernel.host_paths import describe_paths
 from gvisor_kernel.kernel.learned_modules import learning_variables
 from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, kernel_variables, make_launch_request
 from gvisor_kernel.kernel.preparation import SpareKeeper, renew_outdated, request_snapshot
@@ -192,8 +193,9 @@ class Launch:
     async def _find_variables(self, sandbox: Sandbox) -> dict[str, str]:
         plan, describe = self.plan, partial(describe_workspace, tells=self._tells)
         words: dict[str, str] = await self._workers.run(describe, plan.spec, sandbox)
-        learning = learning_variables(plan)
-        return {**kernel_variables(plan, sandbox.view.environment), **words, **learning}
+        paths: dict[str, str] = await self._workers.run(describe_paths, plan, sandbox)
+        variables = kernel_variables(plan, sandbox.view.environment)
+        return {**variables, **words, **paths, **learning_variables(plan)}
 
     @staticmethod
     def _note_outputs(kernel: KernelBridge, environment: Mapping[str, str]) -> None:

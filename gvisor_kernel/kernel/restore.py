@@ -25,11 +25,13 @@ from gvisor_kernel.runtimes.base import (
     Sandbox,
     SnapshotRuntime,
 )
-from gvisor_kernel.runtimes.mounts.folders import are_uploads_covered
+from gvisor_kernel.runtimes.mounts.folders import inspect_uploads
+from gvisor_kernel.runtimes.mounts.profile import STARTUP, read_profile
 from gvisor_kernel.snapshots.key import (
     IMPORTED,
     KernelFacts,
     SnapshotKey,
+    digest,
     find_host_facts,
     make_key,
     split_environment,
@@ -98,7 +100,8 @@ def find_kernel_facts(plan: KernelPlan) -> KernelFacts:
         argv=kernel_argv(plan),
         environment=early,
         workdir=WORKSPACE,
-        settings=write_key_settings(replace(plan.spec, preload=_find_preload(plan))),
+        settings=write_key_settings(replace(plan.spec, preload=_find_preload(plan)))
+        | {"profile": digest({n: text.hex() for n, text in read_profile(plan.spec).items()})},
     )
 
 
@@ -115,13 +118,18 @@ def find_obstacle(plan: KernelPlan) -> str | None:
 
     :raises SettingError: when the uploads cannot be used
     """
-    if are_uploads_covered(plan.spec, plan.request):
+    covered, within = inspect_uploads(plan.spec, plan.request)
+    if covered:
         return (
             "the uploads contain Jupyter's own files, or an environment's with settings, which the"
             " sandbox does not show"
         )
+    if within and not _accepts_variables(plan):
+        return "this kernel cannot receive its working directory after a restore"
     if hides_uploads(plan.spec, plan.request.folder):
         return f"the uploads have a file or link {NAME!r}, which a restored sandbox does not show"
+    if any(name.startswith(STARTUP) for name in read_profile(plan.spec)):
+        return "the profile has startup files, which are to run at each start"
     _, later = _split_variables(plan)
     if later and not _accepts_variables(plan):
         return f"this kernel cannot receive {_summarize_names(later)} after a restore"

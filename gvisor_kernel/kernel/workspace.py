@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
+from gvisor_kernel.config.validators import PROJECT
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.folders import open_real, reopen
 from gvisor_kernel.kernel.facts import Ended, KernelEvents, KernelFacts, Left
@@ -22,7 +23,7 @@ from gvisor_kernel.link import RemoteProtocolError
 from gvisor_kernel.link.service_messages import decode_service
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import MountView, Sandbox
-from gvisor_kernel.spec.layout import OUTPUTS, UPLOADS
+from gvisor_kernel.spec.layout import OUTPUTS, UPLOADS, WORKSPACE
 
 VARIABLE = "GVISOR_KERNEL_WORKSPACE"
 SHOWN, KEPT, EMPTY, TOLD = "outputs", "kept", "empty", "told"
@@ -51,23 +52,29 @@ def describe_workspace(spec: SandboxSpec, sandbox: Sandbox, *, tells: bool) -> d
     outputs = find_view(sandbox, OUTPUTS)
     own = get_runtime(spec.runtime).find_own_folders(spec)
     words = []
-    if shows_outputs(uploads, outputs):
+    if shows_outputs(uploads, outputs, find_within(sandbox)):
         words.append(SHOWN)
     if outputs is not None or (spec.outputs is not None and OUTPUTS in own):
         words.append(KEPT)
-    if uploads is None and spec.uploads == DEFAULTS.uploads and UPLOADS not in own:
+    if uploads is None and spec.uploads in (DEFAULTS.uploads, PROJECT) and UPLOADS not in own:
         words.append(EMPTY)
     if tells and spec.uploads is not None:
         words.append(TOLD)
     return {VARIABLE: " ".join(words)}
 
 
-def shows_outputs(uploads: MountView | None, outputs: MountView | None) -> bool:
-    """Return whether /workspace/outputs can be the outputs.
+def find_within(sandbox: Sandbox) -> str:
+    """Return the notebook's folder as a path in the uploads; "" if it is that, or not in them."""
+    return sandbox.view.workdir.removeprefix(WORKSPACE).lstrip("/")
 
-    It can if the uploads have nothing of that name, or this very folder. Another folder of that
-    name stays what it is: a person's files are not hidden.
+
+def shows_outputs(uploads: MountView | None, outputs: MountView | None, within: str = "") -> bool:
+    """Return whether the outputs can be mounted in /workspace, in the notebook's folder.
+
+    They can if that has nothing of that name, or this very folder. Another folder of that name
+    stays what it is: a person's files are not hidden. ``within``: see ``find_within``.
     """
+    name = f"{within}/{NAME}" if within else NAME
     if uploads is None:
         return True
     try:
@@ -77,7 +84,7 @@ def shows_outputs(uploads: MountView | None, outputs: MountView | None) -> bool:
             else reopen(uploads.source, uploads.identity)
         )
         with folder:
-            status = os.stat(NAME, dir_fd=folder.fd, follow_symlinks=False)
+            status = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
     except FileNotFoundError:
         return True
     except OSError:
@@ -85,14 +92,14 @@ def shows_outputs(uploads: MountView | None, outputs: MountView | None) -> bool:
     if outputs is None:
         return False
     if outputs.identity is None:  # a copy in a Docker engine
-        return outputs.source == f"{uploads.source.rstrip('/')}/{NAME}"
+        return outputs.source == f"{uploads.source.rstrip('/')}/{name}"
     return (status.st_dev, status.st_ino) == tuple(outputs.identity)
 
 
 def hides_uploads(spec: SandboxSpec, folder: Path) -> bool:
     """Return whether the uploads have a file or link of the name of the folder for outputs, which a
     restored sandbox would not show. Only for the choice of a snapshot."""
-    if spec.uploads is None:
+    if spec.uploads in (None, PROJECT):
         return False
     try:
         mode = (folder / spec.uploads / NAME).lstat().st_mode
@@ -162,11 +169,7 @@ def find_host_path(sandbox: Sandbox, path: str) -> Path | None:
     if ".." in inside.parts:
         return None
     views = list(sandbox.view.mounts)
-    views += [
-        MountView(view.source, sandbox.view.workdir, True)
-        for view in views
-        if view.target == UPLOADS
-    ]
+    views += [MountView(view.source, WORKSPACE, True) for view in views if view.target == UPLOADS]
     for view in views:
         if inside.is_relative_to(view.target):
             try:

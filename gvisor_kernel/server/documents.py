@@ -33,7 +33,8 @@ class HostFacts:
 
     ``created``: seconds since the epoch. ``cpu_seconds``: of all its processes. ``runsc``: its
     release, or nothing. ``is_home``: the notebook's folder is not shown, as it holds a home.
-    ``has_log``: whether there is a log to read.
+    ``has_log``: whether there is a log to read. ``project``: the folder of the project that a
+    person may have shown, or not, and its path below the server's root.
     """
 
     created: float | None = None
@@ -41,6 +42,7 @@ class HostFacts:
     runsc: str = ""
     is_home: bool = False
     has_log: bool = False
+    project: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def make_sandbox(described: Described, left: Left | None = None) -> dict[str, An
             "outputs": _text(folders.get(layout.OUTPUTS)),
             "is_home": host.is_home,
         },
+        "project": make_project(facts, host),
         "unkept": make_unkept(left) if left is not None and (left.total or left.more) else None,
     }
 
@@ -108,6 +111,14 @@ def make_unkept(left: Left) -> dict[str, Any]:
         "more": left.more,
         "paths": [printable(path)[:MAX_TEXT] for path in left.paths[:MAX_PATHS]],
     }
+
+
+def make_project(facts: KernelFacts, host: HostFacts) -> dict[str, Any] | None:
+    """Return the document of the project around the notebook; None if there is no choice."""
+    if host.project is None:
+        return None
+    path, name = host.project
+    return {"folder": printable(name), "shown": find_uploads(facts) == path}
 
 
 def find_uploads(facts: KernelFacts) -> str | None:
@@ -135,6 +146,8 @@ def make_mounts(facts: KernelFacts) -> Iterator[dict[str, Any]]:
         description = place.description if place is not None else ""
         if view.target == layout.UPLOADS and _is_own(view, facts):
             description = "an empty folder: the notebook's is not shown"
+        elif view.target == layout.UPLOADS and view.source != str(facts.folder):
+            description = description.replace("the notebook's folder", "a folder", 1)
         if not description and view.target in chosen:
             description = "a folder of the setting mounts"
         if not description:

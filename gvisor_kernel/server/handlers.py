@@ -27,6 +27,7 @@ from gvisor_kernel.errors import (
     StorageError,
 )
 from gvisor_kernel.jupyter.plan_factory import find_spec
+from gvisor_kernel.lab.routes import CLOSED
 from gvisor_kernel.server.doctor import DoctorFailed
 from gvisor_kernel.server.documents import Described, make_sandbox
 from gvisor_kernel.server.kernel_preparer import NotOurs, OutsideRoot
@@ -252,6 +253,27 @@ class WarmHandler(Handler):
             raise web.HTTPError(400, "The path is not below the server's root.") from error
         self.set_status(202)
         self.answer({"accepted": accepted})
+
+
+class ProjectsHandler(Handler):
+    """``PUT projects``: what the next kernels of a folder are shown."""
+
+    async def put(self) -> None:
+        if self.settings.get(CLOSED):
+            raise web.HTTPError(403, "This server shows a stranger's notebook the folder alone.")
+        body = self.read_body(MAX_BODY)
+        path, shown = body.get("path"), body.get("shown")
+        if not isinstance(path, str) or not isinstance(shown, bool):
+            raise web.HTTPError(400, "The body must have the text path, and shown: true or false.")
+        try:
+            folder = self.services.preparer.find_folder(path)
+        except OutsideRoot as error:
+            raise web.HTTPError(400, "The path is not below the server's root.") from error
+        if not await self.services.sandboxes.choose_project(folder, shown=shown):
+            raise web.HTTPError(404, "There is no project around this folder that can be shown.")
+        self.note_activity()
+        self.set_status(204)
+        self.finish()
 
 
 class TrustHandler(Handler):

@@ -138,7 +138,7 @@ class KernelPreparer:
         :raises NotOurs: when there is no such kernelspec, or its kernels have no sandbox
         :raises OutsideRoot: when the folder is not below the server's root
         """
-        choice = KernelChoice(kernel_name, self._find_folder(path))
+        choice = KernelChoice(kernel_name, self.find_folder(path))
         loop = asyncio.get_running_loop()
         try:
             plan = await loop.run_in_executor(self._executor, self._make_plan, choice)
@@ -154,7 +154,11 @@ class KernelPreparer:
             self._working = loop.create_task(self._work())
         return True
 
-    def _find_folder(self, path: str) -> Path:
+    def find_folder(self, path: str) -> Path:
+        """Return the folder that a client names by ``path``.
+
+        :raises OutsideRoot: when it is not below the server's root
+        """
         manager = self._application.kernel_manager
         root = os.path.abspath(manager.root_dir)  # noqa: PTH100 - also drops ".."
         if "\0" in path:

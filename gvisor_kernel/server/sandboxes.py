@@ -12,19 +12,22 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.changes.kernel_changes import KernelChanges
+from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host import cgroups, processes
 from gvisor_kernel.host.homes import find_home
 from gvisor_kernel.host.log_files import NAMES, log_parts
+from gvisor_kernel.jupyter.project_choices import remember
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 from gvisor_kernel.kernel.facts import KernelFacts, Left
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes import get_runtime
+from gvisor_kernel.runtimes.mounts.folders import find_project_path
 from gvisor_kernel.runtimes.state.listed import find_all
 from gvisor_kernel.runtimes.state.records import read_record
 from gvisor_kernel.server.documents import Described, HostFacts, find_uploads, make_leftover
@@ -53,6 +56,7 @@ class Sandboxes:
         self, kernel_manager: Any, executor: Executor, keep_seconds: float = KEEP_SECONDS
     ) -> None:
         self._manager = kernel_manager
+        self._root = str(getattr(kernel_manager, "root_dir", ""))
         self._keep_seconds = keep_seconds
         self._executor = executor
         self._known: Snapshot | None = None
@@ -89,6 +93,21 @@ class Sandboxes:
         kernel = None if provisioner is None else provisioner.sandboxed_kernel
         return kernel if kernel is not None and kernel.sandbox is not None else None
 
+    async def choose_project(self, folder: Path, *, shown: bool) -> bool:
+        """Remember whether kernels of ``folder`` are shown the project around it; return False if
+        there is none.
+
+        :raises StateError: when it cannot be remembered
+        """
+
+        def choose() -> bool:
+            project = find_choosable(str(folder), self._root) if shown else None
+            if project is not None or not shown:
+                remember(folder, project)
+            return project is not None or not shown
+
+        return await asyncio.get_running_loop().run_in_executor(self._executor, choose)
+
     def _find_provisioners(self) -> dict[str, GVisorProvisioner]:
         found = {}
         for kernel_id in self._manager.list_kernel_ids():
@@ -110,14 +129,19 @@ class Sandboxes:
     async def _read(self) -> Snapshot:
         loop = asyncio.get_running_loop()
         try:
-            kernels, provisioners = [], self._find_all()
+            kernels, choices, provisioners = [], [], self._find_all()
             names = name_kernels(provisioners)
             for kernel_id, provisioner in provisioners.items():
                 facts, spec = provisioner.describe(), provisioner.kernel_spec
                 if facts is not None:
                     kernels.append((kernel_id, spec.display_name, spec.language, facts))
+                    choices.append(provisioner.may_choose_project(facts.spec))
             hosts = await loop.run_in_executor(
-                self._executor, lambda: [find_host_facts(kernel[-1]) for kernel in kernels]
+                self._executor,
+                lambda: [
+                    find_host_facts(kernel[-1], self._root if chooses else "")
+                    for kernel, chooses in zip(kernels, choices, strict=True)
+                ],
             )
             if self._leftovers_at is None or loop.time() - self._leftovers_at > LEFTOVER_SECONDS:
                 self._leftovers = await loop.run_in_executor(self._executor, find_leftovers)
@@ -150,8 +174,31 @@ def name_kernels(
     return frozenset(names)
 
 
-def find_host_facts(facts: KernelFacts) -> HostFacts:
-    """Return what the host knows of a sandbox. Blocks for milliseconds."""
+def find_choosable(folder: str, root: str) -> str | None:
+    """Return the project around the notebook's ``folder`` that clients of a server may choose.
+
+    None if there is none but the folder itself, or if it is not below ``root``, the server's: no
+    client sees more of this computer by it. Blocks for milliseconds.
+    """
+    found = find_project_path(folder)
+    is_other = found is not None and found != os.path.realpath(folder)
+    return found if is_other and is_within(str(found), os.path.realpath(root)) else None
+
+
+def find_host_facts(facts: KernelFacts, root: str = "") -> HostFacts:
+    """Return what the host knows of a sandbox. Blocks for milliseconds.
+
+    ``root``: that of the server, if a person may choose whether the project is shown.
+    """
+    with suppress(GvisorKernelError):
+        found = find_choosable(str(facts.folder), root) if root else None
+        if found is not None:
+            name = found.removeprefix(os.path.realpath(root)).strip("/") or Path(found).name
+            return replace(_find_host_facts(facts), project=(found, name))
+    return _find_host_facts(facts)
+
+
+def _find_host_facts(facts: KernelFacts) -> HostFacts:
     runsc = ""
     with suppress(GvisorKernelError, OSError):
         runsc = get_runtime(facts.spec.runtime).find_version()

@@ -68,6 +68,7 @@ def format_info(
     created: float,
     versions: Mapping[str, str],
     mounts: Iterable[Mount],
+    workdir: str = WORKSPACE,
 ) -> str:
     """Return the content of the file. ``created``: Unix time; ``versions``: by program."""
     by_target = {mount.target: mount for mount in mounts}
@@ -97,7 +98,7 @@ def format_info(
         },
         "network": "none",
         "user": {"name": USER, "uid": UID, "gid": UID},
-        "workdir": WORKSPACE,
+        "workdir": workdir,
         "layout": layout,
         "mounts": extra,
     }

@@ -366,7 +366,7 @@ def test_where_outputs_cannot_be_shown_a_person_is_told_where_to_write(
 ) -> None:
     """As with a gVisor that cannot bind them; here a file is in the way."""
     (folder / "outputs").touch()
-    monkeypatch.setattr(workspace, "shows_outputs", lambda uploads, outputs: True)
+    monkeypatch.setattr(workspace, "shows_outputs", lambda *_: True)
     settings = {**WAYS["direct"], "outputs": str(tmp_path / "elsewhere")}
     with running_kernel(settings=settings, start={"cwd": str(folder)}) as (manager, client):
         (told,) = execute(client, "open('plot.png', 'w').write('1')").of_type("stream")

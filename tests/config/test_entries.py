@@ -38,6 +38,7 @@ CHANGED: dict[str, object] = {
     "outputs": "results",
     "skills": None,
     "transcripts": False,
+    "profile": "default",
     "mounts": [{"source": "/usr", "target": "/data"}],
     "environment": ["LANG"],
     "start_timeout": 5,

@@ -114,6 +114,7 @@ WRONG: list[tuple[str, object]] = [
     *(("image", value) for value in ("", "Ubuntu", "a/b", "..", "a" * 65, "a\n", 3)),
     *(("restart", value) for value in ("always", None)),
     *(("transport", value) for value in ("inproc", 4)),
+    *(("profile", value) for value in ("", "../x", "a/b", 3, [])),
     *(("uploads", value) for value in ("", "../x", "a/../../b", "/nonexistent", "/proc", "a\0b")),
     *(("uploads", value) for value in (3, ["."], "a\nb", "/etc/passwd", "/dev/shm")),
     *(("outputs", value) for value in ("", ".", "./", "../x", "/", "/etc", "/etc/x", "/usr/local")),

@@ -255,23 +255,6 @@ def test_a_batch_runs_look_is_bounded(layers: Path, monkeypatch: pytest.MonkeyPa
     assert len(text) < 2000
 
 
-def test_an_empty_folder_is_explained_when_a_file_is_missing(
-    layers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv(cell_hooks.VARIABLE, "kept empty told")
-    told = cell_hooks.UnkeptFiles()
-    result = Result()
-    told.after_cell(result)
-    result.error_in_exec = ValueError()
-    told.after_cell(result)
-    assert capsys.readouterr().err == ""
-    result.error_in_exec = FileNotFoundError()
-    told.after_cell(result)
-    assert "directly in a home" in capsys.readouterr().err
-    told.after_cell(result)
-    assert capsys.readouterr().err == ""
-
-
 def test_a_program_is_not_told(
     layers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

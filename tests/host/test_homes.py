@@ -14,7 +14,7 @@ from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
 from gvisor_kernel.errors import SettingError
 from gvisor_kernel.host import homes
 from gvisor_kernel.host.homes import find_home
-from gvisor_kernel.runtimes.mounts.folders import are_uploads_covered
+from gvisor_kernel.runtimes.mounts.folders import inspect_uploads
 
 from ..config.test_settings import spec
 from ..runtimes.conftest import make_request, root_only
@@ -164,7 +164,7 @@ def test_log_says_once_what_to_do_about_a_notebook_in_a_home(
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     with caplog.at_level(logging.INFO, "gvisor_kernel.runtimes.mounts.folders"):
-        assert not are_uploads_covered(SandboxSpec(), make_request(home))  # before each restore
+        assert not inspect_uploads(SandboxSpec(), make_request(home))[0]  # before each restore
         assert uploads_of(SandboxSpec(), home) is None
     assert caplog.messages == [
         f"The kernel sees no files of {home}, which contains a home or Jupyter's own files: keep"

@@ -44,6 +44,13 @@ def test_the_place_is_the_configurations_alone() -> None:
     assert accept_kubernetes("kubernetes", {"cpu": "4"}, own).runtime_class == "runc"
 
 
+def test_a_claim_of_uploads_has_no_projects() -> None:
+    settings = {"runtime": "kubernetes", "image": "a", "uploads": "project"}
+    assert SandboxSettings(**settings).sandbox_spec().uploads == "project"
+    with pytest.raises(SettingError, match="uploads_claim"):
+        SandboxSettings(**settings, kubernetes={"uploads_claim": "data"}).sandbox_spec()
+
+
 @pytest.mark.parametrize(
     "value",
     [

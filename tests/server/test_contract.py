@@ -143,6 +143,9 @@ def test_answers_are_as_the_document_says(server: JupyterServer, upstream: Fake)
     checked.ask("POST", "/doctor")
     body = {"kernel_name": "gvisor-python", "path": "n"}
     checked.ask("POST", "/warm", 202, json=body)
+    for status, body in ((204, {"path": "n", "shown": False}), (404, {"path": "n", "shown": True})):
+        checked.ask("PUT", "/projects", status, json=body)
+    checked.ask("PUT", "/projects", 400, json={"path": "../n", "shown": False})
     assert checked.ask("GET", "/kernelspecs")["kernelspecs"]
     checked.ask("GET", "/openapi.json")
     checked.ask("POST", f"{of_kernel}/stop", 204, kernel=kernel)

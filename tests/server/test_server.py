@@ -72,6 +72,38 @@ def test_sandbox_is_shown(server: JupyterServer, client: Client, kernel: str) ->
     assert client.sandbox(kernel)["identity"] == sandbox["identity"]
 
 
+def test_project_is_shown_after_a_choice(server: JupyterServer, client: Client) -> None:
+    """For kernels that start later, and only for a project below the server's root."""
+    notebooks = server.folder / "proj" / "notebooks"
+    notebooks.mkdir(parents=True)
+    (server.folder / "pyproject.toml").touch()
+    (server.folder / "proj" / ".git").mkdir()
+
+    def look() -> tuple[Any, str]:
+        body = {"name": "gvisor-python", "path": "proj/notebooks/n.ipynb"}
+        kernel = server.ask("POST", "kernels", **body)["id"]
+        try:
+            found = client.sandbox(kernel)
+        finally:
+            server.ask("DELETE", f"kernels/{kernel}")
+        return found["project"], found["workspace"]["uploads"]
+
+    def choose(shown: bool, path: str = "proj/notebooks") -> int:
+        return client.ask("PUT", "projects", json={"path": path, "shown": shown}).status_code
+
+    assert look() == ({"folder": "proj", "shown": False}, str(notebooks))
+    assert choose(shown=True) == 204
+    assert look() == ({"folder": "proj", "shown": True}, str(notebooks.parent))
+    (notebooks / ".jupyter-project").touch()  # not the project that was chosen
+    assert look() == (None, str(notebooks))
+    (notebooks / ".jupyter-project").unlink()
+    assert choose(shown=False) == 204
+    assert look() == ({"folder": "proj", "shown": False}, str(notebooks))
+    assert choose(shown=True, path="..") == 400
+    (server.folder / "pyproject.toml").unlink()
+    assert choose(shown=True, path=FOLDER) == 404
+
+
 def test_nobody_without_token_is_answered(client: Client, kernel: str) -> None:
     paths = ("sandboxes", f"kernels/{kernel}", f"kernels/{kernel}/log", "openapi.json")
     for path in (*paths, f"kernels/{kernel}/transcript"):
@@ -79,6 +111,7 @@ def test_nobody_without_token_is_answered(client: Client, kernel: str) -> None:
             assert client.ask("GET", path, headers=headers).status_code == 403
     for path in (f"kernels/{kernel}/stop", f"kernels/{kernel}/kill", "warm"):
         assert client.ask("POST", path, headers={}, json={}).status_code == 403
+    assert client.ask("PUT", "projects", headers={}, json={}).status_code == 403
     assert client.sandbox(kernel)["state"] != "ended"
 
 
@@ -88,6 +121,8 @@ def test_page_of_another_site_cannot_post(client: Client, kernel: str) -> None:
         login = client.server.url + "/tree?token=" + client.server.token
         browser.get(login, timeout=SECONDS)
         assert browser.get(f"{client.api}/sandboxes", timeout=SECONDS).ok
+        body = '{"path": "", "shown": false}'
+        assert browser.put(f"{client.api}/projects", data=body, timeout=SECONDS).status_code == 403
         for path in (f"kernels/{kernel}/stop", f"kernels/{kernel}/kill", "warm"):
             for headers in ({}, {"Origin": "https://evil.example"}):
                 answer = browser.post(

@@ -31,8 +31,6 @@ __all__ = ["OutputsError", "Storage", "StorageError", "show", "storage"]
 
 SHOW_TYPE = "application/vnd.gvisor-kernel.output+json"
 OUTPUTS = "/mnt/user-data/outputs"
-OWN_OUTPUTS = "/workspace/outputs"
-"""Folder in which the outputs are seen, too, if the host says so: see ``_words``."""
 MAX_PATH = 1000
 """Characters of a path that the server takes."""
 MAX_PICTURE = 2 * 1024 * 1024
@@ -232,7 +230,7 @@ def _find_display() -> Any:
 
 
 def _words() -> list[str]:
-    """Return what the host says of the outputs: "outputs" if OWN_OUTPUTS shows them, "kept"."""
+    """Return what the host says of outputs: "outputs" if they are beside the notebook, "kept"."""
     return os.environ.get("GVISOR_KERNEL_WORKSPACE", "").split()
 
 
@@ -244,7 +242,8 @@ def _find_name(path: PathText, must_exist: bool = True) -> str:
     text = os.fspath(path)
     if not isinstance(text, str):
         raise OutputsError("The path of a file must be a text.")
-    places = [OUTPUTS, OWN_OUTPUTS] if "outputs" in _words() else [OUTPUTS]
+    own = os.environ.get("GVISOR_KERNEL_FOLDER", "/workspace") + "/outputs"
+    places = [OUTPUTS, own] if "outputs" in _words() else [OUTPUTS]
     normal = os.path.normpath(text)
     if os.path.isabs(normal):
         names = [os.path.relpath(normal, place) for place in places]
@@ -254,7 +253,7 @@ def _find_name(path: PathText, must_exist: bool = True) -> str:
         names = [normal]
     names = [name for name in names if name != ".." and not name.startswith("../")]
     if not names or names[0] == ".":
-        where = OWN_OUTPUTS if len(places) > 1 else OUTPUTS
+        where = places[-1]
         raise OutputsError(f"{text!r} is no file in the outputs: write it to {where}/ first.")
     found = next((name for name in names if os.path.lexists(os.path.join(OUTPUTS, name))), names[0])
     _check_name(text, found)

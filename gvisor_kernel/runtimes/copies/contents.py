@@ -61,11 +61,13 @@ class Room:
     """Bytes that may still be copied into a sandbox. ``folder``, ``setting``: for the error.
 
     ``covered``: directories that are copied without their content, and files that are not copied,
-    by device and inode.
+    by device and inode. ``hidden``: paths in ``folder`` that are left out, as each hidden name is;
+    None where nothing is.
     """
 
     bytes: int
     covered: frozenset[tuple[int, int]] = frozenset()
+    hidden: frozenset[str] | None = None
     folder: str = ""
     setting: str = ""
     entries: int = MAX_ENTRIES
@@ -95,6 +97,8 @@ class Contents:
     """The path in the volume, the folder or file (held open meanwhile), the name of the setting."""
     empty: list[str] = field(default_factory=list)
     covered: frozenset[tuple[int, int]] = frozenset()
+    hidden: frozenset[str] | None = None
+    """Paths in the uploads that are left out, if these are a project."""
     left_out: int = 0
     """Files that were not copied, once the archive was read."""
 
@@ -105,9 +109,13 @@ class Contents:
         """
         room = Room(size, self.covered)
         for _, folder, setting in self.folders:
-            room.folder, room.setting = folder.path, setting
+            self._enter(room, folder, setting)
             for _, status, _ in _walk(folder, room):
                 room.take(status.st_size if stat.S_ISREG(status.st_mode) else 0)
+
+    def _enter(self, room: Room, folder: Opened, setting: str) -> None:
+        room.folder, room.setting = folder.path, setting
+        room.hidden = self.hidden if setting == "uploads" else None
 
     def archive(self, size: int, entries: int = MAX_ENTRIES) -> Iterator[bytes]:
         """Yield the tar archive.
@@ -125,7 +133,7 @@ class Contents:
             yield _header(name, tarfile.REGTYPE, 0o644, time.time(), size=len(text.encode()))
             yield _padded(text.encode())
         for name, folder, setting in self.folders:
-            room.folder, room.setting = folder.path, setting
+            self._enter(room, folder, setting)
             yield from _parents(name, parents)
             yield from _archive_folder(name, folder, room)
         self.left_out = room.left_out
@@ -210,6 +218,8 @@ def _walk_folder(
     for name in sorted(os.listdir(folder)):
         path = (*parts, name)
         shown = "/".join(path)
+        if room.hidden is not None and (name.startswith(".") or shown in room.hidden):
+            continue
         try:
             shown.encode()
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)
@@ -282,6 +292,8 @@ def add_inputs(contents: Contents, inputs: Inputs, jupyters: Sequence[Cover]) ->
     """
     if inputs.uploads is not None:
         contents.folders.append((LAYOUT[UPLOADS].part, inputs.uploads, "uploads"))
+        if inputs.hidden is not None:
+            contents.hidden = frozenset(path for path, _ in inputs.hidden)
     for target, folder in inputs.skills.items():
         contents.folders.append((LAYOUT[target].part, folder, "skills"))
     for i, folder in enumerate(inputs.mounts):
@@ -305,6 +317,7 @@ def describe_sandbox(begun: Beginning, *, keeps_outputs: bool) -> str:
         created=begun.record.created,
         versions={"gvisor-kernel": gvisor_kernel.__version__},
         mounts=[*layout, *scratch_mounts(spec)],
+        workdir=begun.workdir,
     )
 
 

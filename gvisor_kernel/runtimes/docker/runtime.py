@@ -53,7 +53,6 @@ from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.spec.environment import INIT_ENVIRONMENT, image_environment
 from gvisor_kernel.spec.etc import replaced_files
 from gvisor_kernel.spec.identity import new_identity
-from gvisor_kernel.spec.layout import WORKSPACE
 from gvisor_kernel.spec.oci import guest_argv
 from gvisor_kernel.tracing import step
 
@@ -168,7 +167,7 @@ def _make_sandbox(plan: _Plan) -> DockerSandbox:
     )
     container = Container(engine, engine.create(names.container, asked), asked)
     environment = _environment(plan, plan.request.environment)
-    sandbox = DockerSandbox(plan, plan.make_view(environment, PYTHON, WORKSPACE), container)
+    sandbox = DockerSandbox(plan, plan.make_view(environment, PYTHON), container)
     try:
         engine.start(container.id)
         step("container started")

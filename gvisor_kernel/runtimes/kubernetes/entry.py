@@ -6,7 +6,9 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gvisor_kernel.config.settings import RuntimeEntry, Setting
+from gvisor_kernel.config.settings import RuntimeEntry, SandboxSpec, Setting
+from gvisor_kernel.config.validators import PROJECT
+from gvisor_kernel.errors import SettingError
 from gvisor_kernel.runtimes.kubernetes.settings import NO_CHOICE, Kubernetes, accept_kubernetes
 
 if TYPE_CHECKING:
@@ -24,6 +26,13 @@ def _remove(directory: Path, record: Record, seconds: float | None) -> bool:
     from gvisor_kernel.runtimes.kubernetes.removal import remove_from_cluster
 
     return remove_from_cluster(directory, record, seconds)
+
+
+def _check(spec: SandboxSpec) -> None:
+    if spec.uploads == PROJECT and isinstance(spec.own, Kubernetes) and spec.own.uploads_claim:
+        raise SettingError(
+            "uploads", spec.uploads, "another value: uploads_claim of kubernetes is what is shown"
+        )
 
 
 ENTRY = RuntimeEntry(
@@ -45,4 +54,5 @@ ENTRY = RuntimeEntry(
     images="a registry of the cluster",
     variables=("KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"),
     remove=_remove,
+    check=_check,
 )

@@ -64,7 +64,7 @@ from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.stdio import StderrLog, make_pipes
 from gvisor_kernel.spec.environment import image_environment
 from gvisor_kernel.spec.identity import new_identity
-from gvisor_kernel.spec.layout import OUTPUTS, UPLOADS, WORKSPACE
+from gvisor_kernel.spec.layout import OUTPUTS, UPLOADS
 from gvisor_kernel.tracing import step
 
 log = logging.getLogger(__name__)
@@ -224,7 +224,7 @@ def _connect(
         raise
     carrier = Carrier(secret, is_host=True)
     environment = image_environment(variables, names, plan.request.environment)
-    view = plan.make_view(environment, PYTHON, WORKSPACE)
+    view = plan.make_view(environment, PYTHON)
     made = Pod(cluster, pod, asked)
     sandbox = PodSandbox(plan, ends, view, stderr, made, found.stream, carrier)
     sandbox.pump.start()

@@ -224,14 +224,18 @@ def identify(covers: Iterable[Cover]) -> frozenset[tuple[int, int]]:
 
 
 def add_covers(
-    mounts: Sequence[Mount], covers: Iterable[Cover], empty: str, places: Path
+    mounts: Sequence[Mount],
+    covers: Iterable[Cover],
+    empty: str,
+    places: Path,
+    unseen: Sequence[str] = (),
 ) -> Iterator[Bind]:
     """Yield the mounts that cover what ``mounts`` show.
 
     ``empty``: an empty directory of the host. ``places``: the directory with a subdirectory for
     each cover that keeps something visible, and with an empty file (see ``make_mount_points``). All
     are bind mounts: the host knows nothing of a tmpfs inside, and an overlay inside would show what
-    is below one.
+    is below one. ``unseen``: paths of uploads that are hidden already (``host/stage``).
     """
     for cover in covers:
         if not Path(cover.path).exists():
@@ -240,7 +244,9 @@ def add_covers(
         for mount in mounts:
             if not isinstance(mount, Bind) or not _is_inside(cover.path, mount.source):
                 continue
-            if mount.target == UPLOADS and cover.settled:
+            if mount.target == UPLOADS and (
+                cover.settled or any(is_within(cover.path, path) for path in unseen)
+            ):
                 continue
             target = mount.target + cover.path[len(mount.source) :]
             if any(

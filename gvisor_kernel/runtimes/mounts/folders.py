@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ from gvisor_kernel.config.validators import (
     FORBIDDEN_SOURCES,
     HOST_IMAGE,
     INSTALLED_SKILLS,
+    PROJECT,
     describe_no_home,
     is_within,
     may_be_writable,
@@ -39,6 +40,7 @@ from gvisor_kernel.runtimes.mounts.covers import (
     is_private,
 )
 from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter
+from gvisor_kernel.runtimes.mounts.project import Project, find_hidden, find_project
 from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders, read_written
 from gvisor_kernel.skills import prepare_skills
 from gvisor_kernel.spec import layout
@@ -54,6 +56,8 @@ class Inputs:
     """Folders that a sandbox reads. ``folder``: the notebook's, if a setting names a path in it.
 
     ``skills``: by mount target. ``mounts``: the sources of the setting ``mounts``, in its order.
+    ``within``: where the notebook's folder is in ``uploads``, if these are a project; ``hidden``:
+    the paths in a project that no kernel is shown, with their inodes; None without a project.
     """
 
     folder: Opened | None
@@ -61,6 +65,8 @@ class Inputs:
     skills: Mapping[str, Opened]
     mounts: tuple[Opened, ...]
     written: WrittenFolders
+    within: str = ""
+    hidden: tuple[tuple[str, int], ...] | None = None
 
     def by_target(self, spec: SandboxSpec) -> dict[str, Opened]:
         """Return all of them except ``folder``, by mount target."""
@@ -89,8 +95,12 @@ def open_inputs(spec: SandboxSpec, request: LaunchRequest, stack: ExitStack) -> 
         stack.enter_context(_open_mount(mount.source, mount.read_only, written))
         for mount in spec.mounts
     )
-    uploads = _open_uploads(spec, request, folder, written, stack)
-    if uploads is None and spec.uploads is not None:
+    jupyters = _find_jupyters(spec, request, written)
+    project, hidden = _choose_project(spec, folder, written, jupyters, stack)
+    uploads = _open_uploads(spec, folder, written, jupyters, stack) if project is None else None
+    if project is not None:
+        uploads = project.folder
+    elif uploads is None and spec.uploads is not None:
         log.info(
             "The kernel sees no files of %s, which contains a home or Jupyter's own files: keep"
             " notebooks in a folder below it",
@@ -99,27 +109,78 @@ def open_inputs(spec: SandboxSpec, request: LaunchRequest, stack: ExitStack) -> 
     return Inputs(
         folder=folder,
         uploads=uploads,
+        within="" if project is None else project.within,
+        hidden=None if project is None else hidden,
         skills=_open_skills(spec, written, stack),
         mounts=mounts,
         written=written,
     )
 
 
-def are_uploads_covered(spec: SandboxSpec, request: LaunchRequest) -> bool:
-    """Return whether parts of the uploads folder are hidden, which no snapshot has.
+def inspect_uploads(spec: SandboxSpec, request: LaunchRequest) -> tuple[bool, str]:
+    """Return whether mounts hide parts of what would be shown, which no snapshot has, and where the
+    notebook's folder is in it.
 
     :raises LaunchError, SettingError, StateError: as ``open_inputs`` does
     """
     with ExitStack() as stack:
         written = read_written(spec)
         folder = _open_notebooks_folder(spec, request, written, stack)
-        uploads = _open_uploads(spec, request, folder, written, stack)
-        return uploads is not None and hides(_find_jupyters(spec, request, written), uploads.path)
+        jupyters = _find_jupyters(spec, request, written)
+        project, _ = _choose_project(spec, folder, written, jupyters, stack, hide=False)
+        if project is not None:
+            seen = (cover for cover in jupyters if not project.hides(cover.path))
+            return hides(seen, project.folder.path), project.within
+        uploads = _open_uploads(spec, folder, written, jupyters, stack)
+        return uploads is not None and hides(jupyters, uploads.path), ""
+
+
+def find_project_path(folder: str) -> str | None:
+    """Return the path of the project that a kernel in the notebook's ``folder`` would be shown.
+
+    None if there is none around it, or none that may be shown. Blocks for milliseconds.
+    """
+    written = read_written(DEFAULTS)
+    try:
+        with open_path(folder, written.has) as opened, ExitStack() as stack:
+            found = _open_project(opened, written, find_jupyter_covers(()), stack)
+            return None if found is None else found.folder.path
+    except OSError:
+        return None
+
+
+def _open_project(
+    folder: Opened, written: WrittenFolders, jupyters: Sequence[Cover], stack: ExitStack
+) -> Project | None:
+    """Open the project around the notebook's ``folder``, if it may be shown; ``stack`` closes it.
+
+    :raises OSError: when the folders above cannot be read
+    """
+    project = find_project(folder, written)
+    if project is None:
+        return None
+    found = stack.enter_context(project.folder)
+    refused = (
+        _find_refusal(found, jupyters)
+        or is_private(found.path)
+        or any(is_within(found.path, place) for place in FORBIDDEN_SOURCES)
+    )
+    return None if refused else project
+
+
+def _find_refusal(found: Opened, jupyters: Sequence[Cover]) -> tuple[str | None, str | None] | None:
+    """Return the home that a folder is or contains, and Jupyter's folder that it is or lies in."""
+    home = find_home(found.path) or find_home_by_inode(found)
+    # Covers are found by path: a key folder that is mounted at a second path would stay visible.
+    cover = find_cover(jupyters, found.path) or find_key_folder(found, jupyters)
+    return (home, cover) if home or cover else None
 
 
 def _find_jupyters(
     spec: SandboxSpec, request: LaunchRequest, written: WrittenFolders
 ) -> tuple[Cover, ...]:
+    if spec.uploads is None:
+        return ()
     host = spec.image == HOST_IMAGE
     return find_jupyter_covers(
         ask_interpreter(request.python, written.has).prefixes if host else ()
@@ -157,21 +218,45 @@ def _open_notebooks_folder(
         ) from error
 
 
-def _open_uploads(
+def _choose_project(
     spec: SandboxSpec,
-    request: LaunchRequest,
     folder: Opened | None,
     written: WrittenFolders,
+    jupyters: Sequence[Cover],
+    stack: ExitStack,
+    *,
+    hide: bool = True,
+) -> tuple[Project | None, tuple[tuple[str, int], ...]]:
+    """Return the project that is shown, and what of it is hidden; None for the notebook's folder
+    alone."""
+    if spec.uploads != PROJECT or folder is None:
+        return None, ()
+    try:
+        project = _open_project(folder, written, jupyters, stack)
+        if project is None:
+            log.info("There is no project around %s that can be shown", folder.path)
+            return None, ()
+        return project, find_hidden(project, written) if hide else ()
+    except OSError as error:
+        log.warning("The project around %s is not shown: %s", folder.path, error)
+        return None, ()
+
+
+def _open_uploads(
+    spec: SandboxSpec,
+    folder: Opened | None,
+    written: WrittenFolders,
+    jupyters: Sequence[Cover],
     stack: ExitStack,
 ) -> Opened | None:
+    """Open the folder of the setting; the notebook's where there is no project."""
     if spec.uploads is None:
         return None
-    found = stack.enter_context(open_setting("uploads", spec.uploads, folder, written))
-    jupyters = _find_jupyters(spec, request, written)
-    home = find_home(found.path) or find_home_by_inode(found)
-    # Covers are found by path: a key folder that is mounted at a second path would stay visible.
-    cover = find_cover(jupyters, found.path) or find_key_folder(found, jupyters)
-    if spec.uploads == DEFAULTS.uploads and (home or cover or is_private(found.path)):
+    is_default = spec.uploads in (DEFAULTS.uploads, PROJECT)
+    value = "." if is_default else spec.uploads
+    found = stack.enter_context(open_setting("uploads", value, folder, written))
+    home, cover = _find_refusal(found, jupyters) or (None, None)
+    if is_default and (home or cover or is_private(found.path)):
         return None
     if not found.is_folder or any(is_within(found.path, place) for place in FORBIDDEN_SOURCES):
         raise SettingError(

@@ -169,12 +169,13 @@ def plan_mounts(
     outputs: str | None,
     *,
     lent: bool = False,
+    hidden: Sequence[tuple[str, int]] = (),
 ) -> tuple[Mount, ...]:
     """Return every mount of a sandbox, in order.
 
     ``shown``: real paths of uploads, skills and extra mounts, by target; a missing one is empty.
     ``outputs``: the real path of the folder, None for outputs in memory. ``lent``: the sandbox owns
-    it.
+    it. ``hidden``: paths in the uploads that nobody sees, so that nothing is mounted there.
 
     :raises LaunchError: when the Python environment needs a path that belongs to the sandbox, or
         the packages of the setting ``packages`` do not fit
@@ -211,12 +212,13 @@ def plan_mounts(
         for part in GUEST_PARTS
     ]
     jupyters = find_jupyter_covers(python_tree.prefixes)
+    unseen = [f"{shown[layout.UPLOADS].rstrip('/')}/{path}" for path, _ in hidden]
     for extra in layout.extra_binds(spec):
         real = replace(extra, source=shown.get(extra.target, extra.source))
         _check_extra(real, python_tree, jupyters)
         mounts.append(real)
     for covers in (python_tree.covers, jupyters):
-        mounts += list(add_covers(mounts, covers, empty, places.covers))
+        mounts += list(add_covers(mounts, covers, empty, places.covers, unseen))
     if places.directory.is_dir():
         make_mount_points(mounts, places.covers)
         make_readable(places.covers)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.spec import etc
@@ -44,11 +45,12 @@ def write_rootfs(
     mounts: Sequence[Mount],
     owner: int | None,
     host_etc: Path | None = Path("/etc"),
+    profile: Mapping[str, bytes] = MappingProxyType({}),
 ) -> None:
     """Make the directory ``rootfs`` with a mount point for every mount.
 
     ``owner``: the uid and gid that everything in it gets. ``host_etc``: where files of /etc are
-    copied from; None where the image has them.
+    copied from; None where the image has them. ``profile``: more files of /etc.
 
     A mount point inside another mount is not made here, unless that other is a tmpfs: the mounted
     folder has to contain it.
@@ -59,6 +61,10 @@ def write_rootfs(
     for directory in (*SYSTEM_DIRECTORIES, WORKSPACE):
         _inside(rootfs, directory).mkdir(mode=0o755, parents=True, exist_ok=True)
     _write_etc(_inside(rootfs, "/etc"), container_id, host_etc)
+    for name, content in profile.items():
+        path = _inside(rootfs, f"/etc/{name}")
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        path.write_bytes(content)
     binds = [mount for mount in mounts if isinstance(mount, Bind)]
     for mount in mounts:
         if any(other is not mount and is_within(mount.target, other.target) for other in binds):

@@ -54,7 +54,7 @@ class NodeSandbox(RecordedSandbox, FoundSandbox):
         self, start: NodeStart, client: Client, order: Order, host: str, ready: Ready
     ) -> None:
         """``order``: what the helper was asked for; ``ready``: what it has answered."""
-        view = start.make_view(ready.environment, ready.python, ready.workdir)
+        view = start.make_view(ready.environment, ready.python)
         super().__init__(start, client.ends, view)
         self.exit_fd = client.exit_fd
         self.node = self._record.node

@@ -268,6 +268,11 @@ class Attempt:
         failure, ready = reports.find(Failed), reports.find(Ready)
         if failure is not None or ready is None:
             raise self._read_failure(here, failure or Failed())
+        if self._start.files is None and ready.workdir != self._start.workdir:
+            raise LaunchError(
+                f"The node {here.node} finds another project around {self._start.request.folder}.",
+                "name the folder: set uploads to its absolute path.",
+            )
         return here, ready
 
     def _send_files(self, client: Client) -> None:

@@ -23,4 +23,4 @@ def _measure(record: Record) -> int | None:
     return measure_sandbox(record)
 
 
-ENTRY = RuntimeEntry(make=_make, measure=_measure)
+ENTRY = RuntimeEntry(make=_make, measure=_measure, shows_profile=True)

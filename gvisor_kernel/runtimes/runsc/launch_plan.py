@@ -17,6 +17,7 @@ from gvisor_kernel.host.stage import Source
 from gvisor_kernel.runtimes.base import KernelView, MountView
 from gvisor_kernel.runtimes.mounts.host_python import PythonTree
 from gvisor_kernel.runtimes.mounts.plan import plan_mounts
+from gvisor_kernel.runtimes.mounts.profile import MATPLOTLIBRC, read_profile
 from gvisor_kernel.runtimes.mounts.rootfs import write_rootfs
 from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders
 from gvisor_kernel.runtimes.runsc.command_line import Runsc
@@ -25,7 +26,7 @@ from gvisor_kernel.runtimes.runsc.staging import Stage
 from gvisor_kernel.runtimes.state.beginning import Beginning
 from gvisor_kernel.runtimes.state.sweep import lend
 from gvisor_kernel.spec.identity import format_info
-from gvisor_kernel.spec.layout import OUTPUTS, WORKSPACE, Bind, Mount
+from gvisor_kernel.spec.layout import OUTPUTS, UPLOADS, Bind, Mount
 from gvisor_kernel.spec.limits import meminfo
 
 
@@ -37,6 +38,8 @@ class LaunchPlan(Beginning):
     python_tree: PythonTree
     kernel_id: int
     mounts: tuple[Mount, ...]
+    profile: Mapping[str, bytes]
+    """Files of the setting ``profile``, by their paths below /etc."""
     opened: Mapping[str, Opened]
     """The user's folders by mount target; their descriptors are held open."""
 
@@ -49,7 +52,11 @@ class LaunchPlan(Beginning):
         for bind in self.binds:
             if bind.target in self.opened:
                 folder = self.opened[bind.target]
-                sources.append(Source(folder.path, folder.identity, bind.read_only, bind.foreign))
+                source = Source(folder.path, folder.identity, bind.read_only, bind.foreign)
+                if bind.target == UPLOADS:
+                    hidden = tuple(path for path, _ in self.inputs.hidden or ())
+                    source = replace(source, hidden=hidden)
+                sources.append(source)
             else:
                 sources.append(open_source(bind.source, written, bind))
         return sources
@@ -74,9 +81,10 @@ class LaunchPlan(Beginning):
                 MountView(source.path, bind.target, bind.read_only, source.identity)
                 for bind, source in zip(self.binds, sources, strict=True)
             ),
-            environment=find_environment(self.spec, self.request, self.python_tree, self.mounts),
+            environment=find_environment(self.spec, self.request, self.python_tree, self.mounts)
+            | ({"MATPLOTLIBRC": f"/etc/{MATPLOTLIBRC}"} if MATPLOTLIBRC in self.profile else {}),
             python=self.python_tree.python,
-            workdir=WORKSPACE,
+            workdir=self.workdir,
             transcripts=self.places.transcripts if self.spec.transcripts else None,
         )
 
@@ -94,6 +102,7 @@ class LaunchPlan(Beginning):
                 "python": self.python_tree.version,
             },
             mounts=self.mounts,
+            workdir=self.workdir,
         )
         # by path: below the state directory, whose parents only this user can change
         places.info.write_text(info)
@@ -104,6 +113,7 @@ class LaunchPlan(Beginning):
             places.rootfs,
             container_id=self.identity.container_id,
             links=self.python_tree.links,
+            profile=self.profile,
             mounts=self.mounts,
             owner=SUBUID_BASE if as_root else None,
             host_etc=Path("/etc") if self.python_tree.tree is None else None,
@@ -132,6 +142,7 @@ def make_plan(
         {target: folder.path for target, folder in opened.items()},
         outputs.path,
         lent=outputs.lent_by is not None,
+        hidden=begun.inputs.hidden or (),
     )
     if outputs.folder is not None:
         opened[OUTPUTS] = outputs.folder
@@ -141,6 +152,7 @@ def make_plan(
         python_tree=python_tree,
         kernel_id=kernel_id,
         mounts=mounts,
+        profile=read_profile(begun.spec),
         opened=opened,
     )
 

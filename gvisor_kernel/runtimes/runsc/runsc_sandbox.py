@@ -116,6 +116,8 @@ class RunscSandbox(RecordedSandbox):
         self._stderr = stderr
         self.container_id = record.container_id
         self.runsc_root = places.runsc
+        self.hidden = begun.inputs.hidden
+        """What of its project is hidden in it."""
         self._panic_log = places.panic_log
         self._groups = tuple(map(Path, record.cgroups))
         self._memory: HostMemory | None = None

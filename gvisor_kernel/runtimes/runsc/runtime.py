@@ -137,6 +137,8 @@ class RunscRuntime(SnapshotRuntime):
     ) -> bool:
         with ExitStack() as held:
             inputs = open_inputs(spec, request, held)
+            if isinstance(sandbox, RunscSandbox) and sandbox.hidden != inputs.hidden:
+                return False
             opened = inputs.by_target(spec)
             outputs = open_outputs(spec, inputs, held, make=False)
             if outputs.folder is not None:

@@ -32,7 +32,7 @@ from gvisor_kernel.runtimes.state.sweep import (
     remove_sandbox,
 )
 from gvisor_kernel.spec.identity import Identity
-from gvisor_kernel.spec.layout import OUTPUTS, UPLOADS
+from gvisor_kernel.spec.layout import OUTPUTS, UPLOADS, WORKSPACE
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,12 @@ class Beginning:
         """Return the record as it is now."""
         return records.read_record(self.places.directory) or self.record
 
-    def make_view(self, environment: Mapping[str, str], python: str, workdir: str) -> KernelView:
+    @property
+    def workdir(self) -> str:
+        """The kernel's working directory in the sandbox: where the notebook's folder is shown."""
+        return f"{WORKSPACE}/{self.inputs.within}" if self.inputs.within else WORKSPACE
+
+    def make_view(self, environment: Mapping[str, str], python: str) -> KernelView:
         """Return what a kernel in this sandbox is given."""
         shown = ((self.inputs.uploads, UPLOADS, True), (self.outputs.folder, OUTPUTS, False))
         return KernelView(
@@ -66,7 +71,7 @@ class Beginning:
             ),
             environment=environment,
             python=python,
-            workdir=workdir,
+            workdir=self.workdir,
             transcripts=self.places.transcripts if self.spec.transcripts else None,
         )
 

@@ -1,0 +1,137 @@
+"""Finds the project around a notebook's folder, and what of it no kernel is shown.
+
+A project is what ``uploads`` = PROJECT shows in place of the notebook's folder alone. Names and
+owners are read by descriptor; nothing is mounted or copied. ``folders`` decides whether a project
+may be shown.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from gvisor_kernel.config.validators import is_plain_path, is_within
+from gvisor_kernel.host.folders import Opened, find_ancestry, open_below, open_real
+from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders
+
+MARKERS = (".git", "pyproject.toml", "environment.yml", ".jupyter-project")
+"""A file or folder of this name makes its folder a project."""
+MAX_VISITED, MAX_SECONDS = 200_000, 5.0
+"""Entries of a project that are looked at for hidden ones, and the time for it."""
+MAX_DEPTH = 50
+"""Nested folders that are looked into; deeper ones are hidden."""
+MAX_HIDDEN = 1000
+"""Hidden entries: each is a mount."""
+
+
+@dataclass(frozen=True)
+class Project:
+    """``within``: the notebook's folder as a path below ``folder``; empty if it is that."""
+
+    folder: Opened
+    within: str
+
+    def hides(self, path: str) -> bool:
+        """Return whether a path of the host is hidden by one of its names in the project."""
+        names = path[len(self.folder.path) :].split("/")
+        return is_within(path, self.folder.path) and any(name.startswith(".") for name in names)
+
+
+def find_project(folder: Opened, written: WrittenFolders) -> Project | None:
+    """Return the nearest project that the notebook's ``folder`` is or lies in, opened; or None.
+
+    A marker of another user makes none: it may be planted, as in /tmp. Nor does a folder that a
+    kernel may have written. There is none for a hidden folder, in which nothing would be seen.
+
+    :raises OSError: when the folders above cannot be read, or one was moved meanwhile
+    """
+    trusted, path = {0, os.geteuid(), folder.status().st_uid}, folder.path
+    for identity in find_ancestry(folder)[:-1]:
+        within = folder.path[len(path) + 1 :]
+        if any(part.startswith(".") for part in within.split("/")):
+            return None
+        found = open_real(path)
+        if (
+            found.identity == identity
+            and _has_marker(found, trusted)
+            and not written.has(path, found.fd)
+            and (not within or is_plain_path(within))
+        ):
+            return Project(found, within)
+        found.close()
+        path = os.path.dirname(path)  # noqa: PTH120 - text
+    return None
+
+
+def _has_marker(folder: Opened, trusted: set[int]) -> bool:
+    for name in MARKERS:
+        with suppress(OSError):
+            status = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
+            if status.st_uid in trusted and stat.S_IFMT(status.st_mode) in (
+                stat.S_IFDIR,
+                stat.S_IFREG,
+            ):
+                return True
+    return False
+
+
+def find_hidden(project: Project, written: WrittenFolders) -> tuple[tuple[str, int], ...]:
+    """Return the paths below the project that no kernel is shown, sorted, with their inodes.
+
+    Those are all hidden files and folders, folders that cannot be listed or lie too deep, and
+    outputs of another person than the owner of the notebook's folder. What kernels have written is
+    not looked into.
+
+    :raises OSError: when there are too many, or it cannot be read
+    """
+    with open_below(project.folder, project.within or ".") as folder:
+        own = {0, os.geteuid(), folder.status().st_uid}
+    end, visited, found = time.monotonic() + MAX_SECONDS, 0, []
+
+    def look(fd: int, above: str) -> Iterator[tuple[str, int]]:
+        nonlocal visited
+        folders = []
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                visited += 1
+                if visited > MAX_VISITED or time.monotonic() > end:
+                    raise OSError("it has too many files to find the hidden ones")
+                is_folder = entry.is_dir(follow_symlinks=False)
+                if entry.name.startswith("."):
+                    if not entry.is_symlink():  # its target is hidden by itself, or not
+                        yield above + entry.name, entry.inode()
+                elif is_folder:
+                    folders.append((entry.name, entry.inode()))
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        for name, inode in folders:
+            try:
+                child = os.open(name, flags, dir_fd=fd)
+            except PermissionError:
+                yield above + name, inode
+                continue
+            except OSError:  # it was removed or replaced meanwhile
+                continue
+            try:
+                is_written = written.has(f"{project.folder.path}/{above}{name}", child)
+                if is_written and os.fstat(child).st_uid in own:
+                    continue
+                if is_written or above.count("/") >= MAX_DEPTH:
+                    yield above + name, inode
+                else:
+                    yield from look(child, f"{above}{name}/")
+            finally:
+                os.close(child)
+
+    top = project.folder.read()
+    try:
+        for hidden in look(top, ""):
+            found.append(hidden)
+            if len(found) > MAX_HIDDEN:
+                raise OSError(f"it has more than {MAX_HIDDEN} hidden files and folders")
+    finally:
+        os.close(top)
+    return tuple(sorted(found))

@@ -1,0 +1,200 @@
+"""What ``uploads = "project"`` shows: which folder is one, what is hidden in it, and swaps."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import tarfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.host import homes
+from gvisor_kernel.runtimes.copies.contents import Contents, add_inputs
+from gvisor_kernel.runtimes.mounts import project
+from gvisor_kernel.runtimes.mounts.folders import Inputs, find_project_path, open_inputs
+from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
+
+from ..runtimes.conftest import make_request
+from ..runtimes.standin import Conversation, standin_argv
+from ..sweeps import ALL
+from .inside import Host
+from .races import PERSON, Stop, exchange
+
+SPEC = SandboxSpec(uploads="project", snapshot="off")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of others")
+
+
+@pytest.fixture
+def notebooks(tmp_path: Path) -> Path:
+    """A project with a folder of notebooks, one for data and hidden files; beside it a home."""
+    for name in ("proj/.git/config", "proj/data/.key", "proj/.env", "home/data/secret"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("hidden")
+    for name in ("notebooks/sub/a.txt", "data/a.txt", "notebooks/outputs/.b", "x/outputs/c"):
+        (tmp_path / "proj" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "proj" / name).write_text("shown")
+    return tmp_path / "proj" / "notebooks"
+
+
+@pytest.fixture
+def inputs(notebooks: Path) -> Iterator[Inputs]:
+    with ExitStack() as stack:
+        yield open_inputs(SPEC, make_request(notebooks), stack)
+
+
+def find(folder: Path) -> str | None:
+    return find_project_path(str(folder))
+
+
+def test_the_nearest_marker_makes_a_project(notebooks: Path) -> None:
+    proj = notebooks.parent
+    assert find(notebooks) == find(notebooks / "sub") == find(proj) == str(proj)
+    (notebooks / "environment.yml").touch()
+    assert find(notebooks / "sub") == str(notebooks)
+    assert find(proj / "data") == str(proj)
+    hidden = proj / ".work" / "notebooks"
+    hidden.mkdir(parents=True)
+    assert find(hidden) is None, "the notebook's own folder would be hidden"
+    assert find(proj.parent) is None
+
+
+def test_no_home_and_no_planted_marker_makes_a_project(
+    notebooks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proj = notebooks.parent
+    with monkeypatch.context() as patch:
+        patch.setenv("HOME", str(proj))
+        patch.setattr(homes, "_cache", {})
+        assert find(notebooks) is None
+        patch.setenv("HOME", str(proj / "data"))
+        assert find(notebooks) is None, "a folder above a home"
+    (proj / ".git").rename(proj / "git")
+    (proj / ".git").symlink_to("git")
+    assert find(notebooks) is None
+    written = notebooks / "outputs" / "report"
+    (written / ".git").mkdir(parents=True)
+    (notebooks / "outputs" / "pyproject.toml").touch()
+    assert find(written) == str(written), "a kernel shows a later one what it has made itself"
+    assert find(notebooks / "outputs") is None
+
+
+@as_root
+def test_a_marker_of_another_user_makes_no_project(notebooks: Path) -> None:
+    os.chown(notebooks.parent / ".git", PERSON, PERSON)
+    assert find(notebooks) is None
+    os.chown(notebooks, PERSON, PERSON)
+    assert find(notebooks) == str(notebooks.parent)
+
+
+def test_hidden_paths(inputs: Inputs) -> None:
+    assert inputs.within == "notebooks"
+    assert [path for path, _ in inputs.hidden or ()] == [".env", ".git", "data/.key"]
+
+
+@as_root
+def test_outputs_of_another_person_are_hidden(notebooks: Path) -> None:
+    os.chown(notebooks.parent / "x" / "outputs", PERSON + 1, PERSON + 1)
+    with ExitStack() as stack:
+        found = open_inputs(SPEC, make_request(notebooks), stack)
+        assert "x/outputs" in dict(found.hidden or ())
+
+
+@pytest.mark.parametrize("limit", ["MAX_HIDDEN", "MAX_VISITED", "MAX_SECONDS"])
+def test_a_project_that_is_too_large_is_not_shown(
+    notebooks: Path, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(project, limit, -1)
+    with ExitStack() as stack:
+        found = open_inputs(SPEC, make_request(notebooks), stack)
+        assert found.uploads is not None
+        assert found.uploads.path == str(notebooks)
+        assert (found.within, found.hidden) == ("", None)
+
+
+def test_deep_folders_are_hidden(notebooks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(project, "MAX_DEPTH", 0)
+    with ExitStack() as stack:
+        found = open_inputs(SPEC, make_request(notebooks), stack)
+        assert "data" in dict(found.hidden or ())
+
+
+def test_copies_lack_what_is_hidden(inputs: Inputs, notebooks: Path) -> None:
+    """For Docker, pods and nodes that files are copied to; also what was hidden since."""
+    (notebooks / ".new").touch()
+    contents = Contents()
+    add_inputs(contents, inputs, ())
+    packed = io.BytesIO(b"".join(contents.archive(2**30)))
+    with tarfile.open(fileobj=packed) as archive:
+        names = {name.removeprefix("uploads") for name in archive.getnames()}
+    assert {"/data/a.txt", "/notebooks/sub/a.txt"} <= names
+    assert not [name for name in names if "/." in name]
+
+
+FILES = "(os.path.join(d, n) for d, _, f in os.walk('/mnt/user-data/uploads') for n in f)"
+SEEN = f"[p for p in {FILES} if os.path.exists(p) and os.path.getsize(p)]"
+STEPS = ("host/stage.py", "host/folders.py", "runtimes/mounts/folders.py", "mounts/project.py")
+
+
+@as_root
+def test_swap_at_each_step_of_start_is_harmless(notebooks: Path) -> None:
+    """Another person who may write the project swaps a part of it for a link into a home."""
+    runtime = RunscRuntime(init_argv=standin_argv(sys.executable))
+    proj, home = notebooks.parent, notebooks.parent.parent / "home"
+    host = Host((home,))
+    before = host.look()
+
+    def start() -> bool:
+        try:
+            sandbox = runtime.start(SPEC, make_request(notebooks))
+        except GvisorKernelError:
+            return False
+        try:
+            seen = Conversation(sandbox).ask(SEEN)
+            wrong = [path for path in seen if "secret" in path or "/." in path]
+            assert not [path for path in wrong if "/outputs/" not in path], seen
+        finally:
+            sandbox.close()
+        return True
+
+    with Stop() as stop:
+        assert start(), "it does not start even without a swap"
+    steps = [step for step in stop.passed if step.split()[1].startswith(STEPS)]
+    steps += [step for step in stop.passed if "mounts/project.py" in step]
+    assert len(steps) > 20
+    parts = [proj, notebooks, proj / "data", proj / ".git"]
+    started = 0
+    for number, step in enumerate(steps if ALL else steps[:: len(steps) // 5]):
+        for part in parts if ALL else [parts[number % len(parts)]]:
+            link = part.with_name("link")
+            link.symlink_to(home)
+            os.lchown(link, PERSON, PERSON)
+            with Stop(step, lambda part=part, link=link: exchange(part, link)) as stop:
+                started += start()
+            assert step in stop.passed
+            if part.is_symlink():
+                exchange(part, link)
+            link.unlink()
+    assert 0 < started < len(steps)
+    assert host.look() == before
+
+
+def test_spare_is_not_taken_when_more_is_hidden_now(notebooks: Path) -> None:
+    runtime = RunscRuntime(init_argv=standin_argv(sys.executable))
+    request = make_request(notebooks)
+    sandbox = runtime.start(SPEC, request)
+    try:
+        assert runtime.has_current_mounts(sandbox, SPEC, request)
+        (notebooks / ".new").touch()
+        assert not runtime.has_current_mounts(sandbox, SPEC, request)
+        (notebooks / ".new").unlink()
+        assert runtime.has_current_mounts(sandbox, SPEC, request)
+        (notebooks / "environment.yml").touch()
+        assert not runtime.has_current_mounts(sandbox, SPEC, request)
+    finally:
+        sandbox.close()
