@@ -26,8 +26,9 @@ from gvisor_kernel.bridge.wire import MAX_HEADER, WireError, WireMessage, parse_
 from gvisor_kernel.link.frames import Part
 
 ANSWER_SECONDS = 2.0
-"""Seconds without an answer after which a reply is sent anyway. Most clients answer no outputs:
-such a one is not waited for again until it sends an answer."""
+"""Seconds without a message of the cell after which its reply is sent anyway. Most clients answer
+no outputs, and some read none, so that no idle comes: such a one is not waited for again until it
+sends an answer."""
 MAX_CELLS = 1000
 """Cells whose replies may wait, and clients that did not answer."""
 OUTPUTS = ("stream", "display_data", "execute_result", "error", "clear_output")
@@ -44,6 +45,8 @@ class _Cell:
     """Output widgets that capture now."""
     captured: int = 0
     answers: int = 0
+    messages: int = 0
+    """Answers, and what was published."""
     idle: bool = False
     is_timed: bool = False
 
@@ -66,7 +69,7 @@ class Replies:
                 if message.parent_id:
                     self._silent.discard(client)
                 if (cell := self._cells.get(message.parent_id)) is not None:
-                    cell.answers += 1
+                    cell.answers, cell.messages = cell.answers + 1, cell.messages + 1
                     self._send_ready(cell.client)
         elif message.kind == "execute_request" and client not in self._silent:
             is_short = len(message.content) <= MAX_CELL and len(self._cells) < MAX_CELLS
@@ -81,6 +84,7 @@ class Replies:
         cell = self._cells.get(message.parent_id)
         if cell is None or cell.idle:
             return
+        cell.messages += 1
         if kind == "status":
             cell.idle = b'"idle"' in bytes(message.content)
             self._send_ready(cell.client)
@@ -117,15 +121,15 @@ class Replies:
             self._send(parts, on_sent)
         self._held.pop(client, None)
 
-    def _give_up_later(self, request: str, cell: _Cell, answers: int = -1) -> None:
-        """Give up on a client that has sent no answer since it had sent ``answers``."""
+    def _give_up_later(self, request: str, cell: _Cell, messages: int = -1) -> None:
+        """Give up on the client if there are no more than ``messages``; else look again later."""
         if self._cells.get(request) is not cell:
             return
-        if cell.answers != answers:
+        if cell.messages != messages:
             call_later = asyncio.get_running_loop().call_later
-            call_later(ANSWER_SECONDS, self._give_up_later, request, cell, cell.answers)
+            call_later(ANSWER_SECONDS, self._give_up_later, request, cell, cell.messages)
             return
-        if cell.idle and len(self._silent) < MAX_CELLS:
+        if len(self._silent) < MAX_CELLS:
             self._silent.add(cell.client)
         cell.idle, cell.captured = True, 0
         self._send_ready(cell.client)

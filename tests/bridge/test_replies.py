@@ -257,12 +257,26 @@ def test_client_that_answers_nothing_is_waited_for_once(monkeypatch: pytest.Monk
         kernel.answer("3")
         assert kernel.sent[2:] == [("A", "3")]
 
-        kernel.execute("4")
-        kernel.reply("4")  # and its idle never comes: the kernel's fault
+    asyncio.run(run())
+
+
+def test_client_that_gets_no_idle_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads no outputs, so that they are stuck, or its kernel reports none."""
+    monkeypatch.setattr(module, "ANSWER_SECONDS", 0)
+
+    async def run() -> None:
+        kernel = Kernel()
+        kernel.execute("1")
+        kernel.reply("1")
+        for _ in range(20):
+            kernel.publish("stream", "1")
+            await asyncio.sleep(0)  # one look at it
+            assert not kernel.sent, "its outputs come, and so will its idle"
         await run_ready_callbacks()
-        assert kernel.sent[3:] == [("A", "4")]
-        run_cell("5")
-        assert len(kernel.sent) == 4
+        assert kernel.sent == [("A", "1")]
+        kernel.execute("2")
+        kernel.reply("2")
+        assert kernel.sent[1:] == [("A", "2")]
 
     asyncio.run(run())
 
