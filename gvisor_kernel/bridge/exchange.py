@@ -25,6 +25,7 @@ from gvisor_kernel.bridge.deaths import make_death_messages, make_note
 from gvisor_kernel.bridge.doors import NOTHING, AllowedEffects, guard, read_request
 from gvisor_kernel.bridge.queues import ClientMessage, Lane, RenewalRequest, WaitingMessages
 from gvisor_kernel.bridge.records import Records
+from gvisor_kernel.bridge.replies import Replies
 from gvisor_kernel.bridge.sandbox_link import SandboxLink
 from gvisor_kernel.bridge.wire import Signer, WireError, WireMessage, new_message, split_message
 from gvisor_kernel.link import Channel, LocalProtocolError, Message
@@ -93,6 +94,7 @@ class Exchange:
         self._clients = ClientSockets(
             context, address, base, self._from_client, self._may_read, self._welcome
         )
+        self._replies = Replies(partial(self._clients.send, Channel.SHELL))
 
     @property
     def address(self) -> Address:
@@ -178,6 +180,7 @@ class Exchange:
         self._asked.clear()
         self._unanswered.clear()
         self._waiting.drop_executions()
+        self._replies.release()
 
     async def drain(self, seconds: float, *, clients: bool = True) -> None:
         """Wait up to ``seconds`` until all from the kernel is checked, and sent if ``clients``."""
@@ -198,6 +201,7 @@ class Exchange:
             for lane in lanes.values():
                 lane.close()
         self._clients.close()
+        self._replies.release()
 
     # -- from clients ----------------------------------------------------------------------------
 
@@ -242,6 +246,8 @@ class Exchange:
             self._pending[message_id] = message.header
         elif channel is not Channel.STDIN and kind.endswith("_request"):
             _remember(self._unanswered, message_id, time.monotonic())
+        if channel is Channel.SHELL:
+            self._replies.note_request(message)
         self._records.record_request(message)
         self._to_kernel(channel, message)
 
@@ -277,8 +283,14 @@ class Exchange:
         self._output_lanes[Channel.IOPUB].put(
             message.size,
             partial(self._client_signer.sign, message),
-            partial(self._clients.send, Channel.IOPUB),
+            partial(self._send_output, message),
         )
+
+    def _send_output(
+        self, message: WireMessage, parts: list[Part], on_sent: OnSent | None = None
+    ) -> None:
+        self._clients.send(Channel.IOPUB, parts, on_sent)
+        self._replies.note_output(message)
 
     # -- from the kernel -------------------------------------------------------------------------
 
@@ -319,10 +331,14 @@ class Exchange:
         except WireError as error:
             self._log_drop("the kernel's", channel, error)
             wanted = False
-        if wanted:
-            self._clients.send(channel, parts, on_sent)
-        else:
+        if not wanted:
             on_sent()
+        elif channel is Channel.SHELL:
+            self._replies.send(checked, parts, on_sent)
+        elif channel is Channel.IOPUB:
+            self._send_output(checked, parts, on_sent)
+        else:
+            self._clients.send(channel, parts, on_sent)
 
     def _record_reply(self, channel: Channel, message: WireMessage) -> None:
         if channel in (Channel.SHELL, Channel.CONTROL):

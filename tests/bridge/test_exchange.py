@@ -215,6 +215,46 @@ def test_death_is_shown_after_kernel_output(
     asyncio.run(run())
 
 
+def test_reply_waits_for_an_answer_to_a_note_of_the_bridge_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An Output widget captures it, as any output of the cell (``bridge/replies.py``)."""
+
+    async def run() -> None:
+        async with opened(tmp_path, monkeypatch) as bench:
+            client, shell = await bench.subscribe(), bench.connect(zmq.DEALER, Channel.SHELL)
+            parent = b'{"msg_id": "1"}'
+
+            async def send(kind: str, content: dict[str, Any], parent: bytes = b"{}") -> None:
+                message = new_message(kind, content, parent, b"")
+                if kind == "execute_request":
+                    header = json.loads(bytes(message.header)) | {"msg_id": "1"}
+                    message = replace(message, header=json.dumps(header).encode())
+                await shell.send_multipart(sign(HOST, message)[1:])
+
+            def publish(kind: str, content: dict[str, Any]) -> None:
+                parts = sign(INNER, new_message(kind, content, parent, b"t"))
+                bench.exchange.from_kernel(Message(Channel.IOPUB, parts, 10, 0))
+
+            await send("execute_request", {"code": "", "allow_stdin": False})
+            await until(lambda: bench.link.sent)
+            publish("comm_msg", {"data": {"state": {"msg_id": "1"}}})
+            bench.exchange.show_refused("example.com")
+            to = bytes(bench.link.sent[0][1].identities[0])
+            bench.send_as_kernel(Channel.SHELL, "execute_reply", 1, to=to)
+            publish("status", {"execution_state": "idle"})
+            assert [(await receive(client)).kind for _ in range(3)] == [
+                *("comm_msg", "stream", "status")
+            ]
+            consumed = bench.link.connection.consumed_messages
+            assert Channel.SHELL not in [message.channel for message in consumed]
+            await send("comm_msg", {"data": {}}, parent)
+            assert (await receive(shell)).kind == "execute_reply"
+            assert [message.channel for message in consumed].count(Channel.SHELL) == 1
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("size", [wire.MAX_IDENTITY + 1, 100_000])
 def test_message_with_too_long_topic_is_dropped(
     size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
