@@ -24,6 +24,7 @@ from gvisor_kernel.changes.change import (
     Changes,
     ChangesError,
     Claim,
+    RefusedChange,
     is_path,
     name_path,
     note_more,
@@ -39,6 +40,7 @@ from gvisor_kernel.changes.compare import (
 )
 from gvisor_kernel.changes.diff import Diff, diff_texts, remark
 from gvisor_kernel.changes.folder import look, open_file
+from gvisor_kernel.config.settings import NEVER
 from gvisor_kernel.errors import GvisorKernelError, SandboxError
 from gvisor_kernel.host.folders import Identity, Opened, reopen
 from gvisor_kernel.kernel.facts import Left
@@ -68,6 +70,11 @@ CHANGED_INSIDE = "the kernel has changed it since it was listed: look again"
 NOT_SHOWN = "its content was not looked at for the list, so it is not shown: it may be large"
 CHANGED_OUTSIDE = "it has changed on disk since it was listed: look again"
 RUNS = "it may run later without being opened"
+LATE = "there was no time for it"
+OFF = (
+    'Nothing of this kernel is applied: its setting apply is "off".',
+    'write to outputs/, or set apply to "ask" and start the kernel again.',
+)
 UNSEEN = "it is so large that its content was not looked at; apply it with force"
 
 T = TypeVar("T")
@@ -177,8 +184,55 @@ class KernelChanges:
             return Applied((), (), None)
         if len(states) > MAX_CHANGES:
             raise ChangesError(f"At most {MAX_CHANGES} changes can be applied at once.")
+        facts = self._kernel.describe()
+        if facts is not None and facts.spec.apply == NEVER:
+            raise ChangesError(*OFF)
         changes, claims = await self._look([path for path in states if is_path(path)])
         found = {change.path: change for change in changes.changes}
+        refused = [
+            RefusedChange(path, "it is no change, or not any more")
+            for path in states.keys() - found.keys()
+        ]
+        chosen = []
+        for path in states.keys() & found.keys():
+            is_named = path in named
+            reason = _find_obstacle(found[path], states[path], is_named=is_named, force=force)
+            if reason is None:
+                chosen.append(found[path])
+            else:
+                refused.append(RefusedChange(path, reason))
+        return await self._apply(sorted(chosen, key=order), claims, refused, force=force)
+
+    async def look(self) -> tuple[Changes, Mapping[str, Claim]]:
+        """Return the changes, as ``list`` does, with what the sandbox has said of each."""
+        return await self._look([])
+
+    async def apply_unseen(
+        self,
+        chosen: Sequence[Change],
+        claims: Mapping[str, Claim],
+        refused: Sequence[RefusedChange],
+        seconds: float,
+    ) -> Applied:
+        """Apply additions that ``look`` has listed, within ``seconds``, also those whose contents
+        were not looked at. What is on disk now is never replaced. ``refused``: further ones.
+
+        :raises ChangesError: when nothing can be applied
+        """
+        chosen = sorted(chosen, key=order)
+        return await self._apply(chosen, claims, refused, force=True, seconds=seconds)
+
+    async def _apply(
+        self,
+        chosen: Sequence[Change],
+        claims: Mapping[str, Claim],
+        refused: Iterable[RefusedChange],
+        *,
+        force: bool,
+        seconds: float | None = None,
+    ) -> Applied:
+        loop = asyncio.get_running_loop()
+        end = None if seconds is None else loop.time() + seconds
         root = await asyncio.to_thread(self._open)
         if root is None:
             raise ChangesError(f"Changes cannot be applied: {NO_FOLDER}.")
@@ -187,16 +241,15 @@ class KernelChanges:
             with ExitStack() as stack:
                 await _finish(_enter, stack, backup)
                 work = Applying(root, backup)
-                known = [found[path] for path in states if path in found]
-                for path in states.keys() - found.keys():
-                    work.refuse(path, "it is no change, or not any more")
-                for change in sorted(known, key=order):
-                    state, is_named = states[change.path], change.path in named
-                    reason = _find_obstacle(change, state, is_named=is_named, force=force)
-                    if reason is not None:
-                        work.refuse(change.path, reason)
-                        continue
-                    await self._apply_one(work, root, change, claims.get(change.path), force)
+                work.refused += refused
+                for change in chosen:
+                    try:
+                        async with asyncio.timeout_at(end):
+                            claim = claims.get(change.path)
+                            await self._apply_one(work, root, change, claim, force)
+                    except TimeoutError:
+                        if change.path not in work.applied:
+                            work.refuse(change.path, LATE)
             if not work.applied:
                 await _finish(backup.remove)
             return work.result

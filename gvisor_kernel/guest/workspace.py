@@ -20,7 +20,7 @@ OWN_OUTPUTS = "outputs"
 """The folder in /workspace at which the outputs are mounted."""
 VARIABLE = "GVISOR_KERNEL_WORKSPACE"
 """The host's words about /workspace; see ``kernel/workspace.py``."""
-SHOWN, KEPT, EMPTY, TOLD = "outputs", "kept", "empty", "told"
+SHOWN, KEPT, EMPTY, TOLD, HOLDS, NEVER = "outputs", "kept", "empty", "told", "holds", "off"
 SCRATCH_ROOTS = ("/home/user", "/run", "/run/gvisor-kernel", SCRATCH, OUTPUTS)
 """tmpfs mounts that only their owner may write to. ``outputs`` is one if it is not kept."""
 

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
+from gvisor_kernel.config import settings
+from gvisor_kernel.config.settings import DEFAULTS, NEW_FILES, SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.folders import open_real, reopen
 from gvisor_kernel.kernel.facts import Ended, KernelEvents, KernelFacts, Left
@@ -25,10 +26,11 @@ from gvisor_kernel.runtimes.base import MountView, Sandbox
 from gvisor_kernel.spec.layout import OUTPUTS, UPLOADS
 
 VARIABLE = "GVISOR_KERNEL_WORKSPACE"
-SHOWN, KEPT, EMPTY, TOLD = "outputs", "kept", "empty", "told"
+SHOWN, KEPT, EMPTY, TOLD, HOLDS, NEVER = "outputs", "kept", "empty", "told", "holds", "off"
 """``SHOWN``: the outputs are at /workspace/outputs. ``KEPT``: they are a folder of the host.
 ``EMPTY``: no folder is shown, as the notebook lies in a home or beside keys. ``TOLD``: a person is
-told of files that are not kept."""
+told of files that are not kept. ``HOLDS``: PID 1 waits with the end of a run until the host has
+read files. ``NEVER``: nothing is applied."""
 NAME = "outputs"
 OWN_OUTPUTS = (
     "the notebook's folder has another file or folder called outputs: /workspace/outputs is a copy"
@@ -57,8 +59,12 @@ def describe_workspace(spec: SandboxSpec, sandbox: Sandbox, *, tells: bool) -> d
         words.append(KEPT)
     if uploads is None and spec.uploads == DEFAULTS.uploads and UPLOADS not in own:
         words.append(EMPTY)
-    if tells and spec.uploads is not None:
+    if spec.apply == NEW_FILES and uploads is not None:
+        words.append(HOLDS)
+    elif tells and spec.uploads is not None:
         words.append(TOLD)
+    if spec.apply == settings.NEVER:
+        words.append(NEVER)
     return {VARIABLE: " ".join(words)}
 
 
@@ -205,6 +211,11 @@ def tell_end(
     except GvisorKernelError as error:  # it says what cannot be
         log.info("%s: %s", request.kernel_name, error)
     try:
+        if plan.spec.apply == NEW_FILES and facts.last_death is not None and logs:
+            log.warning(
+                "%s in %s: the kernel died, so no new file was written to the folder",
+                *(request.kernel_name, facts.folder),
+            )
         words = describe_left(left) if left is not None else ""
         if words and logs:
             log.warning("%s in %s: %s", request.kernel_name, facts.folder, words)
