@@ -48,7 +48,7 @@ TYPES = {"file": "a file", "folder": "a folder", "other": "a link, device, pipe 
 
 MAX_LISTED = 1000
 """Files that a sandbox names when it is asked for those that are not kept, while it lives."""
-MAX_NAMED = 10
+MAX_NAMED = 30
 SECONDS = 0.3
 """Seconds that the disk is looked at then. Files for which there is no time count as not kept."""
 UNKEPT_HASHED = 4 * 1024 * 1024
@@ -215,7 +215,7 @@ def list_claims(claims: Mapping[str, Claim], reason: str, *, more: bool, total: 
 
 
 def find_unkept(sandbox: Sandbox, content: Mapping[str, Any]) -> Left:
-    """Return the files that end with ``sandbox``. Reads the disk, for SECONDS.
+    """Return the files that end with ``sandbox``, the latest first. Reads the disk, for SECONDS.
 
     ``content``: what the sandbox says, as ``read_claims`` takes it. A file that was applied is on
     disk; so is one with the same content, as far as contents were read.
@@ -234,7 +234,8 @@ def find_unkept(sandbox: Sandbox, content: Mapping[str, Any]) -> Left:
         with suppress(OSError), reopen(view.source, view.identity) as root:
             left = _leave_out_kept(root, written, ours)
     dropped = len(claims) - len(left)
-    paths = tuple(claim.path for claim in left[:MAX_NAMED])
+    latest = sorted(left, key=lambda claim: claim.modified, reverse=True)
+    paths = tuple(claim.path for claim in latest[:MAX_NAMED])
     return Left(max(total - dropped, len(left)) if more else len(left), more, paths)
 
 

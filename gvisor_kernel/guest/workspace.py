@@ -94,6 +94,20 @@ def is_outputs() -> bool:
     return False
 
 
+CACHES = (
+    " __pycache__ .ipynb_checkpoints .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis"
+    " .matplotlib .numba_cache .jupyter_cache .virtual_documents .npm .tox .nox "
+)
+"""Names, each between blanks."""
+CACHE_TAG = "CACHEDIR.TAG"
+"""The file by which programs mark a folder as a cache (bford.info/cachedir)."""
+
+
+def is_cache(name: str, path: str) -> bool:
+    """Return whether a folder is a cache, which is no loss. ``path``: where it can be looked at."""
+    return f" {name} " in CACHES or os.path.lexists(f"{path}/{CACHE_TAG}")
+
+
 def _is_folder(path: str) -> bool:
     return stat.S_ISDIR(os.lstat(path).st_mode)
 

@@ -18,6 +18,7 @@ from gvisor_kernel.config.settings import DEFAULTS, NEW_FILES, SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.folders import open_real, reopen
 from gvisor_kernel.kernel.facts import Ended, KernelEvents, KernelFacts, Left
+from gvisor_kernel.kernel.lost_files import describe_lost, note_lost
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.link import RemoteProtocolError
 from gvisor_kernel.link.service_messages import decode_service
@@ -65,7 +66,7 @@ def describe_workspace(spec: SandboxSpec, sandbox: Sandbox, *, tells: bool) -> d
         words.append(TOLD)
     if spec.apply == settings.NEVER:
         words.append(NEVER)
-    return {VARIABLE: " ".join(words)}
+    return {VARIABLE: " ".join(words), **describe_lost(uploads if tells else None)}
 
 
 def shows_outputs(uploads: MountView | None, outputs: MountView | None) -> bool:
@@ -217,6 +218,8 @@ def tell_end(
                 *(request.kernel_name, facts.folder),
             )
         words = describe_left(left) if left is not None else ""
+        if left is not None:
+            note_lost(find_view(sandbox, UPLOADS), left.paths)
         if words and logs:
             log.warning("%s in %s: %s", request.kernel_name, facts.folder, words)
         ended = Ended(request.kernel_id, request.kernel_name, facts, left)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +17,16 @@ from gvisor_kernel import Sandbox
 from gvisor_kernel.changes.apply import undo_apply
 from gvisor_kernel.changes.autorun import is_data
 from gvisor_kernel.changes.change import MAX_FILE, Applied, Change, Changes, ChangesError
+from gvisor_kernel.changes.kernel_changes import KernelChanges
 from gvisor_kernel.changes.new_files import MAX_FILES, TOO_LARGE, choose, describe
+from gvisor_kernel.guest.lost_files import find_name
+from gvisor_kernel.host.folders import Identity
+from gvisor_kernel.host.private_directories import state_root
+from gvisor_kernel.kernel.lost_files import MAX_NAMES, VARIABLE, describe_lost, note_lost
+from gvisor_kernel.runtimes.base import MountView
+from gvisor_kernel.spec.layout import UPLOADS
 
-from ..jupyter.helpers import execute, running_kernel
+from ..jupyter.helpers import execute, running_kernel, wait_until
 from ..patience import scale_seconds
 from ..sweeps import needs_all
 from ..world import DEFAULT_KERNEL, World
@@ -83,7 +92,10 @@ def test_new_data_is_written_at_the_end_and_can_be_undone(
     assert names(folder) == ["old.csv"]
 
 
-@pytest.mark.parametrize("way", ["crash", "memory", "off", "ask"])
+DEATHS = {"crash": "import os; os._exit(1)", "memory": "b'1' * 2**30"}
+
+
+@pytest.mark.parametrize("way", [*DEATHS, "off", "ask"])
 def test_nothing_is_written_after_a_death_or_without_the_setting(
     folder: Path, way: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -93,14 +105,13 @@ def test_nothing_is_written_after_a_death_or_without_the_setting(
     ) as (manager, client):
         assert execute(client, "open('clean.csv', 'w').write('1')").status == "ok"
         with caplog.at_level(logging.WARNING):
-            if way == "crash":
-                execute(client, "import os; os._exit(1)")
-            elif way == "memory":
-                execute(client, "b'1' * 2**30")
+            if way in DEATHS:
+                client.execute(DEATHS[way])
+                wait_until(lambda: not manager.is_alive(), "the kernel's end")
             manager.shutdown_kernel(now=True)
     assert names(folder) == ["old.csv"]
     said = " ".join(record.getMessage() for record in caplog.records)
-    assert ("so no new file was written to the folder" in said) == (way in ("crash", "memory"))
+    assert ("so no new file was written to the folder" in said) == (way in DEATHS)
 
 
 def test_nobody_applies_anything_where_the_setting_is_off(folder: Path) -> None:
@@ -156,12 +167,12 @@ def write_steps(folder: Path, metadata: dict[str, object]) -> None:
         nbformat.write(notebook, folder / f"{name}.ipynb")
 
 
-def run(folder: Path, *argv: str, ok: bool = True) -> str:
+def run(folder: Path, *argv: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", *argv], cwd=folder, capture_output=True, text=True, timeout=SECONDS
+        [sys.executable, *argv], cwd=folder, capture_output=True, text=True, timeout=SECONDS
     )
     said = done.stdout + done.stderr
-    assert (done.returncode == 0) == ok, said
+    assert done.returncode == 0, said
     return said
 
 
@@ -171,35 +182,120 @@ def add_kernelspec(world: World, name: str, **settings: object) -> None:
     world.add_kernelspec(name, spec)
 
 
+PAPERMILL = """
+import sys
+from papermill.cli import papermill
+from papermill.exceptions import PapermillExecutionError
+
+def run(step, kernel, *options):
+    names = [f"{step}.ipynb", f"{kernel}-{step}.ipynb"]
+    papermill([*names, "-k", kernel, "-l", "python", *options], standalone_mode=False)
+
+ask, new = sys.argv[1:]
+run("step1", ask, "-p", "apply", "new files")
+try:
+    run("step2", ask)
+except PapermillExecutionError as error:
+    print(error)
+run("step1", new)
+run("step2", new)
+"""
+
+
 def test_papermill_runs_two_steps(folder: Path, world: World) -> None:
-    """papermill reads no configuration of Jupyter: a kernelspec says it."""
+    """It reads no configuration of Jupyter: a kernelspec decides. Neither parameters nor the
+    notebook do. Without the setting the second step says where the file of the first one is."""
     write_steps(folder, {"gvisor": {"apply": "new files"}, "apply": "new files"})
     add_kernelspec(world, "pipes", apply="new files")
-    steps = [("papermill", f"{name}.ipynb", f"{name}-done.ipynb", "-k") for name in STEPS]
-    run(folder, *steps[0], DEFAULT_KERNEL, "-p", "apply", "new files")  # decides nothing
-    assert not (folder / "clean.csv").exists()
-    said = run(folder, *steps[1], DEFAULT_KERNEL, ok=False)
-    said = run(folder, *steps[0], "pipes")
-    assert "new files were written to the folder: clean.csv" in said
-    run(folder, *steps[1], "pipes")
-    assert "1,2" in (folder / "step2-done.ipynb").read_text()
+    said = run(folder, "-c", PAPERMILL, DEFAULT_KERNEL, "pipes")
+    assert "files in /workspace are lost with the sandbox: clean.csv" in said
+    assert "new files were written to the folder: clean.csv (to undo" in said
+    first, second = (
+        (folder / f"{DEFAULT_KERNEL}-{step}.ipynb").read_text() for step in ("step1", "step2")
+    )
+    assert "gvisor-kernel" not in "".join(re.findall(r'"text.*', first))
+    assert "clean.csv was written by a kernel of this folder, and was lost" in second
+    assert "1,2" in (folder / "pipes-step2.ipynb").read_text()
     assert not (folder / "outputs").exists()
 
 
 def test_nbconvert_passes_the_setting(folder: Path) -> None:
     write_steps(folder, {})
-    setting = "--GVisorProvisioner.apply=new files"
-    for name in STEPS:
-        program = ("nbconvert", "--to", "notebook", "--execute", f"--output={name}-done")
-        kernel = f"--ExecutePreprocessor.kernel_name={DEFAULT_KERNEL}"
-        run(folder, *program, kernel, setting, f"{name}.ipynb")
-    assert "1,2" in (folder / "step2-done.ipynb").read_text()
+    run(
+        *(folder, "-m", "nbconvert", "--to", "notebook", "--execute"),
+        f"--ExecutePreprocessor.kernel_name={DEFAULT_KERNEL}",
+        *("--GVisorProvisioner.apply=new files", "step1.ipynb"),
+    )
+    assert (folder / "clean.csv").read_text() == "1,2"
 
 
 @needs_all
 def test_nbmake_runs_two_steps(folder: Path, world: World) -> None:
     write_steps(folder, {})
     add_kernelspec(world, "pipes-nbmake", apply="new files")
-    run(folder, "pytest", "-p", "no:cacheprovider", "--nbmake", "--nbmake-kernel=pipes-nbmake",
-        "step1.ipynb", "step2.ipynb")  # fmt: skip
+    run(
+        *(folder, "-m", "pytest", "-p", "no:cacheprovider", "--nbmake"),
+        *("--nbmake-kernel=pipes-nbmake", "step1.ipynb", "step2.ipynb"),
+    )
     assert (folder / "clean.csv").read_text() == "1,2"
+
+
+# -- what is told of lost files --------------------------------------------------------------------
+
+
+def view_of(folder: Path) -> MountView:
+    status = folder.stat()
+    return MountView(str(folder), UPLOADS, True, Identity(status.st_dev, status.st_ino))
+
+
+def test_names_of_lost_files_are_bounded_and_stay_with_their_folder(
+    folder: Path, tmp_path: Path
+) -> None:
+    view, other = view_of(folder), view_of(tmp_path)
+    note_lost(view, ["n" * 1000, "\ud800", *(f"f{number}" for number in range(100)), "x\x1b"])
+    note_lost(view, ["f80", "\u202e"])
+    words = json.loads(describe_lost(view)[VARIABLE])
+    assert len(words) == MAX_NAMES
+    assert list(words)[-2:] == ["f80", "\u202e"]
+    assert describe_lost(view)[VARIABLE].isascii()
+    assert describe_lost(other) == describe_lost(None) == {VARIABLE: ""}
+    moved = MountView("/elsewhere", UPLOADS, True, view.identity)
+    assert describe_lost(moved) == {VARIABLE: ""}
+    (file,) = (state_root() / "lost-files").iterdir()
+    for wrong in (b"", b"{}", b'{"path": 5, "lost": 5}', b"[" * 100, b"x" * 10**6):
+        file.write_bytes(wrong)
+        assert describe_lost(view) == {VARIABLE: ""}
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (FileNotFoundError(2, "No such file", "/workspace/a/b.csv"), "a/b.csv"),
+        (FileNotFoundError(2, "No such file", "/elsewhere/a/b.csv"), ""),
+        (FileNotFoundError(2, "No such file", b"/workspace/../workspace/a"), "a"),
+        (FileNotFoundError("polars: no such file: a/b.csv"), "a/b.csv"),
+        (FileNotFoundError("no such file: c"), ""),
+    ],
+)
+def test_an_error_names_its_file(error: FileNotFoundError, found: str) -> None:
+    assert find_name(error, {"a": "1", "a/b.csv": "2"}) == found
+
+
+def test_caches_are_no_losses(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    code = """
+import os
+for path in ("__pycache__/m.pyc", ".ipynb_checkpoints/a.ipynb", "a/.cache/pip/x", "t/deep/x"):
+    os.makedirs(os.path.dirname(path))
+    open(path, "w").close()
+open("t/CACHEDIR.TAG", "w").close()
+"""
+    with running_kernel(start={"cwd": str(folder)}) as (manager, client):
+        assert not execute(client, code).of_type("stream")
+        kernel = manager.provisioner._kernel  # type: ignore[union-attr]
+        changes = KernelChanges(kernel)
+        left = asyncio.run(changes.find_unkept())
+        assert (left.total, left.more) == (0, False)
+        assert "t/deep/x" in [change.path for change in asyncio.run(changes.list()).changes]
+        with caplog.at_level(logging.WARNING):
+            manager.shutdown_kernel()
+    assert not [one for one in caplog.records if "/workspace" in one.getMessage()]
