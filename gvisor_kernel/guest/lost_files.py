@@ -38,7 +38,7 @@ def find_name(error: FileNotFoundError, lost: dict[str, str]) -> str:
     """Return which of the files an error is about; "" if it is about none. Some libraries name the
     file in their text only."""
     if error.filename is not None:
-        path = os.path.relpath(os.path.abspath(os.fspath(error.filename)), WORKSPACE)
+        path = os.path.relpath(os.path.abspath(os.fsdecode(error.filename)), WORKSPACE)
         return path if path in lost else ""
     return max((name for name in lost if name in str(error)), key=len, default="")
 

@@ -24,7 +24,7 @@ from gvisor_kernel.typed_json import read_json
 VARIABLE = "GVISOR_KERNEL_LOST"
 """JSON: when a file was lost, in words, by its path in /workspace. Empty if there is none."""
 MAX_FOLDERS, MAX_NAMES, MAX_NAME = 100, 30, 100
-"""Folders that are remembered, files of each, and characters of a path; longer ones are not."""
+"""Folders that are remembered, files of each, and characters of a path, all printable."""
 KEEP_SECONDS = 7 * 86400.0
 MAX_FILE = 64 * 1024
 """Bytes of the file of one folder."""
@@ -40,10 +40,11 @@ class _Folder(msgspec.Struct):
 
 def note_lost(folder: MountView | None, names: Iterable[str]) -> None:
     """Note that files of /workspace, which showed ``folder``, are lost. Raises nothing."""
-    found = {name: time.time() for name in names if len(name) <= MAX_NAME}
+    now = time.time()
+    found = {name: now for name in names if len(name) <= MAX_NAME and name.isprintable()}
     if folder is None or folder.identity is None or not found:
         return
-    with suppress(OSError, StateError, UnicodeEncodeError):
+    with suppress(OSError, StateError):
         file = _file(folder)
         old = _read(folder).items()
         lost = [(name, at) for name, at in old if name not in found] + list(found.items())

@@ -253,10 +253,13 @@ class CheckpointedSandbox(Protocol):
         """
 
     def assign(self, kernel_id: str) -> None:
-        """Record that this spare sandbox belongs to the kernel ``kernel_id`` from now on.
+        """Record that this spare sandbox belongs to the kernel ``kernel_id`` from now on, and put
+        its folder of outputs in its place, if that was missing.
 
-        The caller is the pool that hands the sandbox to a start. Never raises: a record that cannot
-        be written stays as it is.
+        The caller is the pool that hands the sandbox to a start. A record that cannot be written
+        stays as it is.
+
+        :raises OSError: when something else is in that place now; the caller closes the sandbox
         """
 
 

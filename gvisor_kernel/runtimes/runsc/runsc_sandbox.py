@@ -7,7 +7,8 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from gvisor_kernel.errors import IsolationError, SnapshotError
@@ -15,10 +16,12 @@ from gvisor_kernel.host import commands, processes
 from gvisor_kernel.host.cgroups import count_oom_kills
 from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME, Posture, read_posture
 from gvisor_kernel.runtimes.base import KernelView
+from gvisor_kernel.runtimes.mounts.outputs import place_outputs
+from gvisor_kernel.runtimes.mounts.plan import Outputs
 from gvisor_kernel.runtimes.runsc.command_line import checkpoint_argv, find_runsc
 from gvisor_kernel.runtimes.runsc.memory import HostMemory
 from gvisor_kernel.runtimes.runsc.starting import Sentry, is_readable, read_panic
-from gvisor_kernel.runtimes.state import lifeline
+from gvisor_kernel.runtimes.state import lifeline, records
 from gvisor_kernel.runtimes.state.beginning import Beginning
 from gvisor_kernel.runtimes.state.recorded_sandbox import RecordedSandbox
 from gvisor_kernel.runtimes.state.sweep import (
@@ -28,6 +31,7 @@ from gvisor_kernel.runtimes.state.sweep import (
     root_argument,
 )
 from gvisor_kernel.runtimes.stdio import Ends, StderrLog
+from gvisor_kernel.spec.layout import OUTPUTS
 
 # by path: below a private store of this user
 
@@ -125,9 +129,33 @@ class RunscSandbox(RecordedSandbox):
         is_lent = outputs.folder is not None and outputs.lent_by is not None
         self._lent = outputs.folder.duplicate() if outputs.folder and is_lent else None
         """The folder of outputs if it was lent and must be given back."""
+        self._held = ExitStack()
+        self._aside: Outputs | None = None
+        """The outputs while they are not in their place."""
+        if outputs.place is not None and outputs.folder is not None:
+            parent, name = outputs.place
+            folder = self._held.enter_context(outputs.folder.duplicate())
+            place = self._held.enter_context(parent.duplicate()), name
+            self._aside = replace(outputs, folder=folder, place=place)
 
     def assign(self, kernel_id: str) -> None:
+        if self._aside is not None:
+            self._place_outputs(self._aside)
         self._update_record(kernel_id=kernel_id, spare=False)
+
+    def _place_outputs(self, aside: Outputs) -> None:
+        with records.locked():
+            outputs = place_outputs(aside)
+            known = records.read_record(self.directory) or self._record
+            self._record = replace(known, outputs=outputs.path, outputs_parent=outputs.parent)
+            records.write_record(self.directory, self._record)
+        mounts = (
+            replace(view, source=outputs.path or "") if view.target == OUTPUTS else view
+            for view in self.view.mounts
+        )
+        self.view = replace(self.view, mounts=tuple(mounts))
+        self._aside = None
+        self._held.close()
 
     def poll(self) -> int | None:
         with self._descriptors:
@@ -254,6 +282,7 @@ class RunscSandbox(RecordedSandbox):
                     processes.reap(pid)
             if self._lent is not None:
                 self._lent.close()
+            self._held.close()
             memory, self._memory = self._memory, None
             if memory is not None:
                 memory.close()
