@@ -301,6 +301,7 @@ class KernelBridge:
             with suppress(TimeoutError):
                 async with asyncio.timeout(KILL_SECONDS):
                     await self.run.exited.wait()
+            # no timeout: LAST_SECONDS of the look's own
             if not self.run.exited.is_set() and not await self.last_look.wait():
                 self._attached.end_link("PID 1 did not end the kernel")
                 break

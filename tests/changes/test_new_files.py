@@ -183,9 +183,12 @@ def add_kernelspec(world: World, name: str, **settings: object) -> None:
 
 
 PAPERMILL = """
+import os
 import sys
+from papermill import execute_notebook
 from papermill.cli import papermill
 from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
 
 def run(step, kernel, *options):
     names = [f"{step}.ipynb", f"{kernel}-{step}.ipynb"]
@@ -199,6 +202,10 @@ except PapermillExecutionError as error:
     print(error)
 run("step1", new)
 run("step2", new)
+os.remove("clean.csv")
+config = Config({"GVisorProvisioner": {"apply": "new files"}})
+execute_notebook("step1.ipynb", "x.ipynb", kernel_name=ask, language="python", config=config)
+print(open("clean.csv").read(), "again")
 """
 
 
@@ -209,6 +216,7 @@ def test_papermill_runs_two_steps(folder: Path, world: World) -> None:
     add_kernelspec(world, "pipes", apply="new files")
     said = run(folder, "-c", PAPERMILL, DEFAULT_KERNEL, "pipes")
     assert "files in /workspace are lost with the sandbox: clean.csv" in said
+    assert "1,2 again" in said
     assert "new files were written to the folder: clean.csv (to undo" in said
     first, second = (
         (folder / f"{DEFAULT_KERNEL}-{step}.ipynb").read_text() for step in ("step1", "step2")
