@@ -1,7 +1,7 @@
 """The look at the files of a kernel that has ended, while PID 1 waits with the report of its end.
 
-No process of the sandbox but PID 1 runs then. Whether the end is one at which files are read is
-decided here; what is read, and what becomes of it, by ``work``. On the bridge's loop.
+No process of the sandbox but PID 1 runs then. Here is decided whether the end is one at which files
+are read; ``work`` reads them. On the bridge's loop.
 """
 
 from __future__ import annotations
@@ -17,40 +17,38 @@ LAST_SECONDS = 50.0
 
 
 class LastLook:
-    """That of each run of one kernel. ``release`` tells PID 1 that it need not wait (any more)."""
+    """That of each run of one kernel. ``release`` tells PID 1 not to wait."""
 
     def __init__(self, run: KernelRun, release: Callable[[], None]) -> None:
         self._run = run
         self._release = release
         self._task: asyncio.Task[None] | None = None
         self.work: Callable[[], Awaitable[None]] | None = None
-        """Reads the files. Raises nothing."""
-
-    @property
-    def is_under_way(self) -> bool:
-        """Return whether files are read."""
-        return self._task is not None and not self._task.done()
-
-    def begin(self) -> None:
-        """Begin the look, once in a run, if its end was asked for. Code of the sandbox may have
-        sent what calls this."""
-        run = self._run
-        if self.work is None or run.cause is not None or not run.end_expected:
-            self._release()
-        elif self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._do(self.work))
+        """Raises nothing."""
 
     def forget(self) -> None:
         """Forget the last run: another one begins."""
         self._task = None
 
+    def begin(self) -> None:
+        """Begin the look, once in a run, if the end was asked for. Code of the sandbox may have
+        sent what calls this."""
+        if self.work is None or self._run.cause is not None or not self._run.end_expected:
+            self._release()
+        elif self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._do(self.work))
+
     async def _do(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
             with suppress(TimeoutError):
-                async with asyncio.timeout(LAST_SECONDS):
-                    await work()
+                await asyncio.wait_for(work(), LAST_SECONDS)
         finally:
             self._release()
+
+    @property
+    def is_under_way(self) -> bool:
+        """Return whether files are read."""
+        return self._task is not None and not self._task.done()
 
     async def wait(self) -> bool:
         """Wait for the end of the look; return False if none is under way."""

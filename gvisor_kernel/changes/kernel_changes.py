@@ -40,7 +40,7 @@ from gvisor_kernel.changes.compare import (
 )
 from gvisor_kernel.changes.diff import Diff, diff_texts, remark
 from gvisor_kernel.changes.folder import look, open_file
-from gvisor_kernel.config.settings import NEVER
+from gvisor_kernel.config.settings import ASK, NEVER, NEW_FILES
 from gvisor_kernel.errors import GvisorKernelError, SandboxError
 from gvisor_kernel.host.folders import Identity, Opened, reopen
 from gvisor_kernel.kernel.facts import Left
@@ -94,7 +94,7 @@ class KernelChanges:
             is not there any more
         :raises SandboxError: when no kernel runs
         """
-        changes, _ = await self._look([name_path(path) for path in under])
+        changes, _ = await self.look([name_path(path) for path in under])
         return changes
 
     async def find_unkept(self) -> Left:
@@ -116,7 +116,8 @@ class KernelChanges:
             "under": [],
         }
         content, _ = await self._ask(question, SHORT_ANSWER_SECONDS)
-        return await asyncio.to_thread(find_unkept, sandbox, content)
+        applies_new = self._setting == NEW_FILES
+        return await asyncio.to_thread(find_unkept, sandbox, content, applies_new=applies_new)
 
     async def read(self, path: str, side: Side, state: str) -> bytes | None:
         """Return a file's content in the sandbox ("new") or on disk ("old"); None if there is none.
@@ -184,10 +185,9 @@ class KernelChanges:
             return Applied((), (), None)
         if len(states) > MAX_CHANGES:
             raise ChangesError(f"At most {MAX_CHANGES} changes can be applied at once.")
-        facts = self._kernel.describe()
-        if facts is not None and facts.spec.apply == NEVER:
+        if self._setting == NEVER:
             raise ChangesError(*OFF)
-        changes, claims = await self._look([path for path in states if is_path(path)])
+        changes, claims = await self.look([path for path in states if is_path(path)])
         found = {change.path: change for change in changes.changes}
         refused = [
             RefusedChange(path, "it is no change, or not any more")
@@ -201,38 +201,23 @@ class KernelChanges:
                 chosen.append(found[path])
             else:
                 refused.append(RefusedChange(path, reason))
-        return await self._apply(sorted(chosen, key=order), claims, refused, force=force)
+        return await self.apply_looked(chosen, claims, refused, force=force)
 
-    async def look(self) -> tuple[Changes, Mapping[str, Claim]]:
-        """Return the changes, as ``list`` does, with what the sandbox has said of each."""
-        return await self._look([])
-
-    async def apply_unseen(
+    async def apply_looked(
         self,
-        chosen: Sequence[Change],
-        claims: Mapping[str, Claim],
-        refused: Sequence[RefusedChange],
-        seconds: float,
-    ) -> Applied:
-        """Apply additions that ``look`` has listed, within ``seconds``, also those whose contents
-        were not looked at. What is on disk now is never replaced. ``refused``: further ones.
-
-        :raises ChangesError: when nothing can be applied
-        """
-        chosen = sorted(chosen, key=order)
-        return await self._apply(chosen, claims, refused, force=True, seconds=seconds)
-
-    async def _apply(
-        self,
-        chosen: Sequence[Change],
+        chosen: Iterable[Change],
         claims: Mapping[str, Claim],
         refused: Iterable[RefusedChange],
         *,
         force: bool,
-        seconds: float | None = None,
+        end: float | None = None,
     ) -> Applied:
-        loop = asyncio.get_running_loop()
-        end = None if seconds is None else loop.time() + seconds
+        """Apply what ``look`` has listed, until ``end`` (the loop's time). What is on disk now is
+        replaced only if that was listed. ``force``: also what was not read for the list.
+        ``refused``: further ones.
+
+        :raises ChangesError: when nothing can be applied
+        """
         root = await asyncio.to_thread(self._open)
         if root is None:
             raise ChangesError(f"Changes cannot be applied: {NO_FOLDER}.")
@@ -242,7 +227,7 @@ class KernelChanges:
                 await _finish(_enter, stack, backup)
                 work = Applying(root, backup)
                 work.refused += refused
-                for change in chosen:
+                for change in sorted(chosen, key=order):
                     try:
                         async with asyncio.timeout_at(end):
                             claim = claims.get(change.path)
@@ -319,7 +304,8 @@ class KernelChanges:
 
             await _finish(write)
 
-    async def _look(self, under: Sequence[str]) -> tuple[Changes, Mapping[str, Claim]]:
+    async def look(self, under: Sequence[str] = ()) -> tuple[Changes, Mapping[str, Claim]]:
+        """Return the changes, as ``list`` does, and what the sandbox has said of each."""
         question = {
             "do": "changes",
             "limit": MAX_CHANGES,
@@ -401,6 +387,11 @@ class KernelChanges:
         if question["do"] not in ("read",) and "error" in answer.content:
             raise ChangesError("The sandbox cannot look at its files.")
         return answer.content, answer.data
+
+    @property
+    def _setting(self) -> str:
+        facts = self._kernel.describe()
+        return ASK if facts is None else facts.spec.apply
 
     def _find_view(self) -> MountView | None:
         sandbox = self._kernel.sandbox

@@ -6,8 +6,9 @@ written, and what was not, is in the log; ``undo`` undoes it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from gvisor_kernel.changes.autorun import is_data
 from gvisor_kernel.changes.change import (
@@ -15,7 +16,6 @@ from gvisor_kernel.changes.change import (
     Applied,
     Change,
     Changes,
-    ChangesError,
     RefusedChange,
     find_new_parents,
 )
@@ -48,15 +48,16 @@ async def apply_new_files(kernel: SandboxedKernel) -> None:
         chosen, refused = choose(listed)
         result = Applied((), refused, None)
         if chosen:
-            result = await changes.apply_unseen(chosen, claims, refused, SECONDS)
+            end = asyncio.get_running_loop().time() + SECONDS
+            result = await changes.apply_looked(chosen, claims, refused, force=True, end=end)
         if words := describe(result, listed):
             log.warning("%s: %s", name, words)
-    except ChangesError as error:
-        log.warning("%s: new files were not written to the folder: %s", name, error)
-    except GvisorKernelError as error:  # the sandbox has ended
-        log.warning("%s: new files were not written to the folder: %s", name, error.fact)
-    except Exception:
-        log.exception("%s: new files were not written to the folder", name)
+    except Exception as error:  # such as the end of the sandbox
+        is_known = isinstance(error, GvisorKernelError)
+        log.warning(
+            *("%s: new files were not written to the folder: %s", name, error),
+            exc_info=not is_known,
+        )
 
 
 def choose(listed: Changes) -> tuple[list[Change], tuple[RefusedChange, ...]]:
@@ -69,12 +70,11 @@ def choose(listed: Changes) -> tuple[list[Change], tuple[RefusedChange, ...]]:
     refused: list[RefusedChange] = []
     count = size = 0
     for change in listed.changes:
-        if change.kind == "removed" or change.type == "folder" or _is_hidden(change.path):
+        is_hidden = any(part.startswith((".", "__pycache__")) for part in change.path.split("/"))
+        if change.kind == "removed" or change.type == "folder" or is_hidden:
             continue
-        reason = _find_reason(change)
-        if reason is None and (count >= MAX_FILES or size + change.size > MAX_BYTES):
-            reason = LIMIT
-        if reason is not None:
+        is_over = count == MAX_FILES or size + change.size > MAX_BYTES
+        if reason := _find_reason(change) or (LIMIT if is_over else None):
             refused.append(RefusedChange(change.path, reason))
             continue
         count, size = count + 1, size + change.size
@@ -94,28 +94,21 @@ def _find_reason(change: Change) -> str | None:
     return TOO_LARGE if change.size > MAX_FILE else change.conflict
 
 
-def _is_hidden(path: str) -> bool:
-    return any(part.startswith(".") or part == "__pycache__" for part in path.split("/"))
-
-
 def describe(result: Applied, listed: Changes) -> str:
     """Return what was written and what was not, in one line for a log; "" if there is neither."""
     folders = {change.path for change in listed.changes if change.type == "folder"}
-    words = []
-    if written := [path for path in result.applied if path not in folders]:
-        undo = f"(to undo: gvisor-kernel undo {result.undo})"
-        words.append(f"new files were written to the folder: {_name(written)} {undo}.")
+    words = ""
+    if written := [_show(path) for path in result.applied if path not in folders]:
+        words += f"new files were written to the folder: {_join(written)}"
+        words += f" (to undo: gvisor-kernel undo {result.undo}). "
     if left := [f"{_show(one.path)} ({one.reason})" for one in result.refused]:
-        words.append(f"Files that were not: {_name(left, shown=True)}.")
-    if words and listed.more:
-        words.append("There may be others, which were not written.")
-    return " ".join(words)
+        words += f"Files that were not: {_join(left)}. "
+    return words + ("There may be others." if words and listed.more else "")
 
 
-def _name(paths: Iterable[str], *, shown: bool = False) -> str:
-    found = list(paths)
-    more = f" and {len(found) - MAX_TOLD} more" if len(found) > MAX_TOLD else ""
-    return ", ".join(path if shown else _show(path) for path in found[:MAX_TOLD]) + more
+def _join(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - MAX_TOLD} more" if len(texts) > MAX_TOLD else ""
+    return ", ".join(texts[:MAX_TOLD]) + more
 
 
 def _show(path: str) -> str:

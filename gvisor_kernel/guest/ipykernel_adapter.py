@@ -27,10 +27,10 @@ from typing import Any, Callable
 import zmq
 
 from gvisor_kernel.guest import ipykernel_shortcuts as shortcuts
+from gvisor_kernel.guest import lost_files
 from gvisor_kernel.guest.cell_hooks import CellImports, UnkeptFiles
 from gvisor_kernel.guest.direct import DirectLink
 from gvisor_kernel.guest.idle_check import IdleCheck
-from gvisor_kernel.guest.lost_files import LostFiles
 from gvisor_kernel.guest.resume import apply_environment, rekey_kernel, renew_session, reseed
 from gvisor_kernel.link import Channel, Hello, Message, Resume
 
@@ -134,7 +134,7 @@ class Adapter:
             kernel._execute_sleep = 0
         shortcuts.reply_at_once(kernel, self._redirect_sends)
         if hasattr(getattr(kernel, "shell", None), "events"):
-            kernel.shell.events.register("post_run_cell", LostFiles().after_cell)
+            kernel.shell.events.register("post_run_cell", lost_files.after_cell)
             kernel.shell.events.register("post_run_cell", UnkeptFiles(kernel).after_cell)
             kernel.shell.events.register("post_run_cell", CellImports().after_cell)
         self._to_main = shortcuts.MainThreadRoute(kernel, IDENTITY)

@@ -249,18 +249,16 @@ def reopen(path: str, identity: Identity, *, same_boot: bool = True) -> Opened:
     return found
 
 
-def move_folder(folder: Opened, parent: Opened, name: str) -> None:
-    """Move a folder to ``name`` in ``parent``, where nothing has that name. Who has it mounted or
-    open keeps it.
+def move_private(path: str, parent: Opened, name: str) -> None:
+    """Move what is at ``path``, which only this user can change, to ``name`` in ``parent``, where
+    nothing has that name.
 
     :raises OSError: when that fails: EXDEV if both are not in the same mount
     """
-    above, own = os.path.split(folder.path)
-    with open_real(above) as source:
-        names = source.fd, os.fsencode(own), parent.fd, os.fsencode(name)
-        if not hasattr(_libc, "renameat2") or _libc.renameat2(*names, _NOREPLACE) < 0:
-            code = ctypes.get_errno() or errno.ENOSYS
-            raise OSError(code, os.strerror(code), name)
+    names = _AT_FDCWD, os.fsencode(path), parent.fd, os.fsencode(name)
+    if not hasattr(_libc, "renameat2") or _libc.renameat2(*names, _NOREPLACE) < 0:
+        code = ctypes.get_errno() or errno.ENOSYS
+        raise OSError(code, os.strerror(code), name)
 
 
 def find_mount(folder: Opened) -> str:

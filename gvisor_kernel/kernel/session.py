@@ -18,7 +18,7 @@ from typing import Any, TypeAlias, TypeVar
 from gvisor_kernel.bridge import Address, Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.bridge.deaths import Death, End
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
-from gvisor_kernel.config.settings import NEW_FILES
+from gvisor_kernel.config.settings import DEFAULTS, NEW_FILES
 from gvisor_kernel.errors import LaunchError, SandboxError, StartStopped
 from gvisor_kernel.host.open_files import make_room
 from gvisor_kernel.host.private_directories import state_root
@@ -260,11 +260,10 @@ class SandboxedKernel:
 
     def _applies_new(self, kernel: KernelBridge) -> bool:
         """Return whether files are applied at the end of this run: its sandbox ends with it."""
-        if self._plan is None or self._plan.spec.apply != NEW_FILES or self._used is None:
-            return False
-        return not (kernel.run.restarts and self._plan.spec.restart == "kernel")
+        spec = self._plan.spec if self._plan is not None and self._used is not None else DEFAULTS
+        return spec.apply == NEW_FILES and not (kernel.run.restarts and spec.restart == "kernel")
 
-    async def _before_exit(self, kernel: KernelBridge) -> None:
+    async def _look_last(self, kernel: KernelBridge) -> None:
         if self._apply_new is not None and self._applies_new(kernel):
             await self._apply_new(self)
 
@@ -329,7 +328,7 @@ class SandboxedKernel:
             self._kernel.run.logs_death = self._logs_death
             self._kernel.run.on_death = self._note_death
             self._kernel.call_before_removal(partial(self._on_end, self._kernel))
-            self._kernel.last_look.work = partial(self._before_exit, self._kernel)
+            self._kernel.last_look.work = partial(self._look_last, self._kernel)
             if self._keeps_data:
                 self._kernel.service.questions.answer = partial(self._answer, self._kernel)
         kernel = self._kernel

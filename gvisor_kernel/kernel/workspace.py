@@ -139,8 +139,9 @@ def list_left(content: Mapping[str, Any]) -> Left | None:
     return Left(max(total, len(names)), content.get("more") is not False, names)
 
 
-def describe_left(left: Left) -> str:
-    """Return words about the files that have ended with a sandbox; "" if there is none."""
+def describe_left(left: Left, apply: str = settings.ASK) -> str:
+    """Return words about the files that have ended with a sandbox; "" if there is none. ``apply``:
+    the kernel's setting."""
     if not left.paths:
         return UNSEEN if left.more else ""
     shown = [_make_printable(name) for name in left.paths[:MAX_LEFT]]
@@ -149,8 +150,15 @@ def describe_left(left: Left) -> str:
     more = f" and {least}{rest} more" if rest else ""
     return (
         f"files in /workspace are lost with the sandbox: {', '.join(shown)}{more}. To keep such"
-        " files, write them to outputs/, or apply them before the end (JupyterLab: Changes)."
+        f" files, write them to outputs/{_OTHER_WAYS[apply]}."
     )
+
+
+_OTHER_WAYS = {
+    settings.ASK: ', apply them before the end (JupyterLab: Changes), or set apply to "new files"',
+    NEW_FILES: ", or apply them before the end (JupyterLab: Changes)",
+    settings.NEVER: "",
+}
 
 
 def _make_printable(name: str) -> str:
@@ -217,7 +225,7 @@ def tell_end(
                 "%s in %s: the kernel died, so no new file was written to the folder",
                 *(request.kernel_name, facts.folder),
             )
-        words = describe_left(left) if left is not None else ""
+        words = describe_left(left, plan.spec.apply) if left is not None else ""
         if left is not None:
             note_lost(find_view(sandbox, UPLOADS), left.paths)
         if words and logs:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -100,6 +100,11 @@ class KernelView:
     transcripts: Path | None
     """The directory where the bridge records, seen inside as /mnt/transcripts (read-only). None:
     nothing is recorded."""
+
+    def moved(self, old: str, new: str) -> KernelView:
+        """Return the view after a folder of the host was moved."""
+        mounts = (replace(m, source=new) if m.source == old else m for m in self.mounts)
+        return replace(self, mounts=tuple(mounts))
 
 
 class Sandbox(ABC):

@@ -269,8 +269,12 @@ def test_names_of_lost_files_are_bounded_and_stay_with_their_folder(
     assert describe_lost(other) == describe_lost(None) == {VARIABLE: ""}
     moved = MountView("/elsewhere", UPLOADS, True, view.identity)
     assert describe_lost(moved) == {VARIABLE: ""}
-    (file,) = (state_root() / "lost-files").iterdir()
-    for wrong in (b"", b"{}", b'{"path": 5, "lost": 5}', b"[" * 100, b"x" * 10**6):
+    for number in range(200):
+        note_lost(MountView(f"/{number}", UPLOADS, True, view.identity), ["n" * 100])
+    assert describe_lost(view) == {VARIABLE: ""}  # the oldest
+    file = state_root() / "lost-files.json"
+    assert file.stat().st_size < 50_000
+    for wrong in (b"", b"{}", b'{"path": 5}', b'{"a": {"b": "c"}}', b"[" * 100, b"x" * 10**7):
         file.write_bytes(wrong)
         assert describe_lost(view) == {VARIABLE: ""}
 

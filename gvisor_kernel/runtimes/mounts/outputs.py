@@ -11,18 +11,18 @@ import os
 import stat
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
 from gvisor_kernel.config.validators import may_be_writable, real_path
 from gvisor_kernel.errors import LaunchError, SettingError
 from gvisor_kernel.host.folders import (
+    Identity,
     LinkRefused,
     Opened,
     find_ancestry,
     find_mount,
-    move_folder,
+    move_private,
     open_below,
     open_path,
     open_real,
@@ -170,24 +170,21 @@ def _make_aside(parent: Opened, name: str, aside: Path, stack: ExitStack) -> Out
     owner = parent.status()
     if os.geteuid() == 0:
         change_owner(folder.fd, owner.st_uid, owner.st_gid)
-    place = stack.enter_context(parent.duplicate()), name
+    place = f"{parent.path.rstrip('/')}/{name}", parent.identity
     return Outputs(folder, above.identity, made=True, place=place)
 
 
-def place_outputs(outputs: Outputs) -> Outputs:
-    """Put a folder of outputs that was made aside in its place. The caller holds
-    ``records.locked``.
+def place_outputs(aside: str, place: str, parent: Identity) -> None:
+    """Move a folder of outputs that was made aside to its place, a path below ``parent``. Who has
+    it mounted keeps it. The caller holds ``records.locked``.
 
     :raises OSError: when something is there now, or the folder that it is in was moved
     """
-    assert outputs.folder is not None
-    assert outputs.place is not None
-    (parent, name), path = outputs.place, f"{outputs.place[0].path.rstrip('/')}/{outputs.place[1]}"
-    with reopen(parent.path, parent.identity) as now:
-        move_folder(outputs.folder, now, name)
-        folder = replace(outputs.folder, path=path)
-        note_written([folder])
-        return replace(outputs, folder=folder, parent=now.identity, place=None)
+    above, name = os.path.split(place)
+    with reopen(above, parent) as folder:
+        move_private(aside, folder, name)
+        with open_below(folder, name) as placed:
+            note_written([placed])
 
 
 def _make_or_open(parent: Opened, name: str) -> tuple[Opened, bool]:

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +31,6 @@ from gvisor_kernel.runtimes.state.sweep import (
     root_argument,
 )
 from gvisor_kernel.runtimes.stdio import Ends, StderrLog
-from gvisor_kernel.spec.layout import OUTPUTS
 
 # by path: below a private store of this user
 
@@ -129,33 +128,20 @@ class RunscSandbox(RecordedSandbox):
         is_lent = outputs.folder is not None and outputs.lent_by is not None
         self._lent = outputs.folder.duplicate() if outputs.folder and is_lent else None
         """The folder of outputs if it was lent and must be given back."""
-        self._held = ExitStack()
-        self._aside: Outputs | None = None
-        """The outputs while they are not in their place."""
-        if outputs.place is not None and outputs.folder is not None:
-            parent, name = outputs.place
-            folder = self._held.enter_context(outputs.folder.duplicate())
-            place = self._held.enter_context(parent.duplicate()), name
-            self._aside = replace(outputs, folder=folder, place=place)
+        self._aside = outputs
+        """The outputs, until they are in their place."""
 
     def assign(self, kernel_id: str) -> None:
-        if self._aside is not None:
-            self._place_outputs(self._aside)
+        aside, place = self._aside.path, self._aside.place
+        if aside is not None and place is not None:
+            with records.locked():
+                place_outputs(aside, *place)
+                record = records.read_record(self.directory) or self._record
+                self._record = replace(record, outputs=place[0], outputs_parent=place[1])
+                records.write_record(self.directory, self._record)
+            self._aside = Outputs(None)
+            self.view = self.view.moved(aside, place[0])
         self._update_record(kernel_id=kernel_id, spare=False)
-
-    def _place_outputs(self, aside: Outputs) -> None:
-        with records.locked():
-            outputs = place_outputs(aside)
-            known = records.read_record(self.directory) or self._record
-            self._record = replace(known, outputs=outputs.path, outputs_parent=outputs.parent)
-            records.write_record(self.directory, self._record)
-        mounts = (
-            replace(view, source=outputs.path or "") if view.target == OUTPUTS else view
-            for view in self.view.mounts
-        )
-        self.view = replace(self.view, mounts=tuple(mounts))
-        self._aside = None
-        self._held.close()
 
     def poll(self) -> int | None:
         with self._descriptors:
@@ -282,7 +268,6 @@ class RunscSandbox(RecordedSandbox):
                     processes.reap(pid)
             if self._lent is not None:
                 self._lent.close()
-            self._held.close()
             memory, self._memory = self._memory, None
             if memory is not None:
                 memory.close()
