@@ -230,6 +230,7 @@ class KernelChanges:
                 for change in sorted(chosen, key=order):
                     try:
                         async with asyncio.timeout_at(end):
+                            await asyncio.sleep(0)  # ends what has no time any more
                             claim = claims.get(change.path)
                             await self._apply_one(work, root, change, claim, force)
                     except TimeoutError:
