@@ -239,6 +239,8 @@ def test_nbconvert_passes_the_setting(folder: Path) -> None:
 
 @needs_all
 def test_nbmake_runs_two_steps(folder: Path, world: World) -> None:
+    """It is no requirement of the tests, as a plugin of pytest would be in all of them."""
+    pytest.importorskip("nbmake")
     write_steps(folder, {})
     add_kernelspec(world, "pipes-nbmake", apply="new files")
     run(
