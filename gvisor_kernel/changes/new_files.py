@@ -103,7 +103,7 @@ def describe(result: Applied, listed: Changes) -> str:
         words += f" (to undo: gvisor-kernel undo {result.undo}). "
     if left := [f"{_show(one.path)} ({one.reason})" for one in result.refused]:
         words += f"Files that were not: {_join(left)}. "
-    return words + ("There may be others." if words and listed.more else "")
+    return (words + ("There may be others." if words and listed.more else "")).rstrip()
 
 
 def _join(texts: Sequence[str]) -> str:
