@@ -143,7 +143,8 @@ def test_launcher_writes_new_files_at_sigterm(
 ) -> None:
     """As the setting ``apply`` says; no manager ends the kernel before."""
     spec = json.loads((world.kernelspecs / SOONEST / "kernel.json").read_text())
-    spec["metadata"]["kernel_provisioner"]["config"]["apply"] = "new files"
+    settings = {"apply": "new files", "snapshot": "off"}
+    spec["metadata"]["kernel_provisioner"]["config"] |= settings
     world.add_kernelspec("launched-new-files", spec)
     with launched(connection_file, "launched-new-files") as (process, client):
         assert execute(client, "open('new.csv', 'w').write('1')").status == "ok"
