@@ -136,7 +136,10 @@ ONE_FOR_EACH: dict[str, tuple[str, ...]] = {
         "snapshot_is_readable_by_its_user_only",
     ),
     "snapshots/test_snapshot_queue.py": ("builder_ends_with_its_server",),
-    "snapshots/test_spares.py": ("next_start_of_same_kind_takes_spare",),
+    "snapshots/test_spares.py": (
+        "next_start_of_same_kind_takes_spare",
+        "a_spare_makes_no_folder_of_outputs_before_a_kernel_takes_it",
+    ),
     # Ends, deaths and removal.
     "api/test_life.py": ("a_program_that_ends_leaves_nothing[die-2\\n]",),
     "cli/test_sandboxes.py": (

@@ -20,6 +20,7 @@ from gvisor_kernel.bridge.addresses import Address, KernelIdentity, SnapshotRun
 from gvisor_kernel.bridge.attached_sandbox import AttachedSandbox
 from gvisor_kernel.bridge.deaths import Death
 from gvisor_kernel.bridge.exchange import Exchange
+from gvisor_kernel.bridge.last_look import LastLook
 from gvisor_kernel.bridge.limits import KILL_GRACE_SECONDS, MemoryWatch, Sharing
 from gvisor_kernel.bridge.link_streams import OpenEgress
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
@@ -92,6 +93,8 @@ class KernelBridge:
         """The kernel that starts, runs or has ended."""
         self.service = ServiceCalls(self._send_service, self._find_queued)
         """Files and commands in the sandbox, while a kernel runs."""
+        self.last_look = LastLook(self.run, self.service.release)
+        self.service.on_left = self.last_look.begin
         self._finishing: asyncio.Task[None] | None = None
         """The report of the kernel's end."""
         self._ending: asyncio.Task[None] | None = None
@@ -218,6 +221,7 @@ class KernelBridge:
         self._begin_run()
 
     def _begin_run(self) -> None:
+        self.last_look.forget()
         self.run.begin()
         self.shutdowns.begin()
 
@@ -269,6 +273,8 @@ class KernelBridge:
         link = self._link
         if link is None or link.ended or link.connection.state is not State.RUNNING:
             return
+        if self.last_look.is_under_way:  # it has ended already
+            return
         if signum in (signal.SIGKILL, signal.SIGTERM):
             self.run.end_expected = True
         with suppress(LocalProtocolError):
@@ -282,7 +288,7 @@ class KernelBridge:
         ``restart``: keep the sandbox for the next kernel.
         """
         self.run.end_expected = True
-        self.run.keep_sandbox = restart
+        self.run.keep_sandbox = self.run.restarts = restart
         if self._link is not None:
             self._link.suspend_limit(KILL_SECONDS)
 
@@ -291,11 +297,14 @@ class KernelBridge:
         self.signal(signal.SIGKILL)
         if self._link is not None:
             self._link.suspend_limit(KILL_SECONDS)
-        try:
-            async with asyncio.timeout(KILL_SECONDS):
-                await self.run.exited.wait()
-        except TimeoutError:
-            self._attached.end_link("PID 1 did not end the kernel")
+        while not self.run.exited.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(KILL_SECONDS):
+                    await self.run.exited.wait()
+            # no timeout: LAST_SECONDS of the look's own
+            if not self.run.exited.is_set() and not await self.last_look.wait():
+                self._attached.end_link("PID 1 did not end the kernel")
+                break
         await self._wait_until_finished()
 
     async def wait_for_end(self) -> None:

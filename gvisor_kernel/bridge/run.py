@@ -110,6 +110,8 @@ class KernelRun:
         self.end_expected = False
         self.keep_sandbox = True
         """True if the sandbox is kept for a restart after this run."""
+        self.restarts = False
+        """True if the end was announced as that of a restart."""
         self.has_answered = False
         """True once the kernel has replied to a request."""
         self.logs_death = True
@@ -129,7 +131,7 @@ class KernelRun:
         self.end_expected = False
         self.exit_status = None
         self.exited.clear()
-        self.keep_sandbox = True
+        self.keep_sandbox, self.restarts = True, False
 
     def note_loss(self, reason: str) -> None:
         """Note that the sandbox has ended; ``reason`` is the link's."""

@@ -22,6 +22,7 @@ from gvisor_kernel.link.service_messages import (
     MAX_QUESTION,
     MAX_QUESTION_CONTENT,
     PROCESS,
+    RELEASED,
     decode_call,
     decode_service,
     encode_service,
@@ -180,6 +181,8 @@ class ServiceCalls:
         self._calls: dict[int, _Call] = {}
         self._last = PROCESS
         self._left = b""
+        self.on_left: Callable[[], None] = lambda: None
+        """Called when that message comes; PID 1 may wait then (``release``)."""
         self._is_used = False
         """True while there may be a process."""
         self._timer: asyncio.TimerHandle | None = None
@@ -249,6 +252,11 @@ class ServiceCalls:
         left, self._left = self._left, b""
         return left
 
+    def release(self) -> None:
+        """Tell PID 1 not to wait for further calls at the end of a run."""
+        with suppress(LocalProtocolError):  # it has not waited
+            self._send(encode_service(PROCESS, {RELEASED: True}))
+
     def _end_process(self) -> None:
         if self._is_used and not self._calls:
             self._is_used = False
@@ -268,7 +276,9 @@ class ServiceCalls:
             return
         if call == PROCESS:
             if len(part) <= MAX_LEFT and LEFT in bytes(part):
-                self._left = bytes(part)  # the kernel has ended, which fails the calls
+                self._left = bytes(part)
+                self.fail("The kernel of the sandbox has ended.")
+                self.on_left()
                 return
             self.fail("The process for files and commands in the sandbox was ended.")
             return

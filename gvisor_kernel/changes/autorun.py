@@ -75,7 +75,8 @@ KINDS = (
     Kind(
         "Python runs it as it starts or imports something else",
         "*.pth sitecustomize.py usercustomize.py pyvenv.cfg __pycache__/ *.py[co] *.so *.pyd"
-        " .pdbrc .pdbrc.py pip.conf pip.ini .pypirc .venv/ venv/ env/ site-packages/ activate*"
+        " .pdbrc .pdbrc.py pip.conf pip.ini .pypirc .venv/ venv/ env/ site-packages/"
+        " *.dist-info/ *.egg-info/ activate*"
         " postactivate matplotlibrc",
     ),
     Kind(
@@ -122,6 +123,22 @@ PACKAGES = re.compile(
 EXECUTABLE = Kind("it is executable on disk")
 """Kind of a file that is replaced, which keeps its rights; a new file is never executable."""
 _HIDDEN = ("Cc", "Cf")
+_PLAIN = re.compile(r"\w[\w.+=@,%-]*")
+"""No hidden file, no option of a command, nothing that a recipe of make or a shell would split or
+run."""
+_DATA = (
+    "csv tsv psv json jsonl ndjson geojson parquet feather arrow orc avro xlsx xls ods db sqlite"
+    " sqlite3 duckdb npy npz h5 hdf5 nc zarr mat fits tif tiff dta sav pkl pickle joblib pt onnx"
+    " safetensors ckpt png jpg jpeg gif svg webp bmp pdf eps wav mp3 ogg flac mp4 webm txt log md"
+    " html htm dat bin gz bz2 xz zst zip tar docx pptx"
+)
+"""Suffixes."""
+_READ_BY_TOOLS = re.compile(
+    r"(requirements|constraints).*\.txt|(apt|packages|runtime|entry_points)\.txt|skill\.md|"
+    r"(tsconfig.*|.*config|.*lock|kernel|nodemon|nx|project|turbo|rush|lerna|bower|angular|cdk"
+    r"|devbox|vercel|wrangler|firebase|global)\.json"
+)
+"""Folded names of data that tools for packages and builds look for, or an assistant follows."""
 
 
 def find_kind(path: str) -> Kind | None:
@@ -141,6 +158,22 @@ def find_kind(path: str) -> Kind | None:
         if PACKAGES.fullmatch(module):
             return PACKAGE
     return None
+
+
+def is_data(path: str) -> bool:
+    """Return whether a file may be written to a person's folder although nobody looks: by its name
+    it is data, and no part of its path means anything to a shell or a program that is given it.
+
+    A list of what may run is not enough then: a notebook, or a module with any name that the next
+    step of a pipeline looks for, is in none.
+    """
+    parts = path.split("/")
+    return (
+        all(map(_PLAIN.fullmatch, parts))
+        and parts[-1].casefold().rpartition(".")[2] in _DATA.split()
+        and not _READ_BY_TOOLS.fullmatch(parts[-1].casefold())
+        and find_kind(path) is None
+    )
 
 
 def _fold(name: str) -> str:

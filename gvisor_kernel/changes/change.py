@@ -223,7 +223,7 @@ def select(changes: Changes, paths: Iterable[str]) -> list[Change]:
         below = {p: c for p, c in found.items() if p == path or p.startswith(f"{path}/")}
         if not below:
             raise ChangesError(f"{text!r} is not changed in /workspace.")
-        chosen |= _find_new_parents(found, path) | below
+        chosen |= find_new_parents(found, path) | below
     return list(chosen.values())
 
 
@@ -243,7 +243,7 @@ def find_seen(changes: Changes, tokens: Iterable[str]) -> list[Change]:
                 " the sandbox or on disk, or was applied. Nothing was applied now.",
                 "look again: gvisor-kernel changes --diff.",
             )
-        chosen |= _find_new_parents(found, change.path) | {change.path: change}
+        chosen |= find_new_parents(found, change.path) | {change.path: change}
     return list(chosen.values())
 
 
@@ -255,7 +255,8 @@ def note_more(result: Applied, listed: Changes) -> Applied:
     return replace(result, refused=(*result.refused, left))
 
 
-def _find_new_parents(found: Mapping[str, Change], path: str) -> dict[str, Change]:
+def find_new_parents(found: Mapping[str, Change], path: str) -> dict[str, Change]:
+    """Return the folders above a path that are changes themselves: new ones."""
     parts = path.split("/")
     parents = ("/".join(parts[:count]) for count in range(1, len(parts)))
     return {p: found[p] for p in parents if p in found and found[p].kind == "added"}

@@ -15,10 +15,11 @@ from typing import Annotated, Any
 
 import msgspec
 
-from gvisor_kernel.changes.autorun import EXECUTABLE, find_kind
+from gvisor_kernel.changes.autorun import EXECUTABLE, find_kind, is_data
 from gvisor_kernel.changes.backups import Backups
 from gvisor_kernel.changes.change import (
     MAX_CHANGES,
+    MAX_FILE,
     Change,
     Changes,
     ChangesError,
@@ -48,7 +49,7 @@ TYPES = {"file": "a file", "folder": "a folder", "other": "a link, device, pipe 
 
 MAX_LISTED = 1000
 """Files that a sandbox names when it is asked for those that are not kept, while it lives."""
-MAX_NAMED = 10
+MAX_NAMED = 30
 SECONDS = 0.3
 """Seconds that the disk is looked at then. Files for which there is no time count as not kept."""
 UNKEPT_HASHED = 4 * 1024 * 1024
@@ -214,11 +215,12 @@ def list_claims(claims: Mapping[str, Claim], reason: str, *, more: bool, total: 
     return Changes(found, more, total if more else len(found))
 
 
-def find_unkept(sandbox: Sandbox, content: Mapping[str, Any]) -> Left:
-    """Return the files that end with ``sandbox``. Reads the disk, for SECONDS.
+def find_unkept(sandbox: Sandbox, content: Mapping[str, Any], *, applies_new: bool = False) -> Left:
+    """Return the files that end with ``sandbox``, the latest first. Reads the disk, for SECONDS.
 
     ``content``: what the sandbox says, as ``read_claims`` takes it. A file that was applied is on
-    disk; so is one with the same content, as far as contents were read.
+    disk; so is one with the same content, as far as contents were read. ``applies_new``: leave out
+    what the setting ``apply`` writes at the end.
 
     :raises ChangesError: when it says what it cannot say
     """
@@ -232,20 +234,25 @@ def find_unkept(sandbox: Sandbox, content: Mapping[str, Any]) -> Left:
             found = Backups.open().find_ours(sandbox.directory.name)
             ours = [text for text, origin in found.items() if origin is None]
         with suppress(OSError), reopen(view.source, view.identity) as root:
-            left = _leave_out_kept(root, written, ours)
+            left = _leave_out_kept(root, written, ours, applies_new)
     dropped = len(claims) - len(left)
-    paths = tuple(claim.path for claim in left[:MAX_NAMED])
+    latest = sorted(left, key=lambda claim: claim.modified, reverse=True)
+    paths = tuple(claim.path for claim in latest[:MAX_NAMED])
     return Left(max(total - dropped, len(left)) if more else len(left), more, paths)
 
 
-def _leave_out_kept(root: Opened, claims: list[Claim], ours: Collection[str]) -> list[Claim]:
+def _leave_out_kept(
+    root: Opened, claims: list[Claim], ours: Collection[str], applies_new: bool
+) -> list[Claim]:
     end, hashed, left = time.monotonic() + SECONDS, UNKEPT_HASHED, []
     for claim in claims:
         is_kept = False
         if time.monotonic() < end:
             with suppress(OSError):
                 disk = look(root, claim.path)
-                if disk is not None and disk.type == "file" and disk.size == claim.size:
+                if disk is None:
+                    is_kept = applies_new and is_data(claim.path) and claim.size <= MAX_FILE
+                elif disk.type == "file" and disk.size == claim.size:
                     if claim.digest and disk.size <= hashed:
                         hashed -= disk.size
                         is_kept = find_digest(root, claim.path, disk.size) == claim.digest

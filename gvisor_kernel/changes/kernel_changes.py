@@ -24,6 +24,7 @@ from gvisor_kernel.changes.change import (
     Changes,
     ChangesError,
     Claim,
+    RefusedChange,
     is_path,
     name_path,
     note_more,
@@ -39,6 +40,7 @@ from gvisor_kernel.changes.compare import (
 )
 from gvisor_kernel.changes.diff import Diff, diff_texts, remark
 from gvisor_kernel.changes.folder import look, open_file
+from gvisor_kernel.config.settings import ASK, NEVER, NEW_FILES
 from gvisor_kernel.errors import GvisorKernelError, SandboxError
 from gvisor_kernel.host.folders import Identity, Opened, reopen
 from gvisor_kernel.kernel.facts import Left
@@ -68,6 +70,11 @@ CHANGED_INSIDE = "the kernel has changed it since it was listed: look again"
 NOT_SHOWN = "its content was not looked at for the list, so it is not shown: it may be large"
 CHANGED_OUTSIDE = "it has changed on disk since it was listed: look again"
 RUNS = "it may run later without being opened"
+LATE = "there was no time for it"
+OFF = (
+    'Nothing of this kernel is applied: its setting apply is "off".',
+    'write to outputs/, or set apply to "ask" and start the kernel again.',
+)
 UNSEEN = "it is so large that its content was not looked at; apply it with force"
 
 T = TypeVar("T")
@@ -87,7 +94,7 @@ class KernelChanges:
             is not there any more
         :raises SandboxError: when no kernel runs
         """
-        changes, _ = await self._look([name_path(path) for path in under])
+        changes, _ = await self.look([name_path(path) for path in under])
         return changes
 
     async def find_unkept(self) -> Left:
@@ -109,7 +116,8 @@ class KernelChanges:
             "under": [],
         }
         content, _ = await self._ask(question, SHORT_ANSWER_SECONDS)
-        return await asyncio.to_thread(find_unkept, sandbox, content)
+        applies_new = self._setting == NEW_FILES
+        return await asyncio.to_thread(find_unkept, sandbox, content, applies_new=applies_new)
 
     async def read(self, path: str, side: Side, state: str) -> bytes | None:
         """Return a file's content in the sandbox ("new") or on disk ("old"); None if there is none.
@@ -177,8 +185,39 @@ class KernelChanges:
             return Applied((), (), None)
         if len(states) > MAX_CHANGES:
             raise ChangesError(f"At most {MAX_CHANGES} changes can be applied at once.")
-        changes, claims = await self._look([path for path in states if is_path(path)])
+        if self._setting == NEVER:
+            raise ChangesError(*OFF)
+        changes, claims = await self.look([path for path in states if is_path(path)])
         found = {change.path: change for change in changes.changes}
+        refused = [
+            RefusedChange(path, "it is no change, or not any more")
+            for path in states.keys() - found.keys()
+        ]
+        chosen = []
+        for path in states.keys() & found.keys():
+            is_named = path in named
+            reason = _find_obstacle(found[path], states[path], is_named=is_named, force=force)
+            if reason is None:
+                chosen.append(found[path])
+            else:
+                refused.append(RefusedChange(path, reason))
+        return await self.apply_looked(chosen, claims, refused, force=force)
+
+    async def apply_looked(
+        self,
+        chosen: Iterable[Change],
+        claims: Mapping[str, Claim],
+        refused: Iterable[RefusedChange],
+        *,
+        force: bool,
+        end: float | None = None,
+    ) -> Applied:
+        """Apply what ``look`` has listed, until ``end`` (the loop's time). What is on disk now is
+        replaced only if that was listed. ``force``: also what was not read for the list.
+        ``refused``: further ones.
+
+        :raises ChangesError: when nothing can be applied
+        """
         root = await asyncio.to_thread(self._open)
         if root is None:
             raise ChangesError(f"Changes cannot be applied: {NO_FOLDER}.")
@@ -187,16 +226,16 @@ class KernelChanges:
             with ExitStack() as stack:
                 await _finish(_enter, stack, backup)
                 work = Applying(root, backup)
-                known = [found[path] for path in states if path in found]
-                for path in states.keys() - found.keys():
-                    work.refuse(path, "it is no change, or not any more")
-                for change in sorted(known, key=order):
-                    state, is_named = states[change.path], change.path in named
-                    reason = _find_obstacle(change, state, is_named=is_named, force=force)
-                    if reason is not None:
-                        work.refuse(change.path, reason)
-                        continue
-                    await self._apply_one(work, root, change, claims.get(change.path), force)
+                work.refused += refused
+                for change in sorted(chosen, key=order):
+                    try:
+                        async with asyncio.timeout_at(end):
+                            await asyncio.sleep(0)  # ends what has no time any more
+                            claim = claims.get(change.path)
+                            await self._apply_one(work, root, change, claim, force)
+                    except TimeoutError:
+                        if change.path not in work.applied:
+                            work.refuse(change.path, LATE)
             if not work.applied:
                 await _finish(backup.remove)
             return work.result
@@ -266,7 +305,8 @@ class KernelChanges:
 
             await _finish(write)
 
-    async def _look(self, under: Sequence[str]) -> tuple[Changes, Mapping[str, Claim]]:
+    async def look(self, under: Sequence[str] = ()) -> tuple[Changes, Mapping[str, Claim]]:
+        """Return the changes, as ``list`` does, and what the sandbox has said of each."""
         question = {
             "do": "changes",
             "limit": MAX_CHANGES,
@@ -348,6 +388,11 @@ class KernelChanges:
         if question["do"] not in ("read",) and "error" in answer.content:
             raise ChangesError("The sandbox cannot look at its files.")
         return answer.content, answer.data
+
+    @property
+    def _setting(self) -> str:
+        facts = self._kernel.describe()
+        return ASK if facts is None else facts.spec.apply
 
     def _find_view(self) -> MountView | None:
         sandbox = self._kernel.sandbox

@@ -51,6 +51,9 @@ DEFAULT_RUNTIME = "runsc"
 PRELOAD_LEARNED = "auto"
 """The value of ``preload`` for modules that kernels were seen to import."""
 
+ASK, NEW_FILES, NEVER = "ask", "new files", "off"
+"""The values of ``apply``."""
+
 MIN_MEMORY = 128 * MIB
 """An idle Python kernel holds 60 to 110 MiB."""
 MIN_DISK = 16 * MIB
@@ -181,6 +184,14 @@ class SandboxSpec:
         """The folder that the kernel can write, at /mnt/user-data/outputs: a path below the
         notebook's folder, an absolute path, or None for a folder that is removed with the sandbox.
         It is created if it does not exist, and removed at the end if it is still empty.""",
+    )
+    apply: str = setting(
+        ASK,
+        accept_choice((ASK, NEW_FILES, NEVER)),
+        """What becomes of files that the kernel has written in /workspace, its copy of the uploads.
+        "ask": a person may apply them to the folder. "new files": so may a person, and when the
+        kernel is shut down, files of data that the folder does not have are written to it, within
+        limits. "off": nothing is ever written to it.""",
     )
     skills: str | None = setting(
         INSTALLED_SKILLS,

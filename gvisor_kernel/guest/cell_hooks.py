@@ -21,20 +21,21 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
-from uuid import uuid4
+from typing import Any
 
 from gvisor_kernel.guest.installed import is_loaded
 from gvisor_kernel.guest.questions import ADDRESS
 from gvisor_kernel.guest.workspace import (
     FOLDER,
     KEPT,
+    NEVER,
     OWN_OUTPUTS,
     SHOWN,
     TOLD,
     UPPER,
     VARIABLE,
     WORKSPACE,
+    is_cache,
 )
 from gvisor_kernel.link.service_messages import LENGTH
 
@@ -131,25 +132,12 @@ def send_report(names: list[str], variables: Sequence[str] = ()) -> None:
 
 # -- files that are not kept -----------------------------------------------------------------------
 # A person is told once, on stderr. In a batch run (papermill, nbconvert, nbclient) nobody can act
-# on that, and what counts is what is gone at the end; but no client says which cell is the last.
-# So there the notice is a display that names the files, and a later cell that changes these sends
-# its text anew. It takes one ``stat`` after each cell while nothing was written.
+# on that, and it would stay in the finished notebook: there the log tells at the end.
 
 MAX_VISITED = 500
 """Entries of folders that are looked at after one cell."""
 MAX_SECONDS = 0.05
-MAX_NAMED = 10
-IGNORED = ("__pycache__", ".ipynb_checkpoints")
 MAX_SHOWN = 100
-
-
-class Written(NamedTuple):
-    """Files that were written in /workspace: the first ones, all that were counted, and whether
-    there may be more."""
-
-    names: list[str]
-    total: int
-    more: bool
 
 
 class UnkeptFiles:
@@ -160,12 +148,7 @@ class UnkeptFiles:
         self._modified = -1
         self._has_folders = False
         """True if files may appear in folders that were made before, which a stat does not see."""
-        self._is_told = bool(
-            find_written(find_outputs(), most=1).names
-        )  # by the last kernel of this sandbox
-        self._display = ""
-        """The id of the display of a batch run."""
-        self._shown = ""
+        self._is_told = bool(find_written(find_outputs()))  # by the last kernel of this sandbox
 
     def after_cell(self, result: Any) -> None:
         """Tell what there is to tell. ``result``: IPython's of the cell."""
@@ -173,9 +156,8 @@ class UnkeptFiles:
             words = os.environ.get(VARIABLE, "").split()
             if TOLD not in words:
                 return
-            is_batch = self._is_batch()
-            if is_batch or not self._is_told:
-                self._look(words, is_batch)
+            if not self._is_told and not self._is_batch():
+                self._look(words)
 
     def _is_batch(self) -> bool:
         """Return whether nobody sits at the client: it can answer no question of the cell."""
@@ -183,40 +165,20 @@ class UnkeptFiles:
             return self._kernel.get_parent("shell")["content"]["allow_stdin"] is False
         return False
 
-    def _look(self, words: list[str], is_batch: bool) -> None:
+    def _look(self, words: list[str]) -> None:
         modified = os.stat(UPPER).st_mtime_ns
         if modified == self._modified and not self._has_folders:
             return
         self._modified = modified
-        skipped = find_outputs() if SHOWN in words else ""
-        written = find_written(skipped, MAX_NAMED if is_batch else 1)
-        if is_batch:
-            self._show(written, words)
-        elif written.names:
+        name = find_written(find_outputs() if SHOWN in words else "")
+        if name:
             self._is_told = True
-            print(describe(written.names[0], words), file=sys.stderr)
+            print(describe(name, words), file=sys.stderr)
             return
         with os.scandir(UPPER) as found:
             self._has_folders = any(
-                entry.name not in (OWN_OUTPUTS, *IGNORED) and entry.is_dir(follow_symlinks=False)
-                for entry in found
+                entry.name != OWN_OUTPUTS and entry.is_dir(follow_symlinks=False) for entry in found
             )
-
-    def _show(self, written: Written, words: list[str]) -> None:
-        """Show the files of a batch run, if they are not those that were shown."""
-        if not written.names and not self._display:
-            return
-        text = describe_all(written, words)
-        if text == self._shown:
-            return
-        is_new, self._shown = not self._display, text
-        self._display = self._display or f"gvisor-kernel-files-{uuid4().hex}"
-        self._kernel.shell.display_pub.publish(
-            data={"text/plain": text},
-            metadata={},
-            transient={"display_id": self._display},
-            update=not is_new,
-        )
 
 
 def find_outputs() -> str:
@@ -225,14 +187,13 @@ def find_outputs() -> str:
     return os.path.relpath(f"{folder}/{OWN_OUTPUTS}", WORKSPACE)
 
 
-def find_written(skipped: str = OWN_OUTPUTS, most: int = MAX_NAMED) -> Written:
-    """Return files that were written in /workspace, the first ``most`` of those found by name.
+def find_written(skipped: str = OWN_OUTPUTS) -> str:
+    """Return a file that was written in /workspace, and is no cache; "" if none was found in time.
 
-    ``skipped``: the folder that shows the outputs. With ``most`` 1 the first file ends the look.
+    ``skipped``: the folder that shows the outputs.
     """
     end = time.monotonic() + MAX_SECONDS
     visited = 0
-    names: list[str] = []
     left = [""]
     while left:
         folder = left.pop()
@@ -241,41 +202,27 @@ def find_written(skipped: str = OWN_OUTPUTS, most: int = MAX_NAMED) -> Written:
                 for entry in found:
                     visited += 1
                     if visited > MAX_VISITED or time.monotonic() > end:
-                        return Written(sorted(names)[:most], len(names), True)
+                        return ""
                     path = os.path.join(folder, entry.name)
-                    if entry.name in IGNORED or path == skipped:
-                        continue
                     mode = entry.stat(follow_symlinks=False).st_mode
                     if stat.S_ISREG(mode):
-                        names.append(path)
-                        if most == 1:
-                            return Written(names, 1, True)
-                    if stat.S_ISDIR(mode):
+                        return path
+                    is_folder = stat.S_ISDIR(mode) and path != skipped
+                    if is_folder and not is_cache(entry.name, entry.path):
                         left.append(path)
         except OSError:  # it was removed meanwhile, or the folder must not be read
             continue
-    return Written(sorted(names)[:most], len(names), False)
+    return ""
 
 
 def describe(name: str, words: list[str]) -> str:
     """Return what is told of a file."""
+    apply = (
+        "" if NEVER in words else ", or choose Changes in JupyterLab (gvisor-kernel apply ID PATH)"
+    )
     return (
         f"gvisor-kernel: {_shorten(name)} is not in your folder: /workspace is a copy, which is"
-        f" lost when the sandbox ends. {_advise(words)}, or choose Changes in JupyterLab"
-        " (gvisor-kernel apply ID PATH)."
-    )
-
-
-def describe_all(written: Written, words: list[str]) -> str:
-    """Return what is shown of all files in a batch run."""
-    if not written.names:
-        return "gvisor-kernel: no file that was written in /workspace is left."
-    rest = written.total - len(written.names)
-    count = f"{rest} or more" if written.more else str(rest)
-    others = f" and {count} others" if rest or written.more else ""
-    return (
-        "gvisor-kernel: not kept, as /workspace is a copy of your folder, which is lost when the"
-        f" sandbox ends: {', '.join(map(_shorten, written.names))}{others}. {_advise(words)}."
+        f" lost when the sandbox ends. {_advise(words)}{apply}."
     )
 
 

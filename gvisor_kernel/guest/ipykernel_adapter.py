@@ -26,7 +26,7 @@ from typing import Any, Callable
 
 import zmq
 
-from gvisor_kernel.guest import installed
+from gvisor_kernel.guest import installed, lost_files
 from gvisor_kernel.guest import ipykernel_shortcuts as shortcuts
 from gvisor_kernel.guest.cell_hooks import CellImports, UnkeptFiles
 from gvisor_kernel.guest.direct import DirectLink
@@ -136,6 +136,7 @@ class Adapter:
         shortcuts.reply_at_once(kernel, self._redirect_sends)
         if hasattr(getattr(kernel, "shell", None), "events"):
             kernel.shell.events.register("post_run_cell", MissedPaths().after_cell)
+            kernel.shell.events.register("post_run_cell", lost_files.after_cell)
             kernel.shell.events.register("post_run_cell", UnkeptFiles(kernel).after_cell)
             kernel.shell.events.register("post_run_cell", CellImports().after_cell)
             installed.explain_pip(kernel.shell)

@@ -14,10 +14,11 @@ import os
 import select
 import signal
 import socket
+import time
 from collections import deque
 from contextlib import suppress
 
-from gvisor_kernel.guest import identity, process
+from gvisor_kernel.guest import identity, process, workspace
 from gvisor_kernel.guest.guest_log import GuestLog
 from gvisor_kernel.guest.process import LINK_FD, KernelProcess, StartError
 from gvisor_kernel.link import Channel, Connection, LocalProtocolError, Message
@@ -25,7 +26,9 @@ from gvisor_kernel.link.service_messages import (
     LENGTH,
     MAX_SERVICE_MESSAGE,
     PROCESS,
+    RELEASED,
     decode_call,
+    decode_service,
     encode_service,
 )
 
@@ -35,6 +38,8 @@ MAX_LEFT, LEFT_SECONDS = 200, 0.2
 those that were applied."""
 MAX_LEFT_TEXT, LEFT_HASHED = 24 * 1024, 4 * 1024 * 1024
 """Bytes of their names, and of their contents that are read to tell them from what was applied."""
+HELD_SECONDS = 60.0
+"""Seconds that the host has to read files at the end of a run, where it wants to."""
 MAX_QUEUED = 1024 * 1024
 """Bytes of answers that may wait for the host. Above it nothing is read from the process."""
 
@@ -47,6 +52,8 @@ class Service:
         self._log = log
         self._environment: dict[str, str] = {}
         self._cwd = "/"
+        self.held_until = 0.0
+        """The end of the time in which the host reads files of a run whose kernel has ended."""
         self._process: KernelProcess | None = None
         self._socket: socket.socket | None = None
         self._waiting: deque[tuple[memoryview, Message | None]] = deque()
@@ -77,6 +84,8 @@ class Service:
                     break
                 left.append(entry)
             self._send(encode_service(PROCESS, {**found, "entries": left, "ended": True}))
+            if workspace.HOLDS in self._environment.get(workspace.VARIABLE, "").split():
+                self.held_until = time.monotonic() + HELD_SECONDS
 
     def stop(self) -> None:
         """End the process. What waits for it is dropped."""
@@ -135,6 +144,8 @@ class Service:
         call = decode_call(part)
         if call == PROCESS:
             self._connection.consumed(message)
+            if RELEASED in decode_service(part).content:
+                self.held_until = 0.0
             self.stop()
             return
         if self._process is None:

@@ -17,7 +17,13 @@ from contextlib import suppress
 from typing import Any
 
 from gvisor_kernel.guest.service_files import open_regular
-from gvisor_kernel.guest.workspace import UPLOADS, UPPER, WORKSPACE, find_shown_outputs
+from gvisor_kernel.guest.workspace import (
+    UPLOADS,
+    UPPER,
+    WORKSPACE,
+    find_shown_outputs,
+    is_cache,
+)
 
 MAX_DEPTH = 100
 """Nested folders that are looked into."""
@@ -102,6 +108,8 @@ class _Look:
             if os.path.lexists(os.path.join(UPLOADS, path)):  # else it was made and removed here
                 self._add(path, "removed", "other", 0, 0)
         elif stat.S_ISDIR(mode):
+            if self._only_written and is_cache(os.path.basename(path), f"{UPPER}/{path}"):
+                return
             if depth < MAX_DEPTH:
                 below.append((path, depth + 1))
             else:
@@ -179,7 +187,8 @@ def find_changes(
 
     ``total``: how many there are, as far as it was looked; ``more``: whether there may be others.
     ``digests``: whether contents are read, at most ``hashed`` bytes. ``only_written``: no folders,
-    and nothing removed. ``under``: only these paths, what is below them, and folders above them.
+    nothing removed, and nothing in caches. ``under``: only these paths, what is below them, and
+    folders above them.
     """
     allowed = max(0, min(hashed, HASHED)) if digests else 0
     look = _Look(limit, min(seconds, MAX_SECONDS), allowed, only_written, list(under))

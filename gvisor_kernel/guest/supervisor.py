@@ -309,6 +309,8 @@ class Supervisor:
         """Send EXIT once the kernel's last messages are sent, or have taken too long."""
         if self._drain_until is None or self.kernel is None:
             return
+        if time.monotonic() < self._service.held_until:
+            return
         drained = (
             (self.zmq_passage is None or self.zmq_passage.relay.finished)
             and (self.passage is None or self.passage.finished)

@@ -22,7 +22,7 @@ VARIABLE = "GVISOR_KERNEL_WORKSPACE"
 """The host's words about /workspace; see ``kernel/workspace.py``."""
 FOLDER, PATHS = "GVISOR_KERNEL_FOLDER", "GVISOR_KERNEL_PATHS"
 """The kernel's first working directory, and digests of paths; see ``kernel/host_paths.py``."""
-SHOWN, KEPT, EMPTY, TOLD = "outputs", "kept", "empty", "told"
+SHOWN, KEPT, EMPTY, TOLD, HOLDS, NEVER = "outputs", "kept", "empty", "told", "holds", "off"
 SCRATCH_ROOTS = ("/home/user", "/run", "/run/gvisor-kernel", SCRATCH, OUTPUTS)
 """tmpfs mounts that only their owner may write to. ``outputs`` is one if it is not kept."""
 
@@ -118,6 +118,20 @@ def find_shown_outputs() -> str:
         if (own.st_dev, own.st_ino) == (outputs.st_dev, outputs.st_ino):
             return _place
     return ""
+
+
+CACHES = (
+    " __pycache__ .ipynb_checkpoints .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis"
+    " .matplotlib .numba_cache .jupyter_cache .virtual_documents .npm .tox .nox "
+)
+"""Names, each between blanks."""
+CACHE_TAG = "CACHEDIR.TAG"
+"""The file by which programs mark a folder as a cache (bford.info/cachedir)."""
+
+
+def is_cache(name: str, path: str) -> bool:
+    """Return whether a folder is a cache, which is no loss. ``path``: where it can be looked at."""
+    return f" {name} " in CACHES or os.path.lexists(f"{path}/{CACHE_TAG}")
 
 
 def _is_folder(path: str) -> bool:

@@ -35,6 +35,7 @@ _NO_OPENAT2 = (errno.ENOSYS, errno.EPERM, errno.EAGAIN)
 folder that was moved during the look-up."""
 _MASK, _BIRTH = struct.Struct("I"), struct.Struct("qI")
 """Fields of struct statx, whose layout is the same on all architectures."""
+_NOREPLACE = 1
 MAX_LINKS = 40
 """Links that are followed in one path: the limit of Linux."""
 MAX_DEPTH = 4096
@@ -246,6 +247,24 @@ def reopen(path: str, identity: Identity, *, same_boot: bool = True) -> Opened:
         found.close()
         raise OSError(errno.ESTALE, "it was replaced by another file", path)
     return found
+
+
+def move_private(path: str, parent: Opened, name: str) -> None:
+    """Move what is at ``path``, which only this user can change, to ``name`` in ``parent``, where
+    nothing has that name.
+
+    :raises OSError: when that fails: EXDEV if both are not in the same mount
+    """
+    names = _AT_FDCWD, os.fsencode(path), parent.fd, os.fsencode(name)
+    if not hasattr(_libc, "renameat2") or _libc.renameat2(*names, _NOREPLACE) < 0:
+        code = ctypes.get_errno() or errno.ENOSYS
+        raise OSError(code, os.strerror(code), name)
+
+
+def find_mount(folder: Opened) -> str:
+    """Return the id of the mount that a folder was opened in."""
+    with open(f"/proc/self/fdinfo/{folder.fd}") as file:
+        return next((line for line in file if line.startswith("mnt_id:")), "")
 
 
 def find_identity(path: str) -> Identity | None:

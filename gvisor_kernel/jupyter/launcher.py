@@ -17,6 +17,7 @@ from typing import Any
 
 from gvisor_kernel.changes.compare import find_unkept
 from gvisor_kernel.changes.control import ControlSocket
+from gvisor_kernel.changes.new_files import apply_new_files
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.jupyter.plan_factory import make_plan
 from gvisor_kernel.kernel.client import CHANNELS
@@ -59,7 +60,7 @@ def run_launcher(connection_file: str, kernel_name: str) -> int:
 
 async def _serve(plan: KernelPlan) -> int:
     loop = asyncio.get_running_loop()
-    kernel = SandboxedKernel(judge_left=find_unkept)
+    kernel = SandboxedKernel(judge_left=find_unkept, apply_new=apply_new_files)
     control = ControlSocket(kernel)
     parent = os.getppid()
     stopping = asyncio.Event()

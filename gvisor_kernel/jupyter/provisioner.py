@@ -24,6 +24,7 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from gvisor_kernel.bridge import Address, KernelIdentity
 from gvisor_kernel.changes.compare import find_unkept
 from gvisor_kernel.changes.control import ControlSocket
+from gvisor_kernel.changes.new_files import apply_new_files
 from gvisor_kernel.config.jupyter_config import GVisorEgress, SandboxSettings
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import PROJECT
@@ -222,7 +223,9 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
             raise LaunchError("launch_kernel was called before pre_launch.")
         if self._kernel is None:
             logs_death = getattr(self.parent, "logs_death", True)
-            self._kernel = SandboxedKernel(logs_death=logs_death, judge_left=find_unkept)
+            self._kernel = SandboxedKernel(
+                logs_death=logs_death, judge_left=find_unkept, apply_new=apply_new_files
+            )
         ready = getattr(self.parent, "ready", None)
         try:
             with self._calling():

@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias
 
 from gvisor_kernel.bridge import SnapshotRun
 from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.errors import GvisorKernelError, StateError
 from gvisor_kernel.host.locks import PerProcess
 from gvisor_kernel.kernel.learned_modules import find_outdated, with_learned
 from gvisor_kernel.kernel.plan import KernelPlan, without_routes
@@ -132,11 +132,16 @@ class SpareKeeper(PerProcess):
             self._spare = None
             self._changed.notify_all()
         sandbox = spare.restored.sandbox
-        if not spare.fits(kind, key, run):
+        try:
+            if not spare.fits(kind, key, run):
+                sandbox.close()
+                return None
+            assert isinstance(sandbox, CheckpointedSandbox)
+            sandbox.assign(plan.request.kernel_id)
+        except (OSError, StateError) as error:
+            log.info("The spare is not used: %s", error)
             sandbox.close()
             return None
-        assert isinstance(sandbox, CheckpointedSandbox)
-        sandbox.assign(plan.request.kernel_id)
         assert isinstance(sandbox, PausableSandbox)
         sandbox.resume()
         step("spare taken")

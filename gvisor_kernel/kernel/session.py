@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from gvisor_kernel.bridge import Address, Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.bridge.deaths import Death, End
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
+from gvisor_kernel.config.settings import DEFAULTS, NEW_FILES
 from gvisor_kernel.errors import LaunchError, SandboxError, StartStopped
 from gvisor_kernel.host.open_files import make_room
 from gvisor_kernel.host.private_directories import state_root
@@ -35,6 +36,8 @@ from gvisor_kernel.tracing import tracing
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+ApplyNew: TypeAlias = "Callable[[SandboxedKernel], Awaitable[None]]"
+"""Applies files of a kernel that has ended, in LAST_SECONDS. Raises nothing."""
 
 END_SECONDS = 1.0
 """Seconds in which listeners of a sandbox's end may read its files before they are removed."""
@@ -45,8 +48,9 @@ class SandboxedKernel:
 
     ``logs_death``: log why a kernel died. A command that reports ``find_end`` as its own error sets
     it to False, so that it does not print the reason twice. ``judge_left`` leaves out files that
-    are on disk already; without it, what the sandbox says is told. ``keeps_data``: whether code in
-    the sandbox may keep data as pages do; not where it is nobody's kernel.
+    are on disk already; without it, what the sandbox says is told. ``apply_new`` applies files when
+    a kernel was shut down whose setting ``apply`` says so. ``keeps_data``: whether code in the
+    sandbox may keep data as pages do; not where it is nobody's kernel.
     """
 
     _launches = 0
@@ -57,9 +61,11 @@ class SandboxedKernel:
         *,
         logs_death: bool = True,
         judge_left: JudgeLeft | None = None,
+        apply_new: ApplyNew | None = None,
         keeps_data: bool = True,
     ) -> None:
         self._logs_death = logs_death
+        self._apply_new = apply_new
         self._keeps_data = keeps_data
         self._judge_left = judge_left
         make_room(1)
@@ -245,10 +251,21 @@ class SandboxedKernel:
 
     async def _close(self) -> None:
         await self._end_launch()
+        if (kernel := self._kernel) is not None and kernel.alive and self._applies_new(kernel):
+            await kernel.kill()
         kernel, self._kernel = self._kernel, None
         self._forget_sandbox()
         if kernel is not None:
             await self._bridge.close_kernel(kernel)
+
+    def _applies_new(self, kernel: KernelBridge) -> bool:
+        """Return whether files are applied at the end of this run: its sandbox ends with it."""
+        spec = self._plan.spec if self._plan is not None and self._used is not None else DEFAULTS
+        return spec.apply == NEW_FILES and not (kernel.run.restarts and spec.restart == "kernel")
+
+    async def _look_last(self, kernel: KernelBridge) -> None:
+        if self._apply_new is not None and self._applies_new(kernel):
+            await self._apply_new(self)
 
     async def _on_end(self, kernel: KernelBridge, sandbox: LinkedSandbox) -> None:
         """Tell which files end with the sandbox, to those who want to know of its end, too."""
@@ -311,6 +328,7 @@ class SandboxedKernel:
             self._kernel.run.logs_death = self._logs_death
             self._kernel.run.on_death = self._note_death
             self._kernel.call_before_removal(partial(self._on_end, self._kernel))
+            self._kernel.last_look.work = partial(self._look_last, self._kernel)
             if self._keeps_data:
                 self._kernel.service.questions.answer = partial(self._answer, self._kernel)
         kernel = self._kernel

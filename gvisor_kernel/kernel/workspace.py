@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
+from gvisor_kernel.config import settings
+from gvisor_kernel.config.settings import DEFAULTS, NEW_FILES, SandboxSpec
 from gvisor_kernel.config.validators import PROJECT
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.folders import open_real, reopen
 from gvisor_kernel.kernel.facts import Ended, KernelEvents, KernelFacts, Left
+from gvisor_kernel.kernel.lost_files import describe_lost, note_lost
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.link import RemoteProtocolError
 from gvisor_kernel.link.service_messages import decode_service
@@ -26,10 +28,11 @@ from gvisor_kernel.runtimes.base import MountView, Sandbox
 from gvisor_kernel.spec.layout import OUTPUTS, UPLOADS, WORKSPACE
 
 VARIABLE = "GVISOR_KERNEL_WORKSPACE"
-SHOWN, KEPT, EMPTY, TOLD = "outputs", "kept", "empty", "told"
+SHOWN, KEPT, EMPTY, TOLD, HOLDS, NEVER = "outputs", "kept", "empty", "told", "holds", "off"
 """``SHOWN``: the outputs are at /workspace/outputs. ``KEPT``: they are a folder of the host.
 ``EMPTY``: no folder is shown, as the notebook lies in a home or beside keys. ``TOLD``: a person is
-told of files that are not kept."""
+told of files that are not kept. ``HOLDS``: PID 1 waits with the end of a run until the host has
+read files. ``NEVER``: nothing is applied."""
 NAME = "outputs"
 OWN_OUTPUTS = (
     "the notebook's folder has another file or folder called outputs: /workspace/outputs is a copy"
@@ -58,9 +61,13 @@ def describe_workspace(spec: SandboxSpec, sandbox: Sandbox, *, tells: bool) -> d
         words.append(KEPT)
     if uploads is None and spec.uploads in (DEFAULTS.uploads, PROJECT) and UPLOADS not in own:
         words.append(EMPTY)
-    if tells and spec.uploads is not None:
+    if spec.apply == NEW_FILES and uploads is not None:
+        words.append(HOLDS)
+    elif tells and spec.uploads is not None:
         words.append(TOLD)
-    return {VARIABLE: " ".join(words)}
+    if spec.apply == settings.NEVER:
+        words.append(NEVER)
+    return {VARIABLE: " ".join(words), **describe_lost(uploads if tells else None)}
 
 
 def find_within(sandbox: Sandbox) -> str:
@@ -139,8 +146,9 @@ def list_left(content: Mapping[str, Any]) -> Left | None:
     return Left(max(total, len(names)), content.get("more") is not False, names)
 
 
-def describe_left(left: Left) -> str:
-    """Return words about the files that have ended with a sandbox; "" if there is none."""
+def describe_left(left: Left, apply: str = settings.ASK) -> str:
+    """Return words about the files that have ended with a sandbox; "" if there is none. ``apply``:
+    the kernel's setting."""
     if not left.paths:
         return UNSEEN if left.more else ""
     shown = [_make_printable(name) for name in left.paths[:MAX_LEFT]]
@@ -149,8 +157,15 @@ def describe_left(left: Left) -> str:
     more = f" and {least}{rest} more" if rest else ""
     return (
         f"files in /workspace are lost with the sandbox: {', '.join(shown)}{more}. To keep such"
-        " files, write them to outputs/, or apply them before the end (JupyterLab: Changes)."
+        f" files, write them to outputs/{_OTHER_WAYS[apply]}."
     )
+
+
+_OTHER_WAYS = {
+    settings.ASK: ', apply them before the end (JupyterLab: Changes), or set apply to "new files"',
+    NEW_FILES: ", or apply them before the end (JupyterLab: Changes)",
+    settings.NEVER: "",
+}
 
 
 def _make_printable(name: str) -> str:
@@ -208,7 +223,14 @@ def tell_end(
     except GvisorKernelError as error:  # it says what cannot be
         log.info("%s: %s", request.kernel_name, error)
     try:
-        words = describe_left(left) if left is not None else ""
+        if plan.spec.apply == NEW_FILES and facts.last_death is not None and logs:
+            log.warning(
+                "%s in %s: the kernel died, so no new file was written to the folder",
+                *(request.kernel_name, facts.folder),
+            )
+        words = describe_left(left, plan.spec.apply) if left is not None else ""
+        if left is not None:
+            note_lost(find_view(sandbox, UPLOADS), left.paths)
         if words and logs:
             log.warning("%s in %s: %s", request.kernel_name, facts.folder, words)
         ended = Ended(request.kernel_id, request.kernel_name, facts, left)

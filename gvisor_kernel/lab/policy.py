@@ -16,6 +16,7 @@ from jupyter_server.extension.config import ExtensionConfigManager
 from traitlets.config import Config
 from traitlets.config.loader import DeferredConfigString
 
+from gvisor_kernel.config.settings import ASK, NEVER
 from gvisor_kernel.errors import GvisorKernelError
 
 OURS = "gvisor_kernel.server"
@@ -44,6 +45,8 @@ def harden(config: Any) -> None:
     server.kernel_manager_class = "gvisor_kernel.lab.kernels.SandboxKernelManager"
     server.contents_manager_class = "gvisor_kernel.lab.contents.FolderContents"
     server.terminals_enabled = False
+    if config.GVisorProvisioner.get("apply") != NEVER:
+        config.GVisorProvisioner.apply = ASK  # a stranger's notebook names its kernelspec
     server.allow_external_kernels = False
     server.allow_origin = server.allow_origin_pat = ""
     server.allow_credentials = False

@@ -29,6 +29,8 @@ from gvisor_kernel.strict_json import JsonError, parse_json
 
 PROCESS = 0
 """The number of no call."""
+RELEASED = "released"
+"""Key of the host's message about the process that ends the wait of PID 1 at the end of a run."""
 FIRST_QUESTION = 1 << 63
 """The least number of a question of the guest."""
 MAX_QUESTION = 5 * 1024 * 1024 + 64 * 1024

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -100,6 +100,11 @@ class KernelView:
     transcripts: Path | None
     """The directory where the bridge records, seen inside as /mnt/transcripts (read-only). None:
     nothing is recorded."""
+
+    def moved(self, old: str, new: str) -> KernelView:
+        """Return the view after a folder of the host was moved."""
+        mounts = (replace(m, source=new) if m.source == old else m for m in self.mounts)
+        return replace(self, mounts=tuple(mounts))
 
 
 class Sandbox(ABC):
@@ -253,10 +258,13 @@ class CheckpointedSandbox(Protocol):
         """
 
     def assign(self, kernel_id: str) -> None:
-        """Record that this spare sandbox belongs to the kernel ``kernel_id`` from now on.
+        """Record that this spare sandbox belongs to the kernel ``kernel_id`` from now on, and put
+        its folder of outputs in its place, if that was missing.
 
-        The caller is the pool that hands the sandbox to a start. Never raises: a record that cannot
-        be written stays as it is.
+        The caller is the pool that hands the sandbox to a start. A record that cannot be written
+        stays as it is.
+
+        :raises OSError: when something else is in that place now; the caller closes the sandbox
         """
 
 

@@ -20,7 +20,7 @@ from gvisor_kernel.changes import kernel_changes
 from gvisor_kernel.changes.apply import Applying, undo_apply
 from gvisor_kernel.changes.backups import Backups
 from gvisor_kernel.changes.change import Applied, ChangesError, encode
-from gvisor_kernel.changes.kernel_changes import OTHER_CONTENT, UNSEEN, KernelChanges
+from gvisor_kernel.changes.kernel_changes import LATE, OTHER_CONTENT, UNSEEN, KernelChanges
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.link.service_messages import MAX_DATA, ServiceMessage
@@ -64,6 +64,9 @@ class Kernel:
         self.exists: object = False
         self.is_silent = False
         self.error: object = None
+
+    def describe(self) -> None:
+        return None
 
     async def open_call(self, question: Mapping[str, Any], data: bytes = b"") -> Call:
         if self.is_silent:
@@ -371,3 +374,31 @@ def test_two_kernels_of_one_folder_apply_and_look_at_once(kernel: Kernel, tmp_pa
         if result.undo is not None:
             assert not undo_apply(result.undo).refused
     assert list((tmp_path / "shown").iterdir()) == []
+
+
+def test_where_nobody_looks_nothing_is_replaced_and_a_claim_binds(
+    kernel: Kernel, tmp_path: Path
+) -> None:
+    """As the setting ``apply`` has it: also what the list did not read, but no more than it said.
+    A file that appears on disk meanwhile stays, and no time is no reason to wait."""
+    whole = ["a.csv", "written", "file", 3, 1, digest(b"new")]
+    unread = ["b.csv", "written", "file", 3, 1, ""]
+    other = ["c.csv", "written", "file", 3, 1, digest(b"old")]
+    grown = ["d.csv", "written", "file", 2, 1, ""]
+    late = ["e.csv", "written", "file", 3, 1, ""]
+    kernel.entries = [whole, unread, other, grown, late]
+
+    async def work(seconds: float) -> Applied:
+        changes = KernelChanges(cast("SandboxedKernel", kernel))
+        listed, claims = await changes.look()
+        (tmp_path / "shown" / "e.csv").write_text("mine")
+        end = asyncio.get_running_loop().time() + seconds
+        return await changes.apply_looked(listed.changes, claims, (), force=True, end=end)
+
+    result = asyncio.run(work(SECONDS))
+    assert result.applied == ("a.csv", "b.csv")
+    assert {one.path for one in result.refused} == {"c.csv", "d.csv", "e.csv"}
+    assert (tmp_path / "shown" / "e.csv").read_text() == "mine"
+    kernel.entries = [["f.csv", "written", "file", 3, 1, ""]]
+    result = asyncio.run(work(-1))
+    assert [one.reason for one in result.refused] == [LATE], result

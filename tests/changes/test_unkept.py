@@ -67,6 +67,12 @@ def test_what_is_the_same_on_disk_is_kept(shown: Any) -> None:
     assert (left.total, left.more) == (5, False)
 
 
+def test_what_will_be_applied_at_the_end_is_kept(shown: Any) -> None:
+    said = say(*(entry(name) for name in ("new.csv", "other", "a/new.png", "new.py", ".new.csv")))
+    left = find_unkept(shown, said, applies_new=True)
+    assert left.paths == ("other", "new.py", ".new.csv")
+
+
 def test_many_files_are_counted_and_some_named(shown: Any) -> None:
     names = [entry("same"), *(entry(f"f{number}") for number in range(100))]
     left = find_unkept(shown, say(*names, more=True, total=10**6))

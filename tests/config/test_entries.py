@@ -36,6 +36,7 @@ CHANGED: dict[str, object] = {
     "disk_limit": "1G",
     "uploads": None,
     "outputs": "results",
+    "apply": "new files",
     "skills": None,
     "transcripts": False,
     "profile": "default",

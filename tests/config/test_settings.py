@@ -113,6 +113,7 @@ WRONG: list[tuple[str, object]] = [
     *(("runtime", value) for value in ("docker-in-docker", "", None, ["runsc"])),
     *(("image", value) for value in ("", "Ubuntu", "a/b", "..", "a" * 65, "a\n", 3)),
     *(("restart", value) for value in ("always", None)),
+    *(("apply", value) for value in ("all", "new_files", True, None)),
     *(("transport", value) for value in ("inproc", 4)),
     *(("profile", value) for value in ("", "../x", "a/b", 3, [])),
     *(("uploads", value) for value in ("", "../x", "a/../../b", "/nonexistent", "/proc", "a\0b")),

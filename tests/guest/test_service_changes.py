@@ -170,6 +170,10 @@ def test_only_files_count_at_the_end_of_a_run(layers: Path) -> None:
     (layers / "upper" / "folder").mkdir()
     (layers / "upper" / "folder" / "file").touch()
     (layers / "upper" / "link").symlink_to("file")
+    for cache in ("folder/__pycache__", ".cache/pip", "tagged/deep"):
+        (layers / "upper" / cache).mkdir(parents=True)
+        (layers / "upper" / cache / "file").touch()
+    (layers / "upper" / "tagged" / "CACHEDIR.TAG").touch()
     found = service_changes.find_changes(10, 1, digests=False, only_written=True)
     assert [entry[0] for entry in found["entries"]] == ["folder/file"]
 
@@ -201,58 +205,44 @@ def test_a_person_is_told_once_of_a_file_that_is_not_kept(
     assert capsys.readouterr().err == ""
 
 
-class Display:
-    """The parts of ipykernel's kernel that a batch run's display needs."""
-
-    def __init__(self, allow_stdin: bool) -> None:
-        self.shell = self.display_pub = self
-        self.allow_stdin = allow_stdin
-        self.sent: list[dict[str, Any]] = []
+class Batch:
+    """The part of ipykernel's kernel that says whether somebody can answer."""
 
     def get_parent(self, channel: str) -> dict[str, Any]:
-        assert channel == "shell"
-        return {"content": {"allow_stdin": self.allow_stdin}}
-
-    def publish(self, **content: Any) -> None:
-        self.sent.append(content)
+        return {"content": {"allow_stdin": False}}
 
 
-def test_a_batch_run_has_one_display_that_names_all_files(
+def test_in_a_batch_run_no_cell_tells_of_files(
     layers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(cell_hooks.VARIABLE, "outputs kept told")
-    kernel = Display(allow_stdin=False)
-    told = cell_hooks.UnkeptFiles(kernel)
+    (layers / "upper" / "a").touch()
+    told = cell_hooks.UnkeptFiles(Batch())
+    monkeypatch.setattr(told, "_is_told", False)
     told.after_cell(Result())
-    (layers / "upper" / "a\x1b").touch()
-    told.after_cell(Result())
-    told.after_cell(Result())  # nothing new
-    for number in range(20):
-        (layers / "upper" / f"b{number:02}").touch()
-    told.after_cell(Result())
-    for path in (layers / "upper").iterdir():
-        path.unlink()
-    told.after_cell(Result())
-    texts = [content["data"]["text/plain"] for content in kernel.sent]
-    assert [content["update"] for content in kernel.sent] == [False, True, True]
-    assert len({content["transient"]["display_id"] for content in kernel.sent}) == 1
-    assert ": a?. Write to outputs/" in texts[0]
-    assert "a?, b00, b01, b02, b03, b04, b05, b06, b07, b08 and 11 others." in texts[1]
-    assert "no file" in texts[2]
     assert capsys.readouterr().err == ""
 
 
-def test_a_batch_runs_look_is_bounded(layers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cell_hooks.VARIABLE, "kept told")
+def test_where_nothing_is_applied_no_notice_advises_it(
+    layers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, advised in (("kept told off", False), ("kept told", True)):
+        monkeypatch.setenv(cell_hooks.VARIABLE, words)
+        (layers / "upper" / "a").unlink(missing_ok=True)
+        told = cell_hooks.UnkeptFiles()
+        (layers / "upper" / "a").touch()
+        told.after_cell(Result())
+        assert ("choose Changes" in capsys.readouterr().err) is advised
+
+
+def test_a_look_after_a_cell_is_bounded(layers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cell_hooks, "MAX_VISITED", 20)
     for number in range(30):
-        (layers / "upper" / ("x" * 200 + str(number))).touch()
-    kernel = Display(allow_stdin=False)
-    cell_hooks.UnkeptFiles(kernel).after_cell(Result())
-    (content,) = kernel.sent
-    text = content["data"]["text/plain"]
-    assert "10 or more others" in text
-    assert len(text) < 2000
+        (layers / "upper" / f"folder{number}").mkdir()
+    assert cell_hooks.find_written() == ""
+    (layers / "upper" / "folder1" / "file").touch()
+    monkeypatch.setattr(cell_hooks, "MAX_VISITED", 500)
+    assert cell_hooks.find_written() == "folder1/file"
 
 
 def test_a_program_is_not_told(

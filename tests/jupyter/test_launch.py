@@ -74,10 +74,10 @@ def argv(connection_file: Path, kernel: str = DEFAULT_KERNEL) -> list[str]:
 
 @contextmanager
 def launched(
-    connection_file: Path, **options: Any
+    connection_file: Path, kernel: str = SOONEST, **options: Any
 ) -> Iterator[tuple[subprocess.Popen[bytes], Any]]:
     """Start a launcher and a client, and wait for the kernel. The launcher is killed at the end."""
-    process = subprocess.Popen(argv(connection_file, SOONEST), start_new_session=True, **options)
+    process = subprocess.Popen(argv(connection_file, kernel), start_new_session=True, **options)
     try:
         with connected(connection_file) as client:
             yield process, client
@@ -135,6 +135,22 @@ def test_launcher_names_files_that_are_not_kept(way: str, connection_file: Path)
     assert process.returncode == (0 if way == "shutdown request" else 128 + signal.SIGTERM)
     assert b"are lost with the sandbox: lost.csv." in said
     assert b"Traceback" not in said
+
+
+@needs_all
+def test_launcher_writes_new_files_at_sigterm(
+    connection_file: Path, world: World, tmp_path: Path
+) -> None:
+    """As the setting ``apply`` says; no manager ends the kernel before."""
+    spec = json.loads((world.kernelspecs / SOONEST / "kernel.json").read_text())
+    settings = {"apply": "new files", "snapshot": "off"}
+    spec["metadata"]["kernel_provisioner"]["config"] |= settings
+    world.add_kernelspec("launched-new-files", spec)
+    with launched(connection_file, "launched-new-files") as (process, client):
+        assert execute(client, "open('new.csv', 'w').write('1')").status == "ok"
+        process.terminate()
+        assert process.wait(SECONDS) == 128 + signal.SIGTERM
+    assert (tmp_path / "notebooks" / "new.csv").read_text() == "1"
 
 
 def test_killed_launcher_leaves_nothing(connection_file: Path) -> None:

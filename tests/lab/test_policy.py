@@ -1,4 +1,5 @@
-"""An environment below a path with brackets, in which Jupyter looks for extensions by a pattern."""
+"""What closes a server: also in an environment below a path with brackets, in which Jupyter looks
+for extensions by a pattern."""
 
 from __future__ import annotations
 
@@ -6,6 +7,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+from traitlets.config import Config
+
+from gvisor_kernel.lab.policy import harden
 
 LOOK = """
 import json
@@ -38,3 +44,10 @@ def test_the_extension_is_found_below_brackets_or_doctor_says_that_it_is_not(
     state, fact = found["doctor"]
     assert state == "warning"
     assert f"jupyter lab finds no extension in {environment}" in fact
+
+
+@pytest.mark.parametrize(("value", "held"), [("new files", "ask"), ("off", "off"), ("", "ask")])
+def test_nothing_is_applied_without_a_question(value: str, held: str) -> None:
+    config = Config({"GVisorProvisioner": {"apply": value} if value else {}})
+    harden(config)
+    assert config.GVisorProvisioner.apply == held

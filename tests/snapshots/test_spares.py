@@ -14,8 +14,12 @@ from typing import Any
 
 import pytest
 from jupyter_client import BlockingKernelClient, KernelManager
+from jupyter_client.kernelspec import KernelSpecManager
+from traitlets.config import Config
 
+from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 from gvisor_kernel.kernel import preparation
+from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.preparation import SpareKeeper
 from gvisor_kernel.runtimes.runsc.runsc_sandbox import RunscSandbox
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
@@ -23,7 +27,7 @@ from gvisor_kernel.runtimes.state.listed import Listed, find_all
 from .. import leaks
 from ..jupyter.helpers import SECONDS, execute, kernel_log, running_kernel, sandbox_of, wait_until
 from ..sweeps import needs_all
-from ..world import World
+from ..world import DEFAULT_KERNEL, WAYS, World
 
 pytestmark = pytest.mark.usefixtures("shared_snapshot")
 
@@ -206,7 +210,9 @@ OWNER = """
 import asyncio, json, sys, time
 from jupyter_client import KernelManager
 from traitlets.config import Config
+from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 from gvisor_kernel.kernel import preparation
+from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.runtimes.state.listed import find_all
 
 preparation.WAIT_SECONDS = 0
@@ -238,3 +244,36 @@ def test_spare_ends_with_its_process(how: str, world: World) -> None:
         owner.stdin.close()
         owner.wait(60)
     assert not leaks.find_leftovers(before, lambda: leaks.find_things(world, leaks.SANDBOX))
+
+
+def test_a_spare_makes_no_folder_of_outputs_before_a_kernel_takes_it(
+    keeper: SpareKeeper, folder: Path
+) -> None:
+    """As for a folder that a person has only browsed. The folder is kept aside until then; where
+    somebody has made one meanwhile, that one is used."""
+    settings = {**WAYS["restored"], "spare": True}
+    for made in (False, True):
+        keeper.prepare(plan_for(folder, settings))
+        spare = wait_for_spare()
+        assert not (folder / "outputs").exists()
+        if made:
+            (folder / "outputs").mkdir()
+            (folder / "outputs" / "mine").touch()
+        with started(cwd=str(folder)) as (manager, client):
+            assert (identity_of(manager) == spare.record.identity) is not made
+            code = "open('outputs/new', 'w').close(); sorted(__import__('os').listdir('outputs'))"
+            assert execute(client, code).result == ("['mine', 'new']" if made else "['new']")
+            (folder / "outputs" / "new").unlink()
+        assert (folder / "outputs").exists() is made
+    keeper.prepare(plan_for(folder.parent, settings))
+    wait_for_spare()
+    keeper.end()
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["notebooks"]
+
+
+def plan_for(folder: Path, settings: dict[str, Any]) -> KernelPlan:
+    kernel_spec = KernelSpecManager().get_kernel_spec(DEFAULT_KERNEL)
+    own = kernel_spec.metadata["kernel_provisioner"]["config"]
+    config = Config({"GVisorProvisioner": settings})
+    provisioner = GVisorProvisioner(kernel_spec=kernel_spec, config=config, parent=None, **own)
+    return provisioner.plan_ahead(DEFAULT_KERNEL, folder)

@@ -15,9 +15,20 @@ from pathlib import Path
 
 from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
 from gvisor_kernel.config.validators import may_be_writable, real_path
-from gvisor_kernel.errors import SettingError
-from gvisor_kernel.host.folders import LinkRefused, Opened, find_ancestry, open_below, open_path
-from gvisor_kernel.host.owners import make_folder
+from gvisor_kernel.errors import LaunchError, SettingError
+from gvisor_kernel.host.folders import (
+    Identity,
+    LinkRefused,
+    Opened,
+    find_ancestry,
+    find_mount,
+    move_private,
+    open_below,
+    open_path,
+    open_real,
+    reopen,
+)
+from gvisor_kernel.host.owners import change_owner, make_folder
 from gvisor_kernel.host.private_directories import own_cache
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.aliases import find_home_by_inode, find_key_folder
@@ -30,17 +41,24 @@ from gvisor_kernel.runtimes.mounts.folders import (
     open_setting,
 )
 from gvisor_kernel.runtimes.mounts.plan import Outputs
+from gvisor_kernel.runtimes.mounts.written_folders import note_written
 
 log = logging.getLogger(__name__)
 
 
 def open_outputs(
-    spec: SandboxSpec, inputs: Inputs, stack: ExitStack, *, make: bool = True
+    spec: SandboxSpec,
+    inputs: Inputs,
+    stack: ExitStack,
+    *,
+    make: bool = True,
+    aside: Path | None = None,
 ) -> Outputs:
     """Open the folder of outputs, and make it if it is missing; ``stack`` closes it.
 
     Where the default folder cannot be made, or must not be, outputs are not kept, and a warning is
-    logged. ``make=False``: only open a folder that exists.
+    logged. ``make=False``: only open a folder that exists. ``aside``: make a missing one there, for
+    a sandbox that no kernel has yet: ``place_outputs`` puts it in its place.
 
     :raises SettingError: when the setting names a folder that cannot be used
     :raises LaunchError: when too many files are open
@@ -66,6 +84,8 @@ def open_outputs(
         except FileNotFoundError:
             if not make:
                 return Outputs(None)
+            if aside is not None and os.access(".", os.W_OK | os.X_OK, dir_fd=parent.fd):
+                return _make_aside(parent, name, aside, stack)
             found, made = _make_or_open(parent, name)
         stack.enter_context(found)
         inputs.written.ensure_access(found)
@@ -133,6 +153,38 @@ def _follow_last(path: str, writable: Callable[[str, int], bool]) -> str:
         raise SettingError(
             "outputs", path, f"a path that can be opened ({error.strerror})"
         ) from error
+
+
+def _make_aside(parent: Opened, name: str, aside: Path, stack: ExitStack) -> Outputs:
+    """Make the folder of outputs in ``aside``, a private folder, which may not be another mount.
+
+    :raises LaunchError: when it is one
+    """
+    above = stack.enter_context(open_real(os.path.realpath(aside)))
+    if find_mount(above) != find_mount(parent):
+        raise LaunchError(
+            f"{parent.path} has no folder {name}, and one cannot be made ahead: it is in another"
+            " mount than the state directory."
+        )
+    folder = stack.enter_context(make_folder(above, name))
+    owner = parent.status()
+    if os.geteuid() == 0:
+        change_owner(folder.fd, owner.st_uid, owner.st_gid)
+    place = f"{parent.path.rstrip('/')}/{name}", parent.identity
+    return Outputs(folder, above.identity, made=True, place=place)
+
+
+def place_outputs(aside: str, place: str, parent: Identity) -> None:
+    """Move a folder of outputs that was made aside to its place, a path below ``parent``. Who has
+    it mounted keeps it. The caller holds ``records.locked``.
+
+    :raises OSError: when something is there now, or the folder that it is in was moved
+    """
+    above, name = os.path.split(place)
+    with reopen(above, parent) as folder:
+        move_private(aside, folder, name)
+        with open_below(folder, name) as placed:
+            note_written([placed])
 
 
 def _make_or_open(parent: Opened, name: str) -> tuple[Opened, bool]:

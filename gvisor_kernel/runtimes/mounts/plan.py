@@ -80,13 +80,15 @@ class Outputs:
     memory.
 
     ``parent``: the folder that it is in. ``made``: it did not exist before. ``lent_by``: the uid
-    and gid of its owner, where the sandbox has to own it meanwhile.
+    and gid of its owner, where the sandbox has to own it meanwhile. ``place``: the path at which
+    it will be, and the folder that this is in, while it is aside (``outputs.place_outputs``).
     """
 
     folder: Opened | None
     parent: Identity | None = None
     made: bool = False
     lent_by: tuple[int, int] | None = None
+    place: tuple[str, Identity] | None = None
 
     @property
     def path(self) -> str | None:

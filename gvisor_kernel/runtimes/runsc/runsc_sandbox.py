@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from gvisor_kernel.errors import IsolationError, SnapshotError
@@ -15,10 +16,12 @@ from gvisor_kernel.host import commands, processes
 from gvisor_kernel.host.cgroups import count_oom_kills
 from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME, Posture, read_posture
 from gvisor_kernel.runtimes.base import KernelView
+from gvisor_kernel.runtimes.mounts.outputs import place_outputs
+from gvisor_kernel.runtimes.mounts.plan import Outputs
 from gvisor_kernel.runtimes.runsc.command_line import checkpoint_argv, find_runsc
 from gvisor_kernel.runtimes.runsc.memory import HostMemory
 from gvisor_kernel.runtimes.runsc.starting import Sentry, is_readable, read_panic
-from gvisor_kernel.runtimes.state import lifeline
+from gvisor_kernel.runtimes.state import lifeline, records
 from gvisor_kernel.runtimes.state.beginning import Beginning
 from gvisor_kernel.runtimes.state.recorded_sandbox import RecordedSandbox
 from gvisor_kernel.runtimes.state.sweep import (
@@ -127,8 +130,19 @@ class RunscSandbox(RecordedSandbox):
         is_lent = outputs.folder is not None and outputs.lent_by is not None
         self._lent = outputs.folder.duplicate() if outputs.folder and is_lent else None
         """The folder of outputs if it was lent and must be given back."""
+        self._aside = outputs
+        """The outputs, until they are in their place."""
 
     def assign(self, kernel_id: str) -> None:
+        aside, place = self._aside.path, self._aside.place
+        if aside is not None and place is not None:
+            with records.locked():
+                place_outputs(aside, *place)
+                record = records.read_record(self.directory) or self._record
+                self._record = replace(record, outputs=place[0], outputs_parent=place[1])
+                records.write_record(self.directory, self._record)
+            self._aside = Outputs(None)
+            self.view = self.view.moved(aside, place[0])
         self._update_record(kernel_id=kernel_id, spare=False)
 
     def poll(self) -> int | None:

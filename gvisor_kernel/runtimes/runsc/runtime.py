@@ -144,6 +144,9 @@ class RunscRuntime(SnapshotRuntime):
             if outputs.folder is not None:
                 opened[OUTPUTS] = outputs.folder
             for view in sandbox.view.mounts:
+                is_aside = Path(view.source).parent == sandbox.directory.resolve()
+                if view.target == OUTPUTS and is_aside and OUTPUTS not in opened:
+                    continue  # nothing is there yet
                 folder = opened.pop(view.target, None)
                 now = find_identity(view.source) if folder is None else folder.identity
                 if now is None or now != view.identity:

@@ -141,7 +141,9 @@ def begin(
             with records.locked():
                 places = Places(records.make_directory(identity.container_id))
                 try:
-                    outputs = prepare(inputs, open_outputs(shown or spec, inputs, kept))
+                    aside = places.directory if request.spare else None
+                    outputs = open_outputs(shown or spec, inputs, kept, aside=aside)
+                    outputs = prepare(inputs, outputs)
                     record = first_record(spec, request, identity, outputs, owner, **facts)
                     records.write_record(places.directory, record)
                 except BaseException:

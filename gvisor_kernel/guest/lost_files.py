@@ -1,0 +1,41 @@
+"""Runs in the kernel's process after each cell: says what became of a file that a cell misses, if
+an earlier kernel of the same folder has written it. Standard library, Python 3.9.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import suppress
+from typing import Any
+
+from gvisor_kernel.guest.workspace import WORKSPACE
+
+VARIABLE = "GVISOR_KERNEL_LOST"
+"""The host's words; see ``kernel/lost_files.py``."""
+
+
+def after_cell(result: Any) -> None:
+    """Tell what there is to tell. The callback of IPython's event ``post_run_cell``."""
+    with suppress(Exception):  # a cell must not fail by this
+        error = getattr(result, "error_in_exec", None)
+        if isinstance(error, FileNotFoundError) and os.environ.get(VARIABLE):
+            lost = json.loads(os.environ[VARIABLE])
+            if name := find_name(error, lost):
+                print(
+                    f"gvisor-kernel: {name} was written by a kernel of this folder, and was lost"
+                    f" with its sandbox at {lost[name]}. Let it be written to outputs/; or set"
+                    " apply to 'new files' for the kernel that writes it (gvisor-kernel install"
+                    " --set apply='new files').",
+                    file=sys.stderr,
+                )
+
+
+def find_name(error: FileNotFoundError, lost: dict[str, str]) -> str:
+    """Return which of the files an error is about; "" if it is about none. Some libraries name the
+    file in their text only."""
+    if error.filename is not None:
+        path = os.path.relpath(os.path.abspath(os.fsdecode(error.filename)), WORKSPACE)
+        return path if path in lost else ""
+    return max((name for name in lost if name in str(error)), key=len, default="")
