@@ -43,6 +43,8 @@ class Manager(AsyncKernelManager):
 
     logs_death = False
     """Tells the provisioner not to log a death: it is part of the result."""
+    holds_replies = False
+    """Tells the provisioner that this client misses no reply, and answers no outputs."""
     door = PROGRAM
     """Tells the provisioner who can give the kernel routes."""
 

@@ -56,6 +56,8 @@ class KernelIdentity:
     memory_limit: int
     idle_stop: bool = False
     """True if the sandbox may be stopped while the kernel is idle."""
+    holds_replies: bool = True
+    """False if all clients are ours, which miss no reply (``bridge/replies.py``)."""
     kernelspec: str = ""
     """Path of the kernel.json that decides its memory limit; empty if none is known."""
 

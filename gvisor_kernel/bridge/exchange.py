@@ -95,6 +95,7 @@ class Exchange:
             context, address, base, self._from_client, self._may_read, self._welcome
         )
         self._replies = Replies(partial(self._clients.send, Channel.SHELL))
+        self._holds_replies = identity.holds_replies
 
     @property
     def address(self) -> Address:
@@ -246,7 +247,7 @@ class Exchange:
             self._pending[message_id] = message.header
         elif channel is not Channel.STDIN and kind.endswith("_request"):
             _remember(self._unanswered, message_id, time.monotonic())
-        if channel is Channel.SHELL:
+        if channel is Channel.SHELL and self._holds_replies:
             self._replies.note_request(message)
         self._records.record_request(message)
         self._to_kernel(channel, message)

@@ -119,6 +119,7 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
                 signature_scheme=manager.session.signature_scheme if manager else "hmac-sha256",
                 memory_limit=spec.memory_limit,
                 idle_stop=spec.idle_stop,
+                holds_replies=getattr(manager, "holds_replies", True),
                 kernelspec=self._find_file(),
             ),
             address=self._choose_address(spec),

@@ -81,13 +81,15 @@ class FakeLink:
 class Bench:
     """An exchange, its clients, and the threads in which large messages were signed."""
 
-    def __init__(self, base: Path, executor: ThreadPoolExecutor) -> None:
+    def __init__(self, base: Path, executor: ThreadPoolExecutor, *, holds_replies: bool) -> None:
         self.link = FakeLink()
         self.signed_large: set[int] = set()
         self.records = Records()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._clients = zmq.asyncio.Context()
-        identity = KernelIdentity("k", HOST.encode(), "hmac-sha256", 2**30, False)
+        identity = KernelIdentity(
+            *("k", HOST.encode(), "hmac-sha256", 2**30), holds_replies=holds_replies
+        )
         self.exchange = Exchange(
             *(self._context, identity, Address("ipc", ""), base, self.records),
             *(lambda _: True, executor),
@@ -139,7 +141,9 @@ def number_of(message: WireMessage) -> int:
 
 
 @asynccontextmanager
-async def opened(base: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+async def opened(
+    base: Path, monkeypatch: pytest.MonkeyPatch, *, holds_replies: bool = True
+) -> AsyncIterator[Bench]:
     threads: set[int] = set()
     original = Signer._sign
 
@@ -150,7 +154,7 @@ async def opened(base: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[B
 
     monkeypatch.setattr(Signer, "_sign", watched)
     with ThreadPoolExecutor(2) as executor:
-        bench = Bench(base, executor)
+        bench = Bench(base, executor, holds_replies=holds_replies)
         bench.signed_large = threads
         try:
             yield bench
@@ -251,6 +255,24 @@ def test_reply_waits_for_an_answer_to_a_note_of_the_bridge_too(
             await send("comm_msg", {"data": {}}, parent)
             assert (await receive(shell)).kind == "execute_reply"
             assert [message.channel for message in consumed].count(Channel.SHELL) == 1
+
+    asyncio.run(run())
+
+
+def test_reply_to_a_program_of_ours_waits_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with opened(tmp_path, monkeypatch, holds_replies=False) as bench:
+            shell = bench.connect(zmq.DEALER, Channel.SHELL)
+            content = {"code": "", "allow_stdin": False}
+            request = new_message("execute_request", content, b"{}", b"")
+            await shell.send_multipart(sign(HOST, request)[1:])
+            await until(lambda: bench.link.sent)
+            sent = bench.link.sent[0][1]
+            reply = new_message("execute_reply", {}, bytes(sent.header), bytes(sent.identities[0]))
+            bench.exchange.from_kernel(Message(Channel.SHELL, sign(INNER, reply), 10, 0))
+            assert (await receive(shell)).kind == "execute_reply"
 
     asyncio.run(run())
 
