@@ -18,7 +18,7 @@ import zmq
 import zmq.asyncio
 from jupyter_client.session import Session
 
-from gvisor_kernel.bridge import wire
+from gvisor_kernel.bridge import replies, wire
 from gvisor_kernel.bridge.addresses import Address, KernelIdentity
 from gvisor_kernel.bridge.exchange import Exchange, _check_and_sign
 from gvisor_kernel.bridge.queues import MAX_INLINE, Lane
@@ -262,6 +262,8 @@ def test_reply_waits_for_an_answer_to_a_note_of_the_bridge_too(
 def test_reply_to_a_program_of_ours_waits_for_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(replies, "ANSWER_SECONDS", 3600.0)
+
     async def run() -> None:
         async with opened(tmp_path, monkeypatch, holds_replies=False) as bench:
             shell = bench.connect(zmq.DEALER, Channel.SHELL)
