@@ -134,8 +134,8 @@ def test_two_tabs_on_one_notebook_show_the_same(desk: LabPage) -> None:
         sandboxes = desk.server.request("GET", f"{API}sandboxes")["sandboxes"]
         (one,) = [it for it in sandboxes if it["folder"].endswith("tabs")]
         desk.find(STATUS).click()
-        assert one["id"] in wait_for_text(desk, POPUP, one["id"])
-        button(desk, POPUP, "Stop").click()
+        assert "tabs" in wait_for_text(desk, POPUP, "Folder")
+        button(desk, POPUP, "End Sandbox").click()
         desk.find(".jp-Dialog .jp-mod-accept").click()
         desk.wait_until(lambda: text_of(desk, STATUS) == "", "the second tab still shows it")
     finally:
