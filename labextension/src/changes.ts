@@ -144,10 +144,12 @@ export class ChangesView {
   /**
    * A cell has ended: shows what it has changed. What is ticked and did not change stays ticked. While
    * the person is at the list it stays as it is, so that they apply what they have looked at.
+   *
+   * ``always``: the list was not seen until now.
    */
-  async follow(): Promise<void> {
+  async follow(always = false): Promise<void> {
     this.isOld = true;
-    if (!this.mayFollow()) {
+    if (this.isBusy()) {
       return;
     }
     let answer: Changes;
@@ -157,11 +159,12 @@ export class ChangesView {
       return; // nobody asked for it: the list stays, and an apply of what is old is refused
     }
     const isNew = JSON.stringify(answer) !== this.listed;
-    if (!this.mayFollow()) {
-      if (isNew && !this.busy) {
-        setText(this.summary, 'The kernel has changed files since: refresh the list.');
-      }
+    if (this.isBusy()) {
       return; // what is done meanwhile brings a new list
+    }
+    if (isNew && !always && this.isAtHand()) {
+      setText(this.summary, 'The kernel has changed files since: refresh the list.');
+      return;
     }
     this.isOld = false;
     if (isNew) {
@@ -174,9 +177,12 @@ export class ChangesView {
     }
   }
 
-  private mayFollow(): boolean {
-    const isAtHand = this.node.matches(':hover') || this.node.contains(document.activeElement);
-    return !this.busy && !isAtHand;
+  private isBusy(): boolean {
+    return this.busy;
+  }
+
+  private isAtHand(): boolean {
+    return this.node.matches(':hover') || this.node.contains(document.activeElement);
   }
 
   private readonly left = (): void => {

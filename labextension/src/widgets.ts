@@ -199,7 +199,7 @@ export class ChangesWidget extends Panel {
 
   protected override onAfterShow(message: Message): void {
     super.onAfterShow(message);
-    this.cells.want();
+    void this.view.follow(true);
   }
 
   private readonly onStatus = (_: unknown, status: string): void => {
