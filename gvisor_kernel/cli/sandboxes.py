@@ -24,14 +24,14 @@ from gvisor_kernel.shown_text import describe_size, printable_name
 
 STATES = """\
 states:
-  starting      the kernel is not ready yet
-  running       in use
-  idle, paused  stopped until the next message, so that it uses no CPU (setting idle_stop)
-  spare         prepared in advance for the next start (setting spare)
-  ended         its Jupyter process is about to remove it
-  copying       ended; its outputs are still being copied out of the Docker engine
-  orphaned      its Jupyter process is gone: gvisor-kernel prune removes it
-  elsewhere     it runs on another machine that shares this state directory
+  starting   the kernel is not ready yet
+  running    in use: its kernel is busy, or has a thread or timer
+  idle       it uses no CPU until the next message (setting idle_stop)
+  spare      prepared in advance for the next start (setting spare)
+  ended      its Jupyter process is about to remove it
+  copying    ended; its outputs are still being copied out of the Docker engine
+  orphaned   its Jupyter process is gone: gvisor-kernel prune removes it
+  elsewhere  it runs on another machine that shares this state directory
 """
 
 
@@ -74,7 +74,7 @@ def make_row(sandbox: Listed) -> tuple[str, ...]:
 
 
 def _describe_state(sandbox: Listed) -> str:
-    state = "idle, paused" if sandbox.paused else sandbox.state
+    state = "idle" if sandbox.paused else sandbox.state
     node = sandbox.record.node
     return state if node is None else f"{state} on {node}"  # the table escapes its cells
 

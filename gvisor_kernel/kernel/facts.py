@@ -16,8 +16,9 @@ from gvisor_kernel.egress.kinds import Route
 from gvisor_kernel.host.locks import PerProcess, ThreadLock
 from gvisor_kernel.runtimes.base import MountView
 
-State: TypeAlias = Literal["starting", "running", "stopped", "ended"]
-"""``stopped``: the kernel is idle, and its sandbox is paused until the next message."""
+State: TypeAlias = Literal["starting", "waiting", "idle", "busy", "ended"]
+"""The words of Jupyter for a kernel. ``waiting``: its start waits for resources, such as those of a
+cluster. ``idle``: also while its sandbox is paused until the next message."""
 StartKind: TypeAlias = Literal["cold", "snapshot", "spare", "restart"]
 """The way in which a kernel was started: in a new sandbox, in one restored from a snapshot, in one
 that was restored ahead, or again in the sandbox of the kernel before it."""

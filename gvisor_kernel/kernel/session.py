@@ -129,10 +129,10 @@ class SandboxedKernel:
         state: State = "ended"
         start, waits_for = self._start_facts, ""
         if self._launching is not None and self._last_launch is not None:
-            state = "starting"
             start, waits_for = self._last_launch.start, self._last_launch.waits_for
+            state = "waiting" if waits_for else "starting"
         elif kernel is not None and kernel.alive:
-            state = "stopped" if kernel.paused else "running"
+            state = "idle" if kernel.paused else "busy"  # a server knows better
         received, sent = kernel.carried if kernel is not None else (0, 0)
         stats = kernel.stats if kernel is not None else None
         facts = KernelFacts(

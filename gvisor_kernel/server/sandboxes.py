@@ -84,8 +84,18 @@ class Sandboxes:
 
     def facts(self) -> dict[str, KernelFacts]:
         """Return the facts of the kernels as they are now, by kernel id. Reads no file."""
-        found = {id: one.describe() for id, one in self._find_provisioners().items()}
+        found = {id: self._describe(id, one) for id, one in self._find_provisioners().items()}
         return {kernel_id: facts for kernel_id, facts in found.items() if facts is not None}
+
+    def _describe(self, kernel_id: str, provisioner: GVisorProvisioner) -> KernelFacts | None:
+        """Return the facts of a kernel; whether it is busy is what its own messages said last."""
+        facts = provisioner.describe()
+        if facts is None or facts.state not in ("idle", "busy"):
+            return facts
+        said = None
+        with suppress(KeyError):  # it is being launched
+            said = getattr(self._manager.get_kernel(kernel_id), "execution_state", None)
+        return replace(facts, state="busy" if said == "busy" else "idle")
 
     def find_kernel(self, kernel_id: str) -> SandboxedKernel | None:
         """Return a kernel of ours that has a sandbox; None if there is none."""
@@ -132,7 +142,7 @@ class Sandboxes:
             kernels, choices, provisioners = [], [], self._find_all()
             names = name_kernels(provisioners)
             for kernel_id, provisioner in provisioners.items():
-                facts, spec = provisioner.describe(), provisioner.kernel_spec
+                facts, spec = self._describe(kernel_id, provisioner), provisioner.kernel_spec
                 if facts is not None:
                     kernels.append((kernel_id, spec.display_name, spec.language, facts))
                     choices.append(provisioner.may_choose_project(facts.spec))

@@ -21,7 +21,8 @@ register<ArrayBuffer>(async (source, { dark, root, reportError }) => {
     disableFontFace: false
   }).promise;
   const count = Math.min(document.numPages, MAX_PAGES);
-  add(root, 'p', `${document.numPages} pages`).className = 'note';
+  add(root, 'p', `${document.numPages} page${document.numPages === 1 ? '' : 's'}`).className =
+    'note';
   const shown = new IntersectionObserver(
     entries => {
       for (const { isIntersecting, target } of entries) {

@@ -1,94 +1,83 @@
-/** The card of one sandbox: what it is, what it sees, how it started, and how it last died. */
+/** The card of one sandbox: what a person wants to know of it, what they can do, and folded the rest. */
 
-import type { Mount, Sandbox } from './contract.js';
-import { type Child, button, element, replace, setText, warning } from './dom.js';
-import { NO_FILES, describeMemory, describeStart, describeState, formatSeconds } from './format.js';
+import type { Mount, Sandbox, Unkept } from './contract.js';
+import { type Child, button, element, iconButton, replace, setText, warning } from './dom.js';
+import { NO_FILES, describeMemory, describeStart, formatSeconds } from './format.js';
+import { nameOf, titles } from './titles.js';
+import { countFiles, hasFiles, listFiles } from './unkept.js';
 
-/** What can be done with a sandbox, and what its button says. */
-const LABELS = {
-  changes: 'Changes',
-  outputs: 'Outputs',
-  log: 'Log',
-  transcript: 'Transcript',
-  restart: 'Restart',
-  stop: 'Stop',
-  kill: 'Kill'
+/** What can be done with a sandbox: what its button says, and its icon of JupyterLab's. */
+const ACTIONS = {
+  changes: ['Changes', 'edit'],
+  outputs: ['Outputs', 'folder'],
+  log: ['Log', 'list'],
+  transcript: ['Transcript', 'history'],
+  restart: ['Restart Kernel', 'refresh'],
+  stop: ['End Sandbox', 'close'],
+  kill: ['End at Once', 'offline-bolt']
 } as const;
 
-export type Action = keyof typeof LABELS;
+export type Action = keyof typeof ACTIONS | 'project';
 export type Act = (action: Action, sandbox: Sandbox) => void;
-
-export function nameOf(sandbox: Sandbox): string {
-  return sandbox.display_name || sandbox.kernel_name;
-}
 
 /** Buttons of one sandbox. They stay the same elements, so the focus survives each answer. */
 export class ActionButtons {
   readonly node = element('div', { class: 'gk-buttons' });
-  private readonly buttons: readonly (readonly [Action, HTMLButtonElement])[];
+  private readonly buttons: readonly (readonly [keyof typeof ACTIONS, HTMLButtonElement])[];
 
+  /** ``icons``: without words, for a list that tells which sandbox each is for. */
   constructor(
     private sandbox: Sandbox,
-    actions: readonly Action[],
-    act: Act
+    actions: readonly (keyof typeof ACTIONS)[],
+    act: Act,
+    private readonly icons = false
   ) {
-    this.buttons = actions.map(action => [
-      action,
-      button(LABELS[action], () => act(action, this.sandbox))
-    ]);
+    this.buttons = actions.map(action => {
+      const [label, icon] = ACTIONS[action];
+      const click = (): void => act(action, this.sandbox);
+      const look = action === 'stop' ? 'danger' : 'usual';
+      return [action, icons ? iconButton(icon, label, click) : button(label, click, { look })];
+    });
     this.node.append(...this.buttons.map(([, node]) => node));
   }
 
-  /** ``name`` tells the buttons from those of other sandboxes. */
-  update(sandbox: Sandbox, name = ''): void {
+  update(sandbox: Sandbox): void {
     this.sandbox = sandbox;
     for (const [action, node] of this.buttons) {
       node.hidden =
         (action === 'outputs' && sandbox.workspace.outputs === null) ||
         ((action === 'log' || action === 'transcript') && !sandbox[action]);
-      if (name) {
-        const of = ['restart', 'stop', 'kill'].includes(action) ? '' : ' of';
-        node.setAttribute('aria-label', `${LABELS[action]}${of} ${name}`);
+      if (this.icons) {
+        const [label] = ACTIONS[action];
+        node.setAttribute('aria-label', `${label} of ${nameOf(sandbox)}`);
       }
     }
   }
 }
 
-export class Card {
-  readonly node = element('div', { class: 'gk-card' });
-  private readonly facts = element('dl', { class: 'gk-facts' });
-  private readonly heading = element('h2');
-  private readonly buttons: ActionButtons;
+/** One fact: its name, and what is drawn only if the text has changed. */
+interface Fact {
+  readonly name: string;
+  readonly key: string;
+  readonly draw: () => Child;
+}
+
+/** Draws only what is new: a list that was unfolded, and the focus in it, stay. */
+class FactList {
+  readonly node = element('dl', { class: 'gk-facts' });
   private names = '';
   private values: { readonly node: HTMLElement; key: string | null }[] = [];
 
-  constructor(sandbox: Sandbox, act: Act) {
-    const actions = ['changes', 'outputs', 'log', 'transcript', 'restart', 'stop'] as const;
-    this.buttons = new ActionButtons(sandbox, actions, act);
-    this.node.append(this.heading, this.facts, this.buttons.node);
-    this.update(sandbox, Date.now() / 1000);
-  }
-
-  /** ``now`` is the time of day in seconds, as the server's times are. */
-  update(sandbox: Sandbox, now: number): void {
-    this.buttons.update(sandbox);
-    setText(this.heading, nameOf(sandbox));
-    this.showFacts(factsOf(sandbox, now));
-  }
-
-  /** Draws only what is new: a list that was unfolded, and the focus in it, stay. */
-  private showFacts(facts: readonly Fact[]): void {
+  show(facts: readonly Fact[]): void {
     const names = facts.map(fact => fact.name).join('\n');
     if (names !== this.names) {
       this.names = names;
       this.values = facts.map(() => ({ node: element('dd'), key: null }));
-      replace(
-        this.facts,
-        ...facts.flatMap((fact, index) => [
-          element('dt', fact.name),
-          this.values[index]?.node ?? null
-        ])
-      );
+      const rows = facts.flatMap((fact, index) => [
+        element('dt', fact.name),
+        this.values[index]?.node ?? null
+      ]);
+      replace(this.node, ...rows);
     }
     facts.forEach((fact, index) => {
       const value = this.values[index];
@@ -100,34 +89,95 @@ export class Card {
   }
 }
 
-/** What a card says of a state; nothing where the status bar has more to say. */
-const STATES = {
-  starting: '',
-  running: 'running',
-  stopped: 'paused, as the kernel is idle: the next cell continues it',
-  ended: 'ended'
-} as const;
+export class Card {
+  readonly node: HTMLElement;
+  private readonly name = element('span');
+  private readonly state = element('span', { class: 'gk-badge' });
+  private readonly first = new FactList();
+  private readonly rest = new FactList();
+  private readonly buttons: ActionButtons;
 
-/** One fact: its name, and what is drawn only if the text has changed. */
-interface Fact {
-  readonly name: string;
-  readonly key: string;
-  readonly draw: () => Child;
+  constructor(
+    sandbox: Sandbox,
+    private readonly act: Act,
+    unkept: Unkept | null = null
+  ) {
+    const actions = ['changes', 'outputs', 'log', 'transcript', 'restart', 'stop'] as const;
+    this.buttons = new ActionButtons(sandbox, actions, act);
+    this.node = element(
+      'div',
+      { class: 'gk-card' },
+      element('h2', this.name, ' ', this.state),
+      this.first.node,
+      this.buttons.node,
+      element('details', element('summary', 'Details'), this.rest.node)
+    );
+    this.update(sandbox, Date.now() / 1000, unkept);
+  }
+
+  /** ``now`` is the time of day in seconds, as the server's times are. */
+  update(sandbox: Sandbox, now: number, unkept: Unkept | null = null): void {
+    this.buttons.update(sandbox);
+    setText(this.name, nameOf(sandbox));
+    setText(this.state, sandbox.waits_for || sandbox.state);
+    this.first.show(firstFacts(sandbox, unkept, () => this.act('project', sandbox)));
+    this.rest.show(otherFacts(sandbox, now));
+  }
 }
 
-function factsOf(sandbox: Sandbox, now: number): readonly Fact[] {
-  const { id, identity, state, image, mounts, egress, created, start, last_death, release } =
-    sandbox;
-  const since = (when: number): string => formatSeconds(Math.max(0, now - when));
-  const known = <T>(value: T | null, say: (it: T) => string): string | null =>
-    value === null ? null : say(value);
-  const fact = (name: string, key: string | null, draw?: () => Node): readonly Fact[] =>
-    key === null ? [] : [{ name, key, draw: draw ?? (() => key) }];
+function fact(name: string, key: string | null, draw?: () => Node): readonly Fact[] {
+  return key === null ? [] : [{ name, key, draw: draw ?? (() => key) }];
+}
+
+function known<T>(value: T | null, say: (it: T) => string): string | null {
+  return value === null ? null : say(value);
+}
+
+function firstFacts(
+  sandbox: Sandbox,
+  unkept: Unkept | null,
+  showProject: () => void
+): readonly Fact[] {
+  const { egress, folder, workspace, kernel_id } = sandbox;
+  const project = sandbox.project ?? null;
+  const mayChoose = titles.of(kernel_id) !== null; // the choice is for a folder of the server
   return [
-    ...fact('Sandbox', id ?? ''),
-    ...fact('Identity', identity === id ? null : identity),
-    ...fact('State', STATES[state] || describeState(sandbox)),
     ...fact('Memory', describeMemory(sandbox)),
+    ...(egress.length > 0
+      ? fact('Network', JSON.stringify(egress), () => routesOf(sandbox))
+      : fact('Network', 'none')),
+    ...fact('Folder', folder),
+    ...fact('Files', workspace.is_home ? NO_FILES : null, () => warning(NO_FILES)),
+    ...fact('Project', project && JSON.stringify([project, mayChoose]), () =>
+      element(
+        'div',
+        project?.shown
+          ? `${project.folder} is shown`
+          : `${project?.folder} is not shown: the kernel sees the notebook's folder alone.`,
+        mayChoose &&
+          element(
+            'div',
+            button(project?.shown ? 'Show the folder alone' : 'Show the project', showProject)
+          )
+      )
+    ),
+    ...fact('Not kept', known(unkept, JSON.stringify), () =>
+      unkept !== null && hasFiles(unkept)
+        ? element(
+            'details',
+            element('summary', `${countFiles(unkept)}, gone when the sandbox ends`),
+            listFiles(unkept)
+          )
+        : element('span', 'nothing')
+    )
+  ];
+}
+
+function otherFacts(sandbox: Sandbox, now: number): readonly Fact[] {
+  const { id, image, mounts, created, start, last_death, release } = sandbox;
+  const since = (when: number): string => formatSeconds(Math.max(0, now - when));
+  return [
+    ...fact('Kernel', sandbox.display_name || sandbox.kernel_name),
     ...fact(
       'CPU',
       known(sandbox.cpu_seconds, it => `${formatSeconds(it)} used`)
@@ -135,12 +185,7 @@ function factsOf(sandbox: Sandbox, now: number): readonly Fact[] {
     ...fact('Processes', known(sandbox.processes, String)),
     ...fact('Machine', sandbox.node),
     ...fact('Image', image === 'host' ? 'host: the programs of this computer' : image),
-    ...fact('Folder', sandbox.folder),
-    ...fact('Files', sandbox.workspace.is_home ? NO_FILES : null, () => warning(NO_FILES)),
     ...fact('Mounts', JSON.stringify(mounts), () => mountsOf(sandbox)),
-    ...(egress.length > 0
-      ? fact('Network', JSON.stringify(egress), () => routesOf(sandbox))
-      : fact('Network', 'none')),
     ...fact('Age', known(created, since)),
     ...fact(
       'Start',
@@ -150,7 +195,8 @@ function factsOf(sandbox: Sandbox, now: number): readonly Fact[] {
       'Last death',
       known(last_death, it => `${since(it.when)} ago: ${it.reason}`)
     ),
-    ...fact('Releases', `gvisor-kernel ${release.gvisor_kernel}, runsc ${release.runsc}`)
+    ...fact('Sandbox', id),
+    ...fact('Versions', `gvisor-kernel ${release.gvisor_kernel}, runsc ${release.runsc}`)
   ];
 }
 

@@ -7,13 +7,16 @@ import {
   type Child,
   button,
   element,
+  icon,
+  iconButton,
   likeness,
   replace,
   setText,
   showName,
+  skeleton,
   warning
 } from './dom.js';
-import { formatBytes } from './format.js';
+import { count, formatBytes } from './format.js';
 import type { Preview } from './preview.js';
 
 /** What a picture is shown in, and ends when it is cleared. */
@@ -44,7 +47,12 @@ export class ChangesView {
   });
   private readonly force: HTMLInputElement;
   private readonly applyButton: HTMLButtonElement;
+  private readonly restButton: HTMLButtonElement;
   private readonly undoButton: HTMLButtonElement;
+  private readonly waiting = skeleton();
+  /** The last list as it came, and whether a cell has ended since. */
+  private listed = '';
+  private isOld = false;
   /** The changes in the list, and what the person ticks there. */
   private ticks: ReadonlyMap<Change, HTMLInputElement> = new Map();
   private undoId: string | null = null;
@@ -63,22 +71,32 @@ export class ChangesView {
     this.all = this.checkbox('All changes but those that may run by themselves');
     this.all.addEventListener('change', () => this.chooseAll());
     this.force = this.checkbox(FORCE);
-    this.applyButton = button('Apply', () => void this.apply());
-    this.undoButton = button('Undo', () => void this.undo());
+    this.applyButton = button(
+      'Apply selected',
+      () => void this.apply(this.chosen, this.force.checked),
+      {
+        look: 'first'
+      }
+    );
+    this.restButton = button('Apply all', () => void this.apply(this.rest, false));
+    this.undoButton = iconButton('undo', 'Undo', () => void this.undo());
     this.node.append(
+      element(
+        'div',
+        { class: 'gk-toolbar jp-Toolbar' },
+        iconButton('refresh', 'Refresh', () => void this.refresh()),
+        this.undoButton,
+        element('span', { class: 'gk-spacer' }),
+        this.restButton,
+        this.applyButton
+      ),
       element(
         'p',
         'What is not applied is gone when the sandbox ends. A backup is kept of what is overwritten.'
       ),
-      element(
-        'div',
-        { class: 'gk-buttons' },
-        this.applyButton,
-        this.undoButton,
-        button('Look again', () => void this.refresh()),
-        element('label', this.force, ` ${FORCE}`)
-      ),
+      element('label', { class: 'gk-force' }, this.force, ` ${FORCE}`),
       this.summary,
+      this.waiting,
       element(
         'div',
         { class: 'gk-table', attributes: { tabindex: '0', 'aria-label': 'Changes' } },
@@ -100,6 +118,7 @@ export class ChangesView {
       ),
       this.difference
     );
+    this.node.addEventListener('pointerleave', this.left);
     this.showButtons();
   }
 
@@ -122,8 +141,61 @@ export class ChangesView {
     });
   }
 
+  /**
+   * A cell has ended: shows what it has changed. What is ticked and did not change stays ticked. While
+   * the person is at the list it stays as it is, so that they apply what they have looked at.
+   *
+   * ``always``: the list was not seen until now.
+   */
+  async follow(always = false): Promise<void> {
+    this.isOld = true;
+    if (this.isBusy()) {
+      return;
+    }
+    let answer: Changes;
+    try {
+      answer = await this.client.changes(this.kernelId);
+    } catch {
+      return; // nobody asked for it: the list stays, and an apply of what is old is refused
+    }
+    const isNew = JSON.stringify(answer) !== this.listed;
+    if (this.isBusy()) {
+      return; // what is done meanwhile brings a new list
+    }
+    if (isNew && !always && this.isAtHand()) {
+      setText(this.summary, 'The kernel has changed files since: refresh the list.');
+      return;
+    }
+    this.isOld = false;
+    if (isNew) {
+      const kept = new Set(this.chosen.map(({ path, state }) => `${state} ${path}`));
+      this.show(answer);
+      for (const [{ path, state }, tick] of this.ticks) {
+        tick.checked = !tick.disabled && kept.has(`${state} ${path}`);
+      }
+      this.showButtons();
+    }
+  }
+
+  private isBusy(): boolean {
+    return this.busy;
+  }
+
+  private isAtHand(): boolean {
+    return this.node.matches(':hover') || this.node.contains(document.activeElement);
+  }
+
+  private readonly left = (): void => {
+    if (this.isOld) {
+      void this.follow();
+    }
+  };
+
   private show(answer: Changes): void {
     const { changes } = answer;
+    this.listed = JSON.stringify(answer);
+    this.isOld = false;
+    this.waiting.hidden = true;
     this.all.checked = false;
     this.force.checked = false;
     const seen = new Set<string>();
@@ -156,7 +228,7 @@ export class ChangesView {
         ? `The first ${shown} of ${answer.total} changes.`
         : shown === 0
           ? 'Nothing was changed that would not be kept.'
-          : `${shown} ${shown === 1 ? 'change' : 'changes'}.`
+          : `${count(shown, 'change')}.`
     );
     this.markOutdated();
     this.showButtons();
@@ -187,8 +259,12 @@ export class ChangesView {
       element('td', this.ticks.get(change) ?? null),
       element(
         'td',
+        icon(type === 'folder' ? 'folder' : 'file'),
         type === 'file'
-          ? button(showName(path), () => void this.compare(change), { class: 'gk-path' })
+          ? button(showName(path), () => void this.compare(change), {
+              class: 'gk-path',
+              attributes: { 'aria-label': showName(path) }
+            })
           : element('span', { class: 'gk-path' }, showName(path)),
         isAlike && warning('Another name here looks the same.'),
         runs !== null && warning(runs),
@@ -197,7 +273,7 @@ export class ChangesView {
       ),
       element(
         'td',
-        kind,
+        element('span', { class: `gk-badge gk-${kind}` }, kind),
         type === 'folder' && ' folder',
         type === 'other' && ' (neither file nor folder: cannot be applied)'
       ),
@@ -224,27 +300,36 @@ export class ChangesView {
     return [...this.ticks].filter(([, tick]) => tick.checked).map(([change]) => change);
   }
 
+  /** All but what needs a decision of its own: what may run later, a conflict, what is not checked. */
+  private get rest(): readonly Change[] {
+    return [...this.ticks.keys()].filter(
+      it => it.type !== 'other' && it.runs === null && it.conflict === null && isChecked(it)
+    );
+  }
+
   private showButtons(): void {
-    const count = this.chosen.length;
-    setText(this.applyButton, count > 0 ? `Apply ${count} to the folder on disk` : 'Apply');
+    const chosen = this.chosen.length;
+    setText(this.applyButton, `Apply selected${chosen > 0 ? ` (${chosen})` : ''}`);
+    setText(this.restButton, this.undoId === null ? 'Apply all' : 'Apply the rest');
     const focused = document.activeElement;
-    this.applyButton.disabled = this.busy || count === 0;
+    this.applyButton.disabled = this.busy || chosen === 0;
+    this.restButton.disabled = this.busy || this.rest.length === 0;
     this.undoButton.disabled = this.busy || this.undoId === null;
     // A button that is switched off loses the focus, and keys would begin at the page's start.
-    if ([this.applyButton, this.undoButton].some(it => it === focused && it.disabled)) {
+    if (
+      [this.applyButton, this.restButton, this.undoButton].some(it => it === focused && it.disabled)
+    ) {
       this.summary.focus();
     }
   }
 
-  private async apply(): Promise<void> {
-    const { chosen } = this;
-    const force = this.force.checked;
+  private async apply(chosen: readonly Change[], force: boolean): Promise<void> {
     this.force.checked = false; // one tick is for one apply
     await this.work('Applying.', async () => {
       const answer = await this.client.apply(this.kernelId, chosen, force);
       this.undoId = answer.undo ?? this.undoId; // nothing applied: the last apply can be undone
       this.changed();
-      await this.report(`${answer.applied.length} applied.`, answer.refused);
+      await this.report(`${count(answer.applied.length, 'change')} applied.`, answer.refused);
     });
   }
 
@@ -278,7 +363,7 @@ export class ChangesView {
       this.changed();
       await this.report(
         refused.length > 0
-          ? `${undone.length} undone.`
+          ? `${count(undone.length, 'change')} undone.`
           : undone.length > 0
             ? 'Undone: what the last apply changed on disk is as it was before.'
             : 'Nothing was left to undo.',
@@ -300,6 +385,7 @@ export class ChangesView {
     try {
       await call();
     } catch (error) {
+      this.waiting.hidden = true;
       setText(this.summary, messageOf(error));
     } finally {
       this.busy = false;

@@ -74,6 +74,11 @@ export class SandboxClient {
     await this.post(`${pathOf(id)}/${how}`, {});
   }
 
+  /** Remembers for notebooks of a folder whether their kernels see its project. */
+  async showProject(path: string, shown: boolean): Promise<void> {
+    await ask(this.send, 'projects', { method: 'PUT', body: JSON.stringify({ path, shown }) });
+  }
+
   async warm(kernelName: string, path: string): Promise<void> {
     await this.post('warm', { kernel_name: kernelName, path });
   }

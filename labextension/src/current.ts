@@ -107,20 +107,24 @@ export class CurrentSandbox {
     this.popup = new Popup('Sandbox', this.view.node, () => {
       this.card =
         this.sandbox &&
-        new Card(this.sandbox, (action, sandbox) => {
-          this.popup.close();
-          act(action, sandbox);
-        });
+        new Card(
+          this.sandbox,
+          (action, sandbox) => {
+            this.popup.close();
+            act(action, sandbox);
+          },
+          this.unkeptLook.last
+        );
       return this.card?.node ?? null;
     });
     this.unkept = new UnkeptView(() => {
       if (this.sandbox !== null) {
         act('changes', this.sandbox);
       }
-    });
+    }, pageTimer);
     this.unkeptLook = new UnkeptLook(
       id => client.unkept(id),
-      it => this.unkept.update(it),
+      (it, kernelId) => this.unkept.update(it, kernelId),
       pageTimer,
       () => !document.hidden
     );
@@ -237,7 +241,7 @@ export class CurrentSandbox {
         this.unkeptLook.forget();
       }
       this.history.add(sandbox, pageClock());
-      this.card?.update(sandbox, Date.now() / 1000);
+      this.card?.update(sandbox, Date.now() / 1000, this.unkeptLook.last);
     }
   }
 }

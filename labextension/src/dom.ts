@@ -9,6 +9,7 @@ export interface Options {
   readonly class?: string;
   readonly attributes?: Readonly<Record<string, string>>;
   readonly click?: (event: MouseEvent) => void;
+  readonly look?: Look;
 }
 
 /**
@@ -85,15 +86,54 @@ export function setText(node: Element, text: string): void {
   }
 }
 
+/** How a button looks, as JupyterLab's dialogs name it: what is usual, the first choice, a danger. */
+const LOOKS = { usual: 'jp-mod-reject', first: 'jp-mod-accept', danger: 'jp-mod-warn' } as const;
+export type Look = keyof typeof LOOKS;
+
 export function button(label: string, click: () => void, options: Options = {}): HTMLButtonElement {
   return element(
     'button',
     {
-      class: `gk-button ${options.class ?? ''}`.trim(),
+      class: options.class ?? `gk-button jp-mod-styled ${LOOKS[options.look ?? 'usual']}`,
       attributes: { type: 'button', ...options.attributes },
       click: () => click()
     },
     label
+  );
+}
+
+/** JupyterLab's icons by their names there; its page sets who draws them (``widgets.ts``). */
+export const icons: { draw: (name: string) => HTMLElement } = {
+  draw: () => document.createElement('span')
+};
+
+/** An icon beside words that say the same, or in a button that has a name. */
+export function icon(name: string): HTMLElement {
+  const node = icons.draw(name);
+  node.classList.add('gk-icon');
+  node.setAttribute('aria-hidden', 'true');
+  return node;
+}
+
+/** A button of a toolbar; ``label`` is its name, which the pointer shows. */
+export function iconButton(name: string, label: string, click: () => void): HTMLButtonElement {
+  const attributes = { type: 'button', 'aria-label': label, title: label };
+  return element(
+    'button',
+    { class: 'gk-tool jp-ToolbarButtonComponent', attributes, click: () => click() },
+    icon(name)
+  );
+}
+
+/** What is shown until the first answer comes. */
+export function skeleton(): HTMLElement {
+  const line = (): HTMLElement => element('span', { class: 'gk-skeleton-line' });
+  return element(
+    'div',
+    { class: 'gk-skeleton', attributes: { 'aria-hidden': 'true' } },
+    line(),
+    line(),
+    line()
   );
 }
 

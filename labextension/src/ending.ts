@@ -25,7 +25,7 @@ export async function askBeforeEnd(question: Question): Promise<Answer> {
   const body = new Widget({
     node: element(
       'div',
-      { class: 'gk-question' },
+      { class: 'gk-ask' },
       element('p', text),
       unkept !== null &&
         element(
@@ -59,7 +59,7 @@ export async function showLost(kernelName: string, unkept: Unkept): Promise<void
     body: new Widget({
       node: element(
         'div',
-        { class: 'gk-question' },
+        { class: 'gk-ask' },
         element(
           'p',
           `The sandbox of ${kernelName} has ended with what was not kept in /workspace:`

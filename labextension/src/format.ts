@@ -54,30 +54,34 @@ export function describeMemory(sandbox: Sandbox): string {
     : `${formatBytes(sandbox.memory.used)} of ${limit}`;
 }
 
+/** ``1 file``, ``2 files``. */
+export function count(number: number, noun: string): string {
+  return `${number} ${noun}${number === 1 ? '' : 's'}`;
+}
+
 export function describeStart(kind: string): string {
   const words: Readonly<Record<string, string>> = {
-    cold: 'cold, without a snapshot',
+    cold: 'without a snapshot',
     snapshot: 'from a snapshot',
-    spare: 'from a spare that was ready'
+    spare: 'from a snapshot that was ready'
   };
   return words[kind] ?? kind;
 }
 
-/** What the status bar says beside the shield. */
+/** What the status bar says beside the shield: of a kernel that has started, JupyterLab says there
+ *  whether it is idle or busy. */
 export function describeState(sandbox: Sandbox): string {
   switch (sandbox.state) {
+    case 'waiting':
+      return sandbox.waits_for || 'waiting';
     case 'starting':
-      if (sandbox.waits_for !== '') {
-        return sandbox.waits_for;
-      }
       return sandbox.start?.kind === 'snapshot' || sandbox.start?.kind === 'spare'
         ? 'starting from snapshot'
         : 'starting';
-    case 'stopped':
-      return `paused, ${describeMemory(sandbox)}`;
     case 'ended':
       return 'ended';
-    case 'running':
+    case 'idle':
+    case 'busy':
       return describeMemory(sandbox);
   }
 }

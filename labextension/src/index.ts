@@ -6,13 +6,16 @@ import {
   type JupyterFrontEndPlugin
 } from '@jupyterlab/application';
 import {
+  Dialog,
   ICommandPalette,
   ISessionContextDialogs,
   Notification,
   SessionContextDialogs,
+  showDialog,
   showErrorMessage
 } from '@jupyterlab/apputils';
 import { IConsoleTracker } from '@jupyterlab/console';
+import { PathExt } from '@jupyterlab/coreutils';
 import { IDefaultFileBrowser } from '@jupyterlab/filebrowser';
 import { IMainMenu } from '@jupyterlab/mainmenu';
 import { INotebookTracker } from '@jupyterlab/notebook';
@@ -21,12 +24,13 @@ import { IStatusBar } from '@jupyterlab/statusbar';
 import { ITranslator } from '@jupyterlab/translation';
 import { Widget } from '@lumino/widgets';
 
-import { type Act, type Action, nameOf } from './card.js';
+import type { Act, Action } from './card.js';
 import { Choices } from './care.js';
 import { SandboxClient, messageOf } from './client.js';
 import type { Kernelspec, Lost, Sandbox } from './contract.js';
 import { CurrentSandbox, type Trackers, kernelNameOf, sessionOf, sessionWith } from './current.js';
 import { askBeforeEnd, askInMenus, showLost } from './ending.js';
+import { escapeHidden } from './dom.js';
 import { offerDoctor } from './failed_start.js';
 import { History } from './history.js';
 import { describeCards } from './launcher.js';
@@ -34,6 +38,7 @@ import { LostFiles, describeLost } from './lost.js';
 import { SHOW_OUTPUTS, makePreview, makeSend, outputs } from './outputs_plugin.js';
 import { Sidebar } from './sidebar.js';
 import { isOurs, kernelToWarm } from './specs.js';
+import { nameOf, rememberTitles, titles } from './titles.js';
 import { hasFiles } from './unkept.js';
 import { guardNotebooks } from './untrusted.js';
 import { wall } from './wall.js';
@@ -47,14 +52,19 @@ const Commands = {
   card: 'gvisor-kernel:show-sandbox',
   changes: 'gvisor-kernel:show-changes',
   doctor: 'gvisor-kernel:doctor',
-  sidebar: 'gvisor-kernel:show-sandboxes'
+  sidebar: 'gvisor-kernel:show-sandboxes',
+  transcript: 'gvisor-kernel:show-transcript'
 } as const;
 
 /** What is asked before a sandbox ends, or its kernel. */
 const ENDINGS = {
   restart: { title: 'Restart the kernel?', label: 'Restart', first: '' },
-  stop: { title: 'Stop the sandbox?', label: 'Stop', first: '' },
-  kill: { title: 'Kill the sandbox?', label: 'Kill', first: 'It ends at once. ' }
+  stop: { title: 'End the sandbox?', label: 'End Sandbox', first: '' },
+  kill: {
+    title: 'End the sandbox at once?',
+    label: 'End at Once',
+    first: 'Nothing is waited for. '
+  }
 } as const;
 
 /** ``done``: a sandbox may have ended. ``changed``: changes were applied or undone. */
@@ -98,6 +108,24 @@ function makeAct(
       () => new LinesWidget(id, `${title}: ${nameOf(it)}`, () => client.lines(it.kernel_id, of))
     );
   };
+  const showProject = async (it: Sandbox): Promise<void> => {
+    const { folder = '', shown: isShown = false } = it.project ?? {};
+    const what = isShown
+      ? "their folder alone, without the project's"
+      : "all of the project's files";
+    try {
+      await client.showProject(PathExt.dirname(titles.of(it.kernel_id)?.path ?? ''), !isShown);
+      await showDialog({
+        title: `${escapeHidden(folder)} will be ${isShown ? 'hidden' : 'shown'}`,
+        body:
+          `Notebooks of this folder see ${what} from the next start of their kernels. ` +
+          'To begin here, end this sandbox and run a cell.',
+        buttons: [Dialog.okButton()]
+      });
+    } catch (error) {
+      await showErrorMessage('The choice was not kept', messageOf(error));
+    }
+  };
   const actions: Readonly<Record<Action, (it: Sandbox) => void>> = {
     restart: it =>
       void end(
@@ -119,13 +147,16 @@ function makeAct(
         path: sessionWith(trackers, it.kernel_id)?.path ?? null
       }),
     changes: it => {
-      const name = sessionWith(trackers, it.kernel_id)?.name ?? nameOf(it);
+      const session = sessionWith(trackers, it.kernel_id);
+      const name = nameOf(it);
       open(
         app,
         `gvisor-kernel-changes-${it.kernel_id}`,
-        () => new ChangesWidget(client, it.kernel_id, name, () => makePreview(app), changed)
+        () =>
+          new ChangesWidget(client, it.kernel_id, name, () => makePreview(app), changed, session)
       );
-    }
+    },
+    project: it => void showProject(it)
   };
   return (action, it) => actions[action](it);
 }
@@ -134,7 +165,8 @@ function makeAct(
 function makeTell(app: JupyterFrontEnd, notifies: boolean): (lost: Lost) => void {
   return lost => {
     const specs = app.serviceManager.kernelspecs.specs?.kernelspecs;
-    const name = specs?.[lost.kernel_name]?.display_name ?? lost.kernel_name;
+    const kernel = specs?.[lost.kernel_name]?.display_name ?? lost.kernel_name;
+    const name = nameOf({ ...lost, display_name: kernel });
     const show = (): void => void showLost(name, lost);
     if (notifies) {
       Notification.emit(describeLost(lost, name), 'error', {
@@ -182,7 +214,8 @@ const sandboxes: JupyterFrontEndPlugin<void> = {
     const client = new SandboxClient(makeSend(app));
     const history = new History();
     const trackers = { notebooks, consoles };
-    const { kernelspecs } = app.serviceManager;
+    const { contents, kernelspecs, sessions } = app.serviceManager;
+    rememberTitles(sessions, path => contents.localPath(path));
     const lost = new LostFiles(
       client,
       name => isOurs(kernelspecs.specs, name),
@@ -230,15 +263,25 @@ const sandboxes: JupyterFrontEndPlugin<void> = {
       isEnabled: () => current.current !== null,
       execute: () => current.toggleCard()
     });
-    commands.addCommand(Commands.changes, {
-      label: 'Show the Changes of This Kernel',
-      isEnabled: () => current.current !== null,
-      execute: () => {
-        if (current.current !== null) {
-          act('changes', current.current);
+    for (const it of ['changes', 'transcript'] as const) {
+      const word = it === 'changes' ? 'Changes' : 'Transcript';
+      commands.addCommand(Commands[it], {
+        label: ({ isMenu }) =>
+          isMenu === true ? `Sandbox ${word}` : `Show the ${word} of This Kernel`,
+        isEnabled: () => (current.current?.[it === 'changes' ? 'id' : it] ? true : false),
+        execute: () => {
+          if (current.current !== null) {
+            act(it, current.current);
+          }
         }
-      }
-    });
+      });
+    }
+    const entries = [Commands.changes, SHOW_OUTPUTS, Commands.transcript].map(command => ({
+      command,
+      args: { isMenu: true }
+    }));
+    menu?.kernelMenu.addGroup(entries, 90);
+    menu?.viewMenu.addGroup(entries, 90);
     for (const command of Object.values(Commands)) {
       palette?.addItem({ command, category: CATEGORY });
     }

@@ -298,15 +298,15 @@ const SIZE = /^\xff[\xc0-\xc2\xc9\xca]/;
 
 /**
  * Whether a picture is a PNG that does not move, or a JPEG with no other one in it, whose header
- * says that it has at most ``MOST_PIXELS``, as a screenshot has. What a decoder might read in
+ * says that it has at most ``most`` pixels, as a screenshot has. What a decoder might read in
  * another way is none. Of all others 64 kB may become gigabytes: a frame draws them.
  *
  * @param bytes one character for each byte, as ``atob`` makes them
  */
-export function isSmallPicture(bytes: string): boolean {
+export function isSmallPicture(bytes: string, most = MOST_PIXELS): boolean {
   const word = (at: number): number => 256 * bytes.charCodeAt(at) + bytes.charCodeAt(at + 1);
   const long = (at: number): number => 65_536 * word(at) + word(at + 2);
-  const isSmall = (pixels: number): boolean => pixels > 0 && pixels <= MOST_PIXELS;
+  const isSmall = (pixels: number): boolean => pixels > 0 && pixels <= most;
   if (bytes.startsWith(PNG)) {
     return isSmall(long(16) * long(20)) && !bytes.includes('acTL');
   }

@@ -118,18 +118,19 @@ export class LostFiles {
   }
 }
 
-/** One line for a notification: how many, and as many names as there is room for. */
+/** A sentence for a notification: how many, and as many names as there is room for. */
 export function describeLost(unkept: Unkept, name: string): string {
   const text = `${sayGone(unkept, ' in /workspace')} with the sandbox of ${cut(name, 40)}`;
   const paths = unkept.paths.map(path => escapeHidden(showName(path)));
-  const [first] = paths;
-  const room = LONGEST_MESSAGE - text.length - ': …'.length;
-  if (first === undefined || room < 8) {
-    return cut(`${text}.`, LONGEST_MESSAGE);
+  for (let shown = paths.length; shown > 0; shown -= 1) {
+    const others = unkept.total - shown;
+    const more = others > 0 ? ` and ${unkept.more ? 'at least ' : ''}${others} more` : '';
+    const sentence = `${text}: ${paths.slice(0, shown).join(', ')}${more}.`;
+    if (sentence.length <= LONGEST_MESSAGE) {
+      return sentence;
+    }
   }
-  const all = paths.join(', ');
-  const complete = paths.length === unkept.total && !unkept.more && all.length <= room;
-  return `${text}: ${complete ? all : cut(`${all}, `, room)}`;
+  return cut(`${text}.`, LONGEST_MESSAGE);
 }
 
 function cut(text: string, length: number): string {

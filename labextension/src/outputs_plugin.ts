@@ -14,6 +14,7 @@ import { OutputArea } from '@jupyterlab/outputarea';
 import { IRenderMimeRegistry } from '@jupyterlab/rendermime';
 import { ServerConnection } from '@jupyterlab/services';
 import type { ReadonlyPartialJSONObject } from '@lumino/coreutils';
+import { fileIcon } from '@jupyterlab/ui-components';
 import type { Poll } from '@lumino/polling';
 
 import { ArtifactClient } from './artifacts.js';
@@ -209,8 +210,16 @@ export const outputs: JupyterFrontEndPlugin<void> = {
         : null;
     };
 
+    const drawIcon = (path: string): HTMLElement => {
+      const node = (app.docRegistry.getFileTypesForPath(path)[0]?.icon ?? fileIcon).element({
+        tag: 'span'
+      });
+      node.classList.add('gk-icon');
+      return node;
+    };
     commands.addCommand(SHOW_OUTPUTS, {
-      label: 'Show the Outputs of This Kernel',
+      label: ({ isMenu }) =>
+        isMenu === true ? 'Sandbox Outputs' : 'Show the Outputs of This Kernel',
       icon: shieldIcon,
       isEnabled: args => typeof args.kernelId === 'string' || current() !== null,
       execute: args => {
@@ -231,7 +240,11 @@ export const outputs: JupyterFrontEndPlugin<void> = {
           app,
           id,
           () =>
-            new OutputsWidget(new OutputsView(client, kernelId, { ...actions, reveal }), id, name),
+            new OutputsWidget(
+              new OutputsView(client, kernelId, { ...actions, reveal, icon: drawIcon }),
+              id,
+              name
+            ),
           { mode: 'split-right' }
         );
       }

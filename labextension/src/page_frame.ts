@@ -38,6 +38,8 @@ export interface PageSource {
   readonly file: ReadFile;
   readonly isText: boolean;
   readonly scripts: readonly string[];
+  /** What the person may do in it: use it, read it, or only look at it (null). */
+  readonly use?: 'page' | 'document' | null;
   /** Whether the height of the content is told. */
   readonly sized?: boolean;
   /** Answers the calls of a source that is no page of the outputs: it keeps nothing, and has no
@@ -137,12 +139,13 @@ export class PageFrame {
       }
     });
     const isPage = source.answer === undefined;
+    const { use = 'page' } = source;
     // Pages have a process each. Outputs of cells share one: there are many, and they are small.
     this.url = isPage ? this.ownProcess : client.frameUrl;
     this.frame = makeFrame(this.url);
     this.frame.className = 'gk-page';
     this.frame.title = source.name;
-    this.use = new PageUse(this.frame, isPage ? 'page' : 'output', {
+    this.use = new PageUse(this.frame, isPage ? use : 'output', {
       allow: allowed => this.port.postMessage({ kind: 'use', allowed }),
       point: (what, x, y) => this.port.postMessage({ kind: 'point', what, x, y }),
       stolen: () => this.end('It was ended: it took the keyboard, which nobody had given it.')

@@ -17,6 +17,12 @@ export interface UseActions {
   stolen(): void;
 }
 
+/** What a layer says; of a document there is nothing to use. */
+const LABELS = {
+  page: 'Click to use this page',
+  document: 'Click to scroll',
+  output: 'Use this output'
+};
 const LOOK_MILLISECONDS = 50;
 /** So long after the person has left it, a page may not have heard it yet. */
 const LEAVE_MILLISECONDS = 1000;
@@ -74,17 +80,17 @@ export class PageUse {
   /** The page is about to lose the keyboard. */
   private giving = false;
 
-  /** ``kind``: what the person is told that it is, a page, an output. */
+  /** ``kind``: what the person is told that it is, a page, an output; null if it cannot be used. */
   constructor(
     private readonly frame: HTMLIFrameElement,
-    kind: string,
+    kind: 'page' | 'document' | 'output' | null,
     private readonly actions: UseActions
   ) {
     const use = `Use this ${kind}`;
     this.layer = element(
       'button',
       {
-        class: 'gk-page-layer',
+        class: `gk-page-layer gk-use-${kind}`,
         attributes: {
           type: 'button',
           'aria-label': `${use}: ${frame.title}`,
@@ -93,8 +99,9 @@ export class PageUse {
         },
         click: event => this.enter(event)
       },
-      element('span', { class: 'gk-button' }, use)
+      element('span', { class: 'gk-button' }, kind === null ? '' : LABELS[kind])
     );
+    this.layer.disabled = kind === null;
     // The page has no pointer of its own as long as the layer is there: the person's is passed on.
     for (const what of ['move', 'down', 'up', 'leave', 'cancel']) {
       this.layer.addEventListener(`pointer${what}`, event => {

@@ -18,21 +18,36 @@ export interface How {
   /** Bundles for a page. */
   readonly scripts: readonly string[];
   readonly isText: boolean;
+  /** What the person may do in it (``PageSource.use``). */
+  readonly use: 'page' | 'document' | null;
 }
 
 /** Files of a picture, a sound or a film. */
-const MEDIA = { type: 'picture', scripts: ['picture'], isText: false };
+const MEDIA = { type: 'picture', scripts: ['picture'], isText: false, use: 'page' } as const;
+const PICTURE = { ...MEDIA, use: null };
 
 const PAGES: readonly (readonly [RegExp, How])[] = [
-  [/^html?$/, { type: 'html', scripts: [], isText: true }],
-  [/^[jt]sx$/, { type: 'jsx', scripts: ['libraries', 'tailwind', 'jsx'], isText: true }],
-  [/^ipynb$/, { type: 'notebook', scripts: ['notebook'], isText: true }],
-  [/^(md|markdown)$/, { type: 'markdown', scripts: ['markdown'], isText: true }],
-  [/^(mermaid|mmd)$/, { type: 'mermaid', scripts: ['mermaid'], isText: true }],
-  [/^(v[gl](\.json)?|vega|vegalite)$/, { type: 'chart', scripts: ['vega', 'chart'], isText: true }],
-  [/^pdf$/, { type: 'pdf', scripts: ['pdf'], isText: false }],
-  [/^(csv|parquet|tsv|xlsx)$/, { type: 'table', scripts: ['table'], isText: false }],
-  [/^(avif|bmp|gif|ico|jpe?g|png|svg|webp)$/, MEDIA],
+  [/^html?$/, { type: 'html', use: 'page', scripts: [], isText: true }],
+  [
+    /^[jt]sx$/,
+    { type: 'jsx', use: 'page', scripts: ['libraries', 'tailwind', 'jsx'], isText: true }
+  ],
+  [/^ipynb$/, { type: 'notebook', use: 'document', scripts: ['katex', 'notebook'], isText: true }],
+  [
+    /^(md|markdown)$/,
+    { type: 'markdown', use: 'document', scripts: ['katex', 'markdown'], isText: true }
+  ],
+  [/^(mermaid|mmd)$/, { type: 'mermaid', use: 'document', scripts: ['mermaid'], isText: true }],
+  [
+    /^(v[gl](\.json)?|vega|vegalite)$/,
+    { type: 'chart', use: 'page', scripts: ['vega', 'chart'], isText: true }
+  ],
+  [/^pdf$/, { type: 'pdf', use: 'document', scripts: ['pdf'], isText: false }],
+  [
+    /^(csv|parquet|tsv|xlsx)$/,
+    { type: 'table', use: 'document', scripts: ['table'], isText: false }
+  ],
+  [/^(avif|bmp|gif|ico|jpe?g|png|svg|webp)$/, PICTURE],
   [/^(flac|m4a|mp3|mp4|og[agv]|wav|webm)$/, MEDIA]
 ];
 
@@ -182,9 +197,12 @@ export class Preview {
         ? element('p', 'This file is no text, and no type that is shown here.')
         : makeText(name, prettify(path, text));
     }
+    const isDark = this.actions.isDark();
+    const shown = how.type === 'html' && isDark ? darken(file) : file;
+    const { type, isText, use } = how;
     const frame = new PageFrame(
       this.client,
-      { type: how.type, name, file, isText: how.isText, scripts },
+      { type, name, file: shown, isText, use, scripts },
       {
         error: (message, place) => this.notes.add(place === '' ? message : `${place}: ${message}`),
         link: url => this.actions.confirmLink(url),
@@ -196,11 +214,22 @@ export class Preview {
         },
         talk: talk => this.talk.update(talk)
       },
-      this.actions.isDark()
+      isDark
     );
     this.frame = frame;
     return frame.node;
   }
+}
+
+const STYLED = /<style|<link|<script[^>]*src|style\s*=|class\s*=|bgcolor|<font|\.style\b/i;
+const DARK = '<style>:where(html) { background: #111; color: #e3e3e3 }</style>';
+
+/** A plain page has the colours of the dark theme; one with a style of its own is as it was made. */
+function darken(file: ReadFile): ReadFile {
+  const text = new TextDecoder().decode(file.bytes);
+  return STYLED.test(text)
+    ? file
+    : { ...file, bytes: new TextEncoder().encode(text + DARK).buffer };
 }
 
 function makeText(name: string, text: string): Node {

@@ -1,11 +1,22 @@
 /** The content of the sidebar: this server's sandboxes, what earlier ones left, and doctor. */
 
-import { type Act, ActionButtons, nameOf } from './card.js';
+import { type Act, ActionButtons } from './card.js';
 import { type SandboxClient, messageOf } from './client.js';
 import type { Findings, Leftover, Sandbox, Sandboxes } from './contract.js';
-import { button, drawing, element, replace, setText, warning } from './dom.js';
-import { NEARLY_FULL, describeState, formatSeconds, memoryShare } from './format.js';
+import {
+  button,
+  drawing,
+  element,
+  escapeHidden,
+  icon,
+  replace,
+  setText,
+  skeleton,
+  warning
+} from './dom.js';
+import { NEARLY_FULL, count, describeMemory, formatSeconds, memoryShare } from './format.js';
 import { type History, type Sample, plotPoints } from './history.js';
+import { nameOf, titles } from './titles.js';
 
 const PLOT_WIDTH = 100;
 const PLOT_HEIGHT = 24;
@@ -38,6 +49,8 @@ class Plot {
 class Row {
   readonly node: HTMLLIElement;
   private readonly heading = element('h3');
+  private readonly badge = element('span', { class: 'gk-badge' });
+  private readonly folder = element('p', { class: 'gk-folder' });
   private readonly state = element('span', { class: 'gk-state' });
   private readonly memory = new Plot('memory');
   private readonly cpu = new Plot('cpu');
@@ -47,11 +60,12 @@ class Row {
 
   constructor(sandbox: Sandbox, act: Act) {
     const actions = ['changes', 'outputs', 'log', 'restart', 'stop', 'kill'] as const;
-    this.buttons = new ActionButtons(sandbox, actions, act);
+    this.buttons = new ActionButtons(sandbox, actions, act, true);
     this.node = element(
       'li',
       { class: 'gk-row' },
-      this.heading,
+      element('div', { class: 'gk-heading' }, icon('notebook'), this.heading, this.badge),
+      this.folder,
       element('div', { class: 'gk-figure' }, this.memory.node, this.state),
       element('div', { class: 'gk-figure' }, this.cpu.node, this.cpuText),
       this.death,
@@ -60,10 +74,15 @@ class Row {
   }
 
   update(sandbox: Sandbox, history: History, now: number): void {
-    const name = `${nameOf(sandbox)}, ${sandbox.folder}`;
-    setText(this.heading, name);
-    this.heading.title = `${sandbox.id ?? ''}\n${sandbox.folder}`;
-    setText(this.state, describeState(sandbox));
+    const title = titles.of(sandbox.kernel_id);
+    setText(this.heading, nameOf(sandbox));
+    this.heading.title = escapeHidden(title?.path ?? '');
+    setText(this.badge, sandbox.state);
+    const below = title?.path.split('/').slice(0, -1).join('/') ?? '';
+    const kernel = title === null ? '' : ` · ${sandbox.display_name || sandbox.kernel_name}`;
+    setText(this.folder, `${below || sandbox.folder}${kernel}`);
+    this.folder.title = escapeHidden(sandbox.folder);
+    setText(this.state, sandbox.waits_for || describeMemory(sandbox));
     this.node.classList.toggle('gk-full', (memoryShare(sandbox) ?? 0) >= NEARLY_FULL);
     this.memory.update(history.memory(sandbox.kernel_id), now, sandbox.memory.limit);
     const cpu = history.cpu(sandbox.kernel_id);
@@ -73,7 +92,7 @@ class Row {
     const death = sandbox.last_death;
     this.death.hidden = death === null;
     setText(this.death, death === null ? '' : `Died last: ${death.reason}`);
-    this.buttons.update(sandbox, name);
+    this.buttons.update(sandbox);
   }
 }
 
@@ -84,10 +103,14 @@ function highest(samples: readonly Sample[]): number {
 
 export class Sidebar {
   readonly node = element('div', { class: 'gk-sidebar' });
+  /** The parts, each with a title of its own around it. */
+  readonly sandboxes: HTMLElement;
+  readonly leftovers = element('section', { attributes: { 'aria-label': 'Leftovers' } });
+  readonly doctor: HTMLElement;
+  private readonly waiting = skeleton();
   private readonly rows = new Map<string, Row>();
   private readonly list = element('ul', { class: 'gk-list' });
   private readonly empty = element('p', 'No kernel of this server runs in a sandbox.');
-  private readonly leftovers = element('section', { attributes: { 'aria-label': 'Leftovers' } });
   private readonly problem = element('p', { class: 'gk-warning', attributes: { role: 'status' } });
   private readonly findings = element('div', { attributes: { 'aria-live': 'polite' } });
   private readonly doctorButton: HTMLButtonElement;
@@ -101,27 +124,29 @@ export class Sidebar {
   ) {
     this.doctorButton = button('Run doctor', () => void this.runDoctor());
     this.problem.hidden = true;
-    this.leftovers.hidden = true;
-    this.node.append(
-      element('h2', 'Sandboxes'),
+    this.empty.hidden = true;
+    this.sandboxes = element(
+      'section',
+      { attributes: { 'aria-label': 'Sandboxes' } },
       this.problem,
+      this.waiting,
       this.empty,
-      this.list,
-      this.leftovers,
-      element(
-        'section',
-        { attributes: { 'aria-label': 'Doctor' } },
-        element('h2', 'Doctor'),
-        element('p', 'Looks at what sandboxes need on this computer.'),
-        this.doctorButton,
-        this.findings
-      )
+      this.list
     );
+    this.doctor = element(
+      'section',
+      { attributes: { 'aria-label': 'Doctor' } },
+      element('p', 'Looks at what sandboxes need on this computer.'),
+      this.doctorButton,
+      this.findings
+    );
+    this.node.append(this.sandboxes, this.leftovers, this.doctor);
   }
 
   /** ``now`` is the clock of the history. */
   update(answer: Sandboxes, now: number): void {
     this.problem.hidden = true;
+    this.waiting.hidden = true;
     const present = new Set(answer.sandboxes.map(sandbox => sandbox.kernel_id));
     for (const [id, row] of this.rows) {
       if (!present.has(id)) {
@@ -145,6 +170,7 @@ export class Sidebar {
 
   showProblem(message: string): void {
     this.problem.hidden = false;
+    this.waiting.hidden = true;
     setText(this.problem, `The server did not answer: ${message}`);
   }
 
@@ -172,11 +198,9 @@ export class Sidebar {
       return; // or a screen reader and the selection would start again every two seconds
     }
     this.leftoverNames = names;
-    this.leftovers.hidden = leftovers.length === 0;
     const now = Date.now() / 1000;
     replace(
       this.leftovers,
-      element('h2', 'Leftovers'),
       element(
         'p',
         'Sandboxes whose server has gone. The next start of a kernel removes them, or ',
@@ -218,7 +242,7 @@ function showFindings(findings: Findings['checks']): Node[] {
       : element('p', 'Nothing to do.'),
     element(
       'details',
-      element('summary', `${fine.length} checks are fine`),
+      element('summary', `${count(fine.length, 'check')} ${fine.length === 1 ? 'is' : 'are'} fine`),
       element('ul', { class: 'gk-findings' }, ...fine.map(show))
     )
   ];

@@ -38,7 +38,7 @@ export class StatusView {
     const names = sandbox.egress.map(route => route.name);
     this.show(
       describeState(sandbox),
-      sandbox.state === 'running' || sandbox.state === 'stopped' ? memoryShare(sandbox) : null,
+      sandbox.state === 'idle' || sandbox.state === 'busy' ? memoryShare(sandbox) : null,
       names
     );
     this.home.hidden = !sandbox.workspace.is_home;

@@ -44,33 +44,77 @@ export function listFiles(unkept: Unkept): HTMLElement {
   );
 }
 
-/** The button beside the shield; hidden while there is nothing to lose. */
-export class UnkeptView {
-  readonly node: HTMLButtonElement;
+/** Seconds for which the button shows that there are more files. */
+const NEWS_SECONDS = 8;
+const MOST_KERNELS = 100;
 
-  constructor(click: () => void) {
-    this.node = element('button', {
-      class: 'gk-status gk-unkept',
-      attributes: { type: 'button' },
-      click
-    });
+/**
+ * The button beside the shield; hidden while there is nothing to lose. Each further file is as visible
+ * as the first one: the button names it, for a while, and a screen reader is told.
+ */
+export class UnkeptView {
+  readonly node: HTMLElement;
+  private readonly button: HTMLButtonElement;
+  private readonly label = element('span');
+  private readonly news = element('span', { class: 'gk-badge gk-news' });
+  private readonly said = element('span', { class: 'gk-said', attributes: { role: 'status' } });
+  /** What was seen last of each kernel, so that its files are no news when the person is back. */
+  private readonly seen = new Map<string, Unkept>();
+  private cancel: (() => void) | null = null;
+
+  constructor(
+    click: () => void,
+    private readonly timer: Timer
+  ) {
+    this.button = element(
+      'button',
+      { class: 'gk-status gk-unkept', attributes: { type: 'button' }, click },
+      this.label,
+      this.news
+    );
+    this.node = element('span', { class: 'gk-unkept-item' }, this.button, this.said);
     this.update(null);
   }
 
-  update(unkept: Unkept | null): void {
-    this.node.hidden = unkept === null || !hasFiles(unkept);
+  /** ``kernelId``: whose files they are; another one's are no news. */
+  update(unkept: Unkept | null, kernelId = ''): void {
+    this.button.hidden = unkept === null || !hasFiles(unkept);
     if (unkept === null) {
+      this.show('');
       return;
     }
     const label =
       unkept.total === 0
         ? 'there may be files that are not kept'
         : `${countFiles(unkept)} not kept`;
-    setText(this.node, label);
-    this.node.setAttribute('aria-label', `${label}. Show changes`);
-    this.node.title =
+    setText(this.label, label);
+    this.tell(unkept, kernelId);
+    this.button.setAttribute('aria-label', `${label}. Show changes`);
+    this.button.title =
       'What the kernel made or changed in /workspace is gone when its sandbox ends.\n' +
       'Click to look at it and apply it to the folder on disk.';
+  }
+
+  private tell(unkept: Unkept, kernelId: string): void {
+    const before = this.seen.get(kernelId);
+    const more = unkept.total - (before?.total ?? 0);
+    const fresh = unkept.paths.filter(it => before?.paths.includes(it) !== true);
+    if (more > 0) {
+      const name = fresh.length > 0 ? showName(fresh[0] ?? '') : `${more} more`;
+      this.show(more > 1 && fresh.length > 0 ? `+${more}: ${name}, …` : `+${more}: ${name}`);
+    }
+    if (this.seen.size >= MOST_KERNELS) {
+      this.seen.clear();
+    }
+    this.seen.set(kernelId, unkept);
+  }
+
+  private show(news: string): void {
+    this.cancel?.();
+    setText(this.news, news);
+    setText(this.said, news && `Not kept: ${news}`);
+    this.news.hidden = news === '';
+    this.cancel = news === '' ? null : this.timer.after(NEWS_SECONDS, () => this.show(''));
   }
 }
 
@@ -84,7 +128,7 @@ export class UnkeptLook {
 
   constructor(
     private readonly ask: (kernelId: string) => Promise<Unkept | null>,
-    private readonly show: (unkept: Unkept | null) => void,
+    private readonly show: (unkept: Unkept | null, kernelId: string) => void,
     timer: Timer,
     private readonly isVisible: () => boolean
   ) {
@@ -106,7 +150,7 @@ export class UnkeptLook {
     this.pending = false;
     this.turn += 1;
     this.latest = null;
-    this.show(null);
+    this.show(null, this.kernelId ?? '');
   }
 
   /** What was seen last of the kernel that is followed; null if nothing was. */
@@ -144,7 +188,7 @@ export class UnkeptLook {
     }
     if (turn === this.turn) {
       this.latest = unkept;
-      this.show(unkept);
+      this.show(unkept, kernelId);
     }
   }
 }

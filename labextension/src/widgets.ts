@@ -1,19 +1,24 @@
 /** The extension's views as widgets of JupyterLab's shell. */
 
 import type { JupyterFrontEnd } from '@jupyterlab/application';
+import type { ISessionContext } from '@jupyterlab/apputils';
 import type { DocumentRegistry } from '@jupyterlab/docregistry';
-import { LabIcon } from '@jupyterlab/ui-components';
+import { AccordionToolbar, LabIcon, PanelWithToolbar, SidePanel } from '@jupyterlab/ui-components';
 import type { Message } from '@lumino/messaging';
 import { Poll } from '@lumino/polling';
-import { Widget } from '@lumino/widgets';
+import { AccordionPanel, Widget } from '@lumino/widgets';
 
 import { ChangesView, type PicturePreview } from './changes.js';
 import { type SandboxClient, messageOf } from './client.js';
-import { SHIELD_SVG, button, element, setText } from './dom.js';
+import { SHIELD_SVG, element, iconButton, icons, setText } from './dom.js';
 import type { History } from './history.js';
 import type { Sidebar } from './sidebar.js';
+import { PAUSE_SECONDS, QUIET_SECONDS } from './unkept.js';
+import { Wishes, pageTimer } from './wishes.js';
 
 export const shieldIcon = new LabIcon({ name: 'gvisor-kernel:shield', svgstr: SHIELD_SVG });
+
+icons.draw = name => LabIcon.resolve({ icon: `ui-components:${name}` }).element({ tag: 'span' });
 
 export const POLL_MILLISECONDS = 2000;
 const LONGEST_BACK_OFF = 60_000;
@@ -47,9 +52,13 @@ export class Panel extends Widget {
 
   protected override onActivateRequest(message: Message): void {
     super.onActivateRequest(message);
-    if (!this.node.contains(document.activeElement)) {
-      this.node.focus();
-    }
+    focusIn(this.node);
+  }
+}
+
+function focusIn(node: HTMLElement): void {
+  if (!node.contains(document.activeElement)) {
+    node.focus();
   }
 }
 
@@ -72,20 +81,43 @@ export function open(
   shell.activateById(id);
 }
 
-export class SidebarWidget extends Panel {
+/** A part of the sidebar, with a title that folds it. */
+class Section extends PanelWithToolbar {
+  constructor(title: string, node: HTMLElement) {
+    super();
+    this.title.label = title;
+    this.addClass('gk-section');
+    this.addWidget(new Widget({ node }));
+  }
+}
+
+export class SidebarWidget extends SidePanel {
   private readonly poll: Poll;
+  private readonly accordion: AccordionPanel;
+  private readonly leftovers: Section;
 
   constructor(
     private readonly view: Sidebar,
     client: SandboxClient,
     history: History
   ) {
-    super('gvisor-kernel-sandboxes');
+    const accordion = new AccordionPanel({ layout: AccordionToolbar.createLayout({}) });
+    super({ content: accordion });
+    this.accordion = accordion;
+    this.id = 'gvisor-kernel-sandboxes';
+    this.addClass('gk-panel');
     this.title.caption = 'Sandboxes';
-    this.title.closable = false;
+    this.title.icon = shieldIcon;
+    this.node.tabIndex = -1;
     this.node.setAttribute('role', 'region');
     this.node.setAttribute('aria-label', 'Sandboxes');
-    this.node.append(view.node);
+    const sandboxes = new Section('Sandboxes', view.sandboxes);
+    const refresh = iconButton('refresh', 'Refresh', () => this.refresh());
+    sandboxes.toolbar.addItem('refresh', new Widget({ node: refresh }));
+    this.addWidget(sandboxes);
+    this.leftovers = new Section('Leftovers', view.leftovers);
+    this.addWidget(new Section('Doctor', view.doctor));
+    accordion.setRelativeSizes([3, 1]);
     const look = async (): Promise<void> => {
       try {
         const answer = await client.sandboxes();
@@ -95,6 +127,7 @@ export class SidebarWidget extends Panel {
         }
         history.keep(new Set(answer.sandboxes.map(sandbox => sandbox.kernel_id)));
         view.update(answer, now);
+        this.showLeftovers(answer.leftovers.length > 0);
       } catch (error) {
         view.showProblem(messageOf(error));
         throw error; // the poll backs off
@@ -108,6 +141,7 @@ export class SidebarWidget extends Panel {
   }
 
   runDoctor(): void {
+    this.accordion.expand(this.widgets.length - 1);
     void this.view.runDoctor();
   }
 
@@ -120,27 +154,65 @@ export class SidebarWidget extends Panel {
     super.onAfterShow(message);
     this.refresh();
   }
+
+  protected override onActivateRequest(message: Message): void {
+    super.onActivateRequest(message);
+    focusIn(this.node);
+  }
+
+  private showLeftovers(are: boolean): void {
+    if (are && this.leftovers.parent === null) {
+      this.insertWidget(1, this.leftovers);
+    } else if (!are) {
+      this.leftovers.parent = null;
+    }
+  }
 }
 
 export class ChangesWidget extends Panel {
   private readonly view: ChangesView;
+  private readonly cells: Wishes;
 
   constructor(
     client: SandboxClient,
     kernelId: string,
     name: string,
     makePreview: () => PicturePreview,
-    changed: () => void
+    changed: () => void,
+    /** The session of the kernel's notebook, if this page has it. */
+    private readonly session: ISessionContext | null
   ) {
     super(`gvisor-kernel-changes-${kernelId}`, `Changes: ${name}`);
     this.view = new ChangesView(client, kernelId, makePreview, changed);
     this.node.append(this.view.node);
     void this.view.refresh();
+    this.cells = new Wishes(QUIET_SECONDS, PAUSE_SECONDS, pageTimer, () => void this.follow());
+    session?.statusChanged.connect(this.onStatus);
   }
 
   override dispose(): void {
+    this.session?.statusChanged.disconnect(this.onStatus);
+    this.cells.forget();
     this.view.dispose();
     super.dispose();
+  }
+
+  protected override onAfterShow(message: Message): void {
+    super.onAfterShow(message);
+    void this.view.follow(true);
+  }
+
+  private readonly onStatus = (_: unknown, status: string): void => {
+    if (status === 'idle') {
+      this.cells.want();
+    }
+  };
+
+  /** Hidden, it looks when it is shown again. */
+  private async follow(): Promise<void> {
+    if (this.isVisible) {
+      await this.view.follow();
+    }
   }
 }
 
@@ -160,8 +232,8 @@ export class LinesWidget extends Panel {
     this.node.append(
       element(
         'div',
-        { class: 'gk-buttons' },
-        button('Look again', () => void this.refresh())
+        { class: 'gk-toolbar jp-Toolbar' },
+        iconButton('refresh', 'Refresh', () => void this.refresh())
       ),
       this.text
     );

@@ -20,10 +20,10 @@ test('sizes and times are as people read them', () => {
 
 test('a sandbox says its state in words', () => {
   const say = fields => describeState(sandboxAnswer(fields));
-  const waits = { state: 'starting', waits_for: 'waiting for resources: job 17, 3 before it' };
+  const waits = { state: 'waiting', waits_for: 'waiting for resources: job 17, 3 before it' };
   assert.equal(say(waits), 'waiting for resources: job 17, 3 before it');
   assert.equal(say({}), '212 MB of 4 GB');
-  assert.equal(say({ state: 'stopped' }), 'paused, 212 MB of 4 GB');
+  assert.equal(say({ state: 'busy' }), '212 MB of 4 GB');
   assert.equal(say({ state: 'starting' }), 'starting from snapshot');
   assert.equal(say({ state: 'starting', start: null }), 'starting');
   assert.equal(say({ memory: { used: null, limit: 1024 ** 3 } }), 'limit 1 GB');

@@ -21,20 +21,43 @@ openPage();
 const THREE = { total: 3, more: false, paths: ['a', 'b', 'c'] };
 
 test('the count of files that are not kept is beside the shield, while there are some', () => {
-  const view = new UnkeptView(() => {});
-  assert.equal(view.node.hidden, true);
+  const view = new UnkeptView(() => {}, new Clock());
+  const [button] = view.node.children;
+  const label = () => button.firstChild.textContent;
+  assert.equal(button.hidden, true);
   view.update(THREE);
-  assert.equal(view.node.hidden, false);
-  assert.equal(view.node.textContent, '3 files not kept');
+  assert.equal(button.hidden, false);
+  assert.equal(label(), '3 files not kept');
   view.update({ ...THREE, total: 1 });
-  assert.equal(view.node.textContent, '1 file not kept');
+  assert.equal(label(), '1 file not kept');
   view.update({ ...THREE, more: true });
-  assert.equal(view.node.textContent, 'at least 3 files not kept');
+  assert.equal(label(), 'at least 3 files not kept');
   view.update({ total: 0, more: false, paths: [] });
-  assert.equal(view.node.hidden, true);
+  assert.equal(button.hidden, true);
   view.update({ total: 0, more: true, paths: [] });
-  assert.equal(view.node.hidden, false);
-  assert.equal(view.node.textContent, 'there may be files that are not kept');
+  assert.equal(button.hidden, false);
+  assert.equal(label(), 'there may be files that are not kept');
+});
+
+test('each further file is named like the first one, and told to a screen reader', () => {
+  const clock = new Clock();
+  const view = new UnkeptView(() => {}, clock);
+  const news = view.node.querySelector('.gk-news');
+  const files = (...paths) => ({ total: paths.length, more: false, paths });
+  view.update(files(MARKUP), 'k1');
+  assert.equal(news.textContent, `+1: ${MARKUP}`);
+  assert.equal(news.querySelector('img'), null);
+  clock.move(60);
+  assert.equal(news.hidden, true);
+  view.update(files(MARKUP), 'k1');
+  assert.equal(news.hidden, true);
+  view.update(files(MARKUP, 'b.csv', 'c.csv'), 'k1');
+  assert.equal(news.hidden, false);
+  assert.equal(news.textContent, '+2: b.csv, …');
+  assert.match(view.node.querySelector('[role=status]').textContent, /Not kept: \+2: b.csv/);
+  view.update(null); // another notebook, and back
+  view.update(files(MARKUP, 'b.csv', 'c.csv'), 'k1');
+  assert.equal(news.hidden, true);
 });
 
 test('a list names the first files as text, and says how many there are beside', () => {
@@ -209,7 +232,16 @@ test('a notification has the names that there is room for', () => {
   const lost = { kernel_id: 'k', kernel_name: 'x', ...THREE };
   assert.equal(
     describeLost(lost, 'Python'),
-    '3 files in /workspace are gone with the sandbox of Python: a, b, c'
+    '3 files in /workspace are gone with the sandbox of Python: a, b, c.'
+  );
+  const many = {
+    ...lost,
+    total: 12,
+    paths: ['name-of-a-file-1.parquet', 'name-of-a-file-2.parquet']
+  };
+  assert.match(
+    describeLost({ ...many, paths: [...many.paths, 'x'.repeat(60)] }, 'Python'),
+    /: name-of-a-file-1\.parquet, name-of-a-file-2\.parquet and 10 more\.$/
   );
   const long = { ...lost, total: 1, more: true, paths: ['x'.repeat(500)] };
   const text = describeLost(long, 'N'.repeat(200));

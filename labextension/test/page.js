@@ -19,7 +19,7 @@ export function sandboxAnswer(fields = {}) {
     kernel_name: 'gvisor-python',
     display_name: 'Python 3 (gVisor)',
     language: 'python',
-    state: 'running',
+    state: 'idle',
     memory: { used: 212 * 1024 ** 2, limit: 4 * 1024 ** 3 },
     cpu_seconds: 1.5,
     processes: 3,

@@ -9,6 +9,8 @@ import { History } from '../lib/history.js';
 import { Notes } from '../lib/notes.js';
 import { Sidebar } from '../lib/sidebar.js';
 import { StatusView } from '../lib/status.js';
+import { Thumbnails } from '../lib/thumbnails.js';
+import { nameOf, rememberTitles, titles } from '../lib/titles.js';
 import {
   HOME,
   MARKUP,
@@ -81,7 +83,6 @@ test('what servers and sandboxes send is text in each view', () => {
     display_name: MARKUP,
     folder: MARKUP,
     image: MARKUP,
-    identity: MARKUP,
     last_death: { when: 1, reason: MARKUP },
     mounts: [{ source: MARKUP, target: MARKUP, read_only: false, description: MARKUP }],
     egress: [{ name: MARKUP, kind: MARKUP, hosts: [MARKUP] }]
@@ -115,9 +116,9 @@ test('the buttons of the sidebar stay the same elements, and rows of ended kerne
   const buttons = [...sidebar.node.querySelectorAll('.gk-row button')];
   sidebar.update(answer(sandboxAnswer({ id: 'second' })), 2);
   assert.deepEqual([...sidebar.node.querySelectorAll('.gk-row button')], buttons);
-  buttons.find(node => node.textContent === 'Stop').click();
+  buttons.find(node => node.title === 'End Sandbox').click();
   assert.deepEqual(stopped, ['stop second']);
-  assert.equal(buttons.find(node => node.textContent === 'Outputs').hidden, true);
+  assert.equal(buttons.find(node => node.title === 'Outputs').hidden, true);
   sidebar.update(answer(), 4);
   assert.equal(sidebar.node.querySelector('.gk-row'), null);
 });
@@ -132,7 +133,7 @@ test('doctor shows first what needs a hand, and what to do', async () => {
   const text = sidebar.node.textContent;
   assert.ok(text.indexOf('runsc') < text.indexOf('seccomp'));
   assert.match(text, /What to do: install a current one/);
-  assert.match(text, /1 checks are fine/);
+  assert.match(text, /1 check is fine/);
   assert.ok(text.includes(MARKUP));
 });
 
@@ -201,7 +202,9 @@ async function openChanges(double = new Double()) {
   document.body.replaceChildren(view.node); // a checkbox outside of a page sends no event
   await view.refresh();
   const find = label =>
-    [...view.node.querySelectorAll('button')].find(it => it.textContent.startsWith(label));
+    [...view.node.querySelectorAll('button')].find(it =>
+      [it.textContent, it.title].some(text => text.startsWith(label))
+    );
   const tick = label => view.node.querySelector(`input[aria-label="${label}"]`);
   const click = async node => {
     node.click();
@@ -232,7 +235,7 @@ test('files that may run by themselves are apart, and each is ticked and named',
   assert.equal(tick('Choose Makefile').checked, false);
   await click(tick('Choose Makefile'));
   await click(tick('All changes but those that may run by themselves'));
-  await click(find('Apply 1'));
+  await click(find('Apply selected (1)'));
   assert.deepEqual(double.calls, [{ paths: [['Makefile', 's0']], force: false }]);
 
   const { requests, client: asked } = client(200, { applied: [], refused: [], undo: null });
@@ -242,10 +245,10 @@ test('files that may run by themselves are apart, and each is ticked and named',
 
 test('only what is ticked is applied, with the state that was looked at', async () => {
   const { double, view, find, tick, click } = await openChanges();
-  assert.equal(find('Apply').disabled, true);
+  assert.equal(find('Apply selected').disabled, true);
   await click(tick('Choose a.txt'));
   await click(tick('Choose c.txt'));
-  await click(find('Apply 2'));
+  await click(find('Apply selected (2)'));
   assert.deepEqual(double.calls, [
     {
       paths: [
@@ -256,8 +259,8 @@ test('only what is ticked is applied, with the state that was looked at', async 
     }
   ]);
   const status = view.node.querySelector('[role=status]').textContent;
-  assert.match(status, /1 applied\.\n1 refused\.\nc\.txt: It changed on disk\./);
-  assert.equal(find('Apply').disabled, true);
+  assert.match(status, /1 change applied\.\n1 refused\.\nc\.txt: It changed on disk\./);
+  assert.equal(find('Apply selected').disabled, true);
 
   await click(find('Undo'));
   assert.equal(double.calls.at(-1), 'undo u1');
@@ -269,10 +272,10 @@ test('an undo that was refused is told, and can be tried again', async () => {
   double.undone = { undone: [], refused: [{ path: 'a.txt', reason: 'It changed since.' }] };
   const { view, find, tick, click } = await openChanges(double);
   await click(tick('Choose a.txt'));
-  await click(find('Apply 1'));
+  await click(find('Apply selected (1)'));
   await click(find('Undo'));
   const status = view.node.querySelector('[role=status]').textContent;
-  assert.match(status, /0 undone\.\n1 refused\.\na\.txt: It changed since\./);
+  assert.match(status, /0 changes undone\.\n1 refused\.\na\.txt: It changed since\./);
   assert.equal(find('Undo').disabled, false);
 });
 
@@ -281,10 +284,10 @@ test('an undo of nothing is no undo, and an apply of nothing leaves the last und
   double.undone = { undone: [], refused: [] };
   const { view, find, tick, click } = await openChanges(double);
   await click(tick('Choose a.txt'));
-  await click(find('Apply 1'));
+  await click(find('Apply selected (1)'));
   double.result = { applied: [], refused: [{ path: 'a.txt', reason: 'no' }], undo: null };
   await click(tick('Choose a.txt'));
-  await click(find('Apply 1'));
+  await click(find('Apply selected (1)'));
   assert.equal(find('Undo').disabled, false);
   await click(find('Undo'));
   assert.match(view.node.querySelector('[role=status]').textContent, /Nothing was left to undo/);
@@ -299,9 +302,9 @@ test('what was applied is told although no new list comes, and the tick of force
   double.changes = async () => {
     throw new ServerError(409, 'The sandbox has ended.');
   };
-  await click(find('Apply 1'));
+  await click(find('Apply selected (1)'));
   const status = view.node.querySelector('[role=status]').textContent;
-  assert.match(status, /1 applied\.[^]*The sandbox has ended/);
+  assert.match(status, /1 change applied\.[^]*The sandbox has ended/);
   assert.equal(force.checked, false);
 });
 
@@ -309,15 +312,15 @@ test('a difference of an older state is marked, and one of what is gone is taken
   const { double, view, find, click } = await openChanges();
   const shown = view.node.querySelector('.gk-difference');
   await click(find('a.txt'));
-  await click(find('Look again'));
+  await click(find('Refresh'));
   assert.equal(shown.querySelector('.gk-outdated'), null);
   double.answer[0] = { ...double.answer[0], state: 's9' };
-  await click(find('Look again'));
+  await click(find('Refresh'));
   assert.match(shown.textContent, /^Outdated/);
   await click(find('a.txt'));
   assert.equal(shown.querySelector('.gk-outdated'), null);
   double.answer = double.answer.slice(1);
-  await click(find('Look again'));
+  await click(find('Refresh'));
   assert.equal(shown.textContent, '');
 });
 
@@ -332,7 +335,7 @@ test('a list that comes while a difference is read marks it, too', async () => {
   };
   await click(find('a.txt'));
   double.answer[0] = { ...double.answer[0], state: 's9' };
-  await click(find('Look again'));
+  await click(find('Refresh'));
   go();
   await settle();
   assert.match(view.node.querySelector('.gk-difference').textContent, /Outdated/);
@@ -398,7 +401,7 @@ test('of many pictures the two of one change are there, and no more', async () =
     assert.equal(view.node.querySelector('img'), null);
   }
   double.answer = [];
-  await click(find('Look again'));
+  await click(find('Refresh'));
   assert.equal(FakePreview.alive.size, 0);
 });
 
@@ -442,7 +445,7 @@ test('conflicts are applied only when the person says so', async () => {
     /overwrite .* on disk, and apply what is not checked/
   );
   await click(force);
-  await click(find('Apply 3'));
+  await click(find('Apply selected (3)'));
   assert.equal(double.calls[0].force, true);
   assert.equal(force.checked, false); // the next apply asks again
 });
@@ -454,9 +457,9 @@ test('a failure is told, and the same can be tried again', async () => {
   };
   const { view, find, tick, click } = await openChanges(double);
   await click(tick('Choose a.txt'));
-  await click(find('Apply 1'));
+  await click(find('Apply selected (1)'));
   assert.match(view.node.querySelector('[role=status]').textContent, /The sandbox is busy/);
-  assert.equal(find('Apply 1').disabled, false);
+  assert.equal(find('Apply selected (1)').disabled, false);
 });
 
 test('a difference shows markup as text, and an added file has no old side', async () => {
@@ -503,4 +506,144 @@ test('a kernel of others has no sandbox; other failures carry the server’s tex
   assert.equal(await client(404, { message: 'no' }).client.kernel('k'), null);
   await assert.rejects(client(500, { message: 'Broken.' }).client.kernel('k'), /Broken\./);
   await assert.rejects(client(502, null).client.sandboxes(), /The server answered 502\./);
+});
+
+test('a sandbox is called by its notebook, and two of one folder are told apart', () => {
+  const session = (id, path) => ({ kernel: { id }, name: path, path, type: 'notebook' });
+  const models = [session('k1', 'RTC:p/a.ipynb'), session('k2', `p/${MARKUP}.ipynb`)];
+  const runningChanged = { connect: it => (runningChanged.call = it) };
+  const sessions = { running: () => models, runningChanged };
+  rememberTitles(sessions, path => path.replace('RTC:', ''));
+  try {
+    assert.deepEqual(titles.of('k1'), { name: 'a.ipynb', path: 'p/a.ipynb' });
+    const sidebar = new Sidebar({ doctor: async () => [] }, new History(), noAction);
+    const both = ['k1', 'k2', 'k3'].map(kernel_id => sandboxAnswer({ kernel_id }));
+    sidebar.update({ sandboxes: both, leftovers: [] }, 0);
+    const headings = [...sidebar.node.querySelectorAll('h3')].map(it => it.textContent);
+    assert.deepEqual(headings, ['a.ipynb', `${MARKUP}.ipynb`, 'Python 3 (gVisor)']);
+    assert.match(sidebar.node.textContent, /idle/);
+    models.length = 0;
+    runningChanged.call(); // what is told of a kernel that has ended names it, too
+    assert.equal(nameOf(sandboxAnswer()), 'a.ipynb');
+  } finally {
+    titles.of = () => null;
+  }
+});
+
+test('a card says first what matters, and offers to show the project', () => {
+  const acted = [];
+  titles.of = () => ({ name: 'a.ipynb', path: 'p/a.ipynb' });
+  try {
+    const project = { folder: MARKUP, shown: false };
+    const died = { when: 1, reason: 'memory' };
+    const unkept = { total: 2, more: false, paths: [MARKUP, 'b'] };
+    const act = (action, { project: it }) => acted.push(`${action} ${it.folder}`);
+    const card = new Card(sandboxAnswer({ project, last_death: died }), act, unkept);
+    const names = node => [...node.querySelectorAll('dt')].map(it => it.textContent);
+    const [first, rest] = card.node.querySelectorAll('dl');
+    assert.deepEqual(names(first), ['Memory', 'Network', 'Folder', 'Project', 'Not kept']);
+    assert.equal(rest.closest('details').open, false);
+    assert.ok(names(rest).includes('Last death'));
+    assert.doesNotMatch(card.node.textContent, /container_/);
+    const offer = [...first.querySelectorAll('button')];
+    offer[0].click();
+    assert.deepEqual(acted, [`project ${MARKUP}`]);
+    card.update(sandboxAnswer({ project: { ...project, shown: true } }), 1);
+    assert.match(first.textContent, /is shownShow the folder alone/);
+    card.update(sandboxAnswer(), 1); // a server that knows of no projects
+    assert.deepEqual(names(first), ['Memory', 'Network', 'Folder']);
+  } finally {
+    titles.of = () => null;
+  }
+});
+
+test('a list that follows the kernel keeps what is ticked, unless it has changed', async () => {
+  const { double, view, tick } = await openChanges();
+  tick('Choose a.txt').checked = true;
+  tick('Choose c.txt').checked = true;
+  double.answer = double.answer.map(it => (it.path === 'c.txt' ? { ...it, state: 's9' } : it));
+  double.answer.push({ path: 'later.txt', kind: 'added', type: 'file', size: 1, state: 's5' });
+  await view.follow();
+  assert.match(view.node.textContent, /later\.txt/);
+  assert.equal(tick('Choose a.txt').checked, true);
+  assert.equal(tick('Choose c.txt').checked, false);
+});
+
+test('a list at which the person is stays as they see it, and says that it is old', async () => {
+  const { double, view, tick, find, click } = await openChanges();
+  tick('Choose a.txt').focus();
+  const changes = double.changes.bind(double);
+  double.answer = [];
+  await view.follow();
+  assert.match(view.node.textContent, /a\.txt/);
+  document.activeElement.blur();
+  double.changes = async () => {
+    tick('Choose a.txt').focus(); // while the answer comes
+    return changes();
+  };
+  await view.follow();
+  assert.match(view.node.textContent, /a\.txt/);
+  assert.match(view.node.querySelector('[role=status]').textContent, /changed files since/);
+  double.changes = changes;
+  await click(find('Refresh'));
+  assert.doesNotMatch(view.node.textContent, /a\.txt/);
+});
+
+test('the rest is what needs no decision of its own, whatever is ticked', async () => {
+  const double = new Double();
+  const file = { kind: 'added', type: 'file', size: 1 };
+  double.answer.push({ ...file, path: 'Makefile', state: 's7', runs: 'tools that build run it' });
+  for (const it of double.answer) {
+    it.state = `absent ${it.path}.${'a'.repeat(64)}`;
+  }
+  double.answer.push({ ...file, path: 'large', state: 'absent' });
+  const { view, tick, find, click } = await openChanges(double);
+  await click(view.node.querySelector('input[aria-label^="Also apply conflicts"]'));
+  await click(tick('Choose c.txt'));
+  await click(find('Apply all'));
+  assert.deepEqual(
+    double.calls[0].paths.map(([path]) => path),
+    ['a.txt', MARKUP]
+  );
+  assert.equal(double.calls[0].force, false);
+  assert.ok(find('Apply the rest'));
+});
+
+test('a thumbnail is a small picture that a look at its header lets pass', async () => {
+  const size = (width, height) => [
+    0,
+    0,
+    0,
+    13,
+    ...bytesOf('IHDR'),
+    ...long(width),
+    ...long(height)
+  ];
+  const long = it => [it >>> 24, (it >>> 16) & 255, (it >>> 8) & 255, it & 255];
+  const bytesOf = text => [...new TextEncoder().encode(text)];
+  const png = (...of) => [0x89, ...bytesOf('PNG\r\n\x1a\n'), ...size(...of)];
+  const files = {
+    'good.png': png(100, 100),
+    'large.png': png(60_000, 1000),
+    'moves.png': [...png(10, 10), ...bytesOf('acTL')],
+    'other.png': bytesOf('<svg/>'),
+    'text.txt': png(10, 10)
+  };
+  const asked = [];
+  const read = async ({ path }) => {
+    asked.push(path);
+    return { bytes: Uint8Array.from(files[path]).buffer };
+  };
+  const thumbnails = new Thumbnails({ read }, 'k1');
+  const list = Object.keys(files).map(path => ({ path, size: 9, modified: 1 }));
+  const show = async () => {
+    const places = list.map(file => [file, document.createElement('span')]);
+    thumbnails.show(places);
+    await new Promise(resolve => setTimeout(resolve, 0));
+    return places.map(([, place]) => place.querySelector('img')?.src.slice(0, 22) ?? '');
+  };
+  const shown = ['data:image/png;base64,', '', '', '', ''];
+  assert.deepEqual(await show(), shown);
+  assert.deepEqual(await show(), shown);
+  assert.deepEqual(asked, ['good.png', 'large.png', 'moves.png', 'other.png']); // each once
 });

@@ -56,7 +56,7 @@ def wait_for_text(lab: LabPage, css: str, text: str) -> str:
 
 
 def button(lab: LabPage, within: str, label: str) -> WebElement:
-    """Wait for the button whose text begins with ``label``."""
+    """Wait for the button whose text, or name, begins with ``label``."""
     found: list[WebElement] = []
 
     def look() -> bool:
@@ -66,7 +66,8 @@ def button(lab: LabPage, within: str, label: str) -> WebElement:
                 for it in lab.driver.find_elements(
                     By.CSS_SELECTOR, f"{within} button:not(.gk-path)"
                 )
-                if it.text.startswith(label) and it.is_displayed()
+                if (it.text or it.get_attribute("aria-label") or "").startswith(label)
+                and it.is_displayed()
             ]
         return bool(found)
 

@@ -96,12 +96,17 @@ def make_files(lab: LabPage, count: int) -> None:
     lab.run(f"for name in {names!r}: open(name, 'w').write('x')")
 
 
-def test_files_that_are_not_kept_are_told_before_and_after(lab: LabPage, display_name: str) -> None:
+def test_files_that_are_not_kept_are_told_before_and_after(lab: LabPage) -> None:
     write_notebook(lab.server.folder / "files" / "made.ipynb", KERNEL)
     open_notebook(lab, "files/made.ipynb")
     wait_for_text(lab, STATUS, " of 4 GB")
     make_files(lab, 12)
-    assert wait_for_text(lab, UNKEPT, "12 files not kept") == "12 files not kept"
+    # Each further file is as visible as the first one.
+    assert f"+12: {MARKUP}0.txt" in wait_for_text(lab, UNKEPT, "12 files not kept")
+    lab.run("open('one more.txt', 'w').write('x')")
+    assert "+1: " in wait_for_text(lab, UNKEPT, "13 files not kept")
+    lab.run("import os; os.remove('one more.txt')")
+    wait_for_text(lab, UNKEPT, "12 files not kept")
     assert serious_violations(lab, STATUS, UNKEPT) == []
     lab.screenshot("unkept-status")
 
@@ -122,7 +127,7 @@ def test_files_that_are_not_kept_are_told_before_and_after(lab: LabPage, display
     assert f"{MARKUP}0.txt" in wait_for_text(lab, ".jp-Dialog", "and 2 more")
     lab.screenshot("unkept-gone")
     assert "attacked" not in lab.driver.title
-    assert display_name in text
+    assert "the sandbox of made.ipynb" in text
 
 
 def test_untrusted_notebook_starts_nothing_before_the_choice(desk: LabPage) -> None:
@@ -247,7 +252,7 @@ def test_dark_page_asks_before_a_stop_and_leads_to_changes(lab: LabPage, display
     wait_for_text(lab, UNKEPT, "3 files not kept")
     assert serious_violations(lab, STATUS, UNKEPT) == []
     lab.find(STATUS).click()
-    press(lab, ".gk-popup", "Stop")
+    press(lab, ".gk-popup", "End Sandbox")
     wait_for_text(lab, ".jp-Dialog", "3 files in /workspace will be gone")
     lab.screenshot("unkept-stop-dark")
     assert serious_violations(lab, ".jp-Dialog-content") == []
@@ -257,8 +262,8 @@ def test_dark_page_asks_before_a_stop_and_leads_to_changes(lab: LabPage, display
 
     # Applied, they are kept: nothing is asked about files, and nothing told afterwards.
     lab.find('input[aria-label^="All changes"]').click()
-    press(lab, ".gk-changes", "Apply 3 to the folder on disk")
-    wait_for_text(lab, ".gk-changes", "3 applied.")
+    press(lab, ".gk-changes", "Apply selected (3)")
+    wait_for_text(lab, ".gk-changes", "3 changes applied.")
     lab.find('.lm-TabBar-tab[data-id] .jp-NotebookIcon, .lm-TabBar-tab[title*="stranger"]').click()
     lab.wait_until(
         lambda: not lab.driver.find_element(By.CSS_SELECTOR, UNKEPT).is_displayed(),
@@ -295,9 +300,9 @@ def test_dead_sandbox_and_a_stopped_one(lab: LabPage) -> None:
     make_files(lab, 3)
     wait_for_text(lab, UNKEPT, "3 files not kept")
     lab.find(STATUS).click()
-    press(lab, ".gk-popup", "Stop")
+    press(lab, ".gk-popup", "End Sandbox")
     wait_for_text(lab, ".jp-Dialog", "3 files in /workspace will be gone")
-    press(lab, ".jp-Dialog", "Stop")
+    press(lab, ".jp-Dialog", "End Sandbox")
     lab.wait_until(lambda: kernels(lab) == [], "the sandbox was never stopped")
 
 

@@ -131,11 +131,9 @@ def test_two_tabs_on_one_notebook_show_the_same(desk: LabPage) -> None:
         desk.find(".jp-Notebook .jp-Cell .cm-content").click()
         wait_for_text(desk, STATUS, " of 4 GB")
         desk.screenshot("two-tabs")
-        sandboxes = desk.server.request("GET", f"{API}sandboxes")["sandboxes"]
-        (one,) = [it for it in sandboxes if it["folder"].endswith("tabs")]
         desk.find(STATUS).click()
-        assert one["id"] in wait_for_text(desk, POPUP, one["id"])
-        button(desk, POPUP, "Stop").click()
+        assert str(desk.server.folder / "tabs") in wait_for_text(desk, POPUP, "Folder")
+        button(desk, POPUP, "End Sandbox").click()
         desk.find(".jp-Dialog .jp-mod-accept").click()
         desk.wait_until(lambda: text_of(desk, STATUS) == "", "the second tab still shows it")
     finally:

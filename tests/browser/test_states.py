@@ -103,10 +103,13 @@ def test_open_routes_are_named(small: LabPage) -> None:
     press(small, Keys.ESCAPE)
 
 
-def test_an_idle_kernel_is_stopped(small: LabPage) -> None:
-    wait_for_text(small, STATUS, "paused, ")
-    small.screenshot("status-stopped")
-    assert serious_violations(small, STATUS) == []
+def test_an_idle_kernel_is_idle(small: LabPage) -> None:
+    """Also while its sandbox is paused."""
+    small.find(STATUS).click()
+    wait_for_text(small, f"{POPUP} .gk-badge", "idle")
+    small.screenshot("card-idle")
+    assert serious_violations(small, STATUS, POPUP) == []
+    press(small, Keys.ESCAPE)
 
 
 def test_the_bar_turns_when_memory_is_nearly_full(small: LabPage) -> None:
@@ -135,14 +138,19 @@ def test_the_last_death_is_told_with_its_reason(small: LabPage) -> None:
         lambda: not small.driver.find_elements(By.CSS_SELECTOR, ".jp-Dialog"), "it stayed open"
     )
     small.find(STATUS).click()
+    card = wait_for_text(small, POPUP, "Not kept")
+    assert "Last death" not in card
+    for word in ("Memory", "Network", "Folder", "run.ipynb", str(small.server.folder / "small")):
+        assert word in card, word
+    tab_to(small, f"{POPUP} summary", "Details")
+    press(small, Keys.ENTER)
     card = wait_for_text(small, POPUP, "Last death")
     small.screenshot("card-death")
     assert "memory_limit" in card
     assert serious_violations(small, POPUP) == []
     for word in (
-        *("Sandbox", "State", "Memory", "CPU", "Image", "Folder", "Mounts"),
-        *("Network", "Age", "Start", "Last death", "Releases", "gvisor-kernel", "runsc"),
-        *("/workspace", str(small.server.folder / "small")),
+        *("Sandbox", "Kernel", "CPU", "Image", "Mounts", "Age", "Start", "Last death"),
+        *("Versions", "gvisor-kernel", "runsc", "/workspace"),
     ):
         assert word in card, word
     press(small, Keys.ESCAPE)
@@ -160,7 +168,7 @@ def test_log_and_transcript_are_read_by_keys(small: LabPage) -> None:
         assert text
         small.screenshot(f"lines-{label.lower()}")
         assert has_focus(small, ".gk-panel")
-        tab_to(small, ".gk-panel:not(.lm-mod-hidden) button", "Look again")
+        tab_to(small, ".gk-panel:not(.lm-mod-hidden) button", "Refresh")
         tab_to(small, ".gk-lines")
         assert serious_violations(small, ".gk-panel:not(.lm-mod-hidden):has(.gk-lines)") == []
     assert small.driver.execute_script("return document.title") != "1"
@@ -178,7 +186,7 @@ def test_the_sidebar_is_used_by_keys(small: LabPage) -> None:
         assert serious_violations(small, SIDEBAR) == [], theme
     small.driver.execute_script("jupyterapp.commands.execute('gvisor-kernel:show-sandboxes')")
     small.wait_until(lambda: has_focus(small, SIDEBAR), "the sidebar never had the focus")
-    for label in ("Changes", "Log", "Restart", "Stop", "Kill"):
+    for label in ("Changes", "Log", "Restart Kernel", "End Sandbox", "End at Once"):
         tab_to(small, f"{SIDEBAR} button", label)
     tab_to(small, f"{SIDEBAR} button", "Run doctor")
     press(small, Keys.ENTER)
@@ -210,9 +218,9 @@ def test_the_sidebar_is_used_by_keys(small: LabPage) -> None:
 def test_kill_from_the_sidebar_ends_the_sandbox(small: LabPage) -> None:
     small.driver.execute_script("jupyterapp.commands.execute('gvisor-kernel:show-sandboxes')")
     small.wait_until(lambda: has_focus(small, SIDEBAR), "the sidebar never had the focus")
-    tab_to(small, f"{SIDEBAR} button", "Kill")
+    tab_to(small, f"{SIDEBAR} button", "End at Once")
     press(small, Keys.ENTER)
-    assert "ends at once" in small.find(".jp-Dialog").text
+    assert "End the sandbox at once?" in small.find(".jp-Dialog").text
     small.screenshot("dialog-kill")
     press(small, Keys.ENTER)
     wait_for_text(small, SIDEBAR, "No kernel of this server")
@@ -225,7 +233,7 @@ def test_stop_from_the_card_ends_the_sandbox(desk: LabPage) -> None:
     open_notebook(desk, "stop/run.ipynb", KERNEL)
     wait_for_text(desk, STATUS, " of 4 GB")
     desk.find(STATUS).click()
-    tab_to(desk, f"{POPUP} button", "Stop")
+    tab_to(desk, f"{POPUP} button", "End Sandbox")
     press(desk, Keys.ENTER)
     desk.find(".jp-Dialog")
     desk.screenshot("dialog-stop")
@@ -240,6 +248,8 @@ def test_a_start_from_a_snapshot_says_so(desk: LabPage, shared_snapshot: str) ->
     open_notebook(desk, "restored/run.ipynb", RESTORED)
     wait_for_text(desk, STATUS, " of 4 GB")
     desk.find(STATUS).click()
+    tab_to(desk, f"{POPUP} summary", "Details")
+    press(desk, Keys.ENTER)
     assert "from a snapshot, " in wait_for_text(desk, POPUP, "Start")
     desk.screenshot("card-snapshot")
     said = desk.driver.execute_script("return window.said")

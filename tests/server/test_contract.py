@@ -13,6 +13,7 @@ from openapi_spec_validator import validate
 from gvisor_kernel.server.handlers import OPENAPI
 
 from ..egress.upstream import Fake, serving
+from ..jupyter.helpers import wait_until
 from ..jupyter.server import JupyterServer
 from .clients import Client, running_server
 
@@ -96,6 +97,12 @@ def test_answers_are_as_the_document_says(server: JupyterServer, upstream: Fake)
         code = "open('new.txt', 'w').write('new'); open('old.txt', 'w').write('changed'); 1"
         page.wait_for_reply(page.execute(code))
         page.wait_for_reply(page.execute("open('outputs/a.html', 'w').write('page')"))
+        # Jupyter's words, also while the sandbox of an idle kernel is paused.
+        running = page.execute("import time; time.sleep(600)")
+        wait_until(lambda: checked.client.sandbox(kernel)["state"] == "busy", "the cell")
+        server.ask("POST", f"kernels/{kernel}/interrupt")
+        page.wait_for_reply(running)
+        wait_until(lambda: checked.client.sandbox(kernel)["state"] == "idle", "its end")
     checked.ask("GET", "/sandboxes")
     assert checked.ask("GET", of_kernel, kernel=kernel)["unkept"] is None
     for name in ("log", "transcript"):

@@ -49,7 +49,7 @@ REST = (PROJECT / "docs/rest.md").read_text()
 
 
 def described(**facts: object) -> Described:
-    kernel = KernelFacts("running", "k", Path("/n"), SandboxSpec(), **facts)  # type: ignore[arg-type]
+    kernel = KernelFacts("busy", "k", Path("/n"), SandboxSpec(), **facts)  # type: ignore[arg-type]
     return Described("1", "K", "python", kernel, HostFacts())
 
 
@@ -176,7 +176,7 @@ def test_no_kernel_makes_a_series(registry: CollectorRegistry) -> None:
     before = read_samples(registry)
     for number in range(50):
         name = f'"}}\n{number}'
-        facts = KernelFacts("running", name, Path(name), SandboxSpec(), identity=name)
+        facts = KernelFacts("busy", name, Path(name), SandboxSpec(), identity=name)
         metrics.show([replace(facts, state=state) for state in get_args(State)])
         for death in get_args(DeathKind):
             metrics.count_death(death)

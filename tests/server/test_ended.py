@@ -104,7 +104,7 @@ def test_death_is_remembered_after_the_kernel(client: Client, server: JupyterSer
         page.execute("open('x', 'w').write('x'); import os; os._exit(3)")
         wait_until(lambda: client.sandbox(kernel)["last_death"], "the death")
         page.wait_for_state("restarting")
-    wait_until(lambda: client.sandbox(kernel)["state"] in ("running", "stopped"), "the next one")
+    wait_until(lambda: client.sandbox(kernel)["state"] in ("idle", "busy"), "the next one")
     assert client.sandbox(kernel)["unkept"] is None
     assert client.ask("POST", f"kernels/{kernel}/kill").status_code == 204
     ended = client.sandbox(kernel)

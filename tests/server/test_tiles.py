@@ -88,7 +88,7 @@ def maps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Map]:
         with running_server(tmp_path_factory.mktemp("maps"), *options) as server:
             kernel = str(server.ask("POST", "kernels", name="gvisor-python")["id"])
             client = Client(server)
-            wait_until(lambda: client.sandbox(kernel)["state"] == "running", "the kernel")
+            wait_until(lambda: client.sandbox(kernel)["state"] in ("idle", "busy"), "the kernel")
             yield Map(client, upstream, kernel)
             server.ask("DELETE", f"kernels/{kernel}")
 
