@@ -139,7 +139,7 @@ function firstFacts(
   showProject: () => void
 ): readonly Fact[] {
   const { egress, folder, workspace, kernel_id } = sandbox;
-  const project = sandbox.project ?? null;
+  const project = sandbox.project;
   const mayChoose = titles.of(kernel_id) !== null; // the choice is for a folder of the server
   return [
     ...fact('Memory', describeMemory(sandbox)),

@@ -13,13 +13,7 @@ type Answer<Route> = Route extends {
   : never;
 
 export type Sandboxes = Answer<paths['/sandboxes']['get']>;
-/** The project that a notebook's folder lies in, and whether its kernels are shown all of it. */
-export interface Project {
-  readonly folder: string;
-  readonly shown: boolean;
-}
-/** ``project``: missing where the server knows of none. */
-export type Sandbox = Sandboxes['sandboxes'][number] & { readonly project?: Project | null };
+export type Sandbox = Sandboxes['sandboxes'][number];
 export type Leftover = Sandboxes['leftovers'][number];
 export type Mount = Sandbox['mounts'][number];
 export type Lines = Answer<paths['/kernels/{kernel_id}/log']['get']>;

@@ -39,6 +39,7 @@ export function sandboxAnswer(fields = {}) {
     log: true,
     transcript: true,
     workspace: { uploads: '/home/anna/project', outputs: null, is_home: false },
+    project: null,
     unkept: null,
     ...fields
   };
