@@ -27,7 +27,7 @@ def after_cell(result: Any) -> None:
                     f"gvisor-kernel: {name} was written by a kernel of this folder, and was lost"
                     f" with its sandbox at {lost[name]}. Let it be written to outputs/; or set"
                     " apply to 'new files' for the kernel that writes it (gvisor-kernel install"
-                    " --set apply='new files').",
+                    " --update --set 'apply=new files').",
                     file=sys.stderr,
                 )
 
