@@ -298,7 +298,7 @@ def test_idle_kernel_with_open_streams_is_stopped_and_woken_by_bytes(
 
 # -- without egress ------------------------------------------------------------------------------
 
-REFUSED = "This kernel has no network; set c.GVisorProvisioner.egress"
+REFUSED = "This kernel has no network; on the host, type: gvisor-kernel"
 
 
 @pytest.fixture(scope="module")

@@ -107,7 +107,7 @@ def test_environment_contains_only_allowed_variables(kernel: Kernel) -> None:
         *("DEBIAN_FRONTEND", "HOME", "IS_SANDBOX", "LANG", "PATH", "PIP_ROOT_USER_ACTION"),
         *("PYTHONUNBUFFERED", "PYTHONUSERBASE", "JAVA_HOME", "NODE_PATH", "SSL_CERT_FILE"),
         *("PLAYWRIGHT_BROWSERS_PATH", "LC_CTYPE", "GVISOR_KERNEL_WORKSPACE"),
-        *("GVISOR_KERNEL_FOLDER", "GVISOR_KERNEL_PATHS"),
+        *("GVISOR_KERNEL_FOLDER", "GVISOR_KERNEL_LOST", "GVISOR_KERNEL_PATHS"),
     }
     own = {  # set by IPython
         *("CLICOLOR", "CLICOLOR_FORCE", "FORCE_COLOR", "GIT_PAGER", "PAGER", "TERM"),
