@@ -93,7 +93,7 @@ def test_client_cannot_choose_a_route(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, '["web"]')
     found = provisioner(configured(web=WEB))
     client = {"KERNEL_EGRESS": '["web"]', "KERNEL_USERNAME": "x"}
-    assert found._make_plan(found.sandbox_spec(), client, None, []).routes == ()
+    assert found._make_plan("k", Path("/nonexistent"), client, []).routes == ()
 
 
 def test_wrong_route_stops_only_kernels_that_have_routes() -> None:

@@ -127,7 +127,8 @@ def test_hardening_names_settings_that_exist() -> None:
     harden(config)
     classes: tuple[Any, ...] = (ServerApp, LabApp, FolderContents, GVisorServer)
     known = {each.__name__: each for each in classes}
-    assert set(config) - {"JupyterNotebookApp"} == set(known)
+    assert config.GVisorProvisioner == {"apply": "ask"}
+    assert set(config) - {"JupyterNotebookApp", "GVisorProvisioner"} == set(known)
     for name, each in known.items():
         assert set(config[name]) <= set(each.class_traits(config=True)), name
         each(config=Config({name: config[name]}))  # values are accepted

@@ -204,7 +204,7 @@ def test_a_session_without_a_default_is_named_in_each_text() -> None:
 def test_advice_is_for_a_model() -> None:
     death = Death("memory", used=2 << 30, limit=1 << 30)
     error = describe_kernel_end("KernelDied", death)
-    assert 'memory="2 GiB"' in error.value
+    assert 'memory="2GiB"' in error.value
     text, _, _ = show(error=error, ended_by="death")
     assert "GVisor" not in text
     assert "ask the user to start this server with a larger --memory" in text
