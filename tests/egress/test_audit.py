@@ -88,7 +88,7 @@ def test_refused_requests_do_not_push_out_others(path: Path) -> None:
     record.close()
     found = list(read_entries(path))
     assert found[0].path == "/sent"
-    assert next(item.more for item in found if item.path == "/last") > 3000
+    assert "/last" in [item.path for item in found]
     assert len(found) < REFUSED_BURST + 100
     assert sum(1 + item.more for item in found) == 5003
 
