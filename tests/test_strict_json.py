@@ -38,6 +38,7 @@ OWN = {
     "runtimes/kubernetes/pod.py": "settings, after their validation",
     "guest/lost_files.py": "in the sandbox: a variable that the host has set",
     "guest/missed_paths.py": "in the sandbox: a variable that the host has set",
+    "guest/workspace.py": "in the sandbox: what the host says of it",
     "guest/pod.py": "the host's words to PID 1, before anything else runs",
     "runtimes/runsc/command_line.py": "a flat document that the runtime wrote",
     "runtimes/runsc/staging.py": "an error of a process of this package",

@@ -42,6 +42,7 @@ HASHED = 256 * 1024 * 1024
 LINK = "a part of this path is a link, or cannot be opened, on disk"
 SPECIAL = "the sandbox has a link, device, pipe or socket there, which is never written to disk"
 OTHER_TYPE = "on disk it is {}: with force that is replaced"
+HIDDEN = "it is a hidden file or folder of the project, which the kernel was not shown"
 NOT_OURS = "on disk it is {}: remove that yourself"
 LATER = "it was changed on disk since the kernel was started"
 REPOSITORY = "it is a repository's own: with force it is written"
@@ -80,10 +81,13 @@ def read_claims(content: Mapping[str, Any]) -> tuple[dict[str, Claim], bool, int
 
 
 class _Comparison:
-    def __init__(self, root: Opened, started: float, ours: Mapping[str, OnDisk | None]) -> None:
+    def __init__(
+        self, root: Opened, started: float, ours: Mapping[str, OnDisk | None], hides: bool
+    ) -> None:
         self._root = root
         self._started = int(started * 1e9)
         self._ours = ours
+        self._hides = hides
         self._hashed = HASHED
         self.found: list[Change] = []
         self.more = False
@@ -158,6 +162,8 @@ class _Comparison:
             return
         kind = "removed" if claim.is_removed else "added" if disk is None else "changed"
         shown = disk.type if claim.is_removed and disk is not None else claim.type
+        if self._hides and disk is not None and "/." in f"/{claim.path}":
+            conflict, refused = HIDDEN, True
         is_refused, runs = refused and conflict is not None, None
         if shown == "file" and not is_refused:
             runs = find_kind(claim.path)
@@ -190,15 +196,17 @@ def compare(
     more: bool,
     total: int,
     ours: Mapping[str, OnDisk | None] = MappingProxyType({}),
+    hides: bool = False,
 ) -> Changes:
     """Return the differences between a sandbox's claims and the folder ``root``, by path.
 
     ``started``: Unix time of the kernel's start; a file that was changed on disk after it is a
     conflict. ``ours`` has the facts of files that applies from this sandbox have written: they are
     none (None), unless an undo has brought back what was one. Files with the same content in both
-    are left out, as far as contents were read.
+    are left out, as far as contents were read. ``hides``: the sandbox shows a project, whose hidden
+    files the kernel was not shown.
     """
-    comparison = _Comparison(root, started, ours)
+    comparison = _Comparison(root, started, ours, hides)
     for path in sorted(claims):
         comparison.add(claims[path])
     found = tuple(sorted(comparison.found, key=lambda change: change.path))

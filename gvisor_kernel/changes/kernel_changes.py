@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import IO, Any, Literal, TypeVar
 
 from gvisor_kernel.changes.apply import AGAIN, Applying, clear_all, explain, order
@@ -41,6 +42,7 @@ from gvisor_kernel.changes.compare import (
 from gvisor_kernel.changes.diff import Diff, diff_texts, remark
 from gvisor_kernel.changes.folder import look, open_file
 from gvisor_kernel.config.settings import ASK, NEVER, NEW_FILES
+from gvisor_kernel.config.validators import PROJECT
 from gvisor_kernel.errors import GvisorKernelError, SandboxError
 from gvisor_kernel.host.folders import Identity, Opened, reopen
 from gvisor_kernel.kernel.facts import Left
@@ -315,7 +317,8 @@ class KernelChanges:
             "under": list(under),
         }
         content, _ = await self._ask(question, ANSWER_SECONDS)
-        started = self._kernel.started
+        started, facts = self._kernel.started, self._kernel.describe()
+        hides = facts is not None and facts.spec.uploads == PROJECT
 
         def work() -> tuple[Changes, Mapping[str, Claim]]:
             claims, more, total = read_claims(content)
@@ -324,8 +327,8 @@ class KernelChanges:
                 return list_claims(claims, NO_FOLDER, more=more, total=total), claims
             with root:
                 ours = Backups.open().find_ours(self._find_id())
-                found = compare(root, claims, started, more=more, total=total, ours=ours)
-                return found, claims
+                counted = partial(compare, more=more, total=total)
+                return counted(root, claims, started, ours=ours, hides=hides), claims
 
         return await asyncio.to_thread(work)
 

@@ -34,6 +34,8 @@ class Door:
     giving: str
 
 
+KERNELSPEC = re.compile(r"[a-z0-9._-]{1,24}")
+
 JUPYTER = Door(
     "on the host, type: gvisor-kernel install --update --egress packages, and start it again",
     'c.GVisorProvisioner.egress = ["NAME"], or gvisor-kernel install --egress NAME,',
@@ -113,6 +115,13 @@ _PACKAGES = {
     # Addresses of this route mean nothing elsewhere, so they do not belong in a lock file.
     "npm_config_omit_lockfile_registry_resolved": "true",
 }
+
+
+def name_door(door: Door, kernelspec: str) -> Door:
+    """Return ``door``, with the kernelspec of the kernel in its command where there is room."""
+    if door is not JUPYTER or not KERNELSPEC.fullmatch(kernelspec):
+        return door
+    return Door(door.remedy.replace("--update", f"--update --name {kernelspec}"), door.giving)
 
 
 def egress_environment(routes: Iterable[Route], door: Door = JUPYTER) -> dict[str, str]:

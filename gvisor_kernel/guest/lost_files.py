@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from gvisor_kernel.guest.workspace import WORKSPACE
+from gvisor_kernel.guest.workspace import WORKSPACE, name_update
 
 VARIABLE = "GVISOR_KERNEL_LOST"
 """The host's words; see ``kernel/lost_files.py``."""
@@ -23,11 +23,12 @@ def after_cell(result: Any) -> None:
         if isinstance(error, FileNotFoundError) and os.environ.get(VARIABLE):
             lost = json.loads(os.environ[VARIABLE])
             if name := find_name(error, lost):
+                command = name_update("--set 'apply=new files'")
                 print(
                     f"gvisor-kernel: {name} was written by a kernel of this folder, and was lost"
                     f" with its sandbox at {lost[name]}. Let it be written to outputs/; or set"
-                    " apply to 'new files' for the kernel that writes it (gvisor-kernel install"
-                    " --update --set 'apply=new files').",
+                    " apply to 'new files' for the kernel that writes it"
+                    f" ({command}).",
                     file=sys.stderr,
                 )
 

@@ -15,7 +15,15 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from gvisor_kernel.guest.workspace import EMPTY, FOLDER, PATHS, TOLD, VARIABLE, WORKSPACE
+from gvisor_kernel.guest.workspace import (
+    EMPTY,
+    FOLDER,
+    PATHS,
+    TOLD,
+    VARIABLE,
+    WORKSPACE,
+    name_update,
+)
 
 ROUNDS = 1000
 MAX_PATH, MAX_PARTS, MAX_SHOWN = 4096, 40, 200
@@ -44,8 +52,8 @@ IN_HOME = (
 )
 PROJECT = (
     "To show the project around the notebook (.git, pyproject.toml, …), choose that on the card of"
-    ' the sandbox in JupyterLab, or set uploads = "project" (gvisor-kernel install --set'
-    " uploads=project), and start the kernel again. Other folders are shown by the setting mounts."
+    ' the sandbox in JupyterLab, or set uploads = "project" ({command}), and start the kernel'
+    " again. Other folders are shown by the setting mounts."
 )
 OTHERS = "Another folder is shown by the settings uploads and mounts."
 
@@ -124,7 +132,8 @@ def explain_path(path: str) -> str:
     if not path or len(path) > MAX_PATH or os.path.exists(path):
         return ""
     shown = "".join(char if char.isprintable() else "?" for char in path[:MAX_SHOWN])
-    advice = PROJECT if os.environ.get(FOLDER) == WORKSPACE else OTHERS
+    project = PROJECT.format(command=name_update("--set uploads=project"))
+    advice = project if os.environ.get(FOLDER) == WORKSPACE else OTHERS
     is_windows = bool(re.match(r"[A-Za-z]:[\\/]", path))
     if not is_windows and f"{absolute}/".startswith(f"{WORKSPACE}/"):
         return ""

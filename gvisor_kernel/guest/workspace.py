@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shlex
 import stat
 import tempfile
 from collections.abc import Mapping
@@ -14,6 +16,7 @@ UPLOADS = "/mnt/user-data/uploads"
 WORKSPACE = "/workspace"
 SCRATCH = "/run/gvisor-kernel/workspace"
 """A tmpfs of the size of the disk limit. Everything written to /workspace goes here."""
+CONTAINER_INFO = "/container_info.json"
 UPPER = f"{SCRATCH}/upper"
 OUTPUTS = "/mnt/user-data/outputs"
 OWN_OUTPUTS = "outputs"
@@ -118,6 +121,15 @@ def find_shown_outputs() -> str:
         if (own.st_dev, own.st_ino) == (outputs.st_dev, outputs.st_ino):
             return _place
     return ""
+
+
+def name_update(option: str) -> str:
+    """Return the command that gives this kernel's kernelspec a setting, on the host."""
+    name = "NAME"
+    known = contextlib.suppress(OSError, ValueError, TypeError, LookupError)
+    with known, open(CONTAINER_INFO, encoding="utf-8") as file:
+        name = shlex.quote(str(json.load(file)["kernel"]))
+    return f"gvisor-kernel install --update --name {name} {option}"
 
 
 CACHES = (

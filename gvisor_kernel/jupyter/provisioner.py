@@ -26,9 +26,9 @@ from gvisor_kernel.changes.compare import find_unkept
 from gvisor_kernel.changes.control import ControlSocket
 from gvisor_kernel.changes.new_files import apply_new_files
 from gvisor_kernel.config.jupyter_config import GVisorEgress, SandboxSettings
-from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
 from gvisor_kernel.config.validators import PROJECT
-from gvisor_kernel.egress.environment import JUPYTER
+from gvisor_kernel.egress.environment import JUPYTER, name_door
 from gvisor_kernel.egress.kinds import Route
 from gvisor_kernel.egress.routes import check_exposure, choose_routes, parse_routes
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, SettingError, StartStopped
@@ -99,6 +99,8 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         self, name: str, folder: Path, environment: dict[str, str], extra: list[str]
     ) -> KernelPlan:
         manager, spec = self.parent, self.sandbox_spec()
+        if self._is_closed() and spec.uploads == PROJECT:
+            spec = replace(spec, uploads=DEFAULTS.uploads)
         if self.may_choose_project(spec):
             spec = with_choice(spec, folder)
         python, argv = choose_program(spec, list(self.kernel_spec.argv), extra)
@@ -129,13 +131,17 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
                 key for key, text in templates.items() if passed.keys() & text.get_identifiers()
             ),
             routes=self.find_routes(spec, folder),
-            door=getattr(manager, "door", JUPYTER),
+            door=name_door(getattr(manager, "door", JUPYTER), name),
         )
 
     def may_choose_project(self, spec: SandboxSpec) -> bool:
         """Return whether a person may choose what is shown (``project_choices``): not against
         Jupyter's configuration."""
-        return not _is_configured(self, "uploads") and may_choose(spec)
+        return not (_is_configured(self, "uploads") or self._is_closed()) and may_choose(spec)
+
+    def _is_closed(self) -> bool:
+        """Return whether this is a server for what strangers wrote: it shows no folder above."""
+        return bool(self.config.get("GVisorServer", {}).get("closed"))
 
     def find_routes(self, spec: SandboxSpec, folder: Path) -> tuple[Route, ...]:
         """Return the routes that ``spec`` names, as Jupyter's configuration describes them now.

@@ -30,12 +30,13 @@ def find(
     *entries: list[object],
     started: float | None = None,
     ours: Mapping[str, OnDisk | None] | None = None,
+    hides: bool = False,
 ) -> Changes:
     claims, more, total = read_claims(
         {"entries": list(entries), "total": len(entries), "more": False}
     )
     begin = time.time() + LATER if started is None else started
-    return compare(root, claims, begin, more=more, total=total, ours=ours or {})
+    return compare(root, claims, begin, more=more, total=total, ours=ours or {}, hides=hides)
 
 
 def open_root(path: Path) -> Opened:

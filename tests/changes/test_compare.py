@@ -107,6 +107,21 @@ def test_added_changed_and_removed_are_told_apart(tmp_path: Path) -> None:
     assert not any(change.conflict for change in found.changes)
 
 
+def test_what_a_project_hides_is_neither_replaced_nor_removed(tmp_path: Path) -> None:
+    """The kernel saw nothing of it: a line that it adds to .gitignore is all that its file has."""
+    (tmp_path / "data/.dvc").mkdir(parents=True)
+    for path in (".gitignore", "data/.dvc/x", "data/seen"):
+        (tmp_path / path).write_text("abc")
+    said = [entry(".gitignore"), entry("data", "removed"), entry(".new")]
+    with open_root(tmp_path) as root:
+        found = {change.path: change for change in find(root, *said, hides=True).changes}
+        assert {path for path, change in found.items() if change.is_refused} == {
+            *(".gitignore", "data/.dvc", "data/.dvc/x")
+        }
+        assert found[".gitignore"].conflict == module.HIDDEN
+        assert not any(change.is_refused for change in find(root, *said).changes)
+
+
 def test_a_file_that_was_changed_on_disk_since_the_start_is_a_conflict(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("abc")
     with open_root(tmp_path) as root:

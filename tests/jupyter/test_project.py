@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 from jupyter_client import BlockingKernelClient, KernelManager
+from jupyter_client.kernelspec import KernelSpec
 from traitlets.config import Config
 
 from gvisor_kernel.changes.backups import Backups
 from gvisor_kernel.cli.main import main
+from gvisor_kernel.jupyter.project_choices import remember
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 
 from ..docker.dockerd import needs_dockerd
@@ -168,6 +170,8 @@ def test_changes_are_applied_below_the_project(
     listed = json.loads(capsys.readouterr().out)
     paths = [change["path"] for change in listed["changes"]]
     assert "data/clean.csv" in paths
+    refused = {change["path"]: change["is_refused"] for change in listed["changes"]}
+    assert refused[".git/config"], "an earlier test has written it, and was not shown it"
     assert not [path for path in paths if "outputs" in path], "outputs are kept anyway"
     assert main(["apply", name, "data/clean.csv", "--unseen"]) == 0
     assert clean.read_text() == "2"
@@ -191,6 +195,23 @@ def test_a_choice_does_not_stand_against_settings(
     config = Config({"GVisorProvisioner": configured})
     provisioner = GVisorProvisioner(kernel_id="", config=config, **asked)
     assert provisioner.may_choose_project(provisioner.sandbox_spec()) == may
+
+
+def test_a_server_for_strangers_notebooks_shows_no_folder_above(
+    notebooks: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Neither by a kernelspec's setting nor by a choice that was made in another server."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    remember(notebooks, str(notebooks.parent))
+    shown = {}
+    for closed in (False, True):
+        config = Config({"GVisorServer": {"closed": closed}})
+        for asked in ({}, {"uploads": "project"}):
+            provisioner = GVisorProvisioner(
+                kernel_id="", kernel_spec=KernelSpec(), config=config, **asked
+            )
+            shown[closed, bool(asked)] = provisioner.plan_ahead("k", notebooks).spec.uploads
+    assert shown == {(c, a): "." if c else "project" for c in (False, True) for a in (False, True)}
 
 
 @pytest.mark.parametrize(
