@@ -41,13 +41,13 @@ from gvisor_kernel.jupyter.kernelspecs import (
     find_destination,
     find_first,
     find_kernelspecs,
-    find_place,
     install_kernelspec,
     is_ours,
     is_searched,
     read_kernelspec,
     remove_kernelspec,
     template_settings,
+    update_kernelspec,
 )
 from gvisor_kernel.jupyter.plan_factory import (
     check_routes,
@@ -163,16 +163,22 @@ def find_settings(arguments: argparse.Namespace) -> dict[str, object]:
     return settings
 
 
-def find_installed(name: str, place: tuple[bool, str | None] | None) -> Kernelspec:
-    """Return the kernelspec ``name`` in ``place``, or the one that Jupyter uses.
+def find_installed(arguments: argparse.Namespace, name: str) -> Kernelspec:
+    """Return the kernelspec ``name`` that ``--update`` changes: in the place that the options name,
+    or the one that Jupyter uses.
 
-    :raises KernelspecError: when there is none of gvisor-kernel
+    :raises KernelspecError: when there is none of gvisor-kernel, or another language is asked for
     """
+    if arguments.language:
+        raise KernelspecError(
+            "--update keeps the language of a kernelspec.", "leave out --language, or --update."
+        )
+    place = choose_place(arguments)
     for kernelspec in find_kernelspecs(find_destination(*place) if place else None):
         if kernelspec.name == name:
             return kernelspec
     raise KernelspecError(
-        f"There is no kernelspec {name!r} of gvisor-kernel to update.",
+        f"There is no kernelspec {name!r} of gvisor-kernel to update, or it cannot be read.",
         "install it without --update, or name one of `jupyter kernelspec list`: --name NAME.",
     )
 
@@ -236,39 +242,36 @@ def install(arguments: argparse.Namespace) -> int:
     """
     user, prefix = choose_place(arguments) or default_place()
     settings = find_settings(arguments)
-    language = arguments.language or "python"
-    name = f"gvisor-{language}" if arguments.name is None else arguments.name
-    display_name = arguments.display_name
-    if arguments.update:
-        old = find_installed(name, choose_place(arguments))
-        user, prefix = find_place(old.directory)
-        language = arguments.language or old.language
-        display_name = display_name or old.display_name
-        settings = {**old.settings, **settings}
-    template = f"gvisor-{language}"
-    destination = check_destination(user, prefix, name)
+    template = f"gvisor-{arguments.language or 'python'}"
+    name = template if arguments.name is None else arguments.name
+    old = find_installed(arguments, name) if arguments.update else None
+    language = (arguments.language or "python") if old is None else old.language
+    destination = check_destination(user, prefix, name) if old is None else old.directory
+    settings = {**(template_settings(template) if old is None else old.settings), **settings}
     requirements = find_requirements(arguments, language, settings)
     planned = {"packages": {"requirements": requirements, "environment": "0" * 64}}
-    all_settings = {**template_settings(template), **settings}
-    check_kernel({**all_settings, **(planned if requirements else {})})
+    check_kernel({**settings, **(planned if requirements else {})})
     if settings.get("egress"):
         check_routes(settings, read_configuration())
     with ExitStack() as held:
         if requirements:
-            environment = install_packages(all_settings, name, requirements)
+            environment = install_packages(settings, name, requirements)
             held.enter_context(Store.open().held(environment, destination))
             settings["packages"] = {
                 "requirements": list(requirements),
                 "environment": environment.digest,
             }
-        kernelspec = install_kernelspec(
-            user=user,
-            prefix=prefix,
-            name=name,
-            display_name=display_name,
-            settings=settings,
-            template=template,
-        )
+        if old is not None:
+            kernelspec = update_kernelspec(old, arguments.display_name, settings)
+        else:
+            kernelspec = install_kernelspec(
+                user=user,
+                prefix=prefix,
+                name=name,
+                display_name=arguments.display_name,
+                settings=settings,
+                template=template,
+            )
     remove_unused()
     print(f'Installed "{printable_name(kernelspec.display_name)}" in {kernelspec.directory}')
     make_default(arguments, user, prefix)

@@ -149,6 +149,32 @@ def install_kernelspec(
     return read_kernelspec(destination)
 
 
+def update_kernelspec(
+    kernelspec: Kernelspec, display_name: str | None, settings: Mapping[str, object]
+) -> Kernelspec:
+    """Give an installed kernelspec other ``settings``, and a ``display_name`` unless that is None.
+
+    All else in its kernel.json stays, such as ``env``.
+
+    :raises KernelspecError: when it cannot be written
+    """
+    path = kernelspec.directory / "kernel.json"
+    new = path.with_name("kernel.json.new")
+    try:
+        document = json.loads(path.read_text())
+        document["metadata"]["kernel_provisioner"]["config"] = dict(settings)
+        document["display_name"] = display_name or document["display_name"]
+        new.write_text(json.dumps(document, indent=1) + "\n")
+        new.chmod(0o644)  # other users read a system-wide one, whatever the umask is
+        new.replace(path)
+    except OSError as error:
+        raise KernelspecError(
+            f"The kernelspec cannot be written to {path}: {error.strerror}.",
+            "run this command as the user who owns it.",
+        ) from error
+    return read_kernelspec(kernelspec.directory)
+
+
 def check_destination(user: bool, prefix: str | None, name: str) -> Path:
     """Return the folder of the kernelspec ``name``, which need not exist.
 
@@ -175,20 +201,6 @@ def find_destination(user: bool, prefix: str | None) -> Path:
     if prefix is not None:
         return Path(prefix).absolute() / "share/jupyter/kernels"
     return Path(SYSTEM_JUPYTER_PATH[0], "kernels")
-
-
-def find_place(directory: Path) -> tuple[bool, str | None]:
-    """Return (user, prefix) of an installed kernelspec's folder, for ``find_destination``.
-
-    :raises KernelspecError: when it lies elsewhere, as in a folder of JUPYTER_PATH
-    """
-    folder = directory.parent
-    for place in ((True, None), (False, None), (False, str(folder.parent.parent.parent))):
-        if find_destination(*place) == folder:
-            return place
-    raise KernelspecError(
-        f"{directory} is not where an install writes.", "change its kernel.json yourself."
-    )
 
 
 def make_manager() -> KernelSpecManager:

@@ -77,11 +77,17 @@ def test_an_update_keeps_what_it_does_not_name(
     main(["install", "--user", "--name", "gk-one", "--language", "bash", *chosen])
     directory = data_dir / "kernels/gk-one"
     before = read_kernelspec(directory)
+    document = json.loads((directory / "kernel.json").read_text())
+    document |= {"env": {"A": "b"}, "metadata": {**document["metadata"], "mine": [1]}}
+    (directory / "kernel.json").write_text(json.dumps(document))
     update = ["install", "--update", "--name", "gk-one"]
     assert main([*update, "--memory", "8G", "--set", "pids_limit=99"]) == 0
     after = read_kernelspec(directory)
     assert after.settings == {**before.settings, "memory_limit": "8G", "pids_limit": 99}
     assert (after.display_name, after.language) == ("One", "bash")
+    kept = json.loads((directory / "kernel.json").read_text())
+    kept["metadata"]["kernel_provisioner"] = document["metadata"]["kernel_provisioner"]
+    assert kept == document
     assert main(update) == 0
     assert read_kernelspec(directory) == after
     assert main([*update, "--set", "memory_limit=1 apple"]) == 1
@@ -91,15 +97,19 @@ def test_an_update_keeps_what_it_does_not_name(
     assert "no kernelspec 'gk-one' of gvisor-kernel to update" in capsys.readouterr().err
 
 
-def test_an_update_changes_no_kernelspec_elsewhere(
+def test_an_update_changes_the_kernelspec_that_jupyter_uses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Such as one in a folder of JUPYTER_PATH, to which an install does not write."""
+    """Also one in a folder of JUPYTER_PATH, to which an install does not write."""
     main(["install", "--prefix", str(tmp_path), "--name", "gk-one"])
     (tmp_path / "share/jupyter").rename(tmp_path / "mine")
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "mine"))
-    assert main(["install", "--update", "--name", "gk-one", "--memory", "8G"]) == 1
-    assert "change its kernel.json yourself" in capsys.readouterr().err
+    update = ["install", "--update", "--name", "gk-one", "--no-snapshot"]
+    assert main([*update, "--memory", "8G"]) == 0
+    found = read_kernelspec(tmp_path / "mine/kernels/gk-one")
+    assert found.settings["memory_limit"] == "8G"
+    assert main([*update, "--language", "bash"]) == 1
+    assert "leave out --language" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("setting", ["memory_limit=1 apple", "memroy_limit=1G", "memory_limit"])
