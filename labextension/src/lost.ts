@@ -120,7 +120,7 @@ export class LostFiles {
 
 /** A sentence for a notification: how many, and as many names as there is room for. */
 export function describeLost(unkept: Unkept, name: string): string {
-  const text = `${sayGone(unkept, ' in /workspace')} with the sandbox of ${cut(name, 40)}`;
+  const text = `${sayGone(unkept, ' in /workspace')} with the sandbox of ${escapeHidden(showName(cut(name, 40)))}`;
   const paths = unkept.paths.map(path => escapeHidden(showName(path)));
   for (let shown = paths.length; shown > 0; shown -= 1) {
     const others = unkept.total - shown;

@@ -35,7 +35,8 @@ export class Thumbnails {
     this.known = new Map();
     for (const [file, place] of places.filter(([it]) => mayShow(it)).slice(0, MOST_THUMBNAILS)) {
       const key = JSON.stringify(file);
-      const found = before.get(key) ?? this.turns(() => this.read(file));
+      const found =
+        before.get(key) ?? this.turns(() => (this.known.has(key) ? this.read(file) : null));
       this.known.set(key, found);
       void found.then(url => url !== null && place.replaceChildren(draw(url)));
     }

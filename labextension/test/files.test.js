@@ -244,6 +244,7 @@ test('a notification has the names that there is room for', () => {
     /: name-of-a-file-1\.parquet, name-of-a-file-2\.parquet and 10 more\.$/
   );
   const long = { ...lost, total: 1, more: true, paths: ['x'.repeat(500)] };
+  assert.doesNotMatch(describeLost(long, 'a\u202e\nb'), /[\u202e\n]/);
   const text = describeLost(long, 'N'.repeat(200));
   assert.ok(text.length <= LONGEST_MESSAGE, text);
   assert.match(text, /^At least 1 files in \/workspace are gone/);

@@ -647,3 +647,17 @@ test('a thumbnail is a small picture that a look at its header lets pass', async
   assert.deepEqual(await show(), shown);
   assert.deepEqual(asked, ['good.png', 'large.png', 'moves.png', 'other.png']); // each once
 });
+
+test('thumbnails of files that were replaced meanwhile are not read', async () => {
+  const asked = [];
+  const read = ({ path }) => new Promise(() => asked.push(path));
+  const thumbnails = new Thumbnails({ read }, 'k1');
+  for (let modified = 0; modified < 5; modified += 1) {
+    const paths = ['a.png', 'b.png'];
+    thumbnails.show(
+      paths.map(path => [{ path, size: 9, modified }, document.createElement('span')])
+    );
+    await new Promise(resolve => setTimeout(resolve, 0));
+  }
+  assert.deepEqual(asked, ['a.png']);
+});
