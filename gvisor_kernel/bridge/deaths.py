@@ -24,7 +24,7 @@ of its own."""
 COMMAND = "gvisor-kernel install --update --name NAME --set memory_limit={more}"
 RAISE_SETTING = (
     "To allow more, raise the setting memory_limit in Jupyter's configuration, if that sets it, or"
-    f" type: {COMMAND} (NAME: the kernelspec's), and restart the kernel."
+    f" type: {COMMAND} (NAME: the kernelspec's), shut the kernel down and start it again."
 )
 """Advice where a person has Jupyter's settings. ``{more}``: twice the limit."""
 
@@ -79,7 +79,10 @@ def advise_more_memory(identity: KernelIdentity) -> str:
         return RAISE_SETTING
     command = COMMAND.replace("NAME", identity.name)
     file = identity.kernelspec.replace("{", "{{").replace("}", "}}")
-    return f"To allow more, type: {command} (it changes {file}), and restart the kernel."
+    return (
+        f"To allow more, type: {command} (it changes {file}), shut the kernel down and start it"
+        " again; a restart keeps its limit."
+    )
 
 
 def describe_death(death: Death, more_memory: str = RAISE_SETTING) -> str:

@@ -27,7 +27,7 @@ from gvisor_kernel.spec.layout import HOME
 @dataclass(frozen=True)
 class Door:
     """``remedy``: what gives a kernel a network that has none. It is part of a status line: ASCII,
-    at most 120 characters. ``giving``: what gives it the route NAME.
+    at most 150 characters. ``giving``: what gives it the route NAME.
     """
 
     remedy: str
@@ -37,7 +37,8 @@ class Door:
 KERNELSPEC = re.compile(r"[a-z0-9._-]{1,24}")
 
 JUPYTER = Door(
-    "on the host, type: gvisor-kernel install --update --egress packages, and start it again",
+    "for packages, type on the host: gvisor-kernel install --update --egress packages; then shut it"
+    " down and start it",
     'c.GVisorProvisioner.egress = ["NAME"], or gvisor-kernel install --egress NAME,',
 )
 PROGRAM = Door(

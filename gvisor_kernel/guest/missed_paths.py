@@ -51,9 +51,10 @@ IN_HOME = (
     " own."
 )
 PROJECT = (
-    "To show the project around the notebook (.git, pyproject.toml, …), choose that on the card of"
-    ' the sandbox in JupyterLab, or set uploads = "project" ({command}), and start the kernel'
-    " again. Other folders are shown by the setting mounts."
+    "To show the project around the notebook (a folder with .git, pyproject.toml or an empty file"
+    " .jupyter-project), choose that on the card of the sandbox in JupyterLab, or set uploads ="
+    ' "project" ({command}); then shut the kernel down and start it again. Other folders are shown'
+    " by the setting mounts."
 )
 OTHERS = "Another folder is shown by the settings uploads and mounts."
 

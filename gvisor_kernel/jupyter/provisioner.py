@@ -102,7 +102,10 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         if self._is_closed() and spec.uploads == PROJECT:
             spec = replace(spec, uploads=DEFAULTS.uploads)
         if self.may_choose_project(spec):
-            spec = with_choice(spec, folder)
+            if self._plan is None:
+                spec = with_choice(spec, folder)
+            else:  # a restart, which would take the sandbox with all that was not applied
+                spec = replace(spec, uploads=self._plan.spec.uploads)
         python, argv = choose_program(spec, list(self.kernel_spec.argv), extra)
         passed = {key: environment[key] for key in spec.environment if key in environment}
         templates = {key: Template(value) for key, value in self.kernel_spec.env.items()}

@@ -228,11 +228,14 @@ function showMount(mount: Mount): HTMLElement {
   );
 }
 
+/** Where a route leads that names no host: one to packages. */
+const INDEXES = 'the package indexes of this computer';
+
 function routesOf(sandbox: Sandbox): HTMLElement {
   return element(
     'ul',
     ...sandbox.egress.map(route =>
-      element('li', `${route.name} (${route.kind}): ${route.hosts.join(', ') || 'any host'}`)
+      element('li', `${route.name} (${route.kind}): ${route.hosts.join(', ') || INDEXES}`)
     )
   );
 }

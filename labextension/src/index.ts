@@ -119,7 +119,7 @@ function makeAct(
         title: `${escapeHidden(folder)} will be ${isShown ? 'hidden' : 'shown'}`,
         body:
           `Notebooks of this folder see ${what} from the next start of their kernels. ` +
-          'To begin here, end this sandbox and run a cell.',
+          'To begin here, choose Shut Down Kernel in the menu Kernel, then run a cell.',
         buttons: [Dialog.okButton()]
       });
     } catch (error) {

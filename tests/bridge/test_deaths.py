@@ -47,7 +47,8 @@ def test_the_command_names_the_kernels_own_kernelspec() -> None:
     known = KernelIdentity("my-k", b"", "hmac-sha256", 1 << 30, kernelspec="/a {b}/kernel.json")
     assert describe_death(death, advise_more_memory(known)).endswith(
         "To allow more, type: gvisor-kernel install --update --name my-k --set memory_limit=2GiB"
-        " (it changes /a {b}/kernel.json), and restart the kernel."
+        " (it changes /a {b}/kernel.json), shut the kernel down and start it again; a restart keeps"
+        " its limit."
     )
     unknown = KernelIdentity("my-k", b"", "hmac-sha256", 1 << 30)
     assert RAISE in describe_death(death, advise_more_memory(unknown))

@@ -100,8 +100,8 @@ def test_a_client_that_is_named_by_its_variable_has_a_key_that_is_none() -> None
 
 def test_the_command_names_the_kernels_own_kernelspec() -> None:
     """Without a name, the command would give another kernelspec a network."""
-    assert "install --update --name my-k --egress packages," in name_door(JUPYTER, "my-k").remedy
-    assert len(name_door(JUPYTER, "k" * 24).remedy) <= 120
+    assert "install --update --name my-k --egress packages;" in name_door(JUPYTER, "my-k").remedy
+    assert len(name_door(JUPYTER, "k" * 24).remedy) <= 150
     assert name_door(JUPYTER, "k" * 25) == JUPYTER
     assert name_door(JUPYTER, "a; b") == JUPYTER
     assert name_door(MCP, "my-k") is MCP

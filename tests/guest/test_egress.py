@@ -399,8 +399,8 @@ def test_each_request_is_told_why(closed_port: Port, request_bytes: bytes) -> No
     reader = ask(closed_port, request_bytes)
     head, _, body = reader.data.partition(b"\r\n\r\n")
     assert head.startswith(
-        b"HTTP/1.1 403 This kernel has no network; on the host, type: gvisor-kernel install"
-        b" --update --egress packages, and start it again\r\n"
+        b"HTTP/1.1 403 This kernel has no network; for packages, type on the host: gvisor-kernel"
+        b" install --update --egress packages; then shut it down and start it\r\n"
     )
     assert f"Content-Length: {len(body)}".encode() in head
     assert b"Connection: close" in head

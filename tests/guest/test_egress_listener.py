@@ -298,7 +298,7 @@ def test_idle_kernel_with_open_streams_is_stopped_and_woken_by_bytes(
 
 # -- without egress ------------------------------------------------------------------------------
 
-REFUSED = "This kernel has no network; on the host, type: gvisor-kernel"
+REFUSED = "This kernel has no network; for packages, type on the host:"
 
 
 @pytest.fixture(scope="module")

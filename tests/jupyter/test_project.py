@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -195,6 +196,21 @@ def test_a_choice_does_not_stand_against_settings(
     config = Config({"GVisorProvisioner": configured})
     provisioner = GVisorProvisioner(kernel_id="", config=config, **asked)
     assert provisioner.may_choose_project(provisioner.sandbox_spec()) == may
+
+
+def test_a_restart_follows_no_new_choice(
+    notebooks: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It would take the sandbox, and all in it that was not applied, without a question."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    provisioner = GVisorProvisioner(kernel_id="", kernel_spec=KernelSpec())
+    shown = []
+    for chosen in (None, str(notebooks.parent)):
+        remember(notebooks, chosen)
+        asyncio.run(provisioner.pre_launch(cwd=str(notebooks)))
+        assert provisioner._plan is not None
+        shown.append(provisioner._plan.spec.uploads)
+    assert shown == [".", "."]
 
 
 def test_a_server_for_strangers_notebooks_shows_no_folder_above(
