@@ -44,6 +44,7 @@ from gvisor_kernel.jupyter.kernelspecs import (
     install_kernelspec,
     is_ours,
     is_searched,
+    name_shown,
     read_kernelspec,
     remove_kernelspec,
     template_settings,
@@ -268,7 +269,7 @@ def install(arguments: argparse.Namespace) -> int:
                 user=user,
                 prefix=prefix,
                 name=name,
-                display_name=arguments.display_name,
+                display_name=arguments.display_name or name_shown(name, template),
                 settings=settings,
                 template=template,
             )

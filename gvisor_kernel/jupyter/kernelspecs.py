@@ -149,6 +149,14 @@ def install_kernelspec(
     return read_kernelspec(destination)
 
 
+def name_shown(name: str, template: str) -> str | None:
+    """Return what tells a kernelspec of an own name from the usual one; None for that."""
+    if name == template:
+        return None
+    usual = json.loads((find_template(template) / "kernel.json").read_text())["display_name"]
+    return f"{usual.removesuffix(')')}, {name})"
+
+
 def update_kernelspec(
     kernelspec: Kernelspec, display_name: str | None, settings: Mapping[str, object]
 ) -> Kernelspec:

@@ -70,6 +70,13 @@ def test_second_install_replaces_settings(data_dir: Path) -> None:
     }
 
 
+def test_a_kernelspec_of_an_own_name_is_told_from_the_usual_one(data_dir: Path) -> None:
+    for name in ("gvisor-bash", "gk-one"):
+        main(["install", "--user", "--name", name, "--language", "bash"])
+    shown = {spec.name: spec.display_name for spec in find_kernelspecs(data_dir / "kernels")}
+    assert shown == {"gvisor-bash": "Bash (gVisor)", "gk-one": "Bash (gVisor, gk-one)"}
+
+
 def test_an_update_keeps_what_it_does_not_name(
     data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
