@@ -31,7 +31,7 @@ SECONDS = 20.0
 MAX_TOLD, MAX_NAME = 10, 100
 """Files that are named in the log, and characters of a name."""
 EXISTS = "the folder has one of that name, which is never replaced"
-NO_DATA = "by its name it is no file of data"
+NO_DATA = "by its name it is no file of data: write it to outputs/"
 TOO_LARGE = f"it has more than {MAX_FILE // 1024**2} MiB"
 LIMIT = f"at most {MAX_FILES} files and {MAX_BYTES // 1024**3} GiB are written"
 

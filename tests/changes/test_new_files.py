@@ -121,14 +121,19 @@ def test_nobody_applies_anything_where_the_setting_is_off(folder: Path) -> None:
 
 
 def test_only_names_of_data_are_written() -> None:
-    good = ["a.csv", "data/x-1_b.parquet", "Ergebnis_ä.CSV", "metrics.json", "README.md", "m.pt"]
+    good = ["a.csv", "data/x-1_b.parquet", "Ergebnis_ä.CSV", "a.csv.gz", "m.safetensors", "p.png"]
     bad = [
         "module.py", "step.ipynb", "run.sh", "Makefile", "Makefile.csv", "data", "x.toml", "x.yml",
         ".csv", ".hidden/x.csv", "-rf.csv", "x y.csv", "$(id).csv", "a;b.csv", "a\u202e.csv",
         "a'.csv", "a/-x/b.csv", "x.csv.", "x.csv/", "requirements.txt", "Requirements-dev.TXT",
         "package.json", "tsconfig.json", "kernel.json", "CLAUDE.md", "SKILL.md", "x.pth",
         "evil.dist-info/entry_points.txt", "evil.egg-info/a.txt", "__pycache__/x.csv", "x.desktop",
-        ".git/x.csv", "env/x.csv", "a.so", "x.html.exe",
+        ".git/x.csv", "env/x.csv", "a.so", "x.html.exe", "test_results.txt", "voila.json",
+        "main.tf.json", "x.auto.tfvars.json", "CMakePresets.json", "serverless.json",
+        "metrics.json", "dev-requirements.txt", "requirements/dev.txt", "AGENTS.override.md",
+        "QWEN.md", "README.md", "a.html", "a.svg", "a.xml", "a.toml", "a.cfg", "a.ini", "a.pkl",
+        "a.joblib", "a.pt", "a.db", "jupyterhub.sqlite", "a.zip", "a.tar.gz", "a.txt.gz", "csv.gz",
+        "gz", "a.gz",
     ]  # fmt: skip
     assert [path for path in good if not is_data(path)] == []
     assert [path for path in bad if is_data(path)] == []
