@@ -111,6 +111,27 @@ def test_nothing_is_written_after_a_death(
     assert "the kernel died, so no new file was written to the folder" in said
 
 
+@pytest.mark.parametrize("code", ["1 / 0", "import time; time.sleep(1000)"])
+def test_nothing_is_written_after_a_cell_that_failed_or_did_not_end(
+    folder: Path, code: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half a file would never be replaced by the whole one of the next run."""
+    with running_kernel(settings=NEW, start={"cwd": str(folder)}) as (manager, client):
+        assert execute(client, "open('clean.csv', 'w').write('1')").status == "ok"
+        if code == "1 / 0":
+            assert execute(client, code).status == "error"
+        else:
+            client.execute(code)
+            while client.get_iopub_msg(timeout=SECONDS)["msg_type"] != "execute_input":
+                pass
+        with caplog.at_level(logging.WARNING):
+            manager.shutdown_kernel(now=True)
+    assert names(folder) == ["old.csv"]
+    said = " ".join(record.getMessage() for record in caplog.records)
+    assert "the last cell failed or had not ended, so no new file was written" in said
+    assert "lost with the sandbox: clean.csv" in said
+
+
 def test_nobody_applies_anything_where_the_setting_is_off(folder: Path) -> None:
     with Sandbox(uploads=folder, apply="off") as sandbox:
         sandbox.run("open('clean.csv', 'w').write('1')")
