@@ -210,11 +210,12 @@ class KernelChanges:
         refused: Iterable[RefusedChange],
         *,
         force: bool,
+        is_automatic: bool = False,
         end: float | None = None,
     ) -> Applied:
         """Apply what ``look`` has listed, until ``end`` (the loop's time). What is on disk now is
         replaced only if that was listed. ``force``: also what was not read for the list.
-        ``refused``: further ones.
+        ``refused``: further ones. ``is_automatic``: nobody has asked for it.
 
         :raises ChangesError: when nothing can be applied
         """
@@ -222,7 +223,7 @@ class KernelChanges:
         if root is None:
             raise ChangesError(f"Changes cannot be applied: {NO_FOLDER}.")
         with root:
-            backup = await _finish(self._begin, root)
+            backup = await _finish(self._begin, root, is_automatic)
             with ExitStack() as stack:
                 await _finish(_enter, stack, backup)
                 work = Applying(root, backup)
@@ -417,9 +418,10 @@ class KernelChanges:
                 "put it back where it was.",
             ) from error
 
-    def _begin(self, root: Opened) -> Backup:
+    def _begin(self, root: Opened, is_automatic: bool) -> Backup:
         clear_all()
-        return Backups.open().begin(Head(self._find_id(), root.path, Identity(*root.identity)))
+        identity = Identity(*root.identity)
+        return Backups.open().begin(Head(self._find_id(), root.path, identity, is_automatic))
 
     def _read_old(self, path: str, seen: str) -> bytes | None:
         root = self._open()

@@ -49,7 +49,9 @@ async def apply_new_files(kernel: SandboxedKernel) -> None:
         result = Applied((), refused, None)
         if chosen:
             end = asyncio.get_running_loop().time() + SECONDS
-            result = await changes.apply_looked(chosen, claims, refused, force=True, end=end)
+            result = await changes.apply_looked(
+                chosen, claims, refused, force=True, is_automatic=True, end=end
+            )
         if words := describe(result, listed):
             log.warning("%s: %s", name, words)
     except Exception as error:  # such as the end of the sandbox
