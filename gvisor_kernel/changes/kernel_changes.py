@@ -61,6 +61,8 @@ SHORT_LOOK_SECONDS, SHORT_ANSWER_SECONDS = 0.2, 5.0
 MAX_SHOWN = 8 * 1024 * 1024
 """Bytes of a file that ``read`` returns."""
 MAX_SIZE = 2**63
+MAX_ERROR = 200
+"""Characters of an error's text in the sandbox."""
 MEMORY = 1024 * 1024
 """Bytes of a file that wait in memory, and not on disk, before it is written."""
 NO_SANDBOX = "The sandbox has ended, and its changes with it."
@@ -358,7 +360,8 @@ class KernelChanges:
             if error == "No such file or directory":
                 raise _NotThere(path)
             if isinstance(error, str):
-                raise ChangesError(f"it cannot be read in the sandbox ({error[:200]})")
+                words = printable_name(error[:MAX_ERROR])
+                raise ChangesError(f"it cannot be read in the sandbox ({words})")
             if type(total) is not int or not 0 <= total < MAX_SIZE:
                 raise ChangesError(OTHER_CONTENT)
             if total > limit or size + len(data) > limit:

@@ -103,7 +103,7 @@ def describe(result: Applied, listed: Changes) -> str:
     if written := [_show(path) for path in result.applied if path not in folders]:
         words += f"new files were written to the folder: {_join(written)}"
         words += f" (to undo: gvisor-kernel undo {result.undo}). "
-    if left := [f"{_show(one.path)} ({one.reason})" for one in result.refused]:
+    if left := [f"{_show(one.path)} ({printable_name(one.reason)})" for one in result.refused]:
         words += f"Files that were not: {_join(left)}. "
     return (words + ("There may be others." if words and listed.more else "")).rstrip()
 
