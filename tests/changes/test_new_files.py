@@ -312,6 +312,13 @@ def test_names_of_lost_files_are_bounded_and_stay_with_their_folder(
         (FileNotFoundError(2, "No such file", b"/workspace/../workspace/a"), "a"),
         (FileNotFoundError("polars: no such file: a/b.csv"), "a/b.csv"),
         (FileNotFoundError("no such file: c"), ""),
+        (FileNotFoundError("there is a file missing: x.csv"), ""),
+        (FileNotFoundError("no such file: a"), "a"),
+        (FileNotFoundError("unable to open file (name = 'a', errno = 2)"), "a"),
+        (FileNotFoundError("/workspace/a/b.csv"), "a/b.csv"),
+        (FileNotFoundError("a/b.csv.gz, x/a/b.csv and a/b.csv/x are missing"), ""),
+        (FileNotFoundError("no such file: /elsewhere/a/b.csv"), ""),
+        (FileNotFoundError("It needs a/b.csv."), "a/b.csv"),
     ],
 )
 def test_an_error_names_its_file(error: FileNotFoundError, found: str) -> None:
