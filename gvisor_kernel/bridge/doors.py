@@ -40,6 +40,7 @@ EXPORTERS = ("python", "script")
 """Exporters of nbconvert. Any other name would be imported on the host, or run a browser or TeX."""
 _ASKS_TEXT = re.compile(rb'(?:%|"|\\n)(?:loadpy|load|recall|rep)\b|set_next_input')
 _ASKS_END = re.compile(rb"\b(?:exit|quit)\b")
+_SILENT = re.compile(rb'"silent": ?true')
 _NAME = re.compile(r"[\w.+#/ -]{1,100}", re.ASCII)
 _LEXER = re.compile(r"[\w.+#-]{1,100}", re.ASCII)
 _MIME = re.compile(r"[\w.+-]{1,60}/[\w.+-]{1,60}", re.ASCII)
@@ -56,10 +57,11 @@ _ESCAPED = re.compile(rb"\\u00[2-7]")
 @dataclass(frozen=True)
 class AllowedEffects:
     """The effects that a client's request allows its reply. ``cursor`` and the ends of its line are
-    positions in the code, in characters."""
+    positions in the code, in characters. ``silent``: it is a front end's, and no cell."""
 
     text: bool = False
     end: bool = False
+    silent: bool = False
     cursor: int = 0
     line_begin: int = 0
     line_end: int = 0
@@ -76,7 +78,11 @@ def read_request(message: WireMessage) -> AllowedEffects:
     """
     if message.kind == "execute_request" and len(message.content) <= MAX_CELL:
         data = bytes(message.content)
-        return AllowedEffects(text=bool(_ASKS_TEXT.search(data)), end=bool(_ASKS_END.search(data)))
+        return AllowedEffects(
+            text=bool(_ASKS_TEXT.search(data)),
+            end=bool(_ASKS_END.search(data)),
+            silent=bool(_SILENT.search(data)),
+        )
     if message.kind == "complete_request":
         asked = _parse(message.content)
         code, cursor = _text(asked, "code", MAX_SIZE), _number(asked, "cursor_pos")

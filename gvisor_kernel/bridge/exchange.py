@@ -68,6 +68,7 @@ class Exchange:
         """The key that the kernel signs with. Clients use the host key instead."""
         self.has_sent = False
         """True once a message of a client was sent to the kernel that has this key."""
+        self._has_failed = False
         self.restoring = False
         """The kernel is being restored: its key is not known yet, and it gets no messages."""
         self.renewal: RenewalRequest | None = None
@@ -107,6 +108,12 @@ class Exchange:
         """Return whether a request that was sent has no reply yet but may still get one."""
         since = time.monotonic() - MAX_ANSWER_SECONDS
         return bool(self._pending) or any(came > since for came in self._unanswered.values())
+
+    @property
+    def has_failed(self) -> bool:
+        """Return whether the last cell that replied did so with an error, or one has no reply: what
+        it has written may be half a file. Stays over restarts in the same sandbox."""
+        return self._has_failed or bool(self._pending)
 
     @property
     def running(self) -> bool:
@@ -175,8 +182,13 @@ class Exchange:
             self._refused.add(text)
             self._publish(make_note(f"refused: {text}", self._pending[cell]))
 
+    def forget_failures(self) -> None:
+        """Forget how cells ended: a new sandbox has none of their files."""
+        self._has_failed = False
+
     def forget_requests(self) -> None:
         """Forget open requests after the end of a kernel: the next one must not run its cells."""
+        self._has_failed = self.has_failed
         self._pending.clear()
         self._asked.clear()
         self._unanswered.clear()
@@ -344,7 +356,9 @@ class Exchange:
     def _record_reply(self, channel: Channel, message: WireMessage) -> None:
         if channel in (Channel.SHELL, Channel.CONTROL):
             self._pending.pop(message.parent_id, None)
-            self._asked.pop(message.parent_id, None)
+            asked = self._asked.pop(message.parent_id, NOTHING)
+            if message.kind == "execute_reply" and not asked.silent:  # ``guard`` has built it
+                self._has_failed = bytes(message.content[:15]) != b'{"status": "ok"'
             self._unanswered.pop(message.parent_id, None)
         self._records.record_answer(channel, message)
 

@@ -218,6 +218,7 @@ class KernelBridge:
         limit = self.identity.memory_limit
         memory = MemoryWatch(sandbox, limit, self._over_limit, self._far_over_limit)
         self._attached.take_over(sandbox, memory, log_path, transcripts)
+        self._exchange.forget_failures()
         self._begin_run()
 
     def _begin_run(self) -> None:

@@ -23,17 +23,26 @@ class LastLook:
         self._run = run
         self._release = release
         self._task: asyncio.Task[None] | None = None
+        self._is_told = False
         self.work: Callable[[], Awaitable[None]] | None = None
         """Raises nothing."""
+        self.on_failed: Callable[[], None] | None = None
+        """Called in place of ``work`` if the last cell failed, or had not ended."""
 
     def forget(self) -> None:
         """Forget the last run: another one begins."""
-        self._task = None
+        self._task, self._is_told = None, False
 
     def begin(self) -> None:
-        """Begin the look, once in a run, if the end was asked for. Code of the sandbox may have
-        sent what calls this."""
+        """Begin the look, once in a run, if the end was asked for and the last cell did well.
+
+        Code of the sandbox may have sent what calls this."""
         if self.work is None or self._run.cause is not None or not self._run.end_expected:
+            self._release()
+        elif self._run.has_failed:
+            if self.on_failed is not None and not self._is_told:
+                self._is_told = True
+                self.on_failed()
             self._release()
         elif self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._do(self.work))

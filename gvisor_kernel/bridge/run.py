@@ -124,6 +124,11 @@ class KernelRun:
         self._records = records
         self._deaths = Limiter()
 
+    @property
+    def has_failed(self) -> bool:
+        """Return whether the last cell of this sandbox failed, or has not ended."""
+        return self._exchange.has_failed
+
     def begin(self) -> None:
         """Note the start of a kernel. May be called again during the same start."""
         self.cause = self.death = None

@@ -46,7 +46,7 @@ KINDS = (
         ".github/ .gitea/ .forgejo/ .gitlab/ .gitlab-ci.yml .circleci/ .woodpecker/"
         " .woodpecker.y*ml .travis.yml .drone.yml .buildkite/ azure-pipelines.y*ml"
         " bitbucket-pipelines.yml appveyor.yml .appveyor.yml jenkinsfile .readthedocs.y*ml"
-        " .gitpod.yml",
+        " .gitpod.yml apt.txt runtime.txt packages.txt postbuild",
     ),
     Kind(
         "editors read it as they open the folder",
@@ -57,7 +57,8 @@ KINDS = (
     Kind(
         "assistants that write code follow it",
         ".claude/ .cursor/ .codex/ .gemini/ .windsurf/ .mcp.json claude.md claude.local.md"
-        " agents.md gemini.md .cursorrules .windsurfrules .aider* .opencode/ opencode.json*",
+        " agents.md agents.*.md gemini.md qwen.md skill.md .qwen/ .cursorrules"
+        " .windsurfrules .aider* .opencode/ opencode.json*",
     ),
     Kind(
         "shells, or programs that they start, read it",
@@ -82,14 +83,16 @@ KINDS = (
     Kind(
         "Jupyter and IPython run it as they start, or restore it",
         "ipython*_config.* jupyter*_config.* .ipython/ .jupyter/ .ipynb_checkpoints/ .jupytext*"
-        " jupytext.* nbgrader_config.*",
+        " jupytext.* nbgrader_config.* voila.json voila.py kernel.json jupyterhub.sqlite"
+        " jupyterhub_cookie_secret",
     ),
     Kind(
         "tools for tests, checks and packages run what it says",
         "conftest.py pytest.ini .pytest.ini tox.ini noxfile.py setup.py setup.cfg pyproject.toml"
         " mypy.ini .mypy.ini pylintrc .pylintrc .flake8 .coveragerc tasks.py fabfile.py dodo.py"
         " pixi.toml uv.toml hatch.toml test_*.py *_test.py conf.py gunicorn.conf.py mkdocs.y*ml"
-        " _quarto.y*ml ansible.cfg",
+        " _quarto.y*ml ansible.cfg test*.txt *requirements*.txt requirements/ constraints*.txt"
+        " entry_points.txt",
     ),
     Kind(
         "tools that build run it",
@@ -98,13 +101,21 @@ KINDS = (
         " meson.build build.rs .cargo/ build.gradle* settings.gradle* gradle.properties gradlew*"
         " pom.xml .mvn/ dockerfile docker-compose*.y*ml compose.y*ml compose.*.y*ml vagrantfile"
         " procfile snakefile nextflow.config cargo.toml rust-toolchain* site_scons/ flake.nix"
-        " latexmkrc .latexmkrc composer.json",
+        " latexmkrc .latexmkrc composer.json cmakepresets.json cmakeuserpresets.json project.json"
+        " global.json",
+    ),
+    Kind(
+        "tools that deploy run what it says",
+        "*.tf *.tf.json *.tofu *.tofu.json *.tfvars *.tfvars.json terragrunt.hcl .terraform/"
+        " serverless.* cdk.json vercel.json wrangler.* firebase.json devbox.json pulumi.*",
     ),
     Kind(
         "Node.js and its tools run what it says",
         "package.json .npmrc .yarnrc* .yarn/ .pnp.* .pnpmfile.* pnpm-workspace.yaml bunfig.toml"
         " deno.json* node_modules/ *.config.js *.config.[cm]js *.config.ts *.config.[cm]ts"
-        " .eslintrc* .prettierrc* .babelrc* .mocharc* gulpfile.* gruntfile.*",
+        " *.config.json .eslintrc* .prettierrc* .babelrc* .mocharc* gulpfile.* gruntfile.*"
+        " tsconfig*.json jsconfig*.json package-lock.json npm-shrinkwrap.json nodemon.json nx.json"
+        " turbo.json rush.json lerna.json bower.json angular.json",
     ),
     Kind(
         "R, Julia and other languages run it as they start",
@@ -127,18 +138,16 @@ _PLAIN = re.compile(r"\w[\w.+=@,%-]*")
 """No hidden file, no option of a command, nothing that a recipe of make or a shell would split or
 run."""
 _DATA = (
-    "csv tsv psv json jsonl ndjson geojson parquet feather arrow orc avro xlsx xls ods db sqlite"
-    " sqlite3 duckdb npy npz h5 hdf5 nc zarr mat fits tif tiff dta sav pkl pickle joblib pt onnx"
-    " safetensors ckpt png jpg jpeg gif svg webp bmp pdf eps wav mp3 ogg flac mp4 webm txt log md"
-    " html htm dat bin gz bz2 xz zst zip tar docx pptx"
+    "csv tsv psv jsonl ndjson geojson parquet feather arrow orc avro xlsx npy npz h5 hdf5 nc mat"
+    " fits dta sav onnx safetensors png jpg jpeg gif webp bmp tif tiff pdf wav mp3 ogg flac mp4"
+    " webm"
 )
-"""Suffixes."""
-_READ_BY_TOOLS = re.compile(
-    r"(requirements|constraints).*\.txt|(apt|packages|runtime|entry_points)\.txt|skill\.md|"
-    r"(tsconfig.*|.*config|.*lock|kernel|nodemon|nx|project|turbo|rush|lerna|bower|angular|cdk"
-    r"|devbox|vercel|wrangler|firebase|global)\.json"
-)
-"""Folded names of data that tools for packages and builds look for, or an assistant follows."""
+"""Suffixes. No text, Markdown or JSON, YAML and their like: tools read such files by names that
+nobody can list, and pytest runs what stands in some. No page or drawing with scripts; no archive,
+which pip installs; no database, as some programs keep theirs where they are started; and nothing
+that runs code as it is loaded, such as a pickle."""
+_COMPRESSED = "gz bz2 xz zst"
+"""Suffixes that may follow."""
 
 
 def find_kind(path: str) -> Kind | None:
@@ -168,12 +177,11 @@ def is_data(path: str) -> bool:
     step of a pipeline looks for, is in none.
     """
     parts = path.split("/")
-    return (
-        all(map(_PLAIN.fullmatch, parts))
-        and parts[-1].casefold().rpartition(".")[2] in _DATA.split()
-        and not _READ_BY_TOOLS.fullmatch(parts[-1].casefold())
-        and find_kind(path) is None
-    )
+    suffixes = parts[-1].casefold().split(".")[1:]
+    if suffixes[-1:] and suffixes[-1] in _COMPRESSED.split():
+        suffixes.pop()
+    is_named = all(map(_PLAIN.fullmatch, parts)) and suffixes[-1:]
+    return bool(is_named) and suffixes[-1] in _DATA.split() and find_kind(path) is None
 
 
 def _fold(name: str) -> str:

@@ -48,9 +48,11 @@ from gvisor_kernel.host.private_directories import (
 # by path: below a private store of this user
 
 MAX_KEPT = 20
-"""Applies that can be undone; the oldest are removed."""
+"""Applies of persons that can be undone, and as many that nobody has asked for; the oldest of each
+are removed."""
 MAX_KEPT_BYTES = 1024 * 1024 * 1024
-"""Bytes of all old files together; that of the last apply is kept whatever its size."""
+"""Bytes of all old files together, for each of both; that of the last apply is kept whatever its
+size."""
 MAX_JOURNAL = 64 * 1024 * 1024
 """Bytes that are read of a journal, and so written to it."""
 MAX_APPLIED = 1 / 3
@@ -71,6 +73,8 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     sandbox: str
     folder: str
     identity: Identity
+    is_automatic: bool = False
+    """Nobody has asked for it: a kernel has ended whose new files are applied."""
 
 
 class Move(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -275,7 +279,7 @@ class Backups:
         """
         directory = self._root / f"{time.time_ns() // 1_000_000:013x}-{secrets.token_hex(4)}"
         try:
-            self._sweep()
+            self._sweep(head.is_automatic)
             directory.mkdir(mode=0o700)
             # Of bytes that are no UTF-8 in a path, only ``json`` writes something.
             write_file(directory / HEAD, json.dumps(msgspec.to_builtins(head)))
@@ -321,8 +325,7 @@ class Backups:
         """Yield the backups, the last one first."""
         for directory in self._directories():
             with suppress(OSError, ValueError):
-                content = json.loads(read_file(directory / HEAD, MAX_LINE))
-                yield Backup(directory, msgspec.convert(content, Head))
+                yield Backup(directory, _read_head(directory))
 
     def find_ours(self, sandbox: str) -> dict[str, OnDisk | None]:
         """Return the facts of files on disk that were written by applies from this sandbox.
@@ -350,17 +353,31 @@ class Backups:
             return sorted(found, reverse=True)
         return []
 
-    def _sweep(self) -> None:
-        """Remove the oldest, so that there is room for one more."""
-        size = 0
+    def _sweep(self, is_automatic: bool) -> None:
+        """Remove the oldest, so that there is room for one more. Those that nobody has asked for
+        are counted apart: many would end the undo of what a person has applied."""
+        count = size = 0
         with locked_directory(self._root):
-            for index, directory in enumerate(self._directories()):
-                size += _measure(directory)
+            for directory in self._directories():
+                if _is_automatic(directory) != is_automatic:
+                    continue
+                count, size = count + 1, size + _measure(directory)
                 if _is_busy(directory):
                     continue
-                if index >= MAX_KEPT - 1 or (index > 0 and size > MAX_KEPT_BYTES):
+                if count >= MAX_KEPT or (count > 1 and size > MAX_KEPT_BYTES):
                     mark_for_removal(directory)
             sweep(self._root)
+
+
+def _is_automatic(directory: Path) -> bool:
+    with suppress(OSError, ValueError):
+        return _read_head(directory).is_automatic
+    return False
+
+
+def _read_head(directory: Path) -> Head:
+    """:raises OSError, ValueError: when there is none"""
+    return msgspec.convert(json.loads(read_file(directory / HEAD, MAX_LINE)), Head)
 
 
 def _has_steps(backup: Backup) -> bool:

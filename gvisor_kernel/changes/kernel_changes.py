@@ -63,6 +63,8 @@ SHORT_LOOK_SECONDS, SHORT_ANSWER_SECONDS = 0.2, 5.0
 MAX_SHOWN = 8 * 1024 * 1024
 """Bytes of a file that ``read`` returns."""
 MAX_SIZE = 2**63
+MAX_ERROR = 200
+"""Characters of an error's text in the sandbox."""
 MEMORY = 1024 * 1024
 """Bytes of a file that wait in memory, and not on disk, before it is written."""
 NO_SANDBOX = "The sandbox has ended, and its changes with it."
@@ -212,11 +214,12 @@ class KernelChanges:
         refused: Iterable[RefusedChange],
         *,
         force: bool,
+        is_automatic: bool = False,
         end: float | None = None,
     ) -> Applied:
         """Apply what ``look`` has listed, until ``end`` (the loop's time). What is on disk now is
         replaced only if that was listed. ``force``: also what was not read for the list.
-        ``refused``: further ones.
+        ``refused``: further ones. ``is_automatic``: nobody has asked for it.
 
         :raises ChangesError: when nothing can be applied
         """
@@ -224,7 +227,7 @@ class KernelChanges:
         if root is None:
             raise ChangesError(f"Changes cannot be applied: {NO_FOLDER}.")
         with root:
-            backup = await _finish(self._begin, root)
+            backup = await _finish(self._begin, root, is_automatic)
             with ExitStack() as stack:
                 await _finish(_enter, stack, backup)
                 work = Applying(root, backup)
@@ -360,7 +363,8 @@ class KernelChanges:
             if error == "No such file or directory":
                 raise _NotThere(path)
             if isinstance(error, str):
-                raise ChangesError(f"it cannot be read in the sandbox ({error[:200]})")
+                words = printable_name(error[:MAX_ERROR])
+                raise ChangesError(f"it cannot be read in the sandbox ({words})")
             if type(total) is not int or not 0 <= total < MAX_SIZE:
                 raise ChangesError(OTHER_CONTENT)
             if total > limit or size + len(data) > limit:
@@ -420,9 +424,10 @@ class KernelChanges:
                 "put it back where it was.",
             ) from error
 
-    def _begin(self, root: Opened) -> Backup:
+    def _begin(self, root: Opened, is_automatic: bool) -> Backup:
         clear_all()
-        return Backups.open().begin(Head(self._find_id(), root.path, Identity(*root.identity)))
+        identity = Identity(*root.identity)
+        return Backups.open().begin(Head(self._find_id(), root.path, identity, is_automatic))
 
     def _read_old(self, path: str, seen: str) -> bytes | None:
         root = self._open()

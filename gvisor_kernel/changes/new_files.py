@@ -31,7 +31,7 @@ SECONDS = 20.0
 MAX_TOLD, MAX_NAME = 10, 100
 """Files that are named in the log, and characters of a name."""
 EXISTS = "the folder has one of that name, which is never replaced"
-NO_DATA = "by its name it is no file of data"
+NO_DATA = "by its name it is no file of data: write it to outputs/"
 TOO_LARGE = f"it has more than {MAX_FILE // 1024**2} MiB"
 LIMIT = f"at most {MAX_FILES} files and {MAX_BYTES // 1024**3} GiB are written"
 
@@ -49,7 +49,9 @@ async def apply_new_files(kernel: SandboxedKernel) -> None:
         result = Applied((), refused, None)
         if chosen:
             end = asyncio.get_running_loop().time() + SECONDS
-            result = await changes.apply_looked(chosen, claims, refused, force=True, end=end)
+            result = await changes.apply_looked(
+                chosen, claims, refused, force=True, is_automatic=True, end=end
+            )
         if words := describe(result, listed):
             log.warning("%s: %s", name, words)
     except Exception as error:  # such as the end of the sandbox
@@ -101,7 +103,7 @@ def describe(result: Applied, listed: Changes) -> str:
     if written := [_show(path) for path in result.applied if path not in folders]:
         words += f"new files were written to the folder: {_join(written)}"
         words += f" (to undo: gvisor-kernel undo {result.undo}). "
-    if left := [f"{_show(one.path)} ({one.reason})" for one in result.refused]:
+    if left := [f"{_show(one.path)} ({printable_name(one.reason)})" for one in result.refused]:
         words += f"Files that were not: {_join(left)}. "
     return (words + ("There may be others." if words and listed.more else "")).rstrip()
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from contextlib import suppress
 from typing import Any
@@ -39,4 +40,14 @@ def find_name(error: FileNotFoundError, lost: dict[str, str]) -> str:
     if error.filename is not None:
         path = os.path.relpath(os.path.abspath(os.fsdecode(error.filename)), WORKSPACE)
         return path if path in lost else ""
-    return max((name for name in lost if name in str(error)), key=len, default="")
+    text = str(error)
+    return max((name for name in lost if _is_named(name, text)), key=len, default="")
+
+
+def _is_named(name: str, text: str) -> bool:
+    """Return whether a text has a file's whole path. A mere word must be in quotes, or be all that
+    comes after a colon: it may be one of the sentence."""
+    path = f"(?:\\./|{WORKSPACE}/)?{re.escape(name)}"
+    if "." in name or "/" in name:
+        return re.search(rf"(?<![\w./-]){path}(?![\w/-]|\.\w)", text) is not None
+    return re.search(rf"(?:^|: |['\"`]){path}(?:$|['\"`])", text) is not None

@@ -267,6 +267,11 @@ class SandboxedKernel:
         if self._apply_new is not None and self._applies_new(kernel):
             await self._apply_new(self)
 
+    def _tell_failed(self, kernel: KernelBridge) -> None:
+        if (plan := self._plan) is not None and self._applies_new(kernel):
+            words = "the last cell failed or had not ended, so no new file was written"
+            log.warning("%s: %s", plan.request.kernel_name, words)
+
     async def _on_end(self, kernel: KernelBridge, sandbox: LinkedSandbox) -> None:
         """Tell which files end with the sandbox, to those who want to know of its end, too."""
         plan, used = self._plan, self._used
@@ -329,6 +334,7 @@ class SandboxedKernel:
             self._kernel.run.on_death = self._note_death
             self._kernel.call_before_removal(partial(self._on_end, self._kernel))
             self._kernel.last_look.work = partial(self._look_last, self._kernel)
+            self._kernel.last_look.on_failed = partial(self._tell_failed, self._kernel)
             if self._keeps_data:
                 self._kernel.service.questions.answer = partial(self._answer, self._kernel)
         kernel = self._kernel

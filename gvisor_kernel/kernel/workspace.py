@@ -39,8 +39,8 @@ OWN_OUTPUTS = (
     " of that, and what is kept is written to /mnt/user-data/outputs"
 )
 UNSEEN = (
-    "/workspace has so many entries that no file was found in the time for it: what was written"
-    " there has ended with the sandbox"
+    "/workspace has so many entries that not all were looked at: what was written there, and is not"
+    " in the folder or in outputs/, is lost with the sandbox"
 )
 MAX_LEFT, MAX_NAME, MAX_COUNT = 10, 100, 1_000_000
 """Limits of the files that are named at the end: their number, a name's characters, the count."""

@@ -20,6 +20,7 @@ from jupyter_client.session import Session
 
 from gvisor_kernel.bridge import replies, wire
 from gvisor_kernel.bridge.addresses import Address, KernelIdentity
+from gvisor_kernel.bridge.doors import AllowedEffects
 from gvisor_kernel.bridge.exchange import Exchange, _check_and_sign
 from gvisor_kernel.bridge.queues import MAX_INLINE, Lane
 from gvisor_kernel.bridge.records import Records
@@ -215,6 +216,37 @@ def test_death_is_shown_after_kernel_output(
             bench.exchange.show_death("The kernel ended.")
             kinds = [(m.kind, m.parent_id) for m in [await receive(client) for _ in range(3)]]
             assert kinds == [("stream", "7"), ("error", "2"), ("status", "2")]
+
+    asyncio.run(run())
+
+
+def test_how_the_last_cell_ended_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        async with opened(tmp_path, monkeypatch) as bench:
+            exchange = bench.exchange
+
+            async def reply(status: str, *, silent: bool = False) -> bool:
+                exchange._asked["1"] = AllowedEffects(silent=silent)
+                content = {"execution_count": 1, "ename": '{"status": "ok"}', "status": status}
+                parent = b'{"msg_id": "1"}'
+                parts = sign(INNER, new_message("execute_reply", content, parent, b"gone"))
+                exchange.from_kernel(Message(Channel.SHELL, parts, 10, 0))
+                await exchange.drain(SECONDS, clients=False)
+                return exchange.has_failed
+
+            assert not exchange.has_failed
+            assert await reply("error")
+            assert await reply("ok", silent=True)
+            assert not await reply("ok")
+            assert not await reply("error", silent=True)
+            assert await reply("aborted")
+            assert not await reply("ok")
+            exchange._pending["2"] = b"{}"
+            assert exchange.has_failed
+            exchange.forget_requests()
+            assert exchange.has_failed
+            exchange.forget_failures()
+            assert not exchange.has_failed
 
     asyncio.run(run())
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.once
 
 def make(work: Any, **run: object) -> tuple[LastLook, list[str]]:
     said: list[str] = []
-    facts = SimpleNamespace(**{"cause": None, "end_expected": True, **run})
+    facts = SimpleNamespace(**{"cause": None, "end_expected": True, "has_failed": False, **run})
     look = LastLook(cast(Any, facts), lambda: said.append("released"))
 
     async def do() -> None:
@@ -40,6 +40,18 @@ def test_at_a_death_nothing_is_read(facts: dict[str, object]) -> None:
         return said
 
     assert asyncio.run(end()) == ["released"]
+
+
+def test_after_a_cell_that_failed_nothing_is_read_and_that_is_told_once() -> None:
+    async def end() -> list[str]:
+        look, said = make(nothing, has_failed=True)
+        look.on_failed = lambda: said.append("told")
+        look.begin()
+        look.begin()
+        assert not await look.wait()
+        return said
+
+    assert asyncio.run(end()) == ["told", "released", "released"]
 
 
 def test_a_sandbox_that_tells_its_end_again_and_again_is_read_once() -> None:

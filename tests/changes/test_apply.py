@@ -15,7 +15,7 @@ import pytest
 
 from gvisor_kernel.changes import folder
 from gvisor_kernel.changes.apply import undo, undo_apply
-from gvisor_kernel.changes.backups import JOURNAL, MAX_JOURNAL, MAX_KEPT, Backup, Backups
+from gvisor_kernel.changes.backups import JOURNAL, MAX_JOURNAL, MAX_KEPT, Backup, Backups, Head
 from gvisor_kernel.changes.change import ChangesError, OnDisk
 from gvisor_kernel.changes.compare import LATER
 from gvisor_kernel.cli.main import main
@@ -271,6 +271,21 @@ def test_only_so_many_backups_are_kept(shown: Path, root: Opened) -> None:
     place = state_root() / "undo"
     assert stat.S_IMODE(place.stat().st_mode) == 0o700
     for one in kept:
+        one.remove()
+
+
+def test_applies_that_nobody_asked_for_do_not_end_the_undo_of_others(root: Opened) -> None:
+    mine = begin(root)
+    head = Head("sandbox", root.path, root.identity, is_automatic=True)
+    automatic = [Backups.open().begin(head) for _ in range(MAX_KEPT + 2)]
+    kept = list(Backups.open().newest_first())
+    assert mine.id in {one.id for one in kept}
+    assert len(kept) == MAX_KEPT + 1
+    others = [begin(root) for _ in range(MAX_KEPT)]
+    kept = list(Backups.open().newest_first())
+    assert len([one for one in kept if one.head.is_automatic]) == MAX_KEPT
+    assert mine.id not in {one.id for one in kept}
+    for one in (mine, *automatic, *others):
         one.remove()
 
 

@@ -166,6 +166,7 @@ def left(entries: list[str], *, total: object, more: bool) -> str:
 def test_what_was_left_is_said_as_far_as_it_was_seen() -> None:
     assert left([], total=0, more=False) == ""
     assert left([], total=0, more=True) == UNSEEN
+    assert "and is not in the folder" in UNSEEN  # all that was looked at may be there
     assert "sandbox: a\ufffd?, b. " in left(["a\ufffd\x1b", "b"], total=2, more=False)
     assert " and 5 more. " in left(["a"], total=6, more=False)
     assert " and at least 5 more. " in left(["a"], total=6, more=True)

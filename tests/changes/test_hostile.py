@@ -131,17 +131,21 @@ def test_other_content_than_at_the_look_is_refused(kernel: Kernel, tmp_path: Pat
     assert not (tmp_path / "shown" / "a").exists()
 
 
-def test_half_a_character_in_an_answer_hides_no_result(kernel: Kernel) -> None:
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [("\ud800", r"\ud800"), ("\x1b]0;x\nok \u202e", r"\x1b]0;x\nok \u202e")],
+)
+def test_an_error_in_an_answer_hides_no_result(kernel: Kernel, error: str, shown: str) -> None:
     kernel.entries = [entry("a", digest=digest(b"new"))]
 
     def fail() -> None:
-        kernel.error = "\ud800"
+        kernel.error = error
 
     result = apply_after(kernel, fail)
     assert len(result.refused) == 1
     told = json.loads(encode(result))
     assert told["refused"][0]["path"] == "a"
-    assert "it cannot be read in the sandbox (?)" in told["refused"][0]["reason"]
+    assert f"it cannot be read in the sandbox ({shown})" in told["refused"][0]["reason"]
 
 
 def test_a_claim_that_changes_after_the_look_is_refused(kernel: Kernel) -> None:

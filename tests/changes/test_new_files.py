@@ -111,6 +111,27 @@ def test_nothing_is_written_after_a_death(
     assert "the kernel died, so no new file was written to the folder" in said
 
 
+@pytest.mark.parametrize("code", ["1 / 0", "import time; time.sleep(1000)"])
+def test_nothing_is_written_after_a_cell_that_failed_or_did_not_end(
+    folder: Path, code: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half a file would never be replaced by the whole one of the next run."""
+    with running_kernel(settings=NEW, start={"cwd": str(folder)}) as (manager, client):
+        assert execute(client, "open('clean.csv', 'w').write('1')").status == "ok"
+        if code == "1 / 0":
+            assert execute(client, code).status == "error"
+        else:
+            client.execute(code)
+            while client.get_iopub_msg(timeout=SECONDS)["msg_type"] != "execute_input":
+                pass
+        with caplog.at_level(logging.WARNING):
+            manager.shutdown_kernel(now=True)
+    assert names(folder) == ["old.csv"]
+    said = " ".join(record.getMessage() for record in caplog.records)
+    assert "the last cell failed or had not ended, so no new file was written" in said
+    assert "lost with the sandbox: clean.csv" in said
+
+
 def test_nobody_applies_anything_where_the_setting_is_off(folder: Path) -> None:
     with Sandbox(uploads=folder, apply="off") as sandbox:
         sandbox.run("open('clean.csv', 'w').write('1')")
@@ -121,14 +142,19 @@ def test_nobody_applies_anything_where_the_setting_is_off(folder: Path) -> None:
 
 
 def test_only_names_of_data_are_written() -> None:
-    good = ["a.csv", "data/x-1_b.parquet", "Ergebnis_ä.CSV", "metrics.json", "README.md", "m.pt"]
+    good = ["a.csv", "data/x-1_b.parquet", "Ergebnis_ä.CSV", "a.csv.gz", "m.safetensors", "p.png"]
     bad = [
         "module.py", "step.ipynb", "run.sh", "Makefile", "Makefile.csv", "data", "x.toml", "x.yml",
         ".csv", ".hidden/x.csv", "-rf.csv", "x y.csv", "$(id).csv", "a;b.csv", "a\u202e.csv",
         "a'.csv", "a/-x/b.csv", "x.csv.", "x.csv/", "requirements.txt", "Requirements-dev.TXT",
         "package.json", "tsconfig.json", "kernel.json", "CLAUDE.md", "SKILL.md", "x.pth",
         "evil.dist-info/entry_points.txt", "evil.egg-info/a.txt", "__pycache__/x.csv", "x.desktop",
-        ".git/x.csv", "env/x.csv", "a.so", "x.html.exe",
+        ".git/x.csv", "env/x.csv", "a.so", "x.html.exe", "test_results.txt", "voila.json",
+        "main.tf.json", "x.auto.tfvars.json", "CMakePresets.json", "serverless.json",
+        "metrics.json", "dev-requirements.txt", "requirements/dev.txt", "AGENTS.override.md",
+        "QWEN.md", "README.md", "a.html", "a.svg", "a.xml", "a.toml", "a.cfg", "a.ini", "a.pkl",
+        "a.joblib", "a.pt", "a.db", "jupyterhub.sqlite", "a.zip", "a.tar.gz", "a.txt.gz", "csv.gz",
+        "gz", "a.gz",
     ]  # fmt: skip
     assert [path for path in good if not is_data(path)] == []
     assert [path for path in bad if is_data(path)] == []
@@ -286,6 +312,13 @@ def test_names_of_lost_files_are_bounded_and_stay_with_their_folder(
         (FileNotFoundError(2, "No such file", b"/workspace/../workspace/a"), "a"),
         (FileNotFoundError("polars: no such file: a/b.csv"), "a/b.csv"),
         (FileNotFoundError("no such file: c"), ""),
+        (FileNotFoundError("there is a file missing: x.csv"), ""),
+        (FileNotFoundError("no such file: a"), "a"),
+        (FileNotFoundError("unable to open file (name = 'a', errno = 2)"), "a"),
+        (FileNotFoundError("/workspace/a/b.csv"), "a/b.csv"),
+        (FileNotFoundError("a/b.csv.gz, x/a/b.csv and a/b.csv/x are missing"), ""),
+        (FileNotFoundError("no such file: /elsewhere/a/b.csv"), ""),
+        (FileNotFoundError("It needs a/b.csv."), "a/b.csv"),
     ],
 )
 def test_an_error_names_its_file(error: FileNotFoundError, found: str) -> None:
