@@ -27,8 +27,8 @@ def after_cell(result: Any) -> None:
                 command = name_update("--set 'apply=new files'")
                 print(
                     f"gvisor-kernel: {name} was written by a kernel of this folder, and was lost"
-                    f" with its sandbox at {lost[name]}. Let it be written to outputs/; or set"
-                    " apply to 'new files' for the kernel that writes it"
+                    f" with its sandbox at {lost[name]}. Let it be written to outputs/; or, for"
+                    " tables and the like, set apply to 'new files' for the kernel that writes it"
                     f" ({command}).",
                     file=sys.stderr,
                 )
