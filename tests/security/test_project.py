@@ -15,9 +15,11 @@ import pytest
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host import homes
+from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.runtimes.copies.contents import Contents, add_inputs
 from gvisor_kernel.runtimes.mounts import project
 from gvisor_kernel.runtimes.mounts.folders import Inputs, find_project_path, open_inputs
+from gvisor_kernel.runtimes.mounts.written_folders import read_written
 from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
 
 from ..runtimes.conftest import make_request
@@ -86,10 +88,57 @@ def test_no_home_and_no_planted_marker_makes_a_project(
 
 @as_root
 def test_a_marker_of_another_user_makes_no_project(notebooks: Path) -> None:
-    os.chown(notebooks.parent / ".git", PERSON, PERSON)
+    """Nor does one of the owner of the notebook's folder, except in a project of that person."""
+    proj = notebooks.parent
+    os.chown(proj / ".git", PERSON, PERSON)
     assert find(notebooks) is None
     os.chown(notebooks, PERSON, PERSON)
-    assert find(notebooks) == str(notebooks.parent)
+    assert find(notebooks) is None
+    os.chown(proj, PERSON, PERSON)
+    assert find(notebooks) == str(proj)
+    os.chown(notebooks, PERSON + 1, PERSON + 1)
+    assert find(notebooks) is None
+    os.chown(proj / ".git", 0, 0)
+    assert find(notebooks) is None, "a folder of another user, who may have moved it there"
+
+
+@as_root
+def test_no_neighbour_chooses_the_project_of_a_user(
+    notebooks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is no root is not served with what the owner of a notebook's folder has marked."""
+    for path in (notebooks, notebooks.parent, notebooks.parent / ".git"):
+        os.chown(path, PERSON, PERSON)
+    written = read_written(SPEC)
+    with open_path(str(notebooks)) as folder:
+        for user, shown in ((PERSON + 1, False), (PERSON, True)):
+            monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+            found = project.find_project(folder, written)
+            assert (found is not None) == shown
+            if found is not None:
+                found.folder.close()
+
+
+def test_a_folder_that_others_may_write_is_no_project(
+    notebooks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proj = notebooks.parent
+    for mode in (0o757, 0o1777):
+        proj.chmod(mode)
+        assert find(notebooks) is None, "as /tmp"
+    proj.chmod(0o775)
+    assert find(notebooks) == str(proj), "the group of this user alone"
+    monkeypatch.setattr(os, "getegid", lambda: proj.stat().st_gid + 1)
+    assert find(notebooks) is None
+
+
+def test_a_marker_with_a_second_name_makes_no_project(notebooks: Path) -> None:
+    proj = notebooks.parent
+    (proj / ".git").rename(proj / "git")
+    (proj / ".jupyter-project").hardlink_to(proj / ".env")
+    assert find(notebooks) is None
+    (proj / ".env").unlink()
+    assert find(notebooks) == str(proj)
 
 
 def test_hidden_paths(inputs: Inputs) -> None:

@@ -44,12 +44,12 @@ class Project:
 def find_project(folder: Opened, written: WrittenFolders) -> Project | None:
     """Return the nearest project that the notebook's ``folder`` is or lies in, opened; or None.
 
-    A marker of another user makes none: it may be planted, as in /tmp. Nor does a folder that a
-    kernel may have written. There is none for a hidden folder, in which nothing would be seen.
+    No other user decides it (``_is_project``), and no kernel: a folder that one may have written
+    is none. There is none for a hidden folder, in which nothing would be seen.
 
     :raises OSError: when the folders above cannot be read, or one was moved meanwhile
     """
-    trusted, path = {0, os.geteuid(), folder.status().st_uid}, folder.path
+    person, path = folder.status().st_uid, folder.path
     for identity in find_ancestry(folder)[:-1]:
         within = folder.path[len(path) + 1 :]
         if any(part.startswith(".") for part in within.split("/")):
@@ -57,7 +57,7 @@ def find_project(folder: Opened, written: WrittenFolders) -> Project | None:
         found = open_real(path)
         if (
             found.identity == identity
-            and _has_marker(found, trusted)
+            and _is_project(found, person)
             and not written.has(path, found.fd)
             and (not within or is_plain_path(within))
         ):
@@ -67,14 +67,26 @@ def find_project(folder: Opened, written: WrittenFolders) -> Project | None:
     return None
 
 
-def _has_marker(folder: Opened, trusted: set[int]) -> bool:
+def _is_project(folder: Opened, person: int) -> bool:
+    """Return whether a folder has a marker, and that and the folder are this user's or root's.
+
+    For a server of root they may also be the ``person``'s who owns the notebook's folder, both of
+    them. Nobody else may write the folder: a marker may be planted, as in /tmp. A file with several
+    names may be another one's that was linked here.
+    """
+    top = folder.status()
+    trusted = {0, os.geteuid()}
+    if os.geteuid() == 0 and top.st_uid == person:
+        trusted.add(person)
+    own_group = (top.st_uid, top.st_gid) == (os.geteuid(), os.getegid())
+    others = stat.S_IWOTH if own_group else stat.S_IWOTH | stat.S_IWGRP
+    if top.st_uid not in trusted or top.st_mode & others:
+        return False
     for name in MARKERS:
         with suppress(OSError):
             status = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
-            if status.st_uid in trusted and stat.S_IFMT(status.st_mode) in (
-                stat.S_IFDIR,
-                stat.S_IFREG,
-            ):
+            single = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+            if status.st_uid in trusted and (single or stat.S_ISDIR(status.st_mode)):
                 return True
     return False
 
