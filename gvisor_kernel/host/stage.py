@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host import mounts
@@ -33,19 +34,28 @@ from gvisor_kernel.host.open_files import explain_scarce_files
 # by path: on a tmpfs in a private mount namespace
 
 
+class Hidden(NamedTuple):
+    """A file or folder that is seen as an empty one: its path below a source, which file it is, and
+    the time of its last change (ctime, in nanoseconds)."""
+
+    path: str
+    identity: Identity
+    changed: int
+
+
 @dataclass(frozen=True)
 class Source:
     """A file or folder of the host to mount. ``path`` must not contain links.
 
-    ``foreign``: it contains files of a person; see ``spec.layout.Bind``. ``hidden``: paths below it
-    that are seen as an empty folder or file.
+    ``foreign``: it contains files of a person; see ``spec.layout.Bind``. ``hidden``: what is
+    below it and is seen as an empty folder or file.
     """
 
     path: str
     identity: Identity
     read_only: bool = True
     foreign: bool = False
-    hidden: tuple[str, ...] = ()
+    hidden: tuple[Hidden, ...] = ()
 
 
 def place(directory: str, index: int) -> str:
@@ -139,8 +149,8 @@ def attach(directory: str, sources: Sequence[Source], trees: Sequence[int]) -> N
             )
 
 
-def _hide(root: str, paths: Sequence[str]) -> None:
-    """Mount an empty folder or file over each of ``paths`` below ``root``, which is attached.
+def _hide(root: str, hidden: Sequence[Hidden]) -> None:
+    """Mount an empty folder or file over each of ``hidden`` below ``root``, which is attached.
 
     What was removed meanwhile is left out. No link is followed, as others may change the folders.
 
@@ -155,8 +165,8 @@ def _hide(root: str, paths: Sequence[str]) -> None:
         for path in (folder, file):
             with suppress(OSError):  # an owner who has no number here
                 os.chown(path, owner.st_uid, owner.st_gid)
-        for name in paths:
-            above, _, last = name.rpartition("/")
+        for entry in hidden:
+            above, _, last = entry.path.rpartition("/")
             with (
                 open_below(top, above or ".") as parent,
                 suppress(FileNotFoundError),

@@ -29,6 +29,7 @@ from gvisor_kernel.host.folders import LinkRefused, Opened, open_below, open_pat
 from gvisor_kernel.host.homes import find_home
 from gvisor_kernel.host.open_files import explain_scarce_files
 from gvisor_kernel.host.owners import check_access
+from gvisor_kernel.host.stage import Hidden
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.aliases import find_home_by_inode, find_key_folder
 from gvisor_kernel.runtimes.mounts.covers import (
@@ -57,7 +58,7 @@ class Inputs:
 
     ``skills``: by mount target. ``mounts``: the sources of the setting ``mounts``, in its order.
     ``within``: where the notebook's folder is in ``uploads``, if these are a project; ``hidden``:
-    the paths in a project that no kernel is shown, with their inodes; None without a project.
+    what of a project no kernel is shown; None without a project.
     """
 
     folder: Opened | None
@@ -66,7 +67,7 @@ class Inputs:
     mounts: tuple[Opened, ...]
     written: WrittenFolders
     within: str = ""
-    hidden: tuple[tuple[str, int], ...] | None = None
+    hidden: tuple[Hidden, ...] | None = None
 
     def by_target(self, spec: SandboxSpec) -> dict[str, Opened]:
         """Return all of them except ``folder``, by mount target."""
@@ -226,7 +227,7 @@ def _choose_project(
     stack: ExitStack,
     *,
     hide: bool = True,
-) -> tuple[Project | None, tuple[tuple[str, int], ...]]:
+) -> tuple[Project | None, tuple[Hidden, ...]]:
     """Return the project that is shown, and what of it is hidden; None for the notebook's folder
     alone."""
     if spec.uploads != PROJECT or folder is None:

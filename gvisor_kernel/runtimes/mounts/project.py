@@ -15,7 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from gvisor_kernel.config.validators import is_plain_path, is_within
-from gvisor_kernel.host.folders import Opened, find_ancestry, open_below, open_real
+from gvisor_kernel.host.folders import Identity, Opened, find_ancestry, open_below, open_real
+from gvisor_kernel.host.stage import Hidden
 from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders
 
 MARKERS = (".git", "pyproject.toml", "environment.yml", ".jupyter-project")
@@ -91,8 +92,8 @@ def _is_project(folder: Opened, person: int) -> bool:
     return False
 
 
-def find_hidden(project: Project, written: WrittenFolders) -> tuple[tuple[str, int], ...]:
-    """Return the paths below the project that no kernel is shown, sorted, with their inodes.
+def find_hidden(project: Project, written: WrittenFolders) -> tuple[Hidden, ...]:
+    """Return what is below the project that no kernel is shown, sorted by path.
 
     Those are all hidden files and folders, folders that cannot be listed or lie too deep, and
     outputs of another person than the owner of the notebook's folder. What kernels have written is
@@ -104,7 +105,7 @@ def find_hidden(project: Project, written: WrittenFolders) -> tuple[tuple[str, i
         own = {0, os.geteuid(), folder.status().st_uid}
     end, visited, found = time.monotonic() + MAX_SECONDS, 0, []
 
-    def look(fd: int, above: str) -> Iterator[tuple[str, int]]:
+    def look(fd: int, above: str) -> Iterator[Hidden]:
         nonlocal visited
         folders = []
         with os.scandir(fd) as entries:
@@ -115,28 +116,37 @@ def find_hidden(project: Project, written: WrittenFolders) -> tuple[tuple[str, i
                 is_folder = entry.is_dir(follow_symlinks=False)
                 if entry.name.startswith("."):
                     if not entry.is_symlink():  # its target is hidden by itself, or not
-                        yield above + entry.name, entry.inode()
+                        yield from note(fd, above, entry.name)
                 elif is_folder:
-                    folders.append((entry.name, entry.inode()))
+                    folders.append(entry.name)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        for name, inode in folders:
+        for name in folders:
             try:
                 child = os.open(name, flags, dir_fd=fd)
             except PermissionError:
-                yield above + name, inode
+                yield from note(fd, above, name)
                 continue
             except OSError:  # it was removed or replaced meanwhile
                 continue
             try:
+                if not os.access(".", os.X_OK, dir_fd=child, effective_ids=True):
+                    yield from note(fd, above, name)  # what is in it could not be noted
+                    continue
                 is_written = written.has(f"{project.folder.path}/{above}{name}", child)
                 if is_written and os.fstat(child).st_uid in own:
                     continue
                 if is_written or above.count("/") >= MAX_DEPTH:
-                    yield above + name, inode
+                    yield from note(fd, above, name)
                 else:
                     yield from look(child, f"{above}{name}/")
             finally:
                 os.close(child)
+
+    def note(fd: int, above: str, name: str) -> Iterator[Hidden]:
+        with suppress(FileNotFoundError):  # it was removed meanwhile
+            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            identity = Identity(status.st_dev, status.st_ino)
+            yield Hidden(above + name, identity, status.st_ctime_ns)
 
     top = project.folder.read()
     try:
