@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.errors import GvisorKernelError, LaunchError
 from gvisor_kernel.host import homes
-from gvisor_kernel.host.folders import open_path
+from gvisor_kernel.host.folders import birth_time, open_path
 from gvisor_kernel.runtimes.copies.contents import Contents, add_inputs
 from gvisor_kernel.runtimes.mounts import project
 from gvisor_kernel.runtimes.mounts.folders import Inputs, find_project_path, open_inputs
@@ -231,6 +231,50 @@ def test_swap_at_each_step_of_start_is_harmless(notebooks: Path) -> None:
             link.unlink()
     assert 0 < started < len(steps)
     assert host.look() == before
+
+
+CHANGES = {
+    "swapped": "runtimes/runsc/runtime.py:_start",
+    "removed": "runtimes/runsc/runtime.py:_start",
+    "swapped while it was looked at": "runtimes/mounts/project.py:find_hidden",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_moved_during_a_start_is_not_uncovered(notebooks: Path, change: str) -> None:
+    """Two folders are swapped, of which one has a hidden file: the start is refused."""
+    runtime = RunscRuntime(init_argv=standin_argv(sys.executable))
+    data, decoy = notebooks.parent / "data", notebooks.parent.parent / "decoy"
+    decoy.mkdir()
+    event = "call"
+    if change == "swapped while it was looked at":
+        exchange(data, decoy)
+        event = "return"
+
+    def act() -> None:
+        if change == "removed":
+            (data / ".key").unlink()
+        else:
+            exchange(data, decoy)
+
+    with (
+        Stop(f"{event} {CHANGES[change]}", act) as stop,
+        pytest.raises(LaunchError, match=r"data/\.key was moved or replaced"),
+    ):
+        runtime.start(SPEC, make_request(notebooks)).close()
+    assert f"{event} {CHANGES[change]}" in stop.passed
+
+
+def test_what_is_made_during_a_start_does_not_stop_it(notebooks: Path) -> None:
+    """As Jupyter makes a folder of checkpoints when a notebook is opened for the first time."""
+    runtime = RunscRuntime(init_argv=standin_argv(sys.executable))
+    with open_path(str(notebooks)) as folder:
+        if not birth_time(folder.fd):
+            pytest.skip("this file system has no times of birth: the start is refused")
+    step = "call runtimes/runsc/runtime.py:_start"
+    with Stop(step, (notebooks / ".ipynb_checkpoints").mkdir) as stop:
+        runtime.start(SPEC, make_request(notebooks)).close()
+    assert step in stop.passed
 
 
 def test_spare_is_not_taken_when_more_is_hidden_now(notebooks: Path) -> None:

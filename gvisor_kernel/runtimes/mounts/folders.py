@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,11 +26,11 @@ from gvisor_kernel.config.validators import (
     real_path,
 )
 from gvisor_kernel.errors import LaunchError, SettingError
-from gvisor_kernel.host.folders import LinkRefused, Opened, open_below, open_path
+from gvisor_kernel.host.folders import LinkRefused, Opened, birth_time, open_below, open_path
 from gvisor_kernel.host.homes import find_home
 from gvisor_kernel.host.open_files import explain_scarce_files
 from gvisor_kernel.host.owners import check_access
-from gvisor_kernel.host.stage import Hidden
+from gvisor_kernel.host.stage import Hidden, make_moved_error
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.aliases import find_home_by_inode, find_key_folder
 from gvisor_kernel.runtimes.mounts.covers import (
@@ -58,7 +59,8 @@ class Inputs:
 
     ``skills``: by mount target. ``mounts``: the sources of the setting ``mounts``, in its order.
     ``within``: where the notebook's folder is in ``uploads``, if these are a project; ``hidden``:
-    what of a project no kernel is shown; None without a project.
+    what of a project no kernel is shown; None without a project. ``began``: when they were opened,
+    in nanoseconds.
     """
 
     folder: Opened | None
@@ -68,6 +70,7 @@ class Inputs:
     written: WrittenFolders
     within: str = ""
     hidden: tuple[Hidden, ...] | None = None
+    began: int = 0
 
     def by_target(self, spec: SandboxSpec) -> dict[str, Opened]:
         """Return all of them except ``folder``, by mount target."""
@@ -90,6 +93,7 @@ def open_inputs(spec: SandboxSpec, request: LaunchRequest, stack: ExitStack) -> 
     :raises SettingError: when a setting names a folder that cannot be shown
     :raises StateError: when the notes of written folders cannot be read
     """
+    began = time.time_ns()
     written = read_written(spec)
     folder = _open_notebooks_folder(spec, request, written, stack)
     mounts = tuple(
@@ -112,6 +116,7 @@ def open_inputs(spec: SandboxSpec, request: LaunchRequest, stack: ExitStack) -> 
         uploads=uploads,
         within="" if project is None else project.within,
         hidden=None if project is None else hidden,
+        began=began,
         skills=_open_skills(spec, written, stack),
         mounts=mounts,
         written=written,
@@ -134,6 +139,32 @@ def inspect_uploads(spec: SandboxSpec, request: LaunchRequest) -> tuple[bool, st
             return hides(seen, project.folder.path), project.within
         uploads = _open_uploads(spec, folder, written, jupyters, stack)
         return uploads is not None and hides(jupyters, uploads.path), ""
+
+
+def check_hidden(inputs: Inputs) -> None:
+    """Check, after what was found in a project was hidden, that nothing else had to be.
+
+    A folder that was swapped for another one while it was looked into is found now. What is newer
+    than the start, such as Jupyter's checkpoints, is passed over. Blocks as long as
+    ``open_inputs``.
+
+    :raises LaunchError: when something was moved or replaced, or cannot be looked at any more
+    """
+    if inputs.uploads is None or inputs.hidden is None:
+        return
+    known = {(hidden.path, hidden.identity) for hidden in inputs.hidden}
+    try:
+        for hidden in find_hidden(Project(inputs.uploads, inputs.within), inputs.written):
+            if (hidden.path, hidden.identity) in known:
+                continue
+            with open_below(inputs.uploads, hidden.path) as found:
+                if birth_time(found.fd) <= inputs.began:
+                    raise make_moved_error(f"{inputs.uploads.path}/{hidden.path}")
+    except OSError as error:
+        raise LaunchError(
+            f"{inputs.uploads.path} was changed while the kernel started: {error}.",
+            "start the kernel again.",
+        ) from error
 
 
 def find_project_path(folder: str) -> str | None:
