@@ -154,6 +154,26 @@ def test_outputs_of_another_person_are_hidden(notebooks: Path) -> None:
         assert "x/outputs" in [hidden.path for hidden in found.hidden or ()]
 
 
+@as_root
+def test_a_project_that_a_sandbox_cannot_read_is_not_shown(
+    notebooks: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one that its user reaches by a further group alone, which does not count in a sandbox."""
+    notebooks.chmod(0o750)
+    os.chown(notebooks, PERSON, os.getegid())
+    assert find(notebooks) == str(notebooks.parent)
+    os.chown(notebooks, PERSON, PERSON)
+    assert find(notebooks) is None
+    with ExitStack() as stack:
+        found = open_inputs(SPEC, make_request(notebooks), stack)
+        assert (found.within, found.hidden) == ("", None)
+    assert f"a sandbox may not read {notebooks}" in caplog.text
+    os.chown(notebooks, 0, 0)
+    notebooks.parent.chmod(0o750)
+    os.chown(notebooks.parent, 0, PERSON)
+    assert find(notebooks) == str(notebooks.parent), "its owner may read it"
+
+
 @pytest.mark.parametrize("limit", ["MAX_HIDDEN", "MAX_VISITED", "MAX_SECONDS"])
 def test_a_project_that_is_too_large_is_not_shown(
     notebooks: Path, limit: str, monkeypatch: pytest.MonkeyPatch

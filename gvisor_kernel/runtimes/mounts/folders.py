@@ -42,7 +42,12 @@ from gvisor_kernel.runtimes.mounts.covers import (
     is_private,
 )
 from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter
-from gvisor_kernel.runtimes.mounts.project import Project, find_hidden, find_project
+from gvisor_kernel.runtimes.mounts.project import (
+    Project,
+    check_reach,
+    find_hidden,
+    find_project,
+)
 from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders, read_written
 from gvisor_kernel.skills import prepare_skills
 from gvisor_kernel.spec import layout
@@ -186,7 +191,7 @@ def _open_project(
 ) -> Project | None:
     """Open the project around the notebook's ``folder``, if it may be shown; ``stack`` closes it.
 
-    :raises OSError: when the folders above cannot be read
+    :raises OSError: when the folders above cannot be read, or a sandbox could not read the project
     """
     project = find_project(folder, written)
     if project is None:
@@ -197,7 +202,10 @@ def _open_project(
         or is_private(found.path)
         or any(is_within(found.path, place) for place in FORBIDDEN_SOURCES)
     )
-    return None if refused else project
+    if refused:
+        return None
+    check_reach(project)
+    return project
 
 
 def _find_refusal(found: Opened, jupyters: Sequence[Cover]) -> tuple[str | None, str | None] | None:

@@ -92,6 +92,30 @@ def _is_project(folder: Opened, person: int) -> bool:
     return False
 
 
+def check_reach(project: Project) -> None:
+    """Check that a sandbox may read the project's folder and those down to the notebook's.
+
+    It has the rights of this user, for a server of root those of the project's owner, by the user
+    and the primary group: supplementary groups do not count in it.
+
+    :raises OSError: when it may not; or a folder was moved
+    """
+    status = project.folder.status()
+    uid, gid = os.geteuid(), os.getegid()
+    if uid == 0:
+        uid, gid = status.st_uid, status.st_gid
+    parts = project.within.split("/") if project.within else []
+    for depth in range(len(parts) + 1):
+        with open_below(project.folder, "/".join(parts[:depth]) or ".") as folder:
+            status = folder.status()
+            shift = 6 if status.st_uid == uid else 3 if status.st_gid == gid else 0
+            if ~(status.st_mode >> shift) & 0o5:
+                raise PermissionError(
+                    f"a sandbox may not read {folder.path}: it has the rights of uid {uid} and gid"
+                    f" {gid}, without further groups"
+                )
+
+
 def find_hidden(project: Project, written: WrittenFolders) -> tuple[Hidden, ...]:
     """Return what is below the project that no kernel is shown, sorted by path.
 
