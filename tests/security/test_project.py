@@ -19,8 +19,9 @@ from gvisor_kernel.host.folders import birth_time, open_path
 from gvisor_kernel.runtimes.copies.contents import Contents, add_inputs
 from gvisor_kernel.runtimes.mounts import project
 from gvisor_kernel.runtimes.mounts.folders import Inputs, find_project_path, open_inputs
-from gvisor_kernel.runtimes.mounts.written_folders import read_written
+from gvisor_kernel.runtimes.mounts.written_folders import note_written, read_written
 from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
+from gvisor_kernel.runtimes.state import records
 
 from ..runtimes.conftest import make_request
 from ..runtimes.standin import Conversation, standin_argv
@@ -38,7 +39,13 @@ def notebooks(tmp_path: Path) -> Path:
     for name in ("proj/.git/config", "proj/data/.key", "proj/.env", "home/data/secret"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("hidden")
-    for name in ("notebooks/sub/a.txt", "data/a.txt", "notebooks/outputs/.b", "x/outputs/c"):
+    for name in (
+        "notebooks/sub/a.txt",
+        "data/a.txt",
+        "notebooks/outputs/.b",
+        "x/outputs/c",
+        "x/outputs/.d",
+    ):
         (tmp_path / "proj" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "proj" / name).write_text("shown")
     return tmp_path / "proj" / "notebooks"
@@ -143,7 +150,21 @@ def test_a_marker_with_a_second_name_makes_no_project(notebooks: Path) -> None:
 
 def test_hidden_paths(inputs: Inputs) -> None:
     assert inputs.within == "notebooks"
-    assert [hidden.path for hidden in inputs.hidden or ()] == [".env", ".git", "data/.key"]
+    assert [hidden.path for hidden in inputs.hidden or ()] == [
+        ".env",
+        ".git",
+        "data/.key",
+        "x/outputs/.d",
+    ], "a folder is not outputs of a kernel by its name"
+
+
+def test_outputs_of_a_kernel_are_shown_with_hidden_files(notebooks: Path) -> None:
+    outputs = notebooks.parent / "x" / "outputs"
+    with open_path(str(outputs)) as folder, records.locked():
+        note_written([folder])
+    with ExitStack() as stack:
+        found = open_inputs(SPEC, make_request(notebooks), stack)
+        assert "x/outputs/.d" not in [hidden.path for hidden in found.hidden or ()]
 
 
 @as_root
@@ -226,7 +247,7 @@ def test_swap_at_each_step_of_start_is_harmless(notebooks: Path) -> None:
         try:
             seen = Conversation(sandbox).ask(SEEN)
             wrong = [path for path in seen if "secret" in path or "/." in path]
-            assert not [path for path in wrong if "/outputs/" not in path], seen
+            assert not [path for path in wrong if "/notebooks/outputs/" not in path], seen
         finally:
             sandbox.close()
         return True

@@ -120,13 +120,14 @@ def find_hidden(project: Project, written: WrittenFolders) -> tuple[Hidden, ...]
     """Return what is below the project that no kernel is shown, sorted by path.
 
     Those are all hidden files and folders, folders that cannot be listed or lie too deep, and
-    outputs of another person than the owner of the notebook's folder. What kernels have written is
-    not looked into.
+    outputs of another person than the owner of the notebook's folder. The notebook's own outputs
+    and what kernels have written are not looked into; another folder is, whatever its name.
 
     :raises OSError: when there are too many, or it cannot be read
     """
     with open_below(project.folder, project.within or ".") as folder:
         own = {0, os.geteuid(), folder.status().st_uid}
+        outputs = [os.path.normpath(f"{folder.path}/{name}") for name in written.names]
     end, visited, found = time.monotonic() + MAX_SECONDS, 0, []
 
     def look(fd: int, above: str) -> Iterator[Hidden]:
@@ -156,10 +157,11 @@ def find_hidden(project: Project, written: WrittenFolders) -> tuple[Hidden, ...]
                 if not os.access(".", os.X_OK, dir_fd=child, effective_ids=True):
                     yield from note(fd, above, name)  # what is in it could not be noted
                     continue
-                is_written = written.has(f"{project.folder.path}/{above}{name}", child)
-                if is_written and os.fstat(child).st_uid in own:
+                path = f"{project.folder.path}/{above}{name}"
+                is_foreign = os.fstat(child).st_uid not in own and written.has(path, child)
+                if not is_foreign and (path in outputs or written.is_noted(path, child)):
                     continue
-                if is_written or above.count("/") >= MAX_DEPTH:
+                if is_foreign or above.count("/") >= MAX_DEPTH:
                     yield from note(fd, above, name)
                 else:
                     yield from look(child, f"{above}{name}/")
