@@ -27,6 +27,7 @@ from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host import mounts
 from gvisor_kernel.host.folders import Identity
 from gvisor_kernel.host.stage import (
+    Hidden,
     Source,
     attach,
     clone_all,
@@ -83,8 +84,10 @@ class Entry:
 
 
 def _read_source(facts: dict[str, Any]) -> Source:
-    lists = {"identity": Identity(*facts["identity"]), "hidden": tuple(facts["hidden"])}
-    return Source(**{**facts, **lists})
+    hidden = tuple(
+        Hidden(path, Identity(*identity), changed) for path, identity, changed in facts["hidden"]
+    )
+    return Source(**{**facts, "identity": Identity(*facts["identity"]), "hidden": hidden})
 
 
 def main() -> int:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host import mounts
@@ -32,20 +33,32 @@ from gvisor_kernel.host.open_files import explain_scarce_files
 
 # by path: on a tmpfs in a private mount namespace
 
+MOVED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE, errno.EXDEV)
+"""Errors of a path that led to a file before."""
+
+
+class Hidden(NamedTuple):
+    """A file or folder that is seen as an empty one: its path below a source, which file it is, and
+    the time of its last change (ctime, in nanoseconds)."""
+
+    path: str
+    identity: Identity
+    changed: int
+
 
 @dataclass(frozen=True)
 class Source:
     """A file or folder of the host to mount. ``path`` must not contain links.
 
-    ``foreign``: it contains files of a person; see ``spec.layout.Bind``. ``hidden``: paths below it
-    that are seen as an empty folder or file.
+    ``foreign``: it contains files of a person; see ``spec.layout.Bind``. ``hidden``: what is
+    below it and is seen as an empty folder or file.
     """
 
     path: str
     identity: Identity
     read_only: bool = True
     foreign: bool = False
-    hidden: tuple[str, ...] = ()
+    hidden: tuple[Hidden, ...] = ()
 
 
 def place(directory: str, index: int) -> str:
@@ -111,7 +124,7 @@ def clone_opened(
 def attach(directory: str, sources: Sequence[Source], trees: Sequence[int]) -> None:
     """Mount a tmpfs on ``directory`` and attach each of ``trees`` there, at its ``place``.
 
-    :raises LaunchError: when a mount fails, or shows another file than the planned one
+    :raises LaunchError: when a mount fails, or shows or hides another file than the planned one
     """
     try:
         flags = mounts.MS_NOSUID | mounts.MS_NODEV
@@ -125,7 +138,7 @@ def attach(directory: str, sources: Sequence[Source], trees: Sequence[int]) -> N
             mounts.move_tree(tree, str(target))
         for index, source in enumerate(sources):
             if source.hidden:
-                _hide(place(directory, index), source.hidden)
+                _hide(place(directory, index), source)
     except OSError as error:
         raise LaunchError(
             f"The mounts of the sandbox cannot be attached on {directory}: {error.strerror}.",
@@ -139,12 +152,14 @@ def attach(directory: str, sources: Sequence[Source], trees: Sequence[int]) -> N
             )
 
 
-def _hide(root: str, paths: Sequence[str]) -> None:
-    """Mount an empty folder or file over each of ``paths`` below ``root``, which is attached.
+def _hide(root: str, source: Source) -> None:
+    """Mount an empty folder or file over each hidden one of ``source``, attached at ``root``.
 
-    What was removed meanwhile is left out. No link is followed, as others may change the folders.
+    No link is followed, as others may change the folders.
 
-    :raises OSError: when one cannot be hidden, or a folder on the way to it was moved
+    :raises LaunchError: when one was moved or replaced since it was found: what is hidden would be
+        seen under another name
+    :raises OSError: when one cannot be hidden
     """
     folder, file = Path(f"{root}-folder"), Path(f"{root}-file")
     folder.mkdir(mode=0o755)
@@ -155,13 +170,16 @@ def _hide(root: str, paths: Sequence[str]) -> None:
         for path in (folder, file):
             with suppress(OSError):  # an owner who has no number here
                 os.chown(path, owner.st_uid, owner.st_gid)
-        for name in paths:
-            above, _, last = name.rpartition("/")
-            with (
-                open_below(top, above or ".") as parent,
-                suppress(FileNotFoundError),
-                open_below(parent, last) as found,
-            ):
+        for entry in source.hidden:
+            try:
+                found = open_below(top, entry.path)
+            except OSError as error:
+                if error.errno in MOVED:
+                    raise make_moved_error(f"{source.path}/{entry.path}") from error
+                raise
+            with found:
+                if found.identity != entry.identity:
+                    raise make_moved_error(f"{source.path}/{entry.path}")
                 cover = nothing if found.is_folder else empty
                 tree = mounts.clone_tree(cover.fd, cover.path)
                 try:
@@ -169,6 +187,14 @@ def _hide(root: str, paths: Sequence[str]) -> None:
                     mounts.move_tree(tree, found.fd)
                 finally:
                     os.close(tree)
+
+
+def make_moved_error(path: str) -> LaunchError:
+    """Return the error of a start during which something changed that must not be seen."""
+    return LaunchError(
+        f"{path} was moved or replaced while the kernel started. It is hidden from kernels.",
+        "start the kernel again; if that does not help, find out which program replaces it.",
+    )
 
 
 def clone_all(

@@ -293,7 +293,7 @@ def add_inputs(contents: Contents, inputs: Inputs, jupyters: Sequence[Cover]) ->
     if inputs.uploads is not None:
         contents.folders.append((LAYOUT[UPLOADS].part, inputs.uploads, "uploads"))
         if inputs.hidden is not None:
-            contents.hidden = frozenset(path for path, _ in inputs.hidden)
+            contents.hidden = frozenset(hidden.path for hidden in inputs.hidden)
     for target, folder in inputs.skills.items():
         contents.folders.append((LAYOUT[target].part, folder, "skills"))
     for i, folder in enumerate(inputs.mounts):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,10 +26,11 @@ from gvisor_kernel.config.validators import (
     real_path,
 )
 from gvisor_kernel.errors import LaunchError, SettingError
-from gvisor_kernel.host.folders import LinkRefused, Opened, open_below, open_path
+from gvisor_kernel.host.folders import LinkRefused, Opened, birth_time, open_below, open_path
 from gvisor_kernel.host.homes import find_home
 from gvisor_kernel.host.open_files import explain_scarce_files
 from gvisor_kernel.host.owners import check_access
+from gvisor_kernel.host.stage import Hidden, make_moved_error
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.aliases import find_home_by_inode, find_key_folder
 from gvisor_kernel.runtimes.mounts.covers import (
@@ -40,7 +42,12 @@ from gvisor_kernel.runtimes.mounts.covers import (
     is_private,
 )
 from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter
-from gvisor_kernel.runtimes.mounts.project import Project, find_hidden, find_project
+from gvisor_kernel.runtimes.mounts.project import (
+    Project,
+    check_reach,
+    find_hidden,
+    find_project,
+)
 from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders, read_written
 from gvisor_kernel.skills import prepare_skills
 from gvisor_kernel.spec import layout
@@ -57,7 +64,8 @@ class Inputs:
 
     ``skills``: by mount target. ``mounts``: the sources of the setting ``mounts``, in its order.
     ``within``: where the notebook's folder is in ``uploads``, if these are a project; ``hidden``:
-    the paths in a project that no kernel is shown, with their inodes; None without a project.
+    what of a project no kernel is shown; None without a project. ``began``: when they were opened,
+    in nanoseconds.
     """
 
     folder: Opened | None
@@ -66,7 +74,8 @@ class Inputs:
     mounts: tuple[Opened, ...]
     written: WrittenFolders
     within: str = ""
-    hidden: tuple[tuple[str, int], ...] | None = None
+    hidden: tuple[Hidden, ...] | None = None
+    began: int = 0
 
     def by_target(self, spec: SandboxSpec) -> dict[str, Opened]:
         """Return all of them except ``folder``, by mount target."""
@@ -89,6 +98,7 @@ def open_inputs(spec: SandboxSpec, request: LaunchRequest, stack: ExitStack) -> 
     :raises SettingError: when a setting names a folder that cannot be shown
     :raises StateError: when the notes of written folders cannot be read
     """
+    began = time.time_ns()
     written = read_written(spec)
     folder = _open_notebooks_folder(spec, request, written, stack)
     mounts = tuple(
@@ -111,6 +121,7 @@ def open_inputs(spec: SandboxSpec, request: LaunchRequest, stack: ExitStack) -> 
         uploads=uploads,
         within="" if project is None else project.within,
         hidden=None if project is None else hidden,
+        began=began,
         skills=_open_skills(spec, written, stack),
         mounts=mounts,
         written=written,
@@ -135,6 +146,32 @@ def inspect_uploads(spec: SandboxSpec, request: LaunchRequest) -> tuple[bool, st
         return uploads is not None and hides(jupyters, uploads.path), ""
 
 
+def check_hidden(inputs: Inputs) -> None:
+    """Check, after what was found in a project was hidden, that nothing else had to be.
+
+    A folder that was swapped for another one while it was looked into is found now. What is newer
+    than the start, such as Jupyter's checkpoints, is passed over. Blocks as long as
+    ``open_inputs``.
+
+    :raises LaunchError: when something was moved or replaced, or cannot be looked at any more
+    """
+    if inputs.uploads is None or inputs.hidden is None:
+        return
+    known = {(hidden.path, hidden.identity) for hidden in inputs.hidden}
+    try:
+        for hidden in find_hidden(Project(inputs.uploads, inputs.within), inputs.written):
+            if (hidden.path, hidden.identity) in known:
+                continue
+            with open_below(inputs.uploads, hidden.path) as found:
+                if birth_time(found.fd) <= inputs.began:
+                    raise make_moved_error(f"{inputs.uploads.path}/{hidden.path}")
+    except OSError as error:
+        raise LaunchError(
+            f"{inputs.uploads.path} was changed while the kernel started: {error}.",
+            "start the kernel again.",
+        ) from error
+
+
 def find_project_path(folder: str) -> str | None:
     """Return the path of the project that a kernel in the notebook's ``folder`` would be shown.
 
@@ -154,7 +191,7 @@ def _open_project(
 ) -> Project | None:
     """Open the project around the notebook's ``folder``, if it may be shown; ``stack`` closes it.
 
-    :raises OSError: when the folders above cannot be read
+    :raises OSError: when the folders above cannot be read, or a sandbox could not read the project
     """
     project = find_project(folder, written)
     if project is None:
@@ -165,7 +202,10 @@ def _open_project(
         or is_private(found.path)
         or any(is_within(found.path, place) for place in FORBIDDEN_SOURCES)
     )
-    return None if refused else project
+    if refused:
+        return None
+    check_reach(project)
+    return project
 
 
 def _find_refusal(found: Opened, jupyters: Sequence[Cover]) -> tuple[str | None, str | None] | None:
@@ -226,7 +266,7 @@ def _choose_project(
     stack: ExitStack,
     *,
     hide: bool = True,
-) -> tuple[Project | None, tuple[tuple[str, int], ...]]:
+) -> tuple[Project | None, tuple[Hidden, ...]]:
     """Return the project that is shown, and what of it is hidden; None for the notebook's folder
     alone."""
     if spec.uploads != PROJECT or folder is None:

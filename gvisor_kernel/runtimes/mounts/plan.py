@@ -171,7 +171,7 @@ def plan_mounts(
     outputs: str | None,
     *,
     lent: bool = False,
-    hidden: Sequence[tuple[str, int]] = (),
+    hidden: Sequence[str] = (),
 ) -> tuple[Mount, ...]:
     """Return every mount of a sandbox, in order.
 
@@ -214,7 +214,7 @@ def plan_mounts(
         for part in GUEST_PARTS
     ]
     jupyters = find_jupyter_covers(python_tree.prefixes)
-    unseen = [f"{shown[layout.UPLOADS].rstrip('/')}/{path}" for path, _ in hidden]
+    unseen = [f"{shown[layout.UPLOADS].rstrip('/')}/{path}" for path in hidden]
     for extra in layout.extra_binds(spec):
         real = replace(extra, source=shown.get(extra.target, extra.source))
         _check_extra(real, python_tree, jupyters)

@@ -47,7 +47,7 @@ class WrittenFolders:
         """Return whether a sandbox may have written to ``path`` (real), a folder open as ``fd``."""
         return any(
             path == name or path.endswith(f"/{name}") for name in self.names
-        ) or self._is_noted(path, fd)
+        ) or self.is_noted(path, fd)
 
     def ensure_access(self, folder: Opened) -> None:
         """Check that this user may enter a folder that a sandbox is to write. One that was noted,
@@ -55,11 +55,12 @@ class WrittenFolders:
 
         :raises OSError: when this user may not enter it; says what its owner can do
         """
-        if self._is_noted(folder.path, folder.fd) and restore_access(folder):
+        if self.is_noted(folder.path, folder.fd) and restore_access(folder):
             log.warning("%s was closed to its owner, as by a kernel: it is open again", folder.path)
         check_access(folder)
 
-    def _is_noted(self, path: str, fd: int) -> bool:
+    def is_noted(self, path: str, fd: int) -> bool:
+        """Return the same, whatever the folder's name: a sandbox of this user was to write it."""
         return path in self.paths or (bool(self.files) and _describe(fd) in self.files)
 
 

@@ -54,8 +54,7 @@ class LaunchPlan(Beginning):
                 folder = self.opened[bind.target]
                 source = Source(folder.path, folder.identity, bind.read_only, bind.foreign)
                 if bind.target == UPLOADS:
-                    hidden = tuple(path for path, _ in self.inputs.hidden or ())
-                    source = replace(source, hidden=hidden)
+                    source = replace(source, hidden=self.inputs.hidden or ())
                 sources.append(source)
             else:
                 sources.append(open_source(bind.source, written, bind))
@@ -142,7 +141,7 @@ def make_plan(
         {target: folder.path for target, folder in opened.items()},
         outputs.path,
         lent=outputs.lent_by is not None,
-        hidden=begun.inputs.hidden or (),
+        hidden=[hidden.path for hidden in begun.inputs.hidden or ()],
     )
     if outputs.folder is not None:
         opened[OUTPUTS] = outputs.folder

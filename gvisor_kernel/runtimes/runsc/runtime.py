@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -22,7 +23,7 @@ from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.cgroups import Cgroup, make_cgroup, plan_cgroup
-from gvisor_kernel.host.commands import check_children
+from gvisor_kernel.host.commands import check_children, kill_group
 from gvisor_kernel.host.folders import find_identity
 from gvisor_kernel.host.processes import SUBUID_BASE, SUBUID_COUNT
 from gvisor_kernel.images import PythonReport, RootImage
@@ -32,7 +33,7 @@ from gvisor_kernel.runtimes.base import (
     SnapshotRuntime,
 )
 from gvisor_kernel.runtimes.checks import RuntimeCheck
-from gvisor_kernel.runtimes.mounts.folders import Inputs, open_inputs
+from gvisor_kernel.runtimes.mounts.folders import Inputs, check_hidden, open_inputs
 from gvisor_kernel.runtimes.mounts.host_python import check_image_exists, find_python_tree
 from gvisor_kernel.runtimes.mounts.outputs import open_outputs
 from gvisor_kernel.runtimes.mounts.plan import Outputs, find_base
@@ -253,6 +254,7 @@ class RunscRuntime(SnapshotRuntime):
         if snapshot is not None:
             seconds = min(seconds, RESTORE_SECONDS)
         try:
+            _look_again(plan.inputs, process)
             sentry = wait_for_sentry(
                 process, places, stderr, seconds, restores=snapshot is not None
             )
@@ -261,6 +263,19 @@ class RunscRuntime(SnapshotRuntime):
             raise
         step("sandbox made by runsc" if snapshot is None else "sandbox restored by runsc")
         return RunscSandbox(plan, ends, plan.show(shown), sentry, stderr)
+
+
+def _look_again(inputs: Inputs, process: subprocess.Popen[bytes]) -> None:
+    """Check that all is hidden that has to be, while ``process`` starts. It is ended otherwise.
+
+    :raises LaunchError: when something was moved meanwhile
+    """
+    try:
+        check_hidden(inputs)
+    except BaseException:
+        kill_group(process)
+        process.wait()  # no timeout: the process has ended
+        raise
 
 
 def _plan_outputs(spec: SandboxSpec, inputs: Inputs, outputs: Outputs) -> Outputs:
