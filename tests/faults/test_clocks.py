@@ -53,6 +53,7 @@ FOR_PEOPLE = {
         "take_outputs",
     ): "which files are younger than a copy of them",
     ("runtimes/state/beginning.py", "first_record"): "when a sandbox was made",
+    ("runtimes/mounts/folders.py", "open_inputs"): "which hidden files are older than a start",
     ("runtimes/runsc/checks.py", "check_runsc"): "how old a release is, for doctor",
 }
 """Functions that may read the wall clock, besides commands below cli/."""
