@@ -91,10 +91,11 @@ def main(argv: list[str] | None = None) -> None:
         runs.warm_up()
         for number in range(arguments.repeat):
             runs.measure(number)
-    results.machine["load_at_end"] = machine.load()
-    results.run = {"rounds": {"notebooks": arguments.repeat}, "seconds": time.monotonic() - begun}
-    if arguments.json is not None:
-        results.write(arguments.json)
+            seconds = time.monotonic() - begun
+            results.run = {"rounds": {"notebooks": number + 1}, "seconds": seconds}
+            results.machine["load_at_end"] = machine.load()
+            if arguments.json is not None:
+                results.write(arguments.json)
     print(render(results, runs.notebooks, left_out))
 
 

@@ -49,12 +49,12 @@ class Notebook:
         """Return the libraries that it imports, and that this Python does not have."""
         return sorted(
             name
-            for name in set(self._imports())
+            for name in set(self.find_imports())
             if name not in sys.stdlib_module_names
             and PathFinder.find_spec(name, [*sys.path, str(self.folder)]) is None
         )
 
-    def _imports(self) -> Iterator[str]:
+    def find_imports(self) -> Iterator[str]:
         """Yield the top names of imports that every run of a cell makes."""
         for cell in self.cells:
             lines = cell.source.splitlines()

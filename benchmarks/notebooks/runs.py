@@ -157,7 +157,6 @@ class Runs:
             self._schedule.ask(traced, "end_notebook")
         finally:
             self._close(traced)
-        calls.await_end()
         found = calls.count(log, [cell["at"] for cell in done["cells"]], end)
         log.unlink()
         self._note(variant, "calls", notebook, [dict(each) for each in found])

@@ -117,7 +117,7 @@ def _describe_counts(results: Results, name: str, number: int) -> str:
     if name not in facts.get("calls", {}):
         return ""
     asked = calls.describe(Counter(facts["calls"][name][number]))
-    return f"; locally {asked} system calls, {facts['faults'][name][number]:,} page faults"
+    return f"; locally {asked}, {facts['faults'][name][number]:,} page faults"
 
 
 def differences(results: Results, variant: str) -> list[str]:
@@ -128,7 +128,7 @@ def differences(results: Results, variant: str) -> list[str]:
         for number, (here, there) in enumerate(zip(local.get(name, []), cells, strict=False)):
             if here != there:
                 found.append(
-                    f"{name}, cell {number + 1}: local {_join(here)}; {variant}: {_join(there)}"
+                    f"{name}, cell {number + 1}: local: {_join(here)}; {variant}: {_join(there)}"
                 )
     return found
 
