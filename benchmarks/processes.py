@@ -111,9 +111,6 @@ class Usage:
     cpu: float
     faults: int
 
-    def __sub__(self, other: Usage) -> Usage:
-        return Usage(self.cpu - other.cpu, self.faults - other.faults)
-
 
 def usage(processes: Iterable[psutil.Process]) -> Usage:
     """Return what ``processes``, those below them, and their children that have ended used."""

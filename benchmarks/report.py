@@ -245,7 +245,9 @@ TARGETS = (
     Target("the same in messages of 1 MB", figures.STALLED_FLUSHED, ANY, 64, base=None, unit="MiB"),
     of_notebooks("notebooks, wall, mean", figures.NOTEBOOK.format("*", figures.WALL), 1.15),
     of_notebooks("notebooks, cells, mean", figures.NOTEBOOK.format("*", figures.CELLS), 1.1),
-    of_notebooks("the same, third time", figures.NOTEBOOK.format("*", figures.STEADY), 1.1),
+    of_notebooks(
+        "the same, third time in a kernel", figures.NOTEBOOK.format("*", figures.STEADY), 1.1
+    ),
     of_cell("figure of four axes", 1.15),
     of_cell("groupby, sort, merge of 300,000 rows", 1.0),
     of_cell("np.ones of 64 MB", 1.2),

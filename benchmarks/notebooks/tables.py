@@ -94,30 +94,39 @@ def worst_cells(results: Results, variant: str, notebooks: Sequence[Notebook]) -
     found = []
     for notebook in notebooks:
         for number, cell in enumerate(notebook.cells):
-            for what in (figures.CELLS, figures.STEADY):
-                figure = figures.NOTEBOOK.format(notebook.name, name_cell(number, what))
-                value, local = results.value(figure, variant), results.value(figure, BASELINE)
-                if value and local and value - local > LEAST_SECONDS:
-                    facts = (notebook.name, number, what, local, value, cell.source)
-                    found.append((value / local * (value - local), facts))
+            times = dict(_compare(results, variant, notebook.name, number))
+            losses = [(there - here) * there / here for here, there in times.values()]
+            if losses:
+                found.append((max(losses), notebook.name, number, times, cell.source))
     lines = [f"### Worst cells: {variant}", ""]
-    for _, (name, number, what, local, value, source) in sorted(found, reverse=True)[:WORST]:
-        lines += [
-            f"{name}, {name_cell(number, what)}: {1000 * local:.0f} → {1000 * value:.0f} ms "
-            f"(**{value / local:.2f}**){_describe_counts(results, name, number)}",
-            "",
-            *(f"    {line[:110]}" for line in source.splitlines()[:SHOWN_LINES]),
-            "",
+    for _, name, number, times, source in sorted(found, key=lambda each: -each[0])[:WORST]:
+        spans = [
+            f"{what.removeprefix(figures.CELLS).strip(', ') or 'first time'}: {1000 * here:.0f} → "
+            f"{1000 * there:.0f} ms (**{there / here:.2f}**)"
+            for what, (here, there) in times.items()
         ]
+        facts = _describe_counts(results, name, number)
+        lines += [f"{name}, cell {number + 1}, {'; '.join([*spans, *facts])}", ""]
+        lines += [*(f"    {line[:110]}" for line in source.splitlines()[:SHOWN_LINES]), ""]
     return "\n".join(lines).rstrip()
 
 
-def _describe_counts(results: Results, name: str, number: int) -> str:
+def _compare(
+    results: Results, variant: str, name: str, number: int
+) -> Iterator[tuple[str, tuple[float, float]]]:
+    """Yield the local seconds of a cell and the variant's, where it loses some."""
+    for what in (figures.CELLS, figures.STEADY):
+        figure = figures.NOTEBOOK.format(name, name_cell(number, what))
+        here, there = results.value(figure, BASELINE), results.value(figure, variant)
+        if here and there and there - here > LEAST_SECONDS:
+            yield what, (here, there)
+
+
+def _describe_counts(results: Results, name: str, number: int) -> Iterator[str]:
     facts = results.facts.get(BASELINE, {})
-    if name not in facts.get("calls", {}):
-        return ""
-    asked = calls.describe(Counter(facts["calls"][name][number]))
-    return f"; locally {asked}, {facts['faults'][name][number]:,} page faults"
+    if name in facts.get("calls", {}):
+        asked = calls.describe(Counter(facts["calls"][name][number]))
+        yield f"locally {asked}, {facts['faults'][name][number]:,} page faults"
 
 
 def differences(results: Results, variant: str) -> list[str]:
