@@ -70,9 +70,10 @@ class Runs:
         self._provisions = provisions
         self._results = results
         self._passes = passes
+        self._failed: set[tuple[str, str]] = set()
 
     def warm_up(self) -> None:
-        """Leave out each notebook that some variant cannot run, with the reason."""
+        """Leave out a notebook where it cannot run, with the reason; if locally, everywhere."""
         for notebook in list(self.notebooks):
             self._schedule.tell(f"warming up: notebook {notebook.name}")
             for variant in self._variants:
@@ -83,8 +84,10 @@ class Runs:
                         self._run(variant, notebook, 1)
                 except WorkerError as error:
                     self._schedule.fail(variant, f"notebook {notebook.name}", error)
-                    self.notebooks.remove(notebook)
-                    break
+                    self._failed.add((variant.name, notebook.name))
+                    if variant.name == BASELINE:
+                        self.notebooks.remove(notebook)
+                        break
 
     def measure(self, number: int) -> None:
         """Run every notebook in every variant. ``number``: of the round, from 0."""
@@ -92,6 +95,8 @@ class Runs:
             self._schedule.tell(f"round {number + 1}: notebook {notebook.name}")
             first = (number + at) % len(self._variants)
             for variant in [*self._variants[first:], *self._variants[:first]]:
+                if (variant.name, notebook.name) in self._failed:
+                    continue
                 try:
                     samples = self._run(variant, notebook, self._passes)
                 except WorkerError as error:

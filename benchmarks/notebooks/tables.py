@@ -30,9 +30,9 @@ def mean(values: Iterable[float]) -> float | None:
 def notebook_tables(results: Results) -> Iterator[str]:
     """Yield a table of the notebooks for each variant, and one of the cells that have a title."""
     names = _find_names(results)
-    for variant in results.variants if names else ():
-        measured = results.values(figures.NOTEBOOK.format(names[0], figures.WALL), variant)
-        if variant != BASELINE and variant not in results.absent and measured:
+    walls = [figures.NOTEBOOK.format(name, figures.WALL) for name in names]
+    for variant in results.variants:
+        if variant != BASELINE and any(results.values(wall, variant) for wall in walls):
             yield _one_table(results, variant, names)
     yield from _cell_table(results)
 
