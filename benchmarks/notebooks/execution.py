@@ -13,33 +13,17 @@ from typing import Any
 
 from jupyter_client.manager import KernelManager
 
-from benchmarks import figures, processes
+from benchmarks import egress, figures, processes
 
 CELL_SECONDS = 300.0
 LOOK_SECONDS = 1.0
 """After that without output, the kernel's process is looked at."""
-ROUTE = "bench"
-FORWARDER = 3128
-"""The port in a sandbox at which its routes are."""
 
 
 def settings_with_route(port: int) -> dict[str, Any]:
     """Return Jupyter's configuration for kernels that may reach ``port`` of the host's loopback."""
-    route = {
-        "url": f"http://127.0.0.1:{port}/x",
-        "allow_private": True,
-        "limits": {"requests_per_minute": 100_000, "at_once": 256},
-    }
-    return {
-        "GVisorProvisioner": {"egress": [ROUTE]},
-        "GVisorEgress": {"routes": {ROUTE: route}},
-    }
-
-
-def name_server(port: int, *, sandboxed: bool) -> str:
-    """Return the cell that tells a notebook of ours the address of the server."""
-    where = f"{FORWARDER}/{ROUTE}" if sandboxed else f"{port}/x"
-    return f"SERVER = 'http://127.0.0.1:{where}'"
+    routes = egress.routes_to(port)
+    return {"GVisorProvisioner": {"egress": [*routes]}, "GVisorEgress": {"routes": routes}}
 
 
 def begin(manager: KernelManager, folder: Path) -> figures.Kernel:

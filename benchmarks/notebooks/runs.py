@@ -173,8 +173,8 @@ class Runs:
         folder = self._provisions.folder if own else notebook.folder
         begun = self._open(variant, folder, port)
         if port is not None:
-            sandboxed = variant.kind == "ours"
-            self._ask_cells(variant, [execution.name_server(port, sandboxed=sandboxed)])
+            at, path = egress.find_server(port, sandboxed=variant.kind == "ours")
+            self._ask_cells(variant, [f"SERVER = 'http://127.0.0.1:{at}{path}'"])
         return begun
 
     def _open(
