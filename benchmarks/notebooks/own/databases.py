@@ -3,16 +3,13 @@
 # %%
 import csv
 import sqlite3
-from contextlib import suppress
-from pathlib import Path
+import tempfile
 
 import duckdb
 
 # %% sqlite: 50,000 rows in a file
-path = Path("shop.sqlite")
-with suppress(FileNotFoundError):
-    path.unlink()
-base = sqlite3.connect(path)
+folder = tempfile.TemporaryDirectory()
+base = sqlite3.connect(f"{folder.name}/shop.sqlite")
 base.execute("CREATE TABLE sales (whole TEXT, shop TEXT, article INT, price REAL, count INT)")
 with open("sales.csv") as file:
     rows = [row[:5] for row, _ in zip(csv.reader(file), range(50_000))]

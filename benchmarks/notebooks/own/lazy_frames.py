@@ -1,6 +1,8 @@
 # The same sales by polars, eager and lazy.
 
 # %%
+import tempfile
+
 import polars as pl
 
 # %% scan_csv and group_by of polars
@@ -28,5 +30,7 @@ joined = table.join(by_shop.select("shop", total="amount"), on="shop").sort("whe
 joined.group_by_dynamic("when", every="1w").agg(pl.col("price").quantile(0.9)).head()
 
 # %%
-joined.write_parquet("joined.parquet")
-pl.read_parquet("joined.parquet", columns=["shop", "total"]).n_unique()
+with tempfile.NamedTemporaryFile() as file:
+    joined.write_parquet(file.name)
+    columns = pl.read_parquet(file.name, columns=["shop", "total"])
+columns.n_unique()

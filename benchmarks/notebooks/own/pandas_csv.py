@@ -1,6 +1,8 @@
 # Sales of a year: what most notebooks with a table begin with.
 
 # %%
+import tempfile
+
 import numpy as np
 import pandas as pd
 
@@ -35,4 +37,5 @@ pivot = merged.pivot_table(index="group", columns=merged["when"].dt.quarter, val
 pivot.style.background_gradient().to_html()[:100]
 
 # %%
-merged.drop_duplicates(["shop", "article"]).to_csv("merged.csv", index=False)
+with tempfile.TemporaryFile() as file:
+    merged.drop_duplicates(["shop", "article"]).to_csv(file, index=False)

@@ -1,6 +1,8 @@
 # Measurements of many stations: a file larger than what fits into a cache.
 
 # %%
+import tempfile
+
 import pandas as pd
 import pyarrow.parquet as pq
 
@@ -25,5 +27,7 @@ pd.concat([warm, warm]).quantile([0.1, 0.5, 0.9])
 # %%
 table = pq.read_table("sales.parquet", columns=["shop", "price", "count"])
 sales = table.to_pandas()
-sales.groupby("shop").sum().to_parquet("shops.parquet")
-pd.read_parquet("shops.parquet").head()
+with tempfile.NamedTemporaryFile() as file:
+    sales.groupby("shop").sum().to_parquet(file.name)
+    again = pd.read_parquet(file.name)
+again.head()
