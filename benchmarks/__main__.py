@@ -60,7 +60,7 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
         rounds = {n: min(c, 1) if n in single else arguments.rounds for n, c in rounds.items()}
     plan = dataclasses.replace(plan, rounds=rounds)
     if arguments.variants:  # measure everything of variants that were named
-        plan = dataclasses.replace(plan, crowd=(), stalled=())
+        plan = dataclasses.replace(plan, crowd=(), stalled=(), notebooks=())
     return plan
 
 

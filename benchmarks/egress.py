@@ -160,17 +160,22 @@ def serving_wheel() -> Iterator[str]:
 # -- kernels ---------------------------------------------------------------------------------------
 
 
+def routes_to(port: int) -> dict[str, Any]:
+    """Return the route ``bench``, to a server on the host's loopback."""
+    limits = {"requests_per_minute": 100_000, "at_once": 256}
+    url = f"http://127.0.0.1:{port}/x"
+    return {"bench": {"url": url, "allow_private": True, "limits": limits}}
+
+
+def find_server(port: int, *, sandboxed: bool) -> tuple[int, str]:
+    """Return the port and the path by which a kernel reaches it."""
+    return (3128, "/bench") if sandboxed else (port, "/x")
+
+
 @contextmanager
 def kernel(kind: str, port: int) -> Iterator[BlockingKernelClient]:
-    routes = {
-        "bench": {
-            "url": f"http://127.0.0.1:{port}/x",
-            "allow_private": True,
-            "limits": {"requests_per_minute": 100_000, "at_once": 256},
-        }
-    }
     settings = {"egress": ["bench", "packages"], "snapshot": "off"}
-    config = Config({"GVisorProvisioner": settings, "GVisorEgress": {"routes": routes}})
+    config = Config({"GVisorProvisioner": settings, "GVisorEgress": {"routes": routes_to(port)}})
     name = "python3" if kind == "local" else "gvisor-python"
     manager = KernelManager(kernel_name=name, config=config, transport="ipc")
     manager.start_kernel()
@@ -178,7 +183,7 @@ def kernel(kind: str, port: int) -> Iterator[BlockingKernelClient]:
     client.start_channels()
     try:
         client.wait_for_ready(timeout=SECONDS)
-        where = (port, "/x") if kind == "local" else (3128, "/bench")
+        where = find_server(port, sandboxed=kind != "local")
         run(client, f"PORT, BASE = {where}\nSOURCE = {HELPERS!r}\n{HELPERS}")
         yield client
     finally:

@@ -82,6 +82,13 @@ PRINT_TRIP = "round trip of print"
 TRIP_ALONE = "round trip of 1+1, before neighbours come"
 TRIP_CROWDED = "round trip of 1+1, 30 idle neighbours"
 TRIP_FLOODED = "round trip of 1+1, a neighbour sends messages of 120 MB"
+NOTEBOOK = "notebook {}: {}"
+"""The name of a notebook, and what of it: one of the five below, or a cell's number and time."""
+NOTEBOOK_CELL = "cell {}"
+"""The title of a cell, of which the last time counts."""
+WALL, CPU_TIME, FAULTS = "wall", "CPU", "page faults"
+MEMORY_WORKED = "memory of a kernel that ran notebooks, after a minute, MiB"
+CELLS, STEADY = "cells", "cells, last time"
 LONGEST_TURN = "longest CPU time of the bridge at a stretch meanwhile"
 TRIP_WOKEN = "round trip of 1+1, the first after 20 s of idling"
 INTERRUPT = "time to interrupt"
@@ -484,4 +491,5 @@ OF_MANY = {
     "memory": "memory for 1, 10 and 30 kernels, and round trips with 30 neighbours",
     "idle": "CPU time of idle kernels",
 }
-NAMES = ("start", "ready", "program", *OF_A_KERNEL, "stalled", "flooded", *OF_MANY)
+NOTEBOOKS = "notebooks"
+NAMES = ("start", "ready", "program", *OF_A_KERNEL, "stalled", "flooded", *OF_MANY, NOTEBOOKS)

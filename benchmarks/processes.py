@@ -104,6 +104,26 @@ def read_smaps(text: str) -> Iterator[tuple[str, int, int]]:
             name, inode = found[3], int(found[2])
 
 
+@dataclass(frozen=True)
+class Usage:
+    """CPU time in seconds, and page faults."""
+
+    cpu: float
+    faults: int
+
+
+def usage(processes: Iterable[psutil.Process]) -> Usage:
+    """Return what ``processes``, those below them, and their children that have ended used."""
+    pids = {p.pid for process in processes for p in (process, *descendants(process.pid))}
+    ticks = faults = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            values = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            faults += sum(map(int, values[7:11]))
+            ticks += sum(map(int, values[11:15]))
+    return Usage(ticks / os.sysconf("SC_CLK_TCK"), faults)
+
+
 def cpu_seconds(processes: Iterable[psutil.Process]) -> float:
     """Return the CPU time of ``processes`` so far, from schedstat's nanoseconds."""
     total = 0

@@ -5,16 +5,20 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks import figures
+from benchmarks.notebooks import tables
 from benchmarks.results import Results
 from benchmarks.variants import BASELINE
 
 BEGIN = "<!-- results: written by `python -m benchmarks --write-docs` -->"
 END = "<!-- end of results -->"
+MORE = "more"
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,7 @@ GROUPS = (
                 for count in (1, 10, 30)
             ),
             Column(figures.MEMORY_IMPORTED, "with numpy, pandas, pyplot imported", unit="MiB"),
+            Column(figures.MEMORY_WORKED, "a minute after three notebooks", unit="MiB"),
             Column(figures.BRIDGE_MEMORY, "manager's memory a kernel", unit="MiB"),
             Column(figures.IDLE_CPU, "idle CPU", unit="% of a core"),
             Column(figures.IDLE_BRIDGE_CPU, "manager's idle CPU a kernel", unit="% of a core"),
@@ -136,7 +141,8 @@ class Target:
     """A limit for a figure. ``variants``: names with {mode} and {who}; the first measured counts.
 
     ``base``: a figure of the same variant to divide by; empty: the baseline's same figure;
-    None: the value itself is compared, in ``unit``.
+    None: the value itself is compared, in ``unit``; MORE: what it has more than the baseline's, in
+    ``unit``. A * in ``figure``: the geometric mean of the ratios of all figures that it matches.
     """
 
     title: str
@@ -153,9 +159,16 @@ class Target:
             return None
         for pattern in self.variants:
             name = pattern.format(mode=mode, who=who)
+            if "*" in self.figure:
+                if (value := self._mean(results, name)) is not None:
+                    return value
+                continue
             value = results.value(self.figure, name, self.share)
             if value is None:
                 continue
+            if self.base == MORE:
+                local = results.value(self.figure, BASELINE, self.share)
+                return None if local is None else value - local
             if self.base is None:
                 return value
             if self.base:
@@ -164,11 +177,25 @@ class Target:
             return results.ratio(self.figure, name, self.share)
         return None
 
+    def _mean(self, results: Results, variant: str) -> float | None:
+        matched = fnmatch.filter(results.samples, self.figure)
+        return tables.mean(filter(None, (results.ratio(each, variant) for each in matched)))
+
 
 ANY = ("snapshot, {mode}, {who}", "cold, {mode}, {who}")
 LEARNED = ("learned, {mode}, {who}",)
 SPARE = ("spare+learned, {mode}, {who}",)
 DIRECT = ("direct",)
+
+
+def of_notebooks(title: str, figure: str, limit: float, **more: Any) -> Target:
+    return Target(title, figure, (*LEARNED, *ANY), limit, modes=DIRECT, **more)
+
+
+def of_cell(title: str, limit: float) -> Target:
+    return of_notebooks(f"{title}, steady state", figures.NOTEBOOK_CELL.format(title), limit)
+
+
 TARGETS = (
     Target("numpy, pandas, pyplot in the second cell, nothing preloaded", figures.IMPORT, ANY, 1.6),
     Target("the same by default", figures.IMPORT, LEARNED, 0.2, modes=DIRECT),
@@ -216,6 +243,28 @@ TARGETS = (
     Target("idle CPU", figures.IDLE_CPU, ANY, 0.2, base=None, unit="% of a core"),
     Target("bridge's growth, 1 GB stalled", figures.STALLED, ANY, 64, base=None, unit="MiB"),
     Target("the same in messages of 1 MB", figures.STALLED_FLUSHED, ANY, 64, base=None, unit="MiB"),
+    of_notebooks("notebooks, wall, mean", figures.NOTEBOOK.format("*", figures.WALL), 1.15),
+    of_notebooks("notebooks, cells, mean", figures.NOTEBOOK.format("*", figures.CELLS), 1.1),
+    of_notebooks(
+        "the same, third time in a kernel", figures.NOTEBOOK.format("*", figures.STEADY), 1.1
+    ),
+    of_cell("figure of four axes", 1.15),
+    of_cell("groupby, sort, merge of 300,000 rows", 1.0),
+    of_cell("np.ones of 64 MB", 1.2),
+    of_cell("sum of four frames of 50,000 rows", 1.2),
+    of_cell("200 small files", 8.0),
+    of_cell("grid search", 1.15),
+    of_cell("KNN", 1.15),
+    of_cell("random forest", 1.15),
+    of_cell("subprocess.run of true", 3.0),
+    of_cell("!ls", 3.0),
+    of_notebooks(
+        "memory more than local, a minute after notebooks",
+        figures.MEMORY_WORKED,
+        60,
+        base=MORE,
+        unit="MiB",
+    ),
 )
 COLUMNS = tuple((mode, who) for who in ("root", "user") for mode in ("direct", "relay"))
 
@@ -230,6 +279,7 @@ def number(value: float) -> str:
 def render(results: Results) -> str:
     parts = [describe(results), targets_table(results)]
     parts += [group_table(results, group) for group in GROUPS]
+    parts += tables.notebook_tables(results)
     parts.append(notes(results))
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -312,6 +362,8 @@ def notes(results: Results) -> str:
 
 
 def _notes(results: Results) -> Iterator[str]:
+    for name, reason in results.run.get("notebooks left out", {}).items():
+        yield f"- The notebook {name} was left out: {shorten(reason)}"
     for variant, reason in results.absent.items():
         yield f"- {variant}: absent. {shorten(reason)}"
     for variant, figure, reason in results.failures:

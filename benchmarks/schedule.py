@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 
 from benchmarks import figures, processes
+from benchmarks.notebooks.cells import OWN, find_notebooks
+from benchmarks.notebooks.runs import Runs, provide
 from benchmarks.peers.engine import IMAGE, Engine, EngineError
 from benchmarks.results import Results
 from benchmarks.variants import BASELINE, Variant, kernelspec
@@ -26,6 +28,7 @@ SETTLE_SECONDS = 2.0
 SNAPSHOT_SECONDS = 60.0
 SHORT_SNAPSHOT_SECONDS = 15.0
 """Seconds to wait for a snapshot; the second value after one has already failed to appear."""
+STEADY_PASSES = 3
 BUSY_PERCENT = 10.0
 """Percent of a core: a kernel that uses more while idle gets a note."""
 FACTS = """
@@ -43,18 +46,21 @@ class Plan:
 
     ``rounds``: by figure, 0 or missing for none. ``crowd``: variants that are measured with many
     kernels at once; ``counts``: the numbers of kernels. ``stalled``: variants that print 1 GB to a
-    stalled client, or have a neighbour that floods. Empty tuples mean all variants.
+    stalled client, or have a neighbour that floods; ``notebooks``: those that run notebooks. Empty
+    tuples mean all variants.
     ``rest_seconds``: how long kernels are idle before ``idle_seconds`` are measured.
     """
 
     rounds: dict[str, int]
     crowd: tuple[str, ...] = ()
     stalled: tuple[str, ...] = ()
+    notebooks: tuple[str, ...] = ()
     counts: tuple[int, ...] = (1, 10, 30)
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     idle_seconds: float = 20.0
     rest_seconds: float = 10.0
     stall_seconds: float = 5.0
+    notebook_rest_seconds: float = 60.0
 
 
 FULL = Plan(
@@ -69,7 +75,7 @@ FULL = Plan(
             "compute": 2,
         },
         **{"large": 2, "prints": 2, "forks": 2, "data": 2},
-        **{"stalled": 1, "flooded": 2, "memory": 1, "idle": 1},
+        **{"stalled": 1, "flooded": 2, "memory": 1, "idle": 1, "notebooks": 3},
     },
     crowd=(
         BASELINE,
@@ -78,6 +84,7 @@ FULL = Plan(
         "dockernel, runc",
     ),
     stalled=tuple(f"snapshot, {mode}, root" for mode in ("relay", "direct")),
+    notebooks=(BASELINE, "learned, direct, root", "learned, direct, user"),
 )
 QUICK = Plan(
     rounds={
@@ -91,11 +98,12 @@ QUICK = Plan(
             "compute": 1,
         },
         **{"large": 1, "prints": 1, "forks": 1, "data": 1},
-        **{"stalled": 1, "flooded": 1, "memory": 1, "idle": 1},
+        **{"stalled": 1, "flooded": 1, "memory": 1, "idle": 1, "notebooks": 1},
     },
     crowd=(BASELINE, "snapshot, direct, root"),
     counts=(1, 10),
     stalled=("snapshot, direct, root",),
+    notebooks=(BASELINE, "snapshot, direct, root"),
     options={"trips": {"count": 30}},
 )
 QUICK_VARIANTS = (
@@ -129,9 +137,8 @@ class Schedule:
         self._begin = time.monotonic()
 
     def run(self) -> None:
-        self._results.variants = [variant.name for variant in self._variants]
         self._results.run = {"rounds": self._plan.rounds, "counts": self._plan.counts}
-        self._prepare()
+        self.prepare()
         for figure in ("start", "ready", "program"):
             for number in range(self._rounds(figure)):
                 for variant in self._turn(number, figure):
@@ -141,7 +148,7 @@ class Schedule:
         if self._rounds("stalled"):
             for variant in self._turn(0, "stalled"):
                 if variant.kind == "ours" and self._is_in(variant, self._plan.stalled):
-                    self._tell(f"1 GB to a stalled client: {variant.name}")
+                    self.tell(f"1 GB to a stalled client: {variant.name}")
                     self._measure(variant, "stalled", "stalled", stall=self._plan.stall_seconds)
         for number in range(self._rounds("flooded")):
             for variant in self._turn(number, "flooded"):
@@ -153,19 +160,26 @@ class Schedule:
             for variant in self._turn(0, "memory"):
                 if self._is_in(variant, self._plan.crowd):
                     self._crowd(variant)
+        if self._rounds(figures.NOTEBOOKS):
+            self._run_notebooks()
         self._results.run["seconds"] = round(time.monotonic() - self._begin)
 
     # -- the parts of a run ----------------------------------------------------------------------
 
-    def _prepare(self) -> None:
-        """Start every variant once, unmeasured, to warm caches and make snapshots."""
+    def prepare(self) -> list[Variant]:
+        """Start every variant once, unmeasured, to warm caches and make snapshots.
+
+        Return those that can be measured.
+        """
+        self._results.variants = [variant.name for variant in self._variants]
         for variant in self._variants:
             try:
                 self.warm_up(variant)
             except WorkerError as error:
-                self._tell(f"absent: {variant.name}: {error}")
+                self.tell(f"absent: {variant.name}: {error}")
                 self._results.absent[variant.name] = str(error)
         self._variants = [v for v in self._variants if v.name not in self._results.absent]
+        return self._variants
 
     def _kernels(self) -> None:
         """Measure the figures of one running kernel, a new one each round."""
@@ -196,7 +210,7 @@ class Schedule:
         managers = {v.worker: {self.worker(v).process.pid} for v in shared}
         # A sandbox whose kernel cannot be asked is looked at for some seconds before it is stopped.
         time.sleep(self._plan.rest_seconds)
-        self._tell(f"idle for {self._plan.idle_seconds:.0f} s")
+        self.tell(f"idle for {self._plan.idle_seconds:.0f} s")
         before = {
             name: {process: processes.cpu_seconds([process]) for process in group}
             for name, group in groups.items()
@@ -230,13 +244,25 @@ class Schedule:
                 self._remember(variant, figures.MEMORY_IMPORTED, held, 1)
             self.close(variant)
 
+    def _run_notebooks(self) -> None:
+        """Run the notebooks of ours, from the first cell and in steady state."""
+        variants = [v for v in self._variants if self._is_in(v, self._plan.notebooks)]
+        notebooks, left_out = find_notebooks([OWN])
+        self._results.run["notebooks left out"] = left_out
+        with provide(notebooks) as provisions:
+            runs = Runs(self, variants, notebooks, provisions, self._results, STEADY_PASSES)
+            runs.warm_up()
+            for number in range(self._rounds(figures.NOTEBOOKS)):
+                runs.measure(number)
+            runs.measure_memory(self._plan.notebook_rest_seconds)
+
     def _crowd(self, variant: Variant) -> None:
         """Measure the memory of many kernels of one variant, and round trips of one of them."""
         group: set[psutil.Process] = set()
         sizes = {}
         count = 0
         for wanted in self._plan.counts:
-            self._tell(f"{wanted} kernels: {variant.name}")
+            self.tell(f"{wanted} kernels: {variant.name}")
             more = self.open(variant, wanted - count)
             if more is None:
                 self.close(variant)
@@ -261,7 +287,7 @@ class Schedule:
             samples = self.ask(variant, "measure", figure="trips", count=count)
             self._results.add(variant.name, {figure: samples[figures.TRIP]})
         except WorkerError as error:
-            self._fail(variant, figure, error)
+            self.fail(variant, figure, error)
 
     # -- one variant -----------------------------------------------------------------------------
 
@@ -270,7 +296,7 @@ class Schedule:
 
         :raises WorkerError: when it does not start, or is not as expected
         """
-        self._tell(f"warming up: {variant.name}")
+        self.tell(f"warming up: {variant.name}")
         reason = self._reason_against(variant)
         if reason is not None:
             raise WorkerError(reason)
@@ -335,11 +361,11 @@ class Schedule:
         try:
             self._results.add(variant.name, self.ask(variant, do, **arguments))
         except WorkerError as error:
-            self._fail(variant, stage, error)
+            self.fail(variant, stage, error)
             return False
         finally:
             if do != "measure":
-                self._clean(variant)
+                self.clean(variant)
         return True
 
     def open(self, variant: Variant, count: int) -> set[psutil.Process] | None:
@@ -350,7 +376,7 @@ class Schedule:
             self._opened.add(variant.code)
             self.ask(variant, "open", count=count)
         except WorkerError as error:
-            self._fail(variant, "open", error)
+            self.fail(variant, "open", error)
             self.close(variant)
             return None
         group = processes.descendants() - before
@@ -365,10 +391,10 @@ class Schedule:
             try:
                 self.ask(variant, "close")
             except WorkerError as error:
-                self._fail(variant, "close", error)
-        self._clean(variant)
+                self.fail(variant, "close", error)
+        self.clean(variant)
 
-    def _clean(self, variant: Variant) -> None:
+    def clean(self, variant: Variant) -> None:
         """Reap adopted children; remove containers that a peer left behind."""
         processes.bury_orphans(self._workers.pids())
         if variant.oci_runtime and isinstance(self._engine, Engine):
@@ -390,7 +416,7 @@ class Schedule:
 
     def _turn(self, number: int, what: str) -> list[Variant]:
         """Return the variants in this round's order; every round starts with another one."""
-        self._tell(f"round {number + 1}: {what}")
+        self.tell(f"round {number + 1}: {what}")
         at = number * 5 % max(len(self._variants), 1)
         return self._variants[at:] + self._variants[:at]
 
@@ -410,11 +436,11 @@ class Schedule:
         else:
             self._results.add(variant.name, {figure: [memory.mib / count]})
 
-    def _fail(self, variant: Variant, figure: str, error: Exception) -> None:
-        self._tell(f"failed: {variant.name}: {figure}: {error}")
+    def fail(self, variant: Variant, figure: str, error: Exception) -> None:
+        self.tell(f"failed: {variant.name}: {figure}: {error}")
         self._results.failures.append((variant.name, figure, str(error)))
 
-    def _tell(self, text: str) -> None:
+    def tell(self, text: str) -> None:
         self._say(f"{time.monotonic() - self._begin:6.0f} s  {text}")
 
 

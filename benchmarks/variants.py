@@ -27,7 +27,8 @@ class Variant:
     ordinary user's process runs it when the benchmark runs as root. ``settings``: of
     GVisorProvisioner. ``oci_runtime``: the OCI runtime of a peer's container. ``resend``: seconds
     after which an unanswered kernel_info_request is sent again; a container engine's port
-    forwarder accepts and loses messages before the kernel listens.
+    forwarder accepts and loses messages before the kernel listens. ``prefix``: words before the
+    argv of a local kernel.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Variant:
     oci_runtime: str = ""
     transport: str = "ipc"
     resend: float = 1.0
+    prefix: tuple[str, ...] = ()
 
     @property
     def worker(self) -> str:
@@ -133,6 +135,7 @@ def kernelspec(variant: Variant, image: str = "") -> dict[str, Any]:
             return {
                 **spec,
                 "argv": [
+                    *variant.prefix,
                     sys.executable,
                     *("-Xfrozen_modules=off", "-m", "ipykernel_launcher"),
                     *("-f", "{connection_file}"),

@@ -23,11 +23,14 @@ from typing import Any
 
 from jupyter_client.manager import KernelManager
 from platformdirs import user_cache_path
+from traitlets.config import Config
 
 from benchmarks import figures, program, tracing
+from benchmarks.notebooks import execution
 from gvisor_kernel.bridge import Bridge
 from gvisor_kernel.config.settings import SETTINGS
 from gvisor_kernel.kernel.preparation import SpareKeeper
+from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
 
 LONGEST_ERROR = 1500
@@ -117,6 +120,33 @@ class Worker:
         reply = client.execute_interactive(cell, timeout=figures.SECONDS, output_hook=keep)
         figures.check(reply, cell)
         return "".join(parts)
+
+    def open_notebook(self, code: str, folder: str, port: int | None) -> float:
+        """Start a kernel in ``folder``; return the seconds. ``port``: of the server, if any."""
+        manager = self._prepare(code)()
+        if manager.transport == "ipc":
+            manager.ip = str(Path("notebook").absolute())  # sockets, of which this is the prefix
+        if port is not None:
+            manager.update_config(Config(execution.settings_with_route(port)))
+        begin = time.perf_counter()
+        self._kernels[code] = [execution.begin(manager, Path(folder))]
+        return time.perf_counter() - begin
+
+    def run_cells(self, code: str, cells: list[str], look: bool = False) -> dict[str, Any]:
+        return execution.run_cells(self._kernels[code][0], cells, look=look)
+
+    def end_notebook(self, code: str) -> float:
+        """Shut the kernel down; return the seconds."""
+        begin = time.perf_counter()
+        execution.end(self._kernels.pop(code)[0])
+        return time.perf_counter() - begin
+
+    def await_quiet(self, code: str) -> None:
+        """Wait until no snapshot is being made beside the kernels."""
+        deadline = time.monotonic() + figures.SECONDS
+        queue = SnapshotQueue.instance()
+        while (queue._wanted or queue._current) and time.monotonic() < deadline:
+            time.sleep(0.1)
 
     def connection_file(self, code: str) -> str:
         """Write the first open kernel's connection file, which a provisioner may have changed."""
