@@ -78,11 +78,7 @@ IN_SANDBOXES += ("server/test_kernel_preparer.py",)
 IN_SANDBOXES += ("server/test_artifacts.py", "server/test_fetch.py", "server/test_lab.py")
 IN_SANDBOXES += ("server/test_tiles.py",)
 IN_SANDBOXES += ("mcp/test_suites.py", "mcp/test_egress.py", "mcp/test_scale.py")
-IN_SANDBOXES += (
-    "changes/test_new_files.py",
-    "egress/test_refused.py",
-    "skills/test_more_inside.py",
-)
+IN_SANDBOXES += ("egress/test_refused.py", "skills/test_more_inside.py")
 IN_SANDBOXES += ("changes/test_kernels.py", "changes/test_new_files.py", "skills/test_inside.py")
 """Files in which nearly all tests run real sandboxes, or pip itself; they are marked slow."""
 QUICK = (
