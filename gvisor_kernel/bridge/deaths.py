@@ -6,6 +6,7 @@ calls ``describe_death`` once, with its own advice for a kernel that needs more 
 
 from __future__ import annotations
 
+import shlex
 import signal
 import time
 from contextlib import suppress
@@ -77,11 +78,13 @@ def advise_more_memory(identity: KernelIdentity) -> str:
     """
     if not identity.kernelspec:
         return RAISE_SETTING
-    command = COMMAND.replace("NAME", identity.name)
-    file = identity.kernelspec.replace("{", "{{").replace("}", "}}")
+    name, file = (
+        text.replace("{", "{{").replace("}", "}}")
+        for text in (shlex.quote(identity.name), identity.kernelspec)
+    )
     return (
-        f"To allow more, type: {command} (it changes {file}), shut the kernel down and start it"
-        " again; a restart keeps its limit."
+        f"To allow more, type: {COMMAND.replace('NAME', name)} (it changes {file}), shut the kernel"
+        " down and start it again; a restart keeps its limit."
     )
 
 

@@ -12,7 +12,6 @@ import os
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from functools import partial
 from typing import IO, Any, Literal, TypeVar
 
 from gvisor_kernel.changes.apply import AGAIN, Applying, clear_all, explain, order
@@ -77,7 +76,7 @@ RUNS = "it may run later without being opened"
 LATE = "there was no time for it"
 OFF = (
     'Nothing of this kernel is applied: its setting apply is "off".',
-    'write to outputs/, or set apply to "ask" and start the kernel again.',
+    'write to outputs/, or set apply to "ask", shut the kernel down and start it again.',
 )
 UNSEEN = "it is so large that its content was not looked at; apply it with force"
 
@@ -330,8 +329,10 @@ class KernelChanges:
                 return list_claims(claims, NO_FOLDER, more=more, total=total), claims
             with root:
                 ours = Backups.open().find_ours(self._find_id())
-                counted = partial(compare, more=more, total=total)
-                return counted(root, claims, started, ours=ours, hides=hides), claims
+                found = compare(
+                    *(root, claims, started), more=more, total=total, ours=ours, hides=hides
+                )
+                return found, claims
 
         return await asyncio.to_thread(work)
 

@@ -50,5 +50,7 @@ def test_the_command_names_the_kernels_own_kernelspec() -> None:
         " (it changes /a {b}/kernel.json), shut the kernel down and start it again; a restart keeps"
         " its limit."
     )
+    odd = KernelIdentity("a {b}; c", b"", "hmac-sha256", 1 << 30, kernelspec="/k")
+    assert "--name 'a {b}; c' --set" in describe_death(death, advise_more_memory(odd))
     unknown = KernelIdentity("my-k", b"", "hmac-sha256", 1 << 30)
     assert RAISE in describe_death(death, advise_more_memory(unknown))
