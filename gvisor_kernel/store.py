@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -33,7 +32,6 @@ from gvisor_kernel.host.private_directories import (
     new_entry,
     own_data,
     remove_at_any_depth,
-    write_file,
 )
 
 # by path: below a private store of this user
@@ -152,13 +150,6 @@ class DigestStore(ABC, Generic[T]):
                 with suppress(OSError), lock:
                     remove_at_any_depth(draft.scratch)
         private_directories.sweep(self.root)
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a file in one step. The directory is this user's alone."""
-    new = path.with_name(f".{secrets.token_hex(8)}")
-    write_file(new, text)
-    new.replace(path)
 
 
 @dataclass(frozen=True)

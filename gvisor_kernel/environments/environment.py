@@ -29,9 +29,10 @@ from gvisor_kernel.host.private_directories import (
     mark_for_removal,
     own_data,
     read_file,
+    replace_file,
     write_file,
 )
-from gvisor_kernel.store import DigestStore, Draft, replace_file
+from gvisor_kernel.store import DigestStore, Draft
 from gvisor_kernel.strict_json import parse_json
 from gvisor_kernel.typed_json import read_json, write_json
 

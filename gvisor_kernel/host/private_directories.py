@@ -297,13 +297,28 @@ def read_file(path: Path, most: int) -> bytes:
         return file.read()
 
 
-def write_file(path: Path, text: str) -> None:
-    """Create a file with mode 0600 and sync it to the disk.
+def replace_file(path: Path, text: str, mode: int = 0o600) -> None:
+    """Write a file in one step: it has its old content, or all of ``text``.
+
+    :raises OSError: when it cannot be written; nothing is left then
+    """
+    new = path.with_name(f".{secrets.token_hex(8)}")
+    try:
+        write_file(new, text, mode)
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+
+
+def write_file(path: Path, text: str, mode: int = 0o600) -> None:
+    """Create a file and sync it to the disk.
 
     :raises OSError: when the file exists, or cannot be written
     """
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(fd, "w") as file:
+        os.fchmod(fd, mode)  # whatever the umask is
         file.write(text)
         file.flush()
         os.fsync(fd)

@@ -27,8 +27,13 @@ import msgspec
 from gvisor_kernel.config.validators import IMAGE_NAME
 from gvisor_kernel.errors import LaunchError, RootImageError
 from gvisor_kernel.host.folders import is_program, stat_in
-from gvisor_kernel.host.private_directories import mark_for_removal, read_file, write_file
-from gvisor_kernel.store import DIGEST, DigestStore, Draft, replace_file
+from gvisor_kernel.host.private_directories import (
+    mark_for_removal,
+    read_file,
+    replace_file,
+    write_file,
+)
+from gvisor_kernel.store import DIGEST, DigestStore, Draft
 
 # by path: below a private store of this user; an image that a person has given
 

@@ -26,6 +26,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_core.paths import SYSTEM_JUPYTER_PATH, jupyter_data_dir
 
 from gvisor_kernel.errors import KernelspecError
+from gvisor_kernel.host.private_directories import replace_file
 
 # by path: a path that a person has given on the command line
 
@@ -167,14 +168,12 @@ def update_kernelspec(
     :raises KernelspecError: when it cannot be written
     """
     path = kernelspec.directory / "kernel.json"
-    new = path.with_name("kernel.json.new")
     try:
         document = json.loads(path.read_text())
         document["metadata"]["kernel_provisioner"]["config"] = dict(settings)
         document["display_name"] = display_name or document["display_name"]
-        new.write_text(json.dumps(document, indent=1) + "\n")
-        new.chmod(0o644)  # other users read a system-wide one, whatever the umask is
-        new.replace(path)
+        # Other users must be able to read a system-wide kernelspec.
+        replace_file(path, json.dumps(document, indent=1) + "\n", 0o644)
     except OSError as error:
         raise KernelspecError(
             f"The kernelspec cannot be written to {path}: {error.strerror}.",

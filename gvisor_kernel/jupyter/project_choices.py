@@ -15,14 +15,12 @@ from pathlib import Path
 
 from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec, find_entry
 from gvisor_kernel.config.validators import PROJECT
-from gvisor_kernel.errors import SettingError
-from gvisor_kernel.host.private_directories import state_root
+from gvisor_kernel.errors import SettingError, StateError
+from gvisor_kernel.host.private_directories import replace_file, state_root
 from gvisor_kernel.runtimes.mounts.folders import find_project_path
 from gvisor_kernel.runtimes.state.records import locked
 from gvisor_kernel.strict_json import JsonError
 from gvisor_kernel.typed_json import read_json
-
-# by path: below the state directory, whose parents only this user can change
 
 FILE = "projects.json"
 MAX_CHOICES, MAX_BYTES = 1000, 8 * 1024 * 1024
@@ -32,14 +30,19 @@ MAX_CHOICES, MAX_BYTES = 1000, 8 * 1024 * 1024
 def remember(folder: Path, project: str | None) -> None:
     """Remember to show ``project`` to kernels in ``folder``; None: to show that folder alone.
 
-    :raises StateError, OSError: when it cannot be written
+    :raises StateError: when it cannot be written
     """
     name, path = os.path.realpath(folder), state_root() / FILE
     with locked():
         others = [choice for choice in _read().items() if choice[0] != name]
-        new = path.with_suffix(".new")
-        new.write_text(json.dumps(dict([*others[1 - MAX_CHOICES :], (name, project or "")])))
-        new.replace(path)
+        text = json.dumps(dict([*others[1 - MAX_CHOICES :], (name, project or "")]))
+        try:
+            replace_file(path, text)
+        except OSError as error:
+            raise StateError(
+                f"The choice cannot be kept in {path}: {error.strerror}.",
+                "check whether the disk is full.",
+            ) from error
 
 
 def may_choose(spec: SandboxSpec) -> bool:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TypeAlias
 
 from gvisor_kernel.errors import StateError
-from gvisor_kernel.host.private_directories import lock, state_root
+from gvisor_kernel.host.private_directories import lock, replace_file, state_root
 from gvisor_kernel.runtimes.base import MountView
 from gvisor_kernel.strict_json import JsonError
 from gvisor_kernel.typed_json import read_json
@@ -46,9 +46,7 @@ def note_lost(folder: MountView | None, names: Iterable[str]) -> None:
             old = lost.pop(_key(folder), {})
             kept = {name: at for name, at in old.items() if name not in found} | found
             lost[_key(folder)] = dict(list(kept.items())[-MAX_NAMES:])
-            temporary = path.with_suffix(".new")
-            temporary.write_text(json.dumps(dict(list(lost.items())[-MAX_FOLDERS:])))
-            temporary.replace(path)
+            replace_file(path, json.dumps(dict(list(lost.items())[-MAX_FOLDERS:])))
 
 
 def describe_lost(folder: MountView | None) -> dict[str, str]:

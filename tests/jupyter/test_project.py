@@ -15,6 +15,8 @@ from traitlets.config import Config
 
 from gvisor_kernel.changes.backups import Backups
 from gvisor_kernel.cli.main import main
+from gvisor_kernel.errors import StateError
+from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.jupyter.project_choices import remember
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 
@@ -196,6 +198,19 @@ def test_a_choice_does_not_stand_against_settings(
     config = Config({"GVisorProvisioner": configured})
     provisioner = GVisorProvisioner(kernel_id="", config=config, **asked)
     assert provisioner.may_choose_project(provisioner.sandbox_spec()) == may
+
+
+def test_a_choice_that_cannot_be_kept_leaves_nothing(
+    notebooks: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    (state_root() / "projects.json" / "in the way").mkdir(parents=True)
+    before = sorted(path.name for path in state_root().iterdir())
+    with pytest.raises(StateError, match=r"The choice cannot be kept in .*projects\.json"):
+        remember(notebooks, None)
+    assert sorted(path.name for path in state_root().iterdir() if "lock" not in path.name) == [
+        name for name in before if "lock" not in name
+    ]
 
 
 def test_a_restart_follows_no_new_choice(
