@@ -26,6 +26,18 @@ def prepare() -> None:
     limit_malloc_arenas()
 
 
+# -- switches --------------------------------------------------------------------------------------
+
+PLAIN = "GVISOR_KERNEL_PLAIN"
+"""A variable of the kernel: names, separated by spaces, of what is to be as on any Linux: a row of
+the table in docs/performance.md each, or ``all``."""
+
+
+def is_plain(name: str, environment: Mapping[str, str]) -> bool:
+    """Return whether ``environment`` asks that what ``name`` makes quicker is left as it is."""
+    return not {name, "all"}.isdisjoint(environment.get(PLAIN, "").split())
+
+
 # -- files of modules ------------------------------------------------------------------------------
 
 REST_SIZE = 64 * 1024
