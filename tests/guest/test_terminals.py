@@ -6,6 +6,8 @@ import os
 import pty
 import re
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ import pytest
 from gvisor_kernel.guest.interpreter import PLAIN
 from gvisor_kernel.guest.terminals import SWITCH, spawn_quickly
 
+from ..foreign import run_pip
 from ..patience import scale_seconds
+from ..sweeps import needs_all
 
 REPORT = """
 read -r pid name state parent group session terminal foreground rest < /proc/$$/stat
@@ -120,3 +124,16 @@ def test_an_unknown_release_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(ptyprocess, "__version__", "0.8.0")
     assert not spawn_quickly()
     assert ptyprocess.PtyProcess.spawn == before
+
+
+@needs_all
+def test_all_of_it_holds_for_the_release_before(tmp_path: Path) -> None:
+    install = ("--no-deps", "--target", str(tmp_path), "ptyprocess==0.6.0")
+    run_pip(Path(sys.executable), "install", *install)
+    argv = [*(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"), __file__]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "GK_TEST_ALL": "0"}
+    done = subprocess.run(
+        argv, env=environment, capture_output=True, text=True, timeout=scale_seconds(60)
+    )
+    assert done.returncode == 0, done.stdout
+    assert "7 passed" in done.stdout
