@@ -40,7 +40,7 @@ def import_ahead(names: Sequence[str]) -> bool:
         for name in (*names, "gvisor_kernel.guest.ipykernel_adapter"):
             importlib.import_module(name)
         with contextlib.suppress(ImportError):
-            importlib.import_module("ptyprocess")  # for ``terminals``: a fork need not import it
+            importlib.import_module("pexpect")  # IPython's first !command would import it
 
     try:
         with lone_imports():
