@@ -39,6 +39,8 @@ def import_ahead(names: Sequence[str]) -> bool:
     def import_all() -> None:
         for name in (*names, "gvisor_kernel.guest.ipykernel_adapter"):
             importlib.import_module(name)
+        with contextlib.suppress(ImportError):
+            importlib.import_module("pexpect")  # IPython's first !command would import it
 
     try:
         with lone_imports():

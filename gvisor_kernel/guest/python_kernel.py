@@ -52,11 +52,12 @@ def main() -> None:
     """Take the link and run the module. The import path is the module's own meanwhile."""
     sys.path.insert(0, GUEST)
     try:
-        from gvisor_kernel.guest import installed, interpreter
+        from gvisor_kernel.guest import installed, interpreter, terminals
 
         interpreter.prepare()
         interpreter.cache_pid()
         installed.activate(os.environ)
+        terminals.spawn_quickly()
         if sys.argv[1] == LINK_OPTION:
             link = int(sys.argv[2])
             del sys.argv[1:3]

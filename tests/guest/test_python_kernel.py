@@ -25,6 +25,19 @@ print([name for name in os.environ if "MALLOC" in name])
 """
 """Prints whether a block of 1 MiB is in the heap: of the kernel, of a program that it starts."""
 
+SHELL = """
+import os
+forks = []
+os.register_at_fork(before=lambda: forks.append(1))
+!tty; stty size; exit 3
+print(_exit_code, len(forks))
+os.environ["GVISOR_KERNEL_PLAIN"] = "subprocess"
+!true
+print(len(forks))
+"""
+"""Prints the terminal of a command, and how often the kernel was forked for that one and another.
+"""
+
 
 def test_forked_kernel_looks_like_its_own_interpreter() -> None:
     """The code of a cell can see neither the guest's own modules nor how it was started."""
@@ -45,6 +58,7 @@ def test_forked_kernel_looks_like_its_own_interpreter() -> None:
             "('/home/user', 1)"
         )
         assert execute(client, BLOCKS).text.split("\n")[:3] == ["True", "False", "[]"]
+        assert execute(client, SHELL).text.split() == ["/dev/pts/0", "24", "80", "3", "0", "1"]
 
 
 def test_other_command_or_early_variable_starts_a_new_interpreter() -> None:
@@ -55,3 +69,4 @@ def test_other_command_or_early_variable_starts_a_new_interpreter() -> None:
             answer = execute(client, "open('/proc/self/cmdline').read().split('\\0')[2]")
             assert answer.result == "'/opt/gvisor-kernel/gvisor_kernel/guest/python_kernel.py'"
             assert execute(client, BLOCKS).text.split("\n")[0] == "True"
+            assert execute(client, SHELL).text.split()[3:] == ["3", "0", "1"]
