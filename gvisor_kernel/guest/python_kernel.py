@@ -52,11 +52,12 @@ def main() -> None:
     """Take the link and run the module. The import path is the module's own meanwhile."""
     sys.path.insert(0, GUEST)
     try:
-        from gvisor_kernel.guest import font_files, installed, interpreter
+        from gvisor_kernel.guest import font_files, installed, interpreter, module_files
 
         interpreter.prepare()
         interpreter.cache_pid()
         font_files.prepare()
+        module_files.prepare()
         installed.activate(os.environ)
         if sys.argv[1] == LINK_OPTION:
             link = int(sys.argv[2])
