@@ -26,7 +26,7 @@ from typing import Any, Callable
 
 import zmq
 
-from gvisor_kernel.guest import installed, lost_files
+from gvisor_kernel.guest import cell_files, installed, lost_files
 from gvisor_kernel.guest import ipykernel_shortcuts as shortcuts
 from gvisor_kernel.guest.cell_hooks import CellImports, UnkeptFiles
 from gvisor_kernel.guest.direct import DirectLink
@@ -141,6 +141,7 @@ class Adapter:
             kernel.shell.events.register("post_run_cell", CellImports().after_cell)
             installed.explain_pip(kernel.shell)
         replace_chdir()
+        cell_files.prepare()
         self._to_main = shortcuts.MainThreadRoute(kernel, IDENTITY)
         install_wake_handler()
         self.link.on_signal = partial(wake_after_interrupt, later=self.link.run_later)

@@ -14,7 +14,6 @@ import pytest
 from gvisor_kernel.guest import font_files
 
 from ..foreign import make_environment
-from ..jupyter.helpers import execute, running_kernel
 from ..sweeps import needs_all
 from ..world import PROJECT
 
@@ -119,19 +118,6 @@ left = count()
 print(json.dumps([matplotlib.__version__, plain, quick, families, files, forked, left]))
 """
 
-FONTS = """
-import os
-from matplotlib.font_manager import _get_font, findfont, get_font
-for plain in ("fonts", ""):
-    os.environ["GVISOR_KERNEL_PLAIN"] = plain
-    _get_font.cache_clear()
-    font = get_font(findfont("DejaVu Sans"))
-    font.set_text("abc")
-    links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
-    print(any(os.readlink(link).endswith(".ttf") for link in links if os.path.islink(link)))
-    del font
-"""
-
 
 def check(python: str, folder: Path) -> str:
     """Check matplotlib of the interpreter ``python``; return its version."""
@@ -190,9 +176,3 @@ def test_fonts_have_a_limit_together_and_are_regular_files(
     os.mkfifo(tmp_path / "pipe")
     for name in ("pipe", "", "none"):
         assert font_files.read(str(tmp_path / name)) is None
-
-
-def test_kernel_has_no_open_font() -> None:
-    """But with the variable that leaves fonts as they are."""
-    with running_kernel() as (_, client):
-        assert execute(client, FONTS).text == "True\nFalse\n"

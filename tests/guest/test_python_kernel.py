@@ -26,6 +26,22 @@ print([name for name in os.environ if "MALLOC" in name])
 """Prints whether a block of 1 MiB is in the heap: of the kernel, of a program that it starts."""
 
 
+FONTS = """
+import os
+from matplotlib.font_manager import _get_font, findfont, get_font
+for plain in ("fonts", ""):
+    os.environ["GVISOR_KERNEL_PLAIN"] = plain
+    _get_font.cache_clear()
+    font = get_font(findfont("DejaVu Sans"))
+    font.set_text("abc")
+    links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    print(any(os.readlink(link).endswith(".ttf") for link in links if os.path.islink(link)))
+    del font
+"""
+"""Prints whether a font is an open file: with the variable that leaves it as it is, and without."""
+OPENED = "open('gk', 'w').close(); print(type(open('gk').buffer.raw) is __import__('io').FileIO)"
+
+
 def test_forked_kernel_looks_like_its_own_interpreter() -> None:
     """The code of a cell can see neither the guest's own modules nor how it was started."""
     with running_kernel() as (_, client):
@@ -45,6 +61,8 @@ def test_forked_kernel_looks_like_its_own_interpreter() -> None:
             "('/home/user', 1)"
         )
         assert execute(client, BLOCKS).text.split("\n")[:3] == ["True", "False", "[]"]
+        assert execute(client, OPENED).text == "False\n"
+        assert execute(client, FONTS).text == "True\nFalse\n"
 
 
 def test_other_command_or_early_variable_starts_a_new_interpreter() -> None:
