@@ -34,6 +34,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple
 
+from gvisor_kernel.guest import module_files
 from gvisor_kernel.guest.installed import find_directories, is_installed, is_loaded
 from gvisor_kernel.guest.interpreter import read_file
 from gvisor_kernel.guest.linux import adopt_orphans
@@ -103,6 +104,7 @@ def import_usable(names: Sequence[str], guest: str) -> dict[str, Any]:
             chosen.left_out[name] = _describe(error)
         else:
             imported.append(name)
+    module_files.note_files()
     return {"imported": imported, "left_out": chosen.left_out}
 
 

@@ -52,10 +52,18 @@ def main() -> None:
     """Take the link and run the module. The import path is the module's own meanwhile."""
     sys.path.insert(0, GUEST)
     try:
-        from gvisor_kernel.guest import installed, interpreter, terminals
+        from gvisor_kernel.guest import (
+            font_files,
+            installed,
+            interpreter,
+            module_files,
+            terminals,
+        )
 
         interpreter.prepare()
         interpreter.cache_pid()
+        font_files.prepare()
+        module_files.prepare()
         installed.activate(os.environ)
         terminals.spawn_quickly()
         if sys.argv[1] == LINK_OPTION:

@@ -38,6 +38,20 @@ print(len(forks))
 """Prints the terminal of a command, and how often the kernel was forked for that one and another.
 """
 
+FONTS = """
+import os
+from matplotlib.font_manager import _get_font, findfont, get_font
+for plain in ("fonts", ""):
+    os.environ["GVISOR_KERNEL_PLAIN"] = plain
+    _get_font.cache_clear()
+    font = get_font(findfont("DejaVu Sans"))
+    font.set_text("abc")
+    links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    print(any(os.readlink(link).endswith(".ttf") for link in links if os.path.islink(link)))
+    del font
+"""
+"""Prints whether a font is an open file: with the variable that leaves it as it is, and without."""
+
 
 def test_forked_kernel_looks_like_its_own_interpreter() -> None:
     """The code of a cell can see neither the guest's own modules nor how it was started."""
@@ -59,6 +73,7 @@ def test_forked_kernel_looks_like_its_own_interpreter() -> None:
         )
         assert execute(client, BLOCKS).text.split("\n")[:3] == ["True", "False", "[]"]
         assert execute(client, SHELL).text.split() == ["/dev/pts/0", "24", "80", "3", "0", "1"]
+        assert execute(client, FONTS).text == "True\nFalse\n"
 
 
 def test_other_command_or_early_variable_starts_a_new_interpreter() -> None:
