@@ -52,10 +52,11 @@ def main() -> None:
     """Take the link and run the module. The import path is the module's own meanwhile."""
     sys.path.insert(0, GUEST)
     try:
-        from gvisor_kernel.guest import installed, interpreter
+        from gvisor_kernel.guest import installed, interpreter, spinning
 
         interpreter.prepare()
         interpreter.cache_pid()
+        spinning.shorten_spins()
         installed.activate(os.environ)
         if sys.argv[1] == LINK_OPTION:
             link = int(sys.argv[2])
