@@ -1,4 +1,4 @@
-"""How long threads of numerical libraries look for work before they sleep: shorter in a kernel.
+"""Makes threads of numerical libraries sleep sooner when they have no work.
 
 OpenBLAS's threads look for 2**28 cycles, some 100 ms, after each call, and numpy and scipy have
 such threads each; libgomp's look 300,000 times. Meanwhile they hold the cores that the code and
@@ -38,7 +38,6 @@ def shorten_spins() -> None:
     if not isinstance(create, FunctionType) or hasattr(create, "__wrapped__"):
         return
 
-    @functools.wraps(create)
     def create_module(self: Any, spec: Any) -> Any:
         names = find_unset()
         for name in names:
@@ -53,6 +52,7 @@ def shorten_spins() -> None:
     # A traceback leaves out what is named like importlib's own.
     code = create_module.__code__.replace(co_filename=create.__code__.co_filename)
     create_module.__code__ = code
+    functools.update_wrapper(create_module, create)
     external.ExtensionFileLoader.create_module = create_module
 
 
