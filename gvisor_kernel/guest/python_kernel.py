@@ -56,6 +56,7 @@ def main() -> None:
 
         interpreter.prepare()
         interpreter.cache_pid()
+        interpreter.give_threads_room(os.environ)
         spinning.shorten_spins()
         installed.activate(os.environ)
         if sys.argv[1] == LINK_OPTION:
