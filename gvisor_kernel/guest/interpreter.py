@@ -154,6 +154,27 @@ def with_stack_room(function: Callable[[], None]) -> Callable[[], None]:
     return call
 
 
+THREAD_CHUNK_SIZE = 256 * 1024
+"""Bytes of a thread's chunk. Half is left to its code, some 600 ordinary frames; 16 KiB, which it
+would begin with, are full after a hundred."""
+
+
+def give_threads_room(environment: Mapping[str, str]) -> None:
+    """Let each thread of ``threading`` that starts from now on have such a chunk. Idempotent.
+
+    A call that crosses the end of the first one takes 100 to 700 µs in a thread, and 8 µs on Linux.
+    Only a number changes in the code of a function that all these threads run: no frame is added.
+    """
+    if is_plain("threads", environment) or sys.version_info < (3, 11):
+        return
+    import threading
+
+    bootstrap = getattr(threading.Thread, "_bootstrap", None)
+    if isinstance(bootstrap, FunctionType):
+        size = THREAD_CHUNK_SIZE // 2 // SLOT_SIZE
+        bootstrap.__code__ = bootstrap.__code__.replace(co_stacksize=size)
+
+
 # -- the process's id ------------------------------------------------------------------------------
 
 _ask = os.getpid

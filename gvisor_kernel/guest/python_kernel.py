@@ -57,11 +57,14 @@ def main() -> None:
             installed,
             interpreter,
             module_files,
+            spinning,
             terminals,
         )
 
         interpreter.prepare()
         interpreter.cache_pid()
+        interpreter.give_threads_room(os.environ)
+        spinning.shorten_spins()
         font_files.prepare()
         module_files.prepare()
         installed.activate(os.environ)

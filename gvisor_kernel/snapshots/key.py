@@ -47,6 +47,8 @@ EARLY = frozenset(
         *("LC_TELEPHONE", "LC_TIME"),
         # Read by ipykernel, which looks for its configuration at its start.
         *("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_CONFIG_PATH", "JUPYTER_NO_CONFIG"),
+        # Read by this package when a kernel starts.
+        "GVISOR_KERNEL_PLAIN",
     }
 )
 """Variables that a kernel's interpreter reads once, at its start. A value that a setting passes on
@@ -60,7 +62,8 @@ IMPORTED = frozenset(
         *("GOMP_CPU_AFFINITY", "GOMP_SPINCOUNT", "KMP_AFFINITY", "KMP_BLOCKTIME"),
         *("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "MKL_NUM_THREADS", "MKL_DYNAMIC"),
         *("MKL_THREADING_LAYER", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE"),
-        *("GOTO_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "RAYON_NUM_THREADS"),
+        *("OPENBLAS_THREAD_TIMEOUT", "GOTO_NUM_THREADS"),
+        *("BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "RAYON_NUM_THREADS"),
         *("NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS", "NUMBA_NUM_THREADS", "NUMBA_CACHE_DIR"),
         *("NUMBA_DISABLE_JIT", "POLARS_MAX_THREADS", "ARROW_DEFAULT_MEMORY_POOL"),
         *("ARROW_IO_THREADS", "MPLBACKEND", "MPLCONFIGDIR", "MATPLOTLIBRC", "QT_API"),

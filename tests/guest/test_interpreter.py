@@ -328,3 +328,47 @@ def test_variables_of_malloc_win(variables: dict[str, str]) -> None:
 @glibc
 def test_nothing_is_left_to_set() -> None:
     assert not prepare_malloc(dict.fromkeys(MALLOC_SETTINGS, "1"))
+
+
+# -- the stack of threads --------------------------------------------------------------------------
+
+CROSSED = """
+import os, sys, threading
+sys.path.insert(0, sys.argv[1])
+from gvisor_kernel.guest.interpreter import give_threads_room
+
+statm = os.open("/proc/self/statm", os.O_RDONLY)
+crossed = []
+
+def leaf(a, b, c):
+    return os.pread(statm, 20, 0)
+
+def descend(depth):
+    before = os.pread(statm, 20, 0)
+    within, after = leaf(1, 2, 3), os.pread(statm, 20, 0)
+    if within != before == after:  # the call has mapped memory, and its end has unmapped it
+        crossed.append(depth)
+    if depth < 300:
+        descend(depth + 1)
+
+def run_in_thread():
+    crossed.clear()
+    thread = threading.Thread(target=descend, args=(0,))
+    thread.start()
+    thread.join()
+    return bool(crossed)
+
+small = run_in_thread()
+for _ in range(2):
+    give_threads_room(os.environ)
+print(small, run_in_thread())
+"""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="frames are no chunks")
+@pytest.mark.parametrize(("plain", "crosses"), [("", False), ("threads", True)])
+def test_calls_in_a_thread_map_no_memory(plain: str, crosses: bool) -> None:
+    command = [sys.executable, "-I", "-c", CROSSED, str(PROJECT)]
+    environment = {"GVISOR_KERNEL_PLAIN": plain}
+    answer = subprocess.check_output(command, text=True, env=environment, timeout=60)
+    assert answer == f"True {crosses}\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,6 +97,28 @@ def test_misbehaving_kernel_continues_and_can_be_restarted(kernel: Running, code
     assert execute(client, code).status == "ok"
     assert execute(client, "6 * 7").result == "42"
     restart_in_same_sandbox(manager, client)
+
+
+def test_libraries_are_told_to_sleep_soon_and_programs_are_not(kernel: Running) -> None:
+    """What an extension module's library would see, and a thread's room; a program sees neither."""
+    code = """
+import ctypes, os, subprocess, threading
+from importlib.machinery import ExtensionFileLoader, ModuleSpec
+getenv = ctypes.CDLL(None).getenv
+getenv.restype, name = ctypes.c_char_p, "OPENBLAS_THREAD_TIMEOUT"
+class Spec(ModuleSpec):
+    name = property(lambda self: seen.append(getenv(name.encode())) or "gk_none", lambda *_: None)
+seen, spec = [], Spec("gk_none", None, origin="/none.so")
+try:
+    ExtensionFileLoader("gk_none", "/none.so").create_module(spec)
+except ImportError:
+    pass
+child = subprocess.run(["env"], capture_output=True, text=True).stdout
+roomy = threading.Thread._bootstrap.__code__.co_stacksize > 10_000
+{*seen}, name in child or name in os.environ, getenv(name.encode()), roomy
+"""
+    result = f"({{b'24'}}, False, None, {sys.version_info >= (3, 11)})"
+    assert execute(kernel[1], code).result == result
 
 
 def test_kernel_that_stops_itself_can_be_restarted_and_shut_down() -> None:
