@@ -28,9 +28,7 @@ KILL_GRACE_SECONDS = 1.0
 SHORT = 0.75
 """Share of the memory limit above which the kernel is asked to give back what it keeps."""
 SHORT_STEP = 0.1
-"""The share by which more must be used until it is asked again. To answer takes it time."""
-TRIM_SECONDS = 0.25
-"""Seconds that it has to do that, during which it may be above its limit by MAX_OVERRUN."""
+"""The share by which more must be used until it is asked again, as that takes it time."""
 NEARLY_FULL = 0.8
 """Share of the memory limit above which a death by signal is explained by the limit."""
 
@@ -38,10 +36,9 @@ NEARLY_FULL = 0.8
 class MemoryWatch:
     """Compares the memory of ``sandbox`` with ``limit`` bytes from ``start`` to ``stop``.
 
-    Calls ``on_short()`` when the limit comes near, and each time when it comes nearer. Calls
-    ``on_over(used)`` at each measurement above the limit, from TRIM_SECONDS after that. Calls
-    ``on_overrun(used)`` once when the limit is exceeded by MAX_OVERRUN, and stops. Uses the loop
-    that runs at construction.
+    Calls ``on_short()`` when the limit comes near, and again when it comes nearer. Calls
+    ``on_over(used)`` at each measurement above the limit. Calls ``on_overrun(used)`` once when the
+    limit is exceeded by MAX_OVERRUN, and stops. Uses the loop that runs at construction.
     """
 
     def __init__(
@@ -60,8 +57,6 @@ class MemoryWatch:
         self._on_overrun = on_overrun
         self._on_short = on_short
         self._short_above = SHORT * limit
-        self._short_at = float("-inf")
-        """Time of the last call of ``on_short``."""
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._kills = 0
@@ -78,14 +73,13 @@ class MemoryWatch:
                 self._on_overrun(used)
                 return
             self._find_short(used)
-            if used > self.limit and self._loop.time() >= self._short_at + TRIM_SECONDS:
+            if used > self.limit:
                 self._on_over(used)
         self._timer = self._loop.call_later(wait, self.start)
 
     def _find_short(self, used: int) -> None:
         if used > self._short_above:
             self._short_above = used + SHORT_STEP * self.limit
-            self._short_at = self._loop.time()
             self._on_short()
         elif used < (SHORT - SHORT_STEP) * self.limit:
             self._short_above = SHORT * self.limit

@@ -324,13 +324,13 @@ class SandboxLink:
             self._idle.note_activity()
 
     def trim(self, whole: bool) -> bool:
-        """Ask the kernel to give back memory that it keeps; return whether there is one to ask.
+        """Ask the kernel to give back memory that it keeps; return whether it can be asked.
 
         ``whole``: also if that holds it up for seconds.
         """
         run = self.connection.run
-        if self.ended or self.connection.state is not State.RUNNING or run is None:
-            return False
+        if self.ended or self.connection.state is not State.RUNNING or run is None or self._pending:
+            return False  # what a guest does not read must not grow
         self.connection.send(Trim(run, whole))
         self.flush()
         return True

@@ -161,16 +161,19 @@ class RestWatch:
     """Timer that calls ``give_back`` once after activity: after REST_SECONDS without any, or as
     soon as ``is_short()``. From the first ``note_activity`` to ``end``.
 
-    ``give_back(short)`` returns whether the kernel was asked; if not, it is called again. Uses the
-    loop that runs at construction.
+    ``give_back(short)`` returns whether the kernel was asked; if not, it is called again. Uses
+    ``loop``, by default the one that runs at construction.
     """
 
     def __init__(
-        self, give_back: Callable[[bool], bool], is_short: Callable[[], bool] = is_host_short
+        self,
+        give_back: Callable[[bool], bool],
+        is_short: Callable[[], bool] = is_host_short,
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self._give_back = give_back
         self._is_short = is_short
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop or asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._last_activity = 0.0
         self._ended = False

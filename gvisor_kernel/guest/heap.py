@@ -15,8 +15,11 @@ from contextlib import suppress
 
 from gvisor_kernel.guest.interpreter import MALLOC_SETTINGS, MIB, is_plain, prepare_malloc
 
+BASE = 1024 * MIB
+"""Bytes of the memory limit of which nothing is kept: the host may take 0.3 s to ask for it, in
+which a program fills as much."""
 KEPT_SHARE = 4
-"""At most one part in so many of the memory limit is kept at the end of the heap."""
+"""At most one part in so many of the rest is kept at the end of the heap."""
 MAX_KEPT = 1024 * MIB
 ARRAYS = 4
 """A block larger than one part in so many of what is kept gets a mapping of its own, which is given
@@ -48,7 +51,7 @@ def find_settings(limit: int) -> dict[str, tuple[int, int]]:
 
     They have the form of MALLOC_SETTINGS, and are not below it.
     """
-    kept = min(limit // KEPT_SHARE, MAX_KEPT)
+    kept = min(max(limit - BASE, 0) // KEPT_SHARE, MAX_KEPT)
     wanted = {"MALLOC_MMAP_THRESHOLD_": kept // ARRAYS, TRIM: kept}
     return {
         name: (number, max(least, wanted[name]))
