@@ -275,7 +275,8 @@ class DirectLink:
                     self.on_signal(Signal.decode(frame.payload).signum)
                     continue
                 if frame.type is FrameType.TRIM:
-                    self.on_trim(Trim.decode(frame.payload).whole)
+                    with contextlib.suppress(Exception):  # a courtesy, and no reason to end
+                        self.on_trim(Trim.decode(frame.payload).whole)
                     continue
                 with self._lock:
                     if frame.type is FrameType.CREDIT:

@@ -288,7 +288,7 @@ SHORT_SHARE = 0.05
 
 def is_host_short() -> bool:
     """Return whether this machine is short of memory; False where it does not say."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
+    with contextlib.suppress(OSError, ValueError, LookupError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         found = {name: int(rest.split()[0]) for name, _, rest in (x.partition(":") for x in lines)}
         return found["MemAvailable"] < SHORT_SHARE * found["MemTotal"]
