@@ -27,8 +27,11 @@ KILL_GRACE_SECONDS = 1.0
 """Seconds that PID 1 has to end the kernel. After that the whole sandbox is killed."""
 SHORT = 0.75
 """Share of the memory limit above which the kernel is asked to give back what it keeps."""
-SHORT_STEP = 0.1
-"""The share by which more must be used until it is asked again, as that takes it time."""
+SHORT_STEP = 0.02
+"""The share by which more must be used until it is asked again: it may have freed something since
+then, but to answer takes it time."""
+SHORT_AGAIN = 0.65
+"""Below this share the first of these steps is SHORT again."""
 NEARLY_FULL = 0.8
 """Share of the memory limit above which a death by signal is explained by the limit."""
 
@@ -81,7 +84,7 @@ class MemoryWatch:
         if used > self._short_above:
             self._short_above = used + SHORT_STEP * self.limit
             self._on_short()
-        elif used < (SHORT - SHORT_STEP) * self.limit:
+        elif used < SHORT_AGAIN * self.limit:
             self._short_above = SHORT * self.limit
 
     def stop(self) -> None:

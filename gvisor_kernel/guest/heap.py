@@ -21,7 +21,7 @@ which a program fills as much."""
 KEPT_SHARE = 4
 """At most one part in so many of the rest is kept at the end of the heap."""
 MAX_KEPT = 1024 * MIB
-ARRAYS = 4
+ARRAYS = 2
 """A block larger than one part in so many of what is kept gets a mapping of its own, which is given
 back at once. A smaller one may leave a hole in the heap, in which nothing larger fits."""
 MAX_HOLES = 800

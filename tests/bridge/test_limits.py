@@ -173,6 +173,6 @@ def test_kernel_is_asked_for_memory_before_its_limit() -> None:
             watch.stop()
         return done
 
-    assert asyncio.run(measure(50, 74, 76, 80, 70, 84)) == ["short"]
+    assert asyncio.run(measure(50, 74, 76, 77, 70, 77)) == ["short"]
     assert asyncio.run(measure(76, 90, 101, 120)) == [*["short"] * 3, "over", "far over"]
     assert asyncio.run(measure(76, 60, 76)) == ["short", "short"]
