@@ -127,6 +127,7 @@ class AttachedSandbox:
             *(sandbox, self._on_event, self._on_end, self._exchange.resume_reading),
             *(self._sharing.add(), resume),
             sleep if self._identity.idle_stop and isinstance(sandbox, PausableSandbox) else None,
+            lambda: self._exchange.pending,
         )
 
     def _on_sleep_change(self, stopped: bool) -> None:

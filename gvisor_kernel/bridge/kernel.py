@@ -216,7 +216,9 @@ class KernelBridge:
         if self._detached:
             raise LaunchError("No kernel can be started: this process is exiting.")
         limit = self.identity.memory_limit
-        memory = MemoryWatch(sandbox, limit, self._over_limit, self._far_over_limit)
+        memory = MemoryWatch(
+            *(sandbox, limit, self._over_limit, self._far_over_limit, self._near_limit)
+        )
         self._attached.take_over(sandbox, memory, log_path, transcripts)
         self._exchange.forget_failures()
         self._begin_run()
@@ -456,6 +458,10 @@ class KernelBridge:
         self._exchange.show_refused(text)
 
     # -- memory ----------------------------------------------------------------------------------
+
+    def _near_limit(self) -> None:
+        if self._link is not None:
+            self._link.trim(whole=True)
 
     def _over_limit(self, used: int) -> None:
         if self._exchange.running and self.run.cause is None:

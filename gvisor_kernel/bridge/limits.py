@@ -25,6 +25,13 @@ from gvisor_kernel.host.cgroups import (
 
 KILL_GRACE_SECONDS = 1.0
 """Seconds that PID 1 has to end the kernel. After that the whole sandbox is killed."""
+SHORT = 0.75
+"""Share of the memory limit above which the kernel is asked to give back what it keeps."""
+SHORT_STEP = 0.02
+"""The share by which more must be used until it is asked again: it may have freed something since
+then, but to answer takes it time."""
+SHORT_AGAIN = 0.65
+"""Below this share the first of these steps is SHORT again."""
 NEARLY_FULL = 0.8
 """Share of the memory limit above which a death by signal is explained by the limit."""
 
@@ -32,8 +39,9 @@ NEARLY_FULL = 0.8
 class MemoryWatch:
     """Compares the memory of ``sandbox`` with ``limit`` bytes from ``start`` to ``stop``.
 
-    Calls ``on_over(used)`` at each measurement above the limit. Calls ``on_overrun(used)`` once
-    when the limit is exceeded by MAX_OVERRUN, and stops. Uses the loop that runs at construction.
+    Calls ``on_short()`` when the limit comes near, and again when it comes nearer. Calls
+    ``on_over(used)`` at each measurement above the limit. Calls ``on_overrun(used)`` once when the
+    limit is exceeded by MAX_OVERRUN, and stops. Uses the loop that runs at construction.
     """
 
     def __init__(
@@ -42,6 +50,7 @@ class MemoryWatch:
         limit: int,
         on_over: Callable[[int], None],
         on_overrun: Callable[[int], None],
+        on_short: Callable[[], None] = lambda: None,
     ) -> None:
         self.limit = limit
         self.used = 0
@@ -49,6 +58,8 @@ class MemoryWatch:
         self._sandbox = sandbox
         self._on_over = on_over
         self._on_overrun = on_overrun
+        self._on_short = on_short
+        self._short_above = SHORT * limit
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._kills = 0
@@ -64,9 +75,17 @@ class MemoryWatch:
             if used > self.limit + MAX_OVERRUN:
                 self._on_overrun(used)
                 return
+            self._find_short(used)
             if used > self.limit:
                 self._on_over(used)
         self._timer = self._loop.call_later(wait, self.start)
+
+    def _find_short(self, used: int) -> None:
+        if used > self._short_above:
+            self._short_above = used + SHORT_STEP * self.limit
+            self._on_short()
+        elif used < SHORT_AGAIN * self.limit:
+            self._short_above = SHORT * self.limit
 
     def stop(self) -> None:
         """Measure no more until the next ``start``. Idempotent."""

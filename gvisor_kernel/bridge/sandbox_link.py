@@ -17,7 +17,14 @@ from gvisor_kernel import __version__
 from gvisor_kernel.bridge.limits import Share
 from gvisor_kernel.bridge.link_streams import LinkStreams
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox, PausableSandbox
-from gvisor_kernel.bridge.sleep import IdleWatch, Liveness, NapPolicy, NapWatch, SleepPolicy
+from gvisor_kernel.bridge.sleep import (
+    IdleWatch,
+    Liveness,
+    NapPolicy,
+    NapWatch,
+    RestWatch,
+    SleepPolicy,
+)
 from gvisor_kernel.link import (
     Channel,
     Connection,
@@ -37,6 +44,7 @@ from gvisor_kernel.link import (
     Started,
     Stats,
     StreamFrames,
+    Trim,
 )
 from gvisor_kernel.link.frames import Part
 from gvisor_kernel.link.state import Role, State
@@ -50,6 +58,10 @@ LAST_BYTES = 4 * 1024 * 1024
 """Bytes read after the end of the sandbox's process: far more than a pipe holds. This bounds what a
 process that survived it may write."""
 POLL_SECONDS = 0.1
+SETTLE_SECONDS = 1.0
+"""Seconds that a kernel has to give memory back until it is measured how much that was."""
+MIN_GIVEN_BACK = 1024 * 1024
+"""Bytes that are worth a line on disk."""
 ACTIVITY_EVENTS = (Message, Log, Started, Resumed, StreamFrames)
 """Events that show activity in the sandbox."""
 
@@ -66,10 +78,12 @@ class SandboxLink:
         share: Share,
         resume: Resume | None = None,
         sleep: SleepPolicy | None = None,
+        is_working: Callable[[], bool] = lambda: False,
     ) -> None:
         """``resume`` is sent to a restored guest. ``share`` limits reads, and is closed at the end.
 
-        ``sleep`` is None for a sandbox that is never stopped.
+        ``sleep`` is None for a sandbox that is never stopped. ``is_working`` returns whether the
+        kernel has a request to answer.
 
         :raises LocalProtocolError: when ``resume`` is too large
         """
@@ -96,6 +110,8 @@ class SandboxLink:
         self._liveness = Liveness(self._ping, self.end)
         self._sleep = sleep
         self._idle = IdleWatch(self._send_idle_query) if sleep is not None else None
+        self._is_working = is_working
+        self._rest = RestWatch(self._give_back)
         self._stopper = cast(PausableSandbox, sandbox)
         """The same. Used only if there is ``sleep``."""
         self._naps = NapWatch(
@@ -280,6 +296,7 @@ class SandboxLink:
 
         Data that is still in the pipe would become part of a snapshot.
         """
+        self._rest.end()
         if self._idle is not None:
             self._idle.end()
             self._idle = None
@@ -302,8 +319,37 @@ class SandboxLink:
     def note_activity(self) -> None:
         """Note activity, for which the sandbox has to stay awake."""
         self._wake()
+        self._rest.note_activity()
         if self._idle is not None:
             self._idle.note_activity()
+
+    def trim(self, whole: bool) -> bool:
+        """Ask the kernel to give back memory that it keeps; return whether it can be asked.
+
+        ``whole``: also if that holds it up for seconds.
+        """
+        run = self.connection.run
+        if self.ended or self.connection.state is not State.RUNNING or run is None or self._pending:
+            return False  # what a guest does not read must not grow
+        self.connection.send(Trim(run, whole))
+        self.flush()
+        return True
+
+    def _give_back(self, short: bool) -> bool:
+        """Ask for the memory of a kernel that rests or, if the host is short, of a busy one."""
+        before = self._sandbox.memory_used()
+        if (self._is_working() and not short) or not self.trim(whole=False):
+            return False
+        self._loop.call_later(SETTLE_SECONDS, self._note_given_back, before)
+        return True
+
+    def _note_given_back(self, before: int | None) -> None:
+        after = self._sandbox.memory_used()
+        if self.ended or self._rest.active or before is None or after is None:
+            return  # it has worked meanwhile
+        if before - after >= MIN_GIVEN_BACK:
+            with suppress(RuntimeError):  # this process is exiting
+                self._loop.run_in_executor(None, self._sandbox.note_given_back, before - after)
 
     @property
     def answers_heartbeats(self) -> bool:
@@ -381,7 +427,8 @@ class SandboxLink:
             self._stopper.resume()
             self._liveness.start()
             self._report_sleep()
-            self.note_activity()
+            if self._idle is not None:
+                self._idle.note_activity()
 
     def end(self, reason: str) -> None:
         """Stop reading and writing, kill the sandbox and call ``on_end``. Idempotent."""
@@ -392,6 +439,7 @@ class SandboxLink:
         self._naps.end()
         self._share.close()
         self.streams.close()
+        self._rest.end()
         if self._idle is not None:
             self._idle.end()
         self._liveness.stop()

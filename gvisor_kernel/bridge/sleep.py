@@ -1,4 +1,5 @@
-"""The timers of one link: when its guest counts as dead, and when its sandbox may be stopped.
+"""The timers of one link: when its guest counts as dead, when its sandbox may be stopped, and when
+its kernel is asked for the memory that it keeps.
 
 An idle sandbox uses about 3 % of a core, a stopped one nothing. ``IdleWatch`` decides when the
 guest is asked whether it is idle; it stops nothing itself. ``NapWatch`` is for a kernel that PID 1
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gvisor_kernel.bridge.linked_sandbox import PausableSandbox
+from gvisor_kernel.host.cgroups import is_host_short
 
 PING_SECONDS = 5.0
 WAIT_SECONDS = 10.0
@@ -146,6 +148,60 @@ class IdleWatch:
         self._schedule(self._wait)
         self._wait = min(2 * self._wait, MAX_WAIT_SECONDS)
         self._query()
+
+
+REST_SECONDS = 30.0
+"""Silence after which a kernel is asked for the memory that it keeps. Somebody who runs a cell each
+ten seconds does not wait for memory that was given back meanwhile."""
+SHORT_LOOK_SECONDS = 2.0
+"""Seconds between looks whether the host is short of memory, until it is asked."""
+
+
+class RestWatch:
+    """Timer that calls ``give_back`` once after activity: after REST_SECONDS without any, or as
+    soon as ``is_short()``. From the first ``note_activity`` to ``end``.
+
+    ``give_back(short)`` returns whether the kernel was asked; if not, it is called again. Uses
+    ``loop``, by default the one that runs at construction.
+    """
+
+    def __init__(
+        self,
+        give_back: Callable[[bool], bool],
+        is_short: Callable[[], bool] = is_host_short,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self._give_back = give_back
+        self._is_short = is_short
+        self._loop = loop or asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._last_activity = 0.0
+        self._ended = False
+
+    def note_activity(self) -> None:
+        """Note a message, from or to the kernel."""
+        self._last_activity = self._loop.time()
+        if self._timer is None and not self._ended:
+            self._timer = self._loop.call_later(SHORT_LOOK_SECONDS, self._on_timer)
+
+    @property
+    def active(self) -> bool:
+        """Return whether there was activity since ``give_back`` asked for the last time."""
+        return self._timer is not None
+
+    def end(self) -> None:
+        """Ask no more, for good. Idempotent."""
+        self._ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        short = self._is_short()
+        rests = self._loop.time() - self._last_activity >= REST_SECONDS
+        if not ((short or rests) and self._give_back(short)) and not self._ended:
+            self._timer = self._loop.call_later(SHORT_LOOK_SECONDS, self._on_timer)
 
 
 LOOK_SECONDS = 5.0

@@ -63,11 +63,12 @@ def make_row(sandbox: Listed) -> tuple[str, ...]:
     """Return the cells of a sandbox's row in ``list``."""
     record, used = sandbox.record, sandbox.memory_used
     shown = "?" if used is None else describe_size(used)
+    given = f", {describe_size(record.given_back)} given back" if record.given_back else ""
     return (
         sandbox.id,
         record.kernel_name,
         _describe_state(sandbox),
-        f"{shown} / {describe_size(record.memory_limit)}",
+        f"{shown} / {describe_size(record.memory_limit)}{given}",
         describe_age(time.time() - record.created),
         record.folder,
     )
@@ -116,6 +117,7 @@ def describe(sandbox: Listed) -> dict[str, object]:
         "paused": sandbox.paused,
         "memory_used": sandbox.memory_used,
         "memory_limit": record.memory_limit,
+        "memory_given_back": record.given_back,
         "created": record.created,
         "age": max(time.time() - record.created, 0),
         "folder": record.folder,

@@ -31,6 +31,7 @@ from gvisor_kernel.link import (
     Resume,
     Resumed,
     Signal,
+    Trim,
 )
 from gvisor_kernel.link.flow import Flow
 from gvisor_kernel.link.frames import DIRECT_CHANNELS, Channel, FrameReader, FrameType, encode_frame
@@ -71,6 +72,8 @@ class DirectLink:
         """Called for an IDLE_QUERY; returns whether the kernel is idle."""
         self.on_signal: Callable[[int], None] = lambda signum: None
         """Called with the number of a signal that PID 1 has sent to this process."""
+        self.on_trim: Callable[[bool], None] = lambda whole: None
+        """Called for a TRIM with its ``whole``; gives memory back."""
         self._flow = Flow(DIRECT_CHANNELS)
         self._frames = FrameReader()
         self._lock = threading.Lock()
@@ -270,6 +273,10 @@ class DirectLink:
                     continue
                 if frame.type is FrameType.SIGNAL:
                     self.on_signal(Signal.decode(frame.payload).signum)
+                    continue
+                if frame.type is FrameType.TRIM:
+                    with contextlib.suppress(Exception):  # a courtesy, and no reason to end
+                        self.on_trim(Trim.decode(frame.payload).whole)
                     continue
                 with self._lock:
                     if frame.type is FrameType.CREDIT:

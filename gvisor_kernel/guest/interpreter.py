@@ -211,17 +211,16 @@ def cache_pid() -> None:
 # -- malloc ----------------------------------------------------------------------------------------
 # malloc gives each block of 128 KiB or more a mapping of its own. This limit grows up to 32 MiB
 # when such blocks are freed, and to twice that the free memory at the end of the heap that is kept.
-# Kernels begin with these two values, so that temporary arrays reuse memory. Larger arrays are
-# given back at once. The heap still grows in small steps: with steps of 4 MiB a fork took a third
-# more.
+# All processes of the guest begin with these two values, so that temporary arrays reuse memory. A
+# kernel that can be asked for its memory keeps more (``heap``). The heap still grows in small
+# steps: with steps of 4 MiB a fork took a third more.
 
 _libc = ctypes.CDLL(None)
 
 MIB = 1024 * 1024
 M_ARENA_MAX = -8
 TUNABLES = "GLIBC_TUNABLES"
-# With 4 and 8 MiB, arrays of 5 and 20 MiB took as long as without. With 1 and 2 GiB they took
-# hardly less than now, and of 300 MiB of freed arrays 220 were kept.
+# With 4 and 8 MiB, arrays of 5 and 20 MiB took as long as without.
 MALLOC_SETTINGS: dict[str, tuple[int, int]] = {
     "MALLOC_MMAP_THRESHOLD_": (-3, 32 * MIB),
     "MALLOC_TRIM_THRESHOLD_": (-1, 64 * MIB),
@@ -229,16 +228,18 @@ MALLOC_SETTINGS: dict[str, tuple[int, int]] = {
 """Parameters of mallopt(3), as number and value, by the variable that sets the same."""
 
 
-def prepare_malloc(environment: Mapping[str, str]) -> bool:
-    """Make the settings for this process, except those that ``environment`` makes. Idempotent.
+def prepare_malloc(
+    environment: Mapping[str, str], settings: Mapping[str, tuple[int, int]] = MALLOC_SETTINGS
+) -> bool:
+    """Make ``settings`` for this process, except those that ``environment`` makes. Idempotent.
 
-    Returns False if nothing was changed: the C library is not glibc, or a tunable is set.
+    Returns False if one could not be made: the C library is not glibc, or a tunable is set.
     """
     if "malloc" in environment.get(TUNABLES, ""):
         return False
     if not hasattr(_libc, "gnu_get_libc_version") or not hasattr(_libc, "mallopt"):
         return False
-    chosen = [value for name, value in MALLOC_SETTINGS.items() if name not in environment]
+    chosen = [value for name, value in settings.items() if name not in environment]
     done = [_libc.mallopt(*setting) == 1 for setting in chosen]
     return bool(done) and all(done)
 

@@ -18,6 +18,7 @@ lists the versions tested):
 from __future__ import annotations
 
 import inspect
+import os
 import signal
 import sys
 import threading
@@ -26,7 +27,7 @@ from typing import Any, Callable
 
 import zmq
 
-from gvisor_kernel.guest import installed, lost_files
+from gvisor_kernel.guest import heap, installed, lost_files
 from gvisor_kernel.guest import ipykernel_shortcuts as shortcuts
 from gvisor_kernel.guest.cell_hooks import CellImports, UnkeptFiles
 from gvisor_kernel.guest.direct import DirectLink
@@ -145,6 +146,9 @@ class Adapter:
         install_wake_handler()
         self.link.on_signal = partial(wake_after_interrupt, later=self.link.run_later)
         self.link.on_resume(partial(apply_resume, application))
+        heap.keep(os.environ)
+        heap.keep_little_in_forks()
+        self.link.on_trim = heap.give_back
         self.link.start(self.facts)
         self.link.on_idle_query = IdleCheck(application).is_idle  # created after the link's threads
 
@@ -217,6 +221,7 @@ def apply_resume(application: Any, resume: Resume) -> None:
     """Apply a RESUME to this kernel; see ``resume``. Called in the link's reading thread."""
     reseed(bytes.fromhex(resume.seed))
     apply_environment(resume)
+    heap.keep(os.environ)  # this sandbox may have another limit
     renew_session(application)
     rekey_kernel(application, resume.key)
 

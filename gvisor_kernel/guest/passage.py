@@ -34,6 +34,7 @@ from gvisor_kernel.link import (
     Resume,
     Resumed,
     Signal,
+    Trim,
 )
 from gvisor_kernel.link.frames import (
     DIRECT_CHANNELS,
@@ -250,6 +251,11 @@ class Passage:
         """
         if self._socket.direct:
             self._socket.put(encode_frame(FrameType.SIGNAL, sent.encode()))
+
+    def forward_trim(self, asked: Trim) -> None:
+        """Forward a TRIM, which a kernel that needs the relay does not understand."""
+        if self._socket.direct:
+            self._socket.put(encode_frame(FrameType.TRIM, asked.encode()))
 
     def flush(self) -> None:
         """Write what the kernel's socket accepts without blocking."""

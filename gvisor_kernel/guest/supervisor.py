@@ -16,7 +16,7 @@ import time
 from collections import deque
 from dataclasses import replace
 
-from gvisor_kernel.guest import process, workspace
+from gvisor_kernel.guest import heap, process, workspace
 from gvisor_kernel.guest.connection_file import SocketAddress, prepare_connection, unix_addresses
 from gvisor_kernel.guest.egress_listener import EgressListener
 from gvisor_kernel.guest.forked_kernel import find_forked_argv
@@ -47,6 +47,7 @@ from gvisor_kernel.link import (
     Started,
     StreamFrames,
     StreamsEnded,
+    Trim,
 )
 from gvisor_kernel.link.service_messages import FIRST_QUESTION, decode_call
 
@@ -207,6 +208,10 @@ class Supervisor:
                 self.connection.send(count_processes())
             elif isinstance(event, IdleQuery):
                 self._answer_idle_query(event)
+            elif isinstance(event, Trim):
+                heap.give_back(event.whole)
+                if self.passage is not None:
+                    self.passage.forward_trim(event)
 
     # -- the kernel ------------------------------------------------------------------------------
 

@@ -282,6 +282,19 @@ MAX_OVERRUN = 128 * 1024**2
 """Bytes over the limit above which the whole sandbox is killed, without asking PID 1."""
 
 
+SHORT_SHARE = 0.05
+"""Share of the machine's memory. If less is available, the host is short of it."""
+
+
+def is_host_short() -> bool:
+    """Return whether this machine is short of memory; False where it does not say."""
+    with contextlib.suppress(OSError, ValueError, LookupError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found = {name: int(rest.split()[0]) for name, _, rest in (x.partition(":") for x in lines)}
+        return found["MemAvailable"] < SHORT_SHARE * found["MemTotal"]
+    return False
+
+
 def seconds_to_next_measurement(used: int, limit: int) -> float:
     """Return how long the next measurement may wait."""
     return min(MAX_INTERVAL_SECONDS, max(MIN_INTERVAL_SECONDS, (limit - used) / MAX_GROWTH))

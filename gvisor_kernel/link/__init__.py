@@ -26,6 +26,7 @@ from gvisor_kernel.link.events import (
     Stats,
     StreamFrames,
     StreamsEnded,
+    Trim,
 )
 from gvisor_kernel.link.frames import (
     Channel,
@@ -60,4 +61,5 @@ __all__ = [
     "Stats",
     "StreamFrames",
     "StreamsEnded",
+    "Trim",
 ]

@@ -30,6 +30,7 @@ from gvisor_kernel.link.events import (
     Start,
     Started,
     Stats,
+    Trim,
 )
 from gvisor_kernel.link.flow import Flow
 from gvisor_kernel.link.frames import (
@@ -68,6 +69,7 @@ _DECODERS: dict[FrameType, Callable[[bytes], Event]] = {
     FrameType.RESUMED: Resumed.decode,
     FrameType.IDLE_QUERY: IdleQuery.decode,
     FrameType.IDLE_REPLY: IdleReply.decode,
+    FrameType.TRIM: Trim.decode,
 }
 _FRAME_TYPES = {
     Start: FrameType.START,
@@ -79,9 +81,10 @@ _FRAME_TYPES = {
     Resumed: FrameType.RESUMED,
     IdleQuery: FrameType.IDLE_QUERY,
     IdleReply: FrameType.IDLE_REPLY,
+    Trim: FrameType.TRIM,
 }
-Sendable = Union[Start, Started, Signal, Exited, Stats, Ping, Resumed, IdleQuery, IdleReply]
-_RUN_EVENTS = (Started, Exited, Signal, IdleQuery, IdleReply)
+Sendable = Union[Start, Started, Signal, Exited, Stats, Ping, Resumed, IdleQuery, IdleReply, Trim]
+_RUN_EVENTS = (Started, Exited, Signal, IdleQuery, IdleReply, Trim)
 
 
 class Connection:
@@ -214,8 +217,8 @@ class Connection:
         elif frame.type in STREAM_SIZES:
             self._backlog.take(frame, late=True)
         else:
-            decode = IdleQuery.decode if frame.type is FrameType.IDLE_QUERY else Signal.decode
-            if decode(frame.payload).run != self.run:
+            event = _DECODERS[frame.type](frame.payload)
+            if getattr(event, "run", None) != self.run:
                 raise RemoteProtocolError(f"A {frame.type.name} does not name run {self.run}.")
 
     def _handle_run(self, event: Event) -> None:

@@ -17,7 +17,7 @@ from gvisor_kernel.link.frames import MAX_PAYLOAD, Channel, LogSource, Part, Rem
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 PROTOCOL = "gvisor-kernel-link"
-VERSION = 7
+VERSION = 8
 
 CREDIT = struct.Struct(">I")
 _UNKNOWN = 2
@@ -255,6 +255,26 @@ class IdleReply(_Numbers):
 
 
 @dataclass(frozen=True)
+class Trim(_Numbers):
+    """TRIM, host to guest: the kernel of run ``run`` is asked to give free memory back.
+
+    There is no reply. ``whole``: also if that holds the kernel up for seconds.
+    """
+
+    _layout = struct.Struct(">IB")
+    _frame = "TRIM"
+    run: int
+    whole: bool = False
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Trim:
+        run, whole = cls._unpack(payload)
+        if whole > 1:
+            raise RemoteProtocolError(f"A TRIM has the number {whole}; 0 or 1 is expected.")
+        return cls(run, bool(whole))
+
+
+@dataclass(frozen=True)
 class Diverted:
     """A DATA or CREDIT frame, undecoded, for a kernel that speaks frames itself."""
 
@@ -377,5 +397,5 @@ class Pong(_Numbers):
     token: int
 
 
-_OfRun = Union[Start, Started, Resume, Resumed, IdleQuery, IdleReply, Signal, Exited]
+_OfRun = Union[Start, Started, Resume, Resumed, IdleQuery, IdleReply, Trim, Signal, Exited]
 Event = Union[Hello, _OfRun, Message, Diverted, StreamFrames, StreamsEnded, Stats, Log, Ping, Pong]

@@ -60,6 +60,7 @@ class FrameType(enum.IntEnum):
     GRANT = 19
     FINISH = 20
     RESET = 21
+    TRIM = 22
 
 
 class Channel(enum.IntEnum):

@@ -35,7 +35,7 @@ _OF_STREAMS = frozenset({_F.STREAM, _F.GRANT, _F.FINISH, _F.RESET})
 _OF_BOTH = _OF_STREAMS | {_F.HELLO, _F.DATA, _F.CREDIT, _F.PING, _F.PONG}
 
 SENDERS = {
-    Role.HOST: _OF_BOTH | {_F.START, _F.SIGNAL, _F.RESUME, _F.IDLE_QUERY},
+    Role.HOST: _OF_BOTH | {_F.START, _F.SIGNAL, _F.RESUME, _F.IDLE_QUERY, _F.TRIM},
     Role.GUEST: _OF_BOTH
     | {_F.STARTED, _F.EXIT, _F.STATS, _F.LOG, _F.RESUMED, _F.IDLE_REPLY, _F.OPEN},
 }
@@ -46,7 +46,7 @@ ALWAYS = frozenset({_F.STATS, _F.LOG, _F.PING, _F.PONG})
 
 _UNCHANGED = {
     State.RUNNING: _OF_STREAMS
-    | {_F.STARTED, _F.DATA, _F.CREDIT, _F.SIGNAL, _F.IDLE_QUERY, _F.IDLE_REPLY, _F.OPEN},
+    | {_F.STARTED, _F.DATA, _F.CREDIT, _F.SIGNAL, _F.IDLE_QUERY, _F.IDLE_REPLY, _F.OPEN, _F.TRIM},
     State.RESUMING: {_F.DATA, _F.CREDIT, _F.SIGNAL},
 }
 TRANSITIONS = {
@@ -65,7 +65,7 @@ drops the frames that the host sent before it received the EXIT (LATE). A RESUMI
 frames that the guest wrote before it received the RESUME (STALE).
 """
 
-LATE = _OF_STREAMS | {_F.DATA, _F.CREDIT, _F.SIGNAL, _F.IDLE_QUERY}
+LATE = _OF_STREAMS | {_F.DATA, _F.CREDIT, _F.SIGNAL, _F.IDLE_QUERY, _F.TRIM}
 """Frames that a guest drops while it is IDLE after a run."""
 
 STALE = _OF_STREAMS | {_F.DATA, _F.CREDIT, _F.IDLE_REPLY, _F.OPEN}

@@ -154,6 +154,12 @@ class Sandbox(ABC):
         """
         return 0
 
+    def note_given_back(self, size: int) -> None:  # noqa: B027  # where there is a record
+        """Note how many bytes its kernel has given back when it rested, for ``list``.
+
+        Blocks while a record is written, never raises.
+        """
+
     @abstractmethod
     def stderr_tail(self) -> str:
         """Return the last lines that the runtime and PID 1 wrote to stderr.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +17,7 @@ from gvisor_kernel.bridge.limits import (
     CPU_PER_SECOND,
     IN_USE_SECONDS,
     PER_SECOND,
+    MemoryWatch,
     Share,
     Sharing,
 )
@@ -145,3 +149,30 @@ def test_next_measurement_is_soon_enough_for_fastest_growth(used: int, limit: in
     assert MIN_INTERVAL_SECONDS <= wait <= MAX_INTERVAL_SECONDS
     if used <= limit:
         assert used + wait * MAX_GROWTH <= limit + MIN_INTERVAL_SECONDS * MAX_GROWTH + 1
+
+
+def test_kernel_is_asked_for_memory_before_its_limit() -> None:
+    """Once at each step towards the limit, and again when it was far from it."""
+
+    class Sandbox:
+        used = 0
+
+        def memory_used(self) -> int:
+            return self.used
+
+    async def measure(*percents: int) -> list[str]:
+        sandbox: Any = Sandbox()
+        done: list[str] = []
+        watch = MemoryWatch(
+            *(sandbox, 1000 * MIB, lambda used: done.append("over")),
+            *(lambda used: done.append("far over"), lambda: done.append("short")),
+        )
+        for percent in percents:
+            sandbox.used = percent * 10 * MIB
+            watch.start()
+            watch.stop()
+        return done
+
+    assert asyncio.run(measure(50, 74, 76, 77, 70, 77)) == ["short"]
+    assert asyncio.run(measure(76, 90, 101, 120)) == [*["short"] * 3, "over", "far over"]
+    assert asyncio.run(measure(76, 60, 76)) == ["short", "short"]

@@ -31,13 +31,20 @@ from gvisor_kernel.link import (
     StreamsEnded,
 )
 from gvisor_kernel.link.backlog import STREAM_BACKLOG
-from gvisor_kernel.link.frames import MAX_STREAM_DATA, FrameType, encode_bytes, encode_short
+from gvisor_kernel.link.frames import (
+    HEADER,
+    MAX_STREAM_DATA,
+    FrameType,
+    encode_bytes,
+    encode_short,
+)
 from gvisor_kernel.link.state import Role, State
 
 from ..link.helpers import START
 
 PIPE = 1024 * 1024
 SECONDS = 20.0
+TRIM_FRAME = HEADER.size + 5
 BLOCK = encode_bytes(1, bytes(MAX_STREAM_DATA))
 """The largest frame of a stream: 32 KiB."""
 
@@ -407,3 +414,21 @@ def test_run_without_a_socket_has_no_streams() -> None:
             world.sandbox.close()
 
     asyncio.run(check())
+
+
+def test_a_guest_that_reads_nothing_is_not_asked_for_memory_again() -> None:
+    """Its sandbox may come near its memory limit as often as it likes."""
+
+    async def ask() -> None:
+        async with linked() as world:
+            size = fcntl.fcntl(world.sandbox.link_in, fcntl.F_SETPIPE_SZ, 4096)
+            asked = 0
+            while world.link.trim(whole=True):
+                asked += 1
+                assert asked * TRIM_FRAME <= size + TRIM_FRAME
+            assert len(world.link._pending) <= TRIM_FRAME
+            assert not world.link.connection.data_to_send()
+            await world.until(lambda: world.read_guest() == 0)
+            await world.until(lambda: world.link.trim(whole=False))
+
+    asyncio.run(ask())

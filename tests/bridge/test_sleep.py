@@ -1,4 +1,5 @@
-"""When a sandbox naps: steps of one ``NapWatch``, with a clock and a sandbox of the test's own."""
+"""When a sandbox naps, and when its kernel is asked for memory: steps of one ``NapWatch`` and one
+``RestWatch``, with a clock and a sandbox of the test's own."""
 
 from __future__ import annotations
 
@@ -14,10 +15,13 @@ from gvisor_kernel.bridge.sleep import (
     LOOKS,
     NAP_SECONDS,
     PONG_SECONDS,
+    REST_SECONDS,
     SETTLE_LOOKS,
     SETTLE_SECONDS,
+    SHORT_LOOK_SECONDS,
     NapPolicy,
     NapWatch,
+    RestWatch,
 )
 
 PID_1_WAIT_SECONDS = 10.0
@@ -282,3 +286,57 @@ def test_a_message_ends_the_naps_at_once(room: Room, watch: NapWatch) -> None:
     assert room.told == [True, False]
     watch.end()
     assert room.told == [True, False]
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+
+class Owner:
+    """The owner of a kernel that rests, and what it was asked."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.short = self.busy = False
+        self.asked: list[tuple[float, bool]] = []
+        loop: Any = self.clock
+        self.watch = RestWatch(self.give_back, lambda: self.short, loop)
+
+    def give_back(self, short: bool) -> bool:
+        if self.busy and not short:
+            return False
+        self.asked.append((self.clock.now, short))
+        return True
+
+    def step_until(self, seconds: float) -> None:
+        while self.watch.active and self.clock.now < seconds:
+            self.clock.step()
+
+
+def test_a_kernel_is_asked_once_when_it_has_rested() -> None:
+    owner = Owner()
+    owner.watch.note_activity()
+    owner.step_until(20)
+    owner.watch.note_activity()
+    owner.step_until(1000)
+    ((at, short),) = owner.asked
+    assert 0 <= at - 20 - REST_SECONDS <= SHORT_LOOK_SECONDS
+    assert not short
+    owner.watch.note_activity()
+    owner.step_until(2000)
+    assert len(owner.asked) == 2
+    owner.watch.note_activity()
+    owner.watch.end()
+    owner.watch.note_activity()
+    assert not owner.watch.active
+
+
+def test_a_kernel_that_works_is_asked_only_if_the_host_is_short() -> None:
+    owner = Owner()
+    owner.busy = True
+    owner.watch.note_activity()
+    owner.step_until(100)
+    assert not owner.asked
+    owner.short = True
+    owner.step_until(200)
+    assert [short for _, short in owner.asked] == [True]
+    assert owner.clock.now <= 100 + 2 * SHORT_LOOK_SECONDS

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from jupyter_client import BlockingKernelClient, KernelManager
 
+from gvisor_kernel.bridge import sleep
 from gvisor_kernel.bridge.addresses import owner_name
 from gvisor_kernel.cli import logs
 from gvisor_kernel.cli.checks.state import check_leftovers, check_state
@@ -34,7 +35,7 @@ from gvisor_kernel.runtimes.state.records import (
     write_record,
 )
 
-from ..jupyter.helpers import SANDBOXED, running_kernel
+from ..jupyter.helpers import SANDBOXED, running_kernel, wait_until
 
 Captured = pytest.CaptureFixture[str]
 
@@ -121,6 +122,28 @@ class TestRealKernel:
         assert header.split() == ["ID", "NAME", "STATE", "MEMORY", "AGE", "FOLDER"]
         (line,) = [line for line in lines if line.startswith(id)]
         assert " running " in line or " idle " in line
+
+    def test_list_shows_what_an_idle_kernel_has_given_back(
+        self,
+        id: str,
+        kernel: tuple[KernelManager, BlockingKernelClient],
+        capsys: Captured,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def find() -> dict[str, object]:
+            return next(s for s in listed(capsys) if s["id"] == id)
+
+        keep = "import os\nx = [os.urandom(8 << 20) for _ in range(16)]\nx = None"
+        kernel[1].execute_interactive(keep, timeout=30)
+        kept = int(str(find()["memory_used"]))
+        assert not find()["memory_given_back"]
+        monkeypatch.setattr(sleep, "REST_SECONDS", 0.0)
+        wait_until(lambda: bool(find()["memory_given_back"]), "memory to be given back")
+        found = find()
+        assert int(str(found["memory_given_back"])) > 100 * 2**20
+        assert int(str(found["memory_used"])) < kept - 100 * 2**20
+        assert main(["list"]) == 0
+        assert " MiB given back " in capsys.readouterr().out
 
     def test_logs_cannot_control_the_terminal(
         self, id: str, kernel: tuple[KernelManager, BlockingKernelClient], capsys: Captured

@@ -56,7 +56,32 @@ def test_kernel_over_memory_limit_is_killed(hog: str) -> None:
         assert execute(client, "6 * 7").result == "42"
 
 
+NEEDS_HOLES = """
+import mmap, time
+def held():
+    with open("/proc/meminfo") as file:
+        found = dict(line.split()[:2] for line in file)
+    return int(found["MemTotal:"]) - int(found["MemFree:"])
+def touch(part, first, last):
+    for at in range(first << 20, last << 20, 4096):
+        part[at] = 1
+blocks = [bytearray(8 << 20) for _ in range(30)]
+for block in blocks:
+    touch(block, 0, 8)
+del block, blocks[::2]
+part = mmap.mmap(-1, 250 << 20)
+before = held()
+touch(part, 0, 100)  # more than three quarters of the limit are in use now
+while held() > before:
+    time.sleep(0.01)
+touch(part, 100, 250)
+print("fits")
+"""
+"""Leaves holes in the heap, and then uses more memory than there is beside them."""
+
+
 def test_kernel_below_memory_limit_is_not_killed() -> None:
     with running_kernel(settings={"memory_limit": LIMIT}) as (_, client):
         answer = execute(client, "x = b'x' * (200 << 20); x = None; x = b'y' * (200 << 20); len(x)")
         assert answer.result == str(200 << 20)
+        assert execute(client, f"x = None\n{NEEDS_HOLES}").text == "fits\n"

@@ -74,3 +74,9 @@ def test_oom_kills_are_counted(tmp_path: Path) -> None:
     (tmp_path / "memory.events").write_text("low 0\noom 3\noom_kill 2\n")
     assert cgroups.count_oom_kills([tmp_path / "gone", tmp_path]) == 2
     assert cgroups.count_oom_kills([]) == 0
+
+
+def test_a_machine_is_short_of_memory_below_a_share_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for share, short in ((1.0, True), (0.0, False)):
+        monkeypatch.setattr(cgroups, "SHORT_SHARE", share)
+        assert cgroups.is_host_short() is short

@@ -26,6 +26,7 @@ from gvisor_kernel.link import (
     Start,
     Started,
     Stats,
+    Trim,
     flow,
     frames,
 )
@@ -82,6 +83,7 @@ VALID = {
     FrameType.GRANT: encode_grant(1, 5),
     FrameType.FINISH: encode_short(FrameType.FINISH, 1),
     FrameType.RESET: encode_short(FrameType.RESET, 1),
+    FrameType.TRIM: raw(FrameType.TRIM, Trim(1, True).encode()),
 }
 """A valid frame of each type, for run 1."""
 

@@ -27,6 +27,7 @@ from gvisor_kernel.link import (
     Start,
     Started,
     Stats,
+    Trim,
 )
 from gvisor_kernel.link.frames import MAX_PAYLOAD, FrameType
 from gvisor_kernel.link.state import Role, State
@@ -52,6 +53,8 @@ EVENTS = [
     IdleReply(1, True),
     IdleReply(2**32 - 1, False),
     IdleReply(1, False, unknown=True),
+    Trim(2**32 - 1, True),
+    Trim(1),
     Signal(1, 1),
     Signal(1, 64),
     Exited(1, 0),
@@ -78,7 +81,7 @@ def test_payload_layouts_are_fixed() -> None:
     assert Ping(5).encode().hex() == Pong(5).encode().hex() == "0000000000000005"
     assert json.loads(Hello(facts=(("a", "b"),)).encode()) == {
         "protocol": "gvisor-kernel-link",
-        "version": 7,
+        "version": 8,
         "facts": {"a": "b"},
     }
     assert json.loads(START.encode()) == {
@@ -93,7 +96,8 @@ def test_payload_layouts_are_fixed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "size"), [(Started, 4), (Signal, 5), (Exited, 8), (Stats, 16), (Ping, 8), (Pong, 8)]
+    ("kind", "size"),
+    [(Started, 4), (Signal, 5), (Trim, 5), (Exited, 8), (Stats, 16), (Ping, 8), (Pong, 8)],
 )
 def test_binary_payload_of_wrong_length_is_refused(kind: type[Started], size: int) -> None:
     for wrong in {0, size - 1, size + 1, MAX_PAYLOAD}:
@@ -196,7 +200,7 @@ def test_resume_with_an_invalid_field_is_refused(key: str, wrong: object) -> Non
 def test_other_version_is_refused_with_both_versions(role: Role, version: int) -> None:
     end = Connection(role, Hello())
     with pytest.raises(
-        RemoteProtocolError, match=f"speaks version {version} .* this side speaks 7"
+        RemoteProtocolError, match=f"speaks version {version} .* this side speaks 8"
     ):
         end.receive_data(raw(FrameType.HELLO, Hello(version).encode()))
 

@@ -86,7 +86,7 @@ def test_frame_over_the_limit_is_refused_on_both_sides() -> None:
 MALFORMED = {
     "type 0": raw(0),
     "type 12, which was STOP": raw(12),
-    "type 22": raw(22),
+    "type 23": raw(23),
     "type 255": raw(255),
     "last byte of header": raw(FrameType.PING, bytes(8), zero=1),
     "unknown flag": raw(FrameType.DATA, b"x", 1, flags=2),

@@ -25,6 +25,7 @@ from gvisor_kernel.link import (
     Signal,
     Started,
     Stats,
+    Trim,
 )
 from gvisor_kernel.link.frames import FLAG_LAST, FrameType, encode_frame
 from gvisor_kernel.link.state import Role, State
@@ -74,12 +75,12 @@ RECEIVED_BY_GUEST: dict[str, dict[FrameType, State | str]] = {
     },
     "idle after a run": {
         **dict.fromkeys(ALWAYS_ALLOWED, State.IDLE),
-        **dict.fromkeys({F.DATA, F.CREDIT, F.SIGNAL, F.IDLE_QUERY} | OF_STREAMS, DROPPED),
+        **dict.fromkeys({F.DATA, F.CREDIT, F.SIGNAL, F.IDLE_QUERY, F.TRIM} | OF_STREAMS, DROPPED),
         F.START: State.RUNNING,
     },
     "running": {
         **dict.fromkeys(ALWAYS_ALLOWED | {F.DATA, F.CREDIT, F.SIGNAL, F.IDLE_QUERY}, State.RUNNING),
-        **dict.fromkeys(OF_STREAMS, State.RUNNING),
+        **dict.fromkeys({F.TRIM} | OF_STREAMS, State.RUNNING),
         F.RESUME: State.RESUMING,
     },
     "resuming": {
@@ -130,6 +131,7 @@ SEND: dict[FrameType, Callable[[Connection], None]] = {
     F.RESUMED: lambda end: end.send(Resumed(1, True)),
     F.IDLE_QUERY: lambda end: end.send(IdleQuery(1)),
     F.IDLE_REPLY: lambda end: end.send(IdleReply(1, True)),
+    F.TRIM: lambda end: end.send(Trim(1, True)),
     F.STREAM: lambda end: end.divert_stream(VALID[F.STREAM]),
 }
 """How an owner sends each frame. The connection itself sends HELLO, RESUME, CREDIT and PONG.
@@ -142,6 +144,7 @@ SENT_BY_HOST: dict[str, dict[FrameType, State]] = {
     "idle after a run": {F.START: State.RUNNING, F.PING: State.IDLE},
     "running": {
         **dict.fromkeys({F.DATA, F.SIGNAL, F.PING, F.IDLE_QUERY, F.STREAM}, State.RUNNING),
+        F.TRIM: State.RUNNING,
     },
     "resuming": {
         **dict.fromkeys({F.DATA, F.SIGNAL, F.PING}, State.RESUMING),
@@ -207,6 +210,7 @@ def test_no_state_accepts_frames_of_the_wrong_sender() -> None:
         F.SIGNAL,
         F.RESUME,
         F.IDLE_QUERY,
+        F.TRIM,
     }
     guests = {F.STARTED, F.EXIT, F.STATS, F.LOG, F.RESUMED, F.IDLE_REPLY, F.OPEN}
     assert accepted(Role.GUEST) == set(FrameType) - guests
@@ -222,11 +226,11 @@ def test_host_refuses_frames_of_another_run(kind: FrameType) -> None:
         host.receive_data(raw(kind, payload))
 
 
-@pytest.mark.parametrize("kind", [F.SIGNAL, F.IDLE_QUERY])
+@pytest.mark.parametrize("kind", [F.SIGNAL, F.IDLE_QUERY, F.TRIM])
 @pytest.mark.parametrize("after_run", [False, True])
 def test_guest_refuses_frames_of_another_run(after_run: bool, kind: FrameType) -> None:
     guest = connection_in(Role.GUEST, State.IDLE if after_run else State.RUNNING, after_run)
-    payload = Signal(2, 15).encode() if kind is F.SIGNAL else IdleQuery(2).encode()
+    payload = {F.SIGNAL: Signal(2, 15), F.IDLE_QUERY: IdleQuery(2), F.TRIM: Trim(2)}[kind].encode()
     with pytest.raises(RemoteProtocolError):
         guest.receive_data(raw(kind, payload))
 

@@ -41,6 +41,9 @@ class RecordedSandbox(Sandbox):
     def find_cause(self) -> str:
         return records.find_killer(self.directory)
 
+    def note_given_back(self, size: int) -> None:
+        self._update_record(given_back=size)
+
     def close(self) -> None:
         with self._closing:
             if self._closed:

@@ -82,6 +82,8 @@ class Record:
     """It has ended in the engine. Its outputs must still be copied, and the rest removed."""
     killed: bool = False
     """A person has ended it, by `gvisor-kernel kill`."""
+    given_back: int = 0
+    """Bytes by which its memory fell when its kernel rested for the last time."""
     node: str | None = None
     """The machine on which it runs, if that is another one."""
     end_argv: tuple[str, ...] = ()
