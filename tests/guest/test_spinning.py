@@ -52,9 +52,9 @@ print(json.dumps([seen, read(), sorted(spinning.SPINS.keys() & {*os.environ, *ch
 @pytest.mark.parametrize(
     ("environment", "seen", "left"),
     [
-        ({}, ["24", "1000"], ["", ""]),
+        ({}, ["25", "1000"], ["", ""]),
         ({BLAS: "9"}, ["9", "1000"], ["9", ""]),
-        ({"OMP_WAIT_POLICY": "active"}, ["24", ""], ["", ""]),
+        ({"OMP_WAIT_POLICY": "active"}, ["25", ""], ["", ""]),
         ({"GVISOR_KERNEL_PLAIN": "heap threads"}, ["", ""], ["", ""]),
         ({"GVISOR_KERNEL_PLAIN": "all", OMP: "7"}, ["", "7"], ["", "7"]),
     ],
