@@ -22,9 +22,9 @@ from gvisor_kernel.guest.interpreter import is_plain
 
 PLAIN_NAME = "threads"
 SPINS = {"OPENBLAS_THREAD_TIMEOUT": "25", "GOMP_SPINCOUNT": "1000"}
-"""Binary logarithm of cycles (some 13 ms), and a number of looks. Of a local kernel's time, quiet
-machine, medians of nine rounds: a grid search took 0.7 with 24, 0.98 with 25, 1.44 with 26 and 3.4
-unchanged; eigenvalues of one matrix 1.46, 1.2, 1.1 and 1.1, as a thread that sleeps has to be woken.
+"""Binary logarithm of cycles (some 13 ms), and a number of looks. In times of a local kernel (quiet
+machine, medians of nine rounds): a grid search took 0.7 with 24, 0.98 with 25, 1.44 with 26 and 3.4
+unchanged; eigenvalues of one matrix 1.46, 1.2, 1.1 and 1.1, as a thread that sleeps must be woken.
 With 16 and less, calls of two threads took up to 40 times as long."""
 POLICY = "OMP_WAIT_POLICY"
 """A variable of the user with which libgomp chooses another count."""
