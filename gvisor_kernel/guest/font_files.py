@@ -11,7 +11,6 @@ This is for matplotlib as it was read: another version is left alone.
 from __future__ import annotations
 
 import builtins
-import importlib
 import io
 import os
 import stat
@@ -20,7 +19,7 @@ from types import FunctionType
 from typing import Any
 from weakref import WeakValueDictionary
 
-from gvisor_kernel.guest.interpreter import is_plain
+from gvisor_kernel.guest.interpreter import is_plain, wrap_loader
 
 PLAIN_NAME = "fonts"
 MODULE = "matplotlib.ft2font"
@@ -62,22 +61,16 @@ def prepare() -> None:
     A kernel that does not import it pays one comparison for each extension module. The finder, the
     loader and tracebacks of imports stay importlib's own.
     """
-    external: Any = importlib._bootstrap_external
-    loader = getattr(external, "ExtensionFileLoader", None)
-    execute: Any = vars(loader).get("exec_module") if loader is not None else None
-    if not isinstance(execute, FunctionType):
-        return
 
-    def exec_module(self: Any, module: Any) -> None:
-        """Initialize an extension module"""
-        execute(self, module)
-        if module.__name__ == MODULE:
-            change(module)
+    def wrap(execute: Any) -> Any:
+        def exec_module(self: Any, module: Any) -> None:
+            execute(self, module)
+            if module.__name__ == MODULE:
+                change(module)
 
-    # importlib leaves frames of its own file out of tracebacks.
-    exec_module.__code__ = exec_module.__code__.replace(co_filename=execute.__code__.co_filename)
-    exec_module.__module__, exec_module.__qualname__ = execute.__module__, execute.__qualname__
-    loader.exec_module = exec_module  # type: ignore[union-attr]
+        return exec_module
+
+    wrap_loader("exec_module", wrap)
     if MODULE in sys.modules:
         change(sys.modules[MODULE])
 

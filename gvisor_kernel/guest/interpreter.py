@@ -175,6 +175,25 @@ def give_threads_room(environment: Mapping[str, str]) -> None:
         bootstrap.__code__ = bootstrap.__code__.replace(co_stacksize=size)
 
 
+# -- extension modules -----------------------------------------------------------------------------
+
+
+def wrap_loader(name: str, wrap: Callable[[FunctionType], FunctionType]) -> None:
+    """Replace the method ``name`` of importlib's loader of extension modules by ``wrap`` of it.
+
+    Once, in the kernel's process. Nothing happens where importlib is not as expected. The new one
+    looks like the old one, and a traceback leaves it out, as all frames of importlib's own file.
+    """
+    loader: Any = getattr(importlib._bootstrap_external, "ExtensionFileLoader", None)
+    usual = vars(loader).get(name) if loader is not None else None
+    if isinstance(usual, FunctionType):
+        made = wrap(usual)
+        made.__code__ = made.__code__.replace(co_filename=usual.__code__.co_filename)
+        made.__doc__, made.__module__ = usual.__doc__, usual.__module__
+        made.__qualname__ = usual.__qualname__
+        setattr(loader, name, made)
+
+
 # -- the process's id ------------------------------------------------------------------------------
 
 _ask = os.getpid

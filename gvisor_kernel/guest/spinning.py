@@ -12,13 +12,10 @@ cell starts gets them only if another thread starts it in that moment.
 
 from __future__ import annotations
 
-import functools
-import importlib
 import os
-from types import FunctionType
 from typing import Any
 
-from gvisor_kernel.guest.interpreter import is_plain
+from gvisor_kernel.guest.interpreter import is_plain, wrap_loader
 
 PLAIN_NAME = "threads"
 SPINS = {"OPENBLAS_THREAD_TIMEOUT": "25", "GOMP_SPINCOUNT": "1000"}
@@ -33,29 +30,24 @@ POLICY = "OMP_WAIT_POLICY"
 def shorten_spins() -> None:
     """Let libraries of extension modules be loaded with SPINS, but for variables that are set.
 
-    Does nothing if this CPython's importlib has no such loader, or if it was done.
+    Once, in the kernel's process.
     """
-    external: Any = importlib._bootstrap_external
-    create = getattr(getattr(external, "ExtensionFileLoader", None), "create_module", None)
-    if not isinstance(create, FunctionType) or hasattr(create, "__wrapped__"):
-        return
 
-    def create_module(self: Any, spec: Any) -> Any:
-        names = find_unset()
-        for name in names:
-            os.putenv(name, SPINS[name])
-        try:
-            return create(self, spec)
-        finally:
+    def wrap(create: Any) -> Any:
+        def create_module(self: Any, spec: Any) -> Any:
+            names = find_unset()
             for name in names:
-                if name not in os.environ:  # the module may have set it
-                    os.unsetenv(name)
+                os.putenv(name, SPINS[name])
+            try:
+                return create(self, spec)
+            finally:
+                for name in names:
+                    if name not in os.environ:  # the module may have set it
+                        os.unsetenv(name)
 
-    # A traceback leaves out what is named like importlib's own.
-    code = create_module.__code__.replace(co_filename=create.__code__.co_filename)
-    create_module.__code__ = code
-    functools.update_wrapper(create_module, create)
-    external.ExtensionFileLoader.create_module = create_module
+        return create_module
+
+    wrap_loader("create_module", wrap)
 
 
 def find_unset() -> list[str]:
