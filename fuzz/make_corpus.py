@@ -83,7 +83,7 @@ def conversation() -> tuple[bytes, bytes]:
         host.send(Ping(run))
         host.send(Signal(run, 9))
         host.send(IdleQuery(run))
-        host.send(Trim(run, run == 1))
+        host.send(Trim(run))
         if run == 1:
             guest.divert_stream(encode_short(FrameType.OPEN, 1) + encode_bytes(1, b"question"))
             exchange()

@@ -461,7 +461,7 @@ class KernelBridge:
 
     def _near_limit(self) -> None:
         if self._link is not None:
-            self._link.trim(whole=True)
+            self._link.trim()
 
     def _over_limit(self, used: int) -> None:
         if self._exchange.running and self.run.cause is None:

@@ -25,12 +25,13 @@ from gvisor_kernel.host.cgroups import (
 
 KILL_GRACE_SECONDS = 1.0
 """Seconds that PID 1 has to end the kernel. After that the whole sandbox is killed."""
-SHORT = 0.75
-"""Share of the memory limit above which the kernel is asked to give back what it keeps."""
+SHORT = 0.5
+"""Share of the memory limit above which the kernel is asked to give back what it keeps. A call that
+holds the interpreter lock may use what is above it before the kernel can answer."""
 SHORT_STEP = 0.02
 """The share by which more must be used until it is asked again: it may have freed something since
 then, but to answer takes it time."""
-SHORT_AGAIN = 0.65
+SHORT_AGAIN = 0.4
 """Below this share the first of these steps is SHORT again."""
 NEARLY_FULL = 0.8
 """Share of the memory limit above which a death by signal is explained by the limit."""
@@ -66,19 +67,26 @@ class MemoryWatch:
         """OOM kills by the host's kernel that were seen."""
 
     def start(self) -> None:
-        """Measure now, and schedule the next measurement."""
+        """Measure now, and schedule the next measurement in place of the last that was.
+
+        What is called may start or stop this watch: a sandbox that sleeps is woken to be asked.
+        """
+        self.stop()
         used = self._sandbox.memory_used()
         wait = MAX_INTERVAL_SECONDS
         if used is not None:
             self.used = used
             wait = seconds_to_next_measurement(used, self.limit)
-            if used > self.limit + MAX_OVERRUN:
-                self._on_overrun(used)
-                return
-            self._find_short(used)
-            if used > self.limit:
-                self._on_over(used)
         self._timer = self._loop.call_later(wait, self.start)
+        if used is None:
+            return
+        if used > self.limit + MAX_OVERRUN:
+            self.stop()
+            self._on_overrun(used)
+            return
+        self._find_short(used)
+        if used > self.limit:
+            self._on_over(used)
 
     def _find_short(self, used: int) -> None:
         if used > self._short_above:

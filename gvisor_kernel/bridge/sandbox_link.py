@@ -323,22 +323,19 @@ class SandboxLink:
         if self._idle is not None:
             self._idle.note_activity()
 
-    def trim(self, whole: bool) -> bool:
-        """Ask the kernel to give back memory that it keeps; return whether it can be asked.
-
-        ``whole``: also if that holds it up for seconds.
-        """
+    def trim(self) -> bool:
+        """Ask the kernel to give back memory that it keeps; return whether it can be asked."""
         run = self.connection.run
         if self.ended or self.connection.state is not State.RUNNING or run is None or self._pending:
             return False  # what a guest does not read must not grow
-        self.connection.send(Trim(run, whole))
+        self.connection.send(Trim(run))
         self.flush()
         return True
 
     def _give_back(self, short: bool) -> bool:
         """Ask for the memory of a kernel that rests or, if the host is short, of a busy one."""
         before = self._sandbox.memory_used()
-        if (self._is_working() and not short) or not self.trim(whole=False):
+        if (self._is_working() and not short) or not self.trim():
             return False
         self._loop.call_later(SETTLE_SECONDS, self._note_given_back, before)
         return True

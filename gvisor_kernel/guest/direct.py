@@ -31,7 +31,6 @@ from gvisor_kernel.link import (
     Resume,
     Resumed,
     Signal,
-    Trim,
 )
 from gvisor_kernel.link.flow import Flow
 from gvisor_kernel.link.frames import DIRECT_CHANNELS, Channel, FrameReader, FrameType, encode_frame
@@ -72,8 +71,8 @@ class DirectLink:
         """Called for an IDLE_QUERY; returns whether the kernel is idle."""
         self.on_signal: Callable[[int], None] = lambda signum: None
         """Called with the number of a signal that PID 1 has sent to this process."""
-        self.on_trim: Callable[[bool], None] = lambda whole: None
-        """Called for a TRIM with its ``whole``; gives memory back."""
+        self.on_trim: Callable[[], None] = lambda: None
+        """Called for a TRIM; gives memory back."""
         self._flow = Flow(DIRECT_CHANNELS)
         self._frames = FrameReader()
         self._lock = threading.Lock()
@@ -276,7 +275,7 @@ class DirectLink:
                     continue
                 if frame.type is FrameType.TRIM:
                     with contextlib.suppress(Exception):  # a courtesy, and no reason to end
-                        self.on_trim(Trim.decode(frame.payload).whole)
+                        self.on_trim()
                     continue
                 with self._lock:
                     if frame.type is FrameType.CREDIT:

@@ -14,6 +14,7 @@ import functools
 import inspect
 import os
 import sys
+from contextlib import suppress
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -49,25 +50,32 @@ def note_files() -> None:
     by_file, by_name = names["modulesbyfile"], names["_filesbymodname"]
     found: dict[str, str] = {"/": "/"}
     for name, module in sys.modules.copy().items():
-        if not isinstance(module, ModuleType) or not hasattr(module, "__file__"):
-            continue
-        file = module.__file__
-        if file == by_name.get(name):
-            continue
-        by_name[name] = file
-        path = inspect.getabsfile(module)
-        by_file[path] = by_file[find_real(path, found)] = module.__name__
+        with suppress(Exception):  # a module may call anything its file: inspect says what then
+            if not isinstance(module, ModuleType) or not hasattr(module, "__file__"):
+                continue
+            file = module.__file__
+            if file == by_name.get(name):
+                continue
+            path = inspect.getabsfile(module)
+            by_file[path] = by_file[find_real(path, found)] = module.__name__
+            by_name[name] = file
 
 
 def find_real(path: str, found: dict[str, str]) -> str:
     """Return ``os.path.realpath(path)`` of an absolute, normal path. ``found``: of its parents."""
     if path.startswith("//"):
         return os.path.realpath(path)
-    real = found.get(path)
-    if real is None:
-        folder, _, name = path.rpartition("/")
-        real = f"{find_real(folder or '/', found).rstrip('/')}/{name}"
+    names = []
+    folder = path
+    while folder not in found:
+        folder, _, name = folder.rpartition("/")
+        folder = folder or "/"
+        names.append(name)
+    real = found[folder]
+    while names:
+        name = names.pop()
+        folder, real = f"{folder.rstrip('/')}/{name}", f"{real.rstrip('/')}/{name}"
         if os.path.islink(real):
             real = os.path.realpath(real)
-        found[path] = real
+        found[folder] = real
     return real

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from dataclasses import replace
 
-from gvisor_kernel.guest import heap, process, workspace
+from gvisor_kernel.guest import process, workspace
 from gvisor_kernel.guest.connection_file import SocketAddress, prepare_connection, unix_addresses
 from gvisor_kernel.guest.egress_listener import EgressListener
 from gvisor_kernel.guest.forked_kernel import find_forked_argv
@@ -208,10 +208,8 @@ class Supervisor:
                 self.connection.send(count_processes())
             elif isinstance(event, IdleQuery):
                 self._answer_idle_query(event)
-            elif isinstance(event, Trim):
-                heap.give_back(event.whole)
-                if self.passage is not None:
-                    self.passage.forward_trim(event)
+            elif isinstance(event, Trim) and self.passage is not None:
+                self.passage.forward_trim(event)
 
     # -- the kernel ------------------------------------------------------------------------------
 

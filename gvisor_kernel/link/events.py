@@ -258,20 +258,12 @@ class IdleReply(_Numbers):
 class Trim(_Numbers):
     """TRIM, host to guest: the kernel of run ``run`` is asked to give free memory back.
 
-    There is no reply. ``whole``: also if that holds the kernel up for seconds.
+    There is no reply.
     """
 
-    _layout = struct.Struct(">IB")
+    _layout = struct.Struct(">I")
     _frame = "TRIM"
     run: int
-    whole: bool = False
-
-    @classmethod
-    def decode(cls, payload: bytes) -> Trim:
-        run, whole = cls._unpack(payload)
-        if whole > 1:
-            raise RemoteProtocolError(f"A TRIM has the number {whole}; 0 or 1 is expected.")
-        return cls(run, bool(whole))
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,46 @@ def test_kernel_is_asked_for_memory_before_its_limit() -> None:
             watch.stop()
         return done
 
-    assert asyncio.run(measure(50, 74, 76, 77, 70, 77)) == ["short"]
-    assert asyncio.run(measure(76, 90, 101, 120)) == [*["short"] * 3, "over", "far over"]
-    assert asyncio.run(measure(76, 60, 76)) == ["short", "short"]
+    assert asyncio.run(measure(30, 49, 51, 52, 45, 52)) == ["short"]
+    assert asyncio.run(measure(51, 90, 101, 120)) == [*["short"] * 3, "over", "far over"]
+    assert asyncio.run(measure(51, 35, 51)) == ["short", "short"]
+
+
+@pytest.mark.parametrize("used", [600, 1100, 2000])
+def test_watch_that_is_stopped_by_what_it_calls_measures_no_more(used: int) -> None:
+    """A sandbox that sleeps is woken to be asked, and so its watch is stopped and started."""
+
+    class Sandbox:
+        measured = 0
+
+        def memory_used(self) -> int:
+            self.measured += 1
+            return used * MIB
+
+    async def measure() -> int:
+        sandbox: Any = Sandbox()
+        calls = 0
+
+        def renew(*_: int) -> None:
+            nonlocal calls
+            calls += 1
+            watch.stop()
+            if calls == 1:
+                watch.start()
+                watch.stop()
+
+        watch = MemoryWatch(sandbox, 1000 * MIB, renew, renew, renew)
+        loop = asyncio.get_running_loop()
+        timers: list[asyncio.TimerHandle] = []
+        call_later = loop.call_later
+
+        def note(*arguments: Any) -> asyncio.TimerHandle:
+            timers.append(call_later(*arguments))
+            return timers[-1]
+
+        loop.call_later = note  # type: ignore[method-assign,assignment]
+        watch.start()
+        assert calls
+        return sum(not timer.cancelled() for timer in timers)
+
+    assert asyncio.run(measure()) == 0

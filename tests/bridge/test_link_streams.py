@@ -44,7 +44,7 @@ from ..link.helpers import START
 
 PIPE = 1024 * 1024
 SECONDS = 20.0
-TRIM_FRAME = HEADER.size + 5
+TRIM_FRAME = HEADER.size + 4
 BLOCK = encode_bytes(1, bytes(MAX_STREAM_DATA))
 """The largest frame of a stream: 32 KiB."""
 
@@ -423,12 +423,12 @@ def test_a_guest_that_reads_nothing_is_not_asked_for_memory_again() -> None:
         async with linked() as world:
             size = fcntl.fcntl(world.sandbox.link_in, fcntl.F_SETPIPE_SZ, 4096)
             asked = 0
-            while world.link.trim(whole=True):
+            while world.link.trim():
                 asked += 1
                 assert asked * TRIM_FRAME <= size + TRIM_FRAME
             assert len(world.link._pending) <= TRIM_FRAME
             assert not world.link.connection.data_to_send()
             await world.until(lambda: world.read_guest() == 0)
-            await world.until(lambda: world.link.trim(whole=False))
+            await world.until(lambda: world.link.trim())
 
     asyncio.run(ask())

@@ -21,7 +21,6 @@ from gvisor_kernel.guest import module_files
 import gk_linked, gk_folder.gk_part
 original = inspect.getmodule
 unlike = types.ModuleType("gk_unlike")
-unlike.__file__ = 5
 looked = []
 lstat = os.lstat
 os.lstat = lambda path, **more: looked.append(path) or lstat(path, **more)
@@ -34,12 +33,14 @@ def look():
     first = inspect.getmodule(code).__name__, inspect.getmodule(strange)
     times = len(looked)
     noted = dict(inspect.modulesbyfile), dict(inspect._filesbymodname)
-    sys.modules["gk_unlike"] = unlike
-    try:
+    for unlike.__file__ in (5, "", b"/x", "/a" * 3000):
+        sys.modules["gk_unlike"] = unlike
+        try:
+            inspect.getmodule(strange)
+        except Exception as error:
+            first += (repr(error),)
+        del sys.modules["gk_unlike"]
         inspect.getmodule(strange)
-    except AttributeError as error:
-        first += (str(error),)
-    del sys.modules["gk_unlike"]
     return [first, noted, inspect.getmodule(os), inspect.getmodule(os.path.join)], times
 
 

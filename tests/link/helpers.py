@@ -83,7 +83,7 @@ VALID = {
     FrameType.GRANT: encode_grant(1, 5),
     FrameType.FINISH: encode_short(FrameType.FINISH, 1),
     FrameType.RESET: encode_short(FrameType.RESET, 1),
-    FrameType.TRIM: raw(FrameType.TRIM, Trim(1, True).encode()),
+    FrameType.TRIM: raw(FrameType.TRIM, Trim(1).encode()),
 }
 """A valid frame of each type, for run 1."""
 

@@ -131,7 +131,7 @@ SEND: dict[FrameType, Callable[[Connection], None]] = {
     F.RESUMED: lambda end: end.send(Resumed(1, True)),
     F.IDLE_QUERY: lambda end: end.send(IdleQuery(1)),
     F.IDLE_REPLY: lambda end: end.send(IdleReply(1, True)),
-    F.TRIM: lambda end: end.send(Trim(1, True)),
+    F.TRIM: lambda end: end.send(Trim(1)),
     F.STREAM: lambda end: end.divert_stream(VALID[F.STREAM]),
 }
 """How an owner sends each frame. The connection itself sends HELLO, RESUME, CREDIT and PONG.
