@@ -188,9 +188,11 @@ class SandboxLink:
             else:
                 if isinstance(event, Exited):
                     self.streams.close()
-                is_heartbeat = getattr(event, "channel", None) is Channel.HB
-                if isinstance(event, ACTIVITY_EVENTS) and not is_heartbeat:
+                channel = getattr(event, "channel", None)
+                if isinstance(event, ACTIVITY_EVENTS) and channel is not Channel.HB:
                     self.note_activity()
+                if channel is Channel.SHELL:
+                    self._rest.note_activity()
                 self._on_event(event)
 
     def _adapt_read_size(self, size: int, seconds: float) -> None:
@@ -271,6 +273,7 @@ class SandboxLink:
             self.note_activity()
         if channel is Channel.SHELL:
             self._share.note_use()
+            self._rest.note_activity()
             self.streams.note_request()
         self.flush()
 
@@ -319,7 +322,6 @@ class SandboxLink:
     def note_activity(self) -> None:
         """Note activity, for which the sandbox has to stay awake."""
         self._wake()
-        self._rest.note_activity()
         if self._idle is not None:
             self._idle.note_activity()
 

@@ -151,8 +151,8 @@ class IdleWatch:
 
 
 REST_SECONDS = 30.0
-"""Silence after which a kernel is asked for the memory that it keeps. Somebody who runs a cell each
-ten seconds does not wait for memory that was given back meanwhile."""
+"""Seconds without a cell after which a kernel is asked for the memory that it keeps. Somebody who
+runs one each ten seconds does not wait for memory that was given back meanwhile."""
 SHORT_LOOK_SECONDS = 2.0
 """Seconds between looks whether the host is short of memory, until it is asked."""
 
@@ -179,7 +179,7 @@ class RestWatch:
         self._ended = False
 
     def note_activity(self) -> None:
-        """Note a message, from or to the kernel."""
+        """Note a request or a reply on shell. Other channels carry what asks for a kernel's use."""
         self._last_activity = self._loop.time()
         if self._timer is None and not self._ended:
             self._timer = self._loop.call_later(SHORT_LOOK_SECONDS, self._on_timer)

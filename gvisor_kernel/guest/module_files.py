@@ -36,12 +36,22 @@ def prepare() -> None:
     def getmodule(object: Any, _filename: Any = None) -> Any:
         nonlocal count
         is_searched = not isinstance(object, ModuleType) and not hasattr(object, "__module__")
-        if is_searched and len(sys.modules) != count and not is_plain(PLAIN_NAME, os.environ):
+        is_new = is_searched and len(sys.modules) != count
+        if is_new and not is_plain(PLAIN_NAME, os.environ) and not is_noted(object, _filename):
             count = len(sys.modules)
             note_files()
         return find(object, _filename)
 
     inspect.getmodule = getmodule
+
+
+def is_noted(object: Any, filename: Any) -> bool:
+    """Return whether ``inspect`` knows the module of ``object``, or that there is none."""
+    by_file = vars(inspect)["modulesbyfile"]
+    try:
+        return filename in by_file or inspect.getabsfile(object, filename) in by_file
+    except Exception:  # inspect says what then
+        return True
 
 
 def note_files() -> None:

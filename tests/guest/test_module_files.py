@@ -19,12 +19,14 @@ import asyncio, email.message, inspect, json, os, sys, types, xml.dom.minidom
 sys.path[:0] = [sys.argv[1], sys.argv[2]]
 from gvisor_kernel.guest import module_files
 import gk_linked, gk_folder.gk_part
+import gk_folder.gk_twice
 original = inspect.getmodule
 unlike = types.ModuleType("gk_unlike")
 looked = []
 lstat = os.lstat
 os.lstat = lambda path, **more: looked.append(path) or lstat(path, **more)
 code = compile("1", os.path.realpath(gk_linked.__file__), "eval")
+twice = compile("1", gk_folder.gk_twice.__file__, "eval")
 strange = compile("1", "<cell>", "eval")
 
 
@@ -32,8 +34,12 @@ def look():
     inspect.modulesbyfile.clear(), inspect._filesbymodname.clear(), looked.clear()
     first = inspect.getmodule(code).__name__, inspect.getmodule(strange)
     times = len(looked)
+    twin = types.ModuleType("gk_twin")  # the same file by another name
+    twin.__file__, sys.modules["gk_twin"] = gk_folder.gk_twice.__file__, twin
+    first += (inspect.getmodule(twice).__name__,)
+    del sys.modules["gk_twin"]
     noted = dict(inspect.modulesbyfile), dict(inspect._filesbymodname)
-    for unlike.__file__ in (5, "", b"/x", "/a" * 3000):
+    for unlike.__file__ in ("", b"/x", "/a" * 3000):
         sys.modules["gk_unlike"] = unlike
         try:
             inspect.getmodule(strange)
@@ -60,6 +66,7 @@ print(json.dumps([plain[0][:2], equal, same, many, few, again, len(plain[1][0])]
 def test_search_notes_what_inspects_own_does(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "gk_part.py").touch()
+    (tmp_path / "real" / "gk_twice.py").touch()
     (tmp_path / "file.py").touch()
     (tmp_path / "gk_linked.py").symlink_to("file.py")
     (tmp_path / "gk_folder").symlink_to("real")
