@@ -432,3 +432,16 @@ def test_a_guest_that_reads_nothing_is_not_asked_for_memory_again() -> None:
             await world.until(lambda: world.link.trim())
 
     asyncio.run(ask())
+
+
+def test_a_kernel_whose_use_is_asked_for_rests_all_the_same() -> None:
+    """JupyterLab's extensions ask on control, every few seconds."""
+
+    async def ask() -> None:
+        async with linked() as world:
+            world.link.send_message(Channel.CONTROL, [b"usage_request"])
+            assert not world.link._rest.active
+            world.link.send_message(Channel.SHELL, [b"execute_request"])
+            assert world.link._rest.active
+
+    asyncio.run(ask())
