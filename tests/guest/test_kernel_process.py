@@ -117,7 +117,7 @@ child = subprocess.run(["env"], capture_output=True, text=True).stdout
 roomy = threading.Thread._bootstrap.__code__.co_stacksize > 10_000
 {*seen}, name in child or name in os.environ, getenv(name.encode()), roomy
 """
-    result = f"({{b'24'}}, False, None, {sys.version_info >= (3, 11)})"
+    result = f"({{b'25'}}, False, None, {sys.version_info >= (3, 11)})"
     assert execute(kernel[1], code).result == result
 
 
