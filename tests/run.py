@@ -29,26 +29,35 @@ def find_alone(arguments: list[str]) -> list[str]:
     return [word for word in chosen if ALONE in (root / word.partition("::")[0]).read_text()]
 
 
-def main(arguments: list[str]) -> int:
-    pytest = [sys.executable, "-m", "pytest", *arguments]
-    workers = os.environ.get("TEST_WORKERS") or str((os.cpu_count() or 1) + 2)
-    parallel = [*pytest, "--part", "beside", "-n", workers, "--durations", "15"]
-    status = subprocess.run(parallel, check=False).returncode
+def run(part: str, options: list[str], tests: list[str]) -> int:
+    """Run the tests of ``part``, and those that failed again if that is wanted; return the status.
+
+    ``tests``: names of files or tests; empty is all.
+    """
+    first = [*options, *tests, "--part", part, "--durations", "15"]
+    if part == "beside":
+        first += ["-n", os.environ.get("TEST_WORKERS") or str((os.cpu_count() or 1) + 2)]
+    status = subprocess.run(first, check=False).returncode
     if status == FAILED and os.environ.get("GK_TEST_AGAIN") == "1":
         print("==> Running the failed tests once more, by themselves", flush=True)
-        # pytest leaves out files without failures, and then misses single tests of them by name.
-        options = [word for word in pytest if not word.startswith("tests/")]
-        again = [*options, "--part", "beside", "--last-failed", "--last-failed-no-failures", "none"]
+        # Without names: pytest leaves out files without failures, and then misses their tests.
+        again = [*options, "--part", part, "--last-failed", "--last-failed-no-failures", "none"]
         status = subprocess.run(again, check=False).returncode
         if status == PASSED:
             print("==> They passed. A test that needs a second try must be mended", flush=True)
+    return status
+
+
+def main(arguments: list[str]) -> int:
+    words = [word for word in arguments if not word.startswith("tests/")]
+    options = [sys.executable, "-m", "pytest", *words]
+    chosen = [word for word in arguments if word.startswith("tests/")]
+    status = run("beside", options, chosen)
     tests = find_alone(arguments)
     if not tests:
         return status
     print("==> Running the tests that need the whole machine", flush=True)
-    options = [word for word in pytest if not word.startswith("tests/")]
-    alone = [*options, *tests, "--part", "alone", "--durations", "15"]
-    other = subprocess.run(alone, check=False).returncode
+    other = run("alone", options, tests)
     return status if status not in (PASSED, NONE) or other == NONE else other
 
 
