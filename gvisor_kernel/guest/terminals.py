@@ -1,9 +1,10 @@
 """Programs in a terminal of their own, for pexpect and IPython's ``!command``, without a fork.
 
 ptyprocess, on which both stand, forks the kernel for a program that is executed a moment later. On
-Linux that takes 4 ms, inside gVisor 40 to 80: each mapping is copied, and then up to 2 MiB for each
-page that either process writes. ``posix_spawn`` shares the memory until the program runs, as
-``subprocess`` does. The program finds the same, and is the kernel's own child.
+Linux that takes 4 ms, inside gVisor 60 to 100: each page that either process touches afterwards is
+mapped anew, and up to 2 MiB are copied for one that it writes. ``posix_spawn`` shares the memory
+until the program runs, as ``subprocess`` does. The program finds the same, and is the kernel's own
+child.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from gvisor_kernel.guest.interpreter import is_plain
 
-SWITCH = "subprocess"
+PLAIN_NAME = "subprocess"
 """The word for ``is_plain`` with which ptyprocess does as it does elsewhere."""
 RELEASES = ("0.6.0", "0.7.0")
 """The releases of ptyprocess that were read. With another one nothing is changed."""
@@ -68,7 +69,7 @@ def spawn_quickly() -> bool:
     ) -> Any:
         started = None
         simple = preexec_fn is None and not rest and not others  # nor pass_fds
-        if simple and not is_plain(SWITCH, os.environ):
+        if simple and not is_plain(PLAIN_NAME, os.environ):
             started = start_in_terminal(which, argv, cwd, env, echo, dimensions)
         if started is None:
             options = (cwd, env, echo, preexec_fn, dimensions, *rest)
@@ -84,7 +85,7 @@ def spawn_quickly() -> bool:
 
     @functools.wraps(original_close)
     def close(self: Any, force: Any = True) -> None:
-        if self.terminated and not is_plain(SWITCH, os.environ):
+        if self.terminated and not is_plain(PLAIN_NAME, os.environ):
             self.delayafterclose = 0
         original_close(self, force)
 

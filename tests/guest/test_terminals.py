@@ -16,7 +16,7 @@ import ptyprocess
 import pytest
 
 from gvisor_kernel.guest.interpreter import PLAIN
-from gvisor_kernel.guest.terminals import SWITCH, spawn_quickly
+from gvisor_kernel.guest.terminals import PLAIN_NAME, spawn_quickly
 
 from ..foreign import run_pip
 from ..patience import scale_seconds
@@ -63,9 +63,9 @@ def test_a_program_finds_the_same(options: dict[str, Any], monkeypatch: pytest.M
     os.set_inheritable(kept, True)  # which the program must not get
     try:
         with monkeypatch.context() as plain:
-            plain.setenv(PLAIN, f"other {SWITCH}")
+            plain.setenv(PLAIN, f"other {PLAIN_NAME}")
             forked = run(**options)
-        monkeypatch.setenv(PLAIN, f"other x{SWITCH}")
+        monkeypatch.setenv(PLAIN, f"other x{PLAIN_NAME}")
         monkeypatch.setattr(pty, "fork", refuse)
         found = run(**options)
     finally:
@@ -99,7 +99,7 @@ def test_what_cannot_be_started_fails_as_before(
         return forked[-1]
 
     monkeypatch.setattr(pty, "fork", record)
-    for plain in ("", SWITCH):
+    for plain in ("", PLAIN_NAME):
         monkeypatch.setenv(PLAIN, plain)
         for argv in ([str(path)], [str(tmp_path / "absent")], "text"):
             before = len(list(Path("/proc/self/fd").iterdir()))
