@@ -63,8 +63,9 @@ def find_settings(limit: int) -> dict[str, tuple[int, int]]:
 def keep(environment: Mapping[str, str]) -> None:
     """Keep more from now on, unless ``environment`` says otherwise. Again after a restore."""
     global _kept
-    settings = find_settings(0 if is_plain("heap", environment) else read_limit())
-    is_set = prepare_malloc(environment, settings) and TRIM not in environment
+    plain = is_plain("heap", environment)
+    settings = find_settings(0 if plain else read_limit())
+    is_set = prepare_malloc(environment, settings) and TRIM not in environment and not plain
     _kept = settings[TRIM][1] if is_set else None
 
 
