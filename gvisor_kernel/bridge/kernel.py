@@ -459,9 +459,8 @@ class KernelBridge:
 
     # -- memory ----------------------------------------------------------------------------------
 
-    def _near_limit(self) -> None:
-        if self._link is not None:
-            self._link.trim()
+    def _near_limit(self) -> bool:
+        return self._link is not None and self._link.trim()
 
     def _over_limit(self, used: int) -> None:
         if self._exchange.running and self.run.cause is None:

@@ -40,7 +40,8 @@ NEARLY_FULL = 0.8
 class MemoryWatch:
     """Compares the memory of ``sandbox`` with ``limit`` bytes from ``start`` to ``stop``.
 
-    Calls ``on_short()`` when the limit comes near, and again when it comes nearer. Calls
+    Calls ``on_short()`` when the limit comes near, and again when it comes nearer; if it returns
+    False, nobody could be asked, and it is called again after the next measurement. Calls
     ``on_over(used)`` at each measurement above the limit. Calls ``on_overrun(used)`` once when the
     limit is exceeded by MAX_OVERRUN, and stops. Uses the loop that runs at construction.
     """
@@ -51,7 +52,7 @@ class MemoryWatch:
         limit: int,
         on_over: Callable[[int], None],
         on_overrun: Callable[[int], None],
-        on_short: Callable[[], None] = lambda: None,
+        on_short: Callable[[], bool] = lambda: False,
     ) -> None:
         self.limit = limit
         self.used = 0
@@ -90,8 +91,9 @@ class MemoryWatch:
 
     def _find_short(self, used: int) -> None:
         if used > self._short_above:
-            self._short_above = used + SHORT_STEP * self.limit
-            self._on_short()
+            before, self._short_above = self._short_above, used + SHORT_STEP * self.limit
+            if not self._on_short():
+                self._short_above = before
         elif used < SHORT_AGAIN * self.limit:
             self._short_above = SHORT * self.limit
 

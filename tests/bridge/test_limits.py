@@ -160,12 +160,17 @@ def test_kernel_is_asked_for_memory_before_its_limit() -> None:
         def memory_used(self) -> int:
             return self.used
 
-    async def measure(*percents: int) -> list[str]:
+    async def measure(*percents: int, answer: bool = True) -> list[str]:
         sandbox: Any = Sandbox()
         done: list[str] = []
+
+        def ask() -> bool:
+            done.append("short")
+            return answer
+
         watch = MemoryWatch(
             *(sandbox, 1000 * MIB, lambda used: done.append("over")),
-            *(lambda used: done.append("far over"), lambda: done.append("short")),
+            *(lambda used: done.append("far over"), ask),
         )
         for percent in percents:
             sandbox.used = percent * 10 * MIB
@@ -176,6 +181,7 @@ def test_kernel_is_asked_for_memory_before_its_limit() -> None:
     assert asyncio.run(measure(30, 49, 51, 52, 45, 52)) == ["short"]
     assert asyncio.run(measure(51, 90, 101, 120)) == [*["short"] * 3, "over", "far over"]
     assert asyncio.run(measure(51, 35, 51)) == ["short", "short"]
+    assert asyncio.run(measure(51, 51, answer=False)) == ["short", "short"], "nobody was asked"
 
 
 @pytest.mark.parametrize("used", [600, 1100, 2000])
@@ -193,13 +199,14 @@ def test_watch_that_is_stopped_by_what_it_calls_measures_no_more(used: int) -> N
         sandbox: Any = Sandbox()
         calls = 0
 
-        def renew(*_: int) -> None:
+        def renew(*_: int) -> bool:
             nonlocal calls
             calls += 1
             watch.stop()
             if calls == 1:
                 watch.start()
                 watch.stop()
+            return True
 
         watch = MemoryWatch(sandbox, 1000 * MIB, renew, renew, renew)
         loop = asyncio.get_running_loop()
