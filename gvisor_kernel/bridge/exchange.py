@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +22,7 @@ import zmq
 
 from gvisor_kernel.bridge.addresses import Address, KernelIdentity
 from gvisor_kernel.bridge.clients import ClientSockets, OnSent
-from gvisor_kernel.bridge.deaths import make_death_messages, make_note
+from gvisor_kernel.bridge.deaths import make_death_messages, make_note, make_refusal
 from gvisor_kernel.bridge.doors import NOTHING, AllowedEffects, guard, read_request
 from gvisor_kernel.bridge.queues import ClientMessage, Lane, RenewalRequest, WaitingMessages
 from gvisor_kernel.bridge.records import Records
@@ -71,6 +72,12 @@ class Exchange:
         self._has_failed = False
         self.restoring = False
         """The kernel is being restored: its key is not known yet, and it gets no messages."""
+        self.held = False
+        """The kernel is being saved, or is asleep: messages of clients wait."""
+        self.on_held: Callable[[], None] = lambda: None
+        """Called for each message that waits while ``held``."""
+        self.kernel_info: bytes | None = None
+        """The content of the kernel's last kernel_info_reply."""
         self.renewal: RenewalRequest | None = None
         """Code that a restored kernel runs before it gets messages of clients."""
         self._client_signer = Signer(identity.key, identity.signature_scheme)
@@ -119,7 +126,7 @@ class Exchange:
     def running(self) -> bool:
         """Return whether the kernel takes messages."""
         link = self.link
-        if link is None or link.ended or self.restoring:
+        if link is None or link.ended or self.restoring or self.held:
             return False
         return link.connection.state is State.RUNNING
 
@@ -153,6 +160,12 @@ class Exchange:
         """Send the kernel the messages that came before it could take any."""
         for channel, message in self._waiting.take():
             self._to_kernel(channel, message)
+
+    @property
+    def settled(self) -> bool:
+        """Return whether no message of a client or of the kernel is under way in this process."""
+        lanes = (*self._check_lanes.values(), *self._sign_lanes.values())
+        return all(lane.empty for lane in lanes) and self._waiting.empty and not self._has_unchecked
 
     def resume_reading(self) -> None:
         """Read clients' sockets again, as there is room for messages."""
@@ -195,6 +208,27 @@ class Exchange:
         self._waiting.drop_executions()
         self._replies.release()
 
+    def refuse_waiting(self, reason: str) -> None:
+        """Answer the requests that wait by an error with ``reason``."""
+        for channel, message in self._waiting.take():
+            if isinstance(message, list):
+                continue
+            with suppress(WireError):
+                self._pending.pop(message.id, None)
+                self._unanswered.pop(message.id, None)
+                for shown in make_refusal(reason, message):
+                    if shown.identities == message.identities:
+                        self._reply(channel, shown)
+                    else:
+                        self._publish(shown)
+
+    def _reply(self, channel: Channel, message: WireMessage) -> None:
+        self._output_lanes[channel].put(
+            message.size,
+            partial(self._client_signer.sign, message),
+            partial(self._clients.send, channel),
+        )
+
     async def drain(self, seconds: float, *, clients: bool = True) -> None:
         """Wait up to ``seconds`` until all from the kernel is checked, and sent if ``clients``."""
         deadline = time.monotonic() + seconds
@@ -231,7 +265,7 @@ class Exchange:
     def _from_client(self, channel: Channel, parts: list[Part]) -> None:
         """Check a client's message, then pass it on or keep it for the kernel that is starting."""
         if channel is Channel.HB:
-            if self.link is not None and self.link.answers_heartbeats:
+            if self.held or (self.link is not None and self.link.answers_heartbeats):
                 self._clients.send(channel, parts)  # a stopped sandbox was alive when it stopped
             else:
                 self._to_kernel(channel, parts)
@@ -267,6 +301,8 @@ class Exchange:
     def _to_kernel(self, channel: Channel, message: ClientMessage) -> None:
         if not self.running:
             self._waiting.add(channel, message)
+            if self.held:
+                self.on_held()
             return
         self.has_sent = True
         if isinstance(message, list):

@@ -20,6 +20,7 @@ from gvisor_kernel.bridge.addresses import Address, KernelIdentity, SnapshotRun
 from gvisor_kernel.bridge.attached_sandbox import AttachedSandbox
 from gvisor_kernel.bridge.deaths import Death
 from gvisor_kernel.bridge.exchange import Exchange
+from gvisor_kernel.bridge.hibernation import Hibernation
 from gvisor_kernel.bridge.last_look import LastLook
 from gvisor_kernel.bridge.limits import KILL_GRACE_SECONDS, MemoryWatch, Sharing
 from gvisor_kernel.bridge.link_streams import OpenEgress
@@ -93,6 +94,7 @@ class KernelBridge:
         """The kernel that starts, runs or has ended."""
         self.service = ServiceCalls(self._send_service, self._find_queued)
         """Files and commands in the sandbox, while a kernel runs."""
+        self.hibernation = Hibernation(self._exchange, self._attached, self.run, self.service)
         self.last_look = LastLook(self.run, self.service.release)
         self.service.on_left = self.last_look.begin
         self._finishing: asyncio.Task[None] | None = None
@@ -121,8 +123,13 @@ class KernelBridge:
 
     @property
     def alive(self) -> bool:
-        """Return whether a kernel runs or starts."""
+        """Return whether a kernel runs or starts, or is asleep."""
         return self._link is not None and self.exit_status is None
+
+    @property
+    def asleep(self) -> bool:
+        """Return whether the kernel is saved on the disk, and has no sandbox. Any thread."""
+        return self.hibernation.asleep is not None
 
     @property
     def sandbox(self) -> LinkedSandbox | None:
@@ -154,6 +161,19 @@ class KernelBridge:
         self._attached.before_removal = callback
 
     @property
+    def on_wanted(self) -> Callable[[], None]:
+        """Called for each message that waits for a kernel that is saved, or being saved."""
+        return self._exchange.on_held
+
+    @on_wanted.setter
+    def on_wanted(self, callback: Callable[[], None]) -> None:
+        self._exchange.on_held = callback
+
+    def refuse_waiting(self, reason: str) -> None:
+        """Answer the requests that wait for a saved kernel by an error."""
+        self._exchange.refuse_waiting(reason)
+
+    @property
     def _link(self) -> SandboxLink | None:
         return self._exchange.link
 
@@ -179,11 +199,14 @@ class KernelBridge:
         cwd: str,
         timeout: float,
         egress: OpenEgress | None = None,
+        *,
+        wakes: bool = False,
     ) -> None:
         """Take over ``sandbox``, which was restored from ``snapshot``, with its kernel.
 
         Returns when the kernel has adopted its own key, environment and random seed. Then delivers
-        the messages that clients sent meanwhile. ``egress`` is as in ``start_kernel``.
+        the messages that clients sent meanwhile. ``egress`` is as in ``start_kernel``. ``wakes``:
+        it goes on as it was, with a new key.
 
         :raises LaunchError: when that fails. The caller closes the sandbox.
         """
@@ -192,11 +215,11 @@ class KernelBridge:
         self._exchange.expose()
         key = secrets.token_hex(32)
         variables, seed = tuple(environment.items()), secrets.token_hex(64)
-        resume = Resume(snapshot.run, variables, cwd, key, seed, egress=egress is not None)
+        resume = Resume(snapshot.run, variables, cwd, key, seed, egress is not None, wakes)
         self._exchange.restoring = True
         try:
             answer = await self._attached.resume(resume, timeout, egress)
-            if snapshot.told and not answer.rekeyed:
+            if snapshot.told and not answer.rekeyed and not wakes:
                 raise WireError("it cannot receive the environment variables that it is passed")
             self._exchange.set_kernel_key(key if answer.rekeyed else snapshot.key)
             if snapshot.code and (snapshot.always or not answer.rekeyed):
@@ -206,7 +229,9 @@ class KernelBridge:
         finally:
             self._exchange.renewal = None
             self._exchange.restoring = False
-        self.note("the kernel was restored from a snapshot")
+        origin = "what was saved of it" if wakes else "a snapshot"
+        self.note(f"the kernel was restored from {origin}")
+        self.hibernation.wake_up()
         self._exchange.deliver_waiting()
         assert self._link is not None
         self._link.flush()
@@ -292,11 +317,15 @@ class KernelBridge:
         """
         self.run.end_expected = True
         self.run.keep_sandbox = self.run.restarts = restart
+        if self.asleep:
+            self._end_asleep()
         if self._link is not None:
             self._link.suspend_limit(KILL_SECONDS)
 
     async def kill(self) -> None:
         """Kill the kernel, and its sandbox if PID 1 does not report the end in KILL_SECONDS."""
+        if self.asleep:
+            self._end_asleep()
         self.signal(signal.SIGKILL)
         if self._link is not None:
             self._link.suspend_limit(KILL_SECONDS)
@@ -309,6 +338,13 @@ class KernelBridge:
                 self._attached.end_link("PID 1 did not end the kernel")
                 break
         await self._wait_until_finished()
+
+    def _end_asleep(self) -> None:
+        """Count a kernel that hibernates as ended. What was saved of it is the caller's."""
+        self.run.end_expected = True
+        self.run.exit_status = ENDED_STATUS
+        self.run.exited.set()
+        self._exchange.forget_requests()
 
     async def wait_for_end(self) -> None:
         """Wait until a pending end of the kernel or the sandbox is complete.
@@ -399,7 +435,10 @@ class KernelBridge:
 
     def _on_link_end(self, reason: str) -> None:
         self.note(f"the link ended: {reason}")
-        if self._attached.fail_answers(reason):
+        has_failed = self._attached.fail_answers(reason)
+        if self.asleep:
+            return
+        if has_failed:
             self.run.exit_status = ENDED_STATUS
             self.service.end_run("The sandbox has ended.")
             return

@@ -33,6 +33,7 @@ from gvisor_kernel.config.validators import (
     accept_command,
     accept_environment,
     accept_flag,
+    accept_idle_seconds,
     accept_image,
     accept_outputs,
     accept_preload,
@@ -282,6 +283,13 @@ class SandboxSpec:
         uses no CPU. A kernel with a busy thread or a pending timer is not paused. A kernel of
         another language, and a child process, may have timers: with one of them the sandbox is
         paused for two seconds at a time.""",
+    )
+    hibernate_idle_timeout: float = setting(
+        1800.0,
+        accept_idle_seconds,
+        """Seconds without anything to do after which a kernel hibernates: its memory is written to
+        the disk, and it goes on as it was at the next request. 0: never. A kernel with a busy
+        thread, a pending timer or a child process does not.""",
     )
     spare: bool = setting(
         True,

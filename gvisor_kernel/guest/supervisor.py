@@ -257,7 +257,9 @@ class Supervisor:
         self._begin_run(resume)
         with as_kernel():
             workspace.refresh_workspace()
-        environment = self._show_outputs(dict(resume.environment), resume.cwd)
+        environment = dict(resume.environment)
+        if not resume.wakes:
+            environment = self._show_outputs(environment, resume.cwd)
         self._service.resume(environment, resume.cwd)
         resume = replace(resume, environment=tuple(environment.items()))
         if self.passage is not None:

@@ -23,14 +23,16 @@ from gvisor_kernel.errors import LaunchError, SandboxError, StartStopped
 from gvisor_kernel.host.open_files import make_room
 from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.kernel.facts import Died, KernelEvents, KernelFacts, Start, Started, State
+from gvisor_kernel.kernel.hibernation import Hibernator
 from gvisor_kernel.kernel.kept_data import KeptData
 from gvisor_kernel.kernel.launch import Launch, Workers, run_beside
 from gvisor_kernel.kernel.learned_modules import ImportReports, find_kind, read_report
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
+from gvisor_kernel.kernel.saved_kernel import SavedKernel
 from gvisor_kernel.kernel.workspace import JudgeLeft, find_host_path, tell_end
 from gvisor_kernel.runtimes import get_runtime
-from gvisor_kernel.runtimes.base import CheckpointedSandbox, Sandbox
+from gvisor_kernel.runtimes.base import CheckpointedSandbox, Sandbox, SavedSandbox
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.tracing import tracing
 
@@ -80,6 +82,7 @@ class SandboxedKernel:
         self.started = 0.0
         """Unix time at which the sandbox was started for this kernel."""
         self._workers = Workers()
+        self._hibernator = Hibernator(self._workers, self._wake)
         self._start_facts: Start | None = None
         self._last_death: Death | None = None
         self._used: Sandbox | None = None
@@ -184,6 +187,25 @@ class SandboxedKernel:
             raise LaunchError("No kernel can be started: this process is exiting.")
         return await self._bridge.run(self._launch(plan))
 
+    async def hibernate(self) -> None:
+        """Save the idle kernel on the disk and end its sandbox. The next request lets it go on.
+
+        :raises NotIdle: when it has something to do
+        :raises SnapshotError: when it cannot be saved; it goes on
+        :raises LaunchError: when there is no kernel
+        """
+        if self._bridge.ended:
+            raise LaunchError("There is no kernel: this process is exiting.")
+        await self._bridge.run(self._hibernate())
+
+    async def resume(self) -> None:
+        """Let a kernel that hibernates go on, and wait until it does.
+
+        :raises GvisorKernelError: when it cannot; it stays saved
+        """
+        if self._kernel is not None and not self._bridge.ended:
+            await self._bridge.run(self._hibernator.wake(self._kernel))
+
     async def signal(self, signum: int) -> None:
         """Signal the kernel and its children, if there is a kernel."""
         if self._kernel is not None and not self._bridge.ended:
@@ -199,6 +221,8 @@ class SandboxedKernel:
 
         :raises SandboxError: when no kernel runs, or too many calls are under way
         """
+        if self._kernel is not None and self._kernel.asleep:
+            await self.resume()
         if self._kernel is None or self._bridge.ended:
             raise SandboxError("The sandbox cannot be asked: this process has no kernel in it.")
         return await SandboxCall.begin(self._bridge, self._kernel.service, content, data)
@@ -256,6 +280,7 @@ class SandboxedKernel:
         kernel, self._kernel = self._kernel, None
         self._forget_sandbox()
         if kernel is not None:
+            await self._hibernator.end(kernel)
             await self._bridge.close_kernel(kernel)
 
     def _applies_new(self, kernel: KernelBridge) -> bool:
@@ -276,6 +301,8 @@ class SandboxedKernel:
         """Tell which files end with the sandbox, to those who want to know of its end, too."""
         plan, used = self._plan, self._used
         part = kernel.service.take_left()
+        if kernel.asleep:
+            return
         if plan is None or used is None or sandbox is not used:
             return
         self._used = None
@@ -304,6 +331,8 @@ class SandboxedKernel:
             if start.kind != "restart":
                 self._start_facts = start
             self._used = launch.sandbox
+            if self._kernel is not None:
+                self._watch(self._kernel, launch)
             request = plan.request
             KernelEvents.instance().tell(Started(request.kernel_id, request.kernel_name, start))
             return address
@@ -343,6 +372,7 @@ class SandboxedKernel:
                 kernel.expect_end(restart=True)
                 await kernel.kill()
             await kernel.wait_for_end()
+            await self._hibernator.end(kernel)
             if await launch.start_in_kept(kernel, self._plan):
                 return kernel.address
             await kernel.end_sandbox()
@@ -385,6 +415,33 @@ class SandboxedKernel:
         :raises GvisorKernelError: see ``Runtime.start``
         """
         return await self._bridge.run(self._launch_from(plan, files, run))
+
+    async def _hibernate(self) -> None:
+        kernel, sandbox, plan = self._kernel, self.sandbox, self._plan
+        if kernel is None or sandbox is None or plan is None or self._launching is not None:
+            raise LaunchError("There is no kernel that could hibernate.")
+        if not isinstance(sandbox, SavedSandbox):
+            raise get_runtime(plan.spec.runtime).explain_no_snapshots()
+        if not kernel.asleep:
+            await self._hibernator.begin(kernel, sandbox)
+
+    async def _wake(self, kernel: KernelBridge, saved: SavedKernel, run: SnapshotRun) -> None:
+        plan = self._plan
+        assert plan is not None
+        self._launching, launch = asyncio.current_task(), self._note_launch(plan)
+        try:
+            with tracing():
+                await launch.start_from(kernel, saved.files, run, saved_in=saved.directory)
+            self._used = launch.sandbox
+            self._watch(kernel, launch)
+        finally:
+            self._launching = None
+
+    def _watch(self, kernel: KernelBridge, launch: Launch) -> None:
+        sandbox = launch.sandbox
+        if sandbox is not None and isinstance(sandbox, SavedSandbox):
+            seconds = launch.plan.spec.hibernate_idle_timeout
+            self._hibernator.watch(kernel, sandbox, seconds)
 
     async def _launch_from(self, plan: KernelPlan, files: Path, run: SnapshotRun) -> Address:
         self._plan, launch = plan, self._note_launch(plan)

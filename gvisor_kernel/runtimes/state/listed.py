@@ -15,8 +15,18 @@ from gvisor_kernel.errors import RuntimeMissing
 from gvisor_kernel.host.processes import is_alive, is_stopped
 from gvisor_kernel.runtimes.state.records import Record, find_sandboxes, is_orphan, this_machine
 
-State = Literal["starting", "running", "spare", "ended", "copying", "orphaned", "elsewhere"]
-"""``spare``: restored in advance and paused, not used by a kernel yet. ``ended``: the owner is
+State = Literal[
+    "starting",
+    "running",
+    "hibernated",
+    "spare",
+    "ended",
+    "copying",
+    "orphaned",
+    "elsewhere",
+]
+"""``hibernated``: its kernel was saved, and goes on at the next request.
+``spare``: restored in advance and paused, not used by a kernel yet. ``ended``: the owner is
 alive and will remove it. ``copying``: likewise, but its outputs are still to be copied from where
 it ran: a Docker engine, a node or a cluster. ``orphaned``: the owner is gone. ``elsewhere``: it
 runs on another machine, or in a container, that shares this state directory."""
@@ -69,6 +79,8 @@ def find_state(record: Record) -> State:
         return "orphaned"
     if record.machine != this_machine():
         return "elsewhere"
+    if record.saved:
+        return "hibernated"
     if record.ended:
         return "copying" if record.outputs is not None and record.ready else "ended"
     if not record.processes:  # in a Docker engine they are the engine's

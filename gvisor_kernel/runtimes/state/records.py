@@ -82,6 +82,8 @@ class Record:
     """It has ended in the engine. Its outputs must still be copied, and the rest removed."""
     killed: bool = False
     """A person has ended it, by `gvisor-kernel kill`."""
+    saved: float = 0.0
+    """When its kernel was saved in its directory, and it was ended; 0 while it runs."""
     given_back: int = 0
     """Bytes by which its memory fell when its kernel rested for the last time."""
     node: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import stat
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from gvisor_kernel.host import cgroups, processes
 from gvisor_kernel.host.folders import Identity, Opened, reopen
 from gvisor_kernel.host.owners import change_owner
 from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME, SUBUID_BASE, SUBUID_COUNT
+from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.mounts.written_folders import forget_written
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.leftovers import LEFTOVERS
@@ -91,6 +93,22 @@ def remove_sandbox(directory: Path, record: Record | None, lent: Opened | None =
     else:
         _unfinished[directory] = record
     return False
+
+
+def retire_sandbox(directory: Path, record: Record | None, lent: Opened | None = None) -> bool:
+    """End a sandbox whose kernel was saved in its directory; return whether nothing of it runs.
+
+    What a next sandbox makes anew is removed from the directory. Blocks for seconds. Never raises.
+    """
+    groups = [Path(group) for group in record.cgroups] if record is not None else []
+    if not end_sandbox(directory, groups):
+        return False
+    if record is not None and record.lent_by is not None and lent is not None:
+        give_back(lent, record.lent_by)
+    places = Places(directory)
+    for folder in (places.bundle, places.rootfs, places.runsc, places.covers, places.empty):
+        shutil.rmtree(folder, ignore_errors=True)
+    return True
 
 
 Remover = Callable[[Path, Record, float | None], bool]
