@@ -169,6 +169,11 @@ class KernelBridge:
     def on_wanted(self, callback: Callable[[], None]) -> None:
         self._exchange.on_held = callback
 
+    @property
+    def has_waiting(self) -> bool:
+        """Return whether a message of a client waits for the kernel."""
+        return not self._exchange.settled
+
     def refuse_waiting(self, reason: str) -> None:
         """Answer the requests that wait for a saved kernel by an error."""
         self._exchange.refuse_waiting(reason)

@@ -72,6 +72,8 @@ class Hibernator:
         kernel.on_wanted = partial(self.want, kernel)
         await kernel.hibernation.begin(write, undo)
         self.saved = saved
+        if kernel.has_waiting:  # it came while the sandbox was ended
+            self.want(kernel)
 
     def want(self, kernel: KernelBridge) -> None:
         """Let the saved kernel go on; nobody waits for it."""

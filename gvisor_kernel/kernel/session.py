@@ -432,7 +432,9 @@ class SandboxedKernel:
         try:
             with tracing():
                 await launch.start_from(kernel, saved.files, run, saved_in=saved.directory)
-            self._used = launch.sandbox
+            self._used = sandbox = launch.sandbox
+            if sandbox is not None and isinstance(sandbox, SavedSandbox):
+                await self._workers.run(sandbox.note_saved, 0.0)
             self._watch(kernel, launch)
         finally:
             self._launching = None
