@@ -24,6 +24,7 @@ from gvisor_kernel.bridge.addresses import Address, KernelIdentity
 from gvisor_kernel.bridge.clients import ClientSockets, OnSent
 from gvisor_kernel.bridge.deaths import make_death_messages, make_note, make_refusal
 from gvisor_kernel.bridge.doors import NOTHING, AllowedEffects, guard, read_request
+from gvisor_kernel.bridge.memory_answers import MemoryAnswers
 from gvisor_kernel.bridge.queues import ClientMessage, Lane, RenewalRequest, WaitingMessages
 from gvisor_kernel.bridge.records import Records
 from gvisor_kernel.bridge.replies import Replies
@@ -76,8 +77,8 @@ class Exchange:
         """The kernel is being saved, or is asleep: messages of clients wait."""
         self.on_held: Callable[[], None] = lambda: None
         """Called for each message that waits while ``held``."""
-        self.kernel_info: bytes | None = None
-        """The content of the kernel's last kernel_info_reply."""
+        self.known = MemoryAnswers()
+        """What the kernel has told of itself."""
         self.renewal: RenewalRequest | None = None
         """Code that a restored kernel runs before it gets messages of clients."""
         self._client_signer = Signer(identity.key, identity.signature_scheme)
@@ -284,6 +285,13 @@ class Exchange:
         except WireError as error:
             self._log_drop("a client's", channel, error)
             return
+        self.known.note(message)
+        known = self.known.find(message) if self.held else None
+        if known is not None:
+            self._reply(channel, known[0])
+            for status in known[1:]:
+                self._publish(status)
+            return
         if kind in ("execute_request", "complete_request"):
             _remember(self._asked, message_id, read_request(message))
         if channel is Channel.CONTROL and kind == "shutdown_request":
@@ -327,6 +335,8 @@ class Exchange:
         """Welcome a topic's first subscriber (JEP 65): from now on it misses no output."""
         content = {"subscription": topic.decode("utf-8", "replace")}
         self._publish(new_message("iopub_welcome", content, b"{}", topic))
+        if self.held:  # a server that begins takes a kernel for starting until it hears of it
+            self._publish(new_message("status", {"execution_state": "idle"}, b"{}", b"status"))
 
     def _publish(self, message: WireMessage) -> None:
         self._output_lanes[Channel.IOPUB].put(
@@ -396,6 +406,7 @@ class Exchange:
             if message.kind == "execute_reply" and not asked.silent:  # ``guard`` has built it
                 self._has_failed = bytes(message.content[:15]) != b'{"status": "ok"'
             self._unanswered.pop(message.parent_id, None)
+        self.known.note(message)
         self._records.record_answer(channel, message)
 
     def _log_drop(self, whose: str, channel: Channel, error: Exception) -> None:

@@ -28,8 +28,8 @@ class Hibernation:
     def __init__(
         self, exchange: Exchange, attached: AttachedSandbox, run: KernelRun, service: ServiceCalls
     ) -> None:
-        self.asleep: SnapshotRun | None = None
-        """The kernel that was saved, while it has no sandbox."""
+        self.asleep = False
+        """The kernel was saved, and has no sandbox."""
         self.idle_seconds = 0.0
         """After this time without anything to do ``on_idle`` is called; 0: never."""
         self.on_idle: Callable[[], None] = lambda: None
@@ -42,7 +42,7 @@ class Hibernation:
         attached.on_sleep = self._note_sleep
 
     async def begin(
-        self, save: Callable[[], Awaitable[None]], undo: Callable[[], Awaitable[None]]
+        self, save: Callable[[SnapshotRun], Awaitable[None]], undo: Callable[[], Awaitable[None]]
     ) -> None:
         """Save the kernel and end its sandbox; or let it go on as if nothing had happened.
 
@@ -66,7 +66,7 @@ class Hibernation:
                 raise NotIdle("The kernel's sandbox does not answer now.") from error
             self._suspend()
             run, received = SnapshotRun(self._run.number, exchange.kernel_key), link.received
-            await save()
+            await save(run)
             is_saved = True
             if link.ended:
                 raise SandboxError("The sandbox ended while its kernel was saved.")
@@ -79,14 +79,20 @@ class Hibernation:
             raise
         finally:
             self._is_saving = False
-        self.asleep = run
+        self.asleep = True
         link.end("the kernel hibernates")
         # no timeout: it is finished or undone, by steps that have timeouts
         await asyncio.shield(self._attached.close())
 
+    def adopt(self) -> None:
+        """Begin with a kernel that was saved before."""
+        self.asleep = self._exchange.held = True
+        self._run.begin()
+        self._exchange.expose()
+
     def wake_up(self) -> None:
         """Note that the kernel runs again, or that it was given up."""
-        self.asleep, self._exchange.held = None, False
+        self.asleep = self._exchange.held = False
 
     def _suspend(self) -> None:
         """Watch neither silence nor memory while the sandbox is written."""

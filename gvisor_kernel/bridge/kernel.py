@@ -124,12 +124,12 @@ class KernelBridge:
     @property
     def alive(self) -> bool:
         """Return whether a kernel runs or starts, or is asleep."""
-        return self._link is not None and self.exit_status is None
+        return self.exit_status is None and (self._link is not None or self.asleep)
 
     @property
     def asleep(self) -> bool:
         """Return whether the kernel is saved on the disk, and has no sandbox. Any thread."""
-        return self.hibernation.asleep is not None
+        return self.hibernation.asleep
 
     @property
     def sandbox(self) -> LinkedSandbox | None:
@@ -159,6 +159,14 @@ class KernelBridge:
         It takes a second at most, and raises nothing.
         """
         self._attached.before_removal = callback
+
+    def adopt(self, saved: SnapshotRun) -> None:
+        """Begin with a kernel that another process has saved.
+
+        :raises LaunchError: when clients cannot connect
+        """
+        self.run.number = saved.run
+        self.hibernation.adopt()
 
     @property
     def on_wanted(self) -> Callable[[], None]:

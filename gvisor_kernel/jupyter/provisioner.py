@@ -37,6 +37,7 @@ from gvisor_kernel.kernel.client import CHANNELS, describe_address, new_key
 from gvisor_kernel.kernel.command import choose_program
 from gvisor_kernel.kernel.facts import KernelFacts
 from gvisor_kernel.kernel.plan import KernelPlan
+from gvisor_kernel.kernel.saved_kernel import find_saved
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.folders import find_project_path
@@ -240,7 +241,7 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         try:
             with self._calling():
                 self.starting.add(self)
-                address = await self._kernel.launch(plan)
+                address = await self._launch_or_adopt(self._kernel, plan)
         except GvisorKernelError as error:
             self.log.error("%s", error)
             if isinstance(error, StartStopped):
@@ -250,6 +251,15 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         await self._open_control(self._kernel)
         self.connection_info = describe_address(address, plan.identity)
         return self.connection_info
+
+    async def _launch_or_adopt(self, kernel: SandboxedKernel, plan: KernelPlan) -> Address:
+        """Start the kernel; or take it over, if an earlier process has saved one of this id."""
+        if kernel.address is None and plan.request.kernel_id:
+            saved = await asyncio.to_thread(find_saved, plan.request.kernel_id)
+            if saved is not None:
+                self._plan = saved.adapt(plan)
+                return await kernel.adopt(self._plan, saved)
+        return await kernel.launch(plan)
 
     @contextmanager
     def _calling(self) -> Iterator[None]:

@@ -14,12 +14,13 @@ from gvisor_kernel.bridge import KernelBridge, SnapshotRun
 from gvisor_kernel.errors import GvisorKernelError, NotIdle
 from gvisor_kernel.host.log_files import Limiter
 from gvisor_kernel.kernel.launch import Workers
+from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.saved_kernel import SavedKernel, save
 from gvisor_kernel.runtimes.base import SavedSandbox
 
 log = logging.getLogger(__name__)
 
-Wake = Callable[[KernelBridge, SavedKernel, SnapshotRun], Awaitable[None]]
+Wake = Callable[[KernelBridge, SavedKernel], Awaitable[None]]
 """Starts the sandbox in which a saved kernel goes on."""
 
 
@@ -33,18 +34,18 @@ class Hibernator:
         self._waking: asyncio.Task[None] | None = None
         self._failures = Limiter()
 
-    def watch(self, kernel: KernelBridge, sandbox: SavedSandbox, seconds: float) -> None:
-        """Let ``kernel`` hibernate after ``seconds`` without anything to do; 0: never."""
-        kernel.hibernation.idle_seconds = seconds
+    def watch(self, kernel: KernelBridge, sandbox: SavedSandbox, plan: KernelPlan) -> None:
+        """Let ``kernel`` hibernate when it has had nothing to do for its setting's time."""
+        kernel.hibernation.idle_seconds = plan.spec.hibernate_idle_timeout
 
         def begin() -> None:
-            self._workers.undo_by(self._try(kernel, sandbox))
+            self._workers.undo_by(self._try(kernel, sandbox, plan))
 
         kernel.hibernation.on_idle = begin
 
-    async def _try(self, kernel: KernelBridge, sandbox: SavedSandbox) -> None:
+    async def _try(self, kernel: KernelBridge, sandbox: SavedSandbox, plan: KernelPlan) -> None:
         try:
-            await self.begin(kernel, sandbox)
+            await self.begin(kernel, sandbox, plan)
         except NotIdle as error:
             kernel.note(f"the kernel does not hibernate: {error.fact}")
         except GvisorKernelError as error:
@@ -52,7 +53,7 @@ class Hibernator:
             if line is not None:
                 log.warning("%s", line)
 
-    async def begin(self, kernel: KernelBridge, sandbox: SavedSandbox) -> None:
+    async def begin(self, kernel: KernelBridge, sandbox: SavedSandbox, plan: KernelPlan) -> None:
         """Save the kernel of ``sandbox``, and end the sandbox.
 
         :raises NotIdle: when it has something to do
@@ -60,9 +61,9 @@ class Hibernator:
         """
         saved: SavedKernel | None = None
 
-        async def write() -> None:
+        async def write(run: SnapshotRun) -> None:
             nonlocal saved
-            saved = await self._workers.run(save, sandbox)
+            saved = await self._workers.run(save, sandbox, plan, run)
 
         async def undo() -> None:
             if saved is not None:
@@ -74,6 +75,12 @@ class Hibernator:
         self.saved = saved
         if kernel.has_waiting:  # it came while the sandbox was ended
             self.want(kernel)
+
+    def adopt(self, kernel: KernelBridge, saved: SavedKernel) -> None:
+        """Take over a kernel that another process has saved."""
+        self.saved = saved
+        kernel.on_wanted = partial(self.want, kernel)
+        kernel.adopt(saved.run)
 
     def want(self, kernel: KernelBridge) -> None:
         """Let the saved kernel go on; nobody waits for it."""
@@ -91,10 +98,8 @@ class Hibernator:
             await asyncio.shield(self._waking)
 
     async def _go_on(self, kernel: KernelBridge, saved: SavedKernel) -> None:
-        run = kernel.hibernation.asleep
-        assert run is not None
         try:
-            await self._wake(kernel, saved, run)
+            await self._wake(kernel, saved)
         except GvisorKernelError as error:
             kernel.refuse_waiting(explain(error))
             log.error("%s does not go on: %s", kernel.identity.name, error)
@@ -103,6 +108,10 @@ class Hibernator:
             await self._workers.run(saved.discard)
         finally:
             self._waking = None
+
+    def leave(self) -> None:
+        """Leave what was saved to the next process."""
+        self.saved = None
 
     async def end(self, kernel: KernelBridge) -> None:
         """Give the saved kernel up, and remove it. Idempotent."""

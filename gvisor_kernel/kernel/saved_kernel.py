@@ -1,10 +1,12 @@
 """A kernel that is saved in its sandbox's directory. All functions block.
 
-    sandboxes/<id>/  saved/    what the runtime wrote
-                     saving/   the same, not complete yet
+    sandboxes/<id>/  saved/kernel.json   what it is, and how it was started
+                     saved/image/        what the runtime wrote
+                     saving/             the same, not complete yet
 
-Such a sandbox goes on to have its record, its log and its transcript, and the same names on the
-host. When a kernel is saved, and when it goes on, is decided in ``session``.
+Such a sandbox keeps its record, its log, its transcript and its names on the host. When a kernel is
+saved, and when it goes on, is decided in ``hibernation``. What was saved outlives its process:
+another one of the same user may take it over, once its owner has ended.
 """
 
 from __future__ import annotations
@@ -12,15 +14,22 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from gvisor_kernel.errors import SnapshotError
+from gvisor_kernel.bridge import SnapshotRun
+from gvisor_kernel.errors import SnapshotError, StateError
+from gvisor_kernel.host.private_directories import read_file, write_file
+from gvisor_kernel.kernel.plan import KernelPlan, read_plan, write_plan
 from gvisor_kernel.runtimes.base import SavedSandbox
-from gvisor_kernel.runtimes.state.records import read_record
+from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.sweep import remove_sandbox
 from gvisor_kernel.shown_text import describe_size
 from gvisor_kernel.snapshots.snapshot import measure
+from gvisor_kernel.typed_json import read_json, write_json
 
 # by path: below the state directory, whose parents only this user can change
 
@@ -28,6 +37,19 @@ SAVE_SECONDS = 120.0
 """Seconds that the kernel's memory may take to be written. A gigabyte takes one or two."""
 MIN_LEFT = 256 * 1024 * 1024
 """Bytes of the disk that stay free."""
+MAX_FILE = 1024 * 1024
+"""Bytes of kernel.json."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """kernel.json. ``key`` signs the kernel's messages inside, and is secret. ``plan``: of
+    ``write_plan``, without variables of the server. ``saved``: Unix time."""
+
+    run: int
+    key: str
+    plan: dict[str, Any]
+    saved: float
 
 
 @dataclass(frozen=True)
@@ -35,24 +57,44 @@ class SavedKernel:
     """A kernel in ``directory``, that of its sandbox, which has ended. ``size``: bytes on disk."""
 
     directory: Path
+    identity: str
+    run: SnapshotRun
+    plan: Mapping[str, Any]
     size: int
     saved: float
 
     @property
     def files(self) -> Path:
         """The directory that a runtime restores from."""
-        return self.directory / "saved"
+        return self.directory / "saved" / "image"
+
+    def adapt(self, plan: KernelPlan) -> KernelPlan:
+        """Return ``plan``, for a kernel of the same name and folder, as this one was started.
+
+        Keys, addresses and routes are those of ``plan``.
+        """
+        own = read_plan(dict(self.plan), b"")
+        egress = tuple(name for name in own.spec.egress if name in plan.spec.egress)
+        return replace(
+            plan,
+            spec=replace(own.spec, egress=egress),
+            request=replace(own.request, kernel_id=plan.request.kernel_id),
+            identity=replace(plan.identity, memory_limit=own.spec.memory_limit),
+            argv=own.argv,
+            environment=own.environment,
+            substituted=own.substituted,
+        )
 
     def discard(self) -> None:
         """Remove what was saved; the directory stays. Never raises."""
-        shutil.rmtree(self.files, ignore_errors=True)
+        shutil.rmtree(self.directory / "saved", ignore_errors=True)
 
     def remove(self) -> None:
         """Remove the directory with all that belongs to the sandbox. Never raises."""
-        remove_sandbox(self.directory, read_record(self.directory))
+        remove_sandbox(self.directory, records.read_record(self.directory))
 
 
-def save(sandbox: SavedSandbox) -> SavedKernel:
+def save(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> SavedKernel:
     """Save the kernel of ``sandbox``, which goes on, in its directory.
 
     :raises SnapshotError: when that fails; nothing is left of it then
@@ -65,17 +107,21 @@ def save(sandbox: SavedSandbox) -> SavedKernel:
             f" has {describe_size(free)} left.",
             "free disk space there, or set XDG_STATE_HOME to another place.",
         )
-    saving = directory / "saving"
+    saving, image = directory / "saving", directory / "saving" / "image"
     shutil.rmtree(saving, ignore_errors=True)
+    bare = replace(plan, request=replace(plan.request, environment={}))
+    file = _File(run.run, run.key, write_plan(bare), time.time())
     try:
         saving.mkdir(mode=0o700)
-        sandbox.checkpoint(saving, SAVE_SECONDS, goes_on=True)
-        for path in saving.iterdir():
+        image.mkdir(mode=0o700)
+        sandbox.checkpoint(image, SAVE_SECONDS, goes_on=True)
+        for path in image.iterdir():
             path.chmod(0o600)
             _flush(path)
-        saved = SavedKernel(directory, measure(saving), time.time())
-        shutil.rmtree(saved.files, ignore_errors=True)
-        saving.rename(saved.files)
+        write_file(saving / "kernel.json", write_json(file))
+        size = measure(image)
+        shutil.rmtree(directory / "saved", ignore_errors=True)
+        saving.rename(directory / "saved")
         _flush(directory)
     except OSError as error:
         raise SnapshotError(
@@ -84,8 +130,8 @@ def save(sandbox: SavedSandbox) -> SavedKernel:
         ) from error
     finally:
         shutil.rmtree(saving, ignore_errors=True)
-    sandbox.note_saved(saved.saved)
-    return saved
+    sandbox.note_saved(file.saved)
+    return SavedKernel(directory, sandbox.identity, run, file.plan, size, file.saved)
 
 
 def _flush(path: Path) -> None:
@@ -95,3 +141,37 @@ def _flush(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def find_saved(kernel_id: str) -> SavedKernel | None:
+    """Return the saved kernel of this id whose process has ended, and make it this process's.
+
+    :raises StateError: when the state directory cannot be used
+    """
+    found = [path for path in records.sandbox_directories() if (path / "saved").is_dir()]
+    if not found:
+        return None
+    with records.locked():
+        for directory in found:
+            record = records.read_record(directory)
+            if record is None or record.kernel_id != kernel_id or not record.saved:
+                continue
+            if not records.is_orphan(record):
+                continue
+            saved = _read(directory, record.identity)
+            if saved is None:
+                continue
+            owner, machine = records.this_process(), records.this_machine()
+            records.write_record(directory, replace(record, owner=owner, machine=machine))
+            return saved
+    return None
+
+
+def _read(directory: Path, identity: str) -> SavedKernel | None:
+    with suppress(OSError, ValueError, StateError):
+        text = read_file(directory / "saved" / "kernel.json", MAX_FILE)
+        file = read_json(text, _File, MAX_FILE)
+        run = SnapshotRun(file.run, file.key)
+        size = measure(directory / "saved" / "image")
+        return SavedKernel(directory, identity, run, file.plan, size, file.saved)
+    return None

@@ -19,7 +19,7 @@ from gvisor_kernel.bridge import Address, Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.bridge.deaths import Death, End
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 from gvisor_kernel.config.settings import DEFAULTS, NEW_FILES
-from gvisor_kernel.errors import LaunchError, SandboxError, StartStopped
+from gvisor_kernel.errors import GvisorKernelError, LaunchError, SandboxError, StartStopped
 from gvisor_kernel.host.open_files import make_room
 from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.kernel.facts import Died, KernelEvents, KernelFacts, Start, Started, State
@@ -198,6 +198,44 @@ class SandboxedKernel:
             raise LaunchError("There is no kernel: this process is exiting.")
         await self._bridge.run(self._hibernate())
 
+    async def adopt(self, plan: KernelPlan, saved: SavedKernel) -> Address:
+        """Take over a kernel that another process has saved; the first request lets it go on.
+
+        Instead of the first ``launch``. ``plan``: of ``SavedKernel.adapt``.
+
+        :raises LaunchError: when clients cannot connect
+        """
+        if self._bridge.ended:
+            raise LaunchError("No kernel can be taken over: this process is exiting.")
+        return await self._bridge.run(self._adopt(plan, saved))
+
+    async def _adopt(self, plan: KernelPlan, saved: SavedKernel) -> Address:
+        self._plan = plan
+        self._kernel = kernel = await self._make_kernel(plan)
+        self._note_launch(plan)
+        self._hibernator.adopt(kernel, saved)
+        return kernel.address
+
+    async def leave(self) -> bool:
+        """Let the kernel hibernate if it can, and leave it to the next process of this user.
+
+        Returns whether it is left; then it counts as ended here. Never raises.
+        """
+        return not self._bridge.ended and await self._bridge.run(self._leave())
+
+    async def _leave(self) -> bool:
+        kernel = self._kernel
+        try:
+            await self._hibernate()
+        except GvisorKernelError as error:
+            log.info("A kernel does not hibernate: %s", error)
+            return False
+        if kernel is None or not kernel.asleep:
+            return False
+        self._hibernator.leave()
+        kernel.expect_end(restart=False)
+        return True
+
     async def resume(self) -> None:
         """Let a kernel that hibernates go on, and wait until it does.
 
@@ -358,14 +396,7 @@ class SandboxedKernel:
             self._kernel = None
         is_new = self._kernel is None
         if self._kernel is None:
-            self._kernel = await self._open_kernel(plan)
-            self._kernel.run.logs_death = self._logs_death
-            self._kernel.run.on_death = self._note_death
-            self._kernel.call_before_removal(partial(self._on_end, self._kernel))
-            self._kernel.last_look.work = partial(self._look_last, self._kernel)
-            self._kernel.last_look.on_failed = partial(self._tell_failed, self._kernel)
-            if self._keeps_data:
-                self._kernel.service.questions.answer = partial(self._answer, self._kernel)
+            self._kernel = await self._make_kernel(plan)
         kernel = self._kernel
         try:
             if kernel.alive:  # managers may start a kernel twice without an end in between
@@ -423,15 +454,15 @@ class SandboxedKernel:
         if not isinstance(sandbox, SavedSandbox):
             raise get_runtime(plan.spec.runtime).explain_no_snapshots()
         if not kernel.asleep:
-            await self._hibernator.begin(kernel, sandbox)
+            await self._hibernator.begin(kernel, sandbox, plan)
 
-    async def _wake(self, kernel: KernelBridge, saved: SavedKernel, run: SnapshotRun) -> None:
+    async def _wake(self, kernel: KernelBridge, saved: SavedKernel) -> None:
         plan = self._plan
         assert plan is not None
         self._launching, launch = asyncio.current_task(), self._note_launch(plan)
         try:
             with tracing():
-                await launch.start_from(kernel, saved.files, run, saved_in=saved.directory)
+                await launch.start_from(kernel, saved.files, saved.run, saved.directory)
             self._used = sandbox = launch.sandbox
             if sandbox is not None and isinstance(sandbox, SavedSandbox):
                 await self._workers.run(sandbox.note_saved, 0.0)
@@ -442,14 +473,24 @@ class SandboxedKernel:
     def _watch(self, kernel: KernelBridge, launch: Launch) -> None:
         sandbox = launch.sandbox
         if sandbox is not None and isinstance(sandbox, SavedSandbox):
-            seconds = launch.plan.spec.hibernate_idle_timeout
-            self._hibernator.watch(kernel, sandbox, seconds)
+            self._hibernator.watch(kernel, sandbox, launch.plan)
 
     async def _launch_from(self, plan: KernelPlan, files: Path, run: SnapshotRun) -> Address:
         self._plan, launch = plan, self._note_launch(plan)
         self._kernel = await self._open_kernel(plan)
         await launch.start_from(self._kernel, files, run)
         return self._kernel.address
+
+    async def _make_kernel(self, plan: KernelPlan) -> KernelBridge:
+        kernel = await self._open_kernel(plan)
+        kernel.run.logs_death = self._logs_death
+        kernel.run.on_death = self._note_death
+        kernel.call_before_removal(partial(self._on_end, kernel))
+        kernel.last_look.work = partial(self._look_last, kernel)
+        kernel.last_look.on_failed = partial(self._tell_failed, kernel)
+        if self._keeps_data:
+            kernel.service.questions.answer = partial(self._answer, kernel)
+        return kernel
 
     async def _open_kernel(self, plan: KernelPlan) -> KernelBridge:
         root = state_root() / "sockets"

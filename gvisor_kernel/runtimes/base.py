@@ -282,6 +282,7 @@ class CheckpointedSandbox(Protocol):
 class SavedSandbox(Protocol):
     """A ``CheckpointedSandbox`` whose kernel can hibernate in the sandbox's directory."""
 
+    identity: str
     directory: Path
 
     def memory_used(self) -> int | None:

@@ -75,12 +75,12 @@ def make_listed(directory: Path, record: Record) -> Listed:
 
 def find_state(record: Record) -> State:
     """Return the state of a sandbox by its record and by which of its processes live."""
+    if record.saved:
+        return "hibernated"
     if is_orphan(record):
         return "orphaned"
     if record.machine != this_machine():
         return "elsewhere"
-    if record.saved:
-        return "hibernated"
     if record.ended:
         return "copying" if record.outputs is not None and record.ready else "ended"
     if not record.processes:  # in a Docker engine they are the engine's

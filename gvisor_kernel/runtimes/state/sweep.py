@@ -323,8 +323,26 @@ def sweep_orphans(runtime: str | None = None) -> list[str]:
     return [
         record.identity if record is not None else directory.name
         for directory, record in find_orphans(runtime)
-        if remove_sandbox(directory, record)
+        if _sweep(directory, record)
     ]
+
+
+def _sweep(directory: Path, record: Record | None) -> bool:
+    """End a sandbox, and remove it, but for a kernel that was saved in it."""
+    if record is not None and is_saved(directory, record):
+        retire_sandbox(directory, record)
+        return False
+    return remove_sandbox(directory, record)
+
+
+def has_run(directory: Path) -> bool:
+    """Return whether a sandbox was made in ``directory`` that was not ended wholly."""
+    return Places(directory).runsc.exists()
+
+
+def is_saved(directory: Path, record: Record) -> bool:
+    """Return whether a sandbox's kernel was saved in its directory, from which it can go on."""
+    return record.saved > 0 and (directory / "saved").is_dir()
 
 
 def find_orphans(runtime: str | None = None) -> list[tuple[Path, Record | None]]:
@@ -337,6 +355,8 @@ def find_orphans(runtime: str | None = None) -> list[tuple[Path, Record | None]]
         for directory in records.sandbox_directories():
             record = records.read_record(directory)
             if record is not None and runtime not in (None, record.runtime):
+                continue
+            if record is not None and is_saved(directory, record) and not has_run(directory):
                 continue
             if record is None or records.is_orphan(record):
                 orphans.append((directory, record))
