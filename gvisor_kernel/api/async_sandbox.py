@@ -499,7 +499,7 @@ class AsyncSandbox:
         if runner is None or provisioner is None or provisioner.sandboxed_kernel is None:
             raise SandboxError("The sandbox was not started.", "call start().")
         async with runner.turn:
-            await provisioner.sandboxed_kernel.hibernate()
+            await provisioner.sandboxed_kernel.hibernation.hibernate()
 
     async def _restart(self, runner: Runner) -> None:
         await runner.end_run()

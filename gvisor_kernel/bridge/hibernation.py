@@ -18,6 +18,8 @@ from gvisor_kernel.bridge.service import ServiceCalls
 from gvisor_kernel.errors import NotIdle, SandboxError
 from gvisor_kernel.link import LocalProtocolError
 
+ENDED_STATUS = -9
+"""The exit status of a kernel that was ended while it had no process."""
 QUIET_SECONDS = 5.0
 """Seconds that PID 1 has to read what was sent to it. It takes 5 ms if the sandbox is idle."""
 
@@ -84,15 +86,46 @@ class Hibernation:
         # no timeout: it is finished or undone, by steps that have timeouts
         await asyncio.shield(self._attached.close())
 
-    def adopt(self) -> None:
-        """Begin with a kernel that was saved before."""
+    def adopt(self, saved: SnapshotRun) -> None:
+        """Begin with a kernel that another process has saved.
+
+        :raises LaunchError: when clients cannot connect
+        """
+        self._run.number = saved.run
         self.asleep = self._exchange.held = True
         self._run.begin()
         self._exchange.expose()
 
-    def wake_up(self) -> None:
-        """Note that the kernel runs again, or that it was given up."""
+    def note_awake(self) -> None:
+        """Note that the kernel runs again."""
         self.asleep = self._exchange.held = False
+
+    def end(self) -> None:
+        """Count a kernel that is asleep as ended. What was saved of it is the caller's."""
+        if self.asleep:
+            self.note_awake()
+            self._run.end_expected = True
+            self._run.exit_status = ENDED_STATUS
+            self._run.exited.set()
+            self._exchange.forget_requests()
+
+    @property
+    def on_wanted(self) -> Callable[[], None]:
+        """Called for each message that waits for a kernel that is asleep, or being saved."""
+        return self._exchange.on_held
+
+    @on_wanted.setter
+    def on_wanted(self, callback: Callable[[], None]) -> None:
+        self._exchange.on_held = callback
+
+    @property
+    def has_waiting(self) -> bool:
+        """Return whether a message of a client waits for the kernel."""
+        return not self._exchange.settled
+
+    def refuse_waiting(self, reason: str) -> None:
+        """Answer the requests that wait for the kernel by an error."""
+        self._exchange.refuse_waiting(reason)
 
     def _suspend(self) -> None:
         """Watch neither silence nor memory while the sandbox is written."""

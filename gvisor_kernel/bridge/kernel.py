@@ -160,32 +160,6 @@ class KernelBridge:
         """
         self._attached.before_removal = callback
 
-    def adopt(self, saved: SnapshotRun) -> None:
-        """Begin with a kernel that another process has saved.
-
-        :raises LaunchError: when clients cannot connect
-        """
-        self.run.number = saved.run
-        self.hibernation.adopt()
-
-    @property
-    def on_wanted(self) -> Callable[[], None]:
-        """Called for each message that waits for a kernel that is saved, or being saved."""
-        return self._exchange.on_held
-
-    @on_wanted.setter
-    def on_wanted(self, callback: Callable[[], None]) -> None:
-        self._exchange.on_held = callback
-
-    @property
-    def has_waiting(self) -> bool:
-        """Return whether a message of a client waits for the kernel."""
-        return not self._exchange.settled
-
-    def refuse_waiting(self, reason: str) -> None:
-        """Answer the requests that wait for a saved kernel by an error."""
-        self._exchange.refuse_waiting(reason)
-
     @property
     def _link(self) -> SandboxLink | None:
         return self._exchange.link
@@ -244,7 +218,7 @@ class KernelBridge:
             self._exchange.restoring = False
         origin = "what was saved of it" if wakes else "a snapshot"
         self.note(f"the kernel was restored from {origin}")
-        self.hibernation.wake_up()
+        self.hibernation.note_awake()
         self._exchange.deliver_waiting()
         assert self._link is not None
         self._link.flush()
@@ -330,15 +304,13 @@ class KernelBridge:
         """
         self.run.end_expected = True
         self.run.keep_sandbox = self.run.restarts = restart
-        if self.asleep:
-            self._end_asleep()
+        self.hibernation.end()
         if self._link is not None:
             self._link.suspend_limit(KILL_SECONDS)
 
     async def kill(self) -> None:
         """Kill the kernel, and its sandbox if PID 1 does not report the end in KILL_SECONDS."""
-        if self.asleep:
-            self._end_asleep()
+        self.hibernation.end()
         self.signal(signal.SIGKILL)
         if self._link is not None:
             self._link.suspend_limit(KILL_SECONDS)
@@ -351,13 +323,6 @@ class KernelBridge:
                 self._attached.end_link("PID 1 did not end the kernel")
                 break
         await self._wait_until_finished()
-
-    def _end_asleep(self) -> None:
-        """Count a kernel that hibernates as ended. What was saved of it is the caller's."""
-        self.run.end_expected = True
-        self.run.exit_status = ENDED_STATUS
-        self.run.exited.set()
-        self._exchange.forget_requests()
 
     async def wait_for_end(self) -> None:
         """Wait until a pending end of the kernel or the sandbox is complete.

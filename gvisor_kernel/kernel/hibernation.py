@@ -10,29 +10,109 @@ import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from gvisor_kernel.bridge import KernelBridge, SnapshotRun
-from gvisor_kernel.errors import GvisorKernelError, NotIdle
+from gvisor_kernel.bridge import Bridge, KernelBridge, SnapshotRun
+from gvisor_kernel.errors import GvisorKernelError, LaunchError, NotIdle
 from gvisor_kernel.host.log_files import Limiter
 from gvisor_kernel.kernel.launch import Workers
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.saved_kernel import SavedKernel, save
-from gvisor_kernel.runtimes.base import SavedSandbox
+from gvisor_kernel.runtimes import get_runtime
+from gvisor_kernel.runtimes.base import Sandbox, SavedSandbox
 
 log = logging.getLogger(__name__)
+
+TRIES, RETRY_SECONDS = 4, 0.3
+"""Tries to save a kernel for somebody who wants that now, and the pause after each: one that has
+just begun, or has just replied, has something left to do."""
 
 Wake = Callable[[KernelBridge, SavedKernel], Awaitable[None]]
 """Starts the sandbox in which a saved kernel goes on."""
 
 
 class Hibernator:
-    """The saved kernel of one session, if there is one. ``wake`` raises GvisorKernelError."""
+    """The saved kernel of one session, if there is one.
 
-    def __init__(self, workers: Workers, wake: Wake) -> None:
+    ``find``: returns the session's kernel, its sandbox if there was one, and its plan; or raises
+    LaunchError.
+    ``wake`` raises GvisorKernelError. The first methods may be awaited on any loop.
+    """
+
+    def __init__(
+        self,
+        bridge: Bridge,
+        workers: Workers,
+        find: Callable[[], tuple[KernelBridge, Sandbox | None, KernelPlan]],
+        wake: Wake,
+    ) -> None:
         self.saved: SavedKernel | None = None
+        self._bridge = bridge
         self._workers = workers
+        self._find = find
         self._wake = wake
         self._waking: asyncio.Task[None] | None = None
         self._failures = Limiter()
+
+    # -- from any loop ---------------------------------------------------------------------------
+
+    async def hibernate(self) -> None:
+        """Save the idle kernel on the disk and end its sandbox. The next request lets it go on.
+
+        :raises NotIdle: when it has something to do
+        :raises SnapshotError: when it cannot be saved; it goes on
+        :raises LaunchError: when there is no kernel
+        """
+        if self._bridge.ended:
+            raise LaunchError("There is no kernel: this process is exiting.")
+        await self._bridge.run(self._hibernate())
+
+    async def resume(self) -> None:
+        """Let a kernel that hibernates go on, and wait until it does.
+
+        :raises GvisorKernelError: when it cannot; it stays saved
+        """
+        if not self._bridge.ended:
+            await self._bridge.run(self._resume())
+
+    async def leave(self) -> bool:
+        """Let the kernel hibernate if it can, and leave it to the next process of this user.
+
+        Returns whether it is left; then it counts as ended here. Never raises.
+        """
+        return not self._bridge.ended and await self._bridge.run(self._leave())
+
+    # -- on the bridge's loop --------------------------------------------------------------------
+
+    async def _hibernate(self) -> None:
+        kernel, sandbox, plan = self._find()
+        if kernel.asleep:
+            return
+        if sandbox is None or not isinstance(sandbox, SavedSandbox):
+            raise get_runtime(plan.spec.runtime).explain_no_snapshots()
+        for _ in range(TRIES - 1):
+            try:
+                await self.begin(kernel, sandbox, plan)
+                return
+            except NotIdle:
+                await asyncio.sleep(RETRY_SECONDS)
+        await self.begin(kernel, sandbox, plan)
+
+    async def _resume(self) -> None:
+        if self._waking is None:
+            self.want(self._find()[0])
+        if self._waking is not None:
+            # no timeout: it is finished or undone, by steps that have timeouts
+            await asyncio.shield(self._waking)
+
+    async def _leave(self) -> bool:
+        try:
+            await self._hibernate()
+            kernel, _, _ = self._find()
+        except GvisorKernelError as error:
+            log.info("A kernel does not hibernate: %s", error)
+            return False
+        self.saved = None
+        kernel.expect_end(restart=False)
+        return True
 
     def watch(self, kernel: KernelBridge, sandbox: SavedSandbox, plan: KernelPlan) -> None:
         """Let ``kernel`` hibernate when it has had nothing to do for its setting's time."""
@@ -70,48 +150,35 @@ class Hibernator:
                 await self._workers.run(saved.discard)
             await self._workers.run(sandbox.note_saved, 0.0)
 
-        kernel.on_wanted = partial(self.want, kernel)
+        kernel.hibernation.on_wanted = partial(self.want, kernel)
         await kernel.hibernation.begin(write, undo)
         self.saved = saved
-        if kernel.has_waiting:  # it came while the sandbox was ended
+        if kernel.hibernation.has_waiting:  # it came while the sandbox was ended
             self.want(kernel)
 
     def adopt(self, kernel: KernelBridge, saved: SavedKernel) -> None:
         """Take over a kernel that another process has saved."""
         self.saved = saved
-        kernel.on_wanted = partial(self.want, kernel)
-        kernel.adopt(saved.run)
+        kernel.hibernation.on_wanted = partial(self.want, kernel)
+        kernel.hibernation.adopt(saved.run)
 
     def want(self, kernel: KernelBridge) -> None:
         """Let the saved kernel go on; nobody waits for it."""
         if self.saved is not None and self._waking is None:
             self._waking = asyncio.get_running_loop().create_task(self._go_on(kernel, self.saved))
-
-    async def wake(self, kernel: KernelBridge) -> None:
-        """Let the saved kernel go on, if there is one, and wait until it does.
-
-        :raises GvisorKernelError: when it cannot; it stays saved
-        """
-        self.want(kernel)
-        if self._waking is not None:
-            # no timeout: it is finished or undone, by steps that have timeouts
-            await asyncio.shield(self._waking)
+            self._waking.add_done_callback(_forget_error)
 
     async def _go_on(self, kernel: KernelBridge, saved: SavedKernel) -> None:
         try:
             await self._wake(kernel, saved)
         except GvisorKernelError as error:
-            kernel.refuse_waiting(explain(error))
+            kernel.hibernation.refuse_waiting(explain(error))
             log.error("%s does not go on: %s", kernel.identity.name, error)
-        else:
-            self.saved = None
-            await self._workers.run(saved.discard)
+            raise
         finally:
             self._waking = None
-
-    def leave(self) -> None:
-        """Leave what was saved to the next process."""
         self.saved = None
+        await self._workers.run(saved.discard)
 
     async def end(self, kernel: KernelBridge) -> None:
         """Give the saved kernel up, and remove it. Idempotent."""
@@ -120,9 +187,14 @@ class Hibernator:
             waking.cancel()
             # no timeout: it is finished or undone, by steps that have timeouts
             await asyncio.wait({waking})
-        kernel.hibernation.wake_up()
+        kernel.hibernation.note_awake()
         if saved is not None:
             await self._workers.run(saved.remove)
+
+
+def _forget_error(waking: asyncio.Task[None]) -> None:
+    if not waking.cancelled():
+        waking.exception()  # the cell that waited has it
 
 
 def explain(error: GvisorKernelError) -> str:

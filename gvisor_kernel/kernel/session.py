@@ -19,7 +19,7 @@ from gvisor_kernel.bridge import Address, Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.bridge.deaths import Death, End
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 from gvisor_kernel.config.settings import DEFAULTS, NEW_FILES
-from gvisor_kernel.errors import GvisorKernelError, LaunchError, SandboxError, StartStopped
+from gvisor_kernel.errors import LaunchError, SandboxError, StartStopped
 from gvisor_kernel.host.open_files import make_room
 from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.kernel.facts import Died, KernelEvents, KernelFacts, Start, Started, State
@@ -82,7 +82,7 @@ class SandboxedKernel:
         self.started = 0.0
         """Unix time at which the sandbox was started for this kernel."""
         self._workers = Workers()
-        self._hibernator = Hibernator(self._workers, self._wake)
+        self.hibernation = Hibernator(self._bridge, self._workers, self._find_parts, self._wake)
         self._start_facts: Start | None = None
         self._last_death: Death | None = None
         self._used: Sandbox | None = None
@@ -187,63 +187,6 @@ class SandboxedKernel:
             raise LaunchError("No kernel can be started: this process is exiting.")
         return await self._bridge.run(self._launch(plan))
 
-    async def hibernate(self) -> None:
-        """Save the idle kernel on the disk and end its sandbox. The next request lets it go on.
-
-        :raises NotIdle: when it has something to do
-        :raises SnapshotError: when it cannot be saved; it goes on
-        :raises LaunchError: when there is no kernel
-        """
-        if self._bridge.ended:
-            raise LaunchError("There is no kernel: this process is exiting.")
-        await self._bridge.run(self._hibernate())
-
-    async def adopt(self, plan: KernelPlan, saved: SavedKernel) -> Address:
-        """Take over a kernel that another process has saved; the first request lets it go on.
-
-        Instead of the first ``launch``. ``plan``: of ``SavedKernel.adapt``.
-
-        :raises LaunchError: when clients cannot connect
-        """
-        if self._bridge.ended:
-            raise LaunchError("No kernel can be taken over: this process is exiting.")
-        return await self._bridge.run(self._adopt(plan, saved))
-
-    async def _adopt(self, plan: KernelPlan, saved: SavedKernel) -> Address:
-        self._plan = plan
-        self._kernel = kernel = await self._make_kernel(plan)
-        self._note_launch(plan)
-        self._hibernator.adopt(kernel, saved)
-        return kernel.address
-
-    async def leave(self) -> bool:
-        """Let the kernel hibernate if it can, and leave it to the next process of this user.
-
-        Returns whether it is left; then it counts as ended here. Never raises.
-        """
-        return not self._bridge.ended and await self._bridge.run(self._leave())
-
-    async def _leave(self) -> bool:
-        kernel = self._kernel
-        try:
-            await self._hibernate()
-        except GvisorKernelError as error:
-            log.info("A kernel does not hibernate: %s", error)
-            return False
-        if kernel is None or not kernel.asleep:
-            return False
-        self._hibernator.leave()
-        kernel.expect_end(restart=False)
-        return True
-
-    async def resume(self) -> None:
-        """Let a kernel that hibernates go on, and wait until it does.
-
-        :raises GvisorKernelError: when it cannot; it stays saved
-        """
-        if self._kernel is not None and not self._bridge.ended:
-            await self._bridge.run(self._hibernator.wake(self._kernel))
-
     async def signal(self, signum: int) -> None:
         """Signal the kernel and its children, if there is a kernel."""
         if self._kernel is not None and not self._bridge.ended:
@@ -260,7 +203,7 @@ class SandboxedKernel:
         :raises SandboxError: when no kernel runs, or too many calls are under way
         """
         if self._kernel is not None and self._kernel.asleep:
-            await self.resume()
+            await self.hibernation.resume()
         if self._kernel is None or self._bridge.ended:
             raise SandboxError("The sandbox cannot be asked: this process has no kernel in it.")
         return await SandboxCall.begin(self._bridge, self._kernel.service, content, data)
@@ -318,7 +261,7 @@ class SandboxedKernel:
         kernel, self._kernel = self._kernel, None
         self._forget_sandbox()
         if kernel is not None:
-            await self._hibernator.end(kernel)
+            await self.hibernation.end(kernel)
             await self._bridge.close_kernel(kernel)
 
     def _applies_new(self, kernel: KernelBridge) -> bool:
@@ -403,7 +346,7 @@ class SandboxedKernel:
                 kernel.expect_end(restart=True)
                 await kernel.kill()
             await kernel.wait_for_end()
-            await self._hibernator.end(kernel)
+            await self.hibernation.end(kernel)
             if await launch.start_in_kept(kernel, self._plan):
                 return kernel.address
             await kernel.end_sandbox()
@@ -447,14 +390,32 @@ class SandboxedKernel:
         """
         return await self._bridge.run(self._launch_from(plan, files, run))
 
-    async def _hibernate(self) -> None:
+    def _find_parts(self) -> tuple[KernelBridge, Sandbox | None, KernelPlan]:
+        """Return what makes up this kernel, asleep or not.
+
+        :raises LaunchError: when there is none, or it is being started
+        """
         kernel, sandbox, plan = self._kernel, self.sandbox, self._plan
-        if kernel is None or sandbox is None or plan is None or self._launching is not None:
+        if kernel is None or plan is None or self._launching is not None:
             raise LaunchError("There is no kernel that could hibernate.")
-        if not isinstance(sandbox, SavedSandbox):
-            raise get_runtime(plan.spec.runtime).explain_no_snapshots()
-        if not kernel.asleep:
-            await self._hibernator.begin(kernel, sandbox, plan)
+        return kernel, sandbox, plan
+
+    async def adopt(self, plan: KernelPlan, saved: SavedKernel) -> Address:
+        """Take over a kernel that another process has saved, in place of the first ``launch``; the
+        first request lets it go on. ``plan``: of ``SavedKernel.adapt``.
+
+        :raises LaunchError: when clients cannot connect
+        """
+        if self._bridge.ended:
+            raise LaunchError("No kernel can be taken over: this process is exiting.")
+        return await self._bridge.run(self._adopt(plan, saved))
+
+    async def _adopt(self, plan: KernelPlan, saved: SavedKernel) -> Address:
+        self._plan = plan
+        self._kernel = kernel = await self._make_kernel(plan)
+        self._note_launch(plan)
+        self.hibernation.adopt(kernel, saved)
+        return kernel.address
 
     async def _wake(self, kernel: KernelBridge, saved: SavedKernel) -> None:
         plan = self._plan
@@ -473,7 +434,7 @@ class SandboxedKernel:
     def _watch(self, kernel: KernelBridge, launch: Launch) -> None:
         sandbox = launch.sandbox
         if sandbox is not None and isinstance(sandbox, SavedSandbox):
-            self._hibernator.watch(kernel, sandbox, launch.plan)
+            self.hibernation.watch(kernel, sandbox, launch.plan)
 
     async def _launch_from(self, plan: KernelPlan, files: Path, run: SnapshotRun) -> Address:
         self._plan, launch = plan, self._note_launch(plan)

@@ -132,7 +132,7 @@ async def send_in_each_gap() -> None:
         kernel = sandbox._provisioner.sandboxed_kernel  # type: ignore[union-attr]
         assert kernel is not None
         for gap in range(12):
-            saving = asyncio.ensure_future(kernel.hibernate())
+            saving = asyncio.ensure_future(kernel.hibernation.hibernate())
             await asyncio.sleep(0.03 * gap)  # not a wait: each round hits another step
             execution = await sandbox.run("n += 1; n")
             assert execution.text == str(gap + 1)
