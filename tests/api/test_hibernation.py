@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
 import os
@@ -88,7 +89,7 @@ def test_all_goes_on_as_it_was(sandbox: Sandbox) -> None:
         execution = sandbox.run(GO_ON)
         assert execution.error is None
         files = [True] * 4
-        assert eval(execution.text or "") == (
+        assert ast.literal_eval(execution.text or "") == (
             *(n, "yes", "/workspace/deep", files, "half" + "".join(map(str, range(1, n + 1)))),
             *("still", n + 1, b"%d\n" % n, b"under way" if n == 1 else b"", n + 1, True, True),
         )
@@ -159,7 +160,7 @@ def test_a_save_that_fails_leaves_the_kernel(sandbox: Sandbox) -> None:
     sandbox.run("x = 5")
     directory = find_listed(sandbox).directory
     (directory / "saving").symlink_to("/nonexistent")  # as if the folder could not be made
-    os.rename(directory / "saving", directory / "saved")
+    (directory / "saving").rename(directory / "saved")
     with pytest.raises(SnapshotError):
         sandbox.hibernate()
     (directory / "saved").unlink()
