@@ -355,6 +355,9 @@ class RuntimeEntry:
     whether nothing of it is left; then it is not tried again. It gets the directory, the
     ``Record``, and for how many seconds outputs may be copied (None: as long as at an end). Never
     raises, and may be called twice. None: there is nothing else."""
+    save: Callable[[Path, Any], bool] | None = None
+    """Saves the kernel of a sandbox whose owner has died, as if that had let it hibernate, and
+    returns whether it did. It gets the directory and the ``Record``. Never raises."""
     measure: Callable[[Any], int | None] | None = None
     """Returns how many bytes of memory the sandbox of a ``Record`` holds, for ``list``; None if
     that is not known."""

@@ -1,17 +1,13 @@
 """A kernel that is saved in its sandbox's directory. All functions block.
 
-    sandboxes/<id>/  saved/kernel.json   what it is, and how it was started
-                     saved/image/        what the runtime wrote
-                     saving/             the same, not complete yet
-
-Such a sandbox keeps its record, its log, its transcript and its names on the host. When a kernel is
-saved, and when it goes on, is decided in ``hibernation``. What was saved outlives its process:
-another one of the same user may take it over, once its owner has ended.
+``runtimes/state/saved`` has the places. Such a sandbox keeps its record, its log, its transcript
+and its names on the host. When a kernel is saved, and when it goes on, is decided in
+``hibernation``. What was saved outlives its process: another one of the same user may take it over,
+once its owner has ended.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -22,10 +18,11 @@ from typing import Any
 
 from gvisor_kernel.bridge import SnapshotRun
 from gvisor_kernel.errors import SnapshotError, StateError
-from gvisor_kernel.host.private_directories import read_file, write_file
+from gvisor_kernel.host.private_directories import read_file, replace_file
 from gvisor_kernel.kernel.plan import KernelPlan, read_plan, write_plan
 from gvisor_kernel.runtimes.base import SavedSandbox
 from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state.saved import IMAGE, NOTE, SAVED, write_saved
 from gvisor_kernel.runtimes.state.sweep import remove_sandbox
 from gvisor_kernel.shown_text import describe_size
 from gvisor_kernel.snapshots.snapshot import measure
@@ -66,7 +63,7 @@ class SavedKernel:
     @property
     def files(self) -> Path:
         """The directory that a runtime restores from."""
-        return self.directory / "saved" / "image"
+        return self.directory / SAVED / IMAGE
 
     def adapt(self, plan: KernelPlan) -> KernelPlan:
         """Return ``plan``, for a kernel of the same name and folder, as this one was started.
@@ -87,7 +84,7 @@ class SavedKernel:
 
     def discard(self) -> None:
         """Remove what was saved; the directory stays. Never raises."""
-        shutil.rmtree(self.directory / "saved", ignore_errors=True)
+        shutil.rmtree(self.directory / SAVED, ignore_errors=True)
 
     def remove(self) -> None:
         """Remove the directory with all that belongs to the sandbox. Never raises."""
@@ -107,40 +104,35 @@ def save(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> SavedKern
             f" has {describe_size(free)} left.",
             "free disk space there, or set XDG_STATE_HOME to another place.",
         )
-    saving, image = directory / "saving", directory / "saving" / "image"
-    shutil.rmtree(saving, ignore_errors=True)
-    bare = replace(plan, request=replace(plan.request, environment={}))
-    file = _File(run.run, run.key, write_plan(bare), time.time())
-    try:
-        saving.mkdir(mode=0o700)
-        image.mkdir(mode=0o700)
+    note = _make_note(plan, run, time.time())
+
+    def write_image(image: Path) -> None:
         sandbox.checkpoint(image, SAVE_SECONDS, goes_on=True)
-        for path in image.iterdir():
-            path.chmod(0o600)
-            _flush(path)
-        write_file(saving / "kernel.json", write_json(file))
-        size = measure(image)
-        shutil.rmtree(directory / "saved", ignore_errors=True)
-        saving.rename(directory / "saved")
-        _flush(directory)
+
+    try:
+        write_saved(directory, write_json(note), write_image)
     except OSError as error:
         raise SnapshotError(
             f"The kernel cannot be saved in {directory}: {error.strerror}.",
             "check whether the disk is full or read-only.",
         ) from error
-    finally:
-        shutil.rmtree(saving, ignore_errors=True)
-    sandbox.note_saved(file.saved)
-    return SavedKernel(directory, sandbox.identity, run, file.plan, size, file.saved)
+    sandbox.note_saved(note.saved)
+    size = measure(directory / SAVED / IMAGE)
+    return SavedKernel(directory, sandbox.identity, run, note.plan, size, note.saved)
 
 
-def _flush(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def note_start(directory: Path, plan: KernelPlan, run: SnapshotRun) -> None:
+    """Write what another process needs to let this kernel go on, if this one is killed.
+
+    Never raises: without it the kernel ends with this process.
+    """
+    with suppress(OSError):
+        replace_file(directory / NOTE, write_json(_make_note(plan, run, 0.0)))
+
+
+def _make_note(plan: KernelPlan, run: SnapshotRun, saved: float) -> _File:
+    bare = replace(plan, request=replace(plan.request, environment={}))
+    return _File(run.run, run.key, write_plan(bare), saved)
 
 
 def find_saved(kernel_id: str) -> SavedKernel | None:
@@ -148,7 +140,7 @@ def find_saved(kernel_id: str) -> SavedKernel | None:
 
     :raises StateError: when the state directory cannot be used
     """
-    found = [path for path in records.sandbox_directories() if (path / "saved").is_dir()]
+    found = [path for path in records.sandbox_directories() if (path / SAVED).is_dir()]
     if not found:
         return None
     with records.locked():
@@ -169,9 +161,9 @@ def find_saved(kernel_id: str) -> SavedKernel | None:
 
 def _read(directory: Path, identity: str) -> SavedKernel | None:
     with suppress(OSError, ValueError, StateError):
-        text = read_file(directory / "saved" / "kernel.json", MAX_FILE)
+        text = read_file(directory / SAVED / NOTE, MAX_FILE)
         file = read_json(text, _File, MAX_FILE)
         run = SnapshotRun(file.run, file.key)
-        size = measure(directory / "saved" / "image")
+        size = measure(directory / SAVED / IMAGE)
         return SavedKernel(directory, identity, run, file.plan, size, file.saved)
     return None

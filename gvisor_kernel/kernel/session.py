@@ -19,7 +19,7 @@ from gvisor_kernel.bridge import Address, Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.bridge.deaths import Death, End
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 from gvisor_kernel.config.settings import DEFAULTS, NEW_FILES
-from gvisor_kernel.errors import LaunchError, SandboxError, StartStopped
+from gvisor_kernel.errors import LaunchError, NotIdle, SandboxError, StartStopped
 from gvisor_kernel.host.open_files import make_room
 from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.kernel.facts import Died, KernelEvents, KernelFacts, Start, Started, State
@@ -29,7 +29,7 @@ from gvisor_kernel.kernel.launch import Launch, Workers, run_beside
 from gvisor_kernel.kernel.learned_modules import ImportReports, find_kind, read_report
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
-from gvisor_kernel.kernel.saved_kernel import SavedKernel
+from gvisor_kernel.kernel.saved_kernel import SavedKernel, note_start
 from gvisor_kernel.kernel.workspace import JudgeLeft, find_host_path, tell_end
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import CheckpointedSandbox, Sandbox, SavedSandbox
@@ -396,8 +396,10 @@ class SandboxedKernel:
         :raises LaunchError: when there is none, or it is being started
         """
         kernel, sandbox, plan = self._kernel, self.sandbox, self._plan
-        if kernel is None or plan is None or self._launching is not None:
+        if kernel is None or plan is None or self.find_end() is not None:
             raise LaunchError("There is no kernel that could hibernate.")
+        if self._launching is not None:
+            raise NotIdle("The kernel is being started.")
         return kernel, sandbox, plan
 
     async def adopt(self, plan: KernelPlan, saved: SavedKernel) -> Address:
@@ -435,6 +437,8 @@ class SandboxedKernel:
         sandbox = launch.sandbox
         if sandbox is not None and isinstance(sandbox, SavedSandbox):
             self.hibernation.watch(kernel, sandbox, launch.plan)
+            if launch.plan.lasts:
+                run_beside(note_start, sandbox.directory, launch.plan, kernel.snapshot_run)
 
     async def _launch_from(self, plan: KernelPlan, files: Path, run: SnapshotRun) -> Address:
         self._plan, launch = plan, self._note_launch(plan)
