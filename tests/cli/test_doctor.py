@@ -258,7 +258,7 @@ def test_kernel_check_fails_if_kernel_program_does_not_start(
     program: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = replace(kernel._make_plan(), argv=(program,))
-    monkeypatch.setattr(kernel, "_make_plan", lambda: plan)
+    monkeypatch.setattr(kernel, "_make_plan", lambda *_: plan)
     (check,) = run_check("kernel", 40, kernel.check_kernel)
     assert check.state == "failed"
     assert words in check.fact

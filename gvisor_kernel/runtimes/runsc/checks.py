@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import platform
 import re
+import secrets
 import shlex
-import tempfile
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from gvisor_kernel.errors import RuntimeMissing
 from gvisor_kernel.host.bounded import run_command
 from gvisor_kernel.runtimes.checks import Check, RuntimeCheck, failed, ok, warning
 from gvisor_kernel.runtimes.runsc.command_line import Runsc, command_flags, find_runsc
+from gvisor_kernel.runtimes.runsc.staging import choose_stage
 
 INSTALL_RUNSC = "sudo apt-get install runsc   # or see https://gvisor.dev/docs/user_guide/install/"
 UPGRADE = "install a current release of gVisor: https://gvisor.dev/docs/user_guide/install/"
@@ -32,10 +33,13 @@ CHECKPOINT_FLAGS = {
 """Optional flags of ``runsc checkpoint``, and what happens without each."""
 
 
-def check_runsc() -> list[Check]:
-    """Check that runsc is there, that its release is recent, and which features it lacks."""
+def check_runsc(choice: str = "") -> list[Check]:
+    """Check that runsc is there, that its release is recent, and which features it lacks.
+
+    ``choice``: as in ``find_runsc``.
+    """
     try:
-        runsc = find_runsc()
+        runsc = find_runsc(choice)
     except RuntimeMissing as error:
         return [failed(error.fact.rstrip("."), INSTALL_RUNSC)]
     today = datetime.now(UTC).date()
@@ -92,19 +96,26 @@ def find_missing_features(runsc: Runsc) -> list[str]:
 # The platform.
 
 
-def check_platform() -> Check:
-    """Start a sandbox with ``runsc do`` and run uname in it. Never on kvm: that can hang."""
+def check_platform(choice: str = "") -> Check:
+    """Start a sandbox with ``runsc do`` and run uname in it. Never on kvm: that can hang.
+
+    ``choice``: as in ``find_runsc``. Nothing is left, also if this process is killed: runsc ends
+    with it, and its state is on a file system of its own.
+    """
     try:
-        runsc = find_runsc().path
+        runsc = find_runsc(choice).path
     except RuntimeMissing:
         return failed("not tested, because runsc is missing", INSTALL_RUNSC)
-    with tempfile.TemporaryDirectory(prefix="gvisor-kernel-doctor-") as root:
-        argv = ["unshare", "-Ur", runsc, "--root", root, "--network=none", "--ignore-cgroups"]
-        argv += ["--platform=systrap", "do", "-quiet", "-cwd", "/", "/bin/uname", "-sr"]
-        try:
-            outcome = run_command(argv, 15, mark=root)
-        except OSError as error:
-            return failed(f"unshare: {error.strerror}", "sudo apt-get install util-linux")
+    stage = choose_stage([runsc]).directory
+    root = f"{stage}/gvisor-kernel-doctor-{secrets.token_hex(8)}"
+    argv = ["setpriv", "--pdeathsig", "KILL", "unshare", "-Urm", "/bin/sh", "-c"]
+    argv += ['mount -t tmpfs gvisor-kernel "$0" && exec "$@"', stage]
+    argv += [runsc, "--root", root, "--network=none", "--ignore-cgroups"]
+    argv += ["--platform=systrap", "do", "-quiet", "-cwd", "/", "/bin/uname", "-sr"]
+    try:
+        outcome = run_command(argv, 15, mark=root)
+    except OSError as error:
+        return failed(f"setpriv: {error.strerror}", "sudo apt-get install util-linux")
     retry = f"unshare -Ur {shlex.quote(runsc)} --network=none --ignore-cgroups do /bin/true"
     if outcome.status is None:
         return failed("a systrap sandbox did not start within 15 s", retry)

@@ -118,14 +118,15 @@ _commands: dict[tuple[Runsc, str], frozenset[str]] = {}
 _lock = ThreadLock()
 
 
-def find_runsc() -> Runsc:
-    """Return the runsc of this host.
+def find_runsc(choice: str = "") -> Runsc:
+    """Return the runsc of this host, or that at the absolute path ``choice``.
 
     Blocks for up to ANSWER_SECONDS when no process of this user has asked this program before.
 
     :raises RuntimeMissing: when it is not installed, does not answer, or lacks a needed flag
     """
-    path = shutil.which("runsc", path=os.environ.get("PATH", os.defpath) + ":" + EXTRA_PATH)
+    places = os.environ.get("PATH", os.defpath) + ":" + EXTRA_PATH
+    path = choice or shutil.which("runsc", path=places)
     if path is None:
         raise RuntimeMissing("The program runsc (gVisor) is not installed.", INSTALL)
     path = os.path.realpath(path)
