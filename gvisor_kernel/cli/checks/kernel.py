@@ -145,8 +145,8 @@ def _check_idle(kernel: SandboxedKernel) -> list[Check]:
     return [
         warning(
             f"{fact}, and kernels of {', '.join(names)} are never paused, as idle_stop is false",
-            "set idle_stop to true, or use a current gVisor, with which it is less than"
-            f" {100 * MAX_IDLE_SHARE:.0f} %",
+            "gvisor-kernel runsc install   # a current gVisor, with which it is less than"
+            f" {100 * MAX_IDLE_SHARE:.0f} %; or set idle_stop to true",
             name="idle kernel",
         )
     ]

@@ -21,8 +21,7 @@ from gvisor_kernel.runtimes.checks import Check, RuntimeCheck, failed, ok, warni
 from gvisor_kernel.runtimes.runsc.command_line import Runsc, command_flags, find_runsc
 from gvisor_kernel.runtimes.runsc.staging import choose_stage
 
-INSTALL_RUNSC = "sudo apt-get install runsc   # or see https://gvisor.dev/docs/user_guide/install/"
-UPGRADE = "install a current release of gVisor: https://gvisor.dev/docs/user_guide/install/"
+INSTALL_RUNSC = "gvisor-kernel runsc install   # a current gVisor, for this user; as root, for all"
 MAX_AGE_DAYS = 365
 """gVisor makes a release each week, and fixes security issues in the newest only."""
 
@@ -48,18 +47,18 @@ def check_runsc(choice: str = "") -> list[Check]:
     fact = f"{runsc.path}{sidecars}, release {runsc.version.removeprefix('0.0~')}"
     if released is None:
         fact = f"{fact}; the age cannot be told from this version"
-        checks = [warning(fact, UPGRADE)]
+        checks = [warning(fact, INSTALL_RUNSC)]
     else:
         days = (today - released).days
         fact = f"{fact} of {released.isoformat()}, {describe_age(days)} old"
         checks = [
-            warning(f"{fact}: later security fixes are missing", UPGRADE)
+            warning(f"{fact}: later security fixes are missing", INSTALL_RUNSC)
             if days > MAX_AGE_DAYS
             else ok(fact)
         ]
     missing = find_missing_features(runsc)
     if missing:
-        checks.append(warning("; ".join(missing), UPGRADE, name="runsc features"))
+        checks.append(warning("; ".join(missing), INSTALL_RUNSC, name="runsc features"))
     return checks
 
 
@@ -95,6 +94,9 @@ def find_missing_features(runsc: Runsc) -> list[str]:
 
 # The platform.
 
+PLATFORM_SECONDS = 15.0
+"""Seconds that a sandbox may take for its start and its end."""
+
 
 def check_platform(choice: str = "") -> Check:
     """Start a sandbox with ``runsc do`` and run uname in it. Never on kvm: that can hang.
@@ -113,12 +115,13 @@ def check_platform(choice: str = "") -> Check:
     argv += [runsc, "--root", root, "--network=none", "--ignore-cgroups"]
     argv += ["--platform=systrap", "do", "-quiet", "-cwd", "/", "/bin/uname", "-sr"]
     try:
-        outcome = run_command(argv, 15, mark=root)
+        outcome = run_command(argv, PLATFORM_SECONDS, mark=root)
     except OSError as error:
         return failed(f"setpriv: {error.strerror}", "sudo apt-get install util-linux")
     retry = f"unshare -Ur {shlex.quote(runsc)} --network=none --ignore-cgroups do /bin/true"
     if outcome.status is None:
-        return failed("a systrap sandbox did not start within 15 s", retry)
+        words = f"a systrap sandbox did not end within {PLATFORM_SECONDS:g} s"
+        return failed(words, retry)
     last = outcome.output.splitlines()[-1] if outcome.output else "no output"
     if outcome.status != 0:
         return failed(f"a systrap sandbox ended with status {outcome.status}: {last[:300]}", retry)
