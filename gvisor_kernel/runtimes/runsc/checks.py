@@ -11,14 +11,16 @@ import platform
 import re
 import secrets
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
+from itertools import chain
 from pathlib import Path
 
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import RuntimeMissing
 from gvisor_kernel.host.bounded import run_command
 from gvisor_kernel.runtimes.checks import Check, RuntimeCheck, failed, ok, warning
-from gvisor_kernel.runtimes.runsc.command_line import Runsc, command_flags, find_runsc
+from gvisor_kernel.runtimes.runsc.command_line import INSTALL, Runsc, command_flags, find_runsc
 from gvisor_kernel.runtimes.runsc.staging import choose_stage
 
 INSTALL_RUNSC = "gvisor-kernel runsc install   # a current gVisor, for this user; as root, for all"
@@ -35,12 +37,13 @@ CHECKPOINT_FLAGS = {
 def check_runsc(choice: str = "") -> list[Check]:
     """Check that runsc is there, that its release is recent, and which features it lacks.
 
-    ``choice``: as in ``find_runsc``.
+    ``choice``: a value of the setting ``runsc``.
     """
     try:
         runsc = find_runsc(choice)
     except RuntimeMissing as error:
-        return [failed(error.fact.rstrip("."), INSTALL_RUNSC)]
+        hint = INSTALL_RUNSC if INSTALL in error.hint else error.hint
+        return [failed(error.fact.rstrip("."), hint)]
     today = datetime.now(UTC).date()
     released = find_release_date(runsc.version, today)
     sidecars = f" (with {', '.join(runsc.sidecars)})" if runsc.sidecars else ""
@@ -101,7 +104,7 @@ PLATFORM_SECONDS = 15.0
 def check_platform(choice: str = "") -> Check:
     """Start a sandbox with ``runsc do`` and run uname in it. Never on kvm: that can hang.
 
-    ``choice``: as in ``find_runsc``. Nothing is left, also if this process is killed: runsc ends
+    ``choice``: as in ``check_runsc``. Nothing is left, also if this process is killed: runsc ends
     with it, and its state is on a file system of its own.
     """
     try:
@@ -266,9 +269,14 @@ def check_cgroups(
     )
 
 
+def find_choices(specs: Sequence[SandboxSpec]) -> list[str]:
+    """Return the values of the setting ``runsc``."""
+    return sorted({spec.runsc for spec in specs}) or [""]
+
+
 CHECKS = (
-    RuntimeCheck("runsc", 10, lambda specs: check_runsc()),
-    RuntimeCheck("platform", 20, lambda specs: [check_platform()]),
+    RuntimeCheck("runsc", 10, lambda specs: [*chain(*map(check_runsc, find_choices(specs)))]),
+    RuntimeCheck("platform", 20, lambda specs: [*map(check_platform, find_choices(specs))]),
     RuntimeCheck("user namespaces", 10, lambda specs: [check_userns()]),
     RuntimeCheck("seccomp", 5, lambda specs: [check_seccomp()]),
     RuntimeCheck("cgroups", 5, lambda specs: [check_cgroups()]),
