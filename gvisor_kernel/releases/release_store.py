@@ -316,6 +316,7 @@ def _check_store(root: Path) -> bool:
     :raises ReleaseError: when somebody else could change it
     """
     try:
+        root.lstat()  # where there is none, nothing is asked of the folders above
         if root != SHARED:
             check_parents(root)
             _check(root, os.geteuid(), folder=True)
