@@ -172,6 +172,11 @@ def write() -> Iterator[Path]:
     """
     root = make_store()
     with translated_errors():
+        if os.statvfs(root).f_flag & os.ST_NOEXEC:
+            raise ReleaseError(
+                f"No program can be run in {root}: it is on a file system that is mounted noexec.",
+                "mount it without noexec, or let XDG_DATA_HOME name a folder elsewhere.",
+            )
         with locked_directory(root):
             sweep(root)
         with new_entry(root) as draft:
@@ -357,12 +362,14 @@ def _load(root: Path, name: str) -> Release:
 
 
 def _check(path: Path, owner: int, *, folder: bool = False) -> None:
-    """Check that only ``owner`` can change a file or a folder, and that it is no link."""
+    """Check that only ``owner`` can change a file or a folder, and that it is no link. In a sticky
+    folder such as /tmp nobody can rename what is the owner's."""
     status = path.lstat()
     kind = stat.S_ISDIR if folder else stat.S_ISREG
     if not kind(status.st_mode):
         raise PermissionError(f"{path} is no {'folder' if folder else 'file'}")
-    if status.st_uid != owner or status.st_mode & 0o022:
+    shared = status.st_mode & 0o022 and not (folder and status.st_mode & stat.S_ISVTX)
+    if status.st_uid != owner or shared:
         raise PermissionError(
             f"{path} belongs to uid {status.st_uid} and has the mode"
             f" {stat.S_IMODE(status.st_mode):o}"
