@@ -22,7 +22,7 @@ from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, StateError
 from gvisor_kernel.host.locks import PerProcess
 from gvisor_kernel.kernel.learned_modules import find_outdated, with_learned
-from gvisor_kernel.kernel.plan import KernelPlan, without_routes
+from gvisor_kernel.kernel.plan import KernelPlan, fix_program, without_routes
 from gvisor_kernel.kernel.restore import Restored, find_obstacle, find_snapshot, read_meta, restore
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.runtimes import get_runtime, get_snapshot_runtime
@@ -281,6 +281,7 @@ def prepare(plan: KernelPlan) -> Step:
     """
     if not may_prepare(plan):
         return "nothing"
+    plan = fix_program(plan)
     if not renew(plan):
         return "snapshot"
     if not plan.spec.spare:
@@ -295,6 +296,7 @@ def renew(plan: KernelPlan) -> bool:
 
     :raises GvisorKernelError: see ``prepare``
     """
+    plan = fix_program(plan)
     found = find_snapshot(plan)
     wanted = with_learned(plan) if found is None else find_outdated(plan, read_meta(found))
     if wanted is not None:

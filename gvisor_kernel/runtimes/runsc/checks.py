@@ -11,10 +11,12 @@ import platform
 import re
 import shlex
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
+from itertools import chain
 from pathlib import Path
 
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import RuntimeMissing
 from gvisor_kernel.host.bounded import run_command
 from gvisor_kernel.runtimes.checks import Check, RuntimeCheck, failed, ok, warning
@@ -32,10 +34,13 @@ CHECKPOINT_FLAGS = {
 """Optional flags of ``runsc checkpoint``, and what happens without each."""
 
 
-def check_runsc() -> list[Check]:
-    """Check that runsc is there, that its release is recent, and which features it lacks."""
+def check_runsc(choice: str = "") -> list[Check]:
+    """Check that runsc is there, that its release is recent, and which features it lacks.
+
+    ``choice``: a value of the setting ``runsc``.
+    """
     try:
-        runsc = find_runsc()
+        runsc = find_runsc(choice)
     except RuntimeMissing as error:
         return [failed(error.fact.rstrip("."), INSTALL_RUNSC)]
     today = datetime.now(UTC).date()
@@ -92,10 +97,10 @@ def find_missing_features(runsc: Runsc) -> list[str]:
 # The platform.
 
 
-def check_platform() -> Check:
+def check_platform(choice: str = "") -> Check:
     """Start a sandbox with ``runsc do`` and run uname in it. Never on kvm: that can hang."""
     try:
-        runsc = find_runsc().path
+        runsc = find_runsc(choice).path
     except RuntimeMissing:
         return failed("not tested, because runsc is missing", INSTALL_RUNSC)
     with tempfile.TemporaryDirectory(prefix="gvisor-kernel-doctor-") as root:
@@ -252,9 +257,14 @@ def check_cgroups(
     )
 
 
+def find_choices(specs: Sequence[SandboxSpec]) -> list[str]:
+    """Return the values of the setting ``runsc``."""
+    return sorted({spec.runsc for spec in specs}) or [""]
+
+
 CHECKS = (
-    RuntimeCheck("runsc", 10, lambda specs: check_runsc()),
-    RuntimeCheck("platform", 20, lambda specs: [check_platform()]),
+    RuntimeCheck("runsc", 10, lambda specs: [*chain(*map(check_runsc, find_choices(specs)))]),
+    RuntimeCheck("platform", 20, lambda specs: [*map(check_platform, find_choices(specs))]),
     RuntimeCheck("user namespaces", 10, lambda specs: [check_userns()]),
     RuntimeCheck("seccomp", 5, lambda specs: [check_seccomp()]),
     RuntimeCheck("cgroups", 5, lambda specs: [check_cgroups()]),
