@@ -147,12 +147,12 @@ def _install_new(
 
 def _use(name: str) -> None:
     """Make the snapshots of all kernelspecs for a release, and choose it. Prints what is done."""
+    from gvisor_kernel.cli.snapshots import build_for_release
+
+    build_for_release(name)
     choose(name)
-    print(
-        "New kernels start with the system's runsc."
-        if name == SYSTEM
-        else f"New kernels start with the release {name} of runsc."
-    )
+    what = "the system's runsc" if name == SYSTEM else f"the release {name} of runsc"
+    print(f"New kernels start with {what}.")
 
 
 def run_use(arguments: argparse.Namespace) -> int:
@@ -230,7 +230,7 @@ def make_row(one: dict[str, Any]) -> tuple[str, ...]:
 
 def describe_all() -> Iterator[dict[str, Any]]:
     """Yield all releases and the system's runsc, as in ``list --json``. Times are seconds since the
-    epoch."""
+    epoch; the system's is not ``installed``."""
     from gvisor_kernel.runtimes.runsc.command_line import find_runsc
     from gvisor_kernel.runtimes.state.listed import find_all
     from gvisor_kernel.snapshots.key import digest
@@ -238,26 +238,28 @@ def describe_all() -> Iterator[dict[str, Any]]:
 
     chosen, sandboxes, snapshots = find_chosen(), find_all(), Store.open().snapshots()
     for release in (*find_releases(), None):
+        key = ""
         try:
-            runsc = find_runsc(SYSTEM if release is None else str(release.program))
+            runsc = find_runsc(str(release.program) if release else SYSTEM)
+            key = digest([runsc.path, runsc.version, runsc.fingerprint])
+            name, path = release_name(runsc.version), Path(runsc.path)
         except RuntimeMissing:
             if release is None:
                 return
-            runsc = None
-        path = runsc.path if runsc else str(release.program)
-        key = digest([runsc.path, runsc.version, runsc.fingerprint]) if runsc else ""
-        name = release.name if release else release_name(runsc.version)
+        shown = release or Release(name, path.parent, name, "", str(path), 0.0, shared=True)
+        used = [
+            it.id for it in sandboxes if it.record.program.partition("\n")[0] == str(shown.program)
+        ]
         yield {
-            "name": name,
-            "path": path,
-            "version": release.version if release else runsc.version,
-            "released": find_date(name),
-            "installed": release.installed if release else None,
-            "shared": release.shared if release else True,
-            "sha512": release.sha512 if release else None,
-            "from": release.source if release else path,
+            "name": shown.name,
+            "path": str(shown.program),
+            "released": find_date(shown.name),
+            "installed": shown.installed or None,
+            "shared": shown.shared,
+            "sha512": shown.sha512 or None,
+            "from": shown.source,
             "chosen": chosen == release,
-            "sandboxes": [it.id for it in sandboxes if it.record.program.startswith(path)],
+            "sandboxes": used,
             "snapshots": [it.meta.key for it in snapshots if it.meta.parts.get("runtime") == key],
         }
 

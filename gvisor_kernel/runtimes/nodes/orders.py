@@ -257,6 +257,7 @@ class Answer(Struct, frozen=True):
     node: str = ""
     runsc: str = ""
     removed: tuple[str, ...] = ()
+    hint: str = ""
 
 
 MAX_ANSWER = 64 * 1024

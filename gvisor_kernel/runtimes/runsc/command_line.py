@@ -101,9 +101,10 @@ ANSWER_BYTES = 1024 * 1024
 """Bytes of output that are read. The list of flags, a line on each, is 20 KB."""
 EXTRA_PATH = "/usr/local/bin:/usr/bin:/usr/local/sbin:/usr/sbin"
 INSTALL = (
-    "install it: `sudo apt-get install runsc` on Debian and Ubuntu, or"
-    " https://gvisor.dev/docs/user_guide/install/."
+    "install it: `gvisor-kernel runsc install`, which needs no root. (Or that of the distribution:"
+    " `sudo apt-get install runsc` on Debian.)"
 )
+"""After a verb of its own, such as "it is too old:"."""
 NEEDED_FLAGS = frozenset({"root", "network", "platform", "overlay2", "ignore-cgroups"})
 
 
@@ -264,7 +265,7 @@ def _ask(runsc: Runsc) -> Runsc:
     if missing:
         raise RuntimeMissing(
             f"{path} (version {match[1]}) has no flag --{sorted(missing)[0]}.",
-            f"it is too old: {INSTALL}",
+            "it is too old: `gvisor-kernel runsc install` gets a current one.",
         )
     kept = {"version": match[1], "flags": sorted(flags)}
     keep_answers(runsc.path, runsc.fingerprint, kept)
