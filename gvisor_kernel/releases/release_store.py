@@ -1,4 +1,4 @@
-"""Which releases of runsc are installed, and which of them is chosen. Nothing here uses the network.
+"""Which releases of runsc are installed, and which one is chosen. Nothing here uses the network.
 
     lock              locked while names change
     installing        locked while a release is installed
@@ -19,8 +19,8 @@ import re
 import stat
 import time
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gvisor_kernel.errors import ReleaseError
@@ -56,19 +56,9 @@ MAX_FACTS = 16 * 1024
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What release.json says. ``sha512``: of runsc. ``installed``: seconds since the epoch."""
-
-    name: str
-    version: str
-    sha512: str
-    source: str
-    installed: float
-
-
-@dataclass(frozen=True)
 class Release:
-    """An installed release. ``shared``: it is in root's store. For the rest see ``Facts``."""
+    """An installed release. ``sha512``: of its runsc. ``installed``: seconds since the epoch.
+    ``shared``: it is in root's store."""
 
     name: str
     directory: Path
@@ -182,6 +172,11 @@ def write() -> Iterator[Path]:
     """
     root = make_store()
     with translated_errors():
+        if os.statvfs(root).f_flag & os.ST_NOEXEC:
+            raise ReleaseError(
+                f"No program can be run in {root}: it is on a file system that is mounted noexec.",
+                "mount it without noexec, or let XDG_DATA_HOME name a folder elsewhere.",
+            )
         with locked_directory(root):
             sweep(root)
         with new_entry(root) as draft:
@@ -196,9 +191,9 @@ def publish(draft: Path, name: str, version: str, sha512: str, source: str) -> R
     :raises ReleaseError: when there is another one of the same name, or it cannot be written
     """
     root, name = draft.parent, release_name(name)
-    facts = Facts(name, version, sha512, source, time.time())
+    made = Release(name, root / name, version, sha512, source, time.time(), root == SHARED)
     with translated_errors():
-        write_file(draft / FACTS, write_json(facts), 0o444)
+        write_file(draft / FACTS, write_json(made), 0o444)
         for folder, _, files in os.walk(draft, topdown=False):
             for path in (*(Path(folder, file) for file in files), Path(folder)):
                 if path != draft / "lock":
@@ -217,19 +212,19 @@ def publish(draft: Path, name: str, version: str, sha512: str, source: str) -> R
             draft.rename(root / name)
             _sync(root)
             sweep(root)
-    return _load(root, name)
+    return made
 
 
-def remove(release: Release, used: Collection[str]) -> None:
-    """Remove a release from this user's store. ``used``: the names of those that sandboxes use; the
-    caller blocks starts meanwhile.
+def remove(release: Release, used: Collection[str] = ()) -> None:
+    """Remove a release from this user's store. ``used``: the names of those that sandboxes use,
+    beside those whose programs run; the caller blocks starts meanwhile.
 
     :raises ReleaseError: when it is used or chosen, or belongs to root
     """
     root = own_store()
     if release.directory.parent != root:
         raise ReleaseError(f"The release {release.name} is in root's store.", "ask root to do it.")
-    if release.name in used or find_programs(release):
+    if release.name in used or is_running(release):
         raise ReleaseError(
             f"Sandboxes run with the release {release.name}.",
             "end them first: gvisor-kernel list shows them.",
@@ -245,17 +240,15 @@ def remove(release: Release, used: Collection[str]) -> None:
         sweep(root)
 
 
-def find_programs(release: Release) -> list[int]:
-    """Return the pids that run a program of a release, of those that this user may see."""
-    files = [release.program, *(release.directory / SIDECARS).glob("*")]
-    meant = {(it.stat().st_dev, it.stat().st_ino) for it in files}
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
+def is_running(release: Release) -> bool:
+    """Return whether a process runs a program of a release, of those that this user may see: as
+    root, also other users' sandboxes."""
+    directory = release.directory.resolve()
+    for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            status = (entry / "exe").stat()
-            if (status.st_dev, status.st_ino) in meant:
-                found.append(int(entry.name))
-    return found
+            if (process / "exe").readlink().is_relative_to(directory):
+                return True
+    return False
 
 
 # -- the stores ------------------------------------------------------------------------------------
@@ -301,13 +294,21 @@ def translated_errors() -> Iterator[None]:
         ) from error
 
 
-def locked_install() -> AbstractContextManager[int]:
-    """Hold the lock of installs: one at a time.
+@contextmanager
+def locked_install() -> Iterator[None]:
+    """Hold the lock of installs in this user's store: one at a time.
 
-    :raises BlockingIOError: when another process installs a release
+    :raises ReleaseError: when another process holds it, or the store cannot be used
     """
-    how = fcntl.LOCK_EX | fcntl.LOCK_NB
-    return lock(make_store() / "installing", how, create=True)
+    with ExitStack() as stack:
+        how = fcntl.LOCK_EX | fcntl.LOCK_NB
+        try:
+            stack.enter_context(lock(make_store() / "installing", how, create=True))
+        except BlockingIOError as error:
+            raise ReleaseError(
+                "Another process installs a release of runsc now.", "wait until it has ended."
+            ) from error
+        yield
 
 
 def _roots() -> list[Path]:
@@ -351,32 +352,24 @@ def _load(root: Path, name: str) -> Release:
             _check(directory / SIDECARS, owner, folder=True)
             for path in (directory / SIDECARS).iterdir():
                 _check(path, owner)
-        facts = read_json(_read(directory / FACTS, MAX_FACTS), Facts, MAX_FACTS)
+        release = read_json(_read(directory / FACTS, MAX_FACTS), Release, MAX_FACTS)
     except (OSError, JsonError) as error:
         raise ReleaseError(
             f"The release {name} in {root} cannot be used: {error}.",
             f"remove and install it again: gvisor-kernel runsc remove {name}.",
         ) from error
-    if facts.name != name:
-        raise ReleaseError(f"The release in {directory} says that it is another one.")
-    return Release(
-        name,
-        directory,
-        facts.version,
-        facts.sha512,
-        facts.source,
-        facts.installed,
-        root == SHARED,
-    )
+    return replace(release, name=name, directory=directory, shared=root == SHARED)
 
 
 def _check(path: Path, owner: int, *, folder: bool = False) -> None:
-    """Check that only ``owner`` can change a file or a folder, and that it is no link."""
+    """Check that only ``owner`` can change a file or a folder, and that it is no link. In a sticky
+    folder such as /tmp nobody can rename what is the owner's."""
     status = path.lstat()
     kind = stat.S_ISDIR if folder else stat.S_ISREG
     if not kind(status.st_mode):
         raise PermissionError(f"{path} is no {'folder' if folder else 'file'}")
-    if status.st_uid != owner or status.st_mode & 0o022:
+    shared = status.st_mode & 0o022 and not (folder and status.st_mode & stat.S_ISVTX)
+    if status.st_uid != owner or shared:
         raise PermissionError(
             f"{path} belongs to uid {status.st_uid} and has the mode"
             f" {stat.S_IMODE(status.st_mode):o}"

@@ -1,0 +1,531 @@
+"""gVisor's bucket of releases: where a file is, how it is fetched, and what is taken of it.
+
+    BASE/release/<date>[.<point>]/<machine>/gvisor.tar.bz2[.sha512]
+    BASE/release/latest/<machine>/...
+
+The archive has runsc, gvisor-bin/ with the programs that runsc starts, and a program for containerd
+that is left out here. Until July 2026 there was the file ``runsc`` instead; since 20260824 releases
+have the archive alone. A mirror has the same layout below another BASE.
+
+https://gvisor.dev/docs/user_guide/install/
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bz2
+import errno
+import hashlib
+import os
+import platform
+import re
+import shutil
+import ssl
+import stat
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from io import BufferedRandom
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from urllib.parse import urljoin, urlsplit
+
+from gvisor_kernel import __version__
+from gvisor_kernel.archive.tar import CHUNK, Kind, Stream, TarReader, quote_name
+from gvisor_kernel.errors import ArchiveError, ReleaseError
+from gvisor_kernel.host.private_directories import read_file, replace_file
+from gvisor_kernel.releases.release_store import PROGRAM, SIDECARS
+from gvisor_kernel.shown_text import describe_size
+
+if TYPE_CHECKING:
+    import httpx
+
+# by path: below this user's store of releases
+
+BASE = "https://storage.googleapis.com/gvisor/releases"
+TRIED, LATEST = "20260817", "latest"
+"""The newest release that was tried with this version of gvisor-kernel, and the bucket's newest."""
+FILES = ("gvisor.tar.bz2", PROGRAM)
+MACHINES = {"x86_64": 62, "aarch64": 183}
+"""Those that the bucket has, by the number that the head of their programs has."""
+DIGEST = re.compile(r"[0-9a-f]{128}")
+
+MAX_FILE = 512 * 1024 * 1024
+"""Bytes of a file in the bucket (166 MB), and of a program in it."""
+UNPACKED = 3
+"""How many times as large as a file is what is unpacked of it."""
+MAX_UNPACKED = 4 * MAX_FILE
+MAX_ENTRIES = 100
+"""Of an archive, which has 8."""
+MAX_DIGEST = 4096
+CONNECT_SECONDS = 20.0
+READ_SECONDS = 30.0
+"""How long a server may send nothing."""
+HEAD_SECONDS = 60.0
+RATE_SECONDS, MIN_RATE = 60.0, 8 * 1024
+"""A server that sends fewer bytes a second during that time is not waited for."""
+ATTEMPTS = 5
+"""How often a file that breaks off is continued in one run."""
+MAX_REDIRECTS = 3
+KEPT_SECONDS = 7 * 86400
+"""How long the part of a file is kept for another run."""
+
+T = TypeVar("T")
+Report = Callable[[str, float], None]
+"""Told what is done, and which part of it is (0 to 1)."""
+
+
+class NotThere(ReleaseError):
+    """The bucket has no such file."""
+
+
+class BrokenOff(ReleaseError):
+    """An answer did not come, or not to its end. What came is kept."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A file with the digest that it must have. ``url``: where it came from."""
+
+    path: Path
+    url: str
+
+    def forget(self) -> None:
+        """Remove the file."""
+        self.path.unlink(missing_ok=True)
+        _tag(self.path).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Published:
+    """The digest of a release in a bucket, and when it was written there."""
+
+    sha512: str
+    modified: float | None
+
+
+def find_machine() -> str:
+    """Return the bucket's name of this machine.
+
+    :raises ReleaseError: when there is no gVisor for it
+    """
+    machine = platform.machine()
+    if machine not in MACHINES:
+        raise ReleaseError(f"There is no gVisor for machines of the kind {machine}.")
+    return machine
+
+
+def check_base(base: str, *, known: bool) -> str:
+    """Return the URL of a bucket without a slash at its end. ``known``: a digest is given by hand.
+
+    :raises ReleaseError: when nothing is fetched from there
+    """
+    parts = urlsplit(base)
+    if parts.scheme not in (("https", "http") if known else ("https",)) or not parts.hostname:
+        raise ReleaseError(
+            f"Nothing is fetched from {base}.",
+            "name an address that begins with https://, or give the digest, too: --sha512 DIGEST.",
+        )
+    if parts.username is not None:
+        raise ReleaseError("The address has a password.", "write it to ~/.netrc instead.")
+    return base.rstrip("/")
+
+
+def read_digest(text: str, name: str) -> str:
+    """Return the digest in a file of sha512sum with one line, for the file ``name``.
+
+    :raises ReleaseError: when it is anything else
+    """
+    digest, _, rest = text.removesuffix("\n").partition(" ")
+    if not DIGEST.fullmatch(digest) or rest not in (f" {name}", f"*{name}"):
+        raise ReleaseError(
+            f"What should be the digest of {name} is none: it begins with {text[:40]!r}.",
+            "ask again later, or whoever keeps the address; a proxy may have answered instead.",
+        )
+    return digest
+
+
+def ask(base: str, release: str) -> Published:
+    """Ask a bucket for the digest of a release.
+
+    :raises NotThere: when it has no such release
+    :raises ReleaseError: when it could not be asked
+    """
+    return asyncio.run(_find_first(base, [release], FILES, _ask))
+
+
+def find_digest(text: str) -> tuple[str, Sequence[str]]:
+    """Return a digest that was given by hand, and the names of the files in the bucket that it may
+    be of. ``text``: the digest, or the path of a file of sha512sum.
+
+    :raises ReleaseError: when it is neither
+    """
+    if DIGEST.fullmatch(text):
+        return text, FILES
+    try:
+        with open(text, "rb") as file:
+            found = file.read(MAX_DIGEST).decode("ascii", "replace")
+    except OSError as error:
+        raise ReleaseError(
+            f"{text} is no digest of SHA-512, and no file: {error.strerror}.",
+            "give 128 hexadecimal digits, or a file that sha512sum has written.",
+        ) from error
+    name = found.rstrip("\n").rpartition(" ")[2].removeprefix("*")
+    return read_digest(found, name), [name] if name in FILES else FILES
+
+
+def copy(file: Path, store: Path, sha512: str | None) -> Fetched:
+    """Copy a file with a release, so that nobody changes it while it is looked at.
+
+    :raises ReleaseError: when it cannot be read, or has another digest
+    :raises OSError: when it cannot be written
+    """
+    path = make_partial(store) / "copy"
+    path.unlink(missing_ok=True)
+    try:
+        source = file.open("rb")
+    except OSError as error:
+        raise ReleaseError(f"{file} cannot be read: {error.strerror}.") from error
+    with source, path.open("xb") as target:
+        size = os.fstat(source.fileno()).st_size
+        if not stat.S_ISREG(os.fstat(source.fileno()).st_mode) or size > MAX_FILE:
+            raise ReleaseError(f"{file} is no file of up to {describe_size(MAX_FILE)}.")
+        check_space(path.parent, size)
+        shutil.copyfileobj(source, target)
+    found = Fetched(path, str(file.resolve()))
+    if sha512 is not None and measure(path) != sha512:
+        found.forget()
+        raise ReleaseError(f"{file} has not the digest that it should have, {sha512[:16]}…")
+    return found
+
+
+def make_partial(store: Path) -> Path:
+    """Return the folder for what is fetched, without what is too old."""
+    folder = store / "partial"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for old in folder.iterdir():
+        if time.time() - old.lstat().st_mtime > KEPT_SECONDS:
+            old.unlink()
+    return folder
+
+
+def measure(path: Path) -> str:
+    """Return the digest of a file.
+
+    :raises OSError: when it cannot be read
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha512").hexdigest()
+
+
+def fetch(
+    base: str,
+    releases: Sequence[str],
+    store: Path,
+    report: Report,
+    sha512: str | None = None,
+    names: Sequence[str] = FILES,
+) -> Fetched:
+    """Fetch the first of ``releases`` that is there into ``store``, where an earlier run may have
+    left a part of it.
+
+    ``sha512``: the digest that was given by hand, instead of that in the bucket, of one of
+    ``names``.
+
+    :raises NotThere: when there is no such release
+    :raises ReleaseError: when it could not be fetched, or has another digest
+    :raises OSError: when it cannot be written
+    """
+    folder = make_partial(store)
+
+    async def get(client: httpx.AsyncClient, url: str) -> Fetched:
+        digest = sha512 or (await _ask(client, url)).sha512
+        return await _fetch(client, url, folder / digest, report)
+
+    return asyncio.run(_find_first(base, releases, names, get))
+
+
+async def _find_first(
+    base: str,
+    releases: Sequence[str],
+    names: Sequence[str],
+    call: Callable[[httpx.AsyncClient, str], Awaitable[T]],
+) -> T:
+    async with _client() as client:
+        for release in releases:
+            for name in names:
+                try:
+                    return await call(client, f"{base}/release/{release}/{find_machine()}/{name}")
+                except NotThere as error:
+                    missing = error
+    raise missing
+
+
+async def _ask(client: httpx.AsyncClient, url: str) -> Published:
+    data = b""
+    async with _get(client, url + ".sha512", {}) as response:
+        async for chunk in _receive(response):
+            data += chunk
+            if len(data) > MAX_DIGEST:
+                break
+        modified = response.headers.get("last-modified")
+    digest = read_digest(data.decode("ascii", "replace"), url.rpartition("/")[2])
+    try:
+        return Published(digest, parsedate_to_datetime(modified or "").timestamp())
+    except ValueError:
+        return Published(digest, None)
+
+
+async def _fetch(client: httpx.AsyncClient, url: str, path: Path, report: Report) -> Fetched:
+    """Fetch a file whose digest is the name of ``path``. A part that is there is continued."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        with os.fdopen(fd, "r+b") as file:
+            for left in reversed(range(ATTEMPTS)):
+                before = file.seek(0, os.SEEK_END)
+                try:
+                    if not before or not _has_digest(file, path.name):
+                        await _continue(client, url, path, file, report)
+                    break
+                except BrokenOff:
+                    if not left or file.tell() <= before:
+                        raise
+            if not _has_digest(file, path.name):
+                file.truncate(0)
+                raise ReleaseError(
+                    f"{url} has not the digest that it should have, {path.name[:16]}…",
+                    "it was damaged on its way, or is not what it claims to be: try again, and do"
+                    " not use it if this comes again. Nothing was kept of it.",
+                )
+        return Fetched(path, url)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            path.unlink()
+        raise
+    finally:
+        with suppress(FileNotFoundError):
+            if not path.stat().st_size:
+                path.unlink()
+                _tag(path).unlink(missing_ok=True)
+
+
+def _tag(path: Path) -> Path:
+    """Return where the server's name is for the version of a file of which ``path`` is a part."""
+    return path.with_name(f"{path.name}.tag")
+
+
+def _has_digest(file: BufferedRandom, digest: str) -> bool:
+    file.seek(0)
+    return hashlib.file_digest(file, "sha512").hexdigest() == digest
+
+
+async def _continue(
+    client: httpx.AsyncClient, url: str, path: Path, file: BufferedRandom, report: Report
+) -> None:
+    """Fetch what is missing at the end of ``file``; all of it if the server has another one now."""
+    done = file.seek(0, os.SEEK_END)
+    tag = ""
+    with suppress(OSError, ValueError):
+        tag = read_file(_tag(path), MAX_DIGEST).decode("ascii")
+    headers = {"Range": f"bytes={done}-", "If-Range": tag} if done and tag else {}
+    async with _get(client, url, headers) as response:
+        found = response.headers
+        if response.status_code != 206 or not found.get("content-range", "").startswith(
+            f"bytes {done}-"
+        ):
+            done = 0
+            file.seek(0)
+            file.truncate()
+        size = done + int(found.get("content-length") or 0)
+        if not done < size <= MAX_FILE:
+            raise ReleaseError(
+                f"{url} has {found.get('content-length') or 'an unknown number of'} bytes.",
+                f"it should have up to {describe_size(MAX_FILE)}; is the address right?",
+            )
+        check_space(path.parent, size - done)
+        tag = found.get("etag") or found.get("last-modified") or ""
+        replace_file(_tag(path), "" if tag.startswith("W/") else tag)
+        async for chunk in _receive(response):
+            file.write(chunk)
+            done += len(chunk)
+            report(f"Fetching {url.rpartition('/')[2]}, {describe_size(size)}", done / size)
+    file.flush()
+
+
+def check_space(folder: Path, size: int) -> None:
+    """Check that there is space for ``size`` bytes, and for what is unpacked of them.
+
+    :raises ReleaseError: when there is not
+    """
+    need, free = size * (1 + UNPACKED), shutil.disk_usage(folder).free
+    if free < need:
+        raise ReleaseError(
+            f"{folder} has {describe_size(free)} of free space, and {describe_size(need)} are"
+            " needed.",
+            "make space there: df. Nothing was changed.",
+        )
+
+
+# -- requests --------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _client() -> AsyncIterator[httpx.AsyncClient]:
+    import httpx
+
+    headers = {"User-Agent": f"gvisor-kernel/{__version__}", "Accept-Encoding": "identity"}
+    timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+    try:
+        client = httpx.AsyncClient(
+            verify=ssl.create_default_context(), timeout=timeout, headers=headers
+        )
+    except (ValueError, ImportError, httpx.InvalidURL) as error:
+        raise ReleaseError(
+            f"The settings of the proxy cannot be used: {error}.",
+            "look at the variable https_proxy.",
+        ) from error
+    async with client:
+        yield client
+
+
+@asynccontextmanager
+async def _get(
+    client: httpx.AsyncClient, url: str, headers: Mapping[str, str]
+) -> AsyncIterator[httpx.Response]:
+    """Yield the answer to a request, whose content is there and not encoded.
+
+    :raises NotThere: when there is no such file
+    :raises ReleaseError: when there is another answer or none, or it is elsewhere
+    """
+    origin = urlsplit(url)[:2]
+    for _ in range(MAX_REDIRECTS + 1):
+        with _translated(url):
+            async with asyncio.timeout(HEAD_SECONDS):
+                request = client.build_request("GET", url, headers=headers)
+                response = await client.send(request, stream=True)
+        try:
+            status = response.status_code
+            if response.has_redirect_location:
+                with _translated(url):
+                    url = urljoin(url, response.headers["location"])
+                    moved = urlsplit(url)[:2] != origin
+                if moved:
+                    raise ReleaseError(
+                        f"{origin[1]} redirects to {'://'.join(urlsplit(url)[:2])}.",
+                        "only the host that was named is asked; name the other one if that is"
+                        " meant: --from URL.",
+                    )
+                continue
+            if status in (403, 404):
+                raise NotThere(f"There is no {url} (status {status}).")
+            if status not in (200, 206) or response.headers.get("content-encoding"):
+                raise BrokenOff(f"{url} cannot be fetched (status {status}).", "try again later.")
+            yield response
+            return
+        finally:
+            await response.aclose()
+    raise ReleaseError(f"{origin[1]} redirects more than {MAX_REDIRECTS} times.")
+
+
+async def _receive(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Yield the content of an answer, unless it comes too slowly."""
+    url = str(response.url)
+    began, received = time.monotonic(), 0
+    with _translated(url):
+        async for chunk in response.aiter_raw():
+            received += len(chunk)
+            yield chunk
+            now = time.monotonic()
+            if now - began > RATE_SECONDS:
+                if received < MIN_RATE * RATE_SECONDS:
+                    raise ReleaseError(
+                        f"{url} comes too slowly: {received} bytes in {now - began:.0f} s.",
+                        "try again later; what has come is kept for a week.",
+                    )
+                began, received = now, 0
+
+
+@contextmanager
+def _translated(url: str) -> Iterator[None]:
+    import httpx
+
+    try:
+        yield
+    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError) as error:
+        raise BrokenOff(
+            f"{url} cannot be fetched: {str(error) or type(error).__name__}.",
+            "if this machine needs a proxy, set https_proxy. Or fetch the file elsewhere, and name"
+            " it: gvisor-kernel runsc install --file PATH.",
+        ) from error
+
+
+# -- what was fetched ------------------------------------------------------------------------------
+
+
+def unpack(file: Path, draft: Path) -> None:
+    """Write runsc, and what it starts, into the folder ``draft``. ``file``: an archive, or runsc;
+    then the programs in gvisor-bin/ beside it are taken, too. Takes seconds.
+
+    :raises ReleaseError: when it is none, or for another machine
+    :raises OSError: when it cannot be read or written
+    """
+    with file.open("rb") as raw:
+        if raw.read(3) == b"BZh":
+            raw.seek(0)
+            return _unpack(raw, draft)
+        raw.seek(0)
+        _write(draft / PROGRAM, raw)
+    for sidecar in (file.parent / SIDECARS).glob("*"):
+        (draft / SIDECARS).mkdir(exist_ok=True)
+        with sidecar.open("rb") as raw:
+            _write(draft / SIDECARS / sidecar.name, raw)
+
+
+def _unpack(raw: BinaryIO, draft: Path) -> None:
+    try:
+        with bz2.open(raw) as stream:
+            reader = TarReader(stream)
+            for number, entry in enumerate(reader):
+                if number > MAX_ENTRIES or reader.position > MAX_UNPACKED:
+                    raise ArchiveError("it has too many files")
+                place = draft.joinpath(*entry.parts)
+                if entry.kind is Kind.DIRECTORY or entry.parts[0] not in (PROGRAM, SIDECARS):
+                    continue
+                if entry.kind is not Kind.FILE or place.parent not in (draft, draft / SIDECARS):
+                    raise ArchiveError(f"{quote_name(entry.name)} is no program")
+                if entry.size > MAX_FILE:
+                    raise ArchiveError(f"{quote_name(entry.name)} is too large")
+                if place.exists():
+                    raise ArchiveError(f"it has {quote_name(entry.name)} twice")
+                place.parent.mkdir(exist_ok=True)
+                _write(place, reader)
+    except (ArchiveError, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ReleaseError(f"The archive with the release cannot be unpacked: {error}.") from error
+    if not (draft / PROGRAM).exists():
+        raise ReleaseError("The archive has no runsc.")
+
+
+def _write(path: Path, source: Stream) -> None:
+    """Write a program that this machine can run.
+
+    :raises ReleaseError: when it is none
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o500)
+    with os.fdopen(fd, "wb") as file:
+        data = source.read(CHUNK)
+        machine = int.from_bytes(data[18:20], "little")
+        if len(data) < 20 or data[:6] != b"\x7fELF\x02\x01" or data[16] not in (2, 3):
+            raise ReleaseError(f"{path.name} is no program: it begins with {data[:40]!r}.")
+        if machine != MACHINES[find_machine()]:
+            names = {number: name for name, number in MACHINES.items()}
+            raise ReleaseError(
+                f"{path.name} is a program for {names.get(machine, 'another kind of machine')}, and"
+                f" this one is {find_machine()}."
+            )
+        while data:
+            file.write(data)
+            data = source.read(CHUNK)
