@@ -153,6 +153,20 @@ def ask(base: str, release: str) -> Published:
     return asyncio.run(_find_first(base, [release], FILES, _ask))
 
 
+def find_size(base: str, releases: Sequence[str]) -> tuple[str, int]:
+    """Return the first of ``releases`` that a bucket has, and how many bytes would be fetched.
+
+    :raises NotThere: when it has none of them
+    :raises ReleaseError: when it could not be asked
+    """
+
+    async def look(client: httpx.AsyncClient, url: str) -> tuple[str, int]:
+        async with _get(client, url, {}) as response:
+            return url.split("/")[-3], int(response.headers.get("content-length") or 0)
+
+    return asyncio.run(_find_first(base, releases, FILES, look))
+
+
 def find_digest(text: str) -> tuple[str, Sequence[str]]:
     """Return a digest that was given by hand, and the names of the files in the bucket that it may
     be of. ``text``: the digest, or the path of a file of sha512sum.
