@@ -8,7 +8,8 @@ import sys
 from gvisor_kernel.cli.output import describe_error
 from gvisor_kernel.config.settings import DEFAULT_RUNTIME, SandboxSpec
 from gvisor_kernel.errors import ReleaseError, RuntimeMissing
-from gvisor_kernel.releases.bucket import BASE, LATEST, TRIED, find_size
+from gvisor_kernel.releases import BASE, LATEST, TRIED
+from gvisor_kernel.releases.bucket import find_size
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 from gvisor_kernel.shown_text import describe_size
 

@@ -65,7 +65,7 @@ def find_change(snapshot: Snapshot) -> str | None:
     """
     stale = find_stale_parts(snapshot.meta.parts, find_choices())
     if stale == ["runtime"] and (runsc := snapshot.meta.label.get("runsc")):
-        return f"its runsc, {runsc.removeprefix('0.0~')}, was replaced or removed"
+        return f"no kernel starts with its runsc, {runsc.removeprefix('0.0~')}, any more"
     if stale:
         return REASONS[stale[0]]
     return snapshot.meta.manifest.find_change()
