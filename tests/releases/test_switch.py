@@ -159,11 +159,11 @@ def test_running_kernel_keeps_its_release_over_a_switch(
         )
         assert f"(runsc {old.name})" in listed.stdout
         with pytest.raises(ReleaseError, match=f"run with the release {old.name}"):
-            release_store.remove(old, ())
+            release_store.remove(old)
     assert find_users(old) == []
-    release_store.remove(old, ())
+    release_store.remove(old)
     with pytest.raises(ReleaseError, match=f"start with the release {new.name}"):
-        release_store.remove(new, ())
+        release_store.remove(new)
 
 
 @inside
@@ -312,7 +312,7 @@ def test_first_start_after_a_switch_is_restored(
         choose(old.name)
         assert read_states() == {old.version: None, new.version: None}
     choose(SYSTEM)
-    release_store.remove(new, ())
+    release_store.remove(new)
     assert read_states()[new.version] == stale(new)
     snapshots.build_for_release(new.name)
     said = capsys.readouterr().out
