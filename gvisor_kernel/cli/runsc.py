@@ -5,29 +5,17 @@ from __future__ import annotations
 import argparse
 import re
 import time
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gvisor_kernel.cli.arguments import add_commands, add_json
-from gvisor_kernel.cli.output import describe_age, print_json, print_table
 from gvisor_kernel.errors import ReleaseError, RuntimeMissing
-from gvisor_kernel.releases.bucket import BASE, LATEST, TRIED, Report
-from gvisor_kernel.releases.release_store import (
-    PROGRAM,
-    SYSTEM,
-    Release,
-    choose,
-    find_chosen,
-    find_release,
-    find_releases,
-    locked_install,
-    publish,
-    release_name,
-    remove,
-    write,
-)
+from gvisor_kernel.releases import BASE, LATEST, SYSTEM, TRIED
+
+if TYPE_CHECKING:
+    from gvisor_kernel.releases.release_store import Release
 
 # by path: in this user's store of releases
 
@@ -37,54 +25,45 @@ RELEASE = re.compile(r"[0-9]{8}(\.[0-9]{1,3})?")
 def add_runsc(parser: argparse.ArgumentParser) -> None:
     """Declare the commands of ``runsc`` and their arguments."""
     add = add_commands(parser)
-    install = add(
+    installing = add(
         "install",
         run_install,
         "fetch a release of runsc, try it, and let new kernels start with it",
         f"RELEASE is a date such as {TRIED}, or one with a point, or {LATEST}. By default it is\n"
-        f"{TRIED}, which was tried with this version, or {LATEST} where that is gone.\n"
-        "As root, the release is for all users. A running kernel keeps its own until its end.",
+        f"{TRIED}, which this version was tried with, or {LATEST} where that is gone.\n"
+        "As root, it is installed for all users. Running kernels keep their release to their end.",
     )
-    install.add_argument("release", metavar="RELEASE", nargs="?", help="see below")
-    where = install.add_mutually_exclusive_group()
-    where.add_argument(
-        "--file", metavar="PATH", help="take the release from a gvisor.tar.bz2 or a runsc on disk"
-    )
+    installing.add_argument("release", metavar="RELEASE", nargs="?", help="see below")
+    where = installing.add_mutually_exclusive_group()
+    where.add_argument("--file", metavar="PATH", help="take a gvisor.tar.bz2 or a runsc on disk")
     where.add_argument(
         "--from",
         metavar="URL",
         dest="base",
         default=BASE,
-        help="fetch it from a mirror, whose layout is that of %(default)s (the default)",
+        help="fetch it from a mirror with the layout of %(default)s (the default)",
     )
-    install.add_argument(
+    installing.add_argument(
         "--sha512",
         metavar="DIGEST|FILE",
-        help="the digest that the file must have, or a file of sha512sum with it (default: the one"
-        " beside the file in the bucket)",
+        help="the digest that the file must have, or a file of sha512sum (default: the one beside"
+        " it in the bucket)",
     )
-    listing = add("list", run_list, "list the releases, and what uses them")
-    add_json(listing)
+    add_json(add("list", run_list, "list the releases, and what uses them"))
     use = add("use", run_use, "let new kernels start with another release")
-    use.add_argument("release", metavar="RELEASE", help=f"a release that is installed, or {SYSTEM}")
+    use.add_argument("release", metavar=f"RELEASE|{SYSTEM}", help="what list shows")
     removing = add("remove", run_remove, "remove releases that no sandbox runs with")
     removing.add_argument("release", metavar="RELEASE", nargs="+", help="what list shows")
 
 
 def run_install(arguments: argparse.Namespace) -> int:
-    """``runsc install``: install a release, and choose it. Return 0.
-
-    :raises ReleaseError: when it cannot be had, is not what it should be, or cannot be used here
-    """
+    """``runsc install``: see ``install``. Return 0."""
     install(arguments.release, arguments.base, arguments.file, arguments.sha512)
     return 0
 
 
 def install(
-    asked: str | None = None,
-    base: str = BASE,
-    file: str | None = None,
-    sha512: str | None = None,
+    asked: str | None = None, base: str = BASE, file: str | None = None, sha512: str | None = None
 ) -> Release:
     """Install a release of runsc, and let new kernels start with it. Prints what is done.
 
@@ -94,12 +73,10 @@ def install(
     :raises ReleaseError: when it cannot be had, is not what it should be, or cannot be used here
     """
     from gvisor_kernel.cli.images import progress
+    from gvisor_kernel.releases.release_store import find_release, locked_install
 
     if asked is not None and asked != LATEST and not RELEASE.fullmatch(asked):
-        raise ReleaseError(
-            f"There is no release {asked!r} of runsc.",
-            f"name a date, such as {TRIED}, or {LATEST}.",
-        )
+        raise ReleaseError(f"{asked!r} is no release.", f"name a date like {TRIED}, or {LATEST}.")
     with locked_install():
         release = None if file else find_release(asked or TRIED)
         if release is None:
@@ -111,11 +88,16 @@ def install(
 
 
 def _install_new(
-    asked: str | None, base: str, file: str | None, sha512: str | None, report: Report
+    asked: str | None,
+    base: str,
+    file: str | None,
+    sha512: str | None,
+    report: Callable[[str, float], None],
 ) -> Release:
     """Fetch a release, try it, and publish it."""
     from gvisor_kernel.cli.checks.trial import try_release
     from gvisor_kernel.releases import bucket
+    from gvisor_kernel.releases.release_store import PROGRAM, publish, release_name, write
     from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 
     with write() as draft:
@@ -146,8 +128,9 @@ def _install_new(
 
 
 def _use(name: str) -> None:
-    """Make the snapshots of all kernelspecs for a release, and choose it. Prints what is done."""
+    """Make the snapshots of the kernelspecs for a release, and choose it. Prints what is done."""
     from gvisor_kernel.cli.snapshots import build_for_release
+    from gvisor_kernel.releases.release_store import choose
 
     build_for_release(name)
     choose(name)
@@ -160,27 +143,11 @@ def run_use(arguments: argparse.Namespace) -> int:
 
     :raises ReleaseError: when there is no such release
     """
+    from gvisor_kernel.releases.release_store import find_named
+
     name = arguments.release
-    if name != SYSTEM:
-        name = find_named(name).name
-    _use(name)
+    _use(SYSTEM if name == SYSTEM else find_named(name).name)
     return 0
-
-
-def find_named(name: str) -> Release:
-    """Return an installed release.
-
-    :raises ReleaseError: when there is none of that name
-    """
-    found = find_release(name)
-    if found is None:
-        raise ReleaseError(
-            f"There is no release {name!r} of runsc.",
-            "list them: gvisor-kernel runsc list; or install it: gvisor-kernel runsc install"
-            f" {name if RELEASE.fullmatch(name) else ''}".rstrip()
-            + ".",
-        )
-    return found
 
 
 def run_remove(arguments: argparse.Namespace) -> int:
@@ -188,6 +155,7 @@ def run_remove(arguments: argparse.Namespace) -> int:
 
     :raises ReleaseError: when there is no such release, or it is used
     """
+    from gvisor_kernel.releases.release_store import find_named, remove
     from gvisor_kernel.runtimes.state import records
 
     for text in arguments.release:
@@ -203,25 +171,30 @@ def run_list(arguments: argparse.Namespace) -> int:
 
     :raises ReleaseError: when somebody else could change a store
     """
+    from gvisor_kernel.cli.output import print_json, print_table
+
     found = list(describe_all())
     if arguments.json:
         print_json(found)
-        return 0
-    rows = [make_row(one) for one in found]
-    if not rows:
-        print("There is no runsc. Install one: gvisor-kernel runsc install")
-        return 0
-    print_table(("RELEASE", "CHOSEN"), ("AGE", "SANDBOXES", "SNAPSHOTS"), "FROM", rows)
+    elif found:
+        titles = ("RELEASE", "CHOSEN"), ("AGE", "SANDBOXES", "SNAPSHOTS")
+        print_table(*titles, "FROM", map(make_row, found))
+    else:
+        print("There is no runsc. Install it: gvisor-kernel runsc install")
     return 0
 
 
 def make_row(one: dict[str, Any]) -> tuple[str, ...]:
     """Return the cells of a release's row in ``list``."""
-    name, released = one["name"], one["released"]
+    from gvisor_kernel.cli.output import describe_age
+
+    age = "?"
+    with suppress(ValueError):  # a name without a date
+        age = describe_age(time.time() - time.mktime(time.strptime(one["name"][:8], "%Y%m%d")))
     return (
-        name if one["installed"] else f"{SYSTEM} ({name})",
+        one["name"] if one["installed"] else f"{SYSTEM} ({one['name']})",
         "yes" if one["chosen"] else "",
-        "?" if released is None else describe_age(time.time() - released),
+        age,
         str(len(one["sandboxes"])),
         str(len(one["snapshots"])),
         one["from"],
@@ -229,44 +202,36 @@ def make_row(one: dict[str, Any]) -> tuple[str, ...]:
 
 
 def describe_all() -> Iterator[dict[str, Any]]:
-    """Yield all releases and the system's runsc, as in ``list --json``. Times are seconds since the
-    epoch; the system's is not ``installed``."""
-    from gvisor_kernel.runtimes.runsc.command_line import find_runsc
+    """Yield all releases and the system's runsc, as in ``list --json``. ``installed``: in seconds
+    since the epoch; null for the system's."""
+    from gvisor_kernel.releases.release_store import find_chosen, find_releases, release_name
+    from gvisor_kernel.runtimes.runsc.command_line import Runsc, find_runsc
     from gvisor_kernel.runtimes.state.listed import find_all
     from gvisor_kernel.snapshots.key import digest
     from gvisor_kernel.snapshots.snapshot_store import Store
 
     chosen, sandboxes, snapshots = find_chosen(), find_all(), Store.open().snapshots()
     for release in (*find_releases(), None):
-        key = ""
-        try:
+        runsc: Runsc | None = None
+        with suppress(RuntimeMissing):
             runsc = find_runsc(str(release.program) if release else SYSTEM)
-            key = digest([runsc.path, runsc.version, runsc.fingerprint])
-            name, path = release_name(runsc.version), Path(runsc.path)
-        except RuntimeMissing:
-            if release is None:
-                return
-        shown = release or Release(name, path.parent, name, "", str(path), 0.0, shared=True)
-        used = [
-            it.id for it in sandboxes if it.record.program.partition("\n")[0] == str(shown.program)
-        ]
+        if runsc is not None:
+            path, version = runsc.path, runsc.version
+        elif release is not None:  # it does not answer
+            path, version = str(release.program), release.version
+        else:
+            return
+        key = digest([path, version, runsc.fingerprint]) if runsc else None
         yield {
-            "name": shown.name,
-            "path": str(shown.program),
-            "released": find_date(shown.name),
-            "installed": shown.installed or None,
-            "shared": shown.shared,
-            "sha512": shown.sha512 or None,
-            "from": shown.source,
+            "name": release.name if release else release_name(version),
+            "path": path,
+            "from": release.source if release else path,
+            "installed": release.installed if release else None,
+            "shared": release is None or release.shared,
+            "sha512": release.sha512 if release else None,
             "chosen": chosen == release,
-            "sandboxes": used,
+            "sandboxes": [
+                it.id for it in sandboxes if it.record.program.partition("\n")[0] == path
+            ],
             "snapshots": [it.meta.key for it in snapshots if it.meta.parts.get("runtime") == key],
         }
-
-
-def find_date(name: str) -> float | None:
-    """Return the day in the name of a release, in seconds since the epoch."""
-    try:
-        return datetime.strptime(name[:8], "%Y%m%d").replace(tzinfo=UTC).timestamp()
-    except ValueError:
-        return None

@@ -44,9 +44,6 @@ if TYPE_CHECKING:
 
 # by path: below this user's store of releases
 
-BASE = "https://storage.googleapis.com/gvisor/releases"
-TRIED, LATEST = "20260817", "latest"
-"""The newest release that was tried with this version of gvisor-kernel, and the bucket's newest."""
 FILES = ("gvisor.tar.bz2", PROGRAM)
 MACHINES = {"x86_64": 62, "aarch64": 183}
 """Those that the bucket has, by the number that the head of their programs has."""
@@ -154,6 +151,20 @@ def ask(base: str, release: str) -> Published:
     :raises ReleaseError: when it could not be asked
     """
     return asyncio.run(_find_first(base, [release], FILES, _ask))
+
+
+def find_size(base: str, releases: Sequence[str]) -> tuple[str, int]:
+    """Return the first of ``releases`` that a bucket has, and how many bytes would be fetched.
+
+    :raises NotThere: when it has none of them
+    :raises ReleaseError: when it could not be asked
+    """
+
+    async def look(client: httpx.AsyncClient, url: str) -> tuple[str, int]:
+        async with _get(client, url, {}) as response:
+            return url.split("/")[-3], int(response.headers.get("content-length") or 0)
+
+    return asyncio.run(_find_first(base, releases, FILES, look))
 
 
 def find_digest(text: str) -> tuple[str, Sequence[str]]:
@@ -500,6 +511,7 @@ def _unpack(raw: BinaryIO, draft: Path) -> None:
                 if place.exists():
                     raise ArchiveError(f"it has {quote_name(entry.name)} twice")
                 place.parent.mkdir(exist_ok=True)
+                place.parent.chmod(0o755)
                 _write(place, reader)
     except (ArchiveError, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -514,8 +526,9 @@ def _write(path: Path, source: Stream) -> None:
 
     :raises ReleaseError: when it is none
     """
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o500)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW)
     with os.fdopen(fd, "wb") as file:
+        os.fchmod(fd, 0o555)  # runsc starts itself as nobody, whatever the umask is
         data = source.read(CHUNK)
         machine = int.from_bytes(data[18:20], "little")
         if len(data) < 20 or data[:6] != b"\x7fELF\x02\x01" or data[16] not in (2, 3):

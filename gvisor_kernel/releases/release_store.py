@@ -39,6 +39,7 @@ from gvisor_kernel.host.private_directories import (
     sweep,
     write_file,
 )
+from gvisor_kernel.releases import SYSTEM as SYSTEM
 from gvisor_kernel.strict_json import JsonError
 from gvisor_kernel.typed_json import read_json, write_json
 
@@ -46,8 +47,6 @@ from gvisor_kernel.typed_json import read_json, write_json
 
 SHARED = Path("/var/lib/gvisor-kernel/runsc")
 """The store of root."""
-SYSTEM = "system"
-"""Chosen: the runsc on the PATH. With a dash and digits: a copy of one that was replaced."""
 PROGRAM, SIDECARS, FACTS, CHOSEN = "runsc", "gvisor-bin", "release.json", "chosen"
 NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+~-]{0,63}")
 RESERVED = {SYSTEM, CHOSEN, "lock", "installing", "partial"}
@@ -114,6 +113,20 @@ def find_release(name: str) -> Release | None:
     return named[0] if named else None
 
 
+def find_named(name: str) -> Release:
+    """Return the release ``name``, as ``find_release``.
+
+    :raises ReleaseError: when there is none, or somebody else could change a store
+    """
+    found = find_release(name)
+    if found is None:
+        raise ReleaseError(
+            f"There is no release {name!r} of runsc.",
+            "see what is there: gvisor-kernel runsc list; or gvisor-kernel runsc install RELEASE.",
+        )
+    return found
+
+
 def find_chosen() -> Release | None:
     """Return the release that kernels start with: what this user has chosen, or else root; None if
     that is the system's runsc. Takes some system calls, so that each start can ask.
@@ -150,14 +163,7 @@ def choose(name: str) -> None:
 
     :raises ReleaseError: when there is no such release, or the store cannot be written
     """
-    if name != SYSTEM:
-        release = find_release(name)
-        if release is None:
-            raise ReleaseError(
-                f"There is no release {name} of runsc.",
-                f"gvisor-kernel runsc install {name}.",
-            )
-        name = release.name
+    name = SYSTEM if name == SYSTEM else find_named(name).name
     root = make_store()
     with translated_errors(), locked_directory(root):
         replace_file(root / CHOSEN, name + "\n", 0o644)

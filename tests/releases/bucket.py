@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from gvisor_kernel.releases.bucket import BASE, find_machine
+from gvisor_kernel.releases import BASE
+from gvisor_kernel.releases.bucket import find_machine
 
 from ..egress.upstream import make_certificate
 

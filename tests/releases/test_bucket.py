@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from gvisor_kernel.errors import ReleaseError
+from gvisor_kernel.releases import BASE
 from gvisor_kernel.releases import bucket as fetching
-from gvisor_kernel.releases.bucket import BASE, Fetched, NotThere, fetch, find_machine, unpack
+from gvisor_kernel.releases.bucket import Fetched, NotThere, fetch, find_machine, unpack
 
 from .bucket import (
     HOST,

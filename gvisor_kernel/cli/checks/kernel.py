@@ -96,6 +96,7 @@ def _make_plan(runsc: str = "") -> KernelPlan:
         transcripts=False,
         snapshot="off",
         start_timeout=START_SECONDS,
+        runsc=runsc,
     )
     return KernelPlan(
         spec=spec,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -33,8 +32,7 @@ def try_release(program: Path, tell: Callable[[str], None] = lambda words: None)
     results: list[Check] = []
     for name, words, seconds, function in steps:
         tell(words)
-        with _first_in_path(program.parent):
-            found = run_check(name, seconds, function)
+        found = run_check(name, seconds, function)
         for check in found:
             if check.state == "failed":
                 raise RuntimeMissing(
@@ -44,20 +42,6 @@ def try_release(program: Path, tell: Callable[[str], None] = lambda words: None)
                 )
         results += found
     return results
-
-
-@contextmanager
-def _first_in_path(folder: Path) -> Iterator[None]:
-    """Let runsc of ``folder`` be found first, until there is a setting that names it."""
-    path = os.environ.get("PATH")
-    os.environ["PATH"] = f"{folder}{os.pathsep}{path or os.defpath}"
-    try:
-        yield
-    finally:
-        if path is None:
-            del os.environ["PATH"]
-        else:
-            os.environ["PATH"] = path
 
 
 def _check_program(program: Path) -> list[Check]:

@@ -20,7 +20,7 @@ from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import RuntimeMissing
 from gvisor_kernel.host.bounded import run_command
 from gvisor_kernel.runtimes.checks import Check, RuntimeCheck, failed, ok, warning
-from gvisor_kernel.runtimes.runsc.command_line import Runsc, command_flags, find_runsc
+from gvisor_kernel.runtimes.runsc.command_line import INSTALL, Runsc, command_flags, find_runsc
 from gvisor_kernel.runtimes.runsc.staging import choose_stage
 
 INSTALL_RUNSC = "gvisor-kernel runsc install   # a current gVisor, for this user; as root, for all"
@@ -42,7 +42,8 @@ def check_runsc(choice: str = "") -> list[Check]:
     try:
         runsc = find_runsc(choice)
     except RuntimeMissing as error:
-        return [failed(error.fact.rstrip("."), INSTALL_RUNSC)]
+        hint = INSTALL_RUNSC if INSTALL in error.hint else error.hint
+        return [failed(error.fact.rstrip("."), hint)]
     today = datetime.now(UTC).date()
     released = find_release_date(runsc.version, today)
     sidecars = f" (with {', '.join(runsc.sidecars)})" if runsc.sidecars else ""
@@ -103,7 +104,7 @@ PLATFORM_SECONDS = 15.0
 def check_platform(choice: str = "") -> Check:
     """Start a sandbox with ``runsc do`` and run uname in it. Never on kvm: that can hang.
 
-    ``choice``: as in ``find_runsc``. Nothing is left, also if this process is killed: runsc ends
+    ``choice``: as in ``check_runsc``. Nothing is left, also if this process is killed: runsc ends
     with it, and its state is on a file system of its own.
     """
     try:
