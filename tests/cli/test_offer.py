@@ -124,13 +124,13 @@ def test_every_command_names_the_one_to_run(machine: Machine) -> None:
         assert COMMAND in checks[name]["fix"], checks[name]
     said = machine.run("start", status=1)
     assert MISSING in said
-    assert f"What to do: install it: `{COMMAND}`" in said
+    assert f"What to do: run `{COMMAND}`" in said
     assert machine.bucket.seen == []
 
 
 def test_without_a_terminal_nothing_is_installed_or_asked(machine: Machine) -> None:
     said = machine.run("install", "--user")
-    assert f"But no kernel can start yet. {MISSING}\nWhat to do: install it: `{COMMAND}`" in said
+    assert f"But no kernel can start yet. {MISSING}\nWhat to do: run `{COMMAND}`" in said
     assert "Install gVisor" not in said
     assert machine.has_kernelspec()
     assert machine.bucket.seen == []
