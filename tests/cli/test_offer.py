@@ -125,6 +125,7 @@ def test_every_command_names_the_one_to_run(machine: Machine) -> None:
     said = machine.run("start", status=1)
     assert MISSING in said
     assert f"What to do: run `{COMMAND}`" in said
+    assert max(map(len, said.splitlines())) <= 100  # JupyterLab's dialog breaks no lines
     assert machine.bucket.seen == []
 
 
