@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 import subprocess
@@ -72,4 +71,4 @@ def replace(place: Path, program: Program) -> None:
     new = place.with_suffix(".new")
     shutil.copyfile(program.path, new)
     new.chmod(0o755)
-    os.replace(new, place)
+    new.replace(place)

@@ -29,14 +29,14 @@ from gvisor_kernel.kernel.preparation import SpareKeeper
 from gvisor_kernel.kernel.restore import has_snapshot
 from gvisor_kernel.releases import release_store
 from gvisor_kernel.releases.release_store import SYSTEM, Release, choose, find_releases
-from gvisor_kernel.runtimes.runsc import kept_programs
+from gvisor_kernel.runtimes.runsc import kept_programs, runtime
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 from gvisor_kernel.runtimes.runsc.kept_programs import find_users, sweep_copies
+from gvisor_kernel.runtimes.runsc.starting import wait_for_sentry
 from gvisor_kernel.runtimes.state.listed import find_all
 from gvisor_kernel.runtimes.state.records import Record, read_record
 from gvisor_kernel.snapshots.snapshot_store import Store
 
-from ..faults.fake_runsc import FakeRunsc
 from ..jupyter.helpers import SECONDS, execute, kernel_log, running_kernel, sandbox_of, wait_until
 from ..jupyter.server import JupyterServer
 from ..patience import scale_seconds
@@ -159,11 +159,11 @@ def test_running_kernel_keeps_its_release_over_a_switch(
         )
         assert f"(runsc {old.name})" in listed.stdout
         with pytest.raises(ReleaseError, match=f"run with the release {old.name}"):
-            release_store.remove(old, ())
+            release_store.remove(old)
     assert find_users(old) == []
-    release_store.remove(old, ())
+    release_store.remove(old)
     with pytest.raises(ReleaseError, match=f"start with the release {new.name}"):
-        release_store.remove(new, ())
+        release_store.remove(new)
 
 
 @inside
@@ -249,20 +249,23 @@ def test_kernel_whose_runsc_is_gone_restarts_with_the_current_one(
 
 @inside
 def test_start_whose_program_is_replaced_meanwhile_is_begun_again(
-    programs: tuple[Program, Program], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    programs: tuple[Program, Program], system: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the program that it was planned for: its snapshots fit no other."""
-    fake = FakeRunsc(tmp_path / "bin")
-    other = tmp_path / "bin" / "other"
-    shutil.copyfile(programs[1].path, other)
-    other.chmod(0o755)
-    fake.instead_of("run", f"mv {other} {fake.path}")
-    monkeypatch.setenv("PATH", fake.environment_path())
-    planned = find_runsc().program
+    planned, starts = find_runsc().program, []
+
+    def wait(*words: Any, **options: Any) -> Any:
+        if not starts:
+            replace(system, programs[1])
+        starts.append(words)
+        return wait_for_sentry(*words, **options)
+
+    monkeypatch.setattr(runtime, "wait_for_sentry", wait)
     with running_kernel(settings={"snapshot": "off"}) as (manager, _):
         assert "was replaced or removed while the sandbox started" in kernel_log(manager)
         assert record_of(manager).program == planned
         assert find_runsc().version == programs[1].version
+    assert len(starts) == 2
 
 
 # -- snapshots and spares --------------------------------------------------------------------------
@@ -312,7 +315,7 @@ def test_first_start_after_a_switch_is_restored(
         choose(old.name)
         assert read_states() == {old.version: None, new.version: None}
     choose(SYSTEM)
-    release_store.remove(new, ())
+    release_store.remove(new)
     assert read_states()[new.version] == stale(new)
     snapshots.build_for_release(new.name)
     said = capsys.readouterr().out

@@ -106,7 +106,6 @@ def _copy(name: str, files: dict[str, int], program: str, version: str) -> Relea
             (draft / place).parent.mkdir(exist_ok=True)
             with (draft / place).open("xb") as copy:
                 done, size = 0, os.fstat(fd).st_size
-                # no timeout: a file of this machine
                 while done < size and (more := os.sendfile(copy.fileno(), fd, done, size - done)):
                     done += more
         with (draft / PROGRAM).open("rb") as file:
@@ -137,7 +136,7 @@ def sweep_copies() -> None:
                 continue
             unused = time.time() - release.directory.stat().st_mtime > KEEP_SECONDS
             if unused and not find_users(release):
-                release_store.remove(release, ())
+                release_store.remove(release)
 
 
 def check_unwritten(path: str, written: WrittenFolders) -> None:
