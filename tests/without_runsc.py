@@ -1,22 +1,27 @@
-"""A machine without runsc, and without releases of root: a mount namespace of its own."""
+"""A machine without runsc, and without releases of root: a mount namespace of its own.
+
+As root, ``python -m tests.without_runsc PROGRAM…`` runs a program there.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from gvisor_kernel.runtimes.runsc.command_line import EXTRA_PATH
 
-VARIABLE = "GK_TEST_WITHOUT_RUNSC"
-"""Where the program is that is hidden, in such a namespace."""
+VARIABLE = "GK_TEST_HIDDEN_RUNSC"
+"""Says where the hidden program is there."""
 HIDE = """
 mount -t tmpfs -o mode=755 none /var/lib
+cp "$1" /var/lib/hidden
 while [ "$1" != -- ]; do mount --bind /dev/null "$1"; shift; done
 shift
-exec "$@"
+exec env GK_TEST_HIDDEN_RUNSC=/var/lib/hidden "$@"
 """
 """What is no program any more is not found by ``shutil.which``."""
 
@@ -44,3 +49,8 @@ def machine_without_runsc() -> Iterator[list[str]]:
             yield ["nsenter", "-t", str(holder.pid), "-m", "--"]
         finally:
             holder.communicate(timeout=10)
+
+
+if __name__ == "__main__":
+    argv = hide_argv(sys.argv[1:])
+    sys.exit(subprocess.call(argv))

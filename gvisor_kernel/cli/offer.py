@@ -1,4 +1,4 @@
-"""What ``install`` does where its kernels would find no runsc: it offers to install a release."""
+"""The offer of ``install`` to install a release of runsc, where its kernels would find none."""
 
 from __future__ import annotations
 

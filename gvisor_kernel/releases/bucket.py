@@ -291,6 +291,7 @@ async def _ask(client: httpx.AsyncClient, url: str) -> Published:
 
 async def _fetch(client: httpx.AsyncClient, url: str, path: Path, report: Report) -> Fetched:
     """Fetch a file whose digest is the name of ``path``. A part that is there is continued."""
+    fetched = Fetched(path, url)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         with os.fdopen(fd, "r+b") as file:
@@ -310,16 +311,14 @@ async def _fetch(client: httpx.AsyncClient, url: str, path: Path, report: Report
                     "it was damaged on its way, or is not what it claims to be: try again, and do"
                     " not use it if this comes again. Nothing was kept of it.",
                 )
-        return Fetched(path, url)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            path.unlink()
+            path.write_bytes(b"")
         raise
     finally:
-        with suppress(FileNotFoundError):
-            if not path.stat().st_size:
-                path.unlink()
-                _tag(path).unlink(missing_ok=True)
+        if not path.stat().st_size:
+            fetched.forget()
+    return fetched
 
 
 def _tag(path: Path) -> Path:

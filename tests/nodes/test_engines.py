@@ -244,7 +244,7 @@ def test_doctor_says_what_a_node_lacks_and_where_to_do_what(
     (check,) = check_specs(make_engine, [spec])
     assert check.state == "failed"
     assert check.fact.endswith(": The program runsc (gVisor) is not installed.")
-    assert check.fix.startswith("on that node, install it: `gvisor-kernel runsc install`")
+    assert check.fix.startswith("on that node, run `gvisor-kernel runsc install`")
 
 
 def test_what_a_node_prints_without_end_is_not_kept() -> None:

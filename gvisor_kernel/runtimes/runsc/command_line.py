@@ -91,11 +91,8 @@ ANSWER_SECONDS = 10.0
 ANSWER_BYTES = 1024 * 1024
 """Bytes of output that are read. The list of flags, a line on each, is 20 KB."""
 EXTRA_PATH = "/usr/local/bin:/usr/bin:/usr/local/sbin:/usr/sbin"
-INSTALL = (
-    "install it: `gvisor-kernel runsc install`, which needs no root. (Or that of the distribution:"
-    " `sudo apt-get install runsc` on Debian.)"
-)
-"""After a verb of its own, such as "it is too old:"."""
+INSTALL = "run `gvisor-kernel runsc install`, or on Debian `sudo apt-get install runsc`."
+"""A dialog of JupyterLab shows this whole: it does not break lines."""
 NEEDED_FLAGS = frozenset({"root", "network", "platform", "overlay2", "ignore-cgroups"})
 
 
