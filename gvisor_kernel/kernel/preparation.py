@@ -162,8 +162,12 @@ class SpareKeeper(PerProcess):
     def prepare(self, plan: KernelPlan) -> None:
         """Make a spare for a start that is expected, whatever was started before.
 
-        It replaces the spare of another kind. One of this kind is kept for longer.
+        It replaces the spare of another kind, so also of another runsc. One of this kind is kept
+        for longer.
+
+        :raises RuntimeMissing: when there is no runsc
         """
+        plan = fix_program(plan)
         with self._changed:
             if not self._ended and plan.spec.spare:
                 self._want(plan)
@@ -281,7 +285,6 @@ def prepare(plan: KernelPlan) -> Step:
     """
     if not may_prepare(plan):
         return "nothing"
-    plan = fix_program(plan)
     if not renew(plan):
         return "snapshot"
     if not plan.spec.spare:

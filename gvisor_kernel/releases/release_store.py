@@ -1,4 +1,4 @@
-"""Which releases of runsc are installed, and which one is chosen. Nothing here uses the network.
+"""Stores of releases of runsc: what is installed, and what is chosen. Nothing uses the network.
 
     lock              locked while names change
     installing        locked while a release is installed
@@ -249,10 +249,13 @@ def remove(release: Release, used: Collection[str] = ()) -> None:
 def is_running(release: Release) -> bool:
     """Return whether a process runs a program of a release, of those that this user may see: as
     root, also other users' sandboxes."""
-    directory = release.directory.resolve()
+    # by inode: sandboxes have mount namespaces of their own, where the path may be another
+    files = [it.stat() for it in release.directory.rglob("*")]
+    meant = {(status.st_dev, status.st_ino) for status in files}
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if (process / "exe").readlink().is_relative_to(directory):
+            status = (process / "exe").stat()
+            if (status.st_dev, status.st_ino) in meant:
                 return True
     return False
 

@@ -116,7 +116,7 @@ def test_a_choice_is_kept(own: Path) -> None:
     assert (own / "chosen").stat().st_mode & 0o777 == 0o644
     with pytest.raises(ReleaseError, match="New kernels start with"):
         remove(made)
-    with pytest.raises(ReleaseError, match="There is no release 1999 of runsc"):
+    with pytest.raises(ReleaseError, match="There is no release '1999' of runsc"):
         choose("1999")
     assert find_chosen() == made
     choose("system")

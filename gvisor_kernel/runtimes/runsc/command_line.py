@@ -35,6 +35,7 @@ from gvisor_kernel.runtimes.runsc.kept_programs import (
     describe_files,
     find_copy,
     is_in_place,
+    is_script,
     list_files,
     name_program,
 )
@@ -57,7 +58,7 @@ def read_answers(path: str, fingerprint: str) -> dict[str, Any]:
     Another file at the same path has another ``fingerprint``, so it has no answers. Returns an
     empty dictionary if the file of answers is missing or damaged, and for a script.
     """
-    found = {} if is_script(path) else _read_all().get(f"{path} {fingerprint}")
+    found = {} if is_script(path) else _read_all().get(name_program(path, fingerprint))
     return found if isinstance(found, dict) else {}
 
 
@@ -67,7 +68,7 @@ def keep_answers(path: str, fingerprint: str, answers: dict[str, Any]) -> None:
     is asked for again."""
     if is_script(path):
         return
-    program = f"{path} {fingerprint}"
+    program = name_program(path, fingerprint)
     merged = {**read_answers(path, fingerprint), **answers}
     others = [item for item in _read_all().items() if item[0] != program]
     newest = dict([*others, (program, merged)][-MAX_PROGRAMS:])
@@ -75,16 +76,6 @@ def keep_answers(path: str, fingerprint: str, answers: dict[str, Any]) -> None:
         draft = Path(folder, FILE)
         write_file(draft, json.dumps(newest))
         draft.replace(state_root() / FILE)
-
-
-def is_script(path: str) -> bool:
-    """Return whether the program at ``path`` is a script. What answers then is a program that the
-    script starts: when that is replaced, the script stays as it is."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(2) == b"#!"
-    except OSError:
-        return True
 
 
 def _read_all() -> dict[str, Any]:

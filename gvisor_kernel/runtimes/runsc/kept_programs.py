@@ -56,6 +56,16 @@ def describe_files(statuses: Iterable[os.stat_result]) -> str:
     return "-".join(f"{s.st_mtime_ns}-{s.st_size}-{s.st_ino}" for s in statuses)
 
 
+def is_script(path: str) -> bool:
+    """Return whether the program at ``path`` is a script. What answers then is a program that the
+    script starts: when that is replaced, the script stays as it is."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(2) == b"#!"
+    except OSError:
+        return True
+
+
 def is_in_place(program: str) -> bool:
     """Return whether the path of a program leads to its very files. Takes some system calls."""
     path, _, fingerprint = program.partition("\n")
@@ -65,10 +75,11 @@ def is_in_place(program: str) -> bool:
 
 
 def hold(program: str) -> None:
-    """Hold a program's files open until this process ends, unless others are in their place."""
+    """Hold a program's files open until this process ends, unless others are in their place. Not
+    those of a script: a copy of it would start the same program as it does."""
     path, _, fingerprint = program.partition("\n")
     with _lock:
-        if program in _held:
+        if program in _held or is_script(path):
             return
         files: dict[str, int] = {}
         with suppress(OSError):
