@@ -17,8 +17,6 @@ from gvisor_kernel.releases import BASE, LATEST, SYSTEM, TRIED
 if TYPE_CHECKING:
     from gvisor_kernel.releases.release_store import Release
 
-# by path: in this user's store of releases
-
 RELEASE = re.compile(r"[0-9]{8}(\.[0-9]{1,3})?")
 
 
@@ -97,6 +95,7 @@ def _install_new(
     """Fetch a release, try it, and publish it."""
     from gvisor_kernel.cli.checks.trial import try_release
     from gvisor_kernel.releases import bucket
+    from gvisor_kernel.releases.contents import unpack
     from gvisor_kernel.releases.release_store import PROGRAM, publish, release_name, write
     from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 
@@ -109,7 +108,7 @@ def _install_new(
             wanted = [asked] if asked else [TRIED, LATEST]
             fetched = bucket.fetch(base, wanted, draft.parent, report, digest, names)
         report("Unpacking", 1.0)
-        bucket.unpack(fetched.path, draft)
+        unpack(fetched.path, draft)
         program = draft / PROGRAM
         try:
             version = find_runsc(str(program)).version

@@ -1,11 +1,10 @@
-"""gVisor's bucket of releases: where a file is, how it is fetched, and what is taken of it.
+"""gVisor's bucket of releases: where a file is, and how it is fetched.
 
     BASE/release/<date>[.<point>]/<machine>/gvisor.tar.bz2[.sha512]
     BASE/release/latest/<machine>/...
 
-The archive has runsc, gvisor-bin/ with the programs that runsc starts, and a program for containerd
-that is left out here. Until July 2026 there was the file ``runsc`` instead; since 20260824 releases
-have the archive alone. A mirror has the same layout below another BASE.
+Until July 2026 there was the file ``runsc`` instead of the archive; since 20260824 there is the
+archive alone. A mirror has the same layout below another BASE.
 
 https://gvisor.dev/docs/user_guide/install/
 """
@@ -13,11 +12,9 @@ https://gvisor.dev/docs/user_guide/install/
 from __future__ import annotations
 
 import asyncio
-import bz2
 import errno
 import hashlib
 import os
-import platform
 import re
 import shutil
 import ssl
@@ -29,14 +26,14 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from io import BufferedRandom
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
-from urllib.parse import urljoin, urlsplit
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
 
 from gvisor_kernel import __version__
-from gvisor_kernel.archive.tar import CHUNK, Kind, Stream, TarReader, quote_name
-from gvisor_kernel.errors import ArchiveError, ReleaseError
+from gvisor_kernel.errors import ReleaseError
 from gvisor_kernel.host.private_directories import read_file, replace_file
-from gvisor_kernel.releases.release_store import PROGRAM, SIDECARS
+from gvisor_kernel.releases.contents import MAX_FILE, find_machine
+from gvisor_kernel.releases.release_store import PROGRAM
 from gvisor_kernel.shown_text import describe_size
 
 if TYPE_CHECKING:
@@ -45,17 +42,10 @@ if TYPE_CHECKING:
 # by path: below this user's store of releases
 
 FILES = ("gvisor.tar.bz2", PROGRAM)
-MACHINES = {"x86_64": 62, "aarch64": 183}
-"""Those that the bucket has, by the number that the head of their programs has."""
 DIGEST = re.compile(r"[0-9a-f]{128}")
 
-MAX_FILE = 512 * 1024 * 1024
-"""Bytes of a file in the bucket (166 MB), and of a program in it."""
 UNPACKED = 3
 """How many times as large as a file is what is unpacked of it."""
-MAX_UNPACKED = 4 * MAX_FILE
-MAX_ENTRIES = 100
-"""Of an archive, which has 8."""
 MAX_DIGEST = 4096
 CONNECT_SECONDS = 20.0
 READ_SECONDS = 30.0
@@ -65,7 +55,6 @@ RATE_SECONDS, MIN_RATE = 60.0, 8 * 1024
 """A server that sends fewer bytes a second during that time is not waited for."""
 ATTEMPTS = 5
 """How often a file that breaks off is continued in one run."""
-MAX_REDIRECTS = 3
 KEPT_SECONDS = 7 * 86400
 """How long the part of a file is kept for another run."""
 
@@ -103,30 +92,19 @@ class Published:
     modified: float | None
 
 
-def find_machine() -> str:
-    """Return the bucket's name of this machine.
-
-    :raises ReleaseError: when there is no gVisor for it
-    """
-    machine = platform.machine()
-    if machine not in MACHINES:
-        raise ReleaseError(f"There is no gVisor for machines of the kind {machine}.")
-    return machine
-
-
 def check_base(base: str, *, known: bool) -> str:
     """Return the URL of a bucket without a slash at its end. ``known``: a digest is given by hand.
 
     :raises ReleaseError: when nothing is fetched from there
     """
     parts = urlsplit(base)
-    if parts.scheme not in (("https", "http") if known else ("https",)) or not parts.hostname:
+    schemes = ("https", "http") if known else ("https",)
+    if parts.scheme not in schemes or not parts.hostname or parts.username is not None:
         raise ReleaseError(
-            f"Nothing is fetched from {base}.",
-            "name an address that begins with https://, or give the digest, too: --sha512 DIGEST.",
+            f"Nothing is fetched from {parts.netloc.rpartition('@')[2] or base}.",
+            "name an address that begins with https://, or give the digest, too: --sha512 DIGEST;"
+            " a password goes to ~/.netrc.",
         )
-    if parts.username is not None:
-        raise ReleaseError("The address has a password.", "write it to ~/.netrc instead.")
     return base.rstrip("/")
 
 
@@ -409,34 +387,24 @@ async def _get(
     :raises NotThere: when there is no such file
     :raises ReleaseError: when there is another answer or none, or it is elsewhere
     """
-    origin = urlsplit(url)[:2]
-    for _ in range(MAX_REDIRECTS + 1):
-        with _translated(url):
-            async with asyncio.timeout(HEAD_SECONDS):
-                request = client.build_request("GET", url, headers=headers)
-                response = await client.send(request, stream=True)
-        try:
-            status = response.status_code
-            if response.has_redirect_location:
-                with _translated(url):
-                    url = urljoin(url, response.headers["location"])
-                    moved = urlsplit(url)[:2] != origin
-                if moved:
-                    raise ReleaseError(
-                        f"{origin[1]} redirects to {'://'.join(urlsplit(url)[:2])}.",
-                        "only the host that was named is asked; name the other one if that is"
-                        " meant: --from URL.",
-                    )
-                continue
-            if status in (403, 404):
-                raise NotThere(f"There is no {url} (status {status}).")
-            if status not in (200, 206) or response.headers.get("content-encoding"):
-                raise BrokenOff(f"{url} cannot be fetched (status {status}).", "try again later.")
-            yield response
-            return
-        finally:
-            await response.aclose()
-    raise ReleaseError(f"{origin[1]} redirects more than {MAX_REDIRECTS} times.")
+    with _translated(url):
+        async with asyncio.timeout(HEAD_SECONDS):
+            request = client.build_request("GET", url, headers=headers)
+            response = await client.send(request, stream=True)
+    try:
+        status, target = response.status_code, response.headers.get("location", "")
+        if status in (403, 404):
+            raise NotThere(f"There is no {url} (status {status}).")
+        if 300 <= status < 400:
+            raise ReleaseError(
+                f"{url} redirects to {target[:200]!r}.",
+                "it is not asked; name the address of a mirror if that is one: --from URL.",
+            )
+        if status not in (200, 206) or response.headers.get("content-encoding"):
+            raise BrokenOff(f"{url} cannot be fetched (status {status}).", "try again later.")
+        yield response
+    finally:
+        await response.aclose()
 
 
 async def _receive(response: httpx.Response) -> AsyncIterator[bytes]:
@@ -469,75 +437,3 @@ def _translated(url: str) -> Iterator[None]:
             "if this machine needs a proxy, set https_proxy. Or fetch the file elsewhere, and name"
             " it: gvisor-kernel runsc install --file PATH.",
         ) from error
-
-
-# -- what was fetched ------------------------------------------------------------------------------
-
-
-def unpack(file: Path, draft: Path) -> None:
-    """Write runsc, and what it starts, into the folder ``draft``. ``file``: an archive, or runsc;
-    then the programs in gvisor-bin/ beside it are taken, too. Takes seconds.
-
-    :raises ReleaseError: when it is none, or for another machine
-    :raises OSError: when it cannot be read or written
-    """
-    with file.open("rb") as raw:
-        if raw.read(3) == b"BZh":
-            raw.seek(0)
-            return _unpack(raw, draft)
-        raw.seek(0)
-        _write(draft / PROGRAM, raw)
-    for sidecar in (file.parent / SIDECARS).glob("*"):
-        (draft / SIDECARS).mkdir(exist_ok=True)
-        with sidecar.open("rb") as raw:
-            _write(draft / SIDECARS / sidecar.name, raw)
-
-
-def _unpack(raw: BinaryIO, draft: Path) -> None:
-    try:
-        with bz2.open(raw) as stream:
-            reader = TarReader(stream)
-            for number, entry in enumerate(reader):
-                if number > MAX_ENTRIES or reader.position > MAX_UNPACKED:
-                    raise ArchiveError("it has too many files")
-                place = draft.joinpath(*entry.parts)
-                if entry.kind is Kind.DIRECTORY or entry.parts[0] not in (PROGRAM, SIDECARS):
-                    continue
-                if entry.kind is not Kind.FILE or place.parent not in (draft, draft / SIDECARS):
-                    raise ArchiveError(f"{quote_name(entry.name)} is no program")
-                if entry.size > MAX_FILE:
-                    raise ArchiveError(f"{quote_name(entry.name)} is too large")
-                if place.exists():
-                    raise ArchiveError(f"it has {quote_name(entry.name)} twice")
-                place.parent.mkdir(exist_ok=True)
-                place.parent.chmod(0o755)
-                _write(place, reader)
-    except (ArchiveError, EOFError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise ReleaseError(f"The archive with the release cannot be unpacked: {error}.") from error
-    if not (draft / PROGRAM).exists():
-        raise ReleaseError("The archive has no runsc.")
-
-
-def _write(path: Path, source: Stream) -> None:
-    """Write a program that this machine can run.
-
-    :raises ReleaseError: when it is none
-    """
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW)
-    with os.fdopen(fd, "wb") as file:
-        os.fchmod(fd, 0o555)  # runsc starts itself as nobody, whatever the umask is
-        data = source.read(CHUNK)
-        machine = int.from_bytes(data[18:20], "little")
-        if len(data) < 20 or data[:6] != b"\x7fELF\x02\x01" or data[16] not in (2, 3):
-            raise ReleaseError(f"{path.name} is no program: it begins with {data[:40]!r}.")
-        if machine != MACHINES[find_machine()]:
-            names = {number: name for name, number in MACHINES.items()}
-            raise ReleaseError(
-                f"{path.name} is a program for {names.get(machine, 'another kind of machine')}, and"
-                f" this one is {find_machine()}."
-            )
-        while data:
-            file.write(data)
-            data = source.read(CHUNK)

@@ -1,4 +1,4 @@
-"""Which releases of runsc are installed, and which one is chosen. Nothing here uses the network.
+"""Stores of releases of runsc: what is installed, and what is chosen. Nothing uses the network.
 
     lock              locked while names change
     installing        locked while a release is installed

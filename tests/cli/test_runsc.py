@@ -25,6 +25,7 @@ from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import ReleaseError
 from gvisor_kernel.releases import BASE, LATEST, TRIED
 from gvisor_kernel.releases import bucket as fetching
+from gvisor_kernel.releases.contents import unpack
 from gvisor_kernel.releases.release_store import (
     choose,
     find_chosen,
@@ -303,7 +304,7 @@ sys.exit(main(argv))
 """
 PLACES = (
     "gvisor_kernel.releases.bucket:check_space",
-    "gvisor_kernel.releases.bucket:unpack",
+    "gvisor_kernel.releases.contents:unpack",
     "gvisor_kernel.cli.checks.trial:try_release",
     "gvisor_kernel.cli.checks.trial:check_kernel",
     "gvisor_kernel.releases.release_store:publish",
@@ -500,5 +501,5 @@ def test_the_real_bucket_has_what_is_expected(tmp_path: Path) -> None:
     assert fetching.ask(BASE, TRIED).sha512 != ""
     found = fetching.fetch(BASE, [TRIED], tmp_path, lambda words, done: None)
     (tmp_path / "draft").mkdir()
-    fetching.unpack(found.path, tmp_path / "draft")
+    unpack(found.path, tmp_path / "draft")
     assert os.access(tmp_path / "draft" / "runsc", os.X_OK)

@@ -27,7 +27,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gvisor_kernel.releases import BASE
-from gvisor_kernel.releases.bucket import find_machine
+from gvisor_kernel.releases.contents import find_machine
 
 from ..egress.upstream import make_certificate
 

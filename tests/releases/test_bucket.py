@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,22 +13,19 @@ import pytest
 from gvisor_kernel.errors import ReleaseError
 from gvisor_kernel.releases import BASE
 from gvisor_kernel.releases import bucket as fetching
-from gvisor_kernel.releases.bucket import Fetched, NotThere, fetch, find_machine, unpack
+from gvisor_kernel.releases.bucket import Fetched, NotThere, fetch
+from gvisor_kernel.releases.contents import MAX_FILE, find_machine
 
 from .bucket import (
     HOST,
     NEW,
     OLD,
     Bucket,
-    make_archive,
-    newer_archive,
-    newer_program,
     send_forever,
     send_half,
     send_halves,
     send_slowly,
     serving,
-    system_program,
 )
 
 BODY = b"".join(bytes([number % 251]) * 997 for number in range(2000))
@@ -198,8 +194,8 @@ def test_a_server_that_sends_without_end_is_left(
     file = bucket.put(NEW, "gvisor.tar.bz2", BODY, headers=endless, send=send_forever)
     with pytest.raises(ReleaseError, match="has an unknown number of bytes"):
         get(tmp_path)
-    file.headers, file.send = {"Content-Length": str(fetching.MAX_FILE + 1)}, None
-    with pytest.raises(ReleaseError, match=f"has {fetching.MAX_FILE + 1} bytes"):
+    file.headers, file.send = {"Content-Length": str(MAX_FILE + 1)}, None
+    with pytest.raises(ReleaseError, match=f"has {MAX_FILE + 1} bytes"):
         get(tmp_path)
     assert parts(tmp_path) == []
     digest = bucket.files[bucket.path(NEW, "gvisor.tar.bz2.sha512")]
@@ -241,27 +237,17 @@ def test_a_slow_head_is_left(
 
 
 @pytest.mark.parametrize(
-    "target", ["https://example.com/runsc", "http://{host}/runsc", "https://["]
+    "target",
+    ["https://example.com/runsc", "http://{host}/runsc", "gvisor.tar.bz2", "https://[", ""],
 )
-def test_a_redirect_to_another_host_is_refused(bucket: Bucket, tmp_path: Path, target: str) -> None:
+def test_a_redirect_is_not_followed(bucket: Bucket, tmp_path: Path, target: str) -> None:
     file = bucket.put(NEW, "gvisor.tar.bz2", BODY, status=302)
     file.headers["Location"] = target.format(host=HOST)
-    with pytest.raises(ReleaseError, match=r"redirects to|cannot be fetched"):
+    with pytest.raises(ReleaseError, match="redirects to"):
         get(tmp_path)
     assert set(bucket.connects) == {f"{HOST}:443"}
+    assert len(bucket.seen) == 2
     assert parts(tmp_path) == []
-
-
-def test_a_redirect_on_the_same_host_is_followed(bucket: Bucket, tmp_path: Path) -> None:
-    bucket.put(NEW, "gvisor.tar.bz2", BODY)
-    file = bucket.put("latest", "gvisor.tar.bz2", BODY, status=302)
-    file.headers["Location"] = f"../../{NEW}/{find_machine()}/gvisor.tar.bz2"
-    assert get(tmp_path, "latest").path.read_bytes() == BODY
-    file.headers["Location"] = "gvisor.tar.bz2"
-    fetching_again = bucket.put("latest", "gvisor.tar.bz2", b"x", status=302)
-    fetching_again.headers["Location"] = "gvisor.tar.bz2"
-    with pytest.raises(ReleaseError, match="redirects more than 3 times"):
-        get(tmp_path, "latest")
 
 
 def test_an_encoded_answer_is_refused(bucket: Bucket, tmp_path: Path) -> None:
@@ -325,79 +311,3 @@ def test_only_https_is_fetched_without_a_digest(base: str, known: bool, fits: bo
         with pytest.raises(ReleaseError) as raised:
             fetching.check_base(base, known=known)
         assert "secret" not in str(raised.value)
-
-
-# -- what was fetched ------------------------------------------------------------------------------
-
-
-def unpacked(data: bytes, folder: Path) -> dict[str, bytes]:
-    file, draft = folder / "file", folder / "draft"
-    file.write_bytes(data)
-    draft.mkdir()
-    unpack(file, draft)
-    found = (path for path in draft.rglob("*") if path.is_file())
-    return {str(path.relative_to(draft)): path.read_bytes() for path in found}
-
-
-def test_programs_are_unpacked(tmp_path: Path) -> None:
-    assert unpacked(newer_archive(), tmp_path) == {
-        "runsc": newer_program(),
-        "gvisor-bin/runsc-metric-server": Path("/bin/true").read_bytes(),
-    }
-
-
-def test_a_program_is_taken_as_it_is(tmp_path: Path) -> None:
-    assert unpacked(system_program(), tmp_path) == {"runsc": system_program()}
-
-
-ELF = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\x00"
-OTHER = {"x86_64": b"\xb7\x00", "aarch64": b"\x3e\x00"}[find_machine()]
-OWN = {"aarch64": b"\xb7\x00", "x86_64": b"\x3e\x00"}[find_machine()]
-GOOD = ELF + OWN + bytes(100)
-
-
-@pytest.mark.parametrize(
-    ("data", "why"),
-    [
-        (b"<!DOCTYPE html><title>No</title>", "runsc is no program: it begins with b'<!DOCTYPE"),
-        (b"", "runsc is no program"),
-        (b"#!/bin/sh\nexit 0\n", "runsc is no program"),
-        (ELF[:17], "runsc is no program"),
-        (ELF.replace(b"\x02\x01", b"\x01\x01") + OWN, "runsc is no program"),
-        (ELF + OTHER + bytes(100), "runsc is a program for"),
-        (ELF + b"\xf3\x00" + bytes(100), "is a program for another kind of machine"),
-        (b"BZh91AY&SY" + bytes(100), "cannot be unpacked"),
-        (make_archive({"runsc": GOOD})[:-20], "cannot be unpacked"),
-        (make_archive({"other": GOOD}), "The archive has no runsc"),
-        (make_archive({"bin/runsc": GOOD}), "The archive has no runsc"),
-        (make_archive({"runsc": b"#!/bin/sh"}), "runsc is no program"),
-        (make_archive({"../runsc": GOOD}), "leads out of the root"),
-        (make_archive({"/etc/runsc": GOOD}), "is absolute"),
-        (make_archive({"gvisor-bin/a/b": GOOD}), "'gvisor-bin/a/b' is no program"),
-        (make_archive({"runsc/runsc": GOOD}), "'runsc/runsc' is no program"),
-        (make_archive({}, runsc=tarfile.SYMTYPE), "'runsc' is no program"),
-        (make_archive({"runsc": GOOD}, **{"gvisor-bin": tarfile.SYMTYPE}), "is no program"),
-        (make_archive({"runsc": GOOD}, **{"gvisor-bin/x": tarfile.FIFOTYPE}), "is no program"),
-        (make_archive({"runsc": GOOD, "./runsc": GOOD}), "it has 'runsc' twice"),
-        (make_archive({f"file{n}": b"" for n in range(200)}), "too many files"),
-    ],
-)
-def test_what_is_no_program_of_this_machine_is_refused(
-    tmp_path: Path, data: bytes, why: str
-) -> None:
-    with pytest.raises(ReleaseError) as raised:
-        unpacked(data, tmp_path)
-    assert why in str(raised.value)
-
-
-def test_an_archive_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetching, "MAX_FILE", 50 * 1024 * 1024)
-    monkeypatch.setattr(fetching, "MAX_UNPACKED", 60 * 1024 * 1024)
-    with pytest.raises(ReleaseError, match="too large"):
-        unpacked(make_archive({"runsc": GOOD + bytes(51 * 1024 * 1024)}), tmp_path)
-    (tmp_path / "other").mkdir()
-    with pytest.raises(ReleaseError, match="too many files"):
-        unpacked(
-            make_archive({"a": bytes(40 * 1024 * 1024), "b": bytes(40 * 1024 * 1024), "c": b""}),
-            tmp_path / "other",
-        )
