@@ -150,15 +150,3 @@ def test_a_trial_that_is_killed_leaves_nothing(command: str, fake: FakeRunsc) ->
         assert (fake.folder / "hangs").read_text() == "now\n"
         trial.kill()
         assert trial.wait(10) == -signal.SIGKILL
-
-
-NOEXEC = 'mount -t tmpfs -o noexec none "$1" && cp "$2" "$1/runsc" && exec "$3" -c "$4" "$1/runsc"'
-
-
-@pytest.mark.once
-def test_a_folder_without_programs_is_named(tmp_path: Path) -> None:
-    argv = ["unshare", "-Urm", "/bin/sh", "-c", NOEXEC, "-", tmp_path, find_runsc().path]
-    done = subprocess.run(
-        [*argv, sys.executable, TRY], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert f"no program can be run below {tmp_path}: it is mounted noexec" in done.stderr
