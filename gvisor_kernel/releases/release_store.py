@@ -107,9 +107,10 @@ def find_release(name: str) -> Release | None:
     """
     found = find_releases()
     named = [release for release in found if release.name == name]
-    if not named:
-        named = [it for it in found if re.fullmatch(re.escape(name) + r"\.[0-9]+", it.name)]
-        named.sort(key=lambda release: -int(release.name.rpartition(".")[2]))
+    points = [(*release.name.rpartition("."), release) for release in found]
+    points = [it for it in points if it[0] == name and it[2].isdecimal()]
+    if points and not named:
+        return max(points, key=lambda point: int(point[2]))[3]
     return named[0] if named else None
 
 

@@ -27,6 +27,7 @@ from gvisor_kernel.releases.release_store import (
     remove,
     write,
 )
+from gvisor_kernel.runtimes.mounts.covers import holds_keys, is_private
 
 OWNER = os.geteuid()
 
@@ -321,6 +322,13 @@ def test_roots_store_serves_other_users(
         own.directory.rename(own.directory.with_name("gone"))
         assert find_chosen() == roots, "what root keeps is not used in its place"
     assert find_chosen() == roots
+
+
+def test_no_kernel_is_shown_the_store(own: Path, tmp_path: Path) -> None:
+    assert is_private(str(own))
+    assert is_private(str(own.parent))
+    assert holds_keys(str(own / "20240729.0"))
+    assert not is_private(str(tmp_path / "elsewhere"))
 
 
 def test_one_install_at_a_time(own: Path) -> None:
