@@ -227,6 +227,7 @@ def test_a_damaged_release_is_not_used(own: Path, damage: Callable[[Path], None]
         find_chosen()
     choose("20250101.0")
     assert find_chosen() is not None
+    assert add("20240729.0", sha512="cd") == find_release("20240729"), "it cannot be repaired"
 
 
 @pytest.mark.parametrize(
@@ -254,7 +255,7 @@ def test_a_choice_that_is_no_file_is_refused(own: Path, tmp_path: Path) -> None:
 def test_a_store_that_others_can_change_is_not_used(stores: tuple[Path, Path]) -> None:
     own, _ = stores
     add("20240729.0")
-    for mode in (0o777, 0o775):
+    for mode in (0o777, 0o775, 0o1777):
         own.chmod(mode)
         with pytest.raises(ReleaseError, match=r"The releases in .* are not used"):
             find_releases()
