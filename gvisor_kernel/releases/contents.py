@@ -1,4 +1,4 @@
-"""What is taken of a file with a release: the programs that this machine can run.
+"""Programs of a release: those in its file that this machine can run.
 
 The file is an archive with runsc, gvisor-bin/ with what runsc starts, and a program for
 containerd that is left out; or runsc alone.

@@ -107,9 +107,10 @@ def find_release(name: str) -> Release | None:
     """
     found = find_releases()
     named = [release for release in found if release.name == name]
-    if not named:
-        named = [it for it in found if re.fullmatch(re.escape(name) + r"\.[0-9]+", it.name)]
-        named.sort(key=lambda release: -int(release.name.rpartition(".")[2]))
+    points = [(*release.name.rpartition("."), release) for release in found]
+    points = [it for it in points if it[0] == name and it[2].isdecimal()]
+    if points and not named:
+        return max(points, key=lambda point: int(point[2]))[3]
     return named[0] if named else None
 
 
@@ -335,8 +336,9 @@ def _check_store(root: Path) -> bool:
             check_parents(root)
             _check(root, os.geteuid(), folder=True)
         else:
-            for folder in (*reversed(root.parents), root):
-                _check(folder, 0, folder=True)
+            for folder in reversed(root.parents):
+                _check(folder, 0, folder=True, above=True)
+            _check(root, 0, folder=True)
     except FileNotFoundError:
         return False
     except (OSError, NotPrivate) as error:
@@ -365,19 +367,19 @@ def _load(root: Path, name: str) -> Release:
     except (OSError, JsonError) as error:
         raise ReleaseError(
             f"The release {name} in {root} cannot be used: {error}.",
-            f"remove and install it again: gvisor-kernel runsc remove {name}.",
+            f"install it again: gvisor-kernel runsc install {name}.",
         ) from error
     return replace(release, name=name, directory=directory, shared=root == SHARED)
 
 
-def _check(path: Path, owner: int, *, folder: bool = False) -> None:
-    """Check that only ``owner`` can change a file or a folder, and that it is no link. In a sticky
-    folder such as /tmp nobody can rename what is the owner's."""
+def _check(path: Path, owner: int, *, folder: bool = False, above: bool = False) -> None:
+    """Check that only ``owner`` can change a file or a folder, and that it is no link. ``above``:
+    it may be sticky instead, as /tmp: nobody else can rename there what is the owner's."""
     status = path.lstat()
     kind = stat.S_ISDIR if folder else stat.S_ISREG
     if not kind(status.st_mode):
         raise PermissionError(f"{path} is no {'folder' if folder else 'file'}")
-    shared = status.st_mode & 0o022 and not (folder and status.st_mode & stat.S_ISVTX)
+    shared = status.st_mode & 0o022 and not (above and status.st_mode & stat.S_ISVTX)
     if status.st_uid != owner or shared:
         raise PermissionError(
             f"{path} belongs to uid {status.st_uid} and has the mode"

@@ -27,6 +27,7 @@ from gvisor_kernel.releases.release_store import (
     remove,
     write,
 )
+from gvisor_kernel.runtimes.mounts.covers import holds_keys, is_private
 
 OWNER = os.geteuid()
 
@@ -226,6 +227,7 @@ def test_a_damaged_release_is_not_used(own: Path, damage: Callable[[Path], None]
         find_chosen()
     choose("20250101.0")
     assert find_chosen() is not None
+    assert add("20240729.0", sha512="cd") == find_release("20240729"), "it cannot be repaired"
 
 
 @pytest.mark.parametrize(
@@ -253,7 +255,7 @@ def test_a_choice_that_is_no_file_is_refused(own: Path, tmp_path: Path) -> None:
 def test_a_store_that_others_can_change_is_not_used(stores: tuple[Path, Path]) -> None:
     own, _ = stores
     add("20240729.0")
-    for mode in (0o777, 0o775):
+    for mode in (0o777, 0o775, 0o1777):
         own.chmod(mode)
         with pytest.raises(ReleaseError, match=r"The releases in .* are not used"):
             find_releases()
@@ -321,6 +323,13 @@ def test_roots_store_serves_other_users(
         own.directory.rename(own.directory.with_name("gone"))
         assert find_chosen() == roots, "what root keeps is not used in its place"
     assert find_chosen() == roots
+
+
+def test_no_kernel_is_shown_the_store(own: Path, tmp_path: Path) -> None:
+    assert is_private(str(own))
+    assert is_private(str(own.parent))
+    assert holds_keys(str(own / "20240729.0"))
+    assert not is_private(str(tmp_path / "elsewhere"))
 
 
 def test_one_install_at_a_time(own: Path) -> None:
