@@ -33,7 +33,7 @@ from gvisor_kernel.releases import release_store
 from gvisor_kernel.releases.release_store import SYSTEM, Release, choose, find_releases
 from gvisor_kernel.runtimes.runsc import kept_programs, runtime
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
-from gvisor_kernel.runtimes.runsc.kept_programs import find_users, sweep_copies
+from gvisor_kernel.runtimes.runsc.kept_programs import sweep_copies
 from gvisor_kernel.runtimes.runsc.starting import wait_for_sentry
 from gvisor_kernel.runtimes.state.listed import find_all
 from gvisor_kernel.runtimes.state.records import Record, read_record
@@ -156,14 +156,14 @@ def test_running_kernel_keeps_its_release_over_a_switch(
             assert record_of(manager).program == first.program
         with running_kernel(settings=settings) as (other, _):
             assert record_of(other).runsc == new.version
-            assert [len(find_users(release)) for release in releases] == [1, 1]
+            assert all(map(release_store.is_running, releases))
         listed = subprocess.run(
             [sys.executable, "-m", "gvisor_kernel", "list"], capture_output=True, text=True
         )
         assert f"(runsc {old.name})" in listed.stdout
         with pytest.raises(ReleaseError, match=f"run with the release {old.name}"):
             release_store.remove(old)
-    assert find_users(old) == []
+    assert not release_store.is_running(old)
     release_store.remove(old)
     with pytest.raises(ReleaseError, match=f"start with the release {new.name}"):
         release_store.remove(new)
