@@ -38,7 +38,7 @@ def save_orphan(directory: Path, record: Record) -> bool:
 
     def write_image(image: Path) -> None:
         argv = checkpoint_argv(
-            find_runsc(),
+            find_runsc(record.program),
             root=str(Places(directory).runsc),
             container_id=record.container_id,
             snapshot=str(image),
