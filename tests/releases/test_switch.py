@@ -12,7 +12,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +33,17 @@ from gvisor_kernel.releases import release_store
 from gvisor_kernel.releases.release_store import SYSTEM, Release, choose, find_releases
 from gvisor_kernel.runtimes.runsc import kept_programs, runtime
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
-from gvisor_kernel.runtimes.runsc.kept_programs import find_users, sweep_copies
+from gvisor_kernel.runtimes.runsc.kept_programs import sweep_copies
 from gvisor_kernel.runtimes.runsc.starting import wait_for_sentry
 from gvisor_kernel.runtimes.state.listed import find_all
 from gvisor_kernel.runtimes.state.records import Record, read_record
 from gvisor_kernel.snapshots.snapshot_store import Store
 
+from .. import run_as_user
 from ..jupyter.helpers import SECONDS, execute, kernel_log, running_kernel, sandbox_of, wait_until
 from ..jupyter.server import JupyterServer
 from ..patience import scale_seconds
-from ..world import DEFAULT_KERNEL, World
+from ..world import DEFAULT_KERNEL, PROJECT, World
 from .programs import Program, install, make_programs, replace
 
 IN_NAMESPACE = "GK_TEST_OWN_STORE"
@@ -153,14 +156,14 @@ def test_running_kernel_keeps_its_release_over_a_switch(
             assert record_of(manager).program == first.program
         with running_kernel(settings=settings) as (other, _):
             assert record_of(other).runsc == new.version
-            assert [len(find_users(release)) for release in releases] == [1, 1]
+            assert all(map(release_store.is_running, releases))
         listed = subprocess.run(
             [sys.executable, "-m", "gvisor_kernel", "list"], capture_output=True, text=True
         )
         assert f"(runsc {old.name})" in listed.stdout
         with pytest.raises(ReleaseError, match=f"run with the release {old.name}"):
             release_store.remove(old)
-    assert find_users(old) == []
+    assert not release_store.is_running(old)
     release_store.remove(old)
     with pytest.raises(ReleaseError, match=f"start with the release {new.name}"):
         release_store.remove(new)
@@ -410,6 +413,7 @@ class WatchfulServer(JupyterServer):
     def argv(self, port: int) -> list[str]:
         code = """
 import sys
+import tempfile
 from gvisor_kernel.server import kernel_preparer
 kernel_preparer.LOOK_SECONDS = kernel_preparer.RUNSC_SECONDS = 0.2
 from jupyter_server.serverapp import main
@@ -457,3 +461,78 @@ def test_running_server_notices_another_runsc(
 def release_of(server: JupyterServer, kernel: str) -> str:
     """Return what the page is told."""
     return str(server.ask("GET", f"../gvisor-kernel/api/kernels/{kernel}")["release"]["runsc"])
+
+
+# -- root's store, for all users -------------------------------------------------------------------
+
+USER = 65534
+AS_USER = """
+import sys
+import tempfile
+from gvisor_kernel import Sandbox
+from gvisor_kernel.errors import ReleaseError
+from gvisor_kernel.releases.release_store import SYSTEM, choose, find_chosen, remove
+from gvisor_kernel.runtimes.state.listed import find_all
+
+def run():
+    with Sandbox(snapshot="off") as sandbox:
+        assert sandbox.run("6 * 7").text == "42"
+        (one,) = find_all()
+        print(one.record.program.partition(chr(10))[0], one.record.runsc, flush=True)
+        sys.stdin.readline()
+
+run()
+try:
+    remove(find_chosen())
+except ReleaseError as error:
+    print(error.fact, flush=True)
+choose(SYSTEM)
+run()
+"""
+
+
+@as_root_inside
+def test_a_release_of_root_serves_all_users(
+    releases: tuple[Release, Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who may choose another, and not remove it; root may not while anybody's sandbox runs."""
+    old, new = releases
+    choose(new.name)
+    with tempfile.TemporaryDirectory(dir="/tmp") as home:
+        os.chown(home, USER, USER)
+        options: dict[str, Any] = {"user": USER, "group": USER, "extra_groups": [], "cwd": home}
+        options["env"] = {"HOME": home, "PATH": os.defpath, "TMPDIR": home}
+        options["env"]["PYTHONPATH"] = str(PROJECT)
+        pythons = [sys.executable, *map(str, run_as_user.CACHE.glob("*/bin/python"))]
+        python = next((path for path in pythons if can_use(path, options)), None)
+        if python is None:
+            pytest.skip("another user cannot use this Python; tests/run_as_user.py makes one")
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        program = subprocess.Popen([python, "-c", AS_USER], **options, **pipes)
+        with program:
+            assert program.stdin is not None
+            assert program.stdout is not None
+            try:
+                said = program.stdout.readline()
+                assert said == f"{new.program} {new.version}\n"
+                choose(old.name)
+                with pytest.raises(ReleaseError, match=f"run with the release {new.name}"):
+                    release_store.remove(new)
+                choose(new.name)
+                program.stdin.write("\n")
+                program.stdin.flush()
+                said = program.stdout.readline()
+                assert said == f"The release {new.name} is in root's store.\n"
+                assert program.stdout.readline() == f"/usr/bin/runsc {old.version}\n"
+                program.stdin.write("\n")
+                program.stdin.flush()
+                assert program.wait(SECONDS) == 0
+            finally:
+                program.kill()
+
+
+def can_use(python: str, options: dict[str, Any]) -> bool:
+    with suppress(PermissionError):
+        code = AS_USER[: AS_USER.index("def")]
+        return subprocess.run([python, "-c", code], **options, check=False).returncode == 0
+    return False

@@ -18,11 +18,12 @@ from operator import attrgetter
 from pathlib import Path
 
 from gvisor_kernel.errors import LaunchError, ReleaseError, StateError
+from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.host.locks import ThreadLock
 from gvisor_kernel.releases import release_store
 from gvisor_kernel.releases.release_store import PROGRAM, SIDECARS, SYSTEM, Release
 from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders
-from gvisor_kernel.runtimes.state.records import Record, find_sandboxes, is_orphan
+from gvisor_kernel.runtimes.state.records import find_sandboxes, is_orphan
 
 # by path: below a store, whose folders only its owner or root can change
 
@@ -124,30 +125,21 @@ def _copy(name: str, files: dict[str, int], program: str, version: str) -> Relea
         return release_store.publish(draft, name, version, digest, program)
 
 
-def find_users(release: Release) -> list[Record]:
-    """Return the records of this user's sandboxes that run with a release.
-
-    :raises StateError: when they cannot be read
-    """
-    place = f"{release.program}\n"
-    return [
-        record
-        for _, record in find_sandboxes()
-        if not is_orphan(record)
-        and (record.program == release.source or record.program.startswith(place))
-    ]
+def is_copy(release: Release) -> bool:
+    """Return whether a release is the copy of a program that was replaced."""
+    return release.name.startswith(f"{SYSTEM}-")
 
 
 def sweep_copies() -> None:
     """Remove the copies that nobody uses. Never raises: another sweep will come."""
     with suppress(ReleaseError, StateError, OSError):
-        root = release_store.own_store()
-        for release in release_store.find_releases() if root.exists() else ():
-            if not release.name.startswith(f"{SYSTEM}-") or release.directory.parent != root:
-                continue
-            unused = time.time() - release.directory.stat().st_mtime > KEEP_SECONDS
-            if unused and not find_users(release):
-                release_store.remove(release)
+        found, root = release_store.find_releases(), release_store.own_store()
+        copies = [one for one in found if one.directory.parent == root and is_copy(one)]
+        used = {it.program for _, it in find_sandboxes() if copies and not is_orphan(it)}
+        for copy in copies:
+            unused = time.time() - copy.directory.stat().st_mtime > KEEP_SECONDS
+            if unused and copy.source not in used:
+                release_store.remove(copy)
 
 
 def check_unwritten(path: str, written: WrittenFolders) -> None:
@@ -156,13 +148,9 @@ def check_unwritten(path: str, written: WrittenFolders) -> None:
     :raises LaunchError: when a folder above it is one that a kernel may write
     """
     for folder in Path(path).parents:
-        with suppress(OSError):
-            fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                if written.is_noted(str(folder), fd):
-                    raise LaunchError(
-                        f"The program {path} is not run: kernels may write in {folder}.",
-                        "move it to a folder where no kernel writes; see the setting runsc.",
-                    )
-            finally:
-                os.close(fd)
+        with suppress(OSError), open_path(str(folder)) as found:
+            if written.is_noted(found.path, found.fd):
+                raise LaunchError(
+                    f"The program {path} is not run: kernels may write in {folder}.",
+                    "move it to a folder where no kernel writes; see the setting runsc.",
+                )
