@@ -155,6 +155,10 @@ ONE_FOR_EACH: dict[str, tuple[str, ...]] = {
         *(f"broken_run_command_is_refused[{what}]" for what in ("crashes", "leaves a child")),
         *("hanging_run_command_is_refused", "process_outside_sandbox_is_refused"),
     ),
+    "faults/test_trial.py": (
+        "a_release_that_works_passes_with_its_own_program",
+        "a_trial_that_is_killed_leaves_nothing",
+    ),
     "faults/test_full_disk.py": ("read_only_state_directory_is_refused",),
     "faults/test_idle.py": ("killed_owner_of_stopped_kernels_leaves_nothing",),
     "faults/test_owner_death.py": ("killed_server_leaves_nothing",),
