@@ -70,7 +70,9 @@ def make_row(sandbox: Listed) -> tuple[str, ...]:
         _describe_state(sandbox),
         f"{shown} / {describe_size(record.memory_limit)}{given}",
         describe_age(time.time() - record.created),
-        record.folder,
+        f"{record.folder} (runsc {record.runsc.removeprefix('0.0~')})"
+        if record.runsc
+        else record.folder,
     )
 
 
@@ -113,6 +115,7 @@ def describe(sandbox: Listed) -> dict[str, object]:
         "kernel_id": record.kernel_id,
         "state": sandbox.state,
         "runtime": record.runtime,
+        "runsc": record.runsc,
         "node": record.node,
         "paused": sandbox.paused,
         "memory_used": sandbox.memory_used,

@@ -37,6 +37,7 @@ from gvisor_kernel.config.validators import (
     accept_outputs,
     accept_preload,
     accept_profile,
+    accept_runsc,
     accept_seconds,
     accept_size,
     accept_skills,
@@ -132,6 +133,14 @@ class SandboxSpec:
         """How sandboxes are started: "runsc", with the program runsc on this machine, or the name
         of another runtime. docs/settings.md has those that come with gvisor-kernel; other packages
         may add runtimes.""",
+    )
+    runsc: str = setting(
+        "",
+        accept_runsc,
+        """Which gVisor makes the sandboxes of the runtimes "runsc", "ssh" and "slurm". Empty: the
+        release that "gvisor-kernel runsc use" has chosen, or else the runsc on the PATH. "system":
+        the one on the PATH. Otherwise the name of a release that "gvisor-kernel runsc install" has
+        added, or the absolute path of a runsc; each on the machine where the kernel runs.""",
     )
     image: str = setting(
         HOST_IMAGE,

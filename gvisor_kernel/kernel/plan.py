@@ -15,6 +15,7 @@ from gvisor_kernel.bridge import Address, KernelIdentity
 from gvisor_kernel.config.settings import SandboxSpec, read_spec, write_spec
 from gvisor_kernel.egress.environment import JUPYTER, PACKAGES_HOME, Door, egress_environment
 from gvisor_kernel.egress.kinds import Route
+from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.spec.layout import ENVIRONMENT
 from gvisor_kernel.typed_json import read_value
@@ -66,6 +67,14 @@ class KernelPlan:
     door: Door = JUPYTER
 
 
+def fix_program(plan: KernelPlan) -> KernelPlan:
+    """Return ``plan`` with the very runsc that it would start with now. Blocks for milliseconds.
+
+    :raises RuntimeMissing: when there is none
+    """
+    return dataclasses.replace(plan, spec=get_runtime(plan.spec.runtime).fix_program(plan.spec))
+
+
 def without_routes(plan: KernelPlan) -> KernelPlan:
     """Return ``plan`` for a sandbox that is nobody's yet: a snapshot, or a spare."""
     return dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, egress=()), routes=())
@@ -78,6 +87,7 @@ def without_user(spec: SandboxSpec) -> SandboxSpec:
     """
     return SandboxSpec(
         runtime=spec.runtime,
+        runsc=spec.runsc,
         image=spec.image,
         memory_limit=spec.memory_limit,
         cpu_shares=spec.cpu_shares,

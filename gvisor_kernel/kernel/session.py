@@ -26,7 +26,7 @@ from gvisor_kernel.kernel.facts import Died, KernelEvents, KernelFacts, Start, S
 from gvisor_kernel.kernel.kept_data import KeptData
 from gvisor_kernel.kernel.launch import Launch, Workers, run_beside
 from gvisor_kernel.kernel.learned_modules import ImportReports, find_kind, read_report
-from gvisor_kernel.kernel.plan import KernelPlan
+from gvisor_kernel.kernel.plan import KernelPlan, fix_program
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
 from gvisor_kernel.kernel.workspace import JudgeLeft, find_host_path, tell_end
 from gvisor_kernel.runtimes import get_runtime
@@ -74,6 +74,8 @@ class SandboxedKernel:
         self._last_launch: Launch | None = None
         """The last launch, also one that is under way or has failed."""
         self._plan: KernelPlan | None = None
+        self._runsc = ""
+        """The very runsc that the kernel began with, and restarts with: a value of the setting."""
         self._launching: asyncio.Task[Any] | None = None
         self._is_stopped = False
         """True once another call has ended the launch that is under way."""
@@ -224,6 +226,7 @@ class SandboxedKernel:
         if not self._bridge.ended:
             await self._bridge.run(self._close())
         self._kernel = None
+        self._runsc = ""
         self._forget_sandbox()
 
     def _forget_sandbox(self) -> None:
@@ -300,7 +303,7 @@ class SandboxedKernel:
             make_room(SandboxedKernel._launches)
             with tracing():
                 address = await self._launch_or_undo(launch)
-            start = launch.start
+            start, self._runsc = launch.start, launch.plan.spec.runsc
             if start.kind != "restart":
                 self._start_facts = start
             self._used = launch.sandbox
@@ -323,7 +326,10 @@ class SandboxedKernel:
         return self._last_launch
 
     async def _launch_or_undo(self, launch: Launch) -> Address:
-        plan = launch.plan
+        if self._runsc:
+            spec = replace(launch.plan.spec, runsc=self._runsc)
+            launch.plan = replace(launch.plan, spec=spec)
+        launch.plan = plan = await self._workers.run(fix_program, launch.plan)
         if self._kernel is not None and self._kernel.identity != plan.identity:
             await self._bridge.close_kernel(self._kernel)
             self._kernel = None

@@ -26,7 +26,6 @@ from gvisor_kernel.jupyter.project_choices import remember
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 from gvisor_kernel.kernel.facts import KernelFacts, Left
 from gvisor_kernel.kernel.session import SandboxedKernel
-from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.mounts.folders import find_project_path
 from gvisor_kernel.runtimes.state.listed import find_all
 from gvisor_kernel.runtimes.state.records import read_record
@@ -209,23 +208,20 @@ def find_host_facts(facts: KernelFacts, root: str = "") -> HostFacts:
 
 
 def _find_host_facts(facts: KernelFacts) -> HostFacts:
-    runsc = ""
-    with suppress(GvisorKernelError, OSError):
-        runsc = get_runtime(facts.spec.runtime).find_version()
     if facts.directory is None:
-        return HostFacts(runsc=runsc)
+        return HostFacts()
     hidden = facts.spec.uploads is not None and find_uploads(facts) is None
     is_home = hidden and find_home(os.path.realpath(facts.folder)) is not None
     has_log = any(part.exists() for name in NAMES for part in log_parts(facts.directory / name))
     record = read_record(facts.directory)
     if record is None:
-        return HostFacts(runsc=runsc, is_home=is_home, has_log=has_log)
+        return HostFacts(is_home=is_home, has_log=has_log)
     seconds = cgroups.read_cpu_seconds(map(Path, record.cgroups))
     sentry = record.processes.get("sentry")
     if seconds is None and sentry is not None and processes.is_alive(sentry):
         pids = [sentry.pid, *processes.read_descendants(sentry.pid)]
         seconds = sum(map(processes.read_cpu_seconds, pids))
-    return HostFacts(record.created, seconds, runsc, is_home, has_log)
+    return HostFacts(record.created, seconds, record.runsc, is_home, has_log)
 
 
 def find_leftovers() -> tuple[dict[str, Any], ...]:

@@ -67,6 +67,10 @@ class Record:
     """The digest of the root image that it runs in."""
     environment: str | None = None
     """The digest of the environment whose packages it has."""
+    runsc: str = ""
+    """The release of runsc that it runs with, where that is known."""
+    program: str = ""
+    """The very program, if it is of this machine; see ``runsc/kept_programs``."""
     cgroups: tuple[str, ...] = ()
     processes: dict[str, ProcessId] = field(default_factory=dict)
     spare: bool = False
