@@ -146,7 +146,7 @@ END
 # Sets RUNSC to its path.
 need_runsc() {
     ! RUNSC="$(find_runsc)" || return 0
-    say "Installing gVisor for $(id -un): gvisor-kernel runsc install"
+    say "Installing gVisor: gvisor-kernel runsc install"
     if "$VENV/bin/gvisor-kernel" runsc install && RUNSC="$(find_runsc)"; then return; fi
     if [ "$(id -u)" -eq 0 ] && grep -qs '^ID=debian$' /etc/os-release; then
         say "Its bucket cannot be used, so this is Debian's release, of July 2024"
