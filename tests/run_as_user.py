@@ -41,7 +41,6 @@ FOLDERS = (
     "environments/test_kernels.py::test_kernel_has_the_packages_and_may_install_another_version",
     "egress/test_process.py::test_the_workers_environment_and_command_line_have_no_secret",
     *("host/test_cgroups.py", "host/test_homes.py", "test_transcript.py"),
-    *("releases/test_switch.py", "releases/test_choice.py"),
     "faults/test_idle.py::test_idle_kernel_is_stopped_and_continues",
     "faults/test_idle.py::test_killed_owner_of_stopped_kernels_leaves_nothing",
     "jupyter/test_launch.py::test_killed_launcher_leaves_nothing",
