@@ -79,6 +79,13 @@ ONE_FOR_EACH: dict[str, tuple[str, ...]] = {
         "nothing_was_changed",
     ),
     "mcp/test_hostile.py": ("a_client_that_leaves_in_the_middle_leaves_nothing",),
+    # A store of releases of one's own.
+    "releases/test_switch.py": (
+        "running_kernel_keeps_its_release_over_a_switch[sandbox]",
+        "running_kernel_keeps_its_runsc_over_an_update_of_the_package[on the PATH]",
+        "start_whose_program_is_replaced_meanwhile_is_begun_again",
+        "first_start_after_a_switch_is_restored",
+    ),
     # Isolation, and what is seen of the host.
     "security/test_privilege.py": (),
     "security/test_network.py": (
