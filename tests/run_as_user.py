@@ -25,6 +25,7 @@ PYTHON = "/usr/bin/python3"
 CACHE = Path("/var/cache/gvisor-kernel-tests")
 FOLDERS = (
     *("runtimes", "faults", "security", "snapshots", "cli/test_doctor.py", "cli/test_sandboxes.py"),
+    *("cli/test_runsc.py", "releases"),
     "api/test_sandbox.py::test_files_are_written_read_listed_and_removed",
     "api/test_sandbox.py::test_a_command_over_its_time_ends_with_its_children",
     "api/test_life.py::test_a_program_that_ends_leaves_nothing",
@@ -40,7 +41,6 @@ FOLDERS = (
     "environments/test_kernels.py::test_kernel_has_the_packages_and_may_install_another_version",
     "egress/test_process.py::test_the_workers_environment_and_command_line_have_no_secret",
     *("host/test_cgroups.py", "host/test_homes.py", "test_transcript.py"),
-    *("releases/test_switch.py", "releases/test_choice.py"),
     "faults/test_idle.py::test_idle_kernel_is_stopped_and_continues",
     "faults/test_idle.py::test_killed_owner_of_stopped_kernels_leaves_nothing",
     "jupyter/test_launch.py::test_killed_launcher_leaves_nothing",
@@ -163,6 +163,11 @@ ONE_FOR_EACH: dict[str, tuple[str, ...]] = {
         *(f"broken_run_command_is_refused[{what}]" for what in ("crashes", "leaves a child")),
         *("hanging_run_command_is_refused", "process_outside_sandbox_is_refused"),
     ),
+    "cli/test_runsc.py": (
+        "a_release_is_installed_tried_chosen_and_removed",
+        "the_second_of_two_installs_is_refused",
+    ),
+    "releases/test_release_store.py": ("a_store_that_others_can_change_is_not_used",),
     "faults/test_trial.py": (
         "a_release_that_works_passes_with_its_own_program",
         "a_trial_that_is_killed_leaves_nothing",

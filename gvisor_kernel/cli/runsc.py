@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gvisor_kernel.cli.arguments import add_commands, add_json
 from gvisor_kernel.errors import ReleaseError, RuntimeMissing
 from gvisor_kernel.releases import BASE, LATEST, SYSTEM, TRIED
+from gvisor_kernel.shown_text import printable_name
 
 if TYPE_CHECKING:
     from gvisor_kernel.releases.release_store import Release
@@ -78,7 +79,15 @@ def install(
     with locked_install():
         release = None if file else find_release(asked or TRIED)
         if release is None:
-            with progress() as report:
+            said: list[str] = []
+            with progress() as show:
+
+                def report(words: str, done: float) -> None:
+                    if words not in said:  # each step once: the first has the size
+                        said.append(words)
+                        print(printable_name(words), flush=True)
+                    show(words, done)
+
                 release = _install_new(asked, base, file, sha512, report)
             print(f"Installed the release {release.name} of runsc.")
         _use(release.name)

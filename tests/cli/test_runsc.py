@@ -35,6 +35,7 @@ from gvisor_kernel.releases.release_store import (
     write,
 )
 from gvisor_kernel.runtimes.state.listed import find_all
+from gvisor_kernel.shown_text import describe_size
 
 from ..jupyter.helpers import running_kernel, sandbox_of
 from ..patience import scale_seconds
@@ -141,6 +142,8 @@ def test_a_release_is_installed_tried_chosen_and_removed(
     monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path / "none"))
     assert main(["runsc", "install", NEW]) == 0
     out = capsys.readouterr().out
+    size = describe_size(len(newer_archive()))
+    assert out.startswith(f"Fetching gvisor.tar.bz2, {size}\nUnpacking\nTrying {NEW}.0: ")
     assert f"Installed the release {NEW}.0 of runsc.\n" in out
     assert "Kernels start from the snapshot" in out
     assert out.endswith(f"New kernels start with the release {NEW}.0 of runsc.\n")
