@@ -135,7 +135,9 @@ def sweep_copies() -> None:
     with suppress(ReleaseError, StateError, OSError):
         found, root = release_store.find_releases(), release_store.own_store()
         copies = [one for one in found if one.directory.parent == root and is_copy(one)]
-        used = {it.program for _, it in find_sandboxes() if copies and not is_orphan(it)}
+        used = {
+            it.program for _, it in find_sandboxes() if copies and (it.saved or not is_orphan(it))
+        }
         for copy in copies:
             unused = time.time() - copy.directory.stat().st_mtime > KEEP_SECONDS
             if unused and copy.source not in used:
