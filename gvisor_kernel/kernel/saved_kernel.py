@@ -8,25 +8,30 @@ once its owner has ended.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.bridge import SnapshotRun
+from gvisor_kernel.config.validators import GIB
 from gvisor_kernel.errors import SnapshotError, StateError
-from gvisor_kernel.host.private_directories import read_file, replace_file
+from gvisor_kernel.host.private_directories import read_file, replace_file, state_root
 from gvisor_kernel.kernel.plan import KernelPlan, read_plan, write_plan
 from gvisor_kernel.runtimes.base import SavedSandbox
 from gvisor_kernel.runtimes.state import records
-from gvisor_kernel.runtimes.state.saved import IMAGE, NOTE, SAVED, write_saved
+from gvisor_kernel.runtimes.state.saved import IMAGE, NOTE, SAVED, is_saved, write_saved
 from gvisor_kernel.runtimes.state.sweep import remove_sandbox
 from gvisor_kernel.shown_text import describe_size
 from gvisor_kernel.snapshots.snapshot import measure
 from gvisor_kernel.typed_json import read_json, write_json
+
+log = logging.getLogger(__name__)
 
 # by path: below the state directory, whose parents only this user can change
 
@@ -34,6 +39,10 @@ SAVE_SECONDS = 120.0
 """Seconds that the kernel's memory may take to be written. A gigabyte takes one or two."""
 MIN_LEFT = 256 * 1024 * 1024
 """Bytes of the disk that stay free."""
+KEEP_SECONDS = 30 * 86400.0
+"""Seconds that a kernel is kept which no process has taken over."""
+MAX_SIZE, DISK_SHARE = 50 * GIB, 0.2
+"""Bytes of all saved kernels, and their share of the disk space that would be free without."""
 MAX_FILE = 1024 * 1024
 """Bytes of kernel.json."""
 
@@ -157,6 +166,30 @@ def find_saved(kernel_id: str) -> SavedKernel | None:
             records.write_record(directory, replace(record, owner=owner, machine=machine))
             return saved
     return None
+
+
+def remove_old() -> None:
+    """Remove what nobody has let go on for KEEP_SECONDS, and the oldest of what is too much.
+
+    Only of processes that have ended. Says in the log what is removed. Never raises.
+    """
+    with suppress(StateError, OSError):
+        found = []
+        for directory, record in records.find_sandboxes():
+            if is_saved(directory, record):
+                found.append((record.saved, measure(directory / SAVED / IMAGE), directory, record))
+        total = sum(size for _, size, _, _ in found)
+        room = min(MAX_SIZE, DISK_SHARE * (total + shutil.disk_usage(state_root()).free))
+        for saved, size, directory, record in sorted(found, key=itemgetter(0)):
+            age = time.time() - saved
+            if not records.is_orphan(record) or (age < KEEP_SECONDS and total <= room):
+                continue
+            log.warning(
+                "Removed the saved kernel %s of %s, %.0f days old, %s",
+                *(record.container_id, record.folder, age / 86400, describe_size(size)),
+            )
+            remove_sandbox(directory, record)
+            total -= size
 
 
 def _read(directory: Path, identity: str) -> SavedKernel | None:
