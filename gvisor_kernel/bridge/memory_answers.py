@@ -19,7 +19,7 @@ MAX_COMMS = 10_000
 
 
 class MemoryAnswers:
-    """What a kernel has told of itself, and which comms it may have."""
+    """Keeps what a kernel has told of itself, and which comms it may have."""
 
     def __init__(self) -> None:
         self._info: dict[str, Any] | None = None
