@@ -182,6 +182,7 @@ class Hibernator:
 
     async def _go_on(self, kernel: KernelBridge, saved: SavedKernel) -> None:
         try:
+            await self._workers.run(saved.check)
             await self._wake(kernel, saved)
         except GvisorKernelError as error:
             kernel.hibernation.refuse_waiting(explain(error))
