@@ -16,6 +16,8 @@ from gvisor_kernel.errors import ReleaseError, RuntimeMissing
 from gvisor_kernel.releases import BASE, LATEST, SYSTEM, TRIED
 from gvisor_kernel.shown_text import printable_name
 
+# by path: what install has fetched, in this user's store of releases
+
 RELEASE = re.compile(r"[0-9]{8}(\.[0-9]{1,3})?")
 LISTED = ("name", "version", "path", "from", "installed", "chosen")
 
