@@ -7,10 +7,9 @@ containerd that is left out; or runsc alone.
 from __future__ import annotations
 
 import bz2
-import os
 import platform
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from gvisor_kernel.archive.tar import CHUNK, Kind, Stream, TarReader, quote_name
 from gvisor_kernel.errors import ArchiveError, ReleaseError
@@ -47,37 +46,38 @@ def unpack(file: Path, draft: Path) -> None:
     with file.open("rb") as raw:
         is_archive = raw.read(3) == b"BZh"
         raw.seek(0)
-        if is_archive:
-            _unpack(raw, draft)
-        else:
+        if not is_archive:
             _write(draft / PROGRAM, raw)
+            return
+        try:
+            with bz2.open(raw) as stream:
+                _unpack(stream, draft)
+        except (ArchiveError, EOFError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            why = f"The archive with the release cannot be unpacked: {error}."
+            raise ReleaseError(why) from error
 
 
-def _unpack(raw: BinaryIO, draft: Path) -> None:
-    try:
-        with bz2.open(raw) as stream:
-            reader = TarReader(stream)
-            for number, entry in enumerate(reader):
-                if number > MAX_ENTRIES or reader.position > MAX_UNPACKED:
-                    raise ArchiveError("it has too many files")
-                place = draft.joinpath(*entry.parts)
-                if entry.kind is Kind.DIRECTORY or entry.parts[0] not in (PROGRAM, SIDECARS):
-                    continue
-                if entry.kind is not Kind.FILE or place.parent not in (draft, draft / SIDECARS):
-                    raise ArchiveError(f"{quote_name(entry.name)} is no program")
-                if entry.size > MAX_FILE:
-                    raise ArchiveError(f"{quote_name(entry.name)} is too large")
-                if place.exists():
-                    raise ArchiveError(f"it has {quote_name(entry.name)} twice")
-                place.parent.mkdir(exist_ok=True)
-                place.parent.chmod(0o755)
-                _write(place, reader)
-    except (ArchiveError, EOFError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise ReleaseError(f"The archive with the release cannot be unpacked: {error}.") from error
+def _unpack(stream: IO[bytes], draft: Path) -> None:
+    reader = TarReader(stream)
+    for number, entry in enumerate(reader):
+        if number > MAX_ENTRIES or reader.position > MAX_UNPACKED:
+            raise ArchiveError("it has too many files")
+        if entry.kind is Kind.DIRECTORY or entry.parts[0] not in (PROGRAM, SIDECARS):
+            continue
+        place, name = draft.joinpath(*entry.parts), quote_name(entry.name)
+        if entry.kind is not Kind.FILE or place.parent not in (draft, draft / SIDECARS):
+            raise ArchiveError(f"{name} is no program")
+        if entry.size > MAX_FILE:
+            raise ArchiveError(f"{name} is too large")
+        if place.exists():
+            raise ArchiveError(f"it has {name} twice")
+        place.parent.mkdir(exist_ok=True)
+        place.parent.chmod(0o755)
+        _write(place, reader)
     if not (draft / PROGRAM).exists():
-        raise ReleaseError("The archive has no runsc.")
+        raise ArchiveError("it has no runsc")
 
 
 def _write(path: Path, source: Stream) -> None:
@@ -85,19 +85,18 @@ def _write(path: Path, source: Stream) -> None:
 
     :raises ReleaseError: when it is none
     """
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW)
-    with os.fdopen(fd, "wb") as file:
-        os.fchmod(fd, 0o555)  # runsc starts itself as nobody, whatever the umask is
-        data = source.read(CHUNK)
-        machine = int.from_bytes(data[18:20], "little")
-        if len(data) < 20 or data[:6] != b"\x7fELF\x02\x01" or data[16] not in (2, 3):
-            raise ReleaseError(f"{path.name} is no program: it begins with {data[:40]!r}.")
-        if machine != MACHINES[find_machine()]:
-            names = {number: name for name, number in MACHINES.items()}
-            raise ReleaseError(
-                f"{path.name} is a program for {names.get(machine, 'another kind of machine')}, and"
-                f" this one is {find_machine()}."
-            )
-        while data:
-            file.write(data)
-            data = source.read(CHUNK)
+    head = source.read(CHUNK)
+    machine = int.from_bytes(head[18:20], "little")
+    if len(head) < 20 or head[:6] != b"\x7fELF\x02\x01" or head[16] not in (2, 3):
+        raise ReleaseError(f"{path.name} is no program: it begins with {head[:40]!r}.")
+    if machine != MACHINES[find_machine()]:
+        names = {number: name for name, number in MACHINES.items()}
+        raise ReleaseError(
+            f"{path.name} is a program for {names.get(machine, 'another kind of machine')}, and"
+            f" this one is {find_machine()}."
+        )
+    with path.open("xb") as file:
+        while head:
+            file.write(head)
+            head = source.read(CHUNK)
+    path.chmod(0o555)  # runsc starts itself as nobody, whatever the umask is
