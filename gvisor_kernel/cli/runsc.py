@@ -78,7 +78,7 @@ def install(
         raise ReleaseError(f"{asked!r} is no release.", f"name a date like {TRIED}, or {LATEST}.")
     with locked_install():
         name = None
-        if not file:
+        if not file and not sha512 and base == BASE:  # what else is named has to be looked at
             with suppress(ReleaseError):
                 name = find_release(asked or TRIED).name
         if name is None:

@@ -11,7 +11,9 @@ https://gvisor.dev/docs/user_guide/install/
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import re
 import shutil
 import ssl
@@ -25,6 +27,7 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from gvisor_kernel import __version__
+from gvisor_kernel.archive.tar import CHUNK
 from gvisor_kernel.errors import ReleaseError
 from gvisor_kernel.host.bounded import call_within
 from gvisor_kernel.releases.contents import MAX_FILE, find_machine
@@ -90,6 +93,8 @@ def find_digest(text: str) -> tuple[str, Sequence[str]]:
     if DIGEST.fullmatch(text):
         return text, FILES
     try:
+        if not Path(text).is_file():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         with open(text, "rb") as file:
             digest, name = _read_digest(file.read(MAX_DIGEST), text)
     except OSError as error:
@@ -168,7 +173,10 @@ def copy(file: Path, folder: Path, sha512: str | None) -> tuple[Path, str]:
     except OSError as error:
         raise ReleaseError(f"{file} cannot be read: {error.strerror}.") from error
     with source, path.open("wb") as target:
-        shutil.copyfileobj(source, target)
+        for _ in range(MAX_FILE // CHUNK + 1):  # it may grow meanwhile
+            target.write(source.read(CHUNK))
+        if source.read(1):
+            raise ReleaseError(f"{file} has more than {describe_size(MAX_FILE)}.")
     if sha512 is not None and measure(path) != sha512:
         raise ReleaseError(f"{file} has not the digest that it should have, {sha512[:16]}…")
     return path, str(file.resolve())
@@ -230,8 +238,10 @@ def _continue(client: httpx.Client, url: str, path: Path, done: int, report: Rep
             )
         with path.open("ab" if done else "wb") as file:
             for chunk in _receive(response):
-                file.write(chunk)
                 done += len(chunk)
+                if done > size:
+                    raise ReleaseError(f"{url} has more than the {size} bytes that it should have.")
+                file.write(chunk)
                 report(f"Fetching {url.rpartition('/')[2]}, {describe_size(size)}", done / size)
 
 
@@ -279,7 +289,7 @@ def _ask(client: httpx.Client, url: str) -> tuple[str, float | None]:
         raise ReleaseError(f"{url}.sha512 has the digest of {found[:40]!r}.")
     try:
         return digest, parsedate_to_datetime(modified).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return digest, None
 
 

@@ -7,6 +7,7 @@ containerd that is left out; or runsc alone.
 from __future__ import annotations
 
 import bz2
+import os
 import platform
 from pathlib import Path
 from typing import IO
@@ -64,13 +65,14 @@ def _unpack(stream: IO[bytes], draft: Path) -> None:
     for number, entry in enumerate(reader):
         if number > MAX_ENTRIES or reader.position > MAX_UNPACKED:
             raise ArchiveError("it has too many files")
+        name = quote_name(entry.name)
+        if entry.size > MAX_FILE:  # also if it is only read over: a bomb takes hours for that
+            raise ArchiveError(f"{name} is too large")
         if entry.kind is Kind.DIRECTORY or entry.parts[0] not in (PROGRAM, SIDECARS):
             continue
-        place, name = draft.joinpath(*entry.parts), quote_name(entry.name)
-        if entry.kind is not Kind.FILE or place.parent not in (draft, draft / SIDECARS):
+        place, depth = draft.joinpath(*entry.parts), 1 if entry.parts[0] == PROGRAM else 2
+        if entry.kind is not Kind.FILE or len(entry.parts) != depth:
             raise ArchiveError(f"{name} is no program")
-        if entry.size > MAX_FILE:
-            raise ArchiveError(f"{name} is too large")
         if place.exists():
             raise ArchiveError(f"it has {name} twice")
         place.parent.mkdir(exist_ok=True)
@@ -95,8 +97,9 @@ def _write(path: Path, source: Stream) -> None:
             f"{path.name} is a program for {names.get(machine, 'another kind of machine')}, and"
             f" this one is {find_machine()}."
         )
-    with path.open("xb") as file:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:  # no other user can open it to write
         while head:
             file.write(head)
             head = source.read(CHUNK)
-    path.chmod(0o555)  # runsc starts itself as nobody, whatever the umask is
+        os.fchmod(file.fileno(), 0o555)  # runsc starts itself as nobody, whatever the umask is

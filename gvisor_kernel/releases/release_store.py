@@ -147,9 +147,9 @@ def choose(name: str) -> None:
 
     :raises ReleaseError: when there is no such release, or the store cannot be written
     """
-    name = SYSTEM if name == SYSTEM else find_release(name).name
     root = make_store()
     with translated_errors(), locked_directory(root):
+        name = SYSTEM if name == SYSTEM else find_release(name).name
         replace_file(root / CHOSEN, name + "\n", 0o644)
 
 
@@ -217,12 +217,12 @@ def remove(release: Release) -> None:
             f"Sandboxes run with the release {release.name}.",
             "end them first: gvisor-kernel list shows them.",
         )
-    if find_chosen() == release:
-        raise ReleaseError(
-            f"New kernels start with the release {release.name}.",
-            f"choose another one first: gvisor-kernel runsc use {SYSTEM}.",
-        )
     with translated_errors(), locked_directory(root):
+        if find_chosen() == release:
+            raise ReleaseError(
+                f"New kernels start with the release {release.name}.",
+                f"choose another one first: gvisor-kernel runsc use {SYSTEM}.",
+            )
         mark_for_removal(release.directory)
         sweep(root)
 

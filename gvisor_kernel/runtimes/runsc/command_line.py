@@ -26,6 +26,7 @@ from gvisor_kernel.host.locks import ThreadLock
 from gvisor_kernel.host.private_directories import read_file, state_root, write_file
 from gvisor_kernel.releases.release_store import PROGRAM, SYSTEM, find_chosen, find_release
 from gvisor_kernel.runtimes.runsc.kept_programs import (
+    check_unwritten,
     describe_files,
     find_copy,
     is_script,
@@ -181,7 +182,10 @@ def _look(path: str) -> Runsc:
 
 def _complete(unasked: Runsc) -> Runsc:
     with _lock:
-        known = _known.get(unasked.program) or _read_answers(unasked) or _ask(unasked)
+        known = _known.get(unasked.program)
+        if known is None:
+            check_unwritten(unasked.executable)  # before it is run at all
+            known = _read_answers(unasked) or _ask(unasked)
         _known[unasked.program] = known
         return replace(known, executable=unasked.executable)
 

@@ -18,12 +18,13 @@ from contextlib import ExitStack, suppress
 from operator import attrgetter
 from pathlib import Path
 
-from gvisor_kernel.errors import LaunchError, ReleaseError, StateError
+from gvisor_kernel.config.settings import DEFAULTS
+from gvisor_kernel.errors import ReleaseError, RuntimeMissing, StateError
 from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.host.locks import ThreadLock
 from gvisor_kernel.releases import release_store
 from gvisor_kernel.releases.release_store import PROGRAM, SIDECARS, SYSTEM, Release
-from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders
+from gvisor_kernel.runtimes.mounts.written_folders import read_written
 from gvisor_kernel.runtimes.state.records import find_sandboxes, is_orphan
 
 # by path: below a store, whose folders only its owner or root can change
@@ -131,15 +132,20 @@ def sweep_copies() -> None:
                 release_store.remove(copy)
 
 
-def check_unwritten(path: str, written: WrittenFolders) -> None:
+def check_unwritten(path: str) -> None:
     """Check that no kernel may have put another program at ``path``.
 
-    :raises LaunchError: when a folder above it is one that a kernel may write
+    :raises RuntimeMissing: when a folder above it is one that a kernel may write, or that cannot be
+        told
     """
+    try:
+        written = read_written(DEFAULTS)
+    except StateError as error:
+        raise RuntimeMissing(error.fact, error.hint) from error
     for folder in Path(path).parents:
         with suppress(OSError), open_path(str(folder)) as found:
             if written.is_noted(found.path, found.fd):
-                raise LaunchError(
+                raise RuntimeMissing(
                     f"The program {path} is not run: kernels may write in {folder}.",
                     "move it to a folder where no kernel writes; see the setting runsc.",
                 )

@@ -111,7 +111,7 @@ class RunscRuntime(SnapshotRuntime):
             _told.add(spec.runsc)
             gone = split_program(spec.runsc)[0]
             log.warning("Kernels that began with the runsc %s go on with another: it is gone", gone)
-        check_unwritten(runsc.executable, written)
+        check_unwritten(runsc.executable)
         hold(runsc.program)
         python_tree = find_python_tree(spec, request, written.has)
         own = self._init_argv is None
