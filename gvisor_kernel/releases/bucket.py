@@ -240,6 +240,7 @@ def _continue(client: httpx.Client, url: str, path: Path, done: int, report: Rep
             for chunk in _receive(response):
                 done += len(chunk)
                 if done > size:
+                    path.unlink()
                     raise ReleaseError(f"{url} has more than the {size} bytes that it should have.")
                 file.write(chunk)
                 report(f"Fetching {url.rpartition('/')[2]}, {describe_size(size)}", done / size)

@@ -194,6 +194,9 @@ def test_a_server_that_sends_without_end_is_left(
     file = bucket.put(NEW, "gvisor.tar.bz2", BODY, headers=endless, send=send_forever)
     with pytest.raises(ReleaseError, match="has an unknown number of bytes"):
         get(tmp_path)
+    file.headers = {"Content-Length": "1000", "Transfer-Encoding": "chunked"}
+    with pytest.raises(ReleaseError, match="has more than the 1000 bytes"):
+        get(tmp_path)
     file.headers, file.send = {"Content-Length": str(MAX_FILE + 1)}, None
     with pytest.raises(ReleaseError, match=f"has {MAX_FILE + 1} bytes"):
         get(tmp_path)
