@@ -103,6 +103,8 @@ class KernelChanges:
     async def find_unkept(self) -> Left:
         """Return the files that would end with the sandbox now. A cheap look, of half a second.
 
+        A kernel that hibernates is not woken.
+
         :raises ChangesError: when the sandbox does not answer as it should
         :raises SandboxError: when no kernel runs
         """
@@ -118,7 +120,7 @@ class KernelChanges:
             "only_written": True,
             "under": [],
         }
-        content, _ = await self._ask(question, SHORT_ANSWER_SECONDS)
+        content, _ = await self._ask(question, SHORT_ANSWER_SECONDS, wakes=False)
         applies_new = self._setting == NEW_FILES
         return await asyncio.to_thread(find_unkept, sandbox, content, applies_new=applies_new)
 
@@ -378,9 +380,9 @@ class KernelChanges:
                 return size, digest.hexdigest()
 
     async def _ask(
-        self, question: Mapping[str, object], seconds: float
+        self, question: Mapping[str, object], seconds: float, *, wakes: bool = True
     ) -> tuple[dict[str, Any], bytes]:
-        call = await self._kernel.open_call(question)
+        call = await self._kernel.open_call(question, wakes=wakes)
         try:
             limit = question.get("limit")
             answering = call.receive_list(limit) if isinstance(limit, int) else call.receive()

@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,14 @@ MAX_FILE = 1024 * 1024
 @dataclass(frozen=True)
 class _File:
     """kernel.json. ``key`` signs the kernel's messages inside, and is secret. ``plan``: of
-    ``write_plan``, without variables of the server. ``saved``: Unix time."""
+    ``write_plan``, without variables of the server. ``saved``: Unix time. ``known``: see
+    ``SnapshotRun``."""
 
     run: int
     key: str
     plan: dict[str, Any]
     saved: float
+    known: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def save(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> SavedKern
     saving, image = directory / "saving", directory / "saving" / "image"
     shutil.rmtree(saving, ignore_errors=True)
     bare = replace(plan, request=replace(plan.request, environment={}))
-    file = _File(run.run, run.key, write_plan(bare), time.time())
+    file = _File(run.run, run.key, write_plan(bare), time.time(), dict(run.known))
     try:
         saving.mkdir(mode=0o700)
         image.mkdir(mode=0o700)
@@ -171,7 +173,7 @@ def _read(directory: Path, identity: str) -> SavedKernel | None:
     with suppress(OSError, ValueError, StateError):
         text = read_file(directory / "saved" / "kernel.json", MAX_FILE)
         file = read_json(text, _File, MAX_FILE)
-        run = SnapshotRun(file.run, file.key)
+        run = SnapshotRun(file.run, file.key, known=file.known)
         size = measure(directory / "saved" / "image")
         return SavedKernel(directory, identity, run, file.plan, size, file.saved)
     return None

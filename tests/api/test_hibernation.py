@@ -17,6 +17,7 @@ from gvisor_kernel.errors import NotIdle, SandboxError, SnapshotError
 from gvisor_kernel.host import processes
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
 
+from ..jupyter.helpers import wait_until
 from ..patience import scale_seconds
 
 BEGIN = """
@@ -94,7 +95,7 @@ def test_all_goes_on_as_it_was(sandbox: Sandbox) -> None:
             *("still", n + 1, b"%d\n" % n, b"under way" if n == 1 else b"", n + 1, True, True),
         )
         assert execution.execution_count == (count or 0) + n
-        assert not find_saved(sandbox).exists()
+        wait_until(lambda: not find_saved(sandbox).exists(), "what was saved to be removed")
     assert sandbox.run("import random; random.seed(5); random.random(); 1").ok
 
 
