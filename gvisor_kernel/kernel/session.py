@@ -110,6 +110,11 @@ class SandboxedKernel:
         return death or "It was shut down."
 
     @property
+    def asleep(self) -> bool:
+        """Whether the kernel hibernates."""
+        return self._kernel is not None and self._kernel.asleep
+
+    @property
     def address(self) -> Address | None:
         """The address that clients connect to; None before the first launch."""
         return self._kernel.address if self._kernel is not None else None
@@ -207,7 +212,7 @@ class SandboxedKernel:
 
         :raises SandboxError: when no kernel runs, it hibernates, or too many calls are under way
         """
-        if self._kernel is not None and self._kernel.asleep:
+        if self.asleep:
             if not wakes:
                 raise SandboxError("The kernel hibernates, and is not woken for this.")
             await self.hibernation.resume()

@@ -29,7 +29,7 @@ from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.mounts.folders import find_project_path
 from gvisor_kernel.runtimes.state.listed import find_all
-from gvisor_kernel.runtimes.state.records import read_record
+from gvisor_kernel.runtimes.state.records import is_orphan, read_record
 from gvisor_kernel.server.documents import Described, HostFacts, find_uploads, make_leftover
 
 KEEP_SECONDS = 0.5
@@ -98,10 +98,11 @@ class Sandboxes:
         return replace(facts, state="busy" if said == "busy" else "idle")
 
     def find_kernel(self, kernel_id: str) -> SandboxedKernel | None:
-        """Return a kernel of ours that has a sandbox; None if there is none."""
+        """Return a kernel of ours that has a sandbox, or hibernates; None if there is none."""
         provisioner = self._find_provisioners().get(kernel_id)
         kernel = None if provisioner is None else provisioner.sandboxed_kernel
-        return kernel if kernel is not None and kernel.sandbox is not None else None
+        has_any = kernel is not None and (kernel.sandbox is not None or kernel.asleep)
+        return kernel if has_any else None
 
     async def choose_project(self, folder: Path, *, shown: bool) -> bool:
         """Remember whether kernels of ``folder`` are shown the project around it; return False if
@@ -229,15 +230,16 @@ def _find_host_facts(facts: KernelFacts) -> HostFacts:
 
 
 def find_leftovers() -> tuple[dict[str, Any], ...]:
-    """Return this user's sandboxes whose owner has died; none if they cannot be read."""
+    """Return this user's sandboxes, and kernels that hibernate, whose owner has died; none if they
+    cannot be read."""
     try:
         found = find_all()
     except GvisorKernelError:
         return ()
     return tuple(
-        make_leftover(listed.id, listed.record.folder, listed.record.created)
+        make_leftover(listed.id, listed.state, listed.record.folder, listed.record.created)
         for listed in found
-        if listed.state == "orphaned"
+        if listed.state == "orphaned" or (listed.state == "hibernated" and is_orphan(listed.record))
     )
 
 
@@ -264,10 +266,15 @@ class UnkeptLooks:
     async def read(self, kernel: SandboxedKernel) -> Left:
         """Return the files that would end with the sandbox; up to LOOK_SECONDS old.
 
+        Of a kernel that hibernates: what was seen last.
+
         :raises GvisorKernelError: when the sandbox has ended, or does not answer
         """
-        key = kernel.sandbox.identity if kernel.sandbox is not None else ""
+        facts = kernel.describe()
+        key = facts.identity or "" if facts is not None else ""
         look = before = self._looks.get(key)
+        if look is not None and kernel.asleep and look.task.done() and not look.task.cancelled():
+            return look.task.result()  # nothing has changed since then
         if look is None or asyncio.get_running_loop().time() - look.began >= LOOK_SECONDS:
             look = _Look()
             look.task = asyncio.create_task(self._look(look, before, kernel))
