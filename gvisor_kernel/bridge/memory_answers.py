@@ -1,12 +1,13 @@
 """Answers what front ends ask of a kernel that hibernates, from what it has said before.
 
-A page that is loaded again asks who the kernel is, which comms it has, and whether it is being
-debugged. None is a reason to wake one. A kernel with comms is woken: only it knows them. No sockets
-here.
+A page that is loaded again asks who the kernel is, which comms it has, which cells were run last,
+and whether it is being debugged. None is a reason to wake one. A kernel with comms is woken: only
+it knows them. No sockets here.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -18,6 +19,8 @@ MAX_INFO = 64 * 1024
 """Bytes of a reply that is kept."""
 MAX_COMMS = 10_000
 """Comms that are counted; with more of them each question wakes the kernel."""
+MAX_CELLS, MAX_CELL = 100, 4096
+"""Cells that are kept for the history that front ends show, and bytes of a request for one."""
 KEPT = ("kernel_info_reply", "debug_reply")
 
 
@@ -29,6 +32,8 @@ class MemoryAnswers:
         """The last replies of the kinds KEPT; of the debugger's only ``debugInfo``, until it is
         used."""
         self._comms: set[str] = set()
+        self._cells: deque[str] = deque(maxlen=MAX_CELLS)
+        """Code of the last cells that clients have run, but for long ones."""
 
     def note(self, message: WireMessage) -> None:
         """Note a checked message of the kernel or of a client.
@@ -40,6 +45,10 @@ class MemoryAnswers:
             content = parse_object(message.content, "content")
             if kind == "kernel_info_reply" or _find_command(content) == "debugInfo":
                 self._replies[kind] = content
+        elif kind == "execute_request" and len(message.content) <= MAX_CELL:
+            asked = _read(message)
+            if asked.get("store_history", True) and not asked.get("silent"):
+                self._cells.append(str(asked.get("code", "")))
         elif kind == "debug_event" or (
             kind == "debug_request" and _find_command(_read(message)) != "debugInfo"
         ):
@@ -53,17 +62,20 @@ class MemoryAnswers:
 
     def dump(self) -> dict[str, Any]:
         """Return all of it, for ``load`` in another process."""
-        return {"replies": dict(self._replies), "comms": sorted(self._comms)}
+        comms, cells = sorted(self._comms), list(self._cells)
+        return {"replies": dict(self._replies), "comms": comms, "cells": cells}
 
     def load(self, dumped: Mapping[str, Any]) -> None:
         """Begin with what ``dump`` gave."""
         self._replies = dict(dumped.get("replies", {}))
         self._comms = set(dumped.get("comms", ()))
+        self._cells.extend(dumped.get("cells", ()))
 
     def forget(self) -> None:
         """Forget a kernel that has ended."""
         self._replies.clear()
         self._comms.clear()
+        self._cells.clear()
 
     def find(self, request: WireMessage) -> list[WireMessage] | None:
         """Return the answer to ``request``, after it what is published; None: ask the kernel."""
@@ -87,6 +99,9 @@ class MemoryAnswers:
             return {"status": "ok", "comms": {}}
         if kind == "is_complete_request" and not _read(request).get("code", ""):
             return {"status": "unknown"}  # nobody has typed anything
+        if kind == "history_request" and _is_tail(_read(request)):
+            cells = [[0, number, code] for number, code in enumerate(self._cells, 1)]
+            return {"status": "ok", "history": cells}  # session 0: the present one
         if kind == "debug_request" and (asked := _read(request)).get("command") == "debugInfo":
             known = self._replies.get("debug_reply")
             return None if known is None else {**known, "request_seq": asked.get("seq", 0)}
@@ -95,6 +110,10 @@ class MemoryAnswers:
 
 def _read(message: WireMessage) -> dict[str, Any]:
     return parse_object(message.content, "content")
+
+
+def _is_tail(asked: Mapping[str, Any]) -> bool:
+    return asked.get("hist_access_type") == "tail" and not asked.get("output")
 
 
 def _find_command(content: Mapping[str, Any]) -> object:

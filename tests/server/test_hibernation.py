@@ -152,6 +152,9 @@ def test_a_page_that_comes_wakes_no_kernel(folder: Path) -> None:
             assert info["language_info"]["name"] == "python"
             assert page.wait_for_reply(page.send("comm_info_request", {}))["comms"] == {}
             page.wait_for_reply(page.send("is_complete_request", {"code": ""}))
+            tail = {"output": False, "raw": True, "hist_access_type": "tail", "n": 10}
+            history = page.wait_for_reply(page.send("history_request", tail))["history"]
+            assert [code for _, _, code in history] == ["print()"]
             page.send("debug_request", debug | {"seq": 7}, "control")
             again = page.wait_for(lambda m: m["msg_type"] == "debug_reply", "debugInfo")
             assert again["content"] == known["content"] | {"request_seq": 7}
