@@ -17,6 +17,7 @@ GvisorKernelError
 ├── KernelspecError       a kernelspec could not be installed, found or removed
 ├── OutputsError          a file of outputs cannot be shown
 ├── PackagesError         packages of a kernelspec could not be installed, found or used
+├── ReleaseError          a release of runsc could not be installed, found, chosen or removed
 ├── RootImageError        an image could not be imported, found, used or removed
 │   └── ArchiveError      an archive or a directory is not accepted
 ├── SkillError            a skill is invalid, or could not be installed, found or removed
@@ -150,6 +151,10 @@ class OutputsError(GvisorKernelError):
 class PackagesError(GvisorKernelError):
     """Packages of a kernelspec could not be installed, found or used; ``detail`` has pip's last
     lines."""
+
+
+class ReleaseError(GvisorKernelError):
+    """A release of runsc could not be installed, found, chosen or removed."""
 
 
 class RootImageError(GvisorKernelError):

@@ -66,8 +66,7 @@ need_packages() {
     local install="apt-get update && apt-get install -y --no-install-recommends $*"
     if ! command -v apt-get >/dev/null 2>&1; then
         die "this is missing: $*" \
-            "Install it with the package manager of this system (the names are Debian's)." \
-            "runsc, where the system has none: https://gvisor.dev/docs/user_guide/install/"
+            "Install it with the package manager of this system (the names are Debian's)."
     fi
     if [ "$(id -u)" -ne 0 ]; then
         die "this is missing, and only root may install it: $*" \
@@ -82,8 +81,7 @@ need_packages() {
         tail -n 15 "$log" >&2
         rm -f "$log"
         die "apt-get could not install: $*" \
-            "Its last lines are above. To try by hand:" "" "$install" "" \
-            "runsc, where the distribution has none: https://gvisor.dev/docs/user_guide/install/"
+            "Its last lines are above. To try by hand:" "" "$install"
     fi
     rm -f "$log"
 }
@@ -134,6 +132,30 @@ need_environment() {
     # What does not compile is a template; pip would not complain either.
     "$VENV/bin/python" -W ignore -m compileall -q -j 0 "$VENV/lib" >/dev/null || true
     printf '%s\n' "$wanted" >"$stamp"
+}
+
+# find_runsc: prints the path of the runsc that kernels start with.
+find_runsc() {
+    "$VENV/bin/python" -I - 2>/dev/null <<'END'
+from gvisor_kernel.runtimes.runsc.command_line import find_runsc
+print(find_runsc().path)
+END
+}
+
+# need_runsc: gets a current gVisor into VENV's user's store if there is none; as root, for all.
+# Sets RUNSC to its path.
+need_runsc() {
+    ! RUNSC="$(find_runsc)" || return 0
+    say "Installing gVisor: gvisor-kernel runsc install"
+    if "$VENV/bin/gvisor-kernel" runsc install && RUNSC="$(find_runsc)"; then return; fi
+    if [ "$(id -u)" -eq 0 ] && grep -qs '^ID=debian$' /etc/os-release; then
+        say "Its bucket cannot be used, so this is Debian's release, of July 2024"
+        need_packages runsc
+        RUNSC="$(find_runsc)" && return
+    fi
+    die "there is no runsc, gVisor's program: the reason is above" \
+        "Try it again:  $VENV/bin/gvisor-kernel runsc install" \
+        "docs/install.md has other ways, such as a mirror or a file."
 }
 
 # want_docs: whether the packages that build the site of docs/ are there; installs them. A registry

@@ -18,6 +18,7 @@ from gvisor_kernel.runtimes.mounts.plan import OWN_PLACES
 from .gvisor import gvisor_release
 from .world import PROJECT
 
+UNSHARE = str(shutil.which("unshare"))
 TOOLS = ("bash", "cat", "cksum", "cut", "dirname", "id", "mkdir", "mktemp", "python3", "unshare")
 
 
@@ -44,20 +45,55 @@ def test_help_is_printed(script: str) -> None:
 
 
 @pytest.mark.parametrize("script", ["demo", "test"])
-def test_user_without_runsc_gets_install_command(bare: Path, script: str) -> None:
+def test_user_without_a_program_gets_install_command(bare: Path, script: str) -> None:
     (bare / "apt-get").symlink_to("/bin/false")  # exists, but must not be called
-    done = run("unshare", "--user", PROJECT / "scripts" / script, path=bare)
+    (bare / "unshare").unlink()
+    done = run(UNSHARE, "--user", PROJECT / "scripts" / script, path=bare)
     assert done.returncode == 1
-    line = "sudo sh -c 'apt-get update && apt-get install -y --no-install-recommends runsc'"
+    line = "sudo sh -c 'apt-get update && apt-get install -y --no-install-recommends util-linux'"
     assert line in done.stderr
     assert "run " + script + " again" in done.stderr
 
 
 def test_system_without_apt_gets_package_names(bare: Path) -> None:
-    done = run("unshare", "--user", PROJECT / "scripts" / "demo", path=bare)
+    (bare / "unshare").unlink()
+    done = run(UNSHARE, "--user", PROJECT / "scripts" / "demo", path=bare)
     assert done.returncode == 1
-    assert "this is missing: runsc" in done.stderr
-    assert "gvisor.dev" in done.stderr
+    assert "this is missing: util-linux" in done.stderr
+
+
+NEED_RUNSC = """
+source "$1/scripts/common.sh"
+VENV="$2"
+find_runsc() { cat "$VENV/found" 2>/dev/null; }
+id() { echo 1000; }
+need_runsc
+echo "with $RUNSC"
+"""
+
+
+def need_runsc(environment: Path) -> subprocess.CompletedProcess[str]:
+    return run("bash", "-euo", "pipefail", "-c", NEED_RUNSC, "-", PROJECT, environment)
+
+
+def test_scripts_get_runsc_by_the_command_that_they_name(tmp_path: Path) -> None:
+    """The command itself is tried in tests/cli/test_offer.py."""
+    program = tmp_path / "bin" / "gvisor-kernel"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 'no bucket' >&2; exit 1\n")
+    program.chmod(0o755)
+    done = need_runsc(tmp_path)
+    assert done.returncode == 1
+    assert f"{program} runsc install" in done.stderr
+    assert "docs/install.md" in done.stderr
+    program.write_text(
+        f'#!/bin/sh\n[ "$*" = "runsc install" ] && echo /x/runsc > {tmp_path}/found\n'
+    )
+    done = need_runsc(tmp_path)
+    assert "gvisor-kernel runsc install" in done.stdout
+    assert done.stdout.endswith("with /x/runsc\n")
+    program.unlink()
+    assert need_runsc(tmp_path).stdout == "with /x/runsc\n"
 
 
 def test_wrong_python_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

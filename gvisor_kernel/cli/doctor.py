@@ -22,6 +22,7 @@ from gvisor_kernel.cli.checks.reach import check_reach
 from gvisor_kernel.cli.checks.servers import check_servers
 from gvisor_kernel.cli.checks.shown import check_shown
 from gvisor_kernel.cli.checks.state import check_leftovers, check_state
+from gvisor_kernel.cli.checks.updates import check_updates
 from gvisor_kernel.cli.output import make_console, print_json
 from gvisor_kernel.config.entry_points import find_names
 from gvisor_kernel.config.settings import DEFAULT_RUNTIME, SandboxSpec, find_entry
@@ -135,6 +136,11 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
         choices=find_names(),
         help="check only what this runtime needs, also if no kernelspec has it",
     )
+    parser.add_argument(
+        "--updates",
+        action="store_true",
+        help="ask gVisor's bucket of releases, too, whether there is a newer one",
+    )
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:
@@ -143,7 +149,8 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     results: list[Check] = []
     console = make_console()
     with make_console(stderr=True).status("") as progress:
-        for name, seconds, function in find_checks(arguments.runtime):
+        updates = [("updates", 120, check_updates)] if arguments.updates else []
+        for name, seconds, function in (*find_checks(arguments.runtime), *updates):
             progress.update(f"Checking {name} …")
             found = run_check(name, seconds, function)
             results += found

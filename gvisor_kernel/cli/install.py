@@ -89,6 +89,12 @@ def add_install(parser: argparse.ArgumentParser) -> None:
         help="also replace the kernelspec python3, which most programs start; the original is kept",
     )
     parser.add_argument(
+        "--yes",
+        action="store_true",
+        help="where there is no runsc, install a current gVisor without a question, as"
+        ' "gvisor-kernel runsc install" does (default: ask at a terminal)',
+    )
+    parser.add_argument(
         "--no-snapshot",
         action="store_true",
         help="do not make the snapshot from which kernels start now, which takes seconds:"

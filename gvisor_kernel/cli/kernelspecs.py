@@ -17,9 +17,11 @@ from pathlib import Path
 
 from gvisor_kernel.cli.arguments import parse_settings
 from gvisor_kernel.cli.images import progress
+from gvisor_kernel.cli.offer import offer_runsc
+from gvisor_kernel.cli.output import describe_error
 from gvisor_kernel.cli.snapshots import build_missing
 from gvisor_kernel.config.packages import split_requirements
-from gvisor_kernel.config.settings import find_entry
+from gvisor_kernel.config.settings import SandboxSpec, find_entry
 from gvisor_kernel.config.validators import HOST_IMAGE, is_within
 from gvisor_kernel.environments.environment import Environment, Store
 from gvisor_kernel.errors import GvisorKernelError, KernelspecError
@@ -208,17 +210,17 @@ def find_requirements(
     return split_requirements(arguments.packages)
 
 
-def check_kernel(settings: dict[str, object]) -> None:
-    """Check that a kernel with ``settings`` finds its program in its image.
+def check_kernel(settings: dict[str, object]) -> SandboxSpec:
+    """Check that a kernel with ``settings`` finds its program in its image; return its settings.
 
     :raises GvisorKernelError: when a setting is wrong, or the kernel's program is missing
     """
     spec = make_provisioner(settings, read_configuration()).sandbox_spec()
     if find_entry(spec.runtime).images:
-        return  # the engine may be on another machine, and the image may be pulled later
+        return spec  # the engine may be on another machine, and the image may be pulled later
     python, argv = choose_program(spec, [], [])
     if spec.image != HOST_IMAGE or not argv:
-        return
+        return spec
     if argv[1:2] == ("-m",) and find_spec(argv[2]) is None:
         raise KernelspecError(
             f"{sys.executable} has no module {argv[2]}, which the kernel needs.",
@@ -233,13 +235,14 @@ def check_kernel(settings: dict[str, object]) -> None:
             f"install {argv[0]} below /usr or in {sys.prefix}, or choose an image that has it:"
             " --image NAME.",
         )
+    return spec
 
 
 def install(arguments: argparse.Namespace) -> int:
     """Write a kernelspec and print where. Return 0.
 
     :raises GvisorKernelError: when a setting is wrong, the kernel's program is missing, or the
-        kernelspec cannot be written
+        kernelspec or runsc cannot be installed
     """
     user, prefix = choose_place(arguments) or default_place()
     settings = find_settings(arguments)
@@ -251,9 +254,10 @@ def install(arguments: argparse.Namespace) -> int:
     settings = {**(template_settings(template) if old is None else old.settings), **settings}
     requirements = find_requirements(arguments, language, settings)
     planned = {"packages": {"requirements": requirements, "environment": "0" * 64}}
-    check_kernel({**settings, **(planned if requirements else {})})
+    spec = check_kernel({**settings, **(planned if requirements else {})})
     if settings.get("egress"):
         check_routes(settings, read_configuration())
+    missing = offer_runsc(spec, agreed=arguments.yes)
     with ExitStack() as held:
         if requirements:
             environment = install_packages(settings, name, requirements)
@@ -276,13 +280,16 @@ def install(arguments: argparse.Namespace) -> int:
     remove_unused()
     print(f'Installed "{printable_name(kernelspec.display_name)}" in {kernelspec.directory}')
     make_default(arguments, user, prefix)
+    if missing is not None:
+        print(f"But no kernel can start yet. {describe_error(missing)}")
     if not is_searched(kernelspec.directory.parent):
         print(
             "Jupyter does not look there; start it with"
             f" JUPYTER_PATH={kernelspec.directory.parent.parent}"
         )
         return 0
-    if not say_what_comes_first(kernelspec.directory) and not arguments.no_snapshot:
+    comes_first = not say_what_comes_first(kernelspec.directory)
+    if comes_first and missing is None and not arguments.no_snapshot:
         build_missing(name)
     print("Check this machine with: gvisor-kernel doctor")
     return 0

@@ -80,7 +80,8 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         ),
         "version": Command("version", "print the versions of gvisor-kernel and of runsc"),
     },
-    "images and snapshots": {
+    "releases, images and snapshots": {
+        "runsc": Command("runsc", "install, choose and remove releases of gVisor"),
         "image": Command("images", "manage images: root file systems that kernels run in"),
         "snapshot": Command(
             "snapshots", "manage snapshots: saved kernels that new kernels start from"
@@ -95,6 +96,8 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "storage": Command("storage", "manage what pages from sandboxes keep"),
     },
     "maintenance": {
+        "hibernate": Command("sandboxes", "save a kernel on the disk, and free its memory"),
+        "resume": Command("sandboxes", "let a kernel that hibernates go on"),
         "kill": Command("sandboxes", "kill a sandbox and all processes in it"),
         "sync": Command(
             "sandboxes",

@@ -6,9 +6,13 @@ import argparse
 import json
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from traitlets import TraitError
 
 from gvisor_kernel.cli.arguments import add_commands, add_json
 from gvisor_kernel.cli.output import describe_age, print_json, print_table
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from gvisor_kernel.kernel.plan import KernelPlan
 
 SHOWN_DIGITS = 12
+LABELS = ("kernel", "python", "mode", "preload", "runsc")
 
 REASONS = {
     "runtime": "runsc has changed",
@@ -58,10 +63,25 @@ def find_change(snapshot: Snapshot) -> str | None:
 
     :raises RuntimeMissing: when there is no usable runsc
     """
-    stale = find_stale_parts(snapshot.meta.parts)
+    stale = find_stale_parts(snapshot.meta.parts, find_choices())
+    if stale == ["runtime"] and (runsc := snapshot.meta.label.get("runsc")):
+        return f"no kernel starts with its runsc, {runsc.removeprefix('0.0~')}, any more"
     if stale:
         return REASONS[stale[0]]
     return snapshot.meta.manifest.find_change()
+
+
+@cache
+def find_choices() -> tuple[str, ...]:
+    """Return the values of the setting ``runsc`` that kernels may have, as kernelspecs are now."""
+    from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs
+    from gvisor_kernel.jupyter.plan_factory import make_provisioner, read_configuration
+
+    choices, config = {""}, read_configuration()
+    for kernelspec in find_kernelspecs():
+        with suppress(GvisorKernelError, TraitError):  # a wrong setting
+            choices.add(make_provisioner(kernelspec.settings, config).sandbox_spec().runsc)
+    return tuple(sorted(choices))
 
 
 def find_reason(snapshot: Snapshot) -> str | None:
@@ -91,7 +111,7 @@ def describe(snapshot: Snapshot, reason: str | None) -> dict[str, Any]:
     preloaded = read_preloaded(meta.facts.get(PRELOADED))
     return {
         "id": meta.key,
-        **{name: meta.label.get(name, "") for name in ("kernel", "python", "mode", "preload")},
+        **{name: meta.label.get(name, "") for name in LABELS},
         "size": snapshot.size,
         "created": meta.created,
         "used": snapshot.used,
@@ -281,10 +301,20 @@ def _make_plan(kernel_name: str) -> KernelPlan:
     return replace(plan, request=replace(plan.request, folder=Path.home()))
 
 
-def build_missing(kernel_name: str) -> None:
+def build_for_release(runsc: str) -> None:
+    """Make the snapshots of the kernelspecs that leave the release to ``runsc use``, for ``runsc``:
+    a value of that setting. Prints what was done, and what has failed."""
+    from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs
+
+    for name in dict.fromkeys(spec.name for spec in find_kernelspecs()):
+        build_missing(name, runsc)
+
+
+def build_missing(kernel_name: str, runsc: str = "") -> None:
     """Make the snapshot of a kernelspec's kernels, unless there is one or they start without.
 
     For ``install``: prints what was done. A failure is printed too, but is none of the install.
+    ``runsc``: see ``build_for_release``.
     """
     from gvisor_kernel.cli.images import progress
     from gvisor_kernel.kernel.preparation import may_prepare
@@ -293,15 +323,18 @@ def build_missing(kernel_name: str) -> None:
 
     try:
         plan = _make_plan(kernel_name)
+        if runsc and plan.spec.runsc:
+            return
+        plan = replace(plan, spec=replace(plan.spec, runsc=runsc or plan.spec.runsc))
         if not may_prepare(plan) or has_snapshot(plan):
             return
         with progress() as report:
             report("Making the snapshot", 0.0)
             snapshot = build_snapshot(plan, None, report)
     except GvisorKernelError as error:
-        print(
-            printable_name(f"No snapshot was made, so the first kernel starts cold: {error.fact}")
-        )
+        words = f"No snapshot was made, so the first kernel starts cold: {error.fact}"
+        print(printable_name(f"{kernel_name}: {words}" if runsc else words))
         return
     size = describe_size(snapshot.size)
-    print(f"Kernels start from the snapshot {snapshot.meta.key[:SHOWN_DIGITS]}, {size}")
+    words = f"Kernels start from the snapshot {snapshot.meta.key[:SHOWN_DIGITS]}, {size}"
+    print(printable_name(f"{kernel_name}: {words}" if runsc else words))

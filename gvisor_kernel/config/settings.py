@@ -38,6 +38,7 @@ from gvisor_kernel.config.validators import (
     accept_outputs,
     accept_preload,
     accept_profile,
+    accept_runsc,
     accept_seconds,
     accept_size,
     accept_skills,
@@ -133,6 +134,14 @@ class SandboxSpec:
         """How sandboxes are started: "runsc", with the program runsc on this machine, or the name
         of another runtime. docs/settings.md has those that come with gvisor-kernel; other packages
         may add runtimes.""",
+    )
+    runsc: str = setting(
+        "",
+        accept_runsc,
+        """Which gVisor makes the sandboxes of the runtimes "runsc", "ssh" and "slurm". Empty: the
+        release that "gvisor-kernel runsc use" has chosen, or else the runsc on the PATH. "system":
+        the one on the PATH. Otherwise the name of a release that "gvisor-kernel runsc install" has
+        added, or the absolute path of a runsc; each on the machine where the kernel runs.""",
     )
     image: str = setting(
         HOST_IMAGE,
@@ -355,6 +364,9 @@ class RuntimeEntry:
     whether nothing of it is left; then it is not tried again. It gets the directory, the
     ``Record``, and for how many seconds outputs may be copied (None: as long as at an end). Never
     raises, and may be called twice. None: there is nothing else."""
+    save: Callable[[Path, Any], bool] | None = None
+    """Saves the kernel of a sandbox whose owner has died, as if that had let it hibernate, and
+    returns whether it did. It gets the directory and the ``Record``. Never raises."""
     measure: Callable[[Any], int | None] | None = None
     """Returns how many bytes of memory the sandbox of a ``Record`` holds, for ``list``; None if
     that is not known."""

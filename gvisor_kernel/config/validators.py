@@ -46,6 +46,8 @@ PROJECT = "project"
 name is "./project"."""
 
 PROFILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+RUNSC = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+~-]{0,63}|/[^\0-\x1f]{1,4095}")
+"""The name of a release, or an absolute path."""
 
 INSTALLED_SKILLS = "installed"
 """The value of ``skills`` that means the shipped skills and those of this user."""
@@ -225,6 +227,22 @@ def accept_profile(name: str, value: object) -> str | None:
     if value is None or (isinstance(value, str) and PROFILE_NAME.fullmatch(value)):
         return value
     raise SettingError(name, value, 'the name of an IPython profile, such as "default", or None')
+
+
+def accept_runsc(name: str, value: object) -> str:
+    """Return which runsc is to be used. Whether it is there is checked at a kernel's start.
+
+    :raises SettingError: when it can be neither a release nor a path
+    """
+    text = str(value) if type(value) in (int, float) else value  # 20240729.0 is a number, too
+    if isinstance(text, str) and (text == "" or RUNSC.fullmatch(text)):
+        return text
+    raise SettingError(
+        name,
+        value,
+        'a release that "gvisor-kernel runsc list" shows, "system", an absolute path, or "" for the'
+        " release that was chosen",
+    )
 
 
 def accept_environment(name: str, value: object) -> tuple[str, ...]:

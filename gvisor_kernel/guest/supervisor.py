@@ -106,10 +106,19 @@ class Supervisor:
         self._flush()
 
     def run(self) -> None:
-        """Serve the link.
+        """Serve the link; after the end of the host that of the next one, if the kernel was saved.
 
         :raises HostGone: when the sandbox must end
         """
+        while True:
+            try:
+                self._serve()
+            except HostGone:
+                if self.kernel is None or not self._link.wait_for_another():
+                    raise
+                self.connection.forget_half()
+
+    def _serve(self) -> None:
         silence = Silence()
         while True:
             self._flush()

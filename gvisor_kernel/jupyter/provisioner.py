@@ -139,6 +139,7 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
             ),
             routes=self.find_routes(spec, folder),
             door=name_door(getattr(manager, "door", JUPYTER), name),
+            lasts=getattr(manager, "parent", None) is not None and bool(self.kernel_id),
         )
 
     def may_choose_project(self, spec: SandboxSpec) -> bool:

@@ -16,9 +16,9 @@ from gvisor_kernel.bridge import Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, NotIdle
 from gvisor_kernel.host.log_files import Limiter
 from gvisor_kernel.kernel.facts import Hibernated, KernelEvents, KernelFacts, Resumed, Saved
-from gvisor_kernel.kernel.launch import Workers
+from gvisor_kernel.kernel.launch import Workers, run_beside
 from gvisor_kernel.kernel.plan import KernelPlan
-from gvisor_kernel.kernel.saved_kernel import SavedKernel, save
+from gvisor_kernel.kernel.saved_kernel import SavedKernel, remove_old, save
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import Sandbox, SavedSandbox
 
@@ -102,6 +102,11 @@ class Hibernator:
             raise LaunchError("There is no kernel: this process is exiting.")
         await self._bridge.run(self._leave())
 
+    async def forget(self) -> None:
+        """Give up a kernel that hibernates, and remove what was saved of it."""
+        if not self._bridge.ended:
+            await self._bridge.run(self._forget())
+
     # -- on the bridge's loop --------------------------------------------------------------------
 
     async def _hibernate(self) -> None:
@@ -127,6 +132,12 @@ class Hibernator:
         if self._waking is not None:
             # no timeout: it is finished or undone, by steps that have timeouts
             await asyncio.shield(self._waking)
+
+    async def _forget(self) -> None:
+        kernel, _, _ = self._find()
+        if kernel.asleep:
+            kernel.expect_end(restart=False)
+            await self.end(kernel)
 
     async def _leave(self) -> None:
         self._is_leaving = True
@@ -189,6 +200,7 @@ class Hibernator:
                 time.monotonic() - began,
             )
         )
+        run_beside(remove_old)
         if kernel.hibernation.has_waiting:  # it came while the sandbox was ended
             self.want(kernel)
 

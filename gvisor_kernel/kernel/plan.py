@@ -15,6 +15,7 @@ from gvisor_kernel.bridge import Address, KernelIdentity
 from gvisor_kernel.config.settings import SandboxSpec, read_spec, write_spec
 from gvisor_kernel.egress.environment import JUPYTER, PACKAGES_HOME, Door, egress_environment
 from gvisor_kernel.egress.kinds import Route
+from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.spec.layout import ENVIRONMENT
 from gvisor_kernel.typed_json import read_value
@@ -51,7 +52,8 @@ class KernelPlan:
     sandbox's own. ``substituted`` names the variables in it whose values contain a variable that
     the setting ``environment`` passes on. ``routes`` are those that ``spec.egress`` names; the plan
     of a snapshot or of a spare has none. ``learned``: for a snapshot that is to be made, what
-    PRELOAD_LEARNED means now. ``door``: who starts the kernel.
+    PRELOAD_LEARNED means now. ``door``: who starts the kernel. ``lasts``: it is a server's, whose
+    next process looks for what this one leaves.
     """
 
     spec: SandboxSpec
@@ -64,6 +66,15 @@ class KernelPlan:
     routes: tuple[Route, ...] = ()
     learned: tuple[str, ...] = ()
     door: Door = JUPYTER
+    lasts: bool = False
+
+
+def fix_program(plan: KernelPlan) -> KernelPlan:
+    """Return ``plan`` with the very runsc that it would start with now. Blocks for milliseconds.
+
+    :raises RuntimeMissing: when there is none
+    """
+    return dataclasses.replace(plan, spec=get_runtime(plan.spec.runtime).fix_program(plan.spec))
 
 
 def without_routes(plan: KernelPlan) -> KernelPlan:
@@ -78,6 +89,7 @@ def without_user(spec: SandboxSpec) -> SandboxSpec:
     """
     return SandboxSpec(
         runtime=spec.runtime,
+        runsc=spec.runsc,
         image=spec.image,
         memory_limit=spec.memory_limit,
         cpu_shares=spec.cpu_shares,

@@ -22,7 +22,7 @@ from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, StateError
 from gvisor_kernel.host.locks import PerProcess
 from gvisor_kernel.kernel.learned_modules import find_outdated, with_learned
-from gvisor_kernel.kernel.plan import KernelPlan, without_routes
+from gvisor_kernel.kernel.plan import KernelPlan, fix_program, without_routes
 from gvisor_kernel.kernel.restore import Restored, find_obstacle, find_snapshot, read_meta, restore
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.runtimes import get_runtime, get_snapshot_runtime
@@ -162,8 +162,12 @@ class SpareKeeper(PerProcess):
     def prepare(self, plan: KernelPlan) -> None:
         """Make a spare for a start that is expected, whatever was started before.
 
-        It replaces the spare of another kind. One of this kind is kept for longer.
+        It replaces the spare of another kind, so also of another runsc. One of this kind is kept
+        for longer.
+
+        :raises RuntimeMissing: when there is no runsc
         """
+        plan = fix_program(plan)
         with self._changed:
             if not self._ended and plan.spec.spare:
                 self._want(plan)
@@ -295,6 +299,7 @@ def renew(plan: KernelPlan) -> bool:
 
     :raises GvisorKernelError: see ``prepare``
     """
+    plan = fix_program(plan)
     found = find_snapshot(plan)
     wanted = with_learned(plan) if found is None else find_outdated(plan, read_meta(found))
     if wanted is not None:

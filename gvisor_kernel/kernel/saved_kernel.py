@@ -1,35 +1,37 @@
 """A kernel that is saved in its sandbox's directory. All functions block.
 
-    sandboxes/<id>/  saved/kernel.json   what it is, and how it was started
-                     saved/image/        what the runtime wrote
-                     saving/             the same, not complete yet
-
-Such a sandbox keeps its record, its log, its transcript and its names on the host. When a kernel is
-saved, and when it goes on, is decided in ``hibernation``. What was saved outlives its process:
-another one of the same user may take it over, once its owner has ended.
+``runtimes/state/saved`` has the places. Such a sandbox keeps its record, its log, its transcript
+and its names on the host. When a kernel is saved, and when it goes on, is decided in
+``hibernation``. What was saved outlives its process: another one of the same user may take it over,
+once its owner has ended.
 """
 
 from __future__ import annotations
 
-import os
+import logging
 import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.bridge import SnapshotRun
+from gvisor_kernel.config.validators import GIB
 from gvisor_kernel.errors import SnapshotError, StateError
-from gvisor_kernel.host.private_directories import read_file, write_file
+from gvisor_kernel.host.private_directories import read_file, replace_file, state_root
 from gvisor_kernel.kernel.plan import KernelPlan, read_plan, write_plan
 from gvisor_kernel.runtimes.base import SavedSandbox
 from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state.saved import IMAGE, NOTE, SAVED, is_saved, write_saved
 from gvisor_kernel.runtimes.state.sweep import remove_sandbox
 from gvisor_kernel.shown_text import describe_size
 from gvisor_kernel.snapshots.snapshot import measure
 from gvisor_kernel.typed_json import read_json, write_json
+
+log = logging.getLogger(__name__)
 
 # by path: below the state directory, whose parents only this user can change
 
@@ -37,6 +39,10 @@ SAVE_SECONDS = 120.0
 """Seconds that the kernel's memory may take to be written. A gigabyte takes one or two."""
 MIN_LEFT = 256 * 1024 * 1024
 """Bytes of the disk that stay free."""
+KEEP_SECONDS = 30 * 86400.0
+"""Seconds that a kernel is kept which no process has taken over."""
+MAX_SIZE, DISK_SHARE = 50 * GIB, 0.2
+"""Bytes of all saved kernels, and their share of the disk space that would be free without."""
 MAX_FILE = 1024 * 1024
 """Bytes of kernel.json."""
 
@@ -68,7 +74,7 @@ class SavedKernel:
     @property
     def files(self) -> Path:
         """The directory that a runtime restores from."""
-        return self.directory / "saved" / "image"
+        return self.directory / SAVED / IMAGE
 
     def adapt(self, plan: KernelPlan) -> KernelPlan:
         """Return ``plan``, for a kernel of the same name and folder, as this one was started.
@@ -89,7 +95,7 @@ class SavedKernel:
 
     def discard(self) -> None:
         """Remove what was saved; the directory stays. Never raises."""
-        shutil.rmtree(self.directory / "saved", ignore_errors=True)
+        shutil.rmtree(self.directory / SAVED, ignore_errors=True)
 
     def remove(self) -> None:
         """Remove the directory with all that belongs to the sandbox. Never raises."""
@@ -109,40 +115,35 @@ def save(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> SavedKern
             f" has {describe_size(free)} left.",
             "free disk space there, or set XDG_STATE_HOME to another place.",
         )
-    saving, image = directory / "saving", directory / "saving" / "image"
-    shutil.rmtree(saving, ignore_errors=True)
-    bare = replace(plan, request=replace(plan.request, environment={}))
-    file = _File(run.run, run.key, write_plan(bare), time.time(), dict(run.known))
-    try:
-        saving.mkdir(mode=0o700)
-        image.mkdir(mode=0o700)
+    note = _make_note(plan, run, time.time())
+
+    def write_image(image: Path) -> None:
         sandbox.checkpoint(image, SAVE_SECONDS, goes_on=True)
-        for path in image.iterdir():
-            path.chmod(0o600)
-            _flush(path)
-        write_file(saving / "kernel.json", write_json(file))
-        size = measure(image)
-        shutil.rmtree(directory / "saved", ignore_errors=True)
-        saving.rename(directory / "saved")
-        _flush(directory)
+
+    try:
+        write_saved(directory, write_json(note), write_image)
     except OSError as error:
         raise SnapshotError(
             f"The kernel cannot be saved in {directory}: {error.strerror}.",
             "check whether the disk is full or read-only.",
         ) from error
-    finally:
-        shutil.rmtree(saving, ignore_errors=True)
-    sandbox.note_saved(file.saved)
-    return SavedKernel(directory, sandbox.identity, run, file.plan, size, file.saved)
+    sandbox.note_saved(note.saved)
+    size = measure(directory / SAVED / IMAGE)
+    return SavedKernel(directory, sandbox.identity, run, note.plan, size, note.saved)
 
 
-def _flush(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def note_start(directory: Path, plan: KernelPlan, run: SnapshotRun) -> None:
+    """Write what another process needs to let this kernel go on, if this one is killed.
+
+    Never raises: without it the kernel ends with this process.
+    """
+    with suppress(OSError):
+        replace_file(directory / NOTE, write_json(_make_note(plan, run, 0.0)))
+
+
+def _make_note(plan: KernelPlan, run: SnapshotRun, saved: float) -> _File:
+    bare = replace(plan, request=replace(plan.request, environment={}))
+    return _File(run.run, run.key, write_plan(bare), saved, dict(run.known))
 
 
 def find_saved(kernel_id: str) -> SavedKernel | None:
@@ -150,7 +151,7 @@ def find_saved(kernel_id: str) -> SavedKernel | None:
 
     :raises StateError: when the state directory cannot be used
     """
-    found = [path for path in records.sandbox_directories() if (path / "saved").is_dir()]
+    found = [path for path in records.sandbox_directories() if (path / SAVED).is_dir()]
     if not found:
         return None
     with records.locked():
@@ -169,11 +170,35 @@ def find_saved(kernel_id: str) -> SavedKernel | None:
     return None
 
 
+def remove_old() -> None:
+    """Remove what nobody has let go on for KEEP_SECONDS, and the oldest of what is too much.
+
+    Only of processes that have ended. Says in the log what is removed. Never raises.
+    """
+    with suppress(StateError, OSError):
+        found = []
+        for directory, record in records.find_sandboxes():
+            if is_saved(directory, record):
+                found.append((record.saved, measure(directory / SAVED / IMAGE), directory, record))
+        total = sum(size for _, size, _, _ in found)
+        room = min(MAX_SIZE, DISK_SHARE * (total + shutil.disk_usage(state_root()).free))
+        for saved, size, directory, record in sorted(found, key=itemgetter(0)):
+            age = time.time() - saved
+            if not records.is_orphan(record) or (age < KEEP_SECONDS and total <= room):
+                continue
+            log.warning(
+                "Removed the saved kernel %s of %s, %.0f days old, %s",
+                *(record.container_id, record.folder, age / 86400, describe_size(size)),
+            )
+            remove_sandbox(directory, record)
+            total -= size
+
+
 def _read(directory: Path, identity: str) -> SavedKernel | None:
     with suppress(OSError, ValueError, StateError):
-        text = read_file(directory / "saved" / "kernel.json", MAX_FILE)
+        text = read_file(directory / SAVED / NOTE, MAX_FILE)
         file = read_json(text, _File, MAX_FILE)
         run = SnapshotRun(file.run, file.key, known=file.known)
-        size = measure(directory / "saved" / "image")
+        size = measure(directory / SAVED / IMAGE)
         return SavedKernel(directory, identity, run, file.plan, size, file.saved)
     return None

@@ -19,7 +19,7 @@ from gvisor_kernel.bridge import Address, Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.bridge.deaths import Death, End
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 from gvisor_kernel.config.settings import DEFAULTS, NEW_FILES
-from gvisor_kernel.errors import LaunchError, SandboxError, StartStopped
+from gvisor_kernel.errors import LaunchError, NotIdle, SandboxError, StartStopped
 from gvisor_kernel.host.open_files import make_room
 from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.kernel.facts import Died, KernelEvents, KernelFacts, Start, Started, State
@@ -27,9 +27,9 @@ from gvisor_kernel.kernel.hibernation import Hibernator
 from gvisor_kernel.kernel.kept_data import KeptData
 from gvisor_kernel.kernel.launch import Launch, Workers, run_beside
 from gvisor_kernel.kernel.learned_modules import ImportReports, find_kind, read_report
-from gvisor_kernel.kernel.plan import KernelPlan
+from gvisor_kernel.kernel.plan import KernelPlan, fix_program
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
-from gvisor_kernel.kernel.saved_kernel import SavedKernel
+from gvisor_kernel.kernel.saved_kernel import SavedKernel, note_start
 from gvisor_kernel.kernel.workspace import JudgeLeft, find_host_path, tell_end
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import CheckpointedSandbox, Sandbox, SavedSandbox
@@ -76,6 +76,8 @@ class SandboxedKernel:
         self._last_launch: Launch | None = None
         """The last launch, also one that is under way or has failed."""
         self._plan: KernelPlan | None = None
+        self._runsc = ""
+        """The very runsc that the kernel began with, and restarts with: a value of the setting."""
         self._launching: asyncio.Task[Any] | None = None
         self._is_stopped = False
         """True once another call has ended the launch that is under way."""
@@ -108,11 +110,6 @@ class SandboxedKernel:
             return None
         death = self._kernel.death if self._kernel is not None else None
         return death or "It was shut down."
-
-    @property
-    def asleep(self) -> bool:
-        """Whether the kernel hibernates."""
-        return self._kernel is not None and self._kernel.asleep
 
     @property
     def address(self) -> Address | None:
@@ -212,7 +209,7 @@ class SandboxedKernel:
 
         :raises SandboxError: when no kernel runs, it hibernates, or too many calls are under way
         """
-        if self.asleep:
+        if self._kernel is not None and self._kernel.asleep:
             if not wakes:
                 raise SandboxError("The kernel hibernates, and is not woken for this.")
             await self.hibernation.resume()
@@ -241,6 +238,7 @@ class SandboxedKernel:
         if not self._bridge.ended:
             await self._bridge.run(self._close())
         self._kernel = None
+        self._runsc = ""
         self._forget_sandbox()
 
     def _forget_sandbox(self) -> None:
@@ -320,7 +318,7 @@ class SandboxedKernel:
             make_room(SandboxedKernel._launches)
             with tracing():
                 address = await self._launch_or_undo(launch)
-            start = launch.start
+            start, self._runsc = launch.start, launch.plan.spec.runsc
             if start.kind != "restart":
                 self._start_facts = start
             self._used = launch.sandbox
@@ -345,7 +343,10 @@ class SandboxedKernel:
         return self._last_launch
 
     async def _launch_or_undo(self, launch: Launch) -> Address:
-        plan = launch.plan
+        if self._runsc:
+            spec = replace(launch.plan.spec, runsc=self._runsc)
+            launch.plan = replace(launch.plan, spec=spec)
+        launch.plan = plan = await self._workers.run(fix_program, launch.plan)
         if self._kernel is not None and self._kernel.identity != plan.identity:
             await self._bridge.close_kernel(self._kernel)
             self._kernel = None
@@ -408,8 +409,10 @@ class SandboxedKernel:
         :raises LaunchError: when there is none, or it is being started
         """
         kernel, sandbox, plan = self._kernel, self.sandbox, self._plan
-        if kernel is None or plan is None or self._launching is not None:
+        if kernel is None or plan is None or self.find_end() is not None:
             raise LaunchError("There is no kernel that could hibernate.")
+        if self._launching is not None:
+            raise NotIdle("The kernel is being started.")
         return kernel, sandbox, plan
 
     async def adopt(self, plan: KernelPlan, saved: SavedKernel) -> Address:
@@ -448,6 +451,8 @@ class SandboxedKernel:
         sandbox = launch.sandbox
         if sandbox is not None and isinstance(sandbox, SavedSandbox):
             self.hibernation.watch(kernel, sandbox, launch.plan)
+            if launch.plan.lasts:
+                run_beside(note_start, sandbox.directory, launch.plan, kernel.snapshot_run)
 
     async def _launch_from(self, plan: KernelPlan, files: Path, run: SnapshotRun) -> Address:
         self._plan, launch = plan, self._note_launch(plan)

@@ -23,7 +23,7 @@ from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import NoSnapshot, SandboxError, SnapshotError
 from gvisor_kernel.kernel.client import REPLY_SECONDS, OwnClient, connect, new_key, wait_for_reply
 from gvisor_kernel.kernel.learned_modules import with_learned
-from gvisor_kernel.kernel.plan import KernelPlan, read_plan, without_routes
+from gvisor_kernel.kernel.plan import KernelPlan, fix_program, read_plan, without_routes
 from gvisor_kernel.kernel.restore import (
     describe_run,
     find_key,
@@ -124,6 +124,7 @@ def _make(store: Store, plan: KernelPlan, report: Report) -> Snapshot:
             "take the variable out of the setting environment; a value that is not secret may be"
             " in the kernelspec's env.",
         )
+    plan = fix_program(plan)
     try:
         return _make_once(store, plan, report, {})
     except Misbehaved as error:
@@ -206,6 +207,7 @@ def _make_once(
                 "python": plan.request.python,
                 "mode": plan.spec.kernel_mode,
                 "preload": ", ".join(() if isinstance(modules, str) else modules),
+                "runsc": runtime.find_version(plan.spec.runsc),
             },
             facts={
                 "language": language,

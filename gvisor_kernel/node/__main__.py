@@ -49,12 +49,12 @@ def check() -> Answer:
     """Return what decides whether this node can run sandboxes."""
     from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 
-    runsc = error = ""
+    runsc = error = hint = ""
     try:
         runsc = find_runsc().version
     except GvisorKernelError as failure:
-        error = str(failure)
-    return Answer(error, __version__, socket.gethostname(), runsc=runsc)
+        error, hint = failure.fact, failure.hint
+    return Answer(error, __version__, socket.gethostname(), runsc=runsc, hint=hint)
 
 
 def sweep() -> Answer:

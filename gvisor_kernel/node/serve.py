@@ -43,6 +43,7 @@ from gvisor_kernel.runtimes.nodes.orders import (
     Removed,
     write_fact,
 )
+from gvisor_kernel.runtimes.state.records import read_record
 
 if TYPE_CHECKING:
     from gvisor_kernel.node.files import Copy
@@ -118,7 +119,9 @@ def serve() -> int:
             copy.mark_used()
         kernel = (dict(sandbox.view.environment), sandbox.view.python, sandbox.view.workdir)
         files = ("", 0) if copy is None else (str(copy.path), copy.left_out)
-        told.tell(Ready(*kernel, *files, found, lacks))
+        record = read_record(sandbox.directory)
+        runsc = record.runsc if record is not None else ""
+        told.tell(Ready(*kernel, *files, found, lacks, runsc))
         end = watch(sandbox, order.spec.memory_limit, wake, told)
         kills = sandbox.memory_kills() + (end == "memory")
         told.tell(Ended(end, kills, sandbox.find_panic(), sandbox.stderr_tail()))

@@ -329,9 +329,17 @@ class Runtime(ABC):
         """Return the checks of ``gvisor-kernel doctor``. Imports what no start needs."""
         return ()
 
-    def find_version(self) -> str:
-        """Return the release of the program that makes sandboxes; empty if it is not on this
-        machine. Takes milliseconds.
+    def fix_program(self, spec: SandboxSpec) -> SandboxSpec:
+        """Return ``spec`` with the very program that makes sandboxes now: what starts with it later
+        has the same one. ``spec`` itself where that is not known here. Takes milliseconds.
+
+        :raises RuntimeMissing: when there is none
+        """
+        return spec
+
+    def find_version(self, choice: str = "") -> str:
+        """Return the version of the program that makes sandboxes with the setting ``runsc`` at
+        ``choice``; empty if it is not on this machine. Takes milliseconds.
 
         :raises RuntimeMissing: when it should be here, and is not
         """
@@ -441,8 +449,9 @@ class SnapshotRuntime(Runtime):
         """
 
     @abstractmethod
-    def describe_host(self) -> dict[str, Any]:
-        """Return those of the facts that are the same for all sandboxes of this user.
+    def describe_host(self, choices: Collection[str] = ("",)) -> dict[str, list[Any]]:
+        """Return those of the facts that are not of a single sandbox: the values that each may have
+        for sandboxes of this user now. ``choices``: values of the setting ``runsc``.
 
         :raises RuntimeMissing: as ``start`` does
         """

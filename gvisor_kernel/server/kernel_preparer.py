@@ -1,7 +1,8 @@
 """Prepares the starts that are likely next in a server, one after the other.
 
-It also notices that packages were installed, upgraded or removed: then the snapshot is made anew
-before the next start would find that it does not fit. ``Listings`` notices which folder a client
+It also notices that packages were installed, upgraded or removed, and that kernels are to start
+with another runsc: then the snapshot is made anew before the next start would find that it does not
+fit. ``Listings`` notices which folder a client
 has gone to: JupyterLab with our extension names it; other front ends list it, or open a notebook in
 it, and the server's contents manager tells that as an event.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -21,7 +23,7 @@ from typing import Any
 from gvisor_kernel.config.validators import HOST_IMAGE
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.jupyter.plan_factory import make_plan_ahead
-from gvisor_kernel.kernel.plan import KernelPlan
+from gvisor_kernel.kernel.plan import KernelPlan, fix_program
 from gvisor_kernel.kernel.preparation import may_prepare, prepare, renew
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.mounts.host_python import ask_interpreter
@@ -38,6 +40,8 @@ costs a restore. Of the requests meanwhile the last one counts."""
 LOOK_SECONDS = 10.0
 """Seconds between two looks at the folders of packages: a stat for each. What has changed must then
 stay as it is for as long, since an installation takes its time."""
+RUNSC_SECONDS = 60.0
+"""Seconds between two looks for another runsc: some system calls each."""
 USUAL = "gvisor-python"
 """The kernelspec that is made ready at the start if the server's default is not ours."""
 
@@ -107,6 +111,9 @@ class KernelPreparer:
         self._last: tuple[KernelChoice, KernelPlan] | None = None
         """The kernel that was prepared last, and its plan: its packages are watched."""
         self._packages = Packages()
+        self._runsc = ""
+        """The very runsc for which a kernel was prepared last."""
+        self._looked = 0.0
 
     def start(self) -> None:
         """Make ready what is started most likely in the server's root folder, soon."""
@@ -192,6 +199,7 @@ class KernelPreparer:
             plan = self._make_plan(choice)
             if plan is not None:
                 self._packages.have_changed(plan)  # from now on
+                self._runsc = fix_program(plan).spec.runsc
                 prepare(plan)
                 self._last = choice, plan
         except (GvisorKernelError, NotOurs) as error:
@@ -200,8 +208,14 @@ class KernelPreparer:
             log.exception("Nothing is made ready")
 
     def _look(self, choice: KernelChoice, planned: KernelPlan) -> None:
-        """Have the snapshot for ``choice`` made anew if its packages have changed."""
+        """Have the snapshot for ``choice`` made anew if its packages have changed; that and the
+        spare if another runsc is to be used."""
         try:
+            if time.monotonic() - self._looked >= RUNSC_SECONDS:
+                self._looked = time.monotonic()
+                if fix_program(planned).spec.runsc != self._runsc:
+                    self._prepare(choice)
+                    return
             if not self._packages.have_changed(planned):
                 return
             plan = self._make_plan(choice)

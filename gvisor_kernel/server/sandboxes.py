@@ -26,7 +26,6 @@ from gvisor_kernel.jupyter.project_choices import remember
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 from gvisor_kernel.kernel.facts import KernelFacts, Left
 from gvisor_kernel.kernel.session import SandboxedKernel
-from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.mounts.folders import find_project_path
 from gvisor_kernel.runtimes.state.listed import find_all
 from gvisor_kernel.runtimes.state.records import is_orphan, read_record
@@ -101,8 +100,14 @@ class Sandboxes:
         """Return a kernel of ours that has a sandbox, or hibernates; None if there is none."""
         provisioner = self._find_provisioners().get(kernel_id)
         kernel = None if provisioner is None else provisioner.sandboxed_kernel
-        has_any = kernel is not None and (kernel.sandbox is not None or kernel.asleep)
+        has_any = kernel is not None and (kernel.sandbox or kernel.hibernation.saved)
         return kernel if has_any else None
+
+    def find_directory(self, kernel_id: str) -> Path | None:
+        """Return the state directory of a kernel's sandbox, also while it is being launched."""
+        provisioner = self._find_all().get(kernel_id)
+        facts = None if provisioner is None else provisioner.describe()
+        return None if facts is None else facts.directory
 
     async def choose_project(self, folder: Path, *, shown: bool) -> bool:
         """Remember whether kernels of ``folder`` are shown the project around it; return False if
@@ -210,23 +215,20 @@ def find_host_facts(facts: KernelFacts, root: str = "") -> HostFacts:
 
 
 def _find_host_facts(facts: KernelFacts) -> HostFacts:
-    runsc = ""
-    with suppress(GvisorKernelError, OSError):
-        runsc = get_runtime(facts.spec.runtime).find_version()
     if facts.directory is None:
-        return HostFacts(runsc=runsc)
+        return HostFacts()
     hidden = facts.spec.uploads is not None and find_uploads(facts) is None
     is_home = hidden and find_home(os.path.realpath(facts.folder)) is not None
     has_log = any(part.exists() for name in NAMES for part in log_parts(facts.directory / name))
     record = read_record(facts.directory)
     if record is None:
-        return HostFacts(runsc=runsc, is_home=is_home, has_log=has_log)
+        return HostFacts(is_home=is_home, has_log=has_log)
     seconds = cgroups.read_cpu_seconds(map(Path, record.cgroups))
     sentry = record.processes.get("sentry")
     if seconds is None and sentry is not None and processes.is_alive(sentry):
         pids = [sentry.pid, *processes.read_descendants(sentry.pid)]
         seconds = sum(map(processes.read_cpu_seconds, pids))
-    return HostFacts(record.created, seconds, runsc, is_home, has_log)
+    return HostFacts(record.created, seconds, record.runsc, is_home, has_log)
 
 
 def find_leftovers() -> tuple[dict[str, Any], ...]:
@@ -273,7 +275,8 @@ class UnkeptLooks:
         facts = kernel.describe()
         key = facts.identity or "" if facts is not None else ""
         look = before = self._looks.get(key)
-        if look is not None and kernel.asleep and look.task.done() and not look.task.cancelled():
+        is_saved = facts is not None and facts.saved is not None
+        if look is not None and is_saved and look.task.done() and not look.task.cancelled():
             return look.task.result()  # nothing has changed since then
         if look is None or asyncio.get_running_loop().time() - look.began >= LOOK_SECONDS:
             look = _Look()

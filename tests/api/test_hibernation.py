@@ -7,7 +7,8 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,6 @@ from gvisor_kernel.errors import NotIdle, SandboxError, SnapshotError
 from gvisor_kernel.host import processes
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
 
-from ..jupyter.helpers import wait_until
 from ..patience import scale_seconds
 
 BEGIN = """
@@ -95,7 +95,7 @@ def test_all_goes_on_as_it_was(sandbox: Sandbox) -> None:
             *("still", n + 1, b"%d\n" % n, b"under way" if n == 1 else b"", n + 1, True, True),
         )
         assert execution.execution_count == (count or 0) + n
-        wait_until(lambda: not find_saved(sandbox).exists(), "what was saved to be removed")
+        wait_until(lambda: not find_saved(sandbox).exists())
     assert sandbox.run("import random; random.seed(5); random.random(); 1").ok
 
 
@@ -209,10 +209,12 @@ def test_an_idle_kernel_hibernates_by_itself() -> None:
 
 
 def wait_for_state(sandbox: Sandbox, state: str) -> None:
-    import time
+    wait_until(lambda: find_listed(sandbox).state == state)
 
+
+def wait_until(is_so: Callable[[], bool]) -> None:
     deadline = time.monotonic() + scale_seconds(30)
-    while find_listed(sandbox).state != state:
+    while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 

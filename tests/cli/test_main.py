@@ -82,7 +82,7 @@ def test_version_prints_gvisor_kernel_and_libraries(capsys: pytest.CaptureFixtur
     assert "\npyzmq " in out
 
 
-@pytest.mark.parametrize("command", ["launch", "install", "uninstall", "start", "lab"])
+@pytest.mark.parametrize("command", ["launch", "install", "uninstall", "start", "lab", "runsc"])
 def test_a_commands_help_does_not_wait_for_what_runs_it(command: str) -> None:
     """An installed kernelspec starts ``launch`` for each kernel."""
     code = (

@@ -29,6 +29,7 @@ from gvisor_kernel.strict_json import JsonError
 
 CHANGED: dict[str, object] = {
     "runtime": "slurm",
+    "runsc": "20260817.0",
     "image": "other",
     "memory_limit": "1G",
     "cpu_shares": 2,

@@ -8,7 +8,7 @@ import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -270,8 +270,8 @@ def serving(
             thread.join(10)
 
 
-def make_certificate(directory: Path) -> tuple[Path, Path]:
-    """Make a CA, and a certificate for localhost, 127.0.0.1 and 127.0.0.2.
+def make_certificate(directory: Path, names: Sequence[str] = ()) -> tuple[Path, Path]:
+    """Make a CA, and a certificate for localhost, 127.0.0.1, 127.0.0.2 and ``names``.
 
     Return the CA's file, and one with the certificate and its key.
     """
@@ -290,7 +290,8 @@ def make_certificate(directory: Path) -> tuple[Path, Path]:
             "-CAkey",
             str(ca_key),
             "-addext",
-            "subjectAltName=DNS:localhost,IP:127.0.0.1,IP:127.0.0.2",
+            "subjectAltName=DNS:localhost,IP:127.0.0.1,IP:127.0.0.2"
+            + "".join(f",DNS:{name}" for name in names),
         ),
         *("-addext", "basicConstraints=critical,CA:FALSE"),
     )

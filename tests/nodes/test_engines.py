@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -226,6 +228,23 @@ def test_doctor_asks_each_host_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert sorted(names) == ["ssh a", "ssh b", "ssh b", "ssh c"]
     lines = asked.read_text().splitlines()
     assert len(set(lines)) == len(lines) == 4
+
+
+def test_doctor_says_what_a_node_lacks_and_where_to_do_what(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The words are those of the node, where there is no runsc."""
+    code = "from gvisor_kernel.node import __main__ as node; import shutil, sys;"
+    code += "shutil.which = lambda *_, **__: None; sys.exit(node.main(['check']))"
+    program = tmp_path / "ssh"
+    program.write_text(f"#!/bin/sh\nexec {sys.executable} -c {shlex.quote(code)}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    spec = SandboxSpec(runtime="ssh", own=SshSettings(hosts=("a",)))
+    (check,) = check_specs(make_engine, [spec])
+    assert check.state == "failed"
+    assert check.fact.endswith(": The program runsc (gVisor) is not installed.")
+    assert check.fix.startswith("on that node, run `gvisor-kernel runsc install`")
 
 
 def test_what_a_node_prints_without_end_is_not_kept() -> None:

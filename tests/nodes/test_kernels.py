@@ -19,6 +19,7 @@ import pytest
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import LaunchError, SandboxError
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
+from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 
 from ..jupyter.helpers import execute, finish, running_kernel, wait_for, wait_until
 from ..sweeps import needs_all
@@ -80,6 +81,7 @@ def test_kernel_on_a_node(
         (shown,) = json.loads(capsys.readouterr().out)
         assert shown["node"] in ("n1", "n2")
         assert shown["runtime"] == way
+        assert shown["runsc"] == find_runsc().version
         manager.restart_kernel()
         client.wait_for_ready(timeout=60)
         assert execute(client, "import os; print(os.path.exists('/tmp/kept'))").text == "True\n"

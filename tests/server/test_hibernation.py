@@ -243,7 +243,7 @@ def test_what_is_not_ours_beside_a_saved_kernel_starts_nothing(folder: Path) -> 
     with serving(folder) as server:
         kernel = start(server)["kernel"]["id"]
     (listed,) = find_listed(kernel)
-    file = listed.directory / "saved" / "session.json"
+    file = listed.directory / "session.json"
     text = file.read_text()
     assert json.loads(text)["sessions"][0]["path"] == "n/a.ipynb"
     for wrong in ("[]", text.replace("n/a.ipynb", "x" * 100_000), text[:-9]):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import platform
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from jupyter_core.utils import ensure_event_loop
@@ -14,6 +16,7 @@ from traitlets import TraitError
 from gvisor_kernel.bridge import Address, KernelIdentity
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, LaunchError
+from gvisor_kernel.host.bounded import call_within
 from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs
 from gvisor_kernel.jupyter.plan_factory import make_provisioner, read_configuration
 from gvisor_kernel.kernel.client import OwnClient, connect, new_key, wait_for_reply
@@ -22,54 +25,79 @@ from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.checks import Check, failed, ok, warning
 from gvisor_kernel.runtimes.hints import ASK_DOCTOR
+from gvisor_kernel.runtimes.runsc.checks import INSTALL_RUNSC
 from gvisor_kernel.runtimes.state.records import read_record
 
 CELL = "__import__('os').uname().release"
 """The expression that the cell evaluates: the release of the kernel that runs it."""
+KERNEL_SECONDS = 35.0
+"""Seconds that a kernel may take for its start and the cell."""
+START_SECONDS = 15.0
+"""Seconds that each step of its start may take. A start that is late is tried again once."""
 SAMPLE_SECONDS = 0.5
 SAMPLES = 3
 """The lowest sample counts: a kernel still has work to do after its first cell."""
 MAX_IDLE_SHARE = 0.01
+CHECKS_FIRST = "fix the failed checks above first"
 
 
-def check_kernel() -> list[Check]:
-    """Start a kernel and run a cell in it.
+def check_kernel(runsc: str = "") -> list[Check]:
+    """Start a kernel and run a cell in it; with the setting ``runsc``, if it is given.
 
-    The kernel sees nothing of the host but its Python environment. Call this in a thread of its
-    own: it closes the event loop that the client makes in this thread.
+    The kernel sees nothing of the host but its Python environment. When this returns the kernel has
+    ended, with all that belongs to it.
     """
     started = time.monotonic()
     kernel = SandboxedKernel(logs_death=False, keeps_data=False)
     try:
-        plan = _make_plan()
-        address = asyncio.run(kernel.launch(plan))
-        client = connect(address, plan, kernel.find_end)
-        try:
-            release = _run_cell(client)
-            seconds = time.monotonic() - started
-            fact = (
-                f"a kernel started and ran a cell within {seconds:.1f} s,"
-                f" on gVisor's Linux {release[:100]}"
-            )
-            return [ok(fact), *_check_idle(kernel)]
-        finally:
-            client.stop_channels()
+        release = call_within(KERNEL_SECONDS, partial(_start, kernel, _make_plan(runsc)))
+        seconds = time.monotonic() - started
+        if release == platform.release():
+            return [failed("a cell ran on the host's kernel, not on gVisor's", INSTALL_RUNSC)]
+        fact = (
+            f"a kernel started and ran a cell within {seconds:.1f} s,"
+            f" on gVisor's Linux {release[:100]}"
+        )
+        return [ok(fact), *_check_idle(kernel)]
+    except TimeoutError as error:
+        return [failed(f"a kernel has not run a cell: {error}", CHECKS_FIRST)]
     except GvisorKernelError as error:
         evidence = error.detail.splitlines()[-1:]
         fact = " ".join([error.fact, *evidence])
         is_known = error.hint not in ("", ASK_DOCTOR)
-        hint = error.hint if is_known else "fix the failed checks above first"
-        return [failed(fact[:500], hint)]
+        return [failed(fact[:500], error.hint if is_known else CHECKS_FIRST)]
     finally:
         asyncio.run(kernel.close())
+
+
+def _start(kernel: SandboxedKernel, plan: KernelPlan) -> str:
+    """Start ``kernel`` and return what its first cell evaluates.
+
+    Call this in a thread of its own: it closes the event loop that the client makes in this thread.
+    """
+    try:
+        address = asyncio.run(kernel.launch(plan))
+        client = connect(address, plan, kernel.find_end)
+        try:
+            return _run_cell(client)
+        finally:
+            client.stop_channels()
+    finally:
         ensure_event_loop().close()
 
 
-def _make_plan() -> KernelPlan:
+def _make_plan(runsc: str = "") -> KernelPlan:
     """Plan a cold start with default settings, for the interpreter of the first kernelspec."""
     interpreters = [spec.interpreter for spec in find_kernelspecs() if spec.interpreter]
     python = next(iter(interpreters), sys.executable)
-    spec = SandboxSpec(uploads=None, outputs=None, transcripts=False, snapshot="off")
+    spec = SandboxSpec(
+        uploads=None,
+        outputs=None,
+        transcripts=False,
+        snapshot="off",
+        start_timeout=START_SECONDS,
+        runsc=runsc,
+    )
     return KernelPlan(
         spec=spec,
         request=LaunchRequest("doctor", "", Path("/"), python, {}),
@@ -118,8 +146,8 @@ def _check_idle(kernel: SandboxedKernel) -> list[Check]:
     return [
         warning(
             f"{fact}, and kernels of {', '.join(names)} are never paused, as idle_stop is false",
-            "set idle_stop to true, or use a current gVisor, with which it is less than"
-            f" {100 * MAX_IDLE_SHARE:.0f} %",
+            "gvisor-kernel runsc install   # a current gVisor, with which it is less than"
+            f" {100 * MAX_IDLE_SHARE:.0f} %; or set idle_stop to true",
             name="idle kernel",
         )
     ]

@@ -37,7 +37,7 @@ DEFAULT = "unix:///var/run/docker.sock"
 INSTALL_PACKAGE = "install it with gvisor-kernel: pip install 'gvisor-kernel[docker]'."
 INSTALL_RUNTIME = (
     "install gVisor on the engine's machine, and register it as a runtime: `sudo runsc install --"
-    " --network=none && sudo systemctl reload docker`."
+    " --network=none && sudo systemctl reload docker`; see docs/docker.md."
 )
 
 

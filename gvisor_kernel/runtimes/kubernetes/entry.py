@@ -29,6 +29,9 @@ def _remove(directory: Path, record: Record, seconds: float | None) -> bool:
 
 
 def _check(spec: SandboxSpec) -> None:
+    if spec.runsc:
+        accepted = '"": nodes of the cluster have a runsc of their own, as a RuntimeClass'
+        raise SettingError("runsc", spec.runsc, accepted)
     if spec.uploads == PROJECT and isinstance(spec.own, Kubernetes) and spec.own.uploads_claim:
         raise SettingError(
             "uploads", spec.uploads, "another value: uploads_claim of kubernetes is what is shown"

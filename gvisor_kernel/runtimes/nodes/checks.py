@@ -61,5 +61,6 @@ def check_host(engine: Engine, host: str, argv: Sequence[str]) -> Check:
             name=name,
         )
     if not runsc:
-        return failed(f"the node {node}: {answer.error}", "", name=name)
+        hint = answer.hint and f"on that node, {answer.hint}"
+        return failed(f"the node {node}: {answer.error}", hint, name=name)
     return ok(f"the node {node} has runsc {runsc}, and the same gvisor-kernel", name=name)

@@ -69,6 +69,7 @@ class NodeSandbox(RecordedSandbox, FoundSandbox):
                 *(found.key, found.run, found.sandbox_key, found.language, found.preloaded)
             )
         self.lacks = show_text(ready.lacks, 300, keep="")
+        self._runsc = show_text(ready.runsc, 64, keep="")
 
     def poll(self) -> int | None:
         if not self._closed:
@@ -125,7 +126,7 @@ class NodeSandbox(RecordedSandbox, FoundSandbox):
                 f"check runsc there: gvisor-kernel doctor --runtime {self._engine.name}",
                 self.stderr_tail(),
             )
-        self._update_record(ready=True)
+        self._update_record(ready=True, runsc=self._runsc)
 
     def make_builder(self, plan: Mapping[str, Any]) -> Builder | None:
         if self._order.copy:

@@ -155,7 +155,7 @@ class Found(Struct, frozen=True):
 class Ready(Fact, frozen=True):
     """The sandbox runs, and was checked from outside. ``environment``: a kernel's variables.
     ``copy``, ``left_out``: where its files were copied to, and how many of the host's are not
-    there. ``lacks``: why it was not restored."""
+    there. ``lacks``: why it was not restored. ``runsc``: the release that it runs with."""
 
     environment: Annotated[dict[str, str], Meta(max_length=1024)]
     python: str = ""
@@ -164,6 +164,7 @@ class Ready(Fact, frozen=True):
     left_out: Count = 0
     found: Found | None = None
     lacks: str = ""
+    runsc: str = ""
 
 
 class Failed(Fact, frozen=True):
@@ -256,6 +257,7 @@ class Answer(Struct, frozen=True):
     node: str = ""
     runsc: str = ""
     removed: tuple[str, ...] = ()
+    hint: str = ""
 
 
 MAX_ANSWER = 64 * 1024

@@ -336,5 +336,7 @@ class Attempt:
         if not fact.strip():
             fact = "the helper could not start the sandbox, and has not said why."
             hint = hint or f"check it: gvisor-kernel doctor --runtime {self._engine.name}"
+        if kind is errors.RuntimeMissing:
+            hint = f"on that node, {hint}"
         raised: GvisorKernelError = kind(f"On the node {here.node}: {fact}", hint, detail)
         return raised

@@ -9,19 +9,21 @@ from __future__ import annotations
 import os
 import platform
 import re
+import secrets
 import shlex
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
+from itertools import chain
 from pathlib import Path
 
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import RuntimeMissing
 from gvisor_kernel.host.bounded import run_command
 from gvisor_kernel.runtimes.checks import Check, RuntimeCheck, failed, ok, warning
-from gvisor_kernel.runtimes.runsc.command_line import Runsc, command_flags, find_runsc
+from gvisor_kernel.runtimes.runsc.command_line import INSTALL, Runsc, command_flags, find_runsc
+from gvisor_kernel.runtimes.runsc.staging import choose_stage
 
-INSTALL_RUNSC = "sudo apt-get install runsc   # or see https://gvisor.dev/docs/user_guide/install/"
-UPGRADE = "install a current release of gVisor: https://gvisor.dev/docs/user_guide/install/"
+INSTALL_RUNSC = "gvisor-kernel runsc install   # a current gVisor, for this user; as root, for all"
 MAX_AGE_DAYS = 365
 """gVisor makes a release each week, and fixes security issues in the newest only."""
 
@@ -32,30 +34,34 @@ CHECKPOINT_FLAGS = {
 """Optional flags of ``runsc checkpoint``, and what happens without each."""
 
 
-def check_runsc() -> list[Check]:
-    """Check that runsc is there, that its release is recent, and which features it lacks."""
+def check_runsc(choice: str = "") -> list[Check]:
+    """Check that runsc is there, that its release is recent, and which features it lacks.
+
+    ``choice``: a value of the setting ``runsc``.
+    """
     try:
-        runsc = find_runsc()
+        runsc = find_runsc(choice)
     except RuntimeMissing as error:
-        return [failed(error.fact.rstrip("."), INSTALL_RUNSC)]
+        hint = INSTALL_RUNSC if INSTALL in error.hint else error.hint
+        return [failed(error.fact.rstrip("."), hint)]
     today = datetime.now(UTC).date()
     released = find_release_date(runsc.version, today)
     sidecars = f" (with {', '.join(runsc.sidecars)})" if runsc.sidecars else ""
     fact = f"{runsc.path}{sidecars}, release {runsc.version.removeprefix('0.0~')}"
     if released is None:
         fact = f"{fact}; the age cannot be told from this version"
-        checks = [warning(fact, UPGRADE)]
+        checks = [warning(fact, INSTALL_RUNSC)]
     else:
         days = (today - released).days
         fact = f"{fact} of {released.isoformat()}, {describe_age(days)} old"
         checks = [
-            warning(f"{fact}: later security fixes are missing", UPGRADE)
+            warning(f"{fact}: later security fixes are missing", INSTALL_RUNSC)
             if days > MAX_AGE_DAYS
             else ok(fact)
         ]
     missing = find_missing_features(runsc)
     if missing:
-        checks.append(warning("; ".join(missing), UPGRADE, name="runsc features"))
+        checks.append(warning("; ".join(missing), INSTALL_RUNSC, name="runsc features"))
     return checks
 
 
@@ -91,23 +97,34 @@ def find_missing_features(runsc: Runsc) -> list[str]:
 
 # The platform.
 
+PLATFORM_SECONDS = 15.0
+"""Seconds that a sandbox may take for its start and its end."""
 
-def check_platform() -> Check:
-    """Start a sandbox with ``runsc do`` and run uname in it. Never on kvm: that can hang."""
+
+def check_platform(choice: str = "") -> Check:
+    """Start a sandbox with ``runsc do`` and run uname in it. Never on kvm: that can hang.
+
+    ``choice``: as in ``check_runsc``. Nothing is left, also if this process is killed: runsc ends
+    with it, and its state is on a file system of its own.
+    """
     try:
-        runsc = find_runsc().path
+        runsc = find_runsc(choice).path
     except RuntimeMissing:
         return failed("not tested, because runsc is missing", INSTALL_RUNSC)
-    with tempfile.TemporaryDirectory(prefix="gvisor-kernel-doctor-") as root:
-        argv = ["unshare", "-Ur", runsc, "--root", root, "--network=none", "--ignore-cgroups"]
-        argv += ["--platform=systrap", "do", "-quiet", "-cwd", "/", "/bin/uname", "-sr"]
-        try:
-            outcome = run_command(argv, 15, mark=root)
-        except OSError as error:
-            return failed(f"unshare: {error.strerror}", "sudo apt-get install util-linux")
+    stage = choose_stage([runsc]).directory
+    root = f"{stage}/gvisor-kernel-doctor-{secrets.token_hex(8)}"
+    argv = ["setpriv", "--pdeathsig", "KILL", "unshare", "-Urm", "/bin/sh", "-c"]
+    argv += ['mount -t tmpfs gvisor-kernel "$0" && exec "$@"', stage]
+    argv += [runsc, "--root", root, "--network=none", "--ignore-cgroups"]
+    argv += ["--platform=systrap", "do", "-quiet", "-cwd", "/", "/bin/uname", "-sr"]
+    try:
+        outcome = run_command(argv, PLATFORM_SECONDS, mark=root)
+    except OSError as error:
+        return failed(f"setpriv: {error.strerror}", "sudo apt-get install util-linux")
     retry = f"unshare -Ur {shlex.quote(runsc)} --network=none --ignore-cgroups do /bin/true"
     if outcome.status is None:
-        return failed("a systrap sandbox did not start within 15 s", retry)
+        words = f"a systrap sandbox did not end within {PLATFORM_SECONDS:g} s"
+        return failed(words, retry)
     last = outcome.output.splitlines()[-1] if outcome.output else "no output"
     if outcome.status != 0:
         return failed(f"a systrap sandbox ended with status {outcome.status}: {last[:300]}", retry)
@@ -252,9 +269,14 @@ def check_cgroups(
     )
 
 
+def find_choices(specs: Sequence[SandboxSpec]) -> list[str]:
+    """Return the values of the setting ``runsc``."""
+    return sorted({spec.runsc for spec in specs}) or [""]
+
+
 CHECKS = (
-    RuntimeCheck("runsc", 10, lambda specs: check_runsc()),
-    RuntimeCheck("platform", 20, lambda specs: [check_platform()]),
+    RuntimeCheck("runsc", 10, lambda specs: [*chain(*map(check_runsc, find_choices(specs)))]),
+    RuntimeCheck("platform", 20, lambda specs: [*map(check_platform, find_choices(specs))]),
     RuntimeCheck("user namespaces", 10, lambda specs: [check_userns()]),
     RuntimeCheck("seccomp", 5, lambda specs: [check_seccomp()]),
     RuntimeCheck("cgroups", 5, lambda specs: [check_cgroups()]),

@@ -8,6 +8,7 @@ Each call that asks runsc something has a timeout. A flag is used where ``runsc 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -16,17 +17,32 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from gvisor_kernel.errors import RuntimeMissing, StateError
+from gvisor_kernel.errors import ReleaseError, RuntimeMissing, StateError
 from gvisor_kernel.host import commands
 from gvisor_kernel.host.cgroups import Cgroup
 from gvisor_kernel.host.locks import ThreadLock
 from gvisor_kernel.host.private_directories import read_file, state_root, write_file
+from gvisor_kernel.releases.release_store import (
+    PROGRAM,
+    SYSTEM,
+    find_chosen,
+    find_release,
+)
+from gvisor_kernel.runtimes.runsc.kept_programs import (
+    describe_files,
+    find_copy,
+    is_in_place,
+    is_script,
+    list_files,
+    name_program,
+)
 
 # by path: below the state directory, whose parents only this user can change
+
+log = logging.getLogger(__name__)
 
 FILE = "runsc.json"
 MAX_BYTES = 256 * 1024
@@ -42,7 +58,7 @@ def read_answers(path: str, fingerprint: str) -> dict[str, Any]:
     Another file at the same path has another ``fingerprint``, so it has no answers. Returns an
     empty dictionary if the file of answers is missing or damaged, and for a script.
     """
-    found = {} if is_script(path) else _read_all().get(f"{path} {fingerprint}")
+    found = {} if is_script(path) else _read_all().get(name_program(path, fingerprint))
     return found if isinstance(found, dict) else {}
 
 
@@ -52,7 +68,7 @@ def keep_answers(path: str, fingerprint: str, answers: dict[str, Any]) -> None:
     is asked for again."""
     if is_script(path):
         return
-    program = f"{path} {fingerprint}"
+    program = name_program(path, fingerprint)
     merged = {**read_answers(path, fingerprint), **answers}
     others = [item for item in _read_all().items() if item[0] != program]
     newest = dict([*others, (program, merged)][-MAX_PROGRAMS:])
@@ -60,16 +76,6 @@ def keep_answers(path: str, fingerprint: str, answers: dict[str, Any]) -> None:
         draft = Path(folder, FILE)
         write_file(draft, json.dumps(newest))
         draft.replace(state_root() / FILE)
-
-
-def is_script(path: str) -> bool:
-    """Return whether the program at ``path`` is a script. What answers then is a program that the
-    script starts: when that is replaced, the script stays as it is."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(2) == b"#!"
-    except OSError:
-        return True
 
 
 def _read_all() -> dict[str, Any]:
@@ -85,12 +91,8 @@ ANSWER_SECONDS = 10.0
 ANSWER_BYTES = 1024 * 1024
 """Bytes of output that are read. The list of flags, a line on each, is 20 KB."""
 EXTRA_PATH = "/usr/local/bin:/usr/bin:/usr/local/sbin:/usr/sbin"
-INSTALL = (
-    "install it: `sudo apt-get install runsc` on Debian and Ubuntu, or"
-    " https://gvisor.dev/docs/user_guide/install/."
-)
-SIDECARS = "gvisor-bin"
-"""The directory beside runsc with the other programs that newer releases start."""
+INSTALL = "run `gvisor-kernel runsc install`, or on Debian `sudo apt-get install runsc`."
+"""A dialog of JupyterLab shows this whole: it does not break lines."""
 NEEDED_FLAGS = frozenset({"root", "network", "platform", "overlay2", "ignore-cgroups"})
 
 
@@ -102,56 +104,115 @@ class Runsc:
     version: str
     flags: frozenset[str]
     fingerprint: str = ""
-    """Times, sizes and inodes of the program and its sidecars: another file at the same path
-    differs, also where all files of a system have the same time."""
+    """See ``kept_programs.describe_files``."""
     sidecars: tuple[str, ...] = ()
     """The names of the programs in SIDECARS, which releases since 2026 have."""
+    copy: str = ""
+    """Where it is now, if another file is at ``path``."""
 
     @property
     def program(self) -> str:
-        """A name for this very file."""
-        return f"{self.path} {self.fingerprint}"
+        """A name for this very program, whatever ``path`` leads to; see ``find_runsc``."""
+        return name_program(self.path, self.fingerprint)
+
+    @property
+    def executable(self) -> str:
+        """The path at which it is run."""
+        return self.copy or self.path
+
+    def is_in_place(self) -> bool:
+        """Return whether ``executable`` still leads to it. Takes some system calls."""
+        return Path(self.copy).exists() if self.copy else is_in_place(self.program)
 
 
 _known: dict[str, Runsc] = {}
-_commands: dict[tuple[Runsc, str], frozenset[str]] = {}
+_commands: dict[tuple[str, str], frozenset[str]] = {}
+_told: set[str] = set()
 _lock = ThreadLock()
 
 
-def find_runsc() -> Runsc:
-    """Return the runsc of this host.
+def find_runsc(choice: str = "") -> Runsc:
+    """Return the runsc of this host that ``choice`` names.
+
+    ``choice``: a value of the setting ``runsc``, or ``Runsc.program``. The latter is that very
+    program, from its copy if it was replaced. If it cannot be had any more, it is the one that new
+    kernels get, and a warning is logged.
 
     Blocks for up to ANSWER_SECONDS when no process of this user has asked this program before.
 
     :raises RuntimeMissing: when it is not installed, does not answer, or lacks a needed flag
     """
+    if "\n" not in choice:
+        return _complete(_look(_find_path(choice)))
+    with suppress(RuntimeMissing):
+        found = _look(choice.partition("\n")[0])
+        if found.program == choice:
+            return _complete(found)
+    return _find_replaced(choice)
+
+
+def _find_path(choice: str) -> str:
+    """Return the path of the program that a value of the setting ``runsc`` names."""
+    if choice.startswith("/"):
+        if shutil.which(choice) is None:
+            raise RuntimeMissing(
+                f"The setting runsc names {choice}, which this user cannot run.",
+                "name the path of gVisor's runsc, or one of its releases.",
+            )
+        return choice
+    try:
+        release = find_release(choice) if choice not in ("", SYSTEM) else None
+        chosen = release if choice else find_chosen()
+    except ReleaseError as error:
+        raise RuntimeMissing(error.fact, error.hint) from error
+    if chosen is not None:
+        return str(chosen.program)
+    if choice not in ("", SYSTEM):
+        raise RuntimeMissing(
+            f"The release {choice} of runsc is not installed.",
+            f"gvisor-kernel runsc install {choice}; or set runsc to another one.",
+        )
     path = shutil.which("runsc", path=os.environ.get("PATH", os.defpath) + ":" + EXTRA_PATH)
     if path is None:
         raise RuntimeMissing("The program runsc (gVisor) is not installed.", INSTALL)
+    return path
+
+
+def _look(path: str) -> Runsc:
+    """Return the program at ``path`` without what it has to be asked for."""
     path = os.path.realpath(path)
-    sidecars = _list_sidecars(path)
+    files = list_files(path)
     try:
-        statuses = [Path(path).stat(), *sidecars.values()]
+        fingerprint = describe_files(map(os.stat, files.values()))
     except OSError as error:  # it is being replaced
         raise RuntimeMissing(
             f"Could not find {path}: {error.strerror}.",
             f"if it is being installed now, start the kernel again; otherwise {INSTALL}",
         ) from error
-    fingerprint = "-".join(f"{s.st_mtime_ns}-{s.st_size}-{s.st_ino}" for s in statuses)
-    unasked = Runsc(path, "", frozenset(), fingerprint, tuple(sorted(sidecars)))
+    sidecars = tuple(name.rpartition("/")[2] for name in files if name != PROGRAM)
+    return Runsc(path, "", frozenset(), fingerprint, sidecars)
+
+
+def _complete(unasked: Runsc) -> Runsc:
     with _lock:
         if unasked.program not in _known:
             _known[unasked.program] = _read_answers(unasked) or _ask(unasked)
         return _known[unasked.program]
 
 
-def _list_sidecars(path: str) -> dict[str, os.stat_result]:
-    """Return the programs beside the runsc at ``path``, with a status that tells versions apart."""
-    try:
-        with os.scandir(Path(path).parent / SIDECARS) as entries:
-            return {entry.name: entry.stat() for entry in sorted(entries, key=attrgetter("name"))}
-    except OSError:
-        return {}
+def _find_replaced(program: str) -> Runsc:
+    """Return the program of this name, at whose path another one is; or else the current one."""
+    path, _, fingerprint = program.partition("\n")
+    known = _known.get(program)
+    copy = find_copy(program, "" if known is None else known.version)
+    if copy is not None:
+        beside = _look(copy).sidecars
+        asked = _complete(Runsc(path, "", frozenset(), fingerprint, beside, copy))
+        return replace(asked, copy=copy)
+    if program not in _told:
+        _told.add(program)
+        log.warning("Kernels that began with the runsc %s go on with another: it is gone", path)
+    return find_runsc()
 
 
 def command_flags(runsc: Runsc, command: str) -> frozenset[str]:
@@ -160,10 +221,10 @@ def command_flags(runsc: Runsc, command: str) -> frozenset[str]:
     :raises RuntimeMissing: when runsc does not answer
     """
     with _lock:
-        if (runsc, command) not in _commands:
-            (text,) = _run_each(runsc.path, (command, "--help"))
-            _commands[runsc, command] = _find_flags(text)
-        return _commands[runsc, command]
+        if (runsc.program, command) not in _commands:
+            (text,) = _run_each(runsc.executable, (command, "--help"))
+            _commands[runsc.program, command] = _find_flags(text)
+        return _commands[runsc.program, command]
 
 
 def _find_flags(text: str) -> frozenset[str]:
@@ -182,7 +243,7 @@ def _read_answers(runsc: Runsc) -> Runsc | None:
 
 def _ask(runsc: Runsc) -> Runsc:
     """Return ``runsc`` with its version and flags, which are kept for other processes."""
-    path = runsc.path
+    path = runsc.executable
     version_text, flags_text = _run_each(path, ("--version",), ("flags",))
     match = re.search(r"runsc version (?:release-)?(\S+)", version_text)
     if match is None:
@@ -192,7 +253,7 @@ def _ask(runsc: Runsc) -> Runsc:
     if missing:
         raise RuntimeMissing(
             f"{path} (version {match[1]}) has no flag --{sorted(missing)[0]}.",
-            f"it is too old: {INSTALL}",
+            "it is too old: `gvisor-kernel runsc install` gets a current one.",
         )
     kept = {"version": match[1], "flags": sorted(flags)}
     keep_answers(runsc.path, runsc.fingerprint, kept)
@@ -235,7 +296,7 @@ def start_argv(
     the mounts begin at 5.
     """
     argv = [
-        runsc.path,
+        runsc.executable,
         f"--root={root}",
         *sandbox_flags(),
     ]
@@ -279,7 +340,7 @@ def checkpoint_argv(
     ended, also if the command fails.
     """
     flags = command_flags(runsc, "checkpoint")
-    argv = [runsc.path, f"--root={root}", "checkpoint", f"--image-path={snapshot}"]
+    argv = [runsc.executable, f"--root={root}", "checkpoint", f"--image-path={snapshot}"]
     if "compression" in flags:
         argv.append("--compression=none")
     if "exclude-committed-zero-pages" in flags:

@@ -6,21 +6,24 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import is_within
+from gvisor_kernel.errors import RuntimeMissing
 from gvisor_kernel.host.cgroups import can_bound_memory
+from gvisor_kernel.releases.release_store import SYSTEM
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.host_python import PythonTree, find_python_tree
 from gvisor_kernel.runtimes.mounts.outputs import keeps_outputs
 from gvisor_kernel.runtimes.mounts.plan import Places, plan_mounts
 from gvisor_kernel.runtimes.mounts.written_folders import read_written
-from gvisor_kernel.runtimes.runsc.command_line import find_runsc, sandbox_flags
+from gvisor_kernel.runtimes.runsc.command_line import Runsc, find_runsc, sandbox_flags
 from gvisor_kernel.runtimes.runsc.features import init_capabilities
+from gvisor_kernel.runtimes.state.records import find_sandboxes, is_orphan
 from gvisor_kernel.spec import etc
 from gvisor_kernel.spec.environment import image_paths, kernel_environment
 from gvisor_kernel.spec.layout import Bind, Mount
@@ -114,7 +117,7 @@ def describe_sandbox(
     spec: SandboxSpec, request: LaunchRequest, init_argv: Sequence[str] | None
 ) -> dict[str, Any]:
     """Implement ``Runtime.describe``."""
-    runsc = find_runsc()
+    runsc = find_runsc(spec.runsc)
     python_tree = find_python_tree(spec, request, read_written(spec).has)
     kernel_id = choose_kernel_id(os.geteuid(), python_tree) if init_argv is None else 0
     outputs = str(NOWHERE.directory) if keeps_outputs(spec, request) else None
@@ -130,7 +133,8 @@ def describe_sandbox(
         capabilities=init_capabilities(runsc, kernel_id),
     )
     return {
-        **describe_host(),
+        **_describe_files(),
+        "runtime": _describe_runsc(runsc),
         "config": config,
         "flags": list(sandbox_flags()),
         "world": [
@@ -140,14 +144,32 @@ def describe_sandbox(
     }
 
 
-def describe_host() -> dict[str, Any]:
-    """Return the facts that are the same for all sandboxes of this user.
+def describe_host(choices: Collection[str]) -> dict[str, list[Any]]:
+    """Implement ``SnapshotRuntime.describe_host``.
 
-    :raises RuntimeMissing: when runsc is absent or does not answer
+    :raises RuntimeMissing: when no runsc can be used
     """
-    runsc = find_runsc()
+    found, missing = [], None
+    for choice in dict.fromkeys((*choices, SYSTEM)):
+        try:
+            found.append(_describe_runsc(find_runsc(choice)))
+        except RuntimeMissing as error:
+            missing = missing or error
+    if missing is not None and not found:
+        raise missing
+    for _, record in find_sandboxes():  # their kernels restart with theirs
+        path, _, fingerprint = record.program.partition("\n")
+        if path and not is_orphan(record):
+            found.append([path, record.runsc, fingerprint])
+    return {"runtime": found, **{name: [value] for name, value in _describe_files().items()}}
+
+
+def _describe_runsc(runsc: Runsc) -> list[str]:
+    return [runsc.path, runsc.version, runsc.fingerprint]
+
+
+def _describe_files() -> dict[str, Any]:
     return {
-        "runtime": [runsc.path, runsc.version, runsc.fingerprint],
         "etc": stat_files(f"/etc/{name}" for name in (*etc.COPIED, *etc.SINGLE_FILES)),
         "user": [os.geteuid(), os.getegid()],
     }

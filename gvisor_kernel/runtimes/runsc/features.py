@@ -112,7 +112,7 @@ def _run_probes(runsc: Runsc) -> bool | None:
 def _probe(runsc: Runsc, python: str) -> str:
     """Return what PROBE printed in a sandbox with the whole host, read-only, and no network."""
     with tempfile.TemporaryDirectory(prefix="gvisor-kernel-probe-") as root:
-        argv = ["unshare", "-Ur", runsc.path, f"--root={root}", "--network=none"]
+        argv = ["unshare", "-Ur", runsc.executable, f"--root={root}", "--network=none"]
         argv += ["--ignore-cgroups", "--platform=systrap", "do", "-quiet", "-cwd", "/"]
         argv += [python, "-I", "-S", "-c", PROBE]
         try:

@@ -114,6 +114,7 @@ class RunscSandbox(RecordedSandbox):
         """Take over the pipes and the sentry."""
         super().__init__(begun, ends, view)
         record, places, outputs = begun.record, begun.places, begun.outputs
+        self._program = record.program
         self.exit_fd = sentry.fd
         self._sentry = sentry.pid
         self._descriptors = threading.Lock()  # no timeout: held for a few steps that do not wait
@@ -227,7 +228,7 @@ class RunscSandbox(RecordedSandbox):
 
     def _save(self, directory: Path, seconds: float, goes_on: bool) -> None:
         argv = checkpoint_argv(
-            find_runsc(),
+            find_runsc(self._program),
             root=str(self.runsc_root),
             container_id=self.container_id,
             snapshot=str(directory),

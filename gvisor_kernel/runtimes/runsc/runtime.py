@@ -12,7 +12,7 @@ import logging
 import os
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -21,7 +21,13 @@ from typing import Any
 
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base
-from gvisor_kernel.errors import GvisorKernelError, StateError
+from gvisor_kernel.errors import (
+    GvisorKernelError,
+    SandboxError,
+    SnapshotError,
+    StartTimedOut,
+    StateError,
+)
 from gvisor_kernel.host.cgroups import Cgroup, make_cgroup, plan_cgroup
 from gvisor_kernel.host.commands import check_children, kill_group
 from gvisor_kernel.host.folders import find_identity
@@ -38,7 +44,12 @@ from gvisor_kernel.runtimes.mounts.host_python import check_image_exists, find_p
 from gvisor_kernel.runtimes.mounts.outputs import open_outputs
 from gvisor_kernel.runtimes.mounts.plan import Outputs, find_base
 from gvisor_kernel.runtimes.mounts.written_folders import note_written, read_written
-from gvisor_kernel.runtimes.runsc.command_line import find_runsc, prelude_argv, start_argv
+from gvisor_kernel.runtimes.runsc.command_line import (
+    Runsc,
+    find_runsc,
+    prelude_argv,
+    start_argv,
+)
 from gvisor_kernel.runtimes.runsc.description import (
     choose_kernel_id,
     describe_host,
@@ -46,6 +57,11 @@ from gvisor_kernel.runtimes.runsc.description import (
     find_init_environment,
 )
 from gvisor_kernel.runtimes.runsc.features import init_capabilities
+from gvisor_kernel.runtimes.runsc.kept_programs import (
+    check_unwritten,
+    hold,
+    sweep_copies,
+)
 from gvisor_kernel.runtimes.runsc.launch_plan import LaunchPlan, make_plan, open_source
 from gvisor_kernel.runtimes.runsc.runsc_sandbox import RunscSandbox
 from gvisor_kernel.runtimes.runsc.staging import (
@@ -96,8 +112,11 @@ class RunscRuntime(SnapshotRuntime):
         self, spec: SandboxSpec, request: LaunchRequest, snapshot: Path | None = None
     ) -> Sandbox:
         check_children()
-        runsc = find_runsc()
-        python_tree = find_python_tree(spec, request, read_written(spec).has)
+        written = read_written(spec)
+        runsc = find_runsc(spec.runsc)
+        check_unwritten(runsc.executable, written)
+        hold(runsc.program)
+        python_tree = find_python_tree(spec, request, written.has)
         own = self._init_argv is None
         kernel_id = choose_kernel_id(os.geteuid(), python_tree) if own else 0
         self._sweep_once()
@@ -107,6 +126,8 @@ class RunscRuntime(SnapshotRuntime):
         step("host looked at")
         facts = {
             "runtime": self.name,
+            "runsc": runsc.version,
+            "program": runsc.program,
             "image": python_tree.image,
             "cgroups": tuple(map(str, plan_cgroup(identity.container_id))),
         }
@@ -119,13 +140,24 @@ class RunscRuntime(SnapshotRuntime):
                 plan = replace(plan, record=replace(plan.record, cgroups=made))
                 records.write_record(plan.places.directory, plan.record)
             step("state directory made, mounts planned")
-            return self._start(plan, cgroup, snapshot)
+            try:
+                return self._start(plan, cgroup, snapshot)
+            except SandboxError:
+                _check_in_place(runsc, snapshot)
+                raise
 
     def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
         return describe_sandbox(spec, request, self._init_argv)
 
-    def describe_host(self) -> dict[str, Any]:
-        return describe_host()
+    def describe_host(self, choices: Collection[str] = ("",)) -> dict[str, list[Any]]:
+        return describe_host(choices)
+
+    def fix_program(self, spec: SandboxSpec) -> SandboxSpec:
+        if "\n" in spec.runsc:
+            return spec
+        runsc = find_runsc(spec.runsc)
+        hold(runsc.program)
+        return replace(spec, runsc=runsc.program)
 
     def probe_image(self, image: RootImage) -> PythonReport:
         from gvisor_kernel.runtimes.runsc.image_probe import probe_image
@@ -164,10 +196,11 @@ class RunscRuntime(SnapshotRuntime):
 
         return CHECKS
 
-    def find_version(self) -> str:
-        return find_runsc().version
+    def find_version(self, choice: str = "") -> str:
+        return find_runsc(choice).version
 
     def sweep(self) -> list[str]:
+        sweep_copies()
         return sweep_orphans(self.name)
 
     def _sweep_once(self) -> None:
@@ -189,7 +222,7 @@ class RunscRuntime(SnapshotRuntime):
         bounded = cgroup.bounds_memory
         memory_file = None if bounded else memory_file_limit(plan.spec)
         plan.write_files(as_root=as_root)
-        stage = choose_stage([plan.runsc.path, str(places.directory)])
+        stage = choose_stage([plan.runsc.executable, str(places.directory)])
         shown = plan.find_sources(written)
         sources = [*shown, open_source(str(places.rootfs), written)]
         rootfs = stage.path(len(shown))
@@ -260,6 +293,11 @@ class RunscRuntime(SnapshotRuntime):
             sentry = wait_for_sentry(
                 process, places, stderr, seconds, restores=snapshot is not None
             )
+            try:
+                _check_in_place(plan.runsc, snapshot)
+            except SandboxError:
+                os.close(sentry.fd)
+                raise
         except BaseException:
             ends.close_link()
             raise
@@ -278,6 +316,17 @@ def find_identity_of(directory: Path) -> Identity:
     if record is None:
         raise StateError(f"The record of the saved kernel in {directory} cannot be read.")
     return Identity.parse(record.identity)
+
+
+def _check_in_place(runsc: Runsc, snapshot: Path | None) -> None:
+    """Check that a sandbox was started with the program that it was planned for.
+
+    :raises StartTimedOut, SnapshotError: when that was replaced meanwhile: another start may
+        succeed
+    """
+    if not runsc.is_in_place():
+        kind = StartTimedOut if snapshot is None else SnapshotError
+        raise kind(f"{runsc.executable} was replaced or removed while the sandbox started.")
 
 
 def _look_again(inputs: Inputs, process: subprocess.Popen[bytes]) -> None:

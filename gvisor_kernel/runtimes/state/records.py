@@ -67,6 +67,10 @@ class Record:
     """The digest of the root image that it runs in."""
     environment: str | None = None
     """The digest of the environment whose packages it has."""
+    runsc: str = ""
+    """The release of runsc that it runs with, where that is known."""
+    program: str = ""
+    """The very program, if it is of this machine; see ``runsc/kept_programs``."""
     cgroups: tuple[str, ...] = ()
     processes: dict[str, ProcessId] = field(default_factory=dict)
     spare: bool = False
@@ -250,7 +254,7 @@ def images_in_use() -> set[str]:
 
     :raises StateError: when the state directory cannot be read
     """
-    records = (record for _, record in find_sandboxes() if not is_orphan(record))
+    records = (record for _, record in find_sandboxes() if record.saved or not is_orphan(record))
     return {record.image for record in records if record.image is not None}
 
 
@@ -259,7 +263,7 @@ def environments_in_use() -> set[str]:
 
     :raises StateError: when the state directory cannot be read
     """
-    records = (record for _, record in find_sandboxes() if not is_orphan(record))
+    records = (record for _, record in find_sandboxes() if record.saved or not is_orphan(record))
     return {record.environment for record in records if record.environment is not None}
 
 

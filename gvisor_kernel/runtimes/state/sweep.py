@@ -23,6 +23,7 @@ from gvisor_kernel.runtimes.mounts.written_folders import forget_written
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.leftovers import LEFTOVERS
 from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.runtimes.state.saved import is_saved
 
 log = logging.getLogger(__name__)
 
@@ -328,7 +329,12 @@ def sweep_orphans(runtime: str | None = None) -> list[str]:
 
 
 def _sweep(directory: Path, record: Record | None) -> bool:
-    """End a sandbox, and remove it, but for a kernel that was saved in it."""
+    """End a sandbox, and remove it, but for a kernel that was saved in it, or is saved now."""
+    if record is not None and not record.saved:
+        with suppress(RuntimeMissing):
+            save = find_entry(record.runtime).save
+            if save is not None and save(directory, record):
+                record = records.read_record(directory) or record
     if record is not None and is_saved(directory, record):
         retire_sandbox(directory, record)
         return False
@@ -338,11 +344,6 @@ def _sweep(directory: Path, record: Record | None) -> bool:
 def has_run(directory: Path) -> bool:
     """Return whether a sandbox was made in ``directory`` that was not ended wholly."""
     return Places(directory).runsc.exists()
-
-
-def is_saved(directory: Path, record: Record) -> bool:
-    """Return whether a sandbox's kernel was saved in its directory, from which it can go on."""
-    return record.saved > 0 and (directory / "saved").is_dir()
 
 
 def find_orphans(runtime: str | None = None) -> list[tuple[Path, Record | None]]:

@@ -1,0 +1,58 @@
+"""The offer of ``install`` to install a release of runsc, where its kernels would find none."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from gvisor_kernel.cli.output import describe_error
+from gvisor_kernel.config.settings import DEFAULT_RUNTIME, SandboxSpec
+from gvisor_kernel.errors import ReleaseError, RuntimeMissing
+from gvisor_kernel.releases import BASE, LATEST, TRIED
+from gvisor_kernel.runtimes.runsc.command_line import find_runsc
+from gvisor_kernel.shown_text import describe_size
+
+
+def offer_runsc(spec: SandboxSpec, *, agreed: bool) -> RuntimeMissing | None:
+    """Return why kernels with ``spec`` have no runsc; None if they have one, also since now.
+
+    It is installed if that was ``agreed``, or if a person at a terminal says yes. Prints what is
+    done.
+
+    :raises ReleaseError: when it cannot be had, or cannot be used here
+    """
+    from gvisor_kernel.cli.runsc import install
+
+    if spec.runtime != DEFAULT_RUNTIME:
+        return None
+    try:
+        find_runsc(spec.runsc)
+    except RuntimeMissing as error:
+        # A kernelspec that names a program would not start with another one.
+        if spec.runsc or not (agreed or _is_wanted(error)):
+            return error
+        install()
+    return None
+
+
+def _is_wanted(missing: RuntimeMissing) -> bool:
+    """Ask the person at the terminal; False if there is none."""
+    from gvisor_kernel.releases.bucket import find_size
+
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return False
+    print(missing.fact)
+    whom = "all users" if os.geteuid() == 0 else "this user"
+    try:
+        release, size = find_size(BASE, (TRIED, LATEST))
+        named = "the latest gVisor" if release == LATEST else f"gVisor {release}"
+        while True:
+            question = f"Install {named} ({describe_size(size)}) for {whom} now? [Y/n] "
+            answer = input(question).strip().lower()
+            if answer in ("", "y", "yes", "n", "no"):
+                return not answer.startswith("n")
+    except EOFError:
+        print()
+    except ReleaseError as error:
+        print(describe_error(error))
+    return False

@@ -1,0 +1,245 @@
+"""``runsc``: install, list, choose and remove releases of gVisor's runsc."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gvisor_kernel.cli.arguments import add_commands, add_json
+from gvisor_kernel.errors import ReleaseError, RuntimeMissing
+from gvisor_kernel.releases import BASE, LATEST, SYSTEM, TRIED
+from gvisor_kernel.shown_text import printable_name
+
+if TYPE_CHECKING:
+    from gvisor_kernel.releases.release_store import Release
+
+RELEASE = re.compile(r"[0-9]{8}(\.[0-9]{1,3})?")
+
+
+def add_runsc(parser: argparse.ArgumentParser) -> None:
+    """Declare the commands of ``runsc`` and their arguments."""
+    add = add_commands(parser)
+    installing = add(
+        "install",
+        run_install,
+        "fetch a release of runsc, try it, and let new kernels start with it",
+        f"RELEASE is a date such as {TRIED}, or one with a point, or {LATEST}. By default it is\n"
+        f"{TRIED}, which this version was tried with, or {LATEST} where that is gone.\n"
+        "As root, it is installed for all users. Running kernels keep their release to their end.",
+    )
+    installing.add_argument("release", metavar="RELEASE", nargs="?", help="see below")
+    where = installing.add_mutually_exclusive_group()
+    where.add_argument("--file", metavar="PATH", help="take a gvisor.tar.bz2 or a runsc on disk")
+    where.add_argument(
+        "--from",
+        metavar="URL",
+        dest="base",
+        default=BASE,
+        help="fetch it from a mirror with the layout of %(default)s (the default)",
+    )
+    installing.add_argument(
+        "--sha512",
+        metavar="DIGEST|FILE",
+        help="the digest that the file must have, or a file of sha512sum (default: the one beside"
+        " it in the bucket)",
+    )
+    add_json(add("list", run_list, "list the releases, and what uses them"))
+    use = add("use", run_use, "let new kernels start with another release")
+    use.add_argument("release", metavar=f"RELEASE|{SYSTEM}", help="what list shows")
+    removing = add("remove", run_remove, "remove releases that no sandbox runs with")
+    removing.add_argument("release", metavar="RELEASE", nargs="+", help="what list shows")
+
+
+def run_install(arguments: argparse.Namespace) -> int:
+    """``runsc install``: see ``install``. Return 0."""
+    install(arguments.release, arguments.base, arguments.file, arguments.sha512)
+    return 0
+
+
+def install(
+    asked: str | None = None, base: str = BASE, file: str | None = None, sha512: str | None = None
+) -> Release:
+    """Install a release of runsc, and let new kernels start with it. Prints what is done.
+
+    ``asked``: its date, or ``latest``; see ``add_runsc``. What fails leaves nothing but the part of
+    the file that was fetched.
+
+    :raises ReleaseError: when it cannot be had, is not what it should be, or cannot be used here
+    """
+    from gvisor_kernel.cli.images import progress
+    from gvisor_kernel.releases.release_store import find_release, locked_install
+
+    if asked is not None and asked != LATEST and not RELEASE.fullmatch(asked):
+        raise ReleaseError(f"{asked!r} is no release.", f"name a date like {TRIED}, or {LATEST}.")
+    with locked_install():
+        release = None if file else find_release(asked or TRIED)
+        if release is None:
+            said: list[str] = []
+            with progress() as show:
+
+                def report(words: str, done: float) -> None:
+                    if words not in said:  # each step once: the first has the size
+                        said.append(words)
+                        print(printable_name(words), flush=True)
+                    show(words, done)
+
+                release = _install_new(asked, base, file, sha512, report)
+            print(f"Installed the release {release.name} of runsc.")
+        _use(release.name)
+    return release
+
+
+def _install_new(
+    asked: str | None,
+    base: str,
+    file: str | None,
+    sha512: str | None,
+    report: Callable[[str, float], None],
+) -> Release:
+    """Fetch a release, try it, and publish it."""
+    from gvisor_kernel.cli.checks.trial import try_release
+    from gvisor_kernel.releases import bucket
+    from gvisor_kernel.releases.contents import unpack
+    from gvisor_kernel.releases.release_store import PROGRAM, publish, release_name, write
+    from gvisor_kernel.runtimes.runsc.command_line import find_runsc
+
+    with write() as draft:
+        digest, names = bucket.find_digest(sha512) if sha512 else (None, bucket.FILES)
+        if file:
+            fetched = bucket.copy(Path(file), draft.parent, digest)
+        else:
+            base = bucket.check_base(base, known=digest is not None)
+            wanted = [asked] if asked else [TRIED, LATEST]
+            fetched = bucket.fetch(base, wanted, draft.parent, report, digest, names)
+        report("Unpacking", 1.0)
+        unpack(fetched.path, draft)
+        program = draft / PROGRAM
+        try:
+            version = find_runsc(str(program)).version
+            name = release_name(version)
+            if asked and asked != LATEST and asked not in (name, name.rpartition(".")[0]):
+                raise ReleaseError(
+                    f"The release {asked} was asked for, and {fetched.url} has {name}.",
+                    "nothing was changed; ask whoever keeps that address.",
+                )
+            try_release(program, lambda words: report(f"Trying {name}: {words}", 1.0))
+        except RuntimeMissing as error:
+            raise ReleaseError(error.fact, error.hint, error.detail) from error
+        release = publish(draft, name, version, bucket.measure(program), fetched.url)
+    fetched.forget()
+    return release
+
+
+def _use(name: str) -> None:
+    """Make the snapshots of the kernelspecs for a release, and choose it. Prints what is done."""
+    from gvisor_kernel.cli.snapshots import build_for_release
+    from gvisor_kernel.releases.release_store import choose
+
+    build_for_release(name)
+    choose(name)
+    what = "the system's runsc" if name == SYSTEM else f"the release {name} of runsc"
+    print(f"New kernels start with {what}.")
+
+
+def run_use(arguments: argparse.Namespace) -> int:
+    """``runsc use``: choose a release. Return 0.
+
+    :raises ReleaseError: when there is no such release
+    """
+    from gvisor_kernel.releases.release_store import find_named
+
+    name = arguments.release
+    _use(SYSTEM if name == SYSTEM else find_named(name).name)
+    return 0
+
+
+def run_remove(arguments: argparse.Namespace) -> int:
+    """``runsc remove``: remove releases. Return 0.
+
+    :raises ReleaseError: when there is no such release, or it is used
+    """
+    from gvisor_kernel.releases.release_store import find_named, remove
+    from gvisor_kernel.runtimes.state import records
+
+    for text in arguments.release:
+        release = find_named(text)
+        with records.locked():
+            remove(release)
+        print(f"Removed the release {release.name} of runsc.")
+    return 0
+
+
+def run_list(arguments: argparse.Namespace) -> int:
+    """``runsc list``: print a row for each release. Return 0.
+
+    :raises ReleaseError: when somebody else could change a store
+    """
+    from gvisor_kernel.cli.output import print_json, print_table
+
+    found = list(describe_all())
+    if arguments.json:
+        print_json(found)
+    elif found:
+        titles = ("RELEASE", "CHOSEN"), ("AGE", "SANDBOXES", "SNAPSHOTS")
+        print_table(*titles, "FROM", map(make_row, found))
+    else:
+        print("There is no runsc. Install it: gvisor-kernel runsc install")
+    return 0
+
+
+def make_row(one: dict[str, Any]) -> tuple[str, ...]:
+    """Return the cells of a release's row in ``list``."""
+    from gvisor_kernel.cli.output import describe_age
+
+    age = "?"
+    with suppress(ValueError):  # a name without a date
+        age = describe_age(time.time() - time.mktime(time.strptime(one["name"][:8], "%Y%m%d")))
+    return (
+        one["name"] if one["installed"] else f"{SYSTEM} ({one['name']})",
+        "yes" if one["chosen"] else "",
+        age,
+        str(len(one["sandboxes"])),
+        str(len(one["snapshots"])),
+        one["from"],
+    )
+
+
+def describe_all() -> Iterator[dict[str, Any]]:
+    """Yield all releases and the system's runsc, as in ``list --json``. ``installed``: in seconds
+    since the epoch; null for the system's."""
+    from gvisor_kernel.releases.release_store import find_chosen, find_releases, release_name
+    from gvisor_kernel.runtimes.runsc.command_line import Runsc, find_runsc
+    from gvisor_kernel.runtimes.state.listed import find_all
+    from gvisor_kernel.snapshots.key import digest
+    from gvisor_kernel.snapshots.snapshot_store import Store
+
+    chosen, sandboxes, snapshots = find_chosen(), find_all(), Store.open().snapshots()
+    for release in (*find_releases(), None):
+        runsc: Runsc | None = None
+        with suppress(RuntimeMissing):
+            runsc = find_runsc(str(release.program) if release else SYSTEM)
+        if runsc is not None:
+            path, version = runsc.path, runsc.version
+        elif release is not None:  # it does not answer
+            path, version = str(release.program), release.version
+        else:
+            return
+        key = digest([path, version, runsc.fingerprint]) if runsc else None
+        yield {
+            "name": release.name if release else release_name(version),
+            "path": path,
+            "from": release.source if release else path,
+            "installed": release.installed if release else None,
+            "shared": release is None or release.shared,
+            "sha512": release.sha512 if release else None,
+            "chosen": chosen == release,
+            "sandboxes": [
+                it.id for it in sandboxes if it.record.program.partition("\n")[0] == path
+            ],
+            "snapshots": [it.meta.key for it in snapshots if it.meta.parts.get("runtime") == key],
+        }

@@ -1,0 +1,10 @@
+"""Releases of runsc beside the system's: which are installed and chosen, and where they come from.
+
+Nothing here starts a sandbox, and only ``bucket`` uses the network.
+"""
+
+BASE = "https://storage.googleapis.com/gvisor/releases"
+TRIED, LATEST = "20260817", "latest"
+"""The newest release that was tried with this version of gvisor-kernel, and the bucket's newest."""
+SYSTEM = "system"
+"""Chosen: the runsc on the PATH. With a dash and digits: a copy of one that was replaced."""
