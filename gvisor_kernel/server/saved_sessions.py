@@ -70,6 +70,7 @@ class SavedSessions:
         self._sandboxes = sandboxes
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()
 
     def start(self) -> None:
         """Begin: at each start of a kernel, and when a session is made or gets another name."""
@@ -85,9 +86,7 @@ class SavedSessions:
         @wraps(method)
         async def call(session_id: str, *args: Any, **more: Any) -> Any:
             found = await ensure_async(method(session_id, *args, **more))
-            for kernel_id, sessions in (await self.find()).items():
-                if any(session.id == session_id for session in sessions):
-                    await self._write(kernel_id, sessions)
+            await self._note(session_id=session_id)
             return found
 
         return call
@@ -99,12 +98,18 @@ class SavedSessions:
                 self._loop.call_soon_threadsafe(self._begin, event.kernel_id)
 
     def _begin(self, kernel_id: str) -> None:
-        task = self._loop.create_task(self._note(kernel_id))
+        task = self._loop.create_task(self._note(kernel_id=kernel_id))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _note(self, kernel_id: str) -> None:
-        await self._write(kernel_id, (await self.find()).get(kernel_id, []))
+    async def _note(self, *, kernel_id: str = "", session_id: str = "") -> None:
+        async with self._turn:  # no timeout: a look at the server's sessions, and a small file
+            sessions = await self.find()
+            if kernel_id:
+                await self._write(kernel_id, sessions.get(kernel_id, []))
+            for one, own in sessions.items():
+                if any(session.id == session_id for session in own):
+                    await self._write(one, own)
 
     async def find(self) -> dict[str, list[Session]]:
         """Return the sessions of the server by the id of their kernel."""

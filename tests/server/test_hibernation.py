@@ -53,18 +53,14 @@ def start(server: JupyterServer, path: str = "n/a.ipynb") -> dict[str, Any]:
 
 
 def run(page: Page, code: str) -> str:
-    """Run a cell that prints; return what it printed."""
-    msg_id = page.execute(code)
-    said = page.wait_for(
-        lambda m: (
-            m["parent_header"].get("msg_id") == msg_id
-            and m["msg_type"] in ("stream", "error", "execute_reply")
-        ),
-        code,
-    )["content"]
-    if "status" not in said:
-        page.wait_for_reply(msg_id)
-    return str(said.get("text", said.get("evalue", "")))
+    """Run a cell that prints; return what it printed. Channels have no common order."""
+    msg_id, said, left = page.execute(code), "", {"execute_reply", "idle"}
+    while left:
+        message = page.wait_for(lambda m: m["parent_header"].get("msg_id") == msg_id, code)
+        content = message["content"]
+        said += str(content.get("text", content.get("evalue", "")))
+        left -= {message["msg_type"], content.get("execution_state")}
+    return said
 
 
 def read_metrics(server: JupyterServer) -> str:
@@ -237,6 +233,24 @@ def test_a_server_is_stopped_and_started_again(folder: Path) -> None:
         for kernel in (asleep["kernel"]["id"], extra):  # asleep, as nobody has used them
             server.ask("DELETE", f"kernels/{kernel}")
             assert not find_listed(kernel)
+
+
+def test_a_server_that_was_killed_is_started_again(folder: Path) -> None:
+    """Its kernel is saved by what it leaves behind, and has its session and its new name again."""
+    with serving(folder) as server:
+        session = start(server)
+        with server.page(session["kernel"]["id"]) as page:
+            run(page, "x = 5; print()")
+        server.ask("PATCH", f"sessions/{session['id']}", path="n/b.ipynb", name="b.ipynb")
+        assert server.process is not None
+        server.process.kill()
+    with serving(folder) as server:
+        (again,) = server.ask("GET", "sessions")
+        assert (again["id"], again["path"]) == (session["id"], "n/b.ipynb")
+        assert again["kernel"]["id"] == session["kernel"]["id"]
+        with server.page(again["kernel"]["id"]) as page:
+            assert run(page, "print(x)") == "5\n"
+        server.ask("DELETE", f"sessions/{session['id']}")
 
 
 def test_what_is_not_ours_beside_a_saved_kernel_starts_nothing(folder: Path) -> None:
