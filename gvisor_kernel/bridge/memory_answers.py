@@ -25,7 +25,7 @@ KEPT = ("kernel_info_reply", "debug_reply")
 
 
 class MemoryAnswers:
-    """What a kernel has told of itself, and which comms it may have."""
+    """Remembers what a kernel has told of itself, and what clients have asked of it."""
 
     def __init__(self) -> None:
         self._replies: dict[str, dict[str, Any]] = {}

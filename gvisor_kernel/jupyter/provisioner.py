@@ -263,7 +263,8 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
             if saved is not None:
                 self._plan = saved.adapt(plan)
                 return await kernel.adopt(self._plan, saved)
-            if RESUMES_ONLY.get() == plan.request.kernel_id:
+            only = RESUMES_ONLY.get()  # no timeout: a variable of this task
+            if only == plan.request.kernel_id:
                 raise LaunchError("What was saved of this kernel cannot be read, or is used.")
         return await kernel.launch(plan)
 

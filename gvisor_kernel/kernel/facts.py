@@ -36,7 +36,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Saved:
-    """What is on the disk of a kernel that hibernates. ``since``: Unix time; ``size``: bytes."""
+    """A kernel on the disk, since a Unix time, with a size in bytes."""
 
     since: float
     size: int

@@ -1,4 +1,4 @@
-"""When a server lets its kernels hibernate: instead of culling them, and as it stops.
+"""Lets a server's kernels hibernate instead of culling them, and as it stops.
 
 What hibernation is, is in ``kernel/hibernation``; sessions are kept in ``saved_sessions``. On the
 server's loop.
@@ -83,7 +83,8 @@ class Hibernating:
 
         async def shutdown_kernel(kernel_id: str, *args: Any, **more: Any) -> Any:
             kernel = self._sandboxes.find_kernel(kernel_id)
-            if kernel is not None and self._culled.get() == kernel_id:
+            culled = self._culled.get()  # no timeout: a variable of this task
+            if kernel is not None and culled == kernel_id:
                 try:
                     await kernel.hibernation.hibernate()
                     return None
@@ -145,4 +146,4 @@ class Hibernating:
 
     def _find_used(self, kernel_id: str) -> datetime:
         used = getattr(self._manager.get_kernel(kernel_id), "last_activity", None)
-        return used if isinstance(used, datetime) else datetime.now(UTC)
+        return used if isinstance(used, datetime) else datetime.max.replace(tzinfo=UTC)

@@ -277,7 +277,8 @@ class UnkeptLooks:
         look = before = self._looks.get(key)
         is_saved = facts is not None and facts.saved is not None
         if look is not None and is_saved and look.task.done() and not look.task.cancelled():
-            return look.task.result()  # nothing has changed since then
+            # Nothing has changed since then.
+            return look.task.result()  # no timeout: it is done
         if look is None or asyncio.get_running_loop().time() - look.began >= LOOK_SECONDS:
             look = _Look()
             look.task = asyncio.create_task(self._look(look, before, kernel))

@@ -31,8 +31,6 @@ from gvisor_kernel.server.sandboxes import Sandboxes
 from gvisor_kernel.shown_text import printable
 from gvisor_kernel.typed_json import read_json, write_json
 
-# by path: below the state directory, whose parents only this user can change
-
 log = logging.getLogger(__name__)
 
 FILE = "session.json"
@@ -103,7 +101,7 @@ class SavedSessions:
         task.add_done_callback(self._tasks.discard)
 
     async def _note(self, *, kernel_id: str = "", session_id: str = "") -> None:
-        async with self._turn:  # no timeout: a look at the server's sessions, and a small file
+        async with self._turn:
             sessions = await self.find()
             if kernel_id:
                 await self._write(kernel_id, sessions.get(kernel_id, []))

@@ -25,8 +25,8 @@ from .helpers import SECONDS, Message, wait_until
 
 class JupyterServer:
     """``jupyter server`` on a free port, with ``extensions`` beside those that are enabled in its
-    environment. ``log`` contains all that it printed. Its kernels end with it, unless ``leaves`` was
-    set: it would leave their state to another server."""
+    environment. ``log`` contains all that it printed. Its kernels end with it; with ``leaves`` they
+    hibernate, and stay for another server."""
 
     def __init__(self, folder: Path, *options: str, extensions: tuple[str, ...] = ()) -> None:
         self.folder = folder

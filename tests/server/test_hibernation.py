@@ -16,6 +16,7 @@ from gvisor_kernel.runtimes.state.listed import Listed, find_all
 
 from ..jupyter.helpers import SECONDS, wait_until
 from ..jupyter.server import JupyterServer, Page
+from ..world import World
 from .clients import Client, wait_for_event
 
 
@@ -235,7 +236,7 @@ def test_a_server_is_stopped_and_started_again(folder: Path) -> None:
             assert not find_listed(kernel)
 
 
-def test_a_server_that_was_killed_is_started_again(folder: Path) -> None:
+def test_a_server_that_was_killed_is_started_again(folder: Path, world: World) -> None:
     """Its kernel is saved by what it leaves behind, and has its session and its new name again."""
     with serving(folder) as server:
         session = start(server)
@@ -244,6 +245,9 @@ def test_a_server_that_was_killed_is_started_again(folder: Path) -> None:
         server.ask("PATCH", f"sessions/{session['id']}", path="n/b.ipynb", name="b.ipynb")
         assert server.process is not None
         server.process.kill()
+        server.process.wait()
+        for file in world.runtime.glob(f"jpserver-{server.process.pid}*"):
+            file.unlink()
     with serving(folder) as server:
         (again,) = server.ask("GET", "sessions")
         assert (again["id"], again["path"]) == (session["id"], "n/b.ipynb")
