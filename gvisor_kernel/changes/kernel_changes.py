@@ -67,6 +67,7 @@ MAX_ERROR = 200
 MEMORY = 1024 * 1024
 """Bytes of a file that wait in memory, and not on disk, before it is written."""
 NO_SANDBOX = "The sandbox has ended, and its changes with it."
+ASLEEP = "The kernel hibernates, and is not woken for this."
 NO_FOLDER = "the kernel was shown no folder of this computer"
 OTHER_CONTENT = "the sandbox answered something else than when it was looked at"
 CHANGED_INSIDE = "the kernel has changed it since it was listed: look again"
@@ -110,7 +111,8 @@ class KernelChanges:
         """
         sandbox = self._kernel.sandbox
         if sandbox is None:
-            raise ChangesError(NO_SANDBOX)
+            is_saved = self._kernel.hibernation.saved is not None
+            raise ChangesError(ASLEEP if is_saved else NO_SANDBOX)
         question = {
             "do": "changes",
             "limit": MAX_LISTED,
