@@ -19,7 +19,7 @@ from gvisor_kernel.errors import NotIdle, SandboxError
 from gvisor_kernel.link import LocalProtocolError
 
 ENDED_STATUS = -9
-"""The exit status of a kernel that was ended while it had no process."""
+"""The exit status of a kernel whose sandbox ended without reporting one."""
 QUIET_SECONDS = 5.0
 """Seconds that PID 1 has to read what was sent to it. It takes 5 ms if the sandbox is idle."""
 

@@ -20,7 +20,7 @@ from gvisor_kernel.bridge.addresses import Address, KernelIdentity, SnapshotRun
 from gvisor_kernel.bridge.attached_sandbox import AttachedSandbox
 from gvisor_kernel.bridge.deaths import Death
 from gvisor_kernel.bridge.exchange import Exchange
-from gvisor_kernel.bridge.hibernation import Hibernation
+from gvisor_kernel.bridge.hibernation import ENDED_STATUS, Hibernation
 from gvisor_kernel.bridge.last_look import LastLook
 from gvisor_kernel.bridge.limits import KILL_GRACE_SECONDS, MemoryWatch, Sharing
 from gvisor_kernel.bridge.link_streams import OpenEgress
@@ -52,8 +52,6 @@ RESTART_SECONDS = 60.0
 KILL_SECONDS = 6.0
 """Seconds that PID 1 has to report the end of a killed kernel, including its last messages. After
 that the sandbox is ended, and the files in it are lost."""
-ENDED_STATUS = -9
-"""The exit status of a kernel whose sandbox ended without reporting one."""
 
 
 class KernelBridge:
@@ -418,10 +416,10 @@ class KernelBridge:
 
     def _on_link_end(self, reason: str) -> None:
         self.note(f"the link ended: {reason}")
-        has_failed = self._attached.fail_answers(reason)
+        has_no_kernel = self._attached.fail_answers(reason)
         if self.asleep:
             return
-        if has_failed:
+        if has_no_kernel:
             self.run.exit_status = ENDED_STATUS
             self.service.end_run("The sandbox has ended.")
             return

@@ -82,7 +82,7 @@ class _Listed(msgspec.Struct):
 
 
 class Done(msgspec.Struct):
-    """What was asked is done."""
+    """Says that what was asked is done."""
 
 
 class ControlSocket:

@@ -294,7 +294,7 @@ class SandboxSpec:
         paused for two seconds at a time.""",
     )
     hibernate_idle_timeout: float = setting(
-        1800.0,
+        0.0,
         accept_idle_seconds,
         """Seconds without anything to do after which a kernel hibernates: its memory is written to
         the disk, and it goes on as it was at the next request. 0: never. A kernel with a busy

@@ -219,6 +219,7 @@ class Hibernator:
     async def _go_on(self, kernel: KernelBridge, saved: SavedKernel) -> None:
         began = time.monotonic()
         try:
+            await self._workers.run(saved.check)
             plan = await self._wake(kernel, saved)
         except GvisorKernelError as error:
             kernel.hibernation.refuse_waiting(explain(error))

@@ -23,9 +23,11 @@ from gvisor_kernel.config.validators import GIB
 from gvisor_kernel.errors import SnapshotError, StateError
 from gvisor_kernel.host.private_directories import read_file, replace_file, state_root
 from gvisor_kernel.kernel.plan import KernelPlan, read_plan, write_plan
+from gvisor_kernel.link.events import VERSION
 from gvisor_kernel.runtimes.base import SavedSandbox
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.saved import IMAGE, NOTE, SAVED, is_saved, write_saved
+from gvisor_kernel.runtimes.state.shown_files import Stamps, find_change, find_sources
 from gvisor_kernel.runtimes.state.sweep import remove_sandbox
 from gvisor_kernel.shown_text import describe_size
 from gvisor_kernel.snapshots.snapshot import measure
@@ -50,13 +52,17 @@ MAX_FILE = 1024 * 1024
 @dataclass(frozen=True)
 class _File:
     """kernel.json. ``key`` signs the kernel's messages inside, and is secret. ``plan``: of
-    ``write_plan``, without variables of the server. ``saved``: Unix time. ``known``: see
-    ``SnapshotRun``."""
+    ``write_plan``, without variables of the server. ``saved``: Unix time. ``link``: the version
+    that PID 1 speaks. ``files``: of ``shown_files``, which are found in ``sources``. ``known``:
+    see ``SnapshotRun``."""
 
     run: int
     key: str
     plan: dict[str, Any]
     saved: float
+    link: int
+    sources: dict[str, str]
+    files: dict[str, tuple[int, int, int]]
     known: dict[str, Any] = field(default_factory=dict)
 
 
@@ -70,6 +76,26 @@ class SavedKernel:
     plan: Mapping[str, Any]
     size: int
     saved: float
+    link: int
+    libraries: Stamps
+
+    def check(self) -> None:
+        """Check that the kernel can go on with what this machine has now.
+
+        :raises SnapshotError: when it cannot; it stays saved
+        """
+        change = find_change(self.libraries)
+        if change is not None:
+            raise SnapshotError(
+                f"{change} since the kernel was saved, and it would map half of another version.",
+                "install the version that was there, or restart the kernel to begin anew.",
+            )
+        if self.link != VERSION:
+            raise SnapshotError(
+                f"It was saved by another release of gvisor-kernel, with version {self.link} of the"
+                f" link; this one speaks {VERSION}.",
+                "install the release that saved it, or restart the kernel to begin anew.",
+            )
 
     @property
     def files(self) -> Path:
@@ -115,7 +141,8 @@ def save(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> SavedKern
             f" has {describe_size(free)} left.",
             "free disk space there, or set XDG_STATE_HOME to another place.",
         )
-    note = _make_note(plan, run, time.time())
+    note = _make_note(sandbox, plan, run, time.time())
+    note = replace(note, files=sandbox.find_shown_files())
 
     def write_image(image: Path) -> None:
         sandbox.checkpoint(image, SAVE_SECONDS, goes_on=True)
@@ -129,21 +156,29 @@ def save(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> SavedKern
         ) from error
     sandbox.note_saved(note.saved)
     size = measure(directory / SAVED / IMAGE)
-    return SavedKernel(directory, sandbox.identity, run, note.plan, size, note.saved)
+    return _describe(directory, sandbox.identity, note, size)
 
 
-def note_start(directory: Path, plan: KernelPlan, run: SnapshotRun) -> None:
+def note_start(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> None:
     """Write what another process needs to let this kernel go on, if this one is killed.
 
     Never raises: without it the kernel ends with this process.
     """
     with suppress(OSError):
-        replace_file(directory / NOTE, write_json(_make_note(plan, run, 0.0)))
+        replace_file(sandbox.directory / NOTE, write_json(_make_note(sandbox, plan, run, 0.0)))
 
 
-def _make_note(plan: KernelPlan, run: SnapshotRun, saved: float) -> _File:
+def _make_note(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun, saved: float) -> _File:
     bare = replace(plan, request=replace(plan.request, environment={}))
-    return _File(run.run, run.key, write_plan(bare), saved, dict(run.known))
+    sources = find_sources(sandbox.view.mounts, sandbox.directory)
+    return _File(run.run, run.key, write_plan(bare), saved, VERSION, sources, {}, dict(run.known))
+
+
+def _describe(directory: Path, identity: str, note: _File, size: int) -> SavedKernel:
+    run = SnapshotRun(note.run, note.key, known=note.known)
+    return SavedKernel(
+        directory, identity, run, note.plan, size, note.saved, note.link, dict(note.files)
+    )
 
 
 def find_saved(kernel_id: str) -> SavedKernel | None:
@@ -198,7 +233,5 @@ def _read(directory: Path, identity: str) -> SavedKernel | None:
     with suppress(OSError, ValueError, StateError):
         text = read_file(directory / SAVED / NOTE, MAX_FILE)
         file = read_json(text, _File, MAX_FILE)
-        run = SnapshotRun(file.run, file.key, known=file.known)
-        size = measure(directory / SAVED / IMAGE)
-        return SavedKernel(directory, identity, run, file.plan, size, file.saved)
+        return _describe(directory, identity, file, measure(directory / SAVED / IMAGE))
     return None

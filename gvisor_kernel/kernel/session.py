@@ -452,7 +452,7 @@ class SandboxedKernel:
         if sandbox is not None and isinstance(sandbox, SavedSandbox):
             self.hibernation.watch(kernel, sandbox, launch.plan)
             if launch.plan.lasts:
-                run_beside(note_start, sandbox.directory, launch.plan, kernel.snapshot_run)
+                run_beside(note_start, sandbox, launch.plan, kernel.snapshot_run)
 
     async def _launch_from(self, plan: KernelPlan, files: Path, run: SnapshotRun) -> Address:
         self._plan, launch = plan, self._note_launch(plan)

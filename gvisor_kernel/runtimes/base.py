@@ -284,6 +284,14 @@ class SavedSandbox(Protocol):
 
     identity: str
     directory: Path
+    view: KernelView
+
+    def find_shown_files(self) -> dict[str, tuple[int, int, int]]:
+        """Return size, time of change (ns) and inode of the programs and libraries of the host that
+        it has open, by path. Blocks for milliseconds.
+
+        :raises SnapshotError: when one was replaced since it was opened
+        """
 
     def memory_used(self) -> int | None:
         """As of ``Sandbox``."""

@@ -6,6 +6,7 @@ import ast
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -182,6 +183,30 @@ def test_a_wake_that_fails_keeps_what_was_saved(sandbox: Sandbox) -> None:
     assert find_listed(sandbox).state == "hibernated"
     saved.with_name("aside").rename(saved)
     assert sandbox.run("x").text == "6"
+
+
+def test_a_library_that_was_replaced_is_named_and_not_mixed(tmp_path: Path) -> None:
+    library = next(Path("/usr/lib").glob("*/libz.so.1")).resolve()
+    (tmp_path / "lib").mkdir()
+    shown = tmp_path / "lib" / "libown.so"
+    shutil.copyfile(library, shown)
+    mounts = [{"source": str(tmp_path / "lib"), "target": "/opt/own"}]
+    with Sandbox(memory="1G", mounts=mounts) as sandbox:
+        sandbox.run("import ctypes; own = ctypes.CDLL('/opt/own/libown.so'); x = 10")
+        sandbox.hibernate()
+        shown.rename(tmp_path / "first")
+        shutil.copyfile(library, shown)
+        error = sandbox.run("x").error
+        assert error is not None
+        assert f"{shown} was changed" in error.value
+        (tmp_path / "first").rename(shown)
+        assert sandbox.run("x").text == "10"
+        # Replaced while the kernel lives: it goes on, and is not saved.
+        shown.unlink()
+        shutil.copyfile(library, shown)
+        with pytest.raises(SnapshotError, match=r"libown\.so was changed"):
+            sandbox.hibernate()
+        assert sandbox.run("x").text == "10"
 
 
 def test_a_restart_begins_anew(sandbox: Sandbox) -> None:

@@ -6,6 +6,7 @@ outlives the owner (``state/lifeline``), which has no link to the sandbox and as
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -20,6 +21,8 @@ from gvisor_kernel.runtimes.runsc.runsc_sandbox import can_write_directly
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.saved import NOTE, write_saved
+from gvisor_kernel.runtimes.state.shown_files import find_shown_files
+from gvisor_kernel.strict_json import parse_json
 
 SAVE_SECONDS = 50.0
 """Less than PID 1 waits."""
@@ -54,9 +57,10 @@ def save_orphan(directory: Path, record: Record) -> bool:
     try:
         os.kill(sentry.pid, signal.SIGCONT)  # an idle sandbox is stopped
         time.sleep(NOTICE_SECONDS)
-        note = read_file(directory / NOTE, MAX_NOTE).decode()
-        write_saved(directory, note, write_image)
-        records.change_record(directory, record, saved=time.time())
-    except (OSError, ValueError, GvisorKernelError):
+        note, saved = parse_json(read_file(directory / NOTE, MAX_NOTE), MAX_NOTE), time.time()
+        note |= {"files": find_shown_files(sentry.pid, note["sources"]), "saved": saved}
+        write_saved(directory, json.dumps(note), write_image)
+        records.change_record(directory, record, saved=saved)
+    except (OSError, ValueError, LookupError, TypeError, GvisorKernelError):
         return False
     return True

@@ -24,6 +24,7 @@ from gvisor_kernel.runtimes.runsc.starting import Sentry, is_readable, read_pani
 from gvisor_kernel.runtimes.state import lifeline, records
 from gvisor_kernel.runtimes.state.beginning import Beginning
 from gvisor_kernel.runtimes.state.recorded_sandbox import RecordedSandbox
+from gvisor_kernel.runtimes.state.shown_files import Stamps, find_shown_files, find_sources
 from gvisor_kernel.runtimes.state.sweep import (
     END_SECONDS,
     kill_sandbox,
@@ -225,6 +226,9 @@ class RunscSandbox(RecordedSandbox):
             self._save(directory, seconds, goes_on)
         finally:
             self.is_checkpointing = False
+
+    def find_shown_files(self) -> Stamps:
+        return find_shown_files(self._sentry, find_sources(self.view.mounts, self.directory))
 
     def _save(self, directory: Path, seconds: float, goes_on: bool) -> None:
         argv = checkpoint_argv(

@@ -108,7 +108,7 @@ def retire_sandbox(directory: Path, record: Record | None, lent: Opened | None =
         give_back(lent, record.lent_by)
     places = Places(directory)
     for folder in (places.bundle, places.rootfs, places.runsc, places.covers, places.empty):
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)  # by path: below the state directory
     return True
 
 
