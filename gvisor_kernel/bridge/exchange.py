@@ -208,6 +208,7 @@ class Exchange:
         self._unanswered.clear()
         self._waiting.drop_executions()
         self._replies.release()
+        self.known.forget()
 
     def refuse_waiting(self, reason: str) -> None:
         """Answer the requests that wait by an error with ``reason``."""
@@ -282,10 +283,10 @@ class Exchange:
             if isinstance(message, WireError):
                 raise message
             kind, message_id = message.kind, message.id
+            self.known.note(message)
         except WireError as error:
             self._log_drop("a client's", channel, error)
             return
-        self.known.note(message)
         known = self.known.find(message) if self.held else None
         if known is not None:
             self._reply(channel, known[0])

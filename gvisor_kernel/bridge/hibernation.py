@@ -67,7 +67,8 @@ class Hibernation:
             except (TimeoutError, LocalProtocolError) as error:
                 raise NotIdle("The kernel's sandbox does not answer now.") from error
             self._suspend()
-            run, received = SnapshotRun(self._run.number, exchange.kernel_key), link.received
+            received, known = link.received, exchange.known.dump()
+            run = SnapshotRun(self._run.number, exchange.kernel_key, known=known)
             await save(run)
             is_saved = True
             if link.ended:
@@ -92,6 +93,7 @@ class Hibernation:
         :raises LaunchError: when clients cannot connect
         """
         self._run.number = saved.run
+        self._exchange.known.load(saved.known)
         self.asleep = self._exchange.held = True
         self._run.begin()
         self._exchange.expose()

@@ -12,6 +12,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from string import Template
@@ -44,6 +45,8 @@ from gvisor_kernel.runtimes.mounts.folders import find_project_path
 
 SETTLE_SECONDS = 5.0
 """Seconds that a call of the manager that does nothing here any more may take to end."""
+RESUMES_ONLY: ContextVar[str] = ContextVar("resumes_only", default="")
+"""The id of a kernel that this task starts only if it can take over a saved one."""
 LOCAL_ADDRESSES = ("", "127.0.0.1", "localhost")
 
 
@@ -260,6 +263,9 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
             if saved is not None:
                 self._plan = saved.adapt(plan)
                 return await kernel.adopt(self._plan, saved)
+            only = RESUMES_ONLY.get()  # no timeout: a variable of this task
+            if only == plan.request.kernel_id:
+                raise LaunchError("What was saved of this kernel cannot be read, or is used.")
         return await kernel.launch(plan)
 
     @contextmanager

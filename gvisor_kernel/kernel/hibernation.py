@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 
 from gvisor_kernel.bridge import Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, NotIdle
 from gvisor_kernel.host.log_files import Limiter
+from gvisor_kernel.kernel.facts import Hibernated, KernelEvents, KernelFacts, Resumed, Saved
 from gvisor_kernel.kernel.launch import Workers, run_beside
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.saved_kernel import SavedKernel, remove_old, save
@@ -25,8 +28,8 @@ TRIES, RETRY_SECONDS = 4, 0.3
 """Tries to save a kernel for somebody who wants that now, and the pause after each: one that has
 just begun, or has just replied, has something left to do."""
 
-Wake = Callable[[KernelBridge, SavedKernel], Awaitable[None]]
-"""Starts the sandbox in which a saved kernel goes on."""
+Wake = Callable[[KernelBridge, SavedKernel], Awaitable[KernelPlan]]
+"""Starts the sandbox in which a saved kernel goes on, and returns its plan."""
 
 
 class Hibernator:
@@ -50,6 +53,8 @@ class Hibernator:
         self._find = find
         self._wake = wake
         self._waking: asyncio.Task[None] | None = None
+        self._is_leaving = False
+        """Nothing wakes the kernel any more: this process ends."""
         self._failures = Limiter()
 
     # -- from any loop ---------------------------------------------------------------------------
@@ -65,6 +70,19 @@ class Hibernator:
             raise LaunchError("There is no kernel: this process is exiting.")
         await self._bridge.run(self._hibernate())
 
+    def describe(self, kernel: KernelBridge | None, facts: KernelFacts) -> KernelFacts:
+        """Return the facts of ``kernel`` with those of what was saved of it, if it hibernates."""
+        saved = self.saved
+        if kernel is None or not kernel.asleep or saved is None:
+            return facts
+        return replace(
+            facts,
+            identity=saved.identity,
+            directory=saved.directory,
+            transcripts=facts.spec.transcripts,
+            saved=Saved(saved.saved, saved.size),
+        )
+
     async def resume(self) -> None:
         """Let a kernel that hibernates go on, and wait until it does.
 
@@ -73,12 +91,16 @@ class Hibernator:
         if not self._bridge.ended:
             await self._bridge.run(self._resume())
 
-    async def leave(self) -> bool:
-        """Let the kernel hibernate if it can, and leave it to the next process of this user.
+    async def leave(self) -> None:
+        """Let the kernel hibernate, and leave it to the next process of this user.
 
-        Returns whether it is left; then it counts as ended here. Never raises.
+        It counts as ended here then. Requests that come meanwhile are not answered.
+
+        :raises GvisorKernelError: as ``hibernate``; the kernel goes on
         """
-        return not self._bridge.ended and await self._bridge.run(self._leave())
+        if self._bridge.ended:
+            raise LaunchError("There is no kernel: this process is exiting.")
+        await self._bridge.run(self._leave())
 
     async def forget(self) -> None:
         """Give up a kernel that hibernates, and remove what was saved of it."""
@@ -88,6 +110,9 @@ class Hibernator:
     # -- on the bridge's loop --------------------------------------------------------------------
 
     async def _hibernate(self) -> None:
+        if self._waking is not None:
+            # no timeout: it is finished or undone, by steps that have timeouts
+            await asyncio.wait({self._waking})
         kernel, sandbox, plan = self._find()
         if kernel.asleep:
             return
@@ -114,16 +139,16 @@ class Hibernator:
             kernel.expect_end(restart=False)
             await self.end(kernel)
 
-    async def _leave(self) -> bool:
+    async def _leave(self) -> None:
+        self._is_leaving = True
         try:
             await self._hibernate()
             kernel, _, _ = self._find()
-        except GvisorKernelError as error:
-            log.info("A kernel does not hibernate: %s", error)
-            return False
+        except BaseException:
+            self._is_leaving = False
+            raise
         self.saved = None
         kernel.expect_end(restart=False)
-        return True
 
     def watch(self, kernel: KernelBridge, sandbox: SavedSandbox, plan: KernelPlan) -> None:
         """Let ``kernel`` hibernate when it has had nothing to do for its setting's time."""
@@ -161,9 +186,20 @@ class Hibernator:
                 await self._workers.run(saved.discard)
             await self._workers.run(sandbox.note_saved, 0.0)
 
+        began, request = time.monotonic(), plan.request
         kernel.hibernation.on_wanted = partial(self.want, kernel)
-        await kernel.hibernation.begin(write, undo)
-        self.saved = saved
+        try:
+            await kernel.hibernation.begin(write, undo)
+        finally:
+            if kernel.asleep:  # also if nobody waits for it any more
+                self.saved = saved
+        assert saved is not None
+        KernelEvents.instance().tell(
+            Hibernated(
+                *(request.kernel_id, request.kernel_name, Saved(saved.saved, saved.size)),
+                time.monotonic() - began,
+            )
+        )
         run_beside(remove_old)
         if kernel.hibernation.has_waiting:  # it came while the sandbox was ended
             self.want(kernel)
@@ -176,14 +212,15 @@ class Hibernator:
 
     def want(self, kernel: KernelBridge) -> None:
         """Let the saved kernel go on; nobody waits for it."""
-        if self.saved is not None and self._waking is None:
+        if self.saved is not None and self._waking is None and not self._is_leaving:
             self._waking = asyncio.get_running_loop().create_task(self._go_on(kernel, self.saved))
             self._waking.add_done_callback(_forget_error)
 
     async def _go_on(self, kernel: KernelBridge, saved: SavedKernel) -> None:
+        began = time.monotonic()
         try:
             await self._workers.run(saved.check)
-            await self._wake(kernel, saved)
+            plan = await self._wake(kernel, saved)
         except GvisorKernelError as error:
             kernel.hibernation.refuse_waiting(explain(error))
             log.error("%s does not go on: %s", kernel.identity.name, error)
@@ -191,6 +228,8 @@ class Hibernator:
         finally:
             self._waking = None
         self.saved = None
+        request, seconds = plan.request, time.monotonic() - began
+        KernelEvents.instance().tell(Resumed(request.kernel_id, request.kernel_name, seconds))
         await self._workers.run(saved.discard)
 
     async def end(self, kernel: KernelBridge) -> None:

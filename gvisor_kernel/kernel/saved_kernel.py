@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,8 @@ MAX_FILE = 1024 * 1024
 class _File:
     """kernel.json. ``key`` signs the kernel's messages inside, and is secret. ``plan``: of
     ``write_plan``, without variables of the server. ``saved``: Unix time. ``link``: the version
-    that PID 1 speaks. ``files``: of ``shown_files``, which are found in ``sources``."""
+    that PID 1 speaks. ``files``: of ``shown_files``, which are found in ``sources``. ``known``:
+    see ``SnapshotRun``."""
 
     run: int
     key: str
@@ -62,6 +63,7 @@ class _File:
     link: int
     sources: dict[str, str]
     files: dict[str, tuple[int, int, int]]
+    known: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -169,11 +171,11 @@ def note_start(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> Non
 def _make_note(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun, saved: float) -> _File:
     bare = replace(plan, request=replace(plan.request, environment={}))
     sources = find_sources(sandbox.view.mounts, sandbox.directory)
-    return _File(run.run, run.key, write_plan(bare), saved, VERSION, sources, {})
+    return _File(run.run, run.key, write_plan(bare), saved, VERSION, sources, {}, dict(run.known))
 
 
 def _describe(directory: Path, identity: str, note: _File, size: int) -> SavedKernel:
-    run = SnapshotRun(note.run, note.key)
+    run = SnapshotRun(note.run, note.key, known=note.known)
     return SavedKernel(
         directory, identity, run, note.plan, size, note.saved, note.link, dict(note.files)
     )

@@ -137,7 +137,7 @@ class SandboxedKernel:
             start, waits_for = self._last_launch.start, self._last_launch.waits_for
             state = "waiting" if waits_for else "starting"
         elif kernel is not None and kernel.alive:
-            state = "idle" if kernel.paused else "busy"  # a server knows better
+            state = "idle" if kernel.paused or kernel.asleep else "busy"  # a server knows better
         received, sent = kernel.carried if kernel is not None else (0, 0)
         stats = kernel.stats if kernel is not None else None
         facts = KernelFacts(
@@ -152,6 +152,7 @@ class SandboxedKernel:
             sent=sent,
             waits_for=waits_for,
         )
+        facts = self.hibernation.describe(kernel, facts)
         if sandbox is None:
             return facts
         return replace(
@@ -162,7 +163,7 @@ class SandboxedKernel:
             mounts=tuple(sandbox.view.mounts),
             transcripts=sandbox.view.transcripts is not None,
             memory_used=kernel.memory_used if kernel is not None else None,
-            processes=stats.processes if stats is not None else None,
+            processes=stats.processes if stats is not None and not facts.saved else None,
         )
 
     def host_path(self, path: str) -> Path | None:
@@ -199,12 +200,18 @@ class SandboxedKernel:
         if self._kernel is not None and not self._bridge.ended:
             await self._bridge.run(self._kernel.kill())
 
-    async def open_call(self, content: Mapping[str, object], data: bytes = b"") -> SandboxCall:
+    async def open_call(
+        self, content: Mapping[str, object], data: bytes = b"", *, wakes: bool = True
+    ) -> SandboxCall:
         """Ask the sandbox's service process something; see ``guest/service_process.py``.
 
-        :raises SandboxError: when no kernel runs, or too many calls are under way
+        ``wakes``: let a kernel that hibernates go on for it. Not for what nobody has asked for.
+
+        :raises SandboxError: when no kernel runs, it hibernates, or too many calls are under way
         """
         if self._kernel is not None and self._kernel.asleep:
+            if not wakes:
+                raise SandboxError("The kernel hibernates, and is not woken for this.")
             await self.hibernation.resume()
         if self._kernel is None or self._bridge.ended:
             raise SandboxError("The sandbox cannot be asked: this process has no kernel in it.")
@@ -425,7 +432,7 @@ class SandboxedKernel:
         self.hibernation.adopt(kernel, saved)
         return kernel.address
 
-    async def _wake(self, kernel: KernelBridge, saved: SavedKernel) -> None:
+    async def _wake(self, kernel: KernelBridge, saved: SavedKernel) -> KernelPlan:
         plan = self._plan
         assert plan is not None
         self._launching, launch = asyncio.current_task(), self._note_launch(plan)
@@ -436,6 +443,7 @@ class SandboxedKernel:
             if sandbox is not None and isinstance(sandbox, SavedSandbox):
                 await self._workers.run(sandbox.note_saved, 0.0)
             self._watch(kernel, launch)
+            return plan
         finally:
             self._launching = None
 

@@ -47,6 +47,8 @@ FOR_PEOPLE = {
     ("artifacts/storage.py", "set_json"): "when a page has kept something",
     ("changes/backups.py", "begin"): "when changes were applied",
     ("server/handlers.py", "note_activity"): "when a person was active, as Jupyter has it",
+    ("server/hibernating.py", "replace_culling"): "how long nobody was, as Jupyter has it",
+    ("server/hibernating.py", "shutdown_no_activity"): "how long nobody was, as Jupyter has it",
     ("kernel/lost_files.py", "note_lost"): "when a file was lost",
     ("kernel/lost_files.py", "describe_lost"): "which losses are of the last week",
     ("kernel/lost_files.py", "_say"): "whether that was today",
