@@ -103,8 +103,12 @@ def find_release(name: str) -> Release:
 
     :raises ReleaseError: when there is none, or somebody else could change a store
     """
-    fitting = re.compile(re.escape(name) + r"(\.[0-9]+)?")
-    found = [release for release in find_releases() if fitting.fullmatch(release.name)]
+    found = [
+        it
+        for it in find_releases()
+        if it.name == name
+        or (it.name.startswith(f"{name}.") and it.name[len(name) + 1 :].isdecimal())
+    ]
     if not found:
         raise ReleaseError(
             f"The release {name} of runsc is not installed.",
