@@ -7,8 +7,9 @@
     <name>/           runsc, release.json, and gvisor-bin/ where a release has that
     new-<random>/     being written; ``gone-<random>/`` is being removed
 
-Each user has a store, which is private. That of root serves all users: everything in it, and each
-folder above it, belongs to root, and nobody else can write to it. No link is followed in either.
+Each user has a store, which is private. That of root serves all users: what is in it belongs to
+root, the folders above it to root or to whoever asks, and nobody else can write to either. No link
+is followed.
 """
 
 from __future__ import annotations
