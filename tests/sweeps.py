@@ -48,6 +48,11 @@ LONG: dict[str, tuple[str, ...]] = {
         "a_disk_that_fails_at_any_call_leaves_each_file_old_or_new[13-EIO",
         "a_disk_that_fails_at_any_call_leaves_each_file_old_or_new[13-EROFS",
     ),
+    "cli/test_offer.py": (
+        "who_says_no_gets_the_kernelspec_and_the_command[NO",
+        "who_says_no_gets_the_kernelspec_and_the_command[perhaps",
+    ),
+    "cli/test_runsc.py": ("who_dies_at_any_step_changes_nothing",),
     "docker/test_kernels.py": (
         "cell_over_the_memory_limit_says_so",
         "container_that_differs_from_the_request_is_killed[fake_more_capabilities",
@@ -98,6 +103,10 @@ LONG: dict[str, tuple[str, ...]] = {
     "faults/test_memory.py": ("kernel_over_memory_limit_is_killed[pages touched",),
     "faults/test_owner_death.py": ("killed_sandbox_process_ends_the_kernel[gofer",),
     "faults/test_scarce_descriptors.py": ("running_kernel_survives_without_descriptors",),
+    "faults/test_trial.py": (
+        "a_kernel_that_never_answers_is_ended",
+        "a_trial_that_is_killed_leaves_nothing[do",
+    ),
     "guest/test_egress_listener.py": (
         "kernel_started_in_another_way_has_streams[relay",
         "thousands_of_connections_do_no_harm",
@@ -169,6 +178,15 @@ LONG: dict[str, tuple[str, ...]] = {
     ),
     "nodes/test_kernels.py": ("kernel_waits_for_resources_and_says_so",),
     "nodes/test_snapshots.py": ("first_start_is_cold_and_next_is_restored[ssh",),
+    "releases/test_switch.py": (
+        "a_release_of_root_serves_all_users",
+        "kernels_with_the_release_that_their_kernelspec_names_are_restored",
+        "restart_after_an_update_of_the_package_is_restored",
+        "running_kernel_keeps_its_release_over_a_switch[kernel",
+        "running_kernel_keeps_its_runsc_over_an_update_of_the_package[/usr/bin",
+        "running_server_notices_another_runsc",
+        "spare_of_the_old_release_is_replaced",
+    ),
     "runtimes/test_inside.py": ("servers_umask_does_not_change_modes_inside[23",),
     "runtimes/test_outside.py": (
         "start_that_fails_half_way_leaves_nothing[launch_plan.write_rootfs",

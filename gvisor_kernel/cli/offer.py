@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
-from gvisor_kernel.cli.output import describe_error
 from gvisor_kernel.config.settings import DEFAULT_RUNTIME, SandboxSpec
-from gvisor_kernel.errors import ReleaseError, RuntimeMissing
-from gvisor_kernel.releases import BASE, LATEST, TRIED
+from gvisor_kernel.errors import RuntimeMissing
+from gvisor_kernel.releases import SIZE, TRIED
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
-from gvisor_kernel.shown_text import describe_size
 
 
 def offer_runsc(spec: SandboxSpec, *, agreed: bool) -> RuntimeMissing | None:
@@ -37,22 +35,16 @@ def offer_runsc(spec: SandboxSpec, *, agreed: bool) -> RuntimeMissing | None:
 
 def _is_wanted(missing: RuntimeMissing) -> bool:
     """Ask the person at the terminal; False if there is none."""
-    from gvisor_kernel.releases.bucket import find_size
-
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return False
     print(missing.fact)
     whom = "all users" if os.geteuid() == 0 else "this user"
-    try:
-        release, size = find_size(BASE, (TRIED, LATEST))
-        named = "the latest gVisor" if release == LATEST else f"gVisor {release}"
-        while True:
-            question = f"Install {named} ({describe_size(size)}) for {whom} now? [Y/n] "
-            answer = input(question).strip().lower()
-            if answer in ("", "y", "yes", "n", "no"):
-                return not answer.startswith("n")
-    except EOFError:
-        print()
-    except ReleaseError as error:
-        print(describe_error(error))
-    return False
+    answer = None
+    while answer not in ("", "y", "yes", "n", "no"):
+        try:
+            answer = input(f"Install gVisor {TRIED} ({SIZE}) for {whom} now? [Y/n] ")
+        except EOFError:
+            print()
+            return False
+        answer = answer.strip().lower()
+    return not answer.startswith("n")

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gvisor_kernel.cli.arguments import add_commands, add_json
 from gvisor_kernel.errors import ReleaseError, RuntimeMissing
 from gvisor_kernel.releases import BASE, LATEST, SYSTEM, TRIED
 from gvisor_kernel.shown_text import printable_name
 
-if TYPE_CHECKING:
-    from gvisor_kernel.releases.release_store import Release
+# by path: what install has fetched, in this user's store of releases
 
 RELEASE = re.compile(r"[0-9]{8}(\.[0-9]{1,3})?")
+LISTED = ("name", "version", "path", "from", "installed", "chosen")
 
 
 def add_runsc(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +64,7 @@ def run_install(arguments: argparse.Namespace) -> int:
 
 def install(
     asked: str | None = None, base: str = BASE, file: str | None = None, sha512: str | None = None
-) -> Release:
+) -> None:
     """Install a release of runsc, and let new kernels start with it. Prints what is done.
 
     ``asked``: its date, or ``latest``; see ``add_runsc``. What fails leaves nothing but the part of
@@ -71,78 +72,82 @@ def install(
 
     :raises ReleaseError: when it cannot be had, is not what it should be, or cannot be used here
     """
-    from gvisor_kernel.cli.images import progress
     from gvisor_kernel.releases.release_store import find_release, locked_install
 
     if asked is not None and asked != LATEST and not RELEASE.fullmatch(asked):
         raise ReleaseError(f"{asked!r} is no release.", f"name a date like {TRIED}, or {LATEST}.")
     with locked_install():
-        release = None if file else find_release(asked or TRIED)
-        if release is None:
-            said: list[str] = []
-            with progress() as show:
-
-                def report(words: str, done: float) -> None:
-                    if words not in said:  # each step once: the first has the size
-                        said.append(words)
-                        print(printable_name(words), flush=True)
-                    show(words, done)
-
-                release = _install_new(asked, base, file, sha512, report)
-            print(f"Installed the release {release.name} of runsc.")
-        _use(release.name)
-    return release
+        name = None
+        if not file and not sha512 and base == BASE:  # what else is named has to be looked at
+            with suppress(ReleaseError):
+                name = find_release(asked or TRIED).name
+        if name is None:
+            name = _install_new(asked, base, file, sha512)
+            print(f"Installed the release {name} of runsc.")
+        use(name)
 
 
-def _install_new(
-    asked: str | None,
-    base: str,
-    file: str | None,
-    sha512: str | None,
-    report: Callable[[str, float], None],
-) -> Release:
-    """Fetch a release, try it, and publish it."""
+def _install_new(asked: str | None, base: str, file: str | None, sha512: str | None) -> str:
+    """Fetch a release, try it, and publish it. Return its name."""
     from gvisor_kernel.cli.checks.trial import try_release
+    from gvisor_kernel.cli.images import progress
     from gvisor_kernel.releases import bucket
     from gvisor_kernel.releases.contents import unpack
     from gvisor_kernel.releases.release_store import PROGRAM, publish, release_name, write
     from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 
-    with write() as draft:
+    said: list[str] = []
+
+    def report(words: str, done: float = 1.0) -> None:
+        if words not in said:  # each step once: the first has the size
+            said.append(words)
+            print(printable_name(words), flush=True)
+        show(words, done)
+
+    with progress() as show, write() as draft:
         digest, names = bucket.find_digest(sha512) if sha512 else (None, bucket.FILES)
         if file:
-            fetched = bucket.copy(Path(file), draft.parent, digest)
+            path, source = bucket.copy(Path(file), draft, digest)
         else:
             base = bucket.check_base(base, known=digest is not None)
             wanted = [asked] if asked else [TRIED, LATEST]
-            fetched = bucket.fetch(base, wanted, draft.parent, report, digest, names)
-        report("Unpacking", 1.0)
-        unpack(fetched.path, draft)
+            path, source = bucket.fetch(base, wanted, draft.parent, report, digest, names)
+        report("Unpacking")
+        unpack(path, draft)
+        if file:
+            path.unlink()
         program = draft / PROGRAM
         try:
             version = find_runsc(str(program)).version
             name = release_name(version)
             if asked and asked != LATEST and asked not in (name, name.rpartition(".")[0]):
                 raise ReleaseError(
-                    f"The release {asked} was asked for, and {fetched.url} has {name}.",
+                    f"The release {asked} was asked for, and {source} has {name}.",
                     "nothing was changed; ask whoever keeps that address.",
                 )
-            try_release(program, lambda words: report(f"Trying {name}: {words}", 1.0))
+            try_release(program, lambda words: report(f"Trying {name}: {words}"))
         except RuntimeMissing as error:
             raise ReleaseError(error.fact, error.hint, error.detail) from error
-        release = publish(draft, name, version, bucket.measure(program), fetched.url)
-    fetched.forget()
-    return release
+        publish(draft, name, version, bucket.measure(program), source)
+    if not file:
+        path.unlink()
+    return name
 
 
-def _use(name: str) -> None:
-    """Make the snapshots of the kernelspecs for a release, and choose it. Prints what is done."""
+def use(name: str) -> None:
+    """Make the snapshots of the kernelspecs for a release, and choose it. Prints what is done.
+
+    :raises ReleaseError: when there is no such release
+    """
     from gvisor_kernel.cli.snapshots import build_for_release
-    from gvisor_kernel.releases.release_store import choose
+    from gvisor_kernel.releases.release_store import choose, find_release
 
+    what = "the system's runsc"
+    if name != SYSTEM:
+        name = find_release(name).name
+        what = f"the release {name} of runsc"
     build_for_release(name)
     choose(name)
-    what = "the system's runsc" if name == SYSTEM else f"the release {name} of runsc"
     print(f"New kernels start with {what}.")
 
 
@@ -151,10 +156,7 @@ def run_use(arguments: argparse.Namespace) -> int:
 
     :raises ReleaseError: when there is no such release
     """
-    from gvisor_kernel.releases.release_store import find_named
-
-    name = arguments.release
-    _use(SYSTEM if name == SYSTEM else find_named(name).name)
+    use(arguments.release)
     return 0
 
 
@@ -163,11 +165,11 @@ def run_remove(arguments: argparse.Namespace) -> int:
 
     :raises ReleaseError: when there is no such release, or it is used
     """
-    from gvisor_kernel.releases.release_store import find_named, remove
+    from gvisor_kernel.releases.release_store import find_release, remove
     from gvisor_kernel.runtimes.state import records
 
     for text in arguments.release:
-        release = find_named(text)
+        release = find_release(text)
         with records.locked():
             remove(release)
         print(f"Removed the release {release.name} of runsc.")
@@ -194,15 +196,14 @@ def run_list(arguments: argparse.Namespace) -> int:
 
 def make_row(one: dict[str, Any]) -> tuple[str, ...]:
     """Return the cells of a release's row in ``list``."""
-    from gvisor_kernel.cli.output import describe_age
+    from gvisor_kernel.runtimes.runsc.checks import describe_age, find_release_date
 
-    age = "?"
-    with suppress(ValueError):  # a name without a date
-        age = describe_age(time.time() - time.mktime(time.strptime(one["name"][:8], "%Y%m%d")))
+    today, version = datetime.now(UTC).date(), one["version"]
+    released = find_release_date(version, today)
     return (
-        one["name"] if one["installed"] else f"{SYSTEM} ({one['name']})",
+        one["name"] if one["installed"] else f"{SYSTEM} ({version.removeprefix('0.0~')})",
         "yes" if one["chosen"] else "",
-        age,
+        describe_age((today - released).days) if released else "?",
         str(len(one["sandboxes"])),
         str(len(one["snapshots"])),
         one["from"],
@@ -212,34 +213,22 @@ def make_row(one: dict[str, Any]) -> tuple[str, ...]:
 def describe_all() -> Iterator[dict[str, Any]]:
     """Yield all releases and the system's runsc, as in ``list --json``. ``installed``: in seconds
     since the epoch; null for the system's."""
-    from gvisor_kernel.releases.release_store import find_chosen, find_releases, release_name
-    from gvisor_kernel.runtimes.runsc.command_line import Runsc, find_runsc
+    from gvisor_kernel.releases.release_store import find_chosen, find_releases
+    from gvisor_kernel.runtimes.runsc.command_line import find_runsc
     from gvisor_kernel.runtimes.state.listed import find_all
-    from gvisor_kernel.snapshots.key import digest
     from gvisor_kernel.snapshots.snapshot_store import Store
 
     chosen, sandboxes, snapshots = find_chosen(), find_all(), Store.open().snapshots()
-    for release in (*find_releases(), None):
-        runsc: Runsc | None = None
-        with suppress(RuntimeMissing):
-            runsc = find_runsc(str(release.program) if release else SYSTEM)
-        if runsc is not None:
-            path, version = runsc.path, runsc.version
-        elif release is not None:  # it does not answer
-            path, version = str(release.program), release.version
-        else:
-            return
-        key = digest([path, version, runsc.fingerprint]) if runsc else None
-        yield {
-            "name": release.name if release else release_name(version),
-            "path": path,
-            "from": release.source if release else path,
-            "installed": release.installed if release else None,
-            "shared": release is None or release.shared,
-            "sha512": release.sha512 if release else None,
-            "chosen": chosen == release,
-            "sandboxes": [
-                it.id for it in sandboxes if it.record.program.partition("\n")[0] == path
-            ],
-            "snapshots": [it.meta.key for it in snapshots if it.meta.parts.get("runtime") == key],
-        }
+    found: list[tuple[Any, ...]] = [
+        (it.name, it.version, os.path.realpath(it.program), it.source, it.installed, it == chosen)
+        for it in find_releases()
+    ]
+    with suppress(RuntimeMissing):
+        runsc = find_runsc(SYSTEM)
+        found.append((SYSTEM, runsc.version, runsc.path, runsc.path, None, chosen is None))
+    for one in found:
+        start = f"{one[2]}\n"  # of the names of its program; see kept_programs
+        users = [it.id for it in sandboxes if it.record.program.startswith(start)]
+        made = [it.meta for it in snapshots if it.meta.label.get("program", "").startswith(start)]
+        keys = [meta.key for meta in made]
+        yield {**dict(zip(LISTED, one, strict=True)), "sandboxes": users, "snapshots": keys}

@@ -6,13 +6,9 @@ import argparse
 import json
 import sys
 import time
-from contextlib import suppress
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from traitlets import TraitError
 
 from gvisor_kernel.cli.arguments import add_commands, add_json
 from gvisor_kernel.cli.output import describe_age, print_json, print_table
@@ -31,7 +27,7 @@ SHOWN_DIGITS = 12
 LABELS = ("kernel", "python", "mode", "preload", "runsc")
 
 REASONS = {
-    "runtime": "runsc has changed",
+    "runtime": "its runsc was replaced or removed",
     "etc": "files of /etc have changed",
     "user": "it belongs to another user",
     "guest": "gvisor-kernel has changed",
@@ -63,25 +59,10 @@ def find_change(snapshot: Snapshot) -> str | None:
 
     :raises RuntimeMissing: when there is no usable runsc
     """
-    stale = find_stale_parts(snapshot.meta.parts, find_choices())
-    if stale == ["runtime"] and (runsc := snapshot.meta.label.get("runsc")):
-        return f"no kernel starts with its runsc, {runsc.removeprefix('0.0~')}, any more"
+    stale = find_stale_parts(snapshot.meta.parts, snapshot.meta.label.get("program", ""))
     if stale:
         return REASONS[stale[0]]
     return snapshot.meta.manifest.find_change()
-
-
-@cache
-def find_choices() -> tuple[str, ...]:
-    """Return the values of the setting ``runsc`` that kernels may have, as kernelspecs are now."""
-    from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs
-    from gvisor_kernel.jupyter.plan_factory import make_provisioner, read_configuration
-
-    choices, config = {""}, read_configuration()
-    for kernelspec in find_kernelspecs():
-        with suppress(GvisorKernelError, TraitError):  # a wrong setting
-            choices.add(make_provisioner(kernelspec.settings, config).sandbox_spec().runsc)
-    return tuple(sorted(choices))
 
 
 def find_reason(snapshot: Snapshot) -> str | None:
@@ -323,9 +304,10 @@ def build_missing(kernel_name: str, runsc: str = "") -> None:
 
     try:
         plan = _make_plan(kernel_name)
-        if runsc and plan.spec.runsc:
-            return
-        plan = replace(plan, spec=replace(plan.spec, runsc=runsc or plan.spec.runsc))
+        if runsc:
+            if plan.spec.runsc:
+                return
+            plan = replace(plan, spec=replace(plan.spec, runsc=runsc))
         if not may_prepare(plan) or has_snapshot(plan):
             return
         with progress() as report:
@@ -333,8 +315,7 @@ def build_missing(kernel_name: str, runsc: str = "") -> None:
             snapshot = build_snapshot(plan, None, report)
     except GvisorKernelError as error:
         words = f"No snapshot was made, so the first kernel starts cold: {error.fact}"
-        print(printable_name(f"{kernel_name}: {words}" if runsc else words))
-        return
-    size = describe_size(snapshot.size)
-    words = f"Kernels start from the snapshot {snapshot.meta.key[:SHOWN_DIGITS]}, {size}"
-    print(printable_name(f"{kernel_name}: {words}" if runsc else words))
+    else:
+        size = describe_size(snapshot.size)
+        words = f"Kernels start from the snapshot {snapshot.meta.key[:SHOWN_DIGITS]}, {size}"
+    print(printable_name(f"{kernel_name}: {words}"))

@@ -281,8 +281,8 @@ def lock(
         yield fd
 
 
-def read_file(path: Path, most: int) -> bytes:
-    """Read a file that belongs to this user and has at most ``most`` bytes.
+def read_file(path: Path, most: int, owner: int | None = None) -> bytes:
+    """Read a file that belongs to this user, or to ``owner``, and has at most ``most`` bytes.
 
     :raises OSError: when it cannot be read, or is not such a file
     """
@@ -292,7 +292,7 @@ def read_file(path: Path, most: int) -> bytes:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise PermissionError(f"{path} is no file")
-        if status.st_uid != os.geteuid() or status.st_size > most:
+        if status.st_uid != (os.geteuid() if owner is None else owner) or status.st_size > most:
             raise PermissionError(f"{path} belongs to another user, or has more than {most} bytes")
         return file.read()
 

@@ -208,6 +208,7 @@ def _make_once(
                 "mode": plan.spec.kernel_mode,
                 "preload": ", ".join(() if isinstance(modules, str) else modules),
                 "runsc": runtime.find_version(plan.spec.runsc),
+                "program": plan.spec.runsc,
             },
             facts={
                 "language": language,

@@ -6,5 +6,7 @@ Nothing here starts a sandbox, and only ``bucket`` uses the network.
 BASE = "https://storage.googleapis.com/gvisor/releases"
 TRIED, LATEST = "20260817", "latest"
 """The newest release that was tried with this version of gvisor-kernel, and the bucket's newest."""
+SIZE = "some 166 MB"
+"""Of a release, for who is asked before anything is sent to the bucket."""
 SYSTEM = "system"
 """Chosen: the runsc on the PATH. With a dash and digits: a copy of one that was replaced."""

@@ -10,7 +10,7 @@ import bz2
 import os
 import platform
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from gvisor_kernel.archive.tar import CHUNK, Kind, Stream, TarReader, quote_name
 from gvisor_kernel.errors import ArchiveError, ReleaseError
@@ -47,37 +47,39 @@ def unpack(file: Path, draft: Path) -> None:
     with file.open("rb") as raw:
         is_archive = raw.read(3) == b"BZh"
         raw.seek(0)
-        if is_archive:
-            _unpack(raw, draft)
-        else:
+        if not is_archive:
             _write(draft / PROGRAM, raw)
+            return
+        try:
+            with bz2.open(raw) as stream:
+                _unpack(stream, draft)
+        except (ArchiveError, EOFError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            why = f"The archive with the release cannot be unpacked: {error}."
+            raise ReleaseError(why) from error
 
 
-def _unpack(raw: BinaryIO, draft: Path) -> None:
-    try:
-        with bz2.open(raw) as stream:
-            reader = TarReader(stream)
-            for number, entry in enumerate(reader):
-                if number > MAX_ENTRIES or reader.position > MAX_UNPACKED:
-                    raise ArchiveError("it has too many files")
-                place = draft.joinpath(*entry.parts)
-                if entry.kind is Kind.DIRECTORY or entry.parts[0] not in (PROGRAM, SIDECARS):
-                    continue
-                if entry.kind is not Kind.FILE or place.parent not in (draft, draft / SIDECARS):
-                    raise ArchiveError(f"{quote_name(entry.name)} is no program")
-                if entry.size > MAX_FILE:
-                    raise ArchiveError(f"{quote_name(entry.name)} is too large")
-                if place.exists():
-                    raise ArchiveError(f"it has {quote_name(entry.name)} twice")
-                place.parent.mkdir(exist_ok=True)
-                place.parent.chmod(0o755)
-                _write(place, reader)
-    except (ArchiveError, EOFError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise ReleaseError(f"The archive with the release cannot be unpacked: {error}.") from error
+def _unpack(stream: IO[bytes], draft: Path) -> None:
+    reader = TarReader(stream)
+    for number, entry in enumerate(reader):
+        if number > MAX_ENTRIES or reader.position > MAX_UNPACKED:
+            raise ArchiveError("it has too many files")
+        name = quote_name(entry.name)
+        if entry.size > MAX_FILE:  # also if it is only read over: a bomb takes hours for that
+            raise ArchiveError(f"{name} is too large")
+        if entry.kind is Kind.DIRECTORY or entry.parts[0] not in (PROGRAM, SIDECARS):
+            continue
+        place, depth = draft.joinpath(*entry.parts), 1 if entry.parts[0] == PROGRAM else 2
+        if entry.kind is not Kind.FILE or len(entry.parts) != depth:
+            raise ArchiveError(f"{name} is no program")
+        if place.exists():
+            raise ArchiveError(f"it has {name} twice")
+        place.parent.mkdir(exist_ok=True)
+        place.parent.chmod(0o755)
+        _write(place, reader)
     if not (draft / PROGRAM).exists():
-        raise ReleaseError("The archive has no runsc.")
+        raise ArchiveError("it has no runsc")
 
 
 def _write(path: Path, source: Stream) -> None:
@@ -85,19 +87,19 @@ def _write(path: Path, source: Stream) -> None:
 
     :raises ReleaseError: when it is none
     """
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW)
-    with os.fdopen(fd, "wb") as file:
-        os.fchmod(fd, 0o555)  # runsc starts itself as nobody, whatever the umask is
-        data = source.read(CHUNK)
-        machine = int.from_bytes(data[18:20], "little")
-        if len(data) < 20 or data[:6] != b"\x7fELF\x02\x01" or data[16] not in (2, 3):
-            raise ReleaseError(f"{path.name} is no program: it begins with {data[:40]!r}.")
-        if machine != MACHINES[find_machine()]:
-            names = {number: name for name, number in MACHINES.items()}
-            raise ReleaseError(
-                f"{path.name} is a program for {names.get(machine, 'another kind of machine')}, and"
-                f" this one is {find_machine()}."
-            )
-        while data:
-            file.write(data)
-            data = source.read(CHUNK)
+    head = source.read(CHUNK)
+    machine = int.from_bytes(head[18:20], "little")
+    if len(head) < 20 or head[:6] != b"\x7fELF\x02\x01" or head[16] not in (2, 3):
+        raise ReleaseError(f"{path.name} is no program: it begins with {head[:40]!r}.")
+    if machine != MACHINES[find_machine()]:
+        names = {number: name for name, number in MACHINES.items()}
+        raise ReleaseError(
+            f"{path.name} is a program for {names.get(machine, 'another kind of machine')}, and"
+            f" this one is {find_machine()}."
+        )
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:  # no other user can open it to write
+        while head:
+            file.write(head)
+            head = source.read(CHUNK)
+        os.fchmod(file.fileno(), 0o555)  # runsc starts itself as nobody, whatever the umask is

@@ -7,8 +7,9 @@
     <name>/           runsc, release.json, and gvisor-bin/ where a release has that
     new-<random>/     being written; ``gone-<random>/`` is being removed
 
-Each user has a store, which is private. That of root serves all users: everything in it, and each
-folder above it, belongs to root, and nobody else can write to it. No link is followed in either.
+Each user has a store, which is private. That of root serves all users: what is in it belongs to
+root, the folders above it to root or to whoever asks, and nobody else can write to either. No link
+is followed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from gvisor_kernel.host.private_directories import (
     mark_for_removal,
     new_entry,
     own_data,
+    read_file,
     replace_file,
     sweep,
     write_file,
@@ -56,8 +58,7 @@ MAX_FACTS = 16 * 1024
 
 @dataclass(frozen=True)
 class Release:
-    """An installed release. ``sha512``: of its runsc. ``installed``: seconds since the epoch.
-    ``shared``: it is in root's store."""
+    """An installed release. ``sha512``: of its runsc. ``installed``: seconds since the epoch."""
 
     name: str
     directory: Path
@@ -65,7 +66,6 @@ class Release:
     sha512: str
     source: str
     installed: float
-    shared: bool
 
     @property
     def program(self) -> Path:
@@ -91,41 +91,31 @@ def find_releases() -> list[Release]:
     :raises ReleaseError: when somebody else could change a store
     """
     found = []
-    for root in _roots():
-        names = os.listdir(root) if _check_store(root) else []  # noqa: PTH208
-        for name in sorted(names):
+    for root in _stores():
+        for name in sorted(os.listdir(root)):  # noqa: PTH208
             with suppress(ReleaseError):
                 found.append(_load(root, release_name(name)))
     return found
 
 
-def find_release(name: str) -> Release | None:
-    """Return the release ``name``, an own one first; None if there is none. ``20240729`` finds
-    ``20240729.0``, and of several points the last.
-
-    :raises ReleaseError: when somebody else could change a store
-    """
-    found = find_releases()
-    named = [release for release in found if release.name == name]
-    points = [(*release.name.rpartition("."), release) for release in found]
-    points = [it for it in points if it[0] == name and it[2].isdecimal()]
-    if points and not named:
-        return max(points, key=lambda point: int(point[2]))[3]
-    return named[0] if named else None
-
-
-def find_named(name: str) -> Release:
-    """Return the release ``name``, as ``find_release``.
+def find_release(name: str) -> Release:
+    """Return the release ``name``, an own one first. ``20240729`` finds ``20240729.0``, and of
+    several points the last.
 
     :raises ReleaseError: when there is none, or somebody else could change a store
     """
-    found = find_release(name)
-    if found is None:
+    found = [
+        it
+        for it in find_releases()
+        if it.name == name
+        or (it.name.startswith(f"{name}.") and it.name[len(name) + 1 :].isdecimal())
+    ]
+    if not found:
         raise ReleaseError(
-            f"There is no release {name!r} of runsc.",
-            "see what is there: gvisor-kernel runsc list; or gvisor-kernel runsc install RELEASE.",
+            f"The release {name} of runsc is not installed.",
+            f"gvisor-kernel runsc install {name}; or see what is there: gvisor-kernel runsc list.",
         )
-    return found
+    return max(found, key=lambda release: (release.name == name, len(release.name), release.name))
 
 
 def find_chosen() -> Release | None:
@@ -134,11 +124,9 @@ def find_chosen() -> Release | None:
 
     :raises ReleaseError: when the chosen one cannot be used, or somebody else could change a store
     """
-    for root in _roots():
-        if not _check_store(root):
-            continue
+    for root in _stores():
         try:
-            chosen = _read(root / CHOSEN, 100).decode().strip()
+            chosen = read_file(root / CHOSEN, 100, _owner(root)).decode().strip()
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
@@ -148,8 +136,8 @@ def find_chosen() -> Release | None:
             ) from error
         if chosen == SYSTEM:
             return None
-        for place in dict.fromkeys((root, SHARED)):
-            if _check_store(place) and (place / release_name(chosen)).exists():
+        for place in _stores(root):
+            if (place / release_name(chosen)).exists():
                 return _load(place, chosen)
         raise ReleaseError(
             f"The release {chosen} of runsc is chosen, but not installed.",
@@ -164,9 +152,9 @@ def choose(name: str) -> None:
 
     :raises ReleaseError: when there is no such release, or the store cannot be written
     """
-    name = SYSTEM if name == SYSTEM else find_named(name).name
     root = make_store()
     with translated_errors(), locked_directory(root):
+        name = SYSTEM if name == SYSTEM else find_release(name).name
         replace_file(root / CHOSEN, name + "\n", 0o644)
 
 
@@ -198,16 +186,15 @@ def publish(draft: Path, name: str, version: str, sha512: str, source: str) -> R
     :raises ReleaseError: when there is another one of the same name, or it cannot be written
     """
     root, name = draft.parent, release_name(name)
-    made = Release(name, root / name, version, sha512, source, time.time(), root == SHARED)
+    made = Release(name, root / name, version, sha512, source, time.time())
     with translated_errors():
-        write_file(draft / FACTS, write_json(made), 0o444)
-        for folder, _, files in os.walk(draft, topdown=False):
-            for path in (*(Path(folder, file) for file in files), Path(folder)):
-                if path != draft / "lock":
-                    path.chmod(0o755 if path.is_dir() else 0o444 if path.name == FACTS else 0o555)
-                _sync(path)
+        write_file(draft / FACTS, write_json(made))
+        for path in (*draft.rglob("*"), draft):
+            if path != draft / "lock":
+                path.chmod(0o755 if path.is_dir() else 0o444 if path.name == FACTS else 0o555)
+            _sync(path)
         with locked_directory(root):
-            there = next((it for it in find_releases() if it.directory == root / name), None)
+            there = next((it for it in find_releases() if it.directory == made.directory), None)
             if there is not None and there.sha512 == sha512:
                 return there
             if there is not None:
@@ -215,34 +202,32 @@ def publish(draft: Path, name: str, version: str, sha512: str, source: str) -> R
                     f"There is another release {name} of runsc, from {there.source}.",
                     f"remove it first: gvisor-kernel runsc remove {name}.",
                 )
-            mark_for_removal(root / name)
-            draft.rename(root / name)
+            mark_for_removal(made.directory)
+            draft.rename(made.directory)
             _sync(root)
             sweep(root)
     return made
 
 
-def remove(release: Release, used: Collection[str] = ()) -> None:
-    """Remove a release from this user's store. ``used``: the names of those that sandboxes use,
-    beside those whose programs run; the caller blocks starts meanwhile.
+def remove(release: Release) -> None:
+    """Remove a release from this user's store. The caller blocks starts meanwhile.
 
     :raises ReleaseError: when it is used or chosen, or belongs to root
     """
     root = own_store()
     if release.directory.parent != root:
         raise ReleaseError(f"The release {release.name} is in root's store.", "ask root to do it.")
-    if release.name in used or is_running(release):
+    if is_running(release):
         raise ReleaseError(
             f"Sandboxes run with the release {release.name}.",
             "end them first: gvisor-kernel list shows them.",
         )
-    chosen = find_chosen()
-    if chosen is not None and chosen.directory == release.directory:
-        raise ReleaseError(
-            f"New kernels start with the release {release.name}.",
-            f"choose another one first: gvisor-kernel runsc use {SYSTEM}.",
-        )
     with translated_errors(), locked_directory(root):
+        if find_chosen() == release:
+            raise ReleaseError(
+                f"New kernels start with the release {release.name}.",
+                f"choose another one first: gvisor-kernel runsc use {SYSTEM}.",
+            )
         mark_for_removal(release.directory)
         sweep(root)
 
@@ -250,13 +235,16 @@ def remove(release: Release, used: Collection[str] = ()) -> None:
 def is_running(release: Release) -> bool:
     """Return whether a process runs a program of a release, of those that this user may see: as
     root, also other users' sandboxes."""
+
+    def find_inode(path: Path) -> tuple[int, int]:
+        status = path.stat()
+        return status.st_dev, status.st_ino
+
     # by inode: sandboxes have mount namespaces of their own, where the path may be another
-    files = [it.stat() for it in release.directory.rglob("*")]
-    meant = {(status.st_dev, status.st_ino) for status in files}
+    programs = {find_inode(path) for path in release.directory.rglob("*")}
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            status = (process / "exe").stat()
-            if (status.st_dev, status.st_ino) in meant:
+            if find_inode(process / "exe") in programs:
                 return True
     return False
 
@@ -279,17 +267,15 @@ def make_store() -> Path:
         try:
             make_directories(own_data(), root)
         except NotPrivate as error:
-            raise ReleaseError(
-                str(error), f"make it your own: chmod go-w {error.folder}."
-            ) from error
+            fix = f"make it your own: chmod go-w {error.folder}."
+            raise ReleaseError(str(error), fix) from error
         return root
     with translated_errors():
         for folder in (root.parent, root):
             with suppress(FileExistsError):
                 folder.mkdir()
                 folder.chmod(0o755)
-    _check_store(root)
-    return root
+    return next(_stores())
 
 
 @contextmanager
@@ -310,10 +296,10 @@ def locked_install() -> Iterator[None]:
 
     :raises ReleaseError: when another process holds it, or the store cannot be used
     """
-    with ExitStack() as stack:
-        how = fcntl.LOCK_EX | fcntl.LOCK_NB
+    with ExitStack() as held:
+        path, how = make_store() / "installing", fcntl.LOCK_EX | fcntl.LOCK_NB
         try:
-            stack.enter_context(lock(make_store() / "installing", how, create=True))
+            held.enter_context(lock(path, how, create=True))
         except BlockingIOError as error:
             raise ReleaseError(
                 "Another process installs a release of runsc now.", "wait until it has ended."
@@ -321,32 +307,30 @@ def locked_install() -> Iterator[None]:
         yield
 
 
-def _roots() -> list[Path]:
-    return list(dict.fromkeys((own_store(), SHARED)))
+def _stores(first: Path | None = None) -> Iterator[Path]:
+    """Yield the stores that exist: ``first`` or this user's, and root's.
 
-
-def _check_store(root: Path) -> bool:
-    """Return whether a store exists.
-
-    :raises ReleaseError: when somebody else could change it
+    :raises ReleaseError: when somebody else could change one
     """
-    try:
-        root.lstat()  # where there is none, nothing is asked of the folders above
-        if root != SHARED:
+    for root in dict.fromkeys((first or own_store(), SHARED)):
+        try:
+            _check(root, _owner(root))  # where there is none, nothing is asked of those above
             check_parents(root)
-            _check(root, os.geteuid(), folder=True)
-        else:
-            for folder in reversed(root.parents):
-                _check(folder, 0, folder=True, above=True)
-            _check(root, 0, folder=True)
-    except FileNotFoundError:
-        return False
-    except (OSError, NotPrivate) as error:
-        raise ReleaseError(
-            f"The releases in {root} are not used: {error}",
-            f"make it a folder that only {'root' if root == SHARED else 'you'} can change.",
-        ) from error
-    return True
+            if not root.is_dir():
+                raise NotADirectoryError(f"{root} is no folder")
+        except FileNotFoundError:
+            continue
+        except (OSError, NotPrivate) as error:
+            raise ReleaseError(
+                f"The releases in {root} are not used: {error}",
+                f"make it a folder that only {'root' if root == SHARED else 'you'} can change.",
+            ) from error
+        yield root
+
+
+def _owner(root: Path) -> int:
+    """Return the owner of a store."""
+    return 0 if root == SHARED else os.geteuid()
 
 
 def _load(root: Path, name: str) -> Release:
@@ -354,45 +338,30 @@ def _load(root: Path, name: str) -> Release:
 
     :raises ReleaseError: when it cannot be used
     """
-    directory, owner = root / name, 0 if root == SHARED else os.geteuid()
+    directory = root / name
     try:
-        _check(directory, owner, folder=True)
-        _check(directory / PROGRAM, owner)
-        _check(directory / FACTS, owner)
-        with suppress(FileNotFoundError):
-            _check(directory / SIDECARS, owner, folder=True)
-            for path in (directory / SIDECARS).iterdir():
-                _check(path, owner)
-        release = read_json(_read(directory / FACTS, MAX_FACTS), Release, MAX_FACTS)
+        for path in (directory, directory / PROGRAM, *directory.rglob("*")):
+            _check(path, _owner(root))
+        data = read_file(directory / FACTS, MAX_FACTS, _owner(root))
+        release = read_json(data, Release, MAX_FACTS)
     except (OSError, JsonError) as error:
         raise ReleaseError(
             f"The release {name} in {root} cannot be used: {error}.",
             f"install it again: gvisor-kernel runsc install {name}.",
         ) from error
-    return replace(release, name=name, directory=directory, shared=root == SHARED)
+    return replace(release, name=name, directory=directory)
 
 
-def _check(path: Path, owner: int, *, folder: bool = False, above: bool = False) -> None:
-    """Check that only ``owner`` can change a file or a folder, and that it is no link. ``above``:
-    it may be sticky instead, as /tmp: nobody else can rename there what is the owner's."""
+def _check(path: Path, owner: int) -> None:
+    """Check that only ``owner`` can change a file or a folder, and that it is no link."""
     status = path.lstat()
-    kind = stat.S_ISDIR if folder else stat.S_ISREG
-    if not kind(status.st_mode):
-        raise PermissionError(f"{path} is no {'folder' if folder else 'file'}")
-    shared = status.st_mode & 0o022 and not (above and status.st_mode & stat.S_ISVTX)
-    if status.st_uid != owner or shared:
+    mode = status.st_mode
+    if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+        raise PermissionError(f"{path} is no folder or file")
+    if status.st_uid != owner or mode & 0o022:
         raise PermissionError(
-            f"{path} belongs to uid {status.st_uid} and has the mode"
-            f" {stat.S_IMODE(status.st_mode):o}"
+            f"{path} belongs to uid {status.st_uid} and has the mode {stat.S_IMODE(mode):o}"
         )
-
-
-def _read(path: Path, most: int) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with os.fdopen(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise PermissionError(f"{path} is no file")
-        return file.read(most + 1)
 
 
 def _sync(path: Path) -> None:

@@ -427,9 +427,9 @@ class SnapshotRuntime(Runtime):
         """
 
     @abstractmethod
-    def describe_host(self, choices: Collection[str] = ("",)) -> dict[str, list[Any]]:
-        """Return those of the facts that are not of a single sandbox: the values that each may have
-        for sandboxes of this user now. ``choices``: values of the setting ``runsc``.
+    def describe_host(self, choice: str = "") -> dict[str, Any]:
+        """Return those of the facts that are the same for all sandboxes of this user with the
+        setting ``runsc`` at ``choice``.
 
         :raises RuntimeMissing: as ``start`` does
         """

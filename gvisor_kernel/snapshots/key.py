@@ -193,16 +193,13 @@ def find_host_facts(package: Path = PACKAGE) -> HostFacts:
     return HostFacts(guest=[gvisor_kernel.__version__, *files], cpu=_find_processor())
 
 
-def find_stale_parts(parts: Mapping[str, str], choices: Collection[str] = ("",)) -> list[str]:
-    """Return the parts of a snapshot's key that fit no kernel on this host now. ``choices``: the
-    values of the setting ``runsc`` that kernels may have.
-
-    :raises RuntimeMissing: when there is no runsc
-    """
+def find_stale_parts(parts: Mapping[str, str], runsc: str = "") -> list[str]:
+    """Return the parts of a snapshot's key that differ from this host now, whatever the kernel.
+    ``runsc``: that setting of the kernel that it was made of."""
     host, runtime = find_host_facts(), get_runtime(DEFAULT_RUNTIME)
-    own = runtime.describe_host(choices) if isinstance(runtime, SnapshotRuntime) else {}
-    facts = {**own, "guest": [list(host.guest)], "cpu": [list(host.cpu)]}
-    return sorted(name for name, may in facts.items() if parts.get(name) not in {*map(digest, may)})
+    own = runtime.describe_host(runsc) if isinstance(runtime, SnapshotRuntime) else {}
+    facts = {**own, "guest": list(host.guest), "cpu": list(host.cpu)}
+    return sorted(name for name, value in facts.items() if parts.get(name) != digest(value))
 
 
 def _find_files(package: Path) -> Iterator[tuple[str, int, int]]:

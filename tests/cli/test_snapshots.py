@@ -110,7 +110,7 @@ def test_list_shows_why_snapshot_is_stale(
     (listed,) = json.loads(capsys.readouterr().out)
     assert (listed["fits"], listed["reason"]) == (False, f"{library} has changed")
 
-    def find_no_runsc(parts: object, choices: object) -> list[str]:
+    def find_no_runsc(parts: object, program: object) -> list[str]:
         raise RuntimeMissing("The program runsc (gVisor) is not installed.")
 
     monkeypatch.setattr(module, "find_stale_parts", find_no_runsc)

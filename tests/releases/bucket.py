@@ -102,7 +102,9 @@ class Handler(BaseHTTPRequestHandler):
         body, status = file.body, file.status
         begin = re.fullmatch(r"bytes=(\d+)-", found.get("range", ""))
         headers = {"ETag": file.tag, "Last-Modified": formatdate(file.modified, usegmt=True)}
-        if begin and status == 200 and found.get("if-range") == file.tag:
+        if begin and status == 200 and int(begin[1]) >= len(body):
+            status, body = 416, b""
+        elif begin and status == 200:
             status, body = 206, body[int(begin[1]) :]
             headers["Content-Range"] = f"bytes {begin[1]}-{len(file.body) - 1}/{len(file.body)}"
         headers |= {"Content-Length": str(len(body)), **file.headers}

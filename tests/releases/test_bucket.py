@@ -13,7 +13,7 @@ import pytest
 from gvisor_kernel.errors import ReleaseError
 from gvisor_kernel.releases import BASE
 from gvisor_kernel.releases import bucket as fetching
-from gvisor_kernel.releases.bucket import Fetched, NotThere, fetch
+from gvisor_kernel.releases.bucket import NotThere, fetch
 from gvisor_kernel.releases.contents import MAX_FILE, find_machine
 
 from .bucket import (
@@ -50,8 +50,8 @@ def bucket(shared: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     shared.go.set()
 
 
-def get(store: Path, release: str = NEW, **more: Any) -> Fetched:
-    return fetch(BASE, [release], store, lambda words, done: None, **more)
+def get(store: Path, release: str = NEW, **more: Any) -> Path:
+    return fetch(BASE, [release], store, lambda words, done: None, **more)[0]
 
 
 def parts(store: Path) -> list[str]:
@@ -66,31 +66,29 @@ def test_an_archive_and_a_program_are_found(bucket: Bucket, tmp_path: Path) -> N
     bucket.put(NEW, "gvisor.tar.bz2", BODY)
     bucket.put(OLD, "runsc", BODY[::-1])
     steps: list[tuple[str, float]] = []
-    found = fetch(BASE, [NEW], tmp_path, lambda *step: steps.append(step))
-    assert found.path.read_bytes() == BODY
-    assert found.url == f"{BASE}/release/{NEW}/{find_machine()}/gvisor.tar.bz2"
+    path, url = fetch(BASE, [NEW], tmp_path, lambda *step: steps.append(step))
+    assert path.read_bytes() == BODY
+    assert url == f"{BASE}/release/{NEW}/{find_machine()}/gvisor.tar.bz2"
     assert steps[0][0] == "Fetching gvisor.tar.bz2, 1.9 MiB"
     assert sorted(done for _, done in steps) == [done for _, done in steps]
     assert steps[-1][1] == 1
-    assert get(tmp_path, OLD).path.read_bytes() == BODY[::-1]
+    assert get(tmp_path, OLD).read_bytes() == BODY[::-1]
     assert set(bucket.connects) == {f"{HOST}:443"}
     assert bucket.ranges == [None, None]
 
 
 def test_the_first_release_that_is_there_is_taken(bucket: Bucket, tmp_path: Path) -> None:
     bucket.put("latest", "gvisor.tar.bz2", BODY)
-    found = fetch(BASE, ["20990101", "latest"], tmp_path, lambda words, done: None)
-    assert "/latest/" in found.url
+    _, url = fetch(BASE, ["20990101", "latest"], tmp_path, lambda words, done: None)
+    assert "/latest/" in url
     with pytest.raises(NotThere, match=r"There is no https://.*/runsc\.sha512 \(status 404\)"):
         get(tmp_path, "20990101")
 
 
 def test_what_breaks_off_is_continued(bucket: Bucket, tmp_path: Path) -> None:
     bucket.put(NEW, "gvisor.tar.bz2", BODY, send=send_half)
-    assert get(tmp_path).path.read_bytes() == BODY
+    assert get(tmp_path).read_bytes() == BODY
     assert bucket.ranges == [None, f"bytes={len(BODY) // 2}-"]
-    again = bucket.seen[-1][1]
-    assert again["if-range"] == bucket.files[bucket.path(NEW, "gvisor.tar.bz2")].tag
 
 
 def test_another_run_continues(
@@ -101,16 +99,14 @@ def test_another_run_continues(
     with pytest.raises(ReleaseError, match="cannot be fetched") as raised:
         get(tmp_path)
     assert "gvisor-kernel runsc install --file" in raised.value.hint
-    assert parts(tmp_path) == [sha512(BODY), f"{sha512(BODY)}.tag"]
+    assert parts(tmp_path) == [sha512(BODY)]
     file.send = None
     found = get(tmp_path)
-    assert found.path.read_bytes() == BODY
+    assert found.read_bytes() == BODY
     assert bucket.ranges[-1] == f"bytes={len(BODY) // 2}-"
     asked = len(bucket.ranges)
-    assert get(tmp_path).path.read_bytes() == BODY
+    assert get(tmp_path).read_bytes() == BODY
     assert len(bucket.ranges) == asked, "what is there was fetched again"
-    found.forget()
-    assert parts(tmp_path) == []
 
 
 def test_a_server_that_always_breaks_off_is_left(bucket: Bucket, tmp_path: Path) -> None:
@@ -120,17 +116,21 @@ def test_a_server_that_always_breaks_off_is_left(bucket: Bucket, tmp_path: Path)
     assert len(bucket.ranges) == fetching.ATTEMPTS
 
 
-def test_a_part_of_another_version_is_not_continued(
-    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("length", [len(BODY), 100])
+def test_a_part_of_another_version_is_thrown_away(
+    bucket: Bucket, tmp_path: Path, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The digest was given by hand, and the file was replaced between two runs."""
-    monkeypatch.setattr(fetching, "ATTEMPTS", 1)
-    bucket.put(NEW, "gvisor.tar.bz2", BODY[::-1], send=send_halves)
-    with pytest.raises(ReleaseError, match="cannot be fetched"):
-        get(tmp_path, sha512=sha512(BODY))
-    bucket.put(NEW, "gvisor.tar.bz2", BODY)
-    assert get(tmp_path, sha512=sha512(BODY)).path.read_bytes() == BODY
-    assert bucket.ranges[-1] is not None
+    """The digest was given by hand, and the file was replaced between two runs, also by one that
+    is shorter than the part."""
+    body = BODY[:length]
+    with monkeypatch.context() as patch:
+        patch.setattr(fetching, "ATTEMPTS", 1)
+        bucket.put(NEW, "gvisor.tar.bz2", BODY[::-1], send=send_halves)
+        with pytest.raises(ReleaseError, match="cannot be fetched"):
+            get(tmp_path, sha512=sha512(body))
+    bucket.put(NEW, "gvisor.tar.bz2", body)
+    assert get(tmp_path, sha512=sha512(body)).read_bytes() == body
+    assert bucket.ranges == [None, f"bytes={len(BODY) // 2}-", None]
 
 
 def test_a_part_that_is_too_old_is_removed(bucket: Bucket, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_wrong_digest_leaves_nothing(bucket: Bucket, tmp_path: Path) -> None:
 def test_what_is_no_digest_is_refused(bucket: Bucket, tmp_path: Path, text: bytes) -> None:
     bucket.put(NEW, "gvisor.tar.bz2", BODY)
     bucket.files[bucket.path(NEW, "gvisor.tar.bz2.sha512")].body = text
-    with pytest.raises(ReleaseError, match=r"What should be the digest of gvisor\.tar\.bz2"):
+    with pytest.raises(ReleaseError, match=r"should be a digest|has the digest of"):
         get(tmp_path)
     assert bucket.ranges == []
     assert parts(tmp_path) == []
@@ -184,7 +184,7 @@ def test_a_digest_for_a_binary_file_is_read(bucket: Bucket, tmp_path: Path) -> N
     bucket.put(NEW, "gvisor.tar.bz2", BODY)
     digest = f"{sha512(BODY)} *gvisor.tar.bz2\n".encode()
     bucket.files[bucket.path(NEW, "gvisor.tar.bz2.sha512")].body = digest
-    assert get(tmp_path).path.read_bytes() == BODY
+    assert get(tmp_path).read_bytes() == BODY
 
 
 def test_a_server_that_sends_without_end_is_left(
@@ -194,13 +194,16 @@ def test_a_server_that_sends_without_end_is_left(
     file = bucket.put(NEW, "gvisor.tar.bz2", BODY, headers=endless, send=send_forever)
     with pytest.raises(ReleaseError, match="has an unknown number of bytes"):
         get(tmp_path)
+    file.headers = {"Content-Length": "1000", "Transfer-Encoding": "chunked"}
+    with pytest.raises(ReleaseError, match="has more than the 1000 bytes"):
+        get(tmp_path)
     file.headers, file.send = {"Content-Length": str(MAX_FILE + 1)}, None
     with pytest.raises(ReleaseError, match=f"has {MAX_FILE + 1} bytes"):
         get(tmp_path)
     assert parts(tmp_path) == []
     digest = bucket.files[bucket.path(NEW, "gvisor.tar.bz2.sha512")]
     digest.headers, digest.send = endless, send_forever
-    with pytest.raises(ReleaseError, match="What should be the digest"):
+    with pytest.raises(ReleaseError, match="should be a digest"):
         get(tmp_path)
 
 
@@ -211,7 +214,7 @@ def test_a_silent_server_is_left(
     monkeypatch.setattr(fetching, "ATTEMPTS", 1)
     silent = {"Content-Length": str(len(BODY) * 2)}
     bucket.put(NEW, "gvisor.tar.bz2", BODY, headers=silent)
-    with pytest.raises(ReleaseError, match="cannot be fetched: ReadTimeout"):
+    with pytest.raises(ReleaseError, match="The read operation timed out"):
         get(tmp_path)
     assert (tmp_path / "partial" / sha512(BODY)).stat().st_size == len(BODY)
 
@@ -232,7 +235,7 @@ def test_a_slow_head_is_left(
     """Each byte comes in time, and the head never ends."""
     monkeypatch.setattr(fetching, "HEAD_SECONDS", 0.5)
     bucket.put(NEW, "gvisor.tar.bz2", BODY, is_slow=True)
-    with pytest.raises(ReleaseError, match="cannot be fetched: TimeoutError"):
+    with pytest.raises(ReleaseError, match=r"no answer within 0\.5 s"):
         get(tmp_path)
 
 
@@ -286,7 +289,7 @@ def test_too_little_space_is_said_before(
 ) -> None:
     file = bucket.put(NEW, "gvisor.tar.bz2", BODY)
     monkeypatch.setattr(fetching, "UNPACKED", 10**9)
-    with pytest.raises(ReleaseError, match=r"of free space, and .* are needed"):
+    with pytest.raises(ReleaseError, match="too little free space"):
         get(tmp_path)
     assert file.body == BODY
     assert parts(tmp_path) == []

@@ -12,7 +12,7 @@ import pytest
 from traitlets.config import Config
 
 from gvisor_kernel.config.jupyter_config import SandboxSettings
-from gvisor_kernel.errors import LaunchError, RuntimeMissing, SettingError
+from gvisor_kernel.errors import RuntimeMissing, SettingError
 from gvisor_kernel.runtimes.runsc import kept_programs
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 from gvisor_kernel.runtimes.state.listed import find_all
@@ -49,22 +49,25 @@ def test_what_is_not_there_is_an_error_with_its_name(choice: str) -> None:
     assert caught.value.hint
 
 
-def test_a_program_in_a_folder_that_kernels_write_is_refused(
-    programs: tuple[Program, Program], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_program_in_a_folder_that_kernels_write_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kernel may have put it there, or may replace it."""
     monkeypatch.chdir(tmp_path)
     with running_kernel(settings={"snapshot": "off"}):  # its outputs are noted
         place = tmp_path / "outputs" / "bin"
         place.mkdir()
-        shutil.copyfile(programs[0].path, place / "runsc")
+        (place / "runsc").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
         (place / "runsc").chmod(0o755)
         (tmp_path / "other").mkdir()
         monkeypatch.chdir(tmp_path / "other")
         settings = {"snapshot": "off", "runsc": str(place / "runsc")}
         said = f"kernels may write in {tmp_path}/outputs"
-        with pytest.raises(LaunchError, match=said), running_kernel(settings=settings):
+        with pytest.raises(RuntimeMissing, match=said), running_kernel(settings=settings):
             pass
+        with pytest.raises(RuntimeMissing, match=said):
+            find_runsc(str(place / "runsc"))
+        assert not (tmp_path / "ran").exists()
         shutil.rmtree(place)
 
 

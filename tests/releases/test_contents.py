@@ -52,11 +52,12 @@ GOOD = ELF + OWN + bytes(100)
         (ELF + b"\xf3\x00" + bytes(100), "is a program for another kind of machine"),
         (b"BZh91AY&SY" + bytes(100), "cannot be unpacked"),
         (make_archive({"runsc": GOOD})[:-20], "cannot be unpacked"),
-        (make_archive({"other": GOOD}), "The archive has no runsc"),
-        (make_archive({"bin/runsc": GOOD}), "The archive has no runsc"),
+        (make_archive({"other": GOOD}), "it has no runsc"),
+        (make_archive({"bin/runsc": GOOD}), "it has no runsc"),
         (make_archive({"runsc": b"#!/bin/sh"}), "runsc is no program"),
         (make_archive({"../runsc": GOOD}), "leads out of the root"),
         (make_archive({"/etc/runsc": GOOD}), "is absolute"),
+        (make_archive({"runsc": GOOD, "gvisor-bin": GOOD}), "'gvisor-bin' is no program"),
         (make_archive({"gvisor-bin/a/b": GOOD}), "'gvisor-bin/a/b' is no program"),
         (make_archive({"runsc/runsc": GOOD}), "'runsc/runsc' is no program"),
         (make_archive({}, runsc=tarfile.SYMTYPE), "'runsc' is no program"),
@@ -75,13 +76,16 @@ def test_what_is_no_program_of_this_machine_is_refused(
 
 
 def test_an_archive_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contents, "MAX_FILE", 50 * 1024 * 1024)
-    monkeypatch.setattr(contents, "MAX_UNPACKED", 60 * 1024 * 1024)
+    monkeypatch.setattr(contents, "MAX_FILE", 5 * 1024 * 1024)
+    monkeypatch.setattr(contents, "MAX_UNPACKED", 6 * 1024 * 1024)
     with pytest.raises(ReleaseError, match="too large"):
-        unpacked(make_archive({"runsc": GOOD + bytes(51 * 1024 * 1024)}), tmp_path)
+        unpacked(make_archive({"runsc": GOOD + bytes(6 * 1024 * 1024)}), tmp_path)
+    (tmp_path / "skipped").mkdir()
+    with pytest.raises(ReleaseError, match="'other' is too large"):  # before it is read over
+        unpacked(make_archive({"other": bytes(6 * 1024 * 1024)}), tmp_path / "skipped")
     (tmp_path / "other").mkdir()
     with pytest.raises(ReleaseError, match="too many files"):
         unpacked(
-            make_archive({"a": bytes(40 * 1024 * 1024), "b": bytes(40 * 1024 * 1024), "c": b""}),
+            make_archive({"a": bytes(4 * 1024 * 1024), "b": bytes(4 * 1024 * 1024), "c": b""}),
             tmp_path / "other",
         )

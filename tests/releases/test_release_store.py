@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel.errors import ReleaseError
+from gvisor_kernel.host import private_directories
 from gvisor_kernel.releases import release_store
 from gvisor_kernel.releases.release_store import (
     Release,
@@ -65,7 +66,6 @@ def test_a_release_is_published_found_and_removed(own: Path) -> None:
     made = add("20240729.0")
     assert find_releases() == [made]
     assert made.directory == own / "20240729.0"
-    assert made.shared == (OWNER == 0)
     modes = {
         str(path.relative_to(own)): path.stat().st_mode & 0o777
         for path in made.directory.rglob("*")
@@ -102,11 +102,10 @@ def test_the_point_may_be_left_out(own: Path) -> None:
     for name in ("20240729.0", "20240729.9", "20240729.10", "202407290", "20240729.x"):
         add(name)
     found = find_release("20240729")
-    assert found is not None
     assert found.name == "20240729.10"
-    assert find_release("2024072") is None
-    assert find_release("20240729.") is None
-    assert find_release("../lib") is None
+    for name in ("2024072", "20240729.", "../lib", ""):
+        with pytest.raises(ReleaseError, match="is not installed"):
+            find_release(name)
 
 
 def test_a_choice_is_kept(own: Path) -> None:
@@ -117,7 +116,7 @@ def test_a_choice_is_kept(own: Path) -> None:
     assert (own / "chosen").stat().st_mode & 0o777 == 0o644
     with pytest.raises(ReleaseError, match="New kernels start with"):
         remove(made)
-    with pytest.raises(ReleaseError, match="There is no release '1999' of runsc"):
+    with pytest.raises(ReleaseError, match="The release 1999 of runsc is not installed"):
         choose("1999")
     assert find_chosen() == made
     choose("system")
@@ -135,8 +134,6 @@ def test_a_chosen_release_that_is_gone_is_named(own: Path) -> None:
 
 def test_a_release_that_is_used_stays(own: Path) -> None:
     made = add("20240729.0", Path("/bin/sleep").read_bytes())
-    with pytest.raises(ReleaseError, match="Sandboxes run with"):
-        remove(made, {"20240729.0"})
     process = subprocess.Popen([made.program, "60"])
     try:
         with pytest.raises(ReleaseError, match="Sandboxes run with"):
@@ -222,7 +219,8 @@ def test_a_damaged_release_is_not_used(own: Path, damage: Callable[[Path], None]
     choose("20240729.0")
     damage(own)
     assert names() == ["20250101.0"]
-    assert find_release("20240729.0") is None
+    with pytest.raises(ReleaseError, match="is not installed"):
+        find_release("20240729.0")
     with pytest.raises(ReleaseError):
         find_chosen()
     choose("20250101.0")
@@ -275,7 +273,8 @@ def test_each_folder_above_roots_store_is_looked_at(stores: tuple[Path, Path]) -
     for folder in (shared.parent, shared.parent.parent):
         mode = folder.stat().st_mode & 0o7777
         folder.chmod(0o777)
-        with pytest.raises(ReleaseError, match=f"{folder} belongs to uid 0 and has the mode 777"):
+        private_directories._checked.clear()  # as in another process
+        with pytest.raises(ReleaseError, match=f"{folder} contains .* uid 0 and has the mode 777"):
             find_chosen()
         folder.chmod(mode)
     os.chown(shared, 4711, 4711)
@@ -313,7 +312,7 @@ def test_roots_store_serves_other_users(
         with pytest.raises(ReleaseError, match="is in root's store"):
             remove(roots)
         own = add("20240729.0", b"own")
-        assert not own.shared
+        assert own.directory.is_relative_to(tmp_path / "home")
         assert find_releases() == [own, roots]
         assert find_chosen() == roots
         choose("system")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from datetime import UTC, datetime
 
 from gvisor_kernel.releases import BASE, LATEST
@@ -13,22 +12,23 @@ from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 
 def check_updates() -> Check:
     """Compare the release that kernels start with, and the newest one, in the bucket it is from."""
-    from gvisor_kernel.releases.bucket import NotThere, Published, ask
+    from gvisor_kernel.releases.bucket import NotThere, ask
 
     chosen = find_chosen()
     source = chosen.source if chosen is not None else ""
     base = source.partition("/release/")[0] if source.startswith("https://") else BASE
     name = release_name(find_runsc().version)
-    newest = ask(base, LATEST)
-    own: Published | None = None
-    with suppress(NotThere):
-        own = ask(base, name)
-    if own is not None and own.sha512 == newest.sha512:
-        return ok(f"{name} is the newest release of gVisor, from {_day(newest.modified)}")
-    age = "which is not there" if own is None else f"from {_day(own.modified)}"
+    newest, modified = ask(base, LATEST)
+    try:
+        own, since = ask(base, name)
+    except NotThere:
+        own, age = "", "which is not there"
+    else:
+        age = f"from {_day(since)}"
+    if own == newest:
+        return ok(f"{name} is the newest release of gVisor, from {_day(modified)}")
     return warning(
-        f"{base} has a release of gVisor from {_day(newest.modified)}; kernels start with {name},"
-        f" {age}",
+        f"{base} has a release of gVisor from {_day(modified)}; kernels start with {name}, {age}",
         f"gvisor-kernel runsc install {LATEST}",
     )
 

@@ -8,7 +8,6 @@ Each call that asks runsc something has a timeout. A flag is used where ``runsc 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import shlex
@@ -25,24 +24,18 @@ from gvisor_kernel.host import commands
 from gvisor_kernel.host.cgroups import Cgroup
 from gvisor_kernel.host.locks import ThreadLock
 from gvisor_kernel.host.private_directories import read_file, state_root, write_file
-from gvisor_kernel.releases.release_store import (
-    PROGRAM,
-    SYSTEM,
-    find_chosen,
-    find_release,
-)
+from gvisor_kernel.releases.release_store import PROGRAM, SYSTEM, find_chosen, find_release
 from gvisor_kernel.runtimes.runsc.kept_programs import (
+    check_unwritten,
     describe_files,
     find_copy,
-    is_in_place,
     is_script,
     list_files,
     name_program,
+    split_program,
 )
 
 # by path: below the state directory, whose parents only this user can change
-
-log = logging.getLogger(__name__)
 
 FILE = "runsc.json"
 MAX_BYTES = 256 * 1024
@@ -51,25 +44,22 @@ MAX_PROGRAMS = 8
 """Programs that are remembered on this machine; the oldest are forgotten."""
 
 
-def read_answers(path: str, fingerprint: str) -> dict[str, Any]:
-    """Return what the program at ``path`` has answered before, by question; the types are not
-    checked.
+def read_answers(program: str) -> dict[str, Any]:
+    """Return what the very ``program`` has answered before, by question; the types are not checked.
 
-    Another file at the same path has another ``fingerprint``, so it has no answers. Returns an
-    empty dictionary if the file of answers is missing or damaged, and for a script.
+    Returns an empty dictionary if the file of answers is missing or damaged, and for a script.
     """
-    found = {} if is_script(path) else _read_all().get(name_program(path, fingerprint))
+    found = {} if is_script(split_program(program)[0]) else _read_all().get(program)
     return found if isinstance(found, dict) else {}
 
 
-def keep_answers(path: str, fingerprint: str, answers: dict[str, Any]) -> None:
+def keep_answers(program: str, answers: dict[str, Any]) -> None:
     """Add ``answers`` to those of a program, unless it is a script. Never raises: without the file
     the next process asks again. Two processes may write at the same time; then one of the answers
     is asked for again."""
-    if is_script(path):
+    if is_script(split_program(program)[0]):
         return
-    program = name_program(path, fingerprint)
-    merged = {**read_answers(path, fingerprint), **answers}
+    merged = {**read_answers(program), **answers}
     others = [item for item in _read_all().items() if item[0] != program]
     newest = dict([*others, (program, merged)][-MAX_PROGRAMS:])
     with suppress(OSError, StateError), tempfile.TemporaryDirectory(dir=state_root()) as folder:
@@ -98,36 +88,33 @@ NEEDED_FLAGS = frozenset({"root", "network", "platform", "overlay2", "ignore-cgr
 
 @dataclass(frozen=True)
 class Runsc:
-    """An installed runsc."""
+    """An installed runsc. ``program``: the name of this very program, see ``kept_programs``.
 
-    path: str
-    version: str
-    flags: frozenset[str]
-    fingerprint: str = ""
-    """See ``kept_programs.describe_files``."""
+    ``executable``: the path at which it is run: another than ``path``, if another file is there.
+    ``sidecars``: the names of the programs in SIDECARS, which releases since 2026 have."""
+
+    program: str
+    executable: str
     sidecars: tuple[str, ...] = ()
-    """The names of the programs in SIDECARS, which releases since 2026 have."""
-    copy: str = ""
-    """Where it is now, if another file is at ``path``."""
+    version: str = ""
+    flags: frozenset[str] = frozenset()
 
     @property
-    def program(self) -> str:
-        """A name for this very program, whatever ``path`` leads to; see ``find_runsc``."""
-        return name_program(self.path, self.fingerprint)
-
-    @property
-    def executable(self) -> str:
-        """The path at which it is run."""
-        return self.copy or self.path
+    def path(self) -> str:
+        """The path at which it was found first."""
+        return split_program(self.program)[0]
 
     def is_in_place(self) -> bool:
         """Return whether ``executable`` still leads to it. Takes some system calls."""
-        return Path(self.copy).exists() if self.copy else is_in_place(self.program)
+        if self.executable != self.path:
+            return Path(self.executable).exists()
+        with suppress(RuntimeMissing):
+            return _look(self.path).program == self.program
+        return False
 
 
 _known: dict[str, Runsc] = {}
 _commands: dict[tuple[str, str], frozenset[str]] = {}
-_told: set[str] = set()
 _lock = ThreadLock()
 
 
@@ -136,19 +123,24 @@ def find_runsc(choice: str = "") -> Runsc:
 
     ``choice``: a value of the setting ``runsc``, or ``Runsc.program``. The latter is that very
     program, from its copy if it was replaced. If it cannot be had any more, it is the one that new
-    kernels get, and a warning is logged.
+    kernels get.
 
     Blocks for up to ANSWER_SECONDS when no process of this user has asked this program before.
 
     :raises RuntimeMissing: when it is not installed, does not answer, or lacks a needed flag
     """
-    if "\n" not in choice:
+    path, fingerprint = split_program(choice)
+    if not fingerprint:
         return _complete(_look(_find_path(choice)))
     with suppress(RuntimeMissing):
-        found = _look(choice.partition("\n")[0])
+        found = _look(path)
         if found.program == choice:
             return _complete(found)
-    return _find_replaced(choice)
+    known = _known.get(choice)
+    copy = find_copy(choice, "" if known is None else known.version)
+    if copy is not None:
+        return _complete(replace(_look(copy), program=choice))
+    return find_runsc()
 
 
 def _find_path(choice: str) -> str:
@@ -160,18 +152,13 @@ def _find_path(choice: str) -> str:
                 "name the path of gVisor's runsc, or one of its releases.",
             )
         return choice
-    try:
-        release = find_release(choice) if choice not in ("", SYSTEM) else None
-        chosen = release if choice else find_chosen()
-    except ReleaseError as error:
-        raise RuntimeMissing(error.fact, error.hint) from error
-    if chosen is not None:
-        return str(chosen.program)
-    if choice not in ("", SYSTEM):
-        raise RuntimeMissing(
-            f"The release {choice} of runsc is not installed.",
-            f"gvisor-kernel runsc install {choice}; or set runsc to another one.",
-        )
+    if choice != SYSTEM:
+        try:
+            chosen = find_release(choice) if choice else find_chosen()
+        except ReleaseError as error:
+            raise RuntimeMissing(error.fact, error.hint) from error
+        if chosen is not None:
+            return str(chosen.program)
     path = shutil.which("runsc", path=os.environ.get("PATH", os.defpath) + ":" + EXTRA_PATH)
     if path is None:
         raise RuntimeMissing("The program runsc (gVisor) is not installed.", INSTALL)
@@ -190,29 +177,17 @@ def _look(path: str) -> Runsc:
             f"if it is being installed now, start the kernel again; otherwise {INSTALL}",
         ) from error
     sidecars = tuple(name.rpartition("/")[2] for name in files if name != PROGRAM)
-    return Runsc(path, "", frozenset(), fingerprint, sidecars)
+    return Runsc(name_program(path, fingerprint), path, sidecars)
 
 
 def _complete(unasked: Runsc) -> Runsc:
     with _lock:
-        if unasked.program not in _known:
-            _known[unasked.program] = _read_answers(unasked) or _ask(unasked)
-        return _known[unasked.program]
-
-
-def _find_replaced(program: str) -> Runsc:
-    """Return the program of this name, at whose path another one is; or else the current one."""
-    path, _, fingerprint = program.partition("\n")
-    known = _known.get(program)
-    copy = find_copy(program, "" if known is None else known.version)
-    if copy is not None:
-        beside = _look(copy).sidecars
-        asked = _complete(Runsc(path, "", frozenset(), fingerprint, beside, copy))
-        return replace(asked, copy=copy)
-    if program not in _told:
-        _told.add(program)
-        log.warning("Kernels that began with the runsc %s go on with another: it is gone", path)
-    return find_runsc()
+        known = _known.get(unasked.program)
+        if known is None:
+            check_unwritten(unasked.executable)  # before it is run at all
+            known = _read_answers(unasked) or _ask(unasked)
+        _known[unasked.program] = known
+        return replace(known, executable=unasked.executable)
 
 
 def command_flags(runsc: Runsc, command: str) -> frozenset[str]:
@@ -233,7 +208,7 @@ def _find_flags(text: str) -> frozenset[str]:
 
 def _read_answers(runsc: Runsc) -> Runsc | None:
     """Return ``runsc`` with what it told another process; None if it told nothing."""
-    answers = read_answers(runsc.path, runsc.fingerprint)
+    answers = read_answers(runsc.program)
     version, flags = answers.get("version"), answers.get("flags")
     if not isinstance(version, str) or not isinstance(flags, list):
         return None
@@ -255,8 +230,7 @@ def _ask(runsc: Runsc) -> Runsc:
             f"{path} (version {match[1]}) has no flag --{sorted(missing)[0]}.",
             "it is too old: `gvisor-kernel runsc install` gets a current one.",
         )
-    kept = {"version": match[1], "flags": sorted(flags)}
-    keep_answers(runsc.path, runsc.fingerprint, kept)
+    keep_answers(runsc.program, {"version": match[1], "flags": sorted(flags)})
     return replace(runsc, version=match[1], flags=flags)
 
 

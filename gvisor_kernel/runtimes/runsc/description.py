@@ -6,24 +6,21 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import is_within
-from gvisor_kernel.errors import RuntimeMissing
 from gvisor_kernel.host.cgroups import can_bound_memory
-from gvisor_kernel.releases.release_store import SYSTEM
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.host_python import PythonTree, find_python_tree
 from gvisor_kernel.runtimes.mounts.outputs import keeps_outputs
 from gvisor_kernel.runtimes.mounts.plan import Places, plan_mounts
 from gvisor_kernel.runtimes.mounts.written_folders import read_written
-from gvisor_kernel.runtimes.runsc.command_line import Runsc, find_runsc, sandbox_flags
+from gvisor_kernel.runtimes.runsc.command_line import find_runsc, sandbox_flags
 from gvisor_kernel.runtimes.runsc.features import init_capabilities
-from gvisor_kernel.runtimes.state.records import find_sandboxes, is_orphan
 from gvisor_kernel.spec import etc
 from gvisor_kernel.spec.environment import image_paths, kernel_environment
 from gvisor_kernel.spec.layout import Bind, Mount
@@ -133,8 +130,7 @@ def describe_sandbox(
         capabilities=init_capabilities(runsc, kernel_id),
     )
     return {
-        **_describe_files(),
-        "runtime": _describe_runsc(runsc),
+        **describe_host(spec.runsc),
         "config": config,
         "flags": list(sandbox_flags()),
         "world": [
@@ -144,32 +140,11 @@ def describe_sandbox(
     }
 
 
-def describe_host(choices: Collection[str]) -> dict[str, list[Any]]:
-    """Implement ``SnapshotRuntime.describe_host``.
-
-    :raises RuntimeMissing: when no runsc can be used
-    """
-    found, missing = [], None
-    for choice in dict.fromkeys((*choices, SYSTEM)):
-        try:
-            found.append(_describe_runsc(find_runsc(choice)))
-        except RuntimeMissing as error:
-            missing = missing or error
-    if missing is not None and not found:
-        raise missing
-    for _, record in find_sandboxes():  # their kernels restart with theirs
-        path, _, fingerprint = record.program.partition("\n")
-        if path and not is_orphan(record):
-            found.append([path, record.runsc, fingerprint])
-    return {"runtime": found, **{name: [value] for name, value in _describe_files().items()}}
-
-
-def _describe_runsc(runsc: Runsc) -> list[str]:
-    return [runsc.path, runsc.version, runsc.fingerprint]
-
-
-def _describe_files() -> dict[str, Any]:
+def describe_host(choice: str) -> dict[str, Any]:
+    """Implement ``SnapshotRuntime.describe_host``."""
+    runsc = find_runsc(choice)
     return {
+        "runtime": [runsc.program, runsc.version],
         "etc": stat_files(f"/etc/{name}" for name in (*etc.COPIED, *etc.SINGLE_FILES)),
         "user": [os.geteuid(), os.getegid()],
     }

@@ -83,12 +83,12 @@ def wants_setfcap(runsc: Runsc) -> bool:
     """
     with _lock:
         if runsc.program not in _known:
-            found = read_answers(runsc.path, runsc.fingerprint).get(QUESTION)
+            found = read_answers(runsc.program).get(QUESTION)
             if not isinstance(found, bool):
                 found = _run_probes(runsc)
                 if found is None:
                     return False
-                keep_answers(runsc.path, runsc.fingerprint, {QUESTION: found})
+                keep_answers(runsc.program, {QUESTION: found})
             _known[runsc.program] = found
         return _known[runsc.program]
 

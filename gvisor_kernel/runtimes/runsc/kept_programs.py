@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from operator import attrgetter
 from pathlib import Path
 
-from gvisor_kernel.errors import LaunchError, ReleaseError, StateError
+from gvisor_kernel.config.settings import DEFAULTS
+from gvisor_kernel.errors import ReleaseError, RuntimeMissing, StateError
 from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.host.locks import ThreadLock
 from gvisor_kernel.releases import release_store
 from gvisor_kernel.releases.release_store import PROGRAM, SIDECARS, SYSTEM, Release
-from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders
+from gvisor_kernel.runtimes.mounts.written_folders import read_written
 from gvisor_kernel.runtimes.state.records import find_sandboxes, is_orphan
 
 # by path: below a store, whose folders only its owner or root can change
@@ -40,6 +42,12 @@ _lock = ThreadLock()
 def name_program(path: str, fingerprint: str) -> str:
     """Return a name for the very files of a program, which no path is."""
     return f"{path}\n{fingerprint}"
+
+
+def split_program(program: str) -> tuple[str, str]:
+    """Return the path in a name, and what tells its files from others."""
+    path, _, fingerprint = program.partition("\n")
+    return path, fingerprint
 
 
 def list_files(path: str) -> dict[str, str]:
@@ -67,90 +75,77 @@ def is_script(path: str) -> bool:
         return True
 
 
-def is_in_place(program: str) -> bool:
-    """Return whether the path of a program leads to its very files. Takes some system calls."""
-    path, _, fingerprint = program.partition("\n")
-    with suppress(OSError):
-        return describe_files(map(os.stat, list_files(path).values())) == fingerprint
-    return False
-
-
 def hold(program: str) -> None:
     """Hold a program's files open until this process ends, unless others are in their place. Not
     those of a script: a copy of it would start the same program as it does."""
-    path, _, fingerprint = program.partition("\n")
-    with _lock:
+    path, fingerprint = split_program(program)
+    with _lock, ExitStack() as opened, suppress(OSError):
         if program in _held or is_script(path):
             return
         files: dict[str, int] = {}
-        with suppress(OSError):
-            for name, place in list_files(path).items():
-                files[name] = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
-            if describe_files(map(os.fstat, files.values())) == fingerprint:
-                _held[program] = files
-                return
-        for fd in files.values():
-            os.close(fd)
+        for name, place in list_files(path).items():
+            files[name] = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+            opened.callback(os.close, files[name])
+        if describe_files(map(os.fstat, files.values())) == fingerprint:
+            _held[program] = files
+            opened.pop_all()
 
 
 def find_copy(program: str, version: str) -> str | None:
     """Return the path of the copy of a program that was replaced. It is made if this process holds
     the program, which takes a second. None: it cannot be had any more, or not be run there."""
     name = f"{SYSTEM}-{hashlib.sha256(program.encode()).hexdigest()[:8]}"
-    with suppress(ReleaseError):
-        found = release_store.find_release(name)
-        if found is None or found.source != program:
-            with _lock:
-                files = _held.get(program)
-            if files is None:
-                return None
-            found = _copy(name, files, program, version)
-        with suppress(OSError):
-            os.utime(found.directory)
-        if os.access(found.program, os.X_OK):  # not where no program of this user's may be run
-            return str(found.program)
+    with suppress(ReleaseError, OSError):
+        found = {one.source: one for one in release_store.find_releases() if one.name == name}
+        copy = found.get(program) or _copy(name, program, version)
+        if copy is not None:
+            os.utime(copy.directory)
+            if os.access(copy.program, os.X_OK):  # not where no program of this user's may be run
+                return str(copy.program)
     return None
 
 
-def _copy(name: str, files: dict[str, int], program: str, version: str) -> Release:
+def _copy(name: str, program: str, version: str) -> Release | None:
+    with _lock:
+        files = _held.get(program)
+    if files is None:
+        return None
     with release_store.write() as draft:
         for place, fd in files.items():
             (draft / place).parent.mkdir(exist_ok=True)
-            with (draft / place).open("xb") as copy:
-                done, size = 0, os.fstat(fd).st_size
-                while done < size and (more := os.sendfile(copy.fileno(), fd, done, size - done)):
-                    done += more
+            with (draft / place).open("xb") as copy, open(f"/proc/self/fd/{fd}", "rb") as source:
+                shutil.copyfileobj(source, copy)
         with (draft / PROGRAM).open("rb") as file:
             digest = hashlib.file_digest(file, "sha512").hexdigest()
         return release_store.publish(draft, name, version, digest, program)
-
-
-def is_copy(release: Release) -> bool:
-    """Return whether a release is the copy of a program that was replaced."""
-    return release.name.startswith(f"{SYSTEM}-")
 
 
 def sweep_copies() -> None:
     """Remove the copies that nobody uses. Never raises: another sweep will come."""
     with suppress(ReleaseError, StateError, OSError):
         found, root = release_store.find_releases(), release_store.own_store()
-        copies = [one for one in found if one.directory.parent == root and is_copy(one)]
+        copies = [it for it in found if it.name.startswith(f"{SYSTEM}-")]
         used = {it.program for _, it in find_sandboxes() if copies and not is_orphan(it)}
         for copy in copies:
             unused = time.time() - copy.directory.stat().st_mtime > KEEP_SECONDS
-            if unused and copy.source not in used:
+            if unused and copy.directory.parent == root and copy.source not in used:
                 release_store.remove(copy)
 
 
-def check_unwritten(path: str, written: WrittenFolders) -> None:
+def check_unwritten(path: str) -> None:
     """Check that no kernel may have put another program at ``path``.
 
-    :raises LaunchError: when a folder above it is one that a kernel may write
+    :raises RuntimeMissing: when a folder above it is one that a kernel may write, or that cannot be
+        told
     """
+    try:
+        written = read_written(DEFAULTS)
+    except StateError as error:
+        raise RuntimeMissing(error.fact, error.hint) from error
     for folder in Path(path).parents:
         with suppress(OSError), open_path(str(folder)) as found:
             if written.is_noted(found.path, found.fd):
-                raise LaunchError(
+                raise RuntimeMissing(
                     f"The program {path} is not run: kernels may write in {folder}.",
                     "move it to a folder where no kernel writes; see the setting runsc.",
                 )

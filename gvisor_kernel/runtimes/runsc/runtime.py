@@ -12,7 +12,7 @@ import logging
 import os
 import subprocess
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -38,12 +38,7 @@ from gvisor_kernel.runtimes.mounts.host_python import check_image_exists, find_p
 from gvisor_kernel.runtimes.mounts.outputs import open_outputs
 from gvisor_kernel.runtimes.mounts.plan import Outputs, find_base
 from gvisor_kernel.runtimes.mounts.written_folders import note_written, read_written
-from gvisor_kernel.runtimes.runsc.command_line import (
-    Runsc,
-    find_runsc,
-    prelude_argv,
-    start_argv,
-)
+from gvisor_kernel.runtimes.runsc.command_line import Runsc, find_runsc, prelude_argv, start_argv
 from gvisor_kernel.runtimes.runsc.description import (
     choose_kernel_id,
     describe_host,
@@ -54,6 +49,7 @@ from gvisor_kernel.runtimes.runsc.features import init_capabilities
 from gvisor_kernel.runtimes.runsc.kept_programs import (
     check_unwritten,
     hold,
+    split_program,
     sweep_copies,
 )
 from gvisor_kernel.runtimes.runsc.launch_plan import LaunchPlan, make_plan, open_source
@@ -82,6 +78,9 @@ from gvisor_kernel.tracing import step
 
 log = logging.getLogger(__name__)
 
+_told: set[str] = set()
+"""The programs of which a warning said that they are gone."""
+
 RESTORE_SECONDS = 15.0
 """Seconds that a restore may take. Usually it takes less than one second; after this a cold start
 is faster."""
@@ -108,7 +107,11 @@ class RunscRuntime(SnapshotRuntime):
         check_children()
         written = read_written(spec)
         runsc = find_runsc(spec.runsc)
-        check_unwritten(runsc.executable, written)
+        if "\n" in spec.runsc and runsc.program != spec.runsc and spec.runsc not in _told:
+            _told.add(spec.runsc)
+            gone = split_program(spec.runsc)[0]
+            log.warning("Kernels that began with the runsc %s go on with another: it is gone", gone)
+        check_unwritten(runsc.executable)
         hold(runsc.program)
         python_tree = find_python_tree(spec, request, written.has)
         own = self._init_argv is None
@@ -141,8 +144,8 @@ class RunscRuntime(SnapshotRuntime):
     def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
         return describe_sandbox(spec, request, self._init_argv)
 
-    def describe_host(self, choices: Collection[str] = ("",)) -> dict[str, list[Any]]:
-        return describe_host(choices)
+    def describe_host(self, choice: str = "") -> dict[str, Any]:
+        return describe_host(choice)
 
     def fix_program(self, spec: SandboxSpec) -> SandboxSpec:
         if "\n" in spec.runsc:
