@@ -111,6 +111,10 @@ LONG: dict[str, tuple[str, ...]] = {
     "faults/test_memory.py": ("kernel_over_memory_limit_is_killed[pages touched",),
     "faults/test_owner_death.py": ("killed_sandbox_process_ends_the_kernel[gofer",),
     "faults/test_scarce_descriptors.py": ("running_kernel_survives_without_descriptors",),
+    "faults/test_trial.py": (
+        "a_kernel_that_never_answers_is_ended",
+        "a_trial_that_is_killed_leaves_nothing[do",
+    ),
     "guest/test_egress_listener.py": (
         "kernel_started_in_another_way_has_streams[relay",
         "thousands_of_connections_do_no_harm",

@@ -7,8 +7,9 @@
     <name>/           runsc, release.json, and gvisor-bin/ where a release has that
     new-<random>/     being written; ``gone-<random>/`` is being removed
 
-Each user has a store, which is private. That of root serves all users: everything in it, and each
-folder above it, belongs to root, and nobody else can write to it. No link is followed in either.
+Each user has a store, which is private. That of root serves all users: what is in it belongs to
+root, the folders above it to root or to whoever asks, and nobody else can write to either. No link
+is followed.
 """
 
 from __future__ import annotations
@@ -103,8 +104,12 @@ def find_release(name: str) -> Release:
 
     :raises ReleaseError: when there is none, or somebody else could change a store
     """
-    fitting = re.compile(re.escape(name) + r"(\.[0-9]+)?")
-    found = [release for release in find_releases() if fitting.fullmatch(release.name)]
+    found = [
+        it
+        for it in find_releases()
+        if it.name == name
+        or (it.name.startswith(f"{name}.") and it.name[len(name) + 1 :].isdecimal())
+    ]
     if not found:
         raise ReleaseError(
             f"The release {name} of runsc is not installed.",

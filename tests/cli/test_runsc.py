@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from gvisor_kernel.cli.checks import trial
 from gvisor_kernel.cli.checks.updates import check_updates
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import ReleaseError
@@ -110,6 +111,12 @@ def bucket(shared: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> I
     yield shared
     shared.go.set()
     shutil.rmtree(own_store(), ignore_errors=True)
+
+
+@pytest.fixture
+def untried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Releases are published without their trial, which takes some seconds; others show it."""
+    monkeypatch.setattr(trial, "try_release", lambda program, tell: [])
 
 
 def names() -> list[str]:
@@ -248,6 +255,7 @@ def test_another_release_than_the_one_asked_for_is_refused(
 
 
 @inside
+@pytest.mark.usefixtures("untried")
 def test_by_default_it_is_the_one_that_was_tried_or_else_the_latest(
     bucket: Bucket, capsys: Captured
 ) -> None:
@@ -271,6 +279,7 @@ def test_a_release_that_cannot_start_a_kernel_is_refused(bucket: Bucket, capsys:
 
 @inside
 @pytest.mark.parametrize("what", ["nothing", "a wrong digest", "half of it"])
+@pytest.mark.usefixtures("untried")
 def test_a_bucket_that_fails_changes_nothing(bucket: Bucket, capsys: Captured, what: str) -> None:
     path = bucket.path(NEW, "gvisor.tar.bz2")
     if what == "nothing":
@@ -358,6 +367,7 @@ def test_who_dies_at_any_step_changes_nothing(
 
 
 @inside
+@pytest.mark.usefixtures("untried")
 def test_who_dies_in_the_middle_of_a_file_goes_on(bucket: Bucket, capsys: Captured) -> None:
     for number, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
         bucket.reached.clear()

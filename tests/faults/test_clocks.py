@@ -38,7 +38,7 @@ FOR_PEOPLE = {
     ("kernel/snapshot_queue.py", "was_left"): "how long ago another program left its builder",
     ("kernel/session.py", "_note_death"): "when a kernel died",
     ("releases/release_store.py", "publish"): "when a release was installed",
-    ("releases/bucket.py", "make_partial"): "which parts of downloads are a week old",
+    ("releases/bucket.py", "fetch"): "which parts of downloads are a week old",
     ("runtimes/runsc/kept_programs.py", "sweep_copies"): "which copies nobody has used for an hour",
     ("kernel/saved_kernel.py", "save"): "when a kernel was saved",
     ("kernel/saved_kernel.py", "remove_old"): "which saved kernels nobody has wanted for a month",

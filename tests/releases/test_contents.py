@@ -76,16 +76,16 @@ def test_what_is_no_program_of_this_machine_is_refused(
 
 
 def test_an_archive_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contents, "MAX_FILE", 50 * 1024 * 1024)
-    monkeypatch.setattr(contents, "MAX_UNPACKED", 60 * 1024 * 1024)
+    monkeypatch.setattr(contents, "MAX_FILE", 5 * 1024 * 1024)
+    monkeypatch.setattr(contents, "MAX_UNPACKED", 6 * 1024 * 1024)
     with pytest.raises(ReleaseError, match="too large"):
-        unpacked(make_archive({"runsc": GOOD + bytes(51 * 1024 * 1024)}), tmp_path)
+        unpacked(make_archive({"runsc": GOOD + bytes(6 * 1024 * 1024)}), tmp_path)
     (tmp_path / "skipped").mkdir()
     with pytest.raises(ReleaseError, match="'other' is too large"):  # before it is read over
-        unpacked(make_archive({"other": bytes(51 * 1024 * 1024)}), tmp_path / "skipped")
+        unpacked(make_archive({"other": bytes(6 * 1024 * 1024)}), tmp_path / "skipped")
     (tmp_path / "other").mkdir()
     with pytest.raises(ReleaseError, match="too many files"):
         unpacked(
-            make_archive({"a": bytes(40 * 1024 * 1024), "b": bytes(40 * 1024 * 1024), "c": b""}),
+            make_archive({"a": bytes(4 * 1024 * 1024), "b": bytes(4 * 1024 * 1024), "c": b""}),
             tmp_path / "other",
         )

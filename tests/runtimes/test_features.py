@@ -141,9 +141,9 @@ def test_runsc_that_is_being_replaced_is_missing(
 
 def test_only_the_newest_programs_are_remembered(fake: FakeRunsc) -> None:
     for number in range(command_line.MAX_PROGRAMS + 1):
-        command_line.keep_answers("runsc", str(number), {"version": str(number)})
-    assert command_line.read_answers("runsc", "0") == {}
-    assert command_line.read_answers("runsc", "1") == {"version": "1"}
+        command_line.keep_answers(f"runsc\n{number}", {"version": str(number)})
+    assert command_line.read_answers("runsc\n0") == {}
+    assert command_line.read_answers("runsc\n1") == {"version": "1"}
 
 
 def test_sidecar_changes_the_fingerprint(fake: FakeRunsc) -> None:
@@ -155,7 +155,7 @@ def test_sidecar_changes_the_fingerprint(fake: FakeRunsc) -> None:
     beside = find_runsc()
     assert beside.sidecars == ("gvisor_sentry",)
     sentry.write_text("22")
-    assert len({alone.fingerprint, beside.fingerprint, find_runsc().fingerprint}) == 3
+    assert len({alone.program, beside.program, find_runsc().program}) == 3
 
 
 def test_installed_runsc_answers_the_probe(
