@@ -139,7 +139,7 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
             ),
             routes=self.find_routes(spec, folder),
             door=name_door(getattr(manager, "door", JUPYTER), name),
-            lasts=getattr(manager, "parent", None) is not None and bool(self.kernel_id),
+            lasts=self._lasts() and getattr(manager, "parent", None) is not None,
         )
 
     def may_choose_project(self, spec: SandboxSpec) -> bool:
@@ -150,6 +150,10 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
     def _is_closed(self) -> bool:
         """Return whether this is a server for what strangers wrote: it shows no folder above."""
         return bool(self.config.get("GVisorServer", {}).get("closed"))
+
+    def _lasts(self) -> bool:
+        """Return whether this server's next process takes back what it leaves."""
+        return bool(self.config.get("GVisorServer", {}).get("hibernate_on_shutdown"))
 
     def find_routes(self, spec: SandboxSpec, folder: Path) -> tuple[Route, ...]:
         """Return the routes that ``spec`` names, as Jupyter's configuration describes them now.

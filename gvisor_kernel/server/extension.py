@@ -119,9 +119,10 @@ class GVisorServer(ExtensionApp):
     ).tag(config=True)
 
     hibernate_on_shutdown = Bool(
-        True,
+        False,
         help="""Whether kernels hibernate as the server stops, and the next server of the same root
-        folder has them and their sessions again. Without it they end with the server.""",
+        folder has them and their sessions again; likewise if the server is killed. Without it they
+        end with the server.""",
     ).tag(config=True)
 
     cull_hibernates = Bool(

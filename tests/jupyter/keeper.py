@@ -12,6 +12,7 @@ import sys
 
 from jupyter_client.asynchronous import AsyncKernelClient
 from jupyter_client.multikernelmanager import AsyncMultiKernelManager
+from traitlets.config import Config
 
 CODE = "x = globals().get('x', 0) + 1; print(x, globals().get('done'), flush=True)"
 LOOP = """
@@ -41,7 +42,8 @@ async def execute(client: AsyncKernelClient, code: str, until: str = "") -> None
 
 
 async def main(way: str, kernel_id: str) -> None:
-    managers = AsyncMultiKernelManager()
+    config = Config({"GVisorServer": {"hibernate_on_shutdown": True}})
+    managers = AsyncMultiKernelManager(config=config)
     await managers.start_kernel(kernel_name="gvisor-python", kernel_id=kernel_id)
     manager = managers.get_kernel(kernel_id)
     client = manager.client()
