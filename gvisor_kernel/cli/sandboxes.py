@@ -115,7 +115,7 @@ def describe(sandbox: Listed) -> dict[str, object]:
         "kernel_id": record.kernel_id,
         "state": sandbox.state,
         "runtime": record.runtime,
-        "runsc": record.runsc,
+        "runsc": record.runsc,  # no runtime: a key of the JSON
         "node": record.node,
         "paused": sandbox.paused,
         "memory_used": sandbox.memory_used,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gvisor_kernel.kernel.plan import KernelPlan
 
 SHOWN_DIGITS = 12
-LABELS = ("kernel", "python", "mode", "preload", "runsc")
+LABELS = ("kernel", "python", "mode", "preload", "runsc")  # no runtime: keys of a label
 
 REASONS = {
     "runtime": "its runsc was replaced or removed",

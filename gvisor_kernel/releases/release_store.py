@@ -49,7 +49,12 @@ from gvisor_kernel.typed_json import read_json, write_json
 
 SHARED = Path("/var/lib/gvisor-kernel/runsc")
 """The store of root."""
-PROGRAM, SIDECARS, FACTS, CHOSEN = "runsc", "gvisor-bin", "release.json", "chosen"
+PROGRAM, SIDECARS, FACTS, CHOSEN = (
+    "runsc",
+    "gvisor-bin",
+    "release.json",
+    "chosen",
+)  # no runtime: the name of the program
 NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+~-]{0,63}")
 RESERVED = {SYSTEM, CHOSEN, "lock", "installing", "partial"}
 MAX_FACTS = 16 * 1024
@@ -254,7 +259,7 @@ def is_running(release: Release) -> bool:
 
 def own_store() -> Path:
     """Return this user's store, which may not exist: see ``make_store``."""
-    return SHARED if os.geteuid() == 0 else own_data() / "runsc"
+    return SHARED if os.geteuid() == 0 else own_data() / "runsc"  # no runtime: the name of a folder
 
 
 def make_store() -> Path:
