@@ -12,7 +12,7 @@ import pytest
 from traitlets.config import Config
 
 from gvisor_kernel.config.jupyter_config import SandboxSettings
-from gvisor_kernel.errors import LaunchError, RuntimeMissing, SettingError
+from gvisor_kernel.errors import RuntimeMissing, SettingError
 from gvisor_kernel.runtimes.runsc import kept_programs
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 from gvisor_kernel.runtimes.state.listed import find_all
@@ -63,7 +63,7 @@ def test_a_program_in_a_folder_that_kernels_write_is_refused(
         monkeypatch.chdir(tmp_path / "other")
         settings = {"snapshot": "off", "runsc": str(place / "runsc")}
         said = f"kernels may write in {tmp_path}/outputs"
-        with pytest.raises(LaunchError, match=said), running_kernel(settings=settings):
+        with pytest.raises(RuntimeMissing, match=said), running_kernel(settings=settings):
             pass
         shutil.rmtree(place)
 
