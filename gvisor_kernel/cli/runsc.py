@@ -29,6 +29,7 @@ def add_runsc(parser: argparse.ArgumentParser) -> None:
         "fetch a release of runsc, try it, and let new kernels start with it",
         f"RELEASE is a date such as {TRIED}, or one with a point, or {LATEST}. By default it is\n"
         f"{TRIED}, which this version was tried with, or {LATEST} where that is gone.\n"
+        "It takes one to two minutes with the snapshots, some 100 MB for each kernelspec.\n"
         "As root, it is installed for all users. Running kernels keep their release to their end.",
     )
     installing.add_argument("release", metavar="RELEASE", nargs="?", help="see below")

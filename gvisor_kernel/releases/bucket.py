@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 FILES = ("gvisor.tar.bz2", PROGRAM)
 DIGEST = re.compile(r"[0-9a-f]{128}")
-SHA512SUM = r"^([0-9a-f]{128}) [ *](?:.*/)?([^/\n]+)$"
+SHA512SUM = re.compile(r"^([0-9a-f]{128}) [ *](?:\./)?(.+)", re.MULTILINE)
 MAX_DIGEST = 4096
 """Bytes of a file with a digest."""
 UNPACKED = 3
@@ -97,7 +97,7 @@ def find_digest(text: str) -> tuple[str, Sequence[str]]:
         if not Path(text).is_file():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         with open(text, encoding="ascii", errors="replace") as file:
-            lines = re.findall(SHA512SUM, file.read(MAX_DIGEST), re.MULTILINE)
+            lines = SHA512SUM.findall(file.read(16 * MAX_DIGEST))
     except OSError as error:
         raise ReleaseError(
             f"{text} is no digest of SHA-512, and no file: {error.strerror}.",
