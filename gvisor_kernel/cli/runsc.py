@@ -140,7 +140,7 @@ def use(name: str) -> None:
     """Make the snapshots of the kernelspecs for a release, and choose it. Prints what is done.
 
     :raises ReleaseError: when there is no such release
-    :raises RuntimeMissing: when the system has none
+    :raises RuntimeMissing: when it cannot be run, or the system has none
     """
     from gvisor_kernel.cli.snapshots import build_for_release
     from gvisor_kernel.releases.release_store import choose, find_release
@@ -150,8 +150,7 @@ def use(name: str) -> None:
     if name != SYSTEM:
         name = find_release(name).name
         what = f"the release {name} of runsc"
-    else:
-        find_runsc(SYSTEM)
+    find_runsc(name)
     build_for_release(name)
     choose(name)
     print(f"New kernels start with {what}.")

@@ -224,7 +224,7 @@ def _fetch(client: httpx.Client, url: str, path: Path, report: Report) -> None:
     raise ReleaseError(
         f"{url} has not the digest that it should have, {path.name[:16]}…",
         "it was damaged on its way, or is not what it claims to be: try again, and do not use it"
-        " if this comes again. Nothing was kept of it.",
+        " if this comes again. If you gave the digest, look whether it is that of this file.",
     )
 
 
