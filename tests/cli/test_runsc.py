@@ -22,11 +22,13 @@ import pytest
 
 from gvisor_kernel.cli.checks.updates import check_updates
 from gvisor_kernel.cli.main import main
+from gvisor_kernel.cli.runsc import make_row
 from gvisor_kernel.errors import ReleaseError
 from gvisor_kernel.releases import BASE, LATEST, TRIED
 from gvisor_kernel.releases import bucket as fetching
 from gvisor_kernel.releases.contents import find_machine, unpack
 from gvisor_kernel.releases.release_store import (
+    SHARED,
     choose,
     find_chosen,
     find_releases,
@@ -210,6 +212,13 @@ def test_what_is_gone_is_told_below_the_list(bucket: Bucket, capsys: Captured) -
     assert f"{OLD}.0" in said.out
     assert f"The release {NEW}.0 of runsc is chosen, but not installed." in said.err
     assert f"gvisor-kernel runsc use {OLD}.0" in said.err
+
+
+@pytest.mark.parametrize(("store", "said"), [(SHARED, "a mirror (root's)"), ("/x", "a mirror")])
+def test_roots_release_is_marked(store: Path | str, said: str) -> None:
+    one = {"name": OLD, "version": OLD, "installed": 1.0, "chosen": False, "from": "a mirror"}
+    one |= {"path": f"{store}/{OLD}/runsc", "sandboxes": [], "snapshots": []}
+    assert make_row(one)[-1] == said
 
 
 @inside
