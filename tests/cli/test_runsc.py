@@ -233,6 +233,10 @@ def test_the_systems_runsc_is_no_release(
     said = capsys.readouterr().err
     assert "is not installed" in said
     assert "gvisor-kernel runsc install" in said
+    with write() as draft:
+        (draft / "runsc").write_bytes(system_program())
+        publish(draft, f"{OLD}.0", f"{OLD}.0", "ab", "a test")
+    assert f"run `gvisor-kernel runsc use {OLD}.0`. If the setting" in fail(capsys, "use", "system")
     assert find_chosen() is None
 
 

@@ -170,7 +170,7 @@ def _find_path(choice: str) -> str:
         suggested = suggest_release()
         hint = INSTALL if suggested in INSTALL else f"run `{suggested}`."
         if choice == SYSTEM:
-            hint += " If the setting runsc says so, name an installed release, or remove it."
+            hint += " If the setting runsc is system, name an installed release, or remove it."
         raise RuntimeMissing("The program runsc (gVisor) is not installed.", hint)
     return path
 
