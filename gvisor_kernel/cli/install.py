@@ -92,7 +92,8 @@ def add_install(parser: argparse.ArgumentParser) -> None:
         "--yes",
         action="store_true",
         help="where there is no runsc, install a current gVisor without a question, as"
-        ' "gvisor-kernel runsc install" does (default: ask at a terminal)',
+        ' "gvisor-kernel runsc install" does, which takes one to two minutes (default: ask at a'
+        " terminal, before anything is fetched)",
     )
     parser.add_argument(
         "--no-snapshot",

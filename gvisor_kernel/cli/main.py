@@ -81,7 +81,10 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "version": Command("version", "print the versions of gvisor-kernel and of runsc"),
     },
     "releases, images and snapshots": {
-        "runsc": Command("runsc", "install, choose and remove releases of gVisor"),
+        "runsc": Command(  # no runtime: the name of a command
+            "runsc",  # no runtime: its module
+            "install, choose and remove releases of gVisor",
+        ),
         "image": Command("images", "manage images: root file systems that kernels run in"),
         "snapshot": Command(
             "snapshots", "manage snapshots: saved kernels that new kernels start from"

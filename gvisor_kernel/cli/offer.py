@@ -47,4 +47,6 @@ def _is_wanted(missing: RuntimeMissing) -> bool:
             print()
             return False
         answer = answer.strip().lower()
+        if answer[:1] not in ("", "y", "n"):
+            print("Please answer y or n.")
     return not answer.startswith("n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -13,12 +12,11 @@ from typing import Any
 
 from gvisor_kernel.cli.arguments import add_commands, add_json
 from gvisor_kernel.errors import ReleaseError, RuntimeMissing
-from gvisor_kernel.releases import BASE, LATEST, SYSTEM, TRIED
+from gvisor_kernel.releases import BASE, DATE, LATEST, SYSTEM, TRIED
 from gvisor_kernel.shown_text import printable_name
 
 # by path: what install has fetched, in this user's store of releases
 
-RELEASE = re.compile(r"[0-9]{8}(\.[0-9]{1,3})?")
 LISTED = ("name", "version", "path", "from", "installed", "chosen")
 
 
@@ -31,6 +29,7 @@ def add_runsc(parser: argparse.ArgumentParser) -> None:
         "fetch a release of runsc, try it, and let new kernels start with it",
         f"RELEASE is a date such as {TRIED}, or one with a point, or {LATEST}. By default it is\n"
         f"{TRIED}, which this version was tried with, or {LATEST} where that is gone.\n"
+        "It takes one to two minutes with the snapshots, some 100 MB for each kernelspec.\n"
         "As root, it is installed for all users. Running kernels keep their release to their end.",
     )
     installing.add_argument("release", metavar="RELEASE", nargs="?", help="see below")
@@ -74,7 +73,7 @@ def install(
     """
     from gvisor_kernel.releases.release_store import find_release, locked_install
 
-    if asked is not None and asked != LATEST and not RELEASE.fullmatch(asked):
+    if asked is not None and asked != LATEST and not DATE.fullmatch(asked):
         raise ReleaseError(f"{asked!r} is no release.", f"name a date like {TRIED}, or {LATEST}.")
     with locked_install():
         name = None
@@ -84,6 +83,8 @@ def install(
         if name is None:
             name = _install_new(asked, base, file, sha512)
             print(f"Installed the release {name} of runsc.")
+        else:
+            print(f"The release {name} of runsc is already installed.")
         use(name)
 
 
@@ -113,21 +114,22 @@ def _install_new(asked: str | None, base: str, file: str | None, sha512: str | N
             wanted = [asked] if asked else [TRIED, LATEST]
             path, source = bucket.fetch(base, wanted, draft.parent, report, digest, names)
         report("Unpacking")
-        unpack(path, draft)
-        if file:
-            path.unlink()
         program = draft / PROGRAM
         try:
+            unpack(path, draft)
+            if file:
+                path.unlink()
             version = find_runsc(str(program)).version
             name = release_name(version)
             if asked and asked != LATEST and asked not in (name, name.rpartition(".")[0]):
                 raise ReleaseError(
-                    f"The release {asked} was asked for, and {source} has {name}.",
+                    f"The release {asked} was asked for, and this is {name}.",
                     "nothing was changed; ask whoever keeps that address.",
                 )
             try_release(program, lambda words: report(f"Trying {name}: {words}"))
-        except RuntimeMissing as error:
-            raise ReleaseError(error.fact, error.hint, error.detail) from error
+        except (ReleaseError, RuntimeMissing) as error:
+            fact = error.fact.replace(str(program), PROGRAM)
+            raise ReleaseError(f"{source}: {fact}", error.hint, error.detail) from error
         publish(draft, name, version, bucket.measure(program), source)
     if not file:
         path.unlink()
@@ -138,14 +140,17 @@ def use(name: str) -> None:
     """Make the snapshots of the kernelspecs for a release, and choose it. Prints what is done.
 
     :raises ReleaseError: when there is no such release
+    :raises RuntimeMissing: when it cannot be run, or the system has none
     """
     from gvisor_kernel.cli.snapshots import build_for_release
     from gvisor_kernel.releases.release_store import choose, find_release
+    from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 
     what = "the system's runsc"
     if name != SYSTEM:
         name = find_release(name).name
         what = f"the release {name} of runsc"
+    find_runsc(name)
     build_for_release(name)
     choose(name)
     print(f"New kernels start with {what}.")
@@ -167,11 +172,23 @@ def run_remove(arguments: argparse.Namespace) -> int:
     """
     from gvisor_kernel.releases.release_store import find_release, remove
     from gvisor_kernel.runtimes.state import records
+    from gvisor_kernel.runtimes.state.listed import find_all
 
     for text in arguments.release:
+        if text == SYSTEM:
+            raise ReleaseError(
+                "The system's runsc was not installed by this command.",
+                "remove it as it was installed, such as by: sudo apt-get remove runsc.",
+            )
         release = find_release(text)
+        start = f"{os.path.realpath(release.program)}\n"
+        own = [it.record for it in find_all() if it.record.program.startswith(start)]
         with records.locked():
-            remove(release)
+            try:
+                remove(release)
+            except ReleaseError as error:
+                lines = [f"{it.container_id} belongs to process {it.owner.pid}" for it in own]
+                raise ReleaseError(error.fact, error.hint, "\n".join(lines)) from error
         print(f"Removed the release {release.name} of runsc.")
     return 0
 
@@ -181,7 +198,8 @@ def run_list(arguments: argparse.Namespace) -> int:
 
     :raises ReleaseError: when somebody else could change a store
     """
-    from gvisor_kernel.cli.output import print_json, print_table
+    from gvisor_kernel.cli.output import print_error, print_json, print_table
+    from gvisor_kernel.releases.release_store import find_chosen
 
     found = list(describe_all())
     if arguments.json:
@@ -191,34 +209,42 @@ def run_list(arguments: argparse.Namespace) -> int:
         print_table(*titles, "FROM", map(make_row, found))
     else:
         print("There is no runsc. Install it: gvisor-kernel runsc install")
+    try:
+        find_chosen()
+    except ReleaseError as error:
+        print_error(error)
     return 0
 
 
 def make_row(one: dict[str, Any]) -> tuple[str, ...]:
     """Return the cells of a release's row in ``list``."""
+    from gvisor_kernel.releases.release_store import SHARED
     from gvisor_kernel.runtimes.runsc.checks import describe_age, find_release_date
 
     today, version = datetime.now(UTC).date(), one["version"]
     released = find_release_date(version, today)
     return (
-        one["name"] if one["installed"] else f"{SYSTEM} ({version.removeprefix('0.0~')})",
+        one["name"] if one["installed"] else f"{SYSTEM} ({version})",
         "yes" if one["chosen"] else "",
         describe_age((today - released).days) if released else "?",
         str(len(one["sandboxes"])),
         str(len(one["snapshots"])),
-        one["from"],
+        f"{one['from']} (root's)" if Path(one["path"]).is_relative_to(SHARED) else one["from"],
     )
 
 
 def describe_all() -> Iterator[dict[str, Any]]:
     """Yield all releases and the system's runsc, as in ``list --json``. ``installed``: in seconds
     since the epoch; null for the system's."""
-    from gvisor_kernel.releases.release_store import find_chosen, find_releases
+    from gvisor_kernel.releases.release_store import Release, find_chosen, find_releases
     from gvisor_kernel.runtimes.runsc.command_line import find_runsc
     from gvisor_kernel.runtimes.state.listed import find_all
     from gvisor_kernel.snapshots.snapshot_store import Store
 
-    chosen, sandboxes, snapshots = find_chosen(), find_all(), Store.open().snapshots()
+    sandboxes, snapshots = find_all(), Store.open().snapshots()
+    chosen: Release | str | None = "unusable"
+    with suppress(ReleaseError):
+        chosen = find_chosen()
     found: list[tuple[Any, ...]] = [
         (it.name, it.version, os.path.realpath(it.program), it.source, it.installed, it == chosen)
         for it in find_releases()
@@ -231,4 +257,5 @@ def describe_all() -> Iterator[dict[str, Any]]:
         users = [it.id for it in sandboxes if it.record.program.startswith(start)]
         made = [it.meta for it in snapshots if it.meta.label.get("program", "").startswith(start)]
         keys = [meta.key for meta in made]
-        yield {**dict(zip(LISTED, one, strict=True)), "sandboxes": users, "snapshots": keys}
+        more = {"version": one[1].removeprefix("0.0~"), "sandboxes": users, "snapshots": keys}
+        yield {**dict(zip(LISTED, one, strict=True)), **more}

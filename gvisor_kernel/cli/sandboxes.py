@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from contextlib import suppress
 
 from gvisor_kernel.bridge.addresses import sweep_bases
 from gvisor_kernel.changes.apply import clear_all
@@ -18,6 +19,7 @@ from gvisor_kernel.config.entry_points import find_names
 from gvisor_kernel.errors import GvisorKernelError, RuntimeMissing
 from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.runtimes import get_runtime
+from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
 from gvisor_kernel.runtimes.state.records import is_orphan, note_kill, read_record
 from gvisor_kernel.runtimes.state.sweep import remove_sandbox
@@ -61,10 +63,12 @@ def find_one(text: str) -> Listed:
     )
 
 
-def make_row(sandbox: Listed) -> tuple[str, ...]:
-    """Return the cells of a sandbox's row in ``list``."""
+def make_row(sandbox: Listed, current: str) -> tuple[str, ...]:
+    """Return the cells of a sandbox's row in ``list``. ``current``: the version of runsc that new
+    kernels get, which is not shown."""
     record, used = sandbox.record, sandbox.memory_used
     shown = "?" if used is None else describe_size(used)
+    release = record.runsc.removeprefix("0.0~")
     given = f", {describe_size(record.given_back)} given back" if record.given_back else ""
     return (
         sandbox.id,
@@ -72,9 +76,7 @@ def make_row(sandbox: Listed) -> tuple[str, ...]:
         _describe_state(sandbox),
         f"{shown} / {describe_size(record.memory_limit)}{given}",
         describe_age(time.time() - record.created),
-        f"{record.folder} (runsc {record.runsc.removeprefix('0.0~')})"
-        if record.runsc
-        else record.folder,
+        record.folder + (f" (runsc {release})" if release not in ("", current) else ""),
     )
 
 
@@ -103,7 +105,11 @@ def run_list(arguments: argparse.Namespace) -> int:
     if not sandboxes:
         print("No sandboxes.")
         return 0
-    print_table(("ID", "NAME", "STATE"), ("MEMORY", "AGE"), "FOLDER", map(make_row, sandboxes))
+    current = ""
+    with suppress(RuntimeMissing):
+        current = find_runsc().version.removeprefix("0.0~")
+    rows = (make_row(sandbox, current) for sandbox in sandboxes)
+    print_table(("ID", "NAME", "STATE"), ("MEMORY", "AGE"), "FOLDER", rows)
     return 0
 
 
@@ -117,7 +123,7 @@ def describe(sandbox: Listed) -> dict[str, object]:
         "kernel_id": record.kernel_id,
         "state": sandbox.state,
         "runtime": record.runtime,
-        "runsc": record.runsc,
+        "runsc": record.runsc.removeprefix("0.0~"),  # no runtime: a key of the JSON
         "node": record.node,
         "paused": sandbox.paused,
         "memory_used": sandbox.memory_used,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gvisor_kernel.kernel.plan import KernelPlan
 
 SHOWN_DIGITS = 12
-LABELS = ("kernel", "python", "mode", "preload", "runsc")
+LABELS = ("kernel", "python", "mode", "preload", "runsc")  # no runtime: keys of a label
 
 REASONS = {
     "runtime": "its runsc was replaced or removed",
@@ -310,6 +310,9 @@ def build_missing(kernel_name: str, runsc: str = "") -> None:
             plan = replace(plan, spec=replace(plan.spec, runsc=runsc))
         if not may_prepare(plan) or has_snapshot(plan):
             return
+        if runsc and not sys.stderr.isatty():
+            words = f"making the snapshot for {runsc}; this takes up to a minute"
+            print(printable_name(f"{kernel_name}: {words}"), flush=True)
         with progress() as report:
             report("Making the snapshot", 0.0)
             snapshot = build_snapshot(plan, None, report)

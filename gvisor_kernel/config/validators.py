@@ -46,7 +46,7 @@ PROJECT = "project"
 name is "./project"."""
 
 PROFILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-RUNSC = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+~-]{0,63}|/[^\0-\x1f]{1,4095}")
+RUNSC = re.compile(r"system|(?=[^/]*[0-9])[0-9A-Za-z][0-9A-Za-z._+~-]{0,63}|/[^\0-\x1f]{1,4095}")
 """The name of a release, or an absolute path."""
 
 INSTALLED_SKILLS = "installed"

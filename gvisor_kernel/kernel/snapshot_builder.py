@@ -207,7 +207,7 @@ def _make_once(
                 "python": plan.request.python,
                 "mode": plan.spec.kernel_mode,
                 "preload": ", ".join(() if isinstance(modules, str) else modules),
-                "runsc": runtime.find_version(plan.spec.runsc),
+                "runsc": runtime.find_version(plan.spec.runsc),  # no runtime: a key
                 "program": plan.spec.runsc,
             },
             facts={

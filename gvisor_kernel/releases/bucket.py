@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 FILES = ("gvisor.tar.bz2", PROGRAM)
 DIGEST = re.compile(r"[0-9a-f]{128}")
+SHA512SUM = re.compile(r"^([0-9a-f]{128}) [ *](?:\./)?(.+)", re.MULTILINE)
 MAX_DIGEST = 4096
 """Bytes of a file with a digest."""
 UNPACKED = 3
@@ -95,13 +96,20 @@ def find_digest(text: str) -> tuple[str, Sequence[str]]:
     try:
         if not Path(text).is_file():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        with open(text, "rb") as file:
-            digest, name = _read_digest(file.read(MAX_DIGEST), text)
+        with open(text, encoding="ascii", errors="replace") as file:
+            lines = SHA512SUM.findall(file.read(16 * MAX_DIGEST))
     except OSError as error:
         raise ReleaseError(
             f"{text} is no digest of SHA-512, and no file: {error.strerror}.",
             "give 128 hexadecimal digits, or a file that sha512sum has written.",
         ) from error
+    fitting = [(digest, name) for digest, name in lines if len(lines) == 1 or name in FILES]
+    if len(fitting) != 1:
+        raise ReleaseError(
+            f"The file {text} has {len(fitting) or 'no'} digests of {' or '.join(FILES)}.",
+            "give 128 hexadecimal digits, or a file that sha512sum has written, with one of them.",
+        )
+    digest, name = fitting[0]
     return digest, [name] if name in FILES else FILES
 
 
@@ -178,7 +186,10 @@ def copy(file: Path, folder: Path, sha512: str | None) -> tuple[Path, str]:
         if source.read(1):
             raise ReleaseError(f"{file} has more than {describe_size(MAX_FILE)}.")
     if sha512 is not None and measure(path) != sha512:
-        raise ReleaseError(f"{file} has not the digest that it should have, {sha512[:16]}…")
+        raise ReleaseError(
+            f"{file} has not the digest that it should have, {sha512[:16]}…",
+            f"compare what `sha512sum {file}` prints: it is another file, or was damaged.",
+        )
     return path, str(file.resolve())
 
 
@@ -213,7 +224,7 @@ def _fetch(client: httpx.Client, url: str, path: Path, report: Report) -> None:
     raise ReleaseError(
         f"{url} has not the digest that it should have, {path.name[:16]}…",
         "it was damaged on its way, or is not what it claims to be: try again, and do not use it"
-        " if this comes again. Nothing was kept of it.",
+        " if this comes again. If you gave the digest, look whether it is that of this file.",
     )
 
 
@@ -274,7 +285,11 @@ def _find_first(
                     return call(client, f"{base}/release/{release}/{find_machine()}/{name}")
                 except NotThere as error:
                     missing = error
-    raise missing
+    raise NotThere(
+        f"There is no release {' or '.join(releases)} for {find_machine()} in {base}.",
+        "see https://github.com/google/gvisor/releases for the dates.",
+        missing.fact,
+    ) from missing
 
 
 def _ask(client: httpx.Client, url: str) -> tuple[str, float | None]:

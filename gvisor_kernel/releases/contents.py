@@ -90,7 +90,10 @@ def _write(path: Path, source: Stream) -> None:
     head = source.read(CHUNK)
     machine = int.from_bytes(head[18:20], "little")
     if len(head) < 20 or head[:6] != b"\x7fELF\x02\x01" or head[16] not in (2, 3):
-        raise ReleaseError(f"{path.name} is no program: it begins with {head[:40]!r}.")
+        raise ReleaseError(
+            f"{path.name} is no program: it begins with {head[:40].decode('ascii', 'replace')!r}.",
+            "take a gvisor.tar.bz2, or a runsc, of gVisor's releases.",
+        )
     if machine != MACHINES[find_machine()]:
         names = {number: name for name, number in MACHINES.items()}
         raise ReleaseError(

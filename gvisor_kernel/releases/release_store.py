@@ -41,6 +41,7 @@ from gvisor_kernel.host.private_directories import (
     sweep,
     write_file,
 )
+from gvisor_kernel.releases import DATE
 from gvisor_kernel.releases import SYSTEM as SYSTEM
 from gvisor_kernel.strict_json import JsonError
 from gvisor_kernel.typed_json import read_json, write_json
@@ -49,7 +50,12 @@ from gvisor_kernel.typed_json import read_json, write_json
 
 SHARED = Path("/var/lib/gvisor-kernel/runsc")
 """The store of root."""
-PROGRAM, SIDECARS, FACTS, CHOSEN = "runsc", "gvisor-bin", "release.json", "chosen"
+PROGRAM, SIDECARS, FACTS, CHOSEN = (
+    "runsc",
+    "gvisor-bin",
+    "release.json",
+    "chosen",
+)  # no runtime: the name of the program
 NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+~-]{0,63}")
 RESERVED = {SYSTEM, CHOSEN, "lock", "installing", "partial"}
 MAX_FACTS = 16 * 1024
@@ -111,11 +117,21 @@ def find_release(name: str) -> Release:
         or (it.name.startswith(f"{name}.") and it.name[len(name) + 1 :].isdecimal())
     ]
     if not found:
+        install = f"gvisor-kernel runsc install {name}; or " if DATE.fullmatch(name) else ""
         raise ReleaseError(
             f"The release {name} of runsc is not installed.",
-            f"gvisor-kernel runsc install {name}; or see what is there: gvisor-kernel runsc list.",
+            f"{install}see what is there: gvisor-kernel runsc list.",
         )
     return max(found, key=lambda release: (release.name == name, len(release.name), release.name))
+
+
+def suggest_release(other_than: str = "") -> str:
+    """Return the command that chooses the newest of the other releases, or installs one."""
+    with suppress(ReleaseError):
+        names = {release.name for release in find_releases()} - {other_than}
+        if names:
+            return f"gvisor-kernel runsc use {max(names)}"
+    return "gvisor-kernel runsc install"
 
 
 def find_chosen() -> Release | None:
@@ -141,7 +157,7 @@ def find_chosen() -> Release | None:
                 return _load(place, chosen)
         raise ReleaseError(
             f"The release {chosen} of runsc is chosen, but not installed.",
-            f"gvisor-kernel runsc install {chosen}, or gvisor-kernel runsc use {SYSTEM}.",
+            f"{suggest_release()}; or see what is there: gvisor-kernel runsc list.",
         )
     return None
 
@@ -217,24 +233,26 @@ def remove(release: Release) -> None:
     root = own_store()
     if release.directory.parent != root:
         raise ReleaseError(f"The release {release.name} is in root's store.", "ask root to do it.")
-    if is_running(release):
+    running = find_processes(release)
+    if running:
+        names = ", ".join(f"{pid} (uid {uid})" for pid, uid in running.items())
         raise ReleaseError(
-            f"Sandboxes run with the release {release.name}.",
-            "end them first: gvisor-kernel list shows them.",
+            f"Sandboxes run with the release {release.name}: processes {names}.",
+            "end them first; gvisor-kernel list shows those of the user who runs it.",
         )
     with translated_errors(), locked_directory(root):
         if find_chosen() == release:
             raise ReleaseError(
                 f"New kernels start with the release {release.name}.",
-                f"choose another one first: gvisor-kernel runsc use {SYSTEM}.",
+                f"choose another one first: {suggest_release(release.name)}.",
             )
         mark_for_removal(release.directory)
         sweep(root)
 
 
-def is_running(release: Release) -> bool:
-    """Return whether a process runs a program of a release, of those that this user may see: as
-    root, also other users' sandboxes."""
+def find_processes(release: Release) -> dict[int, int]:
+    """Return the processes that run a program of a release, and the uid of each, of those that this
+    user may see: as root, also other users' sandboxes."""
 
     def find_inode(path: Path) -> tuple[int, int]:
         status = path.stat()
@@ -242,11 +260,12 @@ def is_running(release: Release) -> bool:
 
     # by inode: sandboxes have mount namespaces of their own, where the path may be another
     programs = {find_inode(path) for path in release.directory.rglob("*")}
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if find_inode(process / "exe") in programs:
-                return True
-    return False
+                found[int(process.name)] = process.stat().st_uid
+    return found
 
 
 # -- the stores ------------------------------------------------------------------------------------
@@ -254,7 +273,7 @@ def is_running(release: Release) -> bool:
 
 def own_store() -> Path:
     """Return this user's store, which may not exist: see ``make_store``."""
-    return SHARED if os.geteuid() == 0 else own_data() / "runsc"
+    return SHARED if os.geteuid() == 0 else own_data() / "runsc"  # no runtime: the name of a folder
 
 
 def make_store() -> Path:

@@ -149,6 +149,7 @@ def test_who_says_no_gets_the_kernelspec_and_the_command(keys: str, machine: Mac
             person.expect("[Y/n] ")
             person.type(rest)
         assert person.wait() == 0
+    assert ("Please answer y or n." in person.text) == bool(rest)
     assert len(QUESTION.findall(person.text)) == (2 if rest else 1)
     assert f"But no kernel can start yet. {MISSING}" in person.text
     assert machine.has_kernelspec()

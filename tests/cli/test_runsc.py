@@ -23,11 +23,13 @@ import pytest
 from gvisor_kernel.cli.checks import trial
 from gvisor_kernel.cli.checks.updates import check_updates
 from gvisor_kernel.cli.main import main
+from gvisor_kernel.cli.runsc import make_row
 from gvisor_kernel.errors import ReleaseError
 from gvisor_kernel.releases import BASE, LATEST, TRIED
 from gvisor_kernel.releases import bucket as fetching
-from gvisor_kernel.releases.contents import unpack
+from gvisor_kernel.releases.contents import find_machine, unpack
 from gvisor_kernel.releases.release_store import (
+    SHARED,
     choose,
     find_chosen,
     find_releases,
@@ -35,6 +37,7 @@ from gvisor_kernel.releases.release_store import (
     publish,
     write,
 )
+from gvisor_kernel.runtimes.runsc import command_line
 from gvisor_kernel.runtimes.state.listed import find_all
 from gvisor_kernel.shown_text import describe_size
 
@@ -174,7 +177,9 @@ def test_a_release_is_installed_tried_chosen_and_removed(
         assert listed[1]["installed"] is None
         assert main(["runsc", "use", "system"]) == 0
         assert "New kernels start with the system's runsc." in capsys.readouterr().out
-        assert "Sandboxes run with" in fail(capsys, "remove", NEW)
+        said = fail(capsys, "remove", NEW)
+        assert "Sandboxes run with" in said
+        assert f"{ours[0]} belongs to process {os.getpid()}" in said
     assert main(["runsc", "list"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows[0][:2] == ["RELEASE", "CHOSEN"]
@@ -194,10 +199,52 @@ def test_what_is_installed_is_not_fetched_again(bucket: Bucket, capsys: Captured
         (draft / "runsc").write_bytes(system_program())
         publish(draft, f"{OLD}.0", f"{OLD}.0", "ab", "a test")
     assert main(["runsc", "install", OLD]) == 0
+    assert "is already installed." in capsys.readouterr().out
     assert bucket.seen == []
     chosen = find_chosen()
     assert chosen is not None
     assert chosen.name == f"{OLD}.0"
+
+
+@inside
+def test_what_is_gone_is_told_below_the_list(bucket: Bucket, capsys: Captured) -> None:
+    for name in (OLD, NEW):
+        with write() as draft:
+            (draft / "runsc").write_bytes(system_program())
+            publish(draft, f"{name}.0", f"{name}.0", "ab", "a test")
+    choose(NEW)
+    shutil.rmtree(own_store() / f"{NEW}.0")
+    assert main(["runsc", "list"]) == 0
+    said = capsys.readouterr()
+    assert f"{OLD}.0" in said.out
+    assert f"The release {NEW}.0 of runsc is chosen, but not installed." in said.err
+    assert f"gvisor-kernel runsc use {OLD}.0" in said.err
+
+
+@pytest.mark.parametrize(("store", "said"), [(SHARED, "a mirror (root's)"), ("/x", "a mirror")])
+def test_roots_release_is_marked(store: Path | str, said: str) -> None:
+    one = {"name": OLD, "version": OLD, "installed": 1.0, "chosen": False, "from": "a mirror"}
+    one |= {"path": f"{store}/{OLD}/runsc", "sandboxes": [], "snapshots": []}
+    assert make_row(one)[-1] == said
+
+
+@inside
+def test_the_systems_runsc_is_no_release(
+    bucket: Bucket, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["runsc", "remove", "system"]) == 1
+    assert "apt-get remove runsc" in capsys.readouterr().err
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(command_line, "EXTRA_PATH", "/nonexistent")
+    assert main(["runsc", "use", "system"]) == 1
+    said = capsys.readouterr().err
+    assert "is not installed" in said
+    assert "gvisor-kernel runsc install" in said
+    with write() as draft:
+        (draft / "runsc").write_bytes(system_program())
+        publish(draft, f"{OLD}.0", f"{OLD}.0", "ab", "a test")
+    assert f"run `gvisor-kernel runsc use {OLD}.0`. If the setting" in fail(capsys, "use", "system")
+    assert find_chosen() is None
 
 
 @inside
@@ -207,7 +254,8 @@ def test_a_file_is_installed_whatever_the_umask(
     file = tmp_path / "gvisor.tar.bz2"
     file.write_bytes(newer_archive())
     digests = tmp_path / "digests"
-    digests.write_text(f"{hashlib.sha512(newer_archive()).hexdigest()}  gvisor.tar.bz2\n")
+    digest = hashlib.sha512(newer_archive()).hexdigest()
+    digests.write_text(f"{'0' * 128}  runsc.txt\n{digest}  ./gvisor.tar.bz2\n")
     umask = os.umask(0o077)
     try:
         assert main(["runsc", "install", "--file", str(file), "--sha512", str(digests)]) == 0
@@ -224,10 +272,15 @@ def test_a_wrong_file_changes_nothing(bucket: Bucket, capsys: Captured, tmp_path
     file = tmp_path / "file"
     file.write_bytes(b"<!DOCTYPE html>")
     install = ("install", "--file", str(file))
-    assert "runsc is no program: it begins with b'<!DOCTYPE" in fail(capsys, *install)
+    assert f"{file}: runsc is no program: it begins with '<!DOCTYPE" in fail(capsys, *install)
     assert "has not the digest" in fail(capsys, *install, "--sha512", "0" * 128)
     assert "is no digest of SHA-512" in fail(capsys, *install, "--sha512", "0" * 127)
-    assert "should be a digest" in fail(capsys, *install, "--sha512", str(file))
+    said = fail(capsys, *install, "--sha512", str(file))
+    assert f"The file {file} has no digests of gvisor.tar.bz2 or runsc." in said
+    assert "proxy" not in said
+    (tmp_path / "true").write_bytes(Path("/bin/true").read_bytes())
+    said = fail(capsys, "install", "--file", str(tmp_path / "true"))
+    assert f"{tmp_path / 'true'}: runsc does not print its version." in said
     for path in (str(tmp_path / "x"), "/dev/zero", str(tmp_path)):
         assert f"{path} is no file of up to" in fail(capsys, "install", "--file", path)
     assert kept() == []
@@ -249,8 +302,8 @@ def test_another_release_than_the_one_asked_for_is_refused(
 ) -> None:
     bucket.put("20990101", "runsc", system_program())
     said = fail(capsys, "install", "20990101")
-    assert f"The release 20990101 was asked for, and {BASE}/" in said
-    assert f"has {OLD}.0." in said
+    assert f"{BASE}/release/20990101/" in said
+    assert f"The release 20990101 was asked for, and this is {OLD}.0." in said
     assert "'1; rm' is no release" in fail(capsys, "install", "1; rm")
 
 
@@ -284,7 +337,8 @@ def test_a_bucket_that_fails_changes_nothing(bucket: Bucket, capsys: Captured, w
     path = bucket.path(NEW, "gvisor.tar.bz2")
     if what == "nothing":
         del bucket.files[path]
-        assert "There is no https://" in fail(capsys, "install", NEW)
+        said = fail(capsys, "install", NEW)
+        assert f"There is no release {NEW} for {find_machine()} in {BASE}." in said
     elif what == "a wrong digest":
         bucket.files[path].body += b"x"
         assert "has not the digest" in fail(capsys, "install", NEW)

@@ -24,6 +24,7 @@ from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.log_files import EVENTS, INSIDE, STDERR
 from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.host.processes import ProcessId, identify, is_alive
+from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 from gvisor_kernel.runtimes.state.records import (
     RECORD,
     Machine,
@@ -85,6 +86,23 @@ def test_record_of_an_older_release_is_read(state: Path) -> None:
         del content[name]
     path.write_text(json.dumps(content))
     assert read_record(path.parent) == record
+
+
+def test_another_release_than_that_of_new_kernels_is_shown(state: Path, capsys: Captured) -> None:
+    """Beside the folder, which has little room; the other one is in the document alone."""
+    current = find_runsc().version
+    make_record("usual", runsc=current)
+    make_record("other", runsc="0.0~19990101.0")
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(line.rstrip().split("  ")[-1].strip() for line in lines[1:]) == [
+        "/some/folder",
+        "/some/folder (runsc 19990101.0)",
+    ]
+    assert {one["runsc"] for one in listed(capsys)} == {
+        current.removeprefix("0.0~"),
+        "19990101.0",
+    }
 
 
 def listed(capsys: Captured) -> list[dict[str, object]]:

@@ -113,7 +113,7 @@ WRONG: list[tuple[str, object]] = [
     *(("runtime", value) for value in ("docker-in-docker", "", None, ["runsc"])),
     *(("image", value) for value in ("", "Ubuntu", "a/b", "..", "a" * 65, "a\n", 3)),
     *(("runsc", value) for value in ("runsc latest", "../runsc", "a/b", "-x", "/", "/a\nb", None)),
-    *(("runsc", value) for value in (True, [], "x" * 65, "/\0", "/x" * 2100)),
+    *(("runsc", value) for value in (True, [], "latest", "nonsense", "x" * 65, "/\0", "/x" * 2100)),
     *(("restart", value) for value in ("always", None)),
     *(("apply", value) for value in ("all", "new_files", True, None)),
     *(("transport", value) for value in ("inproc", 4)),

@@ -43,7 +43,7 @@ GOOD = ELF + OWN + bytes(100)
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (b"<!DOCTYPE html><title>No</title>", "runsc is no program: it begins with b'<!DOCTYPE"),
+        (b"<!DOCTYPE html><title>No</title>", "runsc is no program: it begins with '<!DOCTYPE"),
         (b"", "runsc is no program"),
         (b"#!/bin/sh\nexit 0\n", "runsc is no program"),
         (ELF[:17], "runsc is no program"),

@@ -156,14 +156,14 @@ def test_running_kernel_keeps_its_release_over_a_switch(
             assert record_of(manager).program == first.program
         with running_kernel(settings=settings) as (other, _):
             assert record_of(other).runsc == new.version
-            assert all(map(release_store.is_running, releases))
+            assert all(map(release_store.find_processes, releases))
         listed = subprocess.run(
             [sys.executable, "-m", "gvisor_kernel", "list"], capture_output=True, text=True
         )
         assert f"(runsc {old.name})" in listed.stdout
         with pytest.raises(ReleaseError, match=f"run with the release {old.name}"):
             release_store.remove(old)
-    assert not release_store.is_running(old)
+    assert not release_store.find_processes(old)
     release_store.remove(old)
     with pytest.raises(ReleaseError, match=f"start with the release {new.name}"):
         release_store.remove(new)

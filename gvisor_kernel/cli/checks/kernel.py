@@ -25,7 +25,6 @@ from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.checks import Check, failed, ok, warning
 from gvisor_kernel.runtimes.hints import ASK_DOCTOR
-from gvisor_kernel.runtimes.runsc.checks import INSTALL_RUNSC
 from gvisor_kernel.runtimes.state.records import read_record
 
 CELL = "__import__('os').uname().release"
@@ -53,7 +52,12 @@ def check_kernel(runsc: str = "") -> list[Check]:
         release = call_within(KERNEL_SECONDS, partial(_start, kernel, _make_plan(runsc)))
         seconds = time.monotonic() - started
         if release == platform.release():
-            return [failed("a cell ran on the host's kernel, not on gVisor's", INSTALL_RUNSC)]
+            return [
+                failed(
+                    "a cell ran on the host's kernel, not on gVisor's",
+                    "gvisor-kernel runsc install",
+                )
+            ]
         fact = (
             f"a kernel started and ran a cell within {seconds:.1f} s,"
             f" on gVisor's Linux {release[:100]}"

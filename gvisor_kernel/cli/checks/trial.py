@@ -23,7 +23,7 @@ def try_release(program: Path, tell: Callable[[str], None] = lambda words: None)
     """
     choice, results = str(program), list[Check]()
     for name, words, seconds, function in (
-        ("runsc", "reading its version and flags", 20, partial(check_runsc, choice)),
+        ("program", "reading its version and flags", 20, partial(check_runsc, choice)),
         ("platform", "starting a sandbox", 20, partial(check_platform, choice)),
         ("kernel", "running a cell in a kernel", 60, partial(check_kernel, choice)),
     ):

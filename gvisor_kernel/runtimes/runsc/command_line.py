@@ -24,7 +24,13 @@ from gvisor_kernel.host import commands
 from gvisor_kernel.host.cgroups import Cgroup
 from gvisor_kernel.host.locks import ThreadLock
 from gvisor_kernel.host.private_directories import read_file, state_root, write_file
-from gvisor_kernel.releases.release_store import PROGRAM, SYSTEM, find_chosen, find_release
+from gvisor_kernel.releases.release_store import (
+    PROGRAM,
+    SYSTEM,
+    find_chosen,
+    find_release,
+    suggest_release,
+)
 from gvisor_kernel.runtimes.runsc.kept_programs import (
     check_unwritten,
     describe_files,
@@ -161,7 +167,11 @@ def _find_path(choice: str) -> str:
             return str(chosen.program)
     path = shutil.which("runsc", path=os.environ.get("PATH", os.defpath) + ":" + EXTRA_PATH)
     if path is None:
-        raise RuntimeMissing("The program runsc (gVisor) is not installed.", INSTALL)
+        suggested = suggest_release()
+        hint = INSTALL if suggested in INSTALL else f"run `{suggested}`."
+        if choice == SYSTEM:
+            hint += " If the setting runsc is system, name an installed release, or remove it."
+        raise RuntimeMissing("The program runsc (gVisor) is not installed.", hint)
     return path
 
 
