@@ -16,10 +16,10 @@ from gvisor_kernel.changes.control import Done, Question, ask
 from gvisor_kernel.cli.arguments import add_id, add_json
 from gvisor_kernel.cli.output import describe_age, make_console, print_json, print_table
 from gvisor_kernel.config.entry_points import find_names
+from gvisor_kernel.config.settings import DEFAULT_RUNTIME
 from gvisor_kernel.errors import GvisorKernelError, RuntimeMissing
 from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.runtimes import get_runtime
-from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
 from gvisor_kernel.runtimes.state.records import is_orphan, note_kill, read_record
 from gvisor_kernel.runtimes.state.sweep import remove_sandbox
@@ -107,7 +107,7 @@ def run_list(arguments: argparse.Namespace) -> int:
         return 0
     current = ""
     with suppress(RuntimeMissing):
-        current = find_runsc().version.removeprefix("0.0~")
+        current = get_runtime(DEFAULT_RUNTIME).find_version().removeprefix("0.0~")
     rows = (make_row(sandbox, current) for sandbox in sandboxes)
     print_table(("ID", "NAME", "STATE"), ("MEMORY", "AGE"), "FOLDER", rows)
     return 0

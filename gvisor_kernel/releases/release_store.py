@@ -50,12 +50,8 @@ from gvisor_kernel.typed_json import read_json, write_json
 
 SHARED = Path("/var/lib/gvisor-kernel/runsc")
 """The store of root."""
-PROGRAM, SIDECARS, FACTS, CHOSEN = (
-    "runsc",
-    "gvisor-bin",
-    "release.json",
-    "chosen",
-)  # no runtime: the name of the program
+PROGRAM = "runsc"  # no runtime: the name of the program
+SIDECARS, FACTS, CHOSEN = "gvisor-bin", "release.json", "chosen"
 NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+~-]{0,63}")
 RESERVED = {SYSTEM, CHOSEN, "lock", "installing", "partial"}
 MAX_FACTS = 16 * 1024
