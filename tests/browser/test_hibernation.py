@@ -15,7 +15,11 @@ from .lab import EXPOSED, LabPage
 from .looking import POPUP, STATUS, button, press, serious_violations, wait_for_text
 from .test_changes import notebook
 
-OPTIONS = (*EXPOSED, "--GVisorServer.warm=False", "--KernelRestarter.time_to_dead=0.3")
+OPTIONS = (
+    *EXPOSED,
+    *("--GVisorServer.warm=False", "--KernelRestarter.time_to_dead=0.3"),
+    "--GVisorServer.hibernate_on_shutdown=True",
+)
 PATH = "asleep/run.ipynb"
 
 pytestmark = IN_SANDBOXES
