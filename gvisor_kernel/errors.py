@@ -86,6 +86,10 @@ class SandboxError(GvisorKernelError):
     """A sandbox could not be started or used, or ended unexpectedly."""
 
 
+class NotIdle(SandboxError):
+    """The kernel has something to do, so it cannot be saved now."""
+
+
 class RuntimeMissing(SandboxError):
     """The program that makes sandboxes is missing or unusable."""
 

@@ -79,6 +79,9 @@ ONE_FOR_EACH: dict[str, tuple[str, ...]] = {
         "nothing_was_changed",
     ),
     "mcp/test_hostile.py": ("a_client_that_leaves_in_the_middle_leaves_nothing",),
+    # A sandbox that is saved, and goes on.
+    "api/test_hibernation.py": ("all_goes_on_as_it_was",),
+    "jupyter/test_taken_over.py": ("a_kernel_outlives_its_server[die busy]",),
     # A store of releases of one's own.
     "releases/test_switch.py": (
         "running_kernel_keeps_its_release_over_a_switch[sandbox]",

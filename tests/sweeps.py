@@ -19,6 +19,14 @@ LONG: dict[str, tuple[str, ...]] = {
         "a_pool_goes_on_after_any_failed_start",
         "a_take_that_is_cancelled_loses_no_sandbox",
     ),
+    "api/test_hibernation.py": (
+        "random_numbers_go_on_and_outputs_and_uploads_stay",
+        "files_and_commands_wake_the_kernel",
+        "a_kernel_that_works_is_not_saved",
+        "a_relayed_kernel_goes_on",
+        "the_end_removes_what_was_saved",
+        "a_sandbox_killed_while_it_is_saved_is_a_death",
+    ),
     "api/test_life.py": (
         "a_program_that_ends_leaves_nothing[fork",
         "a_program_that_ends_leaves_nothing[leave_pool",
@@ -115,6 +123,11 @@ LONG: dict[str, tuple[str, ...]] = {
         "stopped_kernel_can_be_interrupted_and_shut_down[shutdown now",
     ),
     "images/test_bounds.py": ("each_of_many_opaque_folders_is_walked_once",),
+    "jupyter/test_taken_over.py": (
+        "a_kernel_outlives_its_server[die asleep",
+        "a_kernel_outlives_its_server[die idle",
+        "a_kernel_outlives_its_server[die now",
+    ),
     "jupyter/test_debugger.py": ("debug_info_and_variables_work_without_stop[restored",),
     "jupyter/test_default.py": ("kernels_of_running_servers_without_a_sandbox_are_named",),
     "jupyter/test_forks.py": ("notebooks_run_in_forked_workers",),

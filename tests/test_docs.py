@@ -64,6 +64,8 @@ def test_the_table_has_every_setting() -> None:
         "c.GVisorServer.warm",
         "c.GVisorServer.shared_storage",
         "c.GVisorServer.closed",
+        "c.GVisorServer.hibernate_on_shutdown",
+        "c.GVisorServer.cull_hibernates",
         "c.GVisorEgress.routes",
     }
 

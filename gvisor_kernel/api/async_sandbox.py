@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import math
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
@@ -18,7 +17,7 @@ from typing import Any, ClassVar, Self
 from uuid import uuid4
 
 from gvisor_kernel.api.collector import MAX_OUTPUT, MAX_RICH, Collector, Event, Output
-from gvisor_kernel.api.execution import Execution, ExecutionError, Printed, Result
+from gvisor_kernel.api.execution import Execution, ExecutionError, Printed, Result, choose_seconds
 from gvisor_kernel.api.files import AsyncFiles, list_outputs
 from gvisor_kernel.api.manager import describe_folder, describe_uploads, make_manager
 from gvisor_kernel.api.runner import Emit, KernelEnded, Runner
@@ -34,7 +33,6 @@ from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
 from gvisor_kernel.kernel.session import SandboxedKernel
 
-MAX_SECONDS = 1e9
 KEPT_OUTPUTS = 8
 """Runs whose whole output can still be read."""
 
@@ -290,7 +288,7 @@ class AsyncSandbox:
             raise ValueError(
                 "The code has characters that UTF-8 does not have (lone surrogates)."
             ) from None
-        seconds = self.choose_timeout(timeout)
+        seconds = choose_seconds(timeout, self.timeout)
         self._check_alive()
         assert self._runner is not None
 
@@ -298,21 +296,6 @@ class AsyncSandbox:
             return self.collect(request, *limits)
 
         return await self._runner.run(code, seconds, emit, collect)
-
-    def choose_timeout(self, timeout: float | None) -> float | None:
-        """Return the seconds of a run: ``timeout``, or the sandbox's own.
-
-        :raises ValueError: they are not more than 0
-        """
-        seconds = self.timeout if timeout is None else timeout
-        if seconds is None or seconds == math.inf:
-            return None
-        if not isinstance(seconds, (int, float)) or not 0 < seconds < MAX_SECONDS:
-            raise ValueError(
-                f"A timeout is a number of seconds, more than 0 seconds, or None for no limit;"
-                f" not {seconds!r}."
-            )
-        return float(seconds)
 
     def collect(
         self, name: str, max_output: int | None = None, max_rich: int | None = None
@@ -385,7 +368,7 @@ class AsyncSandbox:
 
         :raises SandboxError: the kernel does not run
         """
-        seconds = self.choose_timeout(timeout)
+        seconds = choose_seconds(timeout, self.timeout)
         call = await self.open_call({"do": "run", "command": command})
         collector = self.collect(uuid4().hex, max_output)
         return await run_shell(call, collector, seconds, self.find_end, on_output)
@@ -483,6 +466,19 @@ class AsyncSandbox:
             # no timeout: a start, which start_timeout bounds
             await asyncio.wait({restarting})  # half a restart would be no kernel
             raise
+
+    async def hibernate(self) -> None:
+        """Save the kernel on the disk with all that it has, and free its memory. The next use of
+        the sandbox lets it go on as it was, and takes about as long as a start.
+
+        :raises NotIdle: when code of the kernel runs that nobody waits for
+        :raises SandboxError: when it cannot be saved; it goes on
+        """
+        self._check_alive()
+        assert self._runner is not None
+        assert self._kernel is not None
+        async with self._runner.turn:
+            await self._kernel.hibernation.hibernate()
 
     async def _restart(self, runner: Runner) -> None:
         await runner.end_run()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ _ANSI = re.compile(
 )
 """Each branch begins with a character that its rest excludes, so that a search is linear. The last
 one leaves no beginning of a sequence: what is left of two nested ones could be one again."""
+MAX_SECONDS = 1e9
 _SHOWN = ("text/plain", "text/latex", "image/png", "image/jpeg", "image/gif")
 
 
@@ -290,3 +292,19 @@ class Printed:
 
     stream: str
     text: str
+
+
+def choose_seconds(timeout: float | None, default: float | None) -> float | None:
+    """Return the seconds of a run: ``timeout``, or ``default``; None for no limit.
+
+    :raises ValueError: they are not more than 0
+    """
+    seconds = default if timeout is None else timeout
+    if seconds is None or seconds == math.inf:
+        return None
+    if not isinstance(seconds, (int, float)) or not 0 < seconds < MAX_SECONDS:
+        raise ValueError(
+            f"A timeout is a number of seconds, more than 0 seconds, or None for no limit;"
+            f" not {seconds!r}."
+        )
+    return float(seconds)

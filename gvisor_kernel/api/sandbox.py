@@ -211,6 +211,7 @@ class Sandbox(_Blocking[AsyncSandbox]):
     apply = _blocking(AsyncSandbox.apply)
     interrupt = _blocking(AsyncSandbox.interrupt)
     restart = _blocking(AsyncSandbox.restart)
+    hibernate = _blocking(AsyncSandbox.hibernate)
 
     @staticmethod
     def undo(undo: str | None = None) -> Undone:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import zmq
 
@@ -30,7 +31,8 @@ class SnapshotRun:
     ``run`` is the run in which it was taken, and ``key`` signed that kernel's messages inside the
     sandbox. A restored kernel runs ``code`` before any message of a client; a kernel that adopted
     a new key by itself runs it only with ``always``. ``told`` means that the kernel still has to
-    receive environment variables, which is impossible behind the relay.
+    receive environment variables, which is impossible behind the relay. ``known``: of
+    ``MemoryAnswers.dump``, of a kernel that was saved.
     """
 
     run: int
@@ -38,6 +40,7 @@ class SnapshotRun:
     code: str = ""
     always: bool = False
     told: bool = False
+    known: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"SnapshotRun(run={self.run}, key=…)"

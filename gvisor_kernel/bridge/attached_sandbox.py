@@ -59,6 +59,8 @@ class AttachedSandbox:
         self._on_end = on_end
         self.before_removal: Callable[[LinkedSandbox], Awaitable[None]] | None = None
         """Awaited when a sandbox has ended, before its files are removed. Bounded, never raises."""
+        self.on_sleep: Callable[[bool], None] = lambda stopped: None
+        """Called when an idle sandbox was stopped, or resumed."""
         self._loop = asyncio.get_running_loop()
         self._awaited: dict[type, asyncio.Future[Any]] = {}
         """The answers of the guest that are awaited, by their class."""
@@ -136,6 +138,7 @@ class AttachedSandbox:
             self.memory.stop()
             if not stopped:
                 self.memory.start()
+        self.on_sleep(stopped)
 
     async def end_if_memory_stays(self) -> None:
         """End a sandbox whose files nearly fill its memory: they would kill the next kernel."""

@@ -10,7 +10,7 @@ import shlex
 import signal
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from gvisor_kernel.bridge.addresses import KernelIdentity
@@ -128,20 +128,32 @@ def describe_status(status: int) -> str:
     return f"by signal {-status}"
 
 
-def make_death_messages(reason: str, parent: Part) -> list[WireMessage]:
+def make_death_messages(reason: str, parent: Part, name: str = "KernelDied") -> list[WireMessage]:
     """Return the messages that end a cell whose kernel died: an error, then idle.
 
     ``reason``: why, as sentences. ``parent`` is the raw header of the cell's request.
     """
     content = {
-        "ename": "KernelDied",
+        "ename": name,
         "evalue": reason,
-        "traceback": [f"\x1b[0;31mKernelDied\x1b[0m: {reason}"],
+        "traceback": [f"\x1b[0;31m{name}\x1b[0m: {reason}"],
     }
     idle = {"execution_state": "idle"}
     return [
         new_message("error", content, parent, b"error"),
         new_message("status", idle, parent, b"status"),
+    ]
+
+
+def make_refusal(reason: str, request: WireMessage) -> list[WireMessage]:
+    """Return the messages that answer ``request`` by an error: what is shown, then the reply."""
+    content = {"status": "error", "ename": "NotResumed", "evalue": reason, "traceback": []}
+    kind = request.kind.replace("_request", "_reply")
+    reply = new_message(kind, {**content, "execution_count": 0}, request.header, b"")
+    shown = make_death_messages(reason, request.header, "NotResumed")
+    return [
+        *(shown if request.kind == "execute_request" else []),
+        replace(reply, identities=request.identities),
     ]
 
 

@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -21,8 +22,9 @@ import zmq
 
 from gvisor_kernel.bridge.addresses import Address, KernelIdentity
 from gvisor_kernel.bridge.clients import ClientSockets, OnSent
-from gvisor_kernel.bridge.deaths import make_death_messages, make_note
+from gvisor_kernel.bridge.deaths import make_death_messages, make_note, make_refusal
 from gvisor_kernel.bridge.doors import NOTHING, AllowedEffects, guard, read_request
+from gvisor_kernel.bridge.memory_answers import MemoryAnswers
 from gvisor_kernel.bridge.queues import ClientMessage, Lane, RenewalRequest, WaitingMessages
 from gvisor_kernel.bridge.records import Records
 from gvisor_kernel.bridge.replies import Replies
@@ -71,6 +73,12 @@ class Exchange:
         self._has_failed = False
         self.restoring = False
         """The kernel is being restored: its key is not known yet, and it gets no messages."""
+        self.held = False
+        """The kernel is being saved, or is asleep: messages of clients wait."""
+        self.on_held: Callable[[], None] = lambda: None
+        """Called for each message that waits while ``held``."""
+        self.known = MemoryAnswers()
+        """What the kernel has told of itself."""
         self.renewal: RenewalRequest | None = None
         """Code that a restored kernel runs before it gets messages of clients."""
         self._client_signer = Signer(identity.key, identity.signature_scheme)
@@ -119,7 +127,7 @@ class Exchange:
     def running(self) -> bool:
         """Return whether the kernel takes messages."""
         link = self.link
-        if link is None or link.ended or self.restoring:
+        if link is None or link.ended or self.restoring or self.held:
             return False
         return link.connection.state is State.RUNNING
 
@@ -153,6 +161,12 @@ class Exchange:
         """Send the kernel the messages that came before it could take any."""
         for channel, message in self._waiting.take():
             self._to_kernel(channel, message)
+
+    @property
+    def settled(self) -> bool:
+        """Return whether no message of a client or of the kernel is under way in this process."""
+        lanes = (*self._check_lanes.values(), *self._sign_lanes.values())
+        return all(lane.empty for lane in lanes) and self._waiting.empty and not self._has_unchecked
 
     def resume_reading(self) -> None:
         """Read clients' sockets again, as there is room for messages."""
@@ -194,6 +208,28 @@ class Exchange:
         self._unanswered.clear()
         self._waiting.drop_executions()
         self._replies.release()
+        self.known.forget()
+
+    def refuse_waiting(self, reason: str) -> None:
+        """Answer the requests that wait by an error with ``reason``."""
+        for channel, message in self._waiting.take():
+            if isinstance(message, list):
+                continue
+            with suppress(WireError):
+                self._pending.pop(message.id, None)
+                self._unanswered.pop(message.id, None)
+                for shown in make_refusal(reason, message):
+                    if shown.identities == message.identities:
+                        self._reply(channel, shown)
+                    else:
+                        self._publish(shown)
+
+    def _reply(self, channel: Channel, message: WireMessage) -> None:
+        self._output_lanes[channel].put(
+            message.size,
+            partial(self._client_signer.sign, message),
+            partial(self._clients.send, channel),
+        )
 
     async def drain(self, seconds: float, *, clients: bool = True) -> None:
         """Wait up to ``seconds`` until all from the kernel is checked, and sent if ``clients``."""
@@ -231,7 +267,7 @@ class Exchange:
     def _from_client(self, channel: Channel, parts: list[Part]) -> None:
         """Check a client's message, then pass it on or keep it for the kernel that is starting."""
         if channel is Channel.HB:
-            if self.link is not None and self.link.answers_heartbeats:
+            if self.held or (self.link is not None and self.link.answers_heartbeats):
                 self._clients.send(channel, parts)  # a stopped sandbox was alive when it stopped
             else:
                 self._to_kernel(channel, parts)
@@ -247,8 +283,15 @@ class Exchange:
             if isinstance(message, WireError):
                 raise message
             kind, message_id = message.kind, message.id
+            self.known.note(message)
         except WireError as error:
             self._log_drop("a client's", channel, error)
+            return
+        known = self.known.find(message) if self.held else None
+        if known is not None:
+            self._reply(channel, known[0])
+            for status in known[1:]:
+                self._publish(status)
             return
         if kind in ("execute_request", "complete_request"):
             _remember(self._asked, message_id, read_request(message))
@@ -267,6 +310,8 @@ class Exchange:
     def _to_kernel(self, channel: Channel, message: ClientMessage) -> None:
         if not self.running:
             self._waiting.add(channel, message)
+            if self.held:
+                self.on_held()
             return
         self.has_sent = True
         if isinstance(message, list):
@@ -291,6 +336,8 @@ class Exchange:
         """Welcome a topic's first subscriber (JEP 65): from now on it misses no output."""
         content = {"subscription": topic.decode("utf-8", "replace")}
         self._publish(new_message("iopub_welcome", content, b"{}", topic))
+        if self.held:  # a server that begins takes a kernel for starting until it hears of it
+            self._publish(new_message("status", {"execution_state": "idle"}, b"{}", b"status"))
 
     def _publish(self, message: WireMessage) -> None:
         self._output_lanes[Channel.IOPUB].put(
@@ -360,6 +407,7 @@ class Exchange:
             if message.kind == "execute_reply" and not asked.silent:  # ``guard`` has built it
                 self._has_failed = bytes(message.content[:15]) != b'{"status": "ok"'
             self._unanswered.pop(message.parent_id, None)
+        self.known.note(message)
         self._records.record_answer(channel, message)
 
     def _log_drop(self, whose: str, channel: Channel, error: Exception) -> None:

@@ -20,6 +20,7 @@ from gvisor_kernel.bridge.addresses import Address, KernelIdentity, SnapshotRun
 from gvisor_kernel.bridge.attached_sandbox import AttachedSandbox
 from gvisor_kernel.bridge.deaths import Death
 from gvisor_kernel.bridge.exchange import Exchange
+from gvisor_kernel.bridge.hibernation import ENDED_STATUS, Hibernation
 from gvisor_kernel.bridge.last_look import LastLook
 from gvisor_kernel.bridge.limits import KILL_GRACE_SECONDS, MemoryWatch, Sharing
 from gvisor_kernel.bridge.link_streams import OpenEgress
@@ -51,8 +52,6 @@ RESTART_SECONDS = 60.0
 KILL_SECONDS = 6.0
 """Seconds that PID 1 has to report the end of a killed kernel, including its last messages. After
 that the sandbox is ended, and the files in it are lost."""
-ENDED_STATUS = -9
-"""The exit status of a kernel whose sandbox ended without reporting one."""
 
 
 class KernelBridge:
@@ -93,6 +92,7 @@ class KernelBridge:
         """The kernel that starts, runs or has ended."""
         self.service = ServiceCalls(self._send_service, self._find_queued)
         """Files and commands in the sandbox, while a kernel runs."""
+        self.hibernation = Hibernation(self._exchange, self._attached, self.run, self.service)
         self.last_look = LastLook(self.run, self.service.release)
         self.service.on_left = self.last_look.begin
         self._finishing: asyncio.Task[None] | None = None
@@ -121,8 +121,18 @@ class KernelBridge:
 
     @property
     def alive(self) -> bool:
-        """Return whether a kernel runs or starts."""
-        return self._link is not None and self.exit_status is None
+        """Return whether a kernel runs or starts, or is asleep."""
+        return self.exit_status is None and (self._link is not None or self.asleep)
+
+    @property
+    def snapshot_run(self) -> SnapshotRun:
+        """The kernel as whoever restores it has to know it."""
+        return SnapshotRun(self.run.number, self._exchange.kernel_key)
+
+    @property
+    def asleep(self) -> bool:
+        """Return whether the kernel is saved on the disk, and has no sandbox. Any thread."""
+        return self.hibernation.asleep
 
     @property
     def sandbox(self) -> LinkedSandbox | None:
@@ -179,11 +189,14 @@ class KernelBridge:
         cwd: str,
         timeout: float,
         egress: OpenEgress | None = None,
+        *,
+        wakes: bool = False,
     ) -> None:
         """Take over ``sandbox``, which was restored from ``snapshot``, with its kernel.
 
         Returns when the kernel has adopted its own key, environment and random seed. Then delivers
-        the messages that clients sent meanwhile. ``egress`` is as in ``start_kernel``.
+        the messages that clients sent meanwhile. ``egress`` is as in ``start_kernel``. ``wakes``:
+        it goes on as it was, with a new key.
 
         :raises LaunchError: when that fails. The caller closes the sandbox.
         """
@@ -192,11 +205,11 @@ class KernelBridge:
         self._exchange.expose()
         key = secrets.token_hex(32)
         variables, seed = tuple(environment.items()), secrets.token_hex(64)
-        resume = Resume(snapshot.run, variables, cwd, key, seed, egress=egress is not None)
+        resume = Resume(snapshot.run, variables, cwd, key, seed, egress is not None, wakes)
         self._exchange.restoring = True
         try:
             answer = await self._attached.resume(resume, timeout, egress)
-            if snapshot.told and not answer.rekeyed:
+            if snapshot.told and not answer.rekeyed and not wakes:
                 raise WireError("it cannot receive the environment variables that it is passed")
             self._exchange.set_kernel_key(key if answer.rekeyed else snapshot.key)
             if snapshot.code and (snapshot.always or not answer.rekeyed):
@@ -206,7 +219,9 @@ class KernelBridge:
         finally:
             self._exchange.renewal = None
             self._exchange.restoring = False
-        self.note("the kernel was restored from a snapshot")
+        origin = "what was saved of it" if wakes else "a snapshot"
+        self.note(f"the kernel was restored from {origin}")
+        self.hibernation.note_awake()
         self._exchange.deliver_waiting()
         assert self._link is not None
         self._link.flush()
@@ -236,7 +251,7 @@ class KernelBridge:
         :raises LaunchError: when the guest does not answer within ``timeout`` seconds, or ends
         """
         await self._attached.quiesce(timeout)
-        return SnapshotRun(self.run.number, self._exchange.kernel_key)
+        return self.snapshot_run
 
     async def start_kernel(
         self,
@@ -292,11 +307,13 @@ class KernelBridge:
         """
         self.run.end_expected = True
         self.run.keep_sandbox = self.run.restarts = restart
+        self.hibernation.end()
         if self._link is not None:
             self._link.suspend_limit(KILL_SECONDS)
 
     async def kill(self) -> None:
         """Kill the kernel, and its sandbox if PID 1 does not report the end in KILL_SECONDS."""
+        self.hibernation.end()
         self.signal(signal.SIGKILL)
         if self._link is not None:
             self._link.suspend_limit(KILL_SECONDS)
@@ -399,7 +416,10 @@ class KernelBridge:
 
     def _on_link_end(self, reason: str) -> None:
         self.note(f"the link ended: {reason}")
-        if self._attached.fail_answers(reason):
+        has_no_kernel = self._attached.fail_answers(reason)
+        if self.asleep:
+            return
+        if has_no_kernel:
             self.run.exit_status = ENDED_STATUS
             self.service.end_run("The sandbox has ended.")
             return

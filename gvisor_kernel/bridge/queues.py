@@ -114,6 +114,11 @@ class WaitingMessages:
         """Return whether a limit is reached. The owner then adds no more."""
         return len(self._messages) >= MAX_MESSAGES or self._size >= MAX_BYTES
 
+    @property
+    def empty(self) -> bool:
+        """Return whether none waits."""
+        return not self._messages
+
     def add(self, channel: Channel, message: ClientMessage) -> None:
         """Add a message for ``channel``, also beyond the limits: see ``full``."""
         self._messages.append((channel, message))

@@ -311,6 +311,19 @@ class SandboxLink:
         self.flush()
         return self._quiesced
 
+    def suspend_timers(self) -> None:
+        """Take no silence for a death, until ``go_on``: the sandbox does not run for a while."""
+        self._liveness.stop()
+
+    def go_on(self) -> None:
+        """Go on after ``quiesce``."""
+        self._quiesced = None
+        self._rest = RestWatch(self._give_back)
+        self._idle = IdleWatch(self._send_idle_query) if self._sleep is not None else None
+        self._liveness.stop()
+        self._liveness.start()
+        self.note_activity()
+
     def _on_pong(self, pong: Pong) -> None:
         if self._quiesced is None:
             self._naps.note_pong()

@@ -187,6 +187,11 @@ class ServiceCalls:
         """True while there may be a process."""
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def is_used(self) -> bool:
+        """Return whether a call is under way."""
+        return bool(self._calls)
+
     # -- for callers -----------------------------------------------------------------------------
 
     def begin(self, content: Mapping[str, object], data: bytes = b"") -> int:

@@ -57,9 +57,10 @@ T = TypeVar("T")
 
 class Question(msgspec.Struct):
     """Ask for the list of changes, or to apply some, each a path and a state. ``under``, ``named``:
-    as for ``KernelChanges.list`` and ``apply``."""
+    as for ``KernelChanges.list`` and ``apply``. Or ask to save the kernel, to let it go on, or to
+    give up one that is saved."""
 
-    do: Literal["list", "apply"]
+    do: Literal["list", "apply", "hibernate", "resume", "forget"]
     diff: bool = False
     under: list[str] = []
     changes: list[tuple[str, str]] = []
@@ -80,6 +81,10 @@ class _Listed(msgspec.Struct):
     whole: set[str] = set()
 
 
+class Done(msgspec.Struct):
+    """Says that what was asked is done."""
+
+
 class ControlSocket:
     """Answers questions about one kernel, beside the bridge's loop, from ``open`` to ``close``."""
 
@@ -96,11 +101,12 @@ class ControlSocket:
 
         :raises OSError: when that fails; the kernel works without
         """
-        sandbox = self._kernel.sandbox
-        if sandbox is None or sandbox.directory == self._directory:
+        sandbox, saved = self._kernel.sandbox, self._kernel.hibernation.saved
+        place = sandbox or saved
+        if place is None or place.directory == self._directory:
             return
         await self.close()
-        await self._bridge.run(self._listen(sandbox.directory))
+        await self._bridge.run(self._listen(place.directory))
 
     async def close(self) -> None:
         """Answer nothing any more. Idempotent."""
@@ -176,6 +182,15 @@ class ControlSocket:
         return answer + b"\n"
 
     async def _do(self, question: Question) -> bytes:
+        hibernation = self._kernel.hibernation
+        acts = {
+            "hibernate": hibernation.hibernate,
+            "resume": hibernation.resume,
+            "forget": hibernation.forget,
+        }
+        if question.do in acts:
+            await acts[question.do]()
+            return encode(Done())
         paths = (path for path, _ in question.changes)
         if not all(map(is_path, (*question.under, *question.named, *paths))):
             raise ChangesError("The paths of the question are malformed.")

@@ -67,6 +67,7 @@ MAX_ERROR = 200
 MEMORY = 1024 * 1024
 """Bytes of a file that wait in memory, and not on disk, before it is written."""
 NO_SANDBOX = "The sandbox has ended, and its changes with it."
+ASLEEP = "The kernel hibernates, and is not woken for this."
 NO_FOLDER = "the kernel was shown no folder of this computer"
 OTHER_CONTENT = "the sandbox answered something else than when it was looked at"
 CHANGED_INSIDE = "the kernel has changed it since it was listed: look again"
@@ -103,12 +104,15 @@ class KernelChanges:
     async def find_unkept(self) -> Left:
         """Return the files that would end with the sandbox now. A cheap look, of half a second.
 
+        A kernel that hibernates is not woken.
+
         :raises ChangesError: when the sandbox does not answer as it should
         :raises SandboxError: when no kernel runs
         """
         sandbox = self._kernel.sandbox
         if sandbox is None:
-            raise ChangesError(NO_SANDBOX)
+            is_saved = self._kernel.hibernation.saved is not None
+            raise ChangesError(ASLEEP if is_saved else NO_SANDBOX)
         question = {
             "do": "changes",
             "limit": MAX_LISTED,
@@ -118,7 +122,7 @@ class KernelChanges:
             "only_written": True,
             "under": [],
         }
-        content, _ = await self._ask(question, SHORT_ANSWER_SECONDS)
+        content, _ = await self._ask(question, SHORT_ANSWER_SECONDS, wakes=False)
         applies_new = self._setting == NEW_FILES
         return await asyncio.to_thread(find_unkept, sandbox, content, applies_new=applies_new)
 
@@ -378,9 +382,9 @@ class KernelChanges:
                 return size, digest.hexdigest()
 
     async def _ask(
-        self, question: Mapping[str, object], seconds: float
+        self, question: Mapping[str, object], seconds: float, *, wakes: bool = True
     ) -> tuple[dict[str, Any], bytes]:
-        call = await self._kernel.open_call(question)
+        call = await self._kernel.open_call(question, wakes=wakes)
         try:
             limit = question.get("limit")
             answering = call.receive_list(limit) if isinstance(limit, int) else call.receive()

@@ -99,6 +99,8 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "storage": Command("storage", "manage what pages from sandboxes keep"),
     },
     "maintenance": {
+        "hibernate": Command("sandboxes", "save a kernel on the disk, and free its memory"),
+        "resume": Command("sandboxes", "let a kernel that hibernates go on"),
         "kill": Command("sandboxes", "kill a sandbox and all processes in it"),
         "sync": Command(
             "sandboxes",

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from gvisor_kernel.bridge.addresses import sweep_bases
 from gvisor_kernel.changes.apply import clear_all
+from gvisor_kernel.changes.control import Done, Question, ask
 from gvisor_kernel.cli.arguments import add_id, add_json
 from gvisor_kernel.cli.output import describe_age, make_console, print_json, print_table
 from gvisor_kernel.config.entry_points import find_names
@@ -20,7 +21,7 @@ from gvisor_kernel.errors import GvisorKernelError, RuntimeMissing
 from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
-from gvisor_kernel.runtimes.state.records import note_kill, read_record
+from gvisor_kernel.runtimes.state.records import is_orphan, note_kill, read_record
 from gvisor_kernel.runtimes.state.sweep import remove_sandbox
 from gvisor_kernel.shown_text import describe_size, printable_name
 
@@ -29,6 +30,7 @@ states:
   starting   the kernel is not ready yet
   running    in use: its kernel is busy, or has a thread or timer
   idle       it uses no CPU until the next message (setting idle_stop)
+  hibernated its kernel is saved on the disk, and goes on at the next request
   spare      prepared in advance for the next start (setting spare)
   ended      its Jupyter process is about to remove it
   copying    ended; its outputs are still being copied out of the Docker engine
@@ -154,6 +156,13 @@ def run_kill(arguments: argparse.Namespace) -> int:
             " container there.",
             "run this command there.",
         )
+    if sandbox.state == "hibernated":
+        if is_orphan(sandbox.record):
+            remove_sandbox(sandbox.directory, sandbox.record)
+        else:
+            ask(sandbox.directory, Question("forget"), Done)
+        print(f"Removed the saved kernel {sandbox.id}")
+        return 0
     note_kill(sandbox.directory)
     # A living owner removes the rest itself, as after a crash of the sandbox.
     if sandbox.state == "orphaned":
@@ -166,6 +175,48 @@ def run_kill(arguments: argparse.Namespace) -> int:
             f"see which: ps -ef | grep {sandbox.id}",
         )
     print(f"Killed the sandbox {sandbox.id}")
+    return 0
+
+
+def add_hibernate(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``hibernate``."""
+    parser.epilog = "The next request to the kernel lets it go on as it was."
+    parser.set_defaults(run=run_hibernate)
+    add_id(parser)
+
+
+def run_hibernate(arguments: argparse.Namespace) -> int:
+    """``hibernate``: save a kernel, and free its memory. Return 0.
+
+    :raises GvisorKernelError: when there is no such sandbox, or its kernel cannot be saved
+    """
+    sandbox = find_one(arguments.id)
+    ask(sandbox.directory, Question("hibernate"), Done)
+    print(f"The kernel of the sandbox {sandbox.id} is saved")
+    return 0
+
+
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``resume``."""
+    parser.epilog = "A request to the kernel does the same."
+    parser.set_defaults(run=run_resume)
+    add_id(parser)
+
+
+def run_resume(arguments: argparse.Namespace) -> int:
+    """``resume``: let a kernel that hibernates go on. Return 0.
+
+    :raises GvisorKernelError: when there is no such sandbox, its process is gone, or its kernel
+        cannot go on
+    """
+    sandbox = find_one(arguments.id)
+    if is_orphan(sandbox.record):
+        raise GvisorKernelError(
+            f"The process that had the kernel of {sandbox.id} has ended.",
+            f"start the Jupyter server of {sandbox.record.folder} again: it takes the kernel over.",
+        )
+    ask(sandbox.directory, Question("resume"), Done)
+    print(f"The kernel of the sandbox {sandbox.id} goes on")
     return 0
 
 

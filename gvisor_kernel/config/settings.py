@@ -33,6 +33,7 @@ from gvisor_kernel.config.validators import (
     accept_command,
     accept_environment,
     accept_flag,
+    accept_idle_seconds,
     accept_image,
     accept_outputs,
     accept_preload,
@@ -292,6 +293,13 @@ class SandboxSpec:
         another language, and a child process, may have timers: with one of them the sandbox is
         paused for two seconds at a time.""",
     )
+    hibernate_idle_timeout: float = setting(
+        0.0,
+        accept_idle_seconds,
+        """Seconds without anything to do after which a kernel hibernates: its memory is written to
+        the disk, and it goes on as it was at the next request. 0: never. A kernel with a busy
+        thread, a pending timer or a child process does not.""",
+    )
     spare: bool = setting(
         True,
         accept_flag,
@@ -356,6 +364,9 @@ class RuntimeEntry:
     whether nothing of it is left; then it is not tried again. It gets the directory, the
     ``Record``, and for how many seconds outputs may be copied (None: as long as at an end). Never
     raises, and may be called twice. None: there is nothing else."""
+    save: Callable[[Path, Any], bool] | None = None
+    """Saves the kernel of a sandbox whose owner has died, as if that had let it hibernate, and
+    returns whether it did. It gets the directory and the ``Record``. Never raises."""
     measure: Callable[[Any], int | None] | None = None
     """Returns how many bytes of memory the sandbox of a ``Record`` holds, for ``list``; None if
     that is not known."""

@@ -89,6 +89,16 @@ def accept_seconds(most: int) -> Callable[[str, object], float]:
     return accept
 
 
+def accept_idle_seconds(name: str, value: object) -> float:
+    """Return a time in seconds; 0 for never.
+
+    :raises SettingError: when it is none
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1e8:
+        return float(value)
+    raise SettingError(name, value, "a number of seconds, or 0 for never")
+
+
 def accept_text(
     pattern: re.Pattern[str], accepted: str, *, may_be_empty: bool = True
 ) -> Callable[[str, object], str]:

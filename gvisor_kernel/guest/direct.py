@@ -316,6 +316,7 @@ class DirectLink:
     def _resume(self, resume: Resume) -> None:
         with self._lock:
             self._flow.begin()
+            self._unsent.clear()  # of the host before
         self._on_resume(resume)
         resumed = encode_frame(FrameType.RESUMED, Resumed(resume.run, True).encode())
         self._queue_for_writer(None, [resumed])

@@ -23,6 +23,13 @@ MISSED_WAITS = 6
 host sends a PING every 5 s. Waits are counted, not time: a machine that slept was not silent."""
 
 
+ORPHAN_WAITS = 600
+"""Waits of ORPHAN_SECONDS for another host, after the end of the first one: a process that it has
+left saves the sandbox meanwhile, and whoever restores that is the next host. Counted, as the clock
+jumps at a restore."""
+ORPHAN_SECONDS = 0.1
+
+
 class HostGone(Exception):
     """The link ended, failed or fell silent: end the sandbox."""
 
@@ -179,6 +186,19 @@ class HostLink:
         if data == b"":
             raise HostGone("the host closed the link")
         return data
+
+    def wait_for_another(self) -> bool:
+        """Wait for another host, and return whether there is one. It gets no half frames."""
+        if self._carried is not None:
+            return False
+        poller = select.poll()
+        poller.register(self._in, select.POLLIN)
+        for _ in range(ORPHAN_WAITS):
+            if not any(events & select.POLLHUP for _, events in poller.poll(0)):
+                self._pending = memoryview(b"")
+                return True
+            time.sleep(ORPHAN_SECONDS)
+        return False
 
     def flush(self) -> bool:
         """Write what the descriptor accepts without blocking; return whether that was anything.

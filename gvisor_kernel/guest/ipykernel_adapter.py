@@ -219,6 +219,9 @@ def adapt(application: Any, adapter: Adapter) -> None:
 
 def apply_resume(application: Any, resume: Resume) -> None:
     """Apply a RESUME to this kernel; see ``resume``. Called in the link's reading thread."""
+    if resume.wakes:
+        rekey_kernel(application, resume.key)
+        return
     reseed(bytes.fromhex(resume.seed))
     apply_environment(resume)
     heap.keep(os.environ)  # this sandbox may have another limit

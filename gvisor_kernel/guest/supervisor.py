@@ -106,10 +106,19 @@ class Supervisor:
         self._flush()
 
     def run(self) -> None:
-        """Serve the link.
+        """Serve the link; after the end of the host that of the next one, if the kernel was saved.
 
         :raises HostGone: when the sandbox must end
         """
+        while True:
+            try:
+                self._serve()
+            except HostGone:
+                if self.kernel is None or not self._link.wait_for_another():
+                    raise
+                self.connection.forget_half()
+
+    def _serve(self) -> None:
         silence = Silence()
         while True:
             self._flush()
@@ -257,7 +266,9 @@ class Supervisor:
         self._begin_run(resume)
         with as_kernel():
             workspace.refresh_workspace()
-        environment = self._show_outputs(dict(resume.environment), resume.cwd)
+        environment = dict(resume.environment)
+        if not resume.wakes:
+            environment = self._show_outputs(environment, resume.cwd)
         self._service.resume(environment, resume.cwd)
         resume = replace(resume, environment=tuple(environment.items()))
         if self.passage is not None:

@@ -12,6 +12,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from string import Template
@@ -37,12 +38,15 @@ from gvisor_kernel.kernel.client import CHANNELS, describe_address, new_key
 from gvisor_kernel.kernel.command import choose_program
 from gvisor_kernel.kernel.facts import KernelFacts
 from gvisor_kernel.kernel.plan import KernelPlan
+from gvisor_kernel.kernel.saved_kernel import find_saved
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.folders import find_project_path
 
 SETTLE_SECONDS = 5.0
 """Seconds that a call of the manager that does nothing here any more may take to end."""
+RESUMES_ONLY: ContextVar[str] = ContextVar("resumes_only", default="")
+"""The id of a kernel that this task starts only if it can take over a saved one."""
 LOCAL_ADDRESSES = ("", "127.0.0.1", "localhost")
 
 
@@ -135,6 +139,7 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
             ),
             routes=self.find_routes(spec, folder),
             door=name_door(getattr(manager, "door", JUPYTER), name),
+            lasts=self._lasts() and getattr(manager, "parent", None) is not None,
         )
 
     def may_choose_project(self, spec: SandboxSpec) -> bool:
@@ -145,6 +150,10 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
     def _is_closed(self) -> bool:
         """Return whether this is a server for what strangers wrote: it shows no folder above."""
         return bool(self.config.get("GVisorServer", {}).get("closed"))
+
+    def _lasts(self) -> bool:
+        """Return whether this server's next process takes back what it leaves."""
+        return bool(self.config.get("GVisorServer", {}).get("hibernate_on_shutdown"))
 
     def find_routes(self, spec: SandboxSpec, folder: Path) -> tuple[Route, ...]:
         """Return the routes that ``spec`` names, as Jupyter's configuration describes them now.
@@ -240,7 +249,7 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         try:
             with self._calling():
                 self.starting.add(self)
-                address = await self._kernel.launch(plan)
+                address = await self._launch_or_adopt(self._kernel, plan)
         except GvisorKernelError as error:
             self.log.error("%s", error)
             if isinstance(error, StartStopped):
@@ -250,6 +259,18 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         await self._open_control(self._kernel)
         self.connection_info = describe_address(address, plan.identity)
         return self.connection_info
+
+    async def _launch_or_adopt(self, kernel: SandboxedKernel, plan: KernelPlan) -> Address:
+        """Start the kernel; or take it over, if an earlier process has saved one of this id."""
+        if kernel.address is None and plan.request.kernel_id:
+            saved = await asyncio.to_thread(find_saved, plan.request.kernel_id)
+            if saved is not None:
+                self._plan = saved.adapt(plan)
+                return await kernel.adopt(self._plan, saved)
+            only = RESUMES_ONLY.get()  # no timeout: a variable of this task
+            if only == plan.request.kernel_id:
+                raise LaunchError("What was saved of this kernel cannot be read, or is used.")
+        return await kernel.launch(plan)
 
     @contextmanager
     def _calling(self) -> Iterator[None]:

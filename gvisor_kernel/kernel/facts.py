@@ -18,7 +18,8 @@ from gvisor_kernel.runtimes.base import MountView
 
 State: TypeAlias = Literal["starting", "waiting", "idle", "busy", "ended"]
 """The words of Jupyter for a kernel. ``waiting``: its start waits for resources, such as those of a
-cluster. ``idle``: also while its sandbox is paused until the next message."""
+cluster. ``idle``: also while its sandbox is paused until the next message, and while it
+hibernates."""
 StartKind: TypeAlias = Literal["cold", "snapshot", "spare", "restart"]
 """The way in which a kernel was started: in a new sandbox, in one restored from a snapshot, in one
 that was restored ahead, or again in the sandbox of the kernel before it."""
@@ -31,6 +32,14 @@ class Start:
 
     kind: StartKind
     seconds: float
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A kernel on the disk, since a Unix time, with a size in bytes."""
+
+    since: float
+    size: int
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,8 @@ class KernelFacts:
     """The resource that its start waits for, such as one of a cluster."""
     node: str | None = None
     """The machine on which its sandbox runs, if that is another one."""
+    saved: Saved | None = None
+    """It hibernates, and goes on at the next request. Its ``state`` is idle."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,25 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Hibernated:
+    """A kernel of this process was saved, and its sandbox ended."""
+
+    kernel_id: str
+    kernel_name: str
+    saved: Saved
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A kernel that hibernated goes on."""
+
+    kernel_id: str
+    kernel_name: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Died:
     """A kernel of this process ended, and nobody had asked for that."""
 
@@ -108,7 +138,7 @@ class Ended:
     left: Left | None
 
 
-KernelEvent: TypeAlias = Started | Died
+KernelEvent: TypeAlias = Started | Died | Hibernated | Resumed
 Watcher: TypeAlias = Callable[[KernelEvent], None]
 EndWatcher: TypeAlias = Callable[[Ended], None]
 

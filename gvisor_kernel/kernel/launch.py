@@ -138,16 +138,20 @@ class Launch:
             )
         await self._start(kernel)
 
-    async def start_from(self, kernel: KernelBridge, files: Path, run: SnapshotRun) -> None:
+    async def start_from(
+        self, kernel: KernelBridge, files: Path, run: SnapshotRun, saved_in: Path | None = None
+    ) -> None:
         """Restore a kernel from ``files``, a snapshot that is in no store.
+
+        ``saved_in``: the directory of its own last sandbox, in which it goes on as it was.
 
         :raises NoSnapshot: when it does not answer
         :raises GvisorKernelError: see ``Runtime.start``
         """
         start = get_snapshot_runtime(self.plan.spec.runtime).start
-        request = make_launch_request(self.plan)
+        request = replace(make_launch_request(self.plan), saved_in=saved_in)
         sandbox = await self._workers.run(start, self.plan.spec, request, files)
-        await self._resume(kernel, Restored(sandbox, "", run))
+        await self._resume(kernel, Restored(sandbox, "", run), wakes=saved_in is not None)
 
     # -- a cold start ----------------------------------------------------------------------------
 
@@ -245,7 +249,9 @@ class Launch:
             await self._greet(kernel, await self._start_sandbox(kernel, request))
             raise
 
-    async def _resume(self, kernel: KernelBridge, restored: Restored) -> None:
+    async def _resume(
+        self, kernel: KernelBridge, restored: Restored, *, wakes: bool = False
+    ) -> None:
         """Let a restored kernel go on as that of the plan.
 
         :raises NoSnapshot: when it does not answer; then its sandbox was closed
@@ -261,8 +267,9 @@ class Launch:
                 restored.run,
                 environment,
                 sandbox.view.workdir,
-                min(RESUME_SECONDS, plan.spec.start_timeout),
+                plan.spec.start_timeout if wakes else min(RESUME_SECONDS, plan.spec.start_timeout),
                 egress=make_egress(kernel, plan, sandbox, self._workers.run),
+                wakes=wakes,
             )
             self._note_outputs(kernel, environment)
             step("kernel adopted its key and environment")

@@ -52,7 +52,8 @@ class KernelPlan:
     sandbox's own. ``substituted`` names the variables in it whose values contain a variable that
     the setting ``environment`` passes on. ``routes`` are those that ``spec.egress`` names; the plan
     of a snapshot or of a spare has none. ``learned``: for a snapshot that is to be made, what
-    PRELOAD_LEARNED means now. ``door``: who starts the kernel.
+    PRELOAD_LEARNED means now. ``door``: who starts the kernel. ``lasts``: it is a server's, whose
+    next process looks for what this one leaves.
     """
 
     spec: SandboxSpec
@@ -65,6 +66,7 @@ class KernelPlan:
     routes: tuple[Route, ...] = ()
     learned: tuple[str, ...] = ()
     door: Door = JUPYTER
+    lasts: bool = False
 
 
 def fix_program(plan: KernelPlan) -> KernelPlan:

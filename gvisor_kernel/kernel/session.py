@@ -19,18 +19,20 @@ from gvisor_kernel.bridge import Address, Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.bridge.deaths import Death, End
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 from gvisor_kernel.config.settings import DEFAULTS, NEW_FILES
-from gvisor_kernel.errors import LaunchError, SandboxError, StartStopped
+from gvisor_kernel.errors import LaunchError, NotIdle, SandboxError, StartStopped
 from gvisor_kernel.host.open_files import make_room
 from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.kernel.facts import Died, KernelEvents, KernelFacts, Start, Started, State
+from gvisor_kernel.kernel.hibernation import Hibernator
 from gvisor_kernel.kernel.kept_data import KeptData
 from gvisor_kernel.kernel.launch import Launch, Workers, run_beside
 from gvisor_kernel.kernel.learned_modules import ImportReports, find_kind, read_report
 from gvisor_kernel.kernel.plan import KernelPlan, fix_program
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
+from gvisor_kernel.kernel.saved_kernel import SavedKernel, note_start
 from gvisor_kernel.kernel.workspace import JudgeLeft, find_host_path, tell_end
 from gvisor_kernel.runtimes import get_runtime
-from gvisor_kernel.runtimes.base import CheckpointedSandbox, Sandbox
+from gvisor_kernel.runtimes.base import CheckpointedSandbox, Sandbox, SavedSandbox
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.tracing import tracing
 
@@ -82,6 +84,7 @@ class SandboxedKernel:
         self.started = 0.0
         """Unix time at which the sandbox was started for this kernel."""
         self._workers = Workers()
+        self.hibernation = Hibernator(self._bridge, self._workers, self._find_parts, self._wake)
         self._start_facts: Start | None = None
         self._last_death: Death | None = None
         self._used: Sandbox | None = None
@@ -134,7 +137,7 @@ class SandboxedKernel:
             start, waits_for = self._last_launch.start, self._last_launch.waits_for
             state = "waiting" if waits_for else "starting"
         elif kernel is not None and kernel.alive:
-            state = "idle" if kernel.paused else "busy"  # a server knows better
+            state = "idle" if kernel.paused or kernel.asleep else "busy"  # a server knows better
         received, sent = kernel.carried if kernel is not None else (0, 0)
         stats = kernel.stats if kernel is not None else None
         facts = KernelFacts(
@@ -149,6 +152,7 @@ class SandboxedKernel:
             sent=sent,
             waits_for=waits_for,
         )
+        facts = self.hibernation.describe(kernel, facts)
         if sandbox is None:
             return facts
         return replace(
@@ -159,7 +163,7 @@ class SandboxedKernel:
             mounts=tuple(sandbox.view.mounts),
             transcripts=sandbox.view.transcripts is not None,
             memory_used=kernel.memory_used if kernel is not None else None,
-            processes=stats.processes if stats is not None else None,
+            processes=stats.processes if stats is not None and not facts.saved else None,
         )
 
     def host_path(self, path: str) -> Path | None:
@@ -196,11 +200,19 @@ class SandboxedKernel:
         if self._kernel is not None and not self._bridge.ended:
             await self._bridge.run(self._kernel.kill())
 
-    async def open_call(self, content: Mapping[str, object], data: bytes = b"") -> SandboxCall:
+    async def open_call(
+        self, content: Mapping[str, object], data: bytes = b"", *, wakes: bool = True
+    ) -> SandboxCall:
         """Ask the sandbox's service process something; see ``guest/service_process.py``.
 
-        :raises SandboxError: when no kernel runs, or too many calls are under way
+        ``wakes``: let a kernel that hibernates go on for it. Not for what nobody has asked for.
+
+        :raises SandboxError: when no kernel runs, it hibernates, or too many calls are under way
         """
+        if self._kernel is not None and self._kernel.asleep:
+            if not wakes:
+                raise SandboxError("The kernel hibernates, and is not woken for this.")
+            await self.hibernation.resume()
         if self._kernel is None or self._bridge.ended:
             raise SandboxError("The sandbox cannot be asked: this process has no kernel in it.")
         return await SandboxCall.begin(self._bridge, self._kernel.service, content, data)
@@ -259,6 +271,7 @@ class SandboxedKernel:
         kernel, self._kernel = self._kernel, None
         self._forget_sandbox()
         if kernel is not None:
+            await self.hibernation.end(kernel)
             await self._bridge.close_kernel(kernel)
 
     def _applies_new(self, kernel: KernelBridge) -> bool:
@@ -279,6 +292,8 @@ class SandboxedKernel:
         """Tell which files end with the sandbox, to those who want to know of its end, too."""
         plan, used = self._plan, self._used
         part = kernel.service.take_left()
+        if kernel.asleep:
+            return
         if plan is None or used is None or sandbox is not used:
             return
         self._used = None
@@ -307,6 +322,8 @@ class SandboxedKernel:
             if start.kind != "restart":
                 self._start_facts = start
             self._used = launch.sandbox
+            if self._kernel is not None:
+                self._watch(self._kernel, launch)
             request = plan.request
             KernelEvents.instance().tell(Started(request.kernel_id, request.kernel_name, start))
             return address
@@ -335,20 +352,14 @@ class SandboxedKernel:
             self._kernel = None
         is_new = self._kernel is None
         if self._kernel is None:
-            self._kernel = await self._open_kernel(plan)
-            self._kernel.run.logs_death = self._logs_death
-            self._kernel.run.on_death = self._note_death
-            self._kernel.call_before_removal(partial(self._on_end, self._kernel))
-            self._kernel.last_look.work = partial(self._look_last, self._kernel)
-            self._kernel.last_look.on_failed = partial(self._tell_failed, self._kernel)
-            if self._keeps_data:
-                self._kernel.service.questions.answer = partial(self._answer, self._kernel)
+            self._kernel = await self._make_kernel(plan)
         kernel = self._kernel
         try:
             if kernel.alive:  # managers may start a kernel twice without an end in between
                 kernel.expect_end(restart=True)
                 await kernel.kill()
             await kernel.wait_for_end()
+            await self.hibernation.end(kernel)
             if await launch.start_in_kept(kernel, self._plan):
                 return kernel.address
             await kernel.end_sandbox()
@@ -392,11 +403,73 @@ class SandboxedKernel:
         """
         return await self._bridge.run(self._launch_from(plan, files, run))
 
+    def _find_parts(self) -> tuple[KernelBridge, Sandbox | None, KernelPlan]:
+        """Return what makes up this kernel, asleep or not.
+
+        :raises LaunchError: when there is none, or it is being started
+        """
+        kernel, sandbox, plan = self._kernel, self.sandbox, self._plan
+        if kernel is None or plan is None or self.find_end() is not None:
+            raise LaunchError("There is no kernel that could hibernate.")
+        if self._launching is not None:
+            raise NotIdle("The kernel is being started.")
+        return kernel, sandbox, plan
+
+    async def adopt(self, plan: KernelPlan, saved: SavedKernel) -> Address:
+        """Take over a kernel that another process has saved, in place of the first ``launch``; the
+        first request lets it go on. ``plan``: of ``SavedKernel.adapt``.
+
+        :raises LaunchError: when clients cannot connect
+        """
+        if self._bridge.ended:
+            raise LaunchError("No kernel can be taken over: this process is exiting.")
+        return await self._bridge.run(self._adopt(plan, saved))
+
+    async def _adopt(self, plan: KernelPlan, saved: SavedKernel) -> Address:
+        self._plan = plan
+        self._kernel = kernel = await self._make_kernel(plan)
+        self._note_launch(plan)
+        self.hibernation.adopt(kernel, saved)
+        return kernel.address
+
+    async def _wake(self, kernel: KernelBridge, saved: SavedKernel) -> KernelPlan:
+        plan = self._plan
+        assert plan is not None
+        self._launching, launch = asyncio.current_task(), self._note_launch(plan)
+        try:
+            with tracing():
+                await launch.start_from(kernel, saved.files, saved.run, saved.directory)
+            self._used = sandbox = launch.sandbox
+            if sandbox is not None and isinstance(sandbox, SavedSandbox):
+                await self._workers.run(sandbox.note_saved, 0.0)
+            self._watch(kernel, launch)
+            return plan
+        finally:
+            self._launching = None
+
+    def _watch(self, kernel: KernelBridge, launch: Launch) -> None:
+        sandbox = launch.sandbox
+        if sandbox is not None and isinstance(sandbox, SavedSandbox):
+            self.hibernation.watch(kernel, sandbox, launch.plan)
+            if launch.plan.lasts:
+                run_beside(note_start, sandbox, launch.plan, kernel.snapshot_run)
+
     async def _launch_from(self, plan: KernelPlan, files: Path, run: SnapshotRun) -> Address:
         self._plan, launch = plan, self._note_launch(plan)
         self._kernel = await self._open_kernel(plan)
         await launch.start_from(self._kernel, files, run)
         return self._kernel.address
+
+    async def _make_kernel(self, plan: KernelPlan) -> KernelBridge:
+        kernel = await self._open_kernel(plan)
+        kernel.run.logs_death = self._logs_death
+        kernel.run.on_death = self._note_death
+        kernel.call_before_removal(partial(self._on_end, kernel))
+        kernel.last_look.work = partial(self._look_last, kernel)
+        kernel.last_look.on_failed = partial(self._tell_failed, kernel)
+        if self._keeps_data:
+            kernel.service.questions.answer = partial(self._answer, kernel)
+        return kernel
 
     async def _open_kernel(self, plan: KernelPlan) -> KernelBridge:
         root = state_root() / "sockets"

@@ -100,6 +100,7 @@ def make_config(folder: Path, private: Path) -> Config:
     own = read_configuration()
     config = Config({name: own[name] for name in KEPT if name in own})
     harden(config)
+    config.GVisorServer.hibernate_on_shutdown = False  # what a stranger wrote ends with the page
     server = config.ServerApp
     server.jpserver_extensions = dict.fromkeys(EXTENSIONS[:2], True)
     server.root_dir = str(folder)

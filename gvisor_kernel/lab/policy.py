@@ -29,7 +29,7 @@ ACCEPTED = (
     r"|max_buffer_size|quit_button)"
     r"|(Sandbox|Mapping|AsyncMapping)KernelManager\.(cull_\w+|kernel_info_timeout)"
     r"|LabApp\.(app_dir|log_level)|GVisor(Provisioner|Egress)\.\w+"
-    r"|GVisorServer\.(warm|shared_storage)"
+    r"|GVisorServer\.(warm|shared_storage|hibernate_on_shutdown|cull_hibernates)"
 )
 """Options that open nothing."""
 

@@ -151,6 +151,10 @@ class Connection:
             self._drop_unfinished()
             raise
 
+    def forget_half(self) -> None:
+        """Forget half a frame of a host that has ended: the next one begins with a RESUME."""
+        self._reader, self._error = FrameReader(), None
+
     def next_event(self) -> Event | None:
         """Return the next event, or None until more bytes are received."""
         return self._events.popleft() if self._events else None

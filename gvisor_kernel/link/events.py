@@ -17,7 +17,7 @@ from gvisor_kernel.link.frames import MAX_PAYLOAD, Channel, LogSource, Part, Rem
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 PROTOCOL = "gvisor-kernel-link"
-VERSION = 8
+VERSION = 9
 
 CREDIT = struct.Struct(">I")
 _UNKNOWN = 2
@@ -175,7 +175,9 @@ class Resume:
     ``run`` is the run that the snapshot was taken in. ``key`` signs the kernel's messages from now
     on, if the kernel can change its key; otherwise the key of its START stays. ``environment``
     overrides variables of the snapshot. ``seed`` is 64 random bytes in hexadecimal, for everything
-    that would be the same in every copy of the snapshot. ``egress`` is as in START.
+    that would be the same in every copy of the snapshot. ``egress`` is as in START. ``wakes``: the
+    kernel is the only one that goes on from there, so all but its key stays as it was; otherwise it
+    also adopts the environment, the folder and the seed.
     """
 
     run: int
@@ -184,6 +186,7 @@ class Resume:
     key: str
     seed: str
     egress: bool = False
+    wakes: bool = False
 
     def encode(self) -> bytes:
         return json.dumps({**vars(self), "environment": dict(self.environment)}).encode()
@@ -191,7 +194,8 @@ class Resume:
     @classmethod
     def decode(cls, payload: bytes) -> Resume:
         body = _parse_object(payload, "RESUME")
-        return cls(**_check_run(body, "RESUME", ("cwd", "key", "seed")))
+        wakes = _check_flag(body.get("wakes"), "The wakes of a RESUME")
+        return cls(**_check_run(body, "RESUME", ("cwd", "key", "seed")), wakes=wakes)
 
     def __repr__(self) -> str:
         return f"Resume(run={self.run}, cwd={self.cwd!r}, key=…, seed=…)"

@@ -41,6 +41,8 @@ class LaunchRequest:
     saved: Mapping[str, Any] | None = None
     """Facts that a snapshot of this kernel depends on beside its sandbox, as JSON. For a runtime
     that ``finds_snapshots``; None: the start must be cold."""
+    saved_in: Path | None = None
+    """The directory of the sandbox that this one goes on from, which becomes its own."""
     unfit: str = ""
     """The key of a snapshot from which this kernel could not be restored: such a runtime removes
     it."""
@@ -251,8 +253,10 @@ class MeasuredSandbox(Protocol):
 class CheckpointedSandbox(Protocol):
     """A sandbox of a ``SnapshotRuntime``: it can be saved, and restored for nobody yet."""
 
-    def checkpoint(self, directory: Path, seconds: float) -> None:
+    def checkpoint(self, directory: Path, seconds: float, *, goes_on: bool = False) -> None:
         """Save this sandbox as a snapshot into ``directory``, which is empty, and end it.
+
+        ``goes_on``: do not end it, also if it cannot be saved.
 
         Blocks for at most ``seconds`` and a few seconds more. The snapshot holds the sandbox's
         memory, so whoever can read the snapshot can read that. Bytes that wait unread in the link
@@ -272,6 +276,32 @@ class CheckpointedSandbox(Protocol):
 
         :raises OSError: when something else is in that place now; the caller closes the sandbox
         """
+
+
+@runtime_checkable
+class SavedSandbox(Protocol):
+    """A ``CheckpointedSandbox`` whose kernel can hibernate in the sandbox's directory."""
+
+    identity: str
+    directory: Path
+    view: KernelView
+
+    def find_shown_files(self) -> dict[str, tuple[int, int, int]]:
+        """Return size, time of change (ns) and inode of the programs and libraries of the host that
+        it has open, by path. Blocks for milliseconds.
+
+        :raises SnapshotError: when one was replaced since it was opened
+        """
+
+    def memory_used(self) -> int | None:
+        """As of ``Sandbox``."""
+
+    def checkpoint(self, directory: Path, seconds: float, *, goes_on: bool = False) -> None:
+        """As of ``CheckpointedSandbox``."""
+
+    def note_saved(self, saved: float) -> None:
+        """Note that the kernel was saved in the directory at that Unix time: then ``close`` leaves
+        that, what was saved, the log and the transcript. 0: that it goes on. Never raises."""
 
 
 @runtime_checkable

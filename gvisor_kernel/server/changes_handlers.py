@@ -15,7 +15,6 @@ from tornado import web
 from gvisor_kernel.changes.apply import undo_apply
 from gvisor_kernel.changes.change import encode_changes
 from gvisor_kernel.changes.kernel_changes import KernelChanges
-from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.lab.contents import refuse_autorun
 from gvisor_kernel.lab.routes import CLOSED
 from gvisor_kernel.server.documents import make_unkept
@@ -31,14 +30,6 @@ class ChangeHandler(Handler):
     def find_changes(self, kernel_id: str) -> KernelChanges:
         """Return the changes of a kernel; see ``find_kernel``."""
         return KernelChanges(self.find_kernel(kernel_id))
-
-    def find_kernel(self, kernel_id: str) -> SandboxedKernel:
-        """:raises HTTPError: 404 for a kernel that is not this server's, or has no sandbox"""
-        self.check_kernel(kernel_id)
-        kernel = self.services.sandboxes.find_kernel(kernel_id)
-        if kernel is None:
-            raise web.HTTPError(404, "This kernel has no sandbox yet.")
-        return kernel
 
 
 class ChangesHandler(ChangeHandler):

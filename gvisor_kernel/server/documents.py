@@ -100,6 +100,9 @@ def make_sandbox(described: Described, left: Left | None = None) -> dict[str, An
             "is_home": host.is_home,
         },
         "project": make_project(facts, host),
+        "hibernated": None
+        if facts.saved is None
+        else {"since": facts.saved.since, "size": facts.saved.size},
         "unkept": make_unkept(left) if left is not None and (left.total or left.more) else None,
     }
 
@@ -178,11 +181,11 @@ def make_route(route: Route) -> dict[str, Any]:
     }
 
 
-def make_leftover(identifier: str, folder: str, created: float) -> dict[str, Any]:
-    """Return the document of a sandbox whose owner has died."""
+def make_leftover(identifier: str, state: str, folder: str, created: float) -> dict[str, Any]:
+    """Return the document of a sandbox, or of a saved kernel, whose owner has died."""
     return {
         "id": printable(identifier),
-        "state": "orphaned",
+        "state": state,
         "folder": printable(folder),
         "created": created,
     }

@@ -33,18 +33,21 @@ from gvisor_kernel.server.handlers import (
     KERNEL,
     DoctorHandler,
     Handler,
+    HibernateHandler,
     KernelHandler,
     KernelspecsHandler,
     KillHandler,
     LogHandler,
     OpenApiHandler,
     ProjectsHandler,
+    ResumeHandler,
     SandboxesHandler,
     StopHandler,
     TranscriptHandler,
     TrustHandler,
     WarmHandler,
 )
+from gvisor_kernel.server.hibernating import Hibernating
 from gvisor_kernel.server.library_handlers import LibraryHandler
 from gvisor_kernel.server.server_services import ServerServices
 from gvisor_kernel.server.watch import Watch
@@ -57,6 +60,8 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     (f"/kernels/{KERNEL}/transcript", TranscriptHandler),
     (f"/kernels/{KERNEL}/stop", StopHandler),
     (f"/kernels/{KERNEL}/kill", KillHandler),
+    (f"/kernels/{KERNEL}/hibernate", HibernateHandler),
+    (f"/kernels/{KERNEL}/resume", ResumeHandler),
     (f"/kernels/{KERNEL}/unkept", UnkeptHandler),
     (f"/kernels/{KERNEL}/changes", ChangesHandler),
     (f"/kernels/{KERNEL}/changes/content", ContentHandler),
@@ -113,7 +118,21 @@ class GVisorServer(ExtensionApp):
         need. `gvisor_kernel.lab.policy.harden` sets it.""",
     ).tag(config=True)
 
+    hibernate_on_shutdown = Bool(
+        False,
+        help="""Whether kernels hibernate as the server stops, and the next server of the same root
+        folder has them and their sessions again; likewise if the server is killed. Without it they
+        end with the server.""",
+    ).tag(config=True)
+
+    cull_hibernates = Bool(
+        True,
+        help="""Whether a kernel that the server culls (`MappingKernelManager.cull_idle_timeout`)
+        hibernates instead. One that cannot hibernate is culled.""",
+    ).tag(config=True)
+
     _services: ServerServices | None = None
+    _hibernating: Hibernating | None = None
     _watch: Watch | None = None
 
     def initialize_settings(self) -> None:
@@ -130,6 +149,12 @@ class GVisorServer(ExtensionApp):
         self.handlers.extend(make_file_routes(self.serverapp.contents_manager))
         if self.closed:
             close_routes(self.serverapp.web_app, self.serverapp.base_url)
+        self._hibernating = Hibernating(
+            self.serverapp, self._services.sandboxes, leaves=self.hibernate_on_shutdown
+        )
+        if self.cull_hibernates:
+            self._hibernating.replace_culling()
+        self._hibernating.load()
 
     async def _start_jupyter_server_extension(self, serverapp: Any) -> None:
         """Begin to watch. Called by the server once its loop runs."""
@@ -139,13 +164,18 @@ class GVisorServer(ExtensionApp):
             self._services.events, self._services.executor, self._services.sandboxes.facts
         )
         self._watch.start()
+        if self._hibernating is not None:
+            self._hibernating.start()
         self._services.ended.start()
         self._services.preparer.start()
         if self.warm:
             self._services.listings.start()
 
     async def stop_extension(self) -> None:
-        """End the services. Called as the server stops."""
+        """Let kernels hibernate, and end the services. Called as the server stops, before its
+        kernels are shut down."""
+        if self._hibernating is not None:
+            await self._hibernating.leave_all()
         if self._watch is not None:
             await self._watch.end()
         if self._services is not None:

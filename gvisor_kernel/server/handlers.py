@@ -27,6 +27,8 @@ from gvisor_kernel.errors import (
     StorageError,
 )
 from gvisor_kernel.jupyter.plan_factory import find_spec
+from gvisor_kernel.kernel.hibernation import Hibernator
+from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.lab.routes import CLOSED
 from gvisor_kernel.server.doctor import DoctorFailed
 from gvisor_kernel.server.documents import Described, make_sandbox
@@ -120,6 +122,14 @@ class Handler(APIHandler):
         """:raises HTTPError: 404 for a kernel that is not this server's, or not in a sandbox"""
         if not self.services.sandboxes.has(kernel_id):
             raise web.HTTPError(404, "This server has no kernel of this id in a sandbox.")
+
+    def find_kernel(self, kernel_id: str) -> SandboxedKernel:
+        """:raises HTTPError: 404 for a kernel that is not this server's, or has no sandbox"""
+        self.check_kernel(kernel_id)
+        kernel = self.services.sandboxes.find_kernel(kernel_id)
+        if kernel is None:
+            raise web.HTTPError(404, "This kernel has no sandbox yet.")
+        return kernel
 
     def describe(self, known: Described) -> dict[str, Any]:
         """Return the document of a kernel that Jupyter still has; it may have ended."""
@@ -227,6 +237,26 @@ class KillHandler(StopHandler):
     """``POST kernels/{kernel_id}/kill``: at once."""
 
     now = True
+
+
+class HibernateHandler(Handler):
+    """``POST kernels/{kernel_id}/hibernate``"""
+
+    async def post(self, kernel_id: str) -> None:
+        self.note_activity()
+        await self.change(self.find_kernel(kernel_id).hibernation)
+        self.set_status(204)
+        self.finish()
+
+    async def change(self, hibernation: Hibernator) -> None:
+        await hibernation.hibernate()
+
+
+class ResumeHandler(HibernateHandler):
+    """``POST kernels/{kernel_id}/resume``"""
+
+    async def change(self, hibernation: Hibernator) -> None:
+        await hibernation.resume()
 
 
 class DoctorHandler(Handler):

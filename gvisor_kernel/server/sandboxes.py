@@ -28,7 +28,7 @@ from gvisor_kernel.kernel.facts import KernelFacts, Left
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes.mounts.folders import find_project_path
 from gvisor_kernel.runtimes.state.listed import find_all
-from gvisor_kernel.runtimes.state.records import read_record
+from gvisor_kernel.runtimes.state.records import is_orphan, read_record
 from gvisor_kernel.server.documents import Described, HostFacts, find_uploads, make_leftover
 
 KEEP_SECONDS = 0.5
@@ -97,10 +97,17 @@ class Sandboxes:
         return replace(facts, state="busy" if said == "busy" else "idle")
 
     def find_kernel(self, kernel_id: str) -> SandboxedKernel | None:
-        """Return a kernel of ours that has a sandbox; None if there is none."""
+        """Return a kernel of ours that has a sandbox, or hibernates; None if there is none."""
         provisioner = self._find_provisioners().get(kernel_id)
         kernel = None if provisioner is None else provisioner.sandboxed_kernel
-        return kernel if kernel is not None and kernel.sandbox is not None else None
+        has_any = kernel is not None and (kernel.sandbox or kernel.hibernation.saved)
+        return kernel if has_any else None
+
+    def find_directory(self, kernel_id: str) -> Path | None:
+        """Return the state directory of a kernel's sandbox, also while it is being launched."""
+        provisioner = self._find_all().get(kernel_id)
+        facts = None if provisioner is None else provisioner.describe()
+        return None if facts is None else facts.directory
 
     async def choose_project(self, folder: Path, *, shown: bool) -> bool:
         """Remember whether kernels of ``folder`` are shown the project around it; return False if
@@ -225,15 +232,16 @@ def _find_host_facts(facts: KernelFacts) -> HostFacts:
 
 
 def find_leftovers() -> tuple[dict[str, Any], ...]:
-    """Return this user's sandboxes whose owner has died; none if they cannot be read."""
+    """Return this user's sandboxes, and kernels that hibernate, whose owner has died; none if they
+    cannot be read."""
     try:
         found = find_all()
     except GvisorKernelError:
         return ()
     return tuple(
-        make_leftover(listed.id, listed.record.folder, listed.record.created)
+        make_leftover(listed.id, listed.state, listed.record.folder, listed.record.created)
         for listed in found
-        if listed.state == "orphaned"
+        if listed.state == "orphaned" or (listed.state == "hibernated" and is_orphan(listed.record))
     )
 
 
@@ -260,10 +268,17 @@ class UnkeptLooks:
     async def read(self, kernel: SandboxedKernel) -> Left:
         """Return the files that would end with the sandbox; up to LOOK_SECONDS old.
 
+        Of a kernel that hibernates: what was seen last.
+
         :raises GvisorKernelError: when the sandbox has ended, or does not answer
         """
-        key = kernel.sandbox.identity if kernel.sandbox is not None else ""
+        facts = kernel.describe()
+        key = facts.identity or "" if facts is not None else ""
         look = before = self._looks.get(key)
+        is_saved = facts is not None and facts.saved is not None
+        if look is not None and is_saved and look.task.done() and not look.task.cancelled():
+            # Nothing has changed since then.
+            return look.task.result()  # no timeout: it is done
         if look is None or asyncio.get_running_loop().time() - look.began >= LOOK_SECONDS:
             look = _Look()
             look.task = asyncio.create_task(self._look(look, before, kernel))

@@ -25,9 +25,11 @@ from gvisor_kernel.host.log_files import Follower
 from gvisor_kernel.kernel.facts import (
     Died,
     Ended,
+    Hibernated,
     KernelEvent,
     KernelEvents,
     KernelFacts,
+    Resumed,
     Started,
     StartKind,
     State,
@@ -38,6 +40,8 @@ from gvisor_kernel.shown_text import printable
 SCHEMAS = Path(__file__).parent / "event_schemas"
 STARTED = "urn:gvisor-kernel:event:started:v1"
 DIED = "urn:gvisor-kernel:event:died:v1"
+HIBERNATED = "urn:gvisor-kernel:event:hibernated:v1"
+RESUMED = "urn:gvisor-kernel:event:resumed:v1"
 MEMORY = "urn:gvisor-kernel:event:memory:v1"
 LOST = "urn:gvisor-kernel:event:files-lost:v1"
 REFUSED = "urn:gvisor-kernel:event:egress-refused:v1"
@@ -67,6 +71,16 @@ class Events:
         """A kernel died."""
         kind, reason = event.death.kind, _text(describe_death(event.death))
         self._emit(DIED, event.kernel_id, event.kernel_name, kind=kind, reason=reason)
+
+    def tell_hibernated(self, event: Hibernated) -> None:
+        """A kernel hibernates."""
+        size, seconds = event.saved.size, round(event.seconds, 3)
+        self._emit(HIBERNATED, event.kernel_id, event.kernel_name, size=size, seconds=seconds)
+
+    def tell_resumed(self, event: Resumed) -> None:
+        """A kernel that hibernated goes on."""
+        seconds = round(event.seconds, 3)
+        self._emit(RESUMED, event.kernel_id, event.kernel_name, seconds=seconds)
 
     def tell_memory(self, kernel_id: str, facts: KernelFacts) -> None:
         """A sandbox has come near its memory limit."""
@@ -134,6 +148,20 @@ class Metrics:
             "The memory limits of all sandboxes, together.",
             registry=registry,
         )
+        self._hibernated = Gauge(
+            "gvisor_kernel_hibernated", "Kernels that hibernate.", registry=registry
+        )
+        self._saved = Gauge(
+            "gvisor_kernel_hibernated_bytes",
+            "Bytes on the disk of kernels that hibernate.",
+            registry=registry,
+        )
+        self._resumes = Histogram(
+            "gvisor_kernel_resume_seconds",
+            "Seconds until a kernel that hibernated goes on.",
+            buckets=BUCKETS,
+            registry=registry,
+        )
         self._starts = Histogram(
             "gvisor_kernel_start_seconds",
             "Seconds that starts of kernels took, by kind.",
@@ -173,13 +201,20 @@ class Metrics:
         states = Counts(facts.state for facts in kernels)
         for state in get_args(State):
             self._sandboxes.labels(state).set(states[state])
-        live = [facts for facts in kernels if facts.identity is not None]
+        saved = [facts.saved for facts in kernels if facts.saved is not None]
+        self._hibernated.set(len(saved))
+        self._saved.set(sum(one.size for one in saved))
+        live = [facts for facts in kernels if facts.identity is not None and facts.saved is None]
         self._memory.set(sum(facts.memory_used or 0 for facts in live))
         self._limit.set(sum(facts.spec.memory_limit for facts in live))
 
     def count_start(self, kind: StartKind, seconds: float) -> None:
         """Count a start."""
         self._starts.labels(kind).observe(seconds)
+
+    def count_resume(self, seconds: float) -> None:
+        """Count a kernel that goes on."""
+        self._resumes.observe(seconds)
 
     def count_death(self, kind: DeathKind) -> None:
         """Count a death."""
@@ -340,6 +375,11 @@ class Watch:
         elif isinstance(event, Died):
             metrics().count_death(event.death.kind)
             self._events.tell_died(event)
+        elif isinstance(event, Hibernated):
+            self._events.tell_hibernated(event)
+        else:
+            metrics().count_resume(event.seconds)
+            self._events.tell_resumed(event)
 
     async def end(self) -> None:
         """Watch no more."""

@@ -36,6 +36,19 @@ class Identity:
     def __str__(self) -> str:
         return f"container_{self.ulid}--{self.name}--{self.hash}"
 
+    @classmethod
+    def parse(cls, text: str) -> Identity:
+        """Return the identity whose text is ``text``.
+
+        :raises ValueError: when it is none
+        """
+        prefix, _, rest = text.partition("_")
+        name, _, digits = rest.rpartition("--")
+        ulid, separator, name = name.partition("--")
+        if prefix != "container" or not separator:
+            raise ValueError(f"{text!r} is no identity")
+        return cls(ulid, name, digits)
+
     @property
     def container_id(self) -> str:
         """The container id for the runtime. It is never reused."""

@@ -2,7 +2,13 @@
 
 import type { Mount, Sandbox, Unkept } from './contract.js';
 import { type Child, button, element, iconButton, replace, setText, warning } from './dom.js';
-import { NO_FILES, describeMemory, describeStart, formatSeconds } from './format.js';
+import {
+  NO_FILES,
+  describeHibernated,
+  describeMemory,
+  describeStart,
+  formatSeconds
+} from './format.js';
 import { nameOf, titles } from './titles.js';
 import { countFiles, hasFiles, listFiles } from './unkept.js';
 
@@ -12,6 +18,8 @@ const ACTIONS = {
   outputs: ['Outputs', 'folder'],
   log: ['Log', 'list'],
   transcript: ['Transcript', 'history'],
+  hibernate: ['Hibernate', 'stop'],
+  resume: ['Resume', 'run'],
   restart: ['Restart Kernel', 'refresh'],
   stop: ['End Sandbox', 'close'],
   kill: ['End at Once', 'offline-bolt']
@@ -44,7 +52,10 @@ export class ActionButtons {
   update(sandbox: Sandbox): void {
     this.sandbox = sandbox;
     for (const [action, node] of this.buttons) {
+      const awake = sandbox.state === 'idle' && sandbox.hibernated === null;
       node.hidden =
+        (action === 'hibernate' && !awake) ||
+        (action === 'resume' && sandbox.hibernated === null) ||
         (action === 'outputs' && sandbox.workspace.outputs === null) ||
         ((action === 'log' || action === 'transcript') && !sandbox[action]);
       if (this.icons) {
@@ -102,7 +113,16 @@ export class Card {
     private readonly act: Act,
     unkept: Unkept | null = null
   ) {
-    const actions = ['changes', 'outputs', 'log', 'transcript', 'restart', 'stop'] as const;
+    const actions = [
+      'changes',
+      'outputs',
+      'log',
+      'transcript',
+      'hibernate',
+      'resume',
+      'restart',
+      'stop'
+    ] as const;
     this.buttons = new ActionButtons(sandbox, actions, act);
     this.node = element(
       'div',
@@ -119,7 +139,10 @@ export class Card {
   update(sandbox: Sandbox, now: number, unkept: Unkept | null = null): void {
     this.buttons.update(sandbox);
     setText(this.name, nameOf(sandbox));
-    setText(this.state, sandbox.waits_for || sandbox.state);
+    setText(
+      this.state,
+      sandbox.hibernated === null ? sandbox.waits_for || sandbox.state : 'Hibernated'
+    );
     this.first.show(firstFacts(sandbox, unkept, () => this.act('project', sandbox)));
     this.rest.show(otherFacts(sandbox, now));
   }
@@ -142,7 +165,9 @@ function firstFacts(
   const project = sandbox.project;
   const mayChoose = titles.of(kernel_id) !== null; // the choice is for a folder of the server
   return [
-    ...fact('Memory', describeMemory(sandbox)),
+    ...(sandbox.hibernated === null
+      ? fact('Memory', describeMemory(sandbox))
+      : fact('Hibernated', describeHibernated(sandbox.hibernated))),
     ...(egress.length > 0
       ? fact('Network', JSON.stringify(egress), () => routesOf(sandbox))
       : fact('Network', 'none')),

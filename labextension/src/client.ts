@@ -70,7 +70,7 @@ export class SandboxClient {
     return (await this.post<Findings>('doctor', {})).checks;
   }
 
-  async end(id: string, how: 'stop' | 'kill'): Promise<void> {
+  async end(id: string, how: 'stop' | 'kill' | 'hibernate' | 'resume'): Promise<void> {
     await this.post(`${pathOf(id)}/${how}`, {});
   }
 

@@ -151,6 +151,11 @@ export class CurrentSandbox {
     this.unkeptLook.want();
   }
 
+  /** Looks again now: something was done. */
+  refresh(): void {
+    void this.poll.refresh();
+  }
+
   /** Opens the card, or closes it: it belongs to the item in the status bar. */
   toggleCard(): void {
     this.popup.toggle();

@@ -54,6 +54,15 @@ export function describeMemory(sandbox: Sandbox): string {
     : `${formatBytes(sandbox.memory.used)} of ${limit}`;
 }
 
+/** Since when a kernel hibernates, in this browser's time, and what it has on the disk. */
+export function describeHibernated({ since, size }: NonNullable<Sandbox['hibernated']>): string {
+  const when = new Date(since * 1000).toLocaleString([], {
+    dateStyle: 'medium',
+    timeStyle: 'short'
+  });
+  return `since ${when}, ${formatBytes(size)} on the disk; the next cell that you run wakes it`;
+}
+
 /** ``1 file``, ``2 files``. */
 export function count(number: number, noun: string): string {
   return `${number} ${noun}${number === 1 ? '' : 's'}`;
@@ -82,6 +91,6 @@ export function describeState(sandbox: Sandbox): string {
       return 'ended';
     case 'idle':
     case 'busy':
-      return describeMemory(sandbox);
+      return sandbox.hibernated === null ? describeMemory(sandbox) : 'hibernated';
   }
 }

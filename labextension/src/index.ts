@@ -52,6 +52,8 @@ const Commands = {
   card: 'gvisor-kernel:show-sandbox',
   changes: 'gvisor-kernel:show-changes',
   doctor: 'gvisor-kernel:doctor',
+  hibernate: 'gvisor-kernel:hibernate',
+  resume: 'gvisor-kernel:resume',
   sidebar: 'gvisor-kernel:show-sandboxes',
   transcript: 'gvisor-kernel:show-transcript'
 } as const;
@@ -126,7 +128,18 @@ function makeAct(
       await showErrorMessage('The choice was not kept', messageOf(error));
     }
   };
+  const sleep = async (it: Sandbox, how: 'hibernate' | 'resume'): Promise<void> => {
+    try {
+      await client.end(it.kernel_id, how);
+    } catch (error) {
+      const what = how === 'resume' ? 'does not go on' : 'does not hibernate';
+      await showErrorMessage(`The kernel ${what}`, messageOf(error));
+    }
+    done();
+  };
   const actions: Readonly<Record<Action, (it: Sandbox) => void>> = {
+    hibernate: it => void sleep(it, 'hibernate'),
+    resume: it => void sleep(it, 'resume'),
     restart: it =>
       void end(
         it,
@@ -228,7 +241,10 @@ const sandboxes: JupyterFrontEndPlugin<void> = {
       client,
       trackers,
       lost,
-      () => sidebar.refresh(),
+      () => {
+        sidebar.refresh();
+        current.refresh();
+      },
       () => current.lookAtUnkept()
     );
     const sidebar = new SidebarWidget(new Sidebar(client, history, act), client, history);
@@ -276,6 +292,21 @@ const sandboxes: JupyterFrontEndPlugin<void> = {
         }
       });
     }
+    for (const it of ['hibernate', 'resume'] as const) {
+      const isMeant = (): boolean =>
+        current.current !== null && (current.current.hibernated === null) === (it === 'hibernate');
+      commands.addCommand(Commands[it], {
+        label: it === 'hibernate' ? 'Hibernate Kernel' : 'Resume Kernel',
+        isEnabled: isMeant,
+        isVisible: () => it === 'hibernate' || isMeant(),
+        execute: () => {
+          if (current.current !== null) {
+            act(it, current.current);
+          }
+        }
+      });
+    }
+    menu?.kernelMenu.addGroup([{ command: Commands.hibernate }, { command: Commands.resume }], 89);
     const entries = [Commands.changes, SHOW_OUTPUTS, Commands.transcript].map(command => ({
       command,
       args: { isMenu: true }

@@ -77,7 +77,7 @@ class Row {
     const title = titles.of(sandbox.kernel_id);
     setText(this.heading, nameOf(sandbox));
     this.heading.title = escapeHidden(title?.path ?? '');
-    setText(this.badge, sandbox.state);
+    setText(this.badge, sandbox.hibernated === null ? sandbox.state : 'hibernated');
     const below = title?.path.split('/').slice(0, -1).join('/') ?? '';
     const kernel = title === null ? '' : ` · ${sandbox.display_name || sandbox.kernel_name}`;
     setText(this.folder, `${below || sandbox.folder}${kernel}`);
@@ -205,7 +205,7 @@ export class Sidebar {
         'p',
         'Sandboxes whose server has gone. The next start of a kernel removes them, or ',
         element('code', 'gvisor-kernel prune'),
-        '.'
+        '. What hibernates stays: a server of the same folder takes it back.'
       ),
       element(
         'ul',

@@ -1,4 +1,4 @@
-/** The item in the status bar: a shield, memory of its limit, the open routes; what it opens. */
+/** The item in the status bar: a shield, a moon if the kernel hibernates, memory of its limit, the open routes; what it opens. */
 
 import type { Sandbox } from './contract.js';
 import { element, replace, setText, shield } from './dom.js';
@@ -9,12 +9,14 @@ export class StatusView {
   private readonly fill = element('span', { class: 'gk-bar-fill' });
   private readonly bar = element('span', { class: 'gk-bar' }, this.fill);
   private readonly routes = element('span', { class: 'gk-routes' });
+  private readonly moon = element('span', { attributes: { 'aria-hidden': 'true' } }, '☾');
   private readonly home = element('span', { class: 'gk-home' }, 'sees no files');
 
   readonly node = element(
     'button',
     { class: 'gk-status', attributes: { type: 'button', 'aria-haspopup': 'dialog' } },
     shield(),
+    this.moon,
     this.bar,
     this.label,
     this.home,
@@ -41,6 +43,7 @@ export class StatusView {
       sandbox.state === 'idle' || sandbox.state === 'busy' ? memoryShare(sandbox) : null,
       names
     );
+    this.moon.hidden = sandbox.hibernated === null;
     this.home.hidden = !sandbox.workspace.is_home;
     if (sandbox.workspace.is_home) {
       this.describe(`${this.node.title}\n${NO_FILES}`);
@@ -58,6 +61,7 @@ export class StatusView {
   private show(text: string, share: number | null, routes: readonly string[]): void {
     this.node.hidden = false;
     this.home.hidden = true;
+    this.moon.hidden = true;
     setText(this.label, text);
     this.bar.hidden = share === null;
     const full = share !== null && share >= NEARLY_FULL;

@@ -174,8 +174,8 @@ export class ChangesWidget extends Panel {
   private readonly cells: Wishes;
 
   constructor(
-    client: SandboxClient,
-    kernelId: string,
+    private readonly client: SandboxClient,
+    private readonly kernelId: string,
     name: string,
     makePreview: () => PicturePreview,
     changed: () => void,
@@ -210,7 +210,9 @@ export class ChangesWidget extends Panel {
 
   /** Hidden, it looks when it is shown again. */
   private async follow(): Promise<void> {
-    if (this.isVisible) {
+    // Nobody has asked for it, so a kernel that hibernates is not woken.
+    const sandbox = await this.client.kernel(this.kernelId).catch(() => null);
+    if (this.isVisible && sandbox?.hibernated === null) {
       await this.view.follow();
     }
   }

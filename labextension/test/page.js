@@ -40,6 +40,7 @@ export function sandboxAnswer(fields = {}) {
     transcript: true,
     workspace: { uploads: '/home/anna/project', outputs: null, is_home: false },
     project: null,
+    hibernated: null,
     unkept: null,
     ...fields
   };

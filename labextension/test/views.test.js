@@ -63,6 +63,29 @@ test('what was not loaded is one line, and other lines are their own', () => {
   assert.equal(said().length, 3);
 });
 
+test('a kernel that hibernates has a moon, and is offered to go on', () => {
+  const asleep = { hibernated: { since: 1764425100, size: 214 * 1024 ** 2 } };
+  const sandbox = sandboxAnswer({ ...asleep, memory: { used: null, limit: 4 * 1024 ** 3 } });
+  const view = new StatusView();
+  view.update(sandbox);
+  assert.match(view.node.textContent, /☾hibernated/);
+  const done = [];
+  const card = new Card(sandbox, action => done.push(action));
+  const shown = () => [...card.node.querySelectorAll('button')].filter(node => !node.hidden);
+  assert.match(card.node.textContent, /Hibernated.*since .*2025.*, 214 MB on the disk/);
+  const resume = shown().find(node => node.textContent === 'Resume');
+  resume.click();
+  assert.deepEqual(done, ['resume']);
+  assert.ok(!shown().some(node => node.textContent === 'Hibernate'));
+  card.update(sandboxAnswer(), 2000);
+  view.update(sandboxAnswer());
+  assert.ok(shown().some(node => node.textContent === 'Hibernate'));
+  assert.ok(resume.hidden);
+  assert.equal(view.node.querySelector('[aria-hidden]:not(svg)').hidden, true);
+  card.update(sandboxAnswer({ state: 'busy' }), 2000);
+  assert.ok(!shown().some(node => node.textContent === 'Hibernate'));
+});
+
 test('open routes are named, and a notebook directly in a home is told why', () => {
   const view = new StatusView();
   const egress = [{ name: 'pypi', kind: 'packages', hosts: ['pypi.org'] }];

@@ -189,6 +189,14 @@ class LabServer:
                 with contextlib.suppress(urllib.error.HTTPError):  # it has just ended
                     self.request("DELETE", f"api/{kind}/{one['id']}")
 
+    def terminate(self) -> None:
+        """Stop the server as a service manager does, with its kernels."""
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait(START_SECONDS)
+        if self._reader is not None:
+            self._reader.join(10)
+
     def kill(self, *, with_children: bool = False) -> None:
         """Kill the server as a crash does. Its sandboxes end by themselves; ``with_children``: what
         would clean up after them is killed, too, as when memory runs out."""

@@ -51,6 +51,7 @@ CHANGED: dict[str, object] = {
     "snapshot": "off",
     "preload": ["numpy"],
     "idle_stop": False,
+    "hibernate_idle_timeout": 60.0,
     "spare": False,
     "egress": ["packages"],
     "packages": {"requirements": ["polars"], "environment": "a" * 64},

@@ -131,6 +131,7 @@ WRONG: list[tuple[str, object]] = [
     *(("snapshot", value) for value in ("on", False, None)),
     *(("preload", value) for value in ("numpy", ["a b"], ["a."], ["import"], [""], [3], None)),
     *(("preload", value) for value in (["os; print"], ["a-b"], ["x" * 201], ["a"] * 101)),
+    *(("hibernate_idle_timeout", value) for value in (-1, "60", None, True, 1e9)),
     *(("idle_stop", value) for value in (1, "yes", None)),
     *(("spare", value) for value in (0, "off", None)),
     *(("egress", value) for value in ("packages", None, [3], ["A"], [""], ["a/b"], ["a" * 33])),

@@ -25,12 +25,14 @@ from .helpers import SECONDS, Message, wait_until
 
 class JupyterServer:
     """``jupyter server`` on a free port, with ``extensions`` beside those that are enabled in its
-    environment. ``log`` contains all that it printed."""
+    environment. ``log`` contains all that it printed. Its kernels end with it; with ``leaves`` they
+    hibernate, and stay for another server."""
 
     def __init__(self, folder: Path, *options: str, extensions: tuple[str, ...] = ()) -> None:
         self.folder = folder
         self.extensions = dict.fromkeys(extensions, True)
         self.options = options
+        self.leaves = False
         self.token = secrets.token_hex(16)
         self.log: list[str] = []
         self.url = ""
@@ -68,6 +70,7 @@ class JupyterServer:
             f"--ServerApp.root_dir={self.folder}",
             f"--IdentityProvider.token={self.token}",
             f"--ServerApp.jpserver_extensions={self.extensions}",
+            f"--GVisorServer.hibernate_on_shutdown={self.leaves}",
             *(["--allow-root"] if os.geteuid() == 0 else []),
             *self.options,
         ]

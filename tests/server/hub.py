@@ -83,7 +83,8 @@ class Hub:
         self._make_folders()
         options = json.dumps(self._make_options(public, proxy_api, proxy))
         added = (
-            "c.Spawner.args += ['--GVisorServer.warm=False', '--GVisorProvisioner.snapshot=off']"
+            "c.Spawner.args += ['--GVisorServer.warm=False', '--GVisorProvisioner.snapshot=off',"
+            " '--GVisorServer.hibernate_on_shutdown=False']"
         )
         self._config.write_text(
             "import json\nfrom traitlets.config import Config\nc = get_config()\n"
@@ -130,6 +131,7 @@ class Hub:
         servers = [
             *(["--allow-root"] if os.geteuid() == 0 and not self.numbers else []),
             "--GVisorServer.warm=False",
+            "--GVisorServer.hibernate_on_shutdown=False",
             "--GVisorProvisioner.snapshot=off",
             "--GVisorProvisioner.memory_limit=512M",
             "--ServerApp.jpserver_extensions={'gvisor_kernel.server': True}",

@@ -155,6 +155,10 @@ def test_answers_are_as_the_document_says(server: JupyterServer, upstream: Fake)
     checked.ask("PUT", "/projects", 400, json={"path": "../n", "shown": False})
     assert checked.ask("GET", "/kernelspecs")["kernelspecs"]
     checked.ask("GET", "/openapi.json")
+    checked.ask("POST", f"{of_kernel}/hibernate", 204, kernel=kernel)
+    assert checked.ask("GET", of_kernel, kernel=kernel)["hibernated"]["size"] > 0
+    checked.ask("GET", "/sandboxes")
+    checked.ask("POST", f"{of_kernel}/resume", 204, kernel=kernel)
     checked.ask("POST", f"{of_kernel}/stop", 204, kernel=kernel)
     assert checked.ask("GET", of_kernel, kernel=kernel)["unkept"]["total"] == 2
     for name in ("log", "transcript"):

@@ -316,14 +316,14 @@ def sandbox_flags() -> tuple[str, ...]:
 
 
 def checkpoint_argv(
-    runsc: Runsc, *, root: str, container_id: str, snapshot: str, direct: bool
+    runsc: Runsc, *, root: str, container_id: str, snapshot: str, direct: bool, goes_on: bool
 ) -> list[str]:
     """Return the command that saves a sandbox into the directory ``snapshot`` and ends it.
 
-    ``direct``: write without the page cache, where this runsc can.
+    ``direct``: write without the page cache, where this runsc can. ``goes_on``: the sandbox is not
+    ended, also if the command fails.
     """
     flags = command_flags(runsc, "checkpoint")
-    # Not --leave-running: the sandbox of a snapshot has no other use.
     argv = [runsc.executable, f"--root={root}", "checkpoint", f"--image-path={snapshot}"]
     if "compression" in flags:
         argv.append("--compression=none")
@@ -333,6 +333,8 @@ def checkpoint_argv(
         argv.append("--exclude-committed-zero-pages")
     if direct and "direct" in flags:
         argv.append("--direct")
+    if goes_on:
+        argv.append("--leave-running")
     if os.geteuid() != 0:
         argv = ["unshare", "-Ur", *argv]
     return [*argv, container_id]

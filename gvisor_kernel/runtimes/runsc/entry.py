@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gvisor_kernel.config.settings import RuntimeEntry
@@ -23,4 +24,10 @@ def _measure(record: Record) -> int | None:
     return measure_sandbox(record)
 
 
-ENTRY = RuntimeEntry(make=_make, measure=_measure, shows_profile=True)
+def _save(directory: Path, record: Record) -> bool:
+    from gvisor_kernel.runtimes.runsc.orphan import save_orphan
+
+    return save_orphan(directory, record)
+
+
+ENTRY = RuntimeEntry(make=_make, measure=_measure, save=_save, shows_profile=True)

@@ -125,7 +125,9 @@ def sweep_copies() -> None:
     with suppress(ReleaseError, StateError, OSError):
         found, root = release_store.find_releases(), release_store.own_store()
         copies = [it for it in found if it.name.startswith(f"{SYSTEM}-")]
-        used = {it.program for _, it in find_sandboxes() if copies and not is_orphan(it)}
+        used = {
+            it.program for _, it in find_sandboxes() if copies and (it.saved or not is_orphan(it))
+        }
         for copy in copies:
             unused = time.time() - copy.directory.stat().st_mtime > KEEP_SECONDS
             if unused and copy.directory.parent == root and copy.source not in used:

@@ -24,10 +24,12 @@ from gvisor_kernel.runtimes.runsc.starting import Sentry, is_readable, read_pani
 from gvisor_kernel.runtimes.state import lifeline, records
 from gvisor_kernel.runtimes.state.beginning import Beginning
 from gvisor_kernel.runtimes.state.recorded_sandbox import RecordedSandbox
+from gvisor_kernel.runtimes.state.shown_files import Stamps, find_shown_files, find_sources
 from gvisor_kernel.runtimes.state.sweep import (
     END_SECONDS,
     kill_sandbox,
     remove_sandbox,
+    retire_sandbox,
     root_argument,
 )
 from gvisor_kernel.runtimes.stdio import Ends, StderrLog
@@ -218,20 +220,24 @@ class RunscSandbox(RecordedSandbox):
             self.kill()  # not close(): the bridge's loop still watches the descriptors
             raise
 
-    def checkpoint(self, directory: Path, seconds: float) -> None:
-        self.is_checkpointing = True
+    def checkpoint(self, directory: Path, seconds: float, *, goes_on: bool = False) -> None:
+        self.is_checkpointing = not goes_on
         try:
-            self._save(directory, seconds)
+            self._save(directory, seconds, goes_on)
         finally:
             self.is_checkpointing = False
 
-    def _save(self, directory: Path, seconds: float) -> None:
+    def find_shown_files(self) -> Stamps:
+        return find_shown_files(self._sentry, find_sources(self.view.mounts, self.directory))
+
+    def _save(self, directory: Path, seconds: float, goes_on: bool) -> None:
         argv = checkpoint_argv(
             find_runsc(self._program),
             root=str(self.runsc_root),
             container_id=self.container_id,
             snapshot=str(directory),
             direct=can_write_directly(directory),
+            goes_on=goes_on,
         )
         try:
             (done,) = commands.run(
@@ -247,6 +253,8 @@ class RunscSandbox(RecordedSandbox):
                 "kernels start without a snapshot, more slowly; check whether the disk is full.",
                 done.output,
             )
+        if goes_on:
+            return
         if not is_readable(self.exit_fd, WRITTEN_SECONDS):  # the sentry ends when it is written
             raise SnapshotError("The sandbox did not end after its snapshot was written.")
 
@@ -255,7 +263,8 @@ class RunscSandbox(RecordedSandbox):
             if self._closed:
                 return
             gofer = self.find_process(GOFER_NAME)
-            if not remove_sandbox(self.directory, self._record, self._lent):
+            remove = retire_sandbox if self.is_saved else remove_sandbox
+            if not remove(self.directory, self._record, self._lent):
                 log.warning(
                     "Not everything of %s was removed; the next sweep tries again", self.identity
                 )

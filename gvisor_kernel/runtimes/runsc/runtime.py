@@ -21,7 +21,13 @@ from typing import Any
 
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base
-from gvisor_kernel.errors import GvisorKernelError, SandboxError, SnapshotError, StartTimedOut
+from gvisor_kernel.errors import (
+    GvisorKernelError,
+    SandboxError,
+    SnapshotError,
+    StartTimedOut,
+    StateError,
+)
 from gvisor_kernel.host.cgroups import Cgroup, make_cgroup, plan_cgroup
 from gvisor_kernel.host.commands import check_children, kill_group
 from gvisor_kernel.host.folders import find_identity
@@ -70,7 +76,7 @@ from gvisor_kernel.runtimes.state.sweep import (
     sweep_orphans,
 )
 from gvisor_kernel.runtimes.stdio import StderrLog, make_pipes
-from gvisor_kernel.spec.identity import new_identity
+from gvisor_kernel.spec.identity import Identity, new_identity
 from gvisor_kernel.spec.layout import OUTPUTS
 from gvisor_kernel.spec.limits import file_size_limit, host_limits, memory_file_limit
 from gvisor_kernel.spec.oci import guest_argv, make_config
@@ -118,6 +124,8 @@ class RunscRuntime(SnapshotRuntime):
         kernel_id = choose_kernel_id(os.geteuid(), python_tree) if own else 0
         self._sweep_once()
         identity = new_identity(request.kernel_name, spec, runsc.version, python_tree.python)
+        if request.saved_in is not None:
+            identity = find_identity_of(request.saved_in)
         step("host looked at")
         facts = {
             "runtime": self.name,
@@ -281,7 +289,7 @@ class RunscRuntime(SnapshotRuntime):
         step("runsc started")
         stderr = StderrLog(ends.stderr, places.stderr_log)
         seconds = plan.spec.start_timeout
-        if snapshot is not None:
+        if snapshot is not None and plan.request.saved_in is None:
             seconds = min(seconds, RESTORE_SECONDS)
         try:
             _look_again(plan.inputs, process)
@@ -297,7 +305,20 @@ class RunscRuntime(SnapshotRuntime):
             ends.close_link()
             raise
         step("sandbox made by runsc" if snapshot is None else "sandbox restored by runsc")
-        return RunscSandbox(plan, ends, plan.show(shown), sentry, stderr)
+        sandbox = RunscSandbox(plan, ends, plan.show(shown), sentry, stderr)
+        sandbox.is_saved = plan.request.saved_in is not None
+        return sandbox
+
+
+def find_identity_of(directory: Path) -> Identity:
+    """Return the identity of the sandbox in ``directory``.
+
+    :raises StateError: when it has no record
+    """
+    record = records.read_record(directory)
+    if record is None:
+        raise StateError(f"The record of the saved kernel in {directory} cannot be read.")
+    return Identity.parse(record.identity)
 
 
 def _check_in_place(runsc: Runsc, snapshot: Path | None) -> None:

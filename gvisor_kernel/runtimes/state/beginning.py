@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from gvisor_kernel.config.settings import SandboxSpec
@@ -30,6 +30,7 @@ from gvisor_kernel.runtimes.state.sweep import (
     finish_removals,
     remove_in_background,
     remove_sandbox,
+    retire_sandbox,
 )
 from gvisor_kernel.spec.identity import Identity
 from gvisor_kernel.spec.layout import OUTPUTS, UPLOADS, WORKSPACE
@@ -139,26 +140,36 @@ def begin(
         inputs = open_inputs(shown or spec, request, held)
         try:
             with records.locked():
-                places = Places(records.make_directory(identity.container_id))
+                made = request.saved_in or records.make_directory(identity.container_id)
+                places, last = Places(made), None
+                if request.saved_in is not None:
+                    last = records.read_record(made)
                 try:
                     aside = places.directory if request.spare else None
                     outputs = open_outputs(shown or spec, inputs, kept, aside=aside)
                     outputs = prepare(inputs, outputs)
                     record = first_record(spec, request, identity, outputs, owner, **facts)
+                    if last is not None:
+                        record = replace(record, created=last.created, saved=last.saved)
+                        record = replace(
+                            record, made_outputs=last.made_outputs or record.made_outputs
+                        )
                     records.write_record(places.directory, record)
                 except BaseException:
                     held.close()
-                    records.remove_directory(places.directory)
+                    if last is None:
+                        records.remove_directory(places.directory)
                     raise
             lifeline.hold(owner, record.runtime)
             begun = Beginning(spec, request, identity, inputs, outputs, places, record, held)
             try:
                 # by path: below the state directory, whose parents only this user can change
-                places.transcripts.mkdir(mode=0o755)
+                places.transcripts.mkdir(mode=0o755, exist_ok=last is not None)
                 yield begun
             except BaseException:
                 held.close()
-                remove_sandbox(places.directory, begun.find_record(), outputs.folder)
+                remove = remove_sandbox if last is None else retire_sandbox
+                remove(places.directory, begun.find_record(), outputs.folder)
                 lifeline.release()
                 raise
         except OSError as error:

@@ -15,8 +15,18 @@ from gvisor_kernel.errors import RuntimeMissing
 from gvisor_kernel.host.processes import is_alive, is_stopped
 from gvisor_kernel.runtimes.state.records import Record, find_sandboxes, is_orphan, this_machine
 
-State = Literal["starting", "running", "spare", "ended", "copying", "orphaned", "elsewhere"]
-"""``spare``: restored in advance and paused, not used by a kernel yet. ``ended``: the owner is
+State = Literal[
+    "starting",
+    "running",
+    "hibernated",
+    "spare",
+    "ended",
+    "copying",
+    "orphaned",
+    "elsewhere",
+]
+"""``hibernated``: its kernel was saved, and goes on at the next request.
+``spare``: restored in advance and paused, not used by a kernel yet. ``ended``: the owner is
 alive and will remove it. ``copying``: likewise, but its outputs are still to be copied from where
 it ran: a Docker engine, a node or a cluster. ``orphaned``: the owner is gone. ``elsewhere``: it
 runs on another machine, or in a container, that shares this state directory."""
@@ -65,6 +75,8 @@ def make_listed(directory: Path, record: Record) -> Listed:
 
 def find_state(record: Record) -> State:
     """Return the state of a sandbox by its record and by which of its processes live."""
+    if record.saved:
+        return "hibernated"
     if is_orphan(record):
         return "orphaned"
     if record.machine != this_machine():

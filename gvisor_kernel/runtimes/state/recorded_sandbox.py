@@ -34,12 +34,19 @@ class RecordedSandbox(Sandbox):
         self._record = begun.find_record()
         self._ended = False
         self._closed = False
+        self.is_saved = False
+        """Its kernel was saved in its directory, which stays when it is closed."""
         # no timeout: held during removal: END_SECONDS, and COPY_SECONDS if outputs are copied out
         # of an engine
         self._closing = threading.Lock()
 
     def find_cause(self) -> str:
         return records.find_killer(self.directory)
+
+    def note_saved(self, saved: float) -> None:
+        """Note that the kernel was saved in the directory at that Unix time; 0: that it goes on."""
+        self.is_saved = saved > 0
+        self._update_record(saved=saved)
 
     def note_given_back(self, size: int) -> None:
         self._update_record(given_back=size)

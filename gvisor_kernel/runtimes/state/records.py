@@ -86,6 +86,8 @@ class Record:
     """It has ended in the engine. Its outputs must still be copied, and the rest removed."""
     killed: bool = False
     """A person has ended it, by `gvisor-kernel kill`."""
+    saved: float = 0.0
+    """When its kernel was saved in its directory, and it was ended; 0 while it runs."""
     given_back: int = 0
     """Bytes by which its memory fell when its kernel rested for the last time."""
     node: str | None = None
@@ -252,7 +254,7 @@ def images_in_use() -> set[str]:
 
     :raises StateError: when the state directory cannot be read
     """
-    records = (record for _, record in find_sandboxes() if not is_orphan(record))
+    records = (record for _, record in find_sandboxes() if record.saved or not is_orphan(record))
     return {record.image for record in records if record.image is not None}
 
 
@@ -261,7 +263,7 @@ def environments_in_use() -> set[str]:
 
     :raises StateError: when the state directory cannot be read
     """
-    records = (record for _, record in find_sandboxes() if not is_orphan(record))
+    records = (record for _, record in find_sandboxes() if record.saved or not is_orphan(record))
     return {record.environment for record in records if record.environment is not None}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import stat
 import time
 from collections.abc import Callable, Sequence
@@ -17,10 +18,12 @@ from gvisor_kernel.host import cgroups, processes
 from gvisor_kernel.host.folders import Identity, Opened, reopen
 from gvisor_kernel.host.owners import change_owner
 from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME, SUBUID_BASE, SUBUID_COUNT
+from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.mounts.written_folders import forget_written
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.leftovers import LEFTOVERS
 from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.runtimes.state.saved import is_saved
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +94,22 @@ def remove_sandbox(directory: Path, record: Record | None, lent: Opened | None =
     else:
         _unfinished[directory] = record
     return False
+
+
+def retire_sandbox(directory: Path, record: Record | None, lent: Opened | None = None) -> bool:
+    """End a sandbox whose kernel was saved in its directory; return whether nothing of it runs.
+
+    What a next sandbox makes anew is removed from the directory. Blocks for seconds. Never raises.
+    """
+    groups = [Path(group) for group in record.cgroups] if record is not None else []
+    if not end_sandbox(directory, groups):
+        return False
+    if record is not None and record.lent_by is not None and lent is not None:
+        give_back(lent, record.lent_by)
+    places = Places(directory)
+    for folder in (places.bundle, places.rootfs, places.runsc, places.covers, places.empty):
+        shutil.rmtree(folder, ignore_errors=True)  # by path: below the state directory
+    return True
 
 
 Remover = Callable[[Path, Record, float | None], bool]
@@ -305,8 +324,26 @@ def sweep_orphans(runtime: str | None = None) -> list[str]:
     return [
         record.identity if record is not None else directory.name
         for directory, record in find_orphans(runtime)
-        if remove_sandbox(directory, record)
+        if _sweep(directory, record)
     ]
+
+
+def _sweep(directory: Path, record: Record | None) -> bool:
+    """End a sandbox, and remove it, but for a kernel that was saved in it, or is saved now."""
+    if record is not None and not record.saved:
+        with suppress(RuntimeMissing):
+            save = find_entry(record.runtime).save
+            if save is not None and save(directory, record):
+                record = records.read_record(directory) or record
+    if record is not None and is_saved(directory, record):
+        retire_sandbox(directory, record)
+        return False
+    return remove_sandbox(directory, record)
+
+
+def has_run(directory: Path) -> bool:
+    """Return whether a sandbox was made in ``directory`` that was not ended wholly."""
+    return Places(directory).runsc.exists()
 
 
 def find_orphans(runtime: str | None = None) -> list[tuple[Path, Record | None]]:
@@ -319,6 +356,8 @@ def find_orphans(runtime: str | None = None) -> list[tuple[Path, Record | None]]
         for directory in records.sandbox_directories():
             record = records.read_record(directory)
             if record is not None and runtime not in (None, record.runtime):
+                continue
+            if record is not None and is_saved(directory, record) and not has_run(directory):
                 continue
             if record is None or records.is_orphan(record):
                 orphans.append((directory, record))

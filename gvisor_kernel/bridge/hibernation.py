@@ -1,0 +1,162 @@
+"""Saves a kernel that goes on until it is saved, and keeps its clients' messages meanwhile.
+
+A kernel that was saved is ``asleep``: it has no sandbox, its clients are connected, and the first
+message that only the kernel can answer wakes it. When to save, and where to, is decided elsewhere;
+``kernel`` attaches the sandbox in which it goes on. Everything runs on the bridge's loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from gvisor_kernel.bridge.addresses import SnapshotRun
+from gvisor_kernel.bridge.attached_sandbox import AttachedSandbox
+from gvisor_kernel.bridge.exchange import Exchange
+from gvisor_kernel.bridge.run import KernelRun
+from gvisor_kernel.bridge.service import ServiceCalls
+from gvisor_kernel.errors import NotIdle, SandboxError
+from gvisor_kernel.link import LocalProtocolError
+
+ENDED_STATUS = -9
+"""The exit status of a kernel whose sandbox ended without reporting one."""
+QUIET_SECONDS = 5.0
+"""Seconds that PID 1 has to read what was sent to it. It takes 5 ms if the sandbox is idle."""
+
+
+class Hibernation:
+    """The sleep of one kernel, over all its sandboxes."""
+
+    def __init__(
+        self, exchange: Exchange, attached: AttachedSandbox, run: KernelRun, service: ServiceCalls
+    ) -> None:
+        self.asleep = False
+        """The kernel was saved, and has no sandbox."""
+        self.idle_seconds = 0.0
+        """After this time without anything to do ``on_idle`` is called; 0: never."""
+        self.on_idle: Callable[[], None] = lambda: None
+        self._exchange = exchange
+        self._attached = attached
+        self._run = run
+        self._service = service
+        self._is_saving = False
+        self._timer: asyncio.TimerHandle | None = None
+        attached.on_sleep = self._note_sleep
+
+    async def begin(
+        self, save: Callable[[SnapshotRun], Awaitable[None]], undo: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Save the kernel and end its sandbox; or let it go on as if nothing had happened.
+
+        ``save`` writes the sandbox to the disk, and lets it go on; ``undo`` removes that again, and
+        raises nothing.
+
+        :raises NotIdle: when the kernel has something to do, or gets it meanwhile
+        :raises SandboxError: when it cannot be saved, as ``save`` raises it
+        """
+        exchange, link = self._exchange, self._attached.link
+        if link is None or not exchange.running or self._is_saving:
+            raise NotIdle("The kernel does not run, or is being saved.")
+        if exchange.pending or not exchange.settled or self._service.is_used:
+            raise NotIdle("The kernel has a request to answer.")
+        is_saved, exchange.held, self._is_saving = False, True, True
+        try:
+            try:
+                async with asyncio.timeout(QUIET_SECONDS):
+                    await link.quiesce()
+            except (TimeoutError, LocalProtocolError) as error:
+                raise NotIdle("The kernel's sandbox does not answer now.") from error
+            self._suspend()
+            received, known = link.received, exchange.known.dump()
+            run = SnapshotRun(self._run.number, exchange.kernel_key, known=known)
+            await save(run)
+            is_saved = True
+            if link.ended:
+                raise SandboxError("The sandbox ended while its kernel was saved.")
+            if link.received != received or not exchange.settled:
+                raise NotIdle("The kernel has worked, or was asked for something, meanwhile.")
+        except BaseException:
+            if is_saved:
+                await asyncio.shield(undo())  # no timeout: it removes a few files
+            self._go_on()
+            raise
+        finally:
+            self._is_saving = False
+        self.asleep = True
+        link.end("the kernel hibernates")
+        # no timeout: it is finished or undone, by steps that have timeouts
+        await asyncio.shield(self._attached.close())
+
+    def adopt(self, saved: SnapshotRun) -> None:
+        """Begin with a kernel that another process has saved.
+
+        :raises LaunchError: when clients cannot connect
+        """
+        self._run.number = saved.run
+        self._exchange.known.load(saved.known)
+        self.asleep = self._exchange.held = True
+        self._run.begin()
+        self._exchange.expose()
+
+    def note_awake(self) -> None:
+        """Note that the kernel runs again."""
+        self.asleep = self._exchange.held = False
+
+    def end(self) -> None:
+        """Count a kernel that is asleep as ended. What was saved of it is the caller's."""
+        if self.asleep:
+            self.note_awake()
+            self._run.end_expected = True
+            self._run.exit_status = ENDED_STATUS
+            self._run.exited.set()
+            self._exchange.forget_requests()
+
+    @property
+    def on_wanted(self) -> Callable[[], None]:
+        """Called for each message that waits for a kernel that is asleep, or being saved."""
+        return self._exchange.on_held
+
+    @on_wanted.setter
+    def on_wanted(self, callback: Callable[[], None]) -> None:
+        self._exchange.on_held = callback
+
+    @property
+    def has_waiting(self) -> bool:
+        """Return whether a message of a client waits for the kernel."""
+        return not self._exchange.settled
+
+    def refuse_waiting(self, reason: str) -> None:
+        """Answer the requests that wait for the kernel by an error."""
+        self._exchange.refuse_waiting(reason)
+
+    def _suspend(self) -> None:
+        """Watch neither silence nor memory while the sandbox is written."""
+        if self._attached.link is not None:
+            self._attached.link.suspend_timers()
+        if self._attached.memory is not None:
+            self._attached.memory.stop()
+
+    def _go_on(self) -> None:
+        self._exchange.held = False
+        link, memory = self._attached.link, self._attached.memory
+        if link is None or link.ended:
+            return
+        link.go_on()
+        if memory is not None:
+            memory.start()
+        self._exchange.deliver_waiting()
+        link.flush()
+        self._exchange.resume_reading()
+
+    def _note_sleep(self, stopped: bool) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if stopped and self.idle_seconds:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self.idle_seconds, self._find_idle)
+
+    def _find_idle(self) -> None:
+        link = self._attached.link
+        if link is not None and link.stopped and not self.asleep:
+            self.on_idle()

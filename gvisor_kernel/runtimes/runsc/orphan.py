@@ -1,0 +1,66 @@
+"""Saves a kernel whose process was killed, so that the next process can let it go on.
+
+Its PID 1 waits for another host for a minute (``guest/host_link``). Runs in the small process that
+outlives the owner (``state/lifeline``), which has no link to the sandbox and asks nothing inside.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+from gvisor_kernel.errors import GvisorKernelError, SnapshotError
+from gvisor_kernel.host import commands, processes
+from gvisor_kernel.host.private_directories import read_file
+from gvisor_kernel.runtimes.mounts.plan import Places
+from gvisor_kernel.runtimes.runsc.command_line import checkpoint_argv, find_runsc
+from gvisor_kernel.runtimes.runsc.runsc_sandbox import can_write_directly
+from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.runtimes.state.saved import NOTE, write_saved
+from gvisor_kernel.runtimes.state.shown_files import find_shown_files
+from gvisor_kernel.strict_json import parse_json
+
+SAVE_SECONDS = 50.0
+"""Less than PID 1 waits."""
+WORDS_BYTES = 2000
+NOTICE_SECONDS = 0.5
+"""Seconds in which PID 1 notices that its host is gone, and forgets half a frame of it."""
+MAX_NOTE = 1024 * 1024
+"""Bytes of kernel.json."""
+
+
+def save_orphan(directory: Path, record: Record) -> bool:
+    """Save the kernel of a sandbox that runs without its owner; see ``RuntimeEntry.save``."""
+    sentry = record.processes.get("sentry")
+    if sentry is None or not processes.is_alive(sentry):
+        return False
+
+    def write_image(image: Path) -> None:
+        argv = checkpoint_argv(
+            find_runsc(record.program),
+            root=str(Places(directory).runsc),
+            container_id=record.container_id,
+            snapshot=str(image),
+            direct=can_write_directly(image),
+            goes_on=True,
+        )
+        (done,) = commands.run(
+            argv, seconds=SAVE_SECONDS, max_bytes=WORDS_BYTES, cwd=directory, umask=0o077
+        )
+        if done.status != 0:
+            raise SnapshotError(f"runsc ended with status {done.status}.")
+
+    try:
+        os.kill(sentry.pid, signal.SIGCONT)  # an idle sandbox is stopped
+        time.sleep(NOTICE_SECONDS)
+        note, saved = parse_json(read_file(directory / NOTE, MAX_NOTE), MAX_NOTE), time.time()
+        note |= {"files": find_shown_files(sentry.pid, note["sources"]), "saved": saved}
+        write_saved(directory, json.dumps(note), write_image)
+        records.change_record(directory, record, saved=saved)
+    except (OSError, ValueError, LookupError, TypeError, GvisorKernelError):
+        return False
+    return True

@@ -1,0 +1,63 @@
+"""The saved kernel in a sandbox's directory: its places, and how it is written in one step.
+
+    sandboxes/<id>/  kernel.json         what the kernel is, and how it was started
+                     saved/kernel.json   the same, when it was saved
+                     saved/image/        what the runtime wrote
+                     saving/             the same, not complete yet
+
+What kernel.json contains is up to ``kernel/saved_kernel``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from gvisor_kernel.host.private_directories import write_file
+from gvisor_kernel.runtimes.state.records import Record
+
+# by path: below the state directory, whose parents only this user can change
+
+SAVED, IMAGE, NOTE = "saved", "image", "kernel.json"
+SAVING = "saving"
+
+
+def is_saved(directory: Path, record: Record) -> bool:
+    """Return whether a sandbox's kernel was saved in its directory, from which it can go on."""
+    return record.saved > 0 and (directory / SAVED).is_dir()
+
+
+def write_saved(directory: Path, note: str, write_image: Callable[[Path], None]) -> None:
+    """Save a kernel: all of it is on the disk before it has its name. Blocks.
+
+    ``note``: the text of kernel.json. ``write_image`` fills a folder.
+
+    :raises OSError: when it cannot be written, or what ``write_image`` raises; nothing is left then
+    """
+    saving = directory / SAVING
+    shutil.rmtree(saving, ignore_errors=True)
+    try:
+        saving.mkdir(mode=0o700)
+        image = saving / IMAGE
+        image.mkdir(mode=0o700)
+        write_image(image)
+        for path in image.iterdir():
+            path.chmod(0o600)
+            _flush(path)
+        write_file(saving / NOTE, note)
+        shutil.rmtree(directory / SAVED, ignore_errors=True)
+        saving.rename(directory / SAVED)
+        _flush(directory)
+    finally:
+        shutil.rmtree(saving, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,83 @@
+"""The programs and libraries of this machine that a sandbox has open, and that are mapped in it.
+
+A kernel that goes on maps them again by their paths: half of another version would end it hours
+later. So they are noted while it lives, by what the host's kernel says of the sentry, and compared
+before it goes on. Nothing inside the sandbox is asked.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeAlias
+
+from gvisor_kernel.config.validators import is_within
+from gvisor_kernel.errors import SnapshotError
+from gvisor_kernel.runtimes.base import MountView
+
+Stamps: TypeAlias = dict[str, tuple[int, int, int]]
+"""Size, modification time in nanoseconds and inode, by the path on the host."""
+MAX_FILES = 20_000
+"""A kernel with pandas has 1,500 open, and 250 of them are libraries."""
+ROOT = "/root"
+"""Where the sentry sees the sandbox's files."""
+
+
+def find_sources(mounts: Iterable[MountView], directory: Path) -> dict[str, str]:
+    """Return the sources of read-only mounts by their targets, but for those in ``directory``."""
+    return {
+        mount.target: mount.source
+        for mount in mounts
+        if mount.read_only and not is_within(mount.source, str(directory))
+    }
+
+
+def find_shown_files(sentry: int, sources: Mapping[str, str]) -> Stamps:
+    """Return the programs and libraries that a sandbox has open.
+
+    ``sources``: the paths of the host in which they lie, by those inside. Blocks for milliseconds.
+
+    :raises SnapshotError: when one was replaced since it was opened
+    """
+    found: Stamps = {}
+    folder = Path(f"/proc/{sentry}/fd")
+    with suppress(OSError):
+        for entry in list(folder.iterdir())[:MAX_FILES]:
+            with suppress(OSError):
+                link = str(entry.readlink()).removesuffix(" (deleted)")
+                inside = link.removeprefix(ROOT)
+                status = entry.stat()
+                if ".so" not in entry_name(inside) and not status.st_mode & stat.S_IXUSR:
+                    continue  # whatever else was read is in the kernel's memory
+                target = max((t for t in sources if is_within(inside, t)), key=len, default=None)
+                if target is None or not stat.S_ISREG(status.st_mode):
+                    continue
+                path = sources[target] + inside.removeprefix(target)
+                found[path] = (status.st_size, status.st_mtime_ns, status.st_ino)
+    change = find_change(found)
+    if change is not None:
+        raise SnapshotError(
+            f"{change} since the kernel has opened it, so its state cannot be saved.",
+            "restart the kernel to use what is there now.",
+        )
+    return found
+
+
+def entry_name(path: str) -> str:
+    """Return the last part of a path."""
+    return path.rpartition("/")[2]
+
+
+def find_change(stamps: Stamps) -> str | None:
+    """Return which of the files is another one now, as a clause; None if none is."""
+    for path, stamp in stamps.items():
+        try:
+            status = os.stat(path)  # noqa: PTH116 - often, so fast
+        except OSError:
+            return f"{path} is gone"
+        if (status.st_size, status.st_mtime_ns, status.st_ino) != stamp:
+            return f"{path} was changed"
+    return None

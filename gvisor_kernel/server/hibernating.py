@@ -1,0 +1,149 @@
+"""Lets a server's kernels hibernate instead of culling them, and as it stops.
+
+What hibernation is, is in ``kernel/hibernation``; sessions are kept in ``saved_sessions``. On the
+server's loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any
+
+from jupyter_core.utils import ensure_async
+
+from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.server.sandboxes import Sandboxes
+from gvisor_kernel.server.saved_sessions import SavedSessions, take_back
+from gvisor_kernel.shown_text import printable
+
+log = logging.getLogger(__name__)
+
+STOP_SECONDS = 75.0
+"""Seconds that a server's stop may take for all kernels: a service manager kills it after 90."""
+KERNEL_SECONDS = 30.0
+"""The same for one kernel. The next one is begun then."""
+BEGIN_SECONDS = 20.0
+"""Seconds that a server's start waits until kernels are taken back; the rest follows."""
+
+
+class Hibernating:
+    """The hibernation of one server's kernels."""
+
+    def __init__(self, application: Any, sandboxes: Sandboxes, *, leaves: bool) -> None:
+        """``leaves``: leave kernels to the next server of this root, and take them back."""
+        self._application = application
+        self._manager = application.kernel_manager
+        self._sandboxes = sandboxes
+        self._leaves = leaves
+        self._culled: ContextVar[str] = ContextVar("culled", default="")
+        self._sessions: SavedSessions | None = None
+        self._taking: asyncio.Task[None] | None = None
+        self._leaving: asyncio.Task[None] | None = None
+
+    def load(self) -> None:
+        """Take kernels and sessions back before the server listens. Called as it loads."""
+        if not self._leaves:
+            return
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:  # the usual case: nothing runs yet
+            self._application.io_loop.run_sync(self._load)
+        else:
+            self._taking = asyncio.ensure_future(take_back(self._application))
+
+    async def _load(self) -> None:
+        self._taking = asyncio.ensure_future(take_back(self._application))
+        await asyncio.wait({self._taking}, timeout=BEGIN_SECONDS)
+
+    def start(self) -> None:
+        """Begin to keep sessions. Called as the server begins."""
+        if self._leaves:
+            self._sessions = SavedSessions(self._application, self._sandboxes)
+            self._sessions.start()
+
+    # -- culling ---------------------------------------------------------------------------------
+
+    def replace_culling(self) -> None:
+        """Let a kernel that the server culls hibernate instead; one that cannot is culled."""
+        manager, application = self._manager, self._application
+        cull, shut_down = manager.cull_kernel_if_idle, manager.shutdown_kernel
+        stop_if_unused = application.shutdown_no_activity
+
+        async def cull_kernel_if_idle(kernel_id: str) -> None:
+            if self._is_asleep(kernel_id):
+                return
+            mark = self._culled.set(kernel_id)
+            try:
+                await ensure_async(cull(kernel_id))
+            finally:
+                self._culled.reset(mark)
+
+        async def shutdown_kernel(kernel_id: str, *args: Any, **more: Any) -> Any:
+            kernel = self._sandboxes.find_kernel(kernel_id)
+            culled = self._culled.get()  # no timeout: a variable of this task
+            if kernel is not None and culled == kernel_id:
+                try:
+                    await kernel.hibernation.hibernate()
+                    return None
+                except GvisorKernelError as error:
+                    log.info("%s", error)
+            return await ensure_async(shut_down(kernel_id, *args, **more))
+
+        def shutdown_no_activity() -> None:
+            """A kernel that hibernates keeps no server that nobody uses."""
+            kernels = manager.list_kernel_ids()
+            if not (self._leaves and kernels and all(map(self._is_asleep, kernels))):
+                stop_if_unused()
+                return
+            unused = (datetime.now(UTC) - application.web_app.last_activity()).total_seconds()
+            limit = application.shutdown_no_activity_timeout
+            if unused > limit and not application.extension_manager.any_activity():
+                application.log.info("All kernels hibernate; shutting down.")
+                application.stop()
+
+        manager.cull_kernel_if_idle = cull_kernel_if_idle
+        manager.shutdown_kernel = shutdown_kernel
+        application.shutdown_no_activity = shutdown_no_activity
+
+    def _is_asleep(self, kernel_id: str) -> bool:
+        kernel = self._sandboxes.find_kernel(kernel_id)
+        return kernel is not None and kernel.hibernation.saved is not None
+
+    # -- the stop --------------------------------------------------------------------------------
+
+    async def leave_all(self) -> None:
+        """Leave the kernels to the next server. Called as this one stops, perhaps twice."""
+        if self._sessions is not None:
+            self._sessions.end()
+            if self._leaving is None:
+                self._leaving = asyncio.ensure_future(self._leave_all(self._sessions))
+            await asyncio.shield(self._leaving)  # no timeout: STOP_SECONDS
+
+    async def _leave_all(self, saved: SavedSessions) -> None:
+        sessions, deadline = await saved.find(), asyncio.get_running_loop().time() + STOP_SECONDS
+        kernels = {
+            one: kernel
+            for one in self._manager.list_kernel_ids()
+            if (kernel := self._sandboxes.find_kernel(one)) is not None
+        }
+        for kernel_id in kernels:
+            self._manager.get_kernel(kernel_id).stop_restarter()  # or it begins those anew
+        # Those that are asleep cost nothing; of the others, the one that was used last comes last.
+        order = sorted(kernels, key=lambda it: (not self._is_asleep(it), self._find_used(it)))
+        for kernel_id in order:
+            name = next((printable(it.path) for it in sessions.get(kernel_id, [])), kernel_id)
+            leaving = asyncio.ensure_future(kernels[kernel_id].hibernation.leave())
+            seconds = min(KERNEL_SECONDS, deadline - asyncio.get_running_loop().time())
+            # Not cancelled: half of it is undone by the end of the kernel.
+            await asyncio.wait({leaving}, timeout=max(0.0, seconds))
+            if not leaving.done():
+                log.warning("%s does not hibernate in time, and ends with the server.", name)
+            elif (error := leaving.exception()) is not None:
+                log.warning("%s does not hibernate, and ends with the server: %s", name, error)
+
+    def _find_used(self, kernel_id: str) -> datetime:
+        used = getattr(self._manager.get_kernel(kernel_id), "last_activity", None)
+        return used if isinstance(used, datetime) else datetime.max.replace(tzinfo=UTC)

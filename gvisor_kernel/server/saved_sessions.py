@@ -1,0 +1,199 @@
+"""The sessions of a server's kernels, kept on the disk for the next server of the same root folder.
+
+    sandboxes/<id>/session.json
+
+Only servers write it, beside what was saved of the kernel. ``SavedSessions`` keeps it up to date;
+``take_back`` lets a server have kernels again that hibernate, with their sessions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+from jupyter_core.utils import ensure_async
+from tornado import web
+
+from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.host import processes
+from gvisor_kernel.host.private_directories import read_file, replace_file
+from gvisor_kernel.jupyter.provisioner import RESUMES_ONLY
+from gvisor_kernel.kernel.facts import KernelEvent, KernelEvents, Started
+from gvisor_kernel.runtimes.state.records import Record, find_sandboxes, is_orphan
+from gvisor_kernel.runtimes.state.saved import is_saved
+from gvisor_kernel.server.sandboxes import Sandboxes
+from gvisor_kernel.shown_text import printable
+from gvisor_kernel.typed_json import read_json, write_json
+
+log = logging.getLogger(__name__)
+
+FILE = "session.json"
+MAX_FILE = 64 * 1024
+MAX_SESSIONS = 20
+"""Sessions of one kernel that are kept, such as a notebook and its console."""
+SAVING_SECONDS, LOOK_SECONDS = 60.0, 0.2
+"""Seconds in which kernels of a server that was killed are saved, and between looks at them."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """A session as the server's manager saves it."""
+
+    id: str
+    path: str
+    name: str
+    type: str
+
+
+@dataclass(frozen=True)
+class _File:
+    """session.json. ``root``: the real path of the server's root folder."""
+
+    root: str
+    sessions: tuple[Session, ...]
+
+
+class SavedSessions:
+    """Writes the sessions of one server's kernels, from ``start`` to ``end``. On its loop."""
+
+    def __init__(self, application: Any, sandboxes: Sandboxes) -> None:
+        self._manager = application.session_manager
+        self._root = os.path.realpath(application.kernel_manager.root_dir)
+        self._sandboxes = sandboxes
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()
+
+    def start(self) -> None:
+        """Begin: at each start of a kernel, and when a session is made or gets another name."""
+        KernelEvents.instance().watch(self._on_event)
+        for name in ("save_session", "update_session"):
+            setattr(self._manager, name, self._follow(getattr(self._manager, name)))
+
+    def end(self) -> None:
+        """Write nothing more. Idempotent."""
+        KernelEvents.instance().unwatch(self._on_event)
+
+    def _follow(self, method: Any) -> Any:
+        @wraps(method)
+        async def call(session_id: str, *args: Any, **more: Any) -> Any:
+            found = await ensure_async(method(session_id, *args, **more))
+            await self._note(session_id=session_id)
+            return found
+
+        return call
+
+    def _on_event(self, event: KernelEvent) -> None:
+        """Called on the bridge's loop."""
+        if isinstance(event, Started):
+            with suppress(RuntimeError):  # the server's loop is closed
+                self._loop.call_soon_threadsafe(self._begin, event.kernel_id)
+
+    def _begin(self, kernel_id: str) -> None:
+        task = self._loop.create_task(self._note(kernel_id=kernel_id))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _note(self, *, kernel_id: str = "", session_id: str = "") -> None:
+        async with self._turn:
+            sessions = await self.find()
+            if kernel_id:
+                await self._write(kernel_id, sessions.get(kernel_id, []))
+            for one, own in sessions.items():
+                if any(session.id == session_id for session in own):
+                    await self._write(one, own)
+
+    async def find(self) -> dict[str, list[Session]]:
+        """Return the sessions of the server by the id of their kernel."""
+        found: dict[str, list[Session]] = {}
+        with suppress(Exception):  # a manager of another package
+            for model in await ensure_async(self._manager.list_sessions()):
+                words = (model.get(name) or "" for name in ("id", "path", "name", "type"))
+                found.setdefault(model["kernel"]["id"], []).append(Session(*map(str, words)))
+        return found
+
+    async def _write(self, kernel_id: str, sessions: list[Session]) -> None:
+        directory = self._sandboxes.find_directory(kernel_id)
+        if directory is not None:
+            text = write_json(_File(self._root, tuple(sessions[:MAX_SESSIONS])))
+            with suppress(OSError):  # the kernel is not lost without it
+                await asyncio.to_thread(replace_file, directory / FILE, text)
+
+
+def find_left(root: str) -> tuple[list[tuple[Record, tuple[Session, ...]]], bool]:
+    """Return the kernels that earlier servers of ``root`` have left, and whether more are being
+    saved. Blocks.
+
+    :raises StateError: when the state directory cannot be read
+    """
+    left, waits = [], False
+    for directory, record in find_sandboxes():
+        if not record.kernel_id or not is_orphan(record):
+            continue
+        with suppress(OSError, ValueError):
+            file = read_json(read_file(directory / FILE, MAX_FILE), _File, MAX_FILE)
+            if file.root != os.path.realpath(root):
+                continue
+            if is_saved(directory, record):
+                left.append((record, file.sessions))
+            else:
+                waits |= any(map(processes.is_alive, record.processes.values()))
+    return left, waits
+
+
+async def take_back(application: Any) -> None:
+    """Let ``application``, a server, have the kernels and sessions that were left. Never raises."""
+    root, tried, waits = application.kernel_manager.root_dir, set(), True
+    deadline = time.monotonic() + SAVING_SECONDS
+    while waits and time.monotonic() < deadline:
+        try:
+            found, waits = await asyncio.to_thread(find_left, root)
+        except GvisorKernelError as error:
+            log.warning("Kernels that hibernate are not taken back: %s", error)
+            return
+        for record, sessions in found:
+            if record.identity not in tried:
+                tried.add(record.identity)
+                await _try(application, record, sessions)
+        if waits:
+            await asyncio.sleep(LOOK_SECONDS)
+
+
+async def _try(application: Any, record: Record, sessions: tuple[Session, ...]) -> None:
+    try:
+        await _take_back(application, record, sessions)
+    except Exception as error:
+        # jupyter_client keeps its id, and could not shut any kernel down then
+        getattr(application.kernel_manager, "_pending_kernels", {}).pop(record.kernel_id, None)
+        log.warning(
+            "The kernel of %s is not taken back, and stays saved: %s",
+            *(printable(record.folder), error),
+        )
+
+
+async def _take_back(application: Any, record: Record, sessions: tuple[Session, ...]) -> None:
+    manager, kernel_id = application.kernel_manager, record.kernel_id
+    if kernel_id not in manager:
+        path = os.path.relpath(record.folder, os.path.realpath(manager.root_dir))
+        RESUMES_ONLY.set(kernel_id)
+        try:
+            name = record.kernel_name
+            await ensure_async(
+                manager.start_kernel(kernel_id=kernel_id, kernel_name=name, path=path)
+            )
+        finally:
+            RESUMES_ONLY.set("")
+        manager.get_kernel(kernel_id).execution_state = "idle"  # no message says so
+    ours = application.session_manager
+    for session in sessions:
+        try:
+            await ensure_async(ours.get_session(session_id=session.id))
+        except web.HTTPError:
+            words = {"path": session.path, "name": session.name, "type": session.type}
+            await ensure_async(ours.save_session(session.id, kernel_id=kernel_id, **words))

@@ -1,0 +1,73 @@
+"""Kernels that outlive their server: left by it in order, or saved when it was killed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel.runtimes.state.listed import Listed, find_all
+
+from ..patience import scale_seconds
+from ..world import PROJECT
+
+
+def run(way: str, kernel_id: str, folder: Path) -> tuple[list[str], int]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.jupyter.keeper", way, kernel_id],
+        cwd=folder,
+        env=None,
+        capture_output=True,
+        text=True,
+        timeout=scale_seconds(120),
+        check=False,
+    )
+    assert done.returncode in (0, -9), done.stderr
+    return done.stdout.splitlines(), done.returncode
+
+
+def find(kernel_id: str) -> Listed | None:
+    return next((one for one in find_all() if one.record.kernel_id == kernel_id), None)
+
+
+def wait_for_saved(kernel_id: str) -> Listed:
+    """Wait until the process that a killed server leaves has saved its kernel."""
+    deadline = time.monotonic() + scale_seconds(60)
+    while True:
+        found = find(kernel_id)
+        if found is not None and found.state == "hibernated":
+            return found
+        assert time.monotonic() < deadline, found
+        time.sleep(0.05)
+
+
+@pytest.fixture(autouse=True)
+def from_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+
+
+@pytest.mark.parametrize("way", ["leave", "die asleep", "die idle", "die now", "die busy"])
+def test_a_kernel_outlives_its_server(way: str, folder: Path) -> None:
+    kernel_id = str(uuid.uuid4())
+    printed, status = run(way, kernel_id, folder)
+    assert printed[0] == "1 None"
+    assert status == (-9 if way.startswith("die") else 0)
+    saved = wait_for_saved(kernel_id)
+    assert (saved.directory / "saved").stat().st_mode & 0o777 == 0o700
+    printed, _ = run("take over", kernel_id, folder)
+    # The loop was under way when its server was killed, and has gone on to its end.
+    assert printed == [f"2 {39 if way == 'die busy' else None}"]
+    assert find(kernel_id) is None
+
+
+def test_another_kernel_is_not_taken_over(folder: Path) -> None:
+    kernel_id = str(uuid.uuid4())
+    run("leave", kernel_id, folder)
+    printed, _ = run("take another", str(uuid.uuid4()), folder)
+    assert printed == ["1 None"]
+    assert wait_for_saved(kernel_id)
+    assert run("take over", kernel_id, folder)[0] == ["2 None"]
