@@ -234,7 +234,9 @@ def accept_runsc(name: str, value: object) -> str:
 
     :raises SettingError: when it can be neither a release nor a path
     """
-    text = str(value) if type(value) in (int, float) else value  # 20240729.0 is a number, too
+    text = value
+    if isinstance(value, int | float) and 0 < value < 1e9:  # 20240729.0 is a number, too
+        text = str(value)
     if isinstance(text, str) and (text == "" or RUNSC.fullmatch(text)):
         return text
     raise SettingError(
