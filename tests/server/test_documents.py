@@ -211,7 +211,7 @@ def test_page_for_people_names_each_event_and_metric(registry: CollectorRegistry
     Metrics(registry).show([])
     text = generate_latest(registry).decode()
     names = set(re.findall(r"^# TYPE (gvisor_kernel_\w+)(?<!_created) ", text, re.MULTILINE))
-    assert len(names) == 7
+    assert len(names) == 10
     assert names == set(re.findall(r"^\| `(gvisor_kernel_\w+)`", REST, re.MULTILINE))
     dashboard = (PROJECT / "docs/grafana.json").read_text()
     used = set(re.findall(r"gvisor_kernel_\w+", dashboard))
