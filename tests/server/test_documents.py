@@ -197,7 +197,7 @@ def test_dashboard_asks_for_metrics_that_there_are(registry: CollectorRegistry) 
     expressions = [
         target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())
     ]
-    assert len(expressions) == 8
+    assert len(expressions) == 11
     for expression in expressions:
         (name,) = re.findall(r"gvisor_kernel_\w+", expression)
         assert name in names
