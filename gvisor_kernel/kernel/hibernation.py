@@ -53,6 +53,8 @@ class Hibernator:
         self._find = find
         self._wake = wake
         self._waking: asyncio.Task[None] | None = None
+        self._saving: asyncio.Future[None] | None = None
+        """Done when the save that is under way has ended."""
         self._is_leaving = False
         """Nothing wakes the kernel any more: this process ends."""
         self._failures = Limiter()
@@ -188,11 +190,15 @@ class Hibernator:
 
         began, request = time.monotonic(), plan.request
         kernel.hibernation.on_wanted = partial(self.want, kernel)
+        self._saving = saving = asyncio.get_running_loop().create_future()
         try:
             await kernel.hibernation.begin(write, undo)
         finally:
             if kernel.asleep:  # also if nobody waits for it any more
                 self.saved = saved
+            saving.set_result(None)
+            if self._saving is saving:
+                self._saving = None
         assert saved is not None
         KernelEvents.instance().tell(
             Hibernated(
@@ -234,11 +240,14 @@ class Hibernator:
 
     async def end(self, kernel: KernelBridge) -> None:
         """Give the saved kernel up, and remove it. Idempotent."""
+        if self._saving is not None:
+            await asyncio.shield(self._saving)  # no timeout: SAVE_SECONDS
         waking, saved, self.saved = self._waking, self.saved, None
         if waking is not None:
             waking.cancel()
             # no timeout: it is finished or undone, by steps that have timeouts
             await asyncio.wait({waking})
+            await self._workers.finish()  # its sandbox would keep the directory
         kernel.hibernation.note_awake()
         if saved is not None:
             await self._workers.run(saved.remove)

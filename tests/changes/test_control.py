@@ -52,7 +52,8 @@ def place(tmp_path: Path) -> Iterator[Path]:
     """The directory of a sandbox whose control socket listens."""
     place = tmp_path / "sandbox"
     place.mkdir(mode=0o700)
-    kernel = SimpleNamespace(sandbox=SimpleNamespace(directory=place))
+    hibernation = SimpleNamespace(saved=None, hibernate=None, resume=None, forget=None)
+    kernel = SimpleNamespace(sandbox=SimpleNamespace(directory=place), hibernation=hibernation)
     listening = ControlSocket(cast("SandboxedKernel", kernel))
     asyncio.run(listening.open())
     yield place

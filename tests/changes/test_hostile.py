@@ -68,7 +68,7 @@ class Kernel:
     def describe(self) -> None:
         return None
 
-    async def open_call(self, question: Mapping[str, Any], data: bytes = b"") -> Call:
+    async def open_call(self, question: Mapping[str, Any], data: bytes = b"", **_: bool) -> Call:
         if self.is_silent:
             return Call(None)
         content: dict[str, object] = {"exists": self.exists}
@@ -302,7 +302,7 @@ def test_a_sandbox_that_ends_at_an_apply_leaves_what_was_applied(
     kernel.entries = [entry(name, digest=digest(b"new")) for name in ("a", "b")]
     real, calls = kernel.open_call, 0
 
-    async def open_call(question: Mapping[str, Any], data: bytes = b"") -> Call:
+    async def open_call(question: Mapping[str, Any], data: bytes = b"", **_: bool) -> Call:
         nonlocal calls
         calls += question["do"] == "read"
         if calls > 1:

@@ -129,7 +129,8 @@ def test_no_answer_is_older_than_its_question_but_a_moment() -> None:
 
     async def ask() -> list[Any]:
         looks = UnkeptLooks(lambda _: cast(Any, Slow()))
-        kernel = cast(Any, SimpleNamespace(sandbox=SimpleNamespace(identity="a")))
+        facts = SimpleNamespace(identity="a", saved=None)
+        kernel = cast(Any, SimpleNamespace(sandbox=facts, describe=lambda: facts))
         first = [asyncio.create_task(looks.read(kernel)) for _ in range(3)]
         await asyncio.sleep(1.5 * LOOK_SECONDS)  # its cell has ended after the look began
         second = [asyncio.create_task(looks.read(kernel)) for _ in range(3)]
