@@ -193,6 +193,7 @@ class Hibernator:
         self._saving = saving = asyncio.get_running_loop().create_future()
         try:
             await kernel.hibernation.begin(write, undo)
+            self.saved = saved  # also if it was given up meanwhile: ``end`` removes it then
         finally:
             if kernel.asleep:  # also if nobody waits for it any more
                 self.saved = saved
