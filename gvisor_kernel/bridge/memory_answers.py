@@ -54,7 +54,10 @@ class MemoryAnswers:
         ):
             self._replies.pop("debug_reply", None)
         elif kind in ("comm_open", "comm_close"):
-            comm = str(_read(message).get("comm_id"))[:100]
+            # A kernel decides how large it is, and all kernels share the loop: a large one has no
+            # name here, and counts as a comm that is never closed.
+            is_short = len(message.content) <= MAX_INFO
+            comm = str(_read(message).get("comm_id"))[:100] if is_short else ""
             if kind == "comm_close":
                 self._comms.discard(comm)
             elif len(self._comms) < MAX_COMMS:
