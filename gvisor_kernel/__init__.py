@@ -21,6 +21,7 @@ __all__ = [
     "GvisorKernelError",
     "Logs",
     "MapResult",
+    "NotIdle",
     "OutputsError",
     "Printed",
     "Result",
@@ -51,7 +52,13 @@ if TYPE_CHECKING:
     from gvisor_kernel.api.sandbox import Sandbox
     from gvisor_kernel.api.shell import ShellResult
     from gvisor_kernel.changes.change import Applied, Change, Changes, ChangesError, Undone
-    from gvisor_kernel.errors import GvisorKernelError, OutputsError, SandboxError, SettingError
+    from gvisor_kernel.errors import (
+        GvisorKernelError,
+        NotIdle,
+        OutputsError,
+        SandboxError,
+        SettingError,
+    )
 
 _MODULES = {
     "Applied": "changes.change",
@@ -68,6 +75,7 @@ _MODULES = {
     "GvisorKernelError": "errors",
     "Logs": "api.execution",
     "MapResult": "api.mapping",
+    "NotIdle": "errors",
     "OutputsError": "errors",
     "Printed": "api.execution",
     "Result": "api.execution",

@@ -95,7 +95,14 @@ PYTHON = {
     "Changes": ("Changes", "Change", "Applied", "Undone"),
     "Many sandboxes": ("SandboxPool", "AsyncSandboxPool", "MapResult"),
     "Errors": (
-        *("GvisorKernelError", "SettingError", "SandboxError", "CodeFailed", "FileFailed"),
+        *(
+            "GvisorKernelError",
+            "SettingError",
+            "SandboxError",
+            "NotIdle",
+            "CodeFailed",
+            "FileFailed",
+        ),
         *("ChangesError", "OutputsError"),
     ),
 }
