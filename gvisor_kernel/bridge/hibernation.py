@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import TypeAlias
 
 from gvisor_kernel.bridge.addresses import SnapshotRun
 from gvisor_kernel.bridge.attached_sandbox import AttachedSandbox
@@ -20,6 +21,7 @@ from gvisor_kernel.link import LocalProtocolError
 
 ENDED_STATUS = -9
 """The exit status of a kernel whose sandbox ended without reporting one."""
+Save: TypeAlias = Callable[[SnapshotRun], Awaitable[None]]
 QUIET_SECONDS = 5.0
 """Seconds that PID 1 has to read what was sent to it. It takes 5 ms if the sandbox is idle."""
 
@@ -43,13 +45,20 @@ class Hibernation:
         self._timer: asyncio.TimerHandle | None = None
         attached.on_sleep = self._note_sleep
 
-    async def begin(
-        self, save: Callable[[SnapshotRun], Awaitable[None]], undo: Callable[[], Awaitable[None]]
-    ) -> None:
+    async def begin(self, save: Save, undo: Callable[[], Awaitable[None]]) -> None:
         """Save the kernel and end its sandbox; or let it go on as if nothing had happened.
 
-        ``save`` writes the sandbox to the disk, and lets it go on; ``undo`` removes that again, and
-        raises nothing.
+        See ``copy``.
+        """
+        await self.copy(save, undo, ends=True)
+
+    async def copy(
+        self, save: Save, undo: Callable[[], Awaitable[None]], *, ends: bool = False
+    ) -> None:
+        """Save the kernel, and let it go on as if nothing had happened.
+
+        ``ends``: the kernel is ``asleep`` afterwards, and its sandbox has ended. ``save`` writes the
+        sandbox to the disk, and lets it go on; ``undo`` removes that again, and raises nothing.
 
         :raises NotIdle: when the kernel has something to do, or gets it meanwhile
         :raises SandboxError: when it cannot be saved, as ``save`` raises it
@@ -82,6 +91,9 @@ class Hibernation:
             raise
         finally:
             self._is_saving = False
+        if not ends:
+            self._go_on()
+            return
         self.asleep = True
         link.end("the kernel hibernates")
         # no timeout: it is finished or undone, by steps that have timeouts

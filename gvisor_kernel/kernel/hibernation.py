@@ -85,6 +85,22 @@ class Hibernator:
             saved=Saved(saved.saved, saved.size),
         )
 
+    async def copy(
+        self, write: Callable[[SavedSandbox, KernelPlan, SnapshotRun], SavedKernel]
+    ) -> SavedKernel:
+        """Save the idle kernel, and let it go on; one that hibernates goes on for it.
+
+        ``write`` is called in a worker, and again if the kernel has worked meanwhile. It leaves
+        nothing when it raises. Clients' messages wait until it has returned.
+
+        :raises NotIdle: when the kernel has something to do
+        :raises SnapshotError: when it cannot be saved
+        :raises GvisorKernelError: when there is no kernel, or it does not go on
+        """
+        if self._bridge.ended:
+            raise LaunchError("There is no kernel: this process is exiting.")
+        return await self._bridge.run(self._copy(write))
+
     async def resume(self) -> None:
         """Let a kernel that hibernates go on, and wait until it does.
 
@@ -115,18 +131,44 @@ class Hibernator:
         if self._waking is not None:
             # no timeout: it is finished or undone, by steps that have timeouts
             await asyncio.wait({self._waking})
+        if not self._find()[0].asleep:
+            kernel, sandbox, plan = self._find_awake()
+            await _retry(partial(self.begin, kernel, sandbox, plan))
+
+    def _find_awake(self) -> tuple[KernelBridge, SavedSandbox, KernelPlan]:
         kernel, sandbox, plan = self._find()
-        if kernel.asleep:
-            return
         if sandbox is None or not isinstance(sandbox, SavedSandbox):
             raise get_runtime(plan.spec.runtime).explain_no_snapshots()
-        for _ in range(TRIES - 1):
-            try:
-                await self.begin(kernel, sandbox, plan)
-                return
-            except NotIdle:
-                await asyncio.sleep(RETRY_SECONDS)
-        await self.begin(kernel, sandbox, plan)
+        return kernel, sandbox, plan
+
+    async def _copy(
+        self, write: Callable[[SavedSandbox, KernelPlan, SnapshotRun], SavedKernel]
+    ) -> SavedKernel:
+        if self._find()[0].asleep:
+            await self._resume()
+        kernel, sandbox, plan = self._find_awake()
+        saved: SavedKernel | None = None
+
+        async def save(run: SnapshotRun) -> None:
+            nonlocal saved
+            saved = await self._workers.run(write, sandbox, plan, run)
+
+        async def undo() -> None:
+            if saved is not None:
+                await self._workers.run(saved.discard)
+
+        self._saving = saving = asyncio.get_running_loop().create_future()
+        try:
+            await _retry(partial(kernel.hibernation.copy, save, undo))
+        finally:
+            self._note_saved(saving)
+        assert saved is not None
+        return saved
+
+    def _note_saved(self, saving: asyncio.Future[None]) -> None:
+        saving.set_result(None)
+        if self._saving is saving:
+            self._saving = None
 
     async def _resume(self) -> None:
         if self._waking is None:
@@ -197,9 +239,7 @@ class Hibernator:
         finally:
             if kernel.asleep:  # also if nobody waits for it any more
                 self.saved = saved
-            saving.set_result(None)
-            if self._saving is saving:
-                self._saving = None
+            self._note_saved(saving)
         assert saved is not None
         KernelEvents.instance().tell(
             Hibernated(
@@ -252,6 +292,17 @@ class Hibernator:
         kernel.hibernation.note_awake()
         if saved is not None:
             await self._workers.run(saved.remove)
+
+
+async def _retry(save: Callable[[], Awaitable[None]]) -> None:
+    """Call ``save`` for somebody who wants that now, up to TRIES times."""
+    for _ in range(TRIES - 1):
+        try:
+            await save()
+            return
+        except NotIdle:
+            await asyncio.sleep(RETRY_SECONDS)
+    await save()
 
 
 def _forget_error(waking: asyncio.Task[None]) -> None:

@@ -68,9 +68,11 @@ class _File:
 
 @dataclass(frozen=True)
 class SavedKernel:
-    """A kernel in ``directory``, that of its sandbox, which has ended. ``size``: bytes on disk."""
+    """A kernel that was saved as the folder ``place``, below ``directory``, that of its sandbox.
+    ``size``: bytes on disk."""
 
     directory: Path
+    place: Path
     identity: str
     run: SnapshotRun
     plan: Mapping[str, Any]
@@ -100,7 +102,7 @@ class SavedKernel:
     @property
     def files(self) -> Path:
         """The directory that a runtime restores from."""
-        return self.directory / SAVED / IMAGE
+        return self.place / IMAGE
 
     def adapt(self, plan: KernelPlan) -> KernelPlan:
         """Return ``plan``, for a kernel of the same name and folder, as this one was started.
@@ -121,7 +123,7 @@ class SavedKernel:
 
     def discard(self) -> None:
         """Remove what was saved; the directory stays. Never raises."""
-        shutil.rmtree(self.directory / SAVED, ignore_errors=True)
+        shutil.rmtree(self.place, ignore_errors=True)
 
     def remove(self) -> None:
         """Remove the directory with all that belongs to the sandbox. Never raises."""
@@ -129,7 +131,17 @@ class SavedKernel:
 
 
 def save(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> SavedKernel:
-    """Save the kernel of ``sandbox``, which goes on, in its directory.
+    """Save the kernel of ``sandbox``, which goes on, so that another process could take it over.
+
+    :raises SnapshotError: when that fails; nothing is left of it then
+    """
+    saved = save_as(sandbox.directory / SAVED, sandbox, plan, run)
+    sandbox.note_saved(saved.saved)
+    return saved
+
+
+def save_as(place: Path, sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> SavedKernel:
+    """Save the kernel of ``sandbox``, which goes on, as the folder ``place`` below its directory.
 
     :raises SnapshotError: when that fails; nothing is left of it then
     """
@@ -148,15 +160,13 @@ def save(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> SavedKern
         sandbox.checkpoint(image, SAVE_SECONDS, goes_on=True)
 
     try:
-        write_saved(directory, write_json(note), write_image)
+        write_saved(place, write_json(note), write_image)
     except OSError as error:
         raise SnapshotError(
             f"The kernel cannot be saved in {directory}: {error.strerror}.",
             "check whether the disk is full or read-only.",
         ) from error
-    sandbox.note_saved(note.saved)
-    size = measure(directory / SAVED / IMAGE)
-    return _describe(directory, sandbox.identity, note, size)
+    return _describe(place, directory, sandbox.identity, note)
 
 
 def note_start(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> None:
@@ -174,10 +184,11 @@ def _make_note(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun, saved:
     return _File(run.run, run.key, write_plan(bare), saved, VERSION, sources, {}, dict(run.known))
 
 
-def _describe(directory: Path, identity: str, note: _File, size: int) -> SavedKernel:
-    run = SnapshotRun(note.run, note.key, known=note.known)
+def _describe(place: Path, directory: Path, identity: str, note: _File) -> SavedKernel:
+    run, size = SnapshotRun(note.run, note.key, known=note.known), measure(place / IMAGE)
+    libraries = dict(note.files)
     return SavedKernel(
-        directory, identity, run, note.plan, size, note.saved, note.link, dict(note.files)
+        *(directory, place, identity, run, note.plan, size, note.saved, note.link, libraries)
     )
 
 
@@ -196,7 +207,7 @@ def find_saved(kernel_id: str) -> SavedKernel | None:
                 continue
             if not records.is_orphan(record):
                 continue
-            saved = _read(directory, record.identity)
+            saved = read_saved(directory / SAVED, directory, record.identity)
             if saved is None:
                 continue
             owner, machine = records.this_process(), records.this_machine()
@@ -229,9 +240,12 @@ def remove_old() -> None:
             total -= size
 
 
-def _read(directory: Path, identity: str) -> SavedKernel | None:
+def read_saved(place: Path, directory: Path, identity: str) -> SavedKernel | None:
+    """Return the kernel that ``save_as`` has saved, None if it cannot be read.
+
+    ``directory``, ``identity``: of its sandbox.
+    """
     with suppress(OSError, ValueError, StateError):
-        text = read_file(directory / SAVED / NOTE, MAX_FILE)
-        file = read_json(text, _File, MAX_FILE)
-        return _describe(directory, identity, file, measure(directory / SAVED / IMAGE))
+        file = read_json(read_file(place / NOTE, MAX_FILE), _File, MAX_FILE)
+        return _describe(place, directory, identity, file)
     return None

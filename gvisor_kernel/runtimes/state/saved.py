@@ -3,7 +3,7 @@
     sandboxes/<id>/  kernel.json         what the kernel is, and how it was started
                      saved/kernel.json   the same, when it was saved
                      saved/image/        what the runtime wrote
-                     saving/             the same, not complete yet
+                     saved.new/          the same, not complete yet
 
 What kernel.json contains is up to ``kernel/saved_kernel``.
 """
@@ -21,7 +21,6 @@ from gvisor_kernel.runtimes.state.records import Record
 # by path: below the state directory, whose parents only this user can change
 
 SAVED, IMAGE, NOTE = "saved", "image", "kernel.json"
-SAVING = "saving"
 
 
 def is_saved(directory: Path, record: Record) -> bool:
@@ -29,14 +28,14 @@ def is_saved(directory: Path, record: Record) -> bool:
     return record.saved > 0 and (directory / SAVED).is_dir()
 
 
-def write_saved(directory: Path, note: str, write_image: Callable[[Path], None]) -> None:
-    """Save a kernel: all of it is on the disk before it has its name. Blocks.
+def write_saved(place: Path, note: str, write_image: Callable[[Path], None]) -> None:
+    """Save a kernel as the folder ``place``: all of it is on the disk before it has its name.
 
-    ``note``: the text of kernel.json. ``write_image`` fills a folder.
+    ``note``: the text of kernel.json. ``write_image`` fills a folder. Blocks.
 
     :raises OSError: when it cannot be written, or what ``write_image`` raises; nothing is left then
     """
-    saving = directory / SAVING
+    saving = place.with_name(f"{place.name}.new")
     shutil.rmtree(saving, ignore_errors=True)
     try:
         saving.mkdir(mode=0o700)
@@ -47,9 +46,9 @@ def write_saved(directory: Path, note: str, write_image: Callable[[Path], None])
             path.chmod(0o600)
             _flush(path)
         write_file(saving / NOTE, note)
-        shutil.rmtree(directory / SAVED, ignore_errors=True)
-        saving.rename(directory / SAVED)
-        _flush(directory)
+        shutil.rmtree(place, ignore_errors=True)
+        saving.rename(place)
+        _flush(place.parent)
     finally:
         shutil.rmtree(saving, ignore_errors=True)
 
