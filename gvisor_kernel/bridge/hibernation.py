@@ -57,8 +57,8 @@ class Hibernation:
     ) -> None:
         """Save the kernel, and let it go on as if nothing had happened.
 
-        ``ends``: the kernel is ``asleep`` afterwards, and its sandbox has ended. ``save`` writes the
-        sandbox to the disk, and lets it go on; ``undo`` removes that again, and raises nothing.
+        ``ends``: the kernel is ``asleep`` afterwards, and its sandbox has ended. ``save`` writes
+        the sandbox to the disk, and lets it go on; ``undo`` removes that again, and raises nothing.
 
         :raises NotIdle: when the kernel has something to do, or gets it meanwhile
         :raises SandboxError: when it cannot be saved, as ``save`` raises it
