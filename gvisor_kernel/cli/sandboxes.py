@@ -20,9 +20,10 @@ from gvisor_kernel.config.settings import DEFAULT_RUNTIME
 from gvisor_kernel.errors import GvisorKernelError, RuntimeMissing
 from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.runtimes import get_runtime
+from gvisor_kernel.runtimes.state.claims import is_claimed
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
 from gvisor_kernel.runtimes.state.records import is_orphan, note_kill, read_record
-from gvisor_kernel.runtimes.state.sweep import remove_sandbox
+from gvisor_kernel.runtimes.state.sweep import remove_orphan, remove_sandbox
 from gvisor_kernel.shown_text import describe_size, printable_name
 
 STATES = """\
@@ -158,7 +159,12 @@ def run_kill(arguments: argparse.Namespace) -> int:
         )
     if sandbox.state == "hibernated":
         if is_orphan(sandbox.record):
-            remove_sandbox(sandbox.directory, sandbox.record)
+            if not remove_orphan(sandbox.directory):
+                raise GvisorKernelError(
+                    f"The saved kernel {sandbox.id} was not removed: a process saves it, or takes"
+                    " it over.",
+                    "run this again.",
+                )
         else:
             ask(sandbox.directory, Question("forget"), Done)
         print(f"Removed the saved kernel {sandbox.id}")
@@ -240,7 +246,11 @@ def run_prune(arguments: argparse.Namespace) -> int:
     sockets = sweep_bases(state_root() / "sockets")
     if sockets:
         print(f"Removed the sockets of {sockets} ended process{'es' if sockets > 1 else ''}")
-    left = [sandbox.id for sandbox in find_all() if sandbox.state == "orphaned"]
+    found = [sandbox for sandbox in find_all() if sandbox.state == "orphaned"]
+    left = [sandbox.id for sandbox in found if not is_claimed(sandbox.directory)]
+    for sandbox in found:
+        if sandbox.id not in left:
+            print(f"Another process saves or removes the sandbox {sandbox.id}")
     if left:
         raise GvisorKernelError(
             f"These sandboxes could not be removed completely: {', '.join(left)}.",

@@ -26,9 +26,15 @@ from gvisor_kernel.kernel.plan import KernelPlan, read_plan, write_plan
 from gvisor_kernel.link.events import VERSION
 from gvisor_kernel.runtimes.base import SavedSandbox
 from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state.claims import claimed
 from gvisor_kernel.runtimes.state.saved import IMAGE, NOTE, SAVED, is_saved, write_saved
 from gvisor_kernel.runtimes.state.shown_files import Stamps, find_change, find_sources
-from gvisor_kernel.runtimes.state.sweep import remove_sandbox
+from gvisor_kernel.runtimes.state.sweep import (
+    finish_saving,
+    has_run,
+    remove_orphan,
+    remove_sandbox,
+)
 from gvisor_kernel.shown_text import describe_size
 from gvisor_kernel.snapshots.snapshot import measure
 from gvisor_kernel.typed_json import read_json, write_json
@@ -41,6 +47,8 @@ SAVE_SECONDS = 120.0
 """Seconds that the kernel's memory may take to be written. A gigabyte takes one or two."""
 MIN_LEFT = 256 * 1024 * 1024
 """Bytes of the disk that stay free."""
+CLAIM_SECONDS = 60.0
+"""Seconds that a start waits while another process saves the kernel."""
 KEEP_SECONDS = 30 * 86400.0
 """Seconds that a kernel is kept which no process has taken over."""
 MAX_SIZE, DISK_SHARE = 50 * GIB, 0.2
@@ -195,25 +203,53 @@ def _describe(place: Path, directory: Path, identity: str, note: _File) -> Saved
 def find_saved(kernel_id: str) -> SavedKernel | None:
     """Return the saved kernel of this id whose process has ended, and make it this process's.
 
-    :raises StateError: when the state directory cannot be used
+    Waits while another process saves it, and saves it if nobody has done that yet. Blocks.
+
+    :raises StateError: when the state directory cannot be used; or when there is such a kernel, and
+        it is not saved yet, or cannot be read
     """
-    found = [path for path in records.sandbox_directories() if (path / SAVED).is_dir()]
-    if not found:
-        return None
-    with records.locked():
-        for directory in found:
-            record = records.read_record(directory)
-            if record is None or record.kernel_id != kernel_id or not record.saved:
-                continue
-            if not records.is_orphan(record):
-                continue
-            saved = read_saved(directory / SAVED, directory, record.identity)
-            if saved is None:
-                continue
-            owner, machine = records.this_process(), records.this_machine()
-            records.write_record(directory, replace(record, owner=owner, machine=machine))
+    for directory, found in records.find_sandboxes():
+        if found.kernel_id != kernel_id or not records.is_orphan(found):
+            continue
+        try:
+            with claimed(directory, CLAIM_SECONDS):
+                finish_saving(directory)
+                saved = _take_over(directory)
+        except FileNotFoundError:
+            continue  # it was removed meanwhile
+        except OSError as error:
+            raise StateError(
+                f"The kernel {kernel_id} is being saved in {directory}: {error.strerror}.",
+                "start it again when that has ended.",
+            ) from error
+        if saved is not None:
             return saved
     return None
+
+
+def _take_over(directory: Path) -> SavedKernel | None:
+    """Make a saved kernel this process's, which has claimed it; None if it is none, or another's.
+
+    :raises StateError: when it cannot be taken over
+    """
+    with records.locked():
+        record = records.read_record(directory)
+        if record is None or not is_saved(directory, record) or not records.is_orphan(record):
+            return None
+        if has_run(directory):
+            raise StateError(
+                f"The sandbox {record.container_id} of the saved kernel has not ended."
+            )
+        saved = read_saved(directory / SAVED, directory, record.identity)
+        if saved is None:
+            raise StateError(
+                f"What was saved of this kernel in {directory / SAVED} cannot be read.",
+                f"use the release that saved it, or give it up: `gvisor-kernel kill"
+                f" {record.container_id}`.",
+            )
+        owner, machine = records.this_process(), records.this_machine()
+        records.write_record(directory, replace(record, owner=owner, machine=machine))
+        return saved
 
 
 def remove_old() -> None:
@@ -232,11 +268,12 @@ def remove_old() -> None:
             age = time.time() - saved
             if not records.is_orphan(record) or (age < KEEP_SECONDS and total <= room):
                 continue
+            if not remove_orphan(directory):
+                continue
             log.warning(
                 "Removed the saved kernel %s of %s, %.0f days old, %s",
                 *(record.container_id, record.folder, age / 86400, describe_size(size)),
             )
-            remove_sandbox(directory, record)
             total -= size
 
 
