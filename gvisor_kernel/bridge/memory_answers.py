@@ -54,7 +54,7 @@ class MemoryAnswers:
                 self._replies[kind] = content
         elif kind == "execute_request" and len(message.content) <= MAX_CELL:
             asked = _try_read(message)
-            if asked.get("store_history", True) and not asked.get("silent"):
+            if asked and asked.get("store_history", True) and not asked.get("silent"):
                 self._cells.append(str(asked.get("code", "")))
         elif kind == "debug_event" or (
             kind == "debug_request" and _find_command(_try_read(message)) != "debugInfo"
