@@ -209,6 +209,19 @@ def test_a_library_that_was_replaced_is_named_and_not_mixed(tmp_path: Path) -> N
         assert sandbox.run("x").text == "10"
 
 
+def test_a_file_that_was_edited_meanwhile_is_in_no_ones_way(tmp_path: Path) -> None:
+    files = [tmp_path / "tool.py", tmp_path / "notes.so.txt"]
+    for file in files:
+        file.write_text("v = 1\n")
+        file.chmod(0o755)
+    with Sandbox(uploads=tmp_path, memory="1G") as sandbox:
+        assert sandbox.run("import tool; notes = open('notes.so.txt').read(); tool.v").text == "1"
+        sandbox.hibernate()
+        for file in files:
+            file.write_text("v = 2; w = 3\n")
+        assert sandbox.run("tool.v").text == "1"
+
+
 def test_a_restart_begins_anew(sandbox: Sandbox) -> None:
     sandbox.run("x = 7")
     sandbox.hibernate()
