@@ -55,6 +55,11 @@ MAX_SIZE, DISK_SHARE = 50 * GIB, 0.2
 """Bytes of all saved kernels, and their share of the disk space that would be free without."""
 MAX_FILE = 1024 * 1024
 """Bytes of kernel.json."""
+GRANTING = ("runtime", "uploads", "outputs", "skills", "profile", "transcripts")
+"""Settings by which a kernel sees files of the host, or is recorded. Limits, and what was copied
+into its memory, are not taken from it."""
+OURS = ("start_timeout", "apply", "hibernate_idle_timeout")
+"""Settings of what this process does for a kernel."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +93,20 @@ class SavedKernel:
     saved: float
     link: int
     libraries: Stamps
+    withdrawn: tuple[str, ...] = ()
+    """What it was started with and may have no more; see ``compare``."""
 
     def check(self) -> None:
         """Check that the kernel can go on with what this machine has now.
 
         :raises SnapshotError: when it cannot; it stays saved
         """
+        if self.withdrawn:
+            raise SnapshotError(
+                "The configuration of this server does not grant what the kernel was started with:"
+                f" {', '.join(self.withdrawn)}.",
+                "put it back and start the server again, or restart the kernel to begin anew.",
+            )
         change = find_change(self.libraries)
         if change is not None:
             raise SnapshotError(
@@ -112,16 +125,30 @@ class SavedKernel:
         """The directory that a runtime restores from."""
         return self.place / IMAGE
 
+    def compare(self, plan: KernelPlan) -> SavedKernel:
+        """Return this kernel, which does not go on if ``plan`` grants less than it has."""
+        own, now = read_plan(dict(self.plan), b"").spec, plan.spec
+        lacks = [
+            f"{'' if it.read_only else 'writable '}{it.source} at {it.target} (mounts)"
+            for it in own.mounts
+            if it not in now.mounts and replace(it, read_only=False) not in now.mounts
+        ]
+        for name in GRANTING:
+            value = getattr(own, name)
+            if value and value != getattr(now, name):
+                lacks.append(name if value is True else f"{value} ({name})")
+        return replace(self, withdrawn=tuple(lacks))
+
     def adapt(self, plan: KernelPlan) -> KernelPlan:
         """Return ``plan``, for a kernel of the same name and folder, as this one was started.
 
-        Keys, addresses and routes are those of ``plan``.
+        Keys, addresses, routes and what this process does for it are those of ``plan``.
         """
         own = read_plan(dict(self.plan), b"")
         egress = tuple(name for name in own.spec.egress if name in plan.spec.egress)
         return replace(
             plan,
-            spec=replace(own.spec, egress=egress),
+            spec=replace(own.spec, egress=egress, **{it: getattr(plan.spec, it) for it in OURS}),
             request=replace(own.request, kernel_id=plan.request.kernel_id),
             identity=replace(plan.identity, memory_limit=own.spec.memory_limit),
             argv=own.argv,
