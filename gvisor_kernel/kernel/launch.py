@@ -33,6 +33,7 @@ from gvisor_kernel.kernel.restore import Restored, find_obstacle, make_asking_re
 from gvisor_kernel.kernel.workspace import OWN_OUTPUTS, SHOWN, VARIABLE, describe_workspace
 from gvisor_kernel.runtimes import get_runtime, get_snapshot_runtime
 from gvisor_kernel.runtimes.base import FoundSandbox, LaunchRequest, Sandbox, SnapshotRuntime
+from gvisor_kernel.runtimes.state.saved import find_wake_seconds
 from gvisor_kernel.runtimes.waits import hearing, until
 from gvisor_kernel.snapshots.key import SnapshotKey
 from gvisor_kernel.tracing import step
@@ -150,8 +151,12 @@ class Launch:
         """
         start = get_snapshot_runtime(self.plan.spec.runtime).start
         request = replace(make_launch_request(self.plan), saved_in=saved_in)
-        sandbox = await self._workers.run(start, self.plan.spec, request, files)
-        await self._resume(kernel, Restored(sandbox, "", run), wakes=saved_in is not None)
+        spec, wakes = self.plan.spec, saved_in is not None
+        if wakes:
+            spec = replace(spec, start_timeout=find_wake_seconds(files, spec.start_timeout))
+        sandbox = await self._workers.run(start, spec, request, files)
+        restored = Restored(sandbox, "", run)
+        await self._resume(kernel, restored, spec.start_timeout, wakes=wakes)
 
     # -- a cold start ----------------------------------------------------------------------------
 
@@ -250,9 +255,14 @@ class Launch:
             raise
 
     async def _resume(
-        self, kernel: KernelBridge, restored: Restored, *, wakes: bool = False
+        self,
+        kernel: KernelBridge,
+        restored: Restored,
+        seconds: float = RESUME_SECONDS,
+        *,
+        wakes: bool = False,
     ) -> None:
-        """Let a restored kernel go on as that of the plan.
+        """Let a restored kernel go on as that of the plan. It has ``seconds`` to answer.
 
         :raises NoSnapshot: when it does not answer; then its sandbox was closed
         """
@@ -267,7 +277,7 @@ class Launch:
                 restored.run,
                 environment,
                 sandbox.view.workdir,
-                plan.spec.start_timeout if wakes else min(RESUME_SECONDS, plan.spec.start_timeout),
+                seconds if wakes else min(RESUME_SECONDS, plan.spec.start_timeout),
                 egress=make_egress(kernel, plan, sandbox, self._workers.run),
                 wakes=wakes,
             )

@@ -11,12 +11,16 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gvisor_kernel import AsyncSandbox, Sandbox
+from gvisor_kernel.bridge import KernelBridge
 from gvisor_kernel.errors import NotIdle, SandboxError, SnapshotError
 from gvisor_kernel.host import processes
+from gvisor_kernel.kernel.saved_kernel import SAVE_SECONDS
+from gvisor_kernel.runtimes.runsc import runtime
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
 
 from ..patience import scale_seconds
@@ -220,6 +224,26 @@ def test_a_file_that_was_edited_meanwhile_is_in_no_ones_way(tmp_path: Path) -> N
         for file in files:
             file.write_text("v = 2; w = 3\n")
         assert sandbox.run("tool.v").text == "1"
+
+
+def test_a_wake_has_as_long_as_a_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds, wait, attach = [], runtime.wait_for_sentry, KernelBridge.attach_restored
+
+    def wait_for_sentry(process: Any, places: Any, stderr: Any, most: float, **more: Any) -> Any:
+        seconds.append(most)
+        return wait(process, places, stderr, most, **more)
+
+    def attach_restored(self: Any, *args: Any, **more: Any) -> Any:
+        seconds.append(args[6])
+        return attach(self, *args, **more)
+
+    with Sandbox(memory="1G", start_timeout=50) as sandbox:
+        sandbox.hibernate()
+        monkeypatch.setattr(runtime, "wait_for_sentry", wait_for_sentry)
+        monkeypatch.setattr(KernelBridge, "attach_restored", attach_restored)
+        assert sandbox.run("1").text == "1"
+    assert len(seconds) == 2
+    assert all(most >= SAVE_SECONDS for most in seconds)
 
 
 def test_a_restart_begins_anew(sandbox: Sandbox) -> None:
