@@ -27,7 +27,7 @@ from gvisor_kernel.link.events import VERSION
 from gvisor_kernel.runtimes.base import SavedSandbox
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.claims import claimed
-from gvisor_kernel.runtimes.state.saved import IMAGE, NOTE, SAVED, is_saved, write_saved
+from gvisor_kernel.runtimes.state.saved import IMAGE, MAX_NOTE, NOTE, SAVED, is_saved, write_saved
 from gvisor_kernel.runtimes.state.shown_files import Stamps, find_change, find_sources
 from gvisor_kernel.runtimes.state.sweep import (
     finish_saving,
@@ -53,8 +53,6 @@ KEEP_SECONDS = 30 * 86400.0
 """Seconds that a kernel is kept which no process has taken over."""
 MAX_SIZE, DISK_SHARE = 50 * GIB, 0.2
 """Bytes of all saved kernels, and their share of the disk space that would be free without."""
-MAX_FILE = 1024 * 1024
-"""Bytes of kernel.json."""
 GRANTING = ("runtime", "uploads", "outputs", "skills", "profile", "transcripts")
 """Settings by which a kernel sees files of the host, or is recorded. Limits, and what was copied
 into its memory, are not taken from it."""
@@ -171,7 +169,11 @@ def save(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> SavedKern
     :raises SnapshotError: when that fails; nothing is left of it then
     """
     saved = save_as(sandbox.directory / SAVED, sandbox, plan, run)
-    sandbox.note_saved(saved.saved)
+    try:
+        sandbox.note_saved(saved.saved)
+    except StateError as error:
+        saved.discard()
+        raise SnapshotError(error.fact, error.hint) from error
     return saved
 
 
@@ -195,7 +197,7 @@ def save_as(place: Path, sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotR
         sandbox.checkpoint(image, SAVE_SECONDS, goes_on=True)
 
     try:
-        write_saved(place, write_json(note), write_image)
+        write_saved(place, _write_note(note), write_image)
     except OSError as error:
         raise SnapshotError(
             f"The kernel cannot be saved in {directory}: {error.strerror}.",
@@ -209,14 +211,25 @@ def note_start(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> Non
 
     Never raises: without it the kernel ends with this process.
     """
-    with suppress(OSError):
-        replace_file(sandbox.directory / NOTE, write_json(_make_note(sandbox, plan, run, 0.0)))
+    with suppress(OSError, SnapshotError):
+        replace_file(sandbox.directory / NOTE, _write_note(_make_note(sandbox, plan, run, 0.0)))
 
 
 def _make_note(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun, saved: float) -> _File:
     bare = replace(plan, request=replace(plan.request, environment={}))
     sources = find_sources(sandbox.view.mounts, sandbox.directory)
     return _File(run.run, run.key, write_plan(bare), saved, VERSION, sources, {}, dict(run.known))
+
+
+def _write_note(note: _File) -> str:
+    """:raises SnapshotError: when it is too large to be read later"""
+    text = write_json(note)
+    if len(text.encode()) > MAX_NOTE:
+        raise SnapshotError(
+            f"The description of the kernel has {describe_size(len(text))}, and at most"
+            f" {describe_size(MAX_NOTE)} are read: it has too many comms or libraries."
+        )
+    return text
 
 
 def _describe(place: Path, directory: Path, identity: str, note: _File) -> SavedKernel:
@@ -279,23 +292,52 @@ def _take_over(directory: Path) -> SavedKernel | None:
         return saved
 
 
+def check_room(sandbox: SavedSandbox) -> None:
+    """Check that there is room for the kernel of ``sandbox`` beside all that are saved.
+
+    :raises SnapshotError: when there is not; a person may save it all the same
+    """
+    with suppress(StateError, OSError):
+        total, room = _measure_all(_find_all())
+        size = sandbox.memory_used() or 0
+        if total + size > room:
+            raise SnapshotError(
+                f"Saved kernels have {describe_size(total)}, this one has {describe_size(size)},"
+                f" and all may have {describe_size(int(room))}.",
+                "give saved kernels up, or let it hibernate by hand.",
+            )
+
+
+def _find_all() -> list[tuple[float, int, Path, records.Record]]:
+    """Return time, bytes on disk, directory and record of each saved kernel, the oldest first."""
+    return sorted(
+        (
+            (record.saved, measure(directory / SAVED / IMAGE), directory, record)
+            for directory, record in records.find_sandboxes()
+            if is_saved(directory, record)
+        ),
+        key=itemgetter(0),
+    )
+
+
+def _measure_all(found: list[tuple[float, int, Path, records.Record]]) -> tuple[int, float]:
+    """Return how many bytes all saved kernels have, and how many they may have."""
+    total = sum(size for _, size, _, _ in found)
+    return total, min(MAX_SIZE, DISK_SHARE * (total + shutil.disk_usage(state_root()).free))
+
+
 def remove_old() -> None:
     """Remove what nobody has let go on for KEEP_SECONDS, and the oldest of what is too much.
 
     Only of processes that have ended. Says in the log what is removed. Never raises.
     """
     with suppress(StateError, OSError):
-        found = []
-        for directory, record in records.find_sandboxes():
-            if is_saved(directory, record):
-                found.append((record.saved, measure(directory / SAVED / IMAGE), directory, record))
-        total = sum(size for _, size, _, _ in found)
-        room = min(MAX_SIZE, DISK_SHARE * (total + shutil.disk_usage(state_root()).free))
-        for saved, size, directory, record in sorted(found, key=itemgetter(0)):
+        found = _find_all()
+        total, room = _measure_all(found)
+        for saved, size, directory, record in found:
             age = time.time() - saved
-            if not records.is_orphan(record) or (age < KEEP_SECONDS and total <= room):
-                continue
-            if not remove_orphan(directory):
+            is_kept = age < KEEP_SECONDS and total <= room
+            if is_kept or not records.is_orphan(record) or not remove_orphan(directory):
                 continue
             log.warning(
                 "Removed the saved kernel %s of %s, %.0f days old, %s",
@@ -310,6 +352,6 @@ def read_saved(place: Path, directory: Path, identity: str) -> SavedKernel | Non
     ``directory``, ``identity``: of its sandbox.
     """
     with suppress(OSError, ValueError, StateError):
-        file = read_json(read_file(place / NOTE, MAX_FILE), _File, MAX_FILE)
+        file = read_json(read_file(place / NOTE, MAX_NOTE), _File, MAX_NOTE)
         return _describe(place, directory, identity, file)
     return None

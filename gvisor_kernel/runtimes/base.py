@@ -301,7 +301,10 @@ class SavedSandbox(Protocol):
 
     def note_saved(self, saved: float) -> None:
         """Note that the kernel was saved in the directory at that Unix time: then ``close`` leaves
-        that, what was saved, the log and the transcript. 0: that it goes on. Never raises."""
+        that, what was saved, the log and the transcript. 0: that it goes on.
+
+        :raises StateError: when it cannot be noted that it was saved
+        """
 
 
 @runtime_checkable

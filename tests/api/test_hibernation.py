@@ -17,10 +17,13 @@ import pytest
 
 from gvisor_kernel import AsyncSandbox, Sandbox
 from gvisor_kernel.bridge import KernelBridge
-from gvisor_kernel.errors import NotIdle, SandboxError, SnapshotError
+from gvisor_kernel.errors import NotIdle, SandboxError, SnapshotError, StateError
 from gvisor_kernel.host import processes
+from gvisor_kernel.kernel import saved_kernel
 from gvisor_kernel.kernel.saved_kernel import SAVE_SECONDS
+from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.runsc import runtime
+from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
 
 from ..patience import scale_seconds
@@ -173,6 +176,40 @@ def test_a_save_that_fails_leaves_the_kernel(sandbox: Sandbox) -> None:
     assert sandbox.run("x").text == "5"
     sandbox.hibernate()
     assert sandbox.run("x").text == "5"
+
+
+def test_what_nobody_could_take_over_is_not_saved(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change_record(directory: Path, record: records.Record, **facts: Any) -> records.Record:
+        raise StateError("The disk is full.")
+
+    sandbox.run("x = 5")
+    for module, name, value in (
+        (saved_kernel, "MAX_NOTE", 9),
+        (records, "change_record", change_record),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, value)
+            with pytest.raises(SnapshotError, match="at most 9 B|The disk is full"):
+                sandbox.hibernate()
+        assert not find_saved(sandbox).exists()
+        assert sandbox.run("x").text == "5"
+
+
+def test_without_room_a_kernel_hibernates_only_by_hand(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(saved_kernel, "MAX_SIZE", 1)
+    with Sandbox(memory="1G", hibernate_idle_timeout=1) as sandbox:
+        wait_until(lambda: "and all may have 1 B" in caplog.text)
+        assert (
+            "does not hibernate: Saved kernels"
+            in Places(find_listed(sandbox).directory).log.read_text()
+        )
+        assert find_listed(sandbox).state == "running"
+        sandbox.hibernate()
+        assert find_listed(sandbox).state == "hibernated"
 
 
 def test_a_wake_that_fails_keeps_what_was_saved(sandbox: Sandbox) -> None:

@@ -20,7 +20,7 @@ from gvisor_kernel.runtimes.runsc.command_line import checkpoint_argv, find_runs
 from gvisor_kernel.runtimes.runsc.runsc_sandbox import can_write_directly
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.records import Record
-from gvisor_kernel.runtimes.state.saved import NOTE, SAVED, write_saved
+from gvisor_kernel.runtimes.state.saved import MAX_NOTE, NOTE, SAVED, write_saved
 from gvisor_kernel.runtimes.state.shown_files import find_shown_files
 from gvisor_kernel.strict_json import parse_json
 
@@ -29,14 +29,12 @@ SAVE_SECONDS = 50.0
 WORDS_BYTES = 2000
 NOTICE_SECONDS = 0.5
 """Seconds in which PID 1 notices that its host is gone, and forgets half a frame of it."""
-MAX_NOTE = 1024 * 1024
-"""Bytes of kernel.json."""
 
 
 def save_orphan(directory: Path, record: Record) -> bool:
     """Save the kernel of a sandbox that runs without its owner; see ``RuntimeEntry.save``."""
     sentry = record.processes.get("sentry")
-    if sentry is None or not processes.is_alive(sentry):
+    if sentry is None or not processes.is_alive(sentry) or not (directory / NOTE).is_file():
         return False
 
     def write_image(image: Path) -> None:
@@ -59,6 +57,8 @@ def save_orphan(directory: Path, record: Record) -> bool:
         time.sleep(NOTICE_SECONDS)
         note, saved = parse_json(read_file(directory / NOTE, MAX_NOTE), MAX_NOTE), time.time()
         note |= {"files": find_shown_files(sentry.pid, note["sources"]), "saved": saved}
+        if len(json.dumps(note)) > MAX_NOTE:
+            return False  # nobody could read it
         write_saved(directory / SAVED, json.dumps(note), write_image)
         records.change_record(directory, record, saved=saved)
     except (OSError, ValueError, LookupError, TypeError, GvisorKernelError):

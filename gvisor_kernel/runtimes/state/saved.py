@@ -22,6 +22,8 @@ from gvisor_kernel.runtimes.state.records import Record
 # by path: below the state directory, whose parents only this user can change
 
 SAVED, IMAGE, NOTE = "saved", "image", "kernel.json"
+MAX_NOTE = 4 * 1024 * 1024
+"""Bytes of kernel.json. It has the names of some hundred libraries, and of a kernel's comms."""
 WAKE_SECONDS, WAKE_RATE = 120.0, 10 * 1024 * 1024
 """Seconds that a wake may take, as a save, and bytes of its image for which it has one more."""
 

@@ -368,7 +368,7 @@ def _claim(directory: Path, runtime: str | None) -> _Orphan | None:
 def _hold(record: Record | None) -> None:
     """Stop a sandbox whose kernel is to be saved: it waits for that as long as it does not run."""
     with suppress(RuntimeMissing, OSError):
-        if record is not None and not record.saved and find_entry(record.runtime).save is not None:
+        if record is not None and find_entry(record.runtime).save is not None:
             sentry = record.processes.get("sentry")
             if sentry is not None and processes.is_alive(sentry):
                 os.kill(sentry.pid, signal.SIGSTOP)
@@ -390,7 +390,7 @@ def _sweep_claimed(orphan: _Orphan) -> bool:
 
 def _sweep(directory: Path, record: Record | None) -> bool:
     """End a sandbox, and remove it, but for a kernel that was saved in it, or is saved now."""
-    if record is not None and not record.saved:
+    if record is not None and not is_saved(directory, record):
         with suppress(RuntimeMissing):
             save = find_entry(record.runtime).save
             if save is not None and save(directory, record):
