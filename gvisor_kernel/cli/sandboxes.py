@@ -233,12 +233,15 @@ def add_prune(parser: argparse.ArgumentParser) -> None:
 
 
 def run_prune(arguments: argparse.Namespace) -> int:
-    """``prune``: remove the sandboxes whose owner is gone, and print their ids; remove the
+    """``prune``: remove the sandboxes whose owner is gone, or save their kernels; print which;
+    remove the
     directories for the sockets of such owners, and files that a killed apply was writing. Return 0.
 
     :raises GvisorKernelError: when one cannot be removed completely
     """
-    ids = {sandbox.record.identity: sandbox.id for sandbox in find_all()}
+    before = find_all()
+    ids = {sandbox.record.identity: sandbox.id for sandbox in before}
+    orphans = {sandbox.id for sandbox in before if sandbox.state == "orphaned"}
     with make_console(stderr=True).status("Removing orphaned sandboxes …"):
         removed = sweep_runtimes()
     for identity in removed:
@@ -246,11 +249,15 @@ def run_prune(arguments: argparse.Namespace) -> int:
     sockets = sweep_bases(state_root() / "sockets")
     if sockets:
         print(f"Removed the sockets of {sockets} ended process{'es' if sockets > 1 else ''}")
-    found = [sandbox for sandbox in find_all() if sandbox.state == "orphaned"]
-    left = [sandbox.id for sandbox in found if not is_claimed(sandbox.directory)]
-    for sandbox in found:
-        if sandbox.id not in left:
+    left, saved = [], []
+    for sandbox in find_all():
+        if sandbox.state == "hibernated" and sandbox.id in orphans:
+            print(f"Saved the kernel of the sandbox {sandbox.id}")
+            saved.append(sandbox.id)
+        elif sandbox.state == "orphaned" and is_claimed(sandbox.directory):
             print(f"Another process saves or removes the sandbox {sandbox.id}")
+        elif sandbox.state == "orphaned":
+            left.append(sandbox.id)
     if left:
         raise GvisorKernelError(
             f"These sandboxes could not be removed completely: {', '.join(left)}.",
@@ -262,7 +269,7 @@ def run_prune(arguments: argparse.Namespace) -> int:
         print(
             f"Cleared what {applies} interrupted appl{'ies have' if applies > 1 else 'y has'} left"
         )
-    if not removed and not sockets and not applies:
+    if not removed and not saved and not sockets and not applies:
         print("Nothing to remove.")
     return 0
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import threading
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from gvisor_kernel.cli.sandboxes import run_prune
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.host import processes
 from gvisor_kernel.host.processes import ProcessId
@@ -162,3 +164,16 @@ def test_a_claim_ends_with_its_holder() -> None:
         assert sweep.sweep_orphans() == []
     assert sweep.sweep_orphans() == ["a@test"]
     assert not directory.exists()
+
+
+def test_prune_says_what_it_saved(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(orphan, "save_orphan", note_saved)
+    leave("a")
+    assert run_prune(Namespace()) == 0
+    assert capsys.readouterr().out == "Saved the kernel of the sandbox a\n"
+    held = leave("b")
+    with claimed(held):
+        assert run_prune(Namespace()) == 0
+    assert "Another process saves or removes the sandbox b" in capsys.readouterr().out
