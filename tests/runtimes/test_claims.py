@@ -156,6 +156,18 @@ def test_all_wait_stopped_and_the_small_ones_are_saved_first(
     assert stopped == [True] * 3
 
 
+def test_what_could_not_be_removed_is_claimed_again_before_the_next_try(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    directory = leave("a", saved=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "end_sandbox", lambda directory, groups: False)
+        assert not sweep.remove_orphan(directory)
+    sweep.finish_removals()
+    assert directory.is_dir()
+    assert sweep.remove_orphan(directory)
+
+
 def test_a_claim_ends_with_its_holder() -> None:
     directory = leave("a")
     with claimed(directory), pytest.raises(TimeoutError), claimed(directory):

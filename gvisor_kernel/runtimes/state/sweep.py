@@ -25,6 +25,7 @@ from gvisor_kernel.runtimes.mounts.written_folders import forget_written
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.claims import claimed
 from gvisor_kernel.runtimes.state.leftovers import LEFTOVERS
+from gvisor_kernel.runtimes.state.listed import read_memory
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.saved import is_saved
 
@@ -345,7 +346,7 @@ def sweep_orphans(runtime: str | None = None) -> list[str]:
                 orphans.append(orphan)
                 _hold(orphan.record)
         # Whoever takes long to be saved comes last, and takes the time of at most one other.
-        orphans.sort(key=lambda orphan: _measure(orphan.record))
+        orphans.sort(key=lambda it: (it.record and read_memory(it.record)) or 0)
         with ThreadPoolExecutor(AT_ONCE) as workers:
             removed = list(workers.map(_sweep_claimed, orphans))
     return [
@@ -372,15 +373,6 @@ def _hold(record: Record | None) -> None:
             sentry = record.processes.get("sentry")
             if sentry is not None and processes.is_alive(sentry):
                 os.kill(sentry.pid, signal.SIGSTOP)
-
-
-def _measure(record: Record | None) -> int:
-    """Return the memory of a sandbox."""
-    with suppress(RuntimeMissing):
-        measure = find_entry(record.runtime).measure if record is not None else None
-        if record is not None and measure is not None:
-            return measure(record) or 0
-    return 0
 
 
 def _sweep_claimed(orphan: _Orphan) -> bool:
