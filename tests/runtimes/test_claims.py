@@ -78,7 +78,7 @@ def test_of_two_sweeps_one_saves_a_kernel(monkeypatch: pytest.MonkeyPatch) -> No
     def save(directory: Path, record: Record) -> bool:
         saves.append(directory)
         begun.set()
-        return go_on.wait(SECONDS) and note_saved(directory, record)
+        return len(saves) == 1 and go_on.wait(SECONDS) and note_saved(directory, record)
 
     monkeypatch.setattr(orphan, "save_orphan", save)
     monkeypatch.setattr(saved_kernel, "CLAIM_SECONDS", 0.0)

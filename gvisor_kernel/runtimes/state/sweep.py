@@ -416,9 +416,9 @@ def remove_orphan(directory: Path) -> bool:
     with suppress(OSError, StateError), claimed(directory):
         with records.locked():
             record = records.read_record(directory)
-        return (
-            record is not None and records.is_orphan(record) and remove_sandbox(directory, record)
-        )
+        if record is not None and records.is_orphan(record):
+            # Not tried again by ``finish_removals``: another process may take it over until then.
+            return _remove_sandbox(directory, record)
     return False
 
 
