@@ -222,7 +222,10 @@ def _make_note(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun, saved:
 
 
 def _write_note(note: _File) -> str:
-    """:raises SnapshotError: when it is too large to be read later"""
+    """Return the text of ``note``.
+
+    :raises SnapshotError: when it is too large to be read later
+    """
     text = write_json(note)
     if len(text.encode()) > MAX_NOTE:
         raise SnapshotError(
@@ -278,7 +281,8 @@ def _take_over(directory: Path) -> SavedKernel | None:
             return None
         if has_run(directory):
             raise StateError(
-                f"The sandbox {record.container_id} of the saved kernel has not ended."
+                f"The sandbox {record.container_id} of the saved kernel has not ended.",
+                "run `gvisor-kernel prune`, and start the kernel again.",
             )
         saved = read_saved(directory / SAVED, directory, record.identity)
         if saved is None:

@@ -71,6 +71,7 @@ def _is_elf(entry: Path) -> bool:
 
     :raises OSError: when it cannot be read
     """
+    # by path: a descriptor in /proc; only read
     fd = os.open(entry, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
         return stat.S_ISREG(os.fstat(fd).st_mode) and os.pread(fd, len(ELF), 0) == ELF

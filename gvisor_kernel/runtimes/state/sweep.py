@@ -322,7 +322,7 @@ def _change_entries(
 
 @dataclass(frozen=True)
 class _Orphan:
-    """What a dead owner has left, and this process has claimed until ``claim`` is closed."""
+    """A sandbox without its owner, which this process has claimed until ``claim`` is closed."""
 
     directory: Path
     record: Record | None
