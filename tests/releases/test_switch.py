@@ -43,6 +43,7 @@ from .. import run_as_user
 from ..jupyter.helpers import SECONDS, execute, kernel_log, running_kernel, sandbox_of, wait_until
 from ..jupyter.server import JupyterServer
 from ..patience import scale_seconds
+from ..sweeps import ALL
 from ..world import DEFAULT_KERNEL, PROJECT, World
 from .programs import Program, install, make_programs, replace
 
@@ -133,6 +134,8 @@ def restart(manager: KernelManager, client: BlockingKernelClient, how: str) -> N
 
 
 RESTARTS = ("politely", "after its death", "after the sandbox's death")
+if not ALL:
+    RESTARTS = RESTARTS[::2]
 
 
 @inside
