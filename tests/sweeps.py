@@ -193,6 +193,7 @@ LONG: dict[str, tuple[str, ...]] = {
     ),
     "nodes/test_kernels.py": ("kernel_waits_for_resources_and_says_so",),
     "nodes/test_snapshots.py": ("first_start_is_cold_and_next_is_restored[ssh",),
+    "releases/test_choice.py": ("a_model_and_a_client_of_a_server_choose_none",),
     "releases/test_switch.py": (
         "a_release_of_root_serves_all_users",
         "kernels_with_the_release_that_their_kernelspec_names_are_restored",
@@ -211,7 +212,10 @@ LONG: dict[str, tuple[str, ...]] = {
         "killed_owner_leaves_nothing[11",
         "killed_owner_leaves_nothing[15",
     ),
-    "server/test_hibernation.py": ("a_cull_ends_kernels_where_that_is_set",),
+    "server/test_hibernation.py": (
+        "a_cull_ends_kernels_where_that_is_set",
+        "no_kernel_begins_anew_in_the_place_of_one_that_cannot_be_resumed",
+    ),
     "server/test_lab.py": ("end_leaves_nothing[SIGHUP", "end_leaves_nothing[shutdown"),
     "security/test_closed_folders.py": (
         "folders_that_a_kernel_has_closed_are_open_at_the_next_start[restored",

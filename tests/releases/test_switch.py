@@ -133,7 +133,7 @@ def restart(manager: KernelManager, client: BlockingKernelClient, how: str) -> N
     assert execute(client, "print(6 * 7)").text == "42\n"
 
 
-RESTARTS = ("politely", "after its death", "after the sandbox's death")
+RESTARTS: tuple[str, ...] = ("politely", "after its death", "after the sandbox's death")
 if not ALL:
     RESTARTS = RESTARTS[::2]
 

@@ -214,6 +214,14 @@ def test_a_server_is_stopped_and_started_again(folder: Path) -> None:
         (listed,) = find_listed(kernel)
         assert listed.state == "hibernated"
     assert find_left(str(folder.parent)) == ([], False)  # what a server of another root takes
+    assert len(find_left(str(folder))[0]) == len(kept)
+    file = find_listed(awake["kernel"]["id"])[0].directory / "session.json"
+    text = file.read_text()
+    assert json.loads(text)["sessions"][0]["path"] == "n/a.ipynb"
+    for wrong in ("[]", text.replace("n/a.ipynb", "x" * 100_000), text[:-9]):
+        file.write_text(wrong)
+        assert len(find_left(str(folder))[0]) == len(kept) - 1
+    file.write_text(text)
     with serving(folder) as server:
         client = Client(server)
         sessions = {one["id"]: one for one in server.ask("GET", "sessions")}
@@ -263,21 +271,13 @@ def test_a_server_that_was_killed_is_started_again(folder: Path, world: World) -
         server.ask("DELETE", f"sessions/{session['id']}")
 
 
-def test_what_is_not_ours_beside_a_saved_kernel_starts_nothing(folder: Path) -> None:
+def test_no_kernel_begins_anew_in_the_place_of_one_that_cannot_be_resumed(folder: Path) -> None:
     with serving(folder) as server:
         kernel = start(server)["kernel"]["id"]
     (listed,) = find_listed(kernel)
-    file = listed.directory / "session.json"
-    text = file.read_text()
-    assert json.loads(text)["sessions"][0]["path"] == "n/a.ipynb"
-    for wrong in ("[]", text.replace("n/a.ipynb", "x" * 100_000), text[:-9]):
-        file.write_text(wrong)
-        assert find_left(str(folder)) == ([], False)
-    file.write_text(text)
-    assert len(find_left(str(folder))[0]) == 1
     image = listed.directory / "saved" / "kernel.json"
     image.rename(image.with_name("aside"))
-    with serving(folder) as server:  # never a kernel that begins anew in its place
+    with serving(folder) as server:
         assert server.ask("GET", "kernels") == []
         assert any("stays saved" in line for line in server.log)
     image.with_name("aside").rename(image)
