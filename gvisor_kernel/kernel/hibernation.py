@@ -163,6 +163,7 @@ class Hibernator:
         finally:
             self._note_saved(saving)
         assert saved is not None
+        saved.begin_to_keep()
         return saved
 
     def _note_saved(self, saving: asyncio.Future[None]) -> None:
@@ -247,6 +248,7 @@ class Hibernator:
                 time.monotonic() - began,
             )
         )
+        saved.begin_to_keep()
         run_beside(remove_old)
         if kernel.hibernation.has_waiting:  # it came while the sandbox was ended
             self.want(kernel)
@@ -266,8 +268,11 @@ class Hibernator:
     async def _go_on(self, kernel: KernelBridge, saved: SavedKernel) -> None:
         began = time.monotonic()
         try:
-            await self._workers.run(saved.check)
-            plan = await self._wake(kernel, saved)
+            kept = await self._workers.run(saved.check)
+            if kept.words:
+                kernel.note(kept.words)
+                kernel.show_wait(kept.words)
+            plan = await self._wake(kernel, replace(saved, shown=kept.paths))
         except GvisorKernelError as error:
             kernel.hibernation.refuse_waiting(explain(error))
             log.error("%s does not go on: %s", kernel.identity.name, error)

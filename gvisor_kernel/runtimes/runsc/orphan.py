@@ -19,6 +19,7 @@ from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.runsc.command_line import checkpoint_argv, find_runsc
 from gvisor_kernel.runtimes.runsc.runsc_sandbox import can_write_directly
 from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state.kept_packages import find_packages, keep
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.saved import NOTE, SAVED, write_saved
 from gvisor_kernel.runtimes.state.shown_files import find_shown_files
@@ -58,9 +59,12 @@ def save_orphan(directory: Path, record: Record) -> bool:
         os.kill(sentry.pid, signal.SIGCONT)  # an idle sandbox is stopped
         time.sleep(NOTICE_SECONDS)
         note, saved = parse_json(read_file(directory / NOTE, MAX_NOTE), MAX_NOTE), time.time()
-        note |= {"files": find_shown_files(sentry.pid, note["sources"]), "saved": saved}
+        files, sources = find_shown_files(sentry.pid, note["sources"]), note["sources"]
+        packages = find_packages(files, sources)
+        note |= {"files": files, "packages": packages, "saved": saved}
         write_saved(directory / SAVED, json.dumps(note), write_image)
         records.change_record(directory, record, saved=saved)
+        keep(directory / SAVED, files, packages, sources)
     except (OSError, ValueError, LookupError, TypeError, GvisorKernelError):
         return False
     return True

@@ -69,6 +69,7 @@ from gvisor_kernel.runtimes.runsc.staging import (
 from gvisor_kernel.runtimes.runsc.starting import spawn, wait_for_sentry
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import begin
+from gvisor_kernel.runtimes.state.kept_packages import sweep_kept
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.sweep import (
     end_sandbox,
@@ -204,6 +205,7 @@ class RunscRuntime(SnapshotRuntime):
 
     def sweep(self) -> list[str]:
         sweep_copies()
+        sweep_kept()
         return sweep_orphans(self.name)
 
     def _sweep_once(self) -> None:
@@ -227,8 +229,9 @@ class RunscRuntime(SnapshotRuntime):
         plan.write_files(as_root=as_root)
         stage = choose_stage([plan.runsc.executable, str(places.directory)])
         shown = plan.find_sources(written)
-        sources = [*shown, open_source(str(places.rootfs), written)]
-        rootfs = stage.path(len(shown))
+        sources = [*shown, *plan.find_kept(written)]
+        rootfs = stage.path(len(sources))
+        sources.append(open_source(str(places.rootfs), written))
         tree = plan.python_tree.tree
         if tree is not None:
             sources.append(open_source(tree, written))
