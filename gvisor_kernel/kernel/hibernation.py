@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
+from threading import Thread
 
 from gvisor_kernel.bridge import Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, NotIdle
@@ -27,6 +28,9 @@ log = logging.getLogger(__name__)
 TRIES, RETRY_SECONDS = 4, 0.3
 """Tries to save a kernel for somebody who wants that now, and the pause after each: one that has
 just begun, or has just replied, has something left to do."""
+
+KEEP_SECONDS = 20.0
+"""Seconds that a process which leaves a kernel waits until its packages are kept."""
 
 Wake = Callable[[KernelBridge, SavedKernel], Awaitable[KernelPlan]]
 """Starts the sandbox in which a saved kernel goes on, and returns its plan."""
@@ -57,6 +61,7 @@ class Hibernator:
         """Done when the save that is under way has ended."""
         self._is_leaving = False
         """Nothing wakes the kernel any more: this process ends."""
+        self._keeping: Thread | None = None
         self._failures = Limiter()
 
     # -- from any loop ---------------------------------------------------------------------------
@@ -189,6 +194,8 @@ class Hibernator:
         try:
             await self._hibernate()
             kernel, _, _ = self._find()
+            if self._keeping is not None:
+                await self._workers.run(self._keeping.join, KEEP_SECONDS)
         except BaseException:
             self._is_leaving = False
             raise
@@ -248,7 +255,7 @@ class Hibernator:
                 time.monotonic() - began,
             )
         )
-        saved.begin_to_keep()
+        self._keeping = saved.begin_to_keep()
         run_beside(remove_old)
         if kernel.hibernation.has_waiting:  # it came while the sandbox was ended
             self.want(kernel)

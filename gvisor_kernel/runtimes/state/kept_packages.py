@@ -32,13 +32,11 @@ from gvisor_kernel.host.locks import MAX_LOCK_SECONDS
 from gvisor_kernel.host.private_directories import own_state, read_file, replace_file
 from gvisor_kernel.runtimes.mounts.written_folders import read_written
 from gvisor_kernel.runtimes.state.kept_copies import (
-    Room,
+    Copies,
     digest_tree,
     kept_root,
     locked_copies,
-    make_copy,
     read_copy,
-    remove_copies,
 )
 from gvisor_kernel.runtimes.state.shown_files import Stamps, find_change
 
@@ -113,15 +111,17 @@ def _list(folder: str) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
 
 def begin_to_keep(
     place: Path, files: Stamps, packages: Packages, sources: Mapping[str, str]
-) -> None:
-    """Call ``keep`` in a thread of the lowest priority, for which only this process's end waits."""
+) -> threading.Thread:
+    """Call ``keep`` in a thread of the lowest priority, which no end of this process waits for."""
 
     def work() -> None:
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # of this thread
         keep(place, files, packages, sources)
 
-    threading.Thread(target=work, name="gvisor-kernel-keep").start()
+    thread = threading.Thread(target=work, name="gvisor-kernel-keep", daemon=True)
+    thread.start()
+    return thread
 
 
 def keep(place: Path, files: Stamps, packages: Packages, sources: Mapping[str, str]) -> None:
@@ -132,7 +132,7 @@ def keep(place: Path, files: Stamps, packages: Packages, sources: Mapping[str, s
     """
     root, lacking = str(kept_root()), ""
     try:
-        with locked_copies(MAX_LOCK_SECONDS) as room:
+        with locked_copies(MAX_LOCK_SECONDS) as copies:
             written = read_written(DEFAULTS)
             kept = _find_shown(sources)
             alone = {path for path in files if not any(is_within(path, it) for it in packages)}
@@ -140,7 +140,7 @@ def keep(place: Path, files: Stamps, packages: Packages, sources: Mapping[str, s
                 try:
                     if is_in_writable_folder(path, written.has):
                         raise OSError(f"a kernel may write {path}")
-                    kept[path] = _keep(path, files, packages, room)
+                    kept[path] = _keep(path, files, packages, copies)
                 except OSError as error:
                     lacking = lacking or f"{path} is not kept for saved kernels: {error}"
             replace_file(place / KEPT, json.dumps(kept))
@@ -150,13 +150,11 @@ def keep(place: Path, files: Stamps, packages: Packages, sources: Mapping[str, s
         log.info("%s", lacking)
 
 
-def _keep(path: str, files: Stamps, packages: Packages, room: Room) -> str:
+def _keep(path: str, files: Stamps, packages: Packages, copies: Copies) -> str:
     """:raises OSError: when it cannot be copied as it was"""
     if path in files:
         facts = [str(files[path])]
     else:
-        if _list_installed(path) != packages[path]:
-            raise OSError("packages were installed meanwhile")
         facts = sorted(
             f"{entry.name} {status.st_ino} {status.st_mtime_ns if is_file else ''}"
             for entry, status in _list(path)
@@ -164,7 +162,9 @@ def _keep(path: str, files: Stamps, packages: Packages, room: Room) -> str:
             for is_file in [not entry.is_dir() or entry.name.endswith(INSTALLED)]
         )
     name = hashlib.sha256("\n".join([path, *facts]).encode(errors="replace")).hexdigest()
-    tree = make_copy(path, name, room)
+    tree = copies.make(path, name)
+    if path in packages and _list_installed(path) != packages[path]:
+        raise OSError("packages were installed meanwhile")
     _check_files(path, tree, files)
     return tree
 
@@ -246,9 +246,9 @@ def _check(path: str, tree: str, files: Stamps) -> None:
     """:raises SnapshotError: when a copy is not as it was, or cannot be shown at ``path``"""
     copy = read_copy(tree)
     try:
+        _check_files(path, tree, files)
         if copy is None or copy.path != path or copy.digest != digest_tree(tree):
             raise OSError(f"a file in {path} was changed in place, or its copy is gone")
-        _check_files(path, tree, files)
         if Path(path).is_dir() != Path(tree).is_dir() or not Path(path).exists():
             raise OSError(f"{path} is gone")
     except OSError as error:
@@ -286,11 +286,11 @@ def sweep_kept() -> None:
     with suppress(OSError, StateError, ValueError):
         if not kept_root().is_dir():
             return
-        with locked_copies(0):
+        with locked_copies(0) as copies:
             used = set[str]()
             for depth in ("*", "*/*", "*/*/*"):
                 for file in (own_state() / "sandboxes").glob(f"{depth}/{KEPT}"):
                     with suppress(FileNotFoundError):
                         kept = json.loads(read_file(file, MAX_KEPT))
                         used.update(Path(tree).parent.name for tree in kept.values())
-            remove_copies(used)
+            copies.remove(used)
