@@ -6,6 +6,7 @@ own; an ordinary user has a store in the folder of the run.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -167,6 +168,38 @@ def test_running_kernel_keeps_its_release_over_a_switch(
     release_store.remove(old)
     with pytest.raises(ReleaseError, match=f"start with the release {new.name}"):
         release_store.remove(new)
+
+
+@inside
+def test_saved_kernel_keeps_its_runsc_that_nobody_holds_any_more(
+    programs: tuple[Program, Program],
+    system: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As after an update of the package while the server is away."""
+    with running_kernel(settings={"snapshot": "off"}) as (manager, client):
+        execute(client, "x = 5")
+        first = record_of(manager)
+        assert first.program == find_runsc().program
+        directory = sandbox_of(manager).directory
+        sleep = manager.provisioner.sandboxed_kernel.hibernation  # type: ignore[union-attr]
+        asyncio.run(sleep.hibernate())
+        kept = directory / "saved" / "kept.json"
+        wait_until(kept.exists, "the copies")
+        assert find_releases() == []
+        monkeypatch.setattr(kept_programs, "_held", {})
+        replace(system, programs[1])
+        kept.rename(kept.with_name("aside"))
+        client.execute("x")
+        refused = client.get_shell_msg(timeout=SECONDS)["content"]
+        assert f"{system} was changed" in refused["evalue"]
+        kept.with_name("aside").rename(kept)
+        assert execute(client, "print(x)").text.endswith("5\n")
+        assert record_of(manager).program == first.program
+        (copy,) = find_releases()
+        assert copy.program.read_bytes() == programs[0].path.read_bytes()
+        with running_kernel(settings={"snapshot": "off"}) as (other, _):
+            assert record_of(other).runsc == programs[1].version
 
 
 @inside

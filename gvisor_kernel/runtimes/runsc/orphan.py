@@ -17,6 +17,7 @@ from gvisor_kernel.host import commands, processes
 from gvisor_kernel.host.private_directories import read_file
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.runsc.command_line import checkpoint_argv, find_runsc
+from gvisor_kernel.runtimes.runsc.kept_programs import find_files
 from gvisor_kernel.runtimes.runsc.runsc_sandbox import can_write_directly
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.kept_packages import find_packages, keep
@@ -60,6 +61,7 @@ def save_orphan(directory: Path, record: Record) -> bool:
         time.sleep(NOTICE_SECONDS)
         note, saved = parse_json(read_file(directory / NOTE, MAX_NOTE), MAX_NOTE), time.time()
         files, sources = find_shown_files(sentry.pid, note["sources"]), note["sources"]
+        files |= find_files(record.program)
         packages = find_packages(files, sources)
         note |= {"files": files, "packages": packages, "saved": saved}
         write_saved(directory / SAVED, json.dumps(note), write_image)

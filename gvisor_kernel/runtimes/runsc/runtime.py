@@ -55,6 +55,7 @@ from gvisor_kernel.runtimes.runsc.features import init_capabilities
 from gvisor_kernel.runtimes.runsc.kept_programs import (
     check_unwritten,
     hold,
+    hold_kept,
     split_program,
     sweep_copies,
 )
@@ -113,7 +114,15 @@ class RunscRuntime(SnapshotRuntime):
     ) -> Sandbox:
         check_children()
         written = read_written(spec)
+        if request.saved_in is not None:
+            request = replace(request, kept=hold_kept(spec.runsc, request.kept))
         runsc = find_runsc(spec.runsc)
+        if request.saved_in is not None and "\n" in spec.runsc and runsc.program != spec.runsc:
+            raise SnapshotError(
+                f"The runsc {split_program(spec.runsc)[0]} that has saved the kernel is gone, and"
+                f" only that one restores it, not {runsc.executable} ({runsc.version}).",
+                "install that version again, or restart the kernel to begin anew.",
+            )
         if "\n" in spec.runsc and runsc.program != spec.runsc and spec.runsc not in _told:
             _told.add(spec.runsc)
             gone = split_program(spec.runsc)[0]

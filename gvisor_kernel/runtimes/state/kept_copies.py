@@ -44,7 +44,7 @@ from gvisor_kernel.typed_json import read_json, write_json
 TREE, PART = "tree", "part.json"
 MAX_PART = 16 * 1024
 """Bytes of part.json: a path, and a digest."""
-SECONDS = 120.0
+SECONDS = 300.0
 """Seconds that one copy may take. Hard links of 12,000 files take one to three."""
 MAX_COPIED, DISK_SHARE = 4 * GIB, 0.2
 """Bytes of all copies that are no hard links, and their share of the disk space that is free."""

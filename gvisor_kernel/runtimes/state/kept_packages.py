@@ -28,7 +28,6 @@ from gvisor_kernel.config.settings import DEFAULTS
 from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.errors import GvisorKernelError, SnapshotError, StateError
 from gvisor_kernel.host.folders import is_in_writable_folder
-from gvisor_kernel.host.locks import MAX_LOCK_SECONDS
 from gvisor_kernel.host.private_directories import own_state, read_file, replace_file
 from gvisor_kernel.runtimes.mounts.written_folders import read_written
 from gvisor_kernel.runtimes.state.kept_copies import (
@@ -47,6 +46,8 @@ log = logging.getLogger(__name__)
 KEPT = "kept.json"
 MAX_KEPT = 1024 * 1024
 """Bytes of kept.json. A kernel with pandas has 250 libraries open, most of them in one folder."""
+LOCK_SECONDS = 600.0
+"""Seconds that what is kept for another kernel may take, on a busy machine."""
 NAMES = ("site-packages", "dist-packages")
 PYTHON = re.compile(r"python3\.\d{1,3}t?")
 INSTALLED = (".dist-info", ".egg-info")
@@ -132,7 +133,7 @@ def keep(place: Path, files: Stamps, packages: Packages, sources: Mapping[str, s
     """
     root, lacking = str(kept_root()), ""
     try:
-        with locked_copies(MAX_LOCK_SECONDS) as copies:
+        with locked_copies(LOCK_SECONDS) as copies:
             written = read_written(DEFAULTS)
             kept = _find_shown(sources)
             alone = {path for path in files if not any(is_within(path, it) for it in packages)}
@@ -217,7 +218,7 @@ def find_substitutes(
         wanted[known] = kept[known]
         lines.append(path.rpartition("/")[2])
     for path, tree in wanted.items():
-        _check(path, tree, files)
+        _check(path, tree, files, sources)
     if not lines:
         return Substitutes(wanted)
     named = ", ".join(lines[:MAX_NAMED])
@@ -242,14 +243,15 @@ def _find_shown(sources: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _check(path: str, tree: str, files: Stamps) -> None:
+def _check(path: str, tree: str, files: Stamps, sources: Mapping[str, str]) -> None:
     """:raises SnapshotError: when a copy is not as it was, or cannot be shown at ``path``"""
     copy = read_copy(tree)
     try:
         _check_files(path, tree, files)
         if copy is None or copy.path != path or copy.digest != digest_tree(tree):
             raise OSError(f"a file in {path} was changed in place, or its copy is gone")
-        if Path(path).is_dir() != Path(tree).is_dir() or not Path(path).exists():
+        is_mounted = any(is_within(path, source) for source in sources.values())
+        if is_mounted and not os.path.lexists(path):
             raise OSError(f"{path} is gone")
     except OSError as error:
         raise SnapshotError(
