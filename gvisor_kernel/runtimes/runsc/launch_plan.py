@@ -5,6 +5,7 @@ Starts nothing and mounts nothing. Which mounts there are is decided in ``mounts
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,7 +58,7 @@ class LaunchPlan(Beginning):
                 if bind.target == UPLOADS:
                     source = replace(source, hidden=self.inputs.hidden or ())
             else:
-                source = open_source(kept.get(bind.source, bind.source), written, bind)
+                source = open_source(_find_kept(bind.source, kept), written, bind)
             replaced = [
                 (path.removeprefix(bind.source).lstrip("/"), index)
                 for index, path in enumerate(kept, len(self.binds))
@@ -178,6 +179,14 @@ def make_plan(
         profile=read_profile(begun.spec),
         opened=opened,
     )
+
+
+def _find_kept(source: str, kept: Mapping[str, str]) -> str:
+    """Return where ``source`` is in a copy; itself if it is in none."""
+    found = (
+        tree + source.removeprefix(path) for path, tree in kept.items() if is_within(source, path)
+    )
+    return next(filter(os.path.lexists, found), source)
 
 
 def _is_seen(path: str, bind: Bind) -> bool:

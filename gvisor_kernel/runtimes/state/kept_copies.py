@@ -44,8 +44,8 @@ from gvisor_kernel.typed_json import read_json, write_json
 TREE, PART = "tree", "part.json"
 MAX_PART = 16 * 1024
 """Bytes of part.json: a path, and a digest."""
-SECONDS = 300.0
-"""Seconds that one copy may take. Hard links of 12,000 files take one to three."""
+MAX_FILES, SECONDS = 400_000, 300.0
+"""Files of one copy, and seconds that it may take. Hard links of 12,000 files take one to three."""
 MAX_COPIED, DISK_SHARE = 4 * GIB, 0.2
 """Bytes of all copies that are no hard links, and their share of the disk space that is free."""
 KEEP_SECONDS = 3600.0
@@ -107,12 +107,13 @@ class Copies:
         if entry.is_dir():
             os.utime(entry)
             return str(entry / TREE)
-        copied, deadline = 0, time.monotonic() + SECONDS
+        copied, count, deadline = 0, 0, time.monotonic() + SECONDS
 
         def copy(source: str, target: str) -> None:
-            nonlocal copied
-            if time.monotonic() > deadline:
-                raise InterruptedError(f"{path} takes more than {SECONDS:g} s to copy")
+            nonlocal copied, count
+            count += 1
+            if count > MAX_FILES or time.monotonic() > deadline:
+                raise InterruptedError(f"{path} has too many files, or takes too long to copy")
             try:
                 os.link(source, target, follow_symlinks=False)
             except OSError:  # another user's file, or on another file system

@@ -31,6 +31,7 @@ from gvisor_kernel.host.folders import is_in_writable_folder
 from gvisor_kernel.host.private_directories import own_state, read_file, replace_file
 from gvisor_kernel.runtimes.mounts.written_folders import read_written
 from gvisor_kernel.runtimes.state.kept_copies import (
+    TREE,
     Copies,
     digest_tree,
     kept_root,
@@ -51,6 +52,8 @@ LOCK_SECONDS = 600.0
 NAMES = ("site-packages", "dist-packages")
 PYTHON = re.compile(r"python3\.\d{1,3}t?")
 INSTALLED = (".dist-info", ".egg-info")
+MAX_ALONE = 1000
+"""Files that are kept one by one: a kernel may open whatever it likes. Usual are 30."""
 MAX_NAMED = 4
 """Packages that are named to a person."""
 Packages: TypeAlias = dict[str, dict[str, tuple[int, int]]]
@@ -136,8 +139,8 @@ def keep(place: Path, files: Stamps, packages: Packages, sources: Mapping[str, s
         with locked_copies(LOCK_SECONDS) as copies:
             written = read_written(DEFAULTS)
             kept = _find_shown(sources)
-            alone = {path for path in files if not any(is_within(path, it) for it in packages)}
-            for path in (*packages, *(it for it in alone if not is_within(it, root))):
+            alone = [path for path in files if not any(is_within(path, it) for it in packages)]
+            for path in (*packages, *[it for it in alone if not is_within(it, root)][:MAX_ALONE]):
                 try:
                     if is_in_writable_folder(path, written.has):
                         raise OSError(f"a kernel may write {path}")
@@ -232,14 +235,18 @@ def find_substitutes(
 
 
 def _find_shown(sources: Mapping[str, str]) -> dict[str, str]:
-    """Return the copies among ``sources``, by the paths of the host that they stand for."""
-    found = {}
+    """Return the copies in ``sources``, by the paths of the host that they stand for.
+
+    :raises SnapshotError: when one is gone
+    """
+    found, root = {}, kept_root()
     for source in sources.values():
-        if is_within(source, str(kept_root())):
-            copy = read_copy(source)
+        if is_within(source, str(root)):
+            tree = str(root / Path(source).relative_to(root).parts[0] / TREE)
+            copy = read_copy(tree)
             if copy is None:
-                raise SnapshotError(f"The copy {source} that the kernel runs with is gone.")
-            found[copy.path] = source
+                raise SnapshotError(f"The copy {tree} that the kernel runs with is gone.")
+            found[copy.path] = tree
     return found
 
 
