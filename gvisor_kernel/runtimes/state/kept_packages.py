@@ -77,10 +77,10 @@ class Substitutes:
 def find_packages(files: Iterable[str], sources: Mapping[str, str]) -> Packages:
     """Return the folders of packages of ``files``, which were found in ``sources``. Takes
     milliseconds."""
-    roots, found = sorted(set(sources.values())), set[str]()
+    own, roots, found = str(kept_root()), sorted(set(sources.values())), set[str]()
     for path in files:
         folder = _find_folder(path, [root for root in roots if is_within(path, root)])
-        if folder is not None and not is_within(path, str(kept_root())):
+        if folder is not None and not is_within(path, own):
             found.add(folder)
     outermost = (one for one in found if not any(is_within(one, it) for it in found - {one}))
     return {folder: _list_installed(folder) for folder in outermost}
@@ -99,18 +99,20 @@ def _find_folder(path: str, roots: Iterable[str]) -> str | None:
 def _list_installed(folder: str) -> dict[str, tuple[int, int]]:
     return {
         entry.name: (status.st_mtime_ns, status.st_ino)
-        for entry, status in _list(folder)
-        if entry.name.endswith(INSTALLED)
+        for entry, status in _list(folder, INSTALLED)
     }
 
 
-def _list(folder: str) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
-    """Yield the entries of a folder, and of folders of packages in it."""
+def _list(
+    folder: str, ends: tuple[str, ...] = ("",)
+) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
+    """Yield the entries of a folder, and of folders of packages in it, whose names end so."""
     for place in (folder, *(f"{folder}/{name}" for name in NAMES)):
         with suppress(OSError), os.scandir(place) as entries:
             for entry in entries:
                 with suppress(OSError):
-                    yield entry, entry.stat(follow_symlinks=False)
+                    if entry.name.endswith(ends):
+                        yield entry, entry.stat(follow_symlinks=False)
 
 
 def begin_to_keep(
