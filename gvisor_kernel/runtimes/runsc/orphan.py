@@ -20,7 +20,7 @@ from gvisor_kernel.runtimes.runsc.command_line import checkpoint_argv, find_runs
 from gvisor_kernel.runtimes.runsc.kept_programs import find_files
 from gvisor_kernel.runtimes.runsc.runsc_sandbox import can_write_directly
 from gvisor_kernel.runtimes.state import records
-from gvisor_kernel.runtimes.state.kept_packages import find_packages, keep
+from gvisor_kernel.runtimes.state.kept_packages import begin_to_keep, find_packages
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.saved import NOTE, SAVED, write_saved
 from gvisor_kernel.runtimes.state.shown_files import find_shown_files
@@ -66,7 +66,7 @@ def save_orphan(directory: Path, record: Record) -> bool:
         note |= {"files": files, "packages": packages, "saved": saved}
         write_saved(directory / SAVED, json.dumps(note), write_image)
         records.change_record(directory, record, saved=saved)
-        keep(directory / SAVED, files, packages, sources)
+        begin_to_keep(directory / SAVED, files, packages, sources)
     except (OSError, ValueError, LookupError, TypeError, GvisorKernelError):
         return False
     return True

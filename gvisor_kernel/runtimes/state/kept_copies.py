@@ -97,8 +97,10 @@ def _list_files(tree: str) -> Iterator[str]:
 class Copies:
     """The copies of this user, while they are locked."""
 
-    def make(self, path: str, name: str) -> str:
+    def make(self, path: str, name: str, place: Path) -> str:
         """Copy what is at ``path`` as the entry ``name``, if there is none; return its tree.
+
+        ``place``: the folder for which it is copied, as long as that exists.
 
         :raises OSError: when it cannot be copied, or there is no room for it; nothing is left then
         """
@@ -112,6 +114,8 @@ class Copies:
         def copy(source: str, target: str) -> None:
             nonlocal copied, count
             count += 1
+            if not place.exists():
+                raise InterruptedError(f"{place} is gone")
             if count > MAX_FILES or time.monotonic() > deadline:
                 raise InterruptedError(f"{path} has too many files, or takes too long to copy")
             try:

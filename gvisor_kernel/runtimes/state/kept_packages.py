@@ -42,9 +42,7 @@ from gvisor_kernel.runtimes.state.shown_files import Stamps, find_change
 
 log = logging.getLogger(__name__)
 
-# by path: below the state directory, whose parents only this user can change
-
-KEPT = "kept.json"
+KEPT, THREAD = "kept.json", "gvisor-kernel-keep"
 MAX_KEPT = 1024 * 1024
 """Bytes of kept.json. A kernel with pandas has 250 libraries open, most of them in one folder."""
 LOCK_SECONDS = 600.0
@@ -64,8 +62,8 @@ LACKING = "install the version that was there, or restart the kernel to begin an
 
 @dataclass(frozen=True)
 class Substitutes:
-    """What a kernel is shown in place of what is at ``paths`` of the host. ``words``: what was
-    changed, for a person, as a sentence without a full stop; empty if that was told before."""
+    """Copies that a kernel is shown, by the ``paths`` of the host that they stand for. ``words``:
+    the change, for a person, as a sentence without a full stop; empty if that was told before."""
 
     paths: Mapping[str, str]
     words: str = ""
@@ -125,9 +123,16 @@ def begin_to_keep(
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # of this thread
         keep(place, files, packages, sources)
 
-    thread = threading.Thread(target=work, name="gvisor-kernel-keep", daemon=True)
+    thread = threading.Thread(target=work, name=THREAD, daemon=True)
     thread.start()
     return thread
+
+
+def wait_until_kept() -> None:
+    """Wait for the threads of ``begin_to_keep``: they end by themselves, in minutes."""
+    for thread in threading.enumerate():
+        if thread.name == THREAD:
+            thread.join(LOCK_SECONDS)
 
 
 def keep(place: Path, files: Stamps, packages: Packages, sources: Mapping[str, str]) -> None:
@@ -146,7 +151,7 @@ def keep(place: Path, files: Stamps, packages: Packages, sources: Mapping[str, s
                 try:
                     if is_in_writable_folder(path, written.has):
                         raise OSError(f"a kernel may write {path}")
-                    kept[path] = _keep(path, files, packages, copies)
+                    kept[path] = _keep(place, path, files, packages, copies)
                 except OSError as error:
                     lacking = lacking or f"{path} is not kept for saved kernels: {error}"
             replace_file(place / KEPT, json.dumps(kept))
@@ -156,7 +161,7 @@ def keep(place: Path, files: Stamps, packages: Packages, sources: Mapping[str, s
         log.info("%s", lacking)
 
 
-def _keep(path: str, files: Stamps, packages: Packages, copies: Copies) -> str:
+def _keep(place: Path, path: str, files: Stamps, packages: Packages, copies: Copies) -> str:
     """:raises OSError: when it cannot be copied as it was"""
     if path in files:
         facts = [str(files[path])]
@@ -168,7 +173,7 @@ def _keep(path: str, files: Stamps, packages: Packages, copies: Copies) -> str:
             for is_file in [not entry.is_dir() or entry.name.endswith(INSTALLED)]
         )
     name = hashlib.sha256("\n".join([path, *facts]).encode(errors="replace")).hexdigest()
-    tree = copies.make(path, name)
+    tree = copies.make(path, name, place)
     if path in packages and _list_installed(path) != packages[path]:
         raise OSError("packages were installed meanwhile")
     _check_files(path, tree, files)
