@@ -25,9 +25,10 @@ from gvisor_kernel.runtimes.state.kept_packages import (
     find_substitutes,
     keep,
     sweep_kept,
+    wait_until_kept,
 )
 
-from .test_hibernation import find_saved, wait_until
+from .test_hibernation import find_saved
 
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 IMPORT = "import sys; sys.path.insert(0, '/opt/env/lib/python3.11/site-packages'); import own"
@@ -57,7 +58,8 @@ def packages(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def sandbox(packages: Path, tmp_path: Path) -> Iterator[Sandbox]:
+def sandbox(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
+    monkeypatch.setattr(os, "setpriority", lambda *_: None)  # these tests wait for it
     with start(tmp_path) as sandbox:
         sandbox.run(IMPORT)
         yield sandbox
@@ -72,7 +74,7 @@ def hibernate(sandbox: Sandbox) -> dict[str, str]:
     """Let it hibernate; return what is kept for it, by the paths of the host."""
     sandbox.hibernate()
     file = find_saved(sandbox) / KEPT
-    wait_until(file.exists)
+    wait_until_kept()
     kept: dict[str, str] = json.loads(file.read_bytes())
     return kept
 

@@ -36,6 +36,7 @@ from gvisor_kernel.runtimes.runsc import kept_programs, runtime
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 from gvisor_kernel.runtimes.runsc.kept_programs import sweep_copies
 from gvisor_kernel.runtimes.runsc.starting import wait_for_sentry
+from gvisor_kernel.runtimes.state.kept_packages import wait_until_kept
 from gvisor_kernel.runtimes.state.listed import find_all
 from gvisor_kernel.runtimes.state.records import Record, read_record
 from gvisor_kernel.snapshots.snapshot_store import Store
@@ -184,8 +185,8 @@ def test_saved_kernel_keeps_its_runsc_that_nobody_holds_any_more(
         directory = sandbox_of(manager).directory
         sleep = manager.provisioner.sandboxed_kernel.hibernation  # type: ignore[union-attr]
         asyncio.run(sleep.hibernate())
+        wait_until_kept()
         kept = directory / "saved" / "kept.json"
-        wait_until(kept.exists, "the copies")
         assert find_releases() == []
         monkeypatch.setattr(kept_programs, "_held", {})
         replace(system, programs[1])
