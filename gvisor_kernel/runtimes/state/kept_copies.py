@@ -136,7 +136,8 @@ class Copies:
             write_file(draft / PART, write_json(part))
             with locked_directory(root):
                 draft.rename(entry)
-        self._room -= copied
+        if copied:
+            self._room -= copied
         return str(entry / TREE)
 
     def remove(self, used: Collection[str]) -> None:
