@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
+from threading import Thread
 
 from gvisor_kernel.bridge import Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, NotIdle
@@ -27,6 +28,9 @@ log = logging.getLogger(__name__)
 TRIES, RETRY_SECONDS = 4, 0.3
 """Tries to save a kernel for somebody who wants that now, and the pause after each: one that has
 just begun, or has just replied, has something left to do."""
+
+KEEP_SECONDS = 20.0
+"""Seconds that a process which leaves a kernel waits until its packages are kept."""
 
 Wake = Callable[[KernelBridge, SavedKernel], Awaitable[KernelPlan]]
 """Starts the sandbox in which a saved kernel goes on, and returns its plan."""
@@ -57,6 +61,7 @@ class Hibernator:
         """Done when the save that is under way has ended."""
         self._is_leaving = False
         """Nothing wakes the kernel any more: this process ends."""
+        self._keeping: Thread | None = None
         self._failures = Limiter()
 
     # -- from any loop ---------------------------------------------------------------------------
@@ -163,6 +168,7 @@ class Hibernator:
         finally:
             self._note_saved(saving)
         assert saved is not None
+        saved.begin_to_keep()
         return saved
 
     def _note_saved(self, saving: asyncio.Future[None]) -> None:
@@ -188,6 +194,8 @@ class Hibernator:
         try:
             await self._hibernate()
             kernel, _, _ = self._find()
+            if self._keeping is not None:
+                await self._workers.run(self._keeping.join, KEEP_SECONDS)
         except BaseException:
             self._is_leaving = False
             raise
@@ -247,6 +255,7 @@ class Hibernator:
                 time.monotonic() - began,
             )
         )
+        self._keeping = saved.begin_to_keep()
         run_beside(remove_old)
         if kernel.hibernation.has_waiting:  # it came while the sandbox was ended
             self.want(kernel)
@@ -266,8 +275,11 @@ class Hibernator:
     async def _go_on(self, kernel: KernelBridge, saved: SavedKernel) -> None:
         began = time.monotonic()
         try:
-            await self._workers.run(saved.check)
-            plan = await self._wake(kernel, saved)
+            kept = await self._workers.run(saved.check)
+            if kept.words:
+                kernel.note(kept.words)
+                kernel.show_wait(kept.words)
+            plan = await self._wake(kernel, replace(saved, shown=kept.paths))
         except GvisorKernelError as error:
             kernel.hibernation.refuse_waiting(explain(error))
             log.error("%s does not go on: %s", kernel.identity.name, error)

@@ -30,6 +30,7 @@ from gvisor_kernel.kernel.learned_modules import learning_variables
 from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, kernel_variables, make_launch_request
 from gvisor_kernel.kernel.preparation import SpareKeeper, renew_outdated, request_snapshot
 from gvisor_kernel.kernel.restore import Restored, find_obstacle, make_asking_request, restore
+from gvisor_kernel.kernel.saved_kernel import SavedKernel
 from gvisor_kernel.kernel.workspace import OWN_OUTPUTS, SHOWN, VARIABLE, describe_workspace
 from gvisor_kernel.runtimes import get_runtime, get_snapshot_runtime
 from gvisor_kernel.runtimes.base import FoundSandbox, LaunchRequest, Sandbox, SnapshotRuntime
@@ -139,19 +140,25 @@ class Launch:
         await self._start(kernel)
 
     async def start_from(
-        self, kernel: KernelBridge, files: Path, run: SnapshotRun, saved_in: Path | None = None
+        self,
+        kernel: KernelBridge,
+        files: Path,
+        run: SnapshotRun,
+        saved: SavedKernel | None = None,
     ) -> None:
         """Restore a kernel from ``files``, a snapshot that is in no store.
 
-        ``saved_in``: the directory of its own last sandbox, in which it goes on as it was.
+        ``saved``: goes on as it was, in the directory of its own last sandbox.
 
         :raises NoSnapshot: when it does not answer
         :raises GvisorKernelError: see ``Runtime.start``
         """
         start = get_snapshot_runtime(self.plan.spec.runtime).start
-        request = replace(make_launch_request(self.plan), saved_in=saved_in)
+        request = make_launch_request(self.plan)
+        if saved is not None:
+            request = replace(request, saved_in=saved.directory, kept=saved.shown)
         sandbox = await self._workers.run(start, self.plan.spec, request, files)
-        await self._resume(kernel, Restored(sandbox, "", run), wakes=saved_in is not None)
+        await self._resume(kernel, Restored(sandbox, "", run), saved=saved)
 
     # -- a cold start ----------------------------------------------------------------------------
 
@@ -250,14 +257,16 @@ class Launch:
             raise
 
     async def _resume(
-        self, kernel: KernelBridge, restored: Restored, *, wakes: bool = False
+        self, kernel: KernelBridge, restored: Restored, *, saved: SavedKernel | None = None
     ) -> None:
         """Let a restored kernel go on as that of the plan.
 
         :raises NoSnapshot: when it does not answer; then its sandbox was closed
         """
-        plan, sandbox = self.plan, restored.sandbox
+        plan, sandbox, wakes = self.plan, restored.sandbox, saved is not None
         try:
+            if saved is not None:
+                await self._workers.run(saved.check_mapped, sandbox)
             await self._verify(sandbox)  # before it gets any message of a client
             environment = await self._find_variables(sandbox)
             await kernel.attach_restored(

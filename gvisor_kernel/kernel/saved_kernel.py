@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from gvisor_kernel.bridge import SnapshotRun
@@ -24,10 +25,19 @@ from gvisor_kernel.errors import SnapshotError, StateError
 from gvisor_kernel.host.private_directories import read_file, replace_file, state_root
 from gvisor_kernel.kernel.plan import KernelPlan, read_plan, write_plan
 from gvisor_kernel.link.events import VERSION
-from gvisor_kernel.runtimes.base import SavedSandbox
+from gvisor_kernel.runtimes.base import Sandbox, SavedSandbox
 from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state.kept_packages import (
+    Packages,
+    Substitutes,
+    begin_to_keep,
+    find_packages,
+    find_substitutes,
+    note_shown,
+    sweep_kept,
+)
 from gvisor_kernel.runtimes.state.saved import IMAGE, NOTE, SAVED, is_saved, write_saved
-from gvisor_kernel.runtimes.state.shown_files import Stamps, find_change, find_sources
+from gvisor_kernel.runtimes.state.shown_files import Stamps, find_sources
 from gvisor_kernel.runtimes.state.sweep import remove_sandbox
 from gvisor_kernel.shown_text import describe_size
 from gvisor_kernel.snapshots.snapshot import measure
@@ -54,7 +64,7 @@ class _File:
     """kernel.json. ``key`` signs the kernel's messages inside, and is secret. ``plan``: of
     ``write_plan``, without variables of the server. ``saved``: Unix time. ``link``: the version
     that PID 1 speaks. ``files``: of ``shown_files``, which are found in ``sources``. ``known``:
-    see ``SnapshotRun``."""
+    see ``SnapshotRun``. ``packages``: of ``kept_packages``."""
 
     run: int
     key: str
@@ -64,6 +74,7 @@ class _File:
     sources: dict[str, str]
     files: dict[str, tuple[int, int, int]]
     known: dict[str, Any] = field(default_factory=dict)
+    packages: Packages = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,24 +91,46 @@ class SavedKernel:
     saved: float
     link: int
     libraries: Stamps
+    packages: Packages
+    sources: Mapping[str, str]
+    shown: Mapping[str, str] = field(default_factory=dict)
+    """``Substitutes.paths``, once it is to go on."""
 
-    def check(self) -> None:
-        """Check that the kernel can go on with what this machine has now.
+    def check(self) -> Substitutes:
+        """Return what the kernel goes on with in place of what was changed on this machine.
 
-        :raises SnapshotError: when it cannot; it stays saved
+        :raises SnapshotError: when it cannot go on; it stays saved
         """
-        change = find_change(self.libraries)
-        if change is not None:
-            raise SnapshotError(
-                f"{change} since the kernel was saved, and it would map half of another version.",
-                "install the version that was there, or restart the kernel to begin anew.",
-            )
         if self.link != VERSION:
             raise SnapshotError(
                 f"It was saved by another release of gvisor-kernel, with version {self.link} of the"
                 f" link; this one speaks {VERSION}.",
                 "install the release that saved it, or restart the kernel to begin anew.",
             )
+        parts = self.libraries, self.packages, self.sources
+        found = find_substitutes(self.place, self.saved, *parts)
+        try:
+            note_shown(self.directory, found)
+        except OSError as error:
+            raise SnapshotError(
+                f"{self.directory} cannot be written: {error.strerror}.",
+                "check whether the disk is full or read-only.",
+            ) from error
+        return found
+
+    def check_mapped(self, sandbox: Sandbox) -> None:
+        """Check that nothing was changed while ``sandbox`` was restored, in which it goes on.
+
+        :raises SnapshotError: when something was; it stays saved
+        """
+        if isinstance(sandbox, SavedSandbox):
+            for path, stamp in sandbox.find_shown_files().items():
+                if self.libraries.get(path, stamp) != stamp:
+                    raise SnapshotError(f"{path} was changed while the kernel was to go on.")
+
+    def begin_to_keep(self) -> Thread:
+        """Begin to copy what the kernel needs, before packages are upgraded."""
+        return begin_to_keep(self.place, self.libraries, self.packages, self.sources)
 
     @property
     def files(self) -> Path:
@@ -154,7 +187,8 @@ def save_as(place: Path, sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotR
             "free disk space there, or set XDG_STATE_HOME to another place.",
         )
     note = _make_note(sandbox, plan, run, time.time())
-    note = replace(note, files=sandbox.find_shown_files())
+    files = sandbox.find_shown_files()
+    note = replace(note, files=files, packages=find_packages(files, note.sources))
 
     def write_image(image: Path) -> None:
         sandbox.checkpoint(image, SAVE_SECONDS, goes_on=True)
@@ -186,9 +220,9 @@ def _make_note(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun, saved:
 
 def _describe(place: Path, directory: Path, identity: str, note: _File) -> SavedKernel:
     run, size = SnapshotRun(note.run, note.key, known=note.known), measure(place / IMAGE)
-    libraries = dict(note.files)
     return SavedKernel(
-        *(directory, place, identity, run, note.plan, size, note.saved, note.link, libraries)
+        *(directory, place, identity, run, note.plan, size, note.saved, note.link),
+        *(dict(note.files), note.packages, note.sources),
     )
 
 
@@ -238,6 +272,7 @@ def remove_old() -> None:
             )
             remove_sandbox(directory, record)
             total -= size
+    sweep_kept()
 
 
 def read_saved(place: Path, directory: Path, identity: str) -> SavedKernel | None:

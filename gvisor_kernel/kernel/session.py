@@ -438,7 +438,7 @@ class SandboxedKernel:
         self._launching, launch = asyncio.current_task(), self._note_launch(plan)
         try:
             with tracing():
-                await launch.start_from(kernel, saved.files, saved.run, saved.directory)
+                await launch.start_from(kernel, saved.files, saved.run, saved)
             self._used = sandbox = launch.sandbox
             if sandbox is not None and isinstance(sandbox, SavedSandbox):
                 await self._workers.run(sandbox.note_saved, 0.0)

@@ -43,6 +43,9 @@ class LaunchRequest:
     that ``finds_snapshots``; None: the start must be cold."""
     saved_in: Path | None = None
     """The directory of the sandbox that this one goes on from, which becomes its own."""
+    kept: Mapping[str, str] = field(default_factory=dict)
+    """Paths of copies that such a sandbox is shown in place of what is at a path of the host, by
+    that path."""
     unfit: str = ""
     """The key of a snapshot from which this kernel could not be restored: such a runtime removes
     it."""

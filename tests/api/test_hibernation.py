@@ -17,6 +17,7 @@ import pytest
 from gvisor_kernel import AsyncSandbox, Sandbox
 from gvisor_kernel.errors import NotIdle, SandboxError, SnapshotError
 from gvisor_kernel.host import processes
+from gvisor_kernel.runtimes.state.kept_packages import wait_until_kept
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
 
 from ..patience import scale_seconds
@@ -195,20 +196,25 @@ def test_a_library_that_was_replaced_is_named_and_not_mixed(tmp_path: Path) -> N
     mounts = [{"source": str(tmp_path / "lib"), "target": "/opt/own"}]
     with Sandbox(memory="1G", mounts=mounts) as sandbox:
         sandbox.run("import ctypes; own = ctypes.CDLL('/opt/own/libown.so'); x = 10")
-        sandbox.hibernate()
-        shown.rename(tmp_path / "first")
-        shutil.copyfile(library, shown)
-        error = sandbox.run("x").error
-        assert error is not None
-        assert f"{shown} was changed" in error.value
-        (tmp_path / "first").rename(shown)
-        assert sandbox.run("x").text == "10"
         # Replaced while the kernel lives: it goes on, and is not saved.
+        (tmp_path / "first").hardlink_to(shown)
         shown.unlink()
         shutil.copyfile(library, shown)
         with pytest.raises(SnapshotError, match=r"libown\.so was changed"):
             sandbox.hibernate()
         assert sandbox.run("x").text == "10"
+        (tmp_path / "first").rename(shown)
+        sandbox.hibernate()
+        wait_until_kept()
+        shown.unlink()
+        error = sandbox.run("x").error
+        assert error is not None
+        assert f"{shown} is gone" in error.value
+        # Another one that is there now is not shown to it.
+        shown.write_bytes(library.read_bytes() + b"another")
+        execution = sandbox.run("import os; x, os.path.getsize('/opt/own/libown.so')")
+        assert execution.text == str((10, library.stat().st_size))
+        assert "libown.so. Restart it" in execution.stderr
 
 
 def test_the_end_removes_what_was_saved(sandbox: Sandbox) -> None:

@@ -17,8 +17,10 @@ from gvisor_kernel.host import commands, processes
 from gvisor_kernel.host.private_directories import read_file
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.runsc.command_line import checkpoint_argv, find_runsc
+from gvisor_kernel.runtimes.runsc.kept_programs import find_files
 from gvisor_kernel.runtimes.runsc.runsc_sandbox import can_write_directly
 from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state.kept_packages import begin_to_keep, find_packages
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.saved import NOTE, SAVED, write_saved
 from gvisor_kernel.runtimes.state.shown_files import find_shown_files
@@ -58,9 +60,13 @@ def save_orphan(directory: Path, record: Record) -> bool:
         os.kill(sentry.pid, signal.SIGCONT)  # an idle sandbox is stopped
         time.sleep(NOTICE_SECONDS)
         note, saved = parse_json(read_file(directory / NOTE, MAX_NOTE), MAX_NOTE), time.time()
-        note |= {"files": find_shown_files(sentry.pid, note["sources"]), "saved": saved}
+        files, sources = find_shown_files(sentry.pid, note["sources"]), note["sources"]
+        files |= find_files(record.program)
+        packages = find_packages(files, sources)
+        note |= {"files": files, "packages": packages, "saved": saved}
         write_saved(directory / SAVED, json.dumps(note), write_image)
         records.change_record(directory, record, saved=saved)
+        begin_to_keep(directory / SAVED, files, packages, sources)
     except (OSError, ValueError, LookupError, TypeError, GvisorKernelError):
         return False
     return True

@@ -19,6 +19,7 @@ from gvisor_kernel.runtimes.base import KernelView
 from gvisor_kernel.runtimes.mounts.outputs import place_outputs
 from gvisor_kernel.runtimes.mounts.plan import Outputs
 from gvisor_kernel.runtimes.runsc.command_line import checkpoint_argv, find_runsc
+from gvisor_kernel.runtimes.runsc.kept_programs import find_files
 from gvisor_kernel.runtimes.runsc.memory import HostMemory
 from gvisor_kernel.runtimes.runsc.starting import Sentry, is_readable, read_panic
 from gvisor_kernel.runtimes.state import lifeline, records
@@ -228,7 +229,8 @@ class RunscSandbox(RecordedSandbox):
             self.is_checkpointing = False
 
     def find_shown_files(self) -> Stamps:
-        return find_shown_files(self._sentry, find_sources(self.view.mounts, self.directory))
+        sources = find_sources(self.view.mounts, self.directory)
+        return find_shown_files(self._sentry, sources) | find_files(self._program)
 
     def _save(self, directory: Path, seconds: float, goes_on: bool) -> None:
         argv = checkpoint_argv(
