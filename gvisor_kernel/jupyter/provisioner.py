@@ -34,11 +34,11 @@ from gvisor_kernel.egress.kinds import Route
 from gvisor_kernel.egress.routes import check_exposure, choose_routes, parse_routes
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, SettingError, StartStopped
 from gvisor_kernel.jupyter.project_choices import may_choose, with_choice
+from gvisor_kernel.kernel.branches import take_saved
 from gvisor_kernel.kernel.client import CHANNELS, describe_address, new_key
 from gvisor_kernel.kernel.command import choose_program
 from gvisor_kernel.kernel.facts import KernelFacts
 from gvisor_kernel.kernel.plan import KernelPlan
-from gvisor_kernel.kernel.saved_kernel import find_saved
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.folders import find_project_path
@@ -64,6 +64,8 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         self._launched = False
         self._control: ControlSocket | None = None
         self._plan: KernelPlan | None = None
+        self._taken: KernelPlan | None = None
+        """That of a saved kernel that was taken over. A branch keeps its outputs at a restart."""
         self._calls = self._ended_calls = 0
 
     # -- start -----------------------------------------------------------------------------------
@@ -110,6 +112,9 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
                 spec = with_choice(spec, folder)
             else:  # a restart, which would take the sandbox with all that was not applied
                 spec = replace(spec, uploads=self._plan.spec.uploads)
+        taken = self._taken
+        if taken is not None:
+            spec = replace(spec, outputs=taken.spec.outputs)
         python, argv = choose_program(spec, list(self.kernel_spec.argv), extra)
         passed = {key: environment[key] for key in spec.environment if key in environment}
         templates = {key: Template(value) for key, value in self.kernel_spec.env.items()}
@@ -121,6 +126,7 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
                 folder=folder,
                 python=python,
                 environment=passed,
+                outputs_read_only=taken is not None and taken.request.outputs_read_only,
             ),
             identity=KernelIdentity(
                 name=name,
@@ -263,9 +269,10 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
     async def _launch_or_adopt(self, kernel: SandboxedKernel, plan: KernelPlan) -> Address:
         """Start the kernel; or take it over, if an earlier process has saved one of this id."""
         if kernel.address is None and plan.request.kernel_id:
-            saved = await asyncio.to_thread(find_saved, plan.request.kernel_id)
+            saved = await asyncio.to_thread(take_saved, plan.request.kernel_id)
             if saved is not None:
                 self._plan = saved.adapt(plan)
+                self._taken = self._plan
                 return await kernel.adopt(self._plan, saved)
             only = RESUMES_ONLY.get()  # no timeout: a variable of this task
             if only == plan.request.kernel_id:

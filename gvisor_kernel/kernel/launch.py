@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 import threading
 import time
@@ -31,6 +32,7 @@ from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, kernel_variables,
 from gvisor_kernel.kernel.preparation import SpareKeeper, renew_outdated, request_snapshot
 from gvisor_kernel.kernel.restore import Restored, find_obstacle, make_asking_request, restore
 from gvisor_kernel.kernel.workspace import OWN_OUTPUTS, SHOWN, VARIABLE, describe_workspace
+from gvisor_kernel.link import ADOPT
 from gvisor_kernel.runtimes import get_runtime, get_snapshot_runtime
 from gvisor_kernel.runtimes.base import FoundSandbox, LaunchRequest, Sandbox, SnapshotRuntime
 from gvisor_kernel.runtimes.waits import hearing, until
@@ -139,11 +141,17 @@ class Launch:
         await self._start(kernel)
 
     async def start_from(
-        self, kernel: KernelBridge, files: Path, run: SnapshotRun, saved_in: Path | None = None
+        self,
+        kernel: KernelBridge,
+        files: Path,
+        run: SnapshotRun,
+        saved_in: Path | None = None,
+        mode: str = ADOPT,
     ) -> None:
         """Restore a kernel from ``files``, a snapshot that is in no store.
 
-        ``saved_in``: the directory of its own last sandbox, in which it goes on as it was.
+        ``saved_in``: the directory of its own last sandbox, in which it goes on. ``mode``: of
+        ``Resume``.
 
         :raises NoSnapshot: when it does not answer
         :raises GvisorKernelError: see ``Runtime.start``
@@ -151,7 +159,7 @@ class Launch:
         start = get_snapshot_runtime(self.plan.spec.runtime).start
         request = replace(make_launch_request(self.plan), saved_in=saved_in)
         sandbox = await self._workers.run(start, self.plan.spec, request, files)
-        await self._resume(kernel, Restored(sandbox, "", run), wakes=saved_in is not None)
+        await self._resume(kernel, Restored(sandbox, "", run), mode)
 
     # -- a cold start ----------------------------------------------------------------------------
 
@@ -249,9 +257,7 @@ class Launch:
             await self._greet(kernel, await self._start_sandbox(kernel, request))
             raise
 
-    async def _resume(
-        self, kernel: KernelBridge, restored: Restored, *, wakes: bool = False
-    ) -> None:
+    async def _resume(self, kernel: KernelBridge, restored: Restored, mode: str = ADOPT) -> None:
         """Let a restored kernel go on as that of the plan.
 
         :raises NoSnapshot: when it does not answer; then its sandbox was closed
@@ -267,9 +273,9 @@ class Launch:
                 restored.run,
                 environment,
                 sandbox.view.workdir,
-                plan.spec.start_timeout if wakes else min(RESUME_SECONDS, plan.spec.start_timeout),
+                min(RESUME_SECONDS if mode == ADOPT else math.inf, plan.spec.start_timeout),
                 egress=make_egress(kernel, plan, sandbox, self._workers.run),
-                wakes=wakes,
+                mode=mode,
             )
             self._note_outputs(kernel, environment)
             step("kernel adopted its key and environment")

@@ -52,7 +52,10 @@ class LaunchPlan(Beginning):
         for bind in self.binds:
             if bind.target in self.opened:
                 folder = self.opened[bind.target]
-                source = Source(folder.path, folder.identity, bind.read_only, bind.foreign)
+                reads = bind.read_only or (
+                    bind.target == OUTPUTS and self.request.outputs_read_only
+                )
+                source = Source(folder.path, folder.identity, reads, bind.foreign)
                 if bind.target == UPLOADS:
                     source = replace(source, hidden=self.inputs.hidden or ())
                 sources.append(source)

@@ -21,7 +21,8 @@ from gvisor_kernel.runtimes.runsc.runsc_sandbox import can_write_directly
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.saved import NOTE, SAVED, write_saved
-from gvisor_kernel.runtimes.state.shown_files import find_shown_files
+from gvisor_kernel.runtimes.state.shown_files import find_held, find_shown_files
+from gvisor_kernel.spec.layout import OUTPUTS
 from gvisor_kernel.strict_json import parse_json
 
 SAVE_SECONDS = 50.0
@@ -59,7 +60,12 @@ def save_orphan(directory: Path, record: Record) -> bool:
         time.sleep(NOTICE_SECONDS)
         note, saved = parse_json(read_file(directory / NOTE, MAX_NOTE), MAX_NOTE), time.time()
         note |= {"files": find_shown_files(sentry.pid, note["sources"]), "saved": saved}
-        write_saved(directory / SAVED, json.dumps(note), write_image)
+        sentry_pid = sentry.pid
+
+        def describe() -> str:
+            return json.dumps(note | {"held": find_held(sentry_pid, OUTPUTS)})
+
+        write_saved(directory / SAVED, describe, write_image)
         records.change_record(directory, record, saved=saved)
     except (OSError, ValueError, LookupError, TypeError, GvisorKernelError):
         return False
