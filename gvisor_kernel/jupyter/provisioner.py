@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from string import Template
@@ -24,7 +23,7 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
 from gvisor_kernel.bridge import Address, KernelIdentity
 from gvisor_kernel.changes.compare import find_unkept
-from gvisor_kernel.changes.control import ControlSocket
+from gvisor_kernel.changes.control import Branching, ControlSocket
 from gvisor_kernel.changes.new_files import apply_new_files
 from gvisor_kernel.config.jupyter_config import GVisorEgress, SandboxSettings
 from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
@@ -32,9 +31,15 @@ from gvisor_kernel.config.validators import PROJECT
 from gvisor_kernel.egress.environment import JUPYTER, name_door
 from gvisor_kernel.egress.kinds import Route
 from gvisor_kernel.egress.routes import check_exposure, choose_routes, parse_routes
-from gvisor_kernel.errors import GvisorKernelError, LaunchError, SettingError, StartStopped
+from gvisor_kernel.errors import (
+    GvisorKernelError,
+    LaunchError,
+    SettingError,
+    StartStopped,
+)
+from gvisor_kernel.jupyter.asleep import RESUMES_ONLY, start_branches
 from gvisor_kernel.jupyter.project_choices import may_choose, with_choice
-from gvisor_kernel.kernel.branches import take_saved
+from gvisor_kernel.kernel.branches import Branch, take_saved
 from gvisor_kernel.kernel.client import CHANNELS, describe_address, new_key
 from gvisor_kernel.kernel.command import choose_program
 from gvisor_kernel.kernel.facts import KernelFacts
@@ -45,8 +50,6 @@ from gvisor_kernel.runtimes.mounts.folders import find_project_path
 
 SETTLE_SECONDS = 5.0
 """Seconds that a call of the manager that does nothing here any more may take to end."""
-RESUMES_ONLY: ContextVar[str] = ContextVar("resumes_only", default="")
-"""The id of a kernel that this task starts only if it can take over a saved one."""
 LOCAL_ADDRESSES = ("", "127.0.0.1", "localhost")
 
 
@@ -316,10 +319,23 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         """Let ``gvisor-kernel changes`` ask this kernel. A kernel works without it."""
         try:
             if self._control is None:
-                self._control = ControlSocket(kernel)
+                self._control = ControlSocket(kernel, self._find_branching(kernel))
             await self._control.open()
         except OSError as error:
             self.log.warning("gvisor-kernel changes cannot ask this kernel: %s", error)
+
+    def _find_branching(self, kernel: SandboxedKernel) -> Branching | None:
+        """Return what starts branches, from any loop, as kernels of this one's server."""
+        loop, manager = asyncio.get_running_loop(), getattr(self.parent, "parent", None)
+        if not hasattr(manager, "root_dir"):
+            return None
+
+        async def branch(wanted: Sequence[Branch]) -> None:
+            starting = start_branches(manager, self.kernel_id or "", kernel, wanted)
+            # no timeout: a save and starts, which have some
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(starting, loop))
+
+        return branch
 
     # -- life ------------------------------------------------------------------------------------
 
