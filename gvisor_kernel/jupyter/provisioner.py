@@ -129,7 +129,7 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
                 folder=folder,
                 python=python,
                 environment=passed,
-                outputs_read_only=taken is not None and taken.request.outputs_read_only,
+                branch="" if taken is None else taken.request.branch,
             ),
             identity=KernelIdentity(
                 name=name,

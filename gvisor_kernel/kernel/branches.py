@@ -198,46 +198,51 @@ def _choose_outputs(note: SavedFile, source: Record, branch: Branch, directory: 
             ' branch_outputs to "shared".',
         )
     elif choice == OWN:
-        facts = _make_outputs(source, branch.name)
-        records.change_record(directory, source, **facts)
-        spec = replace(plan.spec, outputs=f"{plan.spec.outputs}/{BRANCHES}/{branch.name}")
-        plan = replace(plan, spec=spec)
-    elif choice == READ_ONLY:
-        plan = replace(plan, request=replace(plan.request, outputs_read_only=True))
+        # A branch of a branch has its folder beside that one's: each is empty when it has ended.
+        beside, outputs = plan.request.branch == OWN, plan.spec.outputs
+        records.change_record(directory, source, **_make_outputs(source, branch.name, beside))
+        above = outputs.rpartition("/")[0] if beside else f"{outputs}/{BRANCHES}"
+        plan = replace(plan, spec=replace(plan.spec, outputs=f"{above}/{branch.name}"))
+    plan = replace(plan, request=replace(plan.request, branch=choice))
     return replace(note, plan=write_plan(plan), branch=branch.name, reseeds=branch.reseeds)
 
 
-def _make_outputs(source: Record, name: str) -> dict[str, Any]:
-    """Make the folder of outputs of a branch in those of its source; return facts of its record.
+def _make_outputs(source: Record, name: str, beside: bool) -> dict[str, Any]:
+    """Make the folder of outputs of a branch in those of its source, or ``beside`` those; return
+    facts of its record.
 
     By descriptor: the kernel may have written anything there.
     """
     assert source.outputs is not None
     assert source.outputs_file is not None
+    assert source.outputs_parent is not None
     if source.lent_by is not None:
         raise SnapshotError(
             f"A folder in {source.outputs} cannot be a branch's own: the file system is one on"
             " which the kernel's files have an owner of their own.",
             'set branch_outputs to "read-only" or "shared".',
         )
+    place, identity = source.outputs, source.outputs_file
+    if beside:
+        place, identity = os.path.split(place)[0], source.outputs_parent
     same_boot = records.is_of_this_boot(source)
     with ExitStack() as stack:
         try:
-            identity = Identity(*source.outputs_file)
-            folder = stack.enter_context(reopen(source.outputs, identity, same_boot=same_boot))
-            with suppress(FileExistsError):
-                stack.enter_context(make_folder(folder, BRANCHES))
-            above = stack.enter_context(open_below(folder, BRANCHES))
+            above = stack.enter_context(reopen(place, Identity(*identity), same_boot=same_boot))
+            if not beside:
+                with suppress(FileExistsError):
+                    stack.enter_context(make_folder(above, BRANCHES))
+                above = stack.enter_context(open_below(above, BRANCHES))
             made = stack.enter_context(make_folder(above, name))
         except FileExistsError as error:
             raise SnapshotError(
-                f"{source.outputs}/{BRANCHES}/{name} is there already, so the branch would not"
-                " begin with an empty folder.",
+                f"There is a folder {name} of the outputs of branches in {place} already, so the"
+                " branch would not begin with an empty one.",
                 "give it another name.",
             ) from error
         except OSError as error:
             raise SnapshotError(
-                f"The folder {source.outputs}/{BRANCHES}/{name} cannot be made: {error.strerror}.",
+                f"A folder {name} of outputs cannot be made in {place}: {error.strerror}.",
                 'make room there, or set branch_outputs to "read-only" or "shared".',
             ) from error
         return {

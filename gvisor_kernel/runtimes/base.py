@@ -41,8 +41,8 @@ class LaunchRequest:
     saved: Mapping[str, Any] | None = None
     """Facts that a snapshot of this kernel depends on beside its sandbox, as JSON. For a runtime
     that ``finds_snapshots``; None: the start must be cold."""
-    outputs_read_only: bool = False
-    """The sandbox reads the folder of outputs, which is another one's."""
+    branch: str = ""
+    """Of a branch the value of ``branch_outputs`` that it was made with."""
     saved_in: Path | None = None
     """The directory of the sandbox that this one goes on from, which becomes its own."""
     unfit: str = ""

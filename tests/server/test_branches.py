@@ -36,9 +36,7 @@ def test_a_branch_is_a_kernel_of_the_server(folder: Path) -> None:
             session = server.ask("GET", f"sessions/{made['session']}")
             assert (session["path"], session["kernel"]["id"]) == (body["path"], branch)
             with server.page(branch) as other:
-                assert (
-                    run(other, "x += 1; print(x)") == "6\n"
-                )
+                assert run(other, "x += 1; print(x)") == "6\n"
             assert run(page, "print(x)") == "5\n"
             assert not is_asleep(client, branch)
             assert client.sandbox(branch)["folder"] == client.sandbox(kernel)["folder"]

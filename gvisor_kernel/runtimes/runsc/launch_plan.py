@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gvisor_kernel
+from gvisor_kernel.config.settings import READ_ONLY
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.folders import LinkRefused, Opened, open_path
 from gvisor_kernel.host.processes import SUBUID_BASE
@@ -53,7 +54,7 @@ class LaunchPlan(Beginning):
             if bind.target in self.opened:
                 folder = self.opened[bind.target]
                 reads = bind.read_only or (
-                    bind.target == OUTPUTS and self.request.outputs_read_only
+                    bind.target == OUTPUTS and self.request.branch == READ_ONLY
                 )
                 source = Source(folder.path, folder.identity, reads, bind.foreign)
                 if bind.target == UPLOADS:
