@@ -1,8 +1,9 @@
-"""What an ``AsyncSandbox`` does with the state of its kernel: it hibernates, and has branches."""
+"""The state of a sandbox's kernel, which lasts: it hibernates, and has branches."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, Self
 
 from gvisor_kernel.api.manager import Manager
@@ -70,7 +71,7 @@ class LastingState:
         except asyncio.CancelledError:
             await asyncio.wait({branching})  # no timeout: the same
             if not branching.cancelled() and branching.exception() is None:
-                await asyncio.gather(*(one.close() for one in branching.result()))
+                await _close_all(await branching)
             raise
 
     async def _branch(self, wanted: list[Branch]) -> list[Self]:
@@ -86,10 +87,12 @@ class LastingState:
                 await sandbox._begin_as(branch, own)
 
         starts = map(begin, made, wanted, saved)
-        failures = [it for it in await asyncio.gather(*starts, return_exceptions=True) if it]
-        if failures:
-            await asyncio.gather(*(one.close() for one in made))
-            raise failures[0]
+        # no timeout: starts, which have some
+        ends = await asyncio.gather(*starts, return_exceptions=True)
+        failure = next(filter(None, ends), None)
+        if failure is not None:
+            await _close_all(made)
+            raise failure
         return made
 
     async def _begin_as(self, branch: Branch, saved: SavedKernel) -> None:
@@ -100,3 +103,8 @@ class LastingState:
         with handing(branch, saved):
             await self.start()
             await self._require_kernel().hibernation.resume()
+
+
+async def _close_all(made: Sequence[LastingState]) -> None:
+    # no timeout: it is finished or undone, by steps that have timeouts
+    await asyncio.gather(*(one.close() for one in made))

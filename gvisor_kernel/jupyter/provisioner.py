@@ -332,7 +332,6 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
 
         async def branch(wanted: Sequence[Branch]) -> None:
             starting = start_branches(manager, self.kernel_id or "", kernel, wanted)
-            # no timeout: a save and starts, which have some
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(starting, loop))
 
         return branch

@@ -86,9 +86,9 @@ def branch_running(
     :raises SnapshotError: when that fails; nothing is left of them then
     """
     with _making(sandbox.directory, wanted) as made:
-        copy = made[0] / "copy"
+        copy = made[0][0] / "copy"
         save_as(copy, sandbox, plan, run, flushes=False)
-        branches = _link(copy, sandbox.directory, made, wanted)
+        branches = _link(copy, made, wanted)
         shutil.rmtree(copy)
         return branches
 
@@ -100,7 +100,7 @@ def branch_saved(saved: SavedKernel, wanted: Sequence[Branch]) -> list[SavedKern
     :raises SnapshotError: when that fails. Nothing is left of them after an error
     """
     with _making(saved.directory, wanted) as made:
-        return _link(saved.place, saved.directory, made, wanted)
+        return _link(saved.place, made, wanted)
 
 
 def remove_all(branches: Sequence[SavedKernel]) -> None:
@@ -110,9 +110,9 @@ def remove_all(branches: Sequence[SavedKernel]) -> None:
 
 
 @contextmanager
-def _making(source: Path, wanted: Sequence[Branch]) -> Iterator[list[Path]]:
-    """Make the directory of each branch of the sandbox in ``source``, and remove them after an
-    error."""
+def _making(source: Path, wanted: Sequence[Branch]) -> Iterator[list[tuple[Path, Record]]]:
+    """Make the directory of each branch of the sandbox in ``source``, with its record; remove them
+    after an error."""
     record, made = records.read_record(source), []
     if record is None:
         raise SnapshotError(f"The record in {source} cannot be read.")
@@ -121,7 +121,6 @@ def _making(source: Path, wanted: Sequence[Branch]) -> Iterator[list[Path]]:
             identity = replace(SandboxIdentity.parse(record.identity), ulid=str(ULID()))
             with records.locked():
                 directory = records.make_directory(identity.container_id)
-                made.append(directory)
                 own = replace(
                     record,
                     identity=str(identity),
@@ -131,18 +130,18 @@ def _making(source: Path, wanted: Sequence[Branch]) -> Iterator[list[Path]]:
                     owner=records.this_process(),
                     machine=records.this_machine(),
                     made_outputs=False,
-                    lent_by=None,
                     cgroups=(),
                     processes={},
                     killed=False,
                     saved=0.0,
                     given_back=0,
                 )
+                made.append((directory, own))
                 records.write_record(directory, own)
         yield made
     except BaseException as error:
-        for directory in made:
-            remove_sandbox(directory, records.read_record(directory))
+        for directory, own in made:
+            remove_sandbox(directory, records.read_record(directory) or own)
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             raise SnapshotError(
                 f"The branch cannot be written in {source.parent}: {error.strerror}.",
@@ -152,27 +151,25 @@ def _making(source: Path, wanted: Sequence[Branch]) -> Iterator[list[Path]]:
 
 
 def _link(
-    place: Path, source: Path, made: Sequence[Path], wanted: Sequence[Branch]
+    place: Path, made: Sequence[tuple[Path, Record]], wanted: Sequence[Branch]
 ) -> list[SavedKernel]:
     """Give each branch, whose directory is in ``made``, what is saved in ``place``.
 
     :raises OSError: when that fails
     """
     try:
-        note, record = read_note(place), records.read_record(source)
+        note = read_note(place)
     except ValueError as error:
         raise SnapshotError(f"What was saved in {place} cannot be read.") from error
-    assert record is not None
     branches = []
-    for directory, branch in zip(made, wanted, strict=True):
+    for (directory, record), branch in zip(made, wanted, strict=True):
         own = _choose_outputs(note, record, branch, directory)
         saved = directory / SAVED
         (saved / IMAGE).mkdir(mode=0o700, parents=True)
         for path in (place / IMAGE).iterdir():
             os.link(path, saved / IMAGE / path.name)
         write_file(saved / NOTE, write_json(own))
-        identity = records.read_record(directory)
-        found = read_saved(saved, directory, identity.identity) if identity is not None else None
+        found = read_saved(saved, directory, record.identity)
         if found is None:
             raise SnapshotError(f"What was saved in {saved} cannot be read.")
         branches.append(found)
@@ -181,6 +178,7 @@ def _link(
 
 def _choose_outputs(note: SavedFile, source: Record, branch: Branch, directory: Path) -> SavedFile:
     """Return the note of a branch, with its outputs, whose folder is made where it is its own.
+    ``source``: its record, still with the outputs of its source.
 
     :raises SnapshotError: when it could not go on with these outputs
     """
@@ -250,6 +248,7 @@ def _make_outputs(source: Record, name: str, beside: bool) -> dict[str, Any]:
             "outputs_file": made.identity,
             "outputs_parent": above.identity,
             "made_outputs": True,
+            "lent_by": None,
         }
 
 

@@ -108,7 +108,7 @@ class SavedKernel:
 
     @property
     def parts(self) -> tuple[Path, SnapshotRun, Path, str]:
-        """What ``Launch.start_from`` needs, first the directory that a runtime restores from."""
+        """The arguments of ``Launch.start_from``."""
         return self.place / IMAGE, self.run, self.directory, self.mode
 
     def adapt(self, plan: KernelPlan) -> KernelPlan:
