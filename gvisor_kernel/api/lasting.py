@@ -71,7 +71,7 @@ class LastingState:
         except asyncio.CancelledError:
             await asyncio.wait({branching})  # no timeout: the same
             if not branching.cancelled() and branching.exception() is None:
-                await _close_all(await branching)
+                await _close_all(await branching)  # no timeout: it is done
             raise
 
     async def _branch(self, wanted: list[Branch]) -> list[Self]:
