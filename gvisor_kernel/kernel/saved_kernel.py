@@ -170,14 +170,14 @@ def save_as(
             "free disk space there, or set XDG_STATE_HOME to another place.",
         )
     note = _make_note(sandbox, plan, run, time.time())
-    note = replace(note, files=sandbox.find_shown_files())
 
     def write_image(image: Path) -> None:
         sandbox.checkpoint(image, SAVE_SECONDS, goes_on=True)
 
     def describe() -> str:
         nonlocal note
-        note = replace(note, held=sandbox.find_held())
+        # now that runsc has given up what nobody has open
+        note = replace(note, files=sandbox.find_shown_files(), held=sandbox.find_held())
         return write_json(note)
 
     try:
