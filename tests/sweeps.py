@@ -19,6 +19,11 @@ LONG: dict[str, tuple[str, ...]] = {
         "a_pool_goes_on_after_any_failed_start",
         "a_take_that_is_cancelled_loses_no_sandbox",
     ),
+    "api/test_branches.py": (
+        "secrets_differ_and_random_numbers_go_on[relay",
+        "outputs_have_one_writer_unless_they_are_shared[shared",
+        "no_request_is_lost_or_doubled_in_any_gap",
+    ),
     "api/test_hibernation.py": (
         "random_numbers_go_on_and_outputs_and_uploads_stay",
         "files_and_commands_wake_the_kernel",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 import threading
 import time
@@ -32,6 +33,7 @@ from gvisor_kernel.kernel.preparation import SpareKeeper, renew_outdated, reques
 from gvisor_kernel.kernel.restore import Restored, find_obstacle, make_asking_request, restore
 from gvisor_kernel.kernel.saved_kernel import SavedKernel
 from gvisor_kernel.kernel.workspace import OWN_OUTPUTS, SHOWN, VARIABLE, describe_workspace
+from gvisor_kernel.link import ADOPT
 from gvisor_kernel.runtimes import get_runtime, get_snapshot_runtime
 from gvisor_kernel.runtimes.base import FoundSandbox, LaunchRequest, Sandbox, SnapshotRuntime
 from gvisor_kernel.runtimes.waits import hearing, until
@@ -148,7 +150,7 @@ class Launch:
     ) -> None:
         """Restore a kernel from ``files``, a snapshot that is in no store.
 
-        ``saved``: goes on as it was, in the directory of its own last sandbox.
+        ``saved``: goes on from there, in the directory of its own last sandbox.
 
         :raises NoSnapshot: when it does not answer
         :raises GvisorKernelError: see ``Runtime.start``
@@ -263,7 +265,8 @@ class Launch:
 
         :raises NoSnapshot: when it does not answer; then its sandbox was closed
         """
-        plan, sandbox, wakes = self.plan, restored.sandbox, saved is not None
+        plan, sandbox = self.plan, restored.sandbox
+        mode = ADOPT if saved is None else saved.mode
         try:
             if saved is not None:
                 await self._workers.run(saved.check_mapped, sandbox)
@@ -276,9 +279,9 @@ class Launch:
                 restored.run,
                 environment,
                 sandbox.view.workdir,
-                plan.spec.start_timeout if wakes else min(RESUME_SECONDS, plan.spec.start_timeout),
+                min(RESUME_SECONDS if mode == ADOPT else math.inf, plan.spec.start_timeout),
                 egress=make_egress(kernel, plan, sandbox, self._workers.run),
-                wakes=wakes,
+                mode=mode,
             )
             self._note_outputs(kernel, environment)
             step("kernel adopted its key and environment")

@@ -24,7 +24,8 @@ from gvisor_kernel.config.validators import GIB
 from gvisor_kernel.errors import SnapshotError, StateError
 from gvisor_kernel.host.private_directories import read_file, replace_file, state_root
 from gvisor_kernel.kernel.plan import KernelPlan, read_plan, write_plan
-from gvisor_kernel.link.events import VERSION
+from gvisor_kernel.kernel.restore import find_branch_code
+from gvisor_kernel.link.events import BRANCH, VERSION, WAKE
 from gvisor_kernel.runtimes.base import Sandbox, SavedSandbox
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.kept_packages import (
@@ -60,11 +61,13 @@ MAX_FILE = 1024 * 1024
 
 
 @dataclass(frozen=True)
-class _File:
+class SavedFile:
     """kernel.json. ``key`` signs the kernel's messages inside, and is secret. ``plan``: of
     ``write_plan``, without variables of the server. ``saved``: Unix time. ``link``: the version
     that PID 1 speaks. ``files``: of ``shown_files``, which are found in ``sources``. ``known``:
-    see ``SnapshotRun``. ``packages``: of ``kept_packages``."""
+    see ``SnapshotRun``. ``packages``: of ``kept_packages``. ``held``: of the outputs, see
+    ``SavedSandbox.find_held``. ``branch``: its name, if it is one that has not gone on yet, and
+    ``reseeds``: it gets new random numbers."""
 
     run: int
     key: str
@@ -75,6 +78,9 @@ class _File:
     files: dict[str, tuple[int, int, int]]
     known: dict[str, Any] = field(default_factory=dict)
     packages: Packages = field(default_factory=dict)
+    held: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    branch: str = ""
+    reseeds: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,8 @@ class SavedKernel:
     libraries: Stamps
     packages: Packages
     sources: Mapping[str, str]
+    mode: str = WAKE
+    """Of ``Resume``."""
     shown: Mapping[str, str] = field(default_factory=dict)
     """``Substitutes.paths``, once it is to go on."""
 
@@ -173,8 +181,17 @@ def save(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> SavedKern
     return saved
 
 
-def save_as(place: Path, sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> SavedKernel:
-    """Save the kernel of ``sandbox``, which goes on, as the folder ``place`` below its directory.
+def save_as(
+    place: Path,
+    sandbox: SavedSandbox,
+    plan: KernelPlan,
+    run: SnapshotRun,
+    *,
+    flushes: bool = True,
+) -> SavedKernel:
+    """Save the kernel of ``sandbox``, which goes on, as the folder ``place`` of a private one.
+
+    ``flushes``: wait until it is on the disk.
 
     :raises SnapshotError: when that fails; nothing is left of it then
     """
@@ -187,14 +204,20 @@ def save_as(place: Path, sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotR
             "free disk space there, or set XDG_STATE_HOME to another place.",
         )
     note = _make_note(sandbox, plan, run, time.time())
-    files = sandbox.find_shown_files()
-    note = replace(note, files=files, packages=find_packages(files, note.sources))
 
     def write_image(image: Path) -> None:
         sandbox.checkpoint(image, SAVE_SECONDS, goes_on=True)
 
+    def describe() -> str:
+        nonlocal note
+        # now that runsc has given up what nobody has open
+        files = sandbox.find_shown_files()
+        packages = find_packages(files, note.sources)
+        note = replace(note, files=files, packages=packages, held=sandbox.find_held())
+        return write_json(note)
+
     try:
-        write_saved(place, write_json(note), write_image)
+        write_saved(place, describe, write_image, flushes=flushes)
     except OSError as error:
         raise SnapshotError(
             f"The kernel cannot be saved in {directory}: {error.strerror}.",
@@ -212,17 +235,25 @@ def note_start(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> Non
         replace_file(sandbox.directory / NOTE, write_json(_make_note(sandbox, plan, run, 0.0)))
 
 
-def _make_note(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun, saved: float) -> _File:
+def _make_note(
+    sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun, saved: float
+) -> SavedFile:
     bare = replace(plan, request=replace(plan.request, environment={}))
     sources = find_sources(sandbox.view.mounts, sandbox.directory)
-    return _File(run.run, run.key, write_plan(bare), saved, VERSION, sources, {}, dict(run.known))
+    return SavedFile(
+        run.run, run.key, write_plan(bare), saved, VERSION, sources, {}, dict(run.known)
+    )
 
 
-def _describe(place: Path, directory: Path, identity: str, note: _File) -> SavedKernel:
-    run, size = SnapshotRun(note.run, note.key, known=note.known), measure(place / IMAGE)
+def _describe(place: Path, directory: Path, identity: str, note: SavedFile) -> SavedKernel:
+    code, always = "", False
+    if note.branch:
+        code, always = find_branch_code(note.known, reseeds=note.reseeds)
+    run = SnapshotRun(note.run, note.key, code, always, known=note.known)
     return SavedKernel(
-        *(directory, place, identity, run, note.plan, size, note.saved, note.link),
-        *(dict(note.files), note.packages, note.sources),
+        *(directory, place, identity, run, note.plan, measure(place / IMAGE), note.saved),
+        *(note.link, dict(note.files), note.packages, note.sources),
+        mode=BRANCH if note.branch else WAKE,
     )
 
 
@@ -281,6 +312,13 @@ def read_saved(place: Path, directory: Path, identity: str) -> SavedKernel | Non
     ``directory``, ``identity``: of its sandbox.
     """
     with suppress(OSError, ValueError, StateError):
-        file = read_json(read_file(place / NOTE, MAX_FILE), _File, MAX_FILE)
-        return _describe(place, directory, identity, file)
+        return _describe(place, directory, identity, read_note(place))
     return None
+
+
+def read_note(place: Path) -> SavedFile:
+    """Return what ``save_as`` has written beside the image in ``place``.
+
+    :raises OSError, ValueError: when it cannot be read
+    """
+    return read_json(read_file(place / NOTE, MAX_FILE), SavedFile, MAX_FILE)

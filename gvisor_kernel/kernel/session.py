@@ -416,8 +416,8 @@ class SandboxedKernel:
         return kernel, sandbox, plan
 
     async def adopt(self, plan: KernelPlan, saved: SavedKernel) -> Address:
-        """Take over a kernel that another process has saved, in place of the first ``launch``; the
-        first request lets it go on. ``plan``: of ``SavedKernel.adapt``.
+        """Take over a saved kernel in place of the first ``launch``; the first request lets it go
+        on. ``plan``: of ``SavedKernel.adapt``.
 
         :raises LaunchError: when clients cannot connect
         """

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gvisor_kernel
+from gvisor_kernel.config.settings import READ_ONLY
 from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.folders import LinkRefused, Opened, open_path
@@ -54,7 +55,10 @@ class LaunchPlan(Beginning):
         for bind in self.binds:
             if bind.target in self.opened:
                 folder = self.opened[bind.target]
-                source = Source(folder.path, folder.identity, bind.read_only, bind.foreign)
+                reads = bind.read_only or (
+                    bind.target == OUTPUTS and self.request.branch == READ_ONLY
+                )
+                source = Source(folder.path, folder.identity, reads, bind.foreign)
                 if bind.target == UPLOADS:
                     source = replace(source, hidden=self.inputs.hidden or ())
             else:

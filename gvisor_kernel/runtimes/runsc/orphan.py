@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 from gvisor_kernel.errors import GvisorKernelError, SnapshotError
 from gvisor_kernel.host import commands, processes
@@ -23,7 +24,8 @@ from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.kept_packages import begin_to_keep, find_packages
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.saved import NOTE, SAVED, write_saved
-from gvisor_kernel.runtimes.state.shown_files import find_shown_files
+from gvisor_kernel.runtimes.state.shown_files import find_held, find_shown_files
+from gvisor_kernel.spec.layout import OUTPUTS
 from gvisor_kernel.strict_json import parse_json
 
 SAVE_SECONDS = 50.0
@@ -60,11 +62,16 @@ def save_orphan(directory: Path, record: Record) -> bool:
         os.kill(sentry.pid, signal.SIGCONT)  # an idle sandbox is stopped
         time.sleep(NOTICE_SECONDS)
         note, saved = parse_json(read_file(directory / NOTE, MAX_NOTE), MAX_NOTE), time.time()
-        files, sources = find_shown_files(sentry.pid, note["sources"]), note["sources"]
-        files |= find_files(record.program)
-        packages = find_packages(files, sources)
-        note |= {"files": files, "packages": packages, "saved": saved}
-        write_saved(directory / SAVED, json.dumps(note), write_image)
+        sources, files, packages = note["sources"], dict[str, Any](), dict[str, Any]()
+        sentry_pid = sentry.pid
+
+        def describe() -> str:
+            files.update(find_shown_files(sentry_pid, sources) | find_files(record.program))
+            packages.update(find_packages(files, sources))
+            facts = {"files": files, "packages": packages, "saved": saved}
+            return json.dumps(note | facts | {"held": find_held(sentry_pid, OUTPUTS)})
+
+        write_saved(directory / SAVED, describe, write_image)
         records.change_record(directory, record, saved=saved)
         begin_to_keep(directory / SAVED, files, packages, sources)
     except (OSError, ValueError, LookupError, TypeError, GvisorKernelError):
