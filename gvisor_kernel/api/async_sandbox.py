@@ -19,6 +19,7 @@ from uuid import uuid4
 from gvisor_kernel.api.collector import MAX_OUTPUT, MAX_RICH, Collector, Event, Output
 from gvisor_kernel.api.execution import Execution, ExecutionError, Printed, Result, choose_seconds
 from gvisor_kernel.api.files import AsyncFiles, list_outputs
+from gvisor_kernel.api.lasting import LastingState
 from gvisor_kernel.api.manager import describe_folder, describe_uploads, make_manager
 from gvisor_kernel.api.runner import Emit, KernelEnded, Runner
 from gvisor_kernel.api.shell import ShellResult, run_shell
@@ -41,7 +42,7 @@ OnResult = Callable[[Result], Awaitable[None] | None]
 OnError = Callable[[ExecutionError], Awaitable[None] | None]
 
 
-class AsyncSandbox:
+class AsyncSandbox(LastingState):
     """A kernel in a sandbox of its own. Use it in the loop in which it was started.
 
     ``language``: "python", "bash", "typescript" or "java". ``uploads``: a folder that the sandbox
@@ -68,6 +69,8 @@ class AsyncSandbox:
         max_rich: int = MAX_RICH,
         **settings: Any,
     ) -> None:
+        self._arguments = {"language": language, "uploads": uploads, "outputs": outputs, **settings}
+        self._arguments |= {"timeout": timeout, "max_output": max_output, "max_rich": max_rich}
         self._outputs_folder = describe_folder(outputs)
         folders = {"uploads": describe_uploads(uploads), "outputs": self._outputs_folder}
         self._manager = make_manager(language, {**folders, **settings}, self._door)
@@ -466,19 +469,6 @@ class AsyncSandbox:
             # no timeout: a start, which start_timeout bounds
             await asyncio.wait({restarting})  # half a restart would be no kernel
             raise
-
-    async def hibernate(self) -> None:
-        """Save the kernel on the disk with all that it has, and free its memory. The next use of
-        the sandbox lets it go on as it was, and takes about as long as a start.
-
-        :raises NotIdle: when code of the kernel runs that nobody waits for
-        :raises SandboxError: when it cannot be saved; it goes on
-        """
-        self._check_alive()
-        assert self._runner is not None
-        assert self._kernel is not None
-        async with self._runner.turn:
-            await self._kernel.hibernation.hibernate()
 
     async def _restart(self, runner: Runner) -> None:
         await runner.end_run()

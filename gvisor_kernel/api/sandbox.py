@@ -213,6 +213,11 @@ class Sandbox(_Blocking[AsyncSandbox]):
     restart = _blocking(AsyncSandbox.restart)
     hibernate = _blocking(AsyncSandbox.hibernate)
 
+    def branch(self, n: int = 1, *, name: str | None = None, reseed: bool = False) -> list[Self]:
+        """Return ``n`` sandboxes that go on from the present state; see ``AsyncSandbox.branch``."""
+        made = self._thread.run(self._target.branch(n, name=name, reseed=reseed))
+        return [self._of(self._thread, one) for one in made]
+
     @staticmethod
     def undo(undo: str | None = None) -> Undone:
         """Undo an ``apply``; see ``AsyncSandbox.undo``."""

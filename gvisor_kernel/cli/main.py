@@ -101,6 +101,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
     "maintenance": {
         "hibernate": Command("sandboxes", "save a kernel on the disk, and free its memory"),
         "resume": Command("sandboxes", "let a kernel that hibernates go on"),
+        "branch": Command("sandboxes", "start a kernel that goes on from the state of another one"),
         "kill": Command("sandboxes", "kill a sandbox and all processes in it"),
         "sync": Command(
             "sandboxes",

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from gvisor_kernel.bridge.addresses import sweep_bases
 from gvisor_kernel.changes.apply import clear_all
-from gvisor_kernel.changes.control import Done, Question, ask
+from gvisor_kernel.changes.control import Branched, Done, Question, ask
 from gvisor_kernel.cli.arguments import add_id, add_json
 from gvisor_kernel.cli.output import describe_age, make_console, print_json, print_table
 from gvisor_kernel.config.entry_points import find_names
@@ -223,6 +223,27 @@ def run_resume(arguments: argparse.Namespace) -> int:
         )
     ask(sandbox.directory, Question("resume"), Done)
     print(f"The kernel of the sandbox {sandbox.id} goes on")
+    return 0
+
+
+def add_branch(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``branch``."""
+    parser.epilog = "Branches are kernels of the same Jupyter server, asleep until they are used."
+    parser.set_defaults(run=run_branch)
+    add_id(parser)
+    parser.add_argument("--name", help="its name, by which its outputs have a folder of their own")
+    parser.add_argument("-n", type=int, default=1, help="how many (1)")
+
+
+def run_branch(arguments: argparse.Namespace) -> int:
+    """``branch``: start kernels that go on from the state of one, and print their ids. Return 0.
+
+    :raises GvisorKernelError: when there is no such sandbox, or it cannot be branched
+    """
+    sandbox = find_one(arguments.id)
+    question = Question("branch", count=arguments.n, name=arguments.name)
+    for kernel_id, name in ask(sandbox.directory, question, Branched).branches:
+        print(f"{kernel_id}  branch {name} of the sandbox {sandbox.id}")
     return 0
 
 

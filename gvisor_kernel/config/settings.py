@@ -55,6 +55,8 @@ PRELOAD_LEARNED = "auto"
 
 ASK, NEW_FILES, NEVER = "ask", "new files", "off"
 """The values of ``apply``."""
+OWN, READ_ONLY, SHARED = "own", "read-only", "shared"
+"""The values of ``branch_outputs``."""
 
 MIN_MEMORY = 128 * MIB
 """An idle Python kernel holds 60 to 110 MiB."""
@@ -194,6 +196,13 @@ class SandboxSpec:
         """The folder that the kernel can write, at /mnt/user-data/outputs: a path below the
         notebook's folder, an absolute path, or None for a folder that is removed with the sandbox.
         It is created if it does not exist, and removed at the end if it is still empty.""",
+    )
+    branch_outputs: str = setting(
+        OWN,
+        accept_choice((OWN, READ_ONLY, SHARED)),
+        """What a branch of a kernel has as its outputs. "own": an empty folder in those of its
+        source, branches/NAME. "read-only": those of its source. "shared": the same, and both write
+        them.""",
     )
     apply: str = setting(
         ASK,

@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from string import Template
@@ -24,7 +23,7 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
 from gvisor_kernel.bridge import Address, KernelIdentity
 from gvisor_kernel.changes.compare import find_unkept
-from gvisor_kernel.changes.control import ControlSocket
+from gvisor_kernel.changes.control import Branching, ControlSocket
 from gvisor_kernel.changes.new_files import apply_new_files
 from gvisor_kernel.config.jupyter_config import GVisorEgress, SandboxSettings
 from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
@@ -32,21 +31,25 @@ from gvisor_kernel.config.validators import PROJECT
 from gvisor_kernel.egress.environment import JUPYTER, name_door
 from gvisor_kernel.egress.kinds import Route
 from gvisor_kernel.egress.routes import check_exposure, choose_routes, parse_routes
-from gvisor_kernel.errors import GvisorKernelError, LaunchError, SettingError, StartStopped
+from gvisor_kernel.errors import (
+    GvisorKernelError,
+    LaunchError,
+    SettingError,
+    StartStopped,
+)
+from gvisor_kernel.jupyter.asleep import RESUMES_ONLY, start_branches
 from gvisor_kernel.jupyter.project_choices import may_choose, with_choice
+from gvisor_kernel.kernel.branches import Branch, take_saved
 from gvisor_kernel.kernel.client import CHANNELS, describe_address, new_key
 from gvisor_kernel.kernel.command import choose_program
 from gvisor_kernel.kernel.facts import KernelFacts
 from gvisor_kernel.kernel.plan import KernelPlan
-from gvisor_kernel.kernel.saved_kernel import find_saved
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.folders import find_project_path
 
 SETTLE_SECONDS = 5.0
 """Seconds that a call of the manager that does nothing here any more may take to end."""
-RESUMES_ONLY: ContextVar[str] = ContextVar("resumes_only", default="")
-"""The id of a kernel that this task starts only if it can take over a saved one."""
 LOCAL_ADDRESSES = ("", "127.0.0.1", "localhost")
 
 
@@ -64,6 +67,8 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         self._launched = False
         self._control: ControlSocket | None = None
         self._plan: KernelPlan | None = None
+        self._taken: KernelPlan | None = None
+        """That of a saved kernel that was taken over. A branch keeps its outputs at a restart."""
         self._calls = self._ended_calls = 0
 
     # -- start -----------------------------------------------------------------------------------
@@ -110,6 +115,9 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
                 spec = with_choice(spec, folder)
             else:  # a restart, which would take the sandbox with all that was not applied
                 spec = replace(spec, uploads=self._plan.spec.uploads)
+        taken = self._taken
+        if taken is not None:
+            spec = replace(spec, outputs=taken.spec.outputs)
         python, argv = choose_program(spec, list(self.kernel_spec.argv), extra)
         passed = {key: environment[key] for key in spec.environment if key in environment}
         templates = {key: Template(value) for key, value in self.kernel_spec.env.items()}
@@ -121,6 +129,7 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
                 folder=folder,
                 python=python,
                 environment=passed,
+                branch="" if taken is None else taken.request.branch,
             ),
             identity=KernelIdentity(
                 name=name,
@@ -263,9 +272,10 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
     async def _launch_or_adopt(self, kernel: SandboxedKernel, plan: KernelPlan) -> Address:
         """Start the kernel; or take it over, if an earlier process has saved one of this id."""
         if kernel.address is None and plan.request.kernel_id:
-            saved = await asyncio.to_thread(find_saved, plan.request.kernel_id)
+            saved = await asyncio.to_thread(take_saved, plan.request.kernel_id)
             if saved is not None:
                 self._plan = saved.adapt(plan)
+                self._taken = self._plan
                 return await kernel.adopt(self._plan, saved.compare(plan))
             only = RESUMES_ONLY.get()  # no timeout: a variable of this task
             if only == plan.request.kernel_id:
@@ -309,10 +319,22 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         """Let ``gvisor-kernel changes`` ask this kernel. A kernel works without it."""
         try:
             if self._control is None:
-                self._control = ControlSocket(kernel)
+                self._control = ControlSocket(kernel, self._find_branching(kernel))
             await self._control.open()
         except OSError as error:
             self.log.warning("gvisor-kernel changes cannot ask this kernel: %s", error)
+
+    def _find_branching(self, kernel: SandboxedKernel) -> Branching | None:
+        """Return what starts branches, from any loop, as kernels of this one's server."""
+        loop, manager = asyncio.get_running_loop(), getattr(self.parent, "parent", None)
+        if not hasattr(manager, "root_dir"):
+            return None
+
+        async def branch(wanted: Sequence[Branch]) -> None:
+            starting = start_branches(manager, self.kernel_id or "", kernel, wanted)
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(starting, loop))
+
+        return branch
 
     # -- life ------------------------------------------------------------------------------------
 

@@ -8,13 +8,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from threading import Thread
+from typing import TypeVar
 
 from gvisor_kernel.bridge import Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, NotIdle
 from gvisor_kernel.host.log_files import Limiter
+from gvisor_kernel.kernel.branches import Branch, branch_running, branch_saved, remove_all
 from gvisor_kernel.kernel.facts import Hibernated, KernelEvents, KernelFacts, Resumed, Saved
 from gvisor_kernel.kernel.launch import Workers, run_beside
 from gvisor_kernel.kernel.plan import KernelPlan
@@ -23,10 +27,14 @@ from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import Sandbox, SavedSandbox
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 TRIES, RETRY_SECONDS = 4, 0.3
 """Tries to save a kernel for somebody who wants that now, and the pause after each: one that has
 just begun, or has just replied, has something left to do."""
+
+KEEP_SECONDS = 20.0
+"""Seconds that a process which leaves a kernel waits until its packages are kept."""
 
 Wake = Callable[[KernelBridge, SavedKernel], Awaitable[KernelPlan]]
 """Starts the sandbox in which a saved kernel goes on, and returns its plan."""
@@ -57,6 +65,7 @@ class Hibernator:
         """Done when the save that is under way has ended."""
         self._is_leaving = False
         """Nothing wakes the kernel any more: this process ends."""
+        self._keeping: Thread | None = None
         self._failures = Limiter()
 
     # -- from any loop ---------------------------------------------------------------------------
@@ -99,7 +108,18 @@ class Hibernator:
         """
         if self._bridge.ended:
             raise LaunchError("There is no kernel: this process is exiting.")
-        return await self._bridge.run(self._copy(write))
+        return await self._bridge.run(self._copy(write, SavedKernel.discard))
+
+    async def branch(self, wanted: Sequence[Branch]) -> list[SavedKernel]:
+        """Return branches of the kernel: saved kernels that go on from its state. It pauses while
+        it is written; one that hibernates goes on sleeping.
+
+        :raises GvisorKernelError: as ``copy``, or when there cannot be such branches; there are
+            none then
+        """
+        if self._bridge.ended:
+            raise LaunchError("There is no kernel: this process is exiting.")
+        return await self._bridge.run(self._branch(wanted))
 
     async def resume(self) -> None:
         """Let a kernel that hibernates go on, and wait until it does.
@@ -141,13 +161,22 @@ class Hibernator:
             raise get_runtime(plan.spec.runtime).explain_no_snapshots()
         return kernel, sandbox, plan
 
+    async def _branch(self, wanted: Sequence[Branch]) -> list[SavedKernel]:
+        saved = self.saved
+        if saved is not None and self._waking is None:
+            with suppress(FileNotFoundError):  # it goes on meanwhile
+                return await self._workers.run(branch_saved, saved, wanted)
+        return await self._copy(partial(branch_running, wanted=wanted), remove_all)
+
     async def _copy(
-        self, write: Callable[[SavedSandbox, KernelPlan, SnapshotRun], SavedKernel]
-    ) -> SavedKernel:
+        self,
+        write: Callable[[SavedSandbox, KernelPlan, SnapshotRun], T],
+        discard: Callable[[T], None],
+    ) -> T:
         if self._find()[0].asleep:
             await self._resume()
         kernel, sandbox, plan = self._find_awake()
-        saved: SavedKernel | None = None
+        saved: T | None = None
 
         async def save(run: SnapshotRun) -> None:
             nonlocal saved
@@ -155,7 +184,7 @@ class Hibernator:
 
         async def undo() -> None:
             if saved is not None:
-                await self._workers.run(saved.discard)
+                await self._workers.run(discard, saved)
 
         self._saving = saving = asyncio.get_running_loop().create_future()
         try:
@@ -188,6 +217,8 @@ class Hibernator:
         try:
             await self._hibernate()
             kernel, _, _ = self._find()
+            if self._keeping is not None:
+                await self._workers.run(self._keeping.join, KEEP_SECONDS)
         except BaseException:
             self._is_leaving = False
             raise
@@ -249,6 +280,7 @@ class Hibernator:
                 time.monotonic() - began,
             )
         )
+        self._keeping = saved.begin_to_keep()
         run_beside(remove_old)
         if kernel.hibernation.has_waiting:  # it came while the sandbox was ended
             self.want(kernel)
@@ -268,8 +300,11 @@ class Hibernator:
     async def _go_on(self, kernel: KernelBridge, saved: SavedKernel) -> None:
         began = time.monotonic()
         try:
-            await self._workers.run(saved.check)
-            plan = await self._wake(kernel, saved)
+            kept = await self._workers.run(saved.check)
+            if kept.words:
+                kernel.note(kept.words)
+                kernel.show_wait(kept.words)
+            plan = await self._wake(kernel, replace(saved, shown=kept.paths))
         except GvisorKernelError as error:
             kernel.hibernation.refuse_waiting(explain(error))
             log.error("%s does not go on: %s", kernel.identity.name, error)

@@ -30,7 +30,9 @@ from gvisor_kernel.kernel.learned_modules import learning_variables
 from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, kernel_variables, make_launch_request
 from gvisor_kernel.kernel.preparation import SpareKeeper, renew_outdated, request_snapshot
 from gvisor_kernel.kernel.restore import Restored, find_obstacle, make_asking_request, restore
+from gvisor_kernel.kernel.saved_kernel import SavedKernel
 from gvisor_kernel.kernel.workspace import OWN_OUTPUTS, SHOWN, VARIABLE, describe_workspace
+from gvisor_kernel.link import ADOPT
 from gvisor_kernel.runtimes import get_runtime, get_snapshot_runtime
 from gvisor_kernel.runtimes.base import FoundSandbox, LaunchRequest, Sandbox, SnapshotRuntime
 from gvisor_kernel.runtimes.state.saved import find_wake_seconds
@@ -140,23 +142,26 @@ class Launch:
         await self._start(kernel)
 
     async def start_from(
-        self, kernel: KernelBridge, files: Path, run: SnapshotRun, saved_in: Path | None = None
+        self,
+        kernel: KernelBridge,
+        files: Path,
+        run: SnapshotRun,
+        saved: SavedKernel | None = None,
     ) -> None:
         """Restore a kernel from ``files``, a snapshot that is in no store.
 
-        ``saved_in``: the directory of its own last sandbox, in which it goes on as it was.
+        ``saved``: goes on from there, in the directory of its own last sandbox.
 
         :raises NoSnapshot: when it does not answer
         :raises GvisorKernelError: see ``Runtime.start``
         """
         start = get_snapshot_runtime(self.plan.spec.runtime).start
-        request = replace(make_launch_request(self.plan), saved_in=saved_in)
-        spec, wakes = self.plan.spec, saved_in is not None
-        if wakes:
+        spec, request = self.plan.spec, make_launch_request(self.plan)
+        if saved is not None:
+            request = replace(request, saved_in=saved.directory, kept=saved.shown)
             spec = replace(spec, start_timeout=find_wake_seconds(files, spec.start_timeout))
         sandbox = await self._workers.run(start, spec, request, files)
-        restored = Restored(sandbox, "", run)
-        await self._resume(kernel, restored, spec.start_timeout, wakes=wakes)
+        await self._resume(kernel, Restored(sandbox, "", run), spec.start_timeout, saved=saved)
 
     # -- a cold start ----------------------------------------------------------------------------
 
@@ -260,14 +265,17 @@ class Launch:
         restored: Restored,
         seconds: float = RESUME_SECONDS,
         *,
-        wakes: bool = False,
+        saved: SavedKernel | None = None,
     ) -> None:
         """Let a restored kernel go on as that of the plan. It has ``seconds`` to answer.
 
         :raises NoSnapshot: when it does not answer; then its sandbox was closed
         """
         plan, sandbox = self.plan, restored.sandbox
+        mode = ADOPT if saved is None else saved.mode
         try:
+            if saved is not None:
+                await self._workers.run(saved.check_mapped, sandbox)
             await self._verify(sandbox)  # before it gets any message of a client
             environment = await self._find_variables(sandbox)
             await kernel.attach_restored(
@@ -277,9 +285,9 @@ class Launch:
                 restored.run,
                 environment,
                 sandbox.view.workdir,
-                seconds if wakes else min(RESUME_SECONDS, plan.spec.start_timeout),
+                min(RESUME_SECONDS, plan.spec.start_timeout) if mode == ADOPT else seconds,
                 egress=make_egress(kernel, plan, sandbox, self._workers.run),
-                wakes=wakes,
+                mode=mode,
             )
             self._note_outputs(kernel, environment)
             step("kernel adopted its key and environment")

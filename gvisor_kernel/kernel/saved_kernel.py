@@ -16,19 +16,30 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from gvisor_kernel.bridge import SnapshotRun
-from gvisor_kernel.config.validators import GIB
+from gvisor_kernel.config.validators import GIB, is_within
 from gvisor_kernel.errors import SnapshotError, StateError
 from gvisor_kernel.host.private_directories import read_file, replace_file, state_root
 from gvisor_kernel.kernel.plan import KernelPlan, read_plan, write_plan
-from gvisor_kernel.link.events import VERSION
-from gvisor_kernel.runtimes.base import SavedSandbox
+from gvisor_kernel.kernel.restore import find_branch_code
+from gvisor_kernel.link.events import BRANCH, VERSION, WAKE
+from gvisor_kernel.runtimes.base import Sandbox, SavedSandbox
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.claims import claimed
+from gvisor_kernel.runtimes.state.kept_packages import (
+    Packages,
+    Substitutes,
+    begin_to_keep,
+    find_packages,
+    find_substitutes,
+    note_shown,
+    sweep_kept,
+)
 from gvisor_kernel.runtimes.state.saved import IMAGE, MAX_NOTE, NOTE, SAVED, is_saved, write_saved
-from gvisor_kernel.runtimes.state.shown_files import Stamps, find_change, find_sources
+from gvisor_kernel.runtimes.state.shown_files import Stamps, find_sources
 from gvisor_kernel.runtimes.state.sweep import (
     finish_saving,
     has_run,
@@ -61,11 +72,13 @@ OURS = ("start_timeout", "apply", "hibernate_idle_timeout")
 
 
 @dataclass(frozen=True)
-class _File:
+class SavedFile:
     """kernel.json. ``key`` signs the kernel's messages inside, and is secret. ``plan``: of
     ``write_plan``, without variables of the server. ``saved``: Unix time. ``link``: the version
     that PID 1 speaks. ``files``: of ``shown_files``, which are found in ``sources``. ``known``:
-    see ``SnapshotRun``."""
+    see ``SnapshotRun``. ``packages``: of ``kept_packages``. ``held``: of the outputs, see
+    ``SavedSandbox.find_held``. ``branch``: its name, if it is one that has not gone on yet, and
+    ``reseeds``: it gets new random numbers."""
 
     run: int
     key: str
@@ -75,6 +88,10 @@ class _File:
     sources: dict[str, str]
     files: dict[str, tuple[int, int, int]]
     known: dict[str, Any] = field(default_factory=dict)
+    packages: Packages = field(default_factory=dict)
+    held: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    branch: str = ""
+    reseeds: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,13 +108,19 @@ class SavedKernel:
     saved: float
     link: int
     libraries: Stamps
+    packages: Packages
+    sources: Mapping[str, str]
+    mode: str = WAKE
+    """Of ``Resume``."""
+    shown: Mapping[str, str] = field(default_factory=dict)
+    """``Substitutes.paths``, once it is to go on."""
     withdrawn: tuple[str, ...] = ()
     """What it was started with and may have no more; see ``compare``."""
 
-    def check(self) -> None:
-        """Check that the kernel can go on with what this machine has now.
+    def check(self) -> Substitutes:
+        """Return what the kernel goes on with in place of what was changed on this machine.
 
-        :raises SnapshotError: when it cannot; it stays saved
+        :raises SnapshotError: when it cannot go on; it stays saved
         """
         if self.withdrawn:
             raise SnapshotError(
@@ -105,18 +128,36 @@ class SavedKernel:
                 f" {', '.join(self.withdrawn)}.",
                 "put it back and start the server again, or restart the kernel to begin anew.",
             )
-        change = find_change(self.libraries)
-        if change is not None:
-            raise SnapshotError(
-                f"{change} since the kernel was saved, and it would map half of another version.",
-                "install the version that was there, or restart the kernel to begin anew.",
-            )
         if self.link != VERSION:
             raise SnapshotError(
                 f"It was saved by another release of gvisor-kernel, with version {self.link} of the"
                 f" link; this one speaks {VERSION}.",
                 "install the release that saved it, or restart the kernel to begin anew.",
             )
+        parts = self.libraries, self.packages, self.sources
+        found = find_substitutes(self.place, self.saved, *parts)
+        try:
+            note_shown(self.directory, found)
+        except OSError as error:
+            raise SnapshotError(
+                f"{self.directory} cannot be written: {error.strerror}.",
+                "check whether the disk is full or read-only.",
+            ) from error
+        return found
+
+    def check_mapped(self, sandbox: Sandbox) -> None:
+        """Check that nothing was changed while ``sandbox`` was restored, in which it goes on.
+
+        :raises SnapshotError: when something was; it stays saved
+        """
+        if isinstance(sandbox, SavedSandbox):
+            for path, stamp in sandbox.find_shown_files().items():
+                if self.libraries.get(path, stamp) != stamp:
+                    raise SnapshotError(f"{path} was changed while the kernel was to go on.")
+
+    def begin_to_keep(self) -> Thread:
+        """Begin to copy what the kernel needs, before packages are upgraded."""
+        return begin_to_keep(self.place, self.libraries, self.packages, self.sources)
 
     @property
     def files(self) -> Path:
@@ -132,8 +173,9 @@ class SavedKernel:
             if it not in now.mounts and replace(it, read_only=False) not in now.mounts
         ]
         for name in GRANTING:
-            value = getattr(own, name)
-            if value and value != getattr(now, name):
+            value, granted = getattr(own, name), getattr(now, name)
+            is_below = name == "outputs" and value and granted and is_within(value, granted)
+            if value and value != granted and not is_below:  # a branch's are below
                 lacks.append(name if value is True else f"{value} ({name})")
         return replace(self, withdrawn=tuple(lacks))
 
@@ -177,8 +219,17 @@ def save(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> SavedKern
     return saved
 
 
-def save_as(place: Path, sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> SavedKernel:
-    """Save the kernel of ``sandbox``, which goes on, as the folder ``place`` below its directory.
+def save_as(
+    place: Path,
+    sandbox: SavedSandbox,
+    plan: KernelPlan,
+    run: SnapshotRun,
+    *,
+    flushes: bool = True,
+) -> SavedKernel:
+    """Save the kernel of ``sandbox``, which goes on, as the folder ``place`` of a private one.
+
+    ``flushes``: wait until it is on the disk.
 
     :raises SnapshotError: when that fails; nothing is left of it then
     """
@@ -191,13 +242,20 @@ def save_as(place: Path, sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotR
             "free disk space there, or set XDG_STATE_HOME to another place.",
         )
     note = _make_note(sandbox, plan, run, time.time())
-    note = replace(note, files=sandbox.find_shown_files())
 
     def write_image(image: Path) -> None:
         sandbox.checkpoint(image, SAVE_SECONDS, goes_on=True)
 
+    def describe() -> str:
+        nonlocal note
+        # now that runsc has given up what nobody has open
+        files = sandbox.find_shown_files()
+        packages = find_packages(files, note.sources)
+        note = replace(note, files=files, packages=packages, held=sandbox.find_held())
+        return _write_note(note)
+
     try:
-        write_saved(place, _write_note(note), write_image)
+        write_saved(place, describe, write_image, flushes=flushes)
     except OSError as error:
         raise SnapshotError(
             f"The kernel cannot be saved in {directory}: {error.strerror}.",
@@ -215,13 +273,17 @@ def note_start(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> Non
         replace_file(sandbox.directory / NOTE, _write_note(_make_note(sandbox, plan, run, 0.0)))
 
 
-def _make_note(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun, saved: float) -> _File:
+def _make_note(
+    sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun, saved: float
+) -> SavedFile:
     bare = replace(plan, request=replace(plan.request, environment={}))
     sources = find_sources(sandbox.view.mounts, sandbox.directory)
-    return _File(run.run, run.key, write_plan(bare), saved, VERSION, sources, {}, dict(run.known))
+    return SavedFile(
+        run.run, run.key, write_plan(bare), saved, VERSION, sources, {}, dict(run.known)
+    )
 
 
-def _write_note(note: _File) -> str:
+def _write_note(note: SavedFile) -> str:
     """Return the text of ``note``.
 
     :raises SnapshotError: when it is too large to be read later
@@ -235,11 +297,15 @@ def _write_note(note: _File) -> str:
     return text
 
 
-def _describe(place: Path, directory: Path, identity: str, note: _File) -> SavedKernel:
-    run, size = SnapshotRun(note.run, note.key, known=note.known), measure(place / IMAGE)
-    libraries = dict(note.files)
+def _describe(place: Path, directory: Path, identity: str, note: SavedFile) -> SavedKernel:
+    code, always = "", False
+    if note.branch:
+        code, always = find_branch_code(note.known, reseeds=note.reseeds)
+    run = SnapshotRun(note.run, note.key, code, always, known=note.known)
     return SavedKernel(
-        *(directory, place, identity, run, note.plan, size, note.saved, note.link, libraries)
+        *(directory, place, identity, run, note.plan, measure(place / IMAGE), note.saved),
+        *(note.link, dict(note.files), note.packages, note.sources),
+        mode=BRANCH if note.branch else WAKE,
     )
 
 
@@ -348,6 +414,7 @@ def remove_old() -> None:
                 *(record.container_id, record.folder, age / 86400, describe_size(size)),
             )
             total -= size
+    sweep_kept()
 
 
 def read_saved(place: Path, directory: Path, identity: str) -> SavedKernel | None:
@@ -356,6 +423,13 @@ def read_saved(place: Path, directory: Path, identity: str) -> SavedKernel | Non
     ``directory``, ``identity``: of its sandbox.
     """
     with suppress(OSError, ValueError, StateError):
-        file = read_json(read_file(place / NOTE, MAX_NOTE), _File, MAX_NOTE)
-        return _describe(place, directory, identity, file)
+        return _describe(place, directory, identity, read_note(place))
     return None
+
+
+def read_note(place: Path) -> SavedFile:
+    """Return what ``save_as`` has written beside the image in ``place``.
+
+    :raises OSError, ValueError: when it cannot be read
+    """
+    return read_json(read_file(place / NOTE, MAX_NOTE), SavedFile, MAX_NOTE)

@@ -416,8 +416,8 @@ class SandboxedKernel:
         return kernel, sandbox, plan
 
     async def adopt(self, plan: KernelPlan, saved: SavedKernel) -> Address:
-        """Take over a kernel that another process has saved, in place of the first ``launch``; the
-        first request lets it go on. ``plan``: of ``SavedKernel.adapt``.
+        """Take over a saved kernel in place of the first ``launch``; the first request lets it go
+        on. ``plan``: of ``SavedKernel.adapt``.
 
         :raises LaunchError: when clients cannot connect
         """
@@ -438,7 +438,7 @@ class SandboxedKernel:
         self._launching, launch = asyncio.current_task(), self._note_launch(plan)
         try:
             with tracing():
-                await launch.start_from(kernel, saved.files, saved.run, saved.directory)
+                await launch.start_from(kernel, saved.files, saved.run, saved)
             self._used = sandbox = launch.sandbox
             if sandbox is not None and isinstance(sandbox, SavedSandbox):
                 await self._workers.run(sandbox.note_saved, 0.0)

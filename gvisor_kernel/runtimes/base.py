@@ -41,8 +41,13 @@ class LaunchRequest:
     saved: Mapping[str, Any] | None = None
     """Facts that a snapshot of this kernel depends on beside its sandbox, as JSON. For a runtime
     that ``finds_snapshots``; None: the start must be cold."""
+    branch: str = ""
+    """Of a branch the value of ``branch_outputs`` that it was made with."""
     saved_in: Path | None = None
     """The directory of the sandbox that this one goes on from, which becomes its own."""
+    kept: Mapping[str, str] = field(default_factory=dict)
+    """Paths of copies that such a sandbox is shown in place of what is at a path of the host, by
+    that path."""
     unfit: str = ""
     """The key of a snapshot from which this kernel could not be restored: such a runtime removes
     it."""
@@ -291,6 +296,13 @@ class SavedSandbox(Protocol):
         it has open, by path. Blocks for milliseconds.
 
         :raises SnapshotError: when one was replaced since it was opened
+        """
+
+    def find_held(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return names of some files and folders of the outputs that it has open, and of those that
+        it writes. Only right after ``checkpoint``. Blocks for milliseconds.
+
+        :raises OSError: when it has ended
         """
 
     def memory_used(self) -> int | None:

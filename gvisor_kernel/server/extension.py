@@ -31,6 +31,7 @@ from gvisor_kernel.server.fetch_handlers import FetchHandler, TileHandler
 from gvisor_kernel.server.file_handlers import make_file_routes
 from gvisor_kernel.server.handlers import (
     KERNEL,
+    BranchHandler,
     DoctorHandler,
     Handler,
     HibernateHandler,
@@ -62,6 +63,7 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     (f"/kernels/{KERNEL}/kill", KillHandler),
     (f"/kernels/{KERNEL}/hibernate", HibernateHandler),
     (f"/kernels/{KERNEL}/resume", ResumeHandler),
+    (f"/kernels/{KERNEL}/branch", BranchHandler),
     (f"/kernels/{KERNEL}/unkept", UnkeptHandler),
     (f"/kernels/{KERNEL}/changes", ChangesHandler),
     (f"/kernels/{KERNEL}/changes/content", ContentHandler),

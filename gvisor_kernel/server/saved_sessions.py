@@ -23,7 +23,7 @@ from tornado import web
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host import processes
 from gvisor_kernel.host.private_directories import read_file, replace_file
-from gvisor_kernel.jupyter.provisioner import RESUMES_ONLY
+from gvisor_kernel.jupyter.asleep import start_asleep
 from gvisor_kernel.kernel.facts import KernelEvent, KernelEvents, Started
 from gvisor_kernel.runtimes.state.records import Record, find_sandboxes, is_orphan
 from gvisor_kernel.runtimes.state.saved import is_saved
@@ -171,8 +171,6 @@ async def _try(application: Any, record: Record, sessions: tuple[Session, ...]) 
     try:
         await _take_back(application, record, sessions)
     except Exception as error:
-        # jupyter_client keeps its id, and could not shut any kernel down then
-        getattr(application.kernel_manager, "_pending_kernels", {}).pop(record.kernel_id, None)
         log.warning(
             "The kernel of %s is not taken back, and stays saved: %s",
             *(printable(record.folder), error),
@@ -182,16 +180,7 @@ async def _try(application: Any, record: Record, sessions: tuple[Session, ...]) 
 async def _take_back(application: Any, record: Record, sessions: tuple[Session, ...]) -> None:
     manager, kernel_id = application.kernel_manager, record.kernel_id
     if kernel_id not in manager:
-        path = os.path.relpath(record.folder, os.path.realpath(manager.root_dir))
-        RESUMES_ONLY.set(kernel_id)
-        try:
-            name = record.kernel_name
-            await ensure_async(
-                manager.start_kernel(kernel_id=kernel_id, kernel_name=name, path=path)
-            )
-        finally:
-            RESUMES_ONLY.set("")
-        manager.get_kernel(kernel_id).execution_state = "idle"  # no message says so
+        await start_asleep(manager, kernel_id, record.kernel_name, record.folder)
     ours = application.session_manager
     for session in sessions:
         try:

@@ -37,6 +37,7 @@ CHANGED: dict[str, object] = {
     "disk_limit": "1G",
     "uploads": None,
     "outputs": "results",
+    "branch_outputs": "shared",
     "apply": "new files",
     "skills": None,
     "transcripts": False,

@@ -115,6 +115,7 @@ WRONG: list[tuple[str, object]] = [
     *(("runsc", value) for value in ("runsc latest", "../runsc", "a/b", "-x", "/", "/a\nb", None)),
     *(("runsc", value) for value in (True, [], "latest", "nonsense", "x" * 65, "/\0", "/x" * 2100)),
     *(("restart", value) for value in ("always", None)),
+    *(("branch_outputs", value) for value in ("other", True, None)),
     *(("apply", value) for value in ("all", "new_files", True, None)),
     *(("transport", value) for value in ("inproc", 4)),
     *(("profile", value) for value in ("", "../x", "a/b", 3, [])),

@@ -158,6 +158,9 @@ def test_answers_are_as_the_document_says(server: JupyterServer, upstream: Fake)
     checked.ask("POST", f"{of_kernel}/hibernate", 204, kernel=kernel)
     assert checked.ask("GET", of_kernel, kernel=kernel)["hibernated"]["size"] > 0
     checked.ask("GET", "/sandboxes")
+    branch = checked.ask("POST", f"{of_kernel}/branch", 201, kernel=kernel, json={})["id"]
+    checked.ask("POST", f"{of_kernel}/branch", 400, kernel=kernel, json={"name": "a/b"})
+    checked.ask("POST", f"{of_kernel}/kill", 204, kernel=branch)
     checked.ask("POST", f"{of_kernel}/resume", 204, kernel=kernel)
     checked.ask("POST", f"{of_kernel}/stop", 204, kernel=kernel)
     assert checked.ask("GET", of_kernel, kernel=kernel)["unkept"]["total"] == 2

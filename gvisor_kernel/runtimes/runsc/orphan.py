@@ -11,17 +11,21 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 from gvisor_kernel.errors import GvisorKernelError, SnapshotError
 from gvisor_kernel.host import commands, processes
 from gvisor_kernel.host.private_directories import read_file
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.runsc.command_line import checkpoint_argv, find_runsc
+from gvisor_kernel.runtimes.runsc.kept_programs import find_files
 from gvisor_kernel.runtimes.runsc.runsc_sandbox import can_write_directly
 from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state.kept_packages import begin_to_keep, find_packages
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.saved import MAX_NOTE, NOTE, SAVED, write_saved
-from gvisor_kernel.runtimes.state.shown_files import find_shown_files
+from gvisor_kernel.runtimes.state.shown_files import find_held, find_shown_files
+from gvisor_kernel.spec.layout import OUTPUTS
 from gvisor_kernel.strict_json import parse_json
 
 SAVE_SECONDS = 50.0
@@ -56,11 +60,21 @@ def save_orphan(directory: Path, record: Record) -> bool:
         os.kill(sentry.pid, signal.SIGCONT)  # an idle sandbox is stopped
         time.sleep(NOTICE_SECONDS)
         note, saved = parse_json(read_file(directory / NOTE, MAX_NOTE), MAX_NOTE), time.time()
-        note |= {"files": find_shown_files(sentry.pid, note["sources"]), "saved": saved}
-        if len(json.dumps(note)) > MAX_NOTE:
-            return False  # nobody could read it
-        write_saved(directory / SAVED, json.dumps(note), write_image)
+        sources, files, packages = note["sources"], dict[str, Any](), dict[str, Any]()
+        sentry_pid = sentry.pid
+
+        def describe() -> str:
+            files.update(find_shown_files(sentry_pid, sources) | find_files(record.program))
+            packages.update(find_packages(files, sources))
+            facts = {"files": files, "packages": packages, "saved": saved}
+            text = json.dumps(note | facts | {"held": find_held(sentry_pid, OUTPUTS)})
+            if len(text) > MAX_NOTE:
+                raise ValueError("nobody could read it")
+            return text
+
+        write_saved(directory / SAVED, describe, write_image)
         records.change_record(directory, record, saved=saved)
+        begin_to_keep(directory / SAVED, files, packages, sources)
     except (OSError, ValueError, LookupError, TypeError, GvisorKernelError):
         return False
     return True

@@ -41,12 +41,19 @@ def find_wake_seconds(image: Path, start_timeout: float) -> float:
     return max(start_timeout, WAKE_SECONDS + size / WAKE_RATE)
 
 
-def write_saved(place: Path, note: str, write_image: Callable[[Path], None]) -> None:
+def write_saved(
+    place: Path,
+    describe: Callable[[], str],
+    write_image: Callable[[Path], None],
+    *,
+    flushes: bool = True,
+) -> None:
     """Save a kernel as the folder ``place``: all of it is on the disk before it has its name.
 
-    ``note``: the text of kernel.json. ``write_image`` fills a folder. Blocks.
+    ``write_image`` fills a folder. ``describe`` is called after it, and returns the text of
+    kernel.json. ``flushes=False``: do not wait for the disk. Blocks.
 
-    :raises OSError: when it cannot be written, or what ``write_image`` raises; nothing is left then
+    :raises OSError: when it cannot be written, or what the functions raise; nothing is left then
     """
     saving = place.with_name(f"{place.name}.new")
     shutil.rmtree(saving, ignore_errors=True)
@@ -57,11 +64,13 @@ def write_saved(place: Path, note: str, write_image: Callable[[Path], None]) -> 
         write_image(image)
         for path in image.iterdir():
             path.chmod(0o600)
-            _flush(path)
-        write_file(saving / NOTE, note)
+            if flushes:
+                _flush(path)
+        write_file(saving / NOTE, describe())
         shutil.rmtree(place, ignore_errors=True)
         saving.rename(place)
-        _flush(place.parent)
+        if flushes:
+            _flush(place.parent)
     finally:
         shutil.rmtree(saving, ignore_errors=True)
 

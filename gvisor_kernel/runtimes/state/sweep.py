@@ -17,7 +17,7 @@ from pathlib import Path
 from gvisor_kernel.config.settings import find_entry
 from gvisor_kernel.errors import RuntimeMissing, StateError
 from gvisor_kernel.host import cgroups, processes
-from gvisor_kernel.host.folders import Identity, Opened, reopen
+from gvisor_kernel.host.folders import Identity, Opened, open_real, reopen
 from gvisor_kernel.host.owners import change_owner
 from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME, SUBUID_BASE, SUBUID_COUNT
 from gvisor_kernel.runtimes.mounts.plan import Places
@@ -31,6 +31,8 @@ from gvisor_kernel.runtimes.state.saved import is_saved
 
 log = logging.getLogger(__name__)
 
+BRANCHES = "branches"
+"""The folder in a kernel's outputs that has those of its branches."""
 FOREGROUND_SECONDS = 1.0
 """Seconds that a runsc in the foreground may take to notice that its sandbox has ended."""
 OUTPUTS_SECONDS = 10.0
@@ -213,6 +215,8 @@ def _finish_outputs(record: Record, directory: Path, lent: Opened | None) -> Non
                 with suppress(OSError):
                     os.rmdir(name, dir_fd=above.fd)
                     forget_written(Identity(*record.outputs_file))
+                    if parent.endswith(f"/{BRANCHES}"):  # of a branch; goes with the last one
+                        _remove_beside(above)
     except OSError as error:
         if owner is not None:
             log.warning(
@@ -220,6 +224,12 @@ def _finish_outputs(record: Record, directory: Path, lent: Opened | None) -> Non
                 " uid %d.",
                 *(outputs, error.strerror, owner[0]),
             )
+
+
+def _remove_beside(folder: Opened) -> None:
+    """Remove ``folder`` if it is empty, and still the one that has its name."""
+    with open_real(os.path.split(folder.path)[0]) as parent:
+        os.rmdir(BRANCHES, dir_fd=parent.fd)
 
 
 def _have_same_outputs(theirs: Record, record: Record) -> bool:

@@ -1,0 +1,58 @@
+"""Starts kernels of a server that are asleep: saved kernels, which their first request wakes.
+
+On the server's loop.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import Any
+
+from jupyter_core.utils import ensure_async
+
+from gvisor_kernel.kernel.branches import Branch, handing, remove_all
+from gvisor_kernel.kernel.session import SandboxedKernel
+
+RESUMES_ONLY: ContextVar[str] = ContextVar("resumes_only", default="")
+"""The id of a kernel that this task starts only if it can take over a saved one."""
+
+
+async def start_asleep(manager: Any, kernel_id: str, name: str, folder: str) -> None:
+    """Let ``manager``, a server's, have the saved kernel of this id in its list.
+
+    :raises Exception: whatever a manager raises; it has no such kernel then
+    """
+    path = os.path.relpath(folder, os.path.realpath(manager.root_dir))
+    RESUMES_ONLY.set(kernel_id)
+    try:
+        await ensure_async(manager.start_kernel(kernel_id=kernel_id, kernel_name=name, path=path))
+    except BaseException:
+        # jupyter_client keeps its id, and could not shut any kernel down then
+        getattr(manager, "_pending_kernels", {}).pop(kernel_id, None)
+        raise
+    finally:
+        RESUMES_ONLY.set("")
+    manager.get_kernel(kernel_id).execution_state = "idle"  # no message says so
+
+
+async def start_branches(
+    manager: Any, kernel_id: str, kernel: SandboxedKernel, wanted: Sequence[Branch]
+) -> None:
+    """Let ``manager`` have branches of its kernel ``kernel_id``, each asleep.
+
+    :raises GvisorKernelError: see ``Hibernator.branch``, or when one cannot be taken over; those
+        after it are not started then
+    """
+    name, facts = manager.get_kernel(kernel_id).kernel_name, kernel.describe()
+    folder = str(facts.folder) if facts is not None else manager.root_dir
+    branches = await kernel.hibernation.branch(wanted)
+    left = list(branches)
+    try:
+        for branch, saved in zip(wanted, branches, strict=True):
+            left.remove(saved)
+            with handing(branch, saved):
+                await start_asleep(manager, branch.kernel_id, name, folder)
+    finally:
+        remove_all(left)
