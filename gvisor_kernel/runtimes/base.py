@@ -312,11 +312,9 @@ class SavedSandbox(Protocol):
         """As of ``CheckpointedSandbox``."""
 
     def note_saved(self, saved: float) -> None:
-        """Note that the kernel was saved in the directory at that Unix time: then ``close`` leaves
-        that, what was saved, the log and the transcript. 0: that it goes on.
-
-        :raises StateError: when it cannot be noted that it was saved
-        """
+        """Note that the kernel was saved in the directory at that Unix time, so that ``close``
+        leaves that, what was saved, the log and the transcript (raises StateError); 0: that it goes
+        on (never raises)."""
 
 
 @runtime_checkable
