@@ -312,9 +312,8 @@ class SavedSandbox(Protocol):
         """As of ``CheckpointedSandbox``."""
 
     def note_saved(self, saved: float) -> None:
-        """Note that the kernel was saved in the directory at that Unix time, so that ``close``
-        leaves that, what was saved, the log and the transcript (raises StateError); 0: that it goes
-        on (never raises)."""
+        """Note that the kernel was saved at that Unix time: ``close`` leaves the directory with its
+        log and transcript (raises StateError then); 0: that it goes on (raises nothing)."""
 
 
 @runtime_checkable
