@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Self
 from uuid import uuid4
 
+from gvisor_kernel.api.checkpointed import Checkpointed
 from gvisor_kernel.api.collector import MAX_OUTPUT, MAX_RICH, Collector, Event, Output
 from gvisor_kernel.api.execution import Execution, ExecutionError, Printed, Result, choose_seconds
 from gvisor_kernel.api.files import AsyncFiles, list_outputs
@@ -41,7 +42,7 @@ OnResult = Callable[[Result], Awaitable[None] | None]
 OnError = Callable[[ExecutionError], Awaitable[None] | None]
 
 
-class AsyncSandbox:
+class AsyncSandbox(Checkpointed):
     """A kernel in a sandbox of its own. Use it in the loop in which it was started.
 
     ``language``: "python", "bash", "typescript" or "java". ``uploads``: a folder that the sandbox

@@ -212,6 +212,10 @@ class Sandbox(_Blocking[AsyncSandbox]):
     interrupt = _blocking(AsyncSandbox.interrupt)
     restart = _blocking(AsyncSandbox.restart)
     hibernate = _blocking(AsyncSandbox.hibernate)
+    checkpoint = _blocking(AsyncSandbox.checkpoint)
+    checkpoints = _blocking(AsyncSandbox.checkpoints)
+    remove_checkpoint = _blocking(AsyncSandbox.remove_checkpoint)
+    rewind = _blocking(AsyncSandbox.rewind)
 
     @staticmethod
     def undo(undo: str | None = None) -> Undone:

@@ -110,6 +110,14 @@ class Hibernation:
         self._run.begin()
         self._exchange.expose()
 
+    def recall(self, saved: SnapshotRun) -> None:
+        """Answer for the kernel that was ``saved``: it is about to go on from there."""
+        self._exchange.known.load(saved.known)
+
+    def note_rewound(self, name: str) -> None:
+        """Note in the log and in the transcript that the kernel went back to a checkpoint."""
+        self._exchange.note_rewound(name)
+
     def note_awake(self) -> None:
         """Note that the kernel runs again."""
         self.asleep = self._exchange.held = False

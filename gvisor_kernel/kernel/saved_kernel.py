@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from gvisor_kernel.bridge import SnapshotRun
@@ -140,8 +141,16 @@ def save(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> SavedKern
     return saved
 
 
-def save_as(place: Path, sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> SavedKernel:
+def save_as(
+    place: Path,
+    sandbox: SavedSandbox,
+    plan: KernelPlan,
+    run: SnapshotRun,
+    beside: Mapping[str, str] = MappingProxyType({}),
+) -> SavedKernel:
     """Save the kernel of ``sandbox``, which goes on, as the folder ``place`` below its directory.
+
+    ``beside``: texts of further files in the folder, by name.
 
     :raises SnapshotError: when that fails; nothing is left of it then
     """
@@ -160,7 +169,7 @@ def save_as(place: Path, sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotR
         sandbox.checkpoint(image, SAVE_SECONDS, goes_on=True)
 
     try:
-        write_saved(place, write_json(note), write_image)
+        write_saved(place, {NOTE: write_json(note), **beside}, write_image)
     except OSError as error:
         raise SnapshotError(
             f"The kernel cannot be saved in {directory}: {error.strerror}.",

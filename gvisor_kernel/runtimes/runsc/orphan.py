@@ -59,7 +59,7 @@ def save_orphan(directory: Path, record: Record) -> bool:
         time.sleep(NOTICE_SECONDS)
         note, saved = parse_json(read_file(directory / NOTE, MAX_NOTE), MAX_NOTE), time.time()
         note |= {"files": find_shown_files(sentry.pid, note["sources"]), "saved": saved}
-        write_saved(directory / SAVED, json.dumps(note), write_image)
+        write_saved(directory / SAVED, {NOTE: json.dumps(note)}, write_image)
         records.change_record(directory, record, saved=saved)
     except (OSError, ValueError, LookupError, TypeError, GvisorKernelError):
         return False

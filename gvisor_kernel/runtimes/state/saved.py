@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from gvisor_kernel.host.private_directories import write_file
@@ -28,10 +28,11 @@ def is_saved(directory: Path, record: Record) -> bool:
     return record.saved > 0 and (directory / SAVED).is_dir()
 
 
-def write_saved(place: Path, note: str, write_image: Callable[[Path], None]) -> None:
+def write_saved(place: Path, texts: Mapping[str, str], write_image: Callable[[Path], None]) -> None:
     """Save a kernel as the folder ``place``: all of it is on the disk before it has its name.
 
-    ``note``: the text of kernel.json. ``write_image`` fills a folder. Blocks.
+    ``texts``: kernel.json, and what else is beside the image. ``write_image`` fills a folder.
+    Blocks.
 
     :raises OSError: when it cannot be written, or what ``write_image`` raises; nothing is left then
     """
@@ -44,16 +45,17 @@ def write_saved(place: Path, note: str, write_image: Callable[[Path], None]) -> 
         write_image(image)
         for path in image.iterdir():
             path.chmod(0o600)
-            _flush(path)
-        write_file(saving / NOTE, note)
+            flush(path)
+        for name, text in texts.items():
+            write_file(saving / name, text)
         shutil.rmtree(place, ignore_errors=True)
         saving.rename(place)
-        _flush(place.parent)
+        flush(place.parent)
     finally:
         shutil.rmtree(saving, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
