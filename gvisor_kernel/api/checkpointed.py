@@ -2,18 +2,79 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from gvisor_kernel.api.runner import Runner
-from gvisor_kernel.errors import SandboxError
+from gvisor_kernel.errors import GvisorKernelError, NoCheckpoint, SandboxError
 from gvisor_kernel.kernel.checkpoints import Checkpoint, Checkpoints, OutputChanges
 from gvisor_kernel.kernel.session import SandboxedKernel
+
+log = logging.getLogger(__name__)
+
+MAX_SECONDS, PAUSE = 3.0, 20.0
+"""If it takes longer than this to save a state, none is saved for so many times that time: the next
+run waits for it."""
+
+
+class BetweenRuns:
+    """Saves the state before each run but the first, where the setting ``checkpoints`` is "agent".
+
+    That is done after a run, so that the next one seldom waits; and again before it if files or
+    commands have been used meanwhile. What fails fails no run.
+    """
+
+    def __init__(self, find: Callable[[], SandboxedKernel | None]) -> None:
+        self.last: str | None = None
+        """The checkpoint of the state before the last run."""
+        self._find = find
+        self._is_used = False
+        self._saving: asyncio.Task[str | None] | None = None
+        self._not_before = 0.0
+
+    def note_use(self) -> None:
+        """Note that files or commands are used."""
+        self._is_used = True
+
+    async def begin(self) -> None:
+        """Wait until the state is saved. Called before a run, when it is its turn."""
+        saving, self._saving = self._saving, None
+        if self._is_used:
+            saving, self._is_used = asyncio.ensure_future(self._save(saving)), False
+        # no timeout: SAVE_SECONDS of each try
+        self.last = await asyncio.shield(saving) if saving is not None else None
+
+    def end(self) -> None:
+        """Begin to save the state. Called when a run has ended."""
+        self._saving = asyncio.ensure_future(self._save())
+
+    async def _save(self, before: asyncio.Task[str | None] | None = None) -> str | None:
+        if before is not None:
+            await before  # no timeout: SAVE_SECONDS of each try
+        kernel, began = self._find(), time.monotonic()
+        facts = kernel.describe() if kernel is not None else None
+        if kernel is None or facts is None or facts.spec.checkpoints != "agent":
+            return None
+        if began < self._not_before:
+            return None
+        try:
+            return await kernel.hibernation.checkpoints.make_automatic(before=True)
+        except GvisorKernelError as error:
+            log.debug("No state is saved before the next run: %s", error)
+            return None
+        finally:
+            if (seconds := time.monotonic() - began) > MAX_SECONDS:
+                self._not_before = time.monotonic() + PAUSE * seconds
 
 
 class Checkpointed(ABC):
     """The part of AsyncSandbox that saves states, and goes back to them."""
 
     _runner: Runner | None
+    _between: BetweenRuns
 
     @property
     @abstractmethod
@@ -35,7 +96,8 @@ class Checkpointed(ABC):
         """Save the kernel's state under a name, which is returned, and go on.
 
         It has variables, threads, processes and files, but for outputs, and ends with the sandbox.
-        ``name``: None for one that is free.
+        ``name``: None for one that is free. With the setting ``checkpoints="agent"`` each run but
+        the first has one by itself: "before-5" before ``In[5]``.
 
         :raises NotIdle: when code of the kernel runs that nobody waits for
         :raises SandboxError: when it cannot be saved, or has a checkpoint of that name
@@ -71,4 +133,14 @@ class Checkpointed(ABC):
         self._check_alive()
         assert self._runner is not None
         async with self._runner.turn:
+            await self._between.begin()
             return await self._checkpoints.rewind(name)
+
+    def find_before_last_run(self) -> str:
+        """Return the checkpoint of the state before the last run.
+
+        :raises NoCheckpoint: when there is none
+        """
+        if self._between.last is None:
+            raise NoCheckpoint("The state before the last run was not saved.", "name another one.")
+        return self._between.last

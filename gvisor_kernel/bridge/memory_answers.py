@@ -7,6 +7,7 @@ it knows them. No sockets here.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
@@ -35,6 +36,10 @@ class MemoryAnswers:
         self._comms: set[str] = set()
         self._cells: deque[str] = deque(maxlen=MAX_CELLS)
         """Code of the last cells that clients have run, but for long ones."""
+        self.worked = 0.0
+        """Seconds for which cells of clients have run."""
+        self._open, self._since = 0, 0.0
+        """Cells that have no reply yet, and since when the first of them has run."""
         self.cell = 0
         """The number of the last cell that has run, as the kernel says it."""
 
@@ -48,9 +53,12 @@ class MemoryAnswers:
             content = parse_object(message.content, "content")
             if kind == "kernel_info_reply" or _find_command(content) == "debugInfo":
                 self._replies[kind] = content
-        elif kind == "execute_reply" and len(message.content) <= MAX_INFO:
-            self.cell = find_cell(_read(message).get("execution_count")) or self.cell
-        elif kind == "execute_request" and len(message.content) <= MAX_CELL:
+        elif kind == "execute_reply":
+            self._note_reply(message)
+        if kind == "execute_request":
+            self._since = self._since if self._open else time.monotonic()
+            self._open += 1
+        if kind == "execute_request" and len(message.content) <= MAX_CELL:
             asked = _read(message)
             if asked.get("store_history", True) and not asked.get("silent"):
                 self._cells.append(str(asked.get("code", "")))
@@ -67,6 +75,14 @@ class MemoryAnswers:
                 self._comms.discard(comm)
             elif len(self._comms) < MAX_COMMS:
                 self._comms.add(comm)
+
+    def _note_reply(self, message: WireMessage) -> None:
+        if self._open:
+            now = time.monotonic()
+            self._open, self.worked = self._open - 1, self.worked + now - self._since
+            self._since = now
+        if len(message.content) <= MAX_INFO:
+            self.cell = find_cell(_read(message).get("execution_count")) or self.cell
 
     def dump(self) -> dict[str, Any]:
         """Return all of it, for ``load`` in another process."""
@@ -86,7 +102,7 @@ class MemoryAnswers:
         self._replies.clear()
         self._comms.clear()
         self._cells.clear()
-        self.cell = 0
+        self.cell = self._open = 0
 
     def find(self, request: WireMessage) -> list[WireMessage] | None:
         """Return the answer to ``request``, after it what is published; None: ask the kernel."""

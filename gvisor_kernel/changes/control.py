@@ -58,9 +58,11 @@ T = TypeVar("T")
 class Question(msgspec.Struct):
     """Ask for the list of changes, or to apply some, each a path and a state. ``under``, ``named``:
     as for ``KernelChanges.list`` and ``apply``. Or ask to save the kernel, to let it go on, or to
-    give up one that is saved."""
+    give up one that is saved; to make the checkpoint ``name``, to remove it, or to go back to it.
+    """
 
-    do: Literal["list", "apply", "hibernate", "resume", "forget"]
+    do: Literal["list", "apply", "hibernate", "resume", "forget", "checkpoint", "remove", "rewind"]
+    name: str | None = None
     diff: bool = False
     under: list[str] = []
     changes: list[tuple[str, str]] = []
@@ -83,6 +85,12 @@ class _Listed(msgspec.Struct):
 
 class Done(msgspec.Struct):
     """Says that what was asked is done."""
+
+
+class Made(msgspec.Struct):
+    """Says which checkpoint was made."""
+
+    name: str
 
 
 class ControlSocket:
@@ -191,6 +199,14 @@ class ControlSocket:
         if question.do in acts:
             await acts[question.do]()
             return encode(Done())
+        checkpoints, name = hibernation.checkpoints, question.name
+        if question.do == "checkpoint":
+            return encode(Made(await checkpoints.make(name)))
+        if question.do == "remove":
+            await checkpoints.remove(name or "")
+            return encode(Done())
+        if question.do == "rewind":
+            return encode(await checkpoints.rewind(name or ""))
         paths = (path for path, _ in question.changes)
         if not all(map(is_path, (*question.under, *question.named, *paths))):
             raise ChangesError("The paths of the question are malformed.")

@@ -57,7 +57,13 @@ MAX_TOLD = 1000
 """Files of each kind that a rewind tells."""
 MAX_ABOUT, MAX_OUTPUTS = 64 * 1024, 32 * 1024 * 1024
 
+CELLS_SHARE, FIRST_COST = 0.05, 0.5
+"""The share of the time of cells for which their states may be saved, and the seconds that the
+first one is thought to take."""
+
 Kind: TypeAlias = Literal["named", "automatic", "before-rewind"]
+Choose: TypeAlias = Callable[[int], tuple[str, Kind, str]]
+"""Returns the name, the kind and the words of a checkpoint after the cell of that number."""
 T = TypeVar("T")
 
 
@@ -132,8 +138,11 @@ class Checkpoints:
         self._workers = workers
         self._saver = saver
         self._turn = asyncio.Lock()
+        self._last, self._spent, self._cost = 0, 0.0, 0.0
+        """The last cell after which the state was saved by itself, and the seconds of all and of
+        the last of these."""
 
-    async def make(self, name: str | None = None, *, kind: Kind = "named", what: str = "") -> str:
+    async def make(self, name: str | None = None) -> str:
         """Save the idle kernel under a name, which is returned, and let it go on.
 
         ``name``: None for one that is free. A kernel that hibernates goes on for it.
@@ -142,7 +151,12 @@ class Checkpoints:
         :raises SnapshotError: when it cannot be saved, or has a checkpoint of that name
         :raises GvisorKernelError: when there is no kernel
         """
-        return await self._do(self._make(name, kind, what))
+        return await self._do(self._make(name))
+
+    async def make_automatic(self, *, before: bool) -> str:
+        """Do as ``make`` for nobody who asked; "before-5" before the fifth cell, else "cell-4"."""
+
+        return await self._do(self._save(choose_before if before else choose_after))
 
     async def list(self) -> tuple[Checkpoint, ...]:
         """Return the checkpoints, the oldest first. Does not wake a kernel that hibernates.
@@ -195,16 +209,45 @@ class Checkpoints:
         found: T = await self._workers.run(look, self._saver.find_directory())
         return found
 
-    async def _make(self, name: str | None, kind: Kind, what: str) -> str:
+    async def _make(self, name: str | None) -> str:
         directory = self._saver.find_directory()
-        chosen: str = await self._workers.run(_choose_name, directory, name, kind)
+        chosen: str = await self._workers.run(_choose_name, directory, name)
+        return await self._save(lambda cell: (chosen, "named", f"after cell {cell}"))
 
+    async def _save(self, choose: Choose) -> str:
         def write(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> SavedKernel:
-            return _write(sandbox, plan, run, chosen, kind, what)
+            return _write(sandbox, plan, run, choose)
 
-        async with self._paused(directory):
-            await self._saver.copy(write)
-        return chosen
+        async with self._paused(self._saver.find_directory()):
+            saved = await self._saver.copy(write)
+        return saved.place.name
+
+    # -- after cells -----------------------------------------------------------------------------
+
+    def watch(self, kernel: KernelBridge, plan: KernelPlan) -> None:
+        """Save ``kernel`` after cells if its setting says so. On the bridge's loop."""
+
+        def consider() -> None:
+            cell, worked = kernel.hibernation.worked
+            cost = self._cost or FIRST_COST
+            if cell == self._last or self._spent + cost > CELLS_SHARE * worked:
+                return
+            self._last = cell
+            self._workers.undo_by(self._save_after(cell, kernel))
+
+        self._last, self._spent, self._cost = 0, 0.0, 0.0
+        kernel.hibernation.on_rest = consider if plan.spec.checkpoints == "cells" else lambda: None
+
+    async def _save_after(self, cell: int, kernel: KernelBridge) -> None:
+        began = time.monotonic()
+        try:
+            await self._finish(self._save(choose_after))
+        except GvisorKernelError as error:
+            kernel.note(f"the state after cell {cell} is not saved: {error.fact}")
+        self._cost = time.monotonic() - began
+        self._spent += self._cost
+
+    # -- the disk --------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def _paused(self, directory: Path) -> AsyncIterator[None]:
@@ -238,6 +281,16 @@ class Checkpoints:
         request, seconds = plan.request, time.monotonic() - began
         KernelEvents.instance().tell(Rewound(request.kernel_id, request.kernel_name, name, seconds))
         return find_changes(then, now, target.saved)
+
+
+def choose_before(cell: int) -> tuple[str, Kind, str]:
+    """Describe the state before the next run of a program."""
+    return f"before-{cell + 1}", "automatic", f"before cell {cell + 1}"
+
+
+def choose_after(cell: int) -> tuple[str, Kind, str]:
+    """Describe the state after a cell."""
+    return f"cell-{cell}", "automatic", f"after cell {cell}"
 
 
 # -- on the disk; these block ----------------------------------------------------------------------
@@ -288,31 +341,26 @@ def check_name(name: str) -> None:
         raise SnapshotError(f"The name {name!r} is kept for others.", "choose another name.")
 
 
-def _choose_name(directory: Path, name: str | None, kind: Kind) -> str:
+def _choose_name(directory: Path, name: str | None) -> str:
     taken = {one.name for one in find_checkpoints(directory)}
     if name is None:
         return next(one for n in range(1, len(taken) + 2) if (one := f"state-{n}") not in taken)
-    if kind == "named":
-        check_name(name)
-        if name in taken:
-            raise SnapshotError(
-                f"The kernel has a checkpoint {name!r}.", "remove it, or choose another name."
-            )
+    check_name(name)
+    if name in taken:
+        raise SnapshotError(
+            f"The kernel has a checkpoint {name!r}.", "remove it, or choose another name."
+        )
     return name
 
 
 def _write(
-    sandbox: SavedSandbox,
-    plan: KernelPlan,
-    run: SnapshotRun,
-    name: str,
-    kind: Kind,
-    what: str,
+    sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun, choose: Choose
 ) -> SavedKernel:
-    directory = sandbox.directory
+    directory, cell = sandbox.directory, find_cell(run.known.get("cell"))
+    name, kind, what = choose(cell)
     (directory / FOLDER).mkdir(mode=0o700, exist_ok=True)
     _make_room(directory, sandbox.memory_used() or 0)
-    about = _About(kind, time.time(), find_cell(run.known.get("cell")), what)
+    about = _About(kind, time.time(), cell, what)
     beside = {ABOUT: write_json(about), OUTPUTS: write_json(_look_at_outputs(directory))}
     saved = save_as(directory / FOLDER / name, sandbox, plan, run, beside)
     if kind == "automatic":

@@ -203,6 +203,7 @@ class Hibernator:
     def watch(self, kernel: KernelBridge, sandbox: SavedSandbox, plan: KernelPlan) -> None:
         """Let ``kernel`` hibernate when it has had nothing to do for its setting's time."""
         kernel.hibernation.idle_seconds = plan.spec.hibernate_idle_timeout
+        self.checkpoints.watch(kernel, plan)
 
         def begin() -> None:
             self._workers.undo_by(self._try(kernel, sandbox, plan))
