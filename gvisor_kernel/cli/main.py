@@ -102,7 +102,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "hibernate": Command("sandboxes", "save a kernel on the disk, and free its memory"),
         "resume": Command("sandboxes", "let a kernel that hibernates go on"),
         "checkpoint": Command(
-            "checkpoints", "save a kernel's state under a name, to go back to it"
+            "checkpoints", "save the state of a kernel under a name"
         ),
         "checkpoints": Command("checkpoints", "list the checkpoints of a kernel, or remove one"),
         "rewind": Command("checkpoints", "let a kernel go back to a checkpoint"),

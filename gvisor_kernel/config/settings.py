@@ -303,9 +303,9 @@ class SandboxSpec:
     checkpoints: str = setting(
         "off",
         accept_choice(("off", "agent", "cells")),
-        """When a kernel gets checkpoints by itself, to which it can be rewound. "agent": after each
-        run of a program or a model (API, MCP), as the state before the next. "cells": after cells
-        that have taken long, so that all of it takes at most a twentieth of the cells' own time.""",
+        """When a kernel gets checkpoints by itself, to which it can be rewound. "agent": before
+        each run of a program or a model (API, MCP) but the first. "cells": after cells that have
+        taken long, so that all of it takes at most a twentieth of the cells' own time.""",
     )
     checkpoints_kept: int = setting(
         10,

@@ -235,7 +235,6 @@ class Checkpoints:
             self._last = cell
             self._workers.undo_by(self._save_after(cell, kernel))
 
-        self._last, self._spent, self._cost = 0, 0.0, 0.0
         kernel.hibernation.on_rest = consider if plan.spec.checkpoints == "cells" else lambda: None
 
     async def _save_after(self, cell: int, kernel: KernelBridge) -> None:
@@ -278,6 +277,7 @@ class Checkpoints:
             except NotIdle as error:
                 raise NotIdle(error.fact, "interrupt it, or wait for it, and try again.") from error
         kernel.hibernation.note_rewound(name)
+        self._last, _ = kernel.hibernation.worked
         request, seconds = plan.request, time.monotonic() - began
         KernelEvents.instance().tell(Rewound(request.kernel_id, request.kernel_name, name, seconds))
         return find_changes(then, now, target.saved)

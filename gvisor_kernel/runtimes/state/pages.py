@@ -242,7 +242,7 @@ def unpack(place: Path) -> None:
 
 
 def _find_stores(folder: Path) -> list[int]:
-    names = (path.stem for path in (folder / STORE).glob("*.pages"))
+    names = (path.stem for path in (folder / STORE).glob("*.digests"))
     return [int(name) for name in names if name.isdecimal()]
 
 
