@@ -17,6 +17,7 @@ from gvisor_kernel import AsyncSandbox, Sandbox
 from gvisor_kernel.errors import GvisorKernelError, NoCheckpoint, NotIdle, SnapshotError
 from gvisor_kernel.kernel import checkpoints
 from gvisor_kernel.kernel.facts import KernelEvents, Rewound
+from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.state.packer import Packer
 
 from .test_hibernation import find_listed, find_saved, wait_until
@@ -125,8 +126,8 @@ def test_it_goes_on_while_and_after_it_hibernates(sandbox: Sandbox) -> None:
         "one",
         "before-rewind",
     ]
-    assert "went back to the checkpoint one" in (find_folder(sandbox).parent / "log").read_text()
-    sandbox.close()
+    log = Places(find_listed(sandbox).directory).log
+    assert "went back to the checkpoint one" in log.read_text()
 
 
 @pytest.mark.parametrize("packed", [False, True])
