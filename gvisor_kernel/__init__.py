@@ -13,6 +13,7 @@ __all__ = [
     "Change",
     "Changes",
     "ChangesError",
+    "Checkpoint",
     "CodeFailed",
     "Entry",
     "Execution",
@@ -21,7 +22,9 @@ __all__ = [
     "GvisorKernelError",
     "Logs",
     "MapResult",
+    "NoCheckpoint",
     "NotIdle",
+    "OutputChanges",
     "OutputsError",
     "Printed",
     "Result",
@@ -54,11 +57,13 @@ if TYPE_CHECKING:
     from gvisor_kernel.changes.change import Applied, Change, Changes, ChangesError, Undone
     from gvisor_kernel.errors import (
         GvisorKernelError,
+        NoCheckpoint,
         NotIdle,
         OutputsError,
         SandboxError,
         SettingError,
     )
+    from gvisor_kernel.kernel.checkpoints import Checkpoint, OutputChanges
 
 _MODULES = {
     "Applied": "changes.change",
@@ -67,6 +72,7 @@ _MODULES = {
     "Change": "changes.change",
     "Changes": "changes.change",
     "ChangesError": "changes.change",
+    "Checkpoint": "kernel.checkpoints",
     "CodeFailed": "api.execution",
     "Entry": "api.files",
     "Execution": "api.execution",
@@ -75,7 +81,9 @@ _MODULES = {
     "GvisorKernelError": "errors",
     "Logs": "api.execution",
     "MapResult": "api.mapping",
+    "NoCheckpoint": "errors",
     "NotIdle": "errors",
+    "OutputChanges": "kernel.checkpoints",
     "OutputsError": "errors",
     "Printed": "api.execution",
     "Result": "api.execution",

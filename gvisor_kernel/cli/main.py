@@ -101,9 +101,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
     "maintenance": {
         "hibernate": Command("sandboxes", "save a kernel on the disk, and free its memory"),
         "resume": Command("sandboxes", "let a kernel that hibernates go on"),
-        "checkpoint": Command(
-            "checkpoints", "save the state of a kernel under a name"
-        ),
+        "checkpoint": Command("checkpoints", "save the state of a kernel under a name"),
         "checkpoints": Command("checkpoints", "list the checkpoints of a kernel, or remove one"),
         "rewind": Command("checkpoints", "let a kernel go back to a checkpoint"),
         "kill": Command("sandboxes", "kill a sandbox and all processes in it"),

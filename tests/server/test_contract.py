@@ -58,9 +58,9 @@ class Checked:
         self.asked: set[tuple[str, str]] = set()
 
     def ask(self, method: str, route: str, status: int = 200, query: str = "", **more: Any) -> Any:
-        kernel = more.pop("kernel", "")
+        kernel, name = more.pop("kernel", ""), more.pop("name", "{name}")
         self.asked.add((method.lower(), route))
-        path = route.replace("{kernel_id}", kernel).lstrip("/") + query
+        path = route.replace("{kernel_id}", kernel).replace("{name}", name).lstrip("/") + query
         answer = self.client.ask(method, path, **more)
         assert answer.status_code == status, answer.text
         said = DOCUMENT["paths"][route][method.lower()]["responses"][str(status)]
