@@ -41,6 +41,7 @@ __all__ = [
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from gvisor_kernel.api.async_sandbox import AsyncSandbox
+    from gvisor_kernel.api.checkpointed import Checkpoint, OutputChanges
     from gvisor_kernel.api.execution import (
         CodeFailed,
         Execution,
@@ -63,7 +64,6 @@ if TYPE_CHECKING:
         SandboxError,
         SettingError,
     )
-    from gvisor_kernel.kernel.checkpoints import Checkpoint, OutputChanges
 
 _MODULES = {
     "Applied": "changes.change",
@@ -72,7 +72,7 @@ _MODULES = {
     "Change": "changes.change",
     "Changes": "changes.change",
     "ChangesError": "changes.change",
-    "Checkpoint": "kernel.checkpoints",
+    "Checkpoint": "api.checkpointed",
     "CodeFailed": "api.execution",
     "Entry": "api.files",
     "Execution": "api.execution",
@@ -83,7 +83,7 @@ _MODULES = {
     "MapResult": "api.mapping",
     "NoCheckpoint": "errors",
     "NotIdle": "errors",
-    "OutputChanges": "kernel.checkpoints",
+    "OutputChanges": "api.checkpointed",
     "OutputsError": "errors",
     "Printed": "api.execution",
     "Result": "api.execution",

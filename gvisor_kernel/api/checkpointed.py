@@ -10,7 +10,9 @@ from collections.abc import Callable
 
 from gvisor_kernel.api.runner import Runner
 from gvisor_kernel.errors import GvisorKernelError, NoCheckpoint, SandboxError
-from gvisor_kernel.kernel.checkpoints import Checkpoint, Checkpoints, OutputChanges
+from gvisor_kernel.kernel.checkpoints import Checkpoint as Checkpoint
+from gvisor_kernel.kernel.checkpoints import Checkpoints
+from gvisor_kernel.kernel.checkpoints import OutputChanges as OutputChanges
 from gvisor_kernel.kernel.session import SandboxedKernel
 
 log = logging.getLogger(__name__)

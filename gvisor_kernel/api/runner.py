@@ -76,7 +76,7 @@ class Kernel(Protocol):
 
 
 class Between(Protocol):
-    """What is done between runs. Raises nothing."""
+    """Work between runs. Raises nothing."""
 
     async def begin(self) -> None:
         """Called before a run, when it is its turn."""

@@ -176,6 +176,6 @@ def list_commands() -> str:
     lines = []
     for title, group in GROUPS.items():
         lines.append(f"{title}:")
-        lines += [f"  {name:<12}{command.help}" for name, command in group.items()]
+        lines += [f"  {name:<13}{command.help}" for name, command in group.items()]
         lines.append("")
     return "\n".join(lines)

@@ -199,7 +199,7 @@ class Checkpoints:
 
         async def take_turn() -> None:
             async with self._turn:
-                result.append(await work)
+                result.append(await work)  # no timeout: SAVE_SECONDS, start_timeout
 
         # no timeout: it is finished or undone, by steps that have timeouts
         await asyncio.shield(self._workers.undo_by(take_turn()))

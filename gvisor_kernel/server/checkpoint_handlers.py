@@ -12,12 +12,10 @@ from gvisor_kernel.kernel.checkpoints import NAME, Checkpoints
 from gvisor_kernel.server.handlers import MAX_BODY, Handler
 from gvisor_kernel.shown_text import printable
 
-CHECKPOINT = rf"(?P<name>{NAME.pattern})"
+CHECKPOINT = r"(?P<name>[A-Za-z0-9._-]{1,64})"
 
 
-class CheckpointsHandler(Handler):
-    """``GET`` and ``POST kernels/{kernel_id}/checkpoints``"""
-
+class _Handler(Handler):
     def find(self, kernel_id: str) -> Checkpoints:
         """Return the kernel's; see ``find_kernel``."""
         return self.find_kernel(kernel_id).hibernation.checkpoints
@@ -32,6 +30,10 @@ class CheckpointsHandler(Handler):
             raise web.HTTPError(400, "The body must have a name: letters, digits, '.', '_' or '-'.")
         return name
 
+
+class CheckpointsHandler(_Handler):
+    """``GET`` and ``POST kernels/{kernel_id}/checkpoints``"""
+
     async def get(self, kernel_id: str) -> None:
         checkpoints = self.find(kernel_id)
         found, disk = await checkpoints.list(), await checkpoints.measure()
@@ -44,10 +46,8 @@ class CheckpointsHandler(Handler):
         self.answer({"name": await checkpoints.make(name)})
 
 
-class CheckpointHandler(CheckpointsHandler):
+class CheckpointHandler(_Handler):
     """``DELETE kernels/{kernel_id}/checkpoints/{name}``"""
-
-    SUPPORTED_METHODS = ("DELETE", "OPTIONS")
 
     async def delete(self, kernel_id: str, name: str) -> None:
         self.note_activity()
@@ -56,10 +56,8 @@ class CheckpointHandler(CheckpointsHandler):
         self.finish()
 
 
-class RewindHandler(CheckpointsHandler):
+class RewindHandler(_Handler):
     """``POST kernels/{kernel_id}/rewind``"""
-
-    SUPPORTED_METHODS = ("POST", "OPTIONS")
 
     async def post(self, kernel_id: str) -> None:
         self.note_activity()

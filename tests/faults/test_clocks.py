@@ -24,6 +24,7 @@ FOR_PEOPLE = {
     ("bridge/records.py", "record"): "the time of an entry of a transcript",
     ("bridge/wire.py", "new_message"): "the date of a message, as Jupyter has it",
     ("guest/preload.py", "try_module"): "which variables of a module are the time of its import",
+    ("kernel/checkpoints.py", "_write"): "when a checkpoint was made; which is the oldest",
     ("kernel/snapshot_builder.py", "_make_once"): (
         "when a snapshot was made; which files are younger"
     ),
@@ -40,7 +41,7 @@ FOR_PEOPLE = {
     ("releases/release_store.py", "publish"): "when a release was installed",
     ("releases/bucket.py", "fetch"): "which parts of downloads are a week old",
     ("runtimes/runsc/kept_programs.py", "sweep_copies"): "which copies nobody has used for an hour",
-    ("kernel/saved_kernel.py", "save"): "when a kernel was saved",
+    ("kernel/saved_kernel.py", "save_as"): "when a kernel was saved",
     ("kernel/saved_kernel.py", "remove_old"): "which saved kernels nobody has wanted for a month",
     ("runtimes/runsc/orphan.py", "save_orphan"): "when a kernel was saved",
     ("kernel/session.py", "_launch_or_undo"): "which files on disk changed after the start",

@@ -6,6 +6,7 @@ That process may be killed at any step (``pages``). It ends with this one.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -109,7 +110,7 @@ class Packer(PerProcess):
 def _end_with_owner() -> None:
     with suppress(OSError):
         os.read(0, 1)  # no timeout: until the owner ends, or kills this process
-    os._exit(1)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main() -> None:
