@@ -17,7 +17,7 @@ from gvisor_kernel.kernel.session import SandboxedKernel
 
 log = logging.getLogger(__name__)
 
-MAX_SECONDS, PAUSE = 3.0, 20.0
+MAX_SECONDS, PAUSE = 10.0, 20.0
 """If it takes longer than this to save a state, none is saved for so many times that time: the next
 run waits for it."""
 
