@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.bridge import Bridge, KernelBridge, SnapshotRun
-from gvisor_kernel.errors import GvisorKernelError, LaunchError, NotIdle, SnapshotError
+from gvisor_kernel.errors import (
+    GvisorKernelError,
+    LaunchError,
+    NotIdle,
+    SandboxError,
+    SnapshotError,
+)
 from gvisor_kernel.host.log_files import Limiter
 from gvisor_kernel.kernel.checkpoints import Checkpoints
 from gvisor_kernel.kernel.facts import Hibernated, KernelEvents, KernelFacts, Resumed, Saved
@@ -115,6 +121,19 @@ class Hibernator:
         if not self._bridge.ended:
             await self._bridge.run(self._resume())
 
+    async def make_ready(self, kernel: KernelBridge, *, wakes: bool) -> None:
+        """Wait until the kernel is not being saved; let it go on if it hibernates and ``wakes``.
+
+        :raises SandboxError: when it hibernates, and is not woken
+        :raises GvisorKernelError: when it cannot go on
+        """
+        if self._saving is not None and not self._bridge.ended:
+            await self._bridge.run(self._settle())
+        if kernel.asleep:
+            if not wakes:
+                raise SandboxError("The kernel hibernates, and is not woken for this.")
+            await self.resume()
+
     async def leave(self) -> None:
         """Let the kernel hibernate, and leave it to the next process of this user.
 
@@ -132,6 +151,10 @@ class Hibernator:
             await self._bridge.run(self._forget())
 
     # -- on the bridge's loop --------------------------------------------------------------------
+
+    async def _settle(self) -> None:
+        while self._saving is not None:
+            await asyncio.wait({self._saving})  # no timeout: SAVE_SECONDS of each try
 
     async def _hibernate(self) -> None:
         if self._waking is not None:

@@ -222,6 +222,26 @@ def test_a_request_that_comes_meanwhile_runs_in_the_state_gone_back_to() -> None
     asyncio.run(send_in_each_gap())
 
 
+def test_files_wait_until_the_state_is_saved() -> None:
+    asyncio.run(read_in_each_gap())
+
+
+async def read_in_each_gap() -> None:
+    async with AsyncSandbox(memory="1G") as sandbox:
+        await sandbox.run("open('/workspace/file', 'w').write('kept')")
+        await sandbox.checkpoint("one")
+        kernel = sandbox._kernel
+        assert kernel is not None
+        states = kernel.hibernation.checkpoints
+        for gap in range(3):
+            for work in (states.make(), states.rewind("one")):
+                saving = asyncio.ensure_future(work)
+                await asyncio.sleep(0.1 * gap)  # not a wait: each round hits another step
+                assert await sandbox.files.read("/workspace/file") == "kept"
+                with suppress(NotIdle):  # then the read came before it
+                    await saving
+
+
 async def send_in_each_gap() -> None:
     async with AsyncSandbox(memory="1G") as sandbox:
         await sandbox.run("x = 0")
