@@ -65,11 +65,12 @@ def save_orphan(directory: Path, record: Record) -> bool:
         sources, files, packages = note["sources"], dict[str, Any](), dict[str, Any]()
         sentry_pid = sentry.pid
 
-        def describe() -> str:
+        def describe() -> dict[str, str]:
             files.update(find_shown_files(sentry_pid, sources) | find_files(record.program))
             packages.update(find_packages(files, sources))
             facts = {"files": files, "packages": packages, "saved": saved}
-            return json.dumps(note | facts | {"held": find_held(sentry_pid, OUTPUTS)})
+            facts["held"] = find_held(sentry_pid, OUTPUTS)
+            return {NOTE: json.dumps(note | facts)}
 
         write_saved(directory / SAVED, describe, write_image)
         records.change_record(directory, record, saved=saved)
