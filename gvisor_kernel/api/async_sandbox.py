@@ -16,10 +16,10 @@ from types import TracebackType
 from typing import Any, ClassVar, Self
 from uuid import uuid4
 
+from gvisor_kernel.api.checkpointed import BetweenRuns, Checkpointed
 from gvisor_kernel.api.collector import MAX_OUTPUT, MAX_RICH, Collector, Event, Output
 from gvisor_kernel.api.execution import Execution, ExecutionError, Printed, Result, choose_seconds
 from gvisor_kernel.api.files import AsyncFiles, list_outputs
-from gvisor_kernel.api.lasting import LastingState
 from gvisor_kernel.api.manager import describe_folder, describe_uploads, make_manager
 from gvisor_kernel.api.runner import Emit, KernelEnded, Runner
 from gvisor_kernel.api.shell import ShellResult, run_shell
@@ -42,7 +42,7 @@ OnResult = Callable[[Result], Awaitable[None] | None]
 OnError = Callable[[ExecutionError], Awaitable[None] | None]
 
 
-class AsyncSandbox(LastingState):
+class AsyncSandbox(Checkpointed):
     """A kernel in a sandbox of its own. Use it in the loop in which it was started.
 
     ``language``: "python", "bash", "typescript" or "java". ``uploads``: a folder that the sandbox
@@ -80,6 +80,7 @@ class AsyncSandbox(LastingState):
         self.max_rich = max_rich
         self.files = AsyncFiles(self.open_call)
         self._runner: Runner | None = None
+        self._between = BetweenRuns(lambda: self._kernel)
         self._outputs: dict[str, Collector] = {}
         self._closed = False
         self._closing: asyncio.Future[None] | None = None
@@ -104,7 +105,7 @@ class AsyncSandbox(LastingState):
         if self._runner is not None or self._closed:
             raise SandboxError("This sandbox was started before.", "make another one.")
         self._loop = asyncio.get_running_loop()
-        self._runner = Runner(self._manager.client(), self)
+        self._runner = Runner(self._manager.client(), self, self._between)
         try:
             await self._manager.start_kernel()
             await self._runner.start(self._manager.get_connection_info(session=True))
@@ -317,6 +318,7 @@ class AsyncSandbox(LastingState):
 
         :raises SandboxError: the kernel does not run, or too many calls are under way
         """
+        self._between.note_use()
         return await self._require_kernel().open_call(content, data)
 
     def _require_kernel(self) -> SandboxedKernel:

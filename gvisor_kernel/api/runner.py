@@ -75,6 +75,16 @@ class Kernel(Protocol):
         """Kill the kernel."""
 
 
+class Between(Protocol):
+    """Work between runs. Raises nothing."""
+
+    async def begin(self) -> None:
+        """Called before a run, when it is its turn."""
+
+    def end(self) -> None:
+        """Called when a run has ended."""
+
+
 @dataclass
 class _Run:
     """A run that has the kernel, or waits for its turn.
@@ -120,11 +130,12 @@ class _Run:
 class Runner:
     """Runs code by ``client``, from ``start`` to ``stop``."""
 
-    def __init__(self, client: AsyncKernelClient, kernel: Kernel) -> None:
+    def __init__(self, client: AsyncKernelClient, kernel: Kernel, between: Between) -> None:
         self.turn = asyncio.Lock()
         """Held by the run, or by a restart."""
         self._client = client
         self._kernel = kernel
+        self._between = between
         self._readers: list[asyncio.Task[None]] = []
         self._tasks: set[asyncio.Task[Execution]] = set()
         self._welcome = asyncio.Event()
@@ -208,6 +219,7 @@ class Runner:
         self, run: _Run, code: str, timeout: float | None, collect: Collect
     ) -> Execution:
         async with self.turn:
+            await self._between.begin()
             if run.abandoned:
                 return Execution()
             end = self._kernel.find_end()
@@ -221,6 +233,7 @@ class Runner:
             finally:
                 self._run = None
                 run.release()
+                self._between.end()
 
     async def _follow(self, run: _Run, collector: Collector, timeout: float | None) -> Execution:
         is_finished = await self._wait_for(run.finished, timeout, run)

@@ -212,6 +212,10 @@ class Sandbox(_Blocking[AsyncSandbox]):
     interrupt = _blocking(AsyncSandbox.interrupt)
     restart = _blocking(AsyncSandbox.restart)
     hibernate = _blocking(AsyncSandbox.hibernate)
+    checkpoint = _blocking(AsyncSandbox.checkpoint)
+    checkpoints = _blocking(AsyncSandbox.checkpoints)
+    remove_checkpoint = _blocking(AsyncSandbox.remove_checkpoint)
+    rewind = _blocking(AsyncSandbox.rewind)
 
     def branch(self, n: int = 1, *, name: str | None = None, reseed: bool = False) -> list[Self]:
         """Return ``n`` sandboxes that go on from the present state; see ``AsyncSandbox.branch``."""

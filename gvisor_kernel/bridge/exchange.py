@@ -196,6 +196,11 @@ class Exchange:
             self._refused.add(text)
             self._publish(make_note(f"refused: {text}", self._pending[cell]))
 
+    def note_rewound(self, name: str) -> None:
+        """Record that the kernel went back to its checkpoint ``name``."""
+        self._records.note(f"the kernel went back to the checkpoint {name}")
+        self._records.record_event("rewound", {"checkpoint": name})
+
     def forget_failures(self) -> None:
         """Forget how cells ended: a new sandbox has none of their files."""
         self._has_failed = False

@@ -37,6 +37,8 @@ class Hibernation:
         self.idle_seconds = 0.0
         """After this time without anything to do ``on_idle`` is called; 0: never."""
         self.on_idle: Callable[[], None] = lambda: None
+        self.on_rest: Callable[[], None] = lambda: None
+        """Called when an idle sandbox was stopped."""
         self._exchange = exchange
         self._attached = attached
         self._run = run
@@ -110,6 +112,19 @@ class Hibernation:
         self._run.begin()
         self._exchange.expose()
 
+    def recall(self, saved: SnapshotRun) -> None:
+        """Answer for the kernel that was ``saved``: it is about to go on from there."""
+        self._exchange.known.load(saved.known)
+
+    @property
+    def worked(self) -> tuple[int, float]:
+        """The number of the last cell, and the seconds for which cells have run so far."""
+        return self._exchange.known.cell, self._exchange.known.worked
+
+    def note_rewound(self, name: str) -> None:
+        """Note in the log and in the transcript that the kernel went back to a checkpoint."""
+        self._exchange.note_rewound(name)
+
     def note_awake(self) -> None:
         """Note that the kernel runs again."""
         self.asleep = self._exchange.held = False
@@ -164,6 +179,8 @@ class Hibernation:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if stopped:
+            self.on_rest()
         if stopped and self.idle_seconds:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self.idle_seconds, self._find_idle)

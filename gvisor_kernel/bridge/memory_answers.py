@@ -7,6 +7,7 @@ it knows them. No sockets here.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
@@ -28,6 +29,7 @@ MAX_COMMS = 10_000
 """Comms that are counted; with more of them each question wakes the kernel."""
 MAX_CELLS, MAX_CELL = 100, 4096
 """Cells that are kept for the history that front ends show, and bytes of a request for one."""
+MAX_CELL_NUMBER = 2**53
 KEPT = ("kernel_info_reply", "debug_reply")
 
 
@@ -41,6 +43,12 @@ class MemoryAnswers:
         self._comms: set[str] = set()
         self._cells: deque[str] = deque(maxlen=MAX_CELLS)
         """Code of the last cells that clients have run, but for long ones."""
+        self.worked = 0.0
+        """Seconds for which cells of clients have run."""
+        self._open, self._since = 0, 0.0
+        """Cells that have no reply yet, and since when the first of them has run."""
+        self.cell = 0
+        """The number of the last cell that has run, as the kernel says it."""
 
     def note(self, message: WireMessage) -> None:
         """Note a checked message of the kernel or of a client. It is passed on whatever it is.
@@ -52,7 +60,12 @@ class MemoryAnswers:
             content = _try_read(message)
             if content and (kind == "kernel_info_reply" or _find_command(content) == "debugInfo"):
                 self._replies[kind] = content
-        elif kind == "execute_request" and len(message.content) <= MAX_CELL:
+        elif kind == "execute_reply":
+            self._note_reply(message)
+        if kind == "execute_request":
+            self._since = self._since if self._open else time.monotonic()
+            self._open += 1
+        if kind == "execute_request" and len(message.content) <= MAX_CELL:
             asked = _try_read(message)
             if asked and asked.get("store_history", True) and not asked.get("silent"):
                 self._cells.append(str(asked.get("code", "")))
@@ -69,22 +82,32 @@ class MemoryAnswers:
             elif len(self._comms) < MAX_COMMS:
                 self._comms.add(comm)
 
+    def _note_reply(self, message: WireMessage) -> None:
+        if self._open:
+            now = time.monotonic()
+            self._open, self.worked = self._open - 1, self.worked + now - self._since
+            self._since = now
+        self.cell = find_cell(_try_read(message).get("execution_count")) or self.cell
+
     def dump(self) -> dict[str, Any]:
         """Return all of it, for ``load`` in another process."""
         comms, cells = sorted(self._comms), list(self._cells)
-        return {"replies": dict(self._replies), "comms": comms, "cells": cells}
+        replies = dict(self._replies)
+        return {"replies": replies, "comms": comms, "cells": cells, "cell": self.cell}
 
     def load(self, dumped: Mapping[str, Any]) -> None:
-        """Begin with what ``dump`` gave."""
+        """Know what ``dump`` gave, and nothing else."""
         self._replies = dict(dumped.get("replies", {}))
         self._comms = set(dumped.get("comms", ()))
-        self._cells.extend(dumped.get("cells", ()))
+        self._cells = deque(dumped.get("cells", ()), maxlen=MAX_CELLS)
+        self.cell = find_cell(dumped.get("cell"))
 
     def forget(self) -> None:
         """Forget a kernel that has ended."""
         self._replies.clear()
         self._comms.clear()
         self._cells.clear()
+        self.cell = self._open = 0
 
     def find(self, request: WireMessage) -> list[WireMessage] | None:
         """Return the answer to ``request``, after it what is published; None: ask the kernel."""
@@ -115,6 +138,11 @@ class MemoryAnswers:
             known = self._replies.get("debug_reply")
             return None if known is None else {**known, "request_seq": asked.get("seq", 0)}
         return None
+
+
+def find_cell(count: object) -> int:
+    """Return a number of a cell that a kernel has told; 0 if it is none."""
+    return count if type(count) is int and 0 < count < MAX_CELL_NUMBER else 0
 
 
 def _read(message: WireMessage) -> dict[str, Any]:

@@ -57,12 +57,19 @@ T = TypeVar("T")
 Branching: TypeAlias = Callable[[Sequence[Branch]], Awaitable[None]]
 
 
+_Verb: TypeAlias = Literal[
+    "list", "apply", "hibernate", "resume", "forget", "branch", "checkpoint", "remove", "rewind"
+]
+
+
 class Question(msgspec.Struct):
     """Ask for the list of changes, or to apply some, each a path and a state. ``under``, ``named``:
-    as for ``KernelChanges.list`` and ``apply``. Or ask to save the kernel, to let it go on, to give
-    up one that is saved, or for ``count`` branches."""
+    as for ``KernelChanges.list`` and ``apply``. Or ask to save the kernel, to let it go on, or to
+    give up one that is saved; for ``count`` branches; to make the checkpoint ``name``, to remove
+    it, or to go back to it.
+    """
 
-    do: Literal["list", "apply", "hibernate", "resume", "forget", "branch"]
+    do: _Verb
     diff: bool = False
     under: list[str] = []
     changes: list[tuple[str, str]] = []
@@ -93,6 +100,12 @@ class Branched(msgspec.Struct):
     """The branches that were started: the id of the kernel and the name of each."""
 
     branches: list[tuple[str, str]]
+
+
+class Made(msgspec.Struct):
+    """Says which checkpoint was made."""
+
+    name: str
 
 
 class ControlSocket:
@@ -214,6 +227,14 @@ class ControlSocket:
                 )
             await self._branch(branches)
             return encode(Branched([(branch.kernel_id, branch.name) for branch in branches]))
+        checkpoints, name = hibernation.checkpoints, question.name
+        if question.do == "checkpoint":
+            return encode(Made(await checkpoints.make(name)))
+        if question.do == "remove":
+            await checkpoints.remove(name or "")
+            return encode(Done())
+        if question.do == "rewind":
+            return encode(await checkpoints.rewind(name or ""))
         paths = (path for path, _ in question.changes)
         if not all(map(is_path, (*question.under, *question.named, *paths))):
             raise ChangesError("The paths of the question are malformed.")

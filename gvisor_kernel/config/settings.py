@@ -309,6 +309,18 @@ class SandboxSpec:
         the disk, and it goes on as it was at the next request. 0: never. A kernel with a busy
         thread, a pending timer or a child process does not.""",
     )
+    checkpoints: str = setting(
+        "off",
+        accept_choice(("off", "agent", "cells")),
+        """When a kernel gets checkpoints by itself, to which it can be rewound. "agent": before
+        each run of a program or a model (API, MCP) but the first. "cells": after cells that have
+        taken long, so that all of it takes at most a twentieth of the cells' own time.""",
+    )
+    checkpoints_kept: int = setting(
+        10,
+        accept_whole(1, 1000),
+        """How many of these are kept; the oldest go first. Those that were given a name stay.""",
+    )
     spare: bool = setting(
         True,
         accept_flag,

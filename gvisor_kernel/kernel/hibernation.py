@@ -12,13 +12,21 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from threading import Thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gvisor_kernel.bridge import Bridge, KernelBridge, SnapshotRun
-from gvisor_kernel.errors import GvisorKernelError, LaunchError, NotIdle
+from gvisor_kernel.errors import (
+    GvisorKernelError,
+    LaunchError,
+    NotIdle,
+    SandboxError,
+    SnapshotError,
+)
 from gvisor_kernel.host.log_files import Limiter
 from gvisor_kernel.kernel.branches import Branch, branch_running, branch_saved, remove_all
+from gvisor_kernel.kernel.checkpoints import Checkpoints
 from gvisor_kernel.kernel.facts import Hibernated, KernelEvents, KernelFacts, Resumed, Saved
 from gvisor_kernel.kernel.launch import Workers, run_beside
 from gvisor_kernel.kernel.plan import KernelPlan
@@ -60,13 +68,16 @@ class Hibernator:
         self._workers = workers
         self._find = find
         self._wake = wake
-        self._waking: asyncio.Task[None] | None = None
+        self._waking: asyncio.Task[Any] | None = None
         self._saving: asyncio.Future[None] | None = None
         """Done when the save that is under way has ended."""
+        self._goes_back = False
+        """The kernel is saved to go on from an earlier state, so nothing wakes it meanwhile."""
         self._is_leaving = False
         """Nothing wakes the kernel any more: this process ends."""
         self._keeping: Thread | None = None
         self._failures = Limiter()
+        self.checkpoints = Checkpoints(bridge, workers, self)
 
     # -- from any loop ---------------------------------------------------------------------------
 
@@ -129,6 +140,19 @@ class Hibernator:
         if not self._bridge.ended:
             await self._bridge.run(self._resume())
 
+    async def make_ready(self, kernel: KernelBridge, *, wakes: bool) -> None:
+        """Wait until the kernel is not being saved; let it go on if it hibernates and ``wakes``.
+
+        :raises SandboxError: when it hibernates, and is not woken
+        :raises GvisorKernelError: when it cannot go on
+        """
+        if self._saving is not None and not self._bridge.ended:
+            await self._bridge.run(self._settle())
+        if kernel.asleep:
+            if not wakes:
+                raise SandboxError("The kernel hibernates, and is not woken for this.")
+            await self.resume()
+
     async def leave(self) -> None:
         """Let the kernel hibernate, and leave it to the next process of this user.
 
@@ -146,6 +170,10 @@ class Hibernator:
             await self._bridge.run(self._forget())
 
     # -- on the bridge's loop --------------------------------------------------------------------
+
+    async def _settle(self) -> None:
+        while self._saving is not None:
+            await asyncio.wait({self._saving})  # no timeout: SAVE_SECONDS of each try
 
     async def _hibernate(self) -> None:
         if self._waking is not None:
@@ -228,6 +256,7 @@ class Hibernator:
     def watch(self, kernel: KernelBridge, sandbox: SavedSandbox, plan: KernelPlan) -> None:
         """Let ``kernel`` hibernate when it has had nothing to do for its setting's time."""
         kernel.hibernation.idle_seconds = plan.spec.hibernate_idle_timeout
+        self.checkpoints.watch(kernel, plan)
 
         def begin() -> None:
             self._workers.undo_by(self._try(kernel, sandbox, plan))
@@ -252,6 +281,8 @@ class Hibernator:
         :raises NotIdle: when it has something to do
         :raises SnapshotError: when it cannot be saved; it goes on
         """
+        if self._waking is not None:
+            raise NotIdle("The kernel is about to go on.")
         saved: SavedKernel | None = None
 
         async def write(run: SnapshotRun) -> None:
@@ -293,18 +324,16 @@ class Hibernator:
 
     def want(self, kernel: KernelBridge) -> None:
         """Let the saved kernel go on; nobody waits for it."""
-        if self.saved is not None and self._waking is None and not self._is_leaving:
+        if self._goes_back or self._is_leaving:
+            return
+        if self.saved is not None and self._waking is None:
             self._waking = asyncio.get_running_loop().create_task(self._go_on(kernel, self.saved))
             self._waking.add_done_callback(_forget_error)
 
     async def _go_on(self, kernel: KernelBridge, saved: SavedKernel) -> None:
         began = time.monotonic()
         try:
-            kept = await self._workers.run(saved.check)
-            if kept.words:
-                kernel.note(kept.words)
-                kernel.show_wait(kept.words)
-            plan = await self._wake(kernel, replace(saved, shown=kept.paths))
+            plan = await self._wake_with_packages(kernel, saved)
         except GvisorKernelError as error:
             kernel.hibernation.refuse_waiting(explain(error))
             log.error("%s does not go on: %s", kernel.identity.name, error)
@@ -315,6 +344,80 @@ class Hibernator:
         request, seconds = plan.request, time.monotonic() - began
         KernelEvents.instance().tell(Resumed(request.kernel_id, request.kernel_name, seconds))
         await self._workers.run(saved.discard)
+
+    async def _wake_with_packages(self, kernel: KernelBridge, saved: SavedKernel) -> KernelPlan:
+        found = await self._workers.run(saved.check)
+        if found.words:
+            kernel.note(found.words)
+            kernel.show_wait(found.words)
+        return await self._wake(kernel, await self._workers.run(saved.show, found))
+
+    def find_directory(self) -> Path:
+        """Return the directory of the kernel's sandbox, which may have ended.
+
+        :raises LaunchError: when there is no kernel
+        """
+        _, sandbox, plan = self._find()
+        if self.saved is not None:
+            return self.saved.directory
+        if sandbox is None or not isinstance(sandbox, SavedSandbox):
+            raise get_runtime(plan.spec.runtime).explain_no_snapshots()
+        return sandbox.directory
+
+    async def go_back(
+        self, target: SavedKernel, keep: Callable[[SavedKernel], None]
+    ) -> tuple[KernelBridge, KernelPlan]:
+        """Let the idle kernel go on from ``target``, one of its earlier states.
+
+        ``keep`` takes what it was, in a worker, once it goes on from there; raises nothing.
+
+        :raises NotIdle: when it has something to do
+        :raises SnapshotError: when it cannot be saved, or cannot go on from ``target``: it goes on
+            as it was
+        """
+        if self._waking is not None:
+            # no timeout: it is finished or undone, by steps that have timeouts
+            await asyncio.wait({self._waking})
+        kernel = self._find()[0]
+        self._goes_back = True
+        try:
+            await self._hibernate()
+            assert self.saved is not None
+            work = self._replace(kernel, self.saved, target, keep)
+            waking = self._waking = asyncio.get_running_loop().create_task(work)
+            waking.add_done_callback(_forget_error)
+        finally:
+            self._goes_back = False
+            if kernel.asleep and kernel.hibernation.has_waiting:
+                self.want(kernel)  # for nothing, unless it could not go back
+        # no timeout: it is finished or undone, by steps that have timeouts
+        return kernel, await asyncio.shield(waking)
+
+    async def _replace(
+        self,
+        kernel: KernelBridge,
+        before: SavedKernel,
+        target: SavedKernel,
+        keep: Callable[[SavedKernel], None],
+    ) -> KernelPlan:
+        began = time.monotonic()
+        kernel.hibernation.recall(target.run)
+        try:
+            plan = await self._wake_with_packages(kernel, target)
+        except GvisorKernelError as error:
+            kernel.hibernation.recall(before.run)
+            await self._go_on(kernel, before)
+            raise SnapshotError(
+                f"The kernel could not go back, and goes on as it was: {error.fact}", error.hint
+            ) from error
+        else:
+            self.saved = None
+            await self._workers.run(keep, before)
+        finally:
+            self._waking = None
+        request, seconds = plan.request, time.monotonic() - began
+        KernelEvents.instance().tell(Resumed(request.kernel_id, request.kernel_name, seconds))
+        return plan
 
     async def end(self, kernel: KernelBridge) -> None:
         """Give the saved kernel up, and remove it. Idempotent."""
@@ -342,7 +445,7 @@ async def _retry(save: Callable[[], Awaitable[None]]) -> None:
     await save()
 
 
-def _forget_error(waking: asyncio.Task[None]) -> None:
+def _forget_error(waking: asyncio.Task[Any]) -> None:
     if not waking.cancelled():
         waking.exception()  # the cell that waited has it
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
 from threading import Thread
+from types import MappingProxyType
 from typing import Any
 
 from gvisor_kernel.bridge import SnapshotRun
@@ -134,8 +135,13 @@ class SavedKernel:
                 f" link; this one speaks {VERSION}.",
                 "install the release that saved it, or restart the kernel to begin anew.",
             )
-        parts = self.libraries, self.packages, self.sources
-        found = find_substitutes(self.place, self.saved, *parts)
+        return find_substitutes(self.place, self.saved, self.libraries, self.packages, self.sources)
+
+    def show(self, found: Substitutes) -> SavedKernel:
+        """Return this kernel as it is to go on, with what ``check`` has found.
+
+        :raises SnapshotError: when the directory cannot be written
+        """
         try:
             note_shown(self.directory, found)
         except OSError as error:
@@ -143,7 +149,7 @@ class SavedKernel:
                 f"{self.directory} cannot be written: {error.strerror}.",
                 "check whether the disk is full or read-only.",
             ) from error
-        return found
+        return replace(self, shown=found.paths)
 
     def check_mapped(self, sandbox: Sandbox) -> None:
         """Check that nothing was changed while ``sandbox`` was restored, in which it goes on.
@@ -224,12 +230,14 @@ def save_as(
     sandbox: SavedSandbox,
     plan: KernelPlan,
     run: SnapshotRun,
+    beside: Mapping[str, str] = MappingProxyType({}),
     *,
     flushes: bool = True,
 ) -> SavedKernel:
     """Save the kernel of ``sandbox``, which goes on, as the folder ``place`` of a private one.
 
-    ``flushes``: wait until it is on the disk.
+    ``beside``: texts of further files in the folder, by name. ``flushes``: wait until it is on the
+    disk.
 
     :raises SnapshotError: when that fails; nothing is left of it then
     """
@@ -246,13 +254,13 @@ def save_as(
     def write_image(image: Path) -> None:
         sandbox.checkpoint(image, SAVE_SECONDS, goes_on=True)
 
-    def describe() -> str:
+    def describe() -> dict[str, str]:
         nonlocal note
         # now that runsc has given up what nobody has open
         files = sandbox.find_shown_files()
         packages = find_packages(files, note.sources)
         note = replace(note, files=files, packages=packages, held=sandbox.find_held())
-        return _write_note(note)
+        return {NOTE: _write_note(note), **beside}
 
     try:
         write_saved(place, describe, write_image, flushes=flushes)

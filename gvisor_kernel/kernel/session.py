@@ -209,10 +209,8 @@ class SandboxedKernel:
 
         :raises SandboxError: when no kernel runs, it hibernates, or too many calls are under way
         """
-        if self._kernel is not None and self._kernel.asleep:
-            if not wakes:
-                raise SandboxError("The kernel hibernates, and is not woken for this.")
-            await self.hibernation.resume()
+        if self._kernel is not None:
+            await self.hibernation.make_ready(self._kernel, wakes=wakes)
         if self._kernel is None or self._bridge.ended:
             raise SandboxError("The sandbox cannot be asked: this process has no kernel in it.")
         return await SandboxCall.begin(self._bridge, self._kernel.service, content, data)

@@ -312,8 +312,8 @@ class SavedSandbox(Protocol):
         """As of ``CheckpointedSandbox``."""
 
     def note_saved(self, saved: float) -> None:
-        """Note that the kernel was saved at that Unix time: ``close`` leaves the directory with its
-        log and transcript (raises StateError then); 0: that it goes on (raises nothing)."""
+        """Note when the kernel was saved, or raise StateError; 0: that it goes on. Else ``close``
+        leaves nothing of the directory."""
 
 
 @runtime_checkable

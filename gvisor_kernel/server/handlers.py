@@ -23,6 +23,7 @@ from gvisor_kernel.errors import (
     EgressError,
     EgressRefused,
     GvisorKernelError,
+    NoCheckpoint,
     OutputsError,
     StorageError,
 )
@@ -51,6 +52,7 @@ KERNEL = r"(?P<kernel_id>[\w.-]{1,200})"
 STATUSES: tuple[tuple[type[GvisorKernelError], int], ...] = (
     (DoctorFailed, 503),
     (OutputsError, 404),
+    (NoCheckpoint, 404),
     (EgressRefused, 404),
     (TooMany, 429),
     (EgressError, 503),

@@ -24,7 +24,13 @@ def test_a_comm_is_forgotten_when_it_is_closed() -> None:
 @pytest.mark.parametrize("content", [b"[" * 9, b"{" + b" " * MAX_INFO + b"}"])
 def test_what_is_not_parsed_is_passed_on_and_the_kernel_is_asked(content: bytes) -> None:
     known = MemoryAnswers()
-    for kind in ("kernel_info_reply", "debug_reply", "execute_request", "comm_close"):
+    for kind in (
+        "kernel_info_reply",
+        "debug_reply",
+        "execute_request",
+        "execute_reply",
+        "comm_close",
+    ):
         known.note(replace(new_message(kind, {}, b"{}", b""), content=content))
     assert known.find(ASKED)
     assert known.find(new_message("kernel_info_request", {}, b"{}", b"")) is None

@@ -53,6 +53,8 @@ CHANGED: dict[str, object] = {
     "preload": ["numpy"],
     "idle_stop": False,
     "hibernate_idle_timeout": 60.0,
+    "checkpoints": "cells",
+    "checkpoints_kept": 3,
     "spare": False,
     "egress": ["packages"],
     "packages": {"requirements": ["polars"], "environment": "a" * 64},

@@ -24,6 +24,7 @@ FOR_PEOPLE = {
     ("bridge/records.py", "record"): "the time of an entry of a transcript",
     ("bridge/wire.py", "new_message"): "the date of a message, as Jupyter has it",
     ("guest/preload.py", "try_module"): "which variables of a module are the time of its import",
+    ("kernel/checkpoints.py", "_write"): "when a checkpoint was made; which is the oldest",
     ("kernel/snapshot_builder.py", "_make_once"): (
         "when a snapshot was made; which files are younger"
     ),

@@ -54,7 +54,19 @@ async def main(way: str, kernel_id: str, settings: str = "{}") -> None:
         await client.wait_for_ready(timeout=60)
     await execute(client, CODE)
     kernel = manager.provisioner.sandboxed_kernel
-    if way in ("leave", "take and leave"):
+    if way.endswith("going back"):
+        states = kernel.hibernation.checkpoints
+        await states.make("one")
+        await execute(client, CODE)
+        if way.startswith("die"):
+            going = asyncio.ensure_future(states.rewind("one"))
+            while kernel.hibernation.saved is None:  # until it is saved, and its sandbox ends
+                await asyncio.sleep(0.001)
+            assert not going.done()
+    if way == "take back":
+        print((await kernel.hibernation.checkpoints.rewind("one")).changed, flush=True)
+        await execute(client, CODE)
+    if way.startswith("leave") or way == "take and leave":
         print(await kernel.hibernation.leave(), flush=True)
     if way == "die asleep":
         await kernel.hibernation.hibernate()

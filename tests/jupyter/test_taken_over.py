@@ -65,6 +65,18 @@ def test_a_kernel_outlives_its_server(way: str, folder: Path) -> None:
     assert find(kernel_id) is None
 
 
+@pytest.mark.parametrize("way", ["leave, before going back", "die going back"])
+def test_checkpoints_come_with_the_kernel(way: str, folder: Path) -> None:
+    kernel_id = str(uuid.uuid4())
+    printed, _ = run(way, kernel_id, folder)
+    assert printed[:2] == ["1 None", "2 None"]
+    saved = wait_for_saved(kernel_id)
+    assert (saved.directory / "checkpoints").stat().st_mode & 0o777 == 0o700
+    # First what it was when its server ended, whatever that did then; then the checkpoint.
+    assert run("take back", kernel_id, folder)[0] == ["3 None", "()", "2 None"]
+    assert find(kernel_id) is None
+
+
 def test_another_kernel_is_not_taken_over(folder: Path) -> None:
     kernel_id = str(uuid.uuid4())
     run("leave", kernel_id, folder)

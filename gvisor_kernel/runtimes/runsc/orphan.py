@@ -63,14 +63,15 @@ def save_orphan(directory: Path, record: Record) -> bool:
         sources, files, packages = note["sources"], dict[str, Any](), dict[str, Any]()
         sentry_pid = sentry.pid
 
-        def describe() -> str:
+        def describe() -> dict[str, str]:
             files.update(find_shown_files(sentry_pid, sources) | find_files(record.program))
             packages.update(find_packages(files, sources))
             facts = {"files": files, "packages": packages, "saved": saved}
-            text = json.dumps(note | facts | {"held": find_held(sentry_pid, OUTPUTS)})
+            facts["held"] = find_held(sentry_pid, OUTPUTS)
+            text = json.dumps(note | facts)
             if len(text) > MAX_NOTE:
                 raise ValueError("nobody could read it")
-            return text
+            return {NOTE: text}
 
         write_saved(directory / SAVED, describe, write_image)
         records.change_record(directory, record, saved=saved)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -43,15 +43,16 @@ def find_wake_seconds(image: Path, start_timeout: float) -> float:
 
 def write_saved(
     place: Path,
-    describe: Callable[[], str],
+    describe: Callable[[], Mapping[str, str]],
     write_image: Callable[[Path], None],
     *,
     flushes: bool = True,
 ) -> None:
     """Save a kernel as the folder ``place``: all of it is on the disk before it has its name.
 
-    ``write_image`` fills a folder. ``describe`` is called after it, and returns the text of
-    kernel.json. ``flushes=False``: do not wait for the disk. Blocks.
+    ``write_image`` fills a folder. ``describe`` is called after it, and returns the texts of
+    kernel.json and of what else is beside the image. ``flushes=False``: do not wait for the disk.
+    Blocks.
 
     :raises OSError: when it cannot be written, or what the functions raise; nothing is left then
     """
@@ -65,17 +66,18 @@ def write_saved(
         for path in image.iterdir():
             path.chmod(0o600)
             if flushes:
-                _flush(path)
-        write_file(saving / NOTE, describe())
+                flush(path)
+        for name, text in describe().items():
+            write_file(saving / name, text)
         shutil.rmtree(place, ignore_errors=True)
         saving.rename(place)
         if flushes:
-            _flush(place.parent)
+            flush(place.parent)
     finally:
         shutil.rmtree(saving, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:

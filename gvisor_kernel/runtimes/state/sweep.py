@@ -22,10 +22,11 @@ from gvisor_kernel.host.owners import change_owner
 from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME, SUBUID_BASE, SUBUID_COUNT
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.mounts.written_folders import forget_written
-from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state import pages, records
 from gvisor_kernel.runtimes.state.claims import claimed
 from gvisor_kernel.runtimes.state.leftovers import LEFTOVERS
 from gvisor_kernel.runtimes.state.listed import read_memory
+from gvisor_kernel.runtimes.state.packer import Packer
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.saved import is_saved
 
@@ -166,6 +167,7 @@ def _remove_sandbox(
     groups = [Path(group) for group in record.cgroups] if record is not None else []
     if not end_sandbox(directory, groups):
         return False
+    Packer.instance().leave(directory / pages.FOLDER)
     remove_parts = find_remover(record) if record is not None else None
     if record is not None and remove_parts is not None:
         # `gvisor-kernel sync --to` may have changed the folder of its outputs meanwhile.

@@ -1,0 +1,293 @@
+"""Images of one kernel's memory, page by page: what several of them have is on the disk once.
+
+    checkpoints/.pages/N.pages    pages, one after the other
+    checkpoints/.pages/N.digests  16 bytes of SHA-256 for each
+    checkpoints/NAME/image/       an image as the runtime wrote it, whole if it has this name
+    checkpoints/NAME/packed       in its place: which pages make up its files, and their digests
+
+Pages are written, then digests, then ``packed``, each flushed before the next, and only then the
+image goes. So whoever ends this at any step leaves the image or ``packed``, and what is too much is
+cut off or removed by the next one. Nothing here knows what is in an image. It is packed by a
+process of the lowest priority, as a thread would hold the interpreter's lock (``packer``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gvisor_kernel.errors import SnapshotError
+from gvisor_kernel.runtimes.state.saved import IMAGE, flush
+
+# by path: below the state directory, whose parents only this user can change
+
+FOLDER, STORE, PACKED = "checkpoints", ".pages", "packed"
+PAGE, CHUNK, DIGEST = 4096, 4 * 1024 * 1024, 16
+ZERO = hashlib.sha256(bytes(PAGE)).digest()[:DIGEST]
+MAX_PAGES = 1 << 19
+"""Pages of one kernel that are different: their digests are in memory as an image is packed. One
+that would make them more stays as it is."""
+MIN_DEAD = 4096
+"""Pages that nothing needs any more, below which they stay."""
+MAX_HEADER = 64 * 1024
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of an image. ``pages``: numbers from 1 in the store; 0: a page of zeros."""
+
+    name: str
+    size: int
+    digest: str
+    pages: array[int]
+
+
+@dataclass(frozen=True)
+class _Packed:
+    store: int
+    files: tuple[_File, ...]
+
+
+class _Store:
+    """N.pages and N.digests, to add to. One process at a time."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self.number = number
+        self._pages = _open(folder / f"{number}.pages")
+        self._digests = _open(folder / f"{number}.digests")
+        digests = (folder / f"{number}.digests").read_bytes()
+        pages = os.fstat(self._pages).st_size // PAGE
+        self.count = min(len(digests) // DIGEST, pages)
+        os.ftruncate(self._pages, self.count * PAGE)
+        os.ftruncate(self._digests, self.count * DIGEST)
+        starts = range(0, self.count * DIGEST, DIGEST)
+        self._known = {digests[at : at + DIGEST]: n for n, at in enumerate(starts, 1)}
+        self._known[ZERO] = 0
+        self._new = bytearray()
+
+    def add(self, data: bytes, numbers: array[int]) -> None:
+        """Add the pages of ``data`` that are new; append the numbers of all to ``numbers``."""
+        data += bytes(-len(data) % PAGE)
+        view, fresh = memoryview(data), []
+        for at in range(0, len(data), PAGE):
+            page = view[at : at + PAGE]
+            digest = hashlib.sha256(page).digest()[:DIGEST]
+            number = self._known.get(digest)
+            if number is None:
+                self.count += 1
+                number = self._known[digest] = self.count
+                self._new += digest
+                fresh.append(page)
+            numbers.append(number)
+        _write(self._pages, b"".join(fresh))
+
+    def flush(self) -> None:
+        """Wait until all is on the disk."""
+        os.fsync(self._pages)
+        _write(self._digests, self._new)
+        os.fsync(self._digests)
+        self._new.clear()
+
+    def close(self) -> None:
+        os.close(self._pages)
+        os.close(self._digests)
+
+
+def _open(path: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+    return os.open(path, flags, 0o600)
+
+
+def _write(fd: int, data: bytes | bytearray | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def measure_image(place: Path) -> int:
+    """Return the bytes of an image, packed or not; 0 if there is none that can be read."""
+    try:
+        return sum(path.stat().st_size for path in (place / IMAGE).iterdir())
+    except OSError:
+        packed = _read(place)
+        return 0 if packed is None else sum(file.size for file in packed.files)
+
+
+def pack(place: Path) -> None:
+    """Pack the image of a checkpoint, which nobody uses meanwhile.
+
+    :raises OSError: when that fails: the image stays as it is
+    """
+    image = place / IMAGE
+    if not (place / PACKED).exists():
+        paths = sorted(image.iterdir())
+        number = max(_find_stores(place.parent), default=1)
+        store = _Store(place.parent / STORE, number)
+        try:
+            if store.count + sum(path.stat().st_size for path in paths) // PAGE > MAX_PAGES:
+                return
+            _pack(place, store, {path.name: _read_plain(path) for path in paths})
+        finally:
+            store.close()
+    going = place / f"{IMAGE}.old"
+    shutil.rmtree(going, ignore_errors=True)
+    image.rename(going)
+    shutil.rmtree(going)
+
+
+def _pack(place: Path, store: _Store, files: Mapping[str, Iterable[bytes]]) -> None:
+    header, indexes = [], []
+    for name, chunks in files.items():
+        whole, size, numbers = hashlib.sha256(), 0, array("I")
+        for chunk in chunks:
+            whole.update(chunk)
+            size += len(chunk)
+            store.add(chunk, numbers)
+        header.append((name, size, whole.hexdigest()))
+        indexes.append(numbers.tobytes())
+    store.flush()
+    made = place / f"{PACKED}.new"
+    with made.open("wb") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(json.dumps({"store": store.number, "files": header}).encode() + b"\n")
+        file.writelines(indexes)
+        file.flush()
+        os.fsync(file.fileno())
+    made.replace(place / PACKED)
+    flush(place)
+
+
+def _read_plain(path: Path) -> Iterator[bytes]:
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(CHUNK):
+            # A short read would shift the pages after it.
+            while len(chunk) % PAGE and (more := file.read(CHUNK - len(chunk))):
+                chunk += more
+            yield chunk
+
+
+def _read(place: Path) -> _Packed | None:
+    try:
+        with (place / PACKED).open("rb") as file:
+            header = json.loads(file.readline(MAX_HEADER))
+            files = []
+            for name, size, digest in header["files"]:
+                pages = array("I")
+                pages.fromfile(file, -(-size // PAGE))
+                files.append(_File(name, size, digest, pages))
+            return _Packed(header["store"], tuple(files))
+    except (OSError, ValueError, LookupError, TypeError, EOFError):
+        return None
+
+
+def _read_packed(folder: Path, store: int, file: _File) -> Iterator[memoryview]:
+    """Yield the content of a file.
+
+    :raises OSError: when a page is missing
+    """
+    left, many = file.size, CHUNK // PAGE
+    with (folder / STORE / f"{store}.pages").open("rb", buffering=0) as pages:
+        for first in range(0, len(file.pages), many):
+            numbers = file.pages[first : first + many].tolist()
+            chunk, at = memoryview(bytearray(len(numbers) * PAGE)), 0
+            while at < len(numbers):
+                number, end = numbers[at], at + 1
+                while end < len(numbers) and numbers[end] == (number and number + end - at):
+                    end += 1
+                part = chunk[at * PAGE : end * PAGE]
+                if number and os.preadv(pages.fileno(), [part], (number - 1) * PAGE) != len(part):
+                    raise OSError(f"{pages.name} has no page {number}")
+                at = end
+            yield chunk[:left]
+            left -= len(chunk)
+
+
+def unpack(place: Path) -> None:
+    """Write the image of a checkpoint anew if it is packed.
+
+    :raises SnapshotError: when it cannot be written, or is not what it was
+    """
+    image, making, packed = place / IMAGE, place / f"{IMAGE}.new", _read(place)
+    if image.is_dir():
+        return
+    if packed is None:
+        raise SnapshotError(f"The image in {place} cannot be read.", "use another checkpoint.")
+    shutil.rmtree(making, ignore_errors=True)
+    try:
+        making.mkdir(mode=0o700)
+        for file in packed.files:
+            whole = hashlib.sha256()
+            with (making / file.name).open("xb", buffering=0) as written:
+                os.fchmod(written.fileno(), 0o600)
+                for chunk in _read_packed(place.parent, packed.store, file):
+                    whole.update(chunk)
+                    _write(written.fileno(), chunk)
+            if whole.hexdigest() != file.digest:
+                raise SnapshotError(f"The image in {place} is damaged.", "use another checkpoint.")
+        making.rename(image)
+    except OSError as error:
+        raise SnapshotError(
+            f"The image of the checkpoint in {place} cannot be written: {error}.",
+            "check whether the disk is full or read-only.",
+        ) from error
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
+def _find_stores(folder: Path) -> list[int]:
+    names = (path.stem for path in (folder / STORE).glob("*.digests"))
+    return [int(name) for name in names if name.isdecimal()]
+
+
+def reclaim(folder: Path) -> None:
+    """Write pages anew when more than half of them are in no image of ``folder`` any more.
+
+    :raises OSError: when that fails: all images can still be unpacked
+    """
+    found = ((path.parent, _read(path.parent)) for path in folder.glob(f"*/{PACKED}"))
+    images = {place: packed for place, packed in found if packed is not None}
+    stores = _find_stores(folder)
+    if not stores:
+        return
+    live: set[int] = set()
+    last = max(stores)
+    for packed in images.values():
+        if packed.store == last:
+            live.update(*(file.pages for file in packed.files))
+    count = (folder / STORE / f"{last}.digests").stat().st_size // DIGEST
+    if not images or (count > MIN_DEAD and 2 * len(live) < count):
+        last += 1
+    moved = {place: packed for place, packed in images.items() if packed.store != last}
+    if moved:
+        store = _Store(folder / STORE, last)
+        try:
+            for place, packed in moved.items():
+                files = {
+                    file.name: map(bytes, _read_packed(folder, packed.store, file))
+                    for file in packed.files
+                }
+                _pack(place, store, files)
+        finally:
+            store.close()
+    for number in stores:
+        if number != last:
+            for kind in ("pages", "digests"):
+                (folder / STORE / f"{number}.{kind}").unlink(missing_ok=True)
+
+
+def pack_all(folder: Path) -> None:
+    """Pack what is not packed in ``folder``, and reclaim what is not needed.
+
+    :raises OSError: when that fails: all images can still be restored, or unpacked
+    """
+    for place in sorted(folder.glob(f"[!.]*/{IMAGE}"), key=lambda it: it.stat().st_mtime):
+        if not place.parent.name.endswith((".new", ".old")):
+            pack(place.parent)
+    reclaim(folder)

@@ -1,0 +1,175 @@
+"""Packed images: what goes in comes out, whoever ends it at any step; and what they take."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gvisor_kernel.errors import SnapshotError
+from gvisor_kernel.runtimes.state import pages
+
+PAGE = pages.PAGE
+
+
+def make_noise(seed: int, count: int) -> bytes:
+    """Return pages that have nothing in common."""
+    return random.Random(seed).randbytes(count * PAGE)  # noqa: S311 - no secret
+
+
+def make(folder: Path, name: str, **files: bytes) -> Path:
+    image = folder / name / "image"
+    image.mkdir(parents=True)
+    for file, data in files.items():
+        (image / file).write_bytes(data)
+    return folder / name
+
+
+def read(place: Path) -> dict[str, bytes]:
+    pages.unpack(place)
+    return {path.name: path.read_bytes() for path in (place / "image").iterdir()}
+
+
+def measure(folder: Path) -> int:
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+
+
+@st.composite
+def contents(draw: st.DrawFn) -> bytes:
+    kinds = draw(st.lists(st.integers(0, 5), max_size=30))
+    end = draw(st.binary(max_size=20))
+    return b"".join(bytes([kind]) * PAGE for kind in kinds) + end
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.dictionaries(st.sampled_from("abc"), contents()), max_size=5), st.data())
+def test_what_goes_in_comes_out(images: list[dict[str, bytes]], data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        left = {}
+        for number, files in enumerate(images):
+            left[make(folder, f"n{number}", **files)] = files
+            pages.pack_all(folder)
+            if data.draw(st.booleans()):
+                gone = data.draw(st.sampled_from(sorted(left)))
+                shutil.rmtree(gone)
+                del left[gone]
+            pages.reclaim(folder)
+        for place, files in left.items():
+            assert read(place) == files
+            pages.pack(place)
+            assert read(place) == files
+
+
+def test_another_image_costs_what_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "MIN_DEAD", 10)
+    data = bytearray(make_noise(1, 500) + bytes(1500 * PAGE))
+    for number in range(15):
+        make(tmp_path, f"n{number}", pages=bytes(data))
+        for at in range(5):
+            data[(number * 5 + at) * PAGE] ^= 1
+    pages.pack_all(tmp_path)
+    assert measure(tmp_path) < (500 + 15 * 5) * PAGE + 15 * (4 * 2000 + 3 * PAGE)
+    kept = tmp_path / "n14"
+    for number in range(14):
+        shutil.rmtree(tmp_path / f"n{number}")
+    made = make(tmp_path, "own", pages=make_noise(2, 1200))
+    pages.pack(made)
+    shutil.rmtree(made)
+    pages.reclaim(tmp_path)  # more than half is dead
+    assert measure(tmp_path) < (500 + 16) * PAGE
+    assert len(read(kept)["pages"]) == 2000 * PAGE
+
+
+class Killed(BaseException):
+    """The process ends at a step."""
+
+
+STEPS = ("write", "fsync", "ftruncate", "rename", "replace", "unlink", "rmdir", "mkdir", "open")
+
+
+def run_until(monkeypatch: pytest.MonkeyPatch, step: int, folder: Path) -> bool:
+    """Pack all of a folder, but end at a step, and with half of a write; return whether it did."""
+    count = 0
+    with monkeypatch.context() as patched:
+        for name in STEPS:
+            real = getattr(os, name)
+
+            def work(
+                *args: object, real: object = real, name: str = name, **more: object
+            ) -> object:
+                nonlocal count
+                count += 1
+                if count == step:
+                    if name == "write":
+                        real(args[0], memoryview(args[1])[: len(args[1]) // 2])
+                    raise Killed
+                return real(*args, **more)
+
+            patched.setattr(os, name, work)
+        try:
+            pages.pack_all(folder)
+        except Killed:
+            return True
+    return False
+
+
+def test_whoever_ends_it_at_any_step_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, was_ended = 0, True
+    first, other = make_noise(3, 60), make_noise(4, 20)
+    monkeypatch.setattr(pages, "MIN_DEAD", 10)
+    while was_ended:
+        step += 1
+        folder = tmp_path / str(step)
+        gone = make(folder, "gone", pages=first)
+        one = make(folder, "one", pages=other, state=b"x" * 5000)
+        pages.pack_all(folder)
+        shutil.rmtree(gone)  # so that pages are written anew, too
+        two = make(folder, "two", pages=other[PAGE:] + b"end", state=b"y")
+        was_ended = run_until(monkeypatch, step, folder)
+        expected = {one: (other, b"x" * 5000), two: (other[PAGE:] + b"end", b"y")}
+        for again in (False, True):
+            for place, (data, state) in expected.items():
+                assert read(place) == {"pages": data, "state": state}, (step, again)
+            pages.pack_all(folder)
+        assert not list(folder.glob("*/image*"))
+        assert measure(folder) < 40 * PAGE
+        shutil.rmtree(folder)
+    assert step > 20
+
+
+@pytest.mark.parametrize("damage", ["pages", "index", "missing"])
+def test_a_damaged_image_is_refused(tmp_path: Path, damage: str) -> None:
+    place = make(tmp_path, "one", pages=make_noise(4, 20))
+    pages.pack(place)
+    (stored,) = (tmp_path / ".pages").glob("*.pages")
+    if damage == "pages":
+        with stored.open("r+b") as file:
+            file.seek(5 * PAGE)
+            file.write(b"!")
+    elif damage == "index":
+        index = place / "packed"
+        index.write_bytes(index.read_bytes()[:-4])
+    else:
+        os.truncate(stored, 3 * PAGE)
+    with pytest.raises(SnapshotError, match=r"damaged|read|written"):
+        pages.unpack(place)
+    assert not (place / "image").exists()
+    assert not (place / "image.new").exists()
+
+
+def test_modes_are_private(tmp_path: Path) -> None:
+    place = make(tmp_path, "one", pages=b"secret" * 1000)
+    pages.pack(place)
+    pages.unpack(place)
+    for path in (tmp_path / ".pages", *(tmp_path / ".pages").iterdir(), place / "packed"):
+        assert not path.stat().st_mode & 0o077
+    assert not (place / "image" / "pages").stat().st_mode & 0o077
