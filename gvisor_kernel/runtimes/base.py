@@ -312,8 +312,7 @@ class SavedSandbox(Protocol):
         """As of ``CheckpointedSandbox``."""
 
     def note_saved(self, saved: float) -> None:
-        """Note when the kernel was saved, or raise StateError; 0: that it goes on. Else ``close``
-        leaves nothing of the directory."""
+        """Note when it was saved, which ``close`` keeps, or raise StateError; 0: that it goes on."""
 
 
 @runtime_checkable
