@@ -312,7 +312,7 @@ class SavedSandbox(Protocol):
         """As of ``CheckpointedSandbox``."""
 
     def note_saved(self, saved: float) -> None:
-        """Note when it was saved, which ``close`` keeps, or raise StateError; 0: that it goes on."""
+        """Note when it was saved, which ``close`` keeps (or raise StateError); 0: it goes on."""
 
 
 @runtime_checkable
