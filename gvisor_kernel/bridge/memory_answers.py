@@ -14,10 +14,17 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from gvisor_kernel.bridge.wire import WireError, WireMessage, new_message, parse_object
+from gvisor_kernel.bridge.wire import (
+    MAX_HEADER,
+    WireError,
+    WireMessage,
+    new_message,
+    parse_object,
+)
 
-MAX_INFO = 64 * 1024
-"""Bytes of a reply that is kept."""
+MAX_INFO = MAX_HEADER
+"""Bytes of a content that is parsed here: kernels decide how large theirs are, and all share the
+loop. A larger reply is not kept."""
 MAX_COMMS = 10_000
 """Comms that are counted; with more of them each question wakes the kernel."""
 MAX_CELLS, MAX_CELL = 100, 4096
@@ -44,14 +51,14 @@ class MemoryAnswers:
         """The number of the last cell that has run, as the kernel says it."""
 
     def note(self, message: WireMessage) -> None:
-        """Note a checked message of the kernel or of a client.
+        """Note a checked message of the kernel or of a client. It is passed on whatever it is.
 
-        :raises WireError: when it cannot be parsed
+        :raises WireError: when its header cannot be parsed
         """
         kind = message.kind
-        if kind in KEPT and len(message.content) <= MAX_INFO:
-            content = parse_object(message.content, "content")
-            if kind == "kernel_info_reply" or _find_command(content) == "debugInfo":
+        if kind in KEPT:
+            content = _try_read(message)
+            if content and (kind == "kernel_info_reply" or _find_command(content) == "debugInfo"):
                 self._replies[kind] = content
         elif kind == "execute_reply":
             self._note_reply(message)
@@ -59,20 +66,19 @@ class MemoryAnswers:
             self._since = self._since if self._open else time.monotonic()
             self._open += 1
         if kind == "execute_request" and len(message.content) <= MAX_CELL:
-            asked = _read(message)
-            if asked.get("store_history", True) and not asked.get("silent"):
+            asked = _try_read(message)
+            if asked and asked.get("store_history", True) and not asked.get("silent"):
                 self._cells.append(str(asked.get("code", "")))
         elif kind == "debug_event" or (
-            kind == "debug_request" and _find_command(_read(message)) != "debugInfo"
+            kind == "debug_request" and _find_command(_try_read(message)) != "debugInfo"
         ):
             self._replies.pop("debug_reply", None)
         elif kind in ("comm_open", "comm_close"):
-            # A kernel decides how large it is, and all kernels share the loop: a large one has no
-            # name here, and counts as a comm that is never closed.
-            is_short = len(message.content) <= MAX_INFO
-            comm = str(_read(message).get("comm_id"))[:100] if is_short else ""
+            # One that is not parsed has no name here, and counts as a comm that is never closed.
+            comm = str(_try_read(message).get("comm_id", ""))[:100]
             if kind == "comm_close":
-                self._comms.discard(comm)
+                if comm:
+                    self._comms.discard(comm)
             elif len(self._comms) < MAX_COMMS:
                 self._comms.add(comm)
 
@@ -81,8 +87,7 @@ class MemoryAnswers:
             now = time.monotonic()
             self._open, self.worked = self._open - 1, self.worked + now - self._since
             self._since = now
-        if len(message.content) <= MAX_INFO:
-            self.cell = find_cell(_read(message).get("execution_count")) or self.cell
+        self.cell = find_cell(_try_read(message).get("execution_count")) or self.cell
 
     def dump(self) -> dict[str, Any]:
         """Return all of it, for ``load`` in another process."""
@@ -142,6 +147,14 @@ def find_cell(count: object) -> int:
 
 def _read(message: WireMessage) -> dict[str, Any]:
     return parse_object(message.content, "content")
+
+
+def _try_read(message: WireMessage) -> dict[str, Any]:
+    """Return the content, empty if it is none or too large."""
+    try:
+        return _read(message)
+    except WireError:
+        return {}
 
 
 def _is_tail(asked: Mapping[str, Any]) -> bool:

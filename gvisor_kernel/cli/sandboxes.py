@@ -20,9 +20,10 @@ from gvisor_kernel.config.settings import DEFAULT_RUNTIME
 from gvisor_kernel.errors import GvisorKernelError, RuntimeMissing
 from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.runtimes import get_runtime
+from gvisor_kernel.runtimes.state.claims import is_claimed
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
 from gvisor_kernel.runtimes.state.records import is_orphan, note_kill, read_record
-from gvisor_kernel.runtimes.state.sweep import remove_sandbox
+from gvisor_kernel.runtimes.state.sweep import remove_orphan, remove_sandbox
 from gvisor_kernel.shown_text import describe_size, printable_name
 
 STATES = """\
@@ -158,7 +159,12 @@ def run_kill(arguments: argparse.Namespace) -> int:
         )
     if sandbox.state == "hibernated":
         if is_orphan(sandbox.record):
-            remove_sandbox(sandbox.directory, sandbox.record)
+            if not remove_orphan(sandbox.directory):
+                raise GvisorKernelError(
+                    f"The saved kernel {sandbox.id} was not removed: a process saves it, or takes"
+                    " it over.",
+                    "run this again.",
+                )
         else:
             ask(sandbox.directory, Question("forget"), Done)
         print(f"Removed the saved kernel {sandbox.id}")
@@ -248,12 +254,15 @@ def add_prune(parser: argparse.ArgumentParser) -> None:
 
 
 def run_prune(arguments: argparse.Namespace) -> int:
-    """``prune``: remove the sandboxes whose owner is gone, and print their ids; remove the
+    """``prune``: remove the sandboxes whose owner is gone, or save their kernels; print which;
+    remove the
     directories for the sockets of such owners, and files that a killed apply was writing. Return 0.
 
     :raises GvisorKernelError: when one cannot be removed completely
     """
-    ids = {sandbox.record.identity: sandbox.id for sandbox in find_all()}
+    before = find_all()
+    ids = {sandbox.record.identity: sandbox.id for sandbox in before}
+    orphans = {sandbox.id for sandbox in before if sandbox.state == "orphaned"}
     with make_console(stderr=True).status("Removing orphaned sandboxes …"):
         removed = sweep_runtimes()
     for identity in removed:
@@ -261,7 +270,15 @@ def run_prune(arguments: argparse.Namespace) -> int:
     sockets = sweep_bases(state_root() / "sockets")
     if sockets:
         print(f"Removed the sockets of {sockets} ended process{'es' if sockets > 1 else ''}")
-    left = [sandbox.id for sandbox in find_all() if sandbox.state == "orphaned"]
+    left, saved = [], []
+    for sandbox in find_all():
+        if sandbox.state == "hibernated" and sandbox.id in orphans:
+            print(f"Saved the kernel of the sandbox {sandbox.id}")
+            saved.append(sandbox.id)
+        elif sandbox.state == "orphaned" and is_claimed(sandbox.directory):
+            print(f"Another process saves or removes the sandbox {sandbox.id}")
+        elif sandbox.state == "orphaned":
+            left.append(sandbox.id)
     if left:
         raise GvisorKernelError(
             f"These sandboxes could not be removed completely: {', '.join(left)}.",
@@ -273,7 +290,7 @@ def run_prune(arguments: argparse.Namespace) -> int:
         print(
             f"Cleared what {applies} interrupted appl{'ies have' if applies > 1 else 'y has'} left"
         )
-    if not removed and not sockets and not applies:
+    if not removed and not saved and not sockets and not applies:
         print("Nothing to remove.")
     return 0
 

@@ -276,7 +276,7 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
             if saved is not None:
                 self._plan = saved.adapt(plan)
                 self._taken = self._plan
-                return await kernel.adopt(self._plan, saved)
+                return await kernel.adopt(self._plan, saved.compare(plan))
             only = RESUMES_ONLY.get()  # no timeout: a variable of this task
             if only == plan.request.kernel_id:
                 raise LaunchError("What was saved of this kernel cannot be read, or is used.")

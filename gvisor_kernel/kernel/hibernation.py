@@ -30,7 +30,7 @@ from gvisor_kernel.kernel.checkpoints import Checkpoints
 from gvisor_kernel.kernel.facts import Hibernated, KernelEvents, KernelFacts, Resumed, Saved
 from gvisor_kernel.kernel.launch import Workers, run_beside
 from gvisor_kernel.kernel.plan import KernelPlan
-from gvisor_kernel.kernel.saved_kernel import SavedKernel, remove_old, save
+from gvisor_kernel.kernel.saved_kernel import SavedKernel, check_room, remove_old, save
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import Sandbox, SavedSandbox
 
@@ -265,10 +265,12 @@ class Hibernator:
 
     async def _try(self, kernel: KernelBridge, sandbox: SavedSandbox, plan: KernelPlan) -> None:
         try:
+            await self._workers.run(check_room, sandbox)
             await self.begin(kernel, sandbox, plan)
-        except NotIdle as error:
-            kernel.note(f"the kernel does not hibernate: {error.fact}")
         except GvisorKernelError as error:
+            kernel.note(f"the kernel does not hibernate: {error.fact}")
+            if isinstance(error, NotIdle):
+                return
             line = self._failures.admit(f"{kernel.identity.name} does not hibernate: {error}")
             if line is not None:
                 log.warning("%s", line)

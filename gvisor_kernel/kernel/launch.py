@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import socket
 import threading
 import time
@@ -36,6 +35,7 @@ from gvisor_kernel.kernel.workspace import OWN_OUTPUTS, SHOWN, VARIABLE, describ
 from gvisor_kernel.link import ADOPT
 from gvisor_kernel.runtimes import get_runtime, get_snapshot_runtime
 from gvisor_kernel.runtimes.base import FoundSandbox, LaunchRequest, Sandbox, SnapshotRuntime
+from gvisor_kernel.runtimes.state.saved import find_wake_seconds
 from gvisor_kernel.runtimes.waits import hearing, until
 from gvisor_kernel.snapshots.key import SnapshotKey
 from gvisor_kernel.tracing import step
@@ -156,11 +156,12 @@ class Launch:
         :raises GvisorKernelError: see ``Runtime.start``
         """
         start = get_snapshot_runtime(self.plan.spec.runtime).start
-        request = make_launch_request(self.plan)
+        spec, request = self.plan.spec, make_launch_request(self.plan)
         if saved is not None:
             request = replace(request, saved_in=saved.directory, kept=saved.shown)
-        sandbox = await self._workers.run(start, self.plan.spec, request, files)
-        await self._resume(kernel, Restored(sandbox, "", run), saved=saved)
+            spec = replace(spec, start_timeout=find_wake_seconds(files, spec.start_timeout))
+        sandbox = await self._workers.run(start, spec, request, files)
+        await self._resume(kernel, Restored(sandbox, "", run), spec.start_timeout, saved=saved)
 
     # -- a cold start ----------------------------------------------------------------------------
 
@@ -259,9 +260,14 @@ class Launch:
             raise
 
     async def _resume(
-        self, kernel: KernelBridge, restored: Restored, *, saved: SavedKernel | None = None
+        self,
+        kernel: KernelBridge,
+        restored: Restored,
+        seconds: float = RESUME_SECONDS,
+        *,
+        saved: SavedKernel | None = None,
     ) -> None:
-        """Let a restored kernel go on as that of the plan.
+        """Let a restored kernel go on as that of the plan. It has ``seconds`` to answer.
 
         :raises NoSnapshot: when it does not answer; then its sandbox was closed
         """
@@ -279,7 +285,7 @@ class Launch:
                 restored.run,
                 environment,
                 sandbox.view.workdir,
-                min(RESUME_SECONDS if mode == ADOPT else math.inf, plan.spec.start_timeout),
+                min(RESUME_SECONDS, plan.spec.start_timeout) if mode == ADOPT else seconds,
                 egress=make_egress(kernel, plan, sandbox, self._workers.run),
                 mode=mode,
             )

@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gvisor_kernel.bridge import SnapshotRun
-from gvisor_kernel.config.validators import GIB
+from gvisor_kernel.config.validators import GIB, is_within
 from gvisor_kernel.errors import SnapshotError, StateError
 from gvisor_kernel.host.private_directories import read_file, replace_file, state_root
 from gvisor_kernel.kernel.plan import KernelPlan, read_plan, write_plan
@@ -29,6 +29,7 @@ from gvisor_kernel.kernel.restore import find_branch_code
 from gvisor_kernel.link.events import BRANCH, VERSION, WAKE
 from gvisor_kernel.runtimes.base import Sandbox, SavedSandbox
 from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state.claims import claimed
 from gvisor_kernel.runtimes.state.kept_packages import (
     Packages,
     Substitutes,
@@ -38,9 +39,14 @@ from gvisor_kernel.runtimes.state.kept_packages import (
     note_shown,
     sweep_kept,
 )
-from gvisor_kernel.runtimes.state.saved import IMAGE, NOTE, SAVED, is_saved, write_saved
+from gvisor_kernel.runtimes.state.saved import IMAGE, MAX_NOTE, NOTE, SAVED, is_saved, write_saved
 from gvisor_kernel.runtimes.state.shown_files import Stamps, find_sources
-from gvisor_kernel.runtimes.state.sweep import remove_sandbox
+from gvisor_kernel.runtimes.state.sweep import (
+    finish_saving,
+    has_run,
+    remove_orphan,
+    remove_sandbox,
+)
 from gvisor_kernel.shown_text import describe_size
 from gvisor_kernel.snapshots.snapshot import measure
 from gvisor_kernel.typed_json import read_json, write_json
@@ -53,12 +59,17 @@ SAVE_SECONDS = 120.0
 """Seconds that the kernel's memory may take to be written. A gigabyte takes one or two."""
 MIN_LEFT = 256 * 1024 * 1024
 """Bytes of the disk that stay free."""
+CLAIM_SECONDS = 60.0
+"""Seconds that a start waits while another process saves the kernel."""
 KEEP_SECONDS = 30 * 86400.0
 """Seconds that a kernel is kept which no process has taken over."""
 MAX_SIZE, DISK_SHARE = 50 * GIB, 0.2
 """Bytes of all saved kernels, and their share of the disk space that would be free without."""
-MAX_FILE = 1024 * 1024
-"""Bytes of kernel.json."""
+GRANTING = ("runtime", "uploads", "outputs", "skills", "profile", "transcripts")
+"""Settings by which a kernel sees files of the host, or is recorded. Limits, and what was copied
+into its memory, are not taken from it."""
+OURS = ("start_timeout", "apply", "hibernate_idle_timeout")
+"""Settings of what this process does for a kernel."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +115,20 @@ class SavedKernel:
     """Of ``Resume``."""
     shown: Mapping[str, str] = field(default_factory=dict)
     """``Substitutes.paths``, once it is to go on."""
+    withdrawn: tuple[str, ...] = ()
+    """What it was started with and may have no more; see ``compare``."""
 
     def check(self) -> Substitutes:
         """Return what the kernel goes on with in place of what was changed on this machine.
 
         :raises SnapshotError: when it cannot go on; it stays saved
         """
+        if self.withdrawn:
+            raise SnapshotError(
+                "The configuration of this server does not grant what the kernel was started with:"
+                f" {', '.join(self.withdrawn)}.",
+                "put it back and start the server again, or restart the kernel to begin anew.",
+            )
         if self.link != VERSION:
             raise SnapshotError(
                 f"It was saved by another release of gvisor-kernel, with version {self.link} of the"
@@ -151,16 +170,31 @@ class SavedKernel:
         """The directory that a runtime restores from."""
         return self.place / IMAGE
 
+    def compare(self, plan: KernelPlan) -> SavedKernel:
+        """Return this kernel, which does not go on if ``plan`` grants less than it has."""
+        own, now = read_plan(dict(self.plan), b"").spec, plan.spec
+        lacks = [
+            f"{'' if it.read_only else 'writable '}{it.source} at {it.target} (mounts)"
+            for it in own.mounts
+            if it not in now.mounts and replace(it, read_only=False) not in now.mounts
+        ]
+        for name in GRANTING:
+            value, granted = getattr(own, name), getattr(now, name)
+            is_below = name == "outputs" and value and granted and is_within(value, granted)
+            if value and value != granted and not is_below:  # a branch's are below
+                lacks.append(name if value is True else f"{value} ({name})")
+        return replace(self, withdrawn=tuple(lacks))
+
     def adapt(self, plan: KernelPlan) -> KernelPlan:
         """Return ``plan``, for a kernel of the same name and folder, as this one was started.
 
-        Keys, addresses and routes are those of ``plan``.
+        Keys, addresses, routes and what this process does for it are those of ``plan``.
         """
         own = read_plan(dict(self.plan), b"")
         egress = tuple(name for name in own.spec.egress if name in plan.spec.egress)
         return replace(
             plan,
-            spec=replace(own.spec, egress=egress),
+            spec=replace(own.spec, egress=egress, **{it: getattr(plan.spec, it) for it in OURS}),
             request=replace(own.request, kernel_id=plan.request.kernel_id),
             identity=replace(plan.identity, memory_limit=own.spec.memory_limit),
             argv=own.argv,
@@ -183,7 +217,11 @@ def save(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> SavedKern
     :raises SnapshotError: when that fails; nothing is left of it then
     """
     saved = save_as(sandbox.directory / SAVED, sandbox, plan, run)
-    sandbox.note_saved(saved.saved)
+    try:
+        sandbox.note_saved(saved.saved)
+    except StateError as error:
+        saved.discard()
+        raise SnapshotError(error.fact, error.hint) from error
     return saved
 
 
@@ -222,7 +260,7 @@ def save_as(
         files = sandbox.find_shown_files()
         packages = find_packages(files, note.sources)
         note = replace(note, files=files, packages=packages, held=sandbox.find_held())
-        return {NOTE: write_json(note), **beside}
+        return {NOTE: _write_note(note), **beside}
 
     try:
         write_saved(place, describe, write_image, flushes=flushes)
@@ -239,8 +277,8 @@ def note_start(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> Non
 
     Never raises: without it the kernel ends with this process.
     """
-    with suppress(OSError):
-        replace_file(sandbox.directory / NOTE, write_json(_make_note(sandbox, plan, run, 0.0)))
+    with suppress(OSError, SnapshotError):
+        replace_file(sandbox.directory / NOTE, _write_note(_make_note(sandbox, plan, run, 0.0)))
 
 
 def _make_note(
@@ -251,6 +289,20 @@ def _make_note(
     return SavedFile(
         run.run, run.key, write_plan(bare), saved, VERSION, sources, {}, dict(run.known)
     )
+
+
+def _write_note(note: SavedFile) -> str:
+    """Return the text of ``note``.
+
+    :raises SnapshotError: when it is too large to be read later
+    """
+    text = write_json(note)
+    if len(text.encode()) > MAX_NOTE:
+        raise SnapshotError(
+            f"The description of the kernel has {describe_size(len(text))}, and at most"
+            f" {describe_size(MAX_NOTE)} are read: it has too many comms or libraries."
+        )
+    return text
 
 
 def _describe(place: Path, directory: Path, identity: str, note: SavedFile) -> SavedKernel:
@@ -268,25 +320,88 @@ def _describe(place: Path, directory: Path, identity: str, note: SavedFile) -> S
 def find_saved(kernel_id: str) -> SavedKernel | None:
     """Return the saved kernel of this id whose process has ended, and make it this process's.
 
-    :raises StateError: when the state directory cannot be used
+    Waits while another process saves it, and saves it if nobody has done that yet. Blocks.
+
+    :raises StateError: when the state directory cannot be used; or when there is such a kernel, and
+        it is not saved yet, or cannot be read
     """
-    found = [path for path in records.sandbox_directories() if (path / SAVED).is_dir()]
-    if not found:
-        return None
-    with records.locked():
-        for directory in found:
-            record = records.read_record(directory)
-            if record is None or record.kernel_id != kernel_id or not record.saved:
-                continue
-            if not records.is_orphan(record):
-                continue
-            saved = read_saved(directory / SAVED, directory, record.identity)
-            if saved is None:
-                continue
-            owner, machine = records.this_process(), records.this_machine()
-            records.write_record(directory, replace(record, owner=owner, machine=machine))
+    for directory, found in records.find_sandboxes():
+        if found.kernel_id != kernel_id or not records.is_orphan(found):
+            continue
+        try:
+            with claimed(directory, CLAIM_SECONDS):
+                finish_saving(directory)
+                saved = _take_over(directory)
+        except FileNotFoundError:
+            continue  # it was removed meanwhile
+        except OSError as error:
+            raise StateError(
+                f"The kernel {kernel_id} is being saved in {directory}: {error.strerror}.",
+                "start it again when that has ended.",
+            ) from error
+        if saved is not None:
             return saved
     return None
+
+
+def _take_over(directory: Path) -> SavedKernel | None:
+    """Make a saved kernel this process's, which has claimed it; None if it is none, or another's.
+
+    :raises StateError: when it cannot be taken over
+    """
+    with records.locked():
+        record = records.read_record(directory)
+        if record is None or not is_saved(directory, record) or not records.is_orphan(record):
+            return None
+        if has_run(directory):
+            raise StateError(
+                f"The sandbox {record.container_id} of the saved kernel has not ended.",
+                "run `gvisor-kernel prune`, and start the kernel again.",
+            )
+        saved = read_saved(directory / SAVED, directory, record.identity)
+        if saved is None:
+            raise StateError(
+                f"What was saved of this kernel in {directory / SAVED} cannot be read.",
+                f"use the release that saved it, or give it up: `gvisor-kernel kill"
+                f" {record.container_id}`.",
+            )
+        owner, machine = records.this_process(), records.this_machine()
+        records.write_record(directory, replace(record, owner=owner, machine=machine))
+        return saved
+
+
+def check_room(sandbox: SavedSandbox) -> None:
+    """Check that there is room for the kernel of ``sandbox`` beside all that are saved.
+
+    :raises SnapshotError: when there is not; a person may save it all the same
+    """
+    with suppress(StateError, OSError):
+        total, room = _measure_all(_find_all())
+        size = sandbox.memory_used() or 0
+        if total + size > room:
+            raise SnapshotError(
+                f"Saved kernels have {describe_size(total)}, this one has {describe_size(size)},"
+                f" and all may have {describe_size(int(room))}.",
+                "give saved kernels up, or let it hibernate by hand.",
+            )
+
+
+def _find_all() -> list[tuple[float, int, Path, records.Record]]:
+    """Return time, bytes on disk, directory and record of each saved kernel, the oldest first."""
+    return sorted(
+        (
+            (record.saved, measure(directory / SAVED / IMAGE), directory, record)
+            for directory, record in records.find_sandboxes()
+            if is_saved(directory, record)
+        ),
+        key=itemgetter(0),
+    )
+
+
+def _measure_all(found: list[tuple[float, int, Path, records.Record]]) -> tuple[int, float]:
+    """Return how many bytes all saved kernels have, and how many they may have."""
+    total = sum(size for _, size, _, _ in found)
+    return total, min(MAX_SIZE, DISK_SHARE * (total + shutil.disk_usage(state_root()).free))
 
 
 def remove_old() -> None:
@@ -295,21 +410,17 @@ def remove_old() -> None:
     Only of processes that have ended. Says in the log what is removed. Never raises.
     """
     with suppress(StateError, OSError):
-        found = []
-        for directory, record in records.find_sandboxes():
-            if is_saved(directory, record):
-                found.append((record.saved, measure(directory / SAVED / IMAGE), directory, record))
-        total = sum(size for _, size, _, _ in found)
-        room = min(MAX_SIZE, DISK_SHARE * (total + shutil.disk_usage(state_root()).free))
-        for saved, size, directory, record in sorted(found, key=itemgetter(0)):
+        found = _find_all()
+        total, room = _measure_all(found)
+        for saved, size, directory, record in found:
             age = time.time() - saved
-            if not records.is_orphan(record) or (age < KEEP_SECONDS and total <= room):
+            is_kept = age < KEEP_SECONDS and total <= room
+            if is_kept or not records.is_orphan(record) or not remove_orphan(directory):
                 continue
             log.warning(
                 "Removed the saved kernel %s of %s, %.0f days old, %s",
                 *(record.container_id, record.folder, age / 86400, describe_size(size)),
             )
-            remove_sandbox(directory, record)
             total -= size
     sweep_kept()
 
@@ -329,4 +440,4 @@ def read_note(place: Path) -> SavedFile:
 
     :raises OSError, ValueError: when it cannot be read
     """
-    return read_json(read_file(place / NOTE, MAX_FILE), SavedFile, MAX_FILE)
+    return read_json(read_file(place / NOTE, MAX_NOTE), SavedFile, MAX_NOTE)

@@ -312,8 +312,7 @@ class SavedSandbox(Protocol):
         """As of ``CheckpointedSandbox``."""
 
     def note_saved(self, saved: float) -> None:
-        """Note that the kernel was saved in the directory at that Unix time: then ``close`` leaves
-        that, what was saved, the log and the transcript. 0: that it goes on. Never raises."""
+        """Note when it was saved, which ``close`` keeps (or raise StateError); 0: it goes on."""
 
 
 @runtime_checkable

@@ -27,6 +27,7 @@ from gvisor_kernel.jupyter.asleep import start_asleep
 from gvisor_kernel.kernel.facts import KernelEvent, KernelEvents, Started
 from gvisor_kernel.runtimes.state.records import Record, find_sandboxes, is_orphan
 from gvisor_kernel.runtimes.state.saved import is_saved
+from gvisor_kernel.runtimes.state.sweep import has_run
 from gvisor_kernel.server.sandboxes import Sandboxes
 from gvisor_kernel.shown_text import printable
 from gvisor_kernel.typed_json import read_json, write_json
@@ -140,7 +141,7 @@ def find_left(root: str) -> tuple[list[tuple[Record, tuple[Session, ...]]], bool
             file = read_json(read_file(directory / FILE, MAX_FILE), _File, MAX_FILE)
             if file.root != os.path.realpath(root):
                 continue
-            if is_saved(directory, record):
+            if is_saved(directory, record) and not has_run(directory):
                 left.append((record, file.sessions))
             else:
                 waits |= any(map(processes.is_alive, record.processes.values()))
@@ -160,6 +161,7 @@ async def take_back(application: Any) -> None:
         for record, sessions in found:
             if record.identity not in tried:
                 tried.add(record.identity)
+                deadline = time.monotonic() + SAVING_SECONDS  # they are saved one after another
                 await _try(application, record, sessions)
         if waits:
             await asyncio.sleep(LOOK_SECONDS)

@@ -11,12 +11,19 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gvisor_kernel import AsyncSandbox, Sandbox
-from gvisor_kernel.errors import NotIdle, SandboxError, SnapshotError
+from gvisor_kernel.bridge import KernelBridge
+from gvisor_kernel.errors import NotIdle, SandboxError, SnapshotError, StateError
 from gvisor_kernel.host import processes
+from gvisor_kernel.kernel import saved_kernel
+from gvisor_kernel.kernel.saved_kernel import SAVE_SECONDS
+from gvisor_kernel.runtimes.mounts.plan import Places
+from gvisor_kernel.runtimes.runsc import runtime
+from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.kept_packages import wait_until_kept
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
 
@@ -215,6 +222,74 @@ def test_a_library_that_was_replaced_is_named_and_not_mixed(tmp_path: Path) -> N
         execution = sandbox.run("import os; x, os.path.getsize('/opt/own/libown.so')")
         assert execution.text == str((10, library.stat().st_size))
         assert "libown.so. Restart it" in execution.stderr
+
+
+def test_what_nobody_could_take_over_is_not_saved(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change_record(directory: Path, record: records.Record, **facts: Any) -> records.Record:
+        raise StateError("The disk is full.")
+
+    sandbox.run("x = 5")
+    faults: list[tuple[Any, str, object, str]] = [
+        (saved_kernel, "MAX_NOTE", 9, "at most 9 B"),
+        (records, "change_record", change_record, "disk is full"),
+    ]
+    for module, name, value, words in faults:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, value)
+            with pytest.raises(SnapshotError, match=words):
+                sandbox.hibernate()
+        assert not find_saved(sandbox).exists()
+        assert sandbox.run("x").text == "5"
+
+
+def test_without_room_a_kernel_hibernates_only_by_hand(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(saved_kernel, "MAX_SIZE", 1)
+    with Sandbox(memory="1G", hibernate_idle_timeout=1) as sandbox:
+        wait_until(lambda: "and all may have 1 B" in caplog.text)
+        assert (
+            "does not hibernate: Saved kernels"
+            in Places(find_listed(sandbox).directory).log.read_text()
+        )
+        assert find_listed(sandbox).state == "running"
+        sandbox.hibernate()
+        assert find_listed(sandbox).state == "hibernated"
+
+
+def test_a_file_that_was_edited_meanwhile_is_in_no_ones_way(tmp_path: Path) -> None:
+    files = [tmp_path / "tool.py", tmp_path / "notes.so.txt"]
+    for file in files:
+        file.write_text("v = 1\n")
+        file.chmod(0o755)
+    with Sandbox(uploads=tmp_path, memory="1G") as sandbox:
+        assert sandbox.run("import tool; notes = open('notes.so.txt').read(); tool.v").text == "1"
+        sandbox.hibernate()
+        for file in files:
+            file.write_text("v = 2; w = 3\n")
+        assert sandbox.run("tool.v").text == "1"
+
+
+def test_a_wake_has_as_long_as_a_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds, wait, attach = [], runtime.wait_for_sentry, KernelBridge.attach_restored
+
+    def wait_for_sentry(process: Any, places: Any, stderr: Any, most: float, **more: Any) -> Any:
+        seconds.append(most)
+        return wait(process, places, stderr, most, **more)
+
+    def attach_restored(self: Any, *args: Any, **more: Any) -> Any:
+        seconds.append(args[6])
+        return attach(self, *args, **more)
+
+    with Sandbox(memory="1G", start_timeout=50) as sandbox:
+        sandbox.hibernate()
+        monkeypatch.setattr(runtime, "wait_for_sentry", wait_for_sentry)
+        monkeypatch.setattr(KernelBridge, "attach_restored", attach_restored)
+        assert sandbox.run("1").text == "1"
+    assert len(seconds) == 2
+    assert all(most >= SAVE_SECONDS for most in seconds)
 
 
 def test_the_end_removes_what_was_saved(sandbox: Sandbox) -> None:

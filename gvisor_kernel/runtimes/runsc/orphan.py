@@ -23,7 +23,7 @@ from gvisor_kernel.runtimes.runsc.runsc_sandbox import can_write_directly
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.kept_packages import begin_to_keep, find_packages
 from gvisor_kernel.runtimes.state.records import Record
-from gvisor_kernel.runtimes.state.saved import NOTE, SAVED, write_saved
+from gvisor_kernel.runtimes.state.saved import MAX_NOTE, NOTE, SAVED, write_saved
 from gvisor_kernel.runtimes.state.shown_files import find_held, find_shown_files
 from gvisor_kernel.spec.layout import OUTPUTS
 from gvisor_kernel.strict_json import parse_json
@@ -33,14 +33,12 @@ SAVE_SECONDS = 50.0
 WORDS_BYTES = 2000
 NOTICE_SECONDS = 0.5
 """Seconds in which PID 1 notices that its host is gone, and forgets half a frame of it."""
-MAX_NOTE = 1024 * 1024
-"""Bytes of kernel.json."""
 
 
 def save_orphan(directory: Path, record: Record) -> bool:
     """Save the kernel of a sandbox that runs without its owner; see ``RuntimeEntry.save``."""
     sentry = record.processes.get("sentry")
-    if sentry is None or not processes.is_alive(sentry):
+    if sentry is None or not processes.is_alive(sentry) or not (directory / NOTE).is_file():
         return False
 
     def write_image(image: Path) -> None:
@@ -70,7 +68,10 @@ def save_orphan(directory: Path, record: Record) -> bool:
             packages.update(find_packages(files, sources))
             facts = {"files": files, "packages": packages, "saved": saved}
             facts["held"] = find_held(sentry_pid, OUTPUTS)
-            return {NOTE: json.dumps(note | facts)}
+            text = json.dumps(note | facts)
+            if len(text) > MAX_NOTE:
+                raise ValueError("nobody could read it")
+            return {NOTE: text}
 
         write_saved(directory / SAVED, describe, write_image)
         records.change_record(directory, record, saved=saved)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from gvisor_kernel.host.private_directories import write_file
@@ -21,11 +22,23 @@ from gvisor_kernel.runtimes.state.records import Record
 # by path: below the state directory, whose parents only this user can change
 
 SAVED, IMAGE, NOTE = "saved", "image", "kernel.json"
+MAX_NOTE = 4 * 1024 * 1024
+"""Bytes of kernel.json. It has the names of some hundred libraries, and of a kernel's comms."""
+WAKE_SECONDS, WAKE_RATE = 120.0, 10 * 1024 * 1024
+"""Seconds that a wake may take, as a save, and bytes of its image for which it has one more."""
 
 
 def is_saved(directory: Path, record: Record) -> bool:
     """Return whether a sandbox's kernel was saved in its directory, from which it can go on."""
     return record.saved > 0 and (directory / SAVED).is_dir()
+
+
+def find_wake_seconds(image: Path, start_timeout: float) -> float:
+    """Return how long a restore of ``image`` may take: a kernel that took long to save does."""
+    size = 0
+    with suppress(OSError):  # the restore says so
+        size = sum(path.stat().st_size for path in image.iterdir())
+    return max(start_timeout, WAKE_SECONDS + size / WAKE_RATE)
 
 
 def write_saved(
