@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import Any, TypeVar
 
 from gvisor_kernel.bridge import Bridge, KernelBridge, SnapshotRun
@@ -40,9 +39,6 @@ T = TypeVar("T")
 TRIES, RETRY_SECONDS = 4, 0.3
 """Tries to save a kernel for somebody who wants that now, and the pause after each: one that has
 just begun, or has just replied, has something left to do."""
-
-KEEP_SECONDS = 20.0
-"""Seconds that a process which leaves a kernel waits until its packages are kept."""
 
 Wake = Callable[[KernelBridge, SavedKernel], Awaitable[KernelPlan]]
 """Starts the sandbox in which a saved kernel goes on, and returns its plan."""
@@ -75,7 +71,6 @@ class Hibernator:
         """The kernel is saved to go on from an earlier state, so nothing wakes it meanwhile."""
         self._is_leaving = False
         """Nothing wakes the kernel any more: this process ends."""
-        self._keeping: Thread | None = None
         self._failures = Limiter()
         self.checkpoints = Checkpoints(bridge, workers, self)
 
@@ -245,8 +240,6 @@ class Hibernator:
         try:
             await self._hibernate()
             kernel, _, _ = self._find()
-            if self._keeping is not None:
-                await self._workers.run(self._keeping.join, KEEP_SECONDS)
         except BaseException:
             self._is_leaving = False
             raise
@@ -311,7 +304,7 @@ class Hibernator:
                 time.monotonic() - began,
             )
         )
-        self._keeping = saved.begin_to_keep()
+        saved.begin_to_keep()
         run_beside(remove_old)
         if kernel.hibernation.has_waiting:  # it came while the sandbox was ended
             self.want(kernel)

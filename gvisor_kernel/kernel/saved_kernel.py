@@ -16,7 +16,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
-from threading import Thread
 from types import MappingProxyType
 from typing import Any
 
@@ -161,9 +160,9 @@ class SavedKernel:
                 if self.libraries.get(path, stamp) != stamp:
                     raise SnapshotError(f"{path} was changed while the kernel was to go on.")
 
-    def begin_to_keep(self) -> Thread:
+    def begin_to_keep(self) -> None:
         """Begin to copy what the kernel needs, before packages are upgraded."""
-        return begin_to_keep(self.place, self.libraries, self.packages, self.sources)
+        begin_to_keep(self.place, self.libraries, self.packages, self.sources)
 
     @property
     def files(self) -> Path:

@@ -15,6 +15,7 @@ from typing import Any
 from jupyter_core.utils import ensure_async
 
 from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.runtimes.state.kept_packages import wait_until_kept
 from gvisor_kernel.server.sandboxes import Sandboxes
 from gvisor_kernel.server.saved_sessions import SavedSessions, take_back
 from gvisor_kernel.shown_text import printable
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 STOP_SECONDS = 75.0
 """Seconds that a server's stop may take for all kernels: a service manager kills it after 90."""
+KEEP_SECONDS = 20.0
+"""Seconds of them in which the packages of these kernels may be kept."""
 AT_ONCE = 2
 """Kernels that are begun at the same time."""
 BEGIN_SECONDS = 20.0
@@ -154,6 +157,8 @@ class Hibernating:
                 log.warning("%s does not hibernate in time, and ends with the server.", name)
             elif (error := done.exception()) is not None:
                 log.warning("%s does not hibernate, and ends with the server: %s", name, error)
+        # What is not kept by then must not be upgraded before the kernel goes on.
+        await asyncio.to_thread(wait_until_kept, min(KEEP_SECONDS, deadline - loop.time()))
 
     def _find_used(self, kernel_id: str) -> datetime:
         used = getattr(self._manager.get_kernel(kernel_id), "last_activity", None)

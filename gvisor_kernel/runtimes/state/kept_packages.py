@@ -115,7 +115,7 @@ def _list(
 
 def begin_to_keep(
     place: Path, files: Stamps, packages: Packages, sources: Mapping[str, str]
-) -> threading.Thread:
+) -> None:
     """Call ``keep`` in a thread of the lowest priority, which no end of this process waits for."""
 
     def work() -> None:
@@ -123,16 +123,15 @@ def begin_to_keep(
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # of this thread
         keep(place, files, packages, sources)
 
-    thread = threading.Thread(target=work, name=THREAD, daemon=True)
-    thread.start()
-    return thread
+    threading.Thread(target=work, name=THREAD, daemon=True).start()
 
 
-def wait_until_kept() -> None:
+def wait_until_kept(seconds: float = LOCK_SECONDS) -> None:
     """Wait for the threads of ``begin_to_keep``: they end by themselves, in minutes."""
+    deadline = time.monotonic() + seconds
     for thread in threading.enumerate():
         if thread.name == THREAD:
-            thread.join(LOCK_SECONDS)
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def keep(place: Path, files: Stamps, packages: Packages, sources: Mapping[str, str]) -> None:
