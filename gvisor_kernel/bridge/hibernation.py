@@ -95,6 +95,7 @@ class Hibernation:
             self._go_on()
             return
         self.asleep = True
+        exchange.known.slept_debugged |= exchange.known.debugs
         link.end("the kernel hibernates")
         # no timeout: it is finished or undone, by steps that have timeouts
         await asyncio.shield(self._attached.close())
@@ -122,6 +123,11 @@ class Hibernation:
             self._run.exit_status = ENDED_STATUS
             self._run.exited.set()
             self._exchange.forget_requests()
+
+    @property
+    def has_left_debugger(self) -> bool:
+        """Return whether the debugger was attached over a wake, and was detached since then."""
+        return self._exchange.known.slept_debugged and not self._exchange.known.debugs
 
     @property
     def on_wanted(self) -> Callable[[], None]:

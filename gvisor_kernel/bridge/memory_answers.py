@@ -34,6 +34,10 @@ class MemoryAnswers:
         self._comms: set[str] = set()
         self._cells: deque[str] = deque(maxlen=MAX_CELLS)
         """Code of the last cells that clients have run, but for long ones."""
+        self.debugs = False
+        """The debugger is attached."""
+        self.slept_debugged = False
+        """It was attached while the kernel was asleep."""
 
     def note(self, message: WireMessage) -> None:
         """Note a checked message of the kernel or of a client.
@@ -41,6 +45,9 @@ class MemoryAnswers:
         :raises WireError: when it cannot be parsed
         """
         kind = message.kind
+        if kind == "debug_request" and len(message.content) <= MAX_INFO:
+            command = _find_command(_read(message))
+            self.debugs = command == "attach" or (self.debugs and command != "disconnect")
         if kind in KEPT and len(message.content) <= MAX_INFO:
             content = parse_object(message.content, "content")
             if kind == "kernel_info_reply" or _find_command(content) == "debugInfo":
@@ -66,19 +73,22 @@ class MemoryAnswers:
     def dump(self) -> dict[str, Any]:
         """Return all of it, for ``load`` in another process."""
         comms, cells = sorted(self._comms), list(self._cells)
-        return {"replies": dict(self._replies), "comms": comms, "cells": cells}
+        replies = dict(self._replies)
+        return {"replies": replies, "comms": comms, "cells": cells, "debugs": self.debugs}
 
     def load(self, dumped: Mapping[str, Any]) -> None:
         """Begin with what ``dump`` gave."""
         self._replies = dict(dumped.get("replies", {}))
         self._comms = set(dumped.get("comms", ()))
         self._cells.extend(dumped.get("cells", ()))
+        self.debugs = self.slept_debugged = bool(dumped.get("debugs", False))
 
     def forget(self) -> None:
         """Forget a kernel that has ended."""
         self._replies.clear()
         self._comms.clear()
         self._cells.clear()
+        self.debugs = self.slept_debugged = False
 
     def find(self, request: WireMessage) -> list[WireMessage] | None:
         """Return the answer to ``request``, after it what is published; None: ask the kernel."""

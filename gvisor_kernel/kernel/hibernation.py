@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
 from gvisor_kernel.bridge import Bridge, KernelBridge, SnapshotRun
-from gvisor_kernel.errors import GvisorKernelError, LaunchError, NotIdle
+from gvisor_kernel.errors import GvisorKernelError, LaunchError, NotIdle, SnapshotError
 from gvisor_kernel.host.log_files import Limiter
 from gvisor_kernel.kernel.facts import Hibernated, KernelEvents, KernelFacts, Resumed, Saved
 from gvisor_kernel.kernel.launch import Workers, run_beside
@@ -21,12 +22,16 @@ from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.saved_kernel import SavedKernel, remove_old, save
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import Sandbox, SavedSandbox
+from gvisor_kernel.runtimes.state import records
 
 log = logging.getLogger(__name__)
 
 TRIES, RETRY_SECONDS = 4, 0.3
 """Tries to save a kernel for somebody who wants that now, and the pause after each: one that has
 just begun, or has just replied, has something left to do."""
+
+FIXED = "20260401"
+"""The first day on which a gVisor was built that forgets closed sockets in what it saves."""
 
 Wake = Callable[[KernelBridge, SavedKernel], Awaitable[KernelPlan]]
 """Starts the sandbox in which a saved kernel goes on, and returns its plan."""
@@ -147,6 +152,7 @@ class Hibernator:
         if self._find()[0].asleep:
             await self._resume()
         kernel, sandbox, plan = self._find_awake()
+        self._check(kernel, sandbox)
         saved: SavedKernel | None = None
 
         async def save(run: SnapshotRun) -> None:
@@ -164,6 +170,24 @@ class Hibernator:
             self._note_saved(saving)
         assert saved is not None
         return saved
+
+    @staticmethod
+    def _check(kernel: KernelBridge, sandbox: SavedSandbox) -> None:
+        """Check that what would be saved can go on.
+
+        gVisor before April 2026 reports, after a restore, a socket that was restored before and
+        closed since then. ZeroMQ's thread, which has freed what the report names, crashes by it.
+
+        :raises SnapshotError: when it could not
+        """
+        record = records.read_record(sandbox.directory)
+        found = re.search(r"20\d{6}", record.runsc if record is not None else "")
+        if kernel.hibernation.has_left_debugger and found and found[0] < FIXED:
+            raise SnapshotError(
+                "The debugger was on while the kernel hibernated, and is off now: with gVisor"
+                f" {found[0]} it would not go on from what is saved.",
+                "restart the kernel; or install a current gVisor with: gvisor-kernel runsc install",
+            )
 
     def _note_saved(self, saving: asyncio.Future[None]) -> None:
         saving.set_result(None)
@@ -219,6 +243,7 @@ class Hibernator:
         :raises NotIdle: when it has something to do
         :raises SnapshotError: when it cannot be saved; it goes on
         """
+        self._check(kernel, sandbox)
         saved: SavedKernel | None = None
 
         async def write(run: SnapshotRun) -> None:
