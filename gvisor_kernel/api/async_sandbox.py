@@ -28,7 +28,7 @@ from gvisor_kernel.changes.apply import undo_apply
 from gvisor_kernel.changes.change import Applied, Change, Changes, Undone
 from gvisor_kernel.changes.kernel_changes import KernelChanges
 from gvisor_kernel.egress.environment import PROGRAM, Door
-from gvisor_kernel.errors import OutputsError, SandboxError
+from gvisor_kernel.errors import GvisorKernelError, OutputsError, SandboxError
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
 from gvisor_kernel.kernel.session import SandboxedKernel
@@ -209,7 +209,9 @@ class AsyncSandbox:
         After ``timeout`` seconds, by default the sandbox's, the code is interrupted, and the kernel
         is killed if it goes on for GRACE_SECONDS; ``ended_by`` tells which. If this is cancelled,
         the code is ended in the same way. The callbacks get what comes as it comes, also what is
-        over a limit; they may be coroutine functions.
+        over a limit; they may be coroutine functions. If the sandbox hibernates, it is woken first;
+        ``timeout`` begins when it is awake, and the wake is bounded by the setting
+        ``start_timeout``.
 
         :raises SandboxError: the kernel does not run any more; an exception or a death of the code
             itself is in the result
@@ -479,6 +481,17 @@ class AsyncSandbox:
         assert self._kernel is not None
         async with self._runner.turn:
             await self._kernel.hibernation.hibernate()
+
+    @property
+    def is_hibernated(self) -> bool:
+        """Return whether the kernel is saved on the disk, and has no memory."""
+        return self._kernel is not None and self._kernel.hibernation.saved is not None
+
+    async def wake(self) -> None:
+        """Let a kernel that hibernates go on; see ``runner.Kernel``."""
+        if self._kernel is not None and self.is_hibernated:
+            with suppress(GvisorKernelError):
+                await self._kernel.hibernation.resume()
 
     async def _restart(self, runner: Runner) -> None:
         await runner.end_run()

@@ -68,6 +68,9 @@ class Kernel(Protocol):
     def find_end(self) -> End | None:
         """Return why there is no kernel; None while it runs."""
 
+    async def wake(self) -> None:
+        """Let a kernel that hibernates go on; if it cannot, the code's reply says why."""
+
     async def interrupt(self) -> None:
         """Interrupt the code that runs now."""
 
@@ -208,6 +211,7 @@ class Runner:
         self, run: _Run, code: str, timeout: float | None, collect: Collect
     ) -> Execution:
         async with self.turn:
+            await self._kernel.wake()  # no timeout: the setting start_timeout
             if run.abandoned:
                 return Execution()
             end = self._kernel.find_end()

@@ -67,7 +67,7 @@ class Hibernation:
         if link is None or not exchange.running or self._is_saving:
             raise NotIdle("The kernel does not run, or is being saved.")
         if exchange.pending or not exchange.settled or self._service.is_used:
-            raise NotIdle("The kernel has a request to answer.")
+            raise NotIdle(exchange.describe_work())
         is_saved, exchange.held, self._is_saving = False, True, True
         try:
             try:
@@ -76,9 +76,8 @@ class Hibernation:
             except (TimeoutError, LocalProtocolError) as error:
                 raise NotIdle("The kernel's sandbox does not answer now.") from error
             self._suspend()
-            received, known = link.received, exchange.known.dump()
-            run = SnapshotRun(self._run.number, exchange.kernel_key, known=known)
-            await save(run)
+            received = link.received
+            await save(self.describe_run())
             is_saved = True
             if link.ended:
                 raise SandboxError("The sandbox ended while its kernel was saved.")
@@ -108,8 +107,15 @@ class Hibernation:
         self._run.number = saved.run
         self._exchange.known.load(saved.known)
         self.asleep = self._exchange.held = True
+        self._exchange.works = bool(saved.known.get("works"))
         self._run.begin()
         self._exchange.expose()
+
+    def describe_run(self) -> SnapshotRun:
+        """Return the kernel as another process has to know it, to take it over."""
+        exchange = self._exchange
+        known = exchange.known.dump() | {"works": exchange.pending}
+        return SnapshotRun(self._run.number, exchange.kernel_key, known=known)
 
     def note_awake(self) -> None:
         """Note that the kernel runs again."""
@@ -137,6 +143,15 @@ class Hibernation:
     @on_wanted.setter
     def on_wanted(self, callback: Callable[[], None]) -> None:
         self._exchange.on_held = callback
+
+    @property
+    def works(self) -> bool:
+        """Return whether a cell of an earlier process goes on. Any thread."""
+        return self._exchange.works
+
+    def call_when_learned(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` whenever ``describe_run`` may give something else."""
+        self._exchange.known.on_change = callback
 
     @property
     def has_waiting(self) -> bool:

@@ -8,7 +8,7 @@ it knows them. No sockets here.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -22,6 +22,8 @@ MAX_COMMS = 10_000
 MAX_CELLS, MAX_CELL = 100, 4096
 """Cells that are kept for the history that front ends show, and bytes of a request for one."""
 KEPT = ("kernel_info_reply", "debug_reply")
+CHANGING = {*KEPT, "debug_request", "execute_request", "execute_reply", "comm_open", "comm_close"}
+"""Messages after which the answers may be others."""
 
 
 class MemoryAnswers:
@@ -38,6 +40,10 @@ class MemoryAnswers:
         """The debugger is attached."""
         self.slept_debugged = False
         """It was attached while the kernel was asleep."""
+        self.asks = False
+        """A cell waits for input."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called for each message of the kinds CHANGING."""
 
     def note(self, message: WireMessage) -> None:
         """Note a checked message of the kernel or of a client.
@@ -45,6 +51,10 @@ class MemoryAnswers:
         :raises WireError: when it cannot be parsed
         """
         kind = message.kind
+        if kind in ("input_request", "input_reply", "execute_reply"):
+            self.asks = kind == "input_request"
+        if kind in CHANGING:
+            self.on_change()
         if kind == "debug_request" and len(message.content) <= MAX_INFO:
             command = _find_command(_read(message))
             self.debugs = command == "attach" or (self.debugs and command != "disconnect")
@@ -88,7 +98,7 @@ class MemoryAnswers:
         self._replies.clear()
         self._comms.clear()
         self._cells.clear()
-        self.debugs = self.slept_debugged = False
+        self.debugs = self.slept_debugged = self.asks = False
 
     def find(self, request: WireMessage) -> list[WireMessage] | None:
         """Return the answer to ``request``, after it what is published; None: ask the kernel."""

@@ -19,7 +19,7 @@ from gvisor_kernel.host.log_files import Limiter
 from gvisor_kernel.kernel.facts import Hibernated, KernelEvents, KernelFacts, Resumed, Saved
 from gvisor_kernel.kernel.launch import Workers, run_beside
 from gvisor_kernel.kernel.plan import KernelPlan
-from gvisor_kernel.kernel.saved_kernel import SavedKernel, remove_old, save
+from gvisor_kernel.kernel.saved_kernel import SavedKernel, note_start, remove_old, save
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import Sandbox, SavedSandbox
 from gvisor_kernel.runtimes.state import records
@@ -30,6 +30,8 @@ TRIES, RETRY_SECONDS = 4, 0.3
 """Tries to save a kernel for somebody who wants that now, and the pause after each: one that has
 just begun, or has just replied, has something left to do."""
 
+NOTE_SECONDS = 1.0
+"""Seconds after a change until it is written what another process needs to know of the kernel."""
 FIXED = "20260401"
 """The first day on which a gVisor was built that forgets closed sockets in what it saves."""
 
@@ -62,6 +64,8 @@ class Hibernator:
         """Done when the save that is under way has ended."""
         self._is_leaving = False
         """Nothing wakes the kernel any more: this process ends."""
+        self._adopted: KernelBridge | None = None
+        self._noting: asyncio.TimerHandle | None = None
         self._failures = Limiter()
 
     # -- from any loop ---------------------------------------------------------------------------
@@ -89,6 +93,11 @@ class Hibernator:
             transcripts=facts.spec.transcripts,
             saved=Saved(saved.saved, saved.size),
         )
+
+    @property
+    def works(self) -> bool:
+        """Return whether a cell goes on in the middle of which another process has ended."""
+        return self._adopted is not None and self._adopted.hibernation.works
 
     async def copy(
         self, write: Callable[[SavedSandbox, KernelPlan, SnapshotRun], SavedKernel]
@@ -226,6 +235,20 @@ class Hibernator:
             self._workers.undo_by(self._try(kernel, sandbox, plan))
 
         kernel.hibernation.on_idle = begin
+        if plan.lasts:
+            kernel.hibernation.call_when_learned(partial(self._note_later, kernel, sandbox, plan))
+            self._note(kernel, sandbox, plan)
+
+    def _note_later(self, kernel: KernelBridge, sandbox: SavedSandbox, plan: KernelPlan) -> None:
+        if self._noting is None:
+            loop = asyncio.get_running_loop()
+            self._noting = loop.call_later(NOTE_SECONDS, self._note, kernel, sandbox, plan)
+
+    def _note(self, kernel: KernelBridge, sandbox: SavedSandbox, plan: KernelPlan) -> None:
+        self._noting = None
+        present: object = kernel.sandbox
+        if present is sandbox and not kernel.asleep:
+            run_beside(note_start, sandbox, plan, kernel.hibernation.describe_run())
 
     async def _try(self, kernel: KernelBridge, sandbox: SavedSandbox, plan: KernelPlan) -> None:
         try:
@@ -278,9 +301,12 @@ class Hibernator:
 
     def adopt(self, kernel: KernelBridge, saved: SavedKernel) -> None:
         """Take over a kernel that another process has saved."""
+        self._adopted = kernel
         self.saved = saved
         kernel.hibernation.on_wanted = partial(self.want, kernel)
         kernel.hibernation.adopt(saved.run)
+        if self.works:
+            self.want(kernel)
 
     def want(self, kernel: KernelBridge) -> None:
         """Let the saved kernel go on; nobody waits for it."""

@@ -189,7 +189,10 @@ async def _take_back(application: Any, record: Record, sessions: tuple[Session, 
             )
         finally:
             RESUMES_ONLY.set("")
-        manager.get_kernel(kernel_id).execution_state = "idle"  # no message says so
+        # No message says so. A cell that ran as the server was killed goes on.
+        taken = manager.get_kernel(kernel_id)
+        kernel = taken.provisioner.sandboxed_kernel
+        taken.execution_state = "busy" if kernel and kernel.hibernation.works else "idle"
     ours = application.session_manager
     for session in sessions:
         try:

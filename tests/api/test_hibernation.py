@@ -83,7 +83,9 @@ def test_all_goes_on_as_it_was(sandbox: Sandbox) -> None:
     count = sandbox.run("0").execution_count
     for n in (1, 2, 3):
         before = find_listed(sandbox)
+        assert not sandbox.is_hibernated
         sandbox.hibernate()
+        assert sandbox.is_hibernated
         asleep = find_listed(sandbox)
         assert (asleep.state, asleep.id) == ("hibernated", before.id)
         assert not any(map(processes.is_alive, before.record.processes.values()))
