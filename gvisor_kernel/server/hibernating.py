@@ -140,9 +140,13 @@ class Hibernating:
             # Not cancelled: half of it is undone by the end of the kernel.
             await asyncio.wait({leaving}, timeout=max(0.0, seconds))
             if not leaving.done():
-                log.warning("%s does not hibernate in time, and ends with the server.", name)
+                log.warning(
+                    "%s does not hibernate in %.0f s, and ends with the server.", name, seconds
+                )
             elif (error := leaving.exception()) is not None:
                 log.warning("%s does not hibernate, and ends with the server: %s", name, error)
+            else:
+                log.info("%s hibernates, for the next server.", name)
 
     def _find_used(self, kernel_id: str) -> datetime:
         used = getattr(self._manager.get_kernel(kernel_id), "last_activity", None)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel import AsyncSandbox, Sandbox
+from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import NotIdle, SandboxError, SnapshotError
 from gvisor_kernel.host import processes
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
@@ -125,6 +126,16 @@ def test_files_and_commands_wake_the_kernel(sandbox: Sandbox) -> None:
     assert sandbox.files.read("/workspace/x") == "kept"
     sandbox.hibernate()
     assert sandbox.shell("cat /workspace/x").stdout == "kept"
+
+
+def test_the_command_changes_wakes_the_kernel(
+    sandbox: Sandbox, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sandbox.run("open('made', 'w').write('1')")
+    sandbox.hibernate()
+    assert main(["changes", find_listed(sandbox).id]) == 0
+    assert "made" in capsys.readouterr().out
+    assert not sandbox.is_hibernated
 
 
 def test_no_request_is_lost_or_doubled_in_any_gap() -> None:

@@ -1,4 +1,4 @@
-"""The debugger of a kernel that hibernates."""
+"""Kernels that cannot hibernate: their debugger was left, or they wait for input."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gvisor_kernel.errors import SnapshotError
+import pytest
 
-from .helpers import execute, running_kernel
+from gvisor_kernel.errors import NotIdle, SnapshotError
+
+from .helpers import SECONDS, execute, running_kernel
 from .test_debugger import debug
 
 
@@ -30,3 +32,14 @@ def test_a_kernel_whose_debugger_was_left_is_not_saved_where_it_would_not_go_on(
             hibernate(manager)
         # It goes on in either case: awake, or with a current gVisor from what was saved.
         assert execute(client, "assert x == 1").reply["content"]["status"] == "ok"
+
+
+def test_a_cell_that_waits_for_input_is_named(folder: Path) -> None:
+    with running_kernel() as (manager, client):
+        client.execute("input()", allow_stdin=True)
+        client.get_stdin_msg(timeout=SECONDS)
+        with pytest.raises(NotIdle, match="waits for input"):
+            hibernate(manager)
+        client.input("")
+        assert execute(client, "1").reply["content"]["status"] == "ok"
+        hibernate(manager)
