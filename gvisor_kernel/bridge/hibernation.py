@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from gvisor_kernel.bridge.addresses import SnapshotRun
 from gvisor_kernel.bridge.attached_sandbox import AttachedSandbox
+from gvisor_kernel.bridge.deaths import Death
 from gvisor_kernel.bridge.exchange import Exchange
 from gvisor_kernel.bridge.run import KernelRun
 from gvisor_kernel.bridge.service import ServiceCalls
@@ -120,6 +121,11 @@ class Hibernation:
     def note_awake(self) -> None:
         """Note that the kernel runs again."""
         self.asleep = self._exchange.held = False
+
+    async def lose(self, reason: str) -> None:
+        """Count a kernel whose saved state somebody has removed as dead, and tell of it."""
+        self._run.cause = Death("sandbox", loss=reason)
+        await self._run.finish(ENDED_STATUS)
 
     def end(self) -> None:
         """Count a kernel that is asleep as ended. What was saved of it is the caller's."""

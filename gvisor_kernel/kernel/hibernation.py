@@ -213,8 +213,8 @@ class Hibernator:
     async def _forget(self) -> None:
         kernel, _, _ = self._find()
         if kernel.asleep:
-            kernel.expect_end(restart=False)
             await self.end(kernel)
+            await kernel.hibernation.lose("what was saved of it was removed by another program")
 
     async def _leave(self) -> None:
         self._is_leaving = True

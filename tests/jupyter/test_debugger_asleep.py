@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from gvisor_kernel.bridge.deaths import Death
+from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import NotIdle, SnapshotError
 
 from .helpers import SECONDS, execute, running_kernel
@@ -43,3 +45,14 @@ def test_a_cell_that_waits_for_input_is_named(folder: Path) -> None:
         client.input("")
         assert execute(client, "1").reply["content"]["status"] == "ok"
         hibernate(manager)
+
+
+def test_a_kernel_that_is_killed_while_it_hibernates_counts_as_dead(folder: Path) -> None:
+    with running_kernel() as (manager, client):
+        assert execute(client, "1").reply["content"]["status"] == "ok"
+        hibernate(manager)
+        kernel: Any = manager.provisioner.sandboxed_kernel  # type: ignore[union-attr]
+        assert main(["kill", kernel.hibernation.saved.directory.name]) == 0
+        death = kernel.find_end()
+        assert isinstance(death, Death)
+        assert "removed by another program" in death.loss
