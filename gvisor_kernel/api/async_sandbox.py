@@ -20,7 +20,7 @@ from gvisor_kernel.api.collector import MAX_OUTPUT, MAX_RICH, Collector, Event, 
 from gvisor_kernel.api.execution import Execution, ExecutionError, Printed, Result, choose_seconds
 from gvisor_kernel.api.files import AsyncFiles, list_outputs
 from gvisor_kernel.api.manager import describe_folder, describe_uploads, make_manager
-from gvisor_kernel.api.runner import Emit, KernelEnded, Runner
+from gvisor_kernel.api.runner import Emit, KernelEnded, Runner, put_end
 from gvisor_kernel.api.shell import ShellResult, run_shell
 from gvisor_kernel.artifacts.outputs import Listing
 from gvisor_kernel.bridge.deaths import End
@@ -209,9 +209,8 @@ class AsyncSandbox:
         After ``timeout`` seconds, by default the sandbox's, the code is interrupted, and the kernel
         is killed if it goes on for GRACE_SECONDS; ``ended_by`` tells which. If this is cancelled,
         the code is ended in the same way. The callbacks get what comes as it comes, also what is
-        over a limit; they may be coroutine functions. If the sandbox hibernates, it is woken first;
-        ``timeout`` begins when it is awake, and the wake is bounded by the setting
-        ``start_timeout``.
+        over a limit; they may be coroutine functions. A sandbox that hibernates is woken first, in
+        ``start_timeout``; ``timeout`` begins then.
 
         :raises SandboxError: the kernel does not run any more; an exception or a death of the code
             itself is in the result
@@ -255,7 +254,7 @@ class AsyncSandbox:
 
         limits = max_output, max_rich
         running = asyncio.ensure_future(self._execute(code, timeout, emit, limits))
-        running.add_done_callback(lambda _: _put_end(events))
+        running.add_done_callback(lambda _: put_end(events))
         try:
             while True:
                 # no timeout: the program's code: its timeout, or Ctrl-C
@@ -488,18 +487,13 @@ class AsyncSandbox:
         return self._kernel is not None and self._kernel.hibernation.saved is not None
 
     async def wake(self) -> None:
-        """Let a kernel that hibernates go on; see ``runner.Kernel``."""
-        if self._kernel is not None and self.is_hibernated:
-            with suppress(GvisorKernelError):
-                await self._kernel.hibernation.resume()
+        """See ``runner.Kernel``."""
+        with suppress(GvisorKernelError):
+            if self.is_hibernated:
+                await self._require_kernel().hibernation.resume()
 
     async def _restart(self, runner: Runner) -> None:
         await runner.end_run()
         async with runner.turn:
             await self._manager.restart_kernel(now=True)
             await runner.wait_for_kernel()
-
-
-def _put_end(events: asyncio.Queue[Event | None]) -> None:
-    with suppress(asyncio.QueueFull):  # then the reader finds it done
-        events.put_nowait(None)

@@ -211,7 +211,7 @@ class Runner:
         self, run: _Run, code: str, timeout: float | None, collect: Collect
     ) -> Execution:
         async with self.turn:
-            await self._kernel.wake()  # no timeout: the setting start_timeout
+            await self._kernel.wake()
             if run.abandoned:
                 return Execution()
             end = self._kernel.find_end()
@@ -401,3 +401,9 @@ async def _read(read: Callable[..., Awaitable[dict[str, Any]]]) -> dict[str, Any
         return await read(timeout=None)
     except (Empty, ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
         return None
+
+
+def put_end(events: asyncio.Queue[Event | None]) -> None:
+    """Tell whoever reads ``events`` that there is no more."""
+    with suppress(asyncio.QueueFull):  # then the reader finds it done
+        events.put_nowait(None)
