@@ -21,7 +21,7 @@ from gvisor_kernel.api.collector import MAX_OUTPUT, MAX_RICH, Collector, Event, 
 from gvisor_kernel.api.execution import Execution, ExecutionError, Printed, Result, choose_seconds
 from gvisor_kernel.api.files import AsyncFiles, list_outputs
 from gvisor_kernel.api.manager import describe_folder, describe_uploads, make_manager
-from gvisor_kernel.api.runner import Emit, KernelEnded, Runner
+from gvisor_kernel.api.runner import Emit, KernelEnded, Runner, put_end
 from gvisor_kernel.api.shell import ShellResult, run_shell
 from gvisor_kernel.artifacts.outputs import Listing
 from gvisor_kernel.bridge.deaths import End
@@ -29,7 +29,7 @@ from gvisor_kernel.changes.apply import undo_apply
 from gvisor_kernel.changes.change import Applied, Change, Changes, Undone
 from gvisor_kernel.changes.kernel_changes import KernelChanges
 from gvisor_kernel.egress.environment import PROGRAM, Door
-from gvisor_kernel.errors import OutputsError, SandboxError
+from gvisor_kernel.errors import GvisorKernelError, OutputsError, SandboxError
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
 from gvisor_kernel.kernel.session import SandboxedKernel
@@ -213,7 +213,8 @@ class AsyncSandbox(Checkpointed):
         After ``timeout`` seconds, by default the sandbox's, the code is interrupted, and the kernel
         is killed if it goes on for GRACE_SECONDS; ``ended_by`` tells which. If this is cancelled,
         the code is ended in the same way. The callbacks get what comes as it comes, also what is
-        over a limit; they may be coroutine functions.
+        over a limit; they may be coroutine functions. A sandbox that hibernates is woken first, in
+        ``start_timeout``; ``timeout`` begins then.
 
         :raises SandboxError: the kernel does not run any more; an exception or a death of the code
             itself is in the result
@@ -257,7 +258,7 @@ class AsyncSandbox(Checkpointed):
 
         limits = max_output, max_rich
         running = asyncio.ensure_future(self._execute(code, timeout, emit, limits))
-        running.add_done_callback(lambda _: _put_end(events))
+        running.add_done_callback(lambda _: put_end(events))
         try:
             while True:
                 # no timeout: the program's code: its timeout, or Ctrl-C
@@ -472,13 +473,19 @@ class AsyncSandbox(Checkpointed):
             await asyncio.wait({restarting})  # half a restart would be no kernel
             raise
 
+    @property
+    def is_hibernated(self) -> bool:
+        """Return whether the kernel is saved on the disk, and has no memory."""
+        return self._kernel is not None and self._kernel.hibernation.saved is not None
+
+    async def wake(self) -> None:
+        """See ``runner.Kernel``."""
+        with suppress(GvisorKernelError):
+            if self.is_hibernated:
+                await self._require_kernel().hibernation.resume()
+
     async def _restart(self, runner: Runner) -> None:
         await runner.end_run()
         async with runner.turn:
             await self._manager.restart_kernel(now=True)
             await runner.wait_for_kernel()
-
-
-def _put_end(events: asyncio.Queue[Event | None]) -> None:
-    with suppress(asyncio.QueueFull):  # then the reader finds it done
-        events.put_nowait(None)

@@ -68,6 +68,9 @@ class Kernel(Protocol):
     def find_end(self) -> End | None:
         """Return why there is no kernel; None while it runs."""
 
+    async def wake(self) -> None:
+        """Let a kernel that hibernates go on; if it cannot, the code's reply says why."""
+
     async def interrupt(self) -> None:
         """Interrupt the code that runs now."""
 
@@ -220,6 +223,7 @@ class Runner:
     ) -> Execution:
         async with self.turn:
             await self._between.begin()
+            await self._kernel.wake()
             if run.abandoned:
                 return Execution()
             end = self._kernel.find_end()
@@ -410,3 +414,9 @@ async def _read(read: Callable[..., Awaitable[dict[str, Any]]]) -> dict[str, Any
         return await read(timeout=None)
     except (Empty, ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
         return None
+
+
+def put_end(events: asyncio.Queue[Event | None]) -> None:
+    """Tell whoever reads ``events`` that there is no more."""
+    with suppress(asyncio.QueueFull):  # then the reader finds it done
+        events.put_nowait(None)

@@ -130,6 +130,11 @@ class Sandbox(_Blocking[AsyncSandbox]):
         return self._target.alive
 
     @property
+    def is_hibernated(self) -> bool:
+        """Return whether the kernel is saved on the disk, and has no memory."""
+        return self._target.is_hibernated
+
+    @property
     def language(self) -> str:
         """The language of its kernel."""
         return self._target.language

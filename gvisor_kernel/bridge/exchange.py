@@ -75,6 +75,9 @@ class Exchange:
         """The kernel is being restored: its key is not known yet, and it gets no messages."""
         self.held = False
         """The kernel is being saved, or is asleep: messages of clients wait."""
+        self.works = False
+        """A cell of an earlier process goes on in the kernel, which was saved in the middle of it.
+        No reply to it may come: then this is so until the next one."""
         self.on_held: Callable[[], None] = lambda: None
         """Called for each message that waits while ``held``."""
         self.known = MemoryAnswers()
@@ -115,7 +118,16 @@ class Exchange:
     def pending(self) -> bool:
         """Return whether a request that was sent has no reply yet but may still get one."""
         since = time.monotonic() - MAX_ANSWER_SECONDS
-        return bool(self._pending) or any(came > since for came in self._unanswered.values())
+        waits = bool(self._pending) or self.works
+        return waits or any(came > since for came in self._unanswered.values())
+
+    def describe_work(self) -> str:
+        """Return what keeps the kernel from being saved."""
+        if self.known.asks:
+            return "A cell waits for input."
+        if self._pending or self.works:
+            return "A cell runs, or is stopped at a breakpoint."
+        return "The kernel has a request to answer."
 
     @property
     def has_failed(self) -> bool:
@@ -207,7 +219,7 @@ class Exchange:
 
     def forget_requests(self) -> None:
         """Forget open requests after the end of a kernel: the next one must not run its cells."""
-        self._has_failed = self.has_failed
+        self._has_failed, self.works = self.has_failed, False
         self._pending.clear()
         self._asked.clear()
         self._unanswered.clear()
@@ -292,10 +304,11 @@ class Exchange:
         except WireError as error:
             self._log_drop("a client's", channel, error)
             return
-        known = self.known.find(message) if self.held else None
+        answers = self.held or (self.works and kind == "kernel_info_request")
+        known = self.known.find(message) if answers else None
         if known is not None:
             self._reply(channel, known[0])
-            for status in known[1:]:
+            for status in known[1:2] if self.works else known[1:]:
                 self._publish(status)
             return
         if kind in ("execute_request", "complete_request"):
@@ -342,7 +355,8 @@ class Exchange:
         content = {"subscription": topic.decode("utf-8", "replace")}
         self._publish(new_message("iopub_welcome", content, b"{}", topic))
         if self.held:  # a server that begins takes a kernel for starting until it hears of it
-            self._publish(new_message("status", {"execution_state": "idle"}, b"{}", b"status"))
+            state = {"execution_state": "busy" if self.works else "idle"}
+            self._publish(new_message("status", state, b"{}", b"status"))
 
     def _publish(self, message: WireMessage) -> None:
         self._output_lanes[Channel.IOPUB].put(
@@ -409,6 +423,7 @@ class Exchange:
         if channel in (Channel.SHELL, Channel.CONTROL):
             self._pending.pop(message.parent_id, None)
             asked = self._asked.pop(message.parent_id, NOTHING)
+            self.works &= message.kind != "execute_reply"
             if message.kind == "execute_reply" and not asked.silent:  # ``guard`` has built it
                 self._has_failed = bytes(message.content[:15]) != b'{"status": "ok"'
             self._unanswered.pop(message.parent_id, None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -31,6 +31,8 @@ MAX_CELLS, MAX_CELL = 100, 4096
 """Cells that are kept for the history that front ends show, and bytes of a request for one."""
 MAX_CELL_NUMBER = 2**53
 KEPT = ("kernel_info_reply", "debug_reply")
+CHANGING = {*KEPT, "debug_request", "execute_request", "execute_reply", "comm_open", "comm_close"}
+"""Messages after which the answers may be others."""
 
 
 class MemoryAnswers:
@@ -49,6 +51,14 @@ class MemoryAnswers:
         """Cells that have no reply yet, and since when the first of them has run."""
         self.cell = 0
         """The number of the last cell that has run, as the kernel says it."""
+        self.debugs = False
+        """The debugger is attached."""
+        self.slept_debugged = False
+        """It was attached while the kernel was asleep."""
+        self.asks = False
+        """A cell waits for input."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called for each message of the kinds CHANGING."""
 
     def note(self, message: WireMessage) -> None:
         """Note a checked message of the kernel or of a client. It is passed on whatever it is.
@@ -56,6 +66,12 @@ class MemoryAnswers:
         :raises WireError: when its header cannot be parsed
         """
         kind = message.kind
+        if kind in ("input_request", "input_reply", "execute_reply"):
+            self.asks = kind == "input_request"
+        if kind in CHANGING:
+            self.on_change()
+        if kind == "debug_request" and (command := _find_command(_try_read(message))):
+            self.debugs = command == "attach" or (self.debugs and command != "disconnect")
         if kind in KEPT:
             content = _try_read(message)
             if content and (kind == "kernel_info_reply" or _find_command(content) == "debugInfo"):
@@ -93,7 +109,13 @@ class MemoryAnswers:
         """Return all of it, for ``load`` in another process."""
         comms, cells = sorted(self._comms), list(self._cells)
         replies = dict(self._replies)
-        return {"replies": replies, "comms": comms, "cells": cells, "cell": self.cell}
+        return {
+            "replies": replies,
+            "comms": comms,
+            "cells": cells,
+            "cell": self.cell,
+            "debugs": self.debugs,
+        }
 
     def load(self, dumped: Mapping[str, Any]) -> None:
         """Know what ``dump`` gave, and nothing else."""
@@ -101,6 +123,7 @@ class MemoryAnswers:
         self._comms = set(dumped.get("comms", ()))
         self._cells = deque(dumped.get("cells", ()), maxlen=MAX_CELLS)
         self.cell = find_cell(dumped.get("cell"))
+        self.debugs = self.slept_debugged = bool(dumped.get("debugs", False))
 
     def forget(self) -> None:
         """Forget a kernel that has ended."""
@@ -108,6 +131,7 @@ class MemoryAnswers:
         self._comms.clear()
         self._cells.clear()
         self.cell = self._open = 0
+        self.debugs = self.slept_debugged = self.asks = False
 
     def find(self, request: WireMessage) -> list[WireMessage] | None:
         """Return the answer to ``request``, after it what is published; None: ask the kernel."""

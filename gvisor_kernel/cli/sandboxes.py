@@ -122,7 +122,7 @@ def describe(sandbox: Listed) -> dict[str, object]:
         "identity": record.identity,
         "name": record.kernel_name,
         "kernel_id": record.kernel_id,
-        "state": sandbox.state,
+        "state": "idle" if sandbox.paused else sandbox.state,
         "runtime": record.runtime,
         "runsc": record.runsc.removeprefix("0.0~"),  # no runtime: a key of the JSON
         "node": record.node,

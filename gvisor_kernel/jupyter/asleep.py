@@ -34,7 +34,10 @@ async def start_asleep(manager: Any, kernel_id: str, name: str, folder: str) -> 
         raise
     finally:
         RESUMES_ONLY.set("")
-    manager.get_kernel(kernel_id).execution_state = "idle"  # no message says so
+    # No message says so. A cell that ran as the server was killed goes on.
+    taken = manager.get_kernel(kernel_id)
+    kernel = taken.provisioner.sandboxed_kernel
+    taken.execution_state = "busy" if kernel and kernel.hibernation.works else "idle"
 
 
 async def start_branches(

@@ -29,7 +29,7 @@ from gvisor_kernel.kernel.checkpoints import Checkpoints
 from gvisor_kernel.kernel.facts import Hibernated, KernelEvents, KernelFacts, Resumed, Saved
 from gvisor_kernel.kernel.launch import Workers, run_beside
 from gvisor_kernel.kernel.plan import KernelPlan
-from gvisor_kernel.kernel.saved_kernel import SavedKernel, check_room, remove_old, save
+from gvisor_kernel.kernel.saved_kernel import SavedKernel, check_room, note_start, remove_old, save
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import Sandbox, SavedSandbox
 
@@ -39,6 +39,9 @@ T = TypeVar("T")
 TRIES, RETRY_SECONDS = 4, 0.3
 """Tries to save a kernel for somebody who wants that now, and the pause after each: one that has
 just begun, or has just replied, has something left to do."""
+
+NOTE_SECONDS = 1.0
+"""Seconds after a change until it is written what another process needs to know of the kernel."""
 
 Wake = Callable[[KernelBridge, SavedKernel], Awaitable[KernelPlan]]
 """Starts the sandbox in which a saved kernel goes on, and returns its plan."""
@@ -71,6 +74,8 @@ class Hibernator:
         """The kernel is saved to go on from an earlier state, so nothing wakes it meanwhile."""
         self._is_leaving = False
         """Nothing wakes the kernel any more: this process ends."""
+        self._adopted: KernelBridge | None = None
+        self._noting: asyncio.TimerHandle | None = None
         self._failures = Limiter()
         self.checkpoints = Checkpoints(bridge, workers, self)
 
@@ -99,6 +104,11 @@ class Hibernator:
             transcripts=facts.spec.transcripts,
             saved=Saved(saved.saved, saved.size),
         )
+
+    @property
+    def works(self) -> bool:
+        """Return whether a cell goes on in the middle of which another process has ended."""
+        return self._adopted is not None and self._adopted.hibernation.works
 
     async def copy(
         self, write: Callable[[SavedSandbox, KernelPlan, SnapshotRun], SavedKernel]
@@ -232,8 +242,8 @@ class Hibernator:
     async def _forget(self) -> None:
         kernel, _, _ = self._find()
         if kernel.asleep:
-            kernel.expect_end(restart=False)
             await self.end(kernel)
+            await kernel.hibernation.lose("what was saved of it was removed by another program")
 
     async def _leave(self) -> None:
         self._is_leaving = True
@@ -255,6 +265,20 @@ class Hibernator:
             self._workers.undo_by(self._try(kernel, sandbox, plan))
 
         kernel.hibernation.on_idle = begin
+        if plan.lasts:
+            kernel.hibernation.call_when_learned(partial(self._note_later, kernel, sandbox, plan))
+            self._note(kernel, sandbox, plan)
+
+    def _note_later(self, kernel: KernelBridge, sandbox: SavedSandbox, plan: KernelPlan) -> None:
+        if self._noting is None:
+            loop = asyncio.get_running_loop()
+            self._noting = loop.call_later(NOTE_SECONDS, self._note, kernel, sandbox, plan)
+
+    def _note(self, kernel: KernelBridge, sandbox: SavedSandbox, plan: KernelPlan) -> None:
+        self._noting = None
+        present: object = kernel.sandbox
+        if present is sandbox and not kernel.asleep:
+            run_beside(note_start, sandbox, plan, kernel.hibernation.describe_run())
 
     async def _try(self, kernel: KernelBridge, sandbox: SavedSandbox, plan: KernelPlan) -> None:
         try:
@@ -311,9 +335,12 @@ class Hibernator:
 
     def adopt(self, kernel: KernelBridge, saved: SavedKernel) -> None:
         """Take over a kernel that another process has saved."""
+        self._adopted = kernel
         self.saved = saved
         kernel.hibernation.on_wanted = partial(self.want, kernel)
         kernel.hibernation.adopt(saved.run)
+        if self.works:
+            self.want(kernel)
 
     def want(self, kernel: KernelBridge) -> None:
         """Let the saved kernel go on; nobody waits for it."""

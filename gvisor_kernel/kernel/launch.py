@@ -296,7 +296,7 @@ class Launch:
             await asyncio.shield(self._workers.undo_by(give_up(kernel, restored, error)))
             if not isinstance(error, SandboxError):
                 raise
-            raise NoSnapshot(str(error)) from error
+            raise NoSnapshot(error.fact, error.hint, error.detail) from error
         self.sandbox = sandbox
         run_beside(renew_outdated, plan, restored, lambda: kernel.death is None)
 

@@ -9,6 +9,7 @@ once its owner has ended.
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -241,6 +242,7 @@ def save_as(
     :raises SnapshotError: when that fails; nothing is left of it then
     """
     directory = sandbox.directory
+    _check_debugger(sandbox, run)
     used, free = sandbox.memory_used() or 0, shutil.disk_usage(directory).free
     if free < used + MIN_LEFT:
         raise SnapshotError(
@@ -269,6 +271,24 @@ def save_as(
             "check whether the disk is full or read-only.",
         ) from error
     return _describe(place, directory, sandbox.identity, note)
+
+
+def _check_debugger(sandbox: SavedSandbox, run: SnapshotRun) -> None:
+    """Check that what would be saved can go on.
+
+    gVisor before April 2026 reports, after a restore, a socket that was restored before and closed
+    since then. ZeroMQ's thread, which has freed what the report names, crashes by it.
+
+    :raises SnapshotError: when it could not
+    """
+    record = records.read_record(sandbox.directory)
+    found = re.search(r"20\d{6}", record.runsc if record is not None else "")
+    if run.known.get("left_debugger") and found and found[0] < FIXED:
+        raise SnapshotError(
+            "The debugger was on while the kernel hibernated, and is off now: with gVisor"
+            f" {found[0]} it would not go on from what is saved.",
+            "restart the kernel; or install a current gVisor with: gvisor-kernel runsc install",
+        )
 
 
 def note_start(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> None:

@@ -157,6 +157,8 @@ class Hibernating:
                 log.warning("%s does not hibernate in time, and ends with the server.", name)
             elif (error := done.exception()) is not None:
                 log.warning("%s does not hibernate, and ends with the server: %s", name, error)
+            else:
+                log.info("%s hibernates, for the next server.", name)
         # What is not kept by then must not be upgraded before the kernel goes on.
         await asyncio.to_thread(wait_until_kept, min(KEEP_SECONDS, deadline - loop.time()))
 

@@ -17,6 +17,7 @@ import pytest
 
 from gvisor_kernel import AsyncSandbox, Sandbox
 from gvisor_kernel.bridge import KernelBridge
+from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import NotIdle, SandboxError, SnapshotError, StateError
 from gvisor_kernel.host import processes
 from gvisor_kernel.kernel import saved_kernel
@@ -92,7 +93,9 @@ def test_all_goes_on_as_it_was(sandbox: Sandbox) -> None:
     count = sandbox.run("0").execution_count
     for n in (1, 2, 3):
         before = find_listed(sandbox)
+        assert not sandbox.is_hibernated
         sandbox.hibernate()
+        assert sandbox.is_hibernated
         asleep = find_listed(sandbox)
         assert (asleep.state, asleep.id) == ("hibernated", before.id)
         assert not any(map(processes.is_alive, before.record.processes.values()))
@@ -132,6 +135,16 @@ def test_files_and_commands_wake_the_kernel(sandbox: Sandbox) -> None:
     assert sandbox.files.read("/workspace/x") == "kept"
     sandbox.hibernate()
     assert sandbox.shell("cat /workspace/x").stdout == "kept"
+
+
+def test_the_command_changes_wakes_the_kernel(
+    sandbox: Sandbox, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sandbox.run("open('made', 'w').write('1')")
+    sandbox.hibernate()
+    assert main(["changes", find_listed(sandbox).id]) == 0
+    assert "made" in capsys.readouterr().out
+    assert not sandbox.is_hibernated
 
 
 def test_no_request_is_lost_or_doubled_in_any_gap() -> None:
