@@ -57,6 +57,8 @@ log = logging.getLogger(__name__)
 
 SAVE_SECONDS = 120.0
 """Seconds that the kernel's memory may take to be written. A gigabyte takes one or two."""
+FIXED = "20260401"
+"""The first day on which a gVisor was built that forgets closed sockets in what it saves."""
 MIN_LEFT = 256 * 1024 * 1024
 """Bytes of the disk that stay free."""
 CLAIM_SECONDS = 60.0
