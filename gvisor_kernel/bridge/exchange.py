@@ -92,6 +92,8 @@ class Exchange:
         self._pending: dict[str, Part] = {}
         self._asked: dict[str, AllowedEffects] = {}
         """Permissions that requests give to their replies, by message id; at most MAX_PENDING."""
+        self._told = ""
+        """A text for the next cell."""
         self._refused_in: str | None = None
         self._refused: set[str] = set()
         """Connections that were shown to be refused in that cell."""
@@ -194,6 +196,13 @@ class Exchange:
         """Show what the start waits for in the cell that waits for it, if one does."""
         if self._pending and text:
             self._publish(make_note(text, next(iter(self._pending.values()))))
+
+    def tell(self, text: str) -> None:
+        """Show ``text`` in the cell that waits for the kernel; if none does, in the next one."""
+        self._told = text or self._told
+        if self._pending:
+            self.show_wait(self._told)
+            self._told = ""
 
     def show_refused(self, text: str) -> None:
         """Show in the running cell which connection was refused, and why; each once, and few.
@@ -318,6 +327,7 @@ class Exchange:
                 return
         elif kind == "execute_request" and len(self._pending) < MAX_PENDING:
             self._pending[message_id] = message.header
+            self.tell("")
         elif channel is not Channel.STDIN and kind.endswith("_request"):
             _remember(self._unanswered, message_id, time.monotonic())
         if channel is Channel.SHELL and self._holds_replies:

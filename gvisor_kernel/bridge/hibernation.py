@@ -123,6 +123,10 @@ class Hibernation:
         """The number of the last cell, and the seconds for which cells have run so far."""
         return self._exchange.known.cell, self._exchange.known.worked
 
+    def tell(self, text: str) -> None:
+        """Show ``text`` in the cell that waits for the kernel; if none does, in the next one."""
+        self._exchange.tell(text)
+
     def note_rewound(self, name: str) -> None:
         """Note in the log and in the transcript that the kernel went back to a checkpoint."""
         self._exchange.note_rewound(name)

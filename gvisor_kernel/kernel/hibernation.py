@@ -369,7 +369,7 @@ class Hibernator:
         found = await self._workers.run(saved.check)
         if found.words:
             kernel.note(found.words)
-            kernel.show_wait(found.words)
+            kernel.hibernation.tell(found.words)
         return await self._wake(kernel, await self._workers.run(saved.show, found))
 
     def find_directory(self) -> Path:

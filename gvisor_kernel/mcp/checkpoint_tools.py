@@ -9,6 +9,7 @@ from pydantic import Field, StringConstraints
 from gvisor_kernel.kernel.checkpoints import OutputChanges
 from gvisor_kernel.mcp.results import make_plain, make_result, mark
 from gvisor_kernel.mcp.tools import Call, OneSession, StateResult, describe, find_session, tool
+from gvisor_kernel.shown_text import printable_name
 
 MAX_PATHS = 20
 """Paths of outputs that a result names."""
@@ -50,7 +51,7 @@ async def sandbox_rewind(
 def describe_outputs(outputs: OutputChanges) -> str:
     """Return what a model reads about outputs, whose names the sandbox has chosen."""
     paths = [
-        f"{word}: {make_plain(path)[:200]}"
+        f"{word}: {printable_name(make_plain(path))[:200]}"
         for word in ("added", "changed", "removed")
         for path in getattr(outputs, word)
     ]

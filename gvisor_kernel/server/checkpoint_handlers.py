@@ -10,7 +10,7 @@ from tornado import web
 
 from gvisor_kernel.kernel.checkpoints import NAME, Checkpoints
 from gvisor_kernel.server.handlers import MAX_BODY, Handler
-from gvisor_kernel.shown_text import printable
+from gvisor_kernel.shown_text import printable, printable_name
 
 CHECKPOINT = r"(?P<name>[A-Za-z0-9._-]{1,64})"
 
@@ -69,5 +69,5 @@ class RewindHandler(_Handler):
         outputs = await asyncio.shield(checkpoints.rewind(name))
         shown: dict[str, Any] = asdict(outputs)
         for kind in ("added", "changed", "removed"):
-            shown[kind] = [printable(path) for path in shown[kind]]
+            shown[kind] = [printable_name(path) for path in shown[kind]]
         self.answer({"outputs": shown})

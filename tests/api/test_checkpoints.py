@@ -311,16 +311,26 @@ def find_names(sandbox: Sandbox) -> list[str]:
     return [one.name for one in sandbox.checkpoints() if one.kind == "automatic"]
 
 
-def test_runs_of_programs_have_checkpoints_by_themselves() -> None:
-    with Sandbox(memory="1G", checkpoints="agent", checkpoints_kept=2) as sandbox:
+def test_runs_of_programs_have_checkpoints_and_are_taken_back() -> None:
+    """One after the other, also when others were made in between."""
+    with Sandbox(memory="1G", checkpoints="agent", checkpoints_kept=3) as sandbox:
+
+        def take_back() -> None:
+            sandbox.rewind(sandbox._target.find_before_last_run())
+
         for n in range(4):
             sandbox.run(f"x = {n}")
-        wait_until(lambda: find_names(sandbox) == ["before-4", "before-5"])
+        wait_until(lambda: find_names(sandbox) == ["before-3", "before-4", "before-5"])
         sandbox.files.write("/workspace/new", "kept")
         sandbox.run("x, y = 'wrong', 1")
-        sandbox.rewind("before-5")
+        take_back()
         assert sandbox.run("x").text == "3"
         assert sandbox.files.read("/workspace/new") == "kept"
+        take_back()
+        take_back()
+        sandbox.run("x *= 10")
+        take_back()
+        assert sandbox.run("x").text == "2"
 
 
 def test_long_cells_have_checkpoints_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
