@@ -36,6 +36,7 @@ from gvisor_kernel.runtimes.base import Sandbox, SavedSandbox
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+ENDED = "The kernel was ended, or started anew, meanwhile."
 TRIES, RETRY_SECONDS = 4, 0.3
 """Tries to save a kernel for somebody who wants that now, and the pause after each: one that has
 just begun, or has just replied, has something left to do."""
@@ -68,8 +69,8 @@ class Hibernator:
         self._find = find
         self._wake = wake
         self._waking: asyncio.Task[Any] | None = None
-        self._saving: asyncio.Future[None] | None = None
-        """Done when the save that is under way has ended."""
+        self._turn = asyncio.Lock()
+        """One save at a time. Whoever wakes the kernel does without: who saves may wait for it."""
         self._goes_back = False
         """The kernel is saved to go on from an earlier state, so nothing wakes it meanwhile."""
         self._is_leaving = False
@@ -90,7 +91,7 @@ class Hibernator:
         """
         if self._bridge.ended:
             raise LaunchError("There is no kernel: this process is exiting.")
-        await self._bridge.run(self._hibernate())
+        await self._bridge.run(_retry(self._hibernate))
 
     def describe(self, kernel: KernelBridge | None, facts: KernelFacts) -> KernelFacts:
         """Return the facts of ``kernel`` with those of what was saved of it, if it hibernates."""
@@ -124,7 +125,7 @@ class Hibernator:
         """
         if self._bridge.ended:
             raise LaunchError("There is no kernel: this process is exiting.")
-        return await self._bridge.run(self._copy(write, SavedKernel.discard))
+        return await self._bridge.run(_retry(partial(self._copy, write, SavedKernel.discard)))
 
     async def branch(self, wanted: Sequence[Branch]) -> list[SavedKernel]:
         """Return branches of the kernel: saved kernels that go on from its state. It pauses while
@@ -151,7 +152,7 @@ class Hibernator:
         :raises SandboxError: when it hibernates, and is not woken
         :raises GvisorKernelError: when it cannot go on
         """
-        if self._saving is not None and not self._bridge.ended:
+        if self._turn.locked() and not self._bridge.ended:
             await self._bridge.run(self._settle())
         if kernel.asleep:
             if not wakes:
@@ -177,16 +178,23 @@ class Hibernator:
     # -- on the bridge's loop --------------------------------------------------------------------
 
     async def _settle(self) -> None:
-        while self._saving is not None:
-            await asyncio.wait({self._saving})  # no timeout: SAVE_SECONDS of each try
+        async with self._turn:  # no timeout: SAVE_SECONDS of each try
+            pass
 
     async def _hibernate(self) -> None:
+        async with self._turn:
+            await self._sleep()
+
+    async def _sleep(self) -> None:
+        """Let the kernel hibernate if it does not. The caller has the turn."""
+        await self._let_wake()
+        if not self._find()[0].asleep:
+            await self._begin(*self._find_awake())
+
+    async def _let_wake(self) -> None:
         if self._waking is not None:
             # no timeout: it is finished or undone, by steps that have timeouts
             await asyncio.wait({self._waking})
-        if not self._find()[0].asleep:
-            kernel, sandbox, plan = self._find_awake()
-            await _retry(partial(self.begin, kernel, sandbox, plan))
 
     def _find_awake(self) -> tuple[KernelBridge, SavedSandbox, KernelPlan]:
         kernel, sandbox, plan = self._find()
@@ -195,20 +203,19 @@ class Hibernator:
         return kernel, sandbox, plan
 
     async def _branch(self, wanted: Sequence[Branch]) -> list[SavedKernel]:
-        saved = self.saved
-        if saved is not None and self._waking is None:
-            with suppress(FileNotFoundError):  # it goes on meanwhile
-                return await self._workers.run(branch_saved, saved, wanted)
-        return await self._copy(partial(branch_running, wanted=wanted), remove_all)
+        async with self._turn:
+            saved = self.saved
+            if saved is not None and self._waking is None:
+                with suppress(FileNotFoundError):  # it goes on meanwhile
+                    return await self._workers.run(branch_saved, saved, wanted)
+        write = partial(branch_running, wanted=wanted)
+        return await _retry(partial(self._copy, write, remove_all))
 
     async def _copy(
         self,
         write: Callable[[SavedSandbox, KernelPlan, SnapshotRun], T],
         discard: Callable[[T], None],
     ) -> T:
-        if self._find()[0].asleep:
-            await self._resume()
-        kernel, sandbox, plan = self._find_awake()
         saved: T | None = None
 
         async def save(run: SnapshotRun) -> None:
@@ -219,25 +226,20 @@ class Hibernator:
             if saved is not None:
                 await self._workers.run(discard, saved)
 
-        self._saving = saving = asyncio.get_running_loop().create_future()
-        try:
-            await _retry(partial(kernel.hibernation.copy, save, undo))
-        finally:
-            self._note_saved(saving)
+        async with self._turn:
+            await self._let_wake()
+            if self._find()[0].asleep:
+                await self._resume()
+            kernel, sandbox, plan = self._find_awake()
+            await kernel.hibernation.copy(save, undo)
         assert saved is not None
         return saved
-
-    def _note_saved(self, saving: asyncio.Future[None]) -> None:
-        saving.set_result(None)
-        if self._saving is saving:
-            self._saving = None
 
     async def _resume(self) -> None:
         if self._waking is None:
             self.want(self._find()[0])
         if self._waking is not None:
-            # no timeout: it is finished or undone, by steps that have timeouts
-            await asyncio.shield(self._waking)
+            await _wait_for(self._waking)
 
     async def _forget(self) -> None:
         kernel, _, _ = self._find()
@@ -248,13 +250,17 @@ class Hibernator:
     async def _leave(self) -> None:
         self._is_leaving = True
         try:
-            await self._hibernate()
-            kernel, _, _ = self._find()
+            await _retry(self._leave_asleep)
         except BaseException:
             self._is_leaving = False
             raise
-        self.saved = None
-        kernel.expect_end(restart=False)
+
+    async def _leave_asleep(self) -> None:
+        async with self._turn:
+            await self._sleep()
+            kernel, _, _ = self._find()
+            self.saved = None
+            kernel.expect_end(restart=False)
 
     def watch(self, kernel: KernelBridge, sandbox: SavedSandbox, plan: KernelPlan) -> None:
         """Let ``kernel`` hibernate when it has had nothing to do for its setting's time."""
@@ -283,7 +289,10 @@ class Hibernator:
     async def _try(self, kernel: KernelBridge, sandbox: SavedSandbox, plan: KernelPlan) -> None:
         try:
             await self._workers.run(check_room, sandbox)
-            await self.begin(kernel, sandbox, plan)
+            async with self._turn:
+                present: object = kernel.sandbox
+                if present is sandbox and not kernel.asleep:
+                    await self._begin(kernel, sandbox, plan)
         except GvisorKernelError as error:
             kernel.note(f"the kernel does not hibernate: {error.fact}")
             if isinstance(error, NotIdle):
@@ -292,8 +301,8 @@ class Hibernator:
             if line is not None:
                 log.warning("%s", line)
 
-    async def begin(self, kernel: KernelBridge, sandbox: SavedSandbox, plan: KernelPlan) -> None:
-        """Save the kernel of ``sandbox``, and end the sandbox.
+    async def _begin(self, kernel: KernelBridge, sandbox: SavedSandbox, plan: KernelPlan) -> None:
+        """Save the kernel of ``sandbox``, and end the sandbox. The caller has the turn.
 
         :raises NotIdle: when it has something to do
         :raises SnapshotError: when it cannot be saved; it goes on
@@ -313,14 +322,12 @@ class Hibernator:
 
         began, request = time.monotonic(), plan.request
         kernel.hibernation.on_wanted = partial(self.want, kernel)
-        self._saving = saving = asyncio.get_running_loop().create_future()
         try:
             await kernel.hibernation.begin(write, undo)
             self.saved = saved  # also if it was given up meanwhile: ``end`` removes it then
         finally:
             if kernel.asleep:  # also if nobody waits for it any more
                 self.saved = saved
-            self._note_saved(saving)
         assert saved is not None
         KernelEvents.instance().tell(
             Hibernated(
@@ -377,12 +384,8 @@ class Hibernator:
 
         :raises LaunchError: when there is no kernel
         """
-        _, sandbox, plan = self._find()
-        if self.saved is not None:
-            return self.saved.directory
-        if sandbox is None or not isinstance(sandbox, SavedSandbox):
-            raise get_runtime(plan.spec.runtime).explain_no_snapshots()
-        return sandbox.directory
+        self._find()
+        return self._find_awake()[1].directory if self.saved is None else self.saved.directory
 
     async def go_back(
         self, target: SavedKernel, keep: Callable[[SavedKernel], None]
@@ -395,23 +398,28 @@ class Hibernator:
         :raises SnapshotError: when it cannot be saved, or cannot go on from ``target``: it goes on
             as it was
         """
-        if self._waking is not None:
-            # no timeout: it is finished or undone, by steps that have timeouts
-            await asyncio.wait({self._waking})
-        kernel = self._find()[0]
-        self._goes_back = True
-        try:
-            await self._hibernate()
-            assert self.saved is not None
-            work = self._replace(kernel, self.saved, target, keep)
-            waking = self._waking = asyncio.get_running_loop().create_task(work)
-            waking.add_done_callback(_forget_error)
-        finally:
-            self._goes_back = False
-            if kernel.asleep and kernel.hibernation.has_waiting:
-                self.want(kernel)  # for nothing, unless it could not go back
-        # no timeout: it is finished or undone, by steps that have timeouts
-        return kernel, await asyncio.shield(waking)
+        kernel, waking = await _retry(partial(self._begin_to_go_back, target, keep))
+        return kernel, await _wait_for(waking)
+
+    async def _begin_to_go_back(
+        self, target: SavedKernel, keep: Callable[[SavedKernel], None]
+    ) -> tuple[KernelBridge, asyncio.Task[KernelPlan]]:
+        async with self._turn:
+            await self._let_wake()
+            kernel = self._find()[0]
+            self._goes_back = True
+            try:
+                await self._sleep()
+                if self.saved is None or not kernel.asleep:
+                    raise LaunchError(ENDED)
+                work = self._replace(kernel, self.saved, target, keep)
+                waking = self._waking = asyncio.get_running_loop().create_task(work)
+                waking.add_done_callback(_forget_error)
+            finally:
+                self._goes_back = False
+                if kernel.asleep and kernel.hibernation.has_waiting:
+                    self.want(kernel)  # for nothing, unless it could not go back
+            return kernel, waking
 
     async def _replace(
         self,
@@ -441,28 +449,38 @@ class Hibernator:
 
     async def end(self, kernel: KernelBridge) -> None:
         """Give the saved kernel up, and remove it. Idempotent."""
-        if self._saving is not None:
-            await asyncio.shield(self._saving)  # no timeout: SAVE_SECONDS
-        waking, saved, self.saved = self._waking, self.saved, None
-        if waking is not None:
-            waking.cancel()
-            # no timeout: it is finished or undone, by steps that have timeouts
-            await asyncio.wait({waking})
-            await self._workers.finish()  # its sandbox would keep the directory
+        if self._waking is not None:
+            self._waking.cancel()  # whoever has the turn may wait for it
+        async with self._turn:  # no timeout: SAVE_SECONDS
+            waking, saved, self.saved = self._waking, self.saved, None
+            if waking is not None:
+                waking.cancel()
+                # no timeout: it is finished or undone, by steps that have timeouts
+                await asyncio.wait({waking})
+        # Its sandbox would keep the directory. Not in turn: some of them wait for theirs.
+        await self._workers.finish()
         kernel.hibernation.note_awake()
         if saved is not None:
             await self._workers.run(saved.remove)
 
 
-async def _retry(save: Callable[[], Awaitable[None]]) -> None:
+async def _retry(save: Callable[[], Awaitable[T]]) -> T:
     """Call ``save`` for somebody who wants that now, up to TRIES times."""
     for _ in range(TRIES - 1):
         try:
-            await save()
-            return
+            return await save()
         except NotIdle:
             await asyncio.sleep(RETRY_SECONDS)
-    await save()
+    return await save()
+
+
+async def _wait_for(waking: asyncio.Task[T]) -> T:
+    """:raises LaunchError: when the kernel was ended meanwhile"""
+    # no timeout: it is finished or undone, by steps that have timeouts
+    await asyncio.wait({waking})
+    if waking.cancelled():
+        raise LaunchError(ENDED)
+    return waking.result()
 
 
 def _forget_error(waking: asyncio.Task[Any]) -> None:
