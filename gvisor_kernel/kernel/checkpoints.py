@@ -190,7 +190,7 @@ class Checkpoints:
         """
         return await self._do(self._rewind(name))
 
-    async def branch(self, name: str, wanted: Sequence[Branch]) -> list[SavedKernel]:
+    async def branch(self, name: str, wanted: Sequence[Branch]) -> Sequence[SavedKernel]:
         """Return branches that go on from a checkpoint; the kernel is not touched.
 
         :raises NoCheckpoint: when there is none of that name
@@ -274,12 +274,11 @@ class Checkpoints:
         async with self._paused(directory):
             await self._workers.run(_remove, directory, name)
 
-    async def _branch(self, name: str, wanted: Sequence[Branch]) -> list[SavedKernel]:
+    async def _branch(self, name: str, wanted: Sequence[Branch]) -> Sequence[SavedKernel]:
         directory = self._saver.find_directory()
         async with self._paused(directory):
             target = await self._workers.run(_prepare, directory, name)
-            branches: list[SavedKernel] = await self._workers.run(branch_saved, target, wanted)
-            return branches
+            return await self._workers.run(branch_saved, target, wanted)
 
     async def _rewind(self, name: str) -> OutputChanges:
         directory, began = self._saver.find_directory(), time.monotonic()

@@ -132,7 +132,7 @@ class Hibernator:
             raise LaunchError("There is no kernel: this process is exiting.")
         checkpoint = wanted[0].checkpoint
         if checkpoint is not None:
-            return await self.checkpoints.branch(checkpoint, wanted)
+            return [*await self.checkpoints.branch(checkpoint, wanted)]
         return await self._bridge.run(self._branch(wanted))
 
     async def resume(self) -> None:
