@@ -33,7 +33,8 @@ def value_of(lab: LabPage, path: str, code: str) -> str:
             const main = [...jupyterapp.shell.widgets('main')];
             const panel = main.find(it => it.context?.path === path);
             const kernel = panel.sessionContext.session.kernel;
-            const future = kernel.requestExecute({ code, user_expressions: { it: code } });
+            const future = kernel.requestExecute(
+              { code, user_expressions: { it: code }, store_history: false });
             future.done.then(
               it => done(it.content.user_expressions.it.data['text/plain']),
               error => done(String(error)));
