@@ -165,7 +165,7 @@ def test_a_branch_that_is_refused_leaves_no_copy(open_notebook: LabPage) -> None
     choose(lab, "Branch Notebook…")
     assert "kept" in wait_for_text(lab, DIALOG, "There is no branch")
     assert serious_violations(lab, DIALOG) == []
-    button(lab, DIALOG, "Dismiss").click()
+    button(lab, DIALOG, "Close").click()
     found = {path.name for path in (lab.server.folder / "states").glob("*.ipynb")}
     assert found == {path.rpartition("/")[2] for path in (PATH, COPY, SECOND)}
     value_of(lab, PATH, "file.close()")
