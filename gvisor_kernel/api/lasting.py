@@ -51,7 +51,12 @@ class LastingState:
             await kernel.hibernation.hibernate()
 
     async def branch(
-        self, n: int = 1, *, name: str | None = None, reseed: bool = False
+        self,
+        n: int = 1,
+        *,
+        name: str | None = None,
+        reseed: bool = False,
+        from_checkpoint: str | None = None,
     ) -> list[Self]:
         """Return ``n`` sandboxes whose kernels go on from the present state of this one, each by
         itself: variables, threads, processes, /workspace and /tmp. End each with ``close``.
@@ -60,12 +65,15 @@ class LastingState:
         by default a folder of its own, ``branches/NAME`` in ``outputs``. Several branches are
         called NAME-1, NAME-2 and so on. What ``random`` and NumPy give next is the same in all;
         with ``reseed`` it is not. ids, keys, UUIDs and ``secrets`` always differ.
+        ``from_checkpoint``: they go on from the state of that name, and this kernel is not touched.
 
+        :raises NoCheckpoint: when there is none of that name
         :raises NotIdle: when code of the kernel runs that nobody waits for
         :raises GvisorKernelError: when it cannot be saved, or a branch does not go on; then there
             are none, and this sandbox goes on
         """
-        branching = asyncio.ensure_future(self._branch(name_branches(n, name, reseeds=reseed)))
+        wanted = name_branches(n, name, reseeds=reseed, checkpoint=from_checkpoint)
+        branching = asyncio.ensure_future(self._branch(wanted))
         try:
             return await asyncio.shield(branching)  # no timeout: a save and starts, which have some
         except asyncio.CancelledError:

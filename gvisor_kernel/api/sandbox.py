@@ -222,9 +222,20 @@ class Sandbox(_Blocking[AsyncSandbox]):
     remove_checkpoint = _blocking(AsyncSandbox.remove_checkpoint)
     rewind = _blocking(AsyncSandbox.rewind)
 
-    def branch(self, n: int = 1, *, name: str | None = None, reseed: bool = False) -> list[Self]:
-        """Return ``n`` sandboxes that go on from the present state; see ``AsyncSandbox.branch``."""
-        made = self._thread.run(self._target.branch(n, name=name, reseed=reseed))
+    def branch(
+        self,
+        n: int = 1,
+        *,
+        name: str | None = None,
+        reseed: bool = False,
+        from_checkpoint: str | None = None,
+    ) -> list[Self]:
+        """Return ``n`` sandboxes that go on from the present state, or from that of a checkpoint;
+        see ``AsyncSandbox.branch``."""
+        branching = self._target.branch(
+            n, name=name, reseed=reseed, from_checkpoint=from_checkpoint
+        )
+        made = self._thread.run(branching)
         return [self._of(self._thread, one) for one in made]
 
     @staticmethod

@@ -65,8 +65,8 @@ _Verb: TypeAlias = Literal[
 class Question(msgspec.Struct):
     """Ask for the list of changes, or to apply some, each a path and a state. ``under``, ``named``:
     as for ``KernelChanges.list`` and ``apply``. Or ask to save the kernel, to let it go on, or to
-    give up one that is saved; for ``count`` branches; to make the checkpoint ``name``, to remove
-    it, or to go back to it.
+    give up one that is saved; for ``count`` branches, from ``checkpoint`` if that is not None; to
+    make the checkpoint ``name``, to remove it, or to go back to it.
     """
 
     do: _Verb
@@ -77,6 +77,7 @@ class Question(msgspec.Struct):
     force: bool = False
     count: int = 1
     name: str | None = None
+    checkpoint: str | None = None
 
 
 class _Problem(msgspec.Struct):
@@ -219,7 +220,8 @@ class ControlSocket:
             await acts[question.do]()
             return encode(Done())
         if question.do == "branch":
-            branches = name_branches(question.count, question.name)
+            count, name = question.count, question.name
+            branches = name_branches(count, name, checkpoint=question.checkpoint)
             if self._branch is None:
                 raise ChangesError(
                     "This kernel is no Jupyter server's, so nothing would keep a branch of it.",

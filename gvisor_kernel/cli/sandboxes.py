@@ -233,6 +233,9 @@ def add_branch(parser: argparse.ArgumentParser) -> None:
     add_id(parser)
     parser.add_argument("--name", help="its name, by which its outputs have a folder of their own")
     parser.add_argument("-n", type=int, default=1, help="how many (1)")
+    parser.add_argument(
+        "--from", dest="checkpoint", metavar="NAME", help="go on from this checkpoint of the kernel"
+    )
 
 
 def run_branch(arguments: argparse.Namespace) -> int:
@@ -241,7 +244,8 @@ def run_branch(arguments: argparse.Namespace) -> int:
     :raises GvisorKernelError: when there is no such sandbox, or it cannot be branched
     """
     sandbox = find_one(arguments.id)
-    question = Question("branch", count=arguments.n, name=arguments.name)
+    more = {"name": arguments.name, "checkpoint": arguments.checkpoint}
+    question = Question("branch", count=arguments.n, **more)
     for kernel_id, name in ask(sandbox.directory, question, Branched).branches:
         print(f"{kernel_id}  branch {name} of the sandbox {sandbox.id}")
     return 0

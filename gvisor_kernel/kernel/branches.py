@@ -55,14 +55,18 @@ MAX_BRANCHES = 64
 
 @dataclass(frozen=True)
 class Branch:
-    """A branch that is wanted. ``reseeds``: it gets other random numbers than its source."""
+    """A branch that is wanted. ``reseeds``: it gets other random numbers than its source.
+    ``checkpoint``: the name of the state that it goes on from; None: the present one."""
 
     kernel_id: str
     name: str
     reseeds: bool = False
+    checkpoint: str | None = None
 
 
-def name_branches(count: int, name: str | None, *, reseeds: bool = False) -> list[Branch]:
+def name_branches(
+    count: int, name: str | None, *, reseeds: bool = False, checkpoint: str | None = None
+) -> list[Branch]:
     """Return that many branches with new ids; several have numbers after ``name``.
 
     :raises SandboxError: when the name cannot be one, or there are too many
@@ -76,7 +80,7 @@ def name_branches(count: int, name: str | None, *, reseeds: bool = False) -> lis
         )
     name = name or uuid4().hex[:8]
     names = [name] if count == 1 else [f"{name}-{number}" for number in range(1, count + 1)]
-    return [Branch(str(uuid4()), one, reseeds) for one in names]
+    return [Branch(str(uuid4()), one, reseeds, checkpoint) for one in names]
 
 
 def branch_running(

@@ -16,7 +16,7 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from gvisor_kernel.config.validators import GIB
 from gvisor_kernel.errors import GvisorKernelError, NoCheckpoint, NotIdle, SnapshotError
 from gvisor_kernel.host.folders import Identity, reopen
 from gvisor_kernel.host.private_directories import read_file, replace_file
+from gvisor_kernel.kernel.branches import Branch, branch_saved
 from gvisor_kernel.kernel.facts import KernelEvents, Rewound
 from gvisor_kernel.kernel.launch import Workers
 from gvisor_kernel.kernel.plan import KernelPlan
@@ -189,6 +190,15 @@ class Checkpoints:
         """
         return await self._do(self._rewind(name))
 
+    async def branch(self, name: str, wanted: Sequence[Branch]) -> Sequence[SavedKernel]:
+        """Return branches that go on from a checkpoint; the kernel is not touched.
+
+        :raises NoCheckpoint: when there is none of that name
+        :raises SnapshotError: when there cannot be such branches; there are none then
+        :raises GvisorKernelError: when there is no kernel
+        """
+        return await self._do(self._branch(name, wanted))
+
     async def _do(self, work: Coroutine[Any, Any, T]) -> T:
         return await self._bridge.run(self._finish(work))
 
@@ -263,6 +273,12 @@ class Checkpoints:
         directory = self._saver.find_directory()
         async with self._paused(directory):
             await self._workers.run(_remove, directory, name)
+
+    async def _branch(self, name: str, wanted: Sequence[Branch]) -> Sequence[SavedKernel]:
+        directory = self._saver.find_directory()
+        async with self._paused(directory):
+            target = await self._workers.run(_prepare, directory, name)
+            return await self._workers.run(branch_saved, target, wanted)
 
     async def _rewind(self, name: str) -> OutputChanges:
         directory, began = self._saver.find_directory(), time.monotonic()

@@ -129,13 +129,16 @@ class Hibernator:
 
     async def branch(self, wanted: Sequence[Branch]) -> list[SavedKernel]:
         """Return branches of the kernel: saved kernels that go on from its state. It pauses while
-        it is written; one that hibernates goes on sleeping.
+        it is written; one that hibernates goes on sleeping. From a checkpoint: it does neither.
 
         :raises GvisorKernelError: as ``copy``, or when there cannot be such branches; there are
             none then
         """
         if self._bridge.ended:
             raise LaunchError("There is no kernel: this process is exiting.")
+        checkpoint = wanted[0].checkpoint
+        if checkpoint is not None:
+            return [*await self.checkpoints.branch(checkpoint, wanted)]
         return await self._bridge.run(self._branch(wanted))
 
     async def resume(self) -> None:

@@ -268,15 +268,15 @@ class BranchHandler(Handler):
 
     async def post(self, kernel_id: str) -> None:
         kernel, body = self.find_kernel(kernel_id), self.read_body(MAX_BODY)
-        name, path = body.get("name"), body.get("path")
-        if not all(text is None or isinstance(text, str) for text in (name, path)):
-            raise web.HTTPError(400, "name and path must be texts.")
+        name, path, checkpoint = body.get("name"), body.get("path"), body.get("from")
+        if not all(text is None or isinstance(text, str) for text in (name, path, checkpoint)):
+            raise web.HTTPError(400, "name, path and from must be texts.")
         if name is not None and not NAME.fullmatch(name):
             raise web.HTTPError(400, "name must be at most 64 letters, digits and . _ -")
         if path is not None and await self._has_session(path):
             raise web.HTTPError(409, "The notebook of this path has a kernel already.")
         self.note_activity()
-        [branch] = name_branches(1, name)
+        [branch] = name_branches(1, name, checkpoint=checkpoint)
         manager = self.services.kernel_manager
         await start_branches(manager, kernel_id, kernel, [branch])
         name = manager.get_kernel(branch.kernel_id).kernel_name

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from gvisor_kernel import AsyncSandbox, Sandbox
-from gvisor_kernel.errors import NotIdle, SandboxError, SnapshotError
+from gvisor_kernel.errors import NoCheckpoint, NotIdle, SandboxError, SnapshotError
 from gvisor_kernel.kernel import branches as branching
 from gvisor_kernel.kernel.branches import name_branches, remove_all, take_saved
 from gvisor_kernel.runtimes.runsc.runsc_sandbox import RunscSandbox
-from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state import pages, records
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
 from gvisor_kernel.runtimes.state.sweep import sweep_orphans
 
@@ -192,6 +192,30 @@ def test_a_kernel_that_sleeps_sleeps_on(sandbox: Sandbox) -> None:
     assert pages.stat().st_nlink == 1  # each had a link to it, and gave it up
     close(*made)
     assert evaluate(sandbox, "x") == 5
+
+
+def test_a_branch_goes_on_from_a_checkpoint(sandbox: Sandbox) -> None:
+    before = count_directories()
+    sandbox.run("x = 5; open('/workspace/own', 'w').write('then')")
+    sandbox.checkpoint("then")
+    folder = find_listed(sandbox).directory / pages.FOLDER
+    pages.pack(folder / "then")
+    sandbox.run("x = 6; open('/workspace/own', 'w').write('now')")
+    code = "(x := x + 1, open('/workspace/own').read())"
+    for sleeps in (False, True):
+        if sleeps:
+            sandbox.hibernate()
+        [branch] = sandbox.branch(from_checkpoint="then")
+        assert evaluate(branch, code) == (6, "then")
+        assert branch.checkpoints() == ()
+        assert (find_listed(sandbox).state == "hibernated") == sleeps
+        branch.close()
+    with pytest.raises(NoCheckpoint, match="then"):
+        sandbox.branch(from_checkpoint="other")
+    assert count_directories() == before
+    assert evaluate(sandbox, code) == (7, "now")
+    sandbox.rewind("then")
+    assert evaluate(sandbox, code) == (6, "then")
 
 
 def test_no_request_is_lost_or_doubled_in_any_gap() -> None:

@@ -64,7 +64,11 @@ def test_the_command_starts_branches_in_the_server(
         with server.page(kernel) as page:
             run(page, "x = 5; print()")
         sandbox = client.sandbox(kernel)["id"]
-        assert main(["branch", sandbox, "-n", "2", "--name", "b"]) == 0
+        assert main(["checkpoint", sandbox, "five"]) == 0
+        with server.page(kernel) as page:
+            run(page, "x = 6; print()")
+        capsys.readouterr()
+        assert main(["branch", sandbox, "-n", "2", "--name", "b", "--from", "five"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert [line.split()[1:3] for line in lines] == [["branch", "b-1"], ["branch", "b-2"]]
         made = [line.split()[0] for line in lines]

@@ -160,6 +160,7 @@ def test_answers_are_as_the_document_says(server: JupyterServer, upstream: Fake)
     checked.ask("GET", "/sandboxes")
     branch = checked.ask("POST", f"{of_kernel}/branch", 201, kernel=kernel, json={})["id"]
     checked.ask("POST", f"{of_kernel}/branch", 400, kernel=kernel, json={"name": "a/b"})
+    checked.ask("POST", f"{of_kernel}/branch", 404, kernel=kernel, json={"from": "none"})
     checked.ask("POST", f"{of_kernel}/kill", 204, kernel=branch)
     checked.ask("POST", f"{of_kernel}/resume", 204, kernel=kernel)
     states, one = f"{of_kernel}/checkpoints", {"name": "one"}
