@@ -89,8 +89,7 @@ class Hibernator:
         :raises SnapshotError: when it cannot be saved; it goes on
         :raises LaunchError: when there is no kernel
         """
-        if self._bridge.ended:
-            raise LaunchError("There is no kernel: this process is exiting.")
+        self._require_bridge()
         await self._bridge.run(_retry(self._hibernate))
 
     def describe(self, kernel: KernelBridge | None, facts: KernelFacts) -> KernelFacts:
@@ -123,8 +122,7 @@ class Hibernator:
         :raises SnapshotError: when it cannot be saved
         :raises GvisorKernelError: when there is no kernel, or it does not go on
         """
-        if self._bridge.ended:
-            raise LaunchError("There is no kernel: this process is exiting.")
+        self._require_bridge()
         return await self._bridge.run(_retry(partial(self._copy, write, SavedKernel.discard)))
 
     async def branch(self, wanted: Sequence[Branch]) -> list[SavedKernel]:
@@ -134,8 +132,7 @@ class Hibernator:
         :raises GvisorKernelError: as ``copy``, or when there cannot be such branches; there are
             none then
         """
-        if self._bridge.ended:
-            raise LaunchError("There is no kernel: this process is exiting.")
+        self._require_bridge()
         checkpoint = wanted[0].checkpoint
         if checkpoint is not None:
             return [*await self.checkpoints.branch(checkpoint, wanted)]
@@ -169,14 +166,17 @@ class Hibernator:
 
         :raises GvisorKernelError: as ``hibernate``; the kernel goes on
         """
-        if self._bridge.ended:
-            raise LaunchError("There is no kernel: this process is exiting.")
+        self._require_bridge()
         await self._bridge.run(self._leave())
 
     async def forget(self) -> None:
         """Give up a kernel that hibernates, and remove what was saved of it."""
         if not self._bridge.ended:
             await self._bridge.run(self._forget())
+
+    def _require_bridge(self) -> None:
+        if self._bridge.ended:
+            raise LaunchError("There is no kernel: this process is exiting.")
 
     # -- on the bridge's loop --------------------------------------------------------------------
 
