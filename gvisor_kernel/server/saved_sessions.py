@@ -65,6 +65,7 @@ class SavedSessions:
 
     def __init__(self, application: Any, sandboxes: Sandboxes) -> None:
         self._manager = application.session_manager
+        self._kernels = application.kernel_manager
         self._root = os.path.realpath(application.kernel_manager.root_dir)
         self._sandboxes = sandboxes
         self._loop = asyncio.get_running_loop()
@@ -76,6 +77,7 @@ class SavedSessions:
         KernelEvents.instance().watch(self._on_event)
         for name in ("save_session", "update_session"):
             setattr(self._manager, name, self._follow(getattr(self._manager, name)))
+        self._kernels.start_kernel = self._follow_start(self._kernels.start_kernel)
 
     def end(self) -> None:
         """Write nothing more. Idempotent."""
@@ -87,6 +89,18 @@ class SavedSessions:
             found = await ensure_async(method(session_id, *args, **more))
             await self._note(session_id=session_id)
             return found
+
+        return call
+
+    def _follow_start(self, method: Any) -> Any:
+        @wraps(method)
+        async def call(*args: Any, **more: Any) -> Any:
+            kernel_id = await ensure_async(method(*args, **more))
+            directory = self._sandboxes.find_directory(kernel_id)
+            # Of a branch, which begins asleep, no event tells. One that was taken back has its own.
+            if directory is not None and not (directory / FILE).exists():
+                await self._note(kernel_id=kernel_id)
+            return kernel_id
 
         return call
 

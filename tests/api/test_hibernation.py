@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 from gvisor_kernel import AsyncSandbox, Sandbox
 from gvisor_kernel.bridge import KernelBridge
 from gvisor_kernel.cli.main import main
-from gvisor_kernel.errors import NotIdle, SandboxError, SnapshotError, StateError
+from gvisor_kernel.errors import GvisorKernelError, NotIdle, SandboxError, SnapshotError, StateError
 from gvisor_kernel.host import processes
 from gvisor_kernel.kernel import saved_kernel
 from gvisor_kernel.kernel.saved_kernel import SAVE_SECONDS
@@ -165,6 +166,36 @@ async def send_in_each_gap() -> None:
             with contextlib.suppress(NotIdle):
                 await saving
         assert (await sandbox.run("n")).text == str(len(gaps))
+
+
+def test_what_is_asked_of_a_kernel_that_is_being_saved_waits_for_its_turn() -> None:
+    asyncio.run(ask_while_it_is_saved())
+
+
+async def ask_while_it_is_saved() -> None:
+    async with AsyncSandbox(memory="1G") as sandbox:
+        await sandbox.run("x = 5")
+        await sandbox.checkpoint("base")
+        hibernation = sandbox._require_kernel().hibernation
+        checkpoints = hibernation.checkpoints
+        directory = hibernation.find_directory()
+        for second in (hibernation.hibernate, partial(checkpoints.rewind, "base")):
+            await asyncio.gather(hibernation.hibernate(), second())
+            assert (await sandbox.run("x")).text == "5"
+        # Its end waits for a save, whoever else has failed to save it meanwhile.
+        verbs = [hibernation.hibernate, checkpoints.make, partial(checkpoints.rewind, "base")]
+        saving = asyncio.ensure_future(hibernation.hibernate())
+        await wait_for_save(saving, directory)
+        more = [asyncio.ensure_future(verb()) for verb in verbs]
+        await sandbox.close()
+        for error in await asyncio.gather(saving, *more, return_exceptions=True):
+            assert error is None or isinstance(error, str | GvisorKernelError), error
+        assert not directory.exists()
+
+
+async def wait_for_save(saving: asyncio.Future[None], directory: Path) -> None:
+    while not saving.done() and not (directory / "saving").exists():
+        await asyncio.sleep(0.002)
 
 
 def test_a_kernel_that_works_is_not_saved(sandbox: Sandbox) -> None:

@@ -86,3 +86,18 @@ def test_the_command_starts_branches_in_the_server(
         for one in (made[0], kernel):
             server.ask("DELETE", f"kernels/{one}")
     assert not (folder / "n/outputs").exists()
+
+
+def test_a_branch_that_never_went_on_comes_back(folder: Path) -> None:
+    with serving(folder) as server:
+        client, kernel = Client(server), start(server)["kernel"]["id"]
+        with server.page(kernel) as page:
+            run(page, "x = 5; print()")
+        branch = client.ask("POST", f"kernels/{kernel}/branch", json={}).json()["id"]
+        assert is_asleep(client, branch)
+    with serving(folder) as server:
+        assert {one["id"] for one in server.ask("GET", "kernels")} == {kernel, branch}
+        with server.page(branch) as page:
+            assert run(page, "print(x)") == "5\n"
+        for one in (kernel, branch):
+            server.ask("DELETE", f"kernels/{one}")
