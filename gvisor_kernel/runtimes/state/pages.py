@@ -303,6 +303,15 @@ def _choose_store(folder: Path, images: Mapping[Path, _Packed]) -> int:
     return last if needed <= _count(folder, last) else last + 1
 
 
+def measure_folder(folder: Path) -> int:
+    """Return the bytes on disk of all files in a folder."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            total += path.stat(follow_symlinks=False).st_blocks * 512
+    return total
+
+
 def measure_needed(places: Iterable[Path]) -> Iterator[int]:
     """Yield, for each checkpoint, the bytes on disk that it and all before it need together.
 
@@ -317,9 +326,7 @@ def measure_needed(places: Iterable[Path]) -> Iterator[int]:
             before = len(pages)
             pages.update(*(file.pages for file in packed.files))
             total += (len(pages) - before) * PAGE
-        for path in place.rglob("*"):
-            with suppress(OSError):
-                total += path.stat(follow_symlinks=False).st_blocks * 512
+        total += measure_folder(place)
         yield total
 
 
