@@ -168,7 +168,7 @@ class Checkpoints:
 
     async def measure(self) -> int:
         """Return the bytes that all of them take on the disk. Raises as ``list``."""
-        return await self._do(self._in_directory(measure_all))
+        return await self._do(self._in_directory(lambda it: pages.measure_folder(it / FOLDER)))
 
     async def remove(self, name: str) -> None:
         """Remove a checkpoint.
@@ -318,27 +318,31 @@ def find_checkpoints(directory: Path) -> tuple[Checkpoint, ...]:
     found = []
     with suppress(OSError):
         for place in (directory / FOLDER).iterdir():
-            with suppress(OSError, ValueError):
-                about = read_json(read_file(place / ABOUT, MAX_ABOUT), _About, MAX_ABOUT)
-                if NAME.fullmatch(place.name):
-                    size, facts = pages.measure_image(place), (about.kind, about.what)
+            with suppress(OSError):
+                if _is_checkpoint(place):
+                    about, size = _read_about(place), pages.measure_image(place)
+                    facts = about.kind, about.what
                     found.append(Checkpoint(place.name, about.time, size, about.cell, *facts))
     return tuple(sorted(found, key=lambda it: (it.time, it.name)))
 
 
-def measure_all(directory: Path) -> int:
-    """Return the bytes on disk of all checkpoints in a sandbox's directory."""
-    files = (directory / FOLDER).rglob("*")
-    total = 0
-    for path in files:
-        with suppress(OSError):
-            total += path.stat(follow_symlinks=False).st_blocks * 512
-    return total
+def _is_checkpoint(place: Path) -> bool:
+    return bool(NAME.fullmatch(place.name)) and place.is_dir()
+
+
+def _read_about(place: Path) -> _About:
+    """Return what a checkpoint is; what is known without, if that cannot be read."""
+    with suppress(OSError, ValueError):
+        return read_json(read_file(place / ABOUT, MAX_ABOUT), _About, MAX_ABOUT)
+    kind: Kind = "automatic" if _AUTOMATIC.fullmatch(place.name) else "named"
+    if place.name == BEFORE_REWIND:
+        kind = "before-rewind"
+    return _About(kind, place.stat().st_mtime, 0, "its description cannot be read")
 
 
 def _find_place(directory: Path, name: str) -> Path:
     place = directory / FOLDER / name
-    if not NAME.fullmatch(name) or not (place / ABOUT).is_file():
+    if not NAME.fullmatch(name) or not _is_checkpoint(place):
         names = ", ".join(one.name for one in find_checkpoints(directory)) or "none"
         raise NoCheckpoint(f"The kernel has no checkpoint {name!r:.80}.", f"it has: {names}.")
     return place
@@ -376,27 +380,40 @@ def _write(
     directory, cell = sandbox.directory, find_cell(run.known.get("cell"))
     name, kind, what = choose(cell)
     (directory / FOLDER).mkdir(mode=0o700, exist_ok=True)
-    _make_room(directory, sandbox.memory_used() or 0)
+    going = _find_superfluous(directory, name, sandbox.memory_used() or 0)
     about = _About(kind, time.time(), cell, what)
     beside = {ABOUT: write_json(about), OUTPUTS: write_json(_look_at_outputs(directory))}
     saved = save_as(directory / FOLDER / name, sandbox, plan, run, beside)
+    for one in going:
+        _remove(directory, one)
     if kind == "automatic":
         _remove_automatic(directory, plan.spec.checkpoints_kept)
     return saved
 
 
-def _make_room(directory: Path, needed: int) -> None:
-    """:raises SnapshotError: when the checkpoints would become too large"""
+def _find_superfluous(directory: Path, name: str, needed: int) -> list[str]:
+    """Return the automatic checkpoints to remove for ``name``, the oldest; it takes ``needed``.
+
+    That is the kernel's memory, and more than what is left of it once it is packed.
+
+    :raises SnapshotError: when all of them would not be enough
+    """
     most = min(MAX_SIZE, int(DISK_SHARE * shutil.disk_usage(directory).total))
-    automatic = [one for one in find_checkpoints(directory) if one.kind == "automatic"]
-    while (used := measure_all(directory)) + needed > most:
-        if not automatic:
-            raise SnapshotError(
-                f"The checkpoints of this kernel take {describe_size(used)}, and may take"
-                f" {describe_size(most)}; another one needs {describe_size(needed)}.",
-                "remove some of them.",
-            )
-        _remove(directory, automatic.pop(0).name)
+    if pages.measure_folder(directory / FOLDER) + needed <= most:
+        return []
+    found = [one for one in find_checkpoints(directory) if one.name != name]
+    automatic = [one.name for one in reversed(found) if one.kind == "automatic"]
+    kept = [one.name for one in found if one.kind != "automatic"]
+    sizes = list(pages.measure_needed(directory / FOLDER / one for one in kept + automatic))
+    used = sizes[len(kept) - 1] if kept else 0
+    if used + needed > most:
+        raise SnapshotError(
+            f"The checkpoints of this kernel that have names take {describe_size(used)}, and all"
+            f" may take {describe_size(most)}; another one needs {describe_size(needed)}.",
+            "remove some of them.",
+        )
+    fits = sum(size + needed <= most for size in sizes[len(kept) :])
+    return automatic[fits:]
 
 
 def _remove_automatic(directory: Path, kept: int) -> None:

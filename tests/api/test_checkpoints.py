@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import json
 import os
 import shutil
 import threading
@@ -190,6 +191,31 @@ def test_names_and_refusals(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -
     sandbox.remove_checkpoint("one")
     assert sandbox.checkpoints() == ()
     assert sorted(path.name for path in find_folder(sandbox).iterdir()) in ([], [".pages"])
+
+
+def test_automatic_ones_go_only_if_that_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "checkpoints"
+    for number, name in enumerate(("mine", "cell-1", "cell-2", "cell-3")):
+        (folder / name / "image").mkdir(parents=True)
+        (folder / name / "image" / "pages").write_bytes(os.urandom(1 << 20))
+        about = {"kind": "automatic", "time": number, "cell": number, "what": ""}
+        if number:
+            (folder / name / "about.json").write_text(json.dumps(about))
+    usage = shutil.disk_usage("/")._replace(total=1 << 40)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    for most, needed, expected in ((9, 4, []), (7, 4, ["cell-1"]), (6, 4, ["cell-2", "cell-1"])):
+        monkeypatch.setattr(checkpoints, "MAX_SIZE", (most << 20) + (1 << 18))
+        found = checkpoints._find_superfluous(tmp_path, "new", needed << 20)
+        assert found == expected
+    with pytest.raises(SnapshotError, match="may take"):
+        checkpoints._find_superfluous(tmp_path, "new", 6 << 20)
+    # one whose description cannot be read is one all the same
+    found = checkpoints.find_checkpoints(tmp_path)
+    assert {one.name: one.kind for one in found}["mine"] == "named"
+    assert checkpoints._find_place(tmp_path, "mine") == folder / "mine"
+    assert len(list(folder.iterdir())) == 4
 
 
 def test_many_verbs_at_once_lose_nothing() -> None:

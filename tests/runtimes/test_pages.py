@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.runtimes.state import pages
+from gvisor_kernel.runtimes.state.saved import write_saved
 
 PAGE = pages.PAGE
 
@@ -164,6 +165,124 @@ def test_a_damaged_image_is_refused(tmp_path: Path, damage: str) -> None:
         pages.unpack(place)
     assert not (place / "image").exists()
     assert not (place / "image.new").exists()
+
+
+def damage(folder: Path, page: int) -> None:
+    with (folder / ".pages" / "1.pages").open("r+b") as file:
+        file.seek(page * PAGE)
+        file.write(b"other")
+
+
+def test_damaged_pages_stay_damaged_when_they_are_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "MIN_DEAD", 10)
+    place = make(tmp_path, "one", pages=make_noise(5, 10))
+    gone = make(tmp_path, "gone", pages=make_noise(6, 40))
+    pages.pack(place)
+    pages.pack(gone)
+    damage(tmp_path, 5)
+    shutil.rmtree(gone)
+    pages.reclaim(tmp_path)
+    assert (tmp_path / ".pages" / "2.pages").exists()
+    with pytest.raises(SnapshotError, match="damaged"):
+        pages.unpack(place)
+
+
+@pytest.mark.parametrize("kind", ["pages", "digests"])
+def test_numbers_of_lost_pages_are_not_given_again(tmp_path: Path, kind: str) -> None:
+    data, other = make_noise(7, 20), make_noise(8, 30)
+    place = make(tmp_path, "one", pages=data)
+    pages.pack(place)
+    os.truncate(tmp_path / ".pages" / f"1.{kind}", 0)
+    second = make(tmp_path, "two", pages=other)
+    pages.pack_all(tmp_path)
+    pages.pack_all(tmp_path)
+    assert read(second) == {"pages": other}
+    if kind == "digests":
+        assert read(place) == {"pages": data}
+    else:
+        with pytest.raises(SnapshotError, match="no page 1"):
+            pages.unpack(place)
+
+
+def test_an_image_that_cannot_be_read_does_not_keep_the_pages_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pages, "MIN_DEAD", 10)
+    whole = make(tmp_path, "whole", pages=make_noise(9, 10))
+    pages.pack(whole)
+    lost = make(tmp_path, "lost", pages=make_noise(10, 40))
+    pages.pack(lost)
+    os.truncate(tmp_path / ".pages" / "1.pages", 30 * PAGE)
+    pages.reclaim(tmp_path)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "lost" in caplog.text
+    assert read(whole) == {"pages": make_noise(9, 10)}
+    assert (tmp_path / ".pages" / "1.pages").exists()
+    shutil.rmtree(lost)
+    pages.reclaim(tmp_path)
+    assert {path.stem for path in (tmp_path / ".pages").iterdir()} == {"2"}
+
+
+def test_an_image_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = make(tmp_path, "one", pages=make_noise(11, 5), state=b"x")
+    pages.pack(place)
+    flushed: set[str] = set()
+    fsync, rename = os.fsync, os.rename
+
+    def note(fd: int) -> None:
+        flushed.add(Path(f"/proc/self/fd/{fd}").readlink().name)
+        fsync(fd)
+
+    def check(source: Path, target: Path) -> None:
+        assert flushed >= {"pages", "state", "image.new"}
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(os, "rename", check)
+    pages.unpack(place)
+    assert (place / "image").is_dir()
+
+
+def test_the_folder_of_a_name_is_there_until_another_one_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "saved"
+    rename = os.rename
+
+    def write(text: str) -> None:
+        write_saved(place, lambda: {"note": text}, lambda image: None)
+
+    def fail(source: Path, target: Path) -> None:
+        if target == place and source.name == "saved.new":
+            assert (tmp_path / "saved.old" / "note").read_text() == "first"
+            raise OSError
+        rename(source, target)
+
+    write("first")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", fail)
+        with pytest.raises(OSError):  # noqa: PT011 - any
+            write("second")
+    assert (place / "note").read_text() == "first"
+    write("second")
+    assert (place / "note").read_text() == "second"
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_pages_of_nobody_are_not_needed(tmp_path: Path) -> None:
+    one = make(tmp_path, "one", pages=make_noise(12, 100))
+    two = make(tmp_path, "two", pages=make_noise(12, 100) + make_noise(13, 50))
+    gone = make(tmp_path, "gone", pages=make_noise(14, 300))
+    pages.pack_all(tmp_path)
+    shutil.rmtree(gone)
+    whole = make(tmp_path, "whole", pages=make_noise(15, 50))
+    sizes = [size // PAGE for size in pages.measure_needed([one, two, whole])]
+    for size, expected in zip(sizes, (100, 150, 200), strict=True):
+        assert expected <= size < expected + 10
 
 
 def test_modes_are_private(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ That process may be killed at any step (``pages``). It ends with this one.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from pathlib import Path
 
 from gvisor_kernel.host.locks import PerProcess
 from gvisor_kernel.runtimes.state.pages import pack_all
+
+log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 1.0
 """The wait after a checkpoint: perhaps its kernel has something to do, or another one is made."""
@@ -84,14 +87,20 @@ class Packer(PerProcess):
                         [sys.executable, "-P", "-m", __name__, str(folder)],
                         stdin=subprocess.PIPE,
                         stdout=subprocess.DEVNULL,
-                        stderr=subprocess.DEVNULL,
+                        stderr=subprocess.PIPE,
                         start_new_session=True,
                     )
                     self._current = folder
             if (process := self._process) is not None:
-                process.wait()  # no timeout: a thread of its own; whoever needs the folder kills it
                 assert process.stdin is not None
+                assert process.stderr is not None
+                # no timeout: a thread of its own; whoever needs the folder kills the process
+                told = process.stderr.read().decode(errors="replace").strip()
+                process.wait()  # no timeout: it has closed its standard error
+                if told:
+                    log.warning("%s", told)
                 process.stdin.close()
+                process.stderr.close()
             with self._changed:
                 self._current = self._process = None
                 self._changed.notify_all()

@@ -7,23 +7,31 @@
 
 Pages are written, then digests, then ``packed``, each flushed before the next, and only then the
 image goes. So whoever ends this at any step leaves the image or ``packed``, and what is too much is
-cut off or removed by the next one. Nothing here knows what is in an image. It is packed by a
-process of the lowest priority, as a thread would hold the interpreter's lock (``packer``).
+cut off or removed by the next one. A whole image is compared with nothing: it was on the disk
+before it had its name. What is damaged in the store stays so: the digests of files are those of the
+images as they were saved, and pages that an image needs get their numbers once. Nothing here knows
+what is in an image. It is packed by a process of the lowest priority, as a thread would hold the
+interpreter's lock (``packer``).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.runtimes.state.saved import IMAGE, flush
+
+log = logging.getLogger(__name__)
 
 # by path: below the state directory, whose parents only this user can change
 
@@ -52,6 +60,10 @@ class _File:
 class _Packed:
     store: int
     files: tuple[_File, ...]
+
+
+class _Unreadable(OSError):
+    """A page cannot be read."""
 
 
 class _Store:
@@ -128,7 +140,7 @@ def pack(place: Path) -> None:
     image = place / IMAGE
     if not (place / PACKED).exists():
         paths = sorted(image.iterdir())
-        number = max(_find_stores(place.parent), default=1)
+        number = _choose_store(place.parent, _find_packed(place.parent))
         store = _Store(place.parent / STORE, number)
         try:
             if store.count + sum(path.stat().st_size for path in paths) // PAGE > MAX_PAGES:
@@ -142,7 +154,13 @@ def pack(place: Path) -> None:
     shutil.rmtree(going)
 
 
-def _pack(place: Path, store: _Store, files: Mapping[str, Iterable[bytes]]) -> None:
+def _pack(
+    place: Path,
+    store: _Store,
+    files: Mapping[str, Iterable[bytes]],
+    digests: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Write ``packed``. ``digests``: of files that are packed already."""
     header, indexes = [], []
     for name, chunks in files.items():
         whole, size, numbers = hashlib.sha256(), 0, array("I")
@@ -150,7 +168,7 @@ def _pack(place: Path, store: _Store, files: Mapping[str, Iterable[bytes]]) -> N
             whole.update(chunk)
             size += len(chunk)
             store.add(chunk, numbers)
-        header.append((name, size, whole.hexdigest()))
+        header.append((name, size, digests.get(name, whole.hexdigest())))
         indexes.append(numbers.tobytes())
     store.flush()
     made = place / f"{PACKED}.new"
@@ -188,12 +206,19 @@ def _read(place: Path) -> _Packed | None:
 
 
 def _read_packed(folder: Path, store: int, file: _File) -> Iterator[memoryview]:
-    """Yield the content of a file.
+    """Yield the content of a file, as it is.
 
-    :raises OSError: when a page is missing
+    :raises _Unreadable: when there is a page that cannot be read
     """
+    try:
+        yield from _read_pages(folder / STORE / f"{store}.pages", file)
+    except OSError as error:
+        raise _Unreadable(str(error)) from error
+
+
+def _read_pages(path: Path, file: _File) -> Iterator[memoryview]:
     left, many = file.size, CHUNK // PAGE
-    with (folder / STORE / f"{store}.pages").open("rb", buffering=0) as pages:
+    with path.open("rb", buffering=0) as pages:
         for first in range(0, len(file.pages), many):
             numbers = file.pages[first : first + many].tolist()
             chunk, at = memoryview(bytearray(len(numbers) * PAGE)), 0
@@ -210,7 +235,9 @@ def _read_packed(folder: Path, store: int, file: _File) -> Iterator[memoryview]:
 
 
 def unpack(place: Path) -> None:
-    """Write the image of a checkpoint anew if it is packed.
+    """Write the image of a checkpoint anew if it is packed, and wait until it is on the disk.
+
+    An image that is there was flushed before it had its name, and is not compared.
 
     :raises SnapshotError: when it cannot be written, or is not what it was
     """
@@ -229,8 +256,10 @@ def unpack(place: Path) -> None:
                 for chunk in _read_packed(place.parent, packed.store, file):
                     whole.update(chunk)
                     _write(written.fileno(), chunk)
+                os.fsync(written.fileno())
             if whole.hexdigest() != file.digest:
                 raise SnapshotError(f"The image in {place} is damaged.", "use another checkpoint.")
+        flush(making)
         making.rename(image)
     except OSError as error:
         raise SnapshotError(
@@ -241,45 +270,111 @@ def unpack(place: Path) -> None:
         shutil.rmtree(making, ignore_errors=True)
 
 
-def _find_stores(folder: Path) -> list[int]:
-    names = (path.stem for path in (folder / STORE).glob("*.digests"))
-    return [int(name) for name in names if name.isdecimal()]
+def _find_stores(folder: Path) -> set[int]:
+    names = (path.stem for path in (folder / STORE).glob("*"))
+    return {int(name) for name in names if name.isdecimal()}
+
+
+def _find_packed(folder: Path) -> dict[Path, _Packed]:
+    found = ((path.parent, _read(path.parent)) for path in folder.glob(f"*/{PACKED}"))
+    return {place: packed for place, packed in found if packed is not None}
+
+
+def _count(folder: Path, store: int) -> int:
+    """Return the number of pages in a store."""
+    sizes = {"pages": PAGE, "digests": DIGEST}
+    try:
+        return min(
+            (folder / STORE / f"{store}.{kind}").stat().st_size // size
+            for kind, size in sizes.items()
+        )
+    except FileNotFoundError:
+        return 0
+
+
+def _choose_store(folder: Path, images: Mapping[Path, _Packed]) -> int:
+    """Return the number of the store to write to: a new one if the last lacks pages of ``images``.
+
+    They would get the numbers of those that it lacks.
+    """
+    last = max(_find_stores(folder) | {packed.store for packed in images.values()}, default=1)
+    files = (file for packed in images.values() if packed.store == last for file in packed.files)
+    needed = max((max(file.pages, default=0) for file in files), default=0)
+    return last if needed <= _count(folder, last) else last + 1
+
+
+def measure_folder(folder: Path) -> int:
+    """Return the bytes on disk of all files in a folder."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            total += path.stat(follow_symlinks=False).st_blocks * 512
+    return total
+
+
+def measure_needed(places: Iterable[Path]) -> Iterator[int]:
+    """Yield, for each checkpoint, the bytes on disk that it and all before it need together.
+
+    Pages that none of them has do not count: they are given back.
+    """
+    live: dict[int, set[int]] = {}
+    total = 0
+    for place in places:
+        packed = None if (place / IMAGE).is_dir() else _read(place)
+        if packed is not None:
+            pages = live.setdefault(packed.store, {0})
+            before = len(pages)
+            pages.update(*(file.pages for file in packed.files))
+            total += (len(pages) - before) * PAGE
+        total += measure_folder(place)
+        yield total
 
 
 def reclaim(folder: Path) -> None:
     """Write pages anew when more than half of them are in no image of ``folder`` any more.
 
+    An image that cannot be read keeps the pages that it has.
+
     :raises OSError: when that fails: all images can still be unpacked
     """
-    found = ((path.parent, _read(path.parent)) for path in folder.glob(f"*/{PACKED}"))
-    images = {place: packed for place, packed in found if packed is not None}
-    stores = _find_stores(folder)
+    stores, images = _find_stores(folder), _find_packed(folder)
     if not stores:
         return
     live: set[int] = set()
-    last = max(stores)
+    last = _choose_store(folder, images)
     for packed in images.values():
         if packed.store == last:
             live.update(*(file.pages for file in packed.files))
-    count = (folder / STORE / f"{last}.digests").stat().st_size // DIGEST
+    count = _count(folder, last)
     if not images or (count > MIN_DEAD and 2 * len(live) < count):
         last += 1
     moved = {place: packed for place, packed in images.items() if packed.store != last}
-    if moved:
-        store = _Store(folder / STORE, last)
-        try:
-            for place, packed in moved.items():
-                files = {
-                    file.name: map(bytes, _read_packed(folder, packed.store, file))
-                    for file in packed.files
-                }
-                _pack(place, store, files)
-        finally:
-            store.close()
-    for number in stores:
-        if number != last:
-            for kind in ("pages", "digests"):
-                (folder / STORE / f"{number}.{kind}").unlink(missing_ok=True)
+    kept = _move(folder, moved, last) if moved else set()
+    for number in stores - kept - {last}:
+        for kind in ("pages", "digests"):
+            (folder / STORE / f"{number}.{kind}").unlink(missing_ok=True)
+
+
+def _move(folder: Path, images: Mapping[Path, _Packed], number: int) -> set[int]:
+    """Write the pages of ``images`` to a store; return the stores of those that cannot be read."""
+    kept, unread = set(), []
+    store = _Store(folder / STORE, number)
+    try:
+        for place, packed in images.items():
+            files = {
+                file.name: map(bytes, _read_packed(folder, packed.store, file))
+                for file in packed.files
+            }
+            try:
+                _pack(place, store, files, {file.name: file.digest for file in packed.files})
+            except _Unreadable as error:
+                kept.add(packed.store)
+                unread.append(f"{place.name} ({error})")
+    finally:
+        store.close()
+    if unread:
+        log.warning("Checkpoints in %s cannot be read: %s", folder, ", ".join(unread))
+    return kept
 
 
 def pack_all(folder: Path) -> None:

@@ -4,6 +4,7 @@
                      saved/kernel.json   the same, when it was saved
                      saved/image/        what the runtime wrote
                      saved.new/          the same, not complete yet
+                     saved.old/          the one before, while it is replaced
 
 What kernel.json contains is up to ``kernel/saved_kernel``.
 """
@@ -69,12 +70,30 @@ def write_saved(
                 flush(path)
         for name, text in describe().items():
             write_file(saving / name, text)
-        shutil.rmtree(place, ignore_errors=True)
-        saving.rename(place)
+        if flushes:
+            flush(image)
+            flush(saving)
+        _put(saving, place)
         if flushes:
             flush(place.parent)
     finally:
         shutil.rmtree(saving, ignore_errors=True)
+
+
+def _put(saving: Path, place: Path) -> None:
+    """Give a folder its name. One that has it is there, under a name, until then."""
+    going = place.with_name(f"{place.name}.old")
+    shutil.rmtree(going, ignore_errors=True)
+    replaces = place.exists()
+    if replaces:
+        place.rename(going)
+    try:
+        saving.rename(place)
+    except OSError:
+        if replaces:
+            going.rename(place)
+        raise
+    shutil.rmtree(going, ignore_errors=True)
 
 
 def flush(path: Path) -> None:
