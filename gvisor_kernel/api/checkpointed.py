@@ -12,7 +12,7 @@ from gvisor_kernel.api.lasting import LastingState
 from gvisor_kernel.errors import GvisorKernelError, NoCheckpoint
 from gvisor_kernel.kernel.checkpoints import Checkpoint as Checkpoint
 from gvisor_kernel.kernel.checkpoints import Checkpoints
-from gvisor_kernel.kernel.checkpoints import OutputChanges as OutputChanges
+from gvisor_kernel.kernel.noted_outputs import OutputChanges as OutputChanges
 from gvisor_kernel.kernel.session import SandboxedKernel
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,8 @@ from gvisor_kernel.changes.control import Done, Made, Question, ask
 from gvisor_kernel.cli.arguments import add_id, add_json
 from gvisor_kernel.cli.output import describe_age, print_json, print_table
 from gvisor_kernel.cli.sandboxes import find_one
-from gvisor_kernel.kernel.checkpoints import BEFORE_REWIND, OutputChanges, find_checkpoints
+from gvisor_kernel.kernel.checkpoints import BEFORE_REWIND, find_checkpoints
+from gvisor_kernel.kernel.noted_outputs import OutputChanges
 from gvisor_kernel.shown_text import describe_size, printable_name
 
 

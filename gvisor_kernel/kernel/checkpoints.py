@@ -22,16 +22,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
-from gvisor_kernel.artifacts.outputs import Bounds, list_outputs
 from gvisor_kernel.bridge import Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.bridge.memory_answers import find_cell
 from gvisor_kernel.config.validators import GIB
 from gvisor_kernel.errors import GvisorKernelError, NoCheckpoint, NotIdle, SnapshotError
-from gvisor_kernel.host.folders import Identity, reopen
 from gvisor_kernel.host.private_directories import read_file, replace_file
 from gvisor_kernel.kernel.branches import Branch, branch_saved
 from gvisor_kernel.kernel.facts import KernelEvents, Rewound
 from gvisor_kernel.kernel.launch import Workers
+from gvisor_kernel.kernel.noted_outputs import (
+    OUTPUTS,
+    NotedOutputs,
+    OutputChanges,
+    compare_outputs,
+    find_changes,
+    look_at_outputs,
+)
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.saved_kernel import SavedKernel, read_saved, save_as
 from gvisor_kernel.runtimes.base import SavedSandbox
@@ -44,19 +50,13 @@ log = logging.getLogger(__name__)
 
 # by path: below the state directory, whose parents only this user can change
 
-FOLDER, ABOUT, OUTPUTS = pages.FOLDER, "about.json", "outputs.json"
+FOLDER, ABOUT = pages.FOLDER, "about.json"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}(?<!\.new)(?<!\.old)")
 BEFORE_REWIND = "before-rewind"
 _AUTOMATIC = re.compile(r"(before|cell)-[0-9]+")
 MAX_SIZE, DISK_SHARE = 20 * GIB, 0.1
 """Bytes of all checkpoints of one kernel, and their share of the disk."""
-BOUNDS = Bounds(listed=10_000, seconds=1.0)
-"""The outputs that are noted. Clients' messages wait meanwhile."""
-MAX_NAMES = 2 * 1024 * 1024
-"""Characters of their paths."""
-MAX_TOLD = 1000
-"""Files of each kind that a rewind tells."""
-MAX_ABOUT, MAX_OUTPUTS = 64 * 1024, 32 * 1024 * 1024
+MAX_ABOUT = 64 * 1024
 
 CELLS_SHARE, FIRST_COST = 0.05, 0.5
 """The share of the time of cells for which their states may be saved, and the seconds that the
@@ -86,32 +86,11 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class OutputChanges:
-    """The files of outputs that are not as they were at a checkpoint; a rewind leaves them alone.
-
-    Paths below the folder, chosen by the kernel, some of each kind. ``more``: there may be others.
-    """
-
-    added: tuple[str, ...] = ()
-    changed: tuple[str, ...] = ()
-    removed: tuple[str, ...] = ()
-    more: bool = False
-
-
-@dataclass(frozen=True)
 class _About:
     kind: Kind
     time: float
     cell: int
     what: str
-
-
-@dataclass(frozen=True)
-class _Outputs:
-    """Size and modification time of files; ``more``: there are some that are not noted."""
-
-    files: dict[str, tuple[int, float]]
-    more: bool = False
 
 
 class Saver(Protocol):
@@ -284,7 +263,7 @@ class Checkpoints:
         directory, began = self._saver.find_directory(), time.monotonic()
         async with self._paused(directory):
             target = await self._workers.run(_prepare, directory, name)
-            then, now = await self._workers.run(_compare_outputs, target)
+            then, now = await self._workers.run(compare_outputs, target)
 
             def keep(before: SavedKernel) -> None:
                 _keep(before, name, now)
@@ -382,7 +361,7 @@ def _write(
     (directory / FOLDER).mkdir(mode=0o700, exist_ok=True)
     going = _find_superfluous(directory, name, sandbox.memory_used() or 0)
     about = _About(kind, time.time(), cell, what)
-    beside = {ABOUT: write_json(about), OUTPUTS: write_json(_look_at_outputs(directory))}
+    beside = {ABOUT: write_json(about), OUTPUTS: write_json(look_at_outputs(directory))}
     saved = save_as(directory / FOLDER / name, sandbox, plan, run, beside)
     for one in going:
         _remove(directory, one)
@@ -445,7 +424,7 @@ def _prepare(directory: Path, name: str) -> SavedKernel:
     return saved
 
 
-def _keep(before: SavedKernel, name: str, outputs: _Outputs) -> None:
+def _keep(before: SavedKernel, name: str, outputs: NotedOutputs) -> None:
     """Make the state that a rewind has left the checkpoint ``before-rewind``. Raises nothing."""
     place = before.directory / FOLDER / BEFORE_REWIND
     cell = find_cell(before.run.known.get("cell"))
@@ -463,51 +442,3 @@ def _keep(before: SavedKernel, name: str, outputs: _Outputs) -> None:
     except OSError as error:
         log.warning("The state before the rewind to %s is not kept: %s", name, error)
         before.discard()
-
-
-# -- outputs ---------------------------------------------------------------------------------------
-
-
-def _look_at_outputs(directory: Path) -> _Outputs:
-    record = records.read_record(directory)
-    if record is None or record.outputs is None or record.outputs_file is None:
-        return _Outputs({})
-    identity, same_boot = Identity(*record.outputs_file), records.is_of_this_boot(record)
-    try:
-        with reopen(record.outputs, identity, same_boot=same_boot) as folder:
-            found = list_outputs(folder, hidden=True, bounds=BOUNDS)
-    except (OSError, GvisorKernelError):
-        return _Outputs({}, more=True)
-    files: dict[str, tuple[int, float]] = {}
-    length = 0
-    for file in found.files:
-        length += len(file.path)
-        if length > MAX_NAMES:
-            return _Outputs(files, more=True)
-        files[file.path] = (file.size, file.modified)
-    return _Outputs(files, found.more)
-
-
-def _compare_outputs(saved: SavedKernel) -> tuple[_Outputs, _Outputs]:
-    """Return the outputs as they were at a checkpoint, and as they are."""
-    then = _Outputs({}, more=True)
-    with suppress(OSError, ValueError):
-        then = read_json(read_file(saved.place / OUTPUTS, MAX_OUTPUTS), _Outputs, MAX_OUTPUTS)
-    return then, _look_at_outputs(saved.directory)
-
-
-def find_changes(then: _Outputs, now: _Outputs, since: float) -> OutputChanges:
-    """Return what differs. Where a side is not known wholly, only what certainly differs.
-
-    ``since``: the time of ``then``.
-    """
-    added = [
-        path
-        for path, (_, modified) in now.files.items()
-        if path not in then.files and (not then.more or modified > since)
-    ]
-    changed = [path for path, state in now.files.items() if then.files.get(path, state) != state]
-    removed = [] if now.more else [path for path in then.files if path not in now.files]
-    a, c, r = (tuple(sorted(paths)[:MAX_TOLD]) for paths in (added, changed, removed))
-    more = then.more or now.more or max(map(len, (added, changed, removed))) > MAX_TOLD
-    return OutputChanges(a, c, r, more)

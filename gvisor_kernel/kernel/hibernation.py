@@ -29,7 +29,14 @@ from gvisor_kernel.kernel.checkpoints import Checkpoints
 from gvisor_kernel.kernel.facts import Hibernated, KernelEvents, KernelFacts, Resumed, Saved
 from gvisor_kernel.kernel.launch import Workers, run_beside
 from gvisor_kernel.kernel.plan import KernelPlan
-from gvisor_kernel.kernel.saved_kernel import SavedKernel, check_room, note_start, remove_old, save
+from gvisor_kernel.kernel.saved_kernel import (
+    SavedKernel,
+    check_room,
+    explain,
+    note_start,
+    remove_old,
+    save,
+)
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import Sandbox, SavedSandbox
 
@@ -489,12 +496,3 @@ async def _wait_for(waking: asyncio.Task[T]) -> T:
 def _forget_error(waking: asyncio.Task[Any]) -> None:
     if not waking.cancelled():
         waking.exception()  # the cell that waited has it
-
-
-def explain(error: GvisorKernelError) -> str:
-    """Return what a person reads in the cell for which a saved kernel did not go on."""
-    hint = f" What to do: {error.hint}" if error.hint else ""
-    return (
-        f"The state of this kernel is saved, and it could not go on: {error.fact}{hint} It stays"
-        " saved: run the cell again when that is mended, or restart the kernel to begin anew."
-    )

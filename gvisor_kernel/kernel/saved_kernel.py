@@ -22,7 +22,7 @@ from typing import Any
 
 from gvisor_kernel.bridge import SnapshotRun
 from gvisor_kernel.config.validators import GIB, is_within
-from gvisor_kernel.errors import SnapshotError, StateError
+from gvisor_kernel.errors import GvisorKernelError, SnapshotError, StateError
 from gvisor_kernel.host.private_directories import read_file, replace_file, state_root
 from gvisor_kernel.kernel.plan import KernelPlan, read_plan, write_plan
 from gvisor_kernel.kernel.restore import find_branch_code
@@ -462,3 +462,12 @@ def read_note(place: Path) -> SavedFile:
     :raises OSError, ValueError: when it cannot be read
     """
     return read_json(read_file(place / NOTE, MAX_NOTE), SavedFile, MAX_NOTE)
+
+
+def explain(error: GvisorKernelError) -> str:
+    """Return what a person reads in the cell for which a saved kernel did not go on."""
+    hint = f" What to do: {error.hint}" if error.hint else ""
+    return (
+        f"The state of this kernel is saved, and it could not go on: {error.fact}{hint} It stays"
+        " saved: run the cell again when that is mended, or restart the kernel to begin anew."
+    )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from gvisor_kernel.kernel.checkpoints import OutputChanges
+from gvisor_kernel.kernel.noted_outputs import OutputChanges
 from gvisor_kernel.mcp.results import make_plain, make_result, mark
 from gvisor_kernel.mcp.tools import Call, OneSession, StateResult, describe, find_session, tool
 from gvisor_kernel.shown_text import printable_name
