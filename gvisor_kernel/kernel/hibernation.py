@@ -188,7 +188,7 @@ class Hibernator:
     # -- on the bridge's loop --------------------------------------------------------------------
 
     async def _settle(self) -> None:
-        async with self._turn:  # no timeout: SAVE_SECONDS of each try
+        async with self._turn:
             pass
 
     async def _hibernate(self) -> None:
@@ -461,7 +461,7 @@ class Hibernator:
         """Give the saved kernel up, and remove it. Idempotent."""
         if self._waking is not None:
             self._waking.cancel()  # whoever has the turn may wait for it
-        async with self._turn:  # no timeout: SAVE_SECONDS
+        async with self._turn:
             waking, saved, self.saved = self._waking, self.saved, None
             if waking is not None:
                 waking.cancel()
@@ -490,7 +490,7 @@ async def _wait_for(waking: asyncio.Task[T]) -> T:
     await asyncio.wait({waking})
     if waking.cancelled():
         raise LaunchError(ENDED)
-    return waking.result()
+    return waking.result()  # no timeout: it has ended
 
 
 def _forget_error(waking: asyncio.Task[Any]) -> None:
