@@ -132,11 +132,14 @@ class Checkpointed(LastingState):
         """
         await self._checkpoints.remove(name)
 
-    async def rewind(self, name: str) -> OutputChanges:
+    async def rewind(self, name: str | None = None) -> OutputChanges:
         """Go back to a checkpoint, any number of times. The present state becomes the checkpoint
         "before-rewind". Outputs stay; those that are not as they were then are returned.
 
-        :raises NoCheckpoint: when there is none of that name
+        ``name``: None for the state before the last run, where ``checkpoints="agent"`` has saved
+        it; called again, for the state before the run before that.
+
+        :raises NoCheckpoint: when there is none of that name, or that state was not saved
         :raises NotIdle: when code of the kernel runs that nobody waits for
         :raises SandboxError: when it cannot go back: it goes on as it was
         """
@@ -144,8 +147,9 @@ class Checkpointed(LastingState):
         assert self._runner is not None
         async with self._runner.turn:
             await self._between.settle()
-            changes = await checkpoints.rewind(name)
-            self._between.note_rewound(name)
+            target = name if name is not None else self.find_before_last_run()
+            changes = await checkpoints.rewind(target)
+            self._between.note_rewound(target)
             return changes
 
     def find_before_last_run(self) -> str:

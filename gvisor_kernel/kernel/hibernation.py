@@ -334,9 +334,8 @@ class Hibernator:
         kernel.hibernation.on_wanted = partial(self.want, kernel)
         try:
             await kernel.hibernation.begin(write, undo)
-            self.saved = saved  # also if it was given up meanwhile: ``end`` removes it then
         finally:
-            if kernel.asleep:  # also if nobody waits for it any more
+            if kernel.asleep:  # also if nobody waits for it any more: ``end`` removes it then
                 self.saved = saved
         assert saved is not None
         KernelEvents.instance().tell(

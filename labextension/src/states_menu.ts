@@ -63,15 +63,19 @@ export function addStates(
     work: () => Promise<T>
   ): Promise<T | null> => {
     const id = notifies ? Notification.emit(text, 'in-progress', { autoClose: false }) : null;
-    try {
-      return await work();
-    } catch (error) {
-      await showErrorMessage(failure, messageOf(error));
-      return null;
-    } finally {
+    const dismiss = (): void => {
       if (id !== null) {
         Notification.dismiss(id);
       }
+    };
+    try {
+      return await work();
+    } catch (error) {
+      dismiss(); // not only when the dialog is closed
+      await showErrorMessage(failure, messageOf(error));
+      return null;
+    } finally {
+      dismiss();
     }
   };
   const say = async (text: string): Promise<void> => {

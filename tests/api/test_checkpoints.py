@@ -341,22 +341,18 @@ def find_names(sandbox: Sandbox) -> list[str]:
 def test_runs_of_programs_have_checkpoints_and_are_taken_back() -> None:
     """One after the other, also when others were made in between."""
     with Sandbox(memory="1G", checkpoints="agent", checkpoints_kept=3) as sandbox:
-
-        def take_back() -> None:
-            sandbox.rewind(sandbox._target.find_before_last_run())
-
         for n in range(4):
             sandbox.run(f"x = {n}")
         wait_until(lambda: find_names(sandbox) == ["before-3", "before-4", "before-5"])
         sandbox.files.write("/workspace/new", "kept")
         sandbox.run("x, y = 'wrong', 1")
-        take_back()
+        sandbox.rewind()
         assert sandbox.run("x").text == "3"
         assert sandbox.files.read("/workspace/new") == "kept"
-        take_back()
-        take_back()
+        sandbox.rewind()
+        sandbox.rewind()
         sandbox.run("x *= 10")
-        take_back()
+        sandbox.rewind()
         assert sandbox.run("x").text == "2"
 
 

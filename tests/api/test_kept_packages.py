@@ -178,6 +178,31 @@ def test_without_hard_links_it_is_copied_within_a_budget(
         find_substitutes(tmp_path, 0.0, files, found, sources)
 
 
+@pytest.mark.parametrize("how", ["replaced", "written"])
+def test_each_kernel_has_a_copy_of_what_it_saw(
+    how: str, packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a file deep in a package that was changed between two saves."""
+    monkeypatch.setattr(kept_copies, "own_state", lambda: tmp_path)
+    monkeypatch.setattr(kept_packages, "kept_root", kept_copies.kept_root)
+    folder, module = str(packages), packages / "own" / "later.py"
+    trees = []
+    for number in range(3):
+        if number == 2:  # nothing but what Python makes anew
+            (packages / "own" / "__pycache__").mkdir()
+            (packages / "own" / "__pycache__" / "later.pyc").touch()
+        elif number:
+            path = module.with_name("new") if how == "replaced" else module
+            path.write_text("VERSION = 'edited'\n")
+            path.replace(module)
+        place = tmp_path / str(number)
+        place.mkdir()
+        keep(place, {}, find_packages([f"{packages}/own/x.so"], {"/opt": folder}), {})
+        trees.append(json.loads((place / KEPT).read_bytes())[folder])
+    assert trees[0] != trees[1] == trees[2]
+    assert Path(trees[1], "own/later.py").read_text() == "VERSION = 'edited'\n"
+
+
 def test_nothing_is_kept_of_a_folder_that_a_kernel_may_write(
     packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -189,6 +189,18 @@ def test_damaged_pages_stay_damaged_when_they_are_moved(
         pages.unpack(place)
 
 
+def test_an_image_stays_whole_where_it_would_share_a_damaged_page(tmp_path: Path) -> None:
+    data = make_noise(1, 4)
+    pages.pack(make(tmp_path, "a", pages=data))
+    with (tmp_path / pages.STORE / "1.pages").open("r+b") as file:
+        file.write(b"damage")
+    other = make(tmp_path, "b", pages=data)
+    pages.pack_all(tmp_path)
+    assert read(other) == {"pages": data}
+    with pytest.raises(SnapshotError, match="damaged"):
+        pages.unpack(tmp_path / "a")
+
+
 @pytest.mark.parametrize("kind", ["pages", "digests"])
 def test_numbers_of_lost_pages_are_not_given_again(tmp_path: Path, kind: str) -> None:
     data, other = make_noise(7, 20), make_noise(8, 30)

@@ -41,7 +41,7 @@ from gvisor_kernel.typed_json import read_json, write_json
 # by path: below the state directory, whose parents only this user can change; or packages where no
 # kernel writes
 
-TREE, PART = "tree", "part.json"
+TREE, PART, CACHE = "tree", "part.json", "__pycache__"
 MAX_PART = 16 * 1024
 """Bytes of part.json: a path, and a digest."""
 MAX_FILES, SECONDS = 400_000, 300.0
@@ -81,34 +81,42 @@ def digest_tree(tree: str) -> str:
     found = hashlib.sha256()
     for path in _list_files(tree):
         status = os.lstat(path)
-        line = f"{path.removeprefix(tree)}\0{status.st_size}\0{status.st_mtime_ns}\n"
+        facts = f"{status.st_size}\0{status.st_mtime_ns}"
+        if stat.S_ISLNK(status.st_mode):
+            facts = os.readlink(path)  # noqa: PTH115 - often, so fast
+        elif not stat.S_ISREG(status.st_mode):
+            continue  # it is not copied
+        line = f"{path.removeprefix(tree)}\0{facts}\n"
         found.update(line.encode(errors="surrogateescape"))
     return found.hexdigest()
 
 
 def _list_files(tree: str) -> Iterator[str]:
+    """Yield the files of a copy, or of what is copied, but for those that Python makes anew."""
     if not Path(tree).is_dir():
         yield tree
     for folder, names, files in os.walk(tree):
-        names.sort()
+        names[:] = sorted(name for name in names if name != CACHE)
         yield from (f"{folder}/{name}" for name in sorted(files))
 
 
 class Copies:
     """The copies of this user, while they are locked."""
 
-    def make(self, path: str, name: str, place: Path) -> str:
-        """Copy what is at ``path`` as the entry ``name``, if there is none; return its tree.
+    def make(self, path: str, place: Path) -> str:
+        """Copy what is at ``path``, if there is no copy of it as it is; return the copy's tree.
 
         ``place``: the folder for which it is copied, as long as that exists.
 
         :raises OSError: when it cannot be copied, or there is no room for it; nothing is left then
         """
-        root = kept_root()
-        entry = root / name
+        root, digest = kept_root(), digest_tree(path)
+        entry = root / hashlib.sha256(f"{path}\n{digest}".encode(errors="replace")).hexdigest()
         if entry.is_dir():
-            os.utime(entry)
-            return str(entry / TREE)
+            if digest_tree(str(entry / TREE)) == digest:
+                os.utime(entry)
+                return str(entry / TREE)
+            raise OSError(f"the copy {entry}, with which kernels may run, was changed")
         copied, count, deadline = 0, 0, time.monotonic() + SECONDS
 
         def copy(source: str, target: str) -> None:
@@ -132,7 +140,9 @@ class Copies:
                 _copy_folder(path, str(tree), copy)
             else:
                 copy(path, str(tree))
-            part = Copy(path, digest_tree(str(tree)), copied)
+            part = Copy(path, digest, copied)
+            if digest_tree(str(tree)) != digest:
+                raise OSError(f"{path} was changed meanwhile")
             write_file(draft / PART, write_json(part))
             with locked_directory(root):
                 draft.rename(entry)

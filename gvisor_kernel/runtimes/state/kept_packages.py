@@ -11,7 +11,6 @@ it has open. What was changed meanwhile is shown to it as it was; new kernels ge
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -162,17 +161,7 @@ def keep(place: Path, files: Stamps, packages: Packages, sources: Mapping[str, s
 
 def _keep(place: Path, path: str, files: Stamps, packages: Packages, copies: Copies) -> str:
     """:raises OSError: when it cannot be copied as it was"""
-    if path in files:
-        facts = [str(files[path])]
-    else:
-        facts = sorted(
-            f"{entry.name} {status.st_ino} {status.st_mtime_ns if is_file else ''}"
-            for entry, status in _list(path)
-            if entry.name != "__pycache__"
-            for is_file in [not entry.is_dir() or entry.name.endswith(INSTALLED)]
-        )
-    name = hashlib.sha256("\n".join([path, *facts]).encode(errors="replace")).hexdigest()
-    tree = copies.make(path, name, place)
+    tree = copies.make(path, place)
     if path in packages and _list_installed(path) != packages[path]:
         raise OSError("packages were installed meanwhile")
     _check_files(path, tree, files)

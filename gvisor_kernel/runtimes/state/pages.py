@@ -148,6 +148,10 @@ def pack(place: Path) -> None:
             _pack(place, store, {path.name: _read_plain(path) for path in paths})
         finally:
             store.close()
+        if not _is_whole(place):
+            log.warning("%s stays as it is: a page that it shares is damaged on the disk", place)
+            (place / PACKED).unlink()
+            return
     going = place / f"{IMAGE}.old"
     shutil.rmtree(going, ignore_errors=True)
     image.rename(going)
@@ -191,7 +195,24 @@ def _read_plain(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
+def _is_whole(place: Path) -> bool:
+    packed = _read(place)
+    if packed is None:
+        return False
+    for file in packed.files:
+        whole = hashlib.sha256()
+        for chunk in _read_packed(place.parent, packed.store, file):
+            whole.update(chunk)
+        if whole.hexdigest() != file.digest:
+            return False
+    return True
+
+
 def _read(place: Path) -> _Packed | None:
+    """Return what is packed; None if nothing is, or it makes no sense.
+
+    :raises OSError: when it cannot be read now
+    """
     try:
         with (place / PACKED).open("rb") as file:
             header = json.loads(file.readline(MAX_HEADER))
@@ -201,7 +222,7 @@ def _read(place: Path) -> _Packed | None:
                 pages.fromfile(file, -(-size // PAGE))
                 files.append(_File(name, size, digest, pages))
             return _Packed(header["store"], tuple(files))
-    except (OSError, ValueError, LookupError, TypeError, EOFError):
+    except (FileNotFoundError, ValueError, LookupError, TypeError, EOFError):
         return None
 
 
@@ -241,13 +262,14 @@ def unpack(place: Path) -> None:
 
     :raises SnapshotError: when it cannot be written, or is not what it was
     """
-    image, making, packed = place / IMAGE, place / f"{IMAGE}.new", _read(place)
+    image, making = place / IMAGE, place / f"{IMAGE}.new"
     if image.is_dir():
         return
-    if packed is None:
-        raise SnapshotError(f"The image in {place} cannot be read.", "use another checkpoint.")
     shutil.rmtree(making, ignore_errors=True)
     try:
+        packed = _read(place)
+        if packed is None:
+            raise SnapshotError(f"The image in {place} cannot be read.", "use another checkpoint.")
         making.mkdir(mode=0o700)
         for file in packed.files:
             whole = hashlib.sha256()

@@ -229,7 +229,7 @@ def _finish_outputs(record: Record, directory: Path, lent: Opened | None) -> Non
 
 
 def _remove_beside(folder: Opened) -> None:
-    """Remove ``folder`` if it is empty, and still the one that has its name."""
+    """Remove what has the name of ``folder``, if that is an empty folder."""
     with open_real(os.path.split(folder.path)[0]) as parent:
         os.rmdir(BRANCHES, dir_fd=parent.fd)
 
