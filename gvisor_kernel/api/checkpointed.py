@@ -159,5 +159,8 @@ class Checkpointed(LastingState):
         """
         last = self._between.last
         if last is None:
-            raise NoCheckpoint("The state before the last run was not saved.", "name another one.")
+            raise NoCheckpoint(
+                "The state before the last run was not saved.",
+                'give the name of a checkpoint; or set checkpoints to "agent" for the next runs.',
+            )
         return last

@@ -224,7 +224,7 @@ class ControlSocket:
             branches = name_branches(count, name, checkpoint=question.checkpoint)
             if self._branch is None:
                 raise ChangesError(
-                    "This kernel is no Jupyter server's, so nothing would keep a branch of it.",
+                    "A program started this kernel, so no Jupyter server would have its branch.",
                     "its program can make one: Sandbox.branch().",
                 )
             await self._branch(branches)

@@ -199,9 +199,9 @@ def _choose_outputs(note: SavedFile, source: Record, branch: Branch, directory: 
     elif held:
         verb = "open" if choice == OWN else "open for writing"
         raise SnapshotError(
-            f"The kernel has {printable_name(', '.join(held))} of its outputs {verb}, which a"
-            f" branch would not have.",
-            "close it, and change to another working directory if it is that; or set"
+            f"The kernel has files or folders of its outputs {verb}, which a branch would not have:"
+            f" {printable_name(', '.join(held))}.",
+            "close them, and change to another working directory if it is one of them; or set"
             ' branch_outputs to "shared".',
         )
     elif choice == OWN:

@@ -322,8 +322,9 @@ def _read_about(place: Path) -> _About:
 def _find_place(directory: Path, name: str) -> Path:
     place = directory / FOLDER / name
     if not NAME.fullmatch(name) or not _is_checkpoint(place):
-        names = ", ".join(one.name for one in find_checkpoints(directory)) or "none"
-        raise NoCheckpoint(f"The kernel has no checkpoint {name!r:.80}.", f"it has: {names}.")
+        names = ", ".join(one.name for one in find_checkpoints(directory))
+        hint = f"choose one of these: {names}." if names else "save one first."
+        raise NoCheckpoint(f"The kernel has no checkpoint {name!r:.80}.", hint)
     return place
 
 
@@ -334,11 +335,13 @@ def check_name(name: str) -> None:
     """
     if not NAME.fullmatch(name):
         raise SnapshotError(
-            f"{name!r:.80} is no name of a checkpoint.",
+            f"{name!r:.80} cannot be the name of a checkpoint.",
             "use at most 64 letters, digits, '.', '_' and '-', with a letter or digit first.",
         )
     if name == BEFORE_REWIND or _AUTOMATIC.fullmatch(name):
-        raise SnapshotError(f"The name {name!r} is kept for others.", "choose another name.")
+        raise SnapshotError(
+            f"Automatic checkpoints have the name {name!r}.", "choose another name."
+        )
 
 
 def _choose_name(directory: Path, name: str | None) -> str:

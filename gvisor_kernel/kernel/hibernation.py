@@ -153,19 +153,6 @@ class Hibernator:
         if not self._bridge.ended:
             await self._bridge.run(self._resume())
 
-    async def make_ready(self, kernel: KernelBridge, *, wakes: bool) -> None:
-        """Wait until the kernel is not being saved; let it go on if it hibernates and ``wakes``.
-
-        :raises SandboxError: when it hibernates, and is not woken
-        :raises GvisorKernelError: when it cannot go on
-        """
-        if self._turn.locked() and not self._bridge.ended:
-            await self._bridge.run(self._settle())
-        if kernel.asleep:
-            if not wakes:
-                raise SandboxError("The kernel hibernates, and is not woken for this.")
-            await self.resume()
-
     async def leave(self) -> None:
         """Let the kernel hibernate, and leave it to the next process of this user.
 
@@ -187,9 +174,24 @@ class Hibernator:
 
     # -- on the bridge's loop --------------------------------------------------------------------
 
-    async def _settle(self) -> None:
-        async with self._turn:
-            pass
+    async def make_ready(self, kernel: KernelBridge, *, wakes: bool) -> None:
+        """Wait until the kernel is not being saved; let it go on if it hibernates and ``wakes``.
+
+        It stays so until the caller awaits something.
+
+        :raises SandboxError: when it hibernates, and is not woken
+        :raises GvisorKernelError: when it cannot go on
+        """
+        while self._turn.locked() or kernel.asleep:
+            if self._turn.locked():
+                async with self._turn:
+                    pass
+            elif not wakes:
+                raise SandboxError("The kernel hibernates, and is not woken for this.")
+            else:
+                await self._resume()
+                if kernel.asleep and self._waking is None and not self._turn.locked():
+                    raise LaunchError(ENDED)
 
     async def _hibernate(self) -> None:
         async with self._turn:

@@ -209,11 +209,15 @@ class SandboxedKernel:
 
         :raises SandboxError: when no kernel runs, it hibernates, or too many calls are under way
         """
-        if self._kernel is not None:
-            await self.hibernation.make_ready(self._kernel, wakes=wakes)
-        if self._kernel is None or self._bridge.ended:
+        kernel = self._kernel
+        if kernel is None or self._bridge.ended:
             raise SandboxError("The sandbox cannot be asked: this process has no kernel in it.")
-        return await SandboxCall.begin(self._bridge, self._kernel.service, content, data)
+
+        async def begin() -> int:
+            await self.hibernation.make_ready(kernel, wakes=wakes)
+            return kernel.service.begin(content, data)
+
+        return await SandboxCall.begin(self._bridge, kernel.service, begin())
 
     async def expect_end(self, restart: bool) -> None:
         """Note that a client's message requested a shutdown: the next exit is expected."""

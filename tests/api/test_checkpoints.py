@@ -162,7 +162,7 @@ def test_names_and_refusals(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(SnapshotError):
             sandbox.checkpoint(name)
     for name in ("two", "../checkpoints/one", ""):
-        with pytest.raises(NoCheckpoint, match="it has: one"):
+        with pytest.raises(NoCheckpoint, match="choose one of these: one"):
             sandbox.rewind(name)
         with pytest.raises(NoCheckpoint):
             sandbox.remove_checkpoint(name)

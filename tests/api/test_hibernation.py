@@ -8,6 +8,7 @@ import contextlib
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -196,6 +197,28 @@ async def ask_while_it_is_saved() -> None:
 async def wait_for_save(saving: asyncio.Future[None], directory: Path) -> None:
     while not saving.done() and not (directory / "saving").exists():
         await asyncio.sleep(0.002)
+
+
+def test_a_call_that_begins_at_the_same_time_waits() -> None:
+    async def ask() -> None:
+        async with AsyncSandbox(memory="1G") as sandbox:
+            await sandbox.files.write("/workspace/a", "1")
+            begun, go_on = threading.Event(), threading.Event()
+
+            async def hold() -> None:
+                begun.set()
+                assert go_on.wait(scale_seconds(20))
+
+            held = sandbox._require_kernel()._bridge.call(hold())
+            assert begun.wait(scale_seconds(20))
+            both = asyncio.gather(sandbox.hibernate(), sandbox.files.read("/workspace/a"))
+            for _ in range(5):  # until each has asked the bridge, in this order
+                await asyncio.sleep(0)
+            go_on.set()
+            held.result(scale_seconds(20))
+            assert await both == [None, "1"]
+
+    asyncio.run(ask())
 
 
 def test_a_kernel_that_works_is_not_saved(sandbox: Sandbox) -> None:

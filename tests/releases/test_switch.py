@@ -46,6 +46,7 @@ from ..jupyter.helpers import SECONDS, execute, kernel_log, running_kernel, sand
 from ..jupyter.server import JupyterServer
 from ..patience import scale_seconds
 from ..sweeps import ALL
+from ..without_runsc import COVER
 from ..world import DEFAULT_KERNEL, PROJECT, World
 from .programs import Program, install, make_programs, replace
 
@@ -63,8 +64,8 @@ as_root_inside = pytest.mark.skipif(IN_NAMESPACE not in os.environ, reason="need
 @pytest.mark.timeout(900)
 def test_in_a_namespace() -> None:
     """With an empty store of root, and a /usr/bin/runsc that can be replaced."""
-    script = """
-        mount -t tmpfs -o mode=755 tmpfs /var/lib
+    script = f"""
+        {COVER}
         exec "$0" -m pytest -p no:cacheprovider -q -rs --timeout=300 "$1"
     """
     done = subprocess.run(
