@@ -21,12 +21,14 @@ from types import MappingProxyType
 from typing import Any
 
 from gvisor_kernel.bridge import SnapshotRun
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import GIB, is_within
-from gvisor_kernel.errors import GvisorKernelError, SnapshotError, StateError
+from gvisor_kernel.errors import GvisorKernelError, RuntimeMissing, SnapshotError, StateError
 from gvisor_kernel.host.private_directories import read_file, replace_file, state_root
 from gvisor_kernel.kernel.plan import KernelPlan, read_plan, write_plan
 from gvisor_kernel.kernel.restore import find_branch_code
 from gvisor_kernel.link.events import BRANCH, VERSION, WAKE
+from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import Sandbox, SavedSandbox
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.claims import claimed
@@ -59,6 +61,8 @@ SAVE_SECONDS = 120.0
 """Seconds that the kernel's memory may take to be written. A gigabyte takes one or two."""
 FIXED = "20260401"
 """The first day on which a gVisor was built that forgets closed sockets in what it saves."""
+IDLE_SECONDS = 1800.0
+"""Seconds without anything to do after which a kernel hibernates, unless a setting says more."""
 MIN_LEFT = 256 * 1024 * 1024
 """Bytes of the disk that stay free."""
 CLAIM_SECONDS = 60.0
@@ -284,13 +288,35 @@ def _check_debugger(sandbox: SavedSandbox, run: SnapshotRun) -> None:
     :raises SnapshotError: when it could not
     """
     record = records.read_record(sandbox.directory)
-    found = re.search(r"20\d{6}", record.runsc if record is not None else "")
-    if run.known.get("left_debugger") and found and found[0] < FIXED:
+    date = _find_date(record.runsc) if record is not None else ""
+    if run.known.get("left_debugger") and "" < date < FIXED:
         raise SnapshotError(
             "The debugger was on while the kernel hibernated, and is off now: with gVisor"
-            f" {found[0]} it would not go on from what is saved.",
+            f" {date} it would not go on from what is saved.",
             "restart the kernel; or install a current gVisor with: gvisor-kernel runsc install",
         )
+
+
+def goes_on_always(spec: SandboxSpec) -> bool:
+    """Return whether gVisor restores each kernel as often as it hibernates: one that does not must
+    not hibernate unless somebody wants it. Takes milliseconds.
+    """
+    try:
+        return _find_date(get_runtime(spec.runtime).find_version(spec.runsc)) >= FIXED
+    except RuntimeMissing:
+        return False
+
+
+def find_idle_seconds(spec: SandboxSpec) -> float:
+    """Return the seconds after which a kernel with nothing to do hibernates; 0 for never."""
+    if spec.hibernate_idle_timeout is None:
+        return IDLE_SECONDS if goes_on_always(spec) else 0.0
+    return spec.hibernate_idle_timeout
+
+
+def _find_date(version: str) -> str:
+    found = re.search(r"20\d{6}", version)
+    return found[0] if found else ""
 
 
 def note_start(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> None:
