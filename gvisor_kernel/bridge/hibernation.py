@@ -37,7 +37,7 @@ class Hibernation:
         """The kernel was saved, and has no sandbox."""
         self.idle_seconds = 0.0
         """After this time without anything to do ``on_idle`` is called; 0: never."""
-        self.on_idle: Callable[[], None] = lambda: None
+        self.on_idle: Callable[[], object] = lambda: None
         self.on_rest: Callable[[], None] = lambda: None
         """Called when an idle sandbox was stopped."""
         self._exchange = exchange

@@ -302,12 +302,14 @@ class SandboxSpec:
         another language, and a child process, may have timers: with one of them the sandbox is
         paused for two seconds at a time.""",
     )
-    hibernate_idle_timeout: float = setting(
-        0.0,
+    hibernate_idle_timeout: float | None = setting(
+        None,
         accept_idle_seconds,
         """Seconds without anything to do after which a kernel hibernates: its memory is written to
-        the disk, and it goes on as it was at the next request. 0: never. A kernel with a busy
-        thread, a pending timer or a child process does not.""",
+        the disk, and it goes on as it was at the next request. 0: never. None: 1,800 with a gVisor
+        of April 2026 or later, and never with an earlier one, which may lose a kernel that
+        hibernates more than once. A kernel with a busy thread, a pending timer or a child process
+        does not.""",
     )
     checkpoints: str = setting(
         "off",

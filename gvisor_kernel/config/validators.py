@@ -89,11 +89,13 @@ def accept_seconds(most: int) -> Callable[[str, object], float]:
     return accept
 
 
-def accept_idle_seconds(name: str, value: object) -> float:
-    """Return a time in seconds; 0 for never.
+def accept_idle_seconds(name: str, value: object) -> float | None:
+    """Return a time in seconds; 0 for never, None for a default that depends on the machine.
 
     :raises SettingError: when it is none
     """
+    if value is None:
+        return None
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1e8:
         return float(value)
     raise SettingError(name, value, "a number of seconds, or 0 for never")

@@ -44,6 +44,7 @@ from gvisor_kernel.kernel.client import CHANNELS, describe_address, new_key
 from gvisor_kernel.kernel.command import choose_program
 from gvisor_kernel.kernel.facts import KernelFacts
 from gvisor_kernel.kernel.plan import KernelPlan
+from gvisor_kernel.kernel.saved_kernel import goes_on_always
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.folders import find_project_path
@@ -148,7 +149,7 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
             ),
             routes=self.find_routes(spec, folder),
             door=name_door(getattr(manager, "door", JUPYTER), name),
-            lasts=self._lasts() and getattr(manager, "parent", None) is not None,
+            lasts=getattr(manager, "parent", None) is not None and self._lasts(spec),
         )
 
     def may_choose_project(self, spec: SandboxSpec) -> bool:
@@ -160,9 +161,10 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         """Return whether this is a server for what strangers wrote: it shows no folder above."""
         return bool(self.config.get("GVisorServer", {}).get("closed"))
 
-    def _lasts(self) -> bool:
+    def _lasts(self, spec: SandboxSpec) -> bool:
         """Return whether this server's next process takes back what it leaves."""
-        return bool(self.config.get("GVisorServer", {}).get("hibernate_on_shutdown"))
+        lasts = self.config.get("GVisorServer", {}).get("hibernate_on_shutdown")
+        return goes_on_always(spec) if lasts is None else bool(lasts)
 
     def find_routes(self, spec: SandboxSpec, folder: Path) -> tuple[Route, ...]:
         """Return the routes that ``spec`` names, as Jupyter's configuration describes them now.

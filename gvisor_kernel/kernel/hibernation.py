@@ -29,12 +29,12 @@ from gvisor_kernel.kernel.checkpoints import Checkpoints
 from gvisor_kernel.kernel.facts import Hibernated, KernelEvents, KernelFacts, Resumed, Saved
 from gvisor_kernel.kernel.launch import Workers, run_beside
 from gvisor_kernel.kernel.plan import KernelPlan
+from gvisor_kernel.kernel.saved_budget import check_room, remove_old
 from gvisor_kernel.kernel.saved_kernel import (
     SavedKernel,
-    check_room,
     explain,
+    find_idle_seconds,
     note_start,
-    remove_old,
     save,
 )
 from gvisor_kernel.runtimes import get_runtime
@@ -276,13 +276,9 @@ class Hibernator:
 
     def watch(self, kernel: KernelBridge, sandbox: SavedSandbox, plan: KernelPlan) -> None:
         """Let ``kernel`` hibernate when it has had nothing to do for its setting's time."""
-        kernel.hibernation.idle_seconds = plan.spec.hibernate_idle_timeout
+        kernel.hibernation.idle_seconds = find_idle_seconds(plan.spec)
         self.checkpoints.watch(kernel, plan)
-
-        def begin() -> None:
-            self._workers.undo_by(self._try(kernel, sandbox, plan))
-
-        kernel.hibernation.on_idle = begin
+        kernel.hibernation.on_idle = lambda: self._workers.undo_by(self._try(kernel, sandbox, plan))
         if plan.lasts:
             kernel.hibernation.call_when_learned(partial(self._note_later, kernel, sandbox, plan))
             self._note(kernel, sandbox, plan)
@@ -328,8 +324,10 @@ class Hibernator:
             saved = await self._workers.run(save, sandbox, plan, run)
 
         async def undo() -> None:
-            if saved is not None:
-                await self._workers.run(saved.discard)
+            nonlocal saved
+            if (undone := saved) is not None:
+                saved = None
+                await self._workers.run(undone.discard)
             await self._workers.run(sandbox.note_saved, 0.0)
 
         began, request = time.monotonic(), plan.request
@@ -337,9 +335,9 @@ class Hibernator:
         try:
             await kernel.hibernation.begin(write, undo)
         finally:
-            if kernel.asleep:  # also if nobody waits for it any more: ``end`` removes it then
-                self.saved = saved
-        assert saved is not None
+            self.saved = saved  # also if nobody waits for it any more: ``end`` removes it then
+        if saved is None or not kernel.asleep:
+            raise NotIdle(ENDED)
         KernelEvents.instance().tell(
             Hibernated(
                 *(request.kernel_id, request.kernel_name, Saved(saved.saved, saved.size)),

@@ -181,13 +181,26 @@ def make_route(route: Route) -> dict[str, Any]:
     }
 
 
-def make_leftover(identifier: str, state: str, folder: str, created: float) -> dict[str, Any]:
-    """Return the document of a sandbox, or of a saved kernel, whose owner has died."""
+def make_leftover(
+    identifier: str,
+    state: str,
+    folder: str,
+    created: float,
+    *,
+    removed: float | None = None,
+    is_next: bool = False,
+) -> dict[str, Any]:
+    """Return the document of a sandbox, or of a saved kernel, whose owner has died.
+
+    ``removed``: when the saved kernel was, or is to be, removed. ``is_next``: that is before long.
+    """
     return {
         "id": printable(identifier),
         "state": state,
         "folder": printable(folder),
         "created": created,
+        "removed": removed,
+        "next": is_next,
     }
 
 

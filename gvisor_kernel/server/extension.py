@@ -11,6 +11,8 @@ from jupyter_server.extension.application import ExtensionApp
 from tornado.web import RequestHandler
 from traitlets import Bool, Unicode
 
+from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.kernel.saved_kernel import goes_on_always
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.lab.routes import close_routes
 from gvisor_kernel.server.artifact_handlers import (
@@ -130,10 +132,12 @@ class GVisorServer(ExtensionApp):
     ).tag(config=True)
 
     hibernate_on_shutdown = Bool(
-        False,
+        None,
+        allow_none=True,
         help="""Whether kernels hibernate as the server stops, and the next server of the same root
         folder has them and their sessions again; likewise if the server is killed. Without it they
-        end with the server.""",
+        end with the server. None: with a gVisor of April 2026 or later, as
+        `hibernate_idle_timeout` has it.""",
     ).tag(config=True)
 
     cull_hibernates = Bool(
@@ -160,9 +164,11 @@ class GVisorServer(ExtensionApp):
         self.handlers.extend(make_file_routes(self.serverapp.contents_manager))
         if self.closed:
             close_routes(self.serverapp.web_app, self.serverapp.base_url)
-        self._hibernating = Hibernating(
-            self.serverapp, self._services.sandboxes, leaves=self.hibernate_on_shutdown
-        )
+        leaves, chosen = self.hibernate_on_shutdown, self.config.get("GVisorProvisioner", {})
+        if leaves is None:
+            names = ("runtime", "runsc")
+            leaves = goes_on_always(SandboxSpec(**{k: chosen[k] for k in names if k in chosen}))
+        self._hibernating = Hibernating(self.serverapp, self._services.sandboxes, leaves=leaves)
         if self.cull_hibernates:
             self._hibernating.replace_culling()
         self._hibernating.load()

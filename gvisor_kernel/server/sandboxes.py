@@ -25,6 +25,8 @@ from gvisor_kernel.host.log_files import NAMES, log_parts
 from gvisor_kernel.jupyter.project_choices import remember
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 from gvisor_kernel.kernel.facts import KernelFacts, Left
+from gvisor_kernel.kernel.saved_budget import KEEP_SECONDS as KEEP_SAVED_SECONDS
+from gvisor_kernel.kernel.saved_budget import find_next, find_removed
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes.mounts.folders import find_project_path
 from gvisor_kernel.runtimes.state.listed import find_all
@@ -232,17 +234,26 @@ def _find_host_facts(facts: KernelFacts) -> HostFacts:
 
 
 def find_leftovers() -> tuple[dict[str, Any], ...]:
-    """Return this user's sandboxes, and kernels that hibernate, whose owner has died; none if they
-    cannot be read."""
+    """Return this user's sandboxes, and kernels that hibernate, whose owner has died, and what was
+    removed of the latter; none if they cannot be read."""
     try:
         found = find_all()
     except GvisorKernelError:
         return ()
-    return tuple(
-        make_leftover(listed.id, listed.state, listed.record.folder, listed.record.created)
-        for listed in found
-        if listed.state == "orphaned" or (listed.state == "hibernated" and is_orphan(listed.record))
+    left: list[dict[str, Any]] = []
+    next_ones = find_next()
+    for one in found:
+        name = (one.id, one.state, one.record.folder, one.record.created)
+        if one.state == "orphaned":
+            left.append(make_leftover(*name))
+        elif one.state == "hibernated" and is_orphan(one.record):
+            removed = one.record.saved + KEEP_SAVED_SECONDS
+            left.append(make_leftover(*name, removed=removed, is_next=one.id in next_ones))
+    left += (
+        make_leftover(it.id, "removed", it.folder, it.created, removed=it.removed)
+        for it in find_removed()
     )
+    return tuple(left)
 
 
 LOOK_SECONDS = 0.7

@@ -200,7 +200,7 @@ export class Sidebar {
   }
 
   private showLeftovers(leftovers: readonly Leftover[]): void {
-    const names = leftovers.map(one => `${one.id} ${one.state}`).join('\n');
+    const names = leftovers.map(one => `${one.id} ${one.state} ${one.next}`).join('\n');
     if (names === this.leftoverNames) {
       return; // or a screen reader and the selection would start again every two seconds
     }
@@ -212,7 +212,7 @@ export class Sidebar {
         'p',
         'Sandboxes whose server has gone. The next start of a kernel removes them, or ',
         element('code', 'gvisor-kernel prune'),
-        '. What hibernates stays: a server of the same folder takes it back.'
+        '. What hibernates stays for 30 days: a server of the same folder takes it back.'
       ),
       element(
         'ul',
@@ -221,12 +221,31 @@ export class Sidebar {
             'li',
             element('code', one.id),
             ` (${one.state}), ${one.folder}`,
-            one.created > 0 ? `, ${formatSeconds(Math.max(0, now - one.created))} old` : ''
+            one.created > 0 ? `, ${formatSeconds(Math.max(0, now - one.created))} old` : '',
+            whenRemoved(one)
           )
         )
       )
     );
   }
+}
+
+function whenRemoved(leftover: Leftover): Node | string {
+  if (leftover.removed === null) {
+    return '';
+  }
+  const day = new Date(leftover.removed * 1000).toLocaleDateString();
+  if (leftover.state === 'removed') {
+    return element('p', { class: 'gk-fix' }, `Its saved state was removed on ${day}.`);
+  }
+  return leftover.next
+    ? element(
+        'p',
+        { class: 'gk-fix' },
+        `Its saved state is removed before long, on ${day} at the latest. Start a server of its ` +
+          'folder, and run a cell, to keep it.'
+      )
+    : `, kept until ${day}`;
 }
 
 const WORDS = { ok: 'fine', warning: 'look at this', failed: 'not fine' } as const;

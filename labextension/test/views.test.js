@@ -116,12 +116,27 @@ test('what servers and sandboxes send is text in each view', () => {
   const status = new StatusView();
   status.update(sandbox);
   const sidebar = new Sidebar({ doctor: async () => [] }, new History(), noAction);
-  const leftovers = [{ id: MARKUP, state: MARKUP, folder: MARKUP, created: 1 }];
+  const leftovers = [
+    { id: MARKUP, state: MARKUP, folder: MARKUP, created: 1, removed: null, next: false }
+  ];
   sidebar.update({ sandboxes: [sandbox], leftovers }, 0);
   for (const view of [card, status, sidebar]) {
     assert.equal(view.node.querySelector('img'), null);
     assert.ok(view.node.textContent.includes(MARKUP));
   }
+});
+
+test('the sidebar says until when a saved kernel is kept, and what was removed', () => {
+  const sidebar = new Sidebar({ doctor: async () => [] }, new History(), noAction);
+  const one = { id: 'a', state: 'hibernated', folder: '/f', created: 1, removed: 9e5, next: false };
+  const day = new Date(9e8).toLocaleDateString();
+  const say = leftover => {
+    sidebar.update({ sandboxes: [], leftovers: [leftover] }, 0);
+    return sidebar.leftovers.textContent;
+  };
+  assert.ok(say(one).includes(`, kept until ${day}`));
+  assert.ok(say({ ...one, next: true }).includes(`is removed before long, on ${day} at the latest`));
+  assert.ok(say({ ...one, state: 'removed' }).includes(`was removed on ${day}.`));
 });
 
 test('an unfolded list of the card stays through the next answer', () => {

@@ -18,12 +18,14 @@ from typing import Any
 import pytest
 
 from gvisor_kernel import AsyncSandbox, Sandbox
-from gvisor_kernel.bridge import KernelBridge
+from gvisor_kernel.bridge import KernelBridge, attached_sandbox
+from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 from gvisor_kernel.cli.main import main
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, NotIdle, SandboxError, SnapshotError, StateError
 from gvisor_kernel.host import processes
-from gvisor_kernel.kernel import saved_kernel
-from gvisor_kernel.kernel.saved_kernel import SAVE_SECONDS
+from gvisor_kernel.kernel import saved_budget, saved_kernel
+from gvisor_kernel.kernel.saved_kernel import SAVE_SECONDS, find_idle_seconds
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.runsc import runtime
 from gvisor_kernel.runtimes.state import records
@@ -31,6 +33,7 @@ from gvisor_kernel.runtimes.state.kept_packages import wait_until_kept
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
 
 from ..patience import scale_seconds
+from ..releases.programs import make_programs
 from ..sweeps import ALL
 
 BEGIN = """
@@ -314,7 +317,7 @@ def test_what_nobody_could_take_over_is_not_saved(
 def test_without_room_a_kernel_hibernates_only_by_hand(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(saved_kernel, "MAX_SIZE", 1)
+    monkeypatch.setattr(saved_budget, "MAX_SIZE", 1)
     with Sandbox(memory="1G", hibernate_idle_timeout=1) as sandbox:
         wait_until(lambda: "and all may have 1 B" in caplog.text)
         assert (
@@ -366,8 +369,46 @@ def test_the_end_removes_what_was_saved(sandbox: Sandbox) -> None:
     assert not directory.exists()
 
 
-def test_an_idle_kernel_hibernates_by_itself() -> None:
-    with Sandbox(memory="1G", hibernate_idle_timeout=1) as sandbox:
+def test_a_kernel_that_ends_as_it_falls_asleep_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    began, goes_on, close = threading.Event(), threading.Event(), attached_sandbox.close_sandbox
+
+    async def close_slowly(sandbox: LinkedSandbox) -> None:
+        began.set()
+        while not goes_on.is_set():
+            await asyncio.sleep(0.01)
+        await close(sandbox)
+
+    async def end() -> Path:
+        async with AsyncSandbox(memory="1G") as sandbox:
+            monkeypatch.setattr(attached_sandbox, "close_sandbox", close_slowly)
+            directory, kernel = find_listed(sandbox).directory, sandbox._require_kernel()._kernel
+            assert kernel is not None
+            saving = asyncio.ensure_future(sandbox.hibernate())
+            await asyncio.to_thread(began.wait, scale_seconds(20))
+            closing = asyncio.ensure_future(sandbox.close())
+            while kernel.asleep:
+                await asyncio.sleep(0.01)
+            goes_on.set()
+            await closing
+            with pytest.raises(GvisorKernelError):
+                await saving
+        return directory
+
+    assert not asyncio.run(end()).exists()
+
+
+def test_an_idle_kernel_hibernates_by_itself_with_a_gvisor_that_restores_it_always(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = (str(program.path) for program in make_programs(tmp_path, years=2))
+    assert find_idle_seconds(SandboxSpec(runsc=new)) == 1800
+    assert find_idle_seconds(SandboxSpec(runsc=new, hibernate_idle_timeout=0)) == 0
+    for spec in (SandboxSpec(runsc=old), SandboxSpec(runsc="/no/runsc")):
+        assert find_idle_seconds(spec) == 0
+    monkeypatch.setattr(saved_kernel, "IDLE_SECONDS", 1)
+    with Sandbox(memory="1G", runsc=new, snapshot="off") as sandbox:
         sandbox.run("x = 8")
         wait_for_state(sandbox, "hibernated")
         assert sandbox.run("x").text == "8"

@@ -32,7 +32,8 @@ class JupyterServer:
         self.folder = folder
         self.extensions = dict.fromkeys(extensions, True)
         self.options = options
-        self.leaves = False
+        self.leaves: bool | None = False
+        """None: as gVisor's release has it."""
         self.token = secrets.token_hex(16)
         self.log: list[str] = []
         self.url = ""
@@ -70,7 +71,11 @@ class JupyterServer:
             f"--ServerApp.root_dir={self.folder}",
             f"--IdentityProvider.token={self.token}",
             f"--ServerApp.jpserver_extensions={self.extensions}",
-            f"--GVisorServer.hibernate_on_shutdown={self.leaves}",
+            *(
+                []
+                if self.leaves is None
+                else [f"--GVisorServer.hibernate_on_shutdown={self.leaves}"]
+            ),
             *(["--allow-root"] if os.geteuid() == 0 else []),
             *self.options,
         ]

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from gvisor_kernel.kernel import saved_budget
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
+from gvisor_kernel.server.sandboxes import find_leftovers
 
 from ..patience import scale_seconds
 from ..world import PROJECT
@@ -84,6 +86,37 @@ def test_another_kernel_is_not_taken_over(folder: Path) -> None:
     assert printed == ["1 None"]
     assert wait_for_saved(kernel_id)
     assert run("take over", kernel_id, folder)[0] == ["2 None"]
+
+
+def test_what_is_removed_is_told_before_and_after(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look() -> tuple[object, ...]:
+        (one,) = (one for one in find_leftovers() if one["id"] == saved.id)
+        assert one["folder"] == str(folder)
+        return one["state"], one["next"], one["removed"]
+
+    kernel_id = str(uuid.uuid4())
+    run("leave", kernel_id, folder)
+    saved = wait_for_saved(kernel_id)
+    end = saved.record.saved + 30 * 86400
+    assert look() == ("hibernated", False, end)
+    for name, value in (("WARN_SECONDS", 31 * 86400), ("MAX_SIZE", 1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(saved_budget, name, value)
+            assert look() == ("hibernated", True, end)
+    saved_budget.remove_old()
+    assert look() == ("hibernated", False, end)
+    monkeypatch.setattr(saved_budget, "MAX_SIZE", 1)
+    began = time.time()
+    saved_budget.remove_old()
+    assert not saved.directory.exists()
+    state, is_next, removed = look()
+    assert (state, is_next) == ("removed", False)
+    assert isinstance(removed, float)
+    assert began <= removed <= time.time()
+    monkeypatch.setattr(saved_budget, "REMEMBER_SECONDS", 0)
+    assert not [one for one in find_leftovers() if one["id"] == saved.id]
 
 
 def test_what_was_withdrawn_is_refused_by_name(folder: Path, tmp_path: Path) -> None:

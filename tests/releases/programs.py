@@ -26,12 +26,12 @@ class Program:
         return release_store.release_name(self.version)
 
 
-def make_programs(folder: Path) -> tuple[Program, Program]:
-    """Return the runsc of this machine, copied, and another release."""
+def make_programs(folder: Path, years: int = 1) -> tuple[Program, Program]:
+    """Return the runsc of this machine, copied, and a release that is later by ``years``."""
     found = find_runsc()
     day = re.search(r"20\d\d(?=\d{4})", found.version)
     assert day is not None, found.version
-    other = str(int(day[0]) + 1)
+    other = str(int(day[0]) + years)
     programs = []
     for number, year in enumerate((day[0], other)):
         place = folder / str(number)

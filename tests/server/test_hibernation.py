@@ -18,12 +18,13 @@ from gvisor_kernel.server.saved_sessions import find_left
 
 from ..jupyter.helpers import SECONDS, wait_until
 from ..jupyter.server import JupyterServer, Page
+from ..releases.programs import make_programs
 from ..world import World
 from .clients import Client, wait_for_event
 
 
 @contextmanager
-def serving(folder: Path, *options: str, leaves: bool = True) -> Iterator[JupyterServer]:
+def serving(folder: Path, *options: str, leaves: bool | None = True) -> Iterator[JupyterServer]:
     """Run a server with the extension; it is stopped by SIGTERM."""
     server = JupyterServer(
         folder, "--GVisorServer.warm=False", *options, extensions=("gvisor_kernel.server",)
@@ -251,8 +252,11 @@ def test_a_server_is_stopped_and_started_again(folder: Path) -> None:
 
 
 def test_a_server_that_was_killed_is_started_again(folder: Path, world: World) -> None:
-    """Its kernel is saved by what it leaves behind, and has its session and its new name again."""
-    with serving(folder) as server:
+    """Its kernel is saved by what it leaves behind, and has its session and its new name again. So
+    it is without a setting, as gVisor is a current one."""
+    _, new = make_programs(folder, years=2)
+    options = (f"--GVisorProvisioner.runsc={new.path}", "--GVisorProvisioner.snapshot=off")
+    with serving(folder, *options, leaves=None) as server:
         session = start(server)
         with server.page(session["kernel"]["id"]) as page:
             run(page, "x = 5; print()")
@@ -264,7 +268,7 @@ def test_a_server_that_was_killed_is_started_again(folder: Path, world: World) -
         server.process.wait()
         for file in world.runtime.glob(f"jpserver-{server.process.pid}*"):
             file.unlink()
-    with serving(folder) as server:
+    with serving(folder, *options, leaves=None) as server:
         (again,) = server.ask("GET", "sessions")
         assert (again["id"], again["path"]) == (session["id"], "n/b.ipynb")
         assert again["kernel"]["id"] == session["kernel"]["id"]

@@ -1,0 +1,149 @@
+"""The disk space that all saved kernels of this user may have, and how long each one is kept.
+
+Removes the oldest of those that ended processes have left, and remembers for a week which ones:
+nobody is to look for a state in vain.
+
+    removed.json   of the state directory: what was removed
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import shutil
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+
+from gvisor_kernel.config.validators import GIB
+from gvisor_kernel.errors import SnapshotError, StateError
+from gvisor_kernel.host.private_directories import (
+    lock,
+    own_state,
+    read_file,
+    replace_file,
+    state_root,
+)
+from gvisor_kernel.runtimes.base import SavedSandbox
+from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state.kept_packages import sweep_kept
+from gvisor_kernel.runtimes.state.saved import IMAGE, SAVED, is_saved
+from gvisor_kernel.runtimes.state.sweep import remove_orphan
+from gvisor_kernel.shown_text import describe_size
+from gvisor_kernel.snapshots.snapshot import measure
+from gvisor_kernel.typed_json import read_json, write_json
+
+log = logging.getLogger(__name__)
+
+KEEP_SECONDS = 30 * 86400.0
+"""Seconds that a kernel is kept which no process has taken over."""
+MAX_SIZE, DISK_SHARE = 50 * GIB, 0.2
+"""Bytes of all saved kernels, and their share of the disk space that would be free without."""
+WARN_SECONDS, WARN_SHARE = 7 * 86400.0, 0.9
+"""How long before, and from which part of the room on, a person is told."""
+REMEMBER_SECONDS, MAX_REMEMBERED = 7 * 86400.0, 50
+REMOVED, MAX_FILE = "removed.json", 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Removed:
+    """A saved kernel that was removed, at a Unix time: the id and the folder of its sandbox."""
+
+    id: str
+    folder: str
+    created: float
+    removed: float
+
+
+@dataclass(frozen=True)
+class _File:
+    kernels: tuple[Removed, ...] = ()
+
+
+def check_room(sandbox: SavedSandbox) -> None:
+    """Check that there is room for the kernel of ``sandbox`` beside all that are saved.
+
+    :raises SnapshotError: when there is not; a person may save it all the same
+    """
+    with suppress(StateError, OSError):
+        total, room = _measure_all(_find_all())
+        size = sandbox.memory_used() or 0
+        if total + size > room:
+            raise SnapshotError(
+                f"Saved kernels have {describe_size(total)}, this one has {describe_size(size)},"
+                f" and all may have {describe_size(int(room))}.",
+                "give saved kernels up, or let it hibernate by hand.",
+            )
+
+
+def _find_all() -> list[tuple[float, int, Path, records.Record]]:
+    """Return time, bytes on disk, directory and record of each saved kernel, the oldest first."""
+    return sorted(
+        (
+            (record.saved, measure(directory / SAVED / IMAGE), directory, record)
+            for directory, record in records.find_sandboxes()
+            if is_saved(directory, record)
+        ),
+        key=itemgetter(0),
+    )
+
+
+def _measure_all(found: list[tuple[float, int, Path, records.Record]]) -> tuple[int, float]:
+    """Return how many bytes all saved kernels have, and how many they may have."""
+    total = sum(size for _, size, _, _ in found)
+    return total, min(MAX_SIZE, DISK_SHARE * (total + shutil.disk_usage(state_root()).free))
+
+
+def remove_old() -> None:
+    """Remove what nobody has let go on for KEEP_SECONDS, and the oldest of what is too much.
+
+    Only of processes that have ended. Never raises.
+    """
+    with suppress(StateError, OSError):
+        found = _find_all()
+        total, room = _measure_all(found)
+        for saved, size, directory, record in found:
+            age = time.time() - saved
+            is_kept = age < KEEP_SECONDS and total <= room
+            if is_kept or not records.is_orphan(record) or not remove_orphan(directory):
+                continue
+            log.warning(
+                "Removed the saved kernel %s of %s, %.0f days old, %s",
+                *(record.container_id, record.folder, age / 86400, describe_size(size)),
+            )
+            total -= size
+            _remember(Removed(record.container_id, record.folder, record.created, time.time()))
+    sweep_kept()
+
+
+def _remember(removed: Removed) -> None:
+    path = own_state() / REMOVED
+    with lock(path.with_suffix(".lock"), fcntl.LOCK_EX, create=True):
+        replace_file(path, write_json(_File((*find_removed(), removed)[-MAX_REMEMBERED:])))
+
+
+def find_removed() -> tuple[Removed, ...]:
+    """Return what was removed in the last REMEMBER_SECONDS, the oldest first."""
+    try:
+        known = read_json(read_file(own_state() / REMOVED, MAX_FILE), _File, MAX_FILE)
+    except (OSError, ValueError, StateError):
+        return ()
+    return tuple(one for one in known.kernels if 0 <= time.time() - one.removed < REMEMBER_SECONDS)
+
+
+def find_next() -> set[str]:
+    """Return the sandboxes of saved kernels that are removed before long: within WARN_SECONDS, or
+    first of all as there is hardly any room. Blocks for milliseconds.
+    """
+    found: list[tuple[float, int, Path, records.Record]] = []
+    total, room = 0, 1.0
+    with suppress(StateError, OSError):
+        found = [one for one in _find_all() if records.is_orphan(one[3])]
+        total, room = _measure_all(_find_all())
+    latest = time.time() - KEEP_SECONDS + WARN_SECONDS
+    next_ones = {record.container_id for saved, _, _, record in found if saved < latest}
+    if found and total > WARN_SHARE * room:
+        next_ones.add(found[0][3].container_id)
+    return next_ones
