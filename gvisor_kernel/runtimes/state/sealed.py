@@ -1,4 +1,4 @@
-"""What is saved of a kernel, encrypted on the disk, by the setting ``hibernate_key``.
+"""Encrypts what is saved of a kernel, by the setting ``hibernate_key``.
 
     kernel.json         {"sealed": 1, "key": the setting, "salt": …, "text": …}
     image/NAME.sealed   a file of the image
@@ -17,12 +17,15 @@ needed, and kept nowhere.
 from __future__ import annotations
 
 import base64
+import fcntl
+import os
 import re
 import secrets
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
+from mmap import mmap
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,7 +42,10 @@ from gvisor_kernel.typed_json import read_json, write_json
 
 # by path: below the state directory, whose parents only this user can change; or in memory
 
-FORMAT, CHUNK, TAG = 1, MIB, 16
+FORMAT, CHUNK, TAG = 1, 64 * 1024, 16
+"""Bytes of an encrypted chunk: less than what the C library gives back to the system each time."""
+BLOCK = MIB
+"""Bytes that are written at once; whole chunks."""
 SPARE = 64 * MIB
 """Bytes for which there is room beside what a sandbox's memory says."""
 
@@ -56,7 +62,7 @@ class SealedNote:
 
 @dataclass(frozen=True)
 class Seal:
-    """How an image is encrypted. ``salt`` and the ``names`` of its files: empty if it is not."""
+    """The salt and the files of an image that is encrypted; both are empty if it is not."""
 
     salt: str = ""
     names: tuple[str, ...] = ()
@@ -88,14 +94,14 @@ class Cipher:
             return PLAIN
         needed = (read_memory(record) or 0) * 5 // 4 + SPARE
         groups, salt = [Path(group) for group in record.cgroups], secrets.token_hex(32)
-        above = [group.parent for group in groups] or own_groups()
-        with raised_limit(groups, needed), memory_folder(needed, above) as plain:
+        # What the sandbox writes counts as its memory: above its limit it would be killed.
+        with raised_limit(groups, needed), memory_folder(needed, groups or own_groups()) as plain:
             write(plain)
             paths = sorted(plain.iterdir())
             for path in paths:
-                made = (image / f"{path.name}{SEALED}").open("xb", buffering=0)
-                with made, path.open("rb", buffering=0) as read:
-                    self._seal(salt, path.name, read, made)
+                with path.open("rb", buffering=0) as read:
+                    chunks = self._seal(salt, path.name, read)
+                    _write_directly(image / f"{path.name}{SEALED}", chunks)
             return Seal(salt, tuple(path.name for path in paths))
 
     @contextmanager
@@ -114,7 +120,8 @@ class Cipher:
                 for name in seal.names:
                     made = (plain / name).open("xb", buffering=0)
                     with made, (image / f"{name}{SEALED}").open("rb", buffering=0) as read:
-                        self._open(seal.salt, name, read, made, image)
+                        for chunk in self._open(seal.salt, name, read, image):
+                            _write(made, chunk)
                 yield plain
         except FileNotFoundError as error:
             raise SnapshotError(f"{error.filename} is gone.") from error
@@ -123,31 +130,30 @@ class Cipher:
         """Return the content of kernel.json. ``kernel``: the name of the sandbox's directory."""
         if not self._source:
             return text
-        made, salt = BytesIO(), secrets.token_hex(32)
-        self._seal(salt, f"{kernel}/{NOTE}", BytesIO(text.encode()), made)
-        found = base64.b64encode(made.getvalue()).decode()
+        salt = secrets.token_hex(32)
+        chunks = self._seal(salt, f"{kernel}/{NOTE}", BytesIO(text.encode()))
+        found = base64.b64encode(b"".join(chunks)).decode()
         return write_json(SealedNote(FORMAT, self._source, salt, found))
 
     def read_note(self, note: SealedNote, kernel: str, path: Path) -> bytes:
         """Return what ``write_note`` was given."""
-        made, text = BytesIO(), BytesIO(base64.b64decode(note.text, validate=True))
-        self._open(note.salt, f"{kernel}/{NOTE}", text, made, path)
-        return made.getvalue()
+        text = BytesIO(base64.b64decode(note.text, validate=True))
+        return b"".join(self._open(note.salt, f"{kernel}/{NOTE}", text, path))
 
-    def _seal(self, salt: str, what: str, read: IO[bytes], made: IO[bytes]) -> None:
+    def _seal(self, salt: str, what: str, read: IO[bytes]) -> Iterator[bytes]:
         cipher, _ = _make_cipher(self._key, salt, what)
-        for number, chunk, is_last in _split(read, CHUNK):
-            _write(made, cipher.encrypt(_make_nonce(number, is_last), chunk, None))
+        for number, chunk, is_last in _split(read, CHUNK - TAG):
+            yield cipher.encrypt(_make_nonce(number, is_last), chunk, None)
 
-    def _open(self, salt: str, what: str, read: IO[bytes], made: IO[bytes], place: Path) -> None:
+    def _open(self, salt: str, what: str, read: IO[bytes], place: Path) -> Iterator[bytes]:
         cipher, failures = _make_cipher(self._key, salt, what)
-        for number, chunk, is_last in _split(read, CHUNK + TAG):
+        for number, chunk, is_last in _split(read, CHUNK):
             try:
-                _write(made, cipher.decrypt(_make_nonce(number, is_last), chunk, None))
+                yield cipher.decrypt(_make_nonce(number, is_last), chunk, None)
             except failures as error:
                 raise SnapshotError(
                     f"{place} is not what was saved of this kernel with the key {self._source}: the"
-                    " key is another one, or the file was changed.",
+                    " key is another one, or a file was changed.",
                     "put the key back with which it was saved.",
                 ) from error
 
@@ -225,7 +231,29 @@ def _read_whole(read: IO[bytes], size: int) -> bytes:
     return chunk
 
 
-def _write(made: IO[bytes], data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[made.write(view) :]
+def _write_directly(path: Path, chunks: Iterable[bytes]) -> None:
+    """Write a file without the page cache, where the file system can: nobody reads it soon, and the
+    kernel waits until it is on the disk.
+
+    :raises OSError: when that fails
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    made, at = os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0), 0
+    with made, mmap(-1, BLOCK) as block:
+        with suppress(OSError):
+            fcntl.fcntl(made, fcntl.F_SETFL, os.O_DIRECT)
+        for chunk in chunks:
+            block[at : at + len(chunk)] = chunk
+            at += len(chunk)
+            if at == BLOCK:
+                _write(made, block)
+                at = 0
+        fcntl.fcntl(made, fcntl.F_SETFL, 0)  # what is left is no whole block
+        _write(made, block[:at])
+
+
+def _write(made: IO[bytes], data: bytes | mmap) -> None:
+    with memoryview(data) as view:
+        at = 0
+        while at < len(view):
+            at += made.write(view[at:])
