@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from gvisor_kernel.errors import SnapshotError
@@ -39,6 +39,11 @@ def memory_folder(needed: int, groups: Iterable[Path]) -> Iterator[Path]:
 
     :raises SnapshotError: when there is no such folder, or too little memory
     """
+    with ExitStack() as stack:
+        yield _make(stack, needed, groups)
+
+
+def _make(stack: ExitStack, needed: int, groups: Iterable[Path]) -> Path:
     try:
         if not _is_memory(SHARED):
             raise SnapshotError(
@@ -56,11 +61,11 @@ def memory_folder(needed: int, groups: Iterable[Path]) -> Iterator[Path]:
                 f" up to {describe_size(needed)}, and {describe_size(max(0, free))} are free.",
                 f"end other programs, or make {SHARED} larger (docker run --shm-size).",
             )
+        entry = stack.enter_context(new_entry(_root()))
+        (entry / "plain").mkdir(mode=0o700)
     except (OSError, NotPrivate, ValueError, LookupError) as error:
         raise SnapshotError(f"{SHARED} cannot be used: {error}.") from error
-    with new_entry(_root()) as entry:
-        (entry / "plain").mkdir(mode=0o700)
-        yield entry / "plain"
+    return entry / "plain"
 
 
 def sweep_memory() -> None:

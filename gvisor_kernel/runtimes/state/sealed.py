@@ -113,18 +113,18 @@ class Cipher:
         if not seal.salt:
             yield image
             return
-        try:
-            sizes = [(image / f"{name}{SEALED}").stat().st_size for name in seal.names]
-            # Twice: the sandbox reads them into its own memory.
-            with memory_folder(2 * sum(sizes), own_groups()) as plain:
-                for name in seal.names:
-                    made = (plain / name).open("xb", buffering=0)
-                    with made, (image / f"{name}{SEALED}").open("rb", buffering=0) as read:
+        files = [image / f"{name}{SEALED}" for name in seal.names]
+        # Twice: the sandbox reads them into its own memory.
+        needed = 2 * sum(path.stat().st_size for path in files if path.exists())
+        with memory_folder(needed, own_groups()) as plain:
+            try:
+                for path, name in zip(files, seal.names, strict=True):
+                    with path.open("rb") as read, (plain / name).open("xb", buffering=0) as made:
                         for chunk in self._open(seal.salt, name, read, image):
                             _write(made, chunk)
-                yield plain
-        except FileNotFoundError as error:
-            raise SnapshotError(f"{error.filename} is gone.") from error
+            except OSError as error:
+                raise SnapshotError(f"{image} cannot be decrypted: {error}.") from error
+            yield plain
 
     def write_note(self, text: str, kernel: str) -> str:
         """Return the content of kernel.json. ``kernel``: the name of the sandbox's directory."""
