@@ -81,6 +81,7 @@ ONE_FOR_EACH: dict[str, tuple[str, ...]] = {
     "mcp/test_hostile.py": ("a_client_that_leaves_in_the_middle_leaves_nothing",),
     # A sandbox that is saved, and goes on.
     "api/test_hibernation.py": ("all_goes_on_as_it_was",),
+    "api/test_encrypted.py": ("states_are_on_the_disk_encrypted_and_go_on",),
     "jupyter/test_taken_over.py": ("a_kernel_outlives_its_server[die busy]",),
     # A store of releases of one's own.
     "releases/test_switch.py": (

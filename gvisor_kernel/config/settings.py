@@ -26,6 +26,7 @@ from gvisor_kernel.config.mounts import ExtraMount, accept_mounts
 from gvisor_kernel.config.packages import Packages, accept_packages
 from gvisor_kernel.config.validators import (
     GIB,
+    HIBERNATE_KEY,
     HOST_IMAGE,
     INSTALLED_SKILLS,
     MIB,
@@ -42,6 +43,7 @@ from gvisor_kernel.config.validators import (
     accept_seconds,
     accept_size,
     accept_skills,
+    accept_text,
     accept_uploads,
     accept_whole,
 )
@@ -310,6 +312,12 @@ class SandboxSpec:
         of April 2026 or later, and never with an earlier one, which may lose a kernel that
         hibernates more than once. A kernel with a busy thread, a pending timer or a child process
         does not.""",
+    )
+    hibernate_key: str = setting(
+        "",
+        accept_text(HIBERNATE_KEY, '"file:/absolute/path", "keyring:SERVICE/USER", or "" for none'),
+        """Where the key is by which what is saved of a kernel is encrypted on the disk:
+        "file:/absolute/path" or "keyring:SERVICE/USER". Empty: it is not encrypted.""",
     )
     checkpoints: str = setting(
         "off",

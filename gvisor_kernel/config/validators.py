@@ -52,6 +52,8 @@ RUNSC = re.compile(r"system|(?=[^/]*[0-9])[0-9A-Za-z][0-9A-Za-z._+~-]{0,63}|/[^\
 INSTALLED_SKILLS = "installed"
 """The value of ``skills`` that means the shipped skills and those of this user."""
 
+HIBERNATE_KEY = re.compile(r"file:/[^\0-\x1f]{1,4095}|keyring:[^\0-\x1f]{1,255}/[^\0-\x1f/]{1,255}")
+
 RESERVED_VARIABLES = ("HOME", "IS_SANDBOX", "JPY_PARENT_PID", "PATH")
 
 

@@ -46,7 +46,7 @@ from gvisor_kernel.egress.refusals import (
     Refused,
     UpstreamFailed,
 )
-from gvisor_kernel.egress.secrets import SecretReader
+from gvisor_kernel.egress.secret_reader import SecretReader
 from gvisor_kernel.egress.streams import StreamReset
 from gvisor_kernel.egress.turns import Turns
 from gvisor_kernel.egress.upstream import Upstream

@@ -390,20 +390,23 @@ def _is_reachable(authority: str, allow_private: bool) -> bool:
 
 def check_exposure(routes: Iterable[Route], spec: SandboxSpec, folder: Path) -> None:
     """Check that a kernel with ``spec`` in ``folder`` sees no secret of ``routes``, whether it uses
-    them or not.
+    them or not, nor the key by which it is saved.
 
     :raises SettingError: when it would see one
     """
-    for route in routes:
-        if not isinstance(route, UrlRoute) or route.secret is None:
-            continue
-        kind, _, place = route.secret.partition(":")
+    found = [
+        (f"the secret of the route {route.name}", route.secret)
+        for route in routes
+        if isinstance(route, UrlRoute) and route.secret is not None
+    ]
+    for what, secret in (*found, ("the key of saved kernels", spec.hibernate_key)):
+        kind, _, place = secret.partition(":")
         if kind == "env" and place in spec.environment:
             raise SettingError(
                 "environment",
                 list(spec.environment),
-                f"a list without {place}, which is the secret of the route {route.name}: a kernel"
-                " that has the route does not need the key",
+                f"a list without {place}, which is {what}: a kernel that has the route does not"
+                " need the key",
             )
         if kind == "file":
             for setting, value, shown in find_shown(spec, folder):
@@ -411,8 +414,8 @@ def check_exposure(routes: Iterable[Route], spec: SandboxSpec, folder: Path) -> 
                     raise SettingError(
                         setting,
                         value,
-                        f"a folder without the secret of the route {route.name}, or move the file"
-                        f" {place} out of {shown}, which this kernel sees",
+                        f"a folder without {what}, or move the file {place} out of {shown}, which"
+                        " this kernel sees",
                     )
 
 

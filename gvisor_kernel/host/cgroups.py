@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -270,6 +270,61 @@ def read_cpu_seconds(directories: Iterable[Path]) -> float | None:
     return None
 
 
+# -- memory beside what a sandbox has --------------------------------------------------------------
+
+FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+"""What a cgroup may have and has, in version 2 and 1."""
+
+
+def find_room(directories: Iterable[Path]) -> int:
+    """Return how many bytes this machine, ``directories`` and all cgroups above these have left.
+
+    :raises OSError, ValueError, LookupError: when the machine does not say
+    """
+    room = _read_numbers(Path("/proc/meminfo"))["MemAvailable"] * 1024
+    for place in {above for one in directories for above in (one, *one.parents)}:
+        for most, used in FILES:
+            with contextlib.suppress(OSError, ValueError, LookupError):
+                stat = _read_numbers(place / "memory.stat")
+                left = int((place / most).read_text()) - int((place / used).read_text())
+                for name in ("active_file", "inactive_file"):  # given up when needed
+                    left += stat.get(f"total_{name}", stat[name])
+                room = min(room, left)
+    return room
+
+
+def own_groups() -> list[Path]:
+    """Return the cgroups by which this process's memory is limited."""
+    lines = (line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines())
+    return [
+        ROOT / ("memory" if names else "") / path.lstrip("/")
+        for _, names, path in lines
+        if not names or "memory" in names.split(",")
+    ]
+
+
+@contextlib.contextmanager
+def raised_limit(directories: Iterable[Path], by: int) -> Iterator[None]:
+    """Let the cgroups ``directories`` have more memory for a while."""
+    before: dict[Path, int] = {}
+    for path in (directory / most for directory in directories for most, _ in FILES):
+        with contextlib.suppress(OSError, ValueError):
+            limit = int(path.read_text())
+            path.write_text(str(limit + by))
+            before[path] = limit
+    try:
+        yield
+    finally:
+        for path, limit in before.items():
+            with contextlib.suppress(OSError):  # it was ended meanwhile; or the watch ends it
+                path.write_text(str(limit))
+
+
+def _read_numbers(path: Path) -> dict[str, int]:
+    words = (line.replace(":", "").split() for line in path.read_text().splitlines())
+    return {name: int(number) for name, number, *_ in words}
+
+
 # -- the memory watch, of the bridge and of the helper on a node -----------------------------------
 
 MAX_INTERVAL_SECONDS = 0.1
@@ -289,8 +344,7 @@ SHORT_SHARE = 0.05
 def is_host_short() -> bool:
     """Return whether this machine is short of memory; False where it does not say."""
     with contextlib.suppress(OSError, ValueError, LookupError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found = {name: int(rest.split()[0]) for name, _, rest in (x.partition(":") for x in lines)}
+        found = _read_numbers(Path("/proc/meminfo"))
         return found["MemAvailable"] < SHORT_SHARE * found["MemTotal"]
     return False
 

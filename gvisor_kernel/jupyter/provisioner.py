@@ -180,7 +180,7 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
             if spec.egress:
                 raise
             self.log.warning("%s", error)  # kernels without routes start nevertheless
-            return ()
+            routes = {}
         project = find_project_path(str(folder)) if spec.uploads == PROJECT else None
         shown = spec if project is None else replace(spec, uploads=project)
         check_exposure(routes.values(), shown, folder)

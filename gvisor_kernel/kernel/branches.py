@@ -41,6 +41,7 @@ from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.kept_packages import KEPT
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.saved import IMAGE, NOTE, SAVED
+from gvisor_kernel.runtimes.state.sealed import Cipher
 from gvisor_kernel.runtimes.state.sweep import BRANCHES, remove_sandbox
 from gvisor_kernel.shown_text import printable_name
 from gvisor_kernel.spec.identity import Identity as SandboxIdentity
@@ -93,7 +94,7 @@ def branch_running(
     with _making(sandbox.directory, wanted) as made:
         copy = made[0][0] / "copy"
         save_as(copy, sandbox, plan, run, flushes=False)
-        branches = _link(copy, made, wanted)
+        branches = _link(copy, sandbox.directory, made, wanted)
         shutil.rmtree(copy)
         return branches
 
@@ -105,7 +106,7 @@ def branch_saved(saved: SavedKernel, wanted: Sequence[Branch]) -> list[SavedKern
     :raises SnapshotError: when that fails. Nothing is left of them after an error
     """
     with _making(saved.directory, wanted) as made:
-        return _link(saved.place, made, wanted)
+        return _link(saved.place, saved.directory, made, wanted)
 
 
 def remove_all(branches: Sequence[SavedKernel]) -> None:
@@ -156,14 +157,16 @@ def _making(source: Path, wanted: Sequence[Branch]) -> Iterator[list[tuple[Path,
 
 
 def _link(
-    place: Path, made: Sequence[tuple[Path, Record]], wanted: Sequence[Branch]
+    place: Path, source: Path, made: Sequence[tuple[Path, Record]], wanted: Sequence[Branch]
 ) -> list[SavedKernel]:
-    """Give each branch, whose directory is in ``made``, what is saved in ``place``.
+    """Give each branch, whose directory is in ``made``, what is saved in ``place`` of the sandbox
+    in ``source``.
 
     :raises OSError: when that fails
+    :raises SnapshotError: when that cannot be read
     """
     try:
-        note = read_note(place)
+        note, key = read_note(place, source)
     except ValueError as error:
         raise SnapshotError(f"What was saved in {place} cannot be read.") from error
     branches = []
@@ -175,7 +178,7 @@ def _link(
             os.link(path, saved / IMAGE / path.name)
         if (place / KEPT).exists():
             os.link(place / KEPT, saved / KEPT)
-        write_file(saved / NOTE, write_json(own))
+        write_file(saved / NOTE, Cipher(key).write_note(write_json(own), directory.name))
         found = read_saved(saved, directory, record.identity)
         if found is None:
             raise SnapshotError(f"What was saved in {saved} cannot be read.")

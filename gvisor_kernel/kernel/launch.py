@@ -155,11 +155,12 @@ class Launch:
         :raises NoSnapshot: when it does not answer
         :raises GvisorKernelError: see ``Runtime.start``
         """
-        start = get_snapshot_runtime(self.plan.spec.runtime).start
+        start: Callable[..., Sandbox] = get_snapshot_runtime(self.plan.spec.runtime).start
         spec, request = self.plan.spec, make_launch_request(self.plan)
         if saved is not None:
             request = replace(request, saved_in=saved.directory, kept=saved.shown)
             spec = replace(spec, start_timeout=find_wake_seconds(files, spec.start_timeout))
+            start = partial(saved.restore, start)
         sandbox = await self._workers.run(start, spec, request, files)
         await self._resume(kernel, Restored(sandbox, "", run), spec.start_timeout, saved=saved)
 

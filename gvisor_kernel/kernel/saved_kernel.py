@@ -12,9 +12,10 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,13 +24,13 @@ from gvisor_kernel.bridge import SnapshotRun
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.errors import GvisorKernelError, RuntimeMissing, SnapshotError, StateError
-from gvisor_kernel.host.private_directories import read_file, replace_file
+from gvisor_kernel.host.private_directories import replace_file
 from gvisor_kernel.kernel.plan import KernelPlan, read_plan, write_plan
 from gvisor_kernel.kernel.restore import find_branch_code
 from gvisor_kernel.link.events import BRANCH, VERSION, WAKE
 from gvisor_kernel.runtimes import get_runtime
-from gvisor_kernel.runtimes.base import Sandbox, SavedSandbox
-from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.base import LaunchRequest, Sandbox, SavedSandbox
+from gvisor_kernel.runtimes.state import records, sealed
 from gvisor_kernel.runtimes.state.claims import claimed
 from gvisor_kernel.runtimes.state.kept_packages import (
     Packages,
@@ -40,6 +41,7 @@ from gvisor_kernel.runtimes.state.kept_packages import (
     note_shown,
 )
 from gvisor_kernel.runtimes.state.saved import IMAGE, MAX_NOTE, NOTE, SAVED, is_saved, write_saved
+from gvisor_kernel.runtimes.state.sealed import PLAIN, Cipher, Seal
 from gvisor_kernel.runtimes.state.shown_files import Stamps, find_sources
 from gvisor_kernel.runtimes.state.sweep import (
     finish_saving,
@@ -67,7 +69,7 @@ CLAIM_SECONDS = 60.0
 GRANTING = ("runtime", "uploads", "outputs", "skills", "profile", "transcripts")
 """Settings by which a kernel sees files of the host, or is recorded. Limits, and what was copied
 into its memory, are not taken from it."""
-OURS = ("start_timeout", "apply", "hibernate_idle_timeout")
+OURS = ("start_timeout", "apply", "hibernate_idle_timeout", "hibernate_key")
 """Settings of what this process does for a kernel."""
 
 
@@ -92,6 +94,7 @@ class SavedFile:
     held: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     branch: str = ""
     reseeds: bool = False
+    seal: Seal = PLAIN
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,9 @@ class SavedKernel:
     """``Substitutes.paths``, once it is to go on."""
     withdrawn: tuple[str, ...] = ()
     """What it was started with and may have no more; see ``compare``."""
+    key: str = ""
+    """The setting ``hibernate_key`` by which it was saved."""
+    seal: Seal = PLAIN
 
     def check(self) -> Substitutes:
         """Return what the kernel goes on with in place of what was changed on this machine.
@@ -166,8 +172,22 @@ class SavedKernel:
 
     @property
     def files(self) -> Path:
-        """The directory that a runtime restores from."""
+        """The image, as it is on the disk."""
         return self.place / IMAGE
+
+    def restore(
+        self,
+        start: Callable[[SandboxSpec, LaunchRequest, Path], Sandbox],
+        spec: SandboxSpec,
+        request: LaunchRequest,
+        files: Path,
+    ) -> Sandbox:
+        """Call ``start``, of a runtime, with the image as that has written it. Blocks.
+
+        :raises SnapshotError: when it cannot be decrypted; it stays saved
+        """
+        with Cipher(self.key if self.seal.salt else "").opened(files, self.seal) as plain:
+            return start(spec, request, plain)
 
     def compare(self, plan: KernelPlan) -> SavedKernel:
         """Return this kernel, which does not go on if ``plan`` grants less than it has."""
@@ -249,18 +269,25 @@ def save_as(
             f" has {describe_size(free)} left.",
             "free disk space there, or set XDG_STATE_HOME to another place.",
         )
-    note = _make_note(sandbox, plan, run, time.time())
+    record = records.read_record(directory)
+    if record is None:
+        raise SnapshotError(f"The record in {directory} cannot be read.")
+    note, cipher = _make_note(sandbox, plan, run, time.time()), Cipher(plan.spec.hibernate_key)
+    seal = PLAIN
 
     def write_image(image: Path) -> None:
-        sandbox.checkpoint(image, SAVE_SECONDS, goes_on=True)
+        nonlocal seal
+        checkpoint = partial(sandbox.checkpoint, seconds=SAVE_SECONDS, goes_on=True)
+        seal = cipher.write_image(image, record, checkpoint)
 
     def describe() -> dict[str, str]:
         nonlocal note
         # now that runsc has given up what nobody has open
         files = sandbox.find_shown_files()
         packages = find_packages(files, note.sources)
-        note = replace(note, files=files, packages=packages, held=sandbox.find_held())
-        return {NOTE: _write_note(note), **beside}
+        held = sandbox.find_held()
+        note = replace(note, files=files, packages=packages, held=held, seal=seal)
+        return {NOTE: cipher.write_note(_write_note(note), directory.name), **beside}
 
     try:
         write_saved(place, describe, write_image, flushes=flushes)
@@ -269,7 +296,7 @@ def save_as(
             f"The kernel cannot be saved in {directory}: {error.strerror}.",
             "check whether the disk is full or read-only.",
         ) from error
-    return _describe(place, directory, sandbox.identity, note)
+    return _describe(place, directory, sandbox.identity, note, plan.spec.hibernate_key)
 
 
 def _check_debugger(sandbox: SavedSandbox, run: SnapshotRun) -> None:
@@ -317,8 +344,14 @@ def note_start(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> Non
 
     Never raises: without it the kernel ends with this process.
     """
-    with suppress(OSError, SnapshotError):
-        replace_file(sandbox.directory / NOTE, _write_note(_make_note(sandbox, plan, run, 0.0)))
+    path = sandbox.directory / NOTE
+    with suppress(OSError):
+        try:
+            text = _write_note(_make_note(sandbox, plan, run, 0.0))
+            cipher = Cipher(plan.spec.hibernate_key)
+            replace_file(path, cipher.write_note(text, sandbox.directory.name))
+        except SnapshotError:
+            path.unlink(missing_ok=True)  # it could be that of another key, or of none
 
 
 def _make_note(
@@ -345,7 +378,9 @@ def _write_note(note: SavedFile) -> str:
     return text
 
 
-def _describe(place: Path, directory: Path, identity: str, note: SavedFile) -> SavedKernel:
+def _describe(
+    place: Path, directory: Path, identity: str, note: SavedFile, key: str
+) -> SavedKernel:
     code, always = "", False
     if note.branch:
         code, always = find_branch_code(note.known, reseeds=note.reseeds)
@@ -354,6 +389,8 @@ def _describe(place: Path, directory: Path, identity: str, note: SavedFile) -> S
         *(directory, place, identity, run, note.plan, measure(place / IMAGE), note.saved),
         *(note.link, dict(note.files), note.packages, note.sources),
         mode=BRANCH if note.branch else WAKE,
+        key=key,
+        seal=note.seal,
     )
 
 
@@ -398,7 +435,10 @@ def _take_over(directory: Path) -> SavedKernel | None:
                 f"The sandbox {record.container_id} of the saved kernel has not ended.",
                 "run `gvisor-kernel prune`, and start the kernel again.",
             )
-        saved = read_saved(directory / SAVED, directory, record.identity)
+        try:
+            saved = read_saved(directory / SAVED, directory, record.identity)
+        except SnapshotError as error:
+            raise StateError(error.fact, error.hint) from error
         if saved is None:
             raise StateError(
                 f"What was saved of this kernel in {directory / SAVED} cannot be read.",
@@ -414,18 +454,23 @@ def read_saved(place: Path, directory: Path, identity: str) -> SavedKernel | Non
     """Return the kernel that ``save_as`` has saved, None if it cannot be read.
 
     ``directory``, ``identity``: of its sandbox.
+
+    :raises SnapshotError: when it cannot be decrypted
     """
     with suppress(OSError, ValueError, StateError):
-        return _describe(place, directory, identity, read_note(place))
+        return _describe(place, directory, identity, *read_note(place, directory))
     return None
 
 
-def read_note(place: Path) -> SavedFile:
-    """Return what ``save_as`` has written beside the image in ``place``.
+def read_note(place: Path, directory: Path) -> tuple[SavedFile, str]:
+    """Return what ``save_as`` has written beside the image in ``place``, and the setting
+    ``hibernate_key`` by which that was. ``directory``: of the sandbox.
 
     :raises OSError, ValueError: when it cannot be read
+    :raises SnapshotError: when it cannot be decrypted
     """
-    return read_json(read_file(place / NOTE, MAX_NOTE), SavedFile, MAX_NOTE)
+    text, key = sealed.read_note(place / NOTE, directory.name)
+    return read_json(text, SavedFile, MAX_NOTE), key
 
 
 def explain(error: GvisorKernelError) -> str:

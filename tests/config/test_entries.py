@@ -53,6 +53,7 @@ CHANGED: dict[str, object] = {
     "preload": ["numpy"],
     "idle_stop": False,
     "hibernate_idle_timeout": 60.0,
+    "hibernate_key": "keyring:gvisor-kernel/me",
     "checkpoints": "cells",
     "checkpoints_kept": 3,
     "spare": False,

@@ -134,6 +134,7 @@ WRONG: list[tuple[str, object]] = [
     *(("preload", value) for value in (["os; print"], ["a-b"], ["x" * 201], ["a"] * 101)),
     *(("checkpoints", value) for value in ("on", True, None, "")),
     *(("checkpoints_kept", value) for value in (0, -1, 1.5, "3", None, True, 1001)),
+    *(("hibernate_key", value) for value in ("key", "env:KEY", "file:key", "keyring:one", None)),
     *(("hibernate_idle_timeout", value) for value in (-1, "60", True, 1e9)),
     *(("idle_stop", value) for value in (1, "yes", None)),
     *(("spare", value) for value in (0, "off", None)),

@@ -36,6 +36,14 @@ def test_secret_file_is_not_in_the_notebooks_folder(tmp_path: Path, file: str) -
     )
 
 
+def test_key_of_saved_kernels_is_not_in_the_notebooks_folder(tmp_path: Path) -> None:
+    spec = SandboxSpec(hibernate_key=f"file:{tmp_path}/below/key")
+    with pytest.raises(SettingError, match="without the key of saved kernels"):
+        check_exposure([], spec, tmp_path)
+    check_exposure([], spec, tmp_path / "other")
+    check_exposure([], SandboxSpec(hibernate_key="keyring:a/b"), tmp_path)
+
+
 def test_secret_file_is_not_in_another_shown_folder(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "link").symlink_to("data")

@@ -10,8 +10,8 @@ from types import ModuleType
 
 import pytest
 
-from gvisor_kernel.egress.secrets import MAX_SECRET, read_secret
 from gvisor_kernel.errors import SecretError
+from gvisor_kernel.host.secrets import MAX_SECRET, read_secret
 
 KEY = "sk-live-0123456789abcdef"
 

@@ -14,7 +14,7 @@ from gvisor_kernel.egress.addresses import NAMES_AT_ONCE, NameResolver, make_nam
 from gvisor_kernel.egress.budgets import DailyBudgets
 from gvisor_kernel.egress.gate import Services, Shared
 from gvisor_kernel.egress.kinds import Limits, UrlRoute
-from gvisor_kernel.egress.secrets import SecretReader
+from gvisor_kernel.egress.secret_reader import SecretReader
 from gvisor_kernel.errors import SecretError
 
 from ..patience import scale_seconds

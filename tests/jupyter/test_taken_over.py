@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from gvisor_kernel.errors import StateError
 from gvisor_kernel.kernel import saved_budget
+from gvisor_kernel.kernel.saved_kernel import find_saved
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
 from gvisor_kernel.server.sandboxes import find_leftovers
 
@@ -77,6 +80,32 @@ def test_checkpoints_come_with_the_kernel(way: str, folder: Path) -> None:
     # First what it was when its server ended, whatever that did then; then the checkpoint.
     assert run("take back", kernel_id, folder)[0] == ["3 None", "()", "2 None"]
     assert find(kernel_id) is None
+
+
+def test_encrypted_kernels_outlive_their_server(folder: Path, tmp_path: Path) -> None:
+    key, ids = tmp_path / "key", [str(uuid.uuid4()) for _ in range(2)]
+    key.touch(0o600)
+    key.write_text(os.urandom(32).hex())
+    settings = {"hibernate_key": f"file:{key}", "transcripts": False}
+    assert run("die idle", ids[0], folder, **settings)[0] == ["1 None"]
+    assert run("leave", ids[1], folder, **settings)[0][0] == "1 None"
+    saved, other = (wait_for_saved(one).directory / "saved" for one in ids)
+    for place in (saved, other):
+        assert {path.suffix for path in (place / "image").iterdir()} == {".sealed"}
+    for note in (saved.parent / "kernel.json", saved / "kernel.json"):
+        assert note.read_text().startswith('{"sealed": 1')
+    # Without the key, or with what was saved of another kernel, it is not taken, and stays.
+    aside = tmp_path / "aside"
+    for path, words in ((key, "cannot be read"), (saved / "kernel.json", "not what was saved")):
+        path.rename(aside)
+        if path != key:
+            path.write_bytes((other / "kernel.json").read_bytes())
+        with pytest.raises(StateError, match=words):
+            find_saved(ids[0])
+        aside.rename(path)
+    for one in ids:
+        assert run("take over", one, folder)[0] == ["2 None"]
+        assert find(one) is None
 
 
 def test_another_kernel_is_not_taken_over(folder: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from gvisor_kernel.cli.egress import find_users
 from gvisor_kernel.egress.forward import MIN_SECRET
 from gvisor_kernel.egress.kinds import UrlRoute
-from gvisor_kernel.egress.secrets import read_secret
 from gvisor_kernel.errors import SecretError
+from gvisor_kernel.host.secrets import read_secret
 from gvisor_kernel.jupyter.plan_factory import find_routes, read_configuration
 from gvisor_kernel.runtimes.checks import Check, State, failed, ok, warning
 

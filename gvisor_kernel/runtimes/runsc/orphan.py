@@ -10,12 +10,12 @@ import json
 import os
 import signal
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.errors import GvisorKernelError, SnapshotError
 from gvisor_kernel.host import commands, processes
-from gvisor_kernel.host.private_directories import read_file
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.runsc.command_line import checkpoint_argv, find_runsc
 from gvisor_kernel.runtimes.runsc.kept_programs import find_files
@@ -24,6 +24,7 @@ from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.kept_packages import begin_to_keep, find_packages
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.saved import MAX_NOTE, NOTE, SAVED, write_saved
+from gvisor_kernel.runtimes.state.sealed import PLAIN, Cipher, read_note
 from gvisor_kernel.runtimes.state.shown_files import find_held, find_shown_files
 from gvisor_kernel.spec.layout import OUTPUTS
 from gvisor_kernel.strict_json import parse_json
@@ -41,7 +42,7 @@ def save_orphan(directory: Path, record: Record) -> bool:
     if sentry is None or not processes.is_alive(sentry) or not (directory / NOTE).is_file():
         return False
 
-    def write_image(image: Path) -> None:
+    def save(image: Path) -> None:
         argv = checkpoint_argv(
             find_runsc(record.program),
             root=str(Places(directory).runsc),
@@ -59,19 +60,26 @@ def save_orphan(directory: Path, record: Record) -> bool:
     try:
         os.kill(sentry.pid, signal.SIGCONT)  # an idle sandbox is stopped
         time.sleep(NOTICE_SECONDS)
-        note, saved = parse_json(read_file(directory / NOTE, MAX_NOTE), MAX_NOTE), time.time()
+        content, key = read_note(directory / NOTE, directory.name)
+        note, saved, cipher = parse_json(content, MAX_NOTE), time.time(), Cipher(key)
         sources, files, packages = note["sources"], dict[str, Any](), dict[str, Any]()
+        seal = PLAIN
         sentry_pid = sentry.pid
+
+        def write_image(image: Path) -> None:
+            nonlocal seal
+            seal = cipher.write_image(image, record, save)
 
         def describe() -> dict[str, str]:
             files.update(find_shown_files(sentry_pid, sources) | find_files(record.program))
             packages.update(find_packages(files, sources))
             facts = {"files": files, "packages": packages, "saved": saved}
             facts["held"] = find_held(sentry_pid, OUTPUTS)
+            facts["seal"] = asdict(seal)
             text = json.dumps(note | facts)
             if len(text) > MAX_NOTE:
                 raise ValueError("nobody could read it")
-            return {NOTE: text}
+            return {NOTE: cipher.write_note(text, directory.name)}
 
         write_saved(directory / SAVED, describe, write_image)
         records.change_record(directory, record, saved=saved)

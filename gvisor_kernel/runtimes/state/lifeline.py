@@ -25,7 +25,12 @@ from gvisor_kernel.runtimes.state.kept_packages import wait_until_kept
 from gvisor_kernel.runtimes.state.sweep import sweep_orphans
 
 _SCRIPT = 'read -r word && exit 0; exec "$@"'
-KEPT = ("HOME", "PATH", "XDG_STATE_HOME", "PYTHONHOME", "LD_LIBRARY_PATH", "TMPDIR")
+KEPT = (
+    *("HOME", "PATH", "XDG_STATE_HOME", "PYTHONHOME", "LD_LIBRARY_PATH", "TMPDIR"),
+    # To find the person's keyring, of ``hibernate_key``.
+    *("DBUS_SESSION_BUS_ADDRESS", "XDG_RUNTIME_DIR", "XDG_DATA_HOME", "XDG_CONFIG_HOME"),
+    "PYTHON_KEYRING_BACKEND",
+)
 """Variables of this process that the sweep has beside those that a runtime's entry names."""
 
 OWNER_SECONDS = 30.0

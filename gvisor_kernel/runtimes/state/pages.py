@@ -29,7 +29,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from gvisor_kernel.errors import SnapshotError
-from gvisor_kernel.runtimes.state.saved import IMAGE, flush
+from gvisor_kernel.runtimes.state.saved import IMAGE, SEALED, flush
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +140,8 @@ def pack(place: Path) -> None:
     image = place / IMAGE
     if not (place / PACKED).exists():
         paths = sorted(image.iterdir())
+        if any(path.suffix == SEALED for path in paths):
+            return  # no page of it is like another one
         number = _choose_store(place.parent, _find_packed(place.parent))
         store = _Store(place.parent / STORE, number)
         try:

@@ -18,6 +18,7 @@ from gvisor_kernel.config.settings import find_entry
 from gvisor_kernel.errors import RuntimeMissing, StateError
 from gvisor_kernel.host import cgroups, processes
 from gvisor_kernel.host.folders import Identity, Opened, open_real, reopen
+from gvisor_kernel.host.memory_folder import sweep_memory
 from gvisor_kernel.host.owners import change_owner
 from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME, SUBUID_BASE, SUBUID_COUNT
 from gvisor_kernel.runtimes.mounts.plan import Places
@@ -361,6 +362,7 @@ def sweep_orphans(runtime: str | None = None) -> list[str]:
         orphans.sort(key=lambda it: (it.record and read_memory(it.record)) or 0)
         with ThreadPoolExecutor(AT_ONCE) as workers:
             removed = list(workers.map(_sweep_claimed, orphans))
+    sweep_memory()
     return [
         orphan.record.identity if orphan.record is not None else orphan.directory.name
         for orphan, is_removed in zip(orphans, removed, strict=True)

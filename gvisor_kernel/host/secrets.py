@@ -1,32 +1,23 @@
-"""Reads the secrets of routes: from a variable, a file or a keyring of the host.
+"""Reads secrets of a person: from a variable, a file or a keyring of the host.
 
-A secret is read when it is needed, and kept by ``SecretReader`` alone. No error, also no chained
-one, contains any of it; an error says where the secret should be, and what to do.
+Nothing keeps them here. No error, also no chained one, contains any of it; an error says where the
+secret should be, and what to do.
 """
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import re
 import shlex
 import stat
-import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Mapping
 
 from gvisor_kernel.errors import SecretError
 from gvisor_kernel.host.folders import open_real
 
 MAX_SECRET = 8 * 1024
 """Bytes. Servers accept headers of 8 KiB at most."""
-THREADS = 8
-KEEP_SECONDS = 60.0
-"""How long a secret that was read is used; then it is read again, as it may have been replaced."""
-READ_SECONDS = 20.0
-"""How long a request waits for its secret: a keyring may ask a person for its password."""
 
 
 def read_secret(source: str, environment: Mapping[str, str] | None = None) -> str:
@@ -148,44 +139,3 @@ def _read_keyring(place: str) -> str:
             f"keyring set {words}",
         )
     return str(secret)
-
-
-class SecretReader:
-    """Reads secrets in threads. One for each worker. Use it in one event loop."""
-
-    def __init__(
-        self,
-        read: Callable[[str, Mapping[str, str]], str] = read_secret,
-        seconds: float = READ_SECONDS,
-    ) -> None:
-        """``read`` blocks; ``seconds``: how long a request waits for it."""
-        self._read = read
-        self._seconds = seconds
-        self._threads = ThreadPoolExecutor(THREADS, "secrets")
-        self._known: dict[str, tuple[float, str]] = {}
-        self._reading: dict[str, asyncio.Future[str]] = {}
-
-    async def read(self, reference: str, environment: Mapping[str, str]) -> str:
-        """Return a secret's value. ``environment`` has the values of ``env:``.
-
-        :raises SecretError: it cannot be read
-        :raises TimeoutError: it was not read in time
-        """
-        if reference.startswith("env:"):
-            return read_secret(reference, environment)
-        read, value = self._known.get(reference, (0.0, ""))
-        if value and time.monotonic() < read + KEEP_SECONDS:
-            return value
-        reading = self._reading.get(reference)
-        if reading is None:
-            loop = asyncio.get_running_loop()
-            reading = loop.run_in_executor(self._threads, self._read, reference, {})
-            self._reading[reference] = reading
-            reading.add_done_callback(lambda done: self._note(reference, done))
-        async with asyncio.timeout(self._seconds):
-            return await asyncio.shield(reading)
-
-    def _note(self, reference: str, done: asyncio.Future[str]) -> None:
-        del self._reading[reference]
-        with suppress(SecretError):
-            self._known[reference] = (time.monotonic(), done.result())  # no timeout: it is done

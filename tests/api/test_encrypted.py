@@ -1,0 +1,166 @@
+"""A kernel whose states are encrypted on the disk: hibernated, branched, rewound, and refused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel import Sandbox
+from gvisor_kernel.errors import SnapshotError
+from gvisor_kernel.host import memory_folder
+from gvisor_kernel.host.private_directories import own_state
+from gvisor_kernel.runtimes.mounts.plan import Places
+from gvisor_kernel.runtimes.state.pages import pack_all
+
+from .test_hibernation import find_listed, find_saved
+
+SECRET = os.urandom(12).hex()
+BEGIN = f"n, secret = 0, bytes.fromhex({SECRET.encode().hex()!r}).decode()"
+STEP = "n += 1; n, len(secret)"
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    path = tmp_path / "key"
+    path.touch(0o600)
+    path.write_text(os.urandom(32).hex())
+    return path
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path, key: Path) -> Iterator[Sandbox]:
+    with make_sandbox(key) as sandbox:
+        yield sandbox
+
+
+def make_sandbox(key: Path, memory: str = "1G") -> Sandbox:
+    return Sandbox(
+        uploads=None, outputs=None, memory=memory, transcripts=False, hibernate_key=f"file:{key}"
+    )
+
+
+def step(sandbox: Sandbox) -> int:
+    execution = sandbox.run(STEP)
+    assert execution.error is None, execution.error
+    number, length = (execution.text or "").strip("()").split(",")
+    assert int(length) == len(SECRET)
+    return int(number)
+
+
+def refusal(sandbox: Sandbox) -> str:
+    error = sandbox.run(STEP).error
+    assert error is not None
+    assert error.name == "NotResumed"
+    assert find_listed(sandbox).state == "hibernated"
+    assert left_in_memory() == []
+    return error.value
+
+
+def left_in_memory() -> list[str]:
+    folder = Path(memory_folder.SHARED, f"gvisor-kernel-{os.geteuid()}")
+    return [path.name for path in folder.glob("new-*")]
+
+
+def find_plain(key: Path) -> list[Path]:
+    """Return the files of the state directory that have the secret, or the key."""
+    wanted = (SECRET.encode(), key.read_bytes(), bytes.fromhex(key.read_text()))
+    paths = [path for path in own_state().rglob("*") if path.is_file() and not path.is_symlink()]
+    return [path for path in paths if any(word in path.read_bytes() for word in wanted)]
+
+
+def test_states_are_on_the_disk_encrypted_and_go_on(sandbox: Sandbox, key: Path) -> None:
+    assert sandbox.run(BEGIN).ok
+    assert step(sandbox) == 1
+    sandbox.checkpoint("one")
+    sandbox.hibernate()
+    saved, kept = find_saved(sandbox), find_listed(sandbox).directory / "checkpoints"
+    images = [path for place in (saved, kept / "one") for path in (place / "image").iterdir()]
+    assert len(images) >= 2
+    assert {path.suffix for path in images} == {".sealed"}
+    assert {path.stat().st_mode & 0o777 for path in images} == {0o600}
+    assert '"plan"' not in (saved / "kernel.json").read_text()
+    assert find_plain(key) == []
+    assert left_in_memory() == []
+    (branch,) = sandbox.branch(name="other")  # while it sleeps, from what was saved
+    with branch:
+        assert find_plain(key) == []
+        assert step(branch) == 2
+    assert step(sandbox) == 2
+    (branch,) = sandbox.branch(from_checkpoint="one")
+    with branch:
+        assert step(branch) == 2
+    sandbox.rewind("one")
+    assert step(sandbox) == 2
+    assert find_plain(key) == []
+    assert left_in_memory() == []
+    pack_all(kept)
+    assert not list(kept.glob("*/packed"))
+    assert SECRET not in Places(find_listed(sandbox).directory).log.read_text()
+
+
+def test_what_was_changed_is_refused_and_stays(
+    sandbox: Sandbox, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sandbox.run(BEGIN).ok
+    assert step(sandbox) == 1
+    sandbox.checkpoint("one")
+    sandbox.hibernate()
+    saved, aside = find_saved(sandbox), tmp_path / "aside"
+    pages = max((saved / "image").iterdir(), key=lambda path: path.stat().st_size)
+    whole = pages.stat().st_size
+    # The one before it, which has the same file.
+    other = saved.parent / "checkpoints" / "one" / "image" / pages.name
+    for what, words in (
+        ("key", "the key is another one"),
+        ("gone", "cannot be read"),
+        ("byte", "a file was changed"),
+        ("cut", "a file was changed"),
+        ("other", "a file was changed"),
+        ("missing", "cannot be decrypted"),
+        ("room", "are free"),
+    ):
+        changed = pages if what in ("byte", "cut", "other", "missing") else key
+        changed.rename(aside)
+        with monkeypatch.context() as patch:
+            if what == "key":
+                key.touch(0o600)
+                key.write_text(os.urandom(32).hex())
+            elif what == "room":
+                shutil.copy(aside, key)
+                patch.setattr(memory_folder, "find_room", lambda _: 1024)
+            elif what in ("byte", "cut"):
+                shutil.copy(aside, pages)
+                with pages.open("r+b") as file:
+                    file.seek(whole // 2)
+                    file.truncate() if what == "cut" else file.write(b"changed")
+            elif what == "other":
+                shutil.copy(other, pages)
+            assert words in refusal(sandbox), what
+        aside.rename(changed)
+    # Without the key nothing is saved, and a kernel that is awake goes on.
+    assert step(sandbox) == 2
+    key.rename(aside)
+    with pytest.raises(SnapshotError, match=f"The file {key} cannot be read"):
+        sandbox.hibernate()
+    with pytest.raises(SnapshotError, match="cannot be read"):
+        sandbox.rewind("one")
+    aside.rename(key)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
+        with pytest.raises(SnapshotError, match=r"pip install 'gvisor-kernel\[encrypt\]'"):
+            sandbox.hibernate()
+    assert not saved.exists()
+    assert step(sandbox) == 3
+
+
+def test_a_kernel_that_has_most_of_its_memory_is_saved(key: Path) -> None:
+    """What is written in memory counts as its own: it would be killed above its limit."""
+    with make_sandbox(key, memory="384M") as sandbox:
+        assert sandbox.run(f"import os; {BEGIN}; block = os.urandom(190 << 20)").ok
+        sandbox.hibernate()
+        assert step(sandbox) == 1
