@@ -21,6 +21,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gvisor_kernel.bridge import SnapshotRun
+from gvisor_kernel.config.settings import DEFAULT_RUNTIME
 from gvisor_kernel.config.validators import GIB, is_within
 from gvisor_kernel.errors import GvisorKernelError, SnapshotError, StateError
 from gvisor_kernel.host.private_directories import read_file, replace_file, state_root
@@ -273,6 +274,14 @@ def save_as(
             "check whether the disk is full or read-only.",
         ) from error
     return _describe(place, directory, sandbox.identity, note)
+
+
+def refuse_runtime(name: str) -> SnapshotError:
+    """Return the error for whoever wants a kernel of a runtime saved that saves none."""
+    return SnapshotError(
+        f"A kernel of the runtime {name} cannot be saved.",
+        f"set runtime={DEFAULT_RUNTIME} for kernels whose state is to last.",
+    )
 
 
 def _check_debugger(sandbox: SavedSandbox, run: SnapshotRun) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import time
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -106,11 +107,11 @@ class Cycles:
     """Counts what has been done in this process."""
 
     wakes = 0
-    done: dict[str, int] = {}
+    done: Counter[str] = Counter()
 
     @classmethod
     def note(cls, what: str) -> None:
-        cls.done[what] = cls.done.get(what, 0) + 1
+        cls.done[what] += 1
 
 
 class RandomLife(RuleBasedStateMachine):
@@ -224,7 +225,7 @@ class RandomLife(RuleBasedStateMachine):
 
     @rule(n=st.integers(1, 3))
     def insert(self, n: int) -> None:
-        self.run(f"for _ in range({n}): base.execute('insert into t values (1)')")
+        self.run(f"base.executemany('insert into t values (?)', [(1,)] * {n})")
         self.model.rows += n
 
     @rule()
