@@ -9,7 +9,7 @@ from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -23,7 +23,7 @@ BEGIN = """
 import asyncio, os, queue, random, sqlite3, subprocess, threading
 variables, threads, children, tasks, opened, due, count = {}, {}, {}, {}, {}, set(), 0
 base = sqlite3.connect("/workspace/base.db", isolation_level=None, check_same_thread=False)
-base.execute("create table if not exists t (n)")
+base.execute("create table if not exists t (n)"); INSERT = "insert into t values (1)"
 random.seed(1)
 SUM = "n=0; while read x; do n=$((n + x)); echo $n; done"
 
@@ -107,7 +107,7 @@ class Cycles:
     """Counts what has been done in this process."""
 
     wakes = 0
-    done: Counter[str] = Counter()
+    done: ClassVar[Counter[str]] = Counter()
 
     @classmethod
     def note(cls, what: str) -> None:
@@ -225,7 +225,7 @@ class RandomLife(RuleBasedStateMachine):
 
     @rule(n=st.integers(1, 3))
     def insert(self, n: int) -> None:
-        self.run(f"base.executemany('insert into t values (?)', [(1,)] * {n})")
+        self.run(f"for _ in range({n}): base.execute(INSERT)")
         self.model.rows += n
 
     @rule()
