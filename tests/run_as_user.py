@@ -29,6 +29,8 @@ FOLDERS = (
     "api/test_sandbox.py::test_files_are_written_read_listed_and_removed",
     "api/test_sandbox.py::test_a_command_over_its_time_ends_with_its_children",
     "api/test_life.py::test_a_program_that_ends_leaves_nothing",
+    *("lasting/test_lost.py", "lasting/test_states.py", "lasting/test_random_lives.py"),
+    "lasting/test_each_step.py",
     "mcp/test_hostile.py::test_a_client_that_leaves_in_the_middle_leaves_nothing",
     "mcp/test_stdio.py::test_code_files_and_sessions",
     "changes/test_kernels.py",
