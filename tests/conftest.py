@@ -57,6 +57,7 @@ IN_SANDBOXES = (
     "jupyter",
     "nodes",
     "kubernetes",
+    "lasting",
     "runtimes",
 )
 IN_SANDBOXES += ("security", "snapshots", "test_scripts.py", "cli/test_wheel.py")

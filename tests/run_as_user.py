@@ -29,6 +29,8 @@ FOLDERS = (
     "api/test_sandbox.py::test_files_are_written_read_listed_and_removed",
     "api/test_sandbox.py::test_a_command_over_its_time_ends_with_its_children",
     "api/test_life.py::test_a_program_that_ends_leaves_nothing",
+    *("lasting/test_lost.py", "lasting/test_states.py", "lasting/test_random_lives.py"),
+    "lasting/test_each_step.py",
     "mcp/test_hostile.py::test_a_client_that_leaves_in_the_middle_leaves_nothing",
     "mcp/test_stdio.py::test_code_files_and_sessions",
     "changes/test_kernels.py",
@@ -189,7 +191,8 @@ ONE_FOR_EACH: dict[str, tuple[str, ...]] = {
 """What runs without ``--all``: one test for each thing that differs for an ordinary user, by file
 and without ``test_``; all of a file that names none. Other tests have the same result as root's."""
 PASSED_ON = (
-    *("GK_TEST_AGAIN", "GK_TEST_ALL", "GK_TEST_HIDDEN_RUNSC", "GK_TEST_PATIENCE"),
+    *("GK_TEST_AGAIN", "GK_TEST_ALL", "GK_TEST_CYCLES", "GK_TEST_HIDDEN_RUNSC"),
+    "GK_TEST_PATIENCE",
     *("GK_TEST_RUNSC", "GK_TEST_SKIPS"),
 )
 CHOSEN = ("-m", "not once and not browser")

@@ -35,9 +35,9 @@ from gvisor_kernel.kernel.saved_kernel import (
     explain,
     find_idle_seconds,
     note_start,
+    refuse_runtime,
     save,
 )
-from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import Sandbox, SavedSandbox
 
 log = logging.getLogger(__name__)
@@ -211,7 +211,7 @@ class Hibernator:
     def _find_awake(self) -> tuple[KernelBridge, SavedSandbox, KernelPlan]:
         kernel, sandbox, plan = self._find()
         if sandbox is None or not isinstance(sandbox, SavedSandbox):
-            raise get_runtime(plan.spec.runtime).explain_no_snapshots()
+            raise refuse_runtime(plan.spec.runtime)
         return kernel, sandbox, plan
 
     async def _branch(self, wanted: Sequence[Branch]) -> list[SavedKernel]:

@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gvisor_kernel.bridge import SnapshotRun
-from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.config.settings import DEFAULT_RUNTIME, SandboxSpec
 from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.errors import GvisorKernelError, RuntimeMissing, SnapshotError, StateError
 from gvisor_kernel.host.private_directories import replace_file
@@ -297,6 +297,14 @@ def save_as(
             "check whether the disk is full or read-only.",
         ) from error
     return _describe(place, directory, sandbox.identity, note, plan.spec.hibernate_key)
+
+
+def refuse_runtime(name: str) -> SnapshotError:
+    """Return the error for whoever wants a kernel of a runtime saved that saves none."""
+    return SnapshotError(
+        f"A kernel of the runtime {name} cannot be saved.",
+        f"set runtime={DEFAULT_RUNTIME} for kernels whose state is to last.",
+    )
 
 
 def _check_debugger(sandbox: SavedSandbox, run: SnapshotRun) -> None:

@@ -37,6 +37,7 @@ from ..jupyter.helpers import (
     wait_for_text,
     wait_until,
 )
+from ..lasting.refusals import assert_nothing_is_saved
 from ..sweeps import needs_all
 from ..world import PROJECT, WAYS
 from .dockerd import IMAGE, Dockerd, needs_dockerd, runsc_runtime
@@ -109,7 +110,8 @@ def test_outputs_are_copied_at_the_end(start: Start, folder: Path) -> None:
     (folder / "outputs" / "kept").write_text("as it was")
     os.utime(folder / "outputs" / "kept", (1_600_000_000, 1_600_000_000))
     (folder / "outputs" / "changed").write_text("old")
-    with start() as (_, client):
+    with start() as (manager, client):
+        assert_nothing_is_saved(manager, client)
         code = (
             f"os.chdir('{OUTPUTS}'); os.mkdir('sub'); open('sub/new', 'w').write('new');"
             "open('changed', 'w').write('by the kernel'); os.symlink('/etc/passwd', 'link');"

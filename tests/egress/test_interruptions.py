@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from jupyter_client import BlockingKernelClient, KernelManager
 
 from gvisor_kernel.egress.process import EgressWorker
+from gvisor_kernel.runtimes.base import SavedSandbox
 
 from ..docker.dockerd import needs_dockerd
 from ..jupyter.helpers import SECONDS, assert_way, execute, finish, wait_for_text, wait_until
@@ -103,6 +106,25 @@ def test_a_worker_that_is_killed_breaks_a_download(
     # A process that is ending closes one socket after the other, and may take a request in between.
     wait_until(lambda: EgressWorker.instance().pid != pid, "the worker's end")
     assert "/v1/next" in run(client, "print(get(PLAIN + '/next'))")
+
+
+def test_a_sleep_breaks_a_request_and_a_new_one_works(
+    kernel: tuple[KernelManager, BlockingKernelClient], upstream: Fake
+) -> None:
+    manager, client = kernel
+    if not isinstance(manager.provisioner._kernel.sandbox, SavedSandbox):  # type: ignore[union-attr]
+        pytest.skip("kernels of this runtime do not hibernate")
+    upstream.go.clear()
+    run(client, "answer = direct.open(PLAIN + '/events', timeout=60); answer.readline()")
+    hibernation = manager.provisioner.sandboxed_kernel.hibernation  # type: ignore[union-attr]
+    asyncio.run(hibernation.hibernate())
+    upstream.go.set()
+    code = """
+    try: print("more", answer.read())
+    except OSError as error: print("broken", type(error).__name__)
+    """
+    assert "/v1/next" in run(client, "print(get(PLAIN + '/next'))")
+    assert run(client, textwrap.dedent(code)).startswith("broken")
 
 
 def test_a_restart_ends_a_download(

@@ -274,6 +274,14 @@ class Life:
         if not Bridge.instance().ended:
             asyncio.run(self.kernel.close())
 
+    def go_on(self, request: dict[str, Any]) -> None:
+        """Use the kernel, or the next one, after a part of it was killed."""
+        if request["stage"] != "snapshot" and request["at"] is not None:
+            self.launch()  # the next start must work in any case
+
+
+Find = Callable[[dict[str, Any], Points], Life]
+
 
 def find_life(request: dict[str, Any], points: Points) -> Life:
     plan = make_plan("gvisor-python", private_connection_info(), "")
@@ -291,21 +299,21 @@ def kill_self() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def live_and_die(request: dict[str, Any]) -> dict[str, Any]:
+def live_and_die(request: dict[str, Any], find: Find) -> dict[str, Any]:
     """In a child process: run a stage, and be killed at a point of it."""
     settle_in(request)
     SnapshotQueue.instance().stop()
     points = Points()
     points.begin(request["at"], kill_self, list)
-    life = find_life(request, points)
+    life = find(request, points)
     getattr(life, request["stage"])()
     points.armed = False
     life.close()
     Bridge.instance().end()
-    return {"points": points.passed}
+    return {"points": points.passed, "said": life.said}
 
 
-def answer(request: dict[str, Any]) -> dict[str, Any]:
+def answer(request: dict[str, Any], find: Find) -> dict[str, Any]:
     """Run a request in a child process; return how it ended."""
     reader, writer = os.pipe()
     child = os.fork()
@@ -314,7 +322,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         try:
             os.close(reader)
             with os.fdopen(writer, "w") as pipe:
-                json.dump(live_and_die(request), pipe)
+                json.dump(live_and_die(request, find), pipe)
             status = 0
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
@@ -330,8 +338,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 class Survivor:
     """Runs stages in this process while parts of its sandboxes are killed."""
 
-    def __init__(self) -> None:
+    def __init__(self, find: Find) -> None:
         self._points = Points()
+        self._find = find
         # A failed restore would discard the snapshot, which is good.
         Store.discard = lambda self, key, reason: None  # type: ignore[method-assign]
         SnapshotQueue.instance().stop()
@@ -339,7 +348,7 @@ class Survivor:
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         settle_in(request)
         before = count_descriptors()
-        life = find_life(request, self._points)
+        life = self._find(request, self._points)
         victim = request["victim"]
         self._points.begin(
             request["at"],
@@ -353,8 +362,7 @@ class Survivor:
             answer["raised"] = type(error).__name__
             life.said.append(str(error))
         self._points.armed = False
-        if request["stage"] != "snapshot" and request["at"] is not None:
-            life.launch()  # the next start must work in any case
+        life.go_on(request)
         life.close()
         assert lifeline._process is None, f"{lifeline._held} sandboxes are still held"
         return {
@@ -377,15 +385,15 @@ def count_descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
 
-def main() -> None:
+def main(find: Find = find_life) -> None:
     survivor: Survivor | None = None
     for line in sys.stdin:
         request = json.loads(line)
         if request["victim"] == "owner":
             assert survivor is None, "a process with threads does not fork here"
-            answered = answer(request)
+            answered = answer(request, find)
         else:
-            survivor = survivor or Survivor()
+            survivor = survivor or Survivor(find)
             answered = survivor.answer(request)
         print(json.dumps(answered), flush=True)
 

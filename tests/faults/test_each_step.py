@@ -28,7 +28,8 @@ from ..snapshots.conftest import copy_to, snapshot_of
 from ..sweeps import ALL, needs_all
 from ..world import DEFAULT_KERNEL, PROJECT, World
 
-STAGES = {
+Stages = dict[str, tuple[str, str]]
+STAGES: Stages = {
     "start": ("start", "off"),
     "restore": ("start", "auto"),
     "run": ("run", "auto"),
@@ -57,14 +58,17 @@ NOT_FOR_PEOPLE = re.compile(r"Traceback|Error\(|errno|0x[0-9a-f]{6}|never retrie
 class Lane:
     """A separate world within the run's, with a ``points`` process that answers requests."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(
+        self, base: Path, module: str = "tests.faults.points", stages: Stages = STAGES
+    ) -> None:
+        self._stages = stages
         self.world = World(base, {})
         for folder in ("home", "c", "r", "s", "t", "x", "n"):
             (base / folder).mkdir(mode=0o700, parents=True)
         self._words = base / "stderr"
         with self._words.open("wb") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.points"],
+                [sys.executable, "-m", module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -94,7 +98,7 @@ class Lane:
         copy_to(Store(self._store()), snapshot)
 
     def ask(self, stage: str, at: str | None, victim: str) -> Any:
-        stage, snapshot = STAGES.get(stage, SWEEP)
+        stage, snapshot = self._stages.get(stage, SWEEP)
         run = ("JUPYTER_DATA_DIR",)
         if snapshot == "auto":  # the run's snapshot was made with the run's skills
             run += ("XDG_DATA_HOME",)

@@ -16,6 +16,7 @@ from gvisor_kernel.runtimes.state.records import read_record
 
 from ..docker.helpers import OUTPUTS, ask, sandbox_of
 from ..jupyter.helpers import execute, finish, running_kernel, wait_for_text, wait_until
+from ..lasting.refusals import assert_nothing_is_saved
 from ..sweeps import needs_all
 from .conftest import SETTINGS, Kernel
 from .fake_cluster import NODE, FakeCluster
@@ -83,6 +84,7 @@ open("data.csv", "w").write("changed")
     ):
         assert found[path] == "Read-only file system", path
     assert found["/x"] in ("Read-only file system", "Permission denied")
+    assert_nothing_is_saved(manager, client)
 
 
 @needs_all
