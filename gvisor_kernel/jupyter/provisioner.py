@@ -45,8 +45,8 @@ from gvisor_kernel.runtimes.mounts.folders import find_project_path
 
 SETTLE_SECONDS = 5.0
 """Seconds that a call of the manager that does nothing here any more may take to end."""
-RESUMES_ONLY: ContextVar[str] = ContextVar("resumes_only", default="")
-"""The id of a kernel that this task starts only if it can take over a saved one."""
+RESUMES_ONLY: ContextVar[tuple[str, Path] | None] = ContextVar("resumes_only", default=None)
+"""The id of a kernel that this task starts only if it can take over the saved one of a directory."""
 LOCAL_ADDRESSES = ("", "127.0.0.1", "localhost")
 
 
@@ -263,12 +263,14 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
     async def _launch_or_adopt(self, kernel: SandboxedKernel, plan: KernelPlan) -> Address:
         """Start the kernel; or take it over, if an earlier process has saved one of this id."""
         if kernel.address is None and plan.request.kernel_id:
-            saved = await asyncio.to_thread(find_saved, plan.request.kernel_id)
+            only = RESUMES_ONLY.get()  # no timeout: a variable of this task
+            resumes = only is not None and only[0] == plan.request.kernel_id
+            place = only[1] if only is not None and resumes else None
+            saved = await asyncio.to_thread(find_saved, plan.request.kernel_id, place)
             if saved is not None:
                 self._plan = saved.adapt(plan)
                 return await kernel.adopt(self._plan, saved)
-            only = RESUMES_ONLY.get()  # no timeout: a variable of this task
-            if only == plan.request.kernel_id:
+            if resumes:
                 raise LaunchError("What was saved of this kernel cannot be read, or is used.")
         return await kernel.launch(plan)
 

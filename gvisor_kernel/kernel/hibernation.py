@@ -15,7 +15,7 @@ from functools import partial
 from gvisor_kernel.bridge import Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, NotIdle
 from gvisor_kernel.host.log_files import Limiter
-from gvisor_kernel.kernel.facts import Hibernated, KernelEvents, KernelFacts, Resumed, Saved
+from gvisor_kernel.kernel.facts import Hibernated, KernelEvents, KernelFacts, Resumed, Saved, Waking
 from gvisor_kernel.kernel.launch import Workers, run_beside
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.saved_kernel import SavedKernel, remove_old, save
@@ -266,6 +266,8 @@ class Hibernator:
     async def _go_on(self, kernel: KernelBridge, saved: SavedKernel) -> None:
         began = time.monotonic()
         try:
+            asked = self._find()[2].request
+            KernelEvents.instance().tell(Waking(asked.kernel_id, asked.kernel_name))
             await self._workers.run(saved.check)
             plan = await self._wake(kernel, saved)
         except GvisorKernelError as error:

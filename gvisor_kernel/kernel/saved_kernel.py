@@ -192,13 +192,15 @@ def _describe(place: Path, directory: Path, identity: str, note: _File) -> Saved
     )
 
 
-def find_saved(kernel_id: str) -> SavedKernel | None:
+def find_saved(kernel_id: str, directory: Path | None = None) -> SavedKernel | None:
     """Return the saved kernel of this id whose process has ended, and make it this process's.
+
+    ``directory``: that of its sandbox, where it is known.
 
     :raises StateError: when the state directory cannot be used
     """
-    found = [path for path in records.sandbox_directories() if (path / SAVED).is_dir()]
-    if not found:
+    found = records.find_directories(kernel_id) if directory is None else [directory]
+    if not any((path / SAVED).is_dir() for path in found):
         return None
     with records.locked():
         for directory in found:

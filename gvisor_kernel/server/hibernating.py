@@ -15,6 +15,7 @@ from typing import Any
 from jupyter_core.utils import ensure_async
 
 from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.server.resting import Resting
 from gvisor_kernel.server.sandboxes import Sandboxes
 from gvisor_kernel.server.saved_sessions import SavedSessions, take_back
 from gvisor_kernel.shown_text import printable
@@ -40,6 +41,7 @@ class Hibernating:
         self._leaves = leaves
         self._culled: ContextVar[str] = ContextVar("culled", default="")
         self._sessions: SavedSessions | None = None
+        self._resting = Resting(self._manager, sandboxes)
         self._taking: asyncio.Task[None] | None = None
         self._leaving: asyncio.Task[None] | None = None
 
@@ -52,14 +54,19 @@ class Hibernating:
         except RuntimeError:  # the usual case: nothing runs yet
             self._application.io_loop.run_sync(self._load)
         else:
-            self._taking = asyncio.ensure_future(take_back(self._application))
+            self._begin_taking()
 
     async def _load(self) -> None:
-        self._taking = asyncio.ensure_future(take_back(self._application))
-        await asyncio.wait({self._taking}, timeout=BEGIN_SECONDS)
+        await asyncio.wait({self._begin_taking()}, timeout=BEGIN_SECONDS)
+
+    def _begin_taking(self) -> asyncio.Task[None]:
+        self._resting.start()
+        self._taking = asyncio.create_task(take_back(self._application, self._resting.begin))
+        return self._taking
 
     def start(self) -> None:
         """Begin to keep sessions. Called as the server begins."""
+        self._resting.start()
         if self._leaves:
             self._sessions = SavedSessions(self._application, self._sandboxes)
             self._sessions.start()
@@ -73,7 +80,7 @@ class Hibernating:
         stop_if_unused = application.shutdown_no_activity
 
         async def cull_kernel_if_idle(kernel_id: str) -> None:
-            if self._is_asleep(kernel_id):
+            if self._resting.is_asleep(kernel_id):
                 return
             mark = self._culled.set(kernel_id)
             try:
@@ -95,7 +102,7 @@ class Hibernating:
         def shutdown_no_activity() -> None:
             """A kernel that hibernates keeps no server that nobody uses."""
             kernels = manager.list_kernel_ids()
-            if not (self._leaves and kernels and all(map(self._is_asleep, kernels))):
+            if not (self._leaves and kernels and all(map(self._resting.is_asleep, kernels))):
                 stop_if_unused()
                 return
             unused = (datetime.now(UTC) - application.web_app.last_activity()).total_seconds()
@@ -108,18 +115,16 @@ class Hibernating:
         manager.shutdown_kernel = shutdown_kernel
         application.shutdown_no_activity = shutdown_no_activity
 
-    def _is_asleep(self, kernel_id: str) -> bool:
-        kernel = self._sandboxes.find_kernel(kernel_id)
-        return kernel is not None and kernel.hibernation.saved is not None
-
     # -- the stop --------------------------------------------------------------------------------
 
     async def leave_all(self) -> None:
         """Leave the kernels to the next server. Called as this one stops, perhaps twice."""
-        if self._sessions is not None:
-            self._sessions.end()
+        self._resting.end()
+        if self._leaves:  # also one that is stopped before it has begun
+            sessions = self._sessions or SavedSessions(self._application, self._sandboxes)
+            sessions.end()
             if self._leaving is None:
-                self._leaving = asyncio.ensure_future(self._leave_all(self._sessions))
+                self._leaving = asyncio.ensure_future(self._leave_all(sessions))
             await asyncio.shield(self._leaving)  # no timeout: STOP_SECONDS
 
     async def _leave_all(self, saved: SavedSessions) -> None:
@@ -132,7 +137,9 @@ class Hibernating:
         for kernel_id in kernels:
             self._manager.get_kernel(kernel_id).stop_restarter()  # or it begins those anew
         # Those that are asleep cost nothing; of the others, the one that was used last comes last.
-        order = sorted(kernels, key=lambda it: (not self._is_asleep(it), self._find_used(it)))
+        order = sorted(
+            kernels, key=lambda it: (not self._resting.is_asleep(it), self._find_used(it))
+        )
         for kernel_id in order:
             name = next((printable(it.path) for it in sessions.get(kernel_id, [])), kernel_id)
             leaving = asyncio.ensure_future(kernels[kernel_id].hibernation.leave())

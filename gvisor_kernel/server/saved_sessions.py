@@ -12,10 +12,12 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 from jupyter_core.utils import ensure_async
 from tornado import web
@@ -126,29 +128,37 @@ class SavedSessions:
                 await asyncio.to_thread(replace_file, directory / FILE, text)
 
 
-def find_left(root: str) -> tuple[list[tuple[Record, tuple[Session, ...]]], bool]:
+Left: TypeAlias = tuple[Path, Record, tuple[Session, ...]]
+"""The directory and record of a kernel that was left, and its sessions."""
+
+
+def find_left(root: str) -> tuple[list[Left], bool]:
     """Return the kernels that earlier servers of ``root`` have left, and whether more are being
     saved. Blocks.
 
     :raises StateError: when the state directory cannot be read
     """
-    left, waits = [], False
+    left: list[Left] = []
+    waits, root = False, os.path.realpath(root)
     for directory, record in find_sandboxes():
         if not record.kernel_id or not is_orphan(record):
             continue
         with suppress(OSError, ValueError):
             file = read_json(read_file(directory / FILE, MAX_FILE), _File, MAX_FILE)
-            if file.root != os.path.realpath(root):
+            if file.root != root:
                 continue
             if is_saved(directory, record):
-                left.append((record, file.sessions))
+                left.append((directory, record, file.sessions))
             else:
                 waits |= any(map(processes.is_alive, record.processes.values()))
     return left, waits
 
 
-async def take_back(application: Any) -> None:
-    """Let ``application``, a server, have the kernels and sessions that were left. Never raises."""
+async def take_back(application: Any, on_taken: Callable[[str], None]) -> None:
+    """Let ``application``, a server, have the kernels and sessions that were left. Never raises.
+
+    ``on_taken`` is called with the id of each.
+    """
     root, tried, waits = application.kernel_manager.root_dir, set(), True
     deadline = time.monotonic() + SAVING_SECONDS
     while waits and time.monotonic() < deadline:
@@ -157,17 +167,19 @@ async def take_back(application: Any) -> None:
         except GvisorKernelError as error:
             log.warning("Kernels that hibernate are not taken back: %s", error)
             return
-        for record, sessions in found:
-            if record.identity not in tried:
-                tried.add(record.identity)
-                await _try(application, record, sessions)
+        for left in found:
+            if left[1].identity not in tried:
+                tried.add(left[1].identity)
+                await _try(application, left, on_taken)
         if waits:
             await asyncio.sleep(LOOK_SECONDS)
 
 
-async def _try(application: Any, record: Record, sessions: tuple[Session, ...]) -> None:
+async def _try(application: Any, left: Left, on_taken: Callable[[str], None]) -> None:
+    record = left[1]
     try:
-        await _take_back(application, record, sessions)
+        await _take_back(application, *left)
+        on_taken(record.kernel_id)
     except Exception as error:
         # jupyter_client keeps its id, and could not shut any kernel down then
         getattr(application.kernel_manager, "_pending_kernels", {}).pop(record.kernel_id, None)
@@ -177,18 +189,20 @@ async def _try(application: Any, record: Record, sessions: tuple[Session, ...]) 
         )
 
 
-async def _take_back(application: Any, record: Record, sessions: tuple[Session, ...]) -> None:
+async def _take_back(
+    application: Any, directory: Path, record: Record, sessions: tuple[Session, ...]
+) -> None:
     manager, kernel_id = application.kernel_manager, record.kernel_id
     if kernel_id not in manager:
         path = os.path.relpath(record.folder, os.path.realpath(manager.root_dir))
-        RESUMES_ONLY.set(kernel_id)
+        RESUMES_ONLY.set((kernel_id, directory))
         try:
             name = record.kernel_name
             await ensure_async(
                 manager.start_kernel(kernel_id=kernel_id, kernel_name=name, path=path)
             )
         finally:
-            RESUMES_ONLY.set("")
+            RESUMES_ONLY.set(None)
         manager.get_kernel(kernel_id).execution_state = "idle"  # no message says so
     ours = application.session_manager
     for session in sessions:

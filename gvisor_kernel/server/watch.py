@@ -377,7 +377,7 @@ class Watch:
             self._events.tell_died(event)
         elif isinstance(event, Hibernated):
             self._events.tell_hibernated(event)
-        else:
+        elif isinstance(event, Resumed):
             metrics().count_resume(event.seconds)
             self._events.tell_resumed(event)
 

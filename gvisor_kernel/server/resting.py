@@ -1,0 +1,81 @@
+"""Lets a Jupyter server hold nothing open for kernels that hibernate and that no page looks at.
+
+A server has clients of its own to each kernel: it follows what the kernel publishes, keeps a socket
+for its shutdown, and those of a page that has gone. They are closed while the kernel sleeps, and
+what is followed is followed again as soon as it is woken, before it is there. On the server's loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+from gvisor_kernel.kernel.facts import KernelEvent, KernelEvents, Started, Waking
+from gvisor_kernel.server.sandboxes import Sandboxes
+
+LOOK_SECONDS = 5.0
+"""Seconds between looks for kernels that fell asleep, or whose last page has gone."""
+
+
+class Resting:
+    """The kernels of one server that sleep unseen, from ``start`` to ``end``."""
+
+    def __init__(self, manager: Any, sandboxes: Sandboxes) -> None:
+        self._manager = manager
+        self._sandboxes = sandboxes
+        self._unwatched: set[str] = set()
+        """Kernels that the server does not follow."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin. May be called again."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            KernelEvents.instance().watch(self._on_event)
+            self._timer = self._loop.call_later(LOOK_SECONDS, self._look)
+
+    def end(self) -> None:
+        """Close nothing more. Idempotent."""
+        KernelEvents.instance().unwatch(self._on_event)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def is_asleep(self, kernel_id: str) -> bool:
+        """Return whether a kernel hibernates."""
+        kernel = self._sandboxes.find_kernel(kernel_id)
+        return kernel is not None and kernel.hibernation.saved is not None
+
+    def _look(self) -> None:
+        assert self._loop is not None
+        self._timer = self._loop.call_later(LOOK_SECONDS, self._look)
+        for kernel_id in self._manager.list_kernel_ids():
+            if self.is_asleep(kernel_id):
+                with suppress(Exception):  # a manager of another package
+                    self.begin(kernel_id)
+
+    def begin(self, kernel_id: str) -> None:
+        """Close what the server holds open for a kernel that is asleep, unless a page is there."""
+        manager = self._manager
+        if manager.kernel_model(kernel_id)["connections"]:
+            return
+        buffered = getattr(manager, "_kernel_buffers", {}).get(kernel_id)
+        if buffered is not None and not buffered["buffer"]:  # or the page would miss an output
+            manager.stop_buffering(kernel_id)
+        manager.stop_watching_activity(kernel_id)
+        self._unwatched.add(kernel_id)
+        # Opened again where it is needed. Nothing public closes it.
+        getattr(manager.get_kernel(kernel_id), "_close_control_socket", lambda: None)()
+
+    def _on_event(self, event: KernelEvent) -> None:
+        """Called on the bridge's loop."""
+        if isinstance(event, (Waking, Started)) and self._loop is not None:
+            with suppress(RuntimeError):  # the server's loop is closed
+                self._loop.call_soon_threadsafe(self._follow, event.kernel_id)
+
+    def _follow(self, kernel_id: str) -> None:
+        if kernel_id in self._unwatched:
+            self._unwatched.discard(kernel_id)
+            if kernel_id in self._manager:
+                self._manager.start_watching_activity(kernel_id)
