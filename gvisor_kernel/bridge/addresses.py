@@ -101,8 +101,8 @@ class SocketNames:
         to."""
         self.base = base
         self._directory: Path | None = None
-        self._targets: dict[Channel, Path] = {}
-        """What the names of ipc sockets lead to."""
+        self.targets: dict[Channel, Path] = {}
+        """What the names of ipc sockets lead to; nothing for tcp."""
         self._bindings = 0
 
     def bind(self, sockets: Mapping[Channel, zmq.Socket[bytes]]) -> None:
@@ -131,7 +131,7 @@ class SocketNames:
 
         :raises OSError: when that fails
         """
-        channels = list(channels)
+        channels, before = list(channels), self.targets
         place = Path(f"{self._make_place(channels)}0")
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -141,6 +141,8 @@ class SocketNames:
             self.lead_to(dict.fromkeys(channels, place))
         except BaseException:
             listener.close()
+            with suppress(OSError):
+                self.lead_to(before)
             raise
         return listener
 
@@ -164,20 +166,15 @@ class SocketNames:
 
         :raises OSError: when they cannot; they may lead there partly
         """
-        self._targets = targets
+        self.targets = targets
         self.expose()
-
-    @property
-    def targets(self) -> dict[Channel, Path]:
-        """What the names of ipc sockets lead to; nothing for tcp."""
-        return self._targets
 
     def expose(self) -> None:
         """Create the names of ipc sockets, where they are missing.
 
         :raises OSError: when they cannot be created
         """
-        for channel, target in self._targets.items():
+        for channel, target in self.targets.items():
             name = Path(f"{self.address.ip}-{self.address.ports[channel]}")
             if not name.is_symlink():
                 name.symlink_to(target)
@@ -203,16 +200,13 @@ class SocketNames:
 
 
 def count_connections(targets: Iterable[Path]) -> int:
-    """Return how many are connected to Unix sockets at ``targets``, or wait to be.
-
-    :raises OSError: when that cannot be found out
-    """
+    """Return how many are connected to Unix sockets at ``targets``, or wait to be; 1 if that cannot
+    be found out."""
     places = {str(target) for target in targets}
-    with open("/proc/net/unix", encoding="utf-8", errors="replace") as lines:
-        found = (line.split(maxsplit=7) for line in lines)
-        return sum(
-            len(it) > 7 and it[7].rstrip("\n") in places and it[5] != LISTENING for it in found
-        )
+    with suppress(OSError), open("/proc/net/unix", encoding="utf-8", errors="replace") as lines:
+        found = (line.rstrip("\n").split(maxsplit=7) for line in lines)
+        return sum(len(it) > 7 and it[7] in places and it[5] != LISTENING for it in found)
+    return 1
 
 
 SHORT_ROOT = Path("/tmp")  # noqa: S108 - mkdtemp makes an unpredictable, private name in it

@@ -1,13 +1,14 @@
 """One listener in place of a kernel's client sockets, while nobody is connected to them.
 
-A connection rings, and is not answered: libzmq, which has sent nothing of its messages before it
-was greeted, connects again as soon as the listener is closed, and finds the sockets that the owner
+A connection that stays rings, and is not answered: libzmq, which has sent nothing of its messages
+before it was greeted, connects again as soon as it is closed, and finds the sockets that the owner
 has opened meanwhile. On the bridge's loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -17,40 +18,69 @@ from gvisor_kernel.link import Channel
 
 # by path: below the state directory, whose parents only this user can change
 
+STAY_SECONDS = 0.05
+"""Seconds after which a connection has stayed: a server begins by some that it does not need."""
 AGAIN_SECONDS = 1.0
 """Seconds until a bell that could not be answered rings again."""
+MAX_WAITING = 100
+MAX_GREETING = 64
+"""Bytes that a client sends before it is answered."""
 
 
 class Bell:
     """Listens from construction to ``close``, and takes one descriptor."""
 
     def __init__(
-        self, names: SocketNames, channels: Iterable[Channel], on_ring: Callable[[], None]
+        self, names: SocketNames, channels: Iterable[Channel], on_ring: Callable[[], bool]
     ) -> None:
-        """``on_ring`` closes the bell, or calls ``ring_later``.
+        """``on_ring`` closes the bell; or returns False, and it rings again.
 
         :raises OSError: when it cannot listen
         """
         self._loop = asyncio.get_running_loop()
         self._on_ring = on_ring
-        self._again: asyncio.TimerHandle | None = None
+        self._later: asyncio.TimerHandle | None = None
         self._listener = names.listen(channels)
         self._listen()
 
     def _listen(self) -> None:
-        self._loop.add_reader(self._listener.fileno(), self._on_ring)
+        self._loop.add_reader(self._listener.fileno(), self._wait, STAY_SECONDS)
 
-    def ring_later(self) -> None:
-        """Ring again for those who are waiting, after AGAIN_SECONDS."""
+    def _wait(self, seconds: float) -> None:
         self._loop.remove_reader(self._listener.fileno())
-        self._again = self._loop.call_later(AGAIN_SECONDS, self._listen)
+        self._later = self._loop.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        """Ring if somebody is still there. Closes all who came: they connect again."""
+        came: list[socket.socket] = []
+        with suppress(OSError):  # nobody else waits, or no descriptor is left
+            while len(came) < MAX_WAITING:
+                came.append(self._listener.accept()[0])
+        if came and not any(map(_stays, came)):
+            self._listen()
+        elif not self._on_ring():
+            self._wait(AGAIN_SECONDS)
+        for connection in came:
+            connection.close()
 
     def close(self) -> None:
         """Let those who are waiting connect again."""
-        if self._again is not None:
-            self._again.cancel()
+        if self._later is not None:
+            self._later.cancel()
         self._loop.remove_reader(self._listener.fileno())
         place = Path(self._listener.getsockname())
         self._listener.close()
         with suppress(OSError):
             place.unlink()
+
+
+def _stays(connection: socket.socket) -> bool:
+    """Return whether the other end has not closed a connection, or has sent too much to tell."""
+    connection.setblocking(False)
+    try:
+        data = connection.recv(MAX_GREETING)
+        return len(data) == MAX_GREETING or (bool(data) and connection.recv(1) != b"")
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False

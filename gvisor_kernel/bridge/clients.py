@@ -57,7 +57,7 @@ OnSent = Callable[[], None]
 
 
 class ClientSockets:
-    """ZMQ sockets that are open from the first ``open`` to ``close``. Use on the bridge's loop only.
+    """ZMQ sockets, open from the first ``open`` to ``close``. Use on the bridge's loop only.
 
     Calls ``on_message(channel, parts)`` for each message of a client, as long as
     ``may_read(channel)`` is true. Calls ``on_subscribe(topic)`` for a topic's first subscription.
@@ -158,14 +158,14 @@ class ClientSockets:
                 " that the directory is writable.",
             ) from error
 
-    def _answer(self) -> None:
-        """Open the sockets for somebody who wants to connect."""
+    def _answer(self) -> bool:
+        """Open the sockets for somebody who wants to connect; return whether they are open."""
         try:
             self.open()
         except LaunchError as error:
             self._warn(str(error))
-            if self._bell is not None:
-                self._bell.ring_later()
+            return False
+        return True
 
     def rest(self) -> bool:
         """Close the sockets if nobody is connected, until somebody connects; return whether they
@@ -175,26 +175,22 @@ class ClientSockets:
         """
         if not self._sockets:
             return True
-        if self._topics.total() or self.count_waiting() or not self._names.targets:
-            return False
         places = self._names.targets
+        if self._topics.total() or self.count_waiting() or not places:
+            return False
         try:
             bell = Bell(self._names, SOCKET_TYPES, self._answer)
         except OSError:
-            bell = None
-        with suppress(OSError):
-            if bell is not None and not count_connections(places.values()):
-                self.resume_reading()  # what they have left
-                if not any(map(self._readable, self._sockets.values())):
-                    self._close_sockets()
-                    self._bell = bell
-                    return True
-        try:
+            return False
+        if not count_connections(places.values()):
+            self.resume_reading()  # what they have left
+            if not any(map(self._readable, self._sockets.values())):
+                self._close_sockets()
+                self._bell = bell
+                return True
+        with suppress(OSError):  # the next try mends it
             self._names.lead_to(places)
-        except OSError as error:
-            self._warn(f"The names of a kernel's sockets cannot be created: {error}")
-        if bell is not None:
-            bell.close()
+        bell.close()
         return False
 
     def _close_sockets(self) -> None:

@@ -46,7 +46,7 @@ from gvisor_kernel.runtimes.mounts.folders import find_project_path
 SETTLE_SECONDS = 5.0
 """Seconds that a call of the manager that does nothing here any more may take to end."""
 RESUMES_ONLY: ContextVar[tuple[str, Path] | None] = ContextVar("resumes_only", default=None)
-"""The id of a kernel that this task starts only if it can take over the saved one of a directory."""
+"""The id of a kernel that this task only takes over, and the directory in which it is saved."""
 LOCAL_ADDRESSES = ("", "127.0.0.1", "localhost")
 
 

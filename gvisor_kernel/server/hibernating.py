@@ -26,7 +26,7 @@ STOP_SECONDS = 75.0
 """Seconds that a server's stop may take for all kernels: a service manager kills it after 90."""
 KERNEL_SECONDS = 30.0
 """The same for one kernel. The next one is begun then."""
-BEGIN_SECONDS = 20.0
+BEGIN_SECONDS = 7.0
 """Seconds that a server's start waits until kernels are taken back; the rest follows."""
 
 

@@ -39,6 +39,8 @@ FILE = "session.json"
 MAX_FILE = 64 * 1024
 MAX_SESSIONS = 20
 """Sessions of one kernel that are kept, such as a notebook and its console."""
+AT_ONCE = 8
+"""Kernels that are taken back at once."""
 SAVING_SECONDS, LOOK_SECONDS = 60.0, 0.2
 """Seconds in which kernels of a server that was killed are saved, and between looks at them."""
 
@@ -167,19 +169,24 @@ async def take_back(application: Any, on_taken: Callable[[str], None]) -> None:
         except GvisorKernelError as error:
             log.warning("Kernels that hibernate are not taken back: %s", error)
             return
-        for left in found:
-            if left[1].identity not in tried:
-                tried.add(left[1].identity)
-                await _try(application, left, on_taken)
+        new = [left for left in found if left[1].identity not in tried]
+        tried.update(left[1].identity for left in new)
+        # Many at once, as each waits for others' threads; those that slept last come first.
+        turn = asyncio.Semaphore(AT_ONCE)
+        new.sort(key=lambda left: left[1].saved, reverse=True)
+        await asyncio.gather(*(_try(application, left, on_taken, turn) for left in new))
         if waits:
             await asyncio.sleep(LOOK_SECONDS)
 
 
-async def _try(application: Any, left: Left, on_taken: Callable[[str], None]) -> None:
+async def _try(
+    application: Any, left: Left, on_taken: Callable[[str], None], turn: asyncio.Semaphore
+) -> None:
     record = left[1]
     try:
-        await _take_back(application, *left)
-        on_taken(record.kernel_id)
+        async with turn:
+            await _take_back(application, *left)
+            on_taken(record.kernel_id)
     except Exception as error:
         # jupyter_client keeps its id, and could not shut any kernel down then
         getattr(application.kernel_manager, "_pending_kernels", {}).pop(record.kernel_id, None)
