@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import zmq
 
@@ -86,12 +86,18 @@ class Address:
     curve_secretkey: bytes | None = None
 
 
+class Listeners(NamedTuple):
+    """What listens in place of the sockets: for iopub, and for all other channels together."""
+
+    shared: socket.socket
+    iopub: socket.socket
+
+
 class SocketNames:
     """The addresses of one kernel's sockets, and the names by which its clients know them.
 
     For ipc the sockets are in a directory of their own, and the names are symbolic links: a manager
-    unlinks the names at each restart, but the sockets and their connections must stay. All of them
-    may lead to one listener.
+    unlinks the names at each restart, but the sockets and their connections must stay.
     """
 
     def __init__(self, address: Address, base: Path) -> None:
@@ -105,8 +111,10 @@ class SocketNames:
         """What the names of ipc sockets lead to; nothing for tcp."""
         self._bindings = 0
 
-    def bind(self, sockets: Mapping[Channel, zmq.Socket[bytes]]) -> None:
-        """Bind ``sockets``, and create their names.
+    def bind(
+        self, sockets: Mapping[Channel, zmq.Socket[bytes]], taken: Listeners | None = None
+    ) -> None:
+        """Bind ``sockets``, and create their names. That of iopub takes over from ``taken``.
 
         :raises OSError, ZMQError: when that fails; ``remove`` removes what was made
         """
@@ -122,29 +130,36 @@ class SocketNames:
             return
         place = self._make_place(sockets)
         targets = {channel: Path(f"{place}{int(channel)}") for channel in sockets}
+        if taken is not None:
+            targets[Channel.IOPUB] = self.targets[Channel.IOPUB]
+            sockets[Channel.IOPUB].setsockopt(zmq.USE_FD, os.dup(taken.iopub.fileno()))
         for channel, bound in sockets.items():
             bound.bind(f"ipc://{targets[channel]}")
         self.lead_to(targets)
 
-    def listen(self, channels: Iterable[Channel]) -> socket.socket:
-        """Return one listener to which all names of ipc sockets lead from now on.
+    def listen(self, channels: Iterable[Channel]) -> Listeners:
+        """Return listeners to which the names of ipc sockets lead from now on.
 
         :raises OSError: when that fails
         """
         channels, before = list(channels), self.targets
-        place = Path(f"{self._make_place(channels)}0")
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        place = self._make_place(channels)
+        targets = dict.fromkeys(channels, Path(f"{place}0"))
+        targets[Channel.IOPUB] = Path(f"{place}{int(Channel.IOPUB)}")
+        opened = Listeners(*(socket.socket(socket.AF_UNIX) for _ in range(2)))
         try:
-            listener.setblocking(False)
-            listener.bind(str(place))
-            listener.listen()
-            self.lead_to(dict.fromkeys(channels, place))
+            for listener, channel in zip(opened, (Channel.SHELL, Channel.IOPUB), strict=True):
+                listener.setblocking(False)
+                listener.bind(str(targets[channel]))
+                listener.listen()
+            self.lead_to(targets)
         except BaseException:
-            listener.close()
+            for listener in opened:
+                listener.close()
             with suppress(OSError):
                 self.lead_to(before)
             raise
-        return listener
+        return opened
 
     def _make_place(self, channels: Iterable[Channel]) -> str:
         """Make the directory; return the beginning of paths in it, which differ at each call:
@@ -184,12 +199,22 @@ class SocketNames:
                 new.symlink_to(target)
                 new.replace(name)
 
+    def remove_other(self) -> None:
+        """Remove what the names of ipc sockets lead to no more. Never raises."""
+        kept = {*self.targets.values(), *(Path(name) for name in self._find_names())}
+        with suppress(OSError):
+            for path in self._directory.iterdir() if self._directory is not None else ():
+                if path not in kept:
+                    path.unlink(missing_ok=True)
+
+    def _find_names(self) -> list[str]:
+        return [f"{self.address.ip}-{port}" for port in self.address.ports.values()]
+
     def remove(self) -> None:
         """Remove the names and the directory of ipc sockets. Never raises."""
         if self._directory is None:
             return
-        for port in self.address.ports.values():
-            name = Path(f"{self.address.ip}-{port}")
+        for name in map(Path, self._find_names()):
             with suppress(OSError):
                 if name.readlink().parent == self._directory:
                     name.unlink()

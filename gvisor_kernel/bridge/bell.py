@@ -1,22 +1,22 @@
-"""One listener in place of a kernel's client sockets, while nobody is connected to them.
+"""Two listeners in place of a kernel's client sockets, while nobody is connected to them.
 
-A connection that stays rings, and is not answered: libzmq, which has sent nothing of its messages
-before it was greeted, connects again as soon as it is closed, and finds the sockets that the owner
-has opened meanwhile. On the bridge's loop.
+Who connects to iopub rings, and waits to be accepted by the socket that takes the listener over: a
+subscriber that is cut off subscribes again only when it reads. The other channels share a listener.
+A connection that stays there rings, and is closed: libzmq sends nothing of its messages before it
+is greeted, connects again, and finds the sockets that the owner has opened meanwhile. On the
+bridge's loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from pathlib import Path
 
 from gvisor_kernel.bridge.addresses import SocketNames
 from gvisor_kernel.link import Channel
-
-# by path: below the state directory, whose parents only this user can change
 
 STAY_SECONDS = 0.05
 """Seconds after which a connection has stayed: a server begins by some that it does not need."""
@@ -28,7 +28,7 @@ MAX_GREETING = 64
 
 
 class Bell:
-    """Listens from construction to ``close``, and takes one descriptor."""
+    """Listens from construction to ``close``, and takes two descriptors."""
 
     def __init__(
         self, names: SocketNames, channels: Iterable[Channel], on_ring: Callable[[], bool]
@@ -40,23 +40,30 @@ class Bell:
         self._loop = asyncio.get_running_loop()
         self._on_ring = on_ring
         self._later: asyncio.TimerHandle | None = None
-        self._listener = names.listen(channels)
+        self.listeners = names.listen(channels)
         self._listen()
 
     def _listen(self) -> None:
-        self._loop.add_reader(self._listener.fileno(), self._wait, STAY_SECONDS)
+        for listener in self.listeners:
+            self._loop.add_reader(listener.fileno(), self._wait, STAY_SECONDS)
 
     def _wait(self, seconds: float) -> None:
-        self._loop.remove_reader(self._listener.fileno())
+        self._hush()
         self._later = self._loop.call_later(seconds, self._look)
+
+    def _hush(self) -> None:
+        if self._later is not None:
+            self._later.cancel()
+        for listener in self.listeners:
+            self._loop.remove_reader(listener.fileno())
 
     def _look(self) -> None:
         """Ring if somebody is still there. Closes all who came: they connect again."""
         came: list[socket.socket] = []
         with suppress(OSError):  # nobody else waits, or no descriptor is left
             while len(came) < MAX_WAITING:
-                came.append(self._listener.accept()[0])
-        if came and not any(map(_stays, came)):
+                came.append(self.listeners.shared.accept()[0])
+        if came and not any(map(_stays, came)) and not _has_waiting(self.listeners.iopub):
             self._listen()
         elif not self._on_ring():
             self._wait(AGAIN_SECONDS)
@@ -65,13 +72,13 @@ class Bell:
 
     def close(self) -> None:
         """Let those who are waiting connect again."""
-        if self._later is not None:
-            self._later.cancel()
-        self._loop.remove_reader(self._listener.fileno())
-        place = Path(self._listener.getsockname())
-        self._listener.close()
-        with suppress(OSError):
-            place.unlink()
+        self._hush()
+        for listener in self.listeners:
+            listener.close()
+
+
+def _has_waiting(listener: socket.socket) -> bool:
+    return bool(select.select([listener], [], [], 0)[0])
 
 
 def _stays(connection: socket.socket) -> bool:

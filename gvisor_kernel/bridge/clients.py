@@ -62,7 +62,7 @@ class ClientSockets:
     Calls ``on_message(channel, parts)`` for each message of a client, as long as
     ``may_read(channel)`` is true. Calls ``on_subscribe(topic)`` for a topic's first subscription.
 
-    With ipc they cost one descriptor before ``open`` and after ``rest``: who connects then opens
+    With ipc they cost two descriptors before ``open`` and after ``rest``: who connects then opens
     them.
     """
 
@@ -126,7 +126,8 @@ class ClientSockets:
                     sockets[channel] = self._make_socket(
                         self._context, channel, kind, self._names.address
                     )
-                self._names.bind(sockets)
+                taken = self._bell.listeners if self._bell is not None else None
+                self._names.bind(sockets, taken)
         except LaunchError:
             for socket in sockets.values():
                 socket.close(0)
@@ -135,6 +136,7 @@ class ClientSockets:
         if self._bell is not None:
             self._bell.close()
             self._bell = None
+            self._names.remove_other()
         for channel, socket in self._sockets.items():
             self._loop.add_reader(socket.fileno(), self._service, channel)
             self._loop.call_soon(self._service, channel)
@@ -178,6 +180,8 @@ class ClientSockets:
         places = self._names.targets
         if self._topics.total() or self.count_waiting() or not places:
             return False
+        if count_connections(places.values()):
+            return False
         try:
             bell = Bell(self._names, SOCKET_TYPES, self._answer)
         except OSError:
@@ -187,10 +191,12 @@ class ClientSockets:
             if not any(map(self._readable, self._sockets.values())):
                 self._close_sockets()
                 self._bell = bell
+                self._names.remove_other()
                 return True
         with suppress(OSError):  # the next try mends it
             self._names.lead_to(places)
         bell.close()
+        self._names.remove_other()
         return False
 
     def _close_sockets(self) -> None:
