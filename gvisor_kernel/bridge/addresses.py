@@ -87,7 +87,7 @@ class Address:
 
 
 class Listeners(NamedTuple):
-    """What listens in place of the sockets: for iopub, and for all other channels together."""
+    """Two sockets that listen: for iopub, and for all other channels together."""
 
     shared: socket.socket
     iopub: socket.socket

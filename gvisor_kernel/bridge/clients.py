@@ -57,12 +57,12 @@ OnSent = Callable[[], None]
 
 
 class ClientSockets:
-    """ZMQ sockets, open from the first ``open`` to ``close``. Use on the bridge's loop only.
+    """ZMQ sockets, open from the first ``bind`` to ``close``. Use on the bridge's loop only.
 
     Calls ``on_message(channel, parts)`` for each message of a client, as long as
     ``may_read(channel)`` is true. Calls ``on_subscribe(topic)`` for a topic's first subscription.
 
-    With ipc they cost two descriptors before ``open`` and after ``rest``: who connects then opens
+    With ipc they cost two descriptors before ``bind`` and after ``rest``: who connects then opens
     them.
     """
 
@@ -98,13 +98,13 @@ class ClientSockets:
         """Subscriptions of all clients to iopub."""
         self._warnings = Limiter()
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
-        """Empty before ``open`` and after ``rest``."""
+        """Empty before ``bind`` and after ``rest``."""
         self._bell: Bell | None = None
         self._names = SocketNames(address, base)
         self._closed = False
         try:
             if address.transport == "tcp":  # its ports have to be taken
-                self.open()
+                self.bind()
             else:
                 with self._explaining():
                     self._bell = Bell(self._names, SOCKET_TYPES, self._answer)
@@ -112,7 +112,7 @@ class ClientSockets:
             self.close()
             raise
 
-    def open(self) -> None:
+    def bind(self) -> None:
         """Bind the sockets, unless they are bound.
 
         :raises LaunchError: when they cannot be bound
@@ -163,7 +163,7 @@ class ClientSockets:
     def _answer(self) -> bool:
         """Open the sockets for somebody who wants to connect; return whether they are open."""
         try:
-            self.open()
+            self.bind()
         except LaunchError as error:
             self._warn(str(error))
             return False
@@ -244,7 +244,7 @@ class ClientSockets:
 
         :raises LaunchError: when that fails
         """
-        self.open()
+        self.bind()
         try:
             self._names.expose()
         except OSError as error:

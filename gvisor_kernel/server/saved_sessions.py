@@ -161,7 +161,8 @@ async def take_back(application: Any, on_taken: Callable[[str], None]) -> None:
 
     ``on_taken`` is called with the id of each.
     """
-    root, tried, waits = application.kernel_manager.root_dir, set(), True
+    root, waits = application.kernel_manager.root_dir, True
+    tried: set[str] = set()
     deadline = time.monotonic() + SAVING_SECONDS
     while waits and time.monotonic() < deadline:
         try:
@@ -174,6 +175,7 @@ async def take_back(application: Any, on_taken: Callable[[str], None]) -> None:
         # Many at once, as each waits for others' threads; those that slept last come first.
         turn = asyncio.Semaphore(AT_ONCE)
         new.sort(key=lambda left: left[1].saved, reverse=True)
+        # no timeout: as many starts, of what is on the disk
         await asyncio.gather(*(_try(application, left, on_taken, turn) for left in new))
         if waits:
             await asyncio.sleep(LOOK_SECONDS)

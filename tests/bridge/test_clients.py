@@ -56,7 +56,7 @@ class Bench:
             lambda topic: self.on_subscribe(topic),
             self._stall_seconds,
         )
-        sockets.open()
+        sockets.bind()
         return sockets
 
     def _may_read(self, _: Channel) -> bool:
