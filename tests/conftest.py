@@ -189,6 +189,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.slow)
         if not sweeps.ALL and sweeps.is_long(file, item.name):
             item.add_marker(sweeps.needs_all)
+        if not sweeps.ALL and os.geteuid() == 0 and sweeps.is_by_user(file, item.name):
+            reason = "takes long: run scripts/test --all, and the ordinary user's part"
+            item.add_marker(pytest.mark.skip(reason=reason))
         timeout = item.get_closest_marker("timeout")
         seconds = scale_seconds(timeout.args[0] if timeout is not None else usual)
         item.add_marker(pytest.mark.timeout(seconds), append=False)

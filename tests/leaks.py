@@ -97,10 +97,16 @@ def find_leftovers(before: Things, look: Callable[[], Things]) -> Things:
     now = time.monotonic()
     search, deadline = now + SEARCH_SECONDS, now + GRACE_SECONDS
     while (left := _but_busy_cgroups(look() - before)) and (now := time.monotonic()) < deadline:
-        if now > search and not _but_cgroups_of_other_runs(left):
-            break
+        if now > search and not (left := _but_what_others_have(left)):
+            return left
         time.sleep(0.05)  # processes that are not our children end without an event
-    return _but_cgroups_of_other_runs(left)
+    return _but_what_others_have(left)
+
+
+def _but_what_others_have(things: Things) -> Things:
+    """Leave out cgroups of other runs. A sandbox of theirs may end, with its state directory, while
+    that is looked for: then its cgroup is gone as well."""
+    return _but_busy_cgroups(_but_cgroups_of_other_runs(things))
 
 
 def _but_busy_cgroups(things: Things) -> Things:

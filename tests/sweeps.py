@@ -1,7 +1,7 @@
 """Tests that take long, and run only with ``scripts/test --all``.
 
 ``needs_all`` marks a sweep where it stands. ``LONG`` lists tests of one behaviour each, which a
-cheaper test of the usual suite touches as well.
+cheaper test of the usual suite touches as well. ``BY_USER`` lists those that root runs only then.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ LONG: dict[str, tuple[str, ...]] = {
         "a_disk_that_fails_at_any_call_leaves_each_file_old_or_new[13-EROFS",
     ),
     "cli/test_offer.py": (
+        "a_script_that_agrees_gets_the_release_too",
         "who_says_no_gets_the_kernelspec_and_the_command[NO",
         "who_says_no_gets_the_kernelspec_and_the_command[perhaps",
     ),
@@ -127,6 +128,7 @@ LONG: dict[str, tuple[str, ...]] = {
         "a_kernel_outlives_its_server[die asleep",
         "a_kernel_outlives_its_server[die idle",
         "a_kernel_outlives_its_server[die now",
+        "a_kernel_outlives_its_server[leave",
     ),
     "jupyter/test_debugger.py": ("debug_info_and_variables_work_without_stop[restored",),
     "jupyter/test_default.py": ("kernels_of_running_servers_without_a_sandbox_are_named",),
@@ -191,6 +193,7 @@ LONG: dict[str, tuple[str, ...]] = {
     ),
     "nodes/test_kernels.py": ("kernel_waits_for_resources_and_says_so",),
     "nodes/test_snapshots.py": ("first_start_is_cold_and_next_is_restored[ssh",),
+    "releases/test_choice.py": ("a_model_and_a_client_of_a_server_choose_none",),
     "releases/test_switch.py": (
         "a_release_of_root_serves_all_users",
         "kernels_with_the_release_that_their_kernelspec_names_are_restored",
@@ -208,6 +211,10 @@ LONG: dict[str, tuple[str, ...]] = {
     "runtimes/test_owner_death.py": (
         "killed_owner_leaves_nothing[11",
         "killed_owner_leaves_nothing[15",
+    ),
+    "server/test_hibernation.py": (
+        "a_cull_ends_kernels_where_that_is_set",
+        "no_kernel_begins_anew_in_the_place_of_one_that_cannot_be_resumed",
     ),
     "server/test_lab.py": ("end_leaves_nothing[SIGHUP", "end_leaves_nothing[shutdown"),
     "security/test_closed_folders.py": (
@@ -264,6 +271,21 @@ LONG: dict[str, tuple[str, ...]] = {
     ),
 }
 """Files below tests/, and the beginnings of their tests' names without ``test_``."""
+
+
+BY_USER: dict[str, tuple[str, ...]] = {
+    "releases/test_switch.py": (
+        "first_start_after_a_switch_is_restored",
+        "running_kernel_keeps_its_runsc_over_an_update_of_the_package[on",
+        "start_whose_program_is_replaced_meanwhile_is_begun_again",
+    ),
+}
+"""The same for tests that the ordinary user's part has (``tests/run_as_user.py``)."""
+
+
+def is_by_user(file: str, name: str) -> bool:
+    """Whether root runs the test ``name`` of ``file`` only with ``--all``."""
+    return name.removeprefix("test_").startswith(BY_USER.get(file, ()) or ("\0",))
 
 
 def is_long(file: str, name: str) -> bool:

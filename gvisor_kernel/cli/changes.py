@@ -31,7 +31,7 @@ from gvisor_kernel.changes.change import (
 from gvisor_kernel.changes.control import apply_changes, list_changes
 from gvisor_kernel.changes.diff import Diff
 from gvisor_kernel.cli.arguments import add_id, add_json
-from gvisor_kernel.cli.output import fold_line, print_json, print_table
+from gvisor_kernel.cli.output import ask, fold_line, print_json, print_table
 from gvisor_kernel.cli.sandboxes import find_one
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.runtimes.state.listed import Listed
@@ -232,10 +232,7 @@ def run_apply(arguments: argparse.Namespace) -> int:
 
 
 def _is_yes(question: str) -> bool:
-    try:
-        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
-    except EOFError:
-        return False
+    return ask(f"{question} [y/N] ") in ("y", "yes")
 
 
 def add_undo(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from gvisor_kernel.cli.output import ask
 from gvisor_kernel.config.settings import DEFAULT_RUNTIME, SandboxSpec
 from gvisor_kernel.errors import RuntimeMissing
 from gvisor_kernel.releases import SIZE, TRIED
@@ -41,12 +42,10 @@ def _is_wanted(missing: RuntimeMissing) -> bool:
     whom = "all users" if os.geteuid() == 0 else "this user"
     answer = None
     while answer not in ("", "y", "yes", "n", "no"):
-        try:
-            answer = input(f"Install gVisor {TRIED} ({SIZE}) for {whom} now? [Y/n] ")
-        except EOFError:
+        answer = ask(f"Install gVisor {TRIED} ({SIZE}) for {whom} now? [Y/n] ")
+        if answer is None:
             print()
             return False
-        answer = answer.strip().lower()
         if answer[:1] not in ("", "y", "n"):
             print("Please answer y or n.")
     return not answer.startswith("n")

@@ -49,6 +49,16 @@ def describe_error(error: GvisorKernelError) -> str:
     return "\n".join(lines)
 
 
+def ask(question: str) -> str | None:
+    """Return what a person answers, in lower case; None at the end of the input (Ctrl-D).
+
+    Not by ``input``: a Ctrl-C between its question and its call of read() does not end that.
+    """
+    print(question, end="", flush=True)
+    line = sys.stdin.readline()  # no timeout: a person answers, or presses Ctrl-C
+    return line.strip().lower() if line else None
+
+
 def describe_age(seconds: float) -> str:
     """Describe a time span in seconds: 42 s, 17 min, 5 h, 3 d."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):

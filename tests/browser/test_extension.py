@@ -12,6 +12,7 @@ from .conftest import IN_SANDBOXES, KERNEL, WRONG_SETTING
 from .lab import LabPage
 from .looking import (
     CHANGES,
+    POPUP,
     SIDEBAR,
     STATUS,
     has_focus,
@@ -32,11 +33,8 @@ def test_a_notebook_shows_its_sandbox(desk: LabPage, display_name: str) -> None:
     lab = desk
     lab.open()
     # Before the kernel starts: the launcher's card, and the request to make it ready.
-    card = lab.find(f'.jp-LauncherCard[data-category="Notebook"][title^="{display_name}"]')
-    lab.wait_until(
-        lambda: "Runs in a sandbox. Image: " in str(card.get_attribute("title")),
-        "the card never said what the sandbox is",
-    )
+    card = f'.jp-LauncherCard[data-category="Notebook"][title^="{display_name}"]'
+    lab.find(f"{card}[title*='Runs in a sandbox. Image: ']")
     lab.wait_until(
         lambda: lab.driver.execute_script(
             "return performance.getEntriesByType('resource')"
@@ -55,7 +53,7 @@ def test_a_notebook_shows_its_sandbox(desk: LabPage, display_name: str) -> None:
     assert label == f"Sandbox: {text.strip()}; no network"
 
     lab.find(STATUS).send_keys(Keys.ENTER)
-    card = lab.find(".gk-popup").text
+    card = wait_for_text(lab, POPUP, "Not kept")  # asked for a moment after the last cell
     lab.screenshot("sandbox-card")
     for word in ("Memory", "Network", "Folder", "Not kept", "End Sandbox", "Details"):
         assert word in card

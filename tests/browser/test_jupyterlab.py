@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from selenium.webdriver.common.by import By
 
 from ..gvisor import gvisor_release
 from ..sweeps import needs_all
@@ -28,7 +27,7 @@ def show_text_and_a_picture(lab: LabPage) -> None:
         "plt.plot(x, np.sin(x), 'tab:orange')\n"
         "plt.show()"
     )
-    image = lab.output(2).find_element(By.CSS_SELECTOR, ".jp-RenderedImage img")
+    image = lab.find(".jp-RenderedImage img")  # after what is printed on the way, if anything is
     lab.wait_for_colours(image, 10)
     lab.screenshot("text-and-picture")
 

@@ -60,6 +60,7 @@ FOR_PEOPLE = {
         "runtimes/copies/outputs.py",
         "take_outputs",
     ): "which files are younger than a copy of them",
+    ("kernel/saved_kernel.py", "save_as"): "when a kernel was saved",
     ("runtimes/state/beginning.py", "first_record"): "when a sandbox was made",
     ("runtimes/mounts/folders.py", "open_inputs"): "which hidden files are older than a start",
     ("runtimes/runsc/checks.py", "check_runsc"): "how old a release is, for doctor",

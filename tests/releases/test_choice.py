@@ -49,12 +49,18 @@ def test_what_is_not_there_is_an_error_with_its_name(choice: str) -> None:
     assert caught.value.hint
 
 
-def test_a_program_in_a_folder_that_kernels_write_is_not_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_variables_of_a_client_and_a_program_that_kernels_write_choose_none(
+    programs: tuple[Program, Program], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A kernel may have put it there, or may replace it."""
+    """Variables as papermill and gateways pass them on. A program in a folder that kernels write
+    is not run: a kernel may have put it there, or may replace it."""
     monkeypatch.chdir(tmp_path)
-    with running_kernel(settings={"snapshot": "off"}):  # its outputs are noted
+    names = ("KERNEL_RUNSC", "RUNSC", "GVISOR_RUNSC", "KERNEL_EXTRA_SPEC_OPTS")
+    start = {"env": {**os.environ, **dict.fromkeys(names, str(programs[1].path))}}
+    with running_kernel(settings={"snapshot": "off"}, start=start) as (manager, _):
+        record = read_record(sandbox_of(manager).directory)  # its outputs are noted
+        assert record is not None
+        assert record.program == find_runsc().program
         place = tmp_path / "outputs" / "bin"
         place.mkdir()
         (place / "runsc").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
@@ -83,20 +89,6 @@ def test_the_configuration_has_the_last_word() -> None:
     config = Config({"SandboxSettings": {"runsc": "system"}})
     assert SandboxSettings(config=config, runsc="/tmp/own/runsc").sandbox_spec().runsc == "system"
     assert SandboxSettings(runsc=20240729.0).sandbox_spec().runsc == "20240729.0"
-
-
-def test_variables_of_a_client_choose_none(
-    programs: tuple[Program, Program], tmp_path: Path
-) -> None:
-    """As papermill and gateways pass them on."""
-    path = str(programs[1].path)
-    names = ("KERNEL_RUNSC", "RUNSC", "GVISOR_RUNSC", "KERNEL_EXTRA_SPEC_OPTS")
-    environment = {**os.environ, **dict.fromkeys(names, path)}
-    start = {"env": environment, "cwd": str(tmp_path)}
-    with running_kernel(settings={"snapshot": "off"}, start=start) as (manager, _):
-        record = read_record(sandbox_of(manager).directory)
-        assert record is not None
-        assert record.program == find_runsc().program
 
 
 def test_a_model_and_a_client_of_a_server_choose_none(

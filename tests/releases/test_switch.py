@@ -43,6 +43,7 @@ from .. import run_as_user
 from ..jupyter.helpers import SECONDS, execute, kernel_log, running_kernel, sandbox_of, wait_until
 from ..jupyter.server import JupyterServer
 from ..patience import scale_seconds
+from ..sweeps import ALL
 from ..world import DEFAULT_KERNEL, PROJECT, World
 from .programs import Program, install, make_programs, replace
 
@@ -132,7 +133,9 @@ def restart(manager: KernelManager, client: BlockingKernelClient, how: str) -> N
     assert execute(client, "print(6 * 7)").text == "42\n"
 
 
-RESTARTS = ("politely", "after its death", "after the sandbox's death")
+RESTARTS: tuple[str, ...] = ("politely", "after its death", "after the sandbox's death")
+if not ALL:
+    RESTARTS = RESTARTS[::2]
 
 
 @inside

@@ -12,7 +12,9 @@ import pytest
 import requests
 from websocket import create_connection
 
+from gvisor_kernel.cli.main import main
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
+from gvisor_kernel.server.saved_sessions import find_left
 
 from ..jupyter.helpers import SECONDS, wait_until
 from ..jupyter.server import JupyterServer, Page
@@ -32,6 +34,14 @@ def serving(folder: Path, *options: str, leaves: bool = True) -> Iterator[Jupyte
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JupyterServer]:
+    folder = tmp_path_factory.mktemp("shared")
+    (folder / "n").mkdir()
+    with serving(folder) as found:
+        yield found
 
 
 @pytest.fixture
@@ -77,96 +87,92 @@ def is_asleep(client: Client, kernel: str) -> bool:
     return client.sandbox(kernel)["hibernated"] is not None
 
 
-def test_a_kernel_hibernates_by_hand_and_is_told(folder: Path) -> None:
-    with serving(folder) as server:
-        client, kernel = Client(server), start(server)["kernel"]["id"]
-        events = create_connection(
-            f"{server.url.replace('http', 'ws')}/api/events/subscribe?token={server.token}",
-            timeout=SECONDS,
-        )
-        with server.page(kernel) as page:
-            assert run(page, "x = 5; open('new.txt', 'w'); print(x)") == "5\n"
-            awake = client.sandbox(kernel)
-            assert client.ask("GET", f"kernels/{kernel}/unkept").json()["total"] == 1
-            assert client.ask("POST", f"kernels/{kernel}/hibernate").status_code == 204
-            event = wait_for_event(events, "hibernated")
-            asleep = client.sandbox(kernel)
-            assert asleep["hibernated"] == {
-                "since": pytest.approx(asleep["created"], abs=3600),
-                "size": event["size"],
-            }
-            same = ("id", "identity", "folder", "state", "workspace", "log", "transcript")
-            assert {key: asleep[key] for key in same} == {key: awake[key] for key in same}
-            assert asleep["memory"]["used"] is None
-            for of in ("", "/unkept", "/log", "/transcript"):  # what a page asks by itself
-                assert client.ask("GET", f"kernels/{kernel}{of}").ok
-            assert client.ask("GET", f"kernels/{kernel}/unkept").json()["total"] == 1
-            assert client.ask("GET", f"outputs?kernel_id={kernel}").ok
-            assert is_asleep(client, kernel)
-            wait_until(lambda: "gvisor_kernel_hibernated 1.0" in read_metrics(server), "the metric")
-            assert client.ask("POST", f"kernels/{kernel}/resume").status_code == 204
-            wait_for_event(events, "resumed")
-            assert not is_asleep(client, kernel)
-            assert run(page, "print(x)") == "5\n"
-            running = page.execute("import time; print('begun', flush=True); time.sleep(600)")
-            page.wait_for_text("begun")
-            refused = client.ask("POST", f"kernels/{kernel}/hibernate")
-            assert refused.status_code == 409
-            assert "request to answer" in refused.json()["message"]
-            server.ask("POST", f"kernels/{kernel}/interrupt")
-            page.wait_for_reply(running)
-        assert client.ask("POST", "kernels/none/hibernate").status_code == 404
-        events.close()
-        client.ask("POST", f"kernels/{kernel}/hibernate")
-        server.ask("DELETE", f"kernels/{kernel}")
-        assert not find_listed(kernel)
-
-
-def test_changes_wake_a_kernel(folder: Path) -> None:
-    with serving(folder) as server:
-        client, kernel = Client(server), start(server)["kernel"]["id"]
-        with server.page(kernel) as page:
-            run(page, "open('new.txt', 'w').write('1'); print()")
-        client.ask("POST", f"kernels/{kernel}/hibernate")
-        listed = client.ask("GET", f"kernels/{kernel}/changes").json()["changes"]
-        assert [change["path"] for change in listed] == ["new.txt"]
+def test_a_kernel_hibernates_by_hand_and_is_told(server: JupyterServer) -> None:
+    client, kernel = Client(server), start(server)["kernel"]["id"]
+    events = create_connection(
+        f"{server.url.replace('http', 'ws')}/api/events/subscribe?token={server.token}",
+        timeout=SECONDS,
+    )
+    with server.page(kernel) as page:
+        assert run(page, "x = 5; open('new.txt', 'w'); print(x)") == "5\n"
+        awake = client.sandbox(kernel)
+        assert client.ask("GET", f"kernels/{kernel}/unkept").json()["total"] == 1
+        assert client.ask("POST", f"kernels/{kernel}/hibernate").status_code == 204
+        event = wait_for_event(events, "hibernated")
+        asleep = client.sandbox(kernel)
+        assert asleep["hibernated"] == {
+            "since": pytest.approx(asleep["created"], abs=3600),
+            "size": event["size"],
+        }
+        same = ("id", "identity", "folder", "state", "workspace", "log", "transcript")
+        assert {key: asleep[key] for key in same} == {key: awake[key] for key in same}
+        assert asleep["memory"]["used"] is None
+        for of in ("", "/unkept", "/log", "/transcript"):  # what a page asks by itself
+            assert client.ask("GET", f"kernels/{kernel}{of}").ok
+        assert client.ask("GET", f"kernels/{kernel}/unkept").json()["total"] == 1
+        assert client.ask("GET", f"outputs?kernel_id={kernel}").ok
+        assert is_asleep(client, kernel)
+        wait_until(lambda: "gvisor_kernel_hibernated 1.0" in read_metrics(server), "the metric")
+        assert client.ask("POST", f"kernels/{kernel}/resume").status_code == 204
+        wait_for_event(events, "resumed")
         assert not is_asleep(client, kernel)
-        server.ask("DELETE", f"kernels/{kernel}")
+        assert run(page, "print(x)") == "5\n"
+        running = page.execute("import time; print('begun', flush=True); time.sleep(600)")
+        page.wait_for_text("begun")
+        refused = client.ask("POST", f"kernels/{kernel}/hibernate")
+        assert refused.status_code == 409
+        assert "request to answer" in refused.json()["message"]
+        server.ask("POST", f"kernels/{kernel}/interrupt")
+        page.wait_for_reply(running)
+    assert client.ask("POST", "kernels/none/hibernate").status_code == 404
+    events.close()
+    client.ask("POST", f"kernels/{kernel}/hibernate")
+    server.ask("DELETE", f"kernels/{kernel}")
+    assert not find_listed(kernel)
 
 
-def test_a_page_that_comes_wakes_no_kernel(folder: Path) -> None:
+def test_changes_wake_a_kernel(server: JupyterServer) -> None:
+    client, kernel = Client(server), start(server)["kernel"]["id"]
+    with server.page(kernel) as page:
+        run(page, "open('new.txt', 'w').write('1'); print()")
+    client.ask("POST", f"kernels/{kernel}/hibernate")
+    listed = client.ask("GET", f"kernels/{kernel}/changes").json()["changes"]
+    assert [change["path"] for change in listed] == ["new.txt"]
+    assert not is_asleep(client, kernel)
+    server.ask("DELETE", f"kernels/{kernel}")
+
+
+def test_a_page_that_comes_wakes_no_kernel(server: JupyterServer) -> None:
     """Of the requests that JupyterLab sends as it loads those that can be answered truthfully."""
-    with serving(folder) as server:
-        client, kernel = Client(server), start(server)["kernel"]["id"]
-        debug = {"type": "request", "command": "debugInfo", "seq": 3}
-        with server.page(kernel) as page:
-            run(page, "print()")
-            page.send("debug_request", debug, "control")
-            known = page.wait_for(lambda m: m["msg_type"] == "debug_reply", "debugInfo")
-        client.ask("POST", f"kernels/{kernel}/hibernate")
-        with server.page(kernel) as page:
-            info = page.wait_for_reply(page.send("kernel_info_request", {}))
-            assert info["language_info"]["name"] == "python"
-            assert page.wait_for_reply(page.send("comm_info_request", {}))["comms"] == {}
-            page.wait_for_reply(page.send("is_complete_request", {"code": ""}))
-            tail = {"output": False, "raw": True, "hist_access_type": "tail", "n": 10}
-            history = page.wait_for_reply(page.send("history_request", tail))["history"]
-            assert [code for _, _, code in history] == ["print()"]
-            page.send("debug_request", debug | {"seq": 7}, "control")
-            again = page.wait_for(lambda m: m["msg_type"] == "debug_reply", "debugInfo")
-            assert again["content"] == known["content"] | {"request_seq": 7}
-            assert is_asleep(client, kernel)
-            page.wait_for_reply(page.send("is_complete_request", {"code": "for"}))
-            assert not is_asleep(client, kernel)
-        server.ask("DELETE", f"kernels/{kernel}")
+    client, kernel = Client(server), start(server)["kernel"]["id"]
+    debug = {"type": "request", "command": "debugInfo", "seq": 3}
+    with server.page(kernel) as page:
+        run(page, "print()")
+        page.send("debug_request", debug, "control")
+        known = page.wait_for(lambda m: m["msg_type"] == "debug_reply", "debugInfo")
+    client.ask("POST", f"kernels/{kernel}/hibernate")
+    with server.page(kernel) as page:
+        info = page.wait_for_reply(page.send("kernel_info_request", {}))
+        assert info["language_info"]["name"] == "python"
+        assert page.wait_for_reply(page.send("comm_info_request", {}))["comms"] == {}
+        page.wait_for_reply(page.send("is_complete_request", {"code": ""}))
+        tail = {"output": False, "raw": True, "hist_access_type": "tail", "n": 10}
+        history = page.wait_for_reply(page.send("history_request", tail))["history"]
+        assert [code for _, _, code in history] == ["print()"]
+        page.send("debug_request", debug | {"seq": 7}, "control")
+        again = page.wait_for(lambda m: m["msg_type"] == "debug_reply", "debugInfo")
+        assert again["content"] == known["content"] | {"request_seq": 7}
+        assert is_asleep(client, kernel)
+        page.wait_for_reply(page.send("is_complete_request", {"code": "for"}))
+        assert not is_asleep(client, kernel)
+    server.ask("DELETE", f"kernels/{kernel}")
+
+
+CULLS = ("--MappingKernelManager.cull_idle_timeout=1", "--MappingKernelManager.cull_interval=1")
 
 
 def test_a_culled_kernel_hibernates(folder: Path) -> None:
-    options = (
-        "--MappingKernelManager.cull_idle_timeout=1",
-        "--MappingKernelManager.cull_interval=1",
-    )
-    with serving(folder, *options) as server:
+    with serving(folder, *CULLS) as server:
         client, kernel = Client(server), start(server)["kernel"]["id"]
         wait_until(lambda: is_asleep(client, kernel), "the kernel to hibernate")
         culls = sum("Culling 'idle'" in line for line in server.log)
@@ -179,7 +185,10 @@ def test_a_culled_kernel_hibernates(folder: Path) -> None:
         assert sum("Culling 'idle'" in line for line in server.log) <= culls + 1
         assert is_asleep(client, kernel)
         server.ask("DELETE", f"kernels/{kernel}")
-    with serving(folder, *options, "--GVisorServer.cull_hibernates=False") as server:
+
+
+def test_a_cull_ends_kernels_where_that_is_set(folder: Path) -> None:
+    with serving(folder, *CULLS, "--GVisorServer.cull_hibernates=False") as server:
         kernel = start(server)["kernel"]["id"]
         wait_until(lambda: not find_listed(kernel), "the kernel to be culled")
 
@@ -204,10 +213,15 @@ def test_a_server_is_stopped_and_started_again(folder: Path) -> None:
     for kernel in kept:
         (listed,) = find_listed(kernel)
         assert listed.state == "hibernated"
-    with serving(folder.parent, leaves=True) as other:  # of another root: it only lists them
-        assert other.ask("GET", "kernels") == []
-        states = {one["state"] for one in Client(other).ask("GET", "sandboxes").json()["leftovers"]}
-        assert states == {"hibernated"}
+    assert find_left(str(folder.parent)) == ([], False)  # what a server of another root takes
+    assert len(find_left(str(folder))[0]) == len(kept)
+    file = find_listed(awake["kernel"]["id"])[0].directory / "session.json"
+    text = file.read_text()
+    assert json.loads(text)["sessions"][0]["path"] == "n/a.ipynb"
+    for wrong in ("[]", text.replace("n/a.ipynb", "x" * 100_000), text[:-9]):
+        file.write_text(wrong)
+        assert len(find_left(str(folder))[0]) == len(kept) - 1
+    file.write_text(text)
     with serving(folder) as server:
         client = Client(server)
         sessions = {one["id"]: one for one in server.ask("GET", "sessions")}
@@ -257,23 +271,16 @@ def test_a_server_that_was_killed_is_started_again(folder: Path, world: World) -
         server.ask("DELETE", f"sessions/{session['id']}")
 
 
-def test_what_is_not_ours_beside_a_saved_kernel_starts_nothing(folder: Path) -> None:
+def test_no_kernel_begins_anew_in_the_place_of_one_that_cannot_be_resumed(folder: Path) -> None:
     with serving(folder) as server:
         kernel = start(server)["kernel"]["id"]
     (listed,) = find_listed(kernel)
-    file = listed.directory / "session.json"
-    text = file.read_text()
-    assert json.loads(text)["sessions"][0]["path"] == "n/a.ipynb"
-    for wrong in ("[]", text.replace("n/a.ipynb", "x" * 100_000), text[:-9]):
-        file.write_text(wrong)
-        with serving(folder) as server:
-            assert server.ask("GET", "kernels") == []
-    file.write_text(text)
     image = listed.directory / "saved" / "kernel.json"
     image.rename(image.with_name("aside"))
-    with serving(folder) as server:  # never a kernel that begins anew in its place
+    with serving(folder) as server:
         assert server.ask("GET", "kernels") == []
         assert any("stays saved" in line for line in server.log)
     image.with_name("aside").rename(image)
-    with serving(folder) as server:
-        server.ask("DELETE", f"kernels/{kernel}")
+    assert find_listed(kernel)[0].state == "hibernated"
+    assert main(["kill", listed.id]) == 0
+    assert not find_listed(kernel)

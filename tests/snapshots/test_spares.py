@@ -247,10 +247,11 @@ def test_spare_ends_with_its_process(how: str, world: World) -> None:
 
 
 def test_a_spare_makes_no_folder_of_outputs_before_a_kernel_takes_it(
-    keeper: SpareKeeper, folder: Path
+    keeper: SpareKeeper, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As for a folder that a person has only browsed. The folder is kept aside until then; where
     somebody has made one meanwhile, that one is used."""
+    monkeypatch.setattr(preparation, "MIN_STARTS", 9)  # spares are made of what is prepared alone
     settings = {**WAYS["restored"], "spare": True}
     for made in (False, True):
         keeper.prepare(plan_for(folder, settings))
