@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from string import Template
-from typing import Any, ClassVar
+from typing import Any, NamedTuple, ClassVar
 
 import zmq
 from jupyter_client.connect import KernelConnectionInfo
@@ -45,8 +45,18 @@ from gvisor_kernel.runtimes.mounts.folders import find_project_path
 
 SETTLE_SECONDS = 5.0
 """Seconds that a call of the manager that does nothing here any more may take to end."""
-RESUMES_ONLY: ContextVar[tuple[str, Path] | None] = ContextVar("resumes_only", default=None)
-"""The id of a kernel that this task only takes over, and the directory in which it is saved."""
+
+
+class Resumes(NamedTuple):
+    """The id of a kernel that is only taken over, where it is saved, and what that waits for."""
+
+    kernel_id: str
+    directory: Path
+    begins: asyncio.Future[None]
+
+
+RESUMES_ONLY: ContextVar[Resumes | None] = ContextVar("resumes_only", default=None)
+"""A kernel that this task does not start anew."""
 LOCAL_ADDRESSES = ("", "127.0.0.1", "localhost")
 
 
@@ -78,6 +88,8 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         :raises SettingError: when a setting is wrong; nothing was created then
         :raises GvisorKernelError: when the kernel's program or folder cannot be used
         """
+        if (only := self._find_only()) is not None:
+            await only.begins  # no timeout: a server's TakingBack
         environment = dict(kwargs.pop("env", os.environ))
         extra_arguments = list(kwargs.pop("extra_arguments", []))
         try:
@@ -263,16 +275,19 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
     async def _launch_or_adopt(self, kernel: SandboxedKernel, plan: KernelPlan) -> Address:
         """Start the kernel; or take it over, if an earlier process has saved one of this id."""
         if kernel.address is None and plan.request.kernel_id:
-            only = RESUMES_ONLY.get()  # no timeout: a variable of this task
-            resumes = only is not None and only[0] == plan.request.kernel_id
-            place = only[1] if only is not None and resumes else None
+            only = self._find_only()
+            place = only.directory if only is not None else None
             saved = await asyncio.to_thread(find_saved, plan.request.kernel_id, place)
             if saved is not None:
                 self._plan = saved.adapt(plan)
                 return await kernel.adopt(self._plan, saved)
-            if resumes:
+            if only is not None:
                 raise LaunchError("What was saved of this kernel cannot be read, or is used.")
         return await kernel.launch(plan)
+
+    def _find_only(self) -> Resumes | None:
+        only = RESUMES_ONLY.get()  # no timeout: a variable of this task
+        return only if only is not None and only.kernel_id == self.kernel_id else None
 
     @contextmanager
     def _calling(self) -> Iterator[None]:

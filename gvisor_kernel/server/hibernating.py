@@ -17,7 +17,7 @@ from jupyter_core.utils import ensure_async
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.server.resting import Resting
 from gvisor_kernel.server.sandboxes import Sandboxes
-from gvisor_kernel.server.saved_sessions import SavedSessions, take_back
+from gvisor_kernel.server.saved_sessions import SavedSessions, TakingBack
 from gvisor_kernel.shown_text import printable
 
 log = logging.getLogger(__name__)
@@ -26,8 +26,9 @@ STOP_SECONDS = 75.0
 """Seconds that a server's stop may take for all kernels: a service manager kills it after 90."""
 KERNEL_SECONDS = 30.0
 """The same for one kernel. The next one is begun then."""
-BEGIN_SECONDS = 7.0
-"""Seconds that a server's start waits until kernels are taken back; the rest follows."""
+LIST_SECONDS, BEGIN_SECONDS = 20.0, 2.0
+"""Seconds that a server's start waits until all kernels are listed, and then until they can be
+used; the rest follows."""
 
 
 class Hibernating:
@@ -42,7 +43,7 @@ class Hibernating:
         self._culled: ContextVar[str] = ContextVar("culled", default="")
         self._sessions: SavedSessions | None = None
         self._resting = Resting(self._manager, sandboxes)
-        self._taking: asyncio.Task[None] | None = None
+        self._taking: tuple[TakingBack, asyncio.Task[None]] | None = None
         self._leaving: asyncio.Task[None] | None = None
 
     def load(self) -> None:
@@ -57,11 +58,16 @@ class Hibernating:
             self._begin_taking()
 
     async def _load(self) -> None:
-        await asyncio.wait({self._begin_taking()}, timeout=BEGIN_SECONDS)
+        back, taking = self._begin_taking()
+        listing = asyncio.create_task(back.listed.wait())
+        await asyncio.wait({listing}, timeout=LIST_SECONDS)
+        listing.cancel()
+        await asyncio.wait({taking}, timeout=BEGIN_SECONDS)
 
-    def _begin_taking(self) -> asyncio.Task[None]:
+    def _begin_taking(self) -> tuple[TakingBack, asyncio.Task[None]]:
         self._resting.start()
-        self._taking = asyncio.create_task(take_back(self._application, self._resting.begin))
+        back = TakingBack(self._application, self._resting.begin)
+        self._taking = back, asyncio.create_task(back.run())
         return self._taking
 
     def start(self) -> None:
@@ -128,6 +134,9 @@ class Hibernating:
             await asyncio.shield(self._leaving)  # no timeout: STOP_SECONDS
 
     async def _leave_all(self, saved: SavedSessions) -> None:
+        if self._taking is not None:  # or those that have not begun are shut down
+            self._taking[0].end()
+            await asyncio.wait({self._taking[1]}, timeout=KERNEL_SECONDS)
         sessions, deadline = await saved.find(), asyncio.get_running_loop().time() + STOP_SECONDS
         kernels = {
             one: kernel

@@ -52,11 +52,14 @@ class Resting:
         self._timer = self._loop.call_later(LOOK_SECONDS, self._look)
         for kernel_id in self._manager.list_kernel_ids():
             if self.is_asleep(kernel_id):
-                with suppress(Exception):  # a manager of another package
-                    self.begin(kernel_id)
+                self.begin(kernel_id)
 
     def begin(self, kernel_id: str) -> None:
         """Close what the server holds open for a kernel that is asleep, unless a page is there."""
+        with suppress(Exception):  # another version or manager: it costs descriptors
+            self._begin(kernel_id)
+
+    def _begin(self, kernel_id: str) -> None:
         manager = self._manager
         if manager.kernel_model(kernel_id)["connections"]:
             return

@@ -3,7 +3,8 @@
     sandboxes/<id>/session.json
 
 Only servers write it, beside what was saved of the kernel. ``SavedSessions`` keeps it up to date;
-``take_back`` lets a server have kernels again that hibernate, with their sessions.
+``TakingBack`` lets a server have kernels again that hibernate, with their sessions: first all are
+listed, as kernels that are starting, and then one after another goes on.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from typing import Any, TypeAlias
 from jupyter_core.utils import ensure_async
 from tornado import web
 
-from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.errors import GvisorKernelError, LaunchError
 from gvisor_kernel.host import processes
 from gvisor_kernel.host.private_directories import read_file, replace_file
-from gvisor_kernel.jupyter.provisioner import RESUMES_ONLY
+from gvisor_kernel.jupyter.provisioner import RESUMES_ONLY, Resumes
 from gvisor_kernel.kernel.facts import KernelEvent, KernelEvents, Started
 from gvisor_kernel.runtimes.state.records import Record, find_sandboxes, is_orphan
 from gvisor_kernel.runtimes.state.saved import is_saved
@@ -156,67 +157,105 @@ def find_left(root: str) -> tuple[list[Left], bool]:
     return left, waits
 
 
-async def take_back(application: Any, on_taken: Callable[[str], None]) -> None:
-    """Let ``application``, a server, have the kernels and sessions that were left. Never raises.
+class TakingBack:
+    """Lets a server have the kernels and sessions that were left. On its loop."""
 
-    ``on_taken`` is called with the id of each.
-    """
-    root, waits = application.kernel_manager.root_dir, True
-    tried: set[str] = set()
-    deadline = time.monotonic() + SAVING_SECONDS
-    while waits and time.monotonic() < deadline:
+    def __init__(self, application: Any, on_taken: Callable[[str], None]) -> None:
+        """``on_taken`` is called with the id of each kernel."""
+        self._application = application
+        self._manager = application.kernel_manager
+        self._on_taken = on_taken
+        self.listed = asyncio.Event()
+        """Set when the server has the ids of all kernels, and their sessions."""
+        self._turn = asyncio.Semaphore(AT_ONCE)
+        self._ended = False
+
+    async def run(self) -> None:
+        """Begin; return when all kernels are there. Never raises."""
+        tried: set[str] = set()
+        taking: list[asyncio.Task[None]] = []
+        deadline, waits = time.monotonic() + SAVING_SECONDS, True
+        while waits and not self._ended and time.monotonic() < deadline:
+            try:
+                found, waits = await asyncio.to_thread(find_left, self._manager.root_dir)
+            except GvisorKernelError as error:
+                log.warning("Kernels that hibernate are not taken back: %s", error)
+                break
+            found.sort(key=lambda left: left[1].saved, reverse=True)  # who slept last comes first
+            for left in found:
+                if left[1].identity not in tried and not self._ended:
+                    tried.add(left[1].identity)
+                    begins: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                    if await self._list(*left, begins):
+                        taking.append(asyncio.create_task(self._take(left[1], begins)))
+            if waits:
+                await asyncio.sleep(LOOK_SECONDS)
+        self.listed.set()
+        await asyncio.gather(*taking)  # no timeout: as many starts, of what is on the disk
+
+    def end(self) -> None:
+        """Begin with no other kernel. ``run`` returns soon."""
+        self._ended = True
+
+    async def _list(
+        self,
+        directory: Path,
+        record: Record,
+        sessions: tuple[Session, ...],
+        begins: asyncio.Future[None],
+    ) -> bool:
+        """Give the server a kernel that starts as soon as ``begins`` is done, and its sessions.
+
+        Return whether there was none of this id.
+        """
+        manager, kernel_id = self._manager, record.kernel_id
+        pending, is_new = manager.use_pending_kernels, kernel_id not in manager
         try:
-            found, waits = await asyncio.to_thread(find_left, root)
-        except GvisorKernelError as error:
-            log.warning("Kernels that hibernate are not taken back: %s", error)
-            return
-        new = [left for left in found if left[1].identity not in tried]
-        tried.update(left[1].identity for left in new)
-        # Many at once, as each waits for others' threads; those that slept last come first.
-        turn = asyncio.Semaphore(AT_ONCE)
-        new.sort(key=lambda left: left[1].saved, reverse=True)
-        # no timeout: as many starts, of what is on the disk
-        await asyncio.gather(*(_try(application, left, on_taken, turn) for left in new))
-        if waits:
-            await asyncio.sleep(LOOK_SECONDS)
+            if is_new:
+                path = os.path.relpath(record.folder, os.path.realpath(manager.root_dir))
+                RESUMES_ONLY.set(Resumes(kernel_id, directory, begins))
+                manager.use_pending_kernels = True  # for what is listed before it has started
+                name = record.kernel_name
+                await ensure_async(
+                    manager.start_kernel(kernel_id=kernel_id, kernel_name=name, path=path)
+                )
+            ours = self._application.session_manager
+            for session in sessions:
+                try:
+                    await ensure_async(ours.get_session(session_id=session.id))
+                except web.HTTPError:
+                    words = {"path": session.path, "name": session.name, "type": session.type}
+                    await ensure_async(ours.save_session(session.id, kernel_id=kernel_id, **words))
+        except Exception as error:
+            self._warn(record, error)
+        finally:
+            manager.use_pending_kernels = pending
+            RESUMES_ONLY.set(None)
+        return is_new and kernel_id in manager
 
+    async def _take(self, record: Record, begins: asyncio.Future[None]) -> None:
+        manager, kernel_id = self._manager, record.kernel_id
+        async with self._turn:
+            try:
+                kernel = manager.get_kernel(kernel_id)
+                if self._ended:
+                    begins.set_exception(LaunchError("The server stops."))
+                else:
+                    begins.set_result(None)
+                await kernel.ready  # no timeout: one start
+                kernel.execution_state = "idle"  # no message says so
+                self._on_taken(kernel_id)
+            except Exception as error:
+                if not self._ended:
+                    self._warn(record, error)
+                # jupyter_client keeps its id, and could not shut any kernel down then
+                getattr(manager, "_pending_kernels", {}).pop(kernel_id, None)
+                with suppress(KeyError):
+                    manager.remove_kernel(kernel_id)
 
-async def _try(
-    application: Any, left: Left, on_taken: Callable[[str], None], turn: asyncio.Semaphore
-) -> None:
-    record = left[1]
-    try:
-        async with turn:
-            await _take_back(application, *left)
-            on_taken(record.kernel_id)
-    except Exception as error:
-        # jupyter_client keeps its id, and could not shut any kernel down then
-        getattr(application.kernel_manager, "_pending_kernels", {}).pop(record.kernel_id, None)
+    @staticmethod
+    def _warn(record: Record, error: Exception) -> None:
         log.warning(
             "The kernel of %s is not taken back, and stays saved: %s",
             *(printable(record.folder), error),
         )
-
-
-async def _take_back(
-    application: Any, directory: Path, record: Record, sessions: tuple[Session, ...]
-) -> None:
-    manager, kernel_id = application.kernel_manager, record.kernel_id
-    if kernel_id not in manager:
-        path = os.path.relpath(record.folder, os.path.realpath(manager.root_dir))
-        RESUMES_ONLY.set((kernel_id, directory))
-        try:
-            name = record.kernel_name
-            await ensure_async(
-                manager.start_kernel(kernel_id=kernel_id, kernel_name=name, path=path)
-            )
-        finally:
-            RESUMES_ONLY.set(None)
-        manager.get_kernel(kernel_id).execution_state = "idle"  # no message says so
-    ours = application.session_manager
-    for session in sessions:
-        try:
-            await ensure_async(ours.get_session(session_id=session.id))
-        except web.HTTPError:
-            words = {"path": session.path, "name": session.name, "type": session.type}
-            await ensure_async(ours.save_session(session.id, kernel_id=kernel_id, **words))

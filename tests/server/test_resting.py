@@ -12,7 +12,7 @@ from .clients import Client
 from .test_hibernation import find_listed, folder, is_asleep, run, serving, start
 
 __all__ = ["folder"]
-COPIES = 30
+COPIES = 5
 EACH = 3
 """Descriptors of a kernel that nobody is connected to: two listeners, and the control socket."""
 
