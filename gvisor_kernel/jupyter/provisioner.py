@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from string import Template
-from typing import Any, NamedTuple, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import zmq
 from jupyter_client.connect import KernelConnectionInfo

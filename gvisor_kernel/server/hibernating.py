@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jupyter_core.utils import ensure_async
+from tornado.util import TimeoutError
 
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.server.resting import Resting
@@ -53,7 +54,10 @@ class Hibernating:
         try:
             asyncio.get_running_loop()
         except RuntimeError:  # the usual case: nothing runs yet
-            self._application.io_loop.run_sync(self._load)
+            try:
+                self._application.io_loop.run_sync(self._load)
+            except TimeoutError:  # the loop was stopped, by a signal
+                raise SystemExit(0) from None
         else:
             self._begin_taking()
 
@@ -63,6 +67,8 @@ class Hibernating:
         await asyncio.wait({listing}, timeout=LIST_SECONDS)
         listing.cancel()
         await asyncio.wait({taking}, timeout=BEGIN_SECONDS)
+        if self._leaving is not None:
+            await asyncio.Event().wait()  # no timeout: the server stops the loop
 
     def _begin_taking(self) -> tuple[TakingBack, asyncio.Task[None]]:
         self._resting.start()

@@ -25,6 +25,7 @@ from gvisor_kernel.host.log_files import NAMES, log_parts
 from gvisor_kernel.jupyter.project_choices import remember
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 from gvisor_kernel.kernel.facts import KernelFacts, Left
+from gvisor_kernel.kernel.saved_kernel import SavedKernel
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes.mounts.folders import find_project_path
 from gvisor_kernel.runtimes.state.listed import find_all
@@ -63,6 +64,7 @@ class Sandboxes:
         self._reading: asyncio.Task[Snapshot] | None = None
         self._leftovers: tuple[dict[str, Any], ...] = ()
         self._leftovers_at: float | None = None
+        self._asleep: dict[str, tuple[SavedKernel, KernelFacts]] = {}
 
     async def read(self) -> Snapshot:
         """Return what is known, at most ``keep_seconds`` old, of the kernels that there are now."""
@@ -82,9 +84,25 @@ class Sandboxes:
         return self._find_provisioner(kernel_id) is not None
 
     def facts(self) -> dict[str, KernelFacts]:
-        """Return the facts of the kernels as they are now, by kernel id. Reads no file."""
-        found = {id: self._describe(id, one) for id, one in self._find_provisioners().items()}
-        return {kernel_id: facts for kernel_id, facts in found.items() if facts is not None}
+        """Return the facts of the kernels as they are now, by kernel id. Reads no file.
+
+        Those of a kernel that hibernates are made once, as nothing changes.
+        """
+        found: dict[str, KernelFacts] = {}
+        asleep: dict[str, tuple[SavedKernel, KernelFacts]] = {}
+        for kernel_id, one in self._find_provisioners().items():
+            kernel, known = one.sandboxed_kernel, self._asleep.get(kernel_id)
+            saved = kernel.hibernation.saved if kernel is not None else None
+            if known is not None and known[0] is saved:
+                facts: KernelFacts | None = known[1]
+            else:
+                facts = self._describe(kernel_id, one)
+            if facts is not None:
+                found[kernel_id] = facts
+                if saved is not None and facts.saved is not None:
+                    asleep[kernel_id] = saved, facts
+        self._asleep = asleep
+        return found
 
     def _describe(self, kernel_id: str, provisioner: GVisorProvisioner) -> KernelFacts | None:
         """Return the facts of a kernel; whether it is busy is what its own messages said last."""

@@ -209,12 +209,16 @@ class TakingBack:
         Return whether there was none of this id.
         """
         manager, kernel_id = self._manager, record.kernel_id
-        pending, is_new = manager.use_pending_kernels, kernel_id not in manager
+        pending = getattr(manager, "use_pending_kernels", None)
+        is_new = kernel_id not in manager
+        if pending is None:  # another package's manager lists what has started
+            begins.set_result(None)
         try:
             if is_new:
                 path = os.path.relpath(record.folder, os.path.realpath(manager.root_dir))
                 RESUMES_ONLY.set(Resumes(kernel_id, directory, begins))
-                manager.use_pending_kernels = True  # for what is listed before it has started
+                if pending is False:
+                    manager.use_pending_kernels = True  # for what is listed before it has started
                 name = record.kernel_name
                 await ensure_async(
                     manager.start_kernel(kernel_id=kernel_id, kernel_name=name, path=path)
@@ -229,7 +233,8 @@ class TakingBack:
         except Exception as error:
             self._warn(record, error)
         finally:
-            manager.use_pending_kernels = pending
+            if pending is not None:
+                manager.use_pending_kernels = pending
             RESUMES_ONLY.set(None)
         return is_new and kernel_id in manager
 
@@ -238,9 +243,9 @@ class TakingBack:
         async with self._turn:
             try:
                 kernel = manager.get_kernel(kernel_id)
-                if self._ended:
+                if not begins.done() and self._ended:
                     begins.set_exception(LaunchError("The server stops."))
-                else:
+                elif not begins.done():
                     begins.set_result(None)
                 await kernel.ready  # no timeout: one start
                 kernel.execution_state = "idle"  # no message says so

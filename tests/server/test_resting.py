@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import concurrent.futures
+import threading
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from gvisor_kernel.server.resting import Resting
 
 from ..jupyter.copies import copy_saved
-from ..jupyter.helpers import wait_until
+from ..jupyter.helpers import SECONDS, wait_until
 from ..jupyter.server import JupyterServer
 from .clients import Client
 from .test_hibernation import find_listed, folder, is_asleep, run, serving, start
@@ -27,27 +33,51 @@ def find_state(server: JupyterServer, kernel: str) -> str:
     return state
 
 
-def test_kernels_that_sleep_cost_little_and_are_found(folder: Path) -> None:
+def make_copies(folder: Path) -> list[str]:
+    """Let a server leave a kernel that has ``x = 5``; return it and copies of it."""
     with serving(folder) as server:
-        before, kernel = count(server), start(server)["kernel"]["id"]
+        kernel: str = start(server)["kernel"]["id"]
         with server.page(kernel) as page:
             assert run(page, "x = 5; print(x)") == "5\n"
             awake = count(server)
             assert Client(server).ask("POST", f"kernels/{kernel}/hibernate").ok
             assert is_asleep(Client(server), kernel)
-            assert count(server) > before + EACH  # the page is connected
-        wait_until(lambda: count(server) < awake - 20, "the descriptors to be closed")
+        wait_until(lambda: count(server) < awake - 10, "the page's descriptors to be closed")
     (saved,) = find_listed(kernel)
+    return [kernel, *copy_saved(saved, COPIES)]
+
+
+def stop_amid_start(folder: Path, kernels: list[str]) -> None:
+    """Stop a server when it has listed its first kernel, and all of them are to follow."""
+    server = JupyterServer(folder, extensions=("gvisor_kernel.server",))
+    server.leaves = True
+
+    def begin() -> None:
+        with suppress(AssertionError):  # it never listens
+            server.start()
+
+    thread = threading.Thread(target=begin)
+    thread.start()
+    try:
+        wait_until(lambda: any("Kernel started" in line for line in server.log), "a first kernel")
+        assert server.process is not None
+        server.process.terminate()
+        server.process.wait(SECONDS)
+    finally:
+        server.stop()
+        thread.join()
+    assert {one: [it.state for it in find_listed(one)] for one in kernels} == {
+        one: ["hibernated"] for one in kernels
+    }
+
+
+def test_kernels_that_sleep_cost_little_and_are_found(folder: Path) -> None:
+    kernels = make_copies(folder)
+    stop_amid_start(folder, kernels)
     with serving(folder) as server:
-        alone = count(server)
-        wait_until(lambda: count(server) <= alone - 10, "the descriptors to be closed")
-        alone = count(server)
-    copies = copy_saved(saved, COPIES)
-    with serving(folder) as server:
-        client, kernels = Client(server), [kernel, *copies]
+        client = Client(server)
         assert {one["id"] for one in server.ask("GET", "kernels")} == set(kernels)
         assert len(server.ask("GET", "sessions")) == len(kernels)
-        wait_until(lambda: count(server) == alone + COPIES * EACH, "all of them to rest")
 
         def look(kernel: str) -> None:
             with server.page(kernel) as page:
@@ -55,20 +85,43 @@ def test_kernels_that_sleep_cost_little_and_are_found(folder: Path) -> None:
 
         with concurrent.futures.ThreadPoolExecutor(len(kernels)) as pool:
             list(pool.map(look, kernels))
-        assert find_state(server, kernel) == "idle"
+        assert {find_state(server, one) for one in kernels} == {"idle"}
         assert all(is_asleep(client, one) for one in kernels)
-        wait_until(lambda: count(server) == alone + COPIES * EACH, "all of them to rest again")
-        with server.page(copies[0]) as page:
+        seen = count(server)
+        wait_until(lambda: count(server) < seen - 10 * COPIES, "all of them to rest")
+        with server.page(kernels[1]) as page:
             running = page.execute("print(x, flush=True); import time; time.sleep(600)")
             page.wait_for_text("5")
             # The server follows again what the kernel publishes.
-            wait_until(lambda: find_state(server, copies[0]) == "busy", "the kernel to be busy")
-            server.ask("POST", f"kernels/{copies[0]}/interrupt")
+            wait_until(lambda: find_state(server, kernels[1]) == "busy", "the kernel to be busy")
+            server.ask("POST", f"kernels/{kernels[1]}/interrupt")
             page.wait_for_reply(running)
-            wait_until(lambda: find_state(server, copies[0]) == "idle", "the kernel to be idle")
-        server.ask("POST", f"kernels/{copies[1]}/restart")  # nobody has looked at it
-        with server.page(copies[1]) as page:
+            wait_until(lambda: find_state(server, kernels[1]) == "idle", "the kernel to be idle")
+        server.ask("POST", f"kernels/{kernels[2]}/restart")  # nobody has looked at it
+        with server.page(kernels[2]) as page:
             assert run(page, "print('x' in globals())") == "False\n"
-        for one in kernels:
+        for one in kernels[1:3]:
             server.ask("DELETE", f"kernels/{one}")
-            assert not find_listed(one)
+        rested, left = count(server), [kernels[0], *kernels[3:]]
+        for one in left:
+            server.ask("DELETE", f"kernels/{one}")
+        assert not any(map(find_listed, kernels))
+        assert rested - count(server) < len(left) * (EACH + 1)
+
+
+def test_a_manager_of_another_version_costs_descriptors_only() -> None:
+    calls = []
+
+    class Manager(SimpleNamespace):
+        def kernel_model(self, _: str) -> dict[str, Any]:
+            return {"connections": 0}
+
+        def stop_watching_activity(self, kernel: str) -> None:
+            calls.append(kernel)
+
+        def get_kernel(self, _: str) -> object:
+            return object()
+
+    Resting(Manager(), None).begin("k")  # type: ignore[arg-type]
+    Resting(SimpleNamespace(), None).begin("k")  # type: ignore[arg-type]
+    assert calls == ["k"]
