@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
@@ -54,21 +55,20 @@ class Hibernating:
         try:
             asyncio.get_running_loop()
         except RuntimeError:  # the usual case: nothing runs yet
-            try:
+            with suppress(RuntimeError, TimeoutError):  # a signal has stopped the loop
                 self._application.io_loop.run_sync(self._load)
-            except TimeoutError:  # the loop was stopped, by a signal
-                raise SystemExit(0) from None
+            if self._leaving is not None:  # or the server would run on
+                self._application.stop()
         else:
             self._begin_taking()
 
     async def _load(self) -> None:
         back, taking = self._begin_taking()
+        # no timeout: LIST_SECONDS
         listing = asyncio.create_task(back.listed.wait())
         await asyncio.wait({listing}, timeout=LIST_SECONDS)
         listing.cancel()
         await asyncio.wait({taking}, timeout=BEGIN_SECONDS)
-        if self._leaving is not None:
-            await asyncio.Event().wait()  # no timeout: the server stops the loop
 
     def _begin_taking(self) -> tuple[TakingBack, asyncio.Task[None]]:
         self._resting.start()
