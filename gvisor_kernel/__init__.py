@@ -13,6 +13,7 @@ __all__ = [
     "Change",
     "Changes",
     "ChangesError",
+    "Checkpoint",
     "CodeFailed",
     "Entry",
     "Execution",
@@ -21,7 +22,9 @@ __all__ = [
     "GvisorKernelError",
     "Logs",
     "MapResult",
+    "NoCheckpoint",
     "NotIdle",
+    "OutputChanges",
     "OutputsError",
     "Printed",
     "Result",
@@ -38,6 +41,7 @@ __all__ = [
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from gvisor_kernel.api.async_sandbox import AsyncSandbox
+    from gvisor_kernel.api.checkpointed import Checkpoint, OutputChanges
     from gvisor_kernel.api.execution import (
         CodeFailed,
         Execution,
@@ -54,6 +58,7 @@ if TYPE_CHECKING:
     from gvisor_kernel.changes.change import Applied, Change, Changes, ChangesError, Undone
     from gvisor_kernel.errors import (
         GvisorKernelError,
+        NoCheckpoint,
         NotIdle,
         OutputsError,
         SandboxError,
@@ -67,6 +72,7 @@ _MODULES = {
     "Change": "changes.change",
     "Changes": "changes.change",
     "ChangesError": "changes.change",
+    "Checkpoint": "api.checkpointed",
     "CodeFailed": "api.execution",
     "Entry": "api.files",
     "Execution": "api.execution",
@@ -75,7 +81,9 @@ _MODULES = {
     "GvisorKernelError": "errors",
     "Logs": "api.execution",
     "MapResult": "api.mapping",
+    "NoCheckpoint": "errors",
     "NotIdle": "errors",
+    "OutputChanges": "api.checkpointed",
     "OutputsError": "errors",
     "Printed": "api.execution",
     "Result": "api.execution",

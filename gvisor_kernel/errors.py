@@ -111,6 +111,10 @@ class SnapshotError(SandboxError):
     """A snapshot could not be made or used. A cold start may succeed."""
 
 
+class NoCheckpoint(SnapshotError):
+    """The kernel has no checkpoint of that name."""
+
+
 class NoSnapshot(SnapshotError):
     """No snapshot fits the kernel; ``fact`` says why. A cold start may succeed."""
 

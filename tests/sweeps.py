@@ -19,6 +19,18 @@ LONG: dict[str, tuple[str, ...]] = {
         "a_pool_goes_on_after_any_failed_start",
         "a_take_that_is_cancelled_loses_no_sandbox",
     ),
+    "api/test_branches.py": (
+        "secrets_differ_and_random_numbers_go_on[relay",
+        "outputs_have_one_writer_unless_they_are_shared[shared",
+        "no_request_is_lost_or_doubled_in_any_gap",
+    ),
+    "api/test_checkpoints.py": (
+        "a_broken_image_leaves_the_kernel_as_it_was[True",
+        "many_verbs_at_once_lose_nothing",
+        "a_request_that_comes_meanwhile_runs_in_the_state_gone_back_to",
+        "another_checkpoint_costs_what_differs",
+        "long_cells_have_checkpoints_by_themselves",
+    ),
     "api/test_hibernation.py": (
         "random_numbers_go_on_and_outputs_and_uploads_stay",
         "files_and_commands_wake_the_kernel",

@@ -16,8 +16,19 @@ from gvisor_kernel.runtimes.runsc.command_line import EXTRA_PATH
 
 VARIABLE = "GK_TEST_HIDDEN_RUNSC"
 """Says where the hidden program is there."""
-HIDE = """
+COVER = """
+exec 3<"$PWD"
 mount -t tmpfs -o mode=755 none /var/lib
+case "$PWD" in /var/lib/*)
+    mkdir -p "$PWD"
+    mount --no-canonicalize --bind /proc/self/fd/3 "$PWD"
+    cd "$PWD"
+esac
+exec 3<&-
+"""
+"""Empties /var/lib, in a mount namespace; a checkout below it stays if it is the current folder."""
+HIDE = f"""
+{COVER}
 cp "$1" /var/lib/hidden
 while [ "$1" != -- ]; do mount --bind /dev/null "$1"; shift; done
 shift

@@ -93,6 +93,7 @@ PYTHON = {
     ),
     "Files": ("Entry", "open_output"),
     "Changes": ("Changes", "Change", "Applied", "Undone"),
+    "Checkpoints": ("Checkpoint", "OutputChanges"),
     "Many sandboxes": ("SandboxPool", "AsyncSandboxPool", "MapResult"),
     "Errors": (
         *(
@@ -100,6 +101,7 @@ PYTHON = {
             "SettingError",
             "SandboxError",
             "NotIdle",
+            "NoCheckpoint",
             "CodeFailed",
             "FileFailed",
         ),

@@ -16,11 +16,12 @@ from types import TracebackType
 from typing import Any, ClassVar, Self
 from uuid import uuid4
 
+from gvisor_kernel.api.checkpointed import BetweenRuns, Checkpointed
 from gvisor_kernel.api.collector import MAX_OUTPUT, MAX_RICH, Collector, Event, Output
 from gvisor_kernel.api.execution import Execution, ExecutionError, Printed, Result, choose_seconds
 from gvisor_kernel.api.files import AsyncFiles, list_outputs
 from gvisor_kernel.api.manager import describe_folder, describe_uploads, make_manager
-from gvisor_kernel.api.runner import Emit, KernelEnded, Runner
+from gvisor_kernel.api.runner import Emit, KernelEnded, Runner, put_end
 from gvisor_kernel.api.shell import ShellResult, run_shell
 from gvisor_kernel.artifacts.outputs import Listing
 from gvisor_kernel.bridge.deaths import End
@@ -28,7 +29,7 @@ from gvisor_kernel.changes.apply import undo_apply
 from gvisor_kernel.changes.change import Applied, Change, Changes, Undone
 from gvisor_kernel.changes.kernel_changes import KernelChanges
 from gvisor_kernel.egress.environment import PROGRAM, Door
-from gvisor_kernel.errors import OutputsError, SandboxError
+from gvisor_kernel.errors import GvisorKernelError, OutputsError, SandboxError
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
 from gvisor_kernel.kernel.session import SandboxedKernel
@@ -41,7 +42,7 @@ OnResult = Callable[[Result], Awaitable[None] | None]
 OnError = Callable[[ExecutionError], Awaitable[None] | None]
 
 
-class AsyncSandbox:
+class AsyncSandbox(Checkpointed):
     """A kernel in a sandbox of its own. Use it in the loop in which it was started.
 
     ``language``: "python", "bash", "typescript" or "java". ``uploads``: a folder that the sandbox
@@ -68,6 +69,8 @@ class AsyncSandbox:
         max_rich: int = MAX_RICH,
         **settings: Any,
     ) -> None:
+        self._arguments = {"language": language, "uploads": uploads, "outputs": outputs, **settings}
+        self._arguments |= {"timeout": timeout, "max_output": max_output, "max_rich": max_rich}
         self._outputs_folder = describe_folder(outputs)
         folders = {"uploads": describe_uploads(uploads), "outputs": self._outputs_folder}
         self._manager = make_manager(language, {**folders, **settings}, self._door)
@@ -77,6 +80,7 @@ class AsyncSandbox:
         self.max_rich = max_rich
         self.files = AsyncFiles(self.open_call)
         self._runner: Runner | None = None
+        self._between = BetweenRuns(lambda: self._kernel)
         self._outputs: dict[str, Collector] = {}
         self._closed = False
         self._closing: asyncio.Future[None] | None = None
@@ -101,7 +105,7 @@ class AsyncSandbox:
         if self._runner is not None or self._closed:
             raise SandboxError("This sandbox was started before.", "make another one.")
         self._loop = asyncio.get_running_loop()
-        self._runner = Runner(self._manager.client(), self)
+        self._runner = Runner(self._manager.client(), self, self._between)
         try:
             await self._manager.start_kernel()
             await self._runner.start(self._manager.get_connection_info(session=True))
@@ -209,7 +213,8 @@ class AsyncSandbox:
         After ``timeout`` seconds, by default the sandbox's, the code is interrupted, and the kernel
         is killed if it goes on for GRACE_SECONDS; ``ended_by`` tells which. If this is cancelled,
         the code is ended in the same way. The callbacks get what comes as it comes, also what is
-        over a limit; they may be coroutine functions.
+        over a limit; they may be coroutine functions. A sandbox that hibernates is woken first, in
+        ``start_timeout``; ``timeout`` begins then.
 
         :raises SandboxError: the kernel does not run any more; an exception or a death of the code
             itself is in the result
@@ -253,7 +258,7 @@ class AsyncSandbox:
 
         limits = max_output, max_rich
         running = asyncio.ensure_future(self._execute(code, timeout, emit, limits))
-        running.add_done_callback(lambda _: _put_end(events))
+        running.add_done_callback(lambda _: put_end(events))
         try:
             while True:
                 # no timeout: the program's code: its timeout, or Ctrl-C
@@ -314,6 +319,7 @@ class AsyncSandbox:
 
         :raises SandboxError: the kernel does not run, or too many calls are under way
         """
+        self._between.note_use()
         return await self._require_kernel().open_call(content, data)
 
     def _require_kernel(self) -> SandboxedKernel:
@@ -467,26 +473,19 @@ class AsyncSandbox:
             await asyncio.wait({restarting})  # half a restart would be no kernel
             raise
 
-    async def hibernate(self) -> None:
-        """Save the kernel on the disk with all that it has, and free its memory. The next use of
-        the sandbox lets it go on as it was, and takes about as long as a start.
+    @property
+    def is_hibernated(self) -> bool:
+        """Return whether the kernel is saved on the disk, and has no memory."""
+        return self._kernel is not None and self._kernel.hibernation.saved is not None
 
-        :raises NotIdle: when code of the kernel runs that nobody waits for
-        :raises SandboxError: when it cannot be saved; it goes on
-        """
-        self._check_alive()
-        assert self._runner is not None
-        assert self._kernel is not None
-        async with self._runner.turn:
-            await self._kernel.hibernation.hibernate()
+    async def wake(self) -> None:
+        """See ``runner.Kernel``."""
+        with suppress(GvisorKernelError):
+            if self.is_hibernated:
+                await self._require_kernel().hibernation.resume()
 
     async def _restart(self, runner: Runner) -> None:
         await runner.end_run()
         async with runner.turn:
             await self._manager.restart_kernel(now=True)
             await runner.wait_for_kernel()
-
-
-def _put_end(events: asyncio.Queue[Event | None]) -> None:
-    with suppress(asyncio.QueueFull):  # then the reader finds it done
-        events.put_nowait(None)

@@ -68,11 +68,24 @@ class Kernel(Protocol):
     def find_end(self) -> End | None:
         """Return why there is no kernel; None while it runs."""
 
+    async def wake(self) -> None:
+        """Let a kernel that hibernates go on; if it cannot, the code's reply says why."""
+
     async def interrupt(self) -> None:
         """Interrupt the code that runs now."""
 
     async def kill_kernel(self) -> None:
         """Kill the kernel."""
+
+
+class Between(Protocol):
+    """Work between runs. Raises nothing."""
+
+    async def begin(self) -> None:
+        """Called before a run, when it is its turn."""
+
+    def end(self) -> None:
+        """Called when a run has ended."""
 
 
 @dataclass
@@ -120,11 +133,12 @@ class _Run:
 class Runner:
     """Runs code by ``client``, from ``start`` to ``stop``."""
 
-    def __init__(self, client: AsyncKernelClient, kernel: Kernel) -> None:
+    def __init__(self, client: AsyncKernelClient, kernel: Kernel, between: Between) -> None:
         self.turn = asyncio.Lock()
         """Held by the run, or by a restart."""
         self._client = client
         self._kernel = kernel
+        self._between = between
         self._readers: list[asyncio.Task[None]] = []
         self._tasks: set[asyncio.Task[Execution]] = set()
         self._welcome = asyncio.Event()
@@ -208,6 +222,8 @@ class Runner:
         self, run: _Run, code: str, timeout: float | None, collect: Collect
     ) -> Execution:
         async with self.turn:
+            await self._between.begin()
+            await self._kernel.wake()
             if run.abandoned:
                 return Execution()
             end = self._kernel.find_end()
@@ -221,6 +237,7 @@ class Runner:
             finally:
                 self._run = None
                 run.release()
+                self._between.end()
 
     async def _follow(self, run: _Run, collector: Collector, timeout: float | None) -> Execution:
         is_finished = await self._wait_for(run.finished, timeout, run)
@@ -397,3 +414,9 @@ async def _read(read: Callable[..., Awaitable[dict[str, Any]]]) -> dict[str, Any
         return await read(timeout=None)
     except (Empty, ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
         return None
+
+
+def put_end(events: asyncio.Queue[Event | None]) -> None:
+    """Tell whoever reads ``events`` that there is no more."""
+    with suppress(asyncio.QueueFull):  # then the reader finds it done
+        events.put_nowait(None)

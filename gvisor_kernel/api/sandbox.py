@@ -130,6 +130,11 @@ class Sandbox(_Blocking[AsyncSandbox]):
         return self._target.alive
 
     @property
+    def is_hibernated(self) -> bool:
+        """Return whether the kernel is saved on the disk, and has no memory."""
+        return self._target.is_hibernated
+
+    @property
     def language(self) -> str:
         """The language of its kernel."""
         return self._target.language
@@ -212,6 +217,26 @@ class Sandbox(_Blocking[AsyncSandbox]):
     interrupt = _blocking(AsyncSandbox.interrupt)
     restart = _blocking(AsyncSandbox.restart)
     hibernate = _blocking(AsyncSandbox.hibernate)
+    checkpoint = _blocking(AsyncSandbox.checkpoint)
+    checkpoints = _blocking(AsyncSandbox.checkpoints)
+    remove_checkpoint = _blocking(AsyncSandbox.remove_checkpoint)
+    rewind = _blocking(AsyncSandbox.rewind)
+
+    def branch(
+        self,
+        n: int = 1,
+        *,
+        name: str | None = None,
+        reseed: bool = False,
+        from_checkpoint: str | None = None,
+    ) -> list[Self]:
+        """Return ``n`` sandboxes that go on from the present state, or from that of a checkpoint;
+        see ``AsyncSandbox.branch``."""
+        branching = self._target.branch(
+            n, name=name, reseed=reseed, from_checkpoint=from_checkpoint
+        )
+        made = self._thread.run(branching)
+        return [self._of(self._thread, one) for one in made]
 
     @staticmethod
     def undo(undo: str | None = None) -> Undone:

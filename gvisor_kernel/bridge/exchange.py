@@ -75,6 +75,9 @@ class Exchange:
         """The kernel is being restored: its key is not known yet, and it gets no messages."""
         self.held = False
         """The kernel is being saved, or is asleep: messages of clients wait."""
+        self.works = False
+        """A cell of an earlier process goes on in the kernel, which was saved in the middle of it.
+        No reply to it may come: then this is so until the next one."""
         self.on_held: Callable[[], None] = lambda: None
         """Called for each message that waits while ``held``."""
         self.known = MemoryAnswers()
@@ -89,6 +92,8 @@ class Exchange:
         self._pending: dict[str, Part] = {}
         self._asked: dict[str, AllowedEffects] = {}
         """Permissions that requests give to their replies, by message id; at most MAX_PENDING."""
+        self._told = ""
+        """A text for the next cell."""
         self._refused_in: str | None = None
         self._refused: set[str] = set()
         """Connections that were shown to be refused in that cell."""
@@ -115,7 +120,16 @@ class Exchange:
     def pending(self) -> bool:
         """Return whether a request that was sent has no reply yet but may still get one."""
         since = time.monotonic() - MAX_ANSWER_SECONDS
-        return bool(self._pending) or any(came > since for came in self._unanswered.values())
+        waits = bool(self._pending) or self.works
+        return waits or any(came > since for came in self._unanswered.values())
+
+    def describe_work(self) -> str:
+        """Return what keeps the kernel from being saved."""
+        if self.known.asks:
+            return "A cell waits for input."
+        if self._pending or self.works:
+            return "A cell runs, or is stopped at a breakpoint."
+        return "The kernel has a request to answer."
 
     @property
     def has_failed(self) -> bool:
@@ -183,6 +197,13 @@ class Exchange:
         if self._pending and text:
             self._publish(make_note(text, next(iter(self._pending.values()))))
 
+    def tell(self, text: str) -> None:
+        """Show ``text`` in the cell that waits for the kernel; if none does, in the next one."""
+        self._told = text or self._told
+        if self._pending:
+            self.show_wait(self._told)
+            self._told = ""
+
     def show_refused(self, text: str) -> None:
         """Show in the running cell which connection was refused, and why; each once, and few.
 
@@ -196,13 +217,18 @@ class Exchange:
             self._refused.add(text)
             self._publish(make_note(f"refused: {text}", self._pending[cell]))
 
+    def note_rewound(self, name: str) -> None:
+        """Record that the kernel went back to its checkpoint ``name``."""
+        self._records.note(f"the kernel went back to the checkpoint {name}")
+        self._records.record_event("rewound", {"checkpoint": name})
+
     def forget_failures(self) -> None:
         """Forget how cells ended: a new sandbox has none of their files."""
         self._has_failed = False
 
     def forget_requests(self) -> None:
         """Forget open requests after the end of a kernel: the next one must not run its cells."""
-        self._has_failed = self.has_failed
+        self._has_failed, self.works = self.has_failed, False
         self._pending.clear()
         self._asked.clear()
         self._unanswered.clear()
@@ -287,10 +313,11 @@ class Exchange:
         except WireError as error:
             self._log_drop("a client's", channel, error)
             return
-        known = self.known.find(message) if self.held else None
+        answers = self.held or (self.works and kind == "kernel_info_request")
+        known = self.known.find(message) if answers else None
         if known is not None:
             self._reply(channel, known[0])
-            for status in known[1:]:
+            for status in known[1:2] if self.works else known[1:]:
                 self._publish(status)
             return
         if kind in ("execute_request", "complete_request"):
@@ -300,6 +327,7 @@ class Exchange:
                 return
         elif kind == "execute_request" and len(self._pending) < MAX_PENDING:
             self._pending[message_id] = message.header
+            self.tell("")
         elif channel is not Channel.STDIN and kind.endswith("_request"):
             _remember(self._unanswered, message_id, time.monotonic())
         if channel is Channel.SHELL and self._holds_replies:
@@ -337,7 +365,8 @@ class Exchange:
         content = {"subscription": topic.decode("utf-8", "replace")}
         self._publish(new_message("iopub_welcome", content, b"{}", topic))
         if self.held:  # a server that begins takes a kernel for starting until it hears of it
-            self._publish(new_message("status", {"execution_state": "idle"}, b"{}", b"status"))
+            state = {"execution_state": "busy" if self.works else "idle"}
+            self._publish(new_message("status", state, b"{}", b"status"))
 
     def _publish(self, message: WireMessage) -> None:
         self._output_lanes[Channel.IOPUB].put(
@@ -404,6 +433,7 @@ class Exchange:
         if channel in (Channel.SHELL, Channel.CONTROL):
             self._pending.pop(message.parent_id, None)
             asked = self._asked.pop(message.parent_id, NOTHING)
+            self.works &= message.kind != "execute_reply"
             if message.kind == "execute_reply" and not asked.silent:  # ``guard`` has built it
                 self._has_failed = bytes(message.content[:15]) != b'{"status": "ok"'
             self._unanswered.pop(message.parent_id, None)

@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from gvisor_kernel.bridge.addresses import SnapshotRun
 from gvisor_kernel.bridge.attached_sandbox import AttachedSandbox
+from gvisor_kernel.bridge.deaths import Death
 from gvisor_kernel.bridge.exchange import Exchange
 from gvisor_kernel.bridge.run import KernelRun
 from gvisor_kernel.bridge.service import ServiceCalls
@@ -40,6 +41,8 @@ class Hibernation:
         self.idle_seconds = 0.0
         """After this time without anything to do ``on_idle`` is called; 0: never."""
         self.on_idle: Callable[[], None] = lambda: None
+        self.on_rest: Callable[[], None] = lambda: None
+        """Called when an idle sandbox was stopped."""
         self._exchange = exchange
         self._attached = attached
         self._run = run
@@ -72,7 +75,7 @@ class Hibernation:
         if link is None or not exchange.running or self._is_saving:
             raise NotIdle("The kernel does not run, or is being saved.")
         if exchange.pending or not exchange.settled or self._service.is_used:
-            raise NotIdle("The kernel has a request to answer.")
+            raise NotIdle(exchange.describe_work())
         is_saved, exchange.held, self._is_saving = False, True, True
         try:
             try:
@@ -81,9 +84,8 @@ class Hibernation:
             except (TimeoutError, LocalProtocolError) as error:
                 raise NotIdle("The kernel's sandbox does not answer now.") from error
             self._suspend()
-            received, known = link.received, exchange.known.dump()
-            run = SnapshotRun(self._run.number, exchange.kernel_key, known=known)
-            await save(run)
+            received = link.received
+            await save(self.describe_run())
             is_saved = True
             if link.ended:
                 raise SandboxError("The sandbox ended while its kernel was saved.")
@@ -100,6 +102,7 @@ class Hibernation:
             self._go_on()
             return
         self.asleep = True
+        exchange.known.slept_debugged |= exchange.known.debugs
         link.end("the kernel hibernates")
         # no timeout: it is finished or undone, by steps that have timeouts
         await asyncio.shield(self._attached.close())
@@ -110,11 +113,42 @@ class Hibernation:
         self._run.number = saved.run
         self._exchange.known.load(saved.known)
         self.asleep = self._exchange.held = True
+        self._exchange.works = bool(saved.known.get("works"))
         self._run.begin()
+
+    def recall(self, saved: SnapshotRun) -> None:
+        """Answer for the kernel that was ``saved``: it is about to go on from there."""
+        self._exchange.known.load(saved.known)
+
+    @property
+    def worked(self) -> tuple[int, float]:
+        """The number of the last cell, and the seconds for which cells have run so far."""
+        return self._exchange.known.cell, self._exchange.known.worked
+
+    def tell(self, text: str) -> None:
+        """Show ``text`` in the cell that waits for the kernel; if none does, in the next one."""
+        self._exchange.tell(text)
+
+    def note_rewound(self, name: str) -> None:
+        """Note in the log and in the transcript that the kernel went back to a checkpoint."""
+        self._exchange.note_rewound(name)
+
+    def describe_run(self) -> SnapshotRun:
+        """Return the kernel as another process has to know it, to take it over."""
+        exchange = self._exchange
+        known = exchange.known.dump() | {"works": exchange.pending}
+        # attached over a wake, and detached since then
+        known["left_debugger"] = exchange.known.slept_debugged and not exchange.known.debugs
+        return SnapshotRun(self._run.number, exchange.kernel_key, known=known)
 
     def note_awake(self) -> None:
         """Note that the kernel runs again."""
         self.asleep = self._exchange.held = False
+
+    async def lose(self, reason: str) -> None:
+        """Count a kernel whose saved state somebody has removed as dead, and tell of it."""
+        self._run.cause = Death("sandbox", loss=reason)
+        await self._run.finish(ENDED_STATUS)
 
     def end(self) -> None:
         """Count a kernel that is asleep as ended. What was saved of it is the caller's."""
@@ -133,6 +167,15 @@ class Hibernation:
     @on_wanted.setter
     def on_wanted(self, callback: Callable[[], None]) -> None:
         self._exchange.on_held = callback
+
+    @property
+    def works(self) -> bool:
+        """Return whether a cell of an earlier process goes on. Any thread."""
+        return self._exchange.works
+
+    def call_when_learned(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` whenever ``describe_run`` may give something else."""
+        self._exchange.known.on_change = callback
 
     @property
     def has_waiting(self) -> bool:
@@ -177,6 +220,8 @@ class Hibernation:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if stopped:
+            self.on_rest()
         if stopped and self.idle_seconds:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self.idle_seconds, self._find_idle)

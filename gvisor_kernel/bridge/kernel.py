@@ -32,6 +32,7 @@ from gvisor_kernel.bridge.service import ServiceCalls
 from gvisor_kernel.bridge.wire import WireError, WireMessage, parse_object
 from gvisor_kernel.errors import LaunchError, StartTimedOut
 from gvisor_kernel.link import (
+    ADOPT,
     Channel,
     Event,
     Exited,
@@ -190,13 +191,13 @@ class KernelBridge:
         timeout: float,
         egress: OpenEgress | None = None,
         *,
-        wakes: bool = False,
+        mode: str = ADOPT,
     ) -> None:
         """Take over ``sandbox``, which was restored from ``snapshot``, with its kernel.
 
         Returns when the kernel has adopted its own key, environment and random seed. Then delivers
-        the messages that clients sent meanwhile. ``egress`` is as in ``start_kernel``. ``wakes``:
-        it goes on as it was, with a new key.
+        the messages that clients sent meanwhile. ``egress`` is as in ``start_kernel``. ``mode``: of
+        ``Resume``.
 
         :raises LaunchError: when that fails. The caller closes the sandbox.
         """
@@ -205,11 +206,11 @@ class KernelBridge:
         self._exchange.expose()
         key = secrets.token_hex(32)
         variables, seed = tuple(environment.items()), secrets.token_hex(64)
-        resume = Resume(snapshot.run, variables, cwd, key, seed, egress is not None, wakes)
+        resume = Resume(snapshot.run, variables, cwd, key, seed, egress is not None, mode)
         self._exchange.restoring = True
         try:
             answer = await self._attached.resume(resume, timeout, egress)
-            if snapshot.told and not answer.rekeyed and not wakes:
+            if snapshot.told and not answer.rekeyed and mode == ADOPT:
                 raise WireError("it cannot receive the environment variables that it is passed")
             self._exchange.set_kernel_key(key if answer.rekeyed else snapshot.key)
             if snapshot.code and (snapshot.always or not answer.rekeyed):
@@ -219,7 +220,7 @@ class KernelBridge:
         finally:
             self._exchange.renewal = None
             self._exchange.restoring = False
-        origin = "what was saved of it" if wakes else "a snapshot"
+        origin = "a snapshot" if mode == ADOPT else "a saved kernel"
         self.note(f"the kernel was restored from {origin}")
         self.hibernation.note_awake()
         self._exchange.deliver_waiting()

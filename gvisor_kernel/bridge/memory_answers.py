@@ -7,21 +7,32 @@ it knows them. No sockets here.
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from gvisor_kernel.bridge.wire import WireError, WireMessage, new_message, parse_object
+from gvisor_kernel.bridge.wire import (
+    MAX_HEADER,
+    WireError,
+    WireMessage,
+    new_message,
+    parse_object,
+)
 
-MAX_INFO = 64 * 1024
-"""Bytes of a reply that is kept."""
+MAX_INFO = MAX_HEADER
+"""Bytes of a content that is parsed here: kernels decide how large theirs are, and all share the
+loop. A larger reply is not kept."""
 MAX_COMMS = 10_000
 """Comms that are counted; with more of them each question wakes the kernel."""
 MAX_CELLS, MAX_CELL = 100, 4096
 """Cells that are kept for the history that front ends show, and bytes of a request for one."""
+MAX_CELL_NUMBER = 2**53
 KEPT = ("kernel_info_reply", "debug_reply")
+CHANGING = {*KEPT, "debug_request", "execute_request", "execute_reply", "comm_open", "comm_close"}
+"""Messages after which the answers may be others."""
 
 
 class MemoryAnswers:
@@ -34,51 +45,93 @@ class MemoryAnswers:
         self._comms: set[str] = set()
         self._cells: deque[str] = deque(maxlen=MAX_CELLS)
         """Code of the last cells that clients have run, but for long ones."""
+        self.worked = 0.0
+        """Seconds for which cells of clients have run."""
+        self._open, self._since = 0, 0.0
+        """Cells that have no reply yet, and since when the first of them has run."""
+        self.cell = 0
+        """The number of the last cell that has run, as the kernel says it."""
+        self.debugs = False
+        """The debugger is attached."""
+        self.slept_debugged = False
+        """It was attached while the kernel was asleep."""
+        self.asks = False
+        """A cell waits for input."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called for each message of the kinds CHANGING."""
 
     def note(self, message: WireMessage) -> None:
-        """Note a checked message of the kernel or of a client.
+        """Note a checked message of the kernel or of a client. It is passed on whatever it is.
 
-        :raises WireError: when it cannot be parsed
+        :raises WireError: when its header cannot be parsed
         """
         kind = message.kind
-        if kind in KEPT and len(message.content) <= MAX_INFO:
-            content = parse_object(message.content, "content")
-            if kind == "kernel_info_reply" or _find_command(content) == "debugInfo":
+        if kind in ("input_request", "input_reply", "execute_reply"):
+            self.asks = kind == "input_request"
+        if kind in CHANGING:
+            self.on_change()
+        if kind == "debug_request" and (command := _find_command(_try_read(message))):
+            self.debugs = command == "attach" or (self.debugs and command != "disconnect")
+        if kind in KEPT:
+            content = _try_read(message)
+            if content and (kind == "kernel_info_reply" or _find_command(content) == "debugInfo"):
                 self._replies[kind] = content
-        elif kind == "execute_request" and len(message.content) <= MAX_CELL:
-            asked = _read(message)
-            if asked.get("store_history", True) and not asked.get("silent"):
+        elif kind == "execute_reply":
+            self._note_reply(message)
+        if kind == "execute_request":
+            self._since = self._since if self._open else time.monotonic()
+            self._open += 1
+        if kind == "execute_request" and len(message.content) <= MAX_CELL:
+            asked = _try_read(message)
+            if asked and asked.get("store_history", True) and not asked.get("silent"):
                 self._cells.append(str(asked.get("code", "")))
         elif kind == "debug_event" or (
-            kind == "debug_request" and _find_command(_read(message)) != "debugInfo"
+            kind == "debug_request" and _find_command(_try_read(message)) != "debugInfo"
         ):
             self._replies.pop("debug_reply", None)
         elif kind in ("comm_open", "comm_close"):
-            # A kernel decides how large it is, and all kernels share the loop: a large one has no
-            # name here, and counts as a comm that is never closed.
-            is_short = len(message.content) <= MAX_INFO
-            comm = str(_read(message).get("comm_id"))[:100] if is_short else ""
+            # One that is not parsed has no name here, and counts as a comm that is never closed.
+            comm = str(_try_read(message).get("comm_id", ""))[:100]
             if kind == "comm_close":
-                self._comms.discard(comm)
+                if comm:
+                    self._comms.discard(comm)
             elif len(self._comms) < MAX_COMMS:
                 self._comms.add(comm)
+
+    def _note_reply(self, message: WireMessage) -> None:
+        if self._open:
+            now = time.monotonic()
+            self._open, self.worked = self._open - 1, self.worked + now - self._since
+            self._since = now
+        self.cell = find_cell(_try_read(message).get("execution_count")) or self.cell
 
     def dump(self) -> dict[str, Any]:
         """Return all of it, for ``load`` in another process."""
         comms, cells = sorted(self._comms), list(self._cells)
-        return {"replies": dict(self._replies), "comms": comms, "cells": cells}
+        replies = dict(self._replies)
+        return {
+            "replies": replies,
+            "comms": comms,
+            "cells": cells,
+            "cell": self.cell,
+            "debugs": self.debugs,
+        }
 
     def load(self, dumped: Mapping[str, Any]) -> None:
-        """Begin with what ``dump`` gave."""
+        """Know what ``dump`` gave, and nothing else."""
         self._replies = dict(dumped.get("replies", {}))
         self._comms = set(dumped.get("comms", ()))
-        self._cells.extend(dumped.get("cells", ()))
+        self._cells = deque(dumped.get("cells", ()), maxlen=MAX_CELLS)
+        self.cell = find_cell(dumped.get("cell"))
+        self.debugs = self.slept_debugged = bool(dumped.get("debugs", False))
 
     def forget(self) -> None:
         """Forget a kernel that has ended."""
         self._replies.clear()
         self._comms.clear()
         self._cells.clear()
+        self.cell = self._open = 0
+        self.debugs = self.slept_debugged = self.asks = False
 
     def find(self, request: WireMessage) -> list[WireMessage] | None:
         """Return the answer to ``request``, after it what is published; None: ask the kernel."""
@@ -111,8 +164,21 @@ class MemoryAnswers:
         return None
 
 
+def find_cell(count: object) -> int:
+    """Return a number of a cell that a kernel has told; 0 if it is none."""
+    return count if type(count) is int and 0 < count < MAX_CELL_NUMBER else 0
+
+
 def _read(message: WireMessage) -> dict[str, Any]:
     return parse_object(message.content, "content")
+
+
+def _try_read(message: WireMessage) -> dict[str, Any]:
+    """Return the content, empty if it is none or too large."""
+    try:
+        return _read(message)
+    except WireError:
+        return {}
 
 
 def _is_tail(asked: Mapping[str, Any]) -> bool:

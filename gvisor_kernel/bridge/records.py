@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.bridge.transcripts import NAME
-from gvisor_kernel.bridge.wire import WireError, WireMessage
+from gvisor_kernel.bridge.wire import WireError, WireMessage, new_message
 from gvisor_kernel.host.log_files import (
     INSIDE,
     MAX_EVENTS,
@@ -44,6 +44,7 @@ RECORDED_CONTENT = 16 * 1024
 RECORDED_KINDS = {
     "request": frozenset({"execute_request"}),
     "reply": frozenset({"execute_reply"}),
+    "host": frozenset({"rewound"}),
     "output": frozenset(
         {
             "stream",
@@ -55,7 +56,8 @@ RECORDED_KINDS = {
         }
     ),
 }
-"""The recorded message types by event, so that no output of a kernel looks like a request.
+"""The recorded message types by event, so that no output of a kernel looks like a request, or as
+what has happened to it ("host").
 ``input_reply`` is left out, since it may be a password."""
 
 
@@ -136,7 +138,7 @@ class Transcript:
         self._count = 0
 
     def record(self, event: str, message: WireMessage) -> None:
-        """Record a checked message. ``event`` is "request", "output" or "reply"."""
+        """Record a checked message. ``event`` is "request", "output", "reply" or "host"."""
         kind = message.kind
         if kind not in RECORDED_KINDS[event]:
             return
@@ -146,7 +148,7 @@ class Transcript:
             "time": datetime.now(UTC).isoformat(),
             "event": event,
             "type": kind,
-            "id": message.id if event == "request" else message.parent_id,
+            "id": message.id if event in ("request", "host") else message.parent_id,
         }
         size = len(message.content) + sum(map(len, message.buffers))
         line: str | None = None
@@ -220,6 +222,11 @@ class Records:
         if self._transcript is not None:
             with suppress(WireError):
                 self._transcript.record("request", message)
+
+    def record_event(self, kind: str, content: dict[str, Any]) -> None:
+        """Record in the transcript what has happened to the kernel."""
+        if self._transcript is not None:
+            self._transcript.record("host", new_message(kind, content, b"{}", b""))
 
     def record_answer(self, channel: Channel, message: WireMessage) -> None:
         """Record a kernel's message in the transcript.

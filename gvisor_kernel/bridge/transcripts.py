@@ -119,6 +119,8 @@ def describe_entry(entry: dict[str, Any]) -> tuple[str, str]:
         return NAMES.get(kind, kind), as_text(content.get("code"))
     if event == "reply":
         return f"done: {as_text(content.get('status'))}", ""
+    if event == "host":
+        return NAMES.get(kind, kind), as_text(content.get("checkpoint"))
     if kind == "stream":
         return as_text(content.get("name")), as_text(content.get("text"))
     if kind == "error":
@@ -149,6 +151,7 @@ NAMES = {
     "update_display_data": "display update",
     "error": "error",
     "input_request": "asks for input",
+    "rewound": "went back to a checkpoint",
 }
 """Headings of entries, by message type."""
 

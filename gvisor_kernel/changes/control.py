@@ -15,10 +15,10 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -35,6 +35,7 @@ from gvisor_kernel.changes.change import (
 from gvisor_kernel.changes.diff import Diff
 from gvisor_kernel.changes.kernel_changes import KernelChanges
 from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.kernel.branches import Branch, name_branches
 from gvisor_kernel.kernel.session import SandboxedKernel
 
 log = logging.getLogger(__name__)
@@ -53,19 +54,30 @@ DIFFS = 200
 MAX_DIFFS = 4 * 1024 * 1024
 PART = 256 * 1024
 T = TypeVar("T")
+Branching: TypeAlias = Callable[[Sequence[Branch]], Awaitable[None]]
+
+
+_Verb: TypeAlias = Literal[
+    "list", "apply", "hibernate", "resume", "forget", "branch", "checkpoint", "remove", "rewind"
+]
 
 
 class Question(msgspec.Struct):
     """Ask for the list of changes, or to apply some, each a path and a state. ``under``, ``named``:
     as for ``KernelChanges.list`` and ``apply``. Or ask to save the kernel, to let it go on, or to
-    give up one that is saved."""
+    give up one that is saved; for ``count`` branches, from ``checkpoint`` if that is not None; to
+    make the checkpoint ``name``, to remove it, or to go back to it.
+    """
 
-    do: Literal["list", "apply", "hibernate", "resume", "forget"]
+    do: _Verb
     diff: bool = False
     under: list[str] = []
     changes: list[tuple[str, str]] = []
     named: list[str] = []
     force: bool = False
+    count: int = 1
+    name: str | None = None
+    checkpoint: str | None = None
 
 
 class _Problem(msgspec.Struct):
@@ -85,10 +97,26 @@ class Done(msgspec.Struct):
     """Says that what was asked is done."""
 
 
-class ControlSocket:
-    """Answers questions about one kernel, beside the bridge's loop, from ``open`` to ``close``."""
+class Branched(msgspec.Struct):
+    """The branches that were started: the id of the kernel and the name of each."""
 
-    def __init__(self, kernel: SandboxedKernel) -> None:
+    branches: list[tuple[str, str]]
+
+
+class Made(msgspec.Struct):
+    """Says which checkpoint was made."""
+
+    name: str
+
+
+class ControlSocket:
+    """Answers questions about one kernel, beside the bridge's loop, from ``open`` to ``close``.
+
+    ``branch`` starts branches of it as kernels of the same server, if there is one.
+    """
+
+    def __init__(self, kernel: SandboxedKernel, branch: Branching | None = None) -> None:
+        self._branch = branch
         self._kernel = kernel
         self._changes = KernelChanges(kernel)
         self._bridge = Bridge.instance()
@@ -191,6 +219,24 @@ class ControlSocket:
         if question.do in acts:
             await acts[question.do]()
             return encode(Done())
+        if question.do == "branch":
+            count, name = question.count, question.name
+            branches = name_branches(count, name, checkpoint=question.checkpoint)
+            if self._branch is None:
+                raise ChangesError(
+                    "A program started this kernel, so no Jupyter server would have its branch.",
+                    "its program can make one: Sandbox.branch().",
+                )
+            await self._branch(branches)
+            return encode(Branched([(branch.kernel_id, branch.name) for branch in branches]))
+        checkpoints, name = hibernation.checkpoints, question.name
+        if question.do == "checkpoint":
+            return encode(Made(await checkpoints.make(name)))
+        if question.do == "remove":
+            await checkpoints.remove(name or "")
+            return encode(Done())
+        if question.do == "rewind":
+            return encode(await checkpoints.rewind(name or ""))
         paths = (path for path, _ in question.changes)
         if not all(map(is_path, (*question.under, *question.named, *paths))):
             raise ChangesError("The paths of the question are malformed.")

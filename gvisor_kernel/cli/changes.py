@@ -35,6 +35,7 @@ from gvisor_kernel.cli.output import ask, fold_line, print_json, print_table
 from gvisor_kernel.cli.sandboxes import find_one
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.runtimes.state.listed import Listed
+from gvisor_kernel.runtimes.state.records import is_orphan
 from gvisor_kernel.shown_text import describe_size, printable, printable_name
 
 GONE = "What is not applied is gone with the sandbox. To keep it: gvisor-kernel apply {} PATH…"
@@ -284,7 +285,8 @@ def _print_refused(refused: tuple[RefusedChange, ...], hint: str = "") -> None:
 
 def _find_running(text: str) -> Listed:
     sandbox = find_one(text)
-    if sandbox.state != "running":
+    # Of one that hibernates, whoever has it answers, and wakes it.
+    if sandbox.state != "running" and (sandbox.state != "hibernated" or is_orphan(sandbox.record)):
         raise GvisorKernelError(
             f"The sandbox {sandbox.id} has no kernel that can be asked: it is {sandbox.state}.",
             "see which kernels run: gvisor-kernel list",

@@ -101,6 +101,10 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
     "maintenance": {
         "hibernate": Command("sandboxes", "save a kernel on the disk, and free its memory"),
         "resume": Command("sandboxes", "let a kernel that hibernates go on"),
+        "branch": Command("sandboxes", "start a kernel that goes on from the state of another one"),
+        "checkpoint": Command("checkpoints", "save the state of a kernel under a name"),
+        "checkpoints": Command("checkpoints", "list the checkpoints of a kernel, or remove one"),
+        "rewind": Command("checkpoints", "let a kernel go back to a checkpoint"),
         "kill": Command("sandboxes", "kill a sandbox and all processes in it"),
         "sync": Command(
             "sandboxes",
@@ -173,6 +177,6 @@ def list_commands() -> str:
     lines = []
     for title, group in GROUPS.items():
         lines.append(f"{title}:")
-        lines += [f"  {name:<12}{command.help}" for name, command in group.items()]
+        lines += [f"  {name:<13}{command.help}" for name, command in group.items()]
         lines.append("")
     return "\n".join(lines)

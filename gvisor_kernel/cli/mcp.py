@@ -186,7 +186,7 @@ def read_settings(arguments: argparse.Namespace) -> ServerSettings:
 
     :raises GvisorKernelError: when an argument is wrong
     """
-    sandbox = parse_settings(arguments.settings)
+    sandbox = {"checkpoints": "agent", **parse_settings(arguments.settings)}
     if arguments.memory is not None:
         sandbox["memory_limit"] = arguments.memory
     if "outputs" in sandbox:

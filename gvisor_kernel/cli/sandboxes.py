@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from gvisor_kernel.bridge.addresses import sweep_bases
 from gvisor_kernel.changes.apply import clear_all
-from gvisor_kernel.changes.control import Done, Question, ask
+from gvisor_kernel.changes.control import Branched, Done, Question, ask
 from gvisor_kernel.cli.arguments import add_id, add_json
 from gvisor_kernel.cli.output import describe_age, make_console, print_json, print_table
 from gvisor_kernel.config.entry_points import find_names
@@ -20,9 +20,10 @@ from gvisor_kernel.config.settings import DEFAULT_RUNTIME
 from gvisor_kernel.errors import GvisorKernelError, RuntimeMissing
 from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.runtimes import get_runtime
+from gvisor_kernel.runtimes.state.claims import is_claimed
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
 from gvisor_kernel.runtimes.state.records import is_orphan, note_kill, read_record
-from gvisor_kernel.runtimes.state.sweep import remove_sandbox
+from gvisor_kernel.runtimes.state.sweep import remove_orphan, remove_sandbox
 from gvisor_kernel.shown_text import describe_size, printable_name
 
 STATES = """\
@@ -121,7 +122,7 @@ def describe(sandbox: Listed) -> dict[str, object]:
         "identity": record.identity,
         "name": record.kernel_name,
         "kernel_id": record.kernel_id,
-        "state": sandbox.state,
+        "state": "idle" if sandbox.paused else sandbox.state,
         "runtime": record.runtime,
         "runsc": record.runsc.removeprefix("0.0~"),  # no runtime: a key of the JSON
         "node": record.node,
@@ -158,7 +159,12 @@ def run_kill(arguments: argparse.Namespace) -> int:
         )
     if sandbox.state == "hibernated":
         if is_orphan(sandbox.record):
-            remove_sandbox(sandbox.directory, sandbox.record)
+            if not remove_orphan(sandbox.directory):
+                raise GvisorKernelError(
+                    f"The saved kernel {sandbox.id} was not removed: a process saves it, or takes"
+                    " it over.",
+                    "run this again.",
+                )
         else:
             ask(sandbox.directory, Question("forget"), Done)
         print(f"Removed the saved kernel {sandbox.id}")
@@ -220,6 +226,31 @@ def run_resume(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def add_branch(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``branch``."""
+    parser.epilog = "Branches are kernels of the same Jupyter server, asleep until they are used."
+    parser.set_defaults(run=run_branch)
+    add_id(parser)
+    parser.add_argument("--name", help="its name, by which its outputs have a folder of their own")
+    parser.add_argument("-n", type=int, default=1, help="how many (1)")
+    parser.add_argument(
+        "--from", dest="checkpoint", metavar="NAME", help="go on from this checkpoint of the kernel"
+    )
+
+
+def run_branch(arguments: argparse.Namespace) -> int:
+    """``branch``: start kernels that go on from the state of one, and print their ids. Return 0.
+
+    :raises GvisorKernelError: when there is no such sandbox, or it cannot be branched
+    """
+    sandbox = find_one(arguments.id)
+    more = {"name": arguments.name, "checkpoint": arguments.checkpoint}
+    question = Question("branch", count=arguments.n, **more)
+    for kernel_id, name in ask(sandbox.directory, question, Branched).branches:
+        print(f"{kernel_id}  branch {name} of the sandbox {sandbox.id}")
+    return 0
+
+
 def add_prune(parser: argparse.ArgumentParser) -> None:
     """Declare that ``prune`` has no arguments."""
     parser.epilog = "Sandboxes in use are not changed."
@@ -227,12 +258,15 @@ def add_prune(parser: argparse.ArgumentParser) -> None:
 
 
 def run_prune(arguments: argparse.Namespace) -> int:
-    """``prune``: remove the sandboxes whose owner is gone, and print their ids; remove the
+    """``prune``: remove the sandboxes whose owner is gone, or save their kernels; print which;
+    remove the
     directories for the sockets of such owners, and files that a killed apply was writing. Return 0.
 
     :raises GvisorKernelError: when one cannot be removed completely
     """
-    ids = {sandbox.record.identity: sandbox.id for sandbox in find_all()}
+    before = find_all()
+    ids = {sandbox.record.identity: sandbox.id for sandbox in before}
+    orphans = {sandbox.id for sandbox in before if sandbox.state == "orphaned"}
     with make_console(stderr=True).status("Removing orphaned sandboxes …"):
         removed = sweep_runtimes()
     for identity in removed:
@@ -240,7 +274,15 @@ def run_prune(arguments: argparse.Namespace) -> int:
     sockets = sweep_bases(state_root() / "sockets")
     if sockets:
         print(f"Removed the sockets of {sockets} ended process{'es' if sockets > 1 else ''}")
-    left = [sandbox.id for sandbox in find_all() if sandbox.state == "orphaned"]
+    left, saved = [], []
+    for sandbox in find_all():
+        if sandbox.state == "hibernated" and sandbox.id in orphans:
+            print(f"Saved the kernel of the sandbox {sandbox.id}")
+            saved.append(sandbox.id)
+        elif sandbox.state == "orphaned" and is_claimed(sandbox.directory):
+            print(f"Another process saves or removes the sandbox {sandbox.id}")
+        elif sandbox.state == "orphaned":
+            left.append(sandbox.id)
     if left:
         raise GvisorKernelError(
             f"These sandboxes could not be removed completely: {', '.join(left)}.",
@@ -252,7 +294,7 @@ def run_prune(arguments: argparse.Namespace) -> int:
         print(
             f"Cleared what {applies} interrupted appl{'ies have' if applies > 1 else 'y has'} left"
         )
-    if not removed and not sockets and not applies:
+    if not removed and not saved and not sockets and not applies:
         print("Nothing to remove.")
     return 0
 

@@ -55,6 +55,8 @@ PRELOAD_LEARNED = "auto"
 
 ASK, NEW_FILES, NEVER = "ask", "new files", "off"
 """The values of ``apply``."""
+OWN, READ_ONLY, SHARED = "own", "read-only", "shared"
+"""The values of ``branch_outputs``."""
 
 MIN_MEMORY = 128 * MIB
 """An idle Python kernel holds 60 to 110 MiB."""
@@ -195,6 +197,13 @@ class SandboxSpec:
         notebook's folder, an absolute path, or None for a folder that is removed with the sandbox.
         It is created if it does not exist, and removed at the end if it is still empty.""",
     )
+    branch_outputs: str = setting(
+        OWN,
+        accept_choice((OWN, READ_ONLY, SHARED)),
+        """What a branch of a kernel has as its outputs. "own": an empty folder in those of its
+        source, branches/NAME. "read-only": those of its source. "shared": the same, and both write
+        them.""",
+    )
     apply: str = setting(
         ASK,
         accept_choice((ASK, NEW_FILES, NEVER)),
@@ -299,6 +308,18 @@ class SandboxSpec:
         """Seconds without anything to do after which a kernel hibernates: its memory is written to
         the disk, and it goes on as it was at the next request. 0: never. A kernel with a busy
         thread, a pending timer or a child process does not.""",
+    )
+    checkpoints: str = setting(
+        "off",
+        accept_choice(("off", "agent", "cells")),
+        """When a kernel gets checkpoints by itself, to which it can be rewound. "agent": before
+        each run of a program or a model (API, MCP) but the first. "cells": after cells that have
+        taken long, so that all of it takes at most a twentieth of the cells' own time.""",
+    )
+    checkpoints_kept: int = setting(
+        10,
+        accept_whole(1, 1000),
+        """How many of these are kept; the oldest go first. Those that were given a name stay.""",
     )
     spare: bool = setting(
         True,

@@ -33,8 +33,14 @@ from gvisor_kernel.guest.cell_hooks import CellImports, UnkeptFiles
 from gvisor_kernel.guest.direct import DirectLink
 from gvisor_kernel.guest.idle_check import IdleCheck
 from gvisor_kernel.guest.missed_paths import MissedPaths, replace_chdir
-from gvisor_kernel.guest.resume import apply_environment, rekey_kernel, renew_session, reseed
-from gvisor_kernel.link import Channel, Hello, Message, Resume
+from gvisor_kernel.guest.resume import (
+    apply_environment,
+    rekey_kernel,
+    renew_secrets,
+    renew_session,
+    reseed,
+)
+from gvisor_kernel.link import ADOPT, BRANCH, WAKE, Channel, Hello, Message, Resume
 
 METHODS: dict[str, list[str]] = {
     "_bind_socket": ["self", "s", "port"],
@@ -219,13 +225,16 @@ def adapt(application: Any, adapter: Adapter) -> None:
 
 def apply_resume(application: Any, resume: Resume) -> None:
     """Apply a RESUME to this kernel; see ``resume``. Called in the link's reading thread."""
-    if resume.wakes:
-        rekey_kernel(application, resume.key)
-        return
-    reseed(bytes.fromhex(resume.seed))
-    apply_environment(resume)
-    heap.keep(os.environ)  # this sandbox may have another limit
-    renew_session(application)
+    seed = bytes.fromhex(resume.seed)
+    if resume.mode == ADOPT:
+        reseed(seed)
+        apply_environment(resume)
+        heap.keep(os.environ)  # this sandbox may have another limit
+        application.iopub_thread._pipe_uuid = os.urandom(16)  # it has no children yet
+    elif resume.mode == BRANCH:
+        renew_secrets(seed)
+    if resume.mode != WAKE:
+        renew_session(application)
     rekey_kernel(application, resume.key)
 
 

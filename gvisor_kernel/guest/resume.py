@@ -24,15 +24,22 @@ if TYPE_CHECKING:
 
 def reseed(seed: bytes) -> None:
     """Reseed every random generator that is loaded. ``seed``: 64 random bytes."""
+    renew_secrets(seed)
     modules = sys.modules
-    if "_ssl" in modules:
-        modules["_ssl"].RAND_add(seed + os.urandom(64), 64.0)
     if "random" in modules:
         modules["random"].seed(seed + os.urandom(64))
     if "numpy.random" in modules:
         modules["numpy.random"].seed(list(os.urandom(64)))
     if "torch" in modules:
         modules["torch"].manual_seed(int.from_bytes(os.urandom(8), "big") >> 1)
+
+
+def renew_secrets(seed: bytes) -> None:
+    """Renew what no other copy may have. Generators whose numbers code may have asked to be the
+    same again, those of ``random``, NumPy and torch, go on as they were."""
+    modules = sys.modules
+    if "_ssl" in modules:
+        modules["_ssl"].RAND_add(seed + os.urandom(64), 64.0)
     if "tempfile" in modules:
         modules["tempfile"]._name_sequence = None  # type: ignore[attr-defined]
     if "uuid" in modules:
@@ -70,7 +77,6 @@ def renew_session(application: Any) -> None:
     session.digest_history.clear()
     session.message_count = 0
     application.kernel.ident = str(uuid.uuid4())
-    application.iopub_thread._pipe_uuid = os.urandom(16)
 
 
 def rekey_kernel(application: Any, key: str) -> None:
@@ -84,9 +90,10 @@ def rekey_kernel(application: Any, key: str) -> None:
             json.dump(info, file)
 
 
-def renew() -> None:
-    """Reseed a relayed kernel. The host executes this in it as code: nothing else can reach it."""
-    reseed(os.urandom(64))
+def renew(*, branches: bool = False) -> None:
+    """Reseed a relayed kernel; or renew the secrets alone of one that ``branches``. The host
+    executes this in it as code: nothing else can reach it."""
+    (renew_secrets if branches else reseed)(os.urandom(64))
     importlib.invalidate_caches()
     kernelapp = sys.modules.get("ipykernel.kernelapp")
     if kernelapp is not None and kernelapp.IPKernelApp.initialized():

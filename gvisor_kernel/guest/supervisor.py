@@ -31,6 +31,7 @@ from gvisor_kernel.guest.refusals import find_status
 from gvisor_kernel.guest.relay import ZmqPassage
 from gvisor_kernel.guest.service import Service
 from gvisor_kernel.link import (
+    ADOPT,
     Channel,
     Connection,
     Diverted,
@@ -267,7 +268,7 @@ class Supervisor:
         with as_kernel():
             workspace.refresh_workspace()
         environment = dict(resume.environment)
-        if not resume.wakes:
+        if resume.mode == ADOPT:
             environment = self._show_outputs(environment, resume.cwd)
         self._service.resume(environment, resume.cwd)
         resume = replace(resume, environment=tuple(environment.items()))

@@ -51,7 +51,8 @@ class Source:
     """A file or folder of the host to mount. ``path`` must not contain links.
 
     ``foreign``: it contains files of a person; see ``spec.layout.Bind``. ``hidden``: what is
-    below it and is seen as an empty folder or file.
+    below it and is seen as an empty folder or file. ``replaced``: paths below it, and the numbers
+    of the sources that are seen there.
     """
 
     path: str
@@ -59,6 +60,7 @@ class Source:
     read_only: bool = True
     foreign: bool = False
     hidden: tuple[Hidden, ...] = ()
+    replaced: tuple[tuple[str, int], ...] = ()
 
 
 def place(directory: str, index: int) -> str:
@@ -139,6 +141,8 @@ def attach(directory: str, sources: Sequence[Source], trees: Sequence[int]) -> N
         for index, source in enumerate(sources):
             if source.hidden:
                 _hide(place(directory, index), source)
+            for path, other in source.replaced:
+                _replace(place(directory, index), path, place(directory, other))
     except OSError as error:
         raise LaunchError(
             f"The mounts of the sandbox cannot be attached on {directory}: {error.strerror}.",
@@ -187,6 +191,19 @@ def _hide(root: str, source: Source) -> None:
                     mounts.move_tree(tree, found.fd)
                 finally:
                     os.close(tree)
+
+
+def _replace(root: str, path: str, other: str) -> None:
+    """Mount ``other``, attached with its attributes, over what is at ``path`` below ``root``.
+
+    :raises OSError: when nothing is there
+    """
+    with open_real(root) as top, open_below(top, path) as there, open_real(other) as shown:
+        tree = mounts.clone_tree(shown.fd, other)
+        try:
+            mounts.move_tree(tree, there.fd)
+        finally:
+            os.close(tree)
 
 
 def make_moved_error(path: str) -> LaunchError:

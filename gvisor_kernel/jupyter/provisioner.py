@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from string import Template
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import zmq
 from jupyter_client.connect import KernelConnectionInfo
@@ -24,7 +23,7 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
 from gvisor_kernel.bridge import Address, KernelIdentity
 from gvisor_kernel.changes.compare import find_unkept
-from gvisor_kernel.changes.control import ControlSocket
+from gvisor_kernel.changes.control import Branching, ControlSocket
 from gvisor_kernel.changes.new_files import apply_new_files
 from gvisor_kernel.config.jupyter_config import GVisorEgress, SandboxSettings
 from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
@@ -32,31 +31,25 @@ from gvisor_kernel.config.validators import PROJECT
 from gvisor_kernel.egress.environment import JUPYTER, name_door
 from gvisor_kernel.egress.kinds import Route
 from gvisor_kernel.egress.routes import check_exposure, choose_routes, parse_routes
-from gvisor_kernel.errors import GvisorKernelError, LaunchError, SettingError, StartStopped
+from gvisor_kernel.errors import (
+    GvisorKernelError,
+    LaunchError,
+    SettingError,
+    StartStopped,
+)
+from gvisor_kernel.jupyter.asleep import RESUMES_ONLY, Resumes, start_branches
 from gvisor_kernel.jupyter.project_choices import may_choose, with_choice
+from gvisor_kernel.kernel.branches import Branch, take_saved
 from gvisor_kernel.kernel.client import CHANNELS, describe_address, new_key
 from gvisor_kernel.kernel.command import choose_program
 from gvisor_kernel.kernel.facts import KernelFacts
 from gvisor_kernel.kernel.plan import KernelPlan
-from gvisor_kernel.kernel.saved_kernel import find_saved
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.folders import find_project_path
 
 SETTLE_SECONDS = 5.0
 """Seconds that a call of the manager that does nothing here any more may take to end."""
-
-
-class Resumes(NamedTuple):
-    """The id of a kernel that is only taken over, where it is saved, and what that waits for."""
-
-    kernel_id: str
-    directory: Path
-    begins: asyncio.Future[None]
-
-
-RESUMES_ONLY: ContextVar[Resumes | None] = ContextVar("resumes_only", default=None)
-"""A kernel that this task does not start anew."""
 LOCAL_ADDRESSES = ("", "127.0.0.1", "localhost")
 
 
@@ -74,6 +67,8 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         self._launched = False
         self._control: ControlSocket | None = None
         self._plan: KernelPlan | None = None
+        self._taken: KernelPlan | None = None
+        """That of a saved kernel that was taken over. A branch keeps its outputs at a restart."""
         self._calls = self._ended_calls = 0
 
     # -- start -----------------------------------------------------------------------------------
@@ -88,8 +83,9 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         :raises SettingError: when a setting is wrong; nothing was created then
         :raises GvisorKernelError: when the kernel's program or folder cannot be used
         """
-        if (only := self._find_only()) is not None:
-            await only.begins  # no timeout: a server's TakingBack
+        only = self._find_only()
+        if only is not None and only.starts is not None:
+            await only.starts  # no timeout: a server's TakingBack
         environment = dict(kwargs.pop("env", os.environ))
         extra_arguments = list(kwargs.pop("extra_arguments", []))
         try:
@@ -122,6 +118,9 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
                 spec = with_choice(spec, folder)
             else:  # a restart, which would take the sandbox with all that was not applied
                 spec = replace(spec, uploads=self._plan.spec.uploads)
+        taken = self._taken
+        if taken is not None:
+            spec = replace(spec, outputs=taken.spec.outputs)
         python, argv = choose_program(spec, list(self.kernel_spec.argv), extra)
         passed = {key: environment[key] for key in spec.environment if key in environment}
         templates = {key: Template(value) for key, value in self.kernel_spec.env.items()}
@@ -133,6 +132,7 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
                 folder=folder,
                 python=python,
                 environment=passed,
+                branch="" if taken is None else taken.request.branch,
             ),
             identity=KernelIdentity(
                 name=name,
@@ -277,10 +277,11 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         if kernel.address is None and plan.request.kernel_id:
             only = self._find_only()
             place = only.directory if only is not None else None
-            saved = await asyncio.to_thread(find_saved, plan.request.kernel_id, place)
+            saved = await asyncio.to_thread(take_saved, plan.request.kernel_id, place)
             if saved is not None:
                 self._plan = saved.adapt(plan)
-                return await kernel.adopt(self._plan, saved)
+                self._taken = self._plan
+                return await kernel.adopt(self._plan, saved.compare(plan))
             if only is not None:
                 raise LaunchError("What was saved of this kernel cannot be read, or is used.")
         return await kernel.launch(plan)
@@ -326,10 +327,22 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         """Let ``gvisor-kernel changes`` ask this kernel. A kernel works without it."""
         try:
             if self._control is None:
-                self._control = ControlSocket(kernel)
+                self._control = ControlSocket(kernel, self._find_branching(kernel))
             await self._control.open()
         except OSError as error:
             self.log.warning("gvisor-kernel changes cannot ask this kernel: %s", error)
+
+    def _find_branching(self, kernel: SandboxedKernel) -> Branching | None:
+        """Return what starts branches, from any loop, as kernels of this one's server."""
+        loop, manager = asyncio.get_running_loop(), getattr(self.parent, "parent", None)
+        if not hasattr(manager, "root_dir"):
+            return None
+
+        async def branch(wanted: Sequence[Branch]) -> None:
+            starting = start_branches(manager, self.kernel_id or "", kernel, wanted)
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(starting, loop))
+
+        return branch
 
     # -- life ------------------------------------------------------------------------------------
 

@@ -124,6 +124,16 @@ class Resumed:
 
 
 @dataclass(frozen=True)
+class Rewound:
+    """A kernel of this process went back to a checkpoint, and goes on from there."""
+
+    kernel_id: str
+    kernel_name: str
+    checkpoint: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Died:
     """A kernel of this process ended, and nobody had asked for that."""
 
@@ -146,7 +156,7 @@ class Ended:
     left: Left | None
 
 
-KernelEvent: TypeAlias = Started | Died | Hibernated | Waking | Resumed
+KernelEvent: TypeAlias = Started | Died | Hibernated | Waking | Resumed | Rewound
 Watcher: TypeAlias = Callable[[KernelEvent], None]
 EndWatcher: TypeAlias = Callable[[Ended], None]
 

@@ -8,25 +8,48 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 from gvisor_kernel.bridge import Bridge, KernelBridge, SnapshotRun
-from gvisor_kernel.errors import GvisorKernelError, LaunchError, NotIdle
+from gvisor_kernel.errors import (
+    GvisorKernelError,
+    LaunchError,
+    NotIdle,
+    SandboxError,
+    SnapshotError,
+)
 from gvisor_kernel.host.log_files import Limiter
-from gvisor_kernel.kernel.facts import Hibernated, KernelEvents, KernelFacts, Resumed, Saved, Waking
+from gvisor_kernel.kernel.branches import Branch, branch_running, branch_saved, remove_all
+from gvisor_kernel.kernel.checkpoints import Checkpoints
+from gvisor_kernel.kernel.facts import Hibernated, KernelEvents, KernelFacts, Resumed, Saved
 from gvisor_kernel.kernel.launch import Workers, run_beside
 from gvisor_kernel.kernel.plan import KernelPlan
-from gvisor_kernel.kernel.saved_kernel import SavedKernel, remove_old, save
+from gvisor_kernel.kernel.saved_kernel import (
+    SavedKernel,
+    check_room,
+    explain,
+    note_start,
+    remove_old,
+    save,
+)
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import Sandbox, SavedSandbox
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
+ENDED = "The kernel was ended, or started anew, meanwhile."
 TRIES, RETRY_SECONDS = 4, 0.3
 """Tries to save a kernel for somebody who wants that now, and the pause after each: one that has
 just begun, or has just replied, has something left to do."""
+
+NOTE_SECONDS = 1.0
+"""Seconds after a change until it is written what another process needs to know of the kernel."""
 
 Wake = Callable[[KernelBridge, SavedKernel], Awaitable[KernelPlan]]
 """Starts the sandbox in which a saved kernel goes on, and returns its plan."""
@@ -52,12 +75,17 @@ class Hibernator:
         self._workers = workers
         self._find = find
         self._wake = wake
-        self._waking: asyncio.Task[None] | None = None
-        self._saving: asyncio.Future[None] | None = None
-        """Done when the save that is under way has ended."""
+        self._waking: asyncio.Task[Any] | None = None
+        self._turn = asyncio.Lock()
+        """One save at a time. Whoever wakes the kernel does without: who saves may wait for it."""
+        self._goes_back = False
+        """The kernel is saved to go on from an earlier state, so nothing wakes it meanwhile."""
         self._is_leaving = False
         """Nothing wakes the kernel any more: this process ends."""
+        self._adopted: KernelBridge | None = None
+        self._noting: asyncio.TimerHandle | None = None
         self._failures = Limiter()
+        self.checkpoints = Checkpoints(bridge, workers, self)
 
     # -- from any loop ---------------------------------------------------------------------------
 
@@ -68,9 +96,8 @@ class Hibernator:
         :raises SnapshotError: when it cannot be saved; it goes on
         :raises LaunchError: when there is no kernel
         """
-        if self._bridge.ended:
-            raise LaunchError("There is no kernel: this process is exiting.")
-        await self._bridge.run(self._hibernate())
+        self._require_bridge()
+        await self._bridge.run(_retry(self._hibernate))
 
     def describe(self, kernel: KernelBridge | None, facts: KernelFacts) -> KernelFacts:
         """Return the facts of ``kernel`` with those of what was saved of it, if it hibernates."""
@@ -85,6 +112,11 @@ class Hibernator:
             saved=Saved(saved.saved, saved.size),
         )
 
+    @property
+    def works(self) -> bool:
+        """Return whether a cell goes on in the middle of which another process has ended."""
+        return self._adopted is not None and self._adopted.hibernation.works
+
     async def copy(
         self, write: Callable[[SavedSandbox, KernelPlan, SnapshotRun], SavedKernel]
     ) -> SavedKernel:
@@ -97,9 +129,21 @@ class Hibernator:
         :raises SnapshotError: when it cannot be saved
         :raises GvisorKernelError: when there is no kernel, or it does not go on
         """
-        if self._bridge.ended:
-            raise LaunchError("There is no kernel: this process is exiting.")
-        return await self._bridge.run(self._copy(write))
+        self._require_bridge()
+        return await self._bridge.run(_retry(partial(self._copy, write, SavedKernel.discard)))
+
+    async def branch(self, wanted: Sequence[Branch]) -> list[SavedKernel]:
+        """Return branches of the kernel: saved kernels that go on from its state. It pauses while
+        it is written; one that hibernates goes on sleeping. From a checkpoint: it does neither.
+
+        :raises GvisorKernelError: as ``copy``, or when there cannot be such branches; there are
+            none then
+        """
+        self._require_bridge()
+        checkpoint = wanted[0].checkpoint
+        if checkpoint is not None:
+            return [*await self.checkpoints.branch(checkpoint, wanted)]
+        return await self._bridge.run(self._branch(wanted))
 
     async def resume(self) -> None:
         """Let a kernel that hibernates go on, and wait until it does.
@@ -116,8 +160,7 @@ class Hibernator:
 
         :raises GvisorKernelError: as ``hibernate``; the kernel goes on
         """
-        if self._bridge.ended:
-            raise LaunchError("There is no kernel: this process is exiting.")
+        self._require_bridge()
         await self._bridge.run(self._leave())
 
     async def forget(self) -> None:
@@ -125,15 +168,45 @@ class Hibernator:
         if not self._bridge.ended:
             await self._bridge.run(self._forget())
 
+    def _require_bridge(self) -> None:
+        if self._bridge.ended:
+            raise LaunchError("There is no kernel: this process is exiting.")
+
     # -- on the bridge's loop --------------------------------------------------------------------
 
+    async def make_ready(self, kernel: KernelBridge, *, wakes: bool) -> None:
+        """Wait until the kernel is not being saved; let it go on if it hibernates and ``wakes``.
+
+        It stays so until the caller awaits something.
+
+        :raises SandboxError: when it hibernates, and is not woken
+        :raises GvisorKernelError: when it cannot go on
+        """
+        while self._turn.locked() or kernel.asleep:
+            if self._turn.locked():
+                async with self._turn:
+                    pass
+            elif not wakes:
+                raise SandboxError("The kernel hibernates, and is not woken for this.")
+            else:
+                await self._resume()
+                if kernel.asleep and self._waking is None and not self._turn.locked():
+                    raise LaunchError(ENDED)
+
     async def _hibernate(self) -> None:
+        async with self._turn:
+            await self._sleep()
+
+    async def _sleep(self) -> None:
+        """Let the kernel hibernate if it does not. The caller has the turn."""
+        await self._let_wake()
+        if not self._find()[0].asleep:
+            await self._begin(*self._find_awake())
+
+    async def _let_wake(self) -> None:
         if self._waking is not None:
             # no timeout: it is finished or undone, by steps that have timeouts
             await asyncio.wait({self._waking})
-        if not self._find()[0].asleep:
-            kernel, sandbox, plan = self._find_awake()
-            await _retry(partial(self.begin, kernel, sandbox, plan))
 
     def _find_awake(self) -> tuple[KernelBridge, SavedSandbox, KernelPlan]:
         kernel, sandbox, plan = self._find()
@@ -141,13 +214,21 @@ class Hibernator:
             raise get_runtime(plan.spec.runtime).explain_no_snapshots()
         return kernel, sandbox, plan
 
+    async def _branch(self, wanted: Sequence[Branch]) -> list[SavedKernel]:
+        async with self._turn:
+            saved = self.saved
+            if saved is not None and self._waking is None:
+                with suppress(FileNotFoundError):  # it goes on meanwhile
+                    return await self._workers.run(branch_saved, saved, wanted)
+        write = partial(branch_running, wanted=wanted)
+        return await _retry(partial(self._copy, write, remove_all))
+
     async def _copy(
-        self, write: Callable[[SavedSandbox, KernelPlan, SnapshotRun], SavedKernel]
-    ) -> SavedKernel:
-        if self._find()[0].asleep:
-            await self._resume()
-        kernel, sandbox, plan = self._find_awake()
-        saved: SavedKernel | None = None
+        self,
+        write: Callable[[SavedSandbox, KernelPlan, SnapshotRun], T],
+        discard: Callable[[T], None],
+    ) -> T:
+        saved: T | None = None
 
         async def save(run: SnapshotRun) -> None:
             nonlocal saved
@@ -155,70 +236,91 @@ class Hibernator:
 
         async def undo() -> None:
             if saved is not None:
-                await self._workers.run(saved.discard)
+                await self._workers.run(discard, saved)
 
-        self._saving = saving = asyncio.get_running_loop().create_future()
-        try:
-            await _retry(partial(kernel.hibernation.copy, save, undo))
-        finally:
-            self._note_saved(saving)
+        async with self._turn:
+            await self._let_wake()
+            if self._find()[0].asleep:
+                await self._resume()
+            kernel, sandbox, plan = self._find_awake()
+            await kernel.hibernation.copy(save, undo)
         assert saved is not None
         return saved
-
-    def _note_saved(self, saving: asyncio.Future[None]) -> None:
-        saving.set_result(None)
-        if self._saving is saving:
-            self._saving = None
 
     async def _resume(self) -> None:
         if self._waking is None:
             self.want(self._find()[0])
         if self._waking is not None:
-            # no timeout: it is finished or undone, by steps that have timeouts
-            await asyncio.shield(self._waking)
+            await _wait_for(self._waking)
 
     async def _forget(self) -> None:
         kernel, _, _ = self._find()
         if kernel.asleep:
-            kernel.expect_end(restart=False)
             await self.end(kernel)
+            await kernel.hibernation.lose("what was saved of it was removed by another program")
 
     async def _leave(self) -> None:
         self._is_leaving = True
         try:
-            await self._hibernate()
-            kernel, _, _ = self._find()
+            await _retry(self._leave_asleep)
         except BaseException:
             self._is_leaving = False
             raise
-        self.saved = None
-        kernel.expect_end(restart=False)
+
+    async def _leave_asleep(self) -> None:
+        async with self._turn:
+            await self._sleep()
+            kernel, _, _ = self._find()
+            self.saved = None
+            kernel.expect_end(restart=False)
 
     def watch(self, kernel: KernelBridge, sandbox: SavedSandbox, plan: KernelPlan) -> None:
         """Let ``kernel`` hibernate when it has had nothing to do for its setting's time."""
         kernel.hibernation.idle_seconds = plan.spec.hibernate_idle_timeout
+        self.checkpoints.watch(kernel, plan)
 
         def begin() -> None:
             self._workers.undo_by(self._try(kernel, sandbox, plan))
 
         kernel.hibernation.on_idle = begin
+        if plan.lasts:
+            kernel.hibernation.call_when_learned(partial(self._note_later, kernel, sandbox, plan))
+            self._note(kernel, sandbox, plan)
+
+    def _note_later(self, kernel: KernelBridge, sandbox: SavedSandbox, plan: KernelPlan) -> None:
+        if self._noting is None:
+            loop = asyncio.get_running_loop()
+            self._noting = loop.call_later(NOTE_SECONDS, self._note, kernel, sandbox, plan)
+
+    def _note(self, kernel: KernelBridge, sandbox: SavedSandbox, plan: KernelPlan) -> None:
+        self._noting = None
+        present: object = kernel.sandbox
+        if present is sandbox and not kernel.asleep:
+            run_beside(note_start, sandbox, plan, kernel.hibernation.describe_run())
 
     async def _try(self, kernel: KernelBridge, sandbox: SavedSandbox, plan: KernelPlan) -> None:
         try:
-            await self.begin(kernel, sandbox, plan)
-        except NotIdle as error:
-            kernel.note(f"the kernel does not hibernate: {error.fact}")
+            await self._workers.run(check_room, sandbox)
+            async with self._turn:
+                present: object = kernel.sandbox
+                if present is sandbox and not kernel.asleep:
+                    await self._begin(kernel, sandbox, plan)
         except GvisorKernelError as error:
+            kernel.note(f"the kernel does not hibernate: {error.fact}")
+            if isinstance(error, NotIdle):
+                return
             line = self._failures.admit(f"{kernel.identity.name} does not hibernate: {error}")
             if line is not None:
                 log.warning("%s", line)
 
-    async def begin(self, kernel: KernelBridge, sandbox: SavedSandbox, plan: KernelPlan) -> None:
-        """Save the kernel of ``sandbox``, and end the sandbox.
+    async def _begin(self, kernel: KernelBridge, sandbox: SavedSandbox, plan: KernelPlan) -> None:
+        """Save the kernel of ``sandbox``, and end the sandbox. The caller has the turn.
 
         :raises NotIdle: when it has something to do
         :raises SnapshotError: when it cannot be saved; it goes on
         """
+        if self._waking is not None:
+            raise NotIdle("The kernel is about to go on.")
         saved: SavedKernel | None = None
 
         async def write(run: SnapshotRun) -> None:
@@ -232,14 +334,11 @@ class Hibernator:
 
         began, request = time.monotonic(), plan.request
         kernel.hibernation.on_wanted = partial(self.want, kernel)
-        self._saving = saving = asyncio.get_running_loop().create_future()
         try:
             await kernel.hibernation.begin(write, undo)
-            self.saved = saved  # also if it was given up meanwhile: ``end`` removes it then
         finally:
-            if kernel.asleep:  # also if nobody waits for it any more
+            if kernel.asleep:  # also if nobody waits for it any more: ``end`` removes it then
                 self.saved = saved
-            self._note_saved(saving)
         assert saved is not None
         KernelEvents.instance().tell(
             Hibernated(
@@ -247,29 +346,32 @@ class Hibernator:
                 time.monotonic() - began,
             )
         )
+        saved.begin_to_keep()
         run_beside(remove_old)
         if kernel.hibernation.has_waiting:  # it came while the sandbox was ended
             self.want(kernel)
 
     def adopt(self, kernel: KernelBridge, saved: SavedKernel) -> None:
         """Take over a kernel that another process has saved."""
+        self._adopted = kernel
         self.saved = saved
         kernel.hibernation.on_wanted = partial(self.want, kernel)
         kernel.hibernation.adopt(saved.run)
+        if self.works:
+            self.want(kernel)
 
     def want(self, kernel: KernelBridge) -> None:
         """Let the saved kernel go on; nobody waits for it."""
-        if self.saved is not None and self._waking is None and not self._is_leaving:
+        if self._goes_back or self._is_leaving:
+            return
+        if self.saved is not None and self._waking is None:
             self._waking = asyncio.get_running_loop().create_task(self._go_on(kernel, self.saved))
             self._waking.add_done_callback(_forget_error)
 
     async def _go_on(self, kernel: KernelBridge, saved: SavedKernel) -> None:
         began = time.monotonic()
         try:
-            asked = self._find()[2].request
-            KernelEvents.instance().tell(Waking(asked.kernel_id, asked.kernel_name))
-            await self._workers.run(saved.check)
-            plan = await self._wake(kernel, saved)
+            plan = await self._wake_with_packages(kernel, saved)
         except GvisorKernelError as error:
             kernel.hibernation.refuse_waiting(explain(error))
             log.error("%s does not go on: %s", kernel.identity.name, error)
@@ -281,41 +383,117 @@ class Hibernator:
         KernelEvents.instance().tell(Resumed(request.kernel_id, request.kernel_name, seconds))
         await self._workers.run(saved.discard)
 
+    async def _wake_with_packages(self, kernel: KernelBridge, saved: SavedKernel) -> KernelPlan:
+        found = await self._workers.run(saved.check)
+        if found.words:
+            kernel.note(found.words)
+            kernel.hibernation.tell(found.words)
+        return await self._wake(kernel, await self._workers.run(saved.show, found))
+
+    def find_directory(self) -> Path:
+        """Return the directory of the kernel's sandbox, which may have ended.
+
+        :raises LaunchError: when there is no kernel
+        """
+        self._find()
+        return self._find_awake()[1].directory if self.saved is None else self.saved.directory
+
+    async def go_back(
+        self, target: SavedKernel, keep: Callable[[SavedKernel], None]
+    ) -> tuple[KernelBridge, KernelPlan]:
+        """Let the idle kernel go on from ``target``, one of its earlier states.
+
+        ``keep`` takes what it was, in a worker, once it goes on from there; raises nothing.
+
+        :raises NotIdle: when it has something to do
+        :raises SnapshotError: when it cannot be saved, or cannot go on from ``target``: it goes on
+            as it was
+        """
+        kernel, waking = await _retry(partial(self._begin_to_go_back, target, keep))
+        return kernel, await _wait_for(waking)
+
+    async def _begin_to_go_back(
+        self, target: SavedKernel, keep: Callable[[SavedKernel], None]
+    ) -> tuple[KernelBridge, asyncio.Task[KernelPlan]]:
+        async with self._turn:
+            await self._let_wake()
+            kernel = self._find()[0]
+            self._goes_back = True
+            try:
+                await self._sleep()
+                if self.saved is None or not kernel.asleep:
+                    raise LaunchError(ENDED)
+                work = self._replace(kernel, self.saved, target, keep)
+                waking = self._waking = asyncio.get_running_loop().create_task(work)
+                waking.add_done_callback(_forget_error)
+            finally:
+                self._goes_back = False
+                if kernel.asleep and kernel.hibernation.has_waiting:
+                    self.want(kernel)  # for nothing, unless it could not go back
+            return kernel, waking
+
+    async def _replace(
+        self,
+        kernel: KernelBridge,
+        before: SavedKernel,
+        target: SavedKernel,
+        keep: Callable[[SavedKernel], None],
+    ) -> KernelPlan:
+        began = time.monotonic()
+        kernel.hibernation.recall(target.run)
+        try:
+            plan = await self._wake_with_packages(kernel, target)
+        except GvisorKernelError as error:
+            kernel.hibernation.recall(before.run)
+            await self._go_on(kernel, before)
+            raise SnapshotError(
+                f"The kernel could not go back, and goes on as it was: {error.fact}", error.hint
+            ) from error
+        else:
+            self.saved = None
+            await self._workers.run(keep, before)
+        finally:
+            self._waking = None
+        request, seconds = plan.request, time.monotonic() - began
+        KernelEvents.instance().tell(Resumed(request.kernel_id, request.kernel_name, seconds))
+        return plan
+
     async def end(self, kernel: KernelBridge) -> None:
         """Give the saved kernel up, and remove it. Idempotent."""
-        if self._saving is not None:
-            await asyncio.shield(self._saving)  # no timeout: SAVE_SECONDS
-        waking, saved, self.saved = self._waking, self.saved, None
-        if waking is not None:
-            waking.cancel()
-            # no timeout: it is finished or undone, by steps that have timeouts
-            await asyncio.wait({waking})
-            await self._workers.finish()  # its sandbox would keep the directory
+        if self._waking is not None:
+            self._waking.cancel()  # whoever has the turn may wait for it
+        async with self._turn:
+            waking, saved, self.saved = self._waking, self.saved, None
+            if waking is not None:
+                waking.cancel()
+                # no timeout: it is finished or undone, by steps that have timeouts
+                await asyncio.wait({waking})
+        # Its sandbox would keep the directory. Not in turn: some of them wait for theirs.
+        await self._workers.finish()
         kernel.hibernation.note_awake()
         if saved is not None:
             await self._workers.run(saved.remove)
 
 
-async def _retry(save: Callable[[], Awaitable[None]]) -> None:
+async def _retry(save: Callable[[], Awaitable[T]]) -> T:
     """Call ``save`` for somebody who wants that now, up to TRIES times."""
     for _ in range(TRIES - 1):
         try:
-            await save()
-            return
+            return await save()
         except NotIdle:
             await asyncio.sleep(RETRY_SECONDS)
-    await save()
+    return await save()
 
 
-def _forget_error(waking: asyncio.Task[None]) -> None:
+async def _wait_for(waking: asyncio.Task[T]) -> T:
+    """:raises LaunchError: when the kernel was ended meanwhile"""
+    # no timeout: it is finished or undone, by steps that have timeouts
+    await asyncio.wait({waking})
+    if waking.cancelled():
+        raise LaunchError(ENDED)
+    return waking.result()  # no timeout: it has ended
+
+
+def _forget_error(waking: asyncio.Task[Any]) -> None:
     if not waking.cancelled():
         waking.exception()  # the cell that waited has it
-
-
-def explain(error: GvisorKernelError) -> str:
-    """Return what a person reads in the cell for which a saved kernel did not go on."""
-    hint = f" What to do: {error.hint}" if error.hint else ""
-    return (
-        f"The state of this kernel is saved, and it could not go on: {error.fact}{hint} It stays"
-        " saved: run the cell again when that is mended, or restart the kernel to begin anew."
-    )

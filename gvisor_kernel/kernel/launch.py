@@ -24,15 +24,18 @@ from gvisor_kernel.bridge.linked_sandbox import close_sandbox
 from gvisor_kernel.egress import audit
 from gvisor_kernel.egress.process import EgressWorker, Grant
 from gvisor_kernel.errors import LaunchError, NoSnapshot, SandboxError, StartTimedOut
-from gvisor_kernel.kernel.facts import Start, StartKind
+from gvisor_kernel.kernel.facts import KernelEvents, Start, StartKind, Waking
 from gvisor_kernel.kernel.host_paths import describe_paths
 from gvisor_kernel.kernel.learned_modules import learning_variables
 from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, kernel_variables, make_launch_request
 from gvisor_kernel.kernel.preparation import SpareKeeper, renew_outdated, request_snapshot
 from gvisor_kernel.kernel.restore import Restored, find_obstacle, make_asking_request, restore
+from gvisor_kernel.kernel.saved_kernel import SavedKernel
 from gvisor_kernel.kernel.workspace import OWN_OUTPUTS, SHOWN, VARIABLE, describe_workspace
+from gvisor_kernel.link import ADOPT
 from gvisor_kernel.runtimes import get_runtime, get_snapshot_runtime
 from gvisor_kernel.runtimes.base import FoundSandbox, LaunchRequest, Sandbox, SnapshotRuntime
+from gvisor_kernel.runtimes.state.saved import find_wake_seconds
 from gvisor_kernel.runtimes.waits import hearing, until
 from gvisor_kernel.snapshots.key import SnapshotKey
 from gvisor_kernel.tracing import step
@@ -139,19 +142,28 @@ class Launch:
         await self._start(kernel)
 
     async def start_from(
-        self, kernel: KernelBridge, files: Path, run: SnapshotRun, saved_in: Path | None = None
+        self,
+        kernel: KernelBridge,
+        files: Path,
+        run: SnapshotRun,
+        saved: SavedKernel | None = None,
     ) -> None:
         """Restore a kernel from ``files``, a snapshot that is in no store.
 
-        ``saved_in``: the directory of its own last sandbox, in which it goes on as it was.
+        ``saved``: goes on from there, in the directory of its own last sandbox.
 
         :raises NoSnapshot: when it does not answer
         :raises GvisorKernelError: see ``Runtime.start``
         """
         start = get_snapshot_runtime(self.plan.spec.runtime).start
-        request = replace(make_launch_request(self.plan), saved_in=saved_in)
-        sandbox = await self._workers.run(start, self.plan.spec, request, files)
-        await self._resume(kernel, Restored(sandbox, "", run), wakes=saved_in is not None)
+        spec, request = self.plan.spec, make_launch_request(self.plan)
+        if saved is not None:
+            request = replace(request, saved_in=saved.directory, kept=saved.shown)
+            spec = replace(spec, start_timeout=find_wake_seconds(files, spec.start_timeout))
+            asked = self.plan.request
+            KernelEvents.instance().tell(Waking(asked.kernel_id, asked.kernel_name))
+        sandbox = await self._workers.run(start, spec, request, files)
+        await self._resume(kernel, Restored(sandbox, "", run), spec.start_timeout, saved=saved)
 
     # -- a cold start ----------------------------------------------------------------------------
 
@@ -250,14 +262,22 @@ class Launch:
             raise
 
     async def _resume(
-        self, kernel: KernelBridge, restored: Restored, *, wakes: bool = False
+        self,
+        kernel: KernelBridge,
+        restored: Restored,
+        seconds: float = RESUME_SECONDS,
+        *,
+        saved: SavedKernel | None = None,
     ) -> None:
-        """Let a restored kernel go on as that of the plan.
+        """Let a restored kernel go on as that of the plan. It has ``seconds`` to answer.
 
         :raises NoSnapshot: when it does not answer; then its sandbox was closed
         """
         plan, sandbox = self.plan, restored.sandbox
+        mode = ADOPT if saved is None else saved.mode
         try:
+            if saved is not None:
+                await self._workers.run(saved.check_mapped, sandbox)
             await self._verify(sandbox)  # before it gets any message of a client
             environment = await self._find_variables(sandbox)
             await kernel.attach_restored(
@@ -267,9 +287,9 @@ class Launch:
                 restored.run,
                 environment,
                 sandbox.view.workdir,
-                plan.spec.start_timeout if wakes else min(RESUME_SECONDS, plan.spec.start_timeout),
+                min(RESUME_SECONDS, plan.spec.start_timeout) if mode == ADOPT else seconds,
                 egress=make_egress(kernel, plan, sandbox, self._workers.run),
-                wakes=wakes,
+                mode=mode,
             )
             self._note_outputs(kernel, environment)
             step("kernel adopted its key and environment")
@@ -278,7 +298,7 @@ class Launch:
             await asyncio.shield(self._workers.undo_by(give_up(kernel, restored, error)))
             if not isinstance(error, SandboxError):
                 raise
-            raise NoSnapshot(str(error)) from error
+            raise NoSnapshot(error.fact, error.hint, error.detail) from error
         self.sandbox = sandbox
         run_beside(renew_outdated, plan, restored, lambda: kernel.death is None)
 

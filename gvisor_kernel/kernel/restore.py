@@ -268,9 +268,7 @@ class Renewal:
     always: bool = False
 
 
-RENEWALS = {
-    "python": Renewal(
-        f"""exec('''
+PYTHON = f"""exec('''
 import sys
 sys.path.insert(0, "{GUEST}")
 try:
@@ -279,7 +277,9 @@ finally:
     sys.path.remove("{GUEST}")
 renew()
 ''', {{}})"""
-    ),
+
+RENEWALS = {
+    "python": Renewal(PYTHON),
     "bash": Renewal(
         "RANDOM=${SRANDOM:-$(od -An -N4 -tu4 /dev/urandom)}; history -d -1 2>/dev/null; true",
         always=True,
@@ -301,6 +301,20 @@ renew()
         always=True,
     ),
 }
+
+
+def find_branch_code(known: Mapping[str, Any], *, reseeds: bool) -> tuple[str, bool]:
+    """Return the code for a branch, and whether a kernel that was told of it runs it, too.
+
+    ``known``: of ``MemoryAnswers.dump``. ``reseeds``: give it other random numbers than its source.
+    """
+    info = known.get("replies", {}).get("kernel_info_reply", {})
+    language = str(dict(info.get("language_info", {})).get("name", ""))
+    if reseeds:
+        return find_renewal({"language": language}).code, True
+    return (
+        PYTHON.replace("renew()", "renew(branches=True)") if language == "python" else ""
+    ), False
 
 
 def find_renewal(facts: Mapping[str, Any]) -> Renewal:

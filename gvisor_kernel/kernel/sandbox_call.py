@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 from gvisor_kernel.bridge import Bridge
 from gvisor_kernel.bridge.service import ServiceCalls
@@ -30,19 +31,16 @@ class SandboxCall:
 
     @classmethod
     async def begin(
-        cls, bridge: Bridge, service: ServiceCalls, content: Mapping[str, object], data: bytes
+        cls, bridge: Bridge, service: ServiceCalls, begin: Coroutine[Any, Any, int]
     ) -> SandboxCall:
         """Begin a call. One that nobody waits for any more is stopped and closed.
 
-        :raises SandboxError: when too many calls are under way
+        ``begin`` begins it on the bridge's loop, and returns its number. What it raises is raised.
         """
-
-        async def begin() -> int:
-            return service.begin(content, data)
-
-        beginning = asyncio.ensure_future(bridge.run(begin()))
+        beginning = asyncio.ensure_future(bridge.run(begin))
         try:
-            number = await asyncio.shield(beginning)  # no timeout: a step of the bridge's loop
+            # no timeout: a save or a wake before it has timeouts
+            number = await asyncio.shield(beginning)
         except asyncio.CancelledError:
             beginning.add_done_callback(partial(_forget_call, bridge, service))
             raise

@@ -29,7 +29,7 @@ from gvisor_kernel.kernel.launch import Launch, Workers, run_beside
 from gvisor_kernel.kernel.learned_modules import ImportReports, find_kind, read_report
 from gvisor_kernel.kernel.plan import KernelPlan, fix_program
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
-from gvisor_kernel.kernel.saved_kernel import SavedKernel, note_start
+from gvisor_kernel.kernel.saved_kernel import SavedKernel
 from gvisor_kernel.kernel.workspace import JudgeLeft, find_host_path, tell_end
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import CheckpointedSandbox, Sandbox, SavedSandbox
@@ -209,13 +209,15 @@ class SandboxedKernel:
 
         :raises SandboxError: when no kernel runs, it hibernates, or too many calls are under way
         """
-        if self._kernel is not None and self._kernel.asleep:
-            if not wakes:
-                raise SandboxError("The kernel hibernates, and is not woken for this.")
-            await self.hibernation.resume()
-        if self._kernel is None or self._bridge.ended:
+        kernel = self._kernel
+        if kernel is None or self._bridge.ended:
             raise SandboxError("The sandbox cannot be asked: this process has no kernel in it.")
-        return await SandboxCall.begin(self._bridge, self._kernel.service, content, data)
+
+        async def begin() -> int:
+            await self.hibernation.make_ready(kernel, wakes=wakes)
+            return kernel.service.begin(content, data)
+
+        return await SandboxCall.begin(self._bridge, kernel.service, begin())
 
     async def expect_end(self, restart: bool) -> None:
         """Note that a client's message requested a shutdown: the next exit is expected."""
@@ -416,8 +418,8 @@ class SandboxedKernel:
         return kernel, sandbox, plan
 
     async def adopt(self, plan: KernelPlan, saved: SavedKernel) -> Address:
-        """Take over a kernel that another process has saved, in place of the first ``launch``; the
-        first request lets it go on. ``plan``: of ``SavedKernel.adapt``.
+        """Take over a saved kernel in place of the first ``launch``; the first request lets it go
+        on. ``plan``: of ``SavedKernel.adapt``.
 
         :raises LaunchError: when clients cannot connect
         """
@@ -438,7 +440,7 @@ class SandboxedKernel:
         self._launching, launch = asyncio.current_task(), self._note_launch(plan)
         try:
             with tracing():
-                await launch.start_from(kernel, saved.files, saved.run, saved.directory)
+                await launch.start_from(kernel, saved.files, saved.run, saved)
             self._used = sandbox = launch.sandbox
             if sandbox is not None and isinstance(sandbox, SavedSandbox):
                 await self._workers.run(sandbox.note_saved, 0.0)
@@ -451,8 +453,6 @@ class SandboxedKernel:
         sandbox = launch.sandbox
         if sandbox is not None and isinstance(sandbox, SavedSandbox):
             self.hibernation.watch(kernel, sandbox, launch.plan)
-            if launch.plan.lasts:
-                run_beside(note_start, sandbox, launch.plan, kernel.snapshot_run)
 
     async def _launch_from(self, plan: KernelPlan, files: Path, run: SnapshotRun) -> Address:
         self._plan, launch = plan, self._note_launch(plan)

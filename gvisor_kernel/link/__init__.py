@@ -8,6 +8,9 @@ the bytes.
 
 from gvisor_kernel.link.connection import Connection
 from gvisor_kernel.link.events import (
+    ADOPT,
+    BRANCH,
+    WAKE,
     Diverted,
     Event,
     Exited,
@@ -37,6 +40,9 @@ from gvisor_kernel.link.frames import (
 )
 
 __all__ = [
+    "ADOPT",
+    "BRANCH",
+    "WAKE",
     "Channel",
     "Connection",
     "Diverted",

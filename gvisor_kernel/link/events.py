@@ -17,7 +17,10 @@ from gvisor_kernel.link.frames import MAX_PAYLOAD, Channel, LogSource, Part, Rem
 from gvisor_kernel.strict_json import JsonError, parse_json
 
 PROTOCOL = "gvisor-kernel-link"
-VERSION = 9
+VERSION = 10
+
+ADOPT, WAKE, BRANCH = MODES = ("adopt", "wake", "branch")
+"""How a restored kernel goes on; see ``Resume``."""
 
 CREDIT = struct.Struct(">I")
 _UNKNOWN = 2
@@ -175,9 +178,10 @@ class Resume:
     ``run`` is the run that the snapshot was taken in. ``key`` signs the kernel's messages from now
     on, if the kernel can change its key; otherwise the key of its START stays. ``environment``
     overrides variables of the snapshot. ``seed`` is 64 random bytes in hexadecimal, for everything
-    that would be the same in every copy of the snapshot. ``egress`` is as in START. ``wakes``: the
-    kernel is the only one that goes on from there, so all but its key stays as it was; otherwise it
-    also adopts the environment, the folder and the seed.
+    that would be the same in every copy of the snapshot. ``egress`` is as in START. ``mode``: WAKE:
+    the kernel is the only one that goes on from there, so all but its key stays as it was. BRANCH:
+    others do, too, so its ids and secrets change, and what code can see of it stays. ADOPT: it is a
+    new one, which also gets the environment, the folder and new random numbers.
     """
 
     run: int
@@ -186,7 +190,7 @@ class Resume:
     key: str
     seed: str
     egress: bool = False
-    wakes: bool = False
+    mode: str = ADOPT
 
     def encode(self) -> bytes:
         return json.dumps({**vars(self), "environment": dict(self.environment)}).encode()
@@ -194,8 +198,10 @@ class Resume:
     @classmethod
     def decode(cls, payload: bytes) -> Resume:
         body = _parse_object(payload, "RESUME")
-        wakes = _check_flag(body.get("wakes"), "The wakes of a RESUME")
-        return cls(**_check_run(body, "RESUME", ("cwd", "key", "seed")), wakes=wakes)
+        run = _check_run(body, "RESUME", ("cwd", "key", "seed", "mode"))
+        if run["mode"] not in MODES:
+            raise RemoteProtocolError(f"The mode of a RESUME is none of {', '.join(MODES)}.")
+        return cls(**run)
 
     def __repr__(self) -> str:
         return f"Resume(run={self.run}, cwd={self.cwd!r}, key=…, seed=…)"

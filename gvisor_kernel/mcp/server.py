@@ -38,6 +38,7 @@ from pydantic import ValidationError
 from gvisor_kernel import __version__
 from gvisor_kernel.errors import GvisorKernelError, SandboxError
 from gvisor_kernel.mcp import resources
+from gvisor_kernel.mcp.checkpoint_tools import CHECKPOINT_TOOLS
 from gvisor_kernel.mcp.file_tools import FILE_TOOLS, sandbox_upload_file
 from gvisor_kernel.mcp.results import make_failure, make_plain
 from gvisor_kernel.mcp.service import STATELESS, STDIO, Client, Clients
@@ -57,7 +58,7 @@ MAX_FIELD = 80
 def make_server(clients: Clients) -> Server[Any]:
     """Return a server for the sandboxes of ``clients``."""
     settings = clients.settings
-    tools = {tool.name: tool for tool in (*CODE_TOOLS, *FILE_TOOLS)}
+    tools = {tool.name: tool for tool in (*CODE_TOOLS, *CHECKPOINT_TOOLS, *FILE_TOOLS)}
     if settings.upload_roots:
         tools[sandbox_upload_file.name] = sandbox_upload_file
 

@@ -165,8 +165,9 @@ class Sandboxes:
         """Begin to start a sandbox of the default language, for the first who wants one."""
         self._first = asyncio.ensure_future(self._start(DEFAULT_LANGUAGE))
 
-    async def take(self, name: str, language: str) -> Session:
-        """Return a session with a sandbox that has started. ``give_back`` ends it.
+    async def take(self, name: str, language: str, source: Session | None = None) -> Session:
+        """Return a session with a sandbox that has started. ``give_back`` ends it. ``source``: it
+        goes on from the state of that one.
 
         :raises GvisorKernelError: it cannot be started, or the server has too many
         """
@@ -177,7 +178,10 @@ class Sandboxes:
             )
         self._taken += 1
         try:
-            sandbox, folder = await self._take(language)
+            if source is not None:
+                [sandbox], folder = await source.use(source.sandbox.branch()), None
+            else:
+                sandbox, folder = await self._take(language)
         except BaseException:
             self._taken -= 1
             raise
@@ -289,8 +293,11 @@ class Sessions:
             )
         return session
 
-    async def start(self, name: str | None, language: str) -> Session:
-        """Return a new session, or the one of that name that is being started.
+    async def start(
+        self, name: str | None, language: str, source: Session | None = None
+    ) -> Session:
+        """Return a new session, or the one of that name that is being started. ``source``: as for
+        ``Sandboxes.take``.
 
         :raises GvisorKernelError: there is one of that name, there are too many, or it fails
         """
@@ -301,7 +308,7 @@ class Sessions:
         starting = self._starting.get(name)
         if starting is None:
             self._check_new(name)
-            starting = asyncio.ensure_future(self._start(name, language))
+            starting = asyncio.ensure_future(self._start(name, language, source))
             self._starting[name] = starting
             starting.add_done_callback(lambda task: self._note_started(name, task))
         # Who asked may cancel, while others wait for the same session.
@@ -322,8 +329,8 @@ class Sessions:
                 "stop one with sandbox_stop_session, or use one again.",
             )
 
-    async def _start(self, name: str, language: str) -> Session:
-        session = await self._sandboxes.take(name, language)
+    async def _start(self, name: str, language: str, source: Session | None) -> Session:
+        session = await self._sandboxes.take(name, language, source)
         if self._closed:
             await self._sandboxes.give_back(session)
             raise SandboxError("The client has left.")

@@ -314,6 +314,25 @@ async def sandbox_start_session(
     return make_session_result(started, text, describe(started))
 
 
+@tool("Branch a session")
+async def sandbox_branch_session(
+    call: Call,
+    session: OneSession,
+    name: Annotated[
+        Name | None, Field(description="a name for the new one: lower-case letters, digits and -")
+    ] = None,
+) -> StateResult:
+    """Start another session that goes on from the present state of one: variables, processes and
+    files. Both then go on apart. Try something there, and stop the one that you do not want.
+    Outputs of the new one are in a folder of its own."""
+    found = call.sessions.get(session)
+    found.check_alive()
+    started = await call.sessions.start(name, found.language, found)
+    started.is_new = False
+    text = f'The session "{started.name}" goes on from the state of "{found.name}".'
+    return make_session_result(started, text, describe(started))
+
+
 @tool("List sessions", reads=True)
 async def sandbox_list_sessions(call: Call) -> ListResult:
     """List the sessions, their languages and states."""
@@ -387,6 +406,7 @@ CODE_TOOLS = (
     sandbox_shell,
     sandbox_read_output,
     sandbox_start_session,
+    sandbox_branch_session,
     sandbox_list_sessions,
     sandbox_restart_session,
     sandbox_interrupt_session,

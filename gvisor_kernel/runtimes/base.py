@@ -41,8 +41,13 @@ class LaunchRequest:
     saved: Mapping[str, Any] | None = None
     """Facts that a snapshot of this kernel depends on beside its sandbox, as JSON. For a runtime
     that ``finds_snapshots``; None: the start must be cold."""
+    branch: str = ""
+    """Of a branch the value of ``branch_outputs`` that it was made with."""
     saved_in: Path | None = None
     """The directory of the sandbox that this one goes on from, which becomes its own."""
+    kept: Mapping[str, str] = field(default_factory=dict)
+    """Paths of copies that such a sandbox is shown in place of what is at a path of the host, by
+    that path."""
     unfit: str = ""
     """The key of a snapshot from which this kernel could not be restored: such a runtime removes
     it."""
@@ -293,6 +298,13 @@ class SavedSandbox(Protocol):
         :raises SnapshotError: when one was replaced since it was opened
         """
 
+    def find_held(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return names of some files and folders of the outputs that it has open, and of those that
+        it writes. Only right after ``checkpoint``. Blocks for milliseconds.
+
+        :raises OSError: when it has ended
+        """
+
     def memory_used(self) -> int | None:
         """As of ``Sandbox``."""
 
@@ -300,8 +312,7 @@ class SavedSandbox(Protocol):
         """As of ``CheckpointedSandbox``."""
 
     def note_saved(self, saved: float) -> None:
-        """Note that the kernel was saved in the directory at that Unix time: then ``close`` leaves
-        that, what was saved, the log and the transcript. 0: that it goes on. Never raises."""
+        """Note when it was saved, which ``close`` keeps (or raise StateError); 0: it goes on."""
 
 
 @runtime_checkable

@@ -27,10 +27,17 @@ from gvisor_kernel.server.changes_handlers import (
     UndoHandler,
     UnkeptHandler,
 )
+from gvisor_kernel.server.checkpoint_handlers import (
+    CHECKPOINT,
+    CheckpointHandler,
+    CheckpointsHandler,
+    RewindHandler,
+)
 from gvisor_kernel.server.fetch_handlers import FetchHandler, TileHandler
 from gvisor_kernel.server.file_handlers import make_file_routes
 from gvisor_kernel.server.handlers import (
     KERNEL,
+    BranchHandler,
     DoctorHandler,
     Handler,
     HibernateHandler,
@@ -62,6 +69,10 @@ ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     (f"/kernels/{KERNEL}/kill", KillHandler),
     (f"/kernels/{KERNEL}/hibernate", HibernateHandler),
     (f"/kernels/{KERNEL}/resume", ResumeHandler),
+    (f"/kernels/{KERNEL}/branch", BranchHandler),
+    (f"/kernels/{KERNEL}/checkpoints", CheckpointsHandler),
+    (f"/kernels/{KERNEL}/checkpoints/{CHECKPOINT}", CheckpointHandler),
+    (f"/kernels/{KERNEL}/rewind", RewindHandler),
     (f"/kernels/{KERNEL}/unkept", UnkeptHandler),
     (f"/kernels/{KERNEL}/changes", ChangesHandler),
     (f"/kernels/{KERNEL}/changes/content", ContentHandler),

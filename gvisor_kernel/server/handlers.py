@@ -23,10 +23,13 @@ from gvisor_kernel.errors import (
     EgressError,
     EgressRefused,
     GvisorKernelError,
+    NoCheckpoint,
     OutputsError,
     StorageError,
 )
+from gvisor_kernel.jupyter.asleep import start_branches
 from gvisor_kernel.jupyter.plan_factory import find_spec
+from gvisor_kernel.kernel.branches import NAME, name_branches
 from gvisor_kernel.kernel.hibernation import Hibernator
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.lab.routes import CLOSED
@@ -49,6 +52,7 @@ KERNEL = r"(?P<kernel_id>[\w.-]{1,200})"
 STATUSES: tuple[tuple[type[GvisorKernelError], int], ...] = (
     (DoctorFailed, 503),
     (OutputsError, 404),
+    (NoCheckpoint, 404),
     (EgressRefused, 404),
     (TooMany, 429),
     (EgressError, 503),
@@ -257,6 +261,44 @@ class ResumeHandler(HibernateHandler):
 
     async def change(self, hibernation: Hibernator) -> None:
         await hibernation.resume()
+
+
+class BranchHandler(Handler):
+    """``POST kernels/{kernel_id}/branch``"""
+
+    async def post(self, kernel_id: str) -> None:
+        kernel, body = self.find_kernel(kernel_id), self.read_body(MAX_BODY)
+        name, path, checkpoint = body.get("name"), body.get("path"), body.get("from")
+        if not all(text is None or isinstance(text, str) for text in (name, path, checkpoint)):
+            raise web.HTTPError(400, "name, path and from must be texts.")
+        if name is not None and not NAME.fullmatch(name):
+            raise web.HTTPError(400, "name must be at most 64 letters, digits and . _ -")
+        if path is not None and await self._has_session(path):
+            raise web.HTTPError(409, "The notebook of this path has a kernel already.")
+        self.note_activity()
+        [branch] = name_branches(1, name, checkpoint=checkpoint)
+        manager = self.services.kernel_manager
+        await start_branches(manager, kernel_id, kernel, [branch])
+        name = manager.get_kernel(branch.kernel_id).kernel_name
+        session: dict[str, Any] = {}
+        if path is not None:
+            words = {"path": path, "name": path.rpartition("/")[2], "type": "notebook"}
+            more = {"kernel_name": name, "kernel_id": branch.kernel_id}
+            sessions: Any = self.session_manager
+            session = await ensure_async(sessions.create_session(**words, **more))
+        self.set_status(201)
+        self.answer(
+            {
+                "id": branch.kernel_id,
+                "name": printable(name),
+                "branch": branch.name,
+                "session": session.get("id"),
+            }
+        )
+
+    async def _has_session(self, path: str) -> bool:
+        sessions: Any = self.session_manager
+        return bool(await ensure_async(sessions.session_exists(path=path)))
 
 
 class DoctorHandler(Handler):

@@ -17,6 +17,7 @@ from jupyter_core.utils import ensure_async
 from tornado.util import TimeoutError
 
 from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.runtimes.state.kept_packages import wait_until_kept
 from gvisor_kernel.server.resting import Resting
 from gvisor_kernel.server.sandboxes import Sandboxes
 from gvisor_kernel.server.saved_sessions import SavedSessions, TakingBack
@@ -26,8 +27,10 @@ log = logging.getLogger(__name__)
 
 STOP_SECONDS = 75.0
 """Seconds that a server's stop may take for all kernels: a service manager kills it after 90."""
-KERNEL_SECONDS = 30.0
-"""The same for one kernel. The next one is begun then."""
+KEEP_SECONDS = 20.0
+"""Seconds of them in which the packages of these kernels may be kept."""
+AT_ONCE = 2
+"""Kernels that are begun at the same time."""
 LIST_SECONDS, BEGIN_SECONDS = 20.0, 2.0
 """Seconds that a server's start waits until all kernels are listed, and then until they can be
 used; the rest follows."""
@@ -142,8 +145,9 @@ class Hibernating:
     async def _leave_all(self, saved: SavedSessions) -> None:
         if self._taking is not None:  # or those that have not begun are shut down
             self._taking[0].end()
-            await asyncio.wait({self._taking[1]}, timeout=KERNEL_SECONDS)
-        sessions, deadline = await saved.find(), asyncio.get_running_loop().time() + STOP_SECONDS
+            await asyncio.wait({self._taking[1]}, timeout=LIST_SECONDS)
+        loop, sessions = asyncio.get_running_loop(), await saved.find()
+        deadline = loop.time() + STOP_SECONDS
         kernels = {
             one: kernel
             for one in self._manager.list_kernel_ids()
@@ -155,16 +159,30 @@ class Hibernating:
         order = sorted(
             kernels, key=lambda it: (not self._resting.is_asleep(it), self._find_used(it))
         )
-        for kernel_id in order:
+        leaving: dict[str, asyncio.Future[None]] = {}
+
+        async def leave_next() -> None:
+            """Leave one kernel after another: one that is slow has its share of the time."""
+            while len(leaving) < len(order):
+                kernel_id, left = order[len(leaving)], len(order) - len(leaving)
+                # Not cancelled: half of it is undone by the end of the kernel.
+                leaving[kernel_id] = asyncio.ensure_future(kernels[kernel_id].hibernation.leave())
+                seconds = AT_ONCE * (deadline - loop.time()) / max(left, AT_ONCE)
+                await asyncio.wait({leaving[kernel_id]}, timeout=max(0.0, seconds))
+
+        await asyncio.gather(*(leave_next() for _ in range(AT_ONCE)))  # no timeout: STOP_SECONDS
+        if leaving:
+            await asyncio.wait(leaving.values(), timeout=max(0.0, deadline - loop.time()))
+        for kernel_id, done in leaving.items():
             name = next((printable(it.path) for it in sessions.get(kernel_id, [])), kernel_id)
-            leaving = asyncio.ensure_future(kernels[kernel_id].hibernation.leave())
-            seconds = min(KERNEL_SECONDS, deadline - asyncio.get_running_loop().time())
-            # Not cancelled: half of it is undone by the end of the kernel.
-            await asyncio.wait({leaving}, timeout=max(0.0, seconds))
-            if not leaving.done():
+            if not done.done():
                 log.warning("%s does not hibernate in time, and ends with the server.", name)
-            elif (error := leaving.exception()) is not None:
+            elif (error := done.exception()) is not None:
                 log.warning("%s does not hibernate, and ends with the server: %s", name, error)
+            else:
+                log.info("%s hibernates, for the next server.", name)
+        # What is not kept by then must not be upgraded before the kernel goes on.
+        await asyncio.to_thread(wait_until_kept, min(KEEP_SECONDS, deadline - loop.time()))
 
     def _find_used(self, kernel_id: str) -> datetime:
         used = getattr(self._manager.get_kernel(kernel_id), "last_activity", None)

@@ -61,6 +61,10 @@ class Resting:
 
     def _begin(self, kernel_id: str) -> None:
         manager = self._manager
+        kernel = self._sandboxes.find_kernel(kernel_id)
+        facts = kernel.describe() if kernel is not None else None
+        if facts is None or facts.saved is None or facts.state != "idle":  # it is about to go on
+            return
         if manager.kernel_model(kernel_id)["connections"]:
             return
         buffered = getattr(manager, "_kernel_buffers", {}).get(kernel_id)

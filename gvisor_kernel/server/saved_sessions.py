@@ -4,7 +4,7 @@
 
 Only servers write it, beside what was saved of the kernel. ``SavedSessions`` keeps it up to date;
 ``TakingBack`` lets a server have kernels again that hibernate, with their sessions: first all are
-listed, as kernels that are starting, and then one after another goes on.
+listed, as kernels that are starting, and then one after another begins.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from tornado import web
 from gvisor_kernel.errors import GvisorKernelError, LaunchError
 from gvisor_kernel.host import processes
 from gvisor_kernel.host.private_directories import read_file, replace_file
-from gvisor_kernel.jupyter.provisioner import RESUMES_ONLY, Resumes
+from gvisor_kernel.jupyter.asleep import Resumes, list_asleep, show_state
 from gvisor_kernel.kernel.facts import KernelEvent, KernelEvents, Started
 from gvisor_kernel.runtimes.state.records import Record, find_sandboxes, is_orphan
 from gvisor_kernel.runtimes.state.saved import is_saved
+from gvisor_kernel.runtimes.state.sweep import has_run
 from gvisor_kernel.server.sandboxes import Sandboxes
 from gvisor_kernel.shown_text import printable
 from gvisor_kernel.typed_json import read_json, write_json
@@ -41,7 +42,7 @@ MAX_FILE = 64 * 1024
 MAX_SESSIONS = 20
 """Sessions of one kernel that are kept, such as a notebook and its console."""
 AT_ONCE = 8
-"""Kernels that are taken back at once."""
+"""Kernels that begin at once."""
 SAVING_SECONDS, LOOK_SECONDS = 60.0, 0.2
 """Seconds in which kernels of a server that was killed are saved, and between looks at them."""
 
@@ -69,6 +70,7 @@ class SavedSessions:
 
     def __init__(self, application: Any, sandboxes: Sandboxes) -> None:
         self._manager = application.session_manager
+        self._kernels = application.kernel_manager
         self._root = os.path.realpath(application.kernel_manager.root_dir)
         self._sandboxes = sandboxes
         self._loop = asyncio.get_running_loop()
@@ -80,6 +82,7 @@ class SavedSessions:
         KernelEvents.instance().watch(self._on_event)
         for name in ("save_session", "update_session"):
             setattr(self._manager, name, self._follow(getattr(self._manager, name)))
+        self._kernels.start_kernel = self._follow_start(self._kernels.start_kernel)
 
     def end(self) -> None:
         """Write nothing more. Idempotent."""
@@ -91,6 +94,18 @@ class SavedSessions:
             found = await ensure_async(method(session_id, *args, **more))
             await self._note(session_id=session_id)
             return found
+
+        return call
+
+    def _follow_start(self, method: Any) -> Any:
+        @wraps(method)
+        async def call(*args: Any, **more: Any) -> Any:
+            kernel_id = await ensure_async(method(*args, **more))
+            directory = self._sandboxes.find_directory(kernel_id)
+            # Of a branch, which begins asleep, no event tells. One that was taken back has its own.
+            if directory is not None and not (directory / FILE).exists():
+                await self._note(kernel_id=kernel_id)
+            return kernel_id
 
         return call
 
@@ -150,7 +165,7 @@ def find_left(root: str) -> tuple[list[Left], bool]:
             file = read_json(read_file(directory / FILE, MAX_FILE), _File, MAX_FILE)
             if file.root != root:
                 continue
-            if is_saved(directory, record):
+            if is_saved(directory, record) and not has_run(directory):
                 left.append((directory, record, file.sessions))
             else:
                 waits |= any(map(processes.is_alive, record.processes.values()))
@@ -161,7 +176,7 @@ class TakingBack:
     """Lets a server have the kernels and sessions that were left. On its loop."""
 
     def __init__(self, application: Any, on_taken: Callable[[str], None]) -> None:
-        """``on_taken`` is called with the id of each kernel."""
+        """``on_taken`` is called with the id of each kernel that is there."""
         self._application = application
         self._manager = application.kernel_manager
         self._on_taken = on_taken
@@ -185,9 +200,8 @@ class TakingBack:
             for left in found:
                 if left[1].identity not in tried and not self._ended:
                     tried.add(left[1].identity)
-                    begins: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                    if await self._list(*left, begins):
-                        taking.append(asyncio.create_task(self._take(left[1], begins)))
+                    deadline = time.monotonic() + SAVING_SECONDS  # they are saved one after another
+                    taking += await self._list(*left)
             if waits:
                 await asyncio.sleep(LOOK_SECONDS)
         self.listed.set()
@@ -198,31 +212,21 @@ class TakingBack:
         self._ended = True
 
     async def _list(
-        self,
-        directory: Path,
-        record: Record,
-        sessions: tuple[Session, ...],
-        begins: asyncio.Future[None],
-    ) -> bool:
-        """Give the server a kernel that starts as soon as ``begins`` is done, and its sessions.
-
-        Return whether there was none of this id.
-        """
+        self, directory: Path, record: Record, sessions: tuple[Session, ...]
+    ) -> list[asyncio.Task[None]]:
+        """Let the server have a kernel that is to start, and its sessions; return what starts it,
+        if there was none of this id."""
         manager, kernel_id = self._manager, record.kernel_id
-        pending = getattr(manager, "use_pending_kernels", None)
-        is_new = kernel_id not in manager
-        if pending is None:  # another package's manager lists what has started
-            begins.set_result(None)
+        starts: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        is_new, lists = kernel_id not in manager, getattr(manager, "use_pending_kernels", None)
+        if lists is None:  # another package's manager lists what has started
+            starts.set_result(None)
         try:
             if is_new:
-                path = os.path.relpath(record.folder, os.path.realpath(manager.root_dir))
-                RESUMES_ONLY.set(Resumes(kernel_id, directory, begins))
-                if pending is False:
-                    manager.use_pending_kernels = True  # for what is listed before it has started
-                name = record.kernel_name
-                await ensure_async(
-                    manager.start_kernel(kernel_id=kernel_id, kernel_name=name, path=path)
-                )
+                if lists is False:
+                    manager.use_pending_kernels = True
+                resumes = Resumes(kernel_id, directory, starts)
+                await list_asleep(manager, resumes, record.kernel_name, record.folder)
             ours = self._application.session_manager
             for session in sessions:
                 try:
@@ -233,22 +237,22 @@ class TakingBack:
         except Exception as error:
             self._warn(record, error)
         finally:
-            if pending is not None:
-                manager.use_pending_kernels = pending
-            RESUMES_ONLY.set(None)
-        return is_new and kernel_id in manager
+            if lists is not None:
+                manager.use_pending_kernels = lists
+        is_there = is_new and kernel_id in manager
+        return [asyncio.create_task(self._take(record, starts))] if is_there else []
 
-    async def _take(self, record: Record, begins: asyncio.Future[None]) -> None:
+    async def _take(self, record: Record, starts: asyncio.Future[None]) -> None:
         manager, kernel_id = self._manager, record.kernel_id
         async with self._turn:
             try:
                 kernel = manager.get_kernel(kernel_id)
-                if not begins.done() and self._ended:
-                    begins.set_exception(LaunchError("The server stops."))
-                elif not begins.done():
-                    begins.set_result(None)
+                if not starts.done() and self._ended:
+                    starts.set_exception(LaunchError("The server stops."))
+                elif not starts.done():
+                    starts.set_result(None)
                 await kernel.ready  # no timeout: one start
-                kernel.execution_state = "idle"  # no message says so
+                show_state(kernel)
                 self._on_taken(kernel_id)
             except Exception as error:
                 if not self._ended:

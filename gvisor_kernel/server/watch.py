@@ -30,6 +30,7 @@ from gvisor_kernel.kernel.facts import (
     KernelEvents,
     KernelFacts,
     Resumed,
+    Rewound,
     Started,
     StartKind,
     State,
@@ -42,6 +43,7 @@ STARTED = "urn:gvisor-kernel:event:started:v1"
 DIED = "urn:gvisor-kernel:event:died:v1"
 HIBERNATED = "urn:gvisor-kernel:event:hibernated:v1"
 RESUMED = "urn:gvisor-kernel:event:resumed:v1"
+REWOUND = "urn:gvisor-kernel:event:rewound:v1"
 MEMORY = "urn:gvisor-kernel:event:memory:v1"
 LOST = "urn:gvisor-kernel:event:files-lost:v1"
 REFUSED = "urn:gvisor-kernel:event:egress-refused:v1"
@@ -81,6 +83,11 @@ class Events:
         """A kernel that hibernated goes on."""
         seconds = round(event.seconds, 3)
         self._emit(RESUMED, event.kernel_id, event.kernel_name, seconds=seconds)
+
+    def tell_rewound(self, event: Rewound) -> None:
+        """A kernel went back to a checkpoint."""
+        facts = {"checkpoint": event.checkpoint, "seconds": round(event.seconds, 3)}
+        self._emit(REWOUND, event.kernel_id, event.kernel_name, **facts)
 
     def tell_memory(self, kernel_id: str, facts: KernelFacts) -> None:
         """A sandbox has come near its memory limit."""
@@ -377,6 +384,8 @@ class Watch:
             self._events.tell_died(event)
         elif isinstance(event, Hibernated):
             self._events.tell_hibernated(event)
+        elif isinstance(event, Rewound):
+            self._events.tell_rewound(event)
         elif isinstance(event, Resumed):
             metrics().count_resume(event.seconds)
             self._events.tell_resumed(event)

@@ -4,11 +4,15 @@ import type {
   Applied,
   Change,
   Changes,
+  Checkpoint,
+  Checkpoints,
   Findings,
   Kernelspecs,
   Lines,
+  OutputChanges,
   Sandbox,
   Sandboxes,
+  Saved,
   Trust,
   Undone,
   Unkept
@@ -72,6 +76,33 @@ export class SandboxClient {
 
   async end(id: string, how: 'stop' | 'kill' | 'hibernate' | 'resume'): Promise<void> {
     await this.post(`${pathOf(id)}/${how}`, {});
+  }
+
+  /**
+   * Starts a kernel that goes on from the same state, for the notebook at ``path``.
+   *
+   * @param from the checkpoint whose state that is; null: the present one
+   * @returns its id
+   */
+  async branch(id: string, path: string, from: string | null): Promise<string> {
+    const body = { path, ...(from === null ? {} : { from }) };
+    return (await this.post<{ id: string }>(`${pathOf(id)}/branch`, body)).id;
+  }
+
+  /** The saved states of a kernel, the oldest first. Does not wake it. */
+  async checkpoints(id: string): Promise<readonly Checkpoint[]> {
+    return (await this.get<Checkpoints>(`${pathOf(id)}/checkpoints`)).checkpoints;
+  }
+
+  /** ``name``: empty for one that is free. Returns the name. */
+  async saveCheckpoint(id: string, name: string): Promise<string> {
+    const body = name === '' ? {} : { name };
+    return (await this.post<Saved>(`${pathOf(id)}/checkpoints`, body)).name;
+  }
+
+  /** Returns which outputs are not as they were. */
+  async rewind(id: string, name: string): Promise<OutputChanges> {
+    return (await this.post<{ outputs: OutputChanges }>(`${pathOf(id)}/rewind`, { name })).outputs;
   }
 
   /** Remembers for notebooks of a folder whether their kernels see its project. */

@@ -29,6 +29,13 @@ export type Kernelspecs = Answer<paths['/kernelspecs']['get']>;
 export type Kernelspec = Kernelspecs['kernelspecs'][number];
 export type Findings = Answer<paths['/doctor']['post']>;
 
+export type Checkpoints = Answer<paths['/kernels/{kernel_id}/checkpoints']['get']>;
+export type Checkpoint = Checkpoints['checkpoints'][number];
+/** The files of outputs that are not as they were at the checkpoint. */
+export type OutputChanges = Answer<paths['/kernels/{kernel_id}/rewind']['post']>['outputs'];
+/** The name under which a state was saved. */
+export type Saved = Answer<paths['/kernels/{kernel_id}/checkpoints']['post']>;
+
 /** What a sandbox that has ended took with it, as the server's event has it. */
 export type Lost = Unkept & Pick<Sandbox, 'kernel_id' | 'kernel_name'>;
 

@@ -56,6 +56,8 @@ const MOST_QUICK_LOOKS = 120;
 
 export class CurrentSandbox {
   readonly view = new StatusView();
+  /** Called with each answer about the sandbox of the notebook that the person is in. */
+  onLook: (sandbox: Sandbox) => void = () => undefined;
   readonly unkept: UnkeptView;
   private readonly unkeptLook: UnkeptLook;
   private session: ISessionContext | null = null;
@@ -242,6 +244,7 @@ export class CurrentSandbox {
     this.view.update(sandbox);
     if (known) {
       this.sandbox = sandbox;
+      this.onLook(sandbox);
       if (sandbox.state === 'ended') {
         this.unkeptLook.forget();
       }

@@ -48,6 +48,9 @@ export const NO_FILES =
   'Move the notebook and its files to a folder of their own, and open it there.';
 
 export function describeMemory(sandbox: Sandbox): string {
+  if (sandbox.hibernated !== null) {
+    return `${formatBytes(sandbox.hibernated.size)} on the disk`;
+  }
   const limit = formatBytes(sandbox.memory.limit);
   return sandbox.memory.used === null
     ? `limit ${limit}`
@@ -77,9 +80,20 @@ export function describeStart(kind: string): string {
   return words[kind] ?? kind;
 }
 
+/** One word for what a sandbox does. */
+export function nameState({ state, hibernated }: Sandbox): string {
+  if (hibernated === null) {
+    return state;
+  }
+  return state === 'starting' || state === 'waiting' ? 'waking' : 'hibernated';
+}
+
 /** What the status bar says beside the shield: of a kernel that has started, JupyterLab says there
  *  whether it is idle or busy. */
 export function describeState(sandbox: Sandbox): string {
+  if (sandbox.hibernated !== null) {
+    return nameState(sandbox);
+  }
   switch (sandbox.state) {
     case 'waiting':
       return sandbox.waits_for || 'waiting';
@@ -91,6 +105,6 @@ export function describeState(sandbox: Sandbox): string {
       return 'ended';
     case 'idle':
     case 'busy':
-      return sandbox.hibernated === null ? describeMemory(sandbox) : 'hibernated';
+      return describeMemory(sandbox);
   }
 }

@@ -36,8 +36,10 @@ import { History } from './history.js';
 import { describeCards } from './launcher.js';
 import { LostFiles, describeLost } from './lost.js';
 import { SHOW_OUTPUTS, makePreview, makeSend, outputs } from './outputs_plugin.js';
+import { SavedNotices } from './saved_notice.js';
 import { Sidebar } from './sidebar.js';
 import { isOurs, kernelToWarm } from './specs.js';
+import { STATES, addStates } from './states_menu.js';
 import { nameOf, rememberTitles, titles } from './titles.js';
 import { hasFiles } from './unkept.js';
 import { guardNotebooks } from './untrusted.js';
@@ -307,13 +309,27 @@ const sandboxes: JupyterFrontEndPlugin<void> = {
       });
     }
     menu?.kernelMenu.addGroup([{ command: Commands.hibernate }, { command: Commands.resume }], 89);
+    const made = addStates(app, client, current, { notebooks, menu, notifies: bar !== null });
+    if (notebooks !== null) {
+      const notices = new SavedNotices(
+        notebooks,
+        client,
+        async session => {
+          await kernelspecs.ready;
+          return isOurs(kernelspecs.specs, kernelNameOf(session));
+        },
+        act,
+        made
+      );
+      current.onLook = it => notices.update(it);
+    }
     const entries = [Commands.changes, SHOW_OUTPUTS, Commands.transcript].map(command => ({
       command,
       args: { isMenu: true }
     }));
     menu?.kernelMenu.addGroup(entries, 90);
     menu?.viewMenu.addGroup(entries, 90);
-    for (const command of Object.values(Commands)) {
+    for (const command of [...Object.values(Commands), ...STATES]) {
       palette?.addItem({ command, category: CATEGORY });
     }
 

@@ -14,7 +14,14 @@ import {
   skeleton,
   warning
 } from './dom.js';
-import { NEARLY_FULL, count, describeMemory, formatSeconds, memoryShare } from './format.js';
+import {
+  NEARLY_FULL,
+  count,
+  describeMemory,
+  formatSeconds,
+  memoryShare,
+  nameState
+} from './format.js';
 import { type History, type Sample, plotPoints } from './history.js';
 import { nameOf, titles } from './titles.js';
 
@@ -77,7 +84,7 @@ class Row {
     const title = titles.of(sandbox.kernel_id);
     setText(this.heading, nameOf(sandbox));
     this.heading.title = escapeHidden(title?.path ?? '');
-    setText(this.badge, sandbox.hibernated === null ? sandbox.state : 'hibernated');
+    setText(this.badge, nameState(sandbox));
     const below = title?.path.split('/').slice(0, -1).join('/') ?? '';
     const kernel = title === null ? '' : ` · ${sandbox.display_name || sandbox.kernel_name}`;
     setText(this.folder, `${below || sandbox.folder}${kernel}`);

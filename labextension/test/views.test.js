@@ -69,6 +69,8 @@ test('a kernel that hibernates has a moon, and is offered to go on', () => {
   const view = new StatusView();
   view.update(sandbox);
   assert.match(view.node.textContent, /☾hibernated/);
+  view.update(sandboxAnswer({ ...asleep, state: 'starting' }));
+  assert.match(view.node.textContent, /☾waking/);
   const done = [];
   const card = new Card(sandbox, action => done.push(action));
   const shown = () => [...card.node.querySelectorAll('button')].filter(node => !node.hidden);

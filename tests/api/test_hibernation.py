@@ -8,15 +8,26 @@ import contextlib
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gvisor_kernel import AsyncSandbox, Sandbox
-from gvisor_kernel.errors import NotIdle, SandboxError, SnapshotError
+from gvisor_kernel.bridge import KernelBridge
+from gvisor_kernel.cli.main import main
+from gvisor_kernel.errors import GvisorKernelError, NotIdle, SandboxError, SnapshotError, StateError
 from gvisor_kernel.host import processes
+from gvisor_kernel.kernel import saved_kernel
+from gvisor_kernel.kernel.saved_kernel import SAVE_SECONDS
+from gvisor_kernel.runtimes.mounts.plan import Places
+from gvisor_kernel.runtimes.runsc import runtime
+from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state.kept_packages import wait_until_kept
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
 
 from ..patience import scale_seconds
@@ -84,7 +95,9 @@ def test_all_goes_on_as_it_was(sandbox: Sandbox) -> None:
     count = sandbox.run("0").execution_count
     for n in (1, 2, 3):
         before = find_listed(sandbox)
+        assert not sandbox.is_hibernated
         sandbox.hibernate()
+        assert sandbox.is_hibernated
         asleep = find_listed(sandbox)
         assert (asleep.state, asleep.id) == ("hibernated", before.id)
         assert not any(map(processes.is_alive, before.record.processes.values()))
@@ -126,6 +139,16 @@ def test_files_and_commands_wake_the_kernel(sandbox: Sandbox) -> None:
     assert sandbox.shell("cat /workspace/x").stdout == "kept"
 
 
+def test_the_command_changes_wakes_the_kernel(
+    sandbox: Sandbox, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sandbox.run("open('made', 'w').write('1')")
+    sandbox.hibernate()
+    assert main(["changes", find_listed(sandbox).id]) == 0
+    assert "made" in capsys.readouterr().out
+    assert not sandbox.is_hibernated
+
+
 def test_no_request_is_lost_or_doubled_in_any_gap() -> None:
     asyncio.run(send_in_each_gap())
 
@@ -144,6 +167,58 @@ async def send_in_each_gap() -> None:
             with contextlib.suppress(NotIdle):
                 await saving
         assert (await sandbox.run("n")).text == str(len(gaps))
+
+
+def test_what_is_asked_of_a_kernel_that_is_being_saved_waits_for_its_turn() -> None:
+    asyncio.run(ask_while_it_is_saved())
+
+
+async def ask_while_it_is_saved() -> None:
+    async with AsyncSandbox(memory="1G") as sandbox:
+        await sandbox.run("x = 5")
+        await sandbox.checkpoint("base")
+        hibernation = sandbox._require_kernel().hibernation
+        checkpoints = hibernation.checkpoints
+        directory = hibernation.find_directory()
+        for second in (hibernation.hibernate, partial(checkpoints.rewind, "base")):
+            await asyncio.gather(hibernation.hibernate(), second())
+            assert (await sandbox.run("x")).text == "5"
+        # Its end waits for a save, whoever else has failed to save it meanwhile.
+        verbs = [hibernation.hibernate, checkpoints.make, partial(checkpoints.rewind, "base")]
+        saving = asyncio.ensure_future(hibernation.hibernate())
+        await wait_for_save(saving, directory)
+        more = [asyncio.ensure_future(verb()) for verb in verbs]
+        await sandbox.close()
+        for error in await asyncio.gather(saving, *more, return_exceptions=True):
+            assert error is None or isinstance(error, str | GvisorKernelError), error
+        assert not directory.exists()
+
+
+async def wait_for_save(saving: asyncio.Future[None], directory: Path) -> None:
+    while not saving.done() and not (directory / "saving").exists():
+        await asyncio.sleep(0.002)
+
+
+def test_a_call_that_begins_at_the_same_time_waits() -> None:
+    async def ask() -> None:
+        async with AsyncSandbox(memory="1G") as sandbox:
+            await sandbox.files.write("/workspace/a", "1")
+            begun, go_on = threading.Event(), threading.Event()
+
+            async def hold() -> None:
+                begun.set()
+                assert go_on.wait(scale_seconds(20))
+
+            held = sandbox._require_kernel()._bridge.call(hold())
+            assert begun.wait(scale_seconds(20))
+            both = asyncio.gather(sandbox.hibernate(), sandbox.files.read("/workspace/a"))
+            for _ in range(5):  # until each has asked the bridge, in this order
+                await asyncio.sleep(0)
+            go_on.set()
+            held.result(scale_seconds(20))
+            assert await both == [None, "1"]
+
+    asyncio.run(ask())
 
 
 def test_a_kernel_that_works_is_not_saved(sandbox: Sandbox) -> None:
@@ -195,20 +270,93 @@ def test_a_library_that_was_replaced_is_named_and_not_mixed(tmp_path: Path) -> N
     mounts = [{"source": str(tmp_path / "lib"), "target": "/opt/own"}]
     with Sandbox(memory="1G", mounts=mounts) as sandbox:
         sandbox.run("import ctypes; own = ctypes.CDLL('/opt/own/libown.so'); x = 10")
-        sandbox.hibernate()
-        shown.rename(tmp_path / "first")
-        shutil.copyfile(library, shown)
-        error = sandbox.run("x").error
-        assert error is not None
-        assert f"{shown} was changed" in error.value
-        (tmp_path / "first").rename(shown)
-        assert sandbox.run("x").text == "10"
         # Replaced while the kernel lives: it goes on, and is not saved.
+        (tmp_path / "first").hardlink_to(shown)
         shown.unlink()
         shutil.copyfile(library, shown)
         with pytest.raises(SnapshotError, match=r"libown\.so was changed"):
             sandbox.hibernate()
         assert sandbox.run("x").text == "10"
+        (tmp_path / "first").rename(shown)
+        sandbox.hibernate()
+        wait_until_kept()
+        shown.unlink()
+        error = sandbox.run("x").error
+        assert error is not None
+        assert f"{shown} is gone" in error.value
+        # Another one that is there now is not shown to it.
+        shown.write_bytes(library.read_bytes() + b"another")
+        execution = sandbox.run("import os; x, os.path.getsize('/opt/own/libown.so')")
+        assert execution.text == str((10, library.stat().st_size))
+        assert "libown.so. Restart it" in execution.stderr
+
+
+def test_what_nobody_could_take_over_is_not_saved(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change_record(directory: Path, record: records.Record, **facts: Any) -> records.Record:
+        raise StateError("The disk is full.")
+
+    sandbox.run("x = 5")
+    faults: list[tuple[Any, str, object, str]] = [
+        (saved_kernel, "MAX_NOTE", 9, "at most 9 B"),
+        (records, "change_record", change_record, "disk is full"),
+    ]
+    for module, name, value, words in faults:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, value)
+            with pytest.raises(SnapshotError, match=words):
+                sandbox.hibernate()
+        assert not find_saved(sandbox).exists()
+        assert sandbox.run("x").text == "5"
+
+
+def test_without_room_a_kernel_hibernates_only_by_hand(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(saved_kernel, "MAX_SIZE", 1)
+    with Sandbox(memory="1G", hibernate_idle_timeout=1) as sandbox:
+        wait_until(lambda: "and all may have 1 B" in caplog.text)
+        assert (
+            "does not hibernate: Saved kernels"
+            in Places(find_listed(sandbox).directory).log.read_text()
+        )
+        assert find_listed(sandbox).state == "running"
+        sandbox.hibernate()
+        assert find_listed(sandbox).state == "hibernated"
+
+
+def test_a_file_that_was_edited_meanwhile_is_in_no_ones_way(tmp_path: Path) -> None:
+    files = [tmp_path / "tool.py", tmp_path / "notes.so.txt"]
+    for file in files:
+        file.write_text("v = 1\n")
+        file.chmod(0o755)
+    with Sandbox(uploads=tmp_path, memory="1G") as sandbox:
+        assert sandbox.run("import tool; notes = open('notes.so.txt').read(); tool.v").text == "1"
+        sandbox.hibernate()
+        for file in files:
+            file.write_text("v = 2; w = 3\n")
+        assert sandbox.run("tool.v").text == "1"
+
+
+def test_a_wake_has_as_long_as_a_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds, wait, attach = [], runtime.wait_for_sentry, KernelBridge.attach_restored
+
+    def wait_for_sentry(process: Any, places: Any, stderr: Any, most: float, **more: Any) -> Any:
+        seconds.append(most)
+        return wait(process, places, stderr, most, **more)
+
+    def attach_restored(self: Any, *args: Any, **more: Any) -> Any:
+        seconds.append(args[6])
+        return attach(self, *args, **more)
+
+    with Sandbox(memory="1G", start_timeout=50) as sandbox:
+        sandbox.hibernate()
+        monkeypatch.setattr(runtime, "wait_for_sentry", wait_for_sentry)
+        monkeypatch.setattr(KernelBridge, "attach_restored", attach_restored)
+        assert sandbox.run("1").text == "1"
+    assert len(seconds) == 2
+    assert all(most >= SAVE_SECONDS for most in seconds)
 
 
 def test_the_end_removes_what_was_saved(sandbox: Sandbox) -> None:

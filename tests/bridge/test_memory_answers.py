@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from gvisor_kernel.bridge.memory_answers import MAX_INFO, MemoryAnswers
 from gvisor_kernel.bridge.wire import new_message
 
@@ -19,7 +21,29 @@ def test_a_comm_is_forgotten_when_it_is_closed() -> None:
     assert known.find(ASKED)
 
 
-def test_a_large_message_of_a_comm_is_not_parsed_and_the_kernel_is_asked() -> None:
-    known, opened = MemoryAnswers(), new_message("comm_open", {}, b"{}", b"")
-    known.note(replace(opened, content=b"[" * (MAX_INFO + 1)))  # no JSON: parsing it would raise
+@pytest.mark.parametrize("content", [b"[" * 9, b"{" + b" " * MAX_INFO + b"}"])
+def test_what_is_not_parsed_is_passed_on_and_the_kernel_is_asked(content: bytes) -> None:
+    known = MemoryAnswers()
+    for kind in (
+        "kernel_info_reply",
+        "debug_reply",
+        "execute_request",
+        "execute_reply",
+        "comm_close",
+    ):
+        known.note(replace(new_message(kind, {}, b"{}", b""), content=content))
+    assert known.find(ASKED)
+    assert known.find(new_message("kernel_info_request", {}, b"{}", b"")) is None
+    known.note(replace(new_message("comm_open", {}, b"{}", b""), content=content))
     assert known.find(ASKED) is None
+    known.note(replace(new_message("comm_close", {}, b"{}", b""), content=content))
+    assert known.find(ASKED) is None
+
+
+def test_a_large_request_of_the_debugger_counts_as_its_use() -> None:
+    known, request = MemoryAnswers(), {"command": "debugInfo", "seq": 1}
+    asked = new_message("debug_request", request, b"{}", b"")
+    known.note(new_message("debug_reply", {"command": "debugInfo"}, b"{}", b""))
+    assert known.find(asked)
+    known.note(new_message("debug_request", {"code": "#" * MAX_INFO}, b"{}", b""))
+    assert known.find(asked) is None

@@ -161,13 +161,16 @@ class LabServer:
     def log_tail(self) -> str:
         return self.log_path.read_text()[-4000:] if self.log_path.exists() else ""
 
-    def request(self, method: str, path: str) -> Any:
+    def request(self, method: str, path: str, body: Any = None) -> Any:
         request = urllib.request.Request(  # noqa: S310 - our own server
-            self.url + path, method=method, headers={"Authorization": f"token {self.token}"}
+            self.url + path,
+            None if body is None else json.dumps(body).encode(),
+            headers={"Authorization": f"token {self.token}"},
+            method=method,
         )
         with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310
-            body = reply.read()
-        return json.loads(body) if body else None
+            answer = reply.read()
+        return json.loads(answer) if answer else None
 
     def stop(self) -> None:
         """Shut the kernels down, then kill the server.

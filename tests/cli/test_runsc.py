@@ -56,6 +56,7 @@ from ..releases.bucket import (
     wait,
 )
 from ..sweeps import needs_all
+from ..without_runsc import COVER
 from ..world import PROJECT
 
 IN_NAMESPACE = "GK_TEST_OWN_STORE"
@@ -68,8 +69,8 @@ if IS_ROOT and IN_NAMESPACE not in os.environ:
     @pytest.mark.timeout(900)
     def test_in_a_namespace() -> None:
         """The others, with an empty store of root."""
-        script = """
-            mount -t tmpfs -o mode=755 tmpfs /var/lib
+        script = f"""
+            {COVER}
             exec "$0" -m pytest -p no:cacheprovider -q -rs --timeout=300 "$1"
         """
         done = subprocess.run(

@@ -89,7 +89,7 @@ def test_wheel_enables_the_extension_of_the_server(environment: Path) -> None:
         ".parent; print('jupyter_server' in sys.modules, (here / 'openapi.json').exists(),"
         " len(list(here.glob('event_schemas/*.yaml'))))"
     )
-    assert run_in(environment, "python", "-c", code).split() == ["False", "True", "7"]
+    assert run_in(environment, "python", "-c", code).split() == ["False", "True", "8"]
 
 
 def test_wheel_contains_the_skills(environment: Path) -> None:

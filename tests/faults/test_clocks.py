@@ -24,6 +24,7 @@ FOR_PEOPLE = {
     ("bridge/records.py", "record"): "the time of an entry of a transcript",
     ("bridge/wire.py", "new_message"): "the date of a message, as Jupyter has it",
     ("guest/preload.py", "try_module"): "which variables of a module are the time of its import",
+    ("kernel/checkpoints.py", "_write"): "when a checkpoint was made; which is the oldest",
     ("kernel/snapshot_builder.py", "_make_once"): (
         "when a snapshot was made; which files are younger"
     ),
@@ -40,7 +41,10 @@ FOR_PEOPLE = {
     ("releases/release_store.py", "publish"): "when a release was installed",
     ("releases/bucket.py", "fetch"): "which parts of downloads are a week old",
     ("runtimes/runsc/kept_programs.py", "sweep_copies"): "which copies nobody has used for an hour",
-    ("kernel/saved_kernel.py", "save"): "when a kernel was saved",
+    ("kernel/saved_kernel.py", "save_as"): "when a kernel was saved",
+    ("runtimes/state/kept_packages.py", "find_substitutes"): "when a kernel was saved",
+    ("runtimes/state/kept_copies.py", "remove"): "which copies nobody has needed for an hour",
+    ("kernel/branches.py", "_making"): "since when a branch exists",
     ("kernel/saved_kernel.py", "remove_old"): "which saved kernels nobody has wanted for a month",
     ("runtimes/runsc/orphan.py", "save_orphan"): "when a kernel was saved",
     ("kernel/session.py", "_launch_or_undo"): "which files on disk changed after the start",
@@ -60,7 +64,6 @@ FOR_PEOPLE = {
         "runtimes/copies/outputs.py",
         "take_outputs",
     ): "which files are younger than a copy of them",
-    ("kernel/saved_kernel.py", "save_as"): "when a kernel was saved",
     ("runtimes/state/beginning.py", "first_record"): "when a sandbox was made",
     ("runtimes/mounts/folders.py", "open_inputs"): "which hidden files are older than a start",
     ("runtimes/runsc/checks.py", "check_runsc"): "how old a release is, for doctor",

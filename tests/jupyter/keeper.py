@@ -1,11 +1,12 @@
 """A program with one kernel of a server's manager, which ends in the way that its argument names.
 
-It prints what the cell ``CODE`` prints, a line each.
+It prints what the cell ``CODE`` prints, a line each. A third argument is JSON: settings.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -41,8 +42,9 @@ async def execute(client: AsyncKernelClient, code: str, until: str = "") -> None
             return
 
 
-async def main(way: str, kernel_id: str) -> None:
+async def main(way: str, kernel_id: str, settings: str = "{}") -> None:
     config = Config({"GVisorServer": {"hibernate_on_shutdown": True}})
+    config.GVisorProvisioner.update(json.loads(settings))
     managers = AsyncMultiKernelManager(config=config)
     await managers.start_kernel(kernel_name="gvisor-python", kernel_id=kernel_id)
     manager = managers.get_kernel(kernel_id)
@@ -52,7 +54,19 @@ async def main(way: str, kernel_id: str) -> None:
         await client.wait_for_ready(timeout=60)
     await execute(client, CODE)
     kernel = manager.provisioner.sandboxed_kernel
-    if way == "leave":
+    if way.endswith("going back"):
+        states = kernel.hibernation.checkpoints
+        await states.make("one")
+        await execute(client, CODE)
+        if way.startswith("die"):
+            going = asyncio.ensure_future(states.rewind("one"))
+            while kernel.hibernation.saved is None:  # until it is saved, and its sandbox ends
+                await asyncio.sleep(0.001)
+            assert not going.done()
+    if way == "take back":
+        print((await kernel.hibernation.checkpoints.rewind("one")).changed, flush=True)
+        await execute(client, CODE)
+    if way.startswith("leave") or way == "take and leave":
         print(await kernel.hibernation.leave(), flush=True)
     if way == "die asleep":
         await kernel.hibernation.hibernate()
@@ -67,4 +81,4 @@ async def main(way: str, kernel_id: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2]))
+    asyncio.run(main(*sys.argv[1:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -16,9 +17,9 @@ from ..patience import scale_seconds
 from ..world import PROJECT
 
 
-def run(way: str, kernel_id: str, folder: Path) -> tuple[list[str], int]:
+def run(way: str, kernel_id: str, folder: Path, **settings: object) -> tuple[list[str], int]:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.jupyter.keeper", way, kernel_id],
+        [sys.executable, "-m", "tests.jupyter.keeper", way, kernel_id, json.dumps(settings)],
         cwd=folder,
         env=None,
         capture_output=True,
@@ -64,6 +65,18 @@ def test_a_kernel_outlives_its_server(way: str, folder: Path) -> None:
     assert find(kernel_id) is None
 
 
+@pytest.mark.parametrize("way", ["leave, before going back", "die going back"])
+def test_checkpoints_come_with_the_kernel(way: str, folder: Path) -> None:
+    kernel_id = str(uuid.uuid4())
+    printed, _ = run(way, kernel_id, folder)
+    assert printed[:2] == ["1 None", "2 None"]
+    saved = wait_for_saved(kernel_id)
+    assert (saved.directory / "checkpoints").stat().st_mode & 0o777 == 0o700
+    # First what it was when its server ended, whatever that did then; then the checkpoint.
+    assert run("take back", kernel_id, folder)[0] == ["3 None", "()", "2 None"]
+    assert find(kernel_id) is None
+
+
 def test_another_kernel_is_not_taken_over(folder: Path) -> None:
     kernel_id = str(uuid.uuid4())
     run("leave", kernel_id, folder)
@@ -71,3 +84,16 @@ def test_another_kernel_is_not_taken_over(folder: Path) -> None:
     assert printed == ["1 None"]
     assert wait_for_saved(kernel_id)
     assert run("take over", kernel_id, folder)[0] == ["2 None"]
+
+
+def test_what_was_withdrawn_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    kernel_id = str(uuid.uuid4())
+    mount = {"source": str(tmp_path), "target": "/mnt/own", "read_only": False}
+    run("leave", kernel_id, folder, mounts=[mount])
+    for less in ({}, {"mounts": [mount | {"read_only": True}]}):
+        (printed, *_), _ = run("take and leave", kernel_id, folder, **less)
+        assert printed.startswith("NotResumed")
+        assert f"writable {tmp_path} at /mnt/own (mounts)." in printed
+    (printed, *_), _ = run("take and leave", kernel_id, folder, mounts=[mount], outputs=None)
+    assert "outputs (outputs)." in printed
+    assert run("take over", kernel_id, folder, mounts=[mount])[0] == ["2 None"]

@@ -80,7 +80,7 @@ def test_payload_layouts_are_fixed() -> None:
     assert Ping(5).encode().hex() == Pong(5).encode().hex() == "0000000000000005"
     assert json.loads(Hello(facts=(("a", "b"),)).encode()) == {
         "protocol": "gvisor-kernel-link",
-        "version": 9,
+        "version": 10,
         "facts": {"a": "b"},
     }
     assert json.loads(START.encode()) == {
@@ -199,7 +199,7 @@ def test_resume_with_an_invalid_field_is_refused(key: str, wrong: object) -> Non
 def test_other_version_is_refused_with_both_versions(role: Role, version: int) -> None:
     end = Connection(role, Hello())
     with pytest.raises(
-        RemoteProtocolError, match=f"speaks version {version} .* this side speaks 9"
+        RemoteProtocolError, match=f"speaks version {version} .* this side speaks 10"
     ):
         end.receive_data(raw(FrameType.HELLO, Hello(version).encode()))
 

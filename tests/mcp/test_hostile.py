@@ -12,8 +12,6 @@ import select
 import signal
 import socket
 import subprocess
-import sys
-import termios
 import threading
 from collections.abc import Collection
 from contextlib import ExitStack
@@ -184,12 +182,10 @@ def test_a_client_that_reads_nothing_keeps_no_server(leaves: str) -> None:
     """The server waits in a write to a pipe that is full."""
     with raw_server() as process:
         assert process.stdout is not None
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, os.sysconf("SC_PAGESIZE"))
         request = {"jsonrpc": "2.0", "method": "tools/list"}
         send(process, INITIALIZE, READY, *({**request, "id": number} for number in range(1, 40)))
-        waiting = b""
-        while int.from_bytes(waiting, sys.byteorder) < 60_000:
-            waiting = fcntl.ioctl(process.stdout, termios.FIONREAD, bytes(4))
-            select.select([], [], [], 0.01)
+        assert select.select([process.stdout], [], [], scale_seconds(60))[0]  # so it is full
         if leaves == "by a signal":
             process.send_signal(signal.SIGTERM)
             assert process.wait(scale_seconds(30)) == 0

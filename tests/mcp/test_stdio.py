@@ -25,6 +25,7 @@ def test_code_files_and_sessions(tmp_path: Path) -> None:
         options = ("--outputs", str(tmp_path / "out"), "--upload-from", str(tmp_path / "in"))
         async with stdio_session(*options, "--sessions", "2") as session:
             await check_code(session)
+            await check_rewind(session)
             await check_output(session)
             await check_files(session, tmp_path)
             await check_resources(session, tmp_path)
@@ -57,6 +58,21 @@ async def check_code(session: ClientSession) -> None:
     answer = await session.call_tool("sandbox_shell", {"command": "echo $((40 + 2)); exit 3"})
     assert answer.is_error
     assert "[exit status 3]" in text_of(answer)
+
+
+async def check_rewind(session: ClientSession) -> None:
+    """By itself there is a checkpoint before each run."""
+    await call(session, "checkpoint", session="python", name="own")
+    await call(session, "run_code", code="x = open('/mnt/user-data/outputs/told', 'w').write('1')")
+    result = await session.call_tool("sandbox_rewind", {"session": "python"})
+    assert not result.is_error, text_of(result)
+    assert "added: told" in text_of(result)
+    code = "import os; os.remove('/mnt/user-data/outputs/told'); x"
+    assert (await call(session, "run_code", code=code))["result"] == "42"
+    text = await fail(session, "rewind", session="python", checkpoint="none")
+    assert "own" in text
+    await call(session, "rewind", session="python", checkpoint="own")
+    assert (await call(session, "run_code", code="x"))["result"] == "42"
 
 
 async def check_busy_outputs(session: ClientSession) -> None:

@@ -6,6 +6,7 @@ own; an ordinary user has a store in the folder of the run.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -35,6 +36,7 @@ from gvisor_kernel.runtimes.runsc import kept_programs, runtime
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 from gvisor_kernel.runtimes.runsc.kept_programs import sweep_copies
 from gvisor_kernel.runtimes.runsc.starting import wait_for_sentry
+from gvisor_kernel.runtimes.state.kept_packages import wait_until_kept
 from gvisor_kernel.runtimes.state.listed import find_all
 from gvisor_kernel.runtimes.state.records import Record, read_record
 from gvisor_kernel.snapshots.snapshot_store import Store
@@ -44,6 +46,7 @@ from ..jupyter.helpers import SECONDS, execute, kernel_log, running_kernel, sand
 from ..jupyter.server import JupyterServer
 from ..patience import scale_seconds
 from ..sweeps import ALL
+from ..without_runsc import COVER
 from ..world import DEFAULT_KERNEL, PROJECT, World
 from .programs import Program, install, make_programs, replace
 
@@ -61,8 +64,8 @@ as_root_inside = pytest.mark.skipif(IN_NAMESPACE not in os.environ, reason="need
 @pytest.mark.timeout(900)
 def test_in_a_namespace() -> None:
     """With an empty store of root, and a /usr/bin/runsc that can be replaced."""
-    script = """
-        mount -t tmpfs -o mode=755 tmpfs /var/lib
+    script = f"""
+        {COVER}
         exec "$0" -m pytest -p no:cacheprovider -q -rs --timeout=300 "$1"
     """
     done = subprocess.run(
@@ -170,6 +173,38 @@ def test_running_kernel_keeps_its_release_over_a_switch(
     release_store.remove(old)
     with pytest.raises(ReleaseError, match=f"start with the release {new.name}"):
         release_store.remove(new)
+
+
+@inside
+def test_saved_kernel_keeps_its_runsc_that_nobody_holds_any_more(
+    programs: tuple[Program, Program],
+    system: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As after an update of the package while the server is away."""
+    with running_kernel(settings={"snapshot": "off"}) as (manager, client):
+        execute(client, "x = 5")
+        first = record_of(manager)
+        assert first.program == find_runsc().program
+        directory = sandbox_of(manager).directory
+        sleep = manager.provisioner.sandboxed_kernel.hibernation  # type: ignore[union-attr]
+        asyncio.run(sleep.hibernate())
+        wait_until_kept()
+        kept = directory / "saved" / "kept.json"
+        assert find_releases() == []
+        monkeypatch.setattr(kept_programs, "_held", {})
+        replace(system, programs[1])
+        kept.rename(kept.with_name("aside"))
+        client.execute("x")
+        refused = client.get_shell_msg(timeout=SECONDS)["content"]
+        assert f"{system} was changed" in refused["evalue"]
+        kept.with_name("aside").rename(kept)
+        assert execute(client, "print(x)").text.endswith("5\n")
+        assert record_of(manager).program == first.program
+        (copy,) = find_releases()
+        assert copy.program.read_bytes() == programs[0].path.read_bytes()
+        with running_kernel(settings={"snapshot": "off"}) as (other, _):
+            assert record_of(other).runsc == programs[1].version
 
 
 @inside

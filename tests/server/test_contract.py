@@ -58,9 +58,9 @@ class Checked:
         self.asked: set[tuple[str, str]] = set()
 
     def ask(self, method: str, route: str, status: int = 200, query: str = "", **more: Any) -> Any:
-        kernel = more.pop("kernel", "")
+        kernel, name = more.pop("kernel", ""), more.pop("name", "{name}")
         self.asked.add((method.lower(), route))
-        path = route.replace("{kernel_id}", kernel).lstrip("/") + query
+        path = route.replace("{kernel_id}", kernel).replace("{name}", name).lstrip("/") + query
         answer = self.client.ask(method, path, **more)
         assert answer.status_code == status, answer.text
         said = DOCUMENT["paths"][route][method.lower()]["responses"][str(status)]
@@ -158,7 +158,26 @@ def test_answers_are_as_the_document_says(server: JupyterServer, upstream: Fake)
     checked.ask("POST", f"{of_kernel}/hibernate", 204, kernel=kernel)
     assert checked.ask("GET", of_kernel, kernel=kernel)["hibernated"]["size"] > 0
     checked.ask("GET", "/sandboxes")
+    branch = checked.ask("POST", f"{of_kernel}/branch", 201, kernel=kernel, json={})["id"]
+    checked.ask("POST", f"{of_kernel}/branch", 400, kernel=kernel, json={"name": "a/b"})
+    checked.ask("POST", f"{of_kernel}/branch", 404, kernel=kernel, json={"from": "none"})
+    checked.ask("POST", f"{of_kernel}/kill", 204, kernel=branch)
     checked.ask("POST", f"{of_kernel}/resume", 204, kernel=kernel)
+    states, one = f"{of_kernel}/checkpoints", {"name": "one"}
+    assert checked.ask("POST", states, kernel=kernel, json=one) == one
+    checked.ask("POST", states, 409, kernel=kernel, json=one)
+    checked.ask("POST", states, 400, kernel=kernel, json={"name": "../one"})
+    with server.page(kernel) as page:
+        page.wait_for_reply(page.execute("open('outputs/b.html', 'w').write('page')"))
+    told = checked.ask("POST", f"{of_kernel}/rewind", kernel=kernel, json=one)["outputs"]
+    assert told == {"added": ["b.html"], "changed": [], "removed": [], "more": False}
+    for status, body in ((404, {"name": "two"}), (400, {})):
+        checked.ask("POST", f"{of_kernel}/rewind", status, kernel=kernel, json=body)
+    listed = checked.ask("GET", states, kernel=kernel)
+    assert [each["name"] for each in listed["checkpoints"]] == ["one", "before-rewind"]
+    assert listed["disk"] > 0
+    for status in (204, 404):
+        checked.ask("DELETE", f"{states}/{{name}}", status, kernel=kernel, name="one")
     checked.ask("POST", f"{of_kernel}/stop", 204, kernel=kernel)
     assert checked.ask("GET", of_kernel, kernel=kernel)["unkept"]["total"] == 2
     for name in ("log", "transcript"):

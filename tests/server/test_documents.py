@@ -63,7 +63,7 @@ def test_document_of_routes_names_each_route() -> None:
     }
     document = json.loads(OPENAPI.read_text())
     assert served == {(m, path) for path, ops in document["paths"].items() for m in ops}
-    told = re.findall(r"^\| `(GET|POST|PUT) (/\S+)` \|", REST, re.MULTILINE)
+    told = re.findall(r"^\| `(GET|POST|PUT|DELETE) (/\S+)` \|", REST, re.MULTILINE)
     assert served == {(method.lower(), path) for method, path in told}
     assert PREFIX.lstrip("/") in document["servers"][0]["url"]
 

@@ -121,7 +121,7 @@ def test_a_kernel_hibernates_by_hand_and_is_told(server: JupyterServer) -> None:
         page.wait_for_text("begun")
         refused = client.ask("POST", f"kernels/{kernel}/hibernate")
         assert refused.status_code == 409
-        assert "request to answer" in refused.json()["message"]
+        assert "A cell runs" in refused.json()["message"]
         server.ask("POST", f"kernels/{kernel}/interrupt")
         page.wait_for_reply(running)
     assert client.ask("POST", "kernels/none/hibernate").status_code == 404
@@ -256,6 +256,8 @@ def test_a_server_that_was_killed_is_started_again(folder: Path, world: World) -
         session = start(server)
         with server.page(session["kernel"]["id"]) as page:
             run(page, "x = 5; print()")
+        directory = find_listed(session["kernel"]["id"])[0].directory
+        wait_until(lambda: "x = 5" in (directory / "kernel.json").read_text(), "the note")
         server.ask("PATCH", f"sessions/{session['id']}", path="n/b.ipynb", name="b.ipynb")
         assert server.process is not None
         server.process.kill()
@@ -267,6 +269,36 @@ def test_a_server_that_was_killed_is_started_again(folder: Path, world: World) -
         assert (again["id"], again["path"]) == (session["id"], "n/b.ipynb")
         assert again["kernel"]["id"] == session["kernel"]["id"]
         with server.page(again["kernel"]["id"]) as page:
+            info = page.wait_for_reply(page.send("kernel_info_request", {}))
+            assert info["language_info"]["name"] == "python"
+            assert is_asleep(Client(server), again["kernel"]["id"])
+            assert run(page, "print(x)") == "5\n"
+        server.ask("DELETE", f"sessions/{session['id']}")
+
+
+def test_a_cell_that_ran_as_its_server_was_killed_goes_on_and_is_busy(
+    folder: Path, world: World
+) -> None:
+    cell = "import time, os\nwhile not os.path.exists('/workspace/outputs/end'): time.sleep(0.1)"
+    with serving(folder) as server:
+        session = start(server)
+        kernel = session["kernel"]["id"]
+        with server.page(kernel) as page:
+            run(page, "x = 5; print()")
+            page.execute(cell)
+            note = find_listed(kernel)[0].directory / "kernel.json"
+            wait_until(lambda: json.loads(note.read_text())["known"].get("works"), "the note")
+        assert server.process is not None
+        server.process.kill()
+        server.process.wait()
+        for file in world.runtime.glob(f"jpserver-{server.process.pid}*"):
+            file.unlink()
+    with serving(folder) as server:
+        assert server.ask("GET", f"kernels/{kernel}")["execution_state"] == "busy"
+        with server.page(kernel) as page:
+            page.wait_for_reply(page.send("kernel_info_request", {}))
+            wait_until(lambda: not is_asleep(Client(server), kernel), "its cell goes on")
+            (folder / "n" / "outputs" / "end").touch()
             assert run(page, "print(x)") == "5\n"
         server.ask("DELETE", f"sessions/{session['id']}")
 

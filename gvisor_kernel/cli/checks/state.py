@@ -38,16 +38,20 @@ def check_state() -> Check:
 
 
 def check_leftovers() -> Check:
-    """Look for sandboxes whose Jupyter process is gone.
+    """Look for sandboxes whose Jupyter process is gone. Saved kernels wait for the next one.
 
     :raises StateError: when the state directory cannot be read
     """
     sandboxes = find_sandboxes()
-    orphans = [record.container_id for _, record in sandboxes if is_orphan(record)]
+    asleep = sum(bool(record.saved) for _, record in sandboxes)
+    orphans = [
+        record.container_id for _, record in sandboxes if is_orphan(record) and not record.saved
+    ]
     if orphans:
         more = "" if len(orphans) == 1 else f" and {len(orphans) - 1} more"
         return warning(
             f"the Jupyter process that started sandbox {orphans[0]}{more} is gone",
             "gvisor-kernel prune",
         )
-    return ok(f"no orphaned sandboxes; {len(sandboxes)} in use")
+    words = f", {asleep} kernels hibernate" if asleep else ""
+    return ok(f"no orphaned sandboxes; {len(sandboxes) - asleep} in use{words}")

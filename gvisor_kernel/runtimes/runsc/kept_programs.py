@@ -4,7 +4,7 @@ A kernel keeps its runsc until its end, and restarts with it. So a program is na
 by what tells its files from others. A process that starts sandboxes holds these files open. When
 the path leads to others, as after an update of the distribution's package, they are copied into
 this user's store of releases, where the user's other processes find them. What was never replaced
-is never copied.
+is never copied there; for saved kernels see ``state/kept_packages``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from operator import attrgetter
 from pathlib import Path
@@ -26,6 +26,7 @@ from gvisor_kernel.releases import release_store
 from gvisor_kernel.releases.release_store import PROGRAM, SIDECARS, SYSTEM, Release
 from gvisor_kernel.runtimes.mounts.written_folders import read_written
 from gvisor_kernel.runtimes.state.records import find_sandboxes, is_orphan
+from gvisor_kernel.runtimes.state.shown_files import Stamps
 
 # by path: below a store, whose folders only its owner or root can change
 
@@ -89,6 +90,36 @@ def hold(program: str) -> None:
         if describe_files(map(os.fstat, files.values())) == fingerprint:
             _held[program] = files
             opened.pop_all()
+
+
+def find_files(program: str) -> Stamps:
+    """Return the files of a program, which a saved kernel needs; none if others are in their place,
+    as its copy is kept then."""
+    path, fingerprint = split_program(program)
+    with suppress(OSError):
+        found = {file: Path(file).stat() for file in list_files(path).values()}
+        if describe_files(found.values()) == fingerprint and not is_script(path):
+            return {file: (s.st_size, s.st_mtime_ns, s.st_ino) for file, s in found.items()}
+    return {}
+
+
+def hold_kept(program: str, kept: Mapping[str, str]) -> dict[str, str]:
+    """Hold the copies that were kept of a program's files for a saved kernel, if it was replaced.
+
+    ``kept``: copies by the paths that they stand for. Returns the others.
+    """
+    path = split_program(program)[0]
+    beside = f"{Path(path).parent / SIDECARS}/"
+    own = {f"{SIDECARS}/{file.removeprefix(beside)}": file for file in kept if beside in file}
+    if path in kept:
+        own[PROGRAM] = path
+    with _lock, suppress(OSError):
+        if own and program not in _held:
+            _held[program] = {
+                name: os.open(kept.get(file, file), os.O_RDONLY | os.O_CLOEXEC)
+                for name, file in {**list_files(path), **own}.items()
+            }
+    return {file: tree for file, tree in kept.items() if file not in own.values()}
 
 
 def find_copy(program: str, version: str) -> str | None:

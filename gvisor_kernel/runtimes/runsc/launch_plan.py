@@ -5,11 +5,14 @@ Starts nothing and mounts nothing. Which mounts there are is decided in ``mounts
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gvisor_kernel
+from gvisor_kernel.config.settings import READ_ONLY
+from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.folders import LinkRefused, Opened, open_path
 from gvisor_kernel.host.processes import SUBUID_BASE
@@ -48,17 +51,42 @@ class LaunchPlan(Beginning):
 
         :raises LaunchError: when a path leads through a link that must not be followed
         """
-        sources = []
+        sources, kept = [], self.request.kept
         for bind in self.binds:
             if bind.target in self.opened:
                 folder = self.opened[bind.target]
-                source = Source(folder.path, folder.identity, bind.read_only, bind.foreign)
+                reads = bind.read_only or (
+                    bind.target == OUTPUTS and self.request.branch == READ_ONLY
+                )
+                source = Source(folder.path, folder.identity, reads, bind.foreign)
                 if bind.target == UPLOADS:
                     source = replace(source, hidden=self.inputs.hidden or ())
-                sources.append(source)
             else:
-                sources.append(open_source(bind.source, written, bind))
+                source = open_source(_find_kept(bind.source, kept), written, bind)
+            replaced = [
+                (path.removeprefix(bind.source).lstrip("/"), index)
+                for index, path in enumerate(kept, len(self.binds))
+                if path != bind.source and _is_seen(path, bind)
+            ]
+            sources.append(replace(source, replaced=tuple(replaced)))
         return sources
+
+    def find_kept(self, written: WrittenFolders) -> list[Source]:
+        """Return the copies that are shown in place of others; they come after the binds."""
+        return [
+            replace(
+                open_source(tree, written),
+                foreign=any(bind.foreign for bind in self.binds if _is_seen(path, bind)),
+            )
+            for path, tree in self.request.kept.items()
+        ]
+
+    def _show_kept(self) -> Iterator[MountView]:
+        for path, tree in self.request.kept.items():
+            for bind in self.binds:
+                if _is_seen(path, bind):
+                    target = bind.target.rstrip("/") + path.removeprefix(bind.source)
+                    yield MountView(tree, target, read_only=True)
 
     @property
     def binds(self) -> list[Bind]:
@@ -79,7 +107,8 @@ class LaunchPlan(Beginning):
             mounts=tuple(
                 MountView(source.path, bind.target, bind.read_only, source.identity)
                 for bind, source in zip(self.binds, sources, strict=True)
-            ),
+            )
+            + tuple(self._show_kept()),
             environment=find_environment(self.spec, self.request, self.python_tree, self.mounts)
             | ({"MATPLOTLIBRC": f"/etc/{MATPLOTLIBRC}"} if MATPLOTLIBRC in self.profile else {}),
             python=self.python_tree.python,
@@ -154,6 +183,19 @@ def make_plan(
         profile=read_profile(begun.spec),
         opened=opened,
     )
+
+
+def _find_kept(source: str, kept: Mapping[str, str]) -> str:
+    """Return where ``source`` is in a copy; itself if it is in none."""
+    found = (
+        tree + source.removeprefix(path) for path, tree in kept.items() if is_within(source, path)
+    )
+    return next(filter(os.path.lexists, found), source)
+
+
+def _is_seen(path: str, bind: Bind) -> bool:
+    """Return whether a file or folder of the host is seen, read-only, by ``bind``."""
+    return bind.read_only and is_within(path, bind.source)
 
 
 def open_source(path: str, written: WrittenFolders, bind: Bind | None = None) -> Source:

@@ -11,17 +11,21 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 from gvisor_kernel.errors import GvisorKernelError, SnapshotError
 from gvisor_kernel.host import commands, processes
 from gvisor_kernel.host.private_directories import read_file
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.runsc.command_line import checkpoint_argv, find_runsc
+from gvisor_kernel.runtimes.runsc.kept_programs import find_files
 from gvisor_kernel.runtimes.runsc.runsc_sandbox import can_write_directly
 from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state.kept_packages import begin_to_keep, find_packages
 from gvisor_kernel.runtimes.state.records import Record
-from gvisor_kernel.runtimes.state.saved import NOTE, SAVED, write_saved
-from gvisor_kernel.runtimes.state.shown_files import find_shown_files
+from gvisor_kernel.runtimes.state.saved import MAX_NOTE, NOTE, SAVED, write_saved
+from gvisor_kernel.runtimes.state.shown_files import find_held, find_shown_files
+from gvisor_kernel.spec.layout import OUTPUTS
 from gvisor_kernel.strict_json import parse_json
 
 SAVE_SECONDS = 50.0
@@ -29,14 +33,12 @@ SAVE_SECONDS = 50.0
 WORDS_BYTES = 2000
 NOTICE_SECONDS = 0.5
 """Seconds in which PID 1 notices that its host is gone, and forgets half a frame of it."""
-MAX_NOTE = 1024 * 1024
-"""Bytes of kernel.json."""
 
 
 def save_orphan(directory: Path, record: Record) -> bool:
     """Save the kernel of a sandbox that runs without its owner; see ``RuntimeEntry.save``."""
     sentry = record.processes.get("sentry")
-    if sentry is None or not processes.is_alive(sentry):
+    if sentry is None or not processes.is_alive(sentry) or not (directory / NOTE).is_file():
         return False
 
     def write_image(image: Path) -> None:
@@ -58,9 +60,22 @@ def save_orphan(directory: Path, record: Record) -> bool:
         os.kill(sentry.pid, signal.SIGCONT)  # an idle sandbox is stopped
         time.sleep(NOTICE_SECONDS)
         note, saved = parse_json(read_file(directory / NOTE, MAX_NOTE), MAX_NOTE), time.time()
-        note |= {"files": find_shown_files(sentry.pid, note["sources"]), "saved": saved}
-        write_saved(directory / SAVED, json.dumps(note), write_image)
+        sources, files, packages = note["sources"], dict[str, Any](), dict[str, Any]()
+        sentry_pid = sentry.pid
+
+        def describe() -> dict[str, str]:
+            files.update(find_shown_files(sentry_pid, sources) | find_files(record.program))
+            packages.update(find_packages(files, sources))
+            facts = {"files": files, "packages": packages, "saved": saved}
+            facts["held"] = find_held(sentry_pid, OUTPUTS)
+            text = json.dumps(note | facts)
+            if len(text) > MAX_NOTE:
+                raise ValueError("nobody could read it")
+            return {NOTE: text}
+
+        write_saved(directory / SAVED, describe, write_image)
         records.change_record(directory, record, saved=saved)
+        begin_to_keep(directory / SAVED, files, packages, sources)
     except (OSError, ValueError, LookupError, TypeError, GvisorKernelError):
         return False
     return True

@@ -19,12 +19,19 @@ from gvisor_kernel.runtimes.base import KernelView
 from gvisor_kernel.runtimes.mounts.outputs import place_outputs
 from gvisor_kernel.runtimes.mounts.plan import Outputs
 from gvisor_kernel.runtimes.runsc.command_line import checkpoint_argv, find_runsc
+from gvisor_kernel.runtimes.runsc.kept_programs import find_files
 from gvisor_kernel.runtimes.runsc.memory import HostMemory
 from gvisor_kernel.runtimes.runsc.starting import Sentry, is_readable, read_panic
 from gvisor_kernel.runtimes.state import lifeline, records
 from gvisor_kernel.runtimes.state.beginning import Beginning
 from gvisor_kernel.runtimes.state.recorded_sandbox import RecordedSandbox
-from gvisor_kernel.runtimes.state.shown_files import Stamps, find_shown_files, find_sources
+from gvisor_kernel.runtimes.state.shown_files import (
+    Held,
+    Stamps,
+    find_held,
+    find_shown_files,
+    find_sources,
+)
 from gvisor_kernel.runtimes.state.sweep import (
     END_SECONDS,
     kill_sandbox,
@@ -33,6 +40,7 @@ from gvisor_kernel.runtimes.state.sweep import (
     root_argument,
 )
 from gvisor_kernel.runtimes.stdio import Ends, StderrLog
+from gvisor_kernel.spec.layout import OUTPUTS
 
 # by path: below a private store of this user
 
@@ -228,7 +236,11 @@ class RunscSandbox(RecordedSandbox):
             self.is_checkpointing = False
 
     def find_shown_files(self) -> Stamps:
-        return find_shown_files(self._sentry, find_sources(self.view.mounts, self.directory))
+        sources = find_sources(self.view.mounts, self.directory)
+        return find_shown_files(self._sentry, sources) | find_files(self._program)
+
+    def find_held(self) -> Held:
+        return find_held(self._sentry, OUTPUTS)
 
     def _save(self, directory: Path, seconds: float, goes_on: bool) -> None:
         argv = checkpoint_argv(

@@ -55,6 +55,7 @@ from gvisor_kernel.runtimes.runsc.features import init_capabilities
 from gvisor_kernel.runtimes.runsc.kept_programs import (
     check_unwritten,
     hold,
+    hold_kept,
     split_program,
     sweep_copies,
 )
@@ -69,6 +70,7 @@ from gvisor_kernel.runtimes.runsc.staging import (
 from gvisor_kernel.runtimes.runsc.starting import spawn, wait_for_sentry
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import begin
+from gvisor_kernel.runtimes.state.kept_packages import sweep_kept
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.sweep import (
     end_sandbox,
@@ -112,7 +114,15 @@ class RunscRuntime(SnapshotRuntime):
     ) -> Sandbox:
         check_children()
         written = read_written(spec)
+        if request.saved_in is not None:
+            request = replace(request, kept=hold_kept(spec.runsc, request.kept))
         runsc = find_runsc(spec.runsc)
+        if request.saved_in is not None and "\n" in spec.runsc and runsc.program != spec.runsc:
+            raise SnapshotError(
+                f"The runsc {split_program(spec.runsc)[0]} that has saved the kernel is gone, and"
+                f" only that one restores it, not {runsc.executable} ({runsc.version}).",
+                "install that version again, or restart the kernel to begin anew.",
+            )
         if "\n" in spec.runsc and runsc.program != spec.runsc and spec.runsc not in _told:
             _told.add(spec.runsc)
             gone = split_program(spec.runsc)[0]
@@ -204,6 +214,7 @@ class RunscRuntime(SnapshotRuntime):
 
     def sweep(self) -> list[str]:
         sweep_copies()
+        sweep_kept()
         return sweep_orphans(self.name)
 
     def _sweep_once(self) -> None:
@@ -227,8 +238,9 @@ class RunscRuntime(SnapshotRuntime):
         plan.write_files(as_root=as_root)
         stage = choose_stage([plan.runsc.executable, str(places.directory)])
         shown = plan.find_sources(written)
-        sources = [*shown, open_source(str(places.rootfs), written)]
-        rootfs = stage.path(len(shown))
+        sources = [*shown, *plan.find_kept(written)]
+        rootfs = stage.path(len(sources))
+        sources.append(open_source(str(places.rootfs), written))
         tree = plan.python_tree.tree
         if tree is not None:
             sources.append(open_source(tree, written))

@@ -21,6 +21,7 @@ import gvisor_kernel
 from gvisor_kernel.config.settings import find_entry
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.processes import ProcessId, is_alive, wait_until_gone
+from gvisor_kernel.runtimes.state.kept_packages import wait_until_kept
 from gvisor_kernel.runtimes.state.sweep import sweep_orphans
 
 _SCRIPT = 'read -r word && exit 0; exec "$@"'
@@ -118,6 +119,7 @@ def main(pid: int, started: int) -> int:
         wait_until_gone([pid], time.monotonic() + OWNER_SECONDS)
     try:
         sweep_orphans()
+        wait_until_kept()
     except GvisorKernelError:
         return 1
     return 0

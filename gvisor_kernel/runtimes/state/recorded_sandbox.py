@@ -44,9 +44,16 @@ class RecordedSandbox(Sandbox):
         return records.find_killer(self.directory)
 
     def note_saved(self, saved: float) -> None:
-        """Note that the kernel was saved in the directory at that Unix time; 0: that it goes on."""
+        """Note that the kernel was saved in the directory at that Unix time; 0: that it goes on.
+
+        :raises StateError: when it cannot be noted that it was saved; it is not then
+        """
+        if saved:
+            with self._closing:
+                self._record = records.change_record(self.directory, self._record, saved=saved)
+        else:
+            self._update_record(saved=saved)
         self.is_saved = saved > 0
-        self._update_record(saved=saved)
 
     def note_given_back(self, size: int) -> None:
         self._update_record(given_back=size)

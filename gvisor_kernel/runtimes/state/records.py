@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import json
 import os
 import secrets
 import shutil
@@ -248,19 +247,6 @@ def find_sandboxes() -> list[tuple[Path, Record]]:
     """
     found = ((path, read_record(path)) for path in sandbox_directories())
     return [(path, record) for path, record in found if record is not None]
-
-
-def find_directories(kernel_id: str) -> list[Path]:
-    """Return the directories whose records contain the id of a kernel. Parses none of them.
-
-    :raises StateError: when the state directory cannot be read
-    """
-    found, sought = [], json.dumps(kernel_id).encode()
-    for directory in sandbox_directories():
-        with contextlib.suppress(OSError), open(directory / RECORD, "rb") as file:
-            if sought in file.read(MAX_RECORD):
-                found.append(directory)
-    return found
 
 
 def images_in_use() -> set[str]:

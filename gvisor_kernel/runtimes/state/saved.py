@@ -4,6 +4,7 @@
                      saved/kernel.json   the same, when it was saved
                      saved/image/        what the runtime wrote
                      saved.new/          the same, not complete yet
+                     saved.old/          the one before, while it is replaced
 
 What kernel.json contains is up to ``kernel/saved_kernel``.
 """
@@ -12,7 +13,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from gvisor_kernel.host.private_directories import write_file
@@ -21,6 +23,10 @@ from gvisor_kernel.runtimes.state.records import Record
 # by path: below the state directory, whose parents only this user can change
 
 SAVED, IMAGE, NOTE = "saved", "image", "kernel.json"
+MAX_NOTE = 4 * 1024 * 1024
+"""Bytes of kernel.json. It has the names of some hundred libraries, and of a kernel's comms."""
+WAKE_SECONDS, WAKE_RATE = 120.0, 10 * 1024 * 1024
+"""Seconds that a wake may take, as a save, and bytes of its image for which it has one more."""
 
 
 def is_saved(directory: Path, record: Record) -> bool:
@@ -28,12 +34,28 @@ def is_saved(directory: Path, record: Record) -> bool:
     return record.saved > 0 and (directory / SAVED).is_dir()
 
 
-def write_saved(place: Path, note: str, write_image: Callable[[Path], None]) -> None:
+def find_wake_seconds(image: Path, start_timeout: float) -> float:
+    """Return how long a restore of ``image`` may take: a kernel that took long to save does."""
+    size = 0
+    with suppress(OSError):  # the restore says so
+        size = sum(path.stat().st_size for path in image.iterdir())
+    return max(start_timeout, WAKE_SECONDS + size / WAKE_RATE)
+
+
+def write_saved(
+    place: Path,
+    describe: Callable[[], Mapping[str, str]],
+    write_image: Callable[[Path], None],
+    *,
+    flushes: bool = True,
+) -> None:
     """Save a kernel as the folder ``place``: all of it is on the disk before it has its name.
 
-    ``note``: the text of kernel.json. ``write_image`` fills a folder. Blocks.
+    ``write_image`` fills a folder. ``describe`` is called after it, and returns the texts of
+    kernel.json and of what else is beside the image. ``flushes=False``: do not wait for the disk.
+    Blocks.
 
-    :raises OSError: when it cannot be written, or what ``write_image`` raises; nothing is left then
+    :raises OSError: when it cannot be written, or what the functions raise; nothing is left then
     """
     saving = place.with_name(f"{place.name}.new")
     shutil.rmtree(saving, ignore_errors=True)
@@ -44,16 +66,37 @@ def write_saved(place: Path, note: str, write_image: Callable[[Path], None]) -> 
         write_image(image)
         for path in image.iterdir():
             path.chmod(0o600)
-            _flush(path)
-        write_file(saving / NOTE, note)
-        shutil.rmtree(place, ignore_errors=True)
-        saving.rename(place)
-        _flush(place.parent)
+            if flushes:
+                flush(path)
+        for name, text in describe().items():
+            write_file(saving / name, text)
+        if flushes:
+            flush(image)
+            flush(saving)
+        _put(saving, place)
+        if flushes:
+            flush(place.parent)
     finally:
         shutil.rmtree(saving, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
+def _put(saving: Path, place: Path) -> None:
+    """Give a folder its name. One that has it is there, under a name, until then."""
+    going = place.with_name(f"{place.name}.old")
+    shutil.rmtree(going, ignore_errors=True)
+    replaces = place.exists()
+    if replaces:
+        place.rename(going)
+    try:
+        saving.rename(place)
+    except OSError:
+        if replaces:
+            going.rename(place)
+        raise
+    shutil.rmtree(going, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:

@@ -5,34 +5,43 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import stat
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gvisor_kernel.config.settings import find_entry
 from gvisor_kernel.errors import RuntimeMissing, StateError
 from gvisor_kernel.host import cgroups, processes
-from gvisor_kernel.host.folders import Identity, Opened, reopen
+from gvisor_kernel.host.folders import Identity, Opened, open_real, reopen
 from gvisor_kernel.host.owners import change_owner
 from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME, SUBUID_BASE, SUBUID_COUNT
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.mounts.written_folders import forget_written
-from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state import pages, records
+from gvisor_kernel.runtimes.state.claims import claimed
 from gvisor_kernel.runtimes.state.leftovers import LEFTOVERS
+from gvisor_kernel.runtimes.state.listed import read_memory
+from gvisor_kernel.runtimes.state.packer import Packer
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.saved import is_saved
 
 log = logging.getLogger(__name__)
 
+BRANCHES = "branches"
+"""The folder in a kernel's outputs that has those of its branches."""
 FOREGROUND_SECONDS = 1.0
 """Seconds that a runsc in the foreground may take to notice that its sandbox has ended."""
 OUTPUTS_SECONDS = 10.0
 """Seconds that a start waits for an earlier sandbox's outputs that are copied to its own folder."""
 LATER_SECONDS = 1800.0
 """Seconds that the copy of outputs may take when nobody waits for it."""
+AT_ONCE = 2
+"""Sandboxes that are saved or removed at the same time."""
 END_SECONDS = 5.0
 """A killed process that has not ended after this time hangs in the host's kernel."""
 
@@ -107,7 +116,8 @@ def retire_sandbox(directory: Path, record: Record | None, lent: Opened | None =
     if record is not None and record.lent_by is not None and lent is not None:
         give_back(lent, record.lent_by)
     places = Places(directory)
-    for folder in (places.bundle, places.rootfs, places.runsc, places.covers, places.empty):
+    # ``runsc`` last: see ``has_run``
+    for folder in (places.bundle, places.rootfs, places.covers, places.empty, places.runsc):
         shutil.rmtree(folder, ignore_errors=True)  # by path: below the state directory
     return True
 
@@ -157,6 +167,7 @@ def _remove_sandbox(
     groups = [Path(group) for group in record.cgroups] if record is not None else []
     if not end_sandbox(directory, groups):
         return False
+    Packer.instance().leave(directory / pages.FOLDER)
     remove_parts = find_remover(record) if record is not None else None
     if record is not None and remove_parts is not None:
         # `gvisor-kernel sync --to` may have changed the folder of its outputs meanwhile.
@@ -206,6 +217,8 @@ def _finish_outputs(record: Record, directory: Path, lent: Opened | None) -> Non
                 with suppress(OSError):
                     os.rmdir(name, dir_fd=above.fd)
                     forget_written(Identity(*record.outputs_file))
+                    if parent.endswith(f"/{BRANCHES}"):  # of a branch; goes with the last one
+                        _remove_beside(above)
     except OSError as error:
         if owner is not None:
             log.warning(
@@ -213,6 +226,12 @@ def _finish_outputs(record: Record, directory: Path, lent: Opened | None) -> Non
                 " uid %d.",
                 *(outputs, error.strerror, owner[0]),
             )
+
+
+def _remove_beside(folder: Opened) -> None:
+    """Remove what has the name of ``folder``, if that is an empty folder."""
+    with open_real(os.path.split(folder.path)[0]) as parent:
+        os.rmdir(BRANCHES, dir_fd=parent.fd)
 
 
 def _have_same_outputs(theirs: Record, record: Record) -> bool:
@@ -313,24 +332,69 @@ def _change_entries(
     return folders
 
 
+@dataclass(frozen=True)
+class _Orphan:
+    """A sandbox without its owner, which this process has claimed until ``claim`` is closed."""
+
+    directory: Path
+    record: Record | None
+    claim: ExitStack
+
+
 def sweep_orphans(runtime: str | None = None) -> list[str]:
     """Remove this user's sandboxes whose owner has died; return their identities.
 
-    Only those of ``runtime`` if that is given. A directory without a record was left by a crash
-    while it was made or removed.
+    Only those of ``runtime`` if that is given, and not what another process has claimed. A
+    directory without a record was left by a crash while it was made or removed.
 
     :raises StateError: when the state directory cannot be read
     """
+    with ExitStack() as claims:
+        orphans = []
+        for directory, _ in find_orphans(runtime):
+            orphan = _claim(directory, runtime)
+            if orphan is not None:
+                claims.callback(orphan.claim.close)
+                orphans.append(orphan)
+                _hold(orphan.record)
+        # Whoever takes long to be saved comes last, and takes the time of at most one other.
+        orphans.sort(key=lambda it: (it.record and read_memory(it.record)) or 0)
+        with ThreadPoolExecutor(AT_ONCE) as workers:
+            removed = list(workers.map(_sweep_claimed, orphans))
     return [
-        record.identity if record is not None else directory.name
-        for directory, record in find_orphans(runtime)
-        if _sweep(directory, record)
+        orphan.record.identity if orphan.record is not None else orphan.directory.name
+        for orphan, is_removed in zip(orphans, removed, strict=True)
+        if is_removed
     ]
+
+
+def _claim(directory: Path, runtime: str | None) -> _Orphan | None:
+    with ExitStack() as claim, suppress(OSError):
+        claim.enter_context(claimed(directory))
+        with records.locked():
+            record = records.read_record(directory)
+            if _is_left(directory, record, runtime):
+                return _Orphan(directory, record, claim.pop_all())
+    return None
+
+
+def _hold(record: Record | None) -> None:
+    """Stop a sandbox whose kernel is to be saved: it waits for that as long as it does not run."""
+    with suppress(RuntimeMissing, OSError):
+        if record is not None and find_entry(record.runtime).save is not None:
+            sentry = record.processes.get("sentry")
+            if sentry is not None and processes.is_alive(sentry):
+                os.kill(sentry.pid, signal.SIGSTOP)
+
+
+def _sweep_claimed(orphan: _Orphan) -> bool:
+    with orphan.claim:
+        return _sweep(orphan.directory, orphan.record)
 
 
 def _sweep(directory: Path, record: Record | None) -> bool:
     """End a sandbox, and remove it, but for a kernel that was saved in it, or is saved now."""
-    if record is not None and not record.saved:
+    if record is not None and not is_saved(directory, record):
         with suppress(RuntimeMissing):
             save = find_entry(record.runtime).save
             if save is not None and save(directory, record):
@@ -339,6 +403,35 @@ def _sweep(directory: Path, record: Record | None) -> bool:
         retire_sandbox(directory, record)
         return False
     return remove_sandbox(directory, record)
+
+
+def finish_saving(directory: Path) -> None:
+    """Save the kernel of a sandbox whose owner has died, if that was not done, and end the sandbox.
+
+    The caller has claimed ``directory``.
+
+    :raises StateError: when the state directory cannot be used
+    """
+    with records.locked():
+        record = records.read_record(directory)
+        is_left = record is not None and _is_left(directory, record, None)
+    with suppress(RuntimeMissing):
+        if record is not None and is_left and find_entry(record.runtime).save is not None:
+            _sweep(directory, record)
+
+
+def remove_orphan(directory: Path) -> bool:
+    """Remove a saved kernel whose owner has died; return whether nothing of it is left.
+
+    False if another process has claimed it, or has let it go on. Never raises.
+    """
+    with suppress(OSError, StateError), claimed(directory):
+        with records.locked():
+            record = records.read_record(directory)
+        if record is not None and records.is_orphan(record):
+            # Not tried again by ``finish_removals``: another process may take it over until then.
+            return _remove_sandbox(directory, record)
+    return False
 
 
 def has_run(directory: Path) -> bool:
@@ -351,14 +444,14 @@ def find_orphans(runtime: str | None = None) -> list[tuple[Path, Record | None]]
 
     :raises StateError: when the state directory cannot be read
     """
-    orphans: list[tuple[Path, Record | None]] = []
     with records.locked():
-        for directory in records.sandbox_directories():
-            record = records.read_record(directory)
-            if record is not None and runtime not in (None, record.runtime):
-                continue
-            if record is not None and is_saved(directory, record) and not has_run(directory):
-                continue
-            if record is None or records.is_orphan(record):
-                orphans.append((directory, record))
-    return orphans
+        found = [(path, records.read_record(path)) for path in records.sandbox_directories()]
+        return [(path, record) for path, record in found if _is_left(path, record, runtime)]
+
+
+def _is_left(directory: Path, record: Record | None, runtime: str | None) -> bool:
+    if record is None:
+        return directory.is_dir()
+    if runtime not in (None, record.runtime) or not records.is_orphan(record):
+        return False
+    return has_run(directory) or not is_saved(directory, record)

@@ -1,0 +1,118 @@
+"""The state of a sandbox's kernel, which lasts: it hibernates, and has branches."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Self
+
+from gvisor_kernel.api.manager import Manager
+from gvisor_kernel.api.runner import Runner
+from gvisor_kernel.kernel.branches import (
+    Branch,
+    handing,
+    name_branches,
+)
+from gvisor_kernel.kernel.saved_kernel import SavedKernel
+from gvisor_kernel.kernel.session import SandboxedKernel
+from gvisor_kernel.runtimes.state.records import read_record
+
+MAX_STARTS = 4
+"""Branches that begin to go on at the same time."""
+
+
+class LastingState:
+    """A part of ``AsyncSandbox``, which has all that is not defined here."""
+
+    _arguments: dict[str, Any]
+    _manager: Manager
+    _outputs_folder: str | None
+    _runner: Runner | None
+
+    async def start(self) -> Self:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        raise NotImplementedError
+
+    def _require_kernel(self) -> SandboxedKernel:
+        raise NotImplementedError
+
+    async def hibernate(self) -> None:
+        """Save the kernel on the disk with all that it has, and free its memory. The next use of
+        the sandbox lets it go on as it was, and takes about as long as a start.
+
+        :raises NotIdle: when code of the kernel runs that nobody waits for
+        :raises SandboxError: when it cannot be saved; it goes on
+        """
+        kernel = self._require_kernel()
+        assert self._runner is not None
+        async with self._runner.turn:
+            await kernel.hibernation.hibernate()
+
+    async def branch(
+        self,
+        n: int = 1,
+        *,
+        name: str | None = None,
+        reseed: bool = False,
+        from_checkpoint: str | None = None,
+    ) -> list[Self]:
+        """Return ``n`` sandboxes whose kernels go on from the present state of this one, each by
+        itself: variables, threads, processes, /workspace and /tmp. End each with ``close``.
+
+        This kernel pauses while its memory is written once. Outputs are as ``branch_outputs`` says:
+        by default a folder of its own, ``branches/NAME`` in ``outputs``. Several branches are
+        called NAME-1, NAME-2 and so on. What ``random`` and NumPy give next is the same in all;
+        with ``reseed`` it is not. ids, keys, UUIDs and ``secrets`` always differ.
+        ``from_checkpoint``: they go on from the state of that name, and this kernel is not touched.
+
+        :raises NoCheckpoint: when there is none of that name
+        :raises NotIdle: when code of the kernel runs that nobody waits for
+        :raises GvisorKernelError: when it cannot be saved, or a branch does not go on; then there
+            are none, and this sandbox goes on
+        """
+        wanted = name_branches(n, name, reseeds=reseed, checkpoint=from_checkpoint)
+        branching = asyncio.ensure_future(self._branch(wanted))
+        try:
+            return await asyncio.shield(branching)  # no timeout: a save and starts, which have some
+        except asyncio.CancelledError:
+            await asyncio.wait({branching})  # no timeout: the same
+            if not branching.cancelled() and branching.exception() is None:
+                await _close_all(await branching)  # no timeout: it is done
+            raise
+
+    async def _branch(self, wanted: list[Branch]) -> list[Self]:
+        kernel = self._require_kernel()
+        assert self._runner is not None
+        made = [type(self)(**self._arguments) for _ in wanted]
+        async with self._runner.turn:
+            saved = await kernel.hibernation.branch(wanted)
+        turns = asyncio.Semaphore(MAX_STARTS)
+
+        async def begin(sandbox: Self, branch: Branch, own: SavedKernel) -> None:
+            async with turns:
+                await sandbox._begin_as(branch, own)
+
+        starts = map(begin, made, wanted, saved)
+        # no timeout: starts, which have some
+        ends = await asyncio.gather(*starts, return_exceptions=True)
+        failure = next(filter(None, ends), None)
+        if failure is not None:
+            await _close_all(made)
+            raise failure
+        return made
+
+    async def _begin_as(self, branch: Branch, saved: SavedKernel) -> None:
+        record = await asyncio.to_thread(read_record, saved.directory)
+        if record is not None:
+            self._outputs_folder = record.outputs
+        self._manager.kernel_id = branch.kernel_id
+        with handing(branch, saved):
+            await self.start()
+            await self._require_kernel().hibernation.resume()
+
+
+async def _close_all(made: Sequence[LastingState]) -> None:
+    # no timeout: it is finished or undone, by steps that have timeouts
+    await asyncio.gather(*(one.close() for one in made))

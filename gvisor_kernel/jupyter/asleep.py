@@ -1,0 +1,83 @@
+"""Starts kernels of a server that are asleep: saved kernels, which their first request wakes.
+
+On the server's loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jupyter_core.utils import ensure_async
+
+from gvisor_kernel.kernel.branches import Branch, handing, remove_all
+from gvisor_kernel.kernel.session import SandboxedKernel
+
+
+class Resumes(NamedTuple):
+    """The id of a kernel that starts only if it can take over a saved one, the directory of that
+    if it is known, and what its start waits for."""
+
+    kernel_id: str
+    directory: Path | None = None
+    starts: asyncio.Future[None] | None = None
+
+
+RESUMES_ONLY: ContextVar[Resumes | None] = ContextVar("resumes_only", default=None)
+"""What the task starts."""
+
+
+async def start_asleep(manager: Any, kernel_id: str, name: str, folder: str) -> None:
+    """Let ``manager``, a server's, have the saved kernel of this id in its list.
+
+    :raises Exception: whatever a manager raises; it has no such kernel then
+    """
+    await list_asleep(manager, Resumes(kernel_id), name, folder)
+    show_state(manager.get_kernel(kernel_id))
+
+
+async def list_asleep(manager: Any, resumes: Resumes, name: str, folder: str) -> None:
+    """Begin as ``start_asleep``: a manager that has pending kernels lists it before it starts."""
+    path = os.path.relpath(folder, os.path.realpath(manager.root_dir))
+    RESUMES_ONLY.set(resumes)
+    starting = {"kernel_id": resumes.kernel_id, "kernel_name": name, "path": path}
+    try:
+        await ensure_async(manager.start_kernel(**starting))
+    except BaseException:
+        # jupyter_client keeps its id, and could not shut any kernel down then
+        getattr(manager, "_pending_kernels", {}).pop(resumes.kernel_id, None)
+        raise
+    finally:
+        RESUMES_ONLY.set(None)
+
+
+def show_state(taken: Any) -> None:
+    """Let a kernel that was started asleep have its state, of which no message tells."""
+    kernel = taken.provisioner.sandboxed_kernel
+    # A cell that ran as the server was killed goes on.
+    taken.execution_state = "busy" if kernel and kernel.hibernation.works else "idle"
+
+
+async def start_branches(
+    manager: Any, kernel_id: str, kernel: SandboxedKernel, wanted: Sequence[Branch]
+) -> None:
+    """Let ``manager`` have branches of its kernel ``kernel_id``, each asleep.
+
+    :raises GvisorKernelError: see ``Hibernator.branch``, or when one cannot be taken over; those
+        after it are not started then
+    """
+    name, facts = manager.get_kernel(kernel_id).kernel_name, kernel.describe()
+    folder = str(facts.folder) if facts is not None else manager.root_dir
+    branches = await kernel.hibernation.branch(wanted)
+    left = list(branches)
+    try:
+        for branch, saved in zip(wanted, branches, strict=True):
+            left.remove(saved)
+            with handing(branch, saved):
+                await start_asleep(manager, branch.kernel_id, name, folder)
+    finally:
+        remove_all(left)

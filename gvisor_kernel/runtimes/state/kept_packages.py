@@ -1,0 +1,300 @@
+"""The packages and libraries that a saved kernel goes on with, whatever is installed meanwhile.
+
+A kernel maps its libraries again by their paths, and imports more of its packages later. So what it
+had is copied after it was saved (``kept_copies``): folders of packages as a whole (site-packages,
+dist-packages, a Python's own ``lib/pythonX.Y``), of anything else the programs and libraries that
+it has open. What was changed meanwhile is shown to it as it was; new kernels get what is there.
+
+    sandboxes/<id>/kept.json         the copies that its kernel runs with
+    sandboxes/<id>/saved/kept.json   those that a saved kernel needs, by the paths of the host
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from gvisor_kernel.config.settings import DEFAULTS
+from gvisor_kernel.config.validators import is_within
+from gvisor_kernel.errors import GvisorKernelError, SnapshotError, StateError
+from gvisor_kernel.host.folders import is_in_writable_folder
+from gvisor_kernel.host.private_directories import own_state, read_file, replace_file
+from gvisor_kernel.runtimes.mounts.written_folders import read_written
+from gvisor_kernel.runtimes.state.kept_copies import (
+    TREE,
+    Copies,
+    digest_tree,
+    kept_root,
+    locked_copies,
+    read_copy,
+)
+from gvisor_kernel.runtimes.state.shown_files import Stamps, find_change
+
+log = logging.getLogger(__name__)
+
+KEPT, THREAD = "kept.json", "gvisor-kernel-keep"
+MAX_KEPT = 1024 * 1024
+"""Bytes of kept.json. A kernel with pandas has 250 libraries open, most of them in one folder."""
+LOCK_SECONDS = 600.0
+"""Seconds that what is kept for another kernel may take, on a busy machine."""
+NAMES = ("site-packages", "dist-packages")
+PYTHON = re.compile(r"python3\.\d{1,3}t?")
+INSTALLED = (".dist-info", ".egg-info")
+MAX_ALONE = 1000
+"""Files that are kept one by one: a kernel may open whatever it likes. Usual are 30."""
+MAX_NAMED = 4
+"""Packages that are named to a person."""
+Packages: TypeAlias = dict[str, dict[str, tuple[int, int]]]
+"""What is installed in folders of packages: time of change (ns) and inode of the folders that
+installers make, by their names."""
+LACKING = "install the version that was there, or restart the kernel to begin anew."
+
+
+@dataclass(frozen=True)
+class Substitutes:
+    """Copies that a kernel is shown, by the ``paths`` of the host that they stand for. ``words``:
+    the change, for a person, as a sentence without a full stop; empty if that was told before."""
+
+    paths: Mapping[str, str]
+    words: str = ""
+
+
+# -- at a save -------------------------------------------------------------------------------------
+
+
+def find_packages(files: Iterable[str], sources: Mapping[str, str]) -> Packages:
+    """Return the folders of packages of ``files``, which were found in ``sources``. Takes
+    milliseconds."""
+    own, roots, found = str(kept_root()), sorted(set(sources.values())), set[str]()
+    for path in files:
+        folder = _find_folder(path, [root for root in roots if is_within(path, root)])
+        if folder is not None and not is_within(path, own):
+            found.add(folder)
+    outermost = (one for one in found if not any(is_within(one, it) for it in found - {one}))
+    return {folder: _list_installed(folder) for folder in outermost}
+
+
+def _find_folder(path: str, roots: Iterable[str]) -> str | None:
+    parts = path.split("/")
+    for index in range(1, len(parts) - 1):
+        name, folder = parts[index], "/".join(parts[: index + 1])
+        is_python = PYTHON.fullmatch(name) and parts[index - 1] in ("lib", "lib64")
+        if (name in NAMES or is_python) and any(is_within(folder, root) for root in roots):
+            return folder
+    return None
+
+
+def _list_installed(folder: str) -> dict[str, tuple[int, int]]:
+    return {
+        entry.name: (status.st_mtime_ns, status.st_ino)
+        for entry, status in _list(folder, INSTALLED)
+    }
+
+
+def _list(
+    folder: str, ends: tuple[str, ...] = ("",)
+) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
+    """Yield the entries of a folder, and of folders of packages in it, whose names end so."""
+    for place in (folder, *(f"{folder}/{name}" for name in NAMES)):
+        with suppress(OSError), os.scandir(place) as entries:
+            for entry in entries:
+                with suppress(OSError):
+                    if entry.name.endswith(ends):
+                        yield entry, entry.stat(follow_symlinks=False)
+
+
+def begin_to_keep(
+    place: Path, files: Stamps, packages: Packages, sources: Mapping[str, str]
+) -> None:
+    """Call ``keep`` in a thread of the lowest priority, which no end of this process waits for."""
+
+    def work() -> None:
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # of this thread
+        keep(place, files, packages, sources)
+
+    threading.Thread(target=work, name=THREAD, daemon=True).start()
+
+
+def wait_until_kept(seconds: float = LOCK_SECONDS) -> None:
+    """Wait for the threads of ``begin_to_keep``: they end by themselves, in minutes."""
+    deadline = time.monotonic() + seconds
+    for thread in threading.enumerate():
+        if thread.name == THREAD:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def keep(place: Path, files: Stamps, packages: Packages, sources: Mapping[str, str]) -> None:
+    """Keep what the kernel needs that was saved as the folder ``place``.
+
+    ``files``: of ``find_shown_files``. Blocks for seconds. Never raises: what could not be kept
+    must not be changed until the kernel goes on, which the log says.
+    """
+    root, lacking = str(kept_root()), ""
+    try:
+        with locked_copies(LOCK_SECONDS) as copies:
+            written = read_written(DEFAULTS)
+            kept = _find_shown(sources)
+            alone = [path for path in files if not any(is_within(path, it) for it in packages)]
+            for path in (*packages, *[it for it in alone if not is_within(it, root)][:MAX_ALONE]):
+                try:
+                    if is_in_writable_folder(path, written.has):
+                        raise OSError(f"a kernel may write {path}")
+                    kept[path] = _keep(place, path, files, packages, copies)
+                except OSError as error:
+                    lacking = lacking or f"{path} is not kept for saved kernels: {error}"
+            replace_file(place / KEPT, json.dumps(kept))
+    except (OSError, GvisorKernelError) as error:
+        lacking = f"nothing is kept for a saved kernel: {error}"
+    if lacking and place.is_dir():  # it may have gone on meanwhile
+        log.info("%s", lacking)
+
+
+def _keep(place: Path, path: str, files: Stamps, packages: Packages, copies: Copies) -> str:
+    """:raises OSError: when it cannot be copied as it was"""
+    tree = copies.make(path, place)
+    if path in packages and _list_installed(path) != packages[path]:
+        raise OSError("packages were installed meanwhile")
+    _check_files(path, tree, files)
+    return tree
+
+
+def _check_files(path: str, tree: str, files: Stamps) -> None:
+    """Check that the programs and libraries below ``path`` are in its copy.
+
+    :raises OSError: when one is not as it was, as if somebody had written into it
+    """
+    for file, stamp in files.items():
+        if is_within(file, path):
+            status = Path(tree + file.removeprefix(path)).stat()
+            if (status.st_size, status.st_mtime_ns) != stamp[:2]:
+                raise OSError(f"{file} was changed in place")
+
+
+# -- at a wake -------------------------------------------------------------------------------------
+
+
+def find_substitutes(
+    place: Path, saved: float, files: Stamps, packages: Packages, sources: Mapping[str, str]
+) -> Substitutes:
+    """Return what the kernel that was saved as ``place`` goes on with in place of what was changed.
+
+    Blocks for milliseconds, and for a part of a second if something was.
+
+    :raises SnapshotError: when something was changed that was not kept; it is named
+    """
+    kept: dict[str, str] = {}
+    with suppress(OSError, ValueError):
+        kept = json.loads(read_file(place / KEPT, MAX_KEPT))
+    shown = _find_shown(sources)
+    wanted, lines = dict(shown), list[str]()
+    for folder, before in packages.items():
+        now = _list_installed(folder)
+        changed = [name for name, stamp in before.items() if now.get(name) != stamp]
+        if changed and folder in kept:
+            wanted[folder] = kept[folder]
+            lines += _describe(changed, now)
+    for path, stamp in files.items():
+        change = find_change({path: stamp})
+        if change is None or any(is_within(path, it) for it in wanted):
+            continue
+        known = next((it for it in kept if is_within(path, it)), None)
+        if known is None:
+            raise SnapshotError(
+                f"{change} since the kernel was saved, and it would map half of another version.",
+                LACKING,
+            )
+        wanted[known] = kept[known]
+        lines.append(path.rpartition("/")[2])
+    for path, tree in wanted.items():
+        _check(path, tree, files, sources)
+    if not lines:
+        return Substitutes(wanted)
+    named = ", ".join(lines[:MAX_NAMED])
+    more = f" and {len(lines) - MAX_NAMED} more" if len(lines) > MAX_NAMED else ""
+    date = time.strftime("%-d %b, %H:%M", time.localtime(saved))
+    return Substitutes(
+        wanted,
+        f"this kernel goes on with what was installed on {date}: {named}{more}. Restart it for"
+        " what is installed now",
+    )
+
+
+def _find_shown(sources: Mapping[str, str]) -> dict[str, str]:
+    """Return the copies in ``sources``, by the paths of the host that they stand for.
+
+    :raises SnapshotError: when one is gone
+    """
+    found, root = {}, kept_root()
+    for source in sources.values():
+        if is_within(source, str(root)):
+            tree = str(root / Path(source).relative_to(root).parts[0] / TREE)
+            copy = read_copy(tree)
+            if copy is None:
+                raise SnapshotError(f"The copy {tree} that the kernel runs with is gone.")
+            found[copy.path] = tree
+    return found
+
+
+def _check(path: str, tree: str, files: Stamps, sources: Mapping[str, str]) -> None:
+    """:raises SnapshotError: when a copy is not as it was, or cannot be shown at ``path``"""
+    copy = read_copy(tree)
+    try:
+        _check_files(path, tree, files)
+        if copy is None or copy.path != path or copy.digest != digest_tree(tree):
+            raise OSError(f"a file in {path} was changed in place, or its copy is gone")
+        is_mounted = any(is_within(path, source) for source in sources.values())
+        if is_mounted and not os.path.lexists(path):
+            raise OSError(f"{path} is gone")
+    except OSError as error:
+        raise SnapshotError(
+            f"{error} since the kernel was saved, and it would map half of another version.",
+            LACKING,
+        ) from error
+
+
+def _describe(changed: Iterable[str], now: Iterable[str]) -> Iterator[str]:
+    """Yield the names and versions of packages that have changed."""
+    later = dict(map(_split, now))
+    for name, version in sorted(map(_split, changed)):
+        instead = later.get(name, "")
+        now_is = f" (now {instead})" if instead else " (now removed)"
+        yield f"{name} {version}".strip() + (now_is if version != instead else "")
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Return name and version of a package, whose folder is called NAME-VERSION.dist-info."""
+    package, _, version = name.rpartition(".")[0].partition("-")
+    return package, version.partition("-")[0]
+
+
+def note_shown(directory: Path, substitutes: Substitutes) -> None:
+    """Note the copies that the sandbox in ``directory`` runs with, so that they stay.
+
+    :raises OSError: when that cannot be written
+    """
+    replace_file(directory / KEPT, json.dumps(dict(substitutes.paths)))
+
+
+def sweep_kept() -> None:
+    """Remove the copies that no kernel needs. Never raises: another sweep will come."""
+    with suppress(OSError, StateError, ValueError):
+        if not kept_root().is_dir():
+            return
+        with locked_copies(0) as copies:
+            used = set[str]()
+            for depth in ("*", "*/*", "*/*/*"):
+                for file in (own_state() / "sandboxes").glob(f"{depth}/{KEPT}"):
+                    with suppress(FileNotFoundError):
+                        kept = json.loads(read_file(file, MAX_KEPT))
+                        used.update(Path(tree).parent.name for tree in kept.values())
+            copies.remove(used)
