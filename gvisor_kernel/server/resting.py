@@ -8,14 +8,17 @@ what is followed is followed again as soon as it is woken, before it is there. O
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import suppress
 from typing import Any
 
 from gvisor_kernel.kernel.facts import KernelEvent, KernelEvents, Started, Waking
 from gvisor_kernel.server.sandboxes import Sandboxes
 
-LOOK_SECONDS = 5.0
+LOOK_SECONDS = 2.0
 """Seconds between looks for kernels that fell asleep, or whose last page has gone."""
+ANSWERED = ("kernel_info", "comm_info", "debug", "history", "is_complete")
+"""What a page asks again as it comes back: ``bridge/memory_answers`` has answered it."""
 
 
 class Resting:
@@ -50,25 +53,25 @@ class Resting:
     def _look(self) -> None:
         assert self._loop is not None
         self._timer = self._loop.call_later(LOOK_SECONDS, self._look)
+        left = getattr(self._manager, "_kernel_buffers", {})
         for kernel_id in self._manager.list_kernel_ids():
-            if self.is_asleep(kernel_id):
+            if kernel_id not in self._unwatched or kernel_id in left:
                 self.begin(kernel_id)
 
     def begin(self, kernel_id: str) -> None:
-        """Close what the server holds open for a kernel that is asleep, unless a page is there."""
+        """Close what the server holds open for a kernel, if that is asleep and no page is there."""
         with suppress(Exception):  # another version or manager: it costs descriptors
             self._begin(kernel_id)
 
     def _begin(self, kernel_id: str) -> None:
-        manager = self._manager
-        kernel = self._sandboxes.find_kernel(kernel_id)
-        facts = kernel.describe() if kernel is not None else None
-        if facts is None or facts.saved is None or facts.state != "idle":  # it is about to go on
+        manager, kernel = self._manager, self._sandboxes.find_kernel(kernel_id)
+        if kernel is None or kernel.hibernation.saved is None:
             return
-        if manager.kernel_model(kernel_id)["connections"]:
-            return
-        buffered = getattr(manager, "_kernel_buffers", {}).get(kernel_id)
-        if buffered is not None and not buffered["buffer"]:  # or the page would miss an output
+        facts = kernel.describe()
+        if facts is None or facts.state != "idle" or manager.kernel_model(kernel_id)["connections"]:
+            return  # it is about to go on, or a page is there
+        left = getattr(manager, "_kernel_buffers", {}).get(kernel_id)
+        if left is not None and all(_is_asked_again(parts) for _, parts in left["buffer"]):
             manager.stop_buffering(kernel_id)
         manager.stop_watching_activity(kernel_id)
         self._unwatched.add(kernel_id)
@@ -86,3 +89,9 @@ class Resting:
             self._unwatched.discard(kernel_id)
             if kernel_id in self._manager:
                 self._manager.start_watching_activity(kernel_id)
+
+
+def _is_asked_again(parts: list[bytes]) -> bool:
+    """Return whether a page that has gone does not miss this message, whose parent tells that."""
+    parent = json.loads(parts[parts.index(b"<IDS|MSG>") + 3])
+    return str(parent.get("msg_type")).removesuffix("_request") in ANSWERED

@@ -6,11 +6,8 @@ import concurrent.futures
 import threading
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 from gvisor_kernel.bridge.addresses import LISTENING
-from gvisor_kernel.server.resting import Resting
 
 from ..jupyter.copies import copy_saved
 from ..jupyter.helpers import SECONDS, wait_until
@@ -20,8 +17,8 @@ from .test_hibernation import find_listed, folder, is_asleep, run, serving, star
 
 __all__ = ["folder"]
 COPIES = 5
-EACH = 3
-"""Descriptors of a kernel that nobody is connected to: two listeners, and the control socket."""
+EACH = 2
+"""Descriptors of a kernel that nobody is connected to: its listeners."""
 
 
 def count(server: JupyterServer) -> int:
@@ -118,21 +115,3 @@ def test_kernels_that_sleep_cost_little_and_are_found(folder: Path) -> None:
             server.ask("DELETE", f"kernels/{one}")
         assert not any(map(find_listed, kernels))
         assert rested - count(server) < len(left) * (EACH + 1)
-
-
-def test_a_manager_of_another_version_costs_descriptors_only() -> None:
-    calls = []
-
-    class Manager(SimpleNamespace):
-        def kernel_model(self, _: str) -> dict[str, Any]:
-            return {"connections": 0}
-
-        def stop_watching_activity(self, kernel: str) -> None:
-            calls.append(kernel)
-
-        def get_kernel(self, _: str) -> object:
-            return object()
-
-    Resting(Manager(), None).begin("k")  # type: ignore[arg-type]
-    Resting(SimpleNamespace(), None).begin("k")  # type: ignore[arg-type]
-    assert calls == ["k"]
