@@ -41,6 +41,7 @@ def parse() -> argparse.Namespace:
 
 @contextmanager
 def serving(folder: Path, note: Callable[[str], None] | None = None) -> Iterator[JupyterServer]:
+    """Run a server. ``note`` is told when it listened, and of what it had spent by then."""
     server = JupyterServer(
         folder, "--GVisorServer.warm=False", extensions=("gvisor_kernel.server",)
     )
@@ -49,7 +50,8 @@ def serving(folder: Path, note: Callable[[str], None] | None = None) -> Iterator
     try:
         server.start()
         if note is not None:
-            note(f"listens after {time.perf_counter() - began:.2f} s")
+            seconds = time.perf_counter() - began
+            note(f"listens after {seconds:.2f} s, of which {spent(server):.2f} s of a CPU")
         yield server
     finally:
         server.stop()

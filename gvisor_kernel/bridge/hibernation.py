@@ -23,7 +23,7 @@ from gvisor_kernel.link import LocalProtocolError
 ENDED_STATUS = -9
 """The exit status of a kernel whose sandbox ended without reporting one."""
 Save: TypeAlias = Callable[[SnapshotRun], Awaitable[None]]
-REST_SECONDS = 3.0
+REST_SECONDS = 2.0
 """Seconds after which clients' sockets of a kernel that is asleep are closed, if nobody is
 connected, and between tries."""
 QUIET_SECONDS = 5.0

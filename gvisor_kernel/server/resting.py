@@ -17,8 +17,9 @@ from gvisor_kernel.server.sandboxes import Sandboxes
 
 LOOK_SECONDS = 2.0
 """Seconds between looks for kernels that fell asleep, or whose last page has gone."""
-ANSWERED = ("kernel_info", "comm_info", "debug", "history", "is_complete")
-"""What a page asks again as it comes back: ``bridge/memory_answers`` has answered it."""
+KINDS = ("kernel_info", "comm_info", "debug", "history", "is_complete")
+ANSWERED = {"iopub_welcome", "status", *(f"{kind}_request" for kind in KINDS)}
+"""What a page that comes back asks or gets anew, without the kernel (``bridge/memory_answers``)."""
 
 
 class Resting:
@@ -92,6 +93,7 @@ class Resting:
 
 
 def _is_asked_again(parts: list[bytes]) -> bool:
-    """Return whether a page that has gone does not miss this message, whose parent tells that."""
-    parent = json.loads(parts[parts.index(b"<IDS|MSG>") + 3])
-    return str(parent.get("msg_type")).removesuffix("_request") in ANSWERED
+    """Return whether a page that has gone, and comes back, does not miss this message."""
+    place = parts.index(b"<IDS|MSG>") + 2
+    header, parent = (json.loads(part) for part in parts[place : place + 2])
+    return parent.get("msg_type", header["msg_type"]) in ANSWERED
