@@ -222,11 +222,9 @@ class ControlSocket:
         if place is None or place.directory == self._directory:
             return
         await self.close()
-        await self._bridge.run(self._open(place.directory))
-
-    async def _open(self, directory: Path) -> None:
-        await _doors.setdefault(self._bridge, _Door()).add(directory, self)
-        self._directory = directory
+        door = _doors.setdefault(self._bridge, _Door())
+        await self._bridge.run(door.add(place.directory, self))
+        self._directory = place.directory
 
     async def close(self) -> None:
         """Answer nothing any more. Idempotent."""

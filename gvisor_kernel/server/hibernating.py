@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jupyter_core.utils import ensure_async
-from tornado.util import TimeoutError
+from tornado.util import TimeoutError as Interrupted
 
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.runtimes.state.kept_packages import wait_until_kept
@@ -58,7 +58,7 @@ class Hibernating:
         try:
             asyncio.get_running_loop()
         except RuntimeError:  # the usual case: nothing runs yet
-            with suppress(RuntimeError, TimeoutError):  # a signal has stopped the loop
+            with suppress(RuntimeError, Interrupted):  # a signal has stopped the loop
                 self._application.io_loop.run_sync(self._load)
             if self._leaving is not None:  # or the server would run on
                 self._application.stop()
@@ -67,10 +67,8 @@ class Hibernating:
 
     async def _load(self) -> None:
         back, taking = self._begin_taking()
-        # no timeout: LIST_SECONDS
-        listing = asyncio.create_task(back.listed.wait())
-        await asyncio.wait({listing}, timeout=LIST_SECONDS)
-        listing.cancel()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(back.listed.wait(), LIST_SECONDS)
         await asyncio.wait({taking}, timeout=BEGIN_SECONDS)
 
     def _begin_taking(self) -> tuple[TakingBack, asyncio.Task[None]]:
@@ -156,9 +154,8 @@ class Hibernating:
         for kernel_id in kernels:
             self._manager.get_kernel(kernel_id).stop_restarter()  # or it begins those anew
         # Those that are asleep cost nothing; of the others, the one that was used last comes last.
-        order = sorted(
-            kernels, key=lambda it: (not self._resting.is_asleep(it), self._find_used(it))
-        )
+        asleep = self._resting.is_asleep
+        order = sorted(kernels, key=lambda it: (not asleep(it), self._find_used(it)))
         leaving: dict[str, asyncio.Future[None]] = {}
 
         async def leave_next() -> None:

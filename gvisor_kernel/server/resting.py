@@ -61,23 +61,20 @@ class Resting:
 
     def begin(self, kernel_id: str) -> None:
         """Close what the server holds open for a kernel, if that is asleep and no page is there."""
-        with suppress(Exception):  # another version or manager: it costs descriptors
-            self._begin(kernel_id)
-
-    def _begin(self, kernel_id: str) -> None:
         manager, kernel = self._manager, self._sandboxes.find_kernel(kernel_id)
-        if kernel is None or kernel.hibernation.saved is None:
+        facts = kernel.describe() if kernel is not None else None
+        if facts is None or facts.saved is None or facts.state != "idle":  # it is about to go on
             return
-        facts = kernel.describe()
-        if facts is None or facts.state != "idle" or manager.kernel_model(kernel_id)["connections"]:
-            return  # it is about to go on, or a page is there
-        left = getattr(manager, "_kernel_buffers", {}).get(kernel_id)
-        if left is not None and all(_is_asked_again(parts) for _, parts in left["buffer"]):
-            manager.stop_buffering(kernel_id)
-        manager.stop_watching_activity(kernel_id)
-        self._unwatched.add(kernel_id)
-        # Opened again where it is needed. Nothing public closes it.
-        getattr(manager.get_kernel(kernel_id), "_close_control_socket", lambda: None)()
+        with suppress(Exception):  # another version or manager: it costs descriptors
+            if manager.kernel_model(kernel_id)["connections"]:
+                return
+            left = getattr(manager, "_kernel_buffers", {}).get(kernel_id)
+            if left is not None and all(_is_asked_again(parts) for _, parts in left["buffer"]):
+                manager.stop_buffering(kernel_id)
+            manager.stop_watching_activity(kernel_id)
+            self._unwatched.add(kernel_id)
+            # Opened again where it is needed. Nothing public closes it.
+            getattr(manager.get_kernel(kernel_id), "_close_control_socket", lambda: None)()
 
     def _on_event(self, event: KernelEvent) -> None:
         """Called on the bridge's loop."""

@@ -25,7 +25,6 @@ from gvisor_kernel.host.log_files import NAMES, log_parts
 from gvisor_kernel.jupyter.project_choices import remember
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 from gvisor_kernel.kernel.facts import KernelFacts, Left
-from gvisor_kernel.kernel.saved_kernel import SavedKernel
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes.mounts.folders import find_project_path
 from gvisor_kernel.runtimes.state.listed import find_all
@@ -64,7 +63,6 @@ class Sandboxes:
         self._reading: asyncio.Task[Snapshot] | None = None
         self._leftovers: tuple[dict[str, Any], ...] = ()
         self._leftovers_at: float | None = None
-        self._asleep: dict[str, tuple[SavedKernel, KernelFacts]] = {}
 
     async def read(self) -> Snapshot:
         """Return what is known, at most ``keep_seconds`` old, of the kernels that there are now."""
@@ -84,25 +82,9 @@ class Sandboxes:
         return self._find_provisioner(kernel_id) is not None
 
     def facts(self) -> dict[str, KernelFacts]:
-        """Return the facts of the kernels as they are now, by kernel id. Reads no file.
-
-        Those of a kernel that hibernates are made once, as nothing changes.
-        """
-        found: dict[str, KernelFacts] = {}
-        asleep: dict[str, tuple[SavedKernel, KernelFacts]] = {}
-        for kernel_id, one in self._find_provisioners().items():
-            kernel, known = one.sandboxed_kernel, self._asleep.get(kernel_id)
-            saved = kernel.hibernation.saved if kernel is not None else None
-            if known is not None and known[0] is saved:
-                facts: KernelFacts | None = known[1]
-            else:
-                facts = self._describe(kernel_id, one)
-            if facts is not None:
-                found[kernel_id] = facts
-                if saved is not None and facts.saved is not None:
-                    asleep[kernel_id] = saved, facts
-        self._asleep = asleep
-        return found
+        """Return the facts of the kernels as they are now, by kernel id. Reads no file."""
+        found = {id: self._describe(id, one) for id, one in self._find_provisioners().items()}
+        return {kernel_id: facts for kernel_id, facts in found.items() if facts is not None}
 
     def _describe(self, kernel_id: str, provisioner: GVisorProvisioner) -> KernelFacts | None:
         """Return the facts of a kernel; whether it is busy is what its own messages said last."""
@@ -143,18 +125,13 @@ class Sandboxes:
         return await asyncio.get_running_loop().run_in_executor(self._executor, choose)
 
     def _find_provisioners(self) -> dict[str, GVisorProvisioner]:
-        found = {}
-        for kernel_id in self._manager.list_kernel_ids():
-            provisioner = self._find_provisioner(kernel_id)
-            if provisioner is not None:
-                found[str(kernel_id)] = provisioner
-        return found
+        found = {str(it): self._find_provisioner(it) for it in self._manager.list_kernel_ids()}
+        return {kernel_id: one for kernel_id, one in found.items() if one is not None}
 
     def _find_provisioner(self, kernel_id: str) -> GVisorProvisioner | None:
-        if kernel_id in self._manager:
-            found = getattr(self._manager.get_kernel(kernel_id), "provisioner", None)
-            return found if isinstance(found, GVisorProvisioner) else None
-        return None
+        has = kernel_id in self._manager
+        found = getattr(self._manager.get_kernel(kernel_id), "provisioner", None) if has else None
+        return found if isinstance(found, GVisorProvisioner) else None
 
     def _find_all(self) -> dict[str, GVisorProvisioner]:
         """Return also those that the manager does not list yet, as they are being launched."""

@@ -182,13 +182,13 @@ class TakingBack:
         self._on_taken = on_taken
         self.listed = asyncio.Event()
         """Set when the server has the ids of all kernels, and their sessions."""
+        self._taking: list[asyncio.Task[None]] = []
         self._turn = asyncio.Semaphore(AT_ONCE)
         self._ended = False
 
     async def run(self) -> None:
         """Begin; return when all kernels are there. Never raises."""
         tried: set[str] = set()
-        taking: list[asyncio.Task[None]] = []
         deadline, waits = time.monotonic() + SAVING_SECONDS, True
         while waits and not self._ended and time.monotonic() < deadline:
             try:
@@ -196,58 +196,53 @@ class TakingBack:
             except GvisorKernelError as error:
                 log.warning("Kernels that hibernate are not taken back: %s", error)
                 break
-            found.sort(key=lambda left: left[1].saved, reverse=True)  # who slept last comes first
-            for left in found:
+            # who slept last comes first
+            for left in sorted(found, key=lambda left: left[1].saved, reverse=True):
                 if left[1].identity not in tried and not self._ended:
                     tried.add(left[1].identity)
                     deadline = time.monotonic() + SAVING_SECONDS  # they are saved one after another
-                    taking += await self._list(*left)
+                    try:
+                        await self._list(*left)
+                    except Exception as error:
+                        self._warn(left[1], error)
             if waits:
                 await asyncio.sleep(LOOK_SECONDS)
         self.listed.set()
-        await asyncio.gather(*taking)  # no timeout: as many starts, of what is on the disk
+        await asyncio.gather(*self._taking)  # no timeout: as many starts, of what is on the disk
 
     def end(self) -> None:
         """Begin with no other kernel. ``run`` returns soon."""
         self._ended = True
 
-    async def _list(
-        self, directory: Path, record: Record, sessions: tuple[Session, ...]
-    ) -> list[asyncio.Task[None]]:
-        """Let the server have a kernel that is to start, and its sessions; return what starts it,
-        if there was none of this id."""
+    async def _list(self, directory: Path, record: Record, sessions: tuple[Session, ...]) -> None:
+        """Let the server have a kernel that is to start, and its sessions."""
         manager, kernel_id = self._manager, record.kernel_id
-        starts: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        is_new, lists = kernel_id not in manager, getattr(manager, "use_pending_kernels", None)
-        if lists is None:  # another package's manager lists what has started
-            starts.set_result(None)
-        try:
-            if is_new:
-                if lists is False:
-                    manager.use_pending_kernels = True
-                resumes = Resumes(kernel_id, directory, starts)
+        if kernel_id not in manager:
+            starts = asyncio.get_running_loop().create_future()
+            pending = getattr(manager, "use_pending_kernels", None)
+            if pending is None:  # another package's manager lists what has started
+                starts.set_result(None)
+            resumes = Resumes(kernel_id, directory, starts)
+            try:
+                manager.use_pending_kernels = True
                 await list_asleep(manager, resumes, record.kernel_name, record.folder)
-            ours = self._application.session_manager
-            for session in sessions:
-                try:
-                    await ensure_async(ours.get_session(session_id=session.id))
-                except web.HTTPError:
-                    words = {"path": session.path, "name": session.name, "type": session.type}
-                    await ensure_async(ours.save_session(session.id, kernel_id=kernel_id, **words))
-        except Exception as error:
-            self._warn(record, error)
-        finally:
-            if lists is not None:
-                manager.use_pending_kernels = lists
-        is_there = is_new and kernel_id in manager
-        return [asyncio.create_task(self._take(record, starts))] if is_there else []
+            finally:
+                manager.use_pending_kernels = pending
+            self._taking.append(asyncio.create_task(self._take(record, starts)))
+        ours = self._application.session_manager
+        for session in sessions:
+            try:
+                await ensure_async(ours.get_session(session_id=session.id))
+            except web.HTTPError:
+                words = {"path": session.path, "name": session.name, "type": session.type}
+                await ensure_async(ours.save_session(session.id, kernel_id=kernel_id, **words))
 
     async def _take(self, record: Record, starts: asyncio.Future[None]) -> None:
         manager, kernel_id = self._manager, record.kernel_id
         async with self._turn:
             try:
                 kernel = manager.get_kernel(kernel_id)
-                if not starts.done() and self._ended:
+                if self._ended and not starts.done():
                     starts.set_exception(LaunchError("The server stops."))
                 elif not starts.done():
                     starts.set_result(None)
