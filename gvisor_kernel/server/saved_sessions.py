@@ -41,8 +41,6 @@ FILE = "session.json"
 MAX_FILE = 64 * 1024
 MAX_SESSIONS = 20
 """Sessions of one kernel that are kept, such as a notebook and its console."""
-AT_ONCE = 8
-"""Kernels that begin at once."""
 SAVING_SECONDS, LOOK_SECONDS = 60.0, 0.2
 """Seconds in which kernels of a server that was killed are saved, and between looks at them."""
 
@@ -182,8 +180,8 @@ class TakingBack:
         self._on_taken = on_taken
         self.listed = asyncio.Event()
         """Set when the server has the ids of all kernels, and their sessions."""
-        self._taking: list[asyncio.Task[None]] = []
-        self._turn = asyncio.Semaphore(AT_ONCE)
+        self._starting: list[tuple[Record, asyncio.Future[None]]] = []
+        """What is listed, and what the start of each waits for."""
         self._ended = False
 
     async def run(self) -> None:
@@ -200,15 +198,17 @@ class TakingBack:
             for left in sorted(found, key=lambda left: left[1].saved, reverse=True):
                 if left[1].identity not in tried and not self._ended:
                     tried.add(left[1].identity)
-                    deadline = time.monotonic() + SAVING_SECONDS  # they are saved one after another
                     try:
                         await self._list(*left)
                     except Exception as error:
                         self._warn(left[1], error)
-            if waits:
-                await asyncio.sleep(LOOK_SECONDS)
+            if not waits:
+                self.listed.set()
+            while self._starting:
+                await self._take(*self._starting.pop(0))
+                deadline = time.monotonic() + SAVING_SECONDS  # they are saved one after another
+            await asyncio.sleep(LOOK_SECONDS if waits else 0)
         self.listed.set()
-        await asyncio.gather(*self._taking)  # no timeout: as many starts, of what is on the disk
 
     def end(self) -> None:
         """Begin with no other kernel. ``run`` returns soon."""
@@ -228,7 +228,7 @@ class TakingBack:
                 await list_asleep(manager, resumes, record.kernel_name, record.folder)
             finally:
                 manager.use_pending_kernels = pending
-            self._taking.append(asyncio.create_task(self._take(record, starts)))
+            self._starting.append((record, starts))
         ours = self._application.session_manager
         for session in sessions:
             try:
@@ -239,23 +239,22 @@ class TakingBack:
 
     async def _take(self, record: Record, starts: asyncio.Future[None]) -> None:
         manager, kernel_id = self._manager, record.kernel_id
-        async with self._turn:
-            try:
-                kernel = manager.get_kernel(kernel_id)
-                if self._ended and not starts.done():
-                    starts.set_exception(LaunchError("The server stops."))
-                elif not starts.done():
-                    starts.set_result(None)
-                await kernel.ready  # no timeout: one start
-                show_state(kernel)
-                self._on_taken(kernel_id)
-            except Exception as error:
-                if not self._ended:
-                    self._warn(record, error)
-                # jupyter_client keeps its id, and could not shut any kernel down then
-                getattr(manager, "_pending_kernels", {}).pop(kernel_id, None)
-                with suppress(KeyError):
-                    manager.remove_kernel(kernel_id)
+        try:
+            if self._ended and not starts.done():
+                starts.set_exception(LaunchError("The server stops."))
+            elif not starts.done():
+                starts.set_result(None)
+            kernel = manager.get_kernel(kernel_id)
+            await kernel.ready  # no timeout: one start
+            show_state(kernel)
+            self._on_taken(kernel_id)
+        except Exception as error:
+            if not self._ended:
+                self._warn(record, error)
+            # jupyter_client keeps its id, and could not shut any kernel down then
+            getattr(manager, "_pending_kernels", {}).pop(kernel_id, None)
+            with suppress(KeyError):
+                manager.remove_kernel(kernel_id)
 
     @staticmethod
     def _warn(record: Record, error: Exception) -> None:
