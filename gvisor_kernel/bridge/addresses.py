@@ -11,12 +11,13 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import zmq
 
@@ -69,6 +70,9 @@ class KernelIdentity:
 
 MAX_SOCKET_PATH = 107
 """Bytes in the path of a Unix socket (sun_path without its NUL)."""
+MAX_BINDINGS = 100_000
+LISTENING = "01"
+"""The state of a listener in /proc/net/unix; what it has accepted has its path, too."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,13 @@ class Address:
     curve_secretkey: bytes | None = None
 
 
+class Listeners(NamedTuple):
+    """Two sockets that listen: for iopub, and for all other channels together."""
+
+    shared: socket.socket
+    iopub: socket.socket
+
+
 class SocketNames:
     """The addresses of one kernel's sockets, and the names by which its clients know them.
 
@@ -92,33 +103,85 @@ class SocketNames:
     def __init__(self, address: Address, base: Path) -> None:
         """``base``: the process's private directory, in which that of an ipc address is made."""
         self.address = address
-        """The requested address until ``bind``, then the one that clients connect to."""
-        self._base = base
+        """The requested address until ``bind`` or ``listen``, then the one that clients connect
+        to."""
+        self.base = base
         self._directory: Path | None = None
+        self.targets: dict[Channel, Path] = {}
+        """What the names of ipc sockets lead to; nothing for tcp."""
+        self._bindings = 0
 
-    def bind(self, sockets: Mapping[Channel, zmq.Socket[bytes]]) -> None:
-        """Bind ``sockets``, and create their names.
+    def bind(
+        self, sockets: Mapping[Channel, zmq.Socket[bytes]], taken: Listeners | None = None
+    ) -> None:
+        """Bind ``sockets``, and create their names. That of iopub takes over from ``taken``.
 
         :raises OSError, ZMQError: when that fails; ``remove`` removes what was made
         """
         ip, ports = self.address.ip, dict(self.address.ports)
         if self.address.transport == "tcp":
-            for channel, socket in sockets.items():
+            for channel, bound in sockets.items():
                 wanted = ports.get(channel, 0)
-                socket.bind(f"tcp://{ip}:{wanted or '*'}")
-                endpoint = socket.getsockopt(zmq.LAST_ENDPOINT)
+                bound.bind(f"tcp://{ip}:{wanted or '*'}")
+                endpoint = bound.getsockopt(zmq.LAST_ENDPOINT)
                 assert isinstance(endpoint, bytes)
                 ports[channel] = int(endpoint.rstrip(b"\0").rpartition(b":")[2])
-        else:
-            self._directory = self._base / secrets.token_hex(4)
-            self._directory.mkdir(mode=0o700)
-            ip = ip or f"{self._directory}/k"
-            if len(f"{self._directory}/k-99".encode()) > MAX_SOCKET_PATH:
-                raise OSError(f"the path {self._directory} is too long for a Unix socket")
-            for channel, socket in sockets.items():
-                ports[channel] = ports.get(channel) or int(channel)
-                socket.bind(f"ipc://{self._directory}/l-{int(channel)}")
-        self.address = replace(self.address, ip=ip, ports=ports)
+            self.address = replace(self.address, ip=ip, ports=ports)
+            return
+        place = self._make_place(sockets)
+        targets = {channel: Path(f"{place}{int(channel)}") for channel in sockets}
+        if taken is not None:
+            targets[Channel.IOPUB] = self.targets[Channel.IOPUB]
+            sockets[Channel.IOPUB].setsockopt(zmq.USE_FD, os.dup(taken.iopub.fileno()))
+        for channel, bound in sockets.items():
+            bound.bind(f"ipc://{targets[channel]}")
+        self.lead_to(targets)
+
+    def listen(self, channels: Iterable[Channel]) -> Listeners:
+        """Return listeners to which the names of ipc sockets lead from now on.
+
+        :raises OSError: when that fails
+        """
+        channels, before = list(channels), self.targets
+        place = self._make_place(channels)
+        targets = dict.fromkeys(channels, Path(f"{place}0"))
+        targets[Channel.IOPUB] = Path(f"{place}{int(Channel.IOPUB)}")
+        opened = Listeners(*(socket.socket(socket.AF_UNIX) for _ in range(2)))
+        try:
+            for listener, channel in zip(opened, (Channel.SHELL, Channel.IOPUB), strict=True):
+                listener.setblocking(False)
+                listener.bind(str(targets[channel]))
+                listener.listen()
+            self.lead_to(targets)
+        except BaseException:
+            for listener in opened:
+                listener.close()
+            with suppress(OSError):
+                self.lead_to(before)
+            raise
+        return opened
+
+    def _make_place(self, channels: Iterable[Channel]) -> str:
+        """Make the directory; return the beginning of paths in it, which differ at each call:
+        libzmq unlinks those of a closed socket, some time later."""
+        if self._directory is None:
+            directory = self.base / secrets.token_hex(4)
+            directory.mkdir(mode=0o700)
+            self._directory = directory
+            ip, ports = self.address.ip or f"{directory}/k", self.address.ports
+            if len(f"{directory}/k-99".encode()) > MAX_SOCKET_PATH:
+                raise OSError(f"the path {directory} is too long for a Unix socket")
+            ports = {channel: ports.get(channel) or int(channel) for channel in channels}
+            self.address = replace(self.address, ip=ip, ports=ports)
+        self._bindings = (self._bindings + 1) % MAX_BINDINGS
+        return f"{self._directory}/{self._bindings}-"
+
+    def lead_to(self, targets: dict[Channel, Path]) -> None:
+        """Let the names of ipc sockets lead to ``targets``.
+
+        :raises OSError: when they cannot; they may lead there partly
+        """
+        self.targets = targets
         self.expose()
 
     def expose(self) -> None:
@@ -126,21 +189,32 @@ class SocketNames:
 
         :raises OSError: when they cannot be created
         """
-        if self._directory is None:
-            return
-        for channel, name in self._find_names():
-            target = self._directory / f"l-{int(channel)}"
-            if name.is_symlink():
-                if name.readlink() == target:
-                    continue
-                name.unlink()  # left by an earlier kernel, whose process was killed
-            name.symlink_to(target)
+        for channel, target in self.targets.items():
+            name = Path(f"{self.address.ip}-{self.address.ports[channel]}")
+            if not name.is_symlink():
+                name.symlink_to(target)
+            elif name.readlink() != target:  # also one of a process that was killed
+                new = name.with_name(f"{name.name}.new")
+                new.unlink(missing_ok=True)
+                new.symlink_to(target)
+                new.replace(name)
+
+    def remove_other(self) -> None:
+        """Remove what the names of ipc sockets lead to no more. Never raises."""
+        kept = {*self.targets.values(), *(Path(name) for name in self._find_names())}
+        with suppress(OSError):
+            for path in self._directory.iterdir() if self._directory is not None else ():
+                if path not in kept:
+                    path.unlink(missing_ok=True)
+
+    def _find_names(self) -> list[str]:
+        return [f"{self.address.ip}-{port}" for port in self.address.ports.values()]
 
     def remove(self) -> None:
         """Remove the names and the directory of ipc sockets. Never raises."""
         if self._directory is None:
             return
-        for _, name in self._find_names():
+        for name in map(Path, self._find_names()):
             with suppress(OSError):
                 if name.readlink().parent == self._directory:
                     name.unlink()
@@ -149,9 +223,15 @@ class SocketNames:
                 name.unlink(missing_ok=True)
             self._directory.rmdir()
 
-    def _find_names(self) -> list[tuple[Channel, Path]]:
-        ip, ports = self.address.ip, self.address.ports
-        return [(channel, Path(f"{ip}-{port}")) for channel, port in ports.items()]
+
+def count_connections(targets: Iterable[Path]) -> int:
+    """Return how many are connected to Unix sockets at ``targets``, or wait to be; 1 if that cannot
+    be found out."""
+    places = {str(target) for target in targets}
+    with suppress(OSError), open("/proc/net/unix", encoding="utf-8", errors="replace") as lines:
+        found = (line.rstrip("\n").split(maxsplit=7) for line in lines)
+        return sum(len(it) > 7 and it[7] in places and it[5] != LISTENING for it in found)
+    return 1
 
 
 SHORT_ROOT = Path("/tmp")  # noqa: S108 - mkdtemp makes an unpredictable, private name in it

@@ -13,13 +13,14 @@ import logging
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import zmq
 
-from gvisor_kernel.bridge.addresses import Address, SocketNames
+from gvisor_kernel.bridge.addresses import Address, SocketNames, count_connections
+from gvisor_kernel.bridge.bell import Bell
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.log_files import Limiter
 from gvisor_kernel.host.open_files import explain_scarce_files
@@ -56,10 +57,13 @@ OnSent = Callable[[], None]
 
 
 class ClientSockets:
-    """ZMQ sockets, bound from construction to ``close``. Use on the bridge's loop only.
+    """ZMQ sockets, open from the first ``bind`` to ``close``. Use on the bridge's loop only.
 
     Calls ``on_message(channel, parts)`` for each message of a client, as long as
     ``may_read(channel)`` is true. Calls ``on_subscribe(topic)`` for a topic's first subscription.
+
+    With ipc they cost two descriptors before ``bind`` and after ``rest``: who connects then opens
+    them.
     """
 
     def __init__(
@@ -72,13 +76,18 @@ class ClientSockets:
         on_subscribe: Callable[[bytes], None],
         stall_seconds: float = STALL_SECONDS,
     ) -> None:
-        """:raises LaunchError: when the sockets cannot be bound"""
+        """:raises LaunchError: when clients could not connect"""
+        self.on_open: Callable[[], None] = lambda: None
+        """Called when the sockets were opened again."""
+        self._context = context
         self._stall_seconds = stall_seconds
         self._loop = asyncio.get_running_loop()
         self._on_message = on_message
         self._may_read = may_read
         self._on_subscribe = on_subscribe
-        self._waiting: dict[Channel, deque[tuple[list[Part], OnSent | None]]] = {}
+        self._waiting: dict[Channel, deque[tuple[list[Part], OnSent | None]]] = {
+            channel: deque() for channel in SOCKET_TYPES
+        }
         self._blocked_since: dict[Channel, float] = {}
         self._is_receiving = False
         self._stalled: set[tuple[Channel, bytes]] = set()
@@ -89,28 +98,116 @@ class ClientSockets:
         """Subscriptions of all clients to iopub."""
         self._warnings = Limiter()
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
+        """Empty before ``bind`` and after ``rest``."""
+        self._bell: Bell | None = None
         self._names = SocketNames(address, base)
         self._closed = False
         try:
-            for channel, kind in SOCKET_TYPES.items():
-                self._sockets[channel] = self._make_socket(context, channel, kind, address)
-                self._waiting[channel] = deque()
-            self._names.bind(self._sockets)
-        except (zmq.ZMQError, OSError) as error:
+            if address.transport == "tcp":  # its ports have to be taken
+                self.bind()
+            else:
+                with self._explaining():
+                    self._bell = Bell(self._names, SOCKET_TYPES, self._answer)
+        except LaunchError:
             self.close()
+            raise
+
+    def bind(self) -> None:
+        """Bind the sockets, unless they are bound.
+
+        :raises LaunchError: when they cannot be bound
+        """
+        if self._closed or self._sockets:
+            return
+        sockets: dict[Channel, zmq.Socket[bytes]] = {}
+        try:
+            with self._explaining():
+                for channel, kind in SOCKET_TYPES.items():
+                    sockets[channel] = self._make_socket(
+                        self._context, channel, kind, self._names.address
+                    )
+                taken = self._bell.listeners if self._bell is not None else None
+                self._names.bind(sockets, taken)
+        except LaunchError:
+            for socket in sockets.values():
+                socket.close(0)
+            raise
+        self._sockets = sockets
+        if self._bell is not None:
+            self._bell.close()
+            self._bell = None
+            self._names.remove_other()
+        for channel, socket in self._sockets.items():
+            self._loop.add_reader(socket.fileno(), self._service, channel)
+            self._loop.call_soon(self._service, channel)
+        self.on_open()
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        try:
+            yield
+        except (zmq.ZMQError, OSError) as error:
             # libzmq reports ENOTSOCK when it gets no file descriptor for a socket.
             scarce = error.errno in (errno.ENOTSOCK, errno.EMFILE, errno.ENFILE)
+            address = self._names.address
             raise LaunchError(
                 f"The kernel's {address.transport} sockets cannot be opened at "
-                f"{address.ip or base}: {os.strerror(errno.EMFILE) if scarce else error}.",
+                f"{address.ip or self._names.base}: "
+                f"{os.strerror(errno.EMFILE) if scarce else error}.",
                 explain_scarce_files()
                 if scarce
                 else "check that the address belongs to this machine, that the ports are free and"
                 " that the directory is writable.",
             ) from error
-        for channel, socket in self._sockets.items():
-            self._loop.add_reader(socket.fileno(), self._service, channel)
-            self._loop.call_soon(self._service, channel)
+
+    def _answer(self) -> bool:
+        """Open the sockets for somebody who wants to connect; return whether they are open."""
+        try:
+            self.bind()
+        except LaunchError as error:
+            self._warn(str(error))
+            return False
+        return True
+
+    def rest(self) -> bool:
+        """Close the sockets if nobody is connected, until somebody connects; return whether they
+        are closed.
+
+        The names lead to the bell before the connections are counted, so that none is made unseen.
+        """
+        if not self._sockets:
+            return True
+        places = self._names.targets
+        if self._topics.total() or self.count_waiting() or not places:
+            return False
+        if count_connections(places.values()):
+            return False
+        try:
+            bell = Bell(self._names, SOCKET_TYPES, self._answer)
+        except OSError:
+            return False
+        if not count_connections(places.values()):
+            self.resume_reading()  # what they have left
+            if not any(map(self._readable, self._sockets.values())):
+                self._close_sockets()
+                self._bell = bell
+                self._names.remove_other()
+                return True
+        with suppress(OSError):  # the next try mends it
+            self._names.lead_to(places)
+        bell.close()
+        self._names.remove_other()
+        return False
+
+    def _close_sockets(self) -> None:
+        for handle in self._scheduled.values():
+            handle.cancel()
+        self._scheduled.clear()
+        for socket in self._sockets.values():
+            with suppress(zmq.ZMQError, ValueError, OSError):
+                self._loop.remove_reader(socket.fileno())
+            socket.close()
+        self._sockets = {}
 
     @staticmethod
     def _make_socket(
@@ -143,10 +240,11 @@ class ClientSockets:
         return self._names.address
 
     def expose(self) -> None:
-        """Create the names that clients connect to, where they are missing.
+        """Open the sockets, and create the names that clients connect to, where they are missing.
 
-        :raises LaunchError: when they cannot be created
+        :raises LaunchError: when that fails
         """
+        self.bind()
         try:
             self._names.expose()
         except OSError as error:
@@ -162,7 +260,7 @@ class ClientSockets:
         Large parts are sent without a copy: the caller must not change them afterwards.
         ``on_sent`` is called when the message was sent or dropped.
         """
-        if self._closed:
+        if not self._sockets:  # nobody is connected
             if on_sent is not None:
                 on_sent()
             return
@@ -241,7 +339,7 @@ class ClientSockets:
 
     def resume_reading(self) -> None:
         """Serve all sockets now. Call when ``may_read`` may have changed."""
-        for channel in self._sockets:
+        for channel in tuple(self._sockets):
             self._service(channel)
 
     def _run_scheduled(self, channel: Channel) -> None:
@@ -249,7 +347,7 @@ class ClientSockets:
         self._service(channel)
 
     def _service(self, channel: Channel) -> None:
-        if not self._closed:
+        if self._sockets:
             self._transfer(channel)
 
     def _transfer(self, channel: Channel) -> None:
@@ -291,7 +389,7 @@ class ClientSockets:
         Reading EVENTS also consumes the event that a queue has room again. So waiting messages are
         tried after it.
         """
-        if self._closed:
+        if not self._sockets:
             return
         readable = self._readable(self._sockets[channel])
         if self._waiting[channel]:
@@ -329,12 +427,10 @@ class ClientSockets:
         if self._closed:
             return
         self._closed = True
-        for handle in self._scheduled.values():
-            handle.cancel()
-        for socket in self._sockets.values():
-            with suppress(zmq.ZMQError, ValueError, OSError):
-                self._loop.remove_reader(socket.fileno())
-            socket.close()
+        self._close_sockets()
+        if self._bell is not None:
+            self._bell.close()
+            self._bell = None
         for waiting in self._waiting.values():
             while waiting:
                 on_sent = waiting.popleft()[1]

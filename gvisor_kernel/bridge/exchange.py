@@ -105,16 +105,16 @@ class Exchange:
         """Checked messages of clients, to be signed for the kernel."""
         self._output_lanes = {channel: Lane(executor) for channel in Channel}
         """Messages for clients, to be checked and signed."""
-        self._clients = ClientSockets(
+        self.clients = ClientSockets(
             context, address, base, self._from_client, self._may_read, self._welcome
         )
-        self._replies = Replies(partial(self._clients.send, Channel.SHELL))
+        self._replies = Replies(partial(self.clients.send, Channel.SHELL))
         self._holds_replies = identity.holds_replies
 
     @property
     def address(self) -> Address:
         """The address that clients connect to; it stays over restarts."""
-        return self._clients.address
+        return self.clients.address
 
     @property
     def pending(self) -> bool:
@@ -152,7 +152,7 @@ class Exchange:
 
         :raises LaunchError: see ``ClientSockets.expose``
         """
-        self._clients.expose()
+        self.clients.expose()
 
     def set_kernel_key(self, key: str) -> None:
         """Set the key that the kernel signs with."""
@@ -184,7 +184,7 @@ class Exchange:
 
     def resume_reading(self) -> None:
         """Read clients' sockets again, as there is room for messages."""
-        self._clients.resume_reading()
+        self.clients.resume_reading()
 
     def show_death(self, reason: str) -> None:
         """Show why the kernel died as an error in the cell that was running."""
@@ -254,13 +254,13 @@ class Exchange:
         self._output_lanes[channel].put(
             message.size,
             partial(self._client_signer.sign, message),
-            partial(self._clients.send, channel),
+            partial(self.clients.send, channel),
         )
 
     async def drain(self, seconds: float, *, clients: bool = True) -> None:
         """Wait up to ``seconds`` until all from the kernel is checked, and sent if ``clients``."""
         deadline = time.monotonic() + seconds
-        while self._has_unchecked or (clients and self._clients.count_waiting()):
+        while self._has_unchecked or (clients and self.clients.count_waiting()):
             if time.monotonic() >= deadline:
                 break
             await asyncio.sleep(0.01)
@@ -275,7 +275,7 @@ class Exchange:
         for lanes in (self._check_lanes, self._sign_lanes, self._output_lanes):
             for lane in lanes.values():
                 lane.close()
-        self._clients.close()
+        self.clients.close()
         self._replies.release()
 
     # -- from clients ----------------------------------------------------------------------------
@@ -294,7 +294,7 @@ class Exchange:
         """Check a client's message, then pass it on or keep it for the kernel that is starting."""
         if channel is Channel.HB:
             if self.held or (self.link is not None and self.link.answers_heartbeats):
-                self._clients.send(channel, parts)  # a stopped sandbox was alive when it stopped
+                self.clients.send(channel, parts)  # a stopped sandbox was alive when it stopped
             else:
                 self._to_kernel(channel, parts)
             return
@@ -378,7 +378,7 @@ class Exchange:
     def _send_output(
         self, message: WireMessage, parts: list[Part], on_sent: OnSent | None = None
     ) -> None:
-        self._clients.send(Channel.IOPUB, parts, on_sent)
+        self.clients.send(Channel.IOPUB, parts, on_sent)
         self._replies.note_output(message)
 
     # -- from the kernel -------------------------------------------------------------------------
@@ -394,7 +394,7 @@ class Exchange:
 
         channel = message.channel
         if channel is Channel.HB:
-            self._clients.send(channel, message.parts, on_sent)
+            self.clients.send(channel, message.parts, on_sent)
             return
         self._output_lanes[channel].put(
             message.size,
@@ -427,7 +427,7 @@ class Exchange:
         elif channel is Channel.IOPUB:
             self._send_output(checked, parts, on_sent)
         else:
-            self._clients.send(channel, parts, on_sent)
+            self.clients.send(channel, parts, on_sent)
 
     def _record_reply(self, channel: Channel, message: WireMessage) -> None:
         if channel in (Channel.SHELL, Channel.CONTROL):

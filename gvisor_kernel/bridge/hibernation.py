@@ -23,6 +23,9 @@ from gvisor_kernel.link import LocalProtocolError
 ENDED_STATUS = -9
 """The exit status of a kernel whose sandbox ended without reporting one."""
 Save: TypeAlias = Callable[[SnapshotRun], Awaitable[None]]
+REST_SECONDS = 2.0
+"""Seconds after which clients' sockets of a kernel that is asleep are closed, if nobody is
+connected, and between tries."""
 QUIET_SECONDS = 5.0
 """Seconds that PID 1 has to read what was sent to it. It takes 5 ms if the sandbox is idle."""
 
@@ -46,7 +49,9 @@ class Hibernation:
         self._service = service
         self._is_saving = False
         self._timer: asyncio.TimerHandle | None = None
+        self._resting: asyncio.TimerHandle | None = None
         attached.on_sleep = self._note_sleep
+        exchange.clients.on_open = self._rest_later
 
     async def begin(self, save: Save, undo: Callable[[], Awaitable[None]]) -> None:
         """Save the kernel and end its sandbox; or let it go on as if nothing had happened.
@@ -101,18 +106,15 @@ class Hibernation:
         link.end("the kernel hibernates")
         # no timeout: it is finished or undone, by steps that have timeouts
         await asyncio.shield(self._attached.close())
+        self._rest_later()
 
     def adopt(self, saved: SnapshotRun) -> None:
-        """Begin with a kernel that another process has saved.
-
-        :raises LaunchError: when clients cannot connect
-        """
+        """Begin with a kernel that another process has saved."""
         self._run.number = saved.run
         self._exchange.known.load(saved.known)
         self.asleep = self._exchange.held = True
         self._exchange.works = bool(saved.known.get("works"))
         self._run.begin()
-        self._exchange.expose()
 
     def recall(self, saved: SnapshotRun) -> None:
         """Answer for the kernel that was ``saved``: it is about to go on from there."""
@@ -183,6 +185,17 @@ class Hibernation:
     def refuse_waiting(self, reason: str) -> None:
         """Answer the requests that wait for the kernel by an error."""
         self._exchange.refuse_waiting(reason)
+
+    def _rest_later(self) -> None:
+        if self._resting is not None:
+            self._resting.cancel()
+        if self.asleep:
+            self._resting = asyncio.get_running_loop().call_later(REST_SECONDS, self._rest)
+
+    def _rest(self) -> None:
+        """Hold nothing open for a kernel that is asleep, unless somebody is connected."""
+        if not (self._exchange.settled and self._exchange.clients.rest()):
+            self._rest_later()
 
     def _suspend(self) -> None:
         """Watch neither silence nor memory while the sandbox is written."""

@@ -2,9 +2,10 @@
 both of its ends.
 
 The link of a sandbox belongs to the process that has started it. So that process listens on a
-socket in the sandbox's private directory, where ``gvisor-kernel changes`` finds it. One question
-and one answer a connection, each a line of JSON. Whoever asks must be the user of this process, or
-root: the folder and the socket allow no other, and the kernel of the host says who it is.
+socket, which has a name in the private directory of each of its sandboxes, where ``gvisor-kernel
+changes`` finds it. One question and one answer a connection, each a line of JSON. Whoever asks must
+be the user of this process, or root: the folder and the socket allow no other, and the kernel of
+the host says who it is.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import socket
 import struct
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -48,7 +50,7 @@ ANSWER_SECONDS = 60.0
 """Seconds that an answer may wait to be taken."""
 WORK_SECONDS = 600.0
 """Seconds that an answer may take: an apply writes to the user's disk."""
-MAX_CLIENTS = 4
+MAX_CLIENTS = 8
 DIFFS = 200
 """Changes whose diffs are in one answer, and characters of all of them."""
 MAX_DIFFS = 4 * 1024 * 1024
@@ -66,10 +68,12 @@ class Question(msgspec.Struct):
     """Ask for the list of changes, or to apply some, each a path and a state. ``under``, ``named``:
     as for ``KernelChanges.list`` and ``apply``. Or ask to save the kernel, to let it go on, or to
     give up one that is saved; for ``count`` branches, from ``checkpoint`` if that is not None; to
-    make the checkpoint ``name``, to remove it, or to go back to it.
+    make the checkpoint ``name``, to remove it, or to go back to it. ``sandbox``: the name of its
+    directory.
     """
 
     do: _Verb
+    sandbox: str = ""
     diff: bool = False
     under: list[str] = []
     changes: list[tuple[str, str]] = []
@@ -109,47 +113,49 @@ class Made(msgspec.Struct):
     name: str
 
 
-class ControlSocket:
-    """Answers questions about one kernel, beside the bridge's loop, from ``open`` to ``close``.
+class _Door:
+    """The socket at which the kernels of one bridge answer. On its loop."""
 
-    ``branch`` starts branches of it as kernels of the same server, if there is one.
-    """
-
-    def __init__(self, kernel: SandboxedKernel, branch: Branching | None = None) -> None:
-        self._branch = branch
-        self._kernel = kernel
-        self._changes = KernelChanges(kernel)
-        self._bridge = Bridge.instance()
+    def __init__(self) -> None:
+        self._kernels: dict[str, ControlSocket] = {}
+        """By the name of the sandbox's directory."""
         self._server: asyncio.Server | None = None
-        self._directory: Path | None = None
-        self._clients: set[asyncio.Task[Any]] = set()
+        self._clients = 0
+        self._turn = asyncio.Lock()
 
-    async def open(self) -> None:
-        """Listen in the directory of the kernel's present sandbox.
+    async def add(self, directory: Path, kernel: ControlSocket) -> None:
+        """Give the socket a name in ``directory``. Listen, if nothing did.
 
-        :raises OSError: when that fails; the kernel works without
+        :raises OSError: when that fails
         """
-        sandbox, saved = self._kernel.sandbox, self._kernel.hibernation.saved
-        place = sandbox or saved
-        if place is None or place.directory == self._directory:
-            return
-        await self.close()
-        await self._bridge.run(self._listen(place.directory))
+        # by path: below the state directory, whose parents only this user can change
+        async with self._turn:
+            name = directory / SOCKET
+            name.unlink(missing_ok=True)
+            for other in self._kernels:
+                with suppress(OSError):  # that sandbox has ended
+                    os.link(directory.with_name(other) / SOCKET, name)
+                    break
+            else:
+                await self._listen(directory)
+            self._kernels[directory.name] = kernel
 
-    async def close(self) -> None:
-        """Answer nothing any more. Idempotent."""
-        if self._server is not None and not self._bridge.ended:
-            await self._bridge.run(self._end())
-        self._server = self._directory = None
+    async def remove(self, directory: Path) -> None:
+        """Remove the name, and with the last one the socket. Idempotent."""
+        async with self._turn:
+            if self._kernels.pop(directory.name, None) is not None:
+                (directory / SOCKET).unlink(missing_ok=True)
+            if self._server is not None and not self._kernels:
+                self._server.close()
+                self._server = None
 
     async def _listen(self, directory: Path) -> None:
+        if self._server is not None:
+            self._server.close()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            # by path: below the state directory, whose parents only this user can change
             folder = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                with suppress(FileNotFoundError):
-                    os.unlink(SOCKET, dir_fd=folder)
                 # By descriptor, as the path of a socket has at most 107 bytes.
                 listener.bind(f"/proc/self/fd/{folder}/{SOCKET}")
                 os.chmod(SOCKET, 0o600, dir_fd=folder)
@@ -162,31 +168,19 @@ class ControlSocket:
         except BaseException:
             listener.close()
             raise
-        self._directory = directory
-
-    async def _end(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        for task in self._clients:
-            task.cancel()
-        if self._clients:
-            await asyncio.wait(self._clients, timeout=1)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._clients.add(task)
+        self._clients += 1
         try:
-            if len(self._clients) > MAX_CLIENTS or not _is_own(writer):
+            if self._clients > MAX_CLIENTS or not _is_own(writer):
                 return
             line = await asyncio.wait_for(reader.readline(), QUESTION_SECONDS)
-            answer = await asyncio.wait_for(self._answer(line), WORK_SECONDS)
-            writer.write(answer)
+            writer.write(await self._answer(line))
             await asyncio.wait_for(writer.drain(), ANSWER_SECONDS)
         except (OSError, ValueError, TimeoutError, asyncio.CancelledError):
             pass  # who asked too much, or went away, gets no answer
         finally:
-            self._clients.discard(task)
+            self._clients -= 1
             writer.close()
 
     async def _answer(self, line: bytes) -> bytes:
@@ -195,6 +189,61 @@ class ControlSocket:
             question = await asyncio.to_thread(msgspec.json.decode, line, type=Question)
         except (ValueError, RecursionError):
             return _make_problem("The question is malformed.") + b"\n"
+        kernel = self._kernels.get(question.sandbox)
+        if kernel is None:
+            return _make_problem("The process does not have this kernel any more.") + b"\n"
+        return await asyncio.wait_for(kernel.answer(question), WORK_SECONDS)
+
+
+_doors: weakref.WeakKeyDictionary[Bridge, _Door] = weakref.WeakKeyDictionary()
+
+
+class ControlSocket:
+    """Answers questions about one kernel, beside the bridge's loop, from ``open`` to ``close``.
+
+    ``branch`` starts branches of it as kernels of the same server, if there is one.
+    """
+
+    def __init__(self, kernel: SandboxedKernel, branch: Branching | None = None) -> None:
+        self._branch = branch
+        self._kernel = kernel
+        self._changes = KernelChanges(kernel)
+        self._bridge = Bridge.instance()
+        self._directory: Path | None = None
+        self._answers: set[asyncio.Task[Any]] = set()
+
+    async def open(self) -> None:
+        """Answer in the directory of the kernel's present sandbox.
+
+        :raises OSError: when that fails; the kernel works without
+        """
+        sandbox, saved = self._kernel.sandbox, self._kernel.hibernation.saved
+        place = sandbox or saved
+        if place is None or place.directory == self._directory:
+            return
+        await self.close()
+        door = _doors.setdefault(self._bridge, _Door())
+        await self._bridge.run(door.add(place.directory, self))
+        self._directory = place.directory
+
+    async def close(self) -> None:
+        """Answer nothing any more. Idempotent."""
+        if self._directory is not None and not self._bridge.ended:
+            await self._bridge.run(self._end(self._directory))
+        self._directory = None
+
+    async def _end(self, directory: Path) -> None:
+        await _doors[self._bridge].remove(directory)
+        for task in self._answers:
+            task.cancel()
+        if self._answers:
+            await asyncio.wait(self._answers, timeout=1)
+
+    async def answer(self, question: Question) -> bytes:
+        """Return the answer, a line."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._answers.add(task)
         try:
             answer = await self._do(question)
         except GvisorKernelError as error:
@@ -205,6 +254,8 @@ class ControlSocket:
                 f"The question was not answered, by a fault of this package: {error!r:.200}",
                 "look at the files in the folder; the log of the program has more.",
             )
+        finally:
+            self._answers.discard(task)
         if len(answer) > MAX_ANSWER:
             answer = _make_problem("The answer is too large.")
         return answer + b"\n"
@@ -319,7 +370,8 @@ def ask(directory: Path, question: Question, answer: type[T]) -> T:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
                 asking.settimeout(WORK_SECONDS)
                 asking.connect(f"/proc/self/fd/{folder}/{SOCKET}")
-                asking.sendall(msgspec.json.encode(question) + b"\n")
+                asked = msgspec.structs.replace(question, sandbox=directory.name)
+                asking.sendall(msgspec.json.encode(asked) + b"\n")
                 while not received.endswith(b"\n") and len(received) <= MAX_ANSWER:
                     asking.settimeout(max(end - time.monotonic(), 0.01))
                     part = asking.recv(PART)

@@ -5,18 +5,30 @@ On the server's loop.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Sequence
 from contextvars import ContextVar
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from jupyter_core.utils import ensure_async
 
 from gvisor_kernel.kernel.branches import Branch, handing, remove_all
 from gvisor_kernel.kernel.session import SandboxedKernel
 
-RESUMES_ONLY: ContextVar[str] = ContextVar("resumes_only", default="")
-"""The id of a kernel that this task starts only if it can take over a saved one."""
+
+class Resumes(NamedTuple):
+    """The id of a kernel that starts only if it can take over a saved one, the directory of that
+    if it is known, and what its start waits for."""
+
+    kernel_id: str
+    directory: Path | None = None
+    starts: asyncio.Future[None] | None = None
+
+
+RESUMES_ONLY: ContextVar[Resumes | None] = ContextVar("resumes_only", default=None)
+"""What the task starts."""
 
 
 async def start_asleep(manager: Any, kernel_id: str, name: str, folder: str) -> None:
@@ -24,19 +36,29 @@ async def start_asleep(manager: Any, kernel_id: str, name: str, folder: str) -> 
 
     :raises Exception: whatever a manager raises; it has no such kernel then
     """
+    await list_asleep(manager, Resumes(kernel_id), name, folder)
+    show_state(manager.get_kernel(kernel_id))
+
+
+async def list_asleep(manager: Any, resumes: Resumes, name: str, folder: str) -> None:
+    """Begin as ``start_asleep``: a manager that has pending kernels lists it before it starts."""
     path = os.path.relpath(folder, os.path.realpath(manager.root_dir))
-    RESUMES_ONLY.set(kernel_id)
+    RESUMES_ONLY.set(resumes)
+    starting = {"kernel_id": resumes.kernel_id, "kernel_name": name, "path": path}
     try:
-        await ensure_async(manager.start_kernel(kernel_id=kernel_id, kernel_name=name, path=path))
+        await ensure_async(manager.start_kernel(**starting))
     except BaseException:
         # jupyter_client keeps its id, and could not shut any kernel down then
-        getattr(manager, "_pending_kernels", {}).pop(kernel_id, None)
+        getattr(manager, "_pending_kernels", {}).pop(resumes.kernel_id, None)
         raise
     finally:
-        RESUMES_ONLY.set("")
-    # No message says so. A cell that ran as the server was killed goes on.
-    taken = manager.get_kernel(kernel_id)
+        RESUMES_ONLY.set(None)
+
+
+def show_state(taken: Any) -> None:
+    """Let a kernel that was started asleep have its state, of which no message tells."""
     kernel = taken.provisioner.sandboxed_kernel
+    # A cell that ran as the server was killed goes on.
     taken.execution_state = "busy" if kernel and kernel.hibernation.works else "idle"
 
 

@@ -37,7 +37,7 @@ from gvisor_kernel.errors import (
     SettingError,
     StartStopped,
 )
-from gvisor_kernel.jupyter.asleep import RESUMES_ONLY, start_branches
+from gvisor_kernel.jupyter.asleep import RESUMES_ONLY, Resumes, start_branches
 from gvisor_kernel.jupyter.project_choices import may_choose, with_choice
 from gvisor_kernel.kernel.branches import Branch, take_saved
 from gvisor_kernel.kernel.client import CHANNELS, describe_address, new_key
@@ -84,6 +84,9 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         :raises SettingError: when a setting is wrong; nothing was created then
         :raises GvisorKernelError: when the kernel's program or folder cannot be used
         """
+        only = self._find_only()
+        if only is not None and only.starts is not None:
+            await only.starts  # no timeout: a server's TakingBack
         environment = dict(kwargs.pop("env", os.environ))
         extra_arguments = list(kwargs.pop("extra_arguments", []))
         try:
@@ -274,15 +277,20 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
     async def _launch_or_adopt(self, kernel: SandboxedKernel, plan: KernelPlan) -> Address:
         """Start the kernel; or take it over, if an earlier process has saved one of this id."""
         if kernel.address is None and plan.request.kernel_id:
-            saved = await asyncio.to_thread(take_saved, plan.request.kernel_id)
+            only = self._find_only()
+            place = only.directory if only is not None else None
+            saved = await asyncio.to_thread(take_saved, plan.request.kernel_id, place)
             if saved is not None:
                 self._plan = saved.adapt(plan)
                 self._taken = self._plan
                 return await kernel.adopt(self._plan, saved.compare(plan))
-            only = RESUMES_ONLY.get()  # no timeout: a variable of this task
-            if only == plan.request.kernel_id:
+            if only is not None:
                 raise LaunchError("What was saved of this kernel cannot be read, or is used.")
         return await kernel.launch(plan)
+
+    def _find_only(self) -> Resumes | None:
+        only = RESUMES_ONLY.get()  # no timeout: a variable of this task
+        return only if only is not None and only.kernel_id == self.kernel_id else None
 
     @contextmanager
     def _calling(self) -> Iterator[None]:

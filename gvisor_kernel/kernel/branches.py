@@ -284,14 +284,14 @@ def handing(branch: Branch, saved: SavedKernel) -> Iterator[None]:
         _handed.pop(branch.kernel_id, None)
 
 
-def take_saved(kernel_id: str) -> SavedKernel | None:
+def take_saved(kernel_id: str, directory: Path | None = None) -> SavedKernel | None:
     """Return the branch of this id that was made for it, or what ``find_saved`` finds.
 
     :raises StateError: when the state directory cannot be used
     """
     branch = _handed.pop(kernel_id, None)
     if branch is None:
-        return find_saved(kernel_id)
+        return find_saved(kernel_id, directory)
     record = records.read_record(branch.directory)
     if record is not None:
         records.change_record(branch.directory, record, saved=branch.saved)

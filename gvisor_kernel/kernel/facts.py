@@ -107,6 +107,14 @@ class Hibernated:
 
 
 @dataclass(frozen=True)
+class Waking:
+    """A kernel of this process that hibernates was asked for something, and is to go on."""
+
+    kernel_id: str
+    kernel_name: str
+
+
+@dataclass(frozen=True)
 class Resumed:
     """A kernel that hibernated goes on."""
 
@@ -148,7 +156,7 @@ class Ended:
     left: Left | None
 
 
-KernelEvent: TypeAlias = Started | Died | Hibernated | Resumed | Rewound
+KernelEvent: TypeAlias = Started | Died | Hibernated | Waking | Resumed | Rewound
 Watcher: TypeAlias = Callable[[KernelEvent], None]
 EndWatcher: TypeAlias = Callable[[Ended], None]
 

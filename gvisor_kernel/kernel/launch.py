@@ -24,7 +24,7 @@ from gvisor_kernel.bridge.linked_sandbox import close_sandbox
 from gvisor_kernel.egress import audit
 from gvisor_kernel.egress.process import EgressWorker, Grant
 from gvisor_kernel.errors import LaunchError, NoSnapshot, SandboxError, StartTimedOut
-from gvisor_kernel.kernel.facts import Start, StartKind
+from gvisor_kernel.kernel.facts import KernelEvents, Start, StartKind, Waking
 from gvisor_kernel.kernel.host_paths import describe_paths
 from gvisor_kernel.kernel.learned_modules import learning_variables
 from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, kernel_variables, make_launch_request
@@ -160,7 +160,8 @@ class Launch:
         if saved is not None:
             request = replace(request, saved_in=saved.directory, kept=saved.shown)
             spec = replace(spec, start_timeout=find_wake_seconds(files, spec.start_timeout))
-            start = partial(saved.restore, start)
+            start, asked = partial(saved.restore, start), self.plan.request
+            KernelEvents.instance().tell(Waking(asked.kernel_id, asked.kernel_name))
         sandbox = await self._workers.run(start, spec, request, files)
         await self._resume(kernel, Restored(sandbox, "", run), spec.start_timeout, saved=saved)
 

@@ -402,16 +402,19 @@ def _describe(
     )
 
 
-def find_saved(kernel_id: str) -> SavedKernel | None:
+def find_saved(kernel_id: str, directory: Path | None = None) -> SavedKernel | None:
     """Return the saved kernel of this id whose process has ended, and make it this process's.
 
     Waits while another process saves it, and saves it if nobody has done that yet. Blocks.
 
+    ``directory``: that of its sandbox, where it is known.
+
     :raises StateError: when the state directory cannot be used; or when there is such a kernel, and
         it is not saved yet, or cannot be read
     """
-    for directory, found in records.find_sandboxes():
-        if found.kernel_id != kernel_id or not records.is_orphan(found):
+    known = [(directory, records.read_record(directory))] if directory is not None else []
+    for directory, found in known or records.find_sandboxes():
+        if found is None or found.kernel_id != kernel_id or not records.is_orphan(found):
             continue
         try:
             with claimed(directory, CLAIM_SECONDS):

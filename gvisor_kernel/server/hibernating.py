@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
 from jupyter_core.utils import ensure_async
+from tornado.util import TimeoutError as Interrupted
 
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.runtimes.state.kept_packages import wait_until_kept
+from gvisor_kernel.server.resting import Resting
 from gvisor_kernel.server.sandboxes import Sandboxes
-from gvisor_kernel.server.saved_sessions import SavedSessions, take_back
+from gvisor_kernel.server.saved_sessions import SavedSessions, TakingBack
 from gvisor_kernel.shown_text import printable
 
 log = logging.getLogger(__name__)
@@ -28,8 +31,9 @@ KEEP_SECONDS = 20.0
 """Seconds of them in which the packages of these kernels may be kept."""
 AT_ONCE = 2
 """Kernels that are begun at the same time."""
-BEGIN_SECONDS = 20.0
-"""Seconds that a server's start waits until kernels are taken back; the rest follows."""
+LIST_SECONDS, BEGIN_SECONDS = 20.0, 2.0
+"""Seconds that a server's start waits until all kernels are listed, and then until they can be
+used; the rest follows."""
 
 
 class Hibernating:
@@ -43,7 +47,8 @@ class Hibernating:
         self._leaves = leaves
         self._culled: ContextVar[str] = ContextVar("culled", default="")
         self._sessions: SavedSessions | None = None
-        self._taking: asyncio.Task[None] | None = None
+        self._resting = Resting(self._manager, sandboxes)
+        self._taking: tuple[TakingBack, asyncio.Task[None]] | None = None
         self._leaving: asyncio.Task[None] | None = None
 
     def load(self) -> None:
@@ -53,16 +58,28 @@ class Hibernating:
         try:
             asyncio.get_running_loop()
         except RuntimeError:  # the usual case: nothing runs yet
-            self._application.io_loop.run_sync(self._load)
+            with suppress(RuntimeError, Interrupted):  # a signal has stopped the loop
+                self._application.io_loop.run_sync(self._load)
+            if self._leaving is not None:  # or the server would run on
+                self._application.stop()
         else:
-            self._taking = asyncio.ensure_future(take_back(self._application))
+            self._begin_taking()
 
     async def _load(self) -> None:
-        self._taking = asyncio.ensure_future(take_back(self._application))
-        await asyncio.wait({self._taking}, timeout=BEGIN_SECONDS)
+        back, taking = self._begin_taking()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(back.listed.wait(), LIST_SECONDS)
+        await asyncio.wait({taking}, timeout=BEGIN_SECONDS)
+
+    def _begin_taking(self) -> tuple[TakingBack, asyncio.Task[None]]:
+        self._resting.start()
+        back = TakingBack(self._application, self._resting.begin)
+        self._taking = back, asyncio.create_task(back.run())
+        return self._taking
 
     def start(self) -> None:
         """Begin to keep sessions. Called as the server begins."""
+        self._resting.start()
         if self._leaves:
             self._sessions = SavedSessions(self._application, self._sandboxes)
             self._sessions.start()
@@ -76,7 +93,7 @@ class Hibernating:
         stop_if_unused = application.shutdown_no_activity
 
         async def cull_kernel_if_idle(kernel_id: str) -> None:
-            if self._is_asleep(kernel_id):
+            if self._resting.is_asleep(kernel_id):
                 return
             mark = self._culled.set(kernel_id)
             try:
@@ -98,7 +115,7 @@ class Hibernating:
         def shutdown_no_activity() -> None:
             """A kernel that hibernates keeps no server that nobody uses."""
             kernels = manager.list_kernel_ids()
-            if not (self._leaves and kernels and all(map(self._is_asleep, kernels))):
+            if not (self._leaves and kernels and all(map(self._resting.is_asleep, kernels))):
                 stop_if_unused()
                 return
             unused = (datetime.now(UTC) - application.web_app.last_activity()).total_seconds()
@@ -111,21 +128,22 @@ class Hibernating:
         manager.shutdown_kernel = shutdown_kernel
         application.shutdown_no_activity = shutdown_no_activity
 
-    def _is_asleep(self, kernel_id: str) -> bool:
-        kernel = self._sandboxes.find_kernel(kernel_id)
-        return kernel is not None and kernel.hibernation.saved is not None
-
     # -- the stop --------------------------------------------------------------------------------
 
     async def leave_all(self) -> None:
         """Leave the kernels to the next server. Called as this one stops, perhaps twice."""
-        if self._sessions is not None:
-            self._sessions.end()
+        self._resting.end()
+        if self._leaves:  # also one that is stopped before it has begun
+            sessions = self._sessions or SavedSessions(self._application, self._sandboxes)
+            sessions.end()
             if self._leaving is None:
-                self._leaving = asyncio.ensure_future(self._leave_all(self._sessions))
+                self._leaving = asyncio.ensure_future(self._leave_all(sessions))
             await asyncio.shield(self._leaving)  # no timeout: STOP_SECONDS
 
     async def _leave_all(self, saved: SavedSessions) -> None:
+        if self._taking is not None:  # or those that have not begun are shut down
+            self._taking[0].end()
+            await asyncio.wait({self._taking[1]}, timeout=LIST_SECONDS)
         loop, sessions = asyncio.get_running_loop(), await saved.find()
         deadline = loop.time() + STOP_SECONDS
         kernels = {
@@ -136,7 +154,8 @@ class Hibernating:
         for kernel_id in kernels:
             self._manager.get_kernel(kernel_id).stop_restarter()  # or it begins those anew
         # Those that are asleep cost nothing; of the others, the one that was used last comes last.
-        order = sorted(kernels, key=lambda it: (not self._is_asleep(it), self._find_used(it)))
+        asleep = self._resting.is_asleep
+        order = sorted(kernels, key=lambda it: (not asleep(it), self._find_used(it)))
         leaving: dict[str, asyncio.Future[None]] = {}
 
         async def leave_next() -> None:

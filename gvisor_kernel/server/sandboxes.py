@@ -81,7 +81,7 @@ class Sandboxes:
 
     def has(self, kernel_id: str) -> bool:
         """Return whether a kernel of this server is one of ours."""
-        return kernel_id in self._find_provisioners()
+        return self._find_provisioner(kernel_id) is not None
 
     def facts(self) -> dict[str, KernelFacts]:
         """Return the facts of the kernels as they are now, by kernel id. Reads no file."""
@@ -100,7 +100,7 @@ class Sandboxes:
 
     def find_kernel(self, kernel_id: str) -> SandboxedKernel | None:
         """Return a kernel of ours that has a sandbox, or hibernates; None if there is none."""
-        provisioner = self._find_provisioners().get(kernel_id)
+        provisioner = self._find_provisioner(kernel_id)
         kernel = None if provisioner is None else provisioner.sandboxed_kernel
         has_any = kernel is not None and (kernel.sandbox or kernel.hibernation.saved)
         return kernel if has_any else None
@@ -127,13 +127,13 @@ class Sandboxes:
         return await asyncio.get_running_loop().run_in_executor(self._executor, choose)
 
     def _find_provisioners(self) -> dict[str, GVisorProvisioner]:
-        found = {}
-        for kernel_id in self._manager.list_kernel_ids():
-            with suppress(KeyError):
-                provisioner = getattr(self._manager.get_kernel(kernel_id), "provisioner", None)
-                if isinstance(provisioner, GVisorProvisioner):
-                    found[str(kernel_id)] = provisioner
-        return found
+        found = {str(it): self._find_provisioner(it) for it in self._manager.list_kernel_ids()}
+        return {kernel_id: one for kernel_id, one in found.items() if one is not None}
+
+    def _find_provisioner(self, kernel_id: str) -> GVisorProvisioner | None:
+        has = kernel_id in self._manager
+        found = getattr(self._manager.get_kernel(kernel_id), "provisioner", None) if has else None
+        return found if isinstance(found, GVisorProvisioner) else None
 
     def _find_all(self) -> dict[str, GVisorProvisioner]:
         """Return also those that the manager does not list yet, as they are being launched."""

@@ -3,7 +3,8 @@
     sandboxes/<id>/session.json
 
 Only servers write it, beside what was saved of the kernel. ``SavedSessions`` keeps it up to date;
-``take_back`` lets a server have kernels again that hibernate, with their sessions.
+``TakingBack`` lets a server have kernels again that hibernate, with their sessions: first all are
+listed, as kernels that are starting, and then one after another begins.
 """
 
 from __future__ import annotations
@@ -12,18 +13,20 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 from jupyter_core.utils import ensure_async
 from tornado import web
 
-from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.errors import GvisorKernelError, LaunchError
 from gvisor_kernel.host import processes
 from gvisor_kernel.host.private_directories import read_file, replace_file
-from gvisor_kernel.jupyter.asleep import start_asleep
+from gvisor_kernel.jupyter.asleep import Resumes, list_asleep, show_state
 from gvisor_kernel.kernel.facts import KernelEvent, KernelEvents, Started
 from gvisor_kernel.runtimes.state.records import Record, find_sandboxes, is_orphan
 from gvisor_kernel.runtimes.state.saved import is_saved
@@ -141,64 +144,121 @@ class SavedSessions:
                 await asyncio.to_thread(replace_file, directory / FILE, text)
 
 
-def find_left(root: str) -> tuple[list[tuple[Record, tuple[Session, ...]]], bool]:
+Left: TypeAlias = tuple[Path, Record, tuple[Session, ...]]
+"""The directory and record of a kernel that was left, and its sessions."""
+
+
+def find_left(root: str) -> tuple[list[Left], bool]:
     """Return the kernels that earlier servers of ``root`` have left, and whether more are being
     saved. Blocks.
 
     :raises StateError: when the state directory cannot be read
     """
-    left, waits = [], False
+    left: list[Left] = []
+    waits, root = False, os.path.realpath(root)
     for directory, record in find_sandboxes():
         if not record.kernel_id or not is_orphan(record):
             continue
         with suppress(OSError, ValueError):
             file = read_json(read_file(directory / FILE, MAX_FILE), _File, MAX_FILE)
-            if file.root != os.path.realpath(root):
+            if file.root != root:
                 continue
             if is_saved(directory, record) and not has_run(directory):
-                left.append((record, file.sessions))
+                left.append((directory, record, file.sessions))
             else:
                 waits |= any(map(processes.is_alive, record.processes.values()))
     return left, waits
 
 
-async def take_back(application: Any) -> None:
-    """Let ``application``, a server, have the kernels and sessions that were left. Never raises."""
-    root, tried, waits = application.kernel_manager.root_dir, set(), True
-    deadline = time.monotonic() + SAVING_SECONDS
-    while waits and time.monotonic() < deadline:
-        try:
-            found, waits = await asyncio.to_thread(find_left, root)
-        except GvisorKernelError as error:
-            log.warning("Kernels that hibernate are not taken back: %s", error)
-            return
-        for record, sessions in found:
-            if record.identity not in tried:
-                tried.add(record.identity)
+class TakingBack:
+    """Lets a server have the kernels and sessions that were left. On its loop."""
+
+    def __init__(self, application: Any, on_taken: Callable[[str], None]) -> None:
+        """``on_taken`` is called with the id of each kernel that is there."""
+        self._application = application
+        self._manager = application.kernel_manager
+        self._on_taken = on_taken
+        self.listed = asyncio.Event()
+        """Set when the server has the ids of all kernels, and their sessions."""
+        self._starting: list[tuple[Record, asyncio.Future[None]]] = []
+        """What is listed, and what the start of each waits for."""
+        self._ended = False
+
+    async def run(self) -> None:
+        """Begin; return when all kernels are there. Never raises."""
+        tried: set[str] = set()
+        deadline, waits = time.monotonic() + SAVING_SECONDS, True
+        while waits and not self._ended and time.monotonic() < deadline:
+            try:
+                found, waits = await asyncio.to_thread(find_left, self._manager.root_dir)
+            except GvisorKernelError as error:
+                log.warning("Kernels that hibernate are not taken back: %s", error)
+                break
+            # who slept last comes first
+            for left in sorted(found, key=lambda left: left[1].saved, reverse=True):
+                if left[1].identity not in tried and not self._ended:
+                    tried.add(left[1].identity)
+                    try:
+                        await self._list(*left)
+                    except Exception as error:
+                        self._warn(left[1], error)
+            if not waits:
+                self.listed.set()
+            while self._starting:
+                await self._take(*self._starting.pop(0))
                 deadline = time.monotonic() + SAVING_SECONDS  # they are saved one after another
-                await _try(application, record, sessions)
-        if waits:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(LOOK_SECONDS if waits else 0)
+        self.listed.set()
 
+    def end(self) -> None:
+        """Begin with no other kernel. ``run`` returns soon."""
+        self._ended = True
 
-async def _try(application: Any, record: Record, sessions: tuple[Session, ...]) -> None:
-    try:
-        await _take_back(application, record, sessions)
-    except Exception as error:
+    async def _list(self, directory: Path, record: Record, sessions: tuple[Session, ...]) -> None:
+        """Let the server have a kernel that is to start, and its sessions."""
+        manager, kernel_id = self._manager, record.kernel_id
+        if kernel_id not in manager:
+            starts = asyncio.get_running_loop().create_future()
+            pending = getattr(manager, "use_pending_kernels", None)
+            if pending is None:  # another package's manager lists what has started
+                starts.set_result(None)
+            resumes = Resumes(kernel_id, directory, starts)
+            try:
+                manager.use_pending_kernels = True
+                await list_asleep(manager, resumes, record.kernel_name, record.folder)
+            finally:
+                manager.use_pending_kernels = pending
+            self._starting.append((record, starts))
+        ours = self._application.session_manager
+        for session in sessions:
+            try:
+                await ensure_async(ours.get_session(session_id=session.id))
+            except web.HTTPError:
+                words = {"path": session.path, "name": session.name, "type": session.type}
+                await ensure_async(ours.save_session(session.id, kernel_id=kernel_id, **words))
+
+    async def _take(self, record: Record, starts: asyncio.Future[None]) -> None:
+        manager, kernel_id = self._manager, record.kernel_id
+        try:
+            if self._ended and not starts.done():
+                starts.set_exception(LaunchError("The server stops."))
+            elif not starts.done():
+                starts.set_result(None)
+            kernel = manager.get_kernel(kernel_id)
+            await kernel.ready  # no timeout: one start
+            show_state(kernel)
+            self._on_taken(kernel_id)
+        except Exception as error:
+            if not self._ended:
+                self._warn(record, error)
+            # jupyter_client keeps its id, and could not shut any kernel down then
+            getattr(manager, "_pending_kernels", {}).pop(kernel_id, None)
+            with suppress(KeyError):
+                manager.remove_kernel(kernel_id)
+
+    @staticmethod
+    def _warn(record: Record, error: Exception) -> None:
         log.warning(
             "The kernel of %s is not taken back, and stays saved: %s",
             *(printable(record.folder), error),
         )
-
-
-async def _take_back(application: Any, record: Record, sessions: tuple[Session, ...]) -> None:
-    manager, kernel_id = application.kernel_manager, record.kernel_id
-    if kernel_id not in manager:
-        await start_asleep(manager, kernel_id, record.kernel_name, record.folder)
-    ours = application.session_manager
-    for session in sessions:
-        try:
-            await ensure_async(ours.get_session(session_id=session.id))
-        except web.HTTPError:
-            words = {"path": session.path, "name": session.name, "type": session.type}
-            await ensure_async(ours.save_session(session.id, kernel_id=kernel_id, **words))

@@ -386,7 +386,7 @@ class Watch:
             self._events.tell_hibernated(event)
         elif isinstance(event, Rewound):
             self._events.tell_rewound(event)
-        else:
+        elif isinstance(event, Resumed):
             metrics().count_resume(event.seconds)
             self._events.tell_resumed(event)
 

@@ -47,7 +47,7 @@ class Bench:
         self.sockets = self._bind(address or Address("ipc", ""))
 
     def _bind(self, address: Address) -> ClientSockets:
-        return ClientSockets(
+        sockets = ClientSockets(
             self._host,
             address,
             self._base,
@@ -56,6 +56,8 @@ class Bench:
             lambda topic: self.on_subscribe(topic),
             self._stall_seconds,
         )
+        sockets.bind()
+        return sockets
 
     def _may_read(self, _: Channel) -> bool:
         self.asked += 1

@@ -9,7 +9,7 @@ import resource
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -18,7 +18,7 @@ import pytest
 
 from gvisor_kernel.changes import control
 from gvisor_kernel.changes.change import ChangesError
-from gvisor_kernel.changes.control import MAX_CLIENTS, SOCKET, ControlSocket
+from gvisor_kernel.changes.control import MAX_CLIENTS, SOCKET, ControlSocket, Done, Question
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.kernel.workspace import UNSEEN, describe_left, list_left, read_left
 from gvisor_kernel.link.service_messages import PROCESS, encode_service
@@ -47,15 +47,21 @@ with socket.socket(socket.AF_UNIX) as asking:
 """
 
 
+def listen(place: Path, resume: object = None) -> ControlSocket:
+    """Let the control socket of a kernel listen in the directory of its sandbox."""
+    place.mkdir(mode=0o700)
+    hibernation = SimpleNamespace(saved=None, hibernate=None, resume=resume, forget=None)
+    kernel = SimpleNamespace(sandbox=SimpleNamespace(directory=place), hibernation=hibernation)
+    listening = ControlSocket(cast("SandboxedKernel", kernel))
+    asyncio.run(listening.open())
+    return listening
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Path]:
     """The directory of a sandbox whose control socket listens."""
     place = tmp_path / "sandbox"
-    place.mkdir(mode=0o700)
-    hibernation = SimpleNamespace(saved=None, hibernate=None, resume=None, forget=None)
-    kernel = SimpleNamespace(sandbox=SimpleNamespace(directory=place), hibernation=hibernation)
-    listening = ControlSocket(cast("SandboxedKernel", kernel))
-    asyncio.run(listening.open())
+    listening = listen(place)
     yield place
     asyncio.run(listening.close())
 
@@ -80,6 +86,41 @@ def receive(asking: socket.socket) -> bytes:
     except ConnectionError:
         pass
     return received
+
+
+def count_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_kernels_of_one_process_have_one_socket(tmp_path: Path) -> None:
+    asked = []
+
+    def make_resume(name: str) -> Callable[[], Awaitable[None]]:
+        async def resume() -> None:
+            asked.append(name)
+
+        return resume
+
+    made = {}
+    for name in ("a", "b", "c"):
+        made[name] = listen(tmp_path / name, make_resume(name))
+        if name == "a":
+            before = count_files()
+    assert count_files() == before
+    for gone in ("", "a", "c"):  # the first one, whose socket the others have
+        if gone:
+            asyncio.run(made.pop(gone).close())
+            with pytest.raises(ChangesError, match="does not answer"):
+                control.ask(tmp_path / gone, Question("resume"), Done)
+        for name in made:
+            control.ask(tmp_path / name, Question("resume"), Done)
+            assert asked.pop() == name
+    (tmp_path / "b" / SOCKET).unlink()  # as when the directory is removed before
+    made["d"] = listen(tmp_path / "d", make_resume("d"))
+    control.ask(tmp_path / "d", Question("resume"), Done)
+    for one in made.values():
+        asyncio.run(one.close())
+    wait_until(lambda: count_files() == before - 1, "the socket to be closed")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
