@@ -46,6 +46,7 @@ from gvisor_kernel.spec.layout import OUTPUTS
 
 WRITTEN_SECONDS = 5.0
 """Seconds that the sentry may take to end after runsc has said that the snapshot is written."""
+STARTS = "kernels start without a snapshot, more slowly; "
 WORDS_BYTES = 2000
 """Bytes of runsc's output that are kept for an error."""
 
@@ -262,7 +263,7 @@ class RunscSandbox(RecordedSandbox):
         if done.status != 0:
             raise SnapshotError(
                 f"The snapshot could not be written: runsc ended with status {done.status}.",
-                "kernels start without a snapshot, more slowly; check whether the disk is full.",
+                f"{'' if goes_on else STARTS}check whether the disk is full.",
                 done.output,
             )
         if goes_on:
