@@ -190,3 +190,19 @@ def test_prune_says_what_it_saved(
     with claimed(held):
         assert run_prune(Namespace()) == 0
     assert "Another process saves or removes the sandbox b" in capsys.readouterr().out
+
+
+def test_what_was_saved_stays_if_its_record_cannot_be_read(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    kept, without = leave("a", saved=True), leave("b")
+    gone = leave("c", saved=True)  # half removed
+    for directory in (kept, without):
+        (directory / records.RECORD).write_text('{"identity": 7}')
+    (gone / records.RECORD).unlink()
+    for _ in range(2):
+        sweep.sweep_orphans()
+        assert records.sandbox_directories() == [kept]
+        assert (kept / "saved").is_dir()
+    (line,) = caplog.messages
+    assert str(kept) in line

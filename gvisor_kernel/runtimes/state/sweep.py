@@ -28,7 +28,7 @@ from gvisor_kernel.runtimes.state.leftovers import LEFTOVERS
 from gvisor_kernel.runtimes.state.listed import read_memory
 from gvisor_kernel.runtimes.state.packer import Packer
 from gvisor_kernel.runtimes.state.records import Record
-from gvisor_kernel.runtimes.state.saved import is_saved
+from gvisor_kernel.runtimes.state.saved import SAVED, is_saved
 
 log = logging.getLogger(__name__)
 
@@ -451,7 +451,27 @@ def find_orphans(runtime: str | None = None) -> list[tuple[Path, Record | None]]
 
 def _is_left(directory: Path, record: Record | None, runtime: str | None) -> bool:
     if record is None:
-        return directory.is_dir()
+        return directory.is_dir() and not _is_saved_unread(directory)
     if runtime not in (None, record.runtime) or not records.is_orphan(record):
         return False
     return has_run(directory) or not is_saved(directory, record)
+
+
+def _is_saved_unread(directory: Path) -> bool:
+    """Return whether a kernel was saved in ``directory`` whose record cannot be read; say so once.
+
+    A file system may have damaged it, or a later release written it.
+    """
+    if not (directory / records.RECORD).exists() or not (directory / SAVED).is_dir():
+        return False
+    if directory not in _told:
+        _told.add(directory)
+        log.warning(
+            "What was saved of a kernel in %s stays, and is not listed: %s there cannot be read."
+            " Use the release that has written it, or remove the folder.",
+            *(directory, records.RECORD),
+        )
+    return True
+
+
+_told: set[Path] = set()
