@@ -83,7 +83,7 @@ def test_the_command_starts_branches_in_the_server(
             assert not find_listed(one)
         assert main(["branch", sandbox, "--name", "a/b"]) == 1
         assert "name of a branch" in capsys.readouterr().err
-        for one in (made[0], kernel):
+        for one in (kernel, made[0]):
             server.ask("DELETE", f"kernels/{one}")
     assert not (folder / "n/outputs").exists()
 

@@ -62,6 +62,9 @@ class Record:
     outputs_parent: tuple[int, int] | None = None
     """Device and inode of the folder that the outputs folder is in."""
     made_outputs: bool = False
+    made_above: bool = False
+    """Of a branch: its source, which has ended, has made the outputs that those of branches are
+    in."""
     lent_by: tuple[int, int] | None = None
     """Uid and gid that everything in outputs gets back when the sandbox has ended."""
     image: str | None = None

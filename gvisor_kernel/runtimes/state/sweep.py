@@ -214,11 +214,15 @@ def _finish_outputs(record: Record, directory: Path, lent: Opened | None) -> Non
         parent, name = os.path.split(outputs)
         with reopen(parent, Identity(*record.outputs_parent), same_boot=same_boot) as above:
             if record.made_outputs:
-                with suppress(OSError):
+                try:
                     os.rmdir(name, dir_fd=above.fd)
-                    forget_written(Identity(*record.outputs_file))
-                    if parent.endswith(f"/{BRANCHES}"):  # of a branch; goes with the last one
-                        _remove_beside(above)
+                except OSError:
+                    _leave_to_branches(outputs)
+                    return
+                forget_written(Identity(*record.outputs_file))
+                if parent.endswith(f"/{BRANCHES}"):  # of a branch; goes with the last one
+                    with suppress(OSError):
+                        _remove_beside(above, record)
     except OSError as error:
         if owner is not None:
             log.warning(
@@ -228,10 +232,27 @@ def _finish_outputs(record: Record, directory: Path, lent: Opened | None) -> Non
             )
 
 
-def _remove_beside(folder: Opened) -> None:
-    """Remove what has the name of ``folder``, if that is an empty folder."""
-    with open_real(os.path.split(folder.path)[0]) as parent:
+def _leave_to_branches(outputs: str) -> None:
+    """Leave a folder that an ended sandbox has made, with those of its branches, to these."""
+    for other, theirs in records.find_sandboxes():
+        if os.path.split(theirs.outputs or "")[0] == f"{outputs}/{BRANCHES}":
+            records.write_record(other, replace(theirs, made_above=True))
+
+
+def _remove_beside(folder: Opened, record: Record) -> None:
+    """Remove what has the name of ``folder``, if that is an empty folder; and the one above it, if
+    that was left to ``record``'s branch and is nobody else's."""
+    outputs = os.path.split(folder.path)[0]
+    with open_real(outputs) as parent:
         os.rmdir(BRANCHES, dir_fd=parent.fd)
+    if record.made_above:
+        for other, theirs in records.find_sandboxes():
+            if theirs.outputs == outputs:
+                records.write_record(other, replace(theirs, made_outputs=True))
+                return
+        above, name = os.path.split(outputs)
+        with open_real(above) as grandparent:
+            os.rmdir(name, dir_fd=grandparent.fd)
 
 
 def _have_same_outputs(theirs: Record, record: Record) -> bool:
