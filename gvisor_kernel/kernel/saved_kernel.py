@@ -39,15 +39,7 @@ from gvisor_kernel.runtimes.state.kept_packages import (
     note_shown,
     sweep_kept,
 )
-from gvisor_kernel.runtimes.state.saved import (
-    IMAGE,
-    MAX_NOTE,
-    NOTE,
-    SAVED,
-    is_saved,
-    mend,
-    write_saved,
-)
+from gvisor_kernel.runtimes.state.saved import IMAGE, MAX_NOTE, NOTE, SAVED, is_saved, write_saved
 from gvisor_kernel.runtimes.state.shown_files import Stamps, find_sources
 from gvisor_kernel.runtimes.state.sweep import (
     finish_saving,
@@ -394,7 +386,6 @@ def _take_over(directory: Path) -> SavedKernel | None:
                 f"use the release that saved it, or give it up: `gvisor-kernel kill"
                 f" {record.container_id}`.",
             )
-        mend(directory)
         owner, machine = records.this_process(), records.this_machine()
         records.write_record(directory, replace(record, owner=owner, machine=machine))
         return saved

@@ -28,7 +28,7 @@ from gvisor_kernel.runtimes.state.leftovers import LEFTOVERS
 from gvisor_kernel.runtimes.state.listed import read_memory
 from gvisor_kernel.runtimes.state.packer import Packer
 from gvisor_kernel.runtimes.state.records import Record
-from gvisor_kernel.runtimes.state.saved import SAVED, is_saved
+from gvisor_kernel.runtimes.state.saved import SAVED, is_saved, mend
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +119,7 @@ def retire_sandbox(directory: Path, record: Record | None, lent: Opened | None =
     # ``runsc`` last: see ``has_run``
     for folder in (places.bundle, places.rootfs, places.covers, places.empty, places.runsc):
         shutil.rmtree(folder, ignore_errors=True)  # by path: below the state directory
+    mend(directory)
     return True
 
 
@@ -155,6 +156,7 @@ def finish_removals(outputs: str | None = None) -> None:
 
 
 _unfinished: dict[Path, Record | None] = {}
+_told: set[Path] = set()
 
 
 def _remove_sandbox(
@@ -479,10 +481,7 @@ def _is_left(directory: Path, record: Record | None, runtime: str | None) -> boo
 
 
 def _is_saved_unread(directory: Path) -> bool:
-    """Return whether a kernel was saved in ``directory`` whose record cannot be read; say so once.
-
-    A file system may have damaged it, or a later release written it.
-    """
+    """Return whether a kernel was saved there whose record cannot be read; say so once."""
     if not (directory / records.RECORD).exists() or not (directory / SAVED).is_dir():
         return False
     if directory not in _told:
@@ -493,6 +492,3 @@ def _is_saved_unread(directory: Path) -> bool:
             *(directory, records.RECORD),
         )
     return True
-
-
-_told: set[Path] = set()
