@@ -31,6 +31,7 @@ def test_a_branch_is_a_kernel_of_the_server(folder: Path, tmp_path: Path) -> Non
             made = answer.json()
             assert (made["name"], made["branch"]) == ("gvisor-python", "try")
             branch = made["id"]
+            assert client.ask("GET", f"kernels/{branch}/unkept").status_code == 204
             assert is_asleep(client, branch)
             assert not is_asleep(client, kernel)
             models = {one["id"]: one for one in server.ask("GET", "kernels")}
