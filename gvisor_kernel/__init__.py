@@ -28,6 +28,7 @@ __all__ = [
     "OutputsError",
     "Printed",
     "Result",
+    "RewindChanges",
     "Sandbox",
     "SandboxError",
     "SandboxPool",
@@ -41,7 +42,7 @@ __all__ = [
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from gvisor_kernel.api.async_sandbox import AsyncSandbox
-    from gvisor_kernel.api.checkpointed import Checkpoint, OutputChanges
+    from gvisor_kernel.api.checkpointed import Checkpoint, OutputChanges, RewindChanges
     from gvisor_kernel.api.execution import (
         CodeFailed,
         Execution,
@@ -87,6 +88,7 @@ _MODULES = {
     "OutputsError": "errors",
     "Printed": "api.execution",
     "Result": "api.execution",
+    "RewindChanges": "api.checkpointed",
     "Sandbox": "api.sandbox",
     "SandboxError": "errors",
     "SandboxPool": "api.pool",

@@ -93,7 +93,7 @@ PYTHON = {
     ),
     "Files": ("Entry", "open_output"),
     "Changes": ("Changes", "Change", "Applied", "Undone"),
-    "Checkpoints": ("Checkpoint", "OutputChanges"),
+    "Checkpoints": ("Checkpoint", "RewindChanges", "OutputChanges"),
     "Many sandboxes": ("SandboxPool", "AsyncSandboxPool", "MapResult"),
     "Errors": (
         *(

@@ -7,8 +7,11 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
 from gvisor_kernel.api.lasting import LastingState
+from gvisor_kernel.changes.change import RefusedChange
+from gvisor_kernel.changes.since import UndoableApply, find_applies, undo_applies
 from gvisor_kernel.errors import GvisorKernelError, NoCheckpoint
 from gvisor_kernel.kernel.checkpoints import Checkpoint as Checkpoint
 from gvisor_kernel.kernel.checkpoints import Checkpoints
@@ -93,6 +96,17 @@ class BetweenRuns:
                 self._not_before = time.monotonic() + PAUSE * seconds
 
 
+@dataclass(frozen=True)
+class RewindChanges(OutputChanges):
+    """Files on disk after a rewind: outputs, which it has left alone, and those of the folder.
+
+    ``undone``: they are as before they were applied. ``refused``: they are not, and why.
+    """
+
+    undone: tuple[str, ...] = ()
+    refused: tuple[RefusedChange, ...] = ()
+
+
 class Checkpointed(LastingState):
     """The part of AsyncSandbox that saves states, and goes back to them."""
 
@@ -132,25 +146,33 @@ class Checkpointed(LastingState):
         """
         await self._checkpoints.remove(name)
 
-    async def rewind(self, name: str | None = None) -> OutputChanges:
+    async def rewind(self, name: str | None = None, *, undo_applied: bool = False) -> RewindChanges:
         """Go back to a checkpoint, any number of times. The present state becomes the checkpoint
         "before-rewind". Outputs stay; those that are not as they were then are returned.
 
         ``name``: None for the state before the last run, where ``checkpoints="agent"`` has saved
-        it; called again, for the state before the run before that.
+        it; called again, for the state before the run before that. ``undo_applied``: also undo what
+        was applied from this sandbox to its folder since the checkpoint, as ``undo`` does; a file
+        that was changed on disk since it was applied stays, and so does each output.
 
         :raises NoCheckpoint: when there is none of that name, or that state was not saved
         :raises NotIdle: when code of the kernel runs that nobody waits for
-        :raises SandboxError: when it cannot go back: it goes on as it was
+        :raises SandboxError: when it cannot go back: it goes on as it was, and nothing is undone
         """
-        checkpoints = self._checkpoints
+        checkpoints, facts = self._checkpoints, self._require_kernel().describe()
         assert self._runner is not None
         async with self._runner.turn:
             await self._between.settle()
             target = name if name is not None else self.find_before_last_run()
+            applied: list[UndoableApply] = []
+            if undo_applied and facts is not None:
+                times = [one.time for one in await checkpoints.list() if one.name == target]
+                applied = await asyncio.to_thread(find_applies, facts.directory, *times)
             changes = await checkpoints.rewind(target)
             self._between.note_rewound(target)
-            return changes
+            # no timeout: STEP_SECONDS of each step
+            done = await asyncio.shield(asyncio.to_thread(undo_applies, applied))
+            return RewindChanges(**asdict(changes), undone=done.undone, refused=done.refused)
 
     def find_before_last_run(self) -> str:
         """Return the checkpoint of the state before the last run.

@@ -110,6 +110,11 @@ class Backup:
         """Return the id that ``undo`` takes."""
         return self.directory.name
 
+    @property
+    def began(self) -> float:
+        """Return the Unix time at which the apply began."""
+        return int(self.id.partition("-")[0], 16) / 1000
+
     def next_number(self) -> int:
         """Return the number of the next step."""
         self._steps += 1
@@ -226,7 +231,7 @@ class Backup:
     def was_interrupted(self) -> bool:
         """Return whether the process of an apply or undo was killed at its work."""
         with suppress(OSError):
-            return (self.directory / BUSY).stat().st_size > 0 and not _is_busy(self.directory)
+            return (self.directory / BUSY).stat().st_size > 0 and not is_busy(self.directory)
         return False
 
     def step_lock(self) -> AbstractContextManager[int]:
@@ -362,7 +367,7 @@ class Backups:
                 if _is_automatic(directory) != is_automatic:
                     continue
                 count, size = count + 1, size + _measure(directory)
-                if _is_busy(directory):
+                if is_busy(directory):
                     continue
                 if count >= MAX_KEPT or (count > 1 and size > MAX_KEPT_BYTES):
                     mark_for_removal(directory)
@@ -390,7 +395,7 @@ def _has_steps(backup: Backup) -> bool:
         ) from error
 
 
-def _is_busy(directory: Path) -> bool:
+def is_busy(directory: Path) -> bool:
     """Return whether an apply or undo is at work in the folder of a backup."""
     try:
         with lock(directory / BUSY, fcntl.LOCK_EX | fcntl.LOCK_NB):

@@ -128,20 +128,20 @@ def _print_diffs(
     for change in changes:
         name = printable_name(change.path)
         if change.path not in diffs:
-            _say(f"Left out here: {name}")
+            say(f"Left out here: {name}")
             continue
         for line in printable(diffs[change.path].text).removesuffix("\n").split("\n"):
-            _say(line)
+            say(line)
         if change.runs is not None:
-            _say(f"May run later without being opened: {name} ({change.runs})")
+            say(f"May run later without being opened: {name} ({change.runs})")
         if change.conflict is not None:
-            _say(f"Conflict: {printable_name(change.conflict)}")
+            say(f"Conflict: {printable_name(change.conflict)}")
         if command is not None and not change.is_refused:
             words = THIS if _is_shown(change, diffs) else NOT_WHOLE
             print(f"{words}: {command} {change.token}")
 
 
-def _say(line: str, stream: TextIO | None = None) -> None:
+def say(line: str, stream: TextIO | None = None) -> None:
     """Print a line that has text of a sandbox, by default to standard output."""
     print(fold_line(line, shutil.get_terminal_size().columns), file=stream)
 
@@ -215,24 +215,25 @@ def run_apply(arguments: argparse.Namespace) -> int:
         ]
         hidden = [c for c in shown if c.path in diffs and not diffs[c.path].is_whole]
         for change in hidden:
-            _say(f"Not shown whole: {printable_name(change.path)}")
+            say(f"Not shown whole: {printable_name(change.path)}")
         words = f"{len(shown) - len(left)} changes"
         words += f", {len(hidden)} of them not shown whole" if hidden else ""
-        if not _is_yes(f"Write this to the folder on disk ({words})?"):
+        if not is_yes(f"Write this to the folder on disk ({words})?"):
             print("Nothing was applied.", file=sys.stderr)
             return 1
     result = apply_changes(sandbox.directory, chosen, named=named, force=arguments.force)
     result = note_more(result, found)
     for path in result.applied:
-        _say(f"Applied {printable_name(path)}")
+        say(f"Applied {printable_name(path)}")
     refused = (*result.refused, *left)
-    _print_refused(refused, "" if arguments.force else OVERWRITE)
+    print_refused(refused, "" if arguments.force else OVERWRITE)
     if result.undo is not None:
         print(f"To undo this: gvisor-kernel undo {printable_name(result.undo)}")
     return 1 if refused else 0
 
 
-def _is_yes(question: str) -> bool:
+def is_yes(question: str) -> bool:
+    """Return whether a person says yes."""
     return ask(f"{question} [y/N] ") in ("y", "yes")
 
 
@@ -256,10 +257,10 @@ def run_undo(arguments: argparse.Namespace) -> int:
         was to a folder that is neither this one, nor above or below it
     """
     result = undo_apply(_find_last_here() if arguments.undo is None else arguments.undo)
-    _say(f"In {printable_name(result.folder)}:")
+    say(f"In {printable_name(result.folder)}:")
     for path in result.undone:
-        _say(f"Undone {printable_name(path)}")
-    _print_refused(result.refused)
+        say(f"Undone {printable_name(path)}")
+    print_refused(result.refused)
     return 1 if result.refused else 0
 
 
@@ -276,9 +277,10 @@ def _find_last_here() -> str:
     )
 
 
-def _print_refused(refused: tuple[RefusedChange, ...], hint: str = "") -> None:
+def print_refused(refused: tuple[RefusedChange, ...], hint: str = "") -> None:
+    """Print what was refused, and why."""
     for one in refused:
-        _say(f"Refused {printable_name(one.path)}: {printable_name(one.reason)}", sys.stderr)
+        say(f"Refused {printable_name(one.path)}: {printable_name(one.reason)}", sys.stderr)
     if refused and hint:
         print(f"What to do: {hint}", file=sys.stderr)
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from dataclasses import asdict
 
 from gvisor_kernel.changes.control import Done, Made, Question, ask
+from gvisor_kernel.changes.since import find_applies, undo_applies
 from gvisor_kernel.cli.arguments import add_id, add_json
+from gvisor_kernel.cli.changes import is_yes, print_refused, say
 from gvisor_kernel.cli.output import describe_age, print_json, print_table
 from gvisor_kernel.cli.sandboxes import find_one
+from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.kernel.checkpoints import BEFORE_REWIND, find_checkpoints
 from gvisor_kernel.kernel.noted_outputs import OutputChanges
 from gvisor_kernel.shown_text import describe_size, printable_name
@@ -69,18 +73,43 @@ def run_checkpoints(arguments: argparse.Namespace) -> int:
 
 def add_rewind(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``rewind``."""
-    parser.epilog = f"The state that the kernel leaves becomes its checkpoint {BEFORE_REWIND}."
+    parser.epilog = (
+        f"The state that the kernel leaves becomes its checkpoint {BEFORE_REWIND}. Outputs stay.\n"
+        "The exit status is 1 if something that was applied could not be undone."
+    )
     parser.set_defaults(run=run_rewind)
     add_id(parser)
     parser.add_argument("name", help="the checkpoint")
+    parser.add_argument(
+        "--undo-applied",
+        action="store_true",
+        help="also undo what was applied to the folder since then; prints it, and asks",
+    )
 
 
 def run_rewind(arguments: argparse.Namespace) -> int:
-    """``rewind``: let a kernel go back to a checkpoint, and list outputs that differ. Return 0.
+    """``rewind``: let a kernel go back to a checkpoint, and list outputs that differ. Return 0, or
+    1 if the person says no, or a file that was applied was left.
 
-    :raises GvisorKernelError: when there is none of that name, or the kernel cannot go back
+    :raises GvisorKernelError: when there is none of that name, or the kernel cannot go back; or
+        when nobody could see what is to be undone
     """
     sandbox = find_one(arguments.id)
+    checkpoints = find_checkpoints(sandbox.directory)
+    times = [one.time for one in checkpoints if one.name == arguments.name]
+    applies = find_applies(sandbox.directory, *times) if times else []
+    undoes = arguments.undo_applied and bool(applies)
+    if undoes and not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise GvisorKernelError(
+            "Nothing was done: without a terminal nobody sees what would be undone.",
+            f"leave --undo-applied out, and then: gvisor-kernel undo {applies[0].undo}",
+        )
+    if undoes:
+        for path in dict.fromkeys(path for one in applies for path in one.paths):
+            say(f"Applied since then: {printable_name(path)}")
+        if not is_yes(f"Go back to {arguments.name}, and undo these on disk?"):
+            print("Nothing was done.", file=sys.stderr)
+            return 1
     outputs = ask(sandbox.directory, Question("rewind", name=arguments.name), OutputChanges)
     print(f"The kernel in {sandbox.id} went back to {arguments.name}")
     for word in ("added", "changed", "removed"):
@@ -88,4 +117,12 @@ def run_rewind(arguments: argparse.Namespace) -> int:
             print(f"  output {word} since: {printable_name(path)}")
     if outputs.more:
         print("  There may be more outputs that differ.")
-    return 0
+    if not undoes:
+        for one in applies:
+            print(f"What was applied since stays. To undo it: gvisor-kernel undo {one.undo}")
+        return 0
+    result = undo_applies(applies)
+    for path in result.undone:
+        say(f"Undone {printable_name(path)}")
+    print_refused(result.refused)
+    return 1 if result.refused else 0

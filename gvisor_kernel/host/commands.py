@@ -138,7 +138,9 @@ class _Command:
                     poller.unregister(output)
             if ready == {self._exit}:  # and all output was read
                 return self._result(read_exit_status(self._process.pid))
-        return self._result(None)
+        # It may have ended in time, while this process was stopped.
+        has_ended = any(fd == self._exit for fd, _ in poller.poll(0))
+        return self._result(read_exit_status(self._process.pid) if has_ended else None)
 
     def _read(self, output: int) -> bool:
         """Read available output. False at its end."""

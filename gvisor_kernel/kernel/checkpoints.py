@@ -43,6 +43,7 @@ from gvisor_kernel.kernel.saved_kernel import SavedKernel, read_saved, save_as
 from gvisor_kernel.runtimes.base import SavedSandbox
 from gvisor_kernel.runtimes.state import pages, records
 from gvisor_kernel.runtimes.state.packer import Packer
+from gvisor_kernel.runtimes.state.saved import mend
 from gvisor_kernel.shown_text import describe_size
 from gvisor_kernel.typed_json import read_json, write_json
 
@@ -118,6 +119,7 @@ class Checkpoints:
         self._workers = workers
         self._saver = saver
         self._turn = asyncio.Lock()
+        self._is_mended = False
         self._last, self._spent, self._cost = 0, 0.0, 0.0
         """The last cell after which the state was saved by itself, and the seconds of all and of
         the last of these."""
@@ -188,6 +190,10 @@ class Checkpoints:
 
         async def take_turn() -> None:
             async with self._turn:
+                if not self._is_mended:  # a process before this one may have been killed
+                    with suppress(GvisorKernelError):
+                        await self._in_directory(lambda it: mend(it / FOLDER))
+                        self._is_mended = True
                 result.append(await work)  # no timeout: SAVE_SECONDS, start_timeout
 
         # no timeout: it is finished or undone, by steps that have timeouts
@@ -406,7 +412,7 @@ def _remove_automatic(directory: Path, kept: int) -> None:
 
 def _remove(directory: Path, name: str) -> None:
     place = _find_place(directory, name)
-    going = place.with_name(f"{name}.old")
+    going = place.with_name(f"{name}.new")  # as what is not complete: nobody puts it back
     shutil.rmtree(going, ignore_errors=True)
     with suppress(OSError):
         place.rename(going)

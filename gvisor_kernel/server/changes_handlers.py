@@ -44,7 +44,12 @@ class UnkeptHandler(ChangeHandler):
     """``GET kernels/{kernel_id}/unkept``"""
 
     async def get(self, kernel_id: str) -> None:
-        self.answer(make_unkept(await self.services.unkept.read(self.find_kernel(kernel_id))))
+        left = await self.services.unkept.read(self.find_kernel(kernel_id))
+        if left is None:
+            self.set_status(204)
+            self.finish()
+            return
+        self.answer(make_unkept(left))
 
 
 class ContentHandler(ChangeHandler):

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from tornado import web
 
+from gvisor_kernel.changes.change import Undone
+from gvisor_kernel.changes.since import find_applies, undo_applies
 from gvisor_kernel.kernel.checkpoints import NAME, Checkpoints
+from gvisor_kernel.kernel.noted_outputs import MAX_TOLD
 from gvisor_kernel.server.handlers import MAX_BODY, Handler
 from gvisor_kernel.shown_text import printable, printable_name
 
@@ -19,6 +24,11 @@ class _Handler(Handler):
     def find(self, kernel_id: str) -> Checkpoints:
         """Return the kernel's; see ``find_kernel``."""
         return self.find_kernel(kernel_id).hibernation.checkpoints
+
+    def find_directory(self, kernel_id: str) -> Path | None:
+        """Return the directory of the kernel's sandbox."""
+        facts = self.find_kernel(kernel_id).describe()
+        return facts.directory if facts is not None else None
 
     def read_name(self, default: str | None = None) -> str | None:
         """Return the name in the body.
@@ -38,7 +48,11 @@ class CheckpointsHandler(_Handler):
         checkpoints = self.find(kernel_id)
         found, disk = await checkpoints.list(), await checkpoints.measure()
         shown = [{**asdict(one), "what": printable(one.what)} for one in found]
-        self.answer({"checkpoints": shown, "disk": disk})
+        applied: list[dict[str, Any]] = [
+            {**asdict(one), "count": len(one.paths), "paths": name_all(one.paths[:MAX_TOLD])}
+            for one in await asyncio.to_thread(find_applies, self.find_directory(kernel_id))
+        ]
+        self.answer({"checkpoints": shown, "disk": disk, "applied": applied})
 
     async def post(self, kernel_id: str) -> None:
         self.note_activity()
@@ -62,12 +76,34 @@ class RewindHandler(_Handler):
     async def post(self, kernel_id: str) -> None:
         self.note_activity()
         checkpoints, name = self.find(kernel_id), self.read_name("")
+        asked = self.read_body(MAX_BODY).get("undo", [])
         if not name:
             raise web.HTTPError(400, "The body must have the name of a checkpoint.")
+        if not isinstance(asked, list):
+            raise web.HTTPError(400, "undo must be a list of what was applied.")
+        directory = self.find_directory(kernel_id)
         # Half a rewind would be a surprise: it goes on when the client has left.
         # no timeout: its steps have timeouts
-        outputs = await asyncio.shield(checkpoints.rewind(name))
-        shown: dict[str, Any] = asdict(outputs)
+        self.answer(await asyncio.shield(self.rewind(checkpoints, name, directory, asked)))
+
+    async def rewind(
+        self, checkpoints: Checkpoints, name: str, directory: Path | None, asked: list[object]
+    ) -> dict[str, Any]:
+        """Go back to a checkpoint, and then undo the applies that were ``asked`` for; return the
+        answer."""
+        outputs: dict[str, Any] = asdict(await checkpoints.rewind(name))
         for kind in ("added", "changed", "removed"):
-            shown[kind] = [printable_name(path) for path in shown[kind]]
-        self.answer({"outputs": shown})
+            outputs[kind] = name_all(outputs[kind])
+
+        def undo() -> Undone:
+            applies = [one for one in find_applies(directory) if one.undo in asked]
+            return undo_applies(applies, self.services.stopping.is_set)
+
+        done = await asyncio.to_thread(undo)
+        refused = [{"path": printable_name(it.path), "reason": it.reason} for it in done.refused]
+        return {"outputs": outputs, "undone": name_all(done.undone), "refused": refused}
+
+
+def name_all(paths: Sequence[str]) -> list[str]:
+    """Return names that a sandbox has chosen as they are shown."""
+    return [printable_name(path) for path in paths]

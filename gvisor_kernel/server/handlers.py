@@ -285,7 +285,11 @@ class BranchHandler(Handler):
             words = {"path": path, "name": path.rpartition("/")[2], "type": "notebook"}
             more = {"kernel_name": name, "kernel_id": branch.kernel_id}
             sessions: Any = self.session_manager
-            session = await ensure_async(sessions.create_session(**words, **more))
+            try:
+                session = await ensure_async(sessions.create_session(**words, **more))
+            except BaseException:
+                await shut_down(manager, branch.kernel_id, now=True)
+                raise
         self.set_status(201)
         self.answer(
             {

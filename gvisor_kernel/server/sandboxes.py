@@ -276,19 +276,20 @@ class UnkeptLooks:
         self._looks: dict[str, _Look] = {}
         """The last look of each sandbox: it waits for the one before, is under way, or is over."""
 
-    async def read(self, kernel: SandboxedKernel) -> Left:
+    async def read(self, kernel: SandboxedKernel) -> Left | None:
         """Return the files that would end with the sandbox; up to LOOK_SECONDS old.
 
-        Of a kernel that hibernates: what was seen last.
+        Of a kernel that hibernates: what was seen last; None if nothing was.
 
         :raises GvisorKernelError: when the sandbox has ended, or does not answer
         """
         facts = kernel.describe()
         key = facts.identity or "" if facts is not None else ""
         look = before = self._looks.get(key)
-        is_saved = facts is not None and facts.saved is not None
-        if look is not None and is_saved and look.task.done() and not look.task.cancelled():
+        if facts is not None and facts.saved is not None and (look is None or look.task.done()):
             # Nothing has changed since then.
+            if look is None or look.task.cancelled() or look.task.exception():
+                return None
             return look.task.result()  # no timeout: it is done
         if look is None or asyncio.get_running_loop().time() - look.began >= LOOK_SECONDS:
             look = _Look()

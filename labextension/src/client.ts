@@ -4,12 +4,11 @@ import type {
   Applied,
   Change,
   Changes,
-  Checkpoint,
   Checkpoints,
   Findings,
   Kernelspecs,
   Lines,
-  OutputChanges,
+  Rewound,
   Sandbox,
   Sandboxes,
   Saved,
@@ -43,7 +42,8 @@ export class SandboxClient {
 
   /** Files that would be gone with the sandbox; null where it is not known. */
   async unkept(id: string): Promise<Unkept | null> {
-    return orNull(this.get<Unkept>(`${pathOf(id)}/unkept`));
+    const answer = await orNull(ask(this.send, `${pathOf(id)}/unkept`));
+    return answer === null || answer.status === 204 ? null : ((await answer.json()) as Unkept);
   }
 
   /** The notebooks of a folder and whether this person trusts them; none where it is not known. */
@@ -90,8 +90,8 @@ export class SandboxClient {
   }
 
   /** The saved states of a kernel, the oldest first. Does not wake it. */
-  async checkpoints(id: string): Promise<readonly Checkpoint[]> {
-    return (await this.get<Checkpoints>(`${pathOf(id)}/checkpoints`)).checkpoints;
+  async checkpoints(id: string): Promise<Checkpoints> {
+    return this.get(`${pathOf(id)}/checkpoints`);
   }
 
   /** ``name``: empty for one that is free. Returns the name. */
@@ -100,9 +100,13 @@ export class SandboxClient {
     return (await this.post<Saved>(`${pathOf(id)}/checkpoints`, body)).name;
   }
 
-  /** Returns which outputs are not as they were. */
-  async rewind(id: string, name: string): Promise<OutputChanges> {
-    return (await this.post<{ outputs: OutputChanges }>(`${pathOf(id)}/rewind`, { name })).outputs;
+  /**
+   * Returns which outputs are not as they were, and what was undone.
+   *
+   * @param undo ids of what was applied, as the person has seen it
+   */
+  async rewind(id: string, name: string, undo: readonly string[]): Promise<Rewound> {
+    return this.post(`${pathOf(id)}/rewind`, { name, undo });
   }
 
   /** Remembers for notebooks of a folder whether their kernels see its project. */

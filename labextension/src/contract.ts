@@ -31,8 +31,10 @@ export type Findings = Answer<paths['/doctor']['post']>;
 
 export type Checkpoints = Answer<paths['/kernels/{kernel_id}/checkpoints']['get']>;
 export type Checkpoint = Checkpoints['checkpoints'][number];
-/** The files of outputs that are not as they were at the checkpoint. */
-export type OutputChanges = Answer<paths['/kernels/{kernel_id}/rewind']['post']>['outputs'];
+/** What was applied from a kernel and can be undone. */
+export type Undoable = Checkpoints['applied'][number];
+/** The files of outputs that are not as they were at the checkpoint, and what was undone. */
+export type Rewound = Answer<paths['/kernels/{kernel_id}/rewind']['post']>;
 /** The name under which a state was saved. */
 export type Saved = Answer<paths['/kernels/{kernel_id}/checkpoints']['post']>;
 

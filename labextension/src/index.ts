@@ -71,14 +71,18 @@ const ENDINGS = {
   }
 } as const;
 
-/** ``done``: a sandbox may have ended. ``changed``: changes were applied or undone. */
+/**
+ * ``done``: a sandbox may have ended. ``changed``: changes were applied or undone. ``saving``: ids of
+ * kernels that are being saved.
+ */
 function makeAct(
   app: JupyterFrontEnd,
   client: SandboxClient,
   trackers: Trackers,
   lost: LostFiles,
   done: () => void,
-  changed: () => void
+  changed: () => void,
+  saving: () => Set<string>
 ): Act {
   const end = async (
     it: Sandbox,
@@ -131,8 +135,12 @@ function makeAct(
     }
   };
   const sleep = async (it: Sandbox, how: 'hibernate' | 'resume'): Promise<void> => {
+    if (how === 'hibernate') {
+      saving().add(it.kernel_id);
+      done();
+    }
     try {
-      await client.end(it.kernel_id, how);
+      await client.end(it.kernel_id, how).finally(() => saving().delete(it.kernel_id));
     } catch (error) {
       const what = how === 'resume' ? 'does not go on' : 'does not hibernate';
       await showErrorMessage(`The kernel ${what}`, messageOf(error));
@@ -247,7 +255,8 @@ const sandboxes: JupyterFrontEndPlugin<void> = {
         sidebar.refresh();
         current.refresh();
       },
-      () => current.lookAtUnkept()
+      () => current.lookAtUnkept(),
+      () => current.view.saving
     );
     const sidebar = new SidebarWidget(new Sidebar(client, history, act), client, history);
     app.shell.add(sidebar, 'left', { rank: 850, type: 'Sandboxes' });

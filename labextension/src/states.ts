@@ -1,7 +1,7 @@
 /** Saved states of a kernel: which one is meant, what a rewind does, and what it has not taken back. */
 
-import type { Checkpoint, OutputChanges, Sandbox } from './contract.js';
-import { type Child, button, element, showName } from './dom.js';
+import type { Checkpoint, Rewound, Sandbox, Undoable } from './contract.js';
+import { type Child, button, element, replace, showName } from './dom.js';
 import { count, formatBytes } from './format.js';
 
 /** The newest states that a list shows, and names of outputs of each kind. */
@@ -39,17 +39,29 @@ const EFFECT = [
   'The present state is kept as before-rewind.'
 ] as const;
 
+/** The state that was chosen, and what is undone on the disk: all of it was shown. */
+export interface Choice {
+  readonly name: string;
+  readonly undo: readonly string[];
+}
+
 /** A list of states, the newest first, of which one is chosen; and what a rewind does. */
 export class StateChoice {
   readonly node: HTMLElement;
   private readonly radios: readonly HTMLInputElement[];
+  private readonly undoes = element('input', { attributes: { type: 'checkbox' } });
+  private readonly since = element('div');
 
-  constructor(states: readonly Checkpoint[]) {
+  constructor(
+    private readonly states: readonly Checkpoint[],
+    private readonly applied: readonly Undoable[] = []
+  ) {
     const shown = [...states].reverse().slice(0, MOST_STATES);
     this.radios = shown.map(({ name }, index) => {
       const attributes = { type: 'radio', name: 'gk-state', id: `gk-state-${index}`, value: name };
       const radio = element('input', { attributes });
       radio.checked = index === 0;
+      radio.addEventListener('change', () => this.showApplied());
       return radio;
     });
     const others = states.length - shown.length;
@@ -70,43 +82,86 @@ export class StateChoice {
         )
       ),
       others > 0 && element('p', `and ${others} older`),
-      ...EFFECT.map(text => element('p', text))
+      ...EFFECT.map(text => element('p', text)),
+      this.since
     );
+    this.showApplied();
   }
 
-  getValue(): string {
+  getValue(): Choice {
+    return {
+      name: this.name,
+      undo: this.undoes.checked ? this.appliedSince().map(it => it.undo) : []
+    };
+  }
+
+  private get name(): string {
     return this.radios.find(it => it.checked)?.value ?? '';
   }
+
+  private appliedSince(): readonly Undoable[] {
+    const state = this.states.find(it => it.name === this.name);
+    return this.applied.filter(it => state !== undefined && it.time > state.time);
+  }
+
+  /** What the person says holds for what is shown. */
+  private showApplied(): void {
+    const since = this.appliedSince();
+    this.undoes.checked = false;
+    if (since.length === 0) {
+      replace(this.since);
+      return;
+    }
+    const paths = since.flatMap(it => it.paths);
+    const hidden = since.reduce((sum, it) => sum + it.count, 0) - paths.length;
+    replace(
+      this.since,
+      element('label', this.undoes, ' Also undo on the disk what was applied since then:'),
+      ...listPaths('applied since', [...new Set(paths)], hidden)
+    );
+  }
 }
 
-export function hasDifferences({ added, changed, removed, more }: OutputChanges): boolean {
-  return added.length + changed.length + removed.length > 0 || more;
+export function hasDifferences({ outputs, undone, refused }: Rewound): boolean {
+  const { added, changed, removed, more } = outputs;
+  return [added, changed, removed, undone, refused].some(it => it.length > 0) || more;
 }
 
-/** The files of outputs that a rewind has left alone and that are not as they were. */
-export function listDifferences(outputs: OutputChanges): HTMLElement {
+/** ``hidden``: how many there are beside them. */
+function listPaths(words: string, paths: readonly string[], hidden = 0): readonly Child[] {
+  const others = paths.length - MOST_NAMES + hidden;
+  return [
+    element(
+      'ul',
+      { class: 'gk-files', attributes: { tabindex: '0', 'aria-label': words } },
+      ...paths.slice(0, MOST_NAMES).map(path => element('li', element('bdi', showName(path))))
+    ),
+    others > 0 && element('p', `and ${others} more`)
+  ];
+}
+
+/** The files of outputs that a rewind has left alone and that are not as they were; what was undone. */
+export function listDifferences({ outputs, undone, refused }: Rewound): HTMLElement {
+  const list = (words: string, paths: readonly string[]): readonly Child[] =>
+    paths.length === 0
+      ? []
+      : [element('p', `${count(paths.length, 'file')} ${words}:`), ...listPaths(words, paths)];
   const kinds = [
-    ['added since', outputs.added],
-    ['changed since', outputs.changed],
-    ['removed since', outputs.removed]
-  ] as const;
-  const list = (words: string, paths: readonly string[]): readonly Child[] => {
-    const others = paths.length - MOST_NAMES;
-    return [
-      element('p', `${count(paths.length, 'file')} ${words}:`),
-      element(
-        'ul',
-        { class: 'gk-files', attributes: { tabindex: '0', 'aria-label': words } },
-        ...paths.slice(0, MOST_NAMES).map(path => element('li', element('bdi', showName(path))))
-      ),
-      others > 0 && element('p', `and ${others} more`)
-    ];
-  };
+    ...list('added since', outputs.added),
+    ...list('changed since', outputs.changed),
+    ...list('removed since', outputs.removed)
+  ];
   return element(
     'div',
     { class: 'gk-ask' },
-    element('p', 'Files in outputs stay as they are. These are not as they were then:'),
-    ...kinds.flatMap(([words, paths]) => (paths.length > 0 ? list(words, paths) : [])),
+    ...list('as before they were applied', undone),
+    ...list(
+      'not undone',
+      refused.map(({ path, reason }) => `${path}: ${reason}`)
+    ),
+    (kinds.length > 0 || outputs.more) &&
+      element('p', 'Files in outputs stay as they are. These are not as they were then:'),
+    ...kinds,
     outputs.more && element('p', 'There may be others.')
   );
 }

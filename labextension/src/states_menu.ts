@@ -15,9 +15,15 @@ import { Widget } from '@lumino/widgets';
 
 import { copyBeside } from './notebook_copy.js';
 import { type SandboxClient, messageOf } from './client.js';
-import type { Checkpoint, Sandbox } from './contract.js';
+import type { Checkpoint, Checkpoints, Sandbox } from './contract.js';
 import type { CurrentSandbox } from './current.js';
-import { StateChoice, hasDifferences, listDifferences, stateBefore } from './states.js';
+import {
+  type Choice,
+  StateChoice,
+  hasDifferences,
+  listDifferences,
+  stateBefore
+} from './states.js';
 import { nameOf } from './titles.js';
 
 const Commands = {
@@ -49,12 +55,12 @@ export function addStates(
   const { commands, contextMenu, serviceManager } = app;
   const made = new Set<string>();
   /** The states of one kernel, as they were listed last. */
-  let known: { readonly kernelId: string; readonly states: readonly Checkpoint[] } | null = null;
+  let known: { readonly kernelId: string; readonly found: Checkpoints } | null = null;
 
-  const list = async (kernelId: string): Promise<readonly Checkpoint[]> => {
-    const states = await client.checkpoints(kernelId);
-    known = { kernelId, states };
-    return states;
+  const list = async (kernelId: string): Promise<Checkpoints> => {
+    const found = await client.checkpoints(kernelId);
+    known = { kernelId, found };
+    return found;
   };
   /** Does something that takes a while, and says so; null if it failed, which is said, too. */
   const attempt = async <T>(
@@ -99,7 +105,7 @@ export function addStates(
       return null;
     }
     const number = (model as ICodeCellModel).executionCount;
-    return number === null ? null : stateBefore(known?.states ?? [], number);
+    return number === null ? null : stateBefore(known?.found.checkpoints ?? [], number);
   };
 
   const branch = async (from: string | null): Promise<void> => {
@@ -145,30 +151,34 @@ export function addStates(
     }
   };
 
-  const rewind = async (it: Sandbox, states: readonly Checkpoint[]): Promise<void> => {
-    const { node, ...choice } = choiceOf(states);
+  const rewind = async (
+    it: Sandbox,
+    states: readonly Checkpoint[],
+    applied: Checkpoints['applied']
+  ): Promise<void> => {
+    const { node, ...choice } = choiceOf(states, applied);
     const answer = await showDialog({
       title: `Rewind the kernel of ${nameOf(it)}?`,
       body: Object.assign(new Widget({ node }), choice),
       buttons: [Dialog.cancelButton(), Dialog.warnButton({ label: 'Rewind' })],
       focusNodeSelector: 'input:checked'
     });
-    const name = answer.value;
-    if (!answer.button.accept || name === null || name === '') {
+    if (!answer.button.accept || answer.value === null || answer.value.name === '') {
       return;
     }
-    const outputs = await attempt('The kernel is rewound…', 'The kernel was not rewound', () =>
-      client.rewind(it.kernel_id, name)
+    const { name, undo } = answer.value;
+    const done = await attempt('The kernel is rewound…', 'The kernel was not rewound', () =>
+      client.rewind(it.kernel_id, name, undo)
     );
-    if (outputs === null) {
+    if (done === null) {
       return;
     }
     current.refresh();
     void list(it.kernel_id).catch(() => null);
-    if (hasDifferences(outputs)) {
+    if (hasDifferences(done)) {
       await showDialog({
         title: `The kernel went back to ${name}`,
-        body: new Widget({ node: listDifferences(outputs) }),
+        body: new Widget({ node: listDifferences(done) }),
         buttons: [Dialog.okButton()]
       });
     } else {
@@ -178,9 +188,9 @@ export function addStates(
   const chooseState = async (it: Sandbox): Promise<void> => {
     const title = 'Rewind the kernel';
     try {
-      const states = await list(it.kernel_id);
-      if (states.length > 0) {
-        await rewind(it, states);
+      const { checkpoints, applied } = await list(it.kernel_id);
+      if (checkpoints.length > 0) {
+        await rewind(it, checkpoints, applied);
       } else {
         const body =
           'This kernel has no checkpoints. To make one, choose Save Checkpoint of Kernel… in the ' +
@@ -220,7 +230,7 @@ export function addStates(
     execute: async () => {
       const state = stateOfCell();
       if (state !== null && current.current !== null) {
-        await rewind(current.current, [state]);
+        await rewind(current.current, [state], known?.found.applied ?? []);
       }
     }
   });
@@ -254,11 +264,11 @@ export function addStates(
   return made;
 }
 
-function choiceOf(states: readonly Checkpoint[]): {
-  readonly node: HTMLElement;
-  readonly getValue: () => string;
-} {
-  const choice = new StateChoice(states);
+function choiceOf(
+  states: readonly Checkpoint[],
+  applied: Checkpoints['applied']
+): { readonly node: HTMLElement; readonly getValue: () => Choice } {
+  const choice = new StateChoice(states, applied);
   return { node: choice.node, getValue: () => choice.getValue() };
 }
 

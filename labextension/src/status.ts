@@ -11,6 +11,8 @@ export class StatusView {
   private readonly routes = element('span', { class: 'gk-routes' });
   private readonly moon = element('span', { attributes: { 'aria-hidden': 'true' } }, '☾');
   private readonly home = element('span', { class: 'gk-home' }, 'sees no files');
+  /** Ids of kernels that this page lets hibernate just now. */
+  readonly saving = new Set<string>();
 
   readonly node = element(
     'button',
@@ -39,7 +41,7 @@ export class StatusView {
   update(sandbox: Sandbox): void {
     const names = sandbox.egress.map(route => route.name);
     this.show(
-      describeState(sandbox),
+      this.saving.has(sandbox.kernel_id) ? 'saving' : describeState(sandbox),
       sandbox.state === 'idle' || sandbox.state === 'busy' ? memoryShare(sandbox) : null,
       names
     );

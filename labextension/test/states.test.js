@@ -21,6 +21,7 @@ const state = (name, cell, kind = 'named') => ({
   ...{ time: 1000, size: 3 * 1024 ** 2, what: `after cell ${cell}` }
 });
 const NONE = { added: [], changed: [], removed: [], more: false };
+const told = (outputs, more = {}) => ({ outputs, undone: [], refused: [], ...more });
 
 test('the state before a cell is the newest that fits, and none that a rewind has left', () => {
   const states = [
@@ -40,24 +41,62 @@ test('the newest states are shown, as text, and the newest is chosen at first', 
   const choice = new StateChoice([...states, { ...state('last', 1), what: MARKUP }]);
   const radios = [...choice.node.querySelectorAll('input')];
   assert.equal(radios.length, MOST_STATES);
-  assert.equal(choice.getValue(), 'last');
+  assert.deepEqual(choice.getValue(), { name: 'last', undo: [] });
   radios[2].click();
-  assert.equal(choice.getValue(), `s${MOST_STATES + 3}`);
+  assert.equal(choice.getValue().name, `s${MOST_STATES + 3}`);
   assert.equal(choice.node.querySelector('img'), null);
   assert.match(choice.node.textContent, /<img src=x.*and 6 older/s);
 });
 
+test('what was applied since the chosen state is shown, and undone only if that is ticked', () => {
+  const states = [
+    { ...state('one', 1), time: 1 },
+    { ...state('two', 2), time: 3 }
+  ];
+  const applied = [
+    { undo: 'b', time: 4, count: 1, paths: [MARKUP] },
+    { undo: 'a', time: 2, count: 1001, paths: Array.from({ length: 1000 }, (_, it) => `f${it}`) }
+  ];
+  const choice = new StateChoice(states, applied);
+  document.body.append(choice.node); // a browser tells of no change elsewhere
+  const [two, one] = choice.node.querySelectorAll('[type=radio]');
+  const tick = () => choice.node.querySelector('[type=checkbox]').click();
+  assert.match(choice.node.textContent, /what was applied since then:<img/);
+  assert.equal(choice.node.querySelectorAll('li').length, 1);
+  assert.deepEqual(choice.getValue(), { name: 'two', undo: [] });
+  tick();
+  assert.deepEqual(choice.getValue(), { name: 'two', undo: ['b'] });
+  one.click(); // what was ticked was another list
+  assert.deepEqual(choice.getValue(), { name: 'one', undo: [] });
+  assert.match(choice.node.textContent, /and 902 more$/);
+  tick();
+  assert.deepEqual(choice.getValue(), { name: 'one', undo: ['b', 'a'] });
+  two.click();
+  tick();
+  assert.deepEqual(choice.getValue().undo, ['b']);
+  const none = new StateChoice(states, applied.slice(2));
+  assert.equal(none.node.querySelector('[type=checkbox]'), null);
+});
+
 test('outputs that differ are named as text, some of each kind', () => {
   const removed = Array.from({ length: MOST_NAMES + 2 }, (_, it) => `f${it}`);
-  const node = listDifferences({ ...NONE, added: [MARKUP, 'a\u202e.txt'], removed, more: true });
+  const added = [MARKUP, 'a\u202e.txt'];
+  const node = listDifferences(told({ ...NONE, added, removed, more: true }));
   assert.equal(node.querySelector('img'), null);
   assert.equal(node.querySelectorAll('li').length, 2 + MOST_NAMES);
   assert.match(node.textContent, /2 files added since/);
   assert.match(node.textContent, /a\\u202e\.txt/);
   assert.match(node.textContent, /and 2 more.*There may be others/s);
   assert.equal(/changed since/.test(node.textContent), false);
-  assert.equal(hasDifferences(NONE), false);
-  assert.equal(hasDifferences({ ...NONE, more: true }), true);
+  assert.equal(hasDifferences(told(NONE)), false);
+  assert.equal(hasDifferences(told({ ...NONE, more: true })), true);
+});
+
+test('what was undone on the disk is named, and what was not, with the reason', () => {
+  const done = told(NONE, { undone: ['a'], refused: [{ path: MARKUP, reason: 'it is new' }] });
+  assert.equal(hasDifferences(done), true);
+  const text = listDifferences(done).textContent;
+  assert.match(text, /^1 file as before they were applied:a1 file not undone:<img.*: it is new$/);
 });
 
 test('the notice says what is saved and does what its buttons say', () => {

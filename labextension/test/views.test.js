@@ -67,6 +67,10 @@ test('a kernel that hibernates has a moon, and is offered to go on', () => {
   const asleep = { hibernated: { since: 1764425100, size: 214 * 1024 ** 2 } };
   const sandbox = sandboxAnswer({ ...asleep, memory: { used: null, limit: 4 * 1024 ** 3 } });
   const view = new StatusView();
+  view.saving.add(sandbox.kernel_id);
+  view.update(sandboxAnswer());
+  assert.match(view.node.textContent, /saving/);
+  view.saving.clear();
   view.update(sandbox);
   assert.match(view.node.textContent, /☾hibernated/);
   view.update(sandboxAnswer({ ...asleep, state: 'starting' }));

@@ -76,15 +76,15 @@ def make_record(container_id: str, **changes: object) -> Record:
     return record
 
 
-def test_record_of_an_older_release_is_read(state: Path) -> None:
-    """It has fewer fields. A directory without a record is removed with its sandbox, which may be
-    one of a server that was started before an update."""
+def test_record_of_another_release_is_read(state: Path) -> None:
+    """An older one has fewer fields, a later one more. A directory without a record is removed
+    with its sandbox, which may be one of a server that was started before an update."""
     record = make_record("older")
     path = state / "older" / RECORD
     content = json.loads(path.read_text())
     for name in ("node", "end_argv", "sweep_argv"):
         del content[name]
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content | {"later": [1]}))
     assert read_record(path.parent) == record
 
 

@@ -77,6 +77,8 @@ def test_checkpoints_come_with_the_kernel(way: str, folder: Path) -> None:
     assert printed[:2] == ["1 None", "2 None"]
     saved = wait_for_saved(kernel_id)
     assert (saved.directory / "checkpoints").stat().st_mode & 0o777 == 0o700
+    one = saved.directory / "checkpoints" / "one"
+    one.rename(one.with_name("one.old"))  # as if it was being replaced when its server was killed
     # First what it was when its server ended, whatever that did then; then the checkpoint.
     assert run("take back", kernel_id, folder)[0] == ["3 None", "()", "2 None"]
     assert find(kernel_id) is None

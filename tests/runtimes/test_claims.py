@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import threading
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,7 +17,7 @@ import pytest
 
 from gvisor_kernel.cli.sandboxes import run_prune
 from gvisor_kernel.errors import StateError
-from gvisor_kernel.host import processes
+from gvisor_kernel.host import commands, processes
 from gvisor_kernel.host.processes import ProcessId
 from gvisor_kernel.kernel import saved_kernel
 from gvisor_kernel.runtimes.runsc import memory, orphan
@@ -190,3 +193,49 @@ def test_prune_says_what_it_saved(
     with claimed(held):
         assert run_prune(Namespace()) == 0
     assert "Another process saves or removes the sandbox b" in capsys.readouterr().out
+
+
+def test_what_was_saved_stays_if_its_record_cannot_be_read(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    kept, without = leave("a", saved=True), leave("b")
+    gone = leave("c", saved=True)  # half removed
+    for directory in (kept, without):
+        (directory / records.RECORD).write_text('{"identity": 7}')
+    (gone / records.RECORD).unlink()
+    for _ in range(2):
+        sweep.sweep_orphans()
+        assert records.sandbox_directories() == [kept]
+        assert (kept / "saved").is_dir()
+    (line,) = caplog.messages
+    assert str(kept) in line
+
+
+def test_a_kernel_waits_stopped_from_its_save_on(
+    monkeypatch: pytest.MonkeyPatch, sentry: Callable[[], ProcessId]
+) -> None:
+    """However long the process that saves it is stopped then."""
+    process = sentry()
+    directory = leave("a", sentry=process)
+    (directory / "kernel.json").write_text('{"sources": {}}')
+    os.kill(process.pid, signal.SIGSTOP)
+    script = 'test "$(cut -d" " -f3 /proc/$0/stat)" != T && touch "$1/pages"'
+    monkeypatch.setattr(
+        orphan,
+        "checkpoint_argv",
+        lambda _, snapshot, **more: ["sh", "-c", script, str(process.pid), snapshot],
+    )
+    monkeypatch.setattr(orphan, "find_runsc", lambda _: None)
+    monkeypatch.setattr(orphan, "begin_to_keep", lambda *_: None)
+    record = records.read_record(directory)
+    assert record is not None
+    assert orphan.save_orphan(directory, record)
+    assert (directory / "saved" / "image" / "pages").exists()
+    assert processes.is_stopped(process.pid)
+
+
+def test_a_program_that_has_ended_is_seen_by_a_process_that_was_stopped_meanwhile() -> None:
+    command = commands._Command(["true"], 100, None, -1, {"PATH": os.environ["PATH"]}, False)
+    os.waitid(os.P_PID, command._process.pid, os.WEXITED | os.WNOWAIT)
+    assert command.wait(time.monotonic() - 60).status == 0
+    command.close()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.runtimes.state import pages
-from gvisor_kernel.runtimes.state.saved import write_saved
+from gvisor_kernel.runtimes.state.saved import mend, write_saved
 
 PAGE = pages.PAGE
 
@@ -283,6 +283,19 @@ def test_the_folder_of_a_name_is_there_until_another_one_has_it(
     write("second")
     assert (place / "note").read_text() == "second"
     assert list(tmp_path.iterdir()) == [place]
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        monkeypatch.setattr(os, "rename", lambda a, b: os._exit(7) if b == place else rename(a, b))
+        write("third")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["saved.new", "saved.old"]
+    for _ in range(2):
+        mend(tmp_path)
+        assert (place / "note").read_text() == "second"
+        assert list(tmp_path.iterdir()) == [place]
+        shutil.copytree(place, tmp_path / "saved.old")
 
 
 def test_pages_of_nobody_are_not_needed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_branch_is_a_kernel_of_the_server(folder: Path) -> None:
-    with serving(folder) as server:
+def test_a_branch_is_a_kernel_of_the_server(folder: Path, tmp_path: Path) -> None:
+    sessions = tmp_path / "sessions"
+    with serving(folder, f"--SessionManager.database_filepath={sessions}") as server:
         client, kernel = Client(server), start(server)["kernel"]["id"]
         with server.page(kernel) as page:
             assert run(page, "x = 5; print(x)") == "5\n"
@@ -29,6 +31,7 @@ def test_a_branch_is_a_kernel_of_the_server(folder: Path) -> None:
             made = answer.json()
             assert (made["name"], made["branch"]) == ("gvisor-python", "try")
             branch = made["id"]
+            assert client.ask("GET", f"kernels/{branch}/unkept").status_code == 204
             assert is_asleep(client, branch)
             assert not is_asleep(client, kernel)
             models = {one["id"]: one for one in server.ask("GET", "kernels")}
@@ -50,6 +53,14 @@ def test_a_branch_is_a_kernel_of_the_server(folder: Path) -> None:
                 refused = client.ask("POST", f"kernels/{kernel}/branch", json=wrong)
                 assert refused.status_code == status, refused.text
             assert client.ask("POST", "kernels/none/branch", json={}).status_code == 404
+            with sqlite3.connect(sessions) as database:
+                database.execute(
+                    "CREATE TRIGGER full BEFORE INSERT ON session"
+                    " BEGIN SELECT RAISE(ABORT, 'full'); END"
+                )
+            body = {"path": "n/b.ipynb"}
+            assert client.ask("POST", f"kernels/{kernel}/branch", json=body).status_code == 500
+            assert len(list((folder / "n/outputs/branches").iterdir())) == 1
             assert len(server.ask("GET", "kernels")) == 2
         server.ask("DELETE", f"sessions/{made['session']}")
         assert not find_listed(branch)
@@ -83,7 +94,7 @@ def test_the_command_starts_branches_in_the_server(
             assert not find_listed(one)
         assert main(["branch", sandbox, "--name", "a/b"]) == 1
         assert "name of a branch" in capsys.readouterr().err
-        for one in (made[0], kernel):
+        for one in (kernel, made[0]):
             server.ask("DELETE", f"kernels/{one}")
     assert not (folder / "n/outputs").exists()
 

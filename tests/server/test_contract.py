@@ -169,12 +169,20 @@ def test_answers_are_as_the_document_says(server: JupyterServer, upstream: Fake)
     checked.ask("POST", states, 400, kernel=kernel, json={"name": "../one"})
     with server.page(kernel) as page:
         page.wait_for_reply(page.execute("open('outputs/b.html', 'w').write('page')"))
-    told = checked.ask("POST", f"{of_kernel}/rewind", kernel=kernel, json=one)["outputs"]
-    assert told == {"added": ["b.html"], "changed": [], "removed": [], "more": False}
-    for status, body in ((404, {"name": "two"}), (400, {})):
+    listed = checked.ask("GET", changes, kernel=kernel)["changes"]
+    body = {"changes": [{key: change[key] for key in ("path", "state")} for change in listed]}
+    undo = checked.ask("POST", f"{changes}/apply", kernel=kernel, json=body | {"force": True})
+    (applied,) = checked.ask("GET", states, kernel=kernel)["applied"]
+    assert (applied["undo"], applied["count"]) == (undo["undo"], 2)
+    body = one | {"undo": [applied["undo"], "../of another"]}
+    told = checked.ask("POST", f"{of_kernel}/rewind", kernel=kernel, json=body)
+    assert told["outputs"] == {"added": ["b.html"], "changed": [], "removed": [], "more": False}
+    assert (sorted(told["undone"]), told["refused"]) == (["new.txt", "old.txt"], [])
+    for status, body in ((404, {"name": "two"}), (400, {}), (400, one | {"undo": "x"})):
         checked.ask("POST", f"{of_kernel}/rewind", status, kernel=kernel, json=body)
     listed = checked.ask("GET", states, kernel=kernel)
     assert [each["name"] for each in listed["checkpoints"]] == ["one", "before-rewind"]
+    assert listed["applied"] == []
     assert listed["disk"] > 0
     for status in (204, 404):
         checked.ask("DELETE", f"{states}/{{name}}", status, kernel=kernel, name="one")

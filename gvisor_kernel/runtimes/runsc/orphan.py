@@ -7,8 +7,6 @@ outlives the owner (``state/lifeline``), which has no link to the sandbox and as
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +32,9 @@ SAVE_SECONDS = 50.0
 WORDS_BYTES = 2000
 NOTICE_SECONDS = 0.5
 """Seconds in which PID 1 notices that its host is gone, and forgets half a frame of it."""
+_SCRIPT = f'kill -CONT "$0"; sleep {NOTICE_SECONDS}; "$@" && kill -STOP "$0"'
+"""Lets a sandbox run, which waits stopped, only until it is saved: it would end after a minute, and
+this process may be stopped meanwhile."""
 
 
 def save_orphan(directory: Path, record: Record) -> bool:
@@ -51,15 +52,14 @@ def save_orphan(directory: Path, record: Record) -> bool:
             direct=can_write_directly(image),
             goes_on=True,
         )
+        script = ("/bin/sh", "-c", _SCRIPT, str(sentry.pid), *argv)
         (done,) = commands.run(
-            argv, seconds=SAVE_SECONDS, max_bytes=WORDS_BYTES, cwd=directory, umask=0o077
+            script, seconds=SAVE_SECONDS, max_bytes=WORDS_BYTES, cwd=directory, umask=0o077
         )
         if done.status != 0:
             raise SnapshotError(f"runsc ended with status {done.status}.")
 
     try:
-        os.kill(sentry.pid, signal.SIGCONT)  # an idle sandbox is stopped
-        time.sleep(NOTICE_SECONDS)
         content, key = read_note(directory / NOTE, directory.name)
         note, saved, cipher = parse_json(content, MAX_NOTE), time.time(), Cipher(key)
         sources, files, packages = note["sources"], dict[str, Any](), dict[str, Any]()

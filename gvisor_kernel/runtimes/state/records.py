@@ -24,7 +24,8 @@ from gvisor_kernel.errors import StateError
 from gvisor_kernel.host.locks import MAX_LOCK_SECONDS
 from gvisor_kernel.host.private_directories import lock, state_root
 from gvisor_kernel.host.processes import ProcessId, identify, is_alive
-from gvisor_kernel.typed_json import read_json, write_json
+from gvisor_kernel.strict_json import parse_json
+from gvisor_kernel.typed_json import read_value, write_json
 
 # by path: below the state directory, whose parents only this user can change
 
@@ -61,6 +62,9 @@ class Record:
     outputs_parent: tuple[int, int] | None = None
     """Device and inode of the folder that the outputs folder is in."""
     made_outputs: bool = False
+    made_above: bool = False
+    """Of a branch: its source, which has ended, has made the outputs that those of branches are
+    in."""
     lent_by: tuple[int, int] | None = None
     """Uid and gid that everything in outputs gets back when the sandbox has ended."""
     image: str | None = None
@@ -102,6 +106,9 @@ class Record:
     """The same while its job runs, if that is another command."""
     copy: str | None = None
     """The folder on the node with the copy of its files."""
+
+
+_FACTS = frozenset(fact.name for fact in dataclasses.fields(Record))
 
 
 @cache
@@ -222,9 +229,14 @@ def find_killer(directory: Path) -> str:
 
 
 def read_record(directory: Path) -> Record | None:
-    """Return the record in ``directory``, or None if there is none that can be read."""
+    """Return the record in ``directory``, or None if there is none that can be read.
+
+    One of a later release may have further facts: its sandbox is not removed for that.
+    """
     with contextlib.suppress(OSError, ValueError):
-        return read_json((directory / RECORD).read_bytes(), Record, MAX_RECORD)
+        facts = parse_json((directory / RECORD).read_bytes(), MAX_RECORD)
+        if isinstance(facts, dict):
+            return read_value({it: facts[it] for it in _FACTS & facts.keys()}, Record)
     return None
 
 

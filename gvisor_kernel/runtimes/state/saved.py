@@ -98,6 +98,18 @@ def _put(saving: Path, place: Path) -> None:
     shutil.rmtree(going, ignore_errors=True)
 
 
+def mend(folder: Path) -> None:
+    """Give folders in ``folder`` their names back that ``write_saved`` was about to replace as its
+    process was killed, and remove what it has not finished. Nobody else writes there. Never raises.
+    """
+    with suppress(OSError):
+        for rest in [*folder.glob("*.old"), *folder.glob("*.new")]:
+            place = rest.with_suffix("")
+            if rest.suffix == ".old" and not place.exists():
+                rest.rename(place)
+            shutil.rmtree(rest, ignore_errors=True)
+
+
 def flush(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -29,7 +29,7 @@ from gvisor_kernel.runtimes.state.leftovers import LEFTOVERS
 from gvisor_kernel.runtimes.state.listed import read_memory
 from gvisor_kernel.runtimes.state.packer import Packer
 from gvisor_kernel.runtimes.state.records import Record
-from gvisor_kernel.runtimes.state.saved import is_saved
+from gvisor_kernel.runtimes.state.saved import SAVED, is_saved, mend
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +120,7 @@ def retire_sandbox(directory: Path, record: Record | None, lent: Opened | None =
     # ``runsc`` last: see ``has_run``
     for folder in (places.bundle, places.rootfs, places.covers, places.empty, places.runsc):
         shutil.rmtree(folder, ignore_errors=True)  # by path: below the state directory
+    mend(directory)
     return True
 
 
@@ -156,6 +157,7 @@ def finish_removals(outputs: str | None = None) -> None:
 
 
 _unfinished: dict[Path, Record | None] = {}
+_told: set[Path] = set()
 
 
 def _remove_sandbox(
@@ -215,11 +217,15 @@ def _finish_outputs(record: Record, directory: Path, lent: Opened | None) -> Non
         parent, name = os.path.split(outputs)
         with reopen(parent, Identity(*record.outputs_parent), same_boot=same_boot) as above:
             if record.made_outputs:
-                with suppress(OSError):
+                try:
                     os.rmdir(name, dir_fd=above.fd)
-                    forget_written(Identity(*record.outputs_file))
-                    if parent.endswith(f"/{BRANCHES}"):  # of a branch; goes with the last one
-                        _remove_beside(above)
+                except OSError:
+                    _leave_to_branches(outputs)
+                    return
+                forget_written(Identity(*record.outputs_file))
+                if parent.endswith(f"/{BRANCHES}"):  # of a branch; goes with the last one
+                    with suppress(OSError):
+                        _remove_beside(above, record)
     except OSError as error:
         if owner is not None:
             log.warning(
@@ -229,10 +235,27 @@ def _finish_outputs(record: Record, directory: Path, lent: Opened | None) -> Non
             )
 
 
-def _remove_beside(folder: Opened) -> None:
-    """Remove what has the name of ``folder``, if that is an empty folder."""
-    with open_real(os.path.split(folder.path)[0]) as parent:
+def _leave_to_branches(outputs: str) -> None:
+    """Leave a folder that an ended sandbox has made, with those of its branches, to these."""
+    for other, theirs in records.find_sandboxes():
+        if os.path.split(theirs.outputs or "")[0] == f"{outputs}/{BRANCHES}":
+            records.write_record(other, replace(theirs, made_above=True))
+
+
+def _remove_beside(folder: Opened, record: Record) -> None:
+    """Remove what has the name of ``folder``, if that is an empty folder; and the one above it, if
+    that was left to ``record``'s branch and is nobody else's."""
+    outputs = os.path.split(folder.path)[0]
+    with open_real(outputs) as parent:
         os.rmdir(BRANCHES, dir_fd=parent.fd)
+    if record.made_above:
+        for other, theirs in records.find_sandboxes():
+            if theirs.outputs == outputs:
+                records.write_record(other, replace(theirs, made_outputs=True))
+                return
+        above, name = os.path.split(outputs)
+        with open_real(above) as grandparent:
+            os.rmdir(name, dir_fd=grandparent.fd)
 
 
 def _have_same_outputs(theirs: Record, record: Record) -> bool:
@@ -453,7 +476,21 @@ def find_orphans(runtime: str | None = None) -> list[tuple[Path, Record | None]]
 
 def _is_left(directory: Path, record: Record | None, runtime: str | None) -> bool:
     if record is None:
-        return directory.is_dir()
+        return directory.is_dir() and not _is_saved_unread(directory)
     if runtime not in (None, record.runtime) or not records.is_orphan(record):
         return False
     return has_run(directory) or not is_saved(directory, record)
+
+
+def _is_saved_unread(directory: Path) -> bool:
+    """Return whether a kernel was saved there whose record cannot be read; say so once."""
+    if not (directory / records.RECORD).exists() or not (directory / SAVED).is_dir():
+        return False
+    if directory not in _told:
+        _told.add(directory)
+        log.warning(
+            "What was saved of a kernel in %s stays, and is not listed: %s there cannot be read."
+            " Use the release that has written it, or remove the folder.",
+            *(directory, records.RECORD),
+        )
+    return True
