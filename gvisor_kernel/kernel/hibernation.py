@@ -29,14 +29,8 @@ from gvisor_kernel.kernel.checkpoints import Checkpoints
 from gvisor_kernel.kernel.facts import Hibernated, KernelEvents, KernelFacts, Resumed, Saved
 from gvisor_kernel.kernel.launch import Workers, run_beside
 from gvisor_kernel.kernel.plan import KernelPlan
-from gvisor_kernel.kernel.saved_kernel import (
-    SavedKernel,
-    check_room,
-    explain,
-    note_start,
-    remove_old,
-    save,
-)
+from gvisor_kernel.kernel.saved_kernel import SavedKernel, explain, note_start, save
+from gvisor_kernel.kernel.saved_room import check_room, remove_old
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import Sandbox, SavedSandbox
 

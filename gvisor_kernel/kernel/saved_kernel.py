@@ -16,16 +16,15 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from operator import itemgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from gvisor_kernel.bridge import SnapshotRun
 from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.config.validators import GIB, is_within
+from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.errors import GvisorKernelError, SnapshotError, StateError
-from gvisor_kernel.host.private_directories import replace_file, state_root
+from gvisor_kernel.host.private_directories import replace_file
 from gvisor_kernel.kernel.plan import KernelPlan, read_plan, write_plan
 from gvisor_kernel.kernel.restore import find_branch_code
 from gvisor_kernel.link.events import BRANCH, VERSION, WAKE
@@ -39,7 +38,6 @@ from gvisor_kernel.runtimes.state.kept_packages import (
     find_packages,
     find_substitutes,
     note_shown,
-    sweep_kept,
 )
 from gvisor_kernel.runtimes.state.saved import IMAGE, MAX_NOTE, NOTE, SAVED, is_saved, write_saved
 from gvisor_kernel.runtimes.state.sealed import PLAIN, Cipher, Seal
@@ -47,7 +45,6 @@ from gvisor_kernel.runtimes.state.shown_files import Stamps, find_sources
 from gvisor_kernel.runtimes.state.sweep import (
     finish_saving,
     has_run,
-    remove_orphan,
     remove_sandbox,
 )
 from gvisor_kernel.shown_text import describe_size
@@ -66,10 +63,6 @@ MIN_LEFT = 256 * 1024 * 1024
 """Bytes of the disk that stay free."""
 CLAIM_SECONDS = 60.0
 """Seconds that a start waits while another process saves the kernel."""
-KEEP_SECONDS = 30 * 86400.0
-"""Seconds that a kernel is kept which no process has taken over."""
-MAX_SIZE, DISK_SHARE = 50 * GIB, 0.2
-"""Bytes of all saved kernels, and their share of the disk space that would be free without."""
 GRANTING = ("runtime", "uploads", "outputs", "skills", "profile", "transcripts")
 """Settings by which a kernel sees files of the host, or is recorded. Limits, and what was copied
 into its memory, are not taken from it."""
@@ -430,61 +423,6 @@ def _take_over(directory: Path) -> SavedKernel | None:
         owner, machine = records.this_process(), records.this_machine()
         records.write_record(directory, replace(record, owner=owner, machine=machine))
         return saved
-
-
-def check_room(sandbox: SavedSandbox) -> None:
-    """Check that there is room for the kernel of ``sandbox`` beside all that are saved.
-
-    :raises SnapshotError: when there is not; a person may save it all the same
-    """
-    with suppress(StateError, OSError):
-        total, room = _measure_all(_find_all())
-        size = sandbox.memory_used() or 0
-        if total + size > room:
-            raise SnapshotError(
-                f"Saved kernels have {describe_size(total)}, this one has {describe_size(size)},"
-                f" and all may have {describe_size(int(room))}.",
-                "give saved kernels up, or let it hibernate by hand.",
-            )
-
-
-def _find_all() -> list[tuple[float, int, Path, records.Record]]:
-    """Return time, bytes on disk, directory and record of each saved kernel, the oldest first."""
-    return sorted(
-        (
-            (record.saved, measure(directory / SAVED / IMAGE), directory, record)
-            for directory, record in records.find_sandboxes()
-            if is_saved(directory, record)
-        ),
-        key=itemgetter(0),
-    )
-
-
-def _measure_all(found: list[tuple[float, int, Path, records.Record]]) -> tuple[int, float]:
-    """Return how many bytes all saved kernels have, and how many they may have."""
-    total = sum(size for _, size, _, _ in found)
-    return total, min(MAX_SIZE, DISK_SHARE * (total + shutil.disk_usage(state_root()).free))
-
-
-def remove_old() -> None:
-    """Remove what nobody has let go on for KEEP_SECONDS, and the oldest of what is too much.
-
-    Only of processes that have ended. Says in the log what is removed. Never raises.
-    """
-    with suppress(StateError, OSError):
-        found = _find_all()
-        total, room = _measure_all(found)
-        for saved, size, directory, record in found:
-            age = time.time() - saved
-            is_kept = age < KEEP_SECONDS and total <= room
-            if is_kept or not records.is_orphan(record) or not remove_orphan(directory):
-                continue
-            log.warning(
-                "Removed the saved kernel %s of %s, %.0f days old, %s",
-                *(record.container_id, record.folder, age / 86400, describe_size(size)),
-            )
-            total -= size
-    sweep_kept()
 
 
 def read_saved(place: Path, directory: Path, identity: str) -> SavedKernel | None:

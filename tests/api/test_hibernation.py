@@ -22,7 +22,7 @@ from gvisor_kernel.bridge import KernelBridge
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import GvisorKernelError, NotIdle, SandboxError, SnapshotError, StateError
 from gvisor_kernel.host import processes
-from gvisor_kernel.kernel import saved_kernel
+from gvisor_kernel.kernel import saved_kernel, saved_room
 from gvisor_kernel.kernel.saved_kernel import SAVE_SECONDS
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.runsc import runtime
@@ -314,7 +314,7 @@ def test_what_nobody_could_take_over_is_not_saved(
 def test_without_room_a_kernel_hibernates_only_by_hand(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(saved_kernel, "MAX_SIZE", 1)
+    monkeypatch.setattr(saved_room, "MAX_SIZE", 1)
     with Sandbox(memory="1G", hibernate_idle_timeout=1) as sandbox:
         wait_until(lambda: "and all may have 1 B" in caplog.text)
         assert (

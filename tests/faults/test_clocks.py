@@ -45,7 +45,7 @@ FOR_PEOPLE = {
     ("runtimes/state/kept_packages.py", "find_substitutes"): "when a kernel was saved",
     ("runtimes/state/kept_copies.py", "remove"): "which copies nobody has needed for an hour",
     ("kernel/branches.py", "_making"): "since when a branch exists",
-    ("kernel/saved_kernel.py", "remove_old"): "which saved kernels nobody has wanted for a month",
+    ("kernel/saved_room.py", "remove_old"): "which saved kernels nobody has wanted for a month",
     ("runtimes/runsc/orphan.py", "save_orphan"): "when a kernel was saved",
     ("kernel/session.py", "_launch_or_undo"): "which files on disk changed after the start",
     ("artifacts/storage.py", "set_json"): "when a page has kept something",
