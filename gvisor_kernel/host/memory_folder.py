@@ -29,7 +29,8 @@ from gvisor_kernel.shown_text import describe_size
 SHARED = "/dev/shm"  # noqa: S108 - a folder of one's own is made there
 
 
-def _root() -> Path:
+def own_memory() -> Path:
+    """Return this user's folder. Kernels see nothing of it (``runtimes/mounts/covers.py``)."""
     return Path(f"{SHARED}/gvisor-kernel-{os.geteuid()}")
 
 
@@ -51,9 +52,9 @@ def _make(stack: ExitStack, needed: int, groups: Iterable[Path]) -> Path:
                 " on the disk.",
                 f"mount one: mount -t tmpfs -o mode=1777 tmpfs {SHARED}",
             )
-        make_directories(_root())
+        make_directories(own_memory())
         sweep_memory()
-        there = os.statvfs(_root())
+        there = os.statvfs(own_memory())
         free = min(find_room(groups), there.f_bavail * there.f_frsize)
         if needed > free:
             raise SnapshotError(
@@ -61,7 +62,7 @@ def _make(stack: ExitStack, needed: int, groups: Iterable[Path]) -> Path:
                 f" up to {describe_size(needed)}, and {describe_size(max(0, free))} are free.",
                 f"end other programs, or make {SHARED} larger (docker run --shm-size).",
             )
-        entry = stack.enter_context(new_entry(_root()))
+        entry = stack.enter_context(new_entry(own_memory()))
         (entry / "plain").mkdir(mode=0o700)
     except (OSError, NotPrivate, ValueError, LookupError) as error:
         raise SnapshotError(f"{SHARED} cannot be used: {error}.") from error
@@ -70,8 +71,8 @@ def _make(stack: ExitStack, needed: int, groups: Iterable[Path]) -> Path:
 
 def sweep_memory() -> None:
     """Remove what killed processes have left. Never raises."""
-    with suppress(OSError), locked_directory(_root()):
-        sweep(_root())
+    with suppress(OSError), locked_directory(own_memory()):
+        sweep(own_memory())
 
 
 def _is_memory(path: str) -> bool:

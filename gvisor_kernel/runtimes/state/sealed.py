@@ -31,6 +31,7 @@ from typing import IO, Any
 
 from gvisor_kernel.config.validators import HIBERNATE_KEY, MIB
 from gvisor_kernel.errors import SecretError, SnapshotError
+from gvisor_kernel.host.bounded import call_within
 from gvisor_kernel.host.cgroups import own_groups, raised_limit
 from gvisor_kernel.host.memory_folder import memory_folder
 from gvisor_kernel.host.private_directories import read_file
@@ -46,6 +47,8 @@ FORMAT, CHUNK, TAG = 1, 64 * 1024, 16
 """Bytes of an encrypted chunk: less than what the C library gives back to the system each time."""
 BLOCK = MIB
 """Bytes that are written at once; whole chunks."""
+KEY_SECONDS = 20.0
+"""Seconds in which the key has to be read: a keyring may ask a person for its password."""
 SPARE = 64 * MIB
 """Bytes for which there is room beside what a sandbox's memory says."""
 
@@ -177,11 +180,15 @@ def read_note(path: Path, kernel: str) -> tuple[bytes, str]:
 
 def _read_key(source: str) -> bytes:
     try:
-        text = read_secret(source)
+        text = call_within(KEY_SECONDS, lambda: read_secret(source))
     except SecretError as error:
         raise SnapshotError(
-            f"The key of saved kernels cannot be read. {error.fact}",
-            error.hint,
+            f"The key of saved kernels cannot be read. {error.fact}", error.hint
+        ) from error
+    except TimeoutError as error:
+        raise SnapshotError(
+            f"The key of saved kernels, {source}, was not read within {KEY_SECONDS:g} s.",
+            "unlock the keyring, and try again.",
         ) from error
     if not re.fullmatch(r"[0-9a-f]{64}", text):
         raise SnapshotError(
