@@ -70,7 +70,7 @@ MAX_SIZE, DISK_SHARE = 50 * GIB, 0.2
 GRANTING = ("runtime", "uploads", "outputs", "skills", "profile", "transcripts")
 """Settings by which a kernel sees files of the host, or is recorded. Limits, and what was copied
 into its memory, are not taken from it."""
-OURS = ("start_timeout", "apply", "hibernate_idle_timeout")
+OURS = ("start_timeout", "apply", "hibernate_idle_timeout", "own")
 """Settings of what this process does for a kernel."""
 
 

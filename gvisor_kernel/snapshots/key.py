@@ -216,11 +216,11 @@ def _find_files(package: Path) -> Iterator[tuple[str, int, int]]:
 
 def _find_processor() -> list[str]:
     # Libraries start as many threads as there are CPUs when they are imported.
-    return [*_read_processor(), str(len(os.sched_getaffinity(0)))]
+    return [*read_processor(), str(len(os.sched_getaffinity(0)))]
 
 
 @cache
-def _read_processor() -> tuple[str, ...]:
+def read_processor() -> tuple[str, ...]:
     """Return the architecture and the features of the first CPU. They do not change."""
     found = [os.uname().machine]
     try:

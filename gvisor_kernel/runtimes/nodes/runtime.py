@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,12 +23,13 @@ from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.errors import GvisorKernelError, LaunchError, SnapshotError
 from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.host.processes import identify
-from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
+from gvisor_kernel.runtimes.base import LaunchRequest, Sandbox, SavingRuntime
 from gvisor_kernel.runtimes.checks import RuntimeCheck
 from gvisor_kernel.runtimes.clients import make_control
 from gvisor_kernel.runtimes.nodes.client import LAST_SECONDS, Client
 from gvisor_kernel.runtimes.nodes.copies import copies_files, note_copy, pack_files, sync_outputs
 from gvisor_kernel.runtimes.nodes.engine import Engine
+from gvisor_kernel.runtimes.nodes.images import COPIED, send_image
 from gvisor_kernel.runtimes.nodes.node_sandbox import NodeSandbox, NodeStart
 from gvisor_kernel.runtimes.nodes.orders import (
     PLACES,
@@ -76,10 +77,11 @@ def make_engine(spec: SandboxSpec) -> Engine:
 
 def count_kernels() -> dict[str, int]:
     """Return how many sandboxes of this user run on each node."""
-    return Counter(record.node for _, record in records.find_sandboxes() if record.node)
+    found = (record for _, record in records.find_sandboxes())
+    return Counter(record.node for record in found if record.node and not record.saved)
 
 
-class NodeRuntime(Runtime):
+class NodeRuntime(SavingRuntime):
     """Makes sandboxes on the nodes of an engine; ``name`` is the engine's."""
 
     finds_snapshots = True
@@ -91,15 +93,22 @@ class NodeRuntime(Runtime):
         self._find_engine = find_engine
         self._first_sweep: FirstSweep[str] = FirstSweep(name)
 
-    def start(self, spec: SandboxSpec, request: LaunchRequest) -> Sandbox:
+    def start(
+        self, spec: SandboxSpec, request: LaunchRequest, snapshot: Path | None = None
+    ) -> Sandbox:
+        if snapshot is not None and copies_files(spec):
+            raise COPIED
         engine = self._find_engine(spec)
         engine.check()
         awaited = predict_outputs(spec, request) if copies_files(spec) else None
         self._first_sweep.run("", outputs=awaited)
         identity = new_identity(request.kernel_name, spec, engine.name)
+        if request.saved_in is not None:
+            identity = records.find_identity(request.saved_in)
         with begin(spec, request, identity, {"runtime": self.name}) as begun:
             asked, files = pack_files(begun) if copies_files(spec) else (spec, None)
-            start = NodeStart(**vars(begun), engine=engine, asked=asked, files=files)
+            made = {**vars(begun), "asked": asked, "files": files, "image": snapshot}
+            start = NodeStart(**made, engine=engine)
             return _start_somewhere(start)
 
     def explain_no_snapshots(self) -> SnapshotError:
@@ -237,14 +246,18 @@ class Attempt:
             for opened in shown
             if opened is not None and opened.is_folder
         ]
+        request = replace(start.request, saved_in=None, kept={})
+        if copies:
+            request = replace(request, saved=None, unfit="")
         places = {name: os.environ[name] for name in PLACES if name in os.environ and not copies}
         return Order(
             start.asked,
-            replace(start.request, saved=None, unfit="") if copies else start.request,
+            request,
             () if copies else tuple(dict.fromkeys(shared)),
             places,
             (str(state_root()),),
             copy=start.record.container_id if copies else "",
+            image=f"image{start.record.container_id}" if start.image is not None else "",
         )
 
     def _await_ready(self, client: Client, order: bytes) -> tuple[Here, Ready]:
@@ -277,9 +290,13 @@ class Attempt:
 
     def _send_files(self, client: Client) -> None:
         """:raises GvisorKernelError: when the node does not take them"""
-        if self._start.files is None:
-            return
-        for piece in write_chunks(self._start.files.archive(2 * self._start.spec.disk_limit)):
+        start = self._start
+        pieces: Iterator[bytes] = iter(())
+        if start.files is not None:
+            pieces = write_chunks(start.files.archive(2 * start.spec.disk_limit))
+        elif start.image is not None:
+            pieces = send_image(start.image)
+        for piece in pieces:
             if is_given_up():
                 raise LaunchError("The start was cancelled while files were copied.")
             if not client.send(piece, TAKE_SECONDS):
@@ -287,7 +304,7 @@ class Attempt:
                 if failure := client.reports.find(Failed):
                     raise self._read_failure(client.reports.find(Here) or Here(), failure)
                 raise self._explain(client, f"to files for {TAKE_SECONDS:g} s")
-        step("files copied to the node")
+            step("files copied to the node")
 
     def _await_helper(self, reports: Reports) -> bool:
         """Wait for the helper, and tell what the start waits for; return whether it has come."""

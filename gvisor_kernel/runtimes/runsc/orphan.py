@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,26 +36,30 @@ NOTICE_SECONDS = 0.5
 """Seconds in which PID 1 notices that its host is gone, and forgets half a frame of it."""
 
 
+def write_image(directory: Path, record: Record, seconds: float, image: Path) -> None:
+    """Write the sandbox of another process, which goes on, as the folder ``image``.
+
+    :raises SnapshotError: when that fails
+    :raises OSError: when runsc cannot be run
+    """
+    argv = checkpoint_argv(
+        find_runsc(record.program),
+        root=str(Places(directory).runsc),
+        container_id=record.container_id,
+        snapshot=str(image),
+        direct=can_write_directly(image),
+        goes_on=True,
+    )
+    (done,) = commands.run(argv, seconds=seconds, max_bytes=WORDS_BYTES, cwd=directory, umask=0o077)
+    if done.status != 0:
+        raise SnapshotError(f"runsc ended with status {done.status}.", "", done.output)
+
+
 def save_orphan(directory: Path, record: Record) -> bool:
     """Save the kernel of a sandbox that runs without its owner; see ``RuntimeEntry.save``."""
     sentry = record.processes.get("sentry")
     if sentry is None or not processes.is_alive(sentry) or not (directory / NOTE).is_file():
         return False
-
-    def write_image(image: Path) -> None:
-        argv = checkpoint_argv(
-            find_runsc(record.program),
-            root=str(Places(directory).runsc),
-            container_id=record.container_id,
-            snapshot=str(image),
-            direct=can_write_directly(image),
-            goes_on=True,
-        )
-        (done,) = commands.run(
-            argv, seconds=SAVE_SECONDS, max_bytes=WORDS_BYTES, cwd=directory, umask=0o077
-        )
-        if done.status != 0:
-            raise SnapshotError(f"runsc ended with status {done.status}.")
 
     try:
         os.kill(sentry.pid, signal.SIGCONT)  # an idle sandbox is stopped
@@ -73,7 +78,8 @@ def save_orphan(directory: Path, record: Record) -> bool:
                 raise ValueError("nobody could read it")
             return {NOTE: text}
 
-        write_saved(directory / SAVED, describe, write_image)
+        write = partial(write_image, directory, record, SAVE_SECONDS)
+        write_saved(directory / SAVED, describe, write)
         records.change_record(directory, record, saved=saved)
         begin_to_keep(directory / SAVED, files, packages, sources)
     except (OSError, ValueError, LookupError, TypeError, GvisorKernelError):

@@ -26,7 +26,6 @@ from gvisor_kernel.errors import (
     SandboxError,
     SnapshotError,
     StartTimedOut,
-    StateError,
 )
 from gvisor_kernel.host.cgroups import Cgroup, make_cgroup, plan_cgroup
 from gvisor_kernel.host.commands import check_children, kill_group
@@ -78,7 +77,7 @@ from gvisor_kernel.runtimes.state.sweep import (
     sweep_orphans,
 )
 from gvisor_kernel.runtimes.stdio import StderrLog, make_pipes
-from gvisor_kernel.spec.identity import Identity, new_identity
+from gvisor_kernel.spec.identity import new_identity
 from gvisor_kernel.spec.layout import OUTPUTS
 from gvisor_kernel.spec.limits import file_size_limit, host_limits, memory_file_limit
 from gvisor_kernel.spec.oci import guest_argv, make_config
@@ -100,9 +99,16 @@ class RunscRuntime(SnapshotRuntime):
     name = "runsc"
     shows_host_python = True
 
-    def __init__(self, *, name: str = name, init_argv: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        name: str = name,
+        init_argv: Sequence[str] | None = None,
+        restore_seconds: float = RESTORE_SECONDS,
+    ) -> None:
         """``name``: of another runtime, which makes its sandboxes by this one. ``init_argv``: the
         program that runs as PID 1 in place of the guest; no kernel starts."""
+        self._restore_seconds = restore_seconds
         self.name = name
         self._init_argv = init_argv
         self._swept = False
@@ -135,7 +141,7 @@ class RunscRuntime(SnapshotRuntime):
         self._sweep_once()
         identity = new_identity(request.kernel_name, spec, runsc.version, python_tree.python)
         if request.saved_in is not None:
-            identity = find_identity_of(request.saved_in)
+            identity = records.find_identity(request.saved_in)
         step("host looked at")
         facts = {
             "runtime": self.name,
@@ -302,7 +308,7 @@ class RunscRuntime(SnapshotRuntime):
         stderr = StderrLog(ends.stderr, places.stderr_log)
         seconds = plan.spec.start_timeout
         if snapshot is not None and plan.request.saved_in is None:
-            seconds = min(seconds, RESTORE_SECONDS)
+            seconds = min(seconds, self._restore_seconds)
         try:
             _look_again(plan.inputs, process)
             sentry = wait_for_sentry(
@@ -320,17 +326,6 @@ class RunscRuntime(SnapshotRuntime):
         sandbox = RunscSandbox(plan, ends, plan.show(shown), sentry, stderr)
         sandbox.is_saved = plan.request.saved_in is not None
         return sandbox
-
-
-def find_identity_of(directory: Path) -> Identity:
-    """Return the identity of the sandbox in ``directory``.
-
-    :raises StateError: when it has no record
-    """
-    record = records.read_record(directory)
-    if record is None:
-        raise StateError(f"The record of the saved kernel in {directory} cannot be read.")
-    return Identity.parse(record.identity)
 
 
 def _check_in_place(runsc: Runsc, snapshot: Path | None) -> None:

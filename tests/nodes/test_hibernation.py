@@ -1,0 +1,122 @@
+"""Kernels of nodes that hibernate: their images come to the server, and go to a node again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gvisor_kernel import Sandbox
+from gvisor_kernel.errors import SnapshotError
+from gvisor_kernel.host.processes import is_stopped
+from gvisor_kernel.kernel.needs import (
+    Needs,
+    check_needs,
+    digest_file,
+    find_needs,
+    read_needs,
+    write_needs,
+)
+from gvisor_kernel.runtimes.runsc.command_line import find_runsc
+from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state.kept_packages import list_installed
+
+from ..jupyter.helpers import wait_until
+from ..world import WAYS
+from .conftest import Nodes, ways
+
+usually_ssh = ways(ssh=True, slurm=False)
+BEGIN = """
+import os, subprocess, threading, queue
+child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+asked, answers = queue.Queue(), queue.Queue()
+threading.Thread(target=lambda: [answers.put(asked.get() + 1) for _ in iter(int, 1)],
+                 daemon=True).start()
+open("/workspace/made", "w").write("kept"); open("/tmp/made", "w").write("too")
+import numpy; table = numpy.arange(1 << 20); pid = os.getpid()
+"""
+GO_ON = """
+child.stdin.write(b"line\\n"); child.stdin.flush(); asked.put(41)
+(child.stdout.readline(), answers.get(timeout=20), open("/workspace/made").read(),
+ open("/tmp/made").read(), int(table.sum()), float(numpy.linalg.det(numpy.eye(3))),
+ os.getpid() == pid)
+"""
+GOES_ON = repr((b"line\n", 42, "kept", "too", sum(range(1 << 20)), 1.0, True))
+
+
+@usually_ssh
+def test_kernel_goes_on_from_the_servers_image(way: str, folder: Path, nodes: Nodes) -> None:
+    """Nothing of it is on the node while it hibernates. Where the node has another library, it does
+    not go on, says so, and stays saved."""
+    with Sandbox(uploads=folder, outputs=folder.parent / "out", **WAYS[way]) as sandbox:
+        assert sandbox.run(BEGIN).ok
+        sandbox.hibernate()
+        ((directory, record),) = records.find_sandboxes()
+        assert nodes.left() == [str(directory)]
+        assert record.saved
+        image = directory / "saved" / "image"
+        needs = read_needs(image)
+        library = next(path for path in needs.files if "numpy" in path)
+        write_anew(image, replace(needs, files={**needs.files, library: "0" * 64}))
+        error = sandbox.run("1").error
+        assert error is not None
+        assert f"has not what the kernel uses, or another version: {library}" in error.value
+        assert sandbox.is_hibernated
+        assert nodes.left() == [str(directory)]
+        write_anew(image, needs)
+        execution = sandbox.run(GO_ON)
+        assert (execution.text, execution.error) == (GOES_ON, None)
+        assert len(nodes.helpers()) == 1
+        assert nodes.copies() == []
+    nodes.wait_until_clean()
+
+
+def write_anew(image: Path, needs: Needs) -> None:
+    (image / "needs.json").unlink()
+    write_needs(image, needs)
+
+
+def test_what_a_machine_lacks_is_named(tmp_path: Path) -> None:
+    library, folder = tmp_path / "it.so", tmp_path / "site-packages"
+    library.write_bytes(b"\x7fELF")
+    (folder / "it-1.0.dist-info").mkdir(parents=True)
+    status = library.stat()
+    stamps = {str(library): (status.st_size, status.st_mtime_ns, status.st_ino)}
+    packages = {str(folder): list_installed(str(folder))}
+    program = find_runsc().program
+    needs = find_needs(program, stamps, packages)
+    assert check_needs(needs) == program
+    assert check_needs(replace(needs, program="/gone\n1", cpu=needs.cpu[:1])) == program
+    for lacking, words in (
+        (replace(needs, cpu=(*needs.cpu, "avx1024")), "lacks what the kernel may use: avx1024"),
+        (replace(needs, runsc="0" * 64), f"has not the runsc .*{needs.version}"),
+        (replace(needs, files={"/dev/zero": "0"}), "another version: /dev/zero"),
+    ):
+        with pytest.raises(SnapshotError, match=words):
+            check_needs(lacking)
+    (folder / "it-1.0.dist-info").rename(folder / "it-2.0.dist-info")
+    library.write_bytes(b"\x7fELFelse")
+    with pytest.raises(SnapshotError, match=r"it\.so, it-1\.0\.dist-info"):
+        check_needs(needs)
+    assert digest_file(str(library)) != needs.files[str(library)]
+
+
+def test_stopped_sandbox_goes_on_without_who_has_stopped_it() -> None:
+    code = "import sys; from gvisor_kernel.node.images import stopped\n"
+    code += "with stopped(int(sys.argv[1])): print('stopped', flush=True); sys.stdin.read()"
+    with subprocess.Popen(["sleep", "600"]) as sandbox:
+        try:
+            argv = [sys.executable, "-c", code, str(sandbox.pid)]
+            with subprocess.Popen(argv, stdin=-1, stdout=-1, text=True) as saver:
+                assert saver.stdout
+                assert saver.stdout.readline() == "stopped\n"
+                wait_until(lambda: is_stopped(sandbox.pid), "a stop")
+                saver.kill()
+            wait_until(lambda: not is_stopped(sandbox.pid), "its end")
+        finally:
+            os.kill(sandbox.pid, signal.SIGKILL)
