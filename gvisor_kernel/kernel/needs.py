@@ -78,6 +78,11 @@ def read_needs(image: Path) -> Needs:
         raise SnapshotError(f"What the kernel needs cannot be read in {image}.") from error
 
 
+def check_image(image: Path, choice: str) -> str:
+    """As ``check_needs``, for the folder of an image."""
+    return check_needs(read_needs(image), choice)
+
+
 def check_needs(needs: Needs, choice: str = "") -> str:
     """Check that this machine has all of it; return its runsc for the kernel, ``Runsc.program``.
 

@@ -21,6 +21,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gvisor_kernel.bridge import SnapshotRun
+from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import GIB, is_within
 from gvisor_kernel.errors import GvisorKernelError, SnapshotError, StateError
 from gvisor_kernel.host.private_directories import read_file, replace_file, state_root
@@ -117,6 +118,8 @@ class SavedKernel:
     """Of ``Resume``."""
     shown: Mapping[str, str] = field(default_factory=dict)
     """``Substitutes.paths``, once it is to go on."""
+    spec: SandboxSpec | None = None
+    """The settings with which it goes on elsewhere."""
     withdrawn: tuple[str, ...] = ()
     """What it was started with and may have no more; see ``compare``."""
 

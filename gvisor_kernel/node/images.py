@@ -20,7 +20,14 @@ from gvisor_kernel.errors import ArchiveError, GvisorKernelError, SnapshotError
 from gvisor_kernel.host import processes
 from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.host.private_directories import read_file
-from gvisor_kernel.kernel.needs import check_needs, find_needs, read_needs, write_needs
+from gvisor_kernel.kernel.needs import (
+    MAX_NEEDS,
+    Needs,
+    check_image,
+    check_needs,
+    find_needs,
+    write_needs,
+)
 from gvisor_kernel.node.files import (
     DONE,
     DONE_SECONDS,
@@ -35,12 +42,13 @@ from gvisor_kernel.node.files import (
 )
 from gvisor_kernel.node.start import SENT, SOURCES
 from gvisor_kernel.runtimes.copies.outputs import OutputsCopy
-from gvisor_kernel.runtimes.nodes.orders import Files, Order, Sent, write_fact
+from gvisor_kernel.runtimes.nodes.orders import Failed, Files, Order, Sent, write_fact
 from gvisor_kernel.runtimes.runsc.orphan import write_image
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.kept_packages import find_packages
 from gvisor_kernel.runtimes.state.saved import MAX_NOTE, WAKE_SECONDS
 from gvisor_kernel.runtimes.state.shown_files import find_shown_files
+from gvisor_kernel.typed_json import read_json
 
 
 def take_image(order: Order, archive: Iterator[bytes]) -> tuple[Copy, Order]:
@@ -56,7 +64,7 @@ def take_image(order: Order, archive: Iterator[bytes]) -> tuple[Copy, Order]:
         try:
             with open_path(str(copy.outputs)) as opened:
                 OutputsCopy(opened, {}).take(archive)
-            program = check_needs(read_needs(copy.outputs), order.spec.runsc)
+            program = check_image(copy.outputs, order.spec.runsc)
         except BaseException:
             copy.remove()
             raise
@@ -66,6 +74,18 @@ def take_image(order: Order, archive: Iterator[bytes]) -> tuple[Copy, Order]:
             'check the disk there, or choose another folder as "state" of the setting.',
         ) from error
     return copy, replace(order, spec=replace(order.spec, runsc=program))
+
+
+def fits() -> int:
+    """Tell the host whether a kernel could go on here whose needs it sends; return 0."""
+    try:
+        line = sys.stdin.buffer.readline(MAX_NEEDS)  # no timeout: ends with the connection
+        check_needs(read_json(line, Needs, MAX_NEEDS))
+        write_out([write_fact(Files(found=True))])
+    except (SnapshotError, ValueError) as error:
+        fact = error if isinstance(error, SnapshotError) else SnapshotError(str(error))
+        write_out([write_fact(Failed("SnapshotError", fact.fact, fact.hint))])
+    return 0
 
 
 def save() -> int:

@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gvisor_kernel import Sandbox
+from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.host.processes import is_stopped
 from gvisor_kernel.kernel.needs import (
@@ -29,6 +31,7 @@ from gvisor_kernel.runtimes.state.kept_packages import list_installed
 from ..jupyter.helpers import wait_until
 from ..world import WAYS
 from .conftest import Nodes, ways
+from .sshd import Sshd
 
 usually_ssh = ways(ssh=True, slurm=False)
 BEGIN = """
@@ -120,3 +123,37 @@ def test_stopped_sandbox_goes_on_without_who_has_stopped_it() -> None:
             wait_until(lambda: not is_stopped(sandbox.pid), "its end")
         finally:
             os.kill(sandbox.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def here(folder: Path, sshd: Sshd) -> Iterator[Sandbox]:
+    """A kernel of this machine, which may be moved by the server's ``ssh``."""
+    settings = {"snapshot": "off", "ssh": {**sshd.settings["ssh"], "hosts": ["n1", "dead"]}}
+    with Sandbox(uploads=folder, outputs=folder.parent / "out", **settings) as sandbox:
+        assert sandbox.run(BEGIN).ok
+        yield sandbox
+
+
+@pytest.mark.once
+def test_kernel_moves_to_a_node_and_back(
+    here: Sandbox, nodes: Nodes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before, it is refused by a host that does not answer, and by one that is not configured."""
+    ((directory, record),) = records.find_sandboxes()
+
+    def move(to: str) -> str:
+        assert main(["move", record.container_id, "--to", to]) == (to not in ("n1", "local"))
+        return capsys.readouterr().err
+
+    assert "dead" in move("dead")
+    assert "elsewhere.org is no host of the setting ssh" in move("elsewhere.org")
+    assert here.run("0").execution_count == 2
+    for to, helpers in (("n1", 1), ("local", 0)):
+        move(to)
+        execution = here.run(GO_ON)
+        assert (execution.text, execution.error) == (GOES_ON, None)
+        assert len(nodes.helpers()) == helpers
+        ((place, now),) = records.find_sandboxes()
+        assert (place, now.identity) == (directory, record.identity)
+        assert now.node == ("n1" if helpers else None)
+        assert nodes.copies() == []

@@ -34,6 +34,7 @@ from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, identify
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.nodes.orders import (
     MARK,
+    Failed,
     Files,
     Ready,
     Sent,
@@ -187,6 +188,16 @@ class Fetch:
         self._say(f"{word} {name}")
         return self._await_fact(Files).found
 
+    def ask_fit(self, needs: str) -> Files | Failed:
+        """Ask whether a kernel with these needs could go on there.
+
+        :raises SandboxError: when the node does not answer
+        """
+        self._say(needs)
+        answer = self._await_fact(Files, Failed)
+        assert isinstance(answer, Files | Failed)
+        return answer
+
     def pieces(self) -> Iterator[bytes]:
         """Yield the archive; then ``left_out`` is known.
 
@@ -204,8 +215,8 @@ class Fetch:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(END_SECONDS)
 
-    def _await_fact(self, kind: type[F]) -> F:
-        """:raises SandboxError: when the node does not send a fact of that kind"""
+    def _await_fact(self, *kinds: type[F]) -> F:
+        """:raises SandboxError: when the node does not send a fact of one of these kinds"""
         head = b""
         deadline = time.monotonic() + self._silent
         while len(head) < MAX_HEAD and time.monotonic() < deadline:
@@ -213,7 +224,7 @@ class Fetch:
             if head.endswith(b"\n"):
                 at = head.rfind(MARK)
                 fact = read_fact(head[at:-1]) if at >= 0 else None
-                if isinstance(fact, kind):
+                if isinstance(fact, kinds):
                     return fact
         raise self._fail("it has sent something else")
 

@@ -20,14 +20,20 @@ import gvisor_kernel
 from gvisor_kernel import errors
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base
-from gvisor_kernel.errors import GvisorKernelError, LaunchError, SnapshotError
+from gvisor_kernel.errors import GvisorKernelError, LaunchError, SandboxError, SnapshotError
 from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.host.processes import identify
 from gvisor_kernel.runtimes.base import LaunchRequest, Sandbox, SavingRuntime
 from gvisor_kernel.runtimes.checks import RuntimeCheck
-from gvisor_kernel.runtimes.clients import make_control
+from gvisor_kernel.runtimes.clients import CONNECTION_LOST, make_control
 from gvisor_kernel.runtimes.nodes.client import LAST_SECONDS, Client
-from gvisor_kernel.runtimes.nodes.copies import copies_files, note_copy, pack_files, sync_outputs
+from gvisor_kernel.runtimes.nodes.copies import (
+    Fetch,
+    copies_files,
+    note_copy,
+    pack_files,
+    sync_outputs,
+)
 from gvisor_kernel.runtimes.nodes.engine import Engine
 from gvisor_kernel.runtimes.nodes.images import COPIED, send_image
 from gvisor_kernel.runtimes.nodes.node_sandbox import NodeSandbox, NodeStart
@@ -110,6 +116,25 @@ class NodeRuntime(SavingRuntime):
             made = {**vars(begun), "asked": asked, "files": files, "image": snapshot}
             start = NodeStart(**made, engine=engine)
             return _start_somewhere(start)
+
+    def check_needs(self, spec: SandboxSpec, needs: str) -> None:
+        """Ask the first host of ``spec`` whether it has the ``needs`` of a kernel, a line of JSON.
+
+        :raises SandboxError: when it has not, or does not answer
+        """
+        engine = self._find_engine(spec)
+        engine.check()
+        host = engine.hosts()[0]
+        argv = engine.ask_argv(host, engine.helper("fits"))
+        try:
+            with Fetch(argv, engine.environment(os.environ)) as asking:
+                answer = asking.ask_fit(needs)
+        except SandboxError as error:
+            trouble = engine.explain(error.detail.splitlines(), CONNECTION_LOST, host)
+            raise LaunchError(f"{trouble.fact}.", trouble.hint, error.detail) from error
+        if isinstance(answer, Failed):
+            fact, hint = show_text(answer.fact), show_text(answer.hint)
+            raise SnapshotError(f"On {host or 'a node'}: {fact}", hint)
 
     def explain_no_snapshots(self) -> SnapshotError:
         return SnapshotError(
