@@ -27,6 +27,7 @@ from gvisor_kernel.host.log_files import Limiter
 from gvisor_kernel.kernel.branches import Branch, branch_running, branch_saved, remove_all
 from gvisor_kernel.kernel.checkpoints import Checkpoints
 from gvisor_kernel.kernel.facts import Hibernated, KernelEvents, KernelFacts, Resumed, Saved
+from gvisor_kernel.kernel.job_end import call_before_end
 from gvisor_kernel.kernel.launch import Workers, run_beside
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.saved_kernel import (
@@ -285,6 +286,7 @@ class Hibernator:
             self._workers.undo_by(self._try(kernel, sandbox, plan))
 
         kernel.hibernation.on_idle = begin
+        call_before_end(sandbox, begin)
         if plan.lasts:
             kernel.hibernation.call_when_learned(partial(self._note_later, kernel, sandbox, plan))
             self._note(kernel, sandbox, plan)

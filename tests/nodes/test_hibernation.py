@@ -16,6 +16,7 @@ from gvisor_kernel import Sandbox
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.host.processes import is_stopped
+from gvisor_kernel.kernel import job_end, moves
 from gvisor_kernel.kernel.needs import (
     Needs,
     check_needs,
@@ -29,9 +30,11 @@ from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.kept_packages import list_installed
 
 from ..jupyter.helpers import wait_until
+from ..sweeps import needs_all
 from ..world import WAYS
+from .cluster import Cluster, needs_slurm
 from .conftest import Nodes, ways
-from .sshd import Sshd
+from .sshd import Sshd, needs_sshd
 
 usually_ssh = ways(ssh=True, slurm=False)
 BEGIN = """
@@ -134,11 +137,16 @@ def here(folder: Path, sshd: Sshd) -> Iterator[Sandbox]:
         yield sandbox
 
 
-@pytest.mark.once
+@pytest.mark.parametrize("way", [pytest.param("ssh", marks=needs_sshd)], indirect=True)
 def test_kernel_moves_to_a_node_and_back(
-    here: Sandbox, nodes: Nodes, capsys: pytest.CaptureFixture[str]
+    way: str,
+    here: Sandbox,
+    nodes: Nodes,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Before, it is refused by a host that does not answer, and by one that is not configured."""
+    """Before, it is refused by a host that is not configured, and by one that does not answer:
+    before it was saved, and after."""
     ((directory, record),) = records.find_sandboxes()
 
     def move(to: str) -> str:
@@ -147,7 +155,11 @@ def test_kernel_moves_to_a_node_and_back(
 
     assert "dead" in move("dead")
     assert "elsewhere.org is no host of the setting ssh" in move("elsewhere.org")
-    assert here.run("0").execution_count == 2
+    assert records.find_sandboxes() == [(directory, record)]
+    with monkeypatch.context() as patch:
+        patch.setattr(moves, "_check_there", lambda *_: None)
+        assert "The kernel goes on as it was, and could not from there" in move("dead")
+    assert here.run(GO_ON).text == GOES_ON
     for to, helpers in (("n1", 1), ("local", 0)):
         move(to)
         execution = here.run(GO_ON)
@@ -157,3 +169,19 @@ def test_kernel_moves_to_a_node_and_back(
         assert (place, now.identity) == (directory, record.identity)
         assert now.node == ("n1" if helpers else None)
         assert nodes.copies() == []
+
+
+@pytest.mark.parametrize("way", [pytest.param("slurm", marks=[*needs_slurm, needs_all])])
+def test_kernel_goes_on_in_the_next_job(
+    way: str, folder: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the time of its job is over it hibernates, if it has nothing to do."""
+    monkeypatch.setattr(job_end, "LAST_SECONDS", 3600.0)
+    monkeypatch.setattr(job_end, "SHARE", 1.0)  # at once
+    slurm = {**WAYS[way][way], "time": "30"}
+    settings = {**WAYS[way], way: slurm}
+    with Sandbox(uploads=folder, outputs=folder.parent / "out", **settings) as sandbox:
+        assert sandbox.run(BEGIN).ok
+        wait_until(lambda: sandbox.is_hibernated, "its sleep", 120)
+        wait_until(lambda: cluster.jobs() == [], "an end of the job")
+        assert sandbox.run(GO_ON).text == GOES_ON

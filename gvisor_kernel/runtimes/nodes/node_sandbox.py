@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,6 +72,7 @@ class NodeSandbox(RecordedSandbox, FoundSandbox):
         self.is_saved = start.request.saved_in is not None
         self._goes_on = start.image is not None
         self._name = ready.sandbox
+        self.ends_at = time.monotonic() + ready.left if ready.left else None
         self.found: FoundSnapshot | None = None
         if (found := ready.found) is not None:
             self.found = FoundSnapshot(

@@ -158,7 +158,7 @@ class Ready(Fact, frozen=True):
     """The sandbox runs, and was checked from outside. ``environment``: a kernel's variables.
     ``copy``, ``left_out``: where its files were copied to, and how many of the host's are not
     there. ``lacks``: why it was not restored. ``runsc``: the release that it runs with.
-    ``sandbox``: its name there."""
+    ``sandbox``: its name there. ``left``: seconds that its job has; 0: no limit is known."""
 
     environment: Annotated[dict[str, str], Meta(max_length=1024)]
     python: str = ""
@@ -169,6 +169,7 @@ class Ready(Fact, frozen=True):
     lacks: str = ""
     runsc: str = ""
     sandbox: str = ""
+    left: Annotated[float, Meta(ge=0, le=1e9)] = 0
 
 
 class Failed(Fact, frozen=True):
