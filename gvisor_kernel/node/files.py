@@ -186,9 +186,18 @@ def take_files(order: Order, archive: Iterator[bytes]) -> tuple[Copy, Order]:
 
     :raises GvisorKernelError: when it cannot be made
     """
-    if not NAME.fullmatch(order.copy):
+    copy = take_archive(order.copy, archive)
+    return copy, place_order(order, copy)
+
+
+def take_archive(name: str, archive: Iterator[bytes]) -> Copy:
+    """Make the copy ``name`` from ``archive``. Nothing is left of it after an error.
+
+    :raises GvisorKernelError: when it cannot be made
+    """
+    if not NAME.fullmatch(name):
         raise LaunchError("The host has sent no name of its files.")
-    copy = Copy(copies_root() / order.copy)
+    copy = Copy(copies_root() / name)
     try:
         make_copy(copy)
         try:
@@ -205,7 +214,7 @@ def take_files(order: Order, archive: Iterator[bytes]) -> tuple[Copy, Order]:
             f"The host's files could not be copied to {copy.path}: {error}.",
             'check the disk there, or choose another folder as "state" of the setting.',
         ) from error
-    return replace(copy, left_out=taken.left_out), place_order(order, copy)
+    return replace(copy, left_out=taken.left_out)
 
 
 def make_copy(copy: Copy) -> None:

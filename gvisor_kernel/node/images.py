@@ -1,8 +1,6 @@
-"""Images of kernels on this node: received from the host for a kernel that goes on here, and
-written for it when it lets one hibernate.
+"""Saves a kernel of this node for the host, which keeps its image.
 
-The host keeps them. Here an image is a copy (``files.py``) that belongs to the process that has
-made it, and is removed with it, or by the next sweep.
+On a node an image is a copy (``files.py``) of the process that has made or received it.
 """
 
 from __future__ import annotations
@@ -14,16 +12,13 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 
-from gvisor_kernel.errors import ArchiveError, GvisorKernelError, SnapshotError
+from gvisor_kernel.errors import GvisorKernelError, SnapshotError
 from gvisor_kernel.host import processes
-from gvisor_kernel.host.folders import open_path
 from gvisor_kernel.host.private_directories import read_file
 from gvisor_kernel.kernel.needs import (
     MAX_NEEDS,
     Needs,
-    check_image,
     check_needs,
     find_needs,
     write_needs,
@@ -31,7 +26,6 @@ from gvisor_kernel.kernel.needs import (
 from gvisor_kernel.node.files import (
     DONE,
     DONE_SECONDS,
-    NAME,
     WORD_SECONDS,
     Copy,
     copies_root,
@@ -41,39 +35,13 @@ from gvisor_kernel.node.files import (
     write_out,
 )
 from gvisor_kernel.node.start import SENT, SOURCES
-from gvisor_kernel.runtimes.copies.outputs import OutputsCopy
-from gvisor_kernel.runtimes.nodes.orders import Failed, Files, Order, Sent, write_fact
+from gvisor_kernel.runtimes.nodes.orders import Failed, Files, Sent, write_fact
 from gvisor_kernel.runtimes.runsc.orphan import write_image
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.kept_packages import find_packages
 from gvisor_kernel.runtimes.state.saved import MAX_NOTE, WAKE_SECONDS
 from gvisor_kernel.runtimes.state.shown_files import find_shown_files
 from gvisor_kernel.typed_json import read_json
-
-
-def take_image(order: Order, archive: Iterator[bytes]) -> tuple[Copy, Order]:
-    """Receive the image that ``order`` names; return it, and the order for the runsc that it needs.
-
-    :raises GvisorKernelError: when it cannot be kept, or a kernel cannot go on from it here
-    """
-    if not NAME.fullmatch(order.image):
-        raise SnapshotError("The host has sent no name of its image.")
-    copy = Copy(copies_root() / order.image)
-    try:
-        make_copy(copy)
-        try:
-            with open_path(str(copy.outputs)) as opened:
-                OutputsCopy(opened, {}).take(archive)
-            program = check_image(copy.outputs, order.spec.runsc)
-        except BaseException:
-            copy.remove()
-            raise
-    except (ArchiveError, OSError) as error:
-        raise SnapshotError(
-            f"The saved kernel could not be copied to {copy.path}: {error}.",
-            'check the disk there, or choose another folder as "state" of the setting.',
-        ) from error
-    return copy, replace(order, spec=replace(order.spec, runsc=program))
 
 
 def fits() -> int:

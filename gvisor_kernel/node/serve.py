@@ -114,7 +114,7 @@ def serve() -> int:
             copy, order = receive_files(order, sys.stdin.fileno(), wake)
         if order.image:
             image, order = receive_image(order, sys.stdin.fileno(), wake)
-        sandbox, found, lacks = start_sandbox(order, None if image is None else image.outputs)
+        sandbox, found, lacks = start_sandbox(order, None if image is None else image.files)
     except (GvisorKernelError, OrderError) as error:
         if copy is not None:
             copy.remove()

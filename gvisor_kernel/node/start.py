@@ -78,13 +78,21 @@ def receive_files(order: Order, fd: int, wake: int) -> tuple[Copy, Order]:
 
 
 def receive_image(order: Order, fd: int, wake: int) -> tuple[Copy, Order]:
-    """Read the image that follows the order, and not one byte more; see ``images.take_image``.
+    """Read the image that follows the order, and not one byte more; return it, and the order for
+    the runsc that it needs.
 
-    :raises GvisorKernelError, OrderError: when it does not come, or cannot be used
+    :raises GvisorKernelError, OrderError: when it does not come, or a kernel cannot go on from it
     """
-    from gvisor_kernel.node.images import take_image
+    from gvisor_kernel.kernel.needs import check_image
+    from gvisor_kernel.node.files import take_archive
 
-    return take_image(order, read_chunks(lambda size: _read(fd, size, wake)))
+    copy = take_archive(order.image, read_chunks(lambda size: _read(fd, size, wake)))
+    try:
+        program = check_image(copy.files, order.spec.runsc)
+    except BaseException:
+        copy.remove()
+        raise
+    return copy, replace(order, spec=replace(order.spec, runsc=program))
 
 
 def _read(fd: int, size: int, wake: int) -> bytes:

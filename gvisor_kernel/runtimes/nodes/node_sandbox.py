@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.errors import IsolationError
+from gvisor_kernel.errors import IsolationError, SnapshotError
 from gvisor_kernel.runtimes.base import Builder, FoundSandbox, FoundSnapshot, LaunchRequest
 from gvisor_kernel.runtimes.copies.contents import Contents
 from gvisor_kernel.runtimes.nodes.client import Client
-from gvisor_kernel.runtimes.nodes.copies import save_outputs
+from gvisor_kernel.runtimes.nodes.copies import NO_IMAGE, fetch_image, save_outputs
 from gvisor_kernel.runtimes.nodes.engine import Engine
-from gvisor_kernel.runtimes.nodes.images import COPIED, fetch_image
 from gvisor_kernel.runtimes.nodes.orders import (
     Ended,
     Memory,
@@ -141,7 +140,7 @@ class NodeSandbox(RecordedSandbox, FoundSandbox):
 
     def checkpoint(self, directory: Path, seconds: float, *, goes_on: bool = False) -> None:
         if self._order.copy:
-            raise COPIED
+            raise SnapshotError(*NO_IMAGE)
         engine, command = self._engine, self._engine.helper("save")
         argv = engine.step_argv(self._client.job, command)
         argv = argv or engine.ask_argv(self._record.node or self._host, command)

@@ -28,14 +28,15 @@ from gvisor_kernel.runtimes.checks import RuntimeCheck
 from gvisor_kernel.runtimes.clients import CONNECTION_LOST, make_control
 from gvisor_kernel.runtimes.nodes.client import LAST_SECONDS, Client
 from gvisor_kernel.runtimes.nodes.copies import (
+    NO_IMAGE,
     Fetch,
     copies_files,
     note_copy,
     pack_files,
+    send_image,
     sync_outputs,
 )
 from gvisor_kernel.runtimes.nodes.engine import Engine
-from gvisor_kernel.runtimes.nodes.images import COPIED, send_image
 from gvisor_kernel.runtimes.nodes.node_sandbox import NodeSandbox, NodeStart
 from gvisor_kernel.runtimes.nodes.orders import (
     PLACES,
@@ -102,8 +103,6 @@ class NodeRuntime(SavingRuntime):
     def start(
         self, spec: SandboxSpec, request: LaunchRequest, snapshot: Path | None = None
     ) -> Sandbox:
-        if snapshot is not None and copies_files(spec):
-            raise COPIED
         engine = self._find_engine(spec)
         engine.check()
         awaited = predict_outputs(spec, request) if copies_files(spec) else None
@@ -122,6 +121,8 @@ class NodeRuntime(SavingRuntime):
 
         :raises SandboxError: when it has not, or does not answer
         """
+        if copies_files(spec):
+            raise SnapshotError(*NO_IMAGE)
         engine = self._find_engine(spec)
         engine.check()
         host = engine.hosts()[0]
