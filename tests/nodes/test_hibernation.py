@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -25,16 +26,17 @@ from gvisor_kernel.kernel.needs import (
     read_needs,
     write_needs,
 )
+from gvisor_kernel.runtimes.nodes.copies import fetch_image
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.kept_packages import list_installed
 
 from ..jupyter.helpers import wait_until
-from ..sweeps import needs_all
-from ..world import WAYS
-from .cluster import Cluster, needs_slurm
+from ..jupyter.test_taken_over import run
+from ..world import PROJECT, WAYS
+from .cluster import Cluster
 from .conftest import Nodes, ways
-from .sshd import Sshd, needs_sshd
+from .sshd import Sshd
 
 usually_ssh = ways(ssh=True, slurm=False)
 BEGIN = """
@@ -112,6 +114,31 @@ def test_what_a_machine_lacks_is_named(tmp_path: Path) -> None:
     assert digest_file(str(library)) != needs.files[str(library)]
 
 
+def test_image_of_a_node_is_regular_files(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from gvisor_kernel.runtimes.nodes.copies import send_image
+from gvisor_kernel.runtimes.nodes.orders import Files, Sent, write_fact
+for piece in write_fact(Files(found=True)), *send_image(Path(sys.argv[1])), write_fact(Sent(0)):
+    sys.stdout.buffer.write(piece)
+sys.stdout.flush()
+print(sys.stdin.readline(), sys.stdin.readline(), file=open(sys.argv[1] + ".heard", "w"))
+"""
+    sent, image = tmp_path / "sent", tmp_path / "image"
+    sent.mkdir()
+    (sent / "pages.img").write_bytes(b"pages")
+    argv = [sys.executable, "-c", code, str(sent)]
+    image.mkdir()
+    fetch_image(argv, {}, "it", image, 30)
+    assert (image / "pages.img").read_bytes() == b"pages"
+    assert (tmp_path / "sent.heard").read_text().split() == ["save", "it", "done"]
+    (image / "pages.img").unlink()
+    (sent / "link").symlink_to("/etc/passwd")
+    with pytest.raises(SnapshotError, match="The node has sent something else"):
+        fetch_image(argv, {}, "it", image, 30)
+
+
 def test_stopped_sandbox_goes_on_without_who_has_stopped_it() -> None:
     code = "import sys; from gvisor_kernel.node.images import stopped\n"
     code += "with stopped(int(sys.argv[1])): print('stopped', flush=True); sys.stdin.read()"
@@ -137,7 +164,7 @@ def here(folder: Path, sshd: Sshd) -> Iterator[Sandbox]:
         yield sandbox
 
 
-@pytest.mark.parametrize("way", [pytest.param("ssh", marks=needs_sshd)], indirect=True)
+@ways(ssh=True)
 def test_kernel_moves_to_a_node_and_back(
     way: str,
     here: Sandbox,
@@ -171,7 +198,7 @@ def test_kernel_moves_to_a_node_and_back(
         assert nodes.copies() == []
 
 
-@pytest.mark.parametrize("way", [pytest.param("slurm", marks=[*needs_slurm, needs_all])])
+@ways(slurm=False)
 def test_kernel_goes_on_in_the_next_job(
     way: str, folder: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,3 +212,14 @@ def test_kernel_goes_on_in_the_next_job(
         wait_until(lambda: sandbox.is_hibernated, "its sleep", 120)
         wait_until(lambda: cluster.jobs() == [], "an end of the job")
         assert sandbox.run(GO_ON).text == GOES_ON
+
+
+@ways(ssh=False)
+def test_kernel_outlives_its_server(
+    way: str, folder: Path, monkeypatch: pytest.MonkeyPatch, nodes: Nodes
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    kernel_id = str(uuid4())
+    assert run("leave", kernel_id, folder, **WAYS[way])[0] == ["1 None", "None"]
+    assert run("take over", kernel_id, folder, **WAYS[way])[0] == ["2 None"]
+    nodes.wait_until_clean()

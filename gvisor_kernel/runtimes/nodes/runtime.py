@@ -108,13 +108,15 @@ class NodeRuntime(SavingRuntime):
         awaited = predict_outputs(spec, request) if copies_files(spec) else None
         self._first_sweep.run("", outputs=awaited)
         identity = new_identity(request.kernel_name, spec, engine.name)
+        last = None
         if request.saved_in is not None:
             identity = records.find_identity(request.saved_in)
+            last = records.read_record(request.saved_in)
         with begin(spec, request, identity, {"runtime": self.name}) as begun:
             asked, files = pack_files(begun) if copies_files(spec) else (spec, None)
             made = {**vars(begun), "asked": asked, "files": files, "image": snapshot}
             start = NodeStart(**made, engine=engine)
-            return _start_somewhere(start)
+            return _start_somewhere(start, None if last is None else last.node)
 
     def check_needs(self, spec: SandboxSpec, needs: str) -> None:
         """Ask the first host of ``spec`` whether it has the ``needs`` of a kernel, a line of JSON.
@@ -167,17 +169,21 @@ class NodeRuntime(SavingRuntime):
         return sweep_orphans(self.name)
 
 
-def _start_somewhere(start: NodeStart) -> NodeSandbox:
-    """Start on the first host that can.
+def _start_somewhere(start: NodeStart, last: str | None) -> NodeSandbox:
+    """Start on the first host that can, and of a saved kernel first on its ``last``.
 
     :raises LaunchError: when none can; the reasons of all are in its detail
+    :raises SnapshotError: when the only host cannot let a saved kernel go on
     """
     failures: list[str] = []
-    for host in start.engine.hosts():
+    hosts = sorted(start.engine.hosts(), key=lambda host: host != last)
+    for host in hosts:
         attempt = Attempt(start, host)
         try:
             return attempt.run()
-        except Elsewhere as error:
+        except (Elsewhere, SnapshotError) as error:
+            if isinstance(error, SnapshotError) and len(hosts) == 1:
+                raise
             failures.append(str(error))
     raise LaunchError(
         f"No host of the setting {start.engine.name} could start the kernel.",
