@@ -27,7 +27,6 @@ from gvisor_kernel.errors import LaunchError, NoSnapshot, SandboxError, StartTim
 from gvisor_kernel.kernel.facts import Start, StartKind
 from gvisor_kernel.kernel.host_paths import describe_paths
 from gvisor_kernel.kernel.learned_modules import learning_variables
-from gvisor_kernel.kernel.needs import NEEDS, check_image
 from gvisor_kernel.kernel.plan import KernelPlan, kernel_argv, kernel_variables, make_launch_request
 from gvisor_kernel.kernel.preparation import SpareKeeper, renew_outdated, request_snapshot
 from gvisor_kernel.kernel.restore import Restored, find_obstacle, make_asking_request, restore
@@ -166,9 +165,6 @@ class Launch:
         if not isinstance(runtime, SavingRuntime):
             raise runtime.explain_no_snapshots()
         spec, request = self.plan.spec, make_launch_request(self.plan)
-        if isinstance(runtime, SnapshotRuntime) and (files / NEEDS).exists():
-            program = await self._workers.run(check_image, files, spec.runsc)
-            spec = replace(spec, runsc=program)
         if saved is not None:
             request = replace(request, saved_in=saved.directory, kept=saved.shown)
             spec = replace(spec, start_timeout=find_wake_seconds(files, spec.start_timeout))

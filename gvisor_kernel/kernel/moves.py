@@ -9,23 +9,37 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from gvisor_kernel.config.settings import DEFAULT_RUNTIME, SandboxSpec
-from gvisor_kernel.errors import LaunchError, SnapshotError
-from gvisor_kernel.kernel.needs import NEEDS, Needs, find_needs, read_needs, write_needs
+from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.host.private_directories import read_file, write_file
 from gvisor_kernel.kernel.saved_kernel import SavedKernel
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes import get_runtime
-from gvisor_kernel.runtimes.base import SavedSandbox
+from gvisor_kernel.runtimes.base import Runtime, SavedSandbox
 from gvisor_kernel.runtimes.clients import HOST
-from gvisor_kernel.runtimes.state.kept_packages import find_packages
-from gvisor_kernel.runtimes.state.records import read_record
-from gvisor_kernel.runtimes.state.shown_files import find_sources
+from gvisor_kernel.runtimes.state.kept_packages import Packages, find_packages
+from gvisor_kernel.runtimes.state.saved import MAX_NOTE, NEEDS
+from gvisor_kernel.runtimes.state.shown_files import Stamps, find_sources
 from gvisor_kernel.shown_text import printable_name
-from gvisor_kernel.typed_json import write_json
 
 LOCAL, SLURM, SSH = "local", "slurm", "ssh"  # no runtime: where kernels are moved to
+
+
+@runtime_checkable
+class _Finder(Protocol):
+    """The runtime of this machine."""
+
+    def find_needs(self, directory: Path, files: Stamps, packages: Packages) -> str: ...
+
+
+@runtime_checkable
+class _Checker(Protocol):
+    """A runtime of other machines, which are asked before a kernel is moved there."""
+
+    def check_needs(self, spec: SandboxSpec, needs: str) -> None: ...
 
 
 def choose_place(spec: SandboxSpec, to: str, find_own: Callable[[str], Any]) -> SandboxSpec:
@@ -61,40 +75,37 @@ async def move(kernel: SandboxedKernel, to: str, find_own: Callable[[str], Any])
     spec = choose_place(facts.spec, to, find_own)
     if (spec.runtime, spec.own) == (facts.spec.runtime, facts.spec.own):
         raise LaunchError("The kernel is there already.")
-    sandbox, known = kernel.sandbox, None
+    sandbox, there = kernel.sandbox, get_runtime(spec.runtime)
     is_here = facts.spec.runtime == DEFAULT_RUNTIME
+    known = ""
     if is_here and sandbox is not None and isinstance(sandbox, SavedSandbox):
         known = await asyncio.to_thread(_find_present, sandbox)
-        await asyncio.to_thread(_check_there, spec, known)
+        await asyncio.to_thread(_check, there, spec, known)
 
     def prepare(before: SavedKernel) -> SavedKernel:
-        if not (before.files / NEEDS).exists():
-            program = _find_program(before)
-            write_needs(before.files, find_needs(program, before.libraries, before.packages))
-        needs = read_needs(before.files)
-        if needs != known and spec.runtime != DEFAULT_RUNTIME:
-            _check_there(spec, needs)
+        place = before.files / NEEDS
+        if not place.exists():
+            write_file(place, _find_needs(before.directory, before.libraries, before.packages))
+        needs = read_file(place, MAX_NOTE).decode()
+        if needs != known:
+            _check(there, spec, needs)
         return replace(before, spec=spec)
 
     await kernel.hibernation.go_on_from(prepare, SavedKernel.discard)
 
 
-def _find_present(sandbox: SavedSandbox) -> Needs:
+def _find_present(sandbox: SavedSandbox) -> str:
     files = sandbox.find_shown_files()
     sources = find_sources(sandbox.view.mounts, sandbox.directory)
-    return find_needs(_find_program(sandbox), files, find_packages(files, sources))
+    return _find_needs(sandbox.directory, files, find_packages(files, sources))
 
 
-def _find_program(of: SavedSandbox | SavedKernel) -> str:
-    record = read_record(of.directory)
-    if record is None:
-        raise SnapshotError(f"The record in {of.directory} cannot be read.")
-    return record.program
+def _find_needs(directory: Path, files: Stamps, packages: Packages) -> str:
+    runtime = get_runtime(DEFAULT_RUNTIME)
+    assert isinstance(runtime, _Finder)
+    return runtime.find_needs(directory, files, packages)
 
 
-def _check_there(spec: SandboxSpec, needs: Needs) -> None:
-    from gvisor_kernel.runtimes.nodes.runtime import NodeRuntime
-
-    runtime = get_runtime(spec.runtime)
-    if isinstance(runtime, NodeRuntime):
-        runtime.check_needs(spec, write_json(needs))
+def _check(runtime: Runtime, spec: SandboxSpec, needs: str) -> None:
+    if isinstance(runtime, _Checker):  # another one says so as the kernel goes on there
+        runtime.check_needs(spec, needs)

@@ -5,24 +5,16 @@ On a node an image is a copy (``files.py``) of the process that has made or rece
 
 from __future__ import annotations
 
-import json
 import os
-import select
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from gvisor_kernel.errors import GvisorKernelError, SnapshotError
 from gvisor_kernel.host import processes
-from gvisor_kernel.host.private_directories import read_file
-from gvisor_kernel.kernel.needs import (
-    MAX_NEEDS,
-    Needs,
-    check_needs,
-    find_needs,
-    write_needs,
-)
+from gvisor_kernel.host.private_directories import read_file, write_file
 from gvisor_kernel.node.files import (
     DONE,
     DONE_SECONDS,
@@ -36,23 +28,24 @@ from gvisor_kernel.node.files import (
 )
 from gvisor_kernel.node.start import SENT, SOURCES
 from gvisor_kernel.runtimes.nodes.orders import Failed, Files, Sent, write_fact
+from gvisor_kernel.runtimes.runsc.needs import MAX_NEEDS, check_needs, read_needs
 from gvisor_kernel.runtimes.runsc.orphan import write_image
+from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.kept_packages import find_packages
-from gvisor_kernel.runtimes.state.saved import MAX_NOTE, WAKE_SECONDS
+from gvisor_kernel.runtimes.state.saved import MAX_NOTE, NEEDS, WAKE_SECONDS
 from gvisor_kernel.runtimes.state.shown_files import find_shown_files
-from gvisor_kernel.typed_json import read_json
+from gvisor_kernel.strict_json import parse_json
 
 
 def fits() -> int:
     """Tell the host whether a kernel could go on here whose needs it sends; return 0."""
     try:
-        line = sys.stdin.buffer.readline(MAX_NEEDS)  # no timeout: ends with the connection
-        check_needs(read_json(line, Needs, MAX_NEEDS))
+        line = sys.stdin.buffer.readline(MAX_NEEDS)  # no timeout: it ends with the connection
+        check_needs(read_needs(line))
         write_out([write_fact(Files(found=True))])
-    except (SnapshotError, ValueError) as error:
-        fact = error if isinstance(error, SnapshotError) else SnapshotError(str(error))
-        write_out([write_fact(Failed("SnapshotError", fact.fact, fact.hint))])
+    except SnapshotError as error:
+        write_out([write_fact(Failed("SnapshotError", error.fact, error.hint))])
     return 0
 
 
@@ -73,13 +66,12 @@ def save() -> int:
         copy = Copy(copies_root() / f"save{name}")
         make_copy(copy)
         try:
-            record = found[directory]
-            write_image(directory, record, WAKE_SECONDS, copy.outputs)
+            write_image(directory, found[directory], WAKE_SECONDS, copy.outputs)
             with stopped(sentry.pid):
-                sources = json.loads(read_file(directory / SOURCES, MAX_NOTE))
+                sources = parse_json(read_file(directory / SOURCES, MAX_NOTE), MAX_NOTE)
                 files = find_shown_files(sentry.pid, sources)
-                needs = find_needs(record.program, files, find_packages(files, sources))
-                write_needs(copy.outputs, needs)
+                needs = RunscRuntime().find_needs(directory, files, find_packages(files, sources))
+                write_file(copy.outputs / NEEDS, needs)
                 write_out([write_fact(Files(found=True))])
                 write_out([write_fact(Sent(send_outputs(copy)))])
                 if read_word(DONE_SECONDS) == DONE:
@@ -95,23 +87,8 @@ def save() -> int:
 @contextmanager
 def stopped(pid: int) -> Iterator[None]:
     """Stop a process meanwhile. It goes on, too, if this one is killed."""
-    fd = os.pidfd_open(pid)
-    ends, held = os.pipe()
-    if os.fork() == 0:
-        try:
-            os.setsid()
-            os.close(held)
-            select.select([ends], [], [])  # no timeout: until the other process ends
-            signal.pidfd_send_signal(fd, signal.SIGCONT)
-        finally:
-            os._exit(0)
-    try:
-        os.close(ends)
-        signal.pidfd_send_signal(fd, signal.SIGSTOP)
+    argv = ["/bin/sh", "-c", 'read -r _; kill -CONT "$0"', str(pid)]
+    to, null = subprocess.PIPE, subprocess.DEVNULL
+    with subprocess.Popen(argv, stdin=to, stdout=null, stderr=null, start_new_session=True):
+        os.kill(pid, signal.SIGSTOP)
         yield
-    finally:
-        with suppress(OSError):
-            signal.pidfd_send_signal(fd, signal.SIGCONT)
-        os.close(held)
-        os.close(fd)
-        os.wait()

@@ -113,7 +113,7 @@ def serve() -> int:
         if order.copy:
             copy, order = receive_files(order, sys.stdin.fileno(), wake)
         if order.image:
-            image, order = receive_image(order, sys.stdin.fileno(), wake)
+            image = receive_image(order, sys.stdin.fileno(), wake)
         sandbox, found, lacks = start_sandbox(order, None if image is None else image.files)
     except (GvisorKernelError, OrderError) as error:
         if copy is not None:

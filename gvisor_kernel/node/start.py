@@ -77,22 +77,14 @@ def receive_files(order: Order, fd: int, wake: int) -> tuple[Copy, Order]:
     return take_files(order, read_chunks(lambda size: _read(fd, size, wake), limit))
 
 
-def receive_image(order: Order, fd: int, wake: int) -> tuple[Copy, Order]:
-    """Read the image that follows the order, and not one byte more; return it, and the order for
-    the runsc that it needs.
+def receive_image(order: Order, fd: int, wake: int) -> Copy:
+    """Read the image that follows the order, and not one byte more.
 
-    :raises GvisorKernelError, OrderError: when it does not come, or a kernel cannot go on from it
+    :raises GvisorKernelError, OrderError: when it does not come, or cannot be kept
     """
-    from gvisor_kernel.kernel.needs import check_image
     from gvisor_kernel.node.files import take_archive
 
-    copy = take_archive(order.image, read_chunks(lambda size: _read(fd, size, wake)))
-    try:
-        program = check_image(copy.files, order.spec.runsc)
-    except BaseException:
-        copy.remove()
-        raise
-    return copy, replace(order, spec=replace(order.spec, runsc=program))
+    return take_archive(order.image, read_chunks(lambda size: _read(fd, size, wake)))
 
 
 def _read(fd: int, size: int, wake: int) -> bytes:

@@ -18,16 +18,9 @@ from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.host.processes import is_stopped
 from gvisor_kernel.kernel import job_end, moves
-from gvisor_kernel.kernel.needs import (
-    Needs,
-    check_needs,
-    digest_file,
-    find_needs,
-    read_needs,
-    write_needs,
-)
 from gvisor_kernel.runtimes.nodes.copies import fetch_image
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
+from gvisor_kernel.runtimes.runsc.needs import check_needs, digest_file, find_needs, read_needs
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.kept_packages import list_installed
 
@@ -67,26 +60,22 @@ def test_kernel_goes_on_from_the_servers_image(way: str, folder: Path, nodes: No
         ((directory, record),) = records.find_sandboxes()
         assert nodes.left() == [str(directory)]
         assert record.saved
-        image = directory / "saved" / "image"
-        needs = read_needs(image)
+        place = directory / "saved" / "image" / "needs.json"
+        text = place.read_bytes()
+        needs = read_needs(text)
         library = next(path for path in needs.files if "numpy" in path)
-        write_anew(image, replace(needs, files={**needs.files, library: "0" * 64}))
+        place.write_bytes(text.replace(needs.files[library].encode(), b"0" * 64))
         error = sandbox.run("1").error
         assert error is not None
         assert f"has not what the kernel uses, or another version: {library}" in error.value
         assert sandbox.is_hibernated
         assert nodes.left() == [str(directory)]
-        write_anew(image, needs)
+        place.write_bytes(text)
         execution = sandbox.run(GO_ON)
         assert (execution.text, execution.error) == (GOES_ON, None)
         assert len(nodes.helpers()) == 1
         assert nodes.copies() == []
     nodes.wait_until_clean()
-
-
-def write_anew(image: Path, needs: Needs) -> None:
-    (image / "needs.json").unlink()
-    write_needs(image, needs)
 
 
 def test_what_a_machine_lacks_is_named(tmp_path: Path) -> None:
@@ -184,7 +173,7 @@ def test_kernel_moves_to_a_node_and_back(
     assert "elsewhere.org is no host of the setting ssh" in move("elsewhere.org")
     assert records.find_sandboxes() == [(directory, record)]
     with monkeypatch.context() as patch:
-        patch.setattr(moves, "_check_there", lambda *_: None)
+        patch.setattr(moves, "_check", lambda *_: None)
         assert "The kernel goes on as it was, and could not from there" in move("dead")
     assert here.run(GO_ON).text == GOES_ON
     for to, helpers in (("n1", 1), ("local", 0)):

@@ -59,6 +59,7 @@ from gvisor_kernel.runtimes.runsc.kept_programs import (
     sweep_copies,
 )
 from gvisor_kernel.runtimes.runsc.launch_plan import LaunchPlan, make_plan, open_source
+from gvisor_kernel.runtimes.runsc.needs import MAX_NEEDS, check_image, find_needs
 from gvisor_kernel.runtimes.runsc.runsc_sandbox import RunscSandbox
 from gvisor_kernel.runtimes.runsc.staging import (
     can_map_owner,
@@ -69,8 +70,10 @@ from gvisor_kernel.runtimes.runsc.staging import (
 from gvisor_kernel.runtimes.runsc.starting import spawn, wait_for_sentry
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import begin
-from gvisor_kernel.runtimes.state.kept_packages import sweep_kept
+from gvisor_kernel.runtimes.state.kept_packages import Packages, sweep_kept
 from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.runtimes.state.saved import NEEDS
+from gvisor_kernel.runtimes.state.shown_files import Stamps
 from gvisor_kernel.runtimes.state.sweep import (
     end_sandbox,
     finish_removals,
@@ -82,6 +85,7 @@ from gvisor_kernel.spec.layout import OUTPUTS
 from gvisor_kernel.spec.limits import file_size_limit, host_limits, memory_file_limit
 from gvisor_kernel.spec.oci import guest_argv, make_config
 from gvisor_kernel.tracing import step
+from gvisor_kernel.typed_json import write_json
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +123,8 @@ class RunscRuntime(SnapshotRuntime):
         self, spec: SandboxSpec, request: LaunchRequest, snapshot: Path | None = None
     ) -> Sandbox:
         check_children()
+        if snapshot is not None and (snapshot / NEEDS).exists():  # of another machine, perhaps
+            spec = replace(spec, runsc=check_image(snapshot, spec.runsc))
         written = read_written(spec)
         if request.saved_in is not None:
             request = replace(request, kept=hold_kept(spec.runsc, request.kept))
@@ -164,6 +170,20 @@ class RunscRuntime(SnapshotRuntime):
             except SandboxError:
                 _check_in_place(runsc, snapshot)
                 raise
+
+    def find_needs(self, directory: Path, files: Stamps, packages: Packages) -> str:
+        """Return what another machine must have for the kernel of the sandbox in ``directory``, as
+        ``check_needs`` of a runtime there takes it.
+
+        :raises SnapshotError: when it cannot be told
+        """
+        record = records.read_record(directory)
+        if record is None:
+            raise SnapshotError(f"The record in {directory} cannot be read.")
+        text = write_json(find_needs(record.program, files, packages))
+        if len(text) > MAX_NEEDS:
+            raise SnapshotError("The kernel has too many libraries open for another machine.")
+        return text
 
     def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
         return describe_sandbox(spec, request, self._init_argv)

@@ -23,6 +23,8 @@ from gvisor_kernel.runtimes.state.records import Record
 # by path: below the state directory, whose parents only this user can change
 
 SAVED, IMAGE, NOTE = "saved", "image", "kernel.json"
+NEEDS = "needs.json"
+"""Beside the files of an image: what another machine must have for it, of ``runsc/needs``."""
 MAX_NOTE = 4 * 1024 * 1024
 """Bytes of kernel.json. It has the names of some hundred libraries, and of a kernel's comms."""
 WAKE_SECONDS, WAKE_RATE = 120.0, 10 * 1024 * 1024

@@ -1,4 +1,4 @@
-"""What a machine must have so that a kernel that was saved on another one goes on there.
+"""The needs of a kernel: all that a machine must have so that it goes on there from its image.
 
 Beside its image there is a file with the digests of what it has mapped: it maps that again by its
 path, and half of another version would end it hours later. All functions block.
@@ -16,16 +16,16 @@ from pathlib import Path
 
 from gvisor_kernel.config.validators import GIB
 from gvisor_kernel.errors import RuntimeMissing, SnapshotError
-from gvisor_kernel.host.private_directories import read_file, write_file
+from gvisor_kernel.host.private_directories import read_file
+from gvisor_kernel.host.processor import read_processor
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 from gvisor_kernel.runtimes.runsc.kept_programs import find_files
 from gvisor_kernel.runtimes.state.kept_packages import Packages, list_installed
+from gvisor_kernel.runtimes.state.saved import NEEDS
 from gvisor_kernel.runtimes.state.shown_files import Stamps
 from gvisor_kernel.shown_text import printable_name
-from gvisor_kernel.snapshots.key import read_processor
-from gvisor_kernel.typed_json import read_json, write_json
+from gvisor_kernel.typed_json import read_json
 
-NEEDS = "needs.json"
 MAX_NEEDS = 1024 * 1024
 MAX_READ = 16 * GIB
 """Bytes of programs and libraries that are read for one kernel."""
@@ -62,25 +62,20 @@ def find_needs(program: str, files: Stamps, packages: Packages) -> Needs:
     return Needs(program, runsc.version, used, read_processor(), digests, names)
 
 
-def write_needs(image: Path, needs: Needs) -> None:
-    """:raises SnapshotError, OSError: when they cannot be written into the folder of an image"""
-    text = write_json(needs)
-    if len(text) > MAX_NEEDS:
-        raise SnapshotError("The kernel has too many libraries open to go on on another machine.")
-    write_file(image / NEEDS, text)
-
-
-def read_needs(image: Path) -> Needs:
-    """:raises SnapshotError: when they are not in the folder of an image, or cannot be read"""
+def read_needs(text: bytes) -> Needs:
+    """:raises SnapshotError: when they cannot be read"""
     try:
-        return read_json(read_file(image / NEEDS, MAX_NEEDS), Needs, MAX_NEEDS)
-    except (OSError, ValueError) as error:
-        raise SnapshotError(f"What the kernel needs cannot be read in {image}.") from error
+        return read_json(text, Needs, MAX_NEEDS)
+    except ValueError as error:
+        raise SnapshotError("What the kernel needs cannot be read.") from error
 
 
 def check_image(image: Path, choice: str) -> str:
     """As ``check_needs``, for the folder of an image."""
-    return check_needs(read_needs(image), choice)
+    try:
+        return check_needs(read_needs(read_file(image / NEEDS, MAX_NEEDS)), choice)
+    except OSError as error:
+        raise SnapshotError(f"What the kernel needs cannot be read in {image}.") from error
 
 
 def check_needs(needs: Needs, choice: str = "") -> str:
