@@ -38,6 +38,7 @@ from gvisor_kernel.changes.diff import Diff
 from gvisor_kernel.changes.kernel_changes import KernelChanges
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.kernel.branches import Branch, name_branches
+from gvisor_kernel.kernel.moves import move
 from gvisor_kernel.kernel.session import SandboxedKernel
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,16 @@ Branching: TypeAlias = Callable[[Sequence[Branch]], Awaitable[None]]
 
 
 _Verb: TypeAlias = Literal[
-    "list", "apply", "hibernate", "resume", "forget", "branch", "checkpoint", "remove", "rewind"
+    "list",
+    "apply",
+    "hibernate",
+    "resume",
+    "forget",
+    "branch",
+    "checkpoint",
+    "remove",
+    "rewind",
+    "move",
 ]
 
 
@@ -68,8 +78,8 @@ class Question(msgspec.Struct):
     """Ask for the list of changes, or to apply some, each a path and a state. ``under``, ``named``:
     as for ``KernelChanges.list`` and ``apply``. Or ask to save the kernel, to let it go on, or to
     give up one that is saved; for ``count`` branches, from ``checkpoint`` if that is not None; to
-    make the checkpoint ``name``, to remove it, or to go back to it. ``sandbox``: the name of its
-    directory.
+    make the checkpoint ``name``, to remove it, or to go back to it; or to move it to ``name``.
+    ``sandbox``: the name of its directory.
     """
 
     do: _Verb
@@ -201,10 +211,17 @@ _doors: weakref.WeakKeyDictionary[Bridge, _Door] = weakref.WeakKeyDictionary()
 class ControlSocket:
     """Answers questions about one kernel, beside the bridge's loop, from ``open`` to ``close``.
 
-    ``branch`` starts branches of it as kernels of the same server, if there is one.
+    ``branch`` starts branches of it as kernels of the same server, if there is one. ``find_own``:
+    of ``kernel/moves``.
     """
 
-    def __init__(self, kernel: SandboxedKernel, branch: Branching | None = None) -> None:
+    def __init__(
+        self,
+        kernel: SandboxedKernel,
+        branch: Branching | None = None,
+        find_own: Callable[[str], Any] | None = None,
+    ) -> None:
+        self._find_own = find_own
         self._branch = branch
         self._kernel = kernel
         self._changes = KernelChanges(kernel)
@@ -281,6 +298,11 @@ class ControlSocket:
             await self._branch(branches)
             return encode(Branched([(branch.kernel_id, branch.name) for branch in branches]))
         checkpoints, name = hibernation.checkpoints, question.name
+        if question.do == "move":
+            if self._find_own is None:
+                raise ChangesError("Who has started this kernel does not move it.")
+            await move(self._kernel, name or "", self._find_own)
+            return encode(Done())
         if question.do == "checkpoint":
             return encode(Made(await checkpoints.make(name)))
         if question.do == "remove":

@@ -102,6 +102,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "hibernate": Command("sandboxes", "save a kernel on the disk, and free its memory"),
         "resume": Command("sandboxes", "let a kernel that hibernates go on"),
         "branch": Command("sandboxes", "start a kernel that goes on from the state of another one"),
+        "move": Command("sandboxes", "let a kernel go on on another machine"),
         "checkpoint": Command("checkpoints", "save the state of a kernel under a name"),
         "checkpoints": Command("checkpoints", "list the checkpoints of a kernel, or remove one"),
         "rewind": Command("checkpoints", "let a kernel go back to a checkpoint"),

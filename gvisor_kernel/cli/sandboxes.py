@@ -251,6 +251,30 @@ def run_branch(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def add_move(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``move``."""
+    parser.epilog = "If the kernel cannot go on there, it goes on where it is."
+    parser.set_defaults(run=run_move)
+    add_id(parser)
+    parser.add_argument(
+        "--to",
+        required=True,
+        metavar="HOST",
+        help="a host of the setting ssh; slurm: a node of the cluster; local: this machine",
+    )
+
+
+def run_move(arguments: argparse.Namespace) -> int:
+    """``move``: let a kernel go on on another machine. Return 0.
+
+    :raises GvisorKernelError: when there is no such sandbox, or its kernel does not go on there
+    """
+    sandbox = find_one(arguments.id)
+    ask(sandbox.directory, Question("move", name=arguments.to), Done)
+    print(f"The kernel of the sandbox {sandbox.id} goes on: {printable_name(arguments.to)}")
+    return 0
+
+
 def add_prune(parser: argparse.ArgumentParser) -> None:
     """Declare that ``prune`` has no arguments."""
     parser.epilog = "Sandboxes in use are not changed."

@@ -329,7 +329,7 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         """Let ``gvisor-kernel changes`` ask this kernel. A kernel works without it."""
         try:
             if self._control is None:
-                self._control = ControlSocket(kernel, self._find_branching(kernel))
+                self._control = ControlSocket(kernel, self._find_branching(kernel), self._find_own)
             await self._control.open()
         except OSError as error:
             self.log.warning("gvisor-kernel changes cannot ask this kernel: %s", error)

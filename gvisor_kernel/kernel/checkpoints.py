@@ -101,8 +101,10 @@ class Saver(Protocol):
         self, write: Callable[[SavedSandbox, KernelPlan, SnapshotRun], SavedKernel]
     ) -> SavedKernel: ...
 
-    async def go_back(
-        self, target: SavedKernel, keep: Callable[[SavedKernel], None]
+    async def go_on_from(
+        self,
+        choose: Callable[[SavedKernel], SavedKernel],
+        keep: Callable[[SavedKernel], None],
     ) -> tuple[KernelBridge, KernelPlan]: ...
 
     def find_directory(self) -> Path: ...
@@ -275,7 +277,7 @@ class Checkpoints:
                 _keep(before, name, now)
 
             try:
-                kernel, plan = await self._saver.go_back(target, keep)
+                kernel, plan = await self._saver.go_on_from(lambda _: target, keep)
             except NotIdle as error:
                 raise NotIdle(error.fact, "interrupt it, or wait for it, and try again.") from error
         kernel.hibernation.note_rewound(name)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from gvisor_kernel.bridge import Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.errors import (
@@ -27,6 +27,7 @@ from gvisor_kernel.host.log_files import Limiter
 from gvisor_kernel.kernel.branches import Branch, branch_running, branch_saved, remove_all
 from gvisor_kernel.kernel.checkpoints import Checkpoints
 from gvisor_kernel.kernel.facts import Hibernated, KernelEvents, KernelFacts, Resumed, Saved
+from gvisor_kernel.kernel.job_end import call_before_end
 from gvisor_kernel.kernel.launch import Workers, run_beside
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.saved_budget import check_room, remove_old
@@ -53,6 +54,8 @@ NOTE_SECONDS = 1.0
 
 Wake = Callable[[KernelBridge, SavedKernel], Awaitable[KernelPlan]]
 """Starts the sandbox in which a saved kernel goes on, and returns its plan."""
+Choose: TypeAlias = Callable[[SavedKernel], SavedKernel]
+Keep: TypeAlias = Callable[[SavedKernel], None]
 
 
 class Hibernator:
@@ -279,6 +282,7 @@ class Hibernator:
         kernel.hibernation.idle_seconds = find_idle_seconds(plan.spec)
         self.checkpoints.watch(kernel, plan)
         kernel.hibernation.on_idle = lambda: self._workers.undo_by(self._try(kernel, sandbox, plan))
+        call_before_end(sandbox, kernel.hibernation.on_idle)
         if plan.lasts:
             kernel.hibernation.call_when_learned(partial(self._note_later, kernel, sandbox, plan))
             self._note(kernel, sandbox, plan)
@@ -396,22 +400,21 @@ class Hibernator:
         self._find()
         return self._find_awake()[1].directory if self.saved is None else self.saved.directory
 
-    async def go_back(
-        self, target: SavedKernel, keep: Callable[[SavedKernel], None]
-    ) -> tuple[KernelBridge, KernelPlan]:
-        """Let the idle kernel go on from ``target``, one of its earlier states.
+    async def go_on_from(self, choose: Choose, keep: Keep) -> tuple[KernelBridge, KernelPlan]:
+        """Let the idle kernel go on from another state, or elsewhere.
 
-        ``keep`` takes what it was, in a worker, once it goes on from there; raises nothing.
+        ``choose`` returns what it goes on from, by what it is. ``keep`` takes the latter once it
+        goes on, and raises nothing. Both are called in a worker.
 
         :raises NotIdle: when it has something to do
-        :raises SnapshotError: when it cannot be saved, or cannot go on from ``target``: it goes on
-            as it was
+        :raises SnapshotError: when it cannot be saved, or cannot go on from there: it goes on as it
+            was
         """
-        kernel, waking = await _retry(partial(self._begin_to_go_back, target, keep))
+        kernel, waking = await _retry(partial(self._begin_to_go_on, choose, keep))
         return kernel, await _wait_for(waking)
 
-    async def _begin_to_go_back(
-        self, target: SavedKernel, keep: Callable[[SavedKernel], None]
+    async def _begin_to_go_on(
+        self, choose: Choose, keep: Keep
     ) -> tuple[KernelBridge, asyncio.Task[KernelPlan]]:
         async with self._turn:
             await self._let_wake()
@@ -421,7 +424,7 @@ class Hibernator:
                 await self._sleep()
                 if self.saved is None or not kernel.asleep:
                     raise LaunchError(ENDED)
-                work = self._replace(kernel, self.saved, target, keep)
+                work = self._replace(kernel, self.saved, choose, keep)
                 waking = self._waking = asyncio.get_running_loop().create_task(work)
                 waking.add_done_callback(_forget_error)
             finally:
@@ -431,21 +434,18 @@ class Hibernator:
             return kernel, waking
 
     async def _replace(
-        self,
-        kernel: KernelBridge,
-        before: SavedKernel,
-        target: SavedKernel,
-        keep: Callable[[SavedKernel], None],
+        self, kernel: KernelBridge, before: SavedKernel, choose: Choose, keep: Keep
     ) -> KernelPlan:
         began = time.monotonic()
-        kernel.hibernation.recall(target.run)
         try:
+            target = await self._workers.run(choose, before)
+            kernel.hibernation.recall(target.run)
             plan = await self._wake_with_packages(kernel, target)
         except GvisorKernelError as error:
             kernel.hibernation.recall(before.run)
             await self._go_on(kernel, before)
             raise SnapshotError(
-                f"The kernel could not go back, and goes on as it was: {error.fact}", error.hint
+                f"The kernel goes on as it was, and could not from there: {error.fact}", error.hint
             ) from error
         else:
             self.saved = None

@@ -34,7 +34,13 @@ from gvisor_kernel.kernel.saved_kernel import SavedKernel
 from gvisor_kernel.kernel.workspace import OWN_OUTPUTS, SHOWN, VARIABLE, describe_workspace
 from gvisor_kernel.link import ADOPT
 from gvisor_kernel.runtimes import get_runtime, get_snapshot_runtime
-from gvisor_kernel.runtimes.base import FoundSandbox, LaunchRequest, Sandbox, SnapshotRuntime
+from gvisor_kernel.runtimes.base import (
+    FoundSandbox,
+    LaunchRequest,
+    Sandbox,
+    SavingRuntime,
+    SnapshotRuntime,
+)
 from gvisor_kernel.runtimes.state.saved import find_wake_seconds
 from gvisor_kernel.runtimes.waits import hearing, until
 from gvisor_kernel.snapshots.key import SnapshotKey
@@ -155,7 +161,10 @@ class Launch:
         :raises NoSnapshot: when it does not answer
         :raises GvisorKernelError: see ``Runtime.start``
         """
-        start: Callable[..., Sandbox] = get_snapshot_runtime(self.plan.spec.runtime).start
+        runtime = get_runtime(self.plan.spec.runtime)
+        if not isinstance(runtime, SavingRuntime):
+            raise runtime.explain_no_snapshots()
+        start: Callable[..., Sandbox] = runtime.start
         spec, request = self.plan.spec, make_launch_request(self.plan)
         if saved is not None:
             request = replace(request, saved_in=saved.directory, kept=saved.shown)

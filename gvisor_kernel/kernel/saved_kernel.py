@@ -69,7 +69,7 @@ CLAIM_SECONDS = 60.0
 GRANTING = ("runtime", "uploads", "outputs", "skills", "profile", "transcripts")
 """Settings by which a kernel sees files of the host, or is recorded. Limits, and what was copied
 into its memory, are not taken from it."""
-OURS = ("start_timeout", "apply", "hibernate_idle_timeout", "hibernate_key")
+OURS = ("start_timeout", "apply", "hibernate_idle_timeout", "hibernate_key", "own")
 """Settings of what this process does for a kernel."""
 
 
@@ -117,6 +117,8 @@ class SavedKernel:
     """Of ``Resume``."""
     shown: Mapping[str, str] = field(default_factory=dict)
     """``Substitutes.paths``, once it is to go on."""
+    spec: SandboxSpec | None = None
+    """The settings with which it goes on elsewhere."""
     withdrawn: tuple[str, ...] = ()
     """What it was started with and may have no more; see ``compare``."""
     key: str = ""

@@ -435,13 +435,13 @@ class SandboxedKernel:
         return kernel.address
 
     async def _wake(self, kernel: KernelBridge, saved: SavedKernel) -> KernelPlan:
-        plan = self._plan
-        assert plan is not None
+        assert self._plan is not None
+        plan = self._plan if saved.spec is None else replace(self._plan, spec=saved.spec)
         self._launching, launch = asyncio.current_task(), self._note_launch(plan)
         try:
             with tracing():
                 await launch.start_from(kernel, saved.files, saved.run, saved)
-            self._used = sandbox = launch.sandbox
+            self._plan, self._used = plan, (sandbox := launch.sandbox)
             if sandbox is not None and isinstance(sandbox, SavedSandbox):
                 await self._workers.run(sandbox.note_saved, 0.0)
             self._watch(kernel, launch)

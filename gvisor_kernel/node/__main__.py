@@ -1,6 +1,6 @@
 """The commands of a node, which the host starts through srun or ssh. Nothing else lives here.
 
-python -m gvisor_kernel.node [--state FOLDER] serve|build|fetch|sweep|check
+python -m gvisor_kernel.node [--state FOLDER] serve|build|fetch|save|fits|sweep|check
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from gvisor_kernel.runtimes.nodes.orders import Answer
 from gvisor_kernel.runtimes.state.sweep import sweep_orphans
 from gvisor_kernel.typed_json import write_json
 
+COMMANDS = ("serve", "build", "fetch", "save", "fits", "sweep", "check")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m gvisor_kernel.node")
     parser.add_argument("--state", default="", help="the folder for what runs on this node")
-    parser.add_argument("command", choices=("serve", "build", "fetch", "sweep", "check"))
+    parser.add_argument("command", choices=COMMANDS)
     arguments = parser.parse_args(argv)
     prepare_environment(arguments.state)
     if arguments.command == "serve":
@@ -40,6 +41,10 @@ def main(argv: list[str]) -> int:
         from gvisor_kernel.node.files import fetch
 
         return fetch()
+    if arguments.command in ("save", "fits"):
+        from gvisor_kernel.node import images
+
+        return images.save() if arguments.command == "save" else images.fits()
     answer = sweep() if arguments.command == "sweep" else check()
     sys.stdout.write(write_json(answer) + "\n")
     return 0

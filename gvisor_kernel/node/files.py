@@ -186,11 +186,20 @@ def take_files(order: Order, archive: Iterator[bytes]) -> tuple[Copy, Order]:
 
     :raises GvisorKernelError: when it cannot be made
     """
-    if not NAME.fullmatch(order.copy):
+    copy = take_archive(order.copy, archive)
+    return copy, place_order(order, copy)
+
+
+def take_archive(name: str, archive: Iterator[bytes]) -> Copy:
+    """Make the copy ``name`` from ``archive``. Nothing is left of it after an error.
+
+    :raises GvisorKernelError: when it cannot be made
+    """
+    if not NAME.fullmatch(name):
         raise LaunchError("The host has sent no name of its files.")
-    copy = Copy(copies_root() / order.copy)
+    copy = Copy(copies_root() / name)
     try:
-        _make_copy(copy)
+        make_copy(copy)
         try:
             with open_path(str(copy.files)) as opened:
                 taken = OutputsCopy(opened, {})
@@ -205,10 +214,10 @@ def take_files(order: Order, archive: Iterator[bytes]) -> tuple[Copy, Order]:
             f"The host's files could not be copied to {copy.path}: {error}.",
             'check the disk there, or choose another folder as "state" of the setting.',
         ) from error
-    return replace(copy, left_out=taken.left_out), place_order(order, copy)
+    return replace(copy, left_out=taken.left_out)
 
 
-def _make_copy(copy: Copy) -> None:
+def make_copy(copy: Copy) -> None:
     """:raises StateError, OSError: when it cannot be made; nothing is left of it then"""
     root = copies_root()
     try:
@@ -282,11 +291,11 @@ def fetch() -> int:
         if copy is not None and word == LAST:
             end_owner(copy)
         if copy is None or not copy.path.is_dir():
-            _write([write_fact(Files(found=False))])
+            write_out([write_fact(Files(found=False))])
             return 0
-        _write([write_fact(Files(found=True))])
+        write_out([write_fact(Files(found=True))])
         left_out = send_outputs(copy)
-        _write([write_fact(Sent(left_out))])
+        write_out([write_fact(Sent(left_out))])
         if word == LAST and read_word(DONE_SECONDS) == DONE:
             copy.remove()
     except (GvisorKernelError, OSError) as error:
@@ -323,7 +332,7 @@ def send_outputs(copy: Copy) -> int:
         restore_access(outputs)
         contents = Contents(folders=[(".", outputs, "outputs")])
         # The host refuses one entry more than it takes.
-        _write(write_chunks(contents.archive(sys.maxsize, 2 * MAX_ENTRIES)))
+        write_out(write_chunks(contents.archive(sys.maxsize, 2 * MAX_ENTRIES)))
         return contents.left_out
 
 
@@ -349,7 +358,11 @@ def _runs(copy: Copy, owner: ProcessId) -> bool:
     return copy.path.is_dir() and not copy.has(ENDED) and is_alive(owner)
 
 
-def _write(pieces: Iterator[bytes] | list[bytes]) -> None:
+def write_out(pieces: Iterator[bytes] | list[bytes]) -> None:
+    """Write to the host.
+
+    :raises OSError: when it has gone
+    """
     for piece in pieces:
         view = memoryview(piece)
         while view:

@@ -24,9 +24,12 @@ from gvisor_kernel.host.cgroups import (
     seconds_to_next_measurement,
 )
 from gvisor_kernel.node.start import (
+    SENT,
     adopt_places,
     check_shared,
+    note_sources,
     receive_files,
+    receive_image,
     receive_order,
     start_sandbox,
 )
@@ -102,18 +105,24 @@ def serve() -> int:
     host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     told.tell(Here(host, os.environ.get("SLURM_JOB_ID", "")))
     copy: Copy | None = None
+    image: Copy | None = None
     try:
         order = receive_order(sys.stdin.fileno(), wake)
         adopt_places(order)
         check_shared(order, host)
         if order.copy:
             copy, order = receive_files(order, sys.stdin.fileno(), wake)
-        sandbox, found, lacks = start_sandbox(order)
+        if order.image:
+            image = receive_image(order, sys.stdin.fileno(), wake)
+        sandbox, found, lacks = start_sandbox(order, None if image is None else image.files)
     except (GvisorKernelError, OrderError) as error:
         if copy is not None:
             copy.remove()
         told.tell(describe_error(error))
         return 1
+    finally:
+        if image is not None:
+            image.remove()
     try:
         if copy is not None:
             copy.mark_used()
@@ -121,7 +130,9 @@ def serve() -> int:
         files = ("", 0) if copy is None else (str(copy.path), copy.left_out)
         record = read_record(sandbox.directory)
         runsc = record.runsc if record is not None else ""
-        told.tell(Ready(*kernel, *files, found, lacks, runsc))
+        note_sources(sandbox)
+        left = max(0.0, float(os.environ.get("SLURM_JOB_END_TIME") or 0) - time.time())
+        told.tell(Ready(*kernel, *files, found, lacks, runsc, sandbox.directory.name, left))
         end = watch(sandbox, order.spec.memory_limit, wake, told)
         kills = sandbox.memory_kills() + (end == "memory")
         told.tell(Ended(end, kills, sandbox.find_panic(), sandbox.stderr_tail()))
@@ -175,7 +186,8 @@ def watch(sandbox: Sandbox, limit: int, wake: int, told: FactWriter) -> EndedBy:
         now = time.monotonic()
         if not into.open and deadline is None:
             into.end_target()
-            deadline = now + END_SECONDS
+            # PID 1 of one that was saved does not end by itself.
+            deadline = now + END_SECONDS * (not (sandbox.directory / SENT).exists())
         if wake in ready or sandbox.gofer_fd in ready or (deadline or now) < now:
             end = "signal" if wake in ready else "itself"
             sandbox.kill()

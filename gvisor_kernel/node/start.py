@@ -6,6 +6,7 @@ of the lowest priority.
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import sys
@@ -24,6 +25,7 @@ from gvisor_kernel.errors import (
     SnapshotError,
 )
 from gvisor_kernel.host.folders import find_identity
+from gvisor_kernel.host.private_directories import write_file
 from gvisor_kernel.runtimes.base import Sandbox
 from gvisor_kernel.runtimes.mounts.covers import hide_also
 from gvisor_kernel.runtimes.nodes.orders import (
@@ -36,13 +38,18 @@ from gvisor_kernel.runtimes.nodes.orders import (
     read_head,
     read_order,
 )
-from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
+from gvisor_kernel.runtimes.runsc.runtime import RESTORE_SECONDS, RunscRuntime
+from gvisor_kernel.runtimes.state.shown_files import find_sources
 from gvisor_kernel.strict_json import JsonError
 from gvisor_kernel.typed_json import read_value
 
 if TYPE_CHECKING:
     from gvisor_kernel.node.files import Copy
 
+SOURCES = "sources.json"
+"""In a sandbox's directory: the paths of this node that it shows."""
+SENT = "sent"
+"""In a sandbox's directory: its host has what was saved of it, and will end it."""
 ORDER_SECONDS = 60.0
 """Seconds that the order may take to come."""
 
@@ -68,6 +75,16 @@ def receive_files(order: Order, fd: int, wake: int) -> tuple[Copy, Order]:
 
     limit = 2 * order.spec.disk_limit + MAX_ORDER
     return take_files(order, read_chunks(lambda size: _read(fd, size, wake), limit))
+
+
+def receive_image(order: Order, fd: int, wake: int) -> Copy:
+    """Read the image that follows the order, and not one byte more.
+
+    :raises GvisorKernelError, OrderError: when it does not come, or cannot be kept
+    """
+    from gvisor_kernel.node.files import take_archive
+
+    return take_archive(order.image, read_chunks(lambda size: _read(fd, size, wake)))
 
 
 def _read(fd: int, size: int, wake: int) -> bytes:
@@ -108,14 +125,16 @@ def check_shared(order: Order, host: str) -> None:
             )
 
 
-def start_sandbox(order: Order) -> tuple[Sandbox, Found | None, str]:
+def start_sandbox(order: Order, image: Path | None = None) -> tuple[Sandbox, Found | None, str]:
     """Return a sandbox that was checked from outside, the snapshot that it was restored from, and
-    why it was not.
+    why it was not. ``image``: of a saved kernel, which goes on in it.
 
     :raises GvisorKernelError: see ``Runtime.start`` and ``Sandbox.verify``; nothing is left then
     """
-    runtime = RunscRuntime()
     order = replace(order, spec=replace(order.spec, runtime="runsc"))
+    runtime = RunscRuntime(restore_seconds=order.spec.start_timeout if image else RESTORE_SECONDS)
+    if image is not None:
+        return _check(runtime.start(order.spec, order.request, image)), None, ""
     lacks = ""
     if order.request.saved is not None or order.request.unfit:
         try:
@@ -158,6 +177,13 @@ def _restore(runtime: RunscRuntime, order: Order) -> tuple[Sandbox, Found]:
     facts_of, language = meta.facts, str(meta.facts.get("language"))
     found = Found(key.name, meta.run, meta.sandbox_key, language, facts_of.get(PRELOADED))
     return sandbox, found
+
+
+def note_sources(sandbox: Sandbox) -> None:
+    """Note what ``save`` has to know of a sandbox. Never raises: it cannot be saved then."""
+    with suppress(OSError):
+        sources = find_sources(sandbox.view.mounts, sandbox.directory)
+        write_file(sandbox.directory / SOURCES, json.dumps(sources))
 
 
 def _check(sandbox: Sandbox) -> Sandbox:

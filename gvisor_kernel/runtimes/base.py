@@ -232,11 +232,8 @@ class PausableSandbox(Protocol):
         """
 
     def is_busy(self) -> bool:
-        """Return whether code of the sandbox still runs although it was paused.
-
-        Code that polls memory for something that the stopped sandbox would have to do runs for
-        ever: the caller then resumes the sandbox. Takes milliseconds.
-        """
+        """Return whether code of the sandbox still runs although it was paused: code that polls
+        memory runs for ever, and the caller then resumes the sandbox. Takes milliseconds."""
 
 
 @runtime_checkable
@@ -340,7 +337,6 @@ class Runtime(ABC):
     finds_snapshots: bool = False
     """True if ``start`` itself looks for a snapshot, where the sandbox is to be. Then the caller
     names none; the sandbox says what was found."""
-
     shows_host_python: bool = False
     """True if a kernel with the image "host" imports the packages of this very machine."""
 
@@ -440,8 +436,8 @@ class Runtime(ABC):
         """
 
 
-class SnapshotRuntime(Runtime):
-    """Saves its sandboxes as snapshots, and starts from them, on this machine."""
+class SavingRuntime(Runtime):
+    """Lets kernels go on that were saved; see ``SavedSandbox``."""
 
     @abstractmethod
     def start(
@@ -455,6 +451,10 @@ class SnapshotRuntime(Runtime):
 
         :raises SnapshotError: when ``snapshot`` cannot be restored; a start without it may succeed
         """
+
+
+class SnapshotRuntime(SavingRuntime):
+    """Saves its sandboxes as snapshots, and starts from them, on this machine."""
 
     @abstractmethod
     def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:

@@ -12,12 +12,12 @@ import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import gvisor_kernel
 from gvisor_kernel.config.settings import DEFAULT_RUNTIME
+from gvisor_kernel.host.processor import read_processor
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import SnapshotRuntime
 from gvisor_kernel.spec.layout import LAYOUT
@@ -183,8 +183,6 @@ PACKAGE = Path(gvisor_kernel.__file__).parent
 GUEST_FOLDERS = ("link", "guest", "guest/modules")
 """Folders with the guest's code. Only files directly in them are listed: if one gets a subpackage,
 a change there would not change the key, and kernels would be restored with the old code."""
-FEATURES = ("flags", "Features", "features", "isa")
-"""The names of the CPU features in /proc/cpuinfo on x86, on ARM and on other architectures."""
 
 
 def find_host_facts(package: Path = PACKAGE) -> HostFacts:
@@ -216,21 +214,4 @@ def _find_files(package: Path) -> Iterator[tuple[str, int, int]]:
 
 def _find_processor() -> list[str]:
     # Libraries start as many threads as there are CPUs when they are imported.
-    return [*_read_processor(), str(len(os.sched_getaffinity(0)))]
-
-
-@cache
-def _read_processor() -> tuple[str, ...]:
-    """Return the architecture and the features of the first CPU. They do not change."""
-    found = [os.uname().machine]
-    try:
-        # Read only the first CPU: Linux queries each one for its part of the file.
-        with Path("/proc/cpuinfo").open("rb", buffering=0) as file:
-            text = file.read(16384).decode(errors="replace").partition("\n\n")[0]
-    except OSError:
-        return tuple(found)
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() in FEATURES:
-            found += sorted(value.split())
-    return tuple(found)
+    return [*read_processor(), str(len(os.sched_getaffinity(0)))]

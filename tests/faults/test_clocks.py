@@ -68,6 +68,7 @@ FOR_PEOPLE = {
     ): "which files are younger than a copy of them",
     ("runtimes/state/beginning.py", "first_record"): "when a sandbox was made",
     ("runtimes/mounts/folders.py", "open_inputs"): "which hidden files are older than a start",
+    ("node/serve.py", "serve"): "how long a job of Slurm still has",
     ("runtimes/runsc/checks.py", "check_runsc"): "how old a release is, for doctor",
 }
 """Functions that may read the wall clock, besides commands below cli/."""

@@ -100,6 +100,8 @@ def test_files_are_copied_there_and_back(
         assert main(["sync", find_id(capsys)]) == 0
         assert "Copied 1 changed files" in capsys.readouterr().out
         assert read(folder) == {"earlier": "kept", "made": "first"}
+        assert main(["hibernate", find_id(capsys)]) == 1
+        assert "The kernel's files were copied to its node" in capsys.readouterr().err
         (folder / "outputs" / "earlier").write_text("changed on the host")
         code = f"""
         os.chdir('{OUTPUTS}')

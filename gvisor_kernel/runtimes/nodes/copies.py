@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import stat
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -20,8 +22,8 @@ from types import TracebackType
 
 from gvisor_kernel.config.mounts import check_read_only
 from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.errors import ArchiveError, SandboxError
-from gvisor_kernel.host.folders import Opened
+from gvisor_kernel.errors import ArchiveError, SandboxError, SnapshotError
+from gvisor_kernel.host.folders import Opened, open_path
 from gvisor_kernel.runtimes.copies.contents import Contents, add_inputs, list_files, write_list
 from gvisor_kernel.runtimes.copies.outputs import (
     COPIED,
@@ -34,18 +36,21 @@ from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, identify
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.nodes.orders import (
     MARK,
+    Failed,
     Files,
     Ready,
     Sent,
     read_chunks,
     read_fact,
     show_text,
+    write_chunks,
 )
 from gvisor_kernel.runtimes.nodes.reports import F, readable
 from gvisor_kernel.runtimes.nodes.settings import find_slurm, find_ssh
 from gvisor_kernel.runtimes.nodes.variables import client_variables
 from gvisor_kernel.runtimes.state.beginning import Beginning
 from gvisor_kernel.runtimes.state.records import Record, note_facts
+from gvisor_kernel.runtimes.state.saved import flush
 from gvisor_kernel.spec.layout import mount_part
 
 log = logging.getLogger(__name__)
@@ -187,6 +192,16 @@ class Fetch:
         self._say(f"{word} {name}")
         return self._await_fact(Files).found
 
+    def ask_fit(self, needs: str) -> Files | Failed:
+        """Ask whether a kernel with these needs could go on there.
+
+        :raises SandboxError: when the node does not answer
+        """
+        self._say(needs)
+        answer = self._await_fact(Files, Failed)
+        assert isinstance(answer, Files | Failed)
+        return answer
+
     def pieces(self) -> Iterator[bytes]:
         """Yield the archive; then ``left_out`` is known.
 
@@ -204,8 +219,8 @@ class Fetch:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(END_SECONDS)
 
-    def _await_fact(self, kind: type[F]) -> F:
-        """:raises SandboxError: when the node does not send a fact of that kind"""
+    def _await_fact(self, *kinds: type[F]) -> F:
+        """:raises SandboxError: when the node does not send a fact of one of these kinds"""
         head = b""
         deadline = time.monotonic() + self._silent
         while len(head) < MAX_HEAD and time.monotonic() < deadline:
@@ -213,7 +228,7 @@ class Fetch:
             if head.endswith(b"\n"):
                 at = head.rfind(MARK)
                 fact = read_fact(head[at:-1]) if at >= 0 else None
-                if isinstance(fact, kind):
+                if isinstance(fact, kinds):
                     return fact
         raise self._fail("it has sent something else")
 
@@ -352,3 +367,51 @@ def _describe(error: Exception) -> str:
         return str(error)
     last = error.detail.splitlines()[-1:]
     return " ".join([error.fact.rstrip("."), *(f"({line[:200]})" for line in last)])
+
+
+# -- images of saved kernels, which the host keeps: a node may be gone when they go on -------------
+
+NO_IMAGE = (
+    "The kernel's files were copied to its node, and it could not go on without that copy.",
+    'set "files" to "shared" for kernels that hibernate.',
+)
+
+
+def send_image(image: Path) -> Iterator[bytes]:
+    """Yield the bytes to send for the folder of an image.
+
+    :raises OSError: when it cannot be read
+    """
+    with open_path(str(image)) as opened:
+        yield from write_chunks(Contents(folders=[(".", opened, "image")]).archive(sys.maxsize))
+
+
+def fetch_image(
+    argv: Sequence[str], environment: Mapping[str, str], name: str, image: Path, seconds: float
+) -> None:
+    """Let a node save the sandbox that it calls ``name``, into the empty folder ``image``.
+
+    The kernel there goes on, once all of it is on this machine's disk. ``argv``: runs ``save``
+    there. ``seconds``: for the node to write it.
+
+    :raises SnapshotError: when that fails
+    """
+    try:
+        with Fetch(argv, environment, silent=seconds) as fetch, open_path(str(image)) as opened:
+            if not fetch.ask("save", name):
+                raise SandboxError("The node has no such sandbox any more.")
+            copy = OutputsCopy(opened, {})
+            copy.take(fetch.pieces())
+            lacks = copy.left_out + fetch.left_out
+            files = list(image.iterdir())
+            if lacks or not all(stat.S_ISREG(path.lstat().st_mode) for path in files):
+                raise SandboxError("The node has sent something else.")
+            for path in files:
+                flush(path)
+            fetch.confirm()
+    except (SandboxError, ArchiveError, OSError) as error:
+        words = error.detail.splitlines()[-1:] if isinstance(error, SandboxError) else []
+        raise SnapshotError(
+            f"The kernel was not saved: {next(iter(words), str(error))}",
+            "see whether the disks of the node and of this machine are full.",
+        ) from error

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.config.settings import SandboxSpec
-from gvisor_kernel.errors import IsolationError
+from gvisor_kernel.errors import IsolationError, SnapshotError
 from gvisor_kernel.runtimes.base import Builder, FoundSandbox, FoundSnapshot, LaunchRequest
 from gvisor_kernel.runtimes.copies.contents import Contents
 from gvisor_kernel.runtimes.nodes.client import Client
-from gvisor_kernel.runtimes.nodes.copies import save_outputs
+from gvisor_kernel.runtimes.nodes.copies import NO_IMAGE, fetch_image, save_outputs
 from gvisor_kernel.runtimes.nodes.engine import Engine
 from gvisor_kernel.runtimes.nodes.orders import (
     Ended,
@@ -28,6 +30,7 @@ from gvisor_kernel.runtimes.nodes.removal import forget_node
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import Beginning
 from gvisor_kernel.runtimes.state.recorded_sandbox import RecordedSandbox
+from gvisor_kernel.runtimes.state.shown_files import Held, Stamps
 from gvisor_kernel.typed_json import read_value
 
 log = logging.getLogger(__name__)
@@ -45,6 +48,8 @@ class NodeStart(Beginning):
     engine: Engine
     asked: SandboxSpec
     files: Contents | None
+    image: Path | None = None
+    """Of a saved kernel, which goes on in it."""
 
 
 class NodeSandbox(RecordedSandbox, FoundSandbox):
@@ -63,6 +68,10 @@ class NodeSandbox(RecordedSandbox, FoundSandbox):
         self._client = client
         self._reports = client.reports
         self._order = order
+        self.is_saved = start.request.saved_in is not None
+        self._goes_on = start.image is not None
+        self._name = ready.sandbox
+        self.ends_at = time.monotonic() + ready.left if ready.left else None
         self.found: FoundSnapshot | None = None
         if (found := ready.found) is not None:
             self.found = FoundSnapshot(
@@ -116,9 +125,8 @@ class NodeSandbox(RecordedSandbox, FoundSandbox):
         """Check what the guest says of its kernel's log; a restored one has said it before its
         snapshot was made. Its processes were checked by the helper, which says "ready" only
         afterwards."""
-        if (said is not None or self.found is None) and "gVisor" not in (said or {}).get(
-            "dmesg", ""
-        ):
+        is_restored = self.found is not None or self._goes_on
+        if (said is not None or not is_restored) and "gVisor" not in (said or {}).get("dmesg", ""):
             self.kill()
             raise IsolationError(
                 f"The sandbox on {self._record.node} is not gVisor's: its kernel's log does not"
@@ -127,6 +135,26 @@ class NodeSandbox(RecordedSandbox, FoundSandbox):
                 self.stderr_tail(),
             )
         self._update_record(ready=True, runsc=self._runsc)
+
+    # -- as a SavedSandbox -----------------------------------------------------------------------
+
+    def checkpoint(self, directory: Path, seconds: float, *, goes_on: bool = False) -> None:
+        if self._order.copy:
+            raise SnapshotError(*NO_IMAGE)
+        engine, command = self._engine, self._engine.helper("save")
+        argv = engine.step_argv(self._client.job, command)
+        argv = argv or engine.ask_argv(self._record.node or self._host, command)
+        fetch_image(argv, self._client.environment, self._name, directory, seconds)
+
+    def find_shown_files(self) -> Stamps:
+        """Nothing is of this machine: what it needs of its node is in its image."""
+        return {}
+
+    def find_held(self) -> Held:
+        """Not known here: a branch that lacks one does not go on, and says so."""
+        return (), ()
+
+    # -- for snapshots of the node ---------------------------------------------------------------
 
     def make_builder(self, plan: Mapping[str, Any]) -> Builder | None:
         if self._order.copy:

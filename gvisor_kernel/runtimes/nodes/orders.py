@@ -56,7 +56,8 @@ class Order:
     recognizes it: its path and inode. ``places``: the server's values of PLACES. ``hidden``:
     folders of the server that no sandbox may see. ``kernel``: for a snapshot, what a plan has
     beside its settings and its request. ``copy``: the name of the copy of the files that follow the
-    order, in which the paths of the spec are; empty where they are shared."""
+    order, in which the paths of the spec are; empty where they are shared. ``image``: likewise of a
+    saved kernel that goes on; empty if none does."""
 
     spec: SandboxSpec
     request: LaunchRequest
@@ -65,6 +66,7 @@ class Order:
     hidden: tuple[str, ...] = ()
     kernel: Mapping[str, Any] | None = None
     copy: str = ""
+    image: str = ""
 
 
 def write_order(order: Order) -> bytes:
@@ -155,7 +157,8 @@ class Found(Struct, frozen=True):
 class Ready(Fact, frozen=True):
     """The sandbox runs, and was checked from outside. ``environment``: a kernel's variables.
     ``copy``, ``left_out``: where its files were copied to, and how many of the host's are not
-    there. ``lacks``: why it was not restored. ``runsc``: the release that it runs with."""
+    there. ``lacks``: why it was not restored. ``runsc``: the release that it runs with.
+    ``sandbox``: its name there. ``left``: seconds that its job has; 0: no limit is known."""
 
     environment: Annotated[dict[str, str], Meta(max_length=1024)]
     python: str = ""
@@ -165,6 +168,8 @@ class Ready(Fact, frozen=True):
     found: Found | None = None
     lacks: str = ""
     runsc: str = ""
+    sandbox: str = ""
+    left: Annotated[float, Meta(ge=0, le=1e9)] = 0
 
 
 class Failed(Fact, frozen=True):

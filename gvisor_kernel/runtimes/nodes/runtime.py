@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,14 +20,22 @@ import gvisor_kernel
 from gvisor_kernel import errors
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.environments.environment import Base
-from gvisor_kernel.errors import GvisorKernelError, LaunchError, SnapshotError
+from gvisor_kernel.errors import GvisorKernelError, LaunchError, SandboxError, SnapshotError
 from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.host.processes import identify
-from gvisor_kernel.runtimes.base import LaunchRequest, Runtime, Sandbox
+from gvisor_kernel.runtimes.base import LaunchRequest, Sandbox, SavingRuntime
 from gvisor_kernel.runtimes.checks import RuntimeCheck
-from gvisor_kernel.runtimes.clients import make_control
+from gvisor_kernel.runtimes.clients import CONNECTION_LOST, make_control
 from gvisor_kernel.runtimes.nodes.client import LAST_SECONDS, Client
-from gvisor_kernel.runtimes.nodes.copies import copies_files, note_copy, pack_files, sync_outputs
+from gvisor_kernel.runtimes.nodes.copies import (
+    NO_IMAGE,
+    Fetch,
+    copies_files,
+    note_copy,
+    pack_files,
+    send_image,
+    sync_outputs,
+)
 from gvisor_kernel.runtimes.nodes.engine import Engine
 from gvisor_kernel.runtimes.nodes.node_sandbox import NodeSandbox, NodeStart
 from gvisor_kernel.runtimes.nodes.orders import (
@@ -76,10 +84,11 @@ def make_engine(spec: SandboxSpec) -> Engine:
 
 def count_kernels() -> dict[str, int]:
     """Return how many sandboxes of this user run on each node."""
-    return Counter(record.node for _, record in records.find_sandboxes() if record.node)
+    found = (record for _, record in records.find_sandboxes())
+    return Counter(record.node for record in found if record.node and not record.saved)
 
 
-class NodeRuntime(Runtime):
+class NodeRuntime(SavingRuntime):
     """Makes sandboxes on the nodes of an engine; ``name`` is the engine's."""
 
     finds_snapshots = True
@@ -91,16 +100,44 @@ class NodeRuntime(Runtime):
         self._find_engine = find_engine
         self._first_sweep: FirstSweep[str] = FirstSweep(name)
 
-    def start(self, spec: SandboxSpec, request: LaunchRequest) -> Sandbox:
+    def start(
+        self, spec: SandboxSpec, request: LaunchRequest, snapshot: Path | None = None
+    ) -> Sandbox:
         engine = self._find_engine(spec)
         engine.check()
         awaited = predict_outputs(spec, request) if copies_files(spec) else None
         self._first_sweep.run("", outputs=awaited)
         identity = new_identity(request.kernel_name, spec, engine.name)
+        last = None
+        if request.saved_in is not None:
+            identity = records.find_identity(request.saved_in)
+            last = records.read_record(request.saved_in)
         with begin(spec, request, identity, {"runtime": self.name}) as begun:
             asked, files = pack_files(begun) if copies_files(spec) else (spec, None)
-            start = NodeStart(**vars(begun), engine=engine, asked=asked, files=files)
-            return _start_somewhere(start)
+            made = {**vars(begun), "asked": asked, "files": files, "image": snapshot}
+            start = NodeStart(**made, engine=engine)
+            return _start_somewhere(start, None if last is None else last.node)
+
+    def check_needs(self, spec: SandboxSpec, needs: str) -> None:
+        """Ask the first host of ``spec`` whether it has the ``needs`` of a kernel, a line of JSON.
+
+        :raises SandboxError: when it has not, or does not answer
+        """
+        if copies_files(spec):
+            raise SnapshotError(*NO_IMAGE)
+        engine = self._find_engine(spec)
+        engine.check()
+        host = engine.hosts()[0]
+        argv = engine.ask_argv(host, engine.helper("fits"))
+        try:
+            with Fetch(argv, engine.environment(os.environ)) as asking:
+                answer = asking.ask_fit(needs)
+        except SandboxError as error:
+            trouble = engine.explain(error.detail.splitlines(), CONNECTION_LOST, host)
+            raise LaunchError(f"{trouble.fact}.", trouble.hint, error.detail) from error
+        if isinstance(answer, Failed):
+            fact, hint = show_text(answer.fact), show_text(answer.hint)
+            raise SnapshotError(f"On {host or 'a node'}: {fact}", hint)
 
     def explain_no_snapshots(self) -> SnapshotError:
         return SnapshotError(
@@ -132,17 +169,21 @@ class NodeRuntime(Runtime):
         return sweep_orphans(self.name)
 
 
-def _start_somewhere(start: NodeStart) -> NodeSandbox:
-    """Start on the first host that can.
+def _start_somewhere(start: NodeStart, last: str | None) -> NodeSandbox:
+    """Start on the first host that can, and of a saved kernel first on its ``last``.
 
     :raises LaunchError: when none can; the reasons of all are in its detail
+    :raises SnapshotError: when the only host cannot let a saved kernel go on
     """
     failures: list[str] = []
-    for host in start.engine.hosts():
+    hosts = sorted(start.engine.hosts(), key=lambda host: host != last)
+    for host in hosts:
         attempt = Attempt(start, host)
         try:
             return attempt.run()
-        except Elsewhere as error:
+        except (Elsewhere, SnapshotError) as error:
+            if isinstance(error, SnapshotError) and len(hosts) == 1:
+                raise
             failures.append(str(error))
     raise LaunchError(
         f"No host of the setting {start.engine.name} could start the kernel.",
@@ -237,14 +278,18 @@ class Attempt:
             for opened in shown
             if opened is not None and opened.is_folder
         ]
+        request = replace(start.request, saved_in=None, kept={})
+        if copies:
+            request = replace(request, saved=None, unfit="")
         places = {name: os.environ[name] for name in PLACES if name in os.environ and not copies}
         return Order(
             start.asked,
-            replace(start.request, saved=None, unfit="") if copies else start.request,
+            request,
             () if copies else tuple(dict.fromkeys(shared)),
             places,
             (str(state_root()),),
             copy=start.record.container_id if copies else "",
+            image=f"image{start.record.container_id}" if start.image is not None else "",
         )
 
     def _await_ready(self, client: Client, order: bytes) -> tuple[Here, Ready]:
@@ -277,9 +322,13 @@ class Attempt:
 
     def _send_files(self, client: Client) -> None:
         """:raises GvisorKernelError: when the node does not take them"""
-        if self._start.files is None:
-            return
-        for piece in write_chunks(self._start.files.archive(2 * self._start.spec.disk_limit)):
+        start = self._start
+        pieces: Iterator[bytes] = iter(())
+        if start.files is not None:
+            pieces = write_chunks(start.files.archive(2 * start.spec.disk_limit))
+        elif start.image is not None:
+            pieces = send_image(start.image)
+        for piece in pieces:
             if is_given_up():
                 raise LaunchError("The start was cancelled while files were copied.")
             if not client.send(piece, TAKE_SECONDS):
@@ -287,7 +336,7 @@ class Attempt:
                 if failure := client.reports.find(Failed):
                     raise self._read_failure(client.reports.find(Here) or Here(), failure)
                 raise self._explain(client, f"to files for {TAKE_SECONDS:g} s")
-        step("files copied to the node")
+            step("files copied to the node")
 
     def _await_helper(self, reports: Reports) -> bool:
         """Wait for the helper, and tell what the start waits for; return whether it has come."""

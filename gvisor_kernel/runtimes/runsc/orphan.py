@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,27 +39,36 @@ _SCRIPT = f'kill -CONT "$0"; sleep {NOTICE_SECONDS}; "$@" && kill -STOP "$0"'
 this process may be stopped meanwhile."""
 
 
+def write_image(
+    directory: Path, record: Record, seconds: float, image: Path, within: Sequence[str] = ()
+) -> None:
+    """Write the sandbox of another process, which goes on, as the folder ``image``.
+
+    ``within``: the command that runs the command line which is added to it.
+
+    :raises SnapshotError: when that fails
+    :raises OSError: when runsc cannot be run
+    """
+    argv = checkpoint_argv(
+        find_runsc(record.program),
+        root=str(Places(directory).runsc),
+        container_id=record.container_id,
+        snapshot=str(image),
+        direct=can_write_directly(image),
+        goes_on=True,
+    )
+    (done,) = commands.run(
+        (*within, *argv), seconds=seconds, max_bytes=WORDS_BYTES, cwd=directory, umask=0o077
+    )
+    if done.status != 0:
+        raise SnapshotError(f"runsc ended with status {done.status}.", "", done.output)
+
+
 def save_orphan(directory: Path, record: Record) -> bool:
     """Save the kernel of a sandbox that runs without its owner; see ``RuntimeEntry.save``."""
     sentry = record.processes.get("sentry")
     if sentry is None or not processes.is_alive(sentry) or not (directory / NOTE).is_file():
         return False
-
-    def save(image: Path) -> None:
-        argv = checkpoint_argv(
-            find_runsc(record.program),
-            root=str(Places(directory).runsc),
-            container_id=record.container_id,
-            snapshot=str(image),
-            direct=can_write_directly(image),
-            goes_on=True,
-        )
-        script = ("/bin/sh", "-c", _SCRIPT, str(sentry.pid), *argv)
-        (done,) = commands.run(
-            script, seconds=SAVE_SECONDS, max_bytes=WORDS_BYTES, cwd=directory, umask=0o077
-        )
-        if done.status != 0:
-            raise SnapshotError(f"runsc ended with status {done.status}.")
 
     try:
         content, key = read_note(directory / NOTE, directory.name)
@@ -66,7 +77,10 @@ def save_orphan(directory: Path, record: Record) -> bool:
         seal = PLAIN
         sentry_pid = sentry.pid
 
-        def write_image(image: Path) -> None:
+        within = ("/bin/sh", "-c", _SCRIPT, str(sentry_pid))
+        save = partial(write_image, directory, record, SAVE_SECONDS, within=within)
+
+        def write(image: Path) -> None:
             nonlocal seal
             seal = cipher.write_image(image, record, save)
 
@@ -81,7 +95,7 @@ def save_orphan(directory: Path, record: Record) -> bool:
                 raise ValueError("nobody could read it")
             return {NOTE: cipher.write_note(text, directory.name)}
 
-        write_saved(directory / SAVED, describe, write_image)
+        write_saved(directory / SAVED, describe, write)
         records.change_record(directory, record, saved=saved)
         begin_to_keep(directory / SAVED, files, packages, sources)
     except (OSError, ValueError, LookupError, TypeError, GvisorKernelError):

@@ -26,7 +26,6 @@ from gvisor_kernel.errors import (
     SandboxError,
     SnapshotError,
     StartTimedOut,
-    StateError,
 )
 from gvisor_kernel.host.cgroups import Cgroup, make_cgroup, plan_cgroup
 from gvisor_kernel.host.commands import check_children, kill_group
@@ -60,6 +59,7 @@ from gvisor_kernel.runtimes.runsc.kept_programs import (
     sweep_copies,
 )
 from gvisor_kernel.runtimes.runsc.launch_plan import LaunchPlan, make_plan, open_source
+from gvisor_kernel.runtimes.runsc.needs import MAX_NEEDS, check_image, find_needs
 from gvisor_kernel.runtimes.runsc.runsc_sandbox import RunscSandbox
 from gvisor_kernel.runtimes.runsc.staging import (
     can_map_owner,
@@ -70,19 +70,22 @@ from gvisor_kernel.runtimes.runsc.staging import (
 from gvisor_kernel.runtimes.runsc.starting import spawn, wait_for_sentry
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import begin
-from gvisor_kernel.runtimes.state.kept_packages import sweep_kept
+from gvisor_kernel.runtimes.state.kept_packages import Packages, sweep_kept
 from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.runtimes.state.saved import NEEDS
+from gvisor_kernel.runtimes.state.shown_files import Stamps
 from gvisor_kernel.runtimes.state.sweep import (
     end_sandbox,
     finish_removals,
     sweep_orphans,
 )
 from gvisor_kernel.runtimes.stdio import StderrLog, make_pipes
-from gvisor_kernel.spec.identity import Identity, new_identity
+from gvisor_kernel.spec.identity import new_identity
 from gvisor_kernel.spec.layout import OUTPUTS
 from gvisor_kernel.spec.limits import file_size_limit, host_limits, memory_file_limit
 from gvisor_kernel.spec.oci import guest_argv, make_config
 from gvisor_kernel.tracing import step
+from gvisor_kernel.typed_json import write_json
 
 log = logging.getLogger(__name__)
 
@@ -100,9 +103,16 @@ class RunscRuntime(SnapshotRuntime):
     name = "runsc"
     shows_host_python = True
 
-    def __init__(self, *, name: str = name, init_argv: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        name: str = name,
+        init_argv: Sequence[str] | None = None,
+        restore_seconds: float = RESTORE_SECONDS,
+    ) -> None:
         """``name``: of another runtime, which makes its sandboxes by this one. ``init_argv``: the
         program that runs as PID 1 in place of the guest; no kernel starts."""
+        self._restore_seconds = restore_seconds
         self.name = name
         self._init_argv = init_argv
         self._swept = False
@@ -113,6 +123,8 @@ class RunscRuntime(SnapshotRuntime):
         self, spec: SandboxSpec, request: LaunchRequest, snapshot: Path | None = None
     ) -> Sandbox:
         check_children()
+        if snapshot is not None and (snapshot / NEEDS).exists():  # of another machine, perhaps
+            spec = replace(spec, runsc=check_image(snapshot, spec.runsc))
         written = read_written(spec)
         if request.saved_in is not None:
             request = replace(request, kept=hold_kept(spec.runsc, request.kept))
@@ -135,7 +147,7 @@ class RunscRuntime(SnapshotRuntime):
         self._sweep_once()
         identity = new_identity(request.kernel_name, spec, runsc.version, python_tree.python)
         if request.saved_in is not None:
-            identity = find_identity_of(request.saved_in)
+            identity = records.find_identity(request.saved_in)
         step("host looked at")
         facts = {
             "runtime": self.name,
@@ -158,6 +170,20 @@ class RunscRuntime(SnapshotRuntime):
             except SandboxError:
                 _check_in_place(runsc, snapshot)
                 raise
+
+    def find_needs(self, directory: Path, files: Stamps, packages: Packages) -> str:
+        """Return what another machine must have for the kernel of the sandbox in ``directory``, as
+        ``check_needs`` of a runtime there takes it.
+
+        :raises SnapshotError: when it cannot be told
+        """
+        record = records.read_record(directory)
+        if record is None:
+            raise SnapshotError(f"The record in {directory} cannot be read.")
+        text = write_json(find_needs(record.program, files, packages))
+        if len(text) > MAX_NEEDS:
+            raise SnapshotError("The kernel has too many libraries open for another machine.")
+        return text
 
     def describe(self, spec: SandboxSpec, request: LaunchRequest) -> dict[str, Any]:
         return describe_sandbox(spec, request, self._init_argv)
@@ -302,7 +328,7 @@ class RunscRuntime(SnapshotRuntime):
         stderr = StderrLog(ends.stderr, places.stderr_log)
         seconds = plan.spec.start_timeout
         if snapshot is not None and plan.request.saved_in is None:
-            seconds = min(seconds, RESTORE_SECONDS)
+            seconds = min(seconds, self._restore_seconds)
         try:
             _look_again(plan.inputs, process)
             sentry = wait_for_sentry(
@@ -320,17 +346,6 @@ class RunscRuntime(SnapshotRuntime):
         sandbox = RunscSandbox(plan, ends, plan.show(shown), sentry, stderr)
         sandbox.is_saved = plan.request.saved_in is not None
         return sandbox
-
-
-def find_identity_of(directory: Path) -> Identity:
-    """Return the identity of the sandbox in ``directory``.
-
-    :raises StateError: when it has no record
-    """
-    record = records.read_record(directory)
-    if record is None:
-        raise StateError(f"The record of the saved kernel in {directory} cannot be read.")
-    return Identity.parse(record.identity)
 
 
 def _check_in_place(runsc: Runsc, snapshot: Path | None) -> None:

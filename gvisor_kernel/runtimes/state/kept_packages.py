@@ -80,7 +80,7 @@ def find_packages(files: Iterable[str], sources: Mapping[str, str]) -> Packages:
         if folder is not None and not is_within(path, own):
             found.add(folder)
     outermost = (one for one in found if not any(is_within(one, it) for it in found - {one}))
-    return {folder: _list_installed(folder) for folder in outermost}
+    return {folder: list_installed(folder) for folder in outermost}
 
 
 def _find_folder(path: str, roots: Iterable[str]) -> str | None:
@@ -93,7 +93,8 @@ def _find_folder(path: str, roots: Iterable[str]) -> str | None:
     return None
 
 
-def _list_installed(folder: str) -> dict[str, tuple[int, int]]:
+def list_installed(folder: str) -> dict[str, tuple[int, int]]:
+    """Return time of change (ns) and inode of the folders that installers make, by their names."""
     return {
         entry.name: (status.st_mtime_ns, status.st_ino)
         for entry, status in _list(folder, INSTALLED)
@@ -162,7 +163,7 @@ def keep(place: Path, files: Stamps, packages: Packages, sources: Mapping[str, s
 def _keep(place: Path, path: str, files: Stamps, packages: Packages, copies: Copies) -> str:
     """:raises OSError: when it cannot be copied as it was"""
     tree = copies.make(path, place)
-    if path in packages and _list_installed(path) != packages[path]:
+    if path in packages and list_installed(path) != packages[path]:
         raise OSError("packages were installed meanwhile")
     _check_files(path, tree, files)
     return tree
@@ -198,7 +199,7 @@ def find_substitutes(
     shown = _find_shown(sources)
     wanted, lines = dict(shown), list[str]()
     for folder, before in packages.items():
-        now = _list_installed(folder)
+        now = list_installed(folder)
         changed = [name for name, stamp in before.items() if now.get(name) != stamp]
         if changed and folder in kept:
             wanted[folder] = kept[folder]

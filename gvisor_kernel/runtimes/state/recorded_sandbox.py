@@ -14,7 +14,7 @@ from typing import Any
 from gvisor_kernel.runtimes.base import KernelView, Sandbox
 from gvisor_kernel.runtimes.state import lifeline, records
 from gvisor_kernel.runtimes.state.beginning import Beginning
-from gvisor_kernel.runtimes.state.sweep import remove_sandbox
+from gvisor_kernel.runtimes.state.sweep import remove_sandbox, retire_sandbox
 from gvisor_kernel.runtimes.stdio import Ends
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,8 @@ class RecordedSandbox(Sandbox):
                 return
             self._stop()
             self._closed = self._ended = True
-            if not remove_sandbox(self.directory, self._record):
+            remove = retire_sandbox if self.is_saved else remove_sandbox
+            if not remove(self.directory, self._record):
                 log.warning(
                     "Not everything of %s was removed; the next sweep tries again", self.identity
                 )

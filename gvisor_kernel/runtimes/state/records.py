@@ -24,6 +24,7 @@ from gvisor_kernel.errors import StateError
 from gvisor_kernel.host.locks import MAX_LOCK_SECONDS
 from gvisor_kernel.host.private_directories import lock, state_root
 from gvisor_kernel.host.processes import ProcessId, identify, is_alive
+from gvisor_kernel.spec.identity import Identity
 from gvisor_kernel.strict_json import parse_json
 from gvisor_kernel.typed_json import read_value, write_json
 
@@ -157,6 +158,17 @@ def make_directory(container_id: str) -> Path:
             " directory.",
         ) from error
     return path
+
+
+def find_identity(directory: Path) -> Identity:
+    """Return the identity of the sandbox in ``directory``.
+
+    :raises StateError: when it has no record
+    """
+    record = read_record(directory)
+    if record is None:
+        raise StateError(f"The record of the saved kernel in {directory} cannot be read.")
+    return Identity.parse(record.identity)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,8 @@ from gvisor_kernel.runtimes.state.records import Record
 SAVED, IMAGE, NOTE = "saved", "image", "kernel.json"
 SEALED = ".sealed"
 """The end of the names of an image's files that are encrypted (``sealed``)."""
+NEEDS = "needs.json"
+"""Beside the files of an image: what another machine must have for it, of ``runsc/needs``."""
 MAX_NOTE = 4 * 1024 * 1024
 """Bytes of kernel.json. It has the names of some hundred libraries, and of a kernel's comms."""
 WAKE_SECONDS, WAKE_RATE = 120.0, 10 * 1024 * 1024

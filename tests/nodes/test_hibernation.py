@@ -1,0 +1,214 @@
+"""Kernels of nodes that hibernate: their images come to the server, and go to a node again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from gvisor_kernel import Sandbox
+from gvisor_kernel.cli.main import main
+from gvisor_kernel.errors import SnapshotError
+from gvisor_kernel.host.processes import is_stopped
+from gvisor_kernel.kernel import job_end, moves
+from gvisor_kernel.runtimes.nodes.copies import fetch_image
+from gvisor_kernel.runtimes.runsc.command_line import find_runsc
+from gvisor_kernel.runtimes.runsc.needs import check_needs, digest_file, find_needs, read_needs
+from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state.kept_packages import list_installed
+
+from ..jupyter.helpers import wait_until
+from ..jupyter.test_taken_over import run
+from ..world import PROJECT, WAYS
+from .cluster import Cluster
+from .conftest import Nodes, ways
+from .sshd import Sshd
+
+usually_ssh = ways(ssh=True, slurm=False)
+BEGIN = """
+import os, subprocess, threading, queue
+child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+asked, answers = queue.Queue(), queue.Queue()
+threading.Thread(target=lambda: [answers.put(asked.get() + 1) for _ in iter(int, 1)],
+                 daemon=True).start()
+open("/workspace/made", "w").write("kept"); open("/tmp/made", "w").write("too")
+import numpy; table = numpy.arange(1 << 20); pid = os.getpid()
+"""
+GO_ON = """
+child.stdin.write(b"line\\n"); child.stdin.flush(); asked.put(41)
+(child.stdout.readline(), answers.get(timeout=20), open("/workspace/made").read(),
+ open("/tmp/made").read(), int(table.sum()), float(numpy.linalg.det(numpy.eye(3))),
+ os.getpid() == pid)
+"""
+GOES_ON = repr((b"line\n", 42, "kept", "too", sum(range(1 << 20)), 1.0, True))
+
+
+@usually_ssh
+def test_kernel_goes_on_from_the_servers_image(way: str, folder: Path, nodes: Nodes) -> None:
+    """Nothing of it is on the node while it hibernates. Where the node has another library, it does
+    not go on, says so, and stays saved."""
+    with Sandbox(uploads=folder, outputs=folder.parent / "out", **WAYS[way]) as sandbox:
+        assert sandbox.run(BEGIN).ok
+        sandbox.hibernate()
+        ((directory, record),) = records.find_sandboxes()
+        assert nodes.left() == [str(directory)]
+        assert record.saved
+        place = directory / "saved" / "image" / "needs.json"
+        text = place.read_bytes()
+        needs = read_needs(text)
+        library = next(path for path in needs.files if "numpy" in path)
+        place.write_bytes(text.replace(needs.files[library].encode(), b"0" * 64))
+        error = sandbox.run("1").error
+        assert error is not None
+        assert f"has not what the kernel uses, or another version: {library}" in error.value
+        assert sandbox.is_hibernated
+        assert nodes.left() == [str(directory)]
+        place.write_bytes(text)
+        execution = sandbox.run(GO_ON)
+        assert (execution.text, execution.error) == (GOES_ON, None)
+        assert len(nodes.helpers()) == 1
+        assert nodes.copies() == []
+    nodes.wait_until_clean()
+
+
+def test_what_a_machine_lacks_is_named(tmp_path: Path) -> None:
+    library, folder = tmp_path / "it.so", tmp_path / "site-packages"
+    library.write_bytes(b"\x7fELF")
+    (folder / "it-1.0.dist-info").mkdir(parents=True)
+    status = library.stat()
+    stamps = {str(library): (status.st_size, status.st_mtime_ns, status.st_ino)}
+    packages = {str(folder): list_installed(str(folder))}
+    program = find_runsc().program
+    needs = find_needs(program, stamps, packages)
+    assert check_needs(needs) == program
+    assert check_needs(replace(needs, program="/gone\n1", cpu=needs.cpu[:1])) == program
+    for lacking, words in (
+        (replace(needs, cpu=(*needs.cpu, "avx1024")), "lacks what the kernel may use: avx1024"),
+        (replace(needs, runsc="0" * 64), f"has not the runsc .*{needs.version}"),
+        (replace(needs, files={"/dev/zero": "0"}), "another version: /dev/zero"),
+    ):
+        with pytest.raises(SnapshotError, match=words):
+            check_needs(lacking)
+    (folder / "it-1.0.dist-info").rename(folder / "it-2.0.dist-info")
+    library.write_bytes(b"\x7fELFelse")
+    with pytest.raises(SnapshotError, match=r"it\.so, it-1\.0\.dist-info"):
+        check_needs(needs)
+    assert digest_file(str(library)) != needs.files[str(library)]
+
+
+def test_image_of_a_node_is_regular_files(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from gvisor_kernel.runtimes.nodes.copies import send_image
+from gvisor_kernel.runtimes.nodes.orders import Files, Sent, write_fact
+for piece in write_fact(Files(found=True)), *send_image(Path(sys.argv[1])), write_fact(Sent(0)):
+    sys.stdout.buffer.write(piece)
+sys.stdout.flush()
+print(sys.stdin.readline(), sys.stdin.readline(), file=open(sys.argv[1] + ".heard", "w"))
+"""
+    sent, image = tmp_path / "sent", tmp_path / "image"
+    sent.mkdir()
+    (sent / "pages.img").write_bytes(b"pages")
+    argv = [sys.executable, "-c", code, str(sent)]
+    image.mkdir()
+    fetch_image(argv, {}, "it", image, 30)
+    assert (image / "pages.img").read_bytes() == b"pages"
+    assert (tmp_path / "sent.heard").read_text().split() == ["save", "it", "done"]
+    (image / "pages.img").unlink()
+    (sent / "link").symlink_to("/etc/passwd")
+    with pytest.raises(SnapshotError, match="The node has sent something else"):
+        fetch_image(argv, {}, "it", image, 30)
+
+
+def test_stopped_sandbox_goes_on_without_who_has_stopped_it() -> None:
+    code = "import sys; from gvisor_kernel.node.images import stopped\n"
+    code += "with stopped(int(sys.argv[1])): print('stopped', flush=True); sys.stdin.read()"
+    with subprocess.Popen(["sleep", "600"]) as sandbox:
+        try:
+            argv = [sys.executable, "-c", code, str(sandbox.pid)]
+            with subprocess.Popen(argv, stdin=-1, stdout=-1, text=True) as saver:
+                assert saver.stdout
+                assert saver.stdout.readline() == "stopped\n"
+                wait_until(lambda: is_stopped(sandbox.pid), "a stop")
+                saver.kill()
+            wait_until(lambda: not is_stopped(sandbox.pid), "its end")
+        finally:
+            os.kill(sandbox.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def here(folder: Path, sshd: Sshd) -> Iterator[Sandbox]:
+    """A kernel of this machine, which may be moved by the server's ``ssh``."""
+    settings = {"snapshot": "off", "ssh": {**sshd.settings["ssh"], "hosts": ["n1", "dead"]}}
+    with Sandbox(uploads=folder, outputs=folder.parent / "out", **settings) as sandbox:
+        assert sandbox.run(BEGIN).ok
+        yield sandbox
+
+
+@ways(ssh=True)
+def test_kernel_moves_to_a_node_and_back(
+    way: str,
+    here: Sandbox,
+    nodes: Nodes,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before, it is refused by a host that is not configured, and by one that does not answer:
+    before it was saved, and after."""
+    ((directory, record),) = records.find_sandboxes()
+
+    def move(to: str) -> str:
+        assert main(["move", record.container_id, "--to", to]) == (to not in ("n1", "local"))
+        return capsys.readouterr().err
+
+    assert "dead" in move("dead")
+    assert "elsewhere.org is no host of the setting ssh" in move("elsewhere.org")
+    assert records.find_sandboxes() == [(directory, record)]
+    with monkeypatch.context() as patch:
+        patch.setattr(moves, "_check", lambda *_: None)
+        assert "The kernel goes on as it was, and could not from there" in move("dead")
+    assert here.run(GO_ON).text == GOES_ON
+    for to, helpers in (("n1", 1), ("local", 0)):
+        move(to)
+        execution = here.run(GO_ON)
+        assert (execution.text, execution.error) == (GOES_ON, None)
+        assert len(nodes.helpers()) == helpers
+        ((place, now),) = records.find_sandboxes()
+        assert (place, now.identity) == (directory, record.identity)
+        assert now.node == ("n1" if helpers else None)
+        assert nodes.copies() == []
+
+
+@ways(slurm=False)
+def test_kernel_goes_on_in_the_next_job(
+    way: str, folder: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the time of its job is over it hibernates, if it has nothing to do."""
+    monkeypatch.setattr(job_end, "LAST_SECONDS", 3600.0)
+    monkeypatch.setattr(job_end, "SHARE", 1.0)  # at once
+    slurm = {**WAYS[way][way], "time": "30"}
+    settings = {**WAYS[way], way: slurm}
+    with Sandbox(uploads=folder, outputs=folder.parent / "out", **settings) as sandbox:
+        assert sandbox.run(BEGIN).ok
+        wait_until(lambda: sandbox.is_hibernated, "its sleep", 120)
+        wait_until(lambda: cluster.jobs() == [], "an end of the job")
+        assert sandbox.run(GO_ON).text == GOES_ON
+
+
+@ways(ssh=False)
+def test_kernel_outlives_its_server(
+    way: str, folder: Path, monkeypatch: pytest.MonkeyPatch, nodes: Nodes
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    kernel_id = str(uuid4())
+    assert run("leave", kernel_id, folder, **WAYS[way])[0] == ["1 None", "None"]
+    assert run("take over", kernel_id, folder, **WAYS[way])[0] == ["2 None"]
+    nodes.wait_until_clean()
