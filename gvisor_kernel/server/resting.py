@@ -56,7 +56,8 @@ class Resting:
         self._timer = self._loop.call_later(LOOK_SECONDS, self._look)
         left = getattr(self._manager, "_kernel_buffers", {})
         for kernel_id in self._manager.list_kernel_ids():
-            if kernel_id not in self._unwatched or kernel_id in left:
+            kernel = self._manager.get_kernel(kernel_id)
+            if kernel_id in left or getattr(kernel, "_activity_stream", None) is not None:
                 self.begin(kernel_id)
 
     def begin(self, kernel_id: str) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import threading
 from contextlib import suppress
 from pathlib import Path
 
 from gvisor_kernel.bridge.addresses import LISTENING
+from gvisor_kernel.server.resting import _is_asked_again
 
 from ..jupyter.copies import copy_saved
 from ..jupyter.helpers import SECONDS, wait_until
@@ -87,12 +89,10 @@ def test_kernels_that_sleep_cost_little_and_are_found(folder: Path) -> None:
 
         def look(kernel: str) -> None:
             with server.page(kernel) as page:
-                request = page.send("kernel_info_request", {})
-                if kernel == kernels[0]:  # the others miss their answers
-                    page.wait_for_reply(request)
+                page.wait_for_reply(page.send("kernel_info_request", {}))
 
         with concurrent.futures.ThreadPoolExecutor(len(kernels)) as pool:
-            list(pool.map(look, kernels[:-1]))
+            list(pool.map(look, kernels[:-1]))  # and miss what comes after the reply
         assert {find_state(server, one) for one in kernels} == {"idle"}
         assert all(is_asleep(client, one) for one in kernels)
         wait_until(lambda: count_resting(server) == len(kernels), "all of them to rest")
@@ -110,3 +110,24 @@ def test_kernels_that_sleep_cost_little_and_are_found(folder: Path) -> None:
             server.ask("DELETE", f"kernels/{one}")
         assert not any(map(find_listed, kernels))
         assert rested - count(server) == EACH * len(left)
+
+
+def test_a_page_misses_no_output_as_it_comes_back() -> None:
+    def is_asked_again(kind: str, parent: str) -> bool:
+        header, of = (json.dumps(it).encode() for it in ({"msg_type": kind}, {"msg_type": parent}))
+        return _is_asked_again([b"id", b"<IDS|MSG>", b"", header, of if parent else b"{}", b"{}"])
+
+    for kind, parent in (
+        ("iopub_welcome", ""),
+        ("status", ""),
+        ("status", "kernel_info_request"),
+        ("comm_info_reply", "comm_info_request"),
+    ):
+        assert is_asked_again(kind, parent)
+    for kind, parent in (
+        ("status", "execute_request"),
+        ("execute_reply", "execute_request"),
+        ("stream", ""),
+        ("comm_msg", "comm_msg"),
+    ):
+        assert not is_asked_again(kind, parent)
