@@ -32,6 +32,7 @@ LONG: dict[str, tuple[str, ...]] = {
         "long_cells_have_checkpoints_by_themselves",
     ),
     "api/test_hibernation.py": (
+        "a_library_that_was_replaced_is_named_and_not_mixed",
         "random_numbers_go_on_and_outputs_and_uploads_stay",
         "files_and_commands_wake_the_kernel",
         "a_kernel_that_works_is_not_saved",
@@ -137,6 +138,8 @@ LONG: dict[str, tuple[str, ...]] = {
     ),
     "images/test_bounds.py": ("each_of_many_opaque_folders_is_walked_once",),
     "jupyter/test_taken_over.py": (
+        "checkpoints_come_with_the_kernel[die",
+        "encrypted_kernels_outlive_their_server",
         "a_kernel_outlives_its_server[die asleep",
         "a_kernel_outlives_its_server[die idle",
         "a_kernel_outlives_its_server[die now",

@@ -123,6 +123,9 @@ class Made(msgspec.Struct):
     name: str
 
 
+# by path: below the state directory, whose parents only this user can change
+
+
 class _Door:
     """The socket at which the kernels of one bridge answer. On its loop."""
 
@@ -138,7 +141,6 @@ class _Door:
 
         :raises OSError: when that fails
         """
-        # by path: below the state directory, whose parents only this user can change
         async with self._turn:
             name = directory / SOCKET
             name.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What was applied from one kernel since a time, and can be undone when the kernel goes back.
+"""Files that were applied from one kernel since a time, and are undone when the kernel goes back.
 
 An apply has kept the old files (``backups``). Outputs have none: the kernel writes them itself. All
 functions block.

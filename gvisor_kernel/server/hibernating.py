@@ -68,7 +68,8 @@ class Hibernating:
     async def _load(self) -> None:
         back, taking = self._begin_taking()
         with suppress(TimeoutError):
-            await asyncio.wait_for(back.listed.wait(), LIST_SECONDS)
+            async with asyncio.timeout(LIST_SECONDS):
+                await back.listed.wait()
         await asyncio.wait({taking}, timeout=BEGIN_SECONDS)
 
     def _begin_taking(self) -> tuple[TakingBack, asyncio.Task[None]]:

@@ -8,16 +8,18 @@ what is followed is followed again as soon as it is woken, before it is there. O
 from __future__ import annotations
 
 import asyncio
-import json
 from contextlib import suppress
 from typing import Any
 
 from gvisor_kernel.kernel.facts import KernelEvent, KernelEvents, Started, Waking
 from gvisor_kernel.server.sandboxes import Sandboxes
+from gvisor_kernel.strict_json import parse_json
 
 LOOK_SECONDS = 2.0
 """Seconds between looks for kernels that fell asleep, or whose last page has gone."""
 KINDS = ("kernel_info", "comm_info", "debug", "history", "is_complete")
+MAX_HEADER = 1024 * 1024
+"""Bytes of a message's header that are read."""
 ANSWERED = {"iopub_welcome", "status", *(f"{kind}_request" for kind in KINDS)}
 """What a page that comes back asks or gets anew, without the kernel (``bridge/memory_answers``)."""
 
@@ -93,5 +95,5 @@ class Resting:
 def _is_asked_again(parts: list[bytes]) -> bool:
     """Return whether a page that has gone, and comes back, does not miss this message."""
     place = parts.index(b"<IDS|MSG>") + 2
-    header, parent = (json.loads(part) for part in parts[place : place + 2])
+    header, parent = (parse_json(part, MAX_HEADER) for part in parts[place : place + 2])
     return parent.get("msg_type", header["msg_type"]) in ANSWERED

@@ -177,7 +177,6 @@ def digest(value: Any) -> str:
 
 
 # -- the facts of this host ------------------------------------------------------------------------
-# by path: the kernel's own file systems, /proc, /sys and /dev
 
 PACKAGE = Path(gvisor_kernel.__file__).parent
 GUEST_FOLDERS = ("link", "guest", "guest/modules")

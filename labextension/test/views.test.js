@@ -139,7 +139,9 @@ test('the sidebar says until when a saved kernel is kept, and what was removed',
     return sidebar.leftovers.textContent;
   };
   assert.ok(say(one).includes(`, kept until ${day}`));
-  assert.ok(say({ ...one, next: true }).includes(`is removed before long, on ${day} at the latest`));
+  assert.ok(
+    say({ ...one, next: true }).includes(`is removed before long, on ${day} at the latest`)
+  );
   assert.ok(say({ ...one, state: 'removed' }).includes(`was removed on ${day}.`));
 });
 

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from gvisor_kernel import AsyncSandbox, Sandbox
+from gvisor_kernel import AsyncSandbox, RewindChanges, Sandbox
 from gvisor_kernel.errors import GvisorKernelError, NoCheckpoint, NotIdle, SnapshotError
 from gvisor_kernel.kernel import checkpoints
 from gvisor_kernel.kernel.facts import KernelEvents, Rewound
-from gvisor_kernel.kernel.noted_outputs import OutputChanges
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.state.packer import Packer
 
@@ -94,7 +93,7 @@ def test_outputs_stay_and_are_told(sandbox: Sandbox, tmp_path: Path) -> None:
     out = "/mnt/user-data/outputs"
     sandbox.run(f"import os; [open(f'{out}/{{n}}', 'w').write('1') for n in 'abc']")
     sandbox.checkpoint("one")
-    assert sandbox.rewind("one") == OutputChanges()
+    assert sandbox.rewind("one") == RewindChanges()
     sandbox.run(f"open('{out}/a', 'w').write('22'); os.remove('{out}/b'); os.mkdir('{out}/d')")
     sandbox.run(f"open('{out}/d/new', 'w').write('3'); os.symlink('/etc/passwd', '{out}/link')")
     told = sandbox.rewind("one")
