@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from gvisor_kernel.config.settings import DEFAULT_RUNTIME, SandboxSpec
+from gvisor_kernel.config.settings import DEFAULT_RUNTIME, SandboxSpec, find_entry
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.private_directories import read_file, write_file
 from gvisor_kernel.kernel.saved_kernel import SavedKernel
@@ -53,14 +53,19 @@ def choose_place(spec: SandboxSpec, to: str, find_own: Callable[[str], Any]) -> 
     if to == LOCAL:
         return replace(spec, runtime=DEFAULT_RUNTIME, own=None)
     if to == SLURM:
-        return replace(spec, runtime=SLURM, own=find_own(SLURM))
+        return _check_spec(replace(spec, runtime=SLURM, own=find_own(SLURM)))
     own = find_own(SSH)
     if not HOST.fullmatch(to) or to not in (own.hosts or (to,)):
         raise LaunchError(
             f"{printable_name(to)[:100]} is no host of the setting ssh.",
             f"name one of {', '.join(own.hosts)}." if own.hosts else "name it as for ssh.",
         )
-    return replace(spec, runtime=SSH, own=replace(own, hosts=(to,)))
+    return _check_spec(replace(spec, runtime=SSH, own=replace(own, hosts=(to,))))
+
+
+def _check_spec(spec: SandboxSpec) -> SandboxSpec:
+    find_entry(spec.runtime).check(spec)
+    return spec
 
 
 async def move(kernel: SandboxedKernel, to: str, find_own: Callable[[str], Any]) -> None:

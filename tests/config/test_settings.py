@@ -15,6 +15,7 @@ from gvisor_kernel.config.mounts import ExtraMount
 from gvisor_kernel.config.settings import SETTINGS, SandboxSpec, find_own_settings
 from gvisor_kernel.config.validators import GIB, MIB
 from gvisor_kernel.errors import SettingError, UnknownSetting
+from gvisor_kernel.kernel.moves import choose_place
 
 
 class GVisorProvisioner(KernelProvisionerBase, SandboxSettings):
@@ -193,6 +194,18 @@ def test_kernelspec_and_configuration_set_different_keys() -> None:
         spec(config, slurm={"arguments": ["--reservation=x"]})
     with pytest.raises(SettingError, match="limits and streams alone"):
         spec(config, slurm={"arguments": ["--mem=100G"]})
+
+
+@pytest.mark.parametrize("runtime", ["slurm", "ssh"])
+def test_what_is_to_be_encrypted_is_not_on_a_node(runtime: str) -> None:
+    key = "file:/home/user/key"
+    more = {"ssh": {"hosts": ["n1"]}} if runtime == "ssh" else {}
+    with pytest.raises(SettingError, match="unencrypted"):
+        spec(runtime=runtime, hibernate_key=key, **more)
+    here = spec(hibernate_key=key)
+    to = "n1" if runtime == "ssh" else runtime
+    with pytest.raises(SettingError, match="unencrypted"):
+        choose_place(here, to, lambda name: spec(runtime=name, ssh={"hosts": ["n1"]}).own)
 
 
 def test_configuration_may_name_arguments_itself() -> None:

@@ -16,6 +16,7 @@ from gvisor_kernel.runtimes.nodes.settings import (
     accept_slurm,
     accept_ssh,
     check_hosts,
+    check_node,
 )
 from gvisor_kernel.runtimes.nodes.variables import VARIABLES
 
@@ -52,6 +53,7 @@ SLURM = RuntimeEntry(
         ),
         kind=Slurm,
     ),
+    check=check_node,
     variables=VARIABLES["slurm"],
     remove=_remove,
 )

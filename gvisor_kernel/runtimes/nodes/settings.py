@@ -173,7 +173,15 @@ def find_ssh(spec: SandboxSpec) -> Ssh:
     return spec.own if isinstance(spec.own, Ssh) else DEFAULT_SSH
 
 
+def check_node(spec: SandboxSpec) -> None:
+    """:raises SettingError: when the node would have on its disk what is to be encrypted"""
+    if spec.hibernate_key:
+        accepted = '"" for a kernel on a node, which writes its image unencrypted'
+        raise SettingError("hibernate_key", spec.hibernate_key, accepted)
+
+
 def check_hosts(spec: SandboxSpec) -> None:
-    """:raises SettingError: when no host is named"""
+    """:raises SettingError: as ``check_node``, or when no host is named"""
+    check_node(spec)
     if not find_ssh(spec).hosts:
         raise SettingError("ssh.hosts", [], 'a list of hosts, such as ["node1"]')
