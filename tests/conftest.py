@@ -25,6 +25,7 @@ from gvisor_kernel.cli import kernelspecs
 from gvisor_kernel.errors import RuntimeMissing
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
+from gvisor_kernel.runtimes.state.kept_packages import wait_until_kept
 from gvisor_kernel.spec.layout import GUEST, LAYOUT
 
 from . import leaks, skips, sweeps
@@ -349,5 +350,6 @@ def module_leaves_nothing(world: World) -> Iterator[None]:
     """Check only sandboxes: a server or a browser may serve several modules."""
     before = leaks.find_sandboxes(world)
     yield
+    wait_until_kept(scale_seconds(60))  # it opens and closes files meanwhile, which others count
     left = leaks.find_leftovers(before, lambda: leaks.find_sandboxes(world))
     assert not left, "left behind by this module:\n" + "\n".join(sorted(left))

@@ -130,8 +130,10 @@ class _Door:
     """The socket at which the kernels of one bridge answer. On its loop."""
 
     def __init__(self) -> None:
-        self._kernels: dict[str, ControlSocket] = {}
-        """By the name of the sandbox's directory."""
+        self._kernels: weakref.WeakValueDictionary[str, ControlSocket]
+        self._kernels = weakref.WeakValueDictionary()
+        """By the name of the sandbox's directory. Keeps nobody's manager alive: one that is given
+        up removes the connection file of its kernel."""
         self._server: asyncio.Server | None = None
         self._clients = 0
         self._turn = asyncio.Lock()
@@ -144,7 +146,7 @@ class _Door:
         async with self._turn:
             name = directory / SOCKET
             name.unlink(missing_ok=True)
-            for other in self._kernels:
+            for other in list(self._kernels):
                 with suppress(OSError):  # that sandbox has ended
                     os.link(directory.with_name(other) / SOCKET, name)
                     break

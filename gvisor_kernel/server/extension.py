@@ -166,7 +166,7 @@ class GVisorServer(ExtensionApp):
             close_routes(self.serverapp.web_app, self.serverapp.base_url)
         leaves, chosen = self.hibernate_on_shutdown, self.config.get("GVisorProvisioner", {})
         if leaves is None:
-            names = ("runtime", "runsc")
+            names = ("runtime", "runsc")  # no runtime: names of settings
             leaves = goes_on_always(SandboxSpec(**{k: chosen[k] for k in names if k in chosen}))
         self._hibernating = Hibernating(self.serverapp, self._services.sandboxes, leaves=leaves)
         if self.cull_hibernates:

@@ -185,7 +185,7 @@ LIKE_OTHERS = (
 )
 def test_broken_run_command_is_refused(what: str, fake: FakeRunsc) -> None:
     script, words = NO_SANDBOX[what]
-    with subprocess.Popen(["sleep", "100"]) as innocent:
+    with subprocess.Popen(["sleep", "1000"]) as innocent:
         fake.instead_of("run", script.replace("INNOCENT", str(innocent.pid)))
         try:
             with bounded_memory():

@@ -50,6 +50,7 @@ def live(states: Sequence[State], folder: Path) -> None:
             check_all(sandbox, states, "after a rewind")
 
 
+@needs_all
 def test_all_states_hold_together(tmp_path: Path) -> None:
     live(USUAL, tmp_path / "a")
 

@@ -404,7 +404,7 @@ def test_flood_on_each_channel_is_bounded(
     victim: Kernel, neighbour: Neighbour, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With clients that do not read, a window and a few messages per channel are held."""
-    clients = kernel_bridge(victim)._exchange._clients
+    clients = kernel_bridge(victim)._exchange.clients
     monkeypatch.setattr(clients, "_stall_seconds", SECONDS)
     connection = kernel_bridge(victim)._link.connection
     channels = (Channel.SHELL, Channel.IOPUB, Channel.STDIN, Channel.CONTROL)
