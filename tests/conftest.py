@@ -81,6 +81,10 @@ IN_SANDBOXES += ("server/test_artifacts.py", "server/test_fetch.py", "server/tes
 IN_SANDBOXES += ("server/test_tiles.py",)
 IN_SANDBOXES += ("mcp/test_suites.py", "mcp/test_egress.py", "mcp/test_scale.py")
 IN_SANDBOXES += ("egress/test_refused.py", "skills/test_more_inside.py")
+IN_SANDBOXES += ("api/test_branches.py", "api/test_checkpoints.py", "api/test_encrypted.py")
+IN_SANDBOXES += ("api/test_hibernation.py", "api/test_kept_packages.py", "changes/test_since.py")
+IN_SANDBOXES += ("server/test_branches.py", "server/test_hibernation.py", "server/test_resting.py")
+IN_SANDBOXES += ("mcp/test_branches.py",)
 IN_SANDBOXES += ("changes/test_kernels.py", "changes/test_new_files.py", "skills/test_inside.py")
 """Files in which nearly all tests run real sandboxes, or pip itself; they are marked slow."""
 QUICK = (
