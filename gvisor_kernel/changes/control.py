@@ -304,7 +304,11 @@ class ControlSocket:
         checkpoints, name = hibernation.checkpoints, question.name
         if question.do == "move":
             if self._find_own is None:
-                raise ChangesError("Who has started this kernel does not move it.")
+                raise ChangesError(
+                    "This kernel was started by a front end that knows no provisioners, and cannot"
+                    " be moved.",
+                    "start kernels that are to be moved from a Jupyter server or a program.",
+                )
             await move(self._kernel, name or "", self._find_own)
             return encode(Done())
         if question.do == "checkpoint":

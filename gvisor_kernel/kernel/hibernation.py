@@ -445,7 +445,8 @@ class Hibernator:
             kernel.hibernation.recall(before.run)
             await self._go_on(kernel, before)
             raise SnapshotError(
-                f"The kernel goes on as it was, and could not from there: {error.fact}", error.hint
+                f"The kernel could not go on from there, and goes on as it was: {error.fact}",
+                error.hint,
             ) from error
         else:
             self.saved = None

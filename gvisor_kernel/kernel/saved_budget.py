@@ -137,13 +137,13 @@ def find_next() -> set[str]:
     """Return the sandboxes of saved kernels that are removed before long: within WARN_SECONDS, or
     first of all as there is hardly any room. Blocks for milliseconds.
     """
-    found: list[tuple[float, int, Path, records.Record]] = []
-    total, room = 0, 1.0
+    next_ones: set[str] = set()
     with suppress(StateError, OSError):
-        found = [one for one in _find_all() if records.is_orphan(one[3])]
-        total, room = _measure_all(_find_all())
-    latest = time.time() - KEEP_SECONDS + WARN_SECONDS
-    next_ones = {record.container_id for saved, _, _, record in found if saved < latest}
-    if found and total > WARN_SHARE * room:
-        next_ones.add(found[0][3].container_id)
+        found = _find_all()
+        left = [(saved, record) for saved, _, _, record in found if records.is_orphan(record)]
+        latest = time.time() - KEEP_SECONDS + WARN_SECONDS
+        next_ones.update(record.container_id for saved, record in left if saved < latest)
+        total, room = _measure_all(found)
+        if left and total > WARN_SHARE * room:
+            next_ones.add(left[0][1].container_id)
     return next_ones

@@ -131,7 +131,8 @@ def serve() -> int:
         record = read_record(sandbox.directory)
         runsc = record.runsc if record is not None else ""
         note_sources(sandbox)
-        left = max(0.0, float(os.environ.get("SLURM_JOB_END_TIME") or 0) - time.time())
+        ends = os.environ.get("SLURM_JOB_END_TIME", "")
+        left = max(0.0, int(ends) - time.time()) if ends.isdecimal() else 0.0
         told.tell(Ready(*kernel, *files, found, lacks, runsc, sandbox.directory.name, left))
         end = watch(sandbox, order.spec.memory_limit, wake, told)
         kills = sandbox.memory_kills() + (end == "memory")

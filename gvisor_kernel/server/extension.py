@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from jupyter_server.extension.application import ExtensionApp
 from tornado.web import RequestHandler
 from traitlets import Bool, Unicode
 
-from gvisor_kernel.config.settings import SandboxSpec
+from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.jupyter.plan_factory import make_provisioner
 from gvisor_kernel.kernel.saved_kernel import goes_on_always
 from gvisor_kernel.kernel.snapshot_queue import SnapshotQueue
 from gvisor_kernel.lab.routes import close_routes
@@ -164,10 +166,11 @@ class GVisorServer(ExtensionApp):
         self.handlers.extend(make_file_routes(self.serverapp.contents_manager))
         if self.closed:
             close_routes(self.serverapp.web_app, self.serverapp.base_url)
-        leaves, chosen = self.hibernate_on_shutdown, self.config.get("GVisorProvisioner", {})
+        leaves = self.hibernate_on_shutdown
         if leaves is None:
-            names = ("runtime", "runsc")  # no runtime: names of settings
-            leaves = goes_on_always(SandboxSpec(**{k: chosen[k] for k in names if k in chosen}))
+            leaves = False
+            with suppress(GvisorKernelError):  # a wrong setting, of which each start tells
+                leaves = goes_on_always(make_provisioner({}, self.config).sandbox_spec())
         self._hibernating = Hibernating(self.serverapp, self._services.sandboxes, leaves=leaves)
         if self.cull_hibernates:
             self._hibernating.replace_culling()

@@ -20,7 +20,13 @@ from gvisor_kernel.host.processes import is_stopped
 from gvisor_kernel.kernel import job_end, moves
 from gvisor_kernel.runtimes.nodes.copies import fetch_image
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
-from gvisor_kernel.runtimes.runsc.needs import check_needs, digest_file, find_needs, read_needs
+from gvisor_kernel.runtimes.runsc.needs import (
+    MAX_READ,
+    check_needs,
+    digest_file,
+    find_needs,
+    read_needs,
+)
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.kept_packages import list_installed
 
@@ -89,7 +95,11 @@ def test_what_a_machine_lacks_is_named(tmp_path: Path) -> None:
     needs = find_needs(program, stamps, packages)
     assert check_needs(needs) == program
     assert check_needs(replace(needs, program="/gone\n1", cpu=needs.cpu[:1])) == program
+    endless = tmp_path / "endless.so"
+    with endless.open("wb") as file:
+        file.truncate(MAX_READ + 1)
     for lacking, words in (
+        (replace(needs, files={str(endless): "0"}), "libraries of more than"),
         (replace(needs, cpu=(*needs.cpu, "avx1024")), "lacks what the kernel may use: avx1024"),
         (replace(needs, runsc="0" * 64), f"has not the runsc .*{needs.version}"),
         (replace(needs, files={"/dev/zero": "0"}), "another version: /dev/zero"),
@@ -174,7 +184,7 @@ def test_kernel_moves_to_a_node_and_back(
     assert records.find_sandboxes() == [(directory, record)]
     with monkeypatch.context() as patch:
         patch.setattr(moves, "_check", lambda *_: None)
-        assert "The kernel goes on as it was, and could not from there" in move("dead")
+        assert "The kernel could not go on from there, and goes on as it was" in move("dead")
     assert here.run(GO_ON).text == GOES_ON
     for to, helpers in (("n1", 1), ("local", 0)):
         move(to)

@@ -371,6 +371,8 @@ def _describe(error: Exception) -> str:
 
 # -- images of saved kernels, which the host keeps: a node may be gone when they go on -------------
 
+MAX_LINE = 200
+"""Characters of what a node says that are shown."""
 NO_IMAGE = (
     "The kernel's files were copied to its node, and it could not go on without that copy.",
     'set "files" to "shared" for kernels that hibernate.',
@@ -412,6 +414,6 @@ def fetch_image(
     except (SandboxError, ArchiveError, OSError) as error:
         words = error.detail.splitlines()[-1:] if isinstance(error, SandboxError) else []
         raise SnapshotError(
-            f"The kernel was not saved: {next(iter(words), str(error))}",
+            f"The kernel was not saved: {next(iter(words), str(error))[:MAX_LINE]}",
             "see whether the disks of the node and of this machine are full.",
         ) from error

@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -323,11 +323,12 @@ class Attempt:
     def _send_files(self, client: Client) -> None:
         """:raises GvisorKernelError: when the node does not take them"""
         start = self._start
-        pieces: Iterator[bytes] = iter(())
         if start.files is not None:
             pieces = write_chunks(start.files.archive(2 * start.spec.disk_limit))
         elif start.image is not None:
             pieces = send_image(start.image)
+        else:
+            return
         for piece in pieces:
             if is_given_up():
                 raise LaunchError("The start was cancelled while files were copied.")
@@ -336,7 +337,7 @@ class Attempt:
                 if failure := client.reports.find(Failed):
                     raise self._read_failure(client.reports.find(Here) or Here(), failure)
                 raise self._explain(client, f"to files for {TAKE_SECONDS:g} s")
-            step("files copied to the node")
+        step("files copied to the node")
 
     def _await_helper(self, reports: Reports) -> bool:
         """Wait for the helper, and tell what the start waits for; return whether it has come."""

@@ -98,7 +98,8 @@ def check_needs(needs: Needs, choice: str = "") -> str:
             " one restores it.",
             "install that release there: gvisor-kernel runsc install.",
         )
-    changed = [path for path, digest in needs.files.items() if not _is_same(path, digest)]
+    found = _digest_all(path for path in needs.files if Path(path).is_file())
+    changed = [path for path, digest in needs.files.items() if found.get(path) != digest]
     for folder, names in needs.packages.items():
         changed += sorted(set(names) - set(list_installed(folder)))
     if changed:
@@ -117,24 +118,22 @@ def _find_program(choice: str, needs: Needs) -> str | None:
     return None
 
 
-def _is_same(path: str, digest: str) -> bool:
-    with suppress(OSError):
-        return digest_file(path) == digest
-    return False
-
-
 def _name(names: list[str]) -> str:
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return printable_name(", ".join(names[:MAX_NAMED])) + more
 
 
 def _digest_all(paths: Iterable[str]) -> dict[str, str]:
+    """:raises SnapshotError: when they cannot be read, or are too large"""
     digests, left = dict[str, str](), MAX_READ
     for path in paths:
-        left -= Path(path).stat().st_size
-        if left < 0:
-            raise SnapshotError(f"The kernel has libraries of more than {MAX_READ} bytes open.")
-        digests[path] = digest_file(path)
+        try:
+            left -= Path(path).stat().st_size
+            if left < 0:
+                raise SnapshotError(f"The kernel has libraries of more than {MAX_READ} bytes open.")
+            digests[path] = digest_file(path)
+        except OSError as error:
+            raise SnapshotError(f"{path} cannot be read: {error.strerror}.") from error
     return digests
 
 
