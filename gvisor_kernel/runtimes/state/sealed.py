@@ -49,6 +49,7 @@ BLOCK = MIB
 """Bytes that are written at once; whole chunks."""
 KEY_SECONDS = 20.0
 """Seconds in which the key has to be read: a keyring may ask a person for its password."""
+MAKE_KEY = "put the key back; if nothing was saved with one yet, make one: openssl rand -hex 32"
 SPARE = 64 * MIB
 """Bytes for which there is room beside what a sandbox's memory says."""
 
@@ -182,8 +183,10 @@ def _read_key(source: str) -> bytes:
     try:
         text = call_within(KEY_SECONDS, lambda: read_secret(source))
     except SecretError as error:
+        is_gone = source.startswith("file:") and not os.path.lexists(source.removeprefix("file:"))
+        hint = MAKE_KEY if is_gone else error.hint
         raise SnapshotError(
-            f"The key of saved kernels cannot be read. {error.fact}", error.hint
+            f"The key of saved kernels cannot be read. {error.fact}", hint
         ) from error
     except TimeoutError as error:
         raise SnapshotError(
@@ -194,7 +197,7 @@ def _read_key(source: str) -> bytes:
         raise SnapshotError(
             f"The key of saved kernels, {source}, has {len(text)} characters that are not 64"
             " hexadecimal digits.",
-            "put the key back; if nothing was saved with one yet, make one: openssl rand -hex 32",
+            MAKE_KEY,
         )
     return bytes.fromhex(text)
 
