@@ -53,6 +53,9 @@ def serving(folder: Path, note: Callable[[str], None] | None = None) -> Iterator
             seconds = time.perf_counter() - began
             note(f"listens after {seconds:.2f} s, of which {spent(server):.2f} s of a CPU")
         yield server
+    except BaseException:
+        print("".join(server.log[-40:]))
+        raise
     finally:
         server.stop()
 

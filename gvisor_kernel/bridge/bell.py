@@ -78,7 +78,9 @@ class Bell:
 
 
 def _has_waiting(listener: socket.socket) -> bool:
-    return bool(select.select([listener], [], [], 0)[0])
+    found = select.poll()  # select() has no descriptors above 1023
+    found.register(listener, select.POLLIN)
+    return bool(found.poll(0))
 
 
 def _stays(connection: socket.socket) -> bool:
