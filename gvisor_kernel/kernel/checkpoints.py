@@ -226,9 +226,9 @@ class Checkpoints:
         """Save ``kernel`` after cells if its setting says so. On the bridge's loop."""
 
         def consider() -> None:
-            cell, worked = kernel.hibernation.worked
-            cost = self._cost or FIRST_COST
-            if cell == self._last or self._spent + cost > CELLS_SHARE * worked:
+            known, cost = kernel.hibernation.exchange.known, self._cost or FIRST_COST
+            cell = known.cell
+            if cell == self._last or self._spent + cost > CELLS_SHARE * known.worked:
                 return
             self._last = cell
             self._workers.undo_by(self._save_after(cell, kernel))
@@ -280,8 +280,8 @@ class Checkpoints:
                 kernel, plan = await self._saver.go_on_from(lambda _: target, keep)
             except NotIdle as error:
                 raise NotIdle(error.fact, "interrupt it, or wait for it, and try again.") from error
-        kernel.hibernation.note_rewound(name)
-        self._last, _ = kernel.hibernation.worked
+        kernel.hibernation.exchange.note_rewound(name)
+        self._last = kernel.hibernation.exchange.known.cell
         request, seconds = plan.request, time.monotonic() - began
         KernelEvents.instance().tell(Rewound(request.kernel_id, request.kernel_name, name, seconds))
         return find_changes(then, now, target.saved)
