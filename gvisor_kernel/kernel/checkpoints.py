@@ -284,7 +284,7 @@ class Checkpoints:
         self._last = kernel.hibernation.exchange.known.cell
         request, seconds = plan.request, time.monotonic() - began
         KernelEvents.instance().tell(Rewound(request.kernel_id, request.kernel_name, name, seconds))
-        return find_changes(then, now, target.saved)
+        return find_changes(then, now, target.note.saved)
 
 
 def choose_before(cell: int) -> tuple[str, Kind, str]:
@@ -439,7 +439,7 @@ def _keep(before: SavedKernel, name: str, outputs: NotedOutputs) -> None:
     """Make the state that a rewind has left the checkpoint ``before-rewind``. Raises nothing."""
     place = before.directory / FOLDER / BEFORE_REWIND
     cell = find_cell(before.run.known.get("cell"))
-    about = _About("before-rewind", before.saved, cell, f"before the rewind to {name}")
+    about = _About("before-rewind", before.note.saved, cell, f"before the rewind to {name}")
     try:
         replace_file(before.place / ABOUT, write_json(about))
         replace_file(before.place / OUTPUTS, write_json(outputs))

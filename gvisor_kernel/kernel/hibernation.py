@@ -112,7 +112,7 @@ class Hibernator:
             identity=saved.identity,
             directory=saved.directory,
             transcripts=facts.spec.transcripts,
-            saved=Saved(saved.saved, saved.size),
+            saved=Saved(saved.note.saved, saved.size),
         )
 
     @property
@@ -335,7 +335,7 @@ class Hibernator:
             raise NotIdle(ENDED)
         KernelEvents.instance().tell(
             Hibernated(
-                *(request.kernel_id, request.kernel_name, Saved(saved.saved, saved.size)),
+                *(request.kernel_id, request.kernel_name, Saved(saved.note.saved, saved.size)),
                 time.monotonic() - began,
             )
         )
