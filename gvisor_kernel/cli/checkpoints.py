@@ -28,7 +28,6 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 def add_checkpoints(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``checkpoints``."""
-    parser.set_defaults(run=run_checkpoints)
     add_id(parser)
     parser.add_argument("--remove", metavar="NAME", help="remove this one")
     add_json(parser)
@@ -65,7 +64,6 @@ def add_rewind(parser: argparse.ArgumentParser) -> None:
         f"The state that the kernel leaves becomes its checkpoint {BEFORE_REWIND}. Outputs stay.\n"
         "The exit status is 1 if something that was applied could not be undone."
     )
-    parser.set_defaults(run=run_rewind)
     add_id(parser)
     parser.add_argument("name", help="the checkpoint")
     parser.add_argument(

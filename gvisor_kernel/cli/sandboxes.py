@@ -90,7 +90,6 @@ def _describe_state(sandbox: Listed) -> str:
 def add_list(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``list``."""
     parser.epilog = STATES
-    parser.set_defaults(run=run_list)
     add_json(parser)
 
 
@@ -140,7 +139,6 @@ def describe(sandbox: Listed) -> dict[str, object]:
 def add_kill(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``kill``."""
     parser.epilog = "Jupyter sees that the kernel has died, and may start a new one."
-    parser.set_defaults(run=run_kill)
     add_id(parser)
 
 
@@ -225,7 +223,6 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
 def add_branch(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``branch``."""
     parser.epilog = "Branches are kernels of the same Jupyter server, asleep until they are used."
-    parser.set_defaults(run=run_branch)
     add_id(parser)
     parser.add_argument("--name", help="its name, by which its outputs have a folder of their own")
     parser.add_argument("-n", type=int, default=1, help="how many (1)")
@@ -263,7 +260,6 @@ def add_move(parser: argparse.ArgumentParser) -> None:
 def add_prune(parser: argparse.ArgumentParser) -> None:
     """Declare that ``prune`` has no arguments."""
     parser.epilog = "Sandboxes in use are not changed."
-    parser.set_defaults(run=run_prune)
 
 
 def run_prune(arguments: argparse.Namespace) -> int:
@@ -331,7 +327,6 @@ def add_sync(parser: argparse.ArgumentParser) -> None:
         "Without this command, outputs are copied when the sandbox ends. Only files that have\n"
         "changed since its start, or since the last copy, are copied."
     )
-    parser.set_defaults(run=run_sync)
     add_id(parser)
     parser.add_argument(
         "--to",

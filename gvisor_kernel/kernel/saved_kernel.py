@@ -118,7 +118,7 @@ class SavedKernel:
 
     @property
     def mode(self) -> str:
-        """Of ``Resume``."""
+        """The mode of its ``Resume``."""
         return BRANCH if self.note.branch else WAKE
 
     def check(self) -> Substitutes:
