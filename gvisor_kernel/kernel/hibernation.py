@@ -120,21 +120,6 @@ class Hibernator:
         """Return whether a cell goes on in the middle of which another process has ended."""
         return self._adopted is not None and self._adopted.hibernation.exchange.works
 
-    async def copy(
-        self, write: Callable[[SavedSandbox, KernelPlan, SnapshotRun], SavedKernel]
-    ) -> SavedKernel:
-        """Save the idle kernel, and let it go on; one that hibernates goes on for it.
-
-        ``write`` is called in a worker, and again if the kernel has worked meanwhile. It leaves
-        nothing when it raises. Clients' messages wait until it has returned.
-
-        :raises NotIdle: when the kernel has something to do
-        :raises SnapshotError: when it cannot be saved
-        :raises GvisorKernelError: when there is no kernel, or it does not go on
-        """
-        self._require_bridge()
-        return await self._bridge.run(_retry(partial(self._copy, write, SavedKernel.discard)))
-
     async def branch(self, wanted: Sequence[Branch]) -> list[SavedKernel]:
         """Return branches of the kernel: saved kernels that go on from its state. It pauses while
         it is written; one that hibernates goes on sleeping. From a checkpoint: it does neither.
@@ -382,6 +367,20 @@ class Hibernator:
         request, seconds = plan.request, time.monotonic() - began
         KernelEvents.instance().tell(Resumed(request.kernel_id, request.kernel_name, seconds))
         return plan
+
+    async def copy(
+        self, write: Callable[[SavedSandbox, KernelPlan, SnapshotRun], SavedKernel]
+    ) -> SavedKernel:
+        """Save the idle kernel, and let it go on; one that hibernates goes on for it.
+
+        ``write`` is called in a worker, and again if the kernel has worked meanwhile. It leaves
+        nothing when it raises. Clients' messages wait until it has returned.
+
+        :raises NotIdle: when the kernel has something to do
+        :raises SnapshotError: when it cannot be saved
+        :raises GvisorKernelError: when there is no kernel, or it does not go on
+        """
+        return await _retry(partial(self._copy, write, SavedKernel.discard))
 
     def find_directory(self) -> Path:
         """Return the directory of the kernel's sandbox, which may have ended.
