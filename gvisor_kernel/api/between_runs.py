@@ -80,7 +80,7 @@ class BetweenRuns:
         if began < self._not_before:
             return None
         try:
-            return await kernel.hibernation.checkpoints.make_automatic(before=True)
+            return await kernel.checkpoints.make_automatic()
         except GvisorKernelError as error:
             log.debug("No state is saved before the next run: %s", error)
             return None

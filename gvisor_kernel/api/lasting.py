@@ -56,7 +56,7 @@ class LastingState:
 
     @property
     def _checkpoints(self) -> Checkpoints:
-        return self._require_kernel().hibernation.checkpoints
+        return self._require_kernel().checkpoints
 
     @property
     def _turn(self) -> asyncio.Lock:
@@ -110,7 +110,7 @@ class LastingState:
         kernel = self._require_kernel()
         made = [type(self)(**self._arguments) for _ in wanted]
         async with self._turn:
-            saved = await kernel.hibernation.branch(wanted)
+            saved = await kernel.checkpoints.branch(wanted)
         turns = asyncio.Semaphore(MAX_STARTS)
 
         async def begin(sandbox: Self, branch: Branch, own: SavedKernel) -> None:

@@ -278,22 +278,22 @@ class ControlSocket:
         return answer + b"\n"
 
     async def _do(self, question: Question) -> bytes:
-        hibernation, name = self._kernel.hibernation, question.name or ""
+        checkpoints, name = self._kernel.checkpoints, question.name or ""
         match question.do:
             case "list" | "apply":
                 return await self._do_changes(question)
             case "branch":
                 return encode(Branched(await self._start_branches(question)))
             case "rewind":
-                return encode(await hibernation.checkpoints.rewind(name))
+                return encode(await checkpoints.rewind(name))
             case "checkpoint":
-                name = await hibernation.checkpoints.make(question.name)
+                name = await checkpoints.make(question.name)
             case "remove":
-                await hibernation.checkpoints.remove(name)
+                await checkpoints.remove(name)
             case "move":
                 await self._move(name)
             case "hibernate" | "resume" | "forget" as verb:
-                await getattr(hibernation, verb)()
+                await getattr(self._kernel.hibernation, verb)()
         return encode(Done(name))
 
     async def _start_branches(self, question: Question) -> list[tuple[str, str]]:

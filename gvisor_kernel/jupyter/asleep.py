@@ -62,12 +62,12 @@ async def start_branches(
 ) -> None:
     """Let ``manager`` have branches of its kernel ``kernel_id``, each asleep.
 
-    :raises GvisorKernelError: see ``Hibernator.branch``, or when one cannot be taken over; those
+    :raises GvisorKernelError: see ``Checkpoints.branch``, or when one cannot be taken over; those
         after it are not started then
     """
     name, facts = manager.get_kernel(kernel_id).kernel_name, kernel.describe()
     folder = str(facts.folder) if facts is not None else manager.root_dir
-    branches = await kernel.hibernation.branch(wanted)
+    branches = await kernel.checkpoints.branch(wanted)
     left = list(branches)
     try:
         for branch, saved in zip(wanted, branches, strict=True):

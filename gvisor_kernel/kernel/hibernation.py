@@ -25,7 +25,6 @@ from gvisor_kernel.errors import (
 )
 from gvisor_kernel.host.log_files import Limiter
 from gvisor_kernel.kernel.branches import Branch, branch_running, branch_saved, remove_all
-from gvisor_kernel.kernel.checkpoints import Checkpoints
 from gvisor_kernel.kernel.facts import Hibernated, KernelEvents, KernelFacts, Resumed, Saved
 from gvisor_kernel.kernel.job_end import call_before_end
 from gvisor_kernel.kernel.launch import Workers, run_beside
@@ -88,7 +87,6 @@ class Hibernator:
         self._adopted: KernelBridge | None = None
         self._noting: asyncio.TimerHandle | None = None
         self._failures = Limiter()
-        self.checkpoints = Checkpoints(bridge, workers, self)
 
     # -- from any loop ---------------------------------------------------------------------------
 
@@ -122,15 +120,12 @@ class Hibernator:
 
     async def branch(self, wanted: Sequence[Branch]) -> list[SavedKernel]:
         """Return branches of the kernel: saved kernels that go on from its state. It pauses while
-        it is written; one that hibernates goes on sleeping. From a checkpoint: it does neither.
+        it is written; one that hibernates goes on sleeping.
 
         :raises GvisorKernelError: as ``copy``, or when there cannot be such branches; there are
             none then
         """
         self._require_bridge()
-        checkpoint = wanted[0].checkpoint
-        if checkpoint is not None:
-            return [*await self.checkpoints.branch(checkpoint, wanted)]
         return await self._bridge.run(self._branch(wanted))
 
     async def resume(self) -> None:
@@ -255,7 +250,6 @@ class Hibernator:
     def watch(self, kernel: KernelBridge, sandbox: SavedSandbox, plan: KernelPlan) -> None:
         """Let ``kernel`` hibernate when it has had nothing to do for its setting's time."""
         kernel.hibernation.idle_seconds = find_idle_seconds(plan.spec)
-        self.checkpoints.watch(kernel, plan)
         kernel.hibernation.on_idle = lambda: self._workers.undo_by(self._try(kernel, sandbox, plan))
         call_before_end(sandbox, kernel.hibernation.on_idle)
         if plan.lasts:

@@ -23,7 +23,7 @@ CHECKPOINT = r"(?P<name>[A-Za-z0-9._-]{1,64})"
 class _Handler(Handler):
     def find(self, kernel_id: str) -> Checkpoints:
         """Return the kernel's; see ``find_kernel``."""
-        return self.find_kernel(kernel_id).hibernation.checkpoints
+        return self.find_kernel(kernel_id).checkpoints
 
     def find_directory(self, kernel_id: str) -> Path | None:
         """Return the directory of the kernel's sandbox."""
