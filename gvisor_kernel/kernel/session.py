@@ -126,9 +126,7 @@ class SandboxedKernel:
     def describe(self) -> KernelFacts | None:
         """Return what is known of the kernel and its sandbox; None before the first launch."""
         launch = self._last_launch
-        if launch is None:
-            return None
-        return self._describe(self._kernel, launch.sandbox, launch.plan)
+        return None if launch is None else self._describe(self._kernel, launch.sandbox, launch.plan)
 
     def _describe(
         self, kernel: KernelBridge | None, sandbox: Sandbox | None, plan: KernelPlan
