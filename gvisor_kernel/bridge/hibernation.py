@@ -172,7 +172,7 @@ class Hibernation:
             memory.start()
         self.exchange.deliver_waiting()
         link.flush()
-        self.exchange.resume_reading()
+        self.exchange.clients.resume_reading()
 
     def _note_sleep(self, stopped: bool) -> None:
         if self._timer is not None:
