@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from gvisor_kernel.host.cgroups import count_oom_kills
 from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME, Posture, read_posture
 from gvisor_kernel.runtimes.base import KernelView
 from gvisor_kernel.runtimes.mounts.outputs import place_outputs
-from gvisor_kernel.runtimes.mounts.plan import Outputs
+from gvisor_kernel.runtimes.mounts.plan import Outputs, Places
 from gvisor_kernel.runtimes.runsc.command_line import checkpoint_argv, find_runsc
 from gvisor_kernel.runtimes.runsc.kept_programs import find_files
 from gvisor_kernel.runtimes.runsc.memory import HostMemory
@@ -62,6 +62,46 @@ def can_write_directly(directory: Path) -> bool:
         with suppress(OSError):
             probe.unlink()
     return True
+
+
+def save_sandbox(
+    program: str,
+    directory: Path,
+    image: Path,
+    seconds: float,
+    *,
+    goes_on: bool = True,
+    within: Sequence[str] = (),
+) -> None:
+    """Have runsc write the sandbox in ``directory`` as the folder ``image``, and end it unless it
+    ``goes_on``. ``program``: of its record. ``within``: the command that runs the command line
+    which is added to it.
+
+    :raises SnapshotError: when that fails
+    """
+    argv = checkpoint_argv(
+        find_runsc(program),
+        root=str(Places(directory).runsc),
+        container_id=directory.name,
+        snapshot=str(image),
+        direct=can_write_directly(image),
+        goes_on=goes_on,
+    )
+    argv = [*within, *argv]
+    try:
+        (done,) = commands.run(
+            argv, seconds=seconds, max_bytes=WORDS_BYTES, cwd=directory, umask=0o077
+        )
+    except OSError as error:
+        raise SnapshotError(f"Could not run {argv[0]}: {error.strerror}.") from error
+    if done.status is None:
+        raise SnapshotError(f"The snapshot was not written within {seconds:g} s.")
+    if done.status != 0:
+        raise SnapshotError(
+            f"The snapshot could not be written: runsc ended with status {done.status}.",
+            f"{'' if goes_on else STARTS}check whether the disk is full.",
+            done.output,
+        )
 
 
 SECCOMP_FILTER = 2
@@ -130,7 +170,6 @@ class RunscSandbox(RecordedSandbox):
         self._descriptors = threading.Lock()  # no timeout: held for a few steps that do not wait
         self._stderr = stderr
         self.container_id = record.container_id
-        self.runsc_root = places.runsc
         self.hidden = begun.inputs.hidden
         """What of its project is hidden in it."""
         self._panic_log = places.panic_log
@@ -232,7 +271,9 @@ class RunscSandbox(RecordedSandbox):
     def checkpoint(self, directory: Path, seconds: float, *, goes_on: bool = False) -> None:
         self.is_checkpointing = not goes_on
         try:
-            self._save(directory, seconds, goes_on)
+            save_sandbox(self._program, self.directory, directory, seconds, goes_on=goes_on)
+            if not goes_on and not is_readable(self.exit_fd, WRITTEN_SECONDS):
+                raise SnapshotError("The sandbox did not end after its snapshot was written.")
         finally:
             self.is_checkpointing = False
 
@@ -242,34 +283,6 @@ class RunscSandbox(RecordedSandbox):
 
     def find_held(self) -> Held:
         return find_held(self._sentry, OUTPUTS)
-
-    def _save(self, directory: Path, seconds: float, goes_on: bool) -> None:
-        argv = checkpoint_argv(
-            find_runsc(self._program),
-            root=str(self.runsc_root),
-            container_id=self.container_id,
-            snapshot=str(directory),
-            direct=can_write_directly(directory),
-            goes_on=goes_on,
-        )
-        try:
-            (done,) = commands.run(
-                argv, seconds=seconds, max_bytes=WORDS_BYTES, cwd=self.directory, umask=0o077
-            )
-        except OSError as error:
-            raise SnapshotError(f"Could not run {argv[0]}: {error.strerror}.") from error
-        if done.status is None:
-            raise SnapshotError(f"The snapshot was not written within {seconds:g} s.")
-        if done.status != 0:
-            raise SnapshotError(
-                f"The snapshot could not be written: runsc ended with status {done.status}.",
-                f"{'' if goes_on else STARTS}check whether the disk is full.",
-                done.output,
-            )
-        if goes_on:
-            return
-        if not is_readable(self.exit_fd, WRITTEN_SECONDS):  # the sentry ends when it is written
-            raise SnapshotError("The sandbox did not end after its snapshot was written.")
 
     def close(self) -> None:
         with self._closing:
