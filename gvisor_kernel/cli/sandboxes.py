@@ -20,9 +20,8 @@ from gvisor_kernel.config.settings import DEFAULT_RUNTIME
 from gvisor_kernel.errors import GvisorKernelError, RuntimeMissing
 from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.runtimes import get_runtime
-from gvisor_kernel.runtimes.state.claims import is_claimed
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
-from gvisor_kernel.runtimes.state.records import is_orphan, note_kill, read_record
+from gvisor_kernel.runtimes.state.records import is_claimed, is_orphan, note_kill, read_record
 from gvisor_kernel.runtimes.state.sweep import remove_orphan, remove_sandbox
 from gvisor_kernel.shown_text import describe_size, printable_name
 

@@ -31,7 +31,6 @@ from gvisor_kernel.link.events import BRANCH, VERSION, WAKE
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import LaunchRequest, Sandbox, SavedSandbox
 from gvisor_kernel.runtimes.state import records
-from gvisor_kernel.runtimes.state.claims import claimed
 from gvisor_kernel.runtimes.state.kept_packages import (
     Packages,
     Substitutes,
@@ -410,7 +409,7 @@ def find_saved(kernel_id: str, directory: Path | None = None) -> SavedKernel | N
         if found is None or found.kernel_id != kernel_id or not records.is_orphan(found):
             continue
         try:
-            with claimed(directory, CLAIM_SECONDS):
+            with records.claimed(directory, CLAIM_SECONDS):
                 finish_saving(directory)
                 saved = _take_over(directory)
         except FileNotFoundError:

@@ -22,8 +22,7 @@ from gvisor_kernel.host.processes import ProcessId
 from gvisor_kernel.kernel import saved_kernel
 from gvisor_kernel.runtimes.runsc import memory, orphan, runsc_sandbox
 from gvisor_kernel.runtimes.state import records, sweep
-from gvisor_kernel.runtimes.state.claims import claimed
-from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.runtimes.state.records import Record, claimed
 
 from ..jupyter.helpers import wait_until
 from ..patience import scale_seconds

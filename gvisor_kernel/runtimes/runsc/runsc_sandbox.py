@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
@@ -35,8 +34,6 @@ from gvisor_kernel.runtimes.state.shown_files import (
 from gvisor_kernel.runtimes.state.sweep import (
     END_SECONDS,
     kill_sandbox,
-    remove_sandbox,
-    retire_sandbox,
     root_argument,
 )
 from gvisor_kernel.runtimes.stdio import Ends, StderrLog
@@ -150,9 +147,6 @@ def find_faults(posture: Posture, own: Posture) -> list[str]:
         if posture.namespaces[name] == own.namespaces[name]
     ]
     return faults
-
-
-log = logging.getLogger(__name__)
 
 
 class RunscSandbox(RecordedSandbox):
@@ -289,11 +283,7 @@ class RunscSandbox(RecordedSandbox):
             if self._closed:
                 return
             gofer = self.find_process(GOFER_NAME)
-            remove = retire_sandbox if self.is_saved else remove_sandbox
-            if not remove(self.directory, self._record, self._lent):
-                log.warning(
-                    "Not everything of %s was removed; the next sweep tries again", self.identity
-                )
+            self._remove(self._lent)
             self._stderr.wait(END_SECONDS)
             self._closed = True
             with self._descriptors:
