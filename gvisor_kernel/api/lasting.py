@@ -10,8 +10,8 @@ from typing import Any, Self
 from gvisor_kernel.api.between_runs import BetweenRuns
 from gvisor_kernel.api.manager import Manager
 from gvisor_kernel.api.runner import Runner
+from gvisor_kernel.changes.apply import UndoableApply, find_applies, undo_applies
 from gvisor_kernel.changes.change import RefusedChange
-from gvisor_kernel.changes.since import UndoableApply, find_applies, undo_applies
 from gvisor_kernel.errors import NoCheckpoint
 from gvisor_kernel.kernel.branches import Branch, handing, name_branches
 from gvisor_kernel.kernel.checkpoints import Checkpoint as Checkpoint

@@ -7,8 +7,8 @@ import sys
 import time
 from dataclasses import asdict
 
+from gvisor_kernel.changes.apply import find_applies, undo_applies
 from gvisor_kernel.changes.control import Done, Question, ask
-from gvisor_kernel.changes.since import find_applies, undo_applies
 from gvisor_kernel.cli.arguments import add_id, add_json
 from gvisor_kernel.cli.changes import is_yes, print_refused, say
 from gvisor_kernel.cli.output import describe_age, print_json, print_table

@@ -10,8 +10,8 @@ from typing import Any
 
 from tornado import web
 
+from gvisor_kernel.changes.apply import find_applies, undo_applies
 from gvisor_kernel.changes.change import Undone
-from gvisor_kernel.changes.since import find_applies, undo_applies
 from gvisor_kernel.kernel.checkpoints import NAME, Checkpoints
 from gvisor_kernel.kernel.noted_outputs import MAX_TOLD
 from gvisor_kernel.server.handlers import MAX_BODY, Handler
