@@ -259,7 +259,10 @@ def save_as(
     :raises SnapshotError: when that fails; nothing is left of it then
     """
     directory = sandbox.directory
-    _check_debugger(sandbox, run)
+    record = records.read_record(directory)
+    if record is None:
+        raise SnapshotError(f"The record in {directory} cannot be read.")
+    _check_debugger(record.runsc, run)
     used, free = sandbox.memory_used() or 0, shutil.disk_usage(directory).free
     if free < used + MIN_LEFT:
         raise SnapshotError(
@@ -267,9 +270,6 @@ def save_as(
             f" has {describe_size(free)} left.",
             "free disk space there, or set XDG_STATE_HOME to another place.",
         )
-    record = records.read_record(directory)
-    if record is None:
-        raise SnapshotError(f"The record in {directory} cannot be read.")
     note, cipher = _make_note(sandbox, plan, run, time.time()), Cipher(plan.spec.hibernate_key)
     seal = PLAIN
 
@@ -305,16 +305,15 @@ def refuse_runtime(name: str) -> SnapshotError:
     )
 
 
-def _check_debugger(sandbox: SavedSandbox, run: SnapshotRun) -> None:
-    """Check that what would be saved can go on.
+def _check_debugger(runsc: str, run: SnapshotRun) -> None:
+    """Check that what would be saved by this release of ``runsc`` can go on.
 
     gVisor before April 2026 reports, after a restore, a socket that was restored before and closed
     since then. ZeroMQ's thread, which has freed what the report names, crashes by it.
 
     :raises SnapshotError: when it could not
     """
-    record = records.read_record(sandbox.directory)
-    date = _find_date(record.runsc) if record is not None else ""
+    date = _find_date(runsc)
     if run.known.get("left_debugger") and "" < date < FIXED:
         raise SnapshotError(
             "The debugger was on while the kernel hibernated, and is off now: with gVisor"
