@@ -275,7 +275,7 @@ def save_as(
 
     def write_image(image: Path) -> None:
         nonlocal seal
-        checkpoint = partial(sandbox.checkpoint, seconds=SAVE_SECONDS, goes_on=True)
+        checkpoint = partial(sandbox.checkpoint, seconds=SAVE_SECONDS)
         seal = cipher.write_image(image, record, checkpoint)
 
     def describe() -> dict[str, str]:

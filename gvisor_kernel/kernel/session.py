@@ -477,7 +477,7 @@ class SandboxedKernel:
     async def checkpoint(self, directory: Path, seconds: float) -> SnapshotRun:
         """Write a snapshot of the idle kernel into ``directory``, within ``seconds``.
 
-        The sandbox ends. No client may be connected.
+        No client may be connected.
 
         :raises LaunchError: when there is no kernel, or its guest does not answer in time
         :raises SnapshotError: when the snapshot cannot be written
@@ -491,8 +491,5 @@ class SandboxedKernel:
         if not isinstance(sandbox, CheckpointedSandbox):
             raise get_runtime(plan.spec.runtime).explain_no_snapshots()
         run = await kernel.quiesce(seconds)
-        # The sandbox ends when the snapshot is written. Keep its state as for a restart: its
-        # removal would kill the checkpoint command, whose status is still needed.
-        kernel.expect_end(restart=True)
         await self._workers.run(sandbox.checkpoint, directory, seconds)
         return run

@@ -41,9 +41,6 @@ from gvisor_kernel.spec.layout import OUTPUTS
 
 # by path: below a private store of this user
 
-WRITTEN_SECONDS = 5.0
-"""Seconds that the sentry may take to end after runsc has said that the snapshot is written."""
-STARTS = "kernels start without a snapshot, more slowly; "
 WORDS_BYTES = 2000
 """Bytes of runsc's output that are kept for an error."""
 
@@ -66,13 +63,12 @@ def save_sandbox(
     directory: Path,
     image: Path,
     seconds: float,
-    *,
-    goes_on: bool = True,
     within: Sequence[str] = (),
 ) -> None:
-    """Have runsc write the sandbox in ``directory`` as the folder ``image``, and end it unless it
-    ``goes_on``. ``program``: of its record. ``within``: the command that runs the command line
-    which is added to it.
+    """Have runsc write the sandbox in ``directory``, which goes on, as the folder ``image``.
+
+    ``program``: of its record. ``within``: the command that runs the command line which is added to
+    it.
 
     :raises SnapshotError: when that fails
     """
@@ -82,7 +78,6 @@ def save_sandbox(
         container_id=directory.name,
         snapshot=str(image),
         direct=can_write_directly(image),
-        goes_on=goes_on,
     )
     argv = [*within, *argv]
     try:
@@ -96,7 +91,7 @@ def save_sandbox(
     if done.status != 0:
         raise SnapshotError(
             f"The snapshot could not be written: runsc ended with status {done.status}.",
-            f"{'' if goes_on else STARTS}check whether the disk is full.",
+            "check whether the disk is full.",
             done.output,
         )
 
@@ -170,7 +165,6 @@ class RunscSandbox(RecordedSandbox):
         self._groups = tuple(map(Path, record.cgroups))
         self._memory: HostMemory | None = None
         self._gofer: processes.ProcessId | None = None
-        self.is_checkpointing = False
         """True while its snapshot is written."""
         is_lent = outputs.folder is not None and outputs.lent_by is not None
         self._lent = outputs.folder.duplicate() if outputs.folder and is_lent else None
@@ -221,13 +215,7 @@ class RunscSandbox(RecordedSandbox):
         return read_panic(self._panic_log)
 
     def kill(self) -> None:
-        if self.is_checkpointing:
-            # The bridge calls this when the sentry ends, which it does once the snapshot is
-            # written. `runsc checkpoint` still has to report its success, so it is not killed.
-            argument = root_argument(self.directory)
-            with suppress(OSError):
-                processes.kill_with_argument(argument, (SANDBOX_NAME, GOFER_NAME))
-        elif not self._closed:
+        if not self._closed:
             kill_sandbox(self.directory, self._groups)
 
     def pause(self) -> None:
@@ -262,14 +250,8 @@ class RunscSandbox(RecordedSandbox):
             self.kill()  # not close(): the bridge's loop still watches the descriptors
             raise
 
-    def checkpoint(self, directory: Path, seconds: float, *, goes_on: bool = False) -> None:
-        self.is_checkpointing = not goes_on
-        try:
-            save_sandbox(self._program, self.directory, directory, seconds, goes_on=goes_on)
-            if not goes_on and not is_readable(self.exit_fd, WRITTEN_SECONDS):
-                raise SnapshotError("The sandbox did not end after its snapshot was written.")
-        finally:
-            self.is_checkpointing = False
+    def checkpoint(self, directory: Path, seconds: float) -> None:
+        save_sandbox(self._program, self.directory, directory, seconds)
 
     def find_shown_files(self) -> Stamps:
         sources = find_sources(self.view.mounts, self.directory)
