@@ -126,11 +126,6 @@ class KernelBridge:
         return self.exit_status is None and (self._link is not None or self.asleep)
 
     @property
-    def snapshot_run(self) -> SnapshotRun:
-        """The kernel as whoever restores it has to know it."""
-        return SnapshotRun(self.run.number, self._exchange.kernel_key)
-
-    @property
     def asleep(self) -> bool:
         """Return whether the kernel is saved on the disk, and has no sandbox. Any thread."""
         return self.hibernation.asleep
@@ -252,7 +247,7 @@ class KernelBridge:
         :raises LaunchError: when the guest does not answer within ``timeout`` seconds, or ends
         """
         await self._attached.quiesce(timeout)
-        return self.snapshot_run
+        return self.hibernation.describe_run()
 
     async def start_kernel(
         self,

@@ -165,7 +165,6 @@ class RunscSandbox(RecordedSandbox):
         self._groups = tuple(map(Path, record.cgroups))
         self._memory: HostMemory | None = None
         self._gofer: processes.ProcessId | None = None
-        """True while its snapshot is written."""
         is_lent = outputs.folder is not None and outputs.lent_by is not None
         self._lent = outputs.folder.duplicate() if outputs.folder and is_lent else None
         """The folder of outputs if it was lent and must be given back."""
