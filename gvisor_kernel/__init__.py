@@ -42,7 +42,6 @@ __all__ = [
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from gvisor_kernel.api.async_sandbox import AsyncSandbox
-    from gvisor_kernel.api.checkpointed import Checkpoint, OutputChanges, RewindChanges
     from gvisor_kernel.api.execution import (
         CodeFailed,
         Execution,
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
         Result,
     )
     from gvisor_kernel.api.files import Entry, FileFailed, open_output
+    from gvisor_kernel.api.lasting import Checkpoint, OutputChanges, RewindChanges
     from gvisor_kernel.api.mapping import MapResult
     from gvisor_kernel.api.pool import AsyncSandboxPool, SandboxPool
     from gvisor_kernel.api.sandbox import Sandbox
@@ -73,7 +73,7 @@ _MODULES = {
     "Change": "changes.change",
     "Changes": "changes.change",
     "ChangesError": "changes.change",
-    "Checkpoint": "api.checkpointed",
+    "Checkpoint": "api.lasting",
     "CodeFailed": "api.execution",
     "Entry": "api.files",
     "Execution": "api.execution",
@@ -84,11 +84,11 @@ _MODULES = {
     "MapResult": "api.mapping",
     "NoCheckpoint": "errors",
     "NotIdle": "errors",
-    "OutputChanges": "api.checkpointed",
+    "OutputChanges": "api.lasting",
     "OutputsError": "errors",
     "Printed": "api.execution",
     "Result": "api.execution",
-    "RewindChanges": "api.checkpointed",
+    "RewindChanges": "api.lasting",
     "Sandbox": "api.sandbox",
     "SandboxError": "errors",
     "SandboxPool": "api.pool",

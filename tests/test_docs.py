@@ -23,6 +23,7 @@ import gvisor_kernel
 from gvisor_kernel.cli.main import make_parser
 from gvisor_kernel.config.settings import SETTINGS, find_own_settings
 from gvisor_kernel.server.handlers import OPENAPI
+from gvisor_kernel.server.watch import read_schemas
 
 from .source import MODULES
 from .world import PROJECT
@@ -108,9 +109,8 @@ def test_the_page_has_every_route_field_and_event() -> None:
     for name, schema in document["components"]["schemas"].items():
         section = text.partition(f"### {name}\n")[2].partition("\n### ")[0]
         assert set(schema["properties"]) <= rows(section)
-    found = OPENAPI.with_name("event_schemas").glob("*.yaml")
-    named = re.findall(r"^### `urn:gvisor-kernel:event:([\w-]+):v\d`", generated("events"), re.M)
-    assert set(named) == {path.stem.replace("_", "-") for path in found}
+    named = re.findall(r"^### `(urn:gvisor-kernel:event:[\w-]+:v\d)`", generated("events"), re.M)
+    assert set(named) == {schema["$id"] for schema in read_schemas()}
 
 
 def test_the_table_has_the_metrics_that_rest_md_explains() -> None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
+from operator import itemgetter
 from typing import Any
-
-import yaml
 
 import gvisor_kernel
 from gvisor_kernel.config.jupyter_config import GVisorEgress
@@ -18,6 +17,7 @@ from gvisor_kernel.config.settings import SETTINGS, find_own_settings
 from gvisor_kernel.config.validators import GIB
 from gvisor_kernel.server.extension import GVisorServer
 from gvisor_kernel.server.handlers import OPENAPI
+from gvisor_kernel.server.watch import read_schemas
 
 from .commands import commands
 from .tables import code, escape, table
@@ -142,15 +142,20 @@ def rest() -> str:
             parts.append(f"{escape(route['summary'])}\n")
             if "description" in route:
                 parts.append(f"{escape(route['description'])}\n")
-            parts += [part for part in described(route) if part]
+            parts += [part for part in described(route, document["components"]) if part]
     parts.append("## Objects\n")
     for name, schema in document["components"]["schemas"].items():
         parts += [f"### {name}\n", fields(schema)]
     return "\n".join(parts)
 
 
-def described(route: Mapping[str, Any]) -> Iterator[str]:
+def described(route: Mapping[str, Any], components: Mapping[str, Any]) -> Iterator[str]:
     """Yield the tables of a route: parameters, fields of the body, answers."""
+    named = components["parameters"]
+    parameters = (
+        named[one["$ref"].rpartition("/")[2]] if "$ref" in one else one
+        for one in route.get("parameters", ())
+    )
     yield table(
         ("parameter", "in", "type", ""),
         (
@@ -160,7 +165,7 @@ def described(route: Mapping[str, Any]) -> Iterator[str]:
                 kind(one.get("schema", {})),
                 escape(one.get("description", "")),
             )
-            for one in route.get("parameters", ())
+            for one in parameters
         ),
     )
     for mime, content in route.get("requestBody", {}).get("content", {}).items():
@@ -264,8 +269,7 @@ def values_of(labels: Mapping[str, set[str]]) -> str:
 def events() -> str:
     """Return the events: each with when it is emitted, and its fields."""
     parts = []
-    for path in sorted(OPENAPI.with_name("event_schemas").glob("*.yaml")):
-        schema = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for schema in sorted(read_schemas(), key=itemgetter("$id")):
         parts.append(f"### `{schema['$id']}`\n")
         parts.append(f"{escape(schema['description'])}\n")
         parts.append(fields(schema))

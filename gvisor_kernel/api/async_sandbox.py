@@ -16,10 +16,11 @@ from types import TracebackType
 from typing import Any, ClassVar, Self
 from uuid import uuid4
 
-from gvisor_kernel.api.checkpointed import BetweenRuns, Checkpointed
+from gvisor_kernel.api.between_runs import BetweenRuns
 from gvisor_kernel.api.collector import MAX_OUTPUT, MAX_RICH, Collector, Event, Output
 from gvisor_kernel.api.execution import Execution, ExecutionError, Printed, Result, choose_seconds
 from gvisor_kernel.api.files import AsyncFiles, list_outputs
+from gvisor_kernel.api.lasting import LastingState
 from gvisor_kernel.api.manager import describe_folder, describe_uploads, make_manager
 from gvisor_kernel.api.runner import Emit, KernelEnded, Runner, put_end
 from gvisor_kernel.api.shell import ShellResult, run_shell
@@ -42,7 +43,7 @@ OnResult = Callable[[Result], Awaitable[None] | None]
 OnError = Callable[[ExecutionError], Awaitable[None] | None]
 
 
-class AsyncSandbox(Checkpointed):
+class AsyncSandbox(LastingState):
     """A kernel in a sandbox of its own. Use it in the loop in which it was started.
 
     ``language``: "python", "bash", "typescript" or "java". ``uploads``: a folder that the sandbox

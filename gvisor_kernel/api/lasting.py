@@ -1,18 +1,22 @@
-"""The state of a sandbox's kernel, which lasts: it hibernates, and has branches."""
+"""The state of a sandbox's kernel, which lasts: it hibernates, and has branches and checkpoints."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from gvisor_kernel.api.between_runs import BetweenRuns
 from gvisor_kernel.api.manager import Manager
 from gvisor_kernel.api.runner import Runner
-from gvisor_kernel.kernel.branches import (
-    Branch,
-    handing,
-    name_branches,
-)
+from gvisor_kernel.changes.apply import UndoableApply, find_applies, undo_applies
+from gvisor_kernel.changes.change import RefusedChange
+from gvisor_kernel.errors import NoCheckpoint
+from gvisor_kernel.kernel.branches import Branch, handing, name_branches
+from gvisor_kernel.kernel.checkpoints import Checkpoint as Checkpoint
+from gvisor_kernel.kernel.checkpoints import Checkpoints
+from gvisor_kernel.kernel.noted_outputs import OutputChanges as OutputChanges
 from gvisor_kernel.kernel.saved_kernel import SavedKernel
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes.state.records import read_record
@@ -21,10 +25,22 @@ MAX_STARTS = 4
 """Branches that begin to go on at the same time."""
 
 
+@dataclass(frozen=True)
+class RewindChanges(OutputChanges):
+    """Files on disk after a rewind: outputs, which it has left alone, and those of the folder.
+
+    ``undone``: they are as before they were applied. ``refused``: they are not, and why.
+    """
+
+    undone: tuple[str, ...] = ()
+    refused: tuple[RefusedChange, ...] = ()
+
+
 class LastingState:
     """A part of ``AsyncSandbox``, which has all that is not defined here."""
 
     _arguments: dict[str, Any]
+    _between: BetweenRuns
     _manager: Manager
     _outputs_folder: str | None
     _runner: Runner | None
@@ -38,6 +54,15 @@ class LastingState:
     def _require_kernel(self) -> SandboxedKernel:
         raise NotImplementedError
 
+    @property
+    def _checkpoints(self) -> Checkpoints:
+        return self._require_kernel().checkpoints
+
+    @property
+    def _turn(self) -> asyncio.Lock:
+        assert self._runner is not None
+        return self._runner.turn
+
     async def hibernate(self) -> None:
         """Save the kernel on the disk with all that it has, and free its memory. The next use of
         the sandbox lets it go on as it was, and takes about as long as a start.
@@ -46,8 +71,7 @@ class LastingState:
         :raises SandboxError: when it cannot be saved; it goes on
         """
         kernel = self._require_kernel()
-        assert self._runner is not None
-        async with self._runner.turn:
+        async with self._turn:
             await kernel.hibernation.hibernate()
 
     async def branch(
@@ -84,10 +108,9 @@ class LastingState:
 
     async def _branch(self, wanted: list[Branch]) -> list[Self]:
         kernel = self._require_kernel()
-        assert self._runner is not None
         made = [type(self)(**self._arguments) for _ in wanted]
-        async with self._runner.turn:
-            saved = await kernel.hibernation.branch(wanted)
+        async with self._turn:
+            saved = await kernel.checkpoints.branch(wanted)
         turns = asyncio.Semaphore(MAX_STARTS)
 
         async def begin(sandbox: Self, branch: Branch, own: SavedKernel) -> None:
@@ -111,6 +134,75 @@ class LastingState:
         with handing(branch, saved):
             await self.start()
             await self._require_kernel().hibernation.resume()
+
+    async def checkpoint(self, name: str | None = None) -> str:
+        """Save the kernel's state under a name, which is returned, and go on.
+
+        It has variables, threads, processes and files, but for outputs, and ends with the sandbox.
+        ``name``: None for one that is free. With the setting ``checkpoints="agent"`` each run but
+        the first has one by itself: "before-5" before ``In[5]``.
+
+        :raises NotIdle: when code of the kernel runs that nobody waits for
+        :raises SandboxError: when it cannot be saved, or has a checkpoint of that name
+        """
+        checkpoints = self._checkpoints
+        async with self._turn:
+            return await checkpoints.make(name)
+
+    async def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """Return the checkpoints, the oldest first.
+
+        :raises SandboxError: when there is no kernel
+        """
+        return await self._checkpoints.list()
+
+    async def remove_checkpoint(self, name: str) -> None:
+        """Remove a checkpoint.
+
+        :raises NoCheckpoint: when there is none of that name
+        :raises SandboxError: when there is no kernel
+        """
+        await self._checkpoints.remove(name)
+
+    async def rewind(self, name: str | None = None, *, undo_applied: bool = False) -> RewindChanges:
+        """Go back to a checkpoint, any number of times. The present state becomes the checkpoint
+        "before-rewind". Outputs stay; those that are not as they were then are returned.
+
+        ``name``: None for the state before the last run, where ``checkpoints="agent"`` has saved
+        it; called again, for the state before the run before that. ``undo_applied``: also undo what
+        was applied from this sandbox to its folder since the checkpoint, as ``undo`` does; a file
+        that was changed on disk since it was applied stays, and so does each output.
+
+        :raises NoCheckpoint: when there is none of that name, or that state was not saved
+        :raises NotIdle: when code of the kernel runs that nobody waits for
+        :raises SandboxError: when it cannot go back: it goes on as it was, and nothing is undone
+        """
+        checkpoints, facts = self._checkpoints, self._require_kernel().describe()
+        async with self._turn:
+            await self._between.settle()
+            target = name if name is not None else self.find_before_last_run()
+            applied: list[UndoableApply] = []
+            if undo_applied and facts is not None:
+                times = [one.time for one in await checkpoints.list() if one.name == target]
+                applied = await asyncio.to_thread(find_applies, facts.directory, *times)
+            changes = await checkpoints.rewind(target)
+            self._between.note_rewound(target)
+            # no timeout: STEP_SECONDS of each step
+            done = await asyncio.shield(asyncio.to_thread(undo_applies, applied))
+            return RewindChanges(**asdict(changes), undone=done.undone, refused=done.refused)
+
+    def find_before_last_run(self) -> str:
+        """Return the checkpoint of the state before the last run.
+
+        :raises NoCheckpoint: when there is none
+        """
+        last = self._between.last
+        if last is None:
+            raise NoCheckpoint(
+                "The state before the last run was not saved.",
+                'give the name of a checkpoint; or set checkpoints to "agent" for the next runs.',
+            )
+        return last
 
 
 async def _close_all(made: Sequence[LastingState]) -> None:

@@ -19,6 +19,7 @@ import zmq
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.connect import KernelConnectionInfo
 
+from gvisor_kernel.api.between_runs import BetweenRuns
 from gvisor_kernel.api.collector import Collector, Event, LeftOut, with_text
 from gvisor_kernel.api.execution import MORE_MEMORY, Execution, describe_kernel_end
 from gvisor_kernel.bridge.deaths import End, describe_end
@@ -78,16 +79,6 @@ class Kernel(Protocol):
         """Kill the kernel."""
 
 
-class Between(Protocol):
-    """Work between runs. Raises nothing."""
-
-    async def begin(self) -> None:
-        """Called before a run, when it is its turn."""
-
-    def end(self) -> None:
-        """Called when a run has ended."""
-
-
 @dataclass
 class _Run:
     """A run that has the kernel, or waits for its turn.
@@ -133,7 +124,7 @@ class _Run:
 class Runner:
     """Runs code by ``client``, from ``start`` to ``stop``."""
 
-    def __init__(self, client: AsyncKernelClient, kernel: Kernel, between: Between) -> None:
+    def __init__(self, client: AsyncKernelClient, kernel: Kernel, between: BetweenRuns) -> None:
         self.turn = asyncio.Lock()
         """Held by the run, or by a restart."""
         self._client = client

@@ -135,7 +135,7 @@ class SocketNames:
             sockets[Channel.IOPUB].setsockopt(zmq.USE_FD, os.dup(taken.iopub.fileno()))
         for channel, bound in sockets.items():
             bound.bind(f"ipc://{targets[channel]}")
-        self.lead_to(targets)
+        self.expose(targets)
 
     def listen(self, channels: Iterable[Channel]) -> Listeners:
         """Return listeners to which the names of ipc sockets lead from now on.
@@ -152,12 +152,12 @@ class SocketNames:
                 listener.setblocking(False)
                 listener.bind(str(targets[channel]))
                 listener.listen()
-            self.lead_to(targets)
+            self.expose(targets)
         except BaseException:
             for listener in opened:
                 listener.close()
             with suppress(OSError):
-                self.lead_to(before)
+                self.expose(before)
             raise
         return opened
 
@@ -176,19 +176,13 @@ class SocketNames:
         self._bindings = (self._bindings + 1) % MAX_BINDINGS
         return f"{self._directory}/{self._bindings}-"
 
-    def lead_to(self, targets: dict[Channel, Path]) -> None:
-        """Let the names of ipc sockets lead to ``targets``.
+    def expose(self, targets: dict[Channel, Path] | None = None) -> None:
+        """Let the names of ipc sockets lead to ``targets``; None: to where they did. Creates those
+        that are missing.
 
         :raises OSError: when they cannot; they may lead there partly
         """
-        self.targets = targets
-        self.expose()
-
-    def expose(self) -> None:
-        """Create the names of ipc sockets, where they are missing.
-
-        :raises OSError: when they cannot be created
-        """
+        self.targets = self.targets if targets is None else targets
         for channel, target in self.targets.items():
             name = Path(f"{self.address.ip}-{self.address.ports[channel]}")
             if not name.is_symlink():

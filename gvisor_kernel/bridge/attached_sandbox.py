@@ -126,7 +126,7 @@ class AttachedSandbox:
         self._received, self._sent = self.carried
         sleep = SleepPolicy(lambda: not self._exchange.pending, self._on_sleep_change)
         self._exchange.link = SandboxLink(
-            *(sandbox, self._on_event, self._on_end, self._exchange.resume_reading),
+            *(sandbox, self._on_event, self._on_end, self._exchange.clients.resume_reading),
             *(self._sharing.add(), resume),
             sleep if self._identity.idle_stop and isinstance(sandbox, PausableSandbox) else None,
             lambda: self._exchange.pending,

@@ -194,7 +194,7 @@ class ClientSockets:
                 self._names.remove_other()
                 return True
         with suppress(OSError):  # the next try mends it
-            self._names.lead_to(places)
+            self._names.expose(places)
         bell.close()
         self._names.remove_other()
         return False

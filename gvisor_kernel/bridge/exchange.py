@@ -99,15 +99,19 @@ class Exchange:
         """Connections that were shown to be refused in that cell."""
         self._unanswered: dict[str, float] = {}
         """Times at which other requests came, by message id; at most MAX_PENDING."""
-        self._check_lanes = {channel: Lane(executor, self.resume_reading) for channel in Channel}
-        """Messages of clients, to be checked."""
-        self._sign_lanes = {channel: Lane(executor, self.resume_reading) for channel in Channel}
-        """Checked messages of clients, to be signed for the kernel."""
-        self._output_lanes = {channel: Lane(executor) for channel in Channel}
-        """Messages for clients, to be checked and signed."""
         self.clients = ClientSockets(
             context, address, base, self._from_client, self._may_read, self._welcome
         )
+        self._check_lanes = {
+            channel: Lane(executor, self.clients.resume_reading) for channel in Channel
+        }
+        """Messages of clients, to be checked."""
+        self._sign_lanes = {
+            channel: Lane(executor, self.clients.resume_reading) for channel in Channel
+        }
+        """Checked messages of clients, to be signed for the kernel."""
+        self._output_lanes = {channel: Lane(executor) for channel in Channel}
+        """Messages for clients, to be checked and signed."""
         self._replies = Replies(partial(self.clients.send, Channel.SHELL))
         self._holds_replies = identity.holds_replies
 
@@ -147,13 +151,6 @@ class Exchange:
 
     # -- for each kernel -------------------------------------------------------------------------
 
-    def expose(self) -> None:
-        """Let clients connect, as a kernel is about to start.
-
-        :raises LaunchError: see ``ClientSockets.expose``
-        """
-        self.clients.expose()
-
     def set_kernel_key(self, key: str) -> None:
         """Set the key that the kernel signs with."""
         self.kernel_key, self._kernel_signer = key, Signer(key.encode())
@@ -181,10 +178,6 @@ class Exchange:
         """Return whether no message of a client or of the kernel is under way in this process."""
         lanes = (*self._check_lanes.values(), *self._sign_lanes.values())
         return all(lane.empty for lane in lanes) and self._waiting.empty and not self._has_unchecked
-
-    def resume_reading(self) -> None:
-        """Read clients' sockets again, as there is room for messages."""
-        self.clients.resume_reading()
 
     def show_death(self, reason: str) -> None:
         """Show why the kernel died as an error in the cell that was running."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from functools import partial
+from typing import TypeVar
 
 from gvisor_kernel.bridge.addresses import SnapshotRun
 from gvisor_kernel.bridge.attached_sandbox import AttachedSandbox
@@ -22,7 +23,7 @@ from gvisor_kernel.link import LocalProtocolError
 
 ENDED_STATUS = -9
 """The exit status of a kernel whose sandbox ended without reporting one."""
-Save: TypeAlias = Callable[[SnapshotRun], Awaitable[None]]
+T = TypeVar("T")
 REST_SECONDS = 2.0
 """Seconds after which clients' sockets of a kernel that is asleep are closed, if nobody is
 connected, and between tries."""
@@ -43,7 +44,8 @@ class Hibernation:
         self.on_idle: Callable[[], object] = lambda: None
         self.on_rest: Callable[[], None] = lambda: None
         """Called when an idle sandbox was stopped."""
-        self._exchange = exchange
+        self.exchange = exchange
+        """The messages of clients and of the kernel, and what is known of it."""
         self._attached = attached
         self._run = run
         self._service = service
@@ -53,30 +55,29 @@ class Hibernation:
         attached.on_sleep = self._note_sleep
         exchange.clients.on_open = self._rest_later
 
-    async def begin(self, save: Save, undo: Callable[[], Awaitable[None]]) -> None:
-        """Save the kernel and end its sandbox; or let it go on as if nothing had happened.
+    async def save(
+        self,
+        write: Callable[[SnapshotRun], Awaitable[T]],
+        undo: Callable[[T], Awaitable[None]],
+        *,
+        ends: bool = False,
+    ) -> T:
+        """Save the kernel, and let it go on as if nothing had happened. Return what ``write`` does.
 
-        See ``copy``.
-        """
-        await self.copy(save, undo, ends=True)
-
-    async def copy(
-        self, save: Save, undo: Callable[[], Awaitable[None]], *, ends: bool = False
-    ) -> None:
-        """Save the kernel, and let it go on as if nothing had happened.
-
-        ``ends``: the kernel is ``asleep`` afterwards, and its sandbox has ended. ``save`` writes
-        the sandbox to the disk, and lets it go on; ``undo`` removes that again, and raises nothing.
+        ``ends``: the kernel is ``asleep`` afterwards, and its sandbox has ended. ``write`` writes
+        the sandbox to the disk, and lets it go on; ``undo`` removes what it has returned, and
+        raises nothing.
 
         :raises NotIdle: when the kernel has something to do, or gets it meanwhile
-        :raises SandboxError: when it cannot be saved, as ``save`` raises it
+        :raises SandboxError: when it cannot be saved, as ``write`` raises it
         """
-        exchange, link = self._exchange, self._attached.link
+        exchange, link = self.exchange, self._attached.link
         if link is None or not exchange.running or self._is_saving:
             raise NotIdle("The kernel does not run, or is being saved.")
         if exchange.pending or not exchange.settled or self._service.is_used:
             raise NotIdle(exchange.describe_work())
-        is_saved, exchange.held, self._is_saving = False, True, True
+        exchange.held = self._is_saving = True
+        undo_later = None
         try:
             try:
                 async with asyncio.timeout(QUIET_SECONDS):
@@ -85,57 +86,41 @@ class Hibernation:
                 raise NotIdle("The kernel's sandbox does not answer now.") from error
             self._suspend()
             received = link.received
-            await save(self.describe_run())
-            is_saved = True
+            saved = await write(self.describe_run())
+            undo_later = partial(undo, saved)
             if link.ended:
                 raise SandboxError("The sandbox ended while its kernel was saved.")
             if link.received != received or not exchange.settled:
                 raise NotIdle("The kernel has worked, or was asked for something, meanwhile.")
         except BaseException:
-            if is_saved:
-                await asyncio.shield(undo())  # no timeout: it removes a few files
+            if undo_later is not None:
+                await asyncio.shield(undo_later())  # no timeout: it removes a few files
             self._go_on()
             raise
         finally:
             self._is_saving = False
         if not ends:
             self._go_on()
-            return
+            return saved
         self.asleep = True
         exchange.known.slept_debugged |= exchange.known.debugs
         link.end("the kernel hibernates")
         # no timeout: it is finished or undone, by steps that have timeouts
         await asyncio.shield(self._attached.close())
         self._rest_later()
+        return saved
 
     def adopt(self, saved: SnapshotRun) -> None:
         """Begin with a kernel that another process has saved."""
         self._run.number = saved.run
-        self._exchange.known.load(saved.known)
-        self.asleep = self._exchange.held = True
-        self._exchange.works = bool(saved.known.get("works"))
+        self.exchange.known.load(saved.known)
+        self.asleep = self.exchange.held = True
+        self.exchange.works = bool(saved.known.get("works"))
         self._run.begin()
-
-    def recall(self, saved: SnapshotRun) -> None:
-        """Answer for the kernel that was ``saved``: it is about to go on from there."""
-        self._exchange.known.load(saved.known)
-
-    @property
-    def worked(self) -> tuple[int, float]:
-        """The number of the last cell, and the seconds for which cells have run so far."""
-        return self._exchange.known.cell, self._exchange.known.worked
-
-    def tell(self, text: str) -> None:
-        """Show ``text`` in the cell that waits for the kernel; if none does, in the next one."""
-        self._exchange.tell(text)
-
-    def note_rewound(self, name: str) -> None:
-        """Note in the log and in the transcript that the kernel went back to a checkpoint."""
-        self._exchange.note_rewound(name)
 
     def describe_run(self) -> SnapshotRun:
         """Return the kernel as another process has to know it, to take it over."""
-        exchange = self._exchange
+        exchange = self.exchange
         known = exchange.known.dump() | {"works": exchange.pending}
         # attached over a wake, and detached since then
         known["left_debugger"] = exchange.known.slept_debugged and not exchange.known.debugs
@@ -143,7 +128,7 @@ class Hibernation:
 
     def note_awake(self) -> None:
         """Note that the kernel runs again."""
-        self.asleep = self._exchange.held = False
+        self.asleep = self.exchange.held = False
 
     async def lose(self, reason: str) -> None:
         """Count a kernel whose saved state somebody has removed as dead, and tell of it."""
@@ -157,34 +142,7 @@ class Hibernation:
             self._run.end_expected = True
             self._run.exit_status = ENDED_STATUS
             self._run.exited.set()
-            self._exchange.forget_requests()
-
-    @property
-    def on_wanted(self) -> Callable[[], None]:
-        """Called for each message that waits for a kernel that is asleep, or being saved."""
-        return self._exchange.on_held
-
-    @on_wanted.setter
-    def on_wanted(self, callback: Callable[[], None]) -> None:
-        self._exchange.on_held = callback
-
-    @property
-    def works(self) -> bool:
-        """Return whether a cell of an earlier process goes on. Any thread."""
-        return self._exchange.works
-
-    def call_when_learned(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` whenever ``describe_run`` may give something else."""
-        self._exchange.known.on_change = callback
-
-    @property
-    def has_waiting(self) -> bool:
-        """Return whether a message of a client waits for the kernel."""
-        return not self._exchange.settled
-
-    def refuse_waiting(self, reason: str) -> None:
-        """Answer the requests that wait for the kernel by an error."""
-        self._exchange.refuse_waiting(reason)
+            self.exchange.forget_requests()
 
     def _rest_later(self) -> None:
         if self._resting is not None:
@@ -194,7 +152,7 @@ class Hibernation:
 
     def _rest(self) -> None:
         """Hold nothing open for a kernel that is asleep, unless somebody is connected."""
-        if not (self._exchange.settled and self._exchange.clients.rest()):
+        if not (self.exchange.settled and self.exchange.clients.rest()):
             self._rest_later()
 
     def _suspend(self) -> None:
@@ -205,16 +163,16 @@ class Hibernation:
             self._attached.memory.stop()
 
     def _go_on(self) -> None:
-        self._exchange.held = False
+        self.exchange.held = False
         link, memory = self._attached.link, self._attached.memory
         if link is None or link.ended:
             return
         link.go_on()
         if memory is not None:
             memory.start()
-        self._exchange.deliver_waiting()
+        self.exchange.deliver_waiting()
         link.flush()
-        self._exchange.resume_reading()
+        self.exchange.clients.resume_reading()
 
     def _note_sleep(self, stopped: bool) -> None:
         if self._timer is not None:

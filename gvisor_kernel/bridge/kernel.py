@@ -126,11 +126,6 @@ class KernelBridge:
         return self.exit_status is None and (self._link is not None or self.asleep)
 
     @property
-    def snapshot_run(self) -> SnapshotRun:
-        """The kernel as whoever restores it has to know it."""
-        return SnapshotRun(self.run.number, self._exchange.kernel_key)
-
-    @property
     def asleep(self) -> bool:
         """Return whether the kernel is saved on the disk, and has no sandbox. Any thread."""
         return self.hibernation.asleep
@@ -203,7 +198,7 @@ class KernelBridge:
         """
         self._adopt(sandbox, log_path, transcripts)
         self.run.number = snapshot.run
-        self._exchange.expose()
+        self._exchange.clients.expose()
         key = secrets.token_hex(32)
         variables, seed = tuple(environment.items()), secrets.token_hex(64)
         resume = Resume(snapshot.run, variables, cwd, key, seed, egress is not None, mode)
@@ -226,7 +221,7 @@ class KernelBridge:
         self._exchange.deliver_waiting()
         assert self._link is not None
         self._link.flush()
-        self._exchange.resume_reading()
+        self._exchange.clients.resume_reading()
 
     def _adopt(self, sandbox: LinkedSandbox, log_path: Path, transcripts: Path | None) -> None:
         if self._detached:
@@ -252,7 +247,7 @@ class KernelBridge:
         :raises LaunchError: when the guest does not answer within ``timeout`` seconds, or ends
         """
         await self._attached.quiesce(timeout)
-        return self.snapshot_run
+        return self.hibernation.describe_run()
 
     async def start_kernel(
         self,
@@ -276,7 +271,7 @@ class KernelBridge:
         self._begin_run()
         key = secrets.token_hex(32)
         self._exchange.set_kernel_key(key)
-        self._exchange.expose()
+        self._exchange.clients.expose()
         variables, has_egress = tuple(environment.items()), egress is not None
         start = Start(self.run.number, tuple(argv), variables, cwd, key, egress=has_egress)
         try:
@@ -285,7 +280,7 @@ class KernelBridge:
             self.run.end_expected = True  # no death: there was no kernel yet
             self._attached.end_link("the kernel did not start in time")
             raise
-        self._exchange.resume_reading()
+        self._exchange.clients.resume_reading()
 
     def signal(self, signum: int) -> None:
         """Signal the kernel's process group, if there is a kernel."""

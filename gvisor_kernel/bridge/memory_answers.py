@@ -70,11 +70,11 @@ class MemoryAnswers:
             self.asks = kind == "input_request"
         if kind in CHANGING:
             self.on_change()
-        if kind == "debug_request" and (command := _find_command(_try_read(message))):
+        if kind == "debug_request" and (command := _try_read(message).get("command")):
             self.debugs = command == "attach" or (self.debugs and command != "disconnect")
         if kind in KEPT:
             content = _try_read(message)
-            if content and (kind == "kernel_info_reply" or _find_command(content) == "debugInfo"):
+            if content and (kind == "kernel_info_reply" or content.get("command") == "debugInfo"):
                 self._replies[kind] = content
         elif kind == "execute_reply":
             self._note_reply(message)
@@ -86,7 +86,7 @@ class MemoryAnswers:
             if asked and asked.get("store_history", True) and not asked.get("silent"):
                 self._cells.append(str(asked.get("code", "")))
         elif kind == "debug_event" or (
-            kind == "debug_request" and _find_command(_try_read(message)) != "debugInfo"
+            kind == "debug_request" and _try_read(message).get("command") != "debugInfo"
         ):
             self._replies.pop("debug_reply", None)
         elif kind in ("comm_open", "comm_close"):
@@ -107,12 +107,10 @@ class MemoryAnswers:
 
     def dump(self) -> dict[str, Any]:
         """Return all of it, for ``load`` in another process."""
-        comms, cells = sorted(self._comms), list(self._cells)
-        replies = dict(self._replies)
         return {
-            "replies": replies,
-            "comms": comms,
-            "cells": cells,
+            "replies": dict(self._replies),
+            "comms": sorted(self._comms),
+            "cells": list(self._cells),
             "cell": self.cell,
             "debugs": self.debugs,
         }
@@ -127,11 +125,8 @@ class MemoryAnswers:
 
     def forget(self) -> None:
         """Forget a kernel that has ended."""
-        self._replies.clear()
-        self._comms.clear()
-        self._cells.clear()
-        self.cell = self._open = 0
-        self.debugs = self.slept_debugged = self.asks = False
+        self.load({})
+        self._open, self.asks = 0, False
 
     def find(self, request: WireMessage) -> list[WireMessage] | None:
         """Return the answer to ``request``, after it what is published; None: ask the kernel."""
@@ -155,7 +150,10 @@ class MemoryAnswers:
             return {"status": "ok", "comms": {}}
         if kind == "is_complete_request" and not _read(request).get("code", ""):
             return {"status": "unknown"}  # nobody has typed anything
-        if kind == "history_request" and _is_tail(_read(request)):
+        if kind == "history_request":
+            asked = _read(request)
+            if asked.get("hist_access_type") != "tail" or asked.get("output"):
+                return None
             cells = [[0, number, code] for number, code in enumerate(self._cells, 1)]
             return {"status": "ok", "history": cells}  # session 0: the present one
         if kind == "debug_request" and (asked := _read(request)).get("command") == "debugInfo":
@@ -179,11 +177,3 @@ def _try_read(message: WireMessage) -> dict[str, Any]:
         return _read(message)
     except WireError:
         return {}
-
-
-def _is_tail(asked: Mapping[str, Any]) -> bool:
-    return asked.get("hist_access_type") == "tail" and not asked.get("output")
-
-
-def _find_command(content: Mapping[str, Any]) -> object:
-    return content.get("command")

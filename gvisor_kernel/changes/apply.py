@@ -2,7 +2,8 @@
 
 Only regular files and folders are written. Each step is refused if what it looked at is not there
 any more. The contents come from files of this process: whoever calls has fetched and compared them.
-Undoing needs no sandbox: the journal of the apply says what was done (``backups``).
+Undoing needs no sandbox: the journal of the apply says what was done (``backups``). Outputs have no
+backups: the kernel writes them itself.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 import msgspec
 
 from gvisor_kernel.changes import folder
-from gvisor_kernel.changes.backups import Backup, Backups, Move
+from gvisor_kernel.changes.backups import Backup, Backups, Move, is_busy
 from gvisor_kernel.changes.change import (
     Applied,
     Change,
@@ -26,6 +29,7 @@ from gvisor_kernel.changes.change import (
     RefusedChange,
     Undone,
 )
+from gvisor_kernel.errors import StateError
 from gvisor_kernel.host.folders import Opened, open_below, reopen
 
 AGAIN = "it has changed on disk since it was looked at"
@@ -179,6 +183,46 @@ def undo(
             reason = SINCE if error.errno == errno.ESTALE else explain(error)
             refused.append(RefusedChange(step.path, reason))
     return undone, refused
+
+
+@dataclass(frozen=True)
+class UndoableApply:
+    """An apply whose old files are kept. ``undo``: its id. ``time``: Unix time. ``paths``: of the
+    files that it has written or removed, chosen by the sandbox."""
+
+    undo: str
+    time: float
+    paths: tuple[str, ...]
+
+
+def find_applies(directory: Path | None, since: float = 0.0) -> list[UndoableApply]:
+    """Return the applies from the sandbox in ``directory`` that have ended, the last one first."""
+    found = []
+    with suppress(StateError, ChangesError):
+        for backup in Backups.open().newest_first():
+            is_ours = directory is not None and backup.head.sandbox == directory.name
+            if is_ours and backup.began > since and not is_busy(backup.directory):
+                with suppress(OSError):  # its record cannot be read; it has its id all the same
+                    paths = tuple(dict.fromkeys(move.path for move in backup.left()))
+                    found += [UndoableApply(backup.id, backup.began, paths)] if paths else []
+    return found
+
+
+def undo_applies(
+    applies: Sequence[UndoableApply], is_stopping: Callable[[], bool] = lambda: False
+) -> Undone:
+    """Undo applies, the last one first; what has changed since then is refused, and stays."""
+    folder, undone, refused = "", list[str](), list[RefusedChange]()
+    for one in applies:
+        try:
+            done = undo_apply(one.undo, is_stopping)
+        except (ChangesError, StateError) as error:
+            refused += [RefusedChange(path, error.fact) for path in one.paths]
+        else:
+            folder = done.folder
+            undone += done.undone
+            refused += done.refused
+    return Undone(folder, tuple(dict.fromkeys(undone)), tuple(refused))
 
 
 def clear_all() -> int:

@@ -108,19 +108,15 @@ class _Listed(msgspec.Struct):
 
 
 class Done(msgspec.Struct):
-    """Says that what was asked is done."""
+    """Says that what was asked is done: for what ``name``."""
+
+    name: str = ""
 
 
 class Branched(msgspec.Struct):
     """The branches that were started: the id of the kernel and the name of each."""
 
     branches: list[tuple[str, str]]
-
-
-class Made(msgspec.Struct):
-    """Says which checkpoint was made."""
-
-    name: str
 
 
 # by path: below the state directory, whose parents only this user can change
@@ -282,42 +278,44 @@ class ControlSocket:
         return answer + b"\n"
 
     async def _do(self, question: Question) -> bytes:
-        hibernation = self._kernel.hibernation
-        acts = {
-            "hibernate": hibernation.hibernate,
-            "resume": hibernation.resume,
-            "forget": hibernation.forget,
-        }
-        if question.do in acts:
-            await acts[question.do]()
-            return encode(Done())
-        if question.do == "branch":
-            count, name = question.count, question.name
-            branches = name_branches(count, name, checkpoint=question.checkpoint)
-            if self._branch is None:
-                raise ChangesError(
-                    "A program started this kernel, so no Jupyter server would have its branch.",
-                    "its program can make one: Sandbox.branch().",
-                )
-            await self._branch(branches)
-            return encode(Branched([(branch.kernel_id, branch.name) for branch in branches]))
-        checkpoints, name = hibernation.checkpoints, question.name
-        if question.do == "move":
-            if self._find_own is None:
-                raise ChangesError(
-                    "This kernel was started by a front end that knows no provisioners, and cannot"
-                    " be moved.",
-                    "start kernels that are to be moved from a Jupyter server or a program.",
-                )
-            await move(self._kernel, name or "", self._find_own)
-            return encode(Done())
-        if question.do == "checkpoint":
-            return encode(Made(await checkpoints.make(name)))
-        if question.do == "remove":
-            await checkpoints.remove(name or "")
-            return encode(Done())
-        if question.do == "rewind":
-            return encode(await checkpoints.rewind(name or ""))
+        checkpoints, name = self._kernel.checkpoints, question.name or ""
+        match question.do:
+            case "list" | "apply":
+                return await self._do_changes(question)
+            case "branch":
+                return encode(Branched(await self._start_branches(question)))
+            case "rewind":
+                return encode(await checkpoints.rewind(name))
+            case "checkpoint":
+                name = await checkpoints.make(question.name)
+            case "remove":
+                await checkpoints.remove(name)
+            case "move":
+                await self._move(name)
+            case "hibernate" | "resume" | "forget" as verb:
+                await getattr(self._kernel.hibernation, verb)()
+        return encode(Done(name))
+
+    async def _start_branches(self, question: Question) -> list[tuple[str, str]]:
+        branches = name_branches(question.count, question.name, checkpoint=question.checkpoint)
+        if self._branch is None:
+            raise ChangesError(
+                "A program started this kernel, so no Jupyter server would have its branch.",
+                "its program can make one: Sandbox.branch().",
+            )
+        await self._branch(branches)
+        return [(branch.kernel_id, branch.name) for branch in branches]
+
+    async def _move(self, to: str) -> None:
+        if self._find_own is None:
+            raise ChangesError(
+                "This kernel was started by a front end that knows no provisioners, and cannot"
+                " be moved.",
+                "start kernels that are to be moved from a Jupyter server or a program.",
+            )
+        await move(self._kernel, to, self._find_own)
+
+    async def _do_changes(self, question: Question) -> bytes:
         paths = (path for path, _ in question.changes)
         if not all(map(is_path, (*question.under, *question.named, *paths))):
             raise ChangesError("The paths of the question are malformed.")

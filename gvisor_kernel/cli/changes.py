@@ -51,7 +51,6 @@ OVERWRITE = (
 def add_changes(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``changes``."""
     parser.epilog = "What is not applied (gvisor-kernel apply) is gone with the sandbox."
-    parser.set_defaults(run=run_changes)
     add_id(parser)
     parser.add_argument(
         "--diff",
@@ -163,7 +162,6 @@ def add_apply(parser: argparse.ArgumentParser) -> None:
         "special files are never written. The old files are kept for a while: gvisor-kernel undo.\n"
         "The exit status is 1 if a change was refused."
     )
-    parser.set_defaults(run=run_apply)
     add_id(parser)
     parser.add_argument(
         "paths", metavar="PATH", nargs="+", help="as changes lists it; a folder: all below it"
@@ -240,7 +238,6 @@ def is_yes(question: str) -> bool:
 def add_undo(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``undo``."""
     parser.epilog = "What was changed on disk since then stays. The exit status is 1 then."
-    parser.set_defaults(run=run_undo)
     parser.add_argument(
         "undo",
         metavar="ID",

@@ -7,12 +7,12 @@ import sys
 import time
 from dataclasses import asdict
 
-from gvisor_kernel.changes.control import Done, Made, Question, ask
-from gvisor_kernel.changes.since import find_applies, undo_applies
+from gvisor_kernel.changes.apply import find_applies, undo_applies
+from gvisor_kernel.changes.control import Done, Question, ask
 from gvisor_kernel.cli.arguments import add_id, add_json
 from gvisor_kernel.cli.changes import is_yes, print_refused, say
 from gvisor_kernel.cli.output import describe_age, print_json, print_table
-from gvisor_kernel.cli.sandboxes import find_one
+from gvisor_kernel.cli.sandboxes import add_verb, find_one
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.kernel.checkpoints import BEFORE_REWIND, find_checkpoints
 from gvisor_kernel.kernel.noted_outputs import OutputChanges
@@ -21,26 +21,13 @@ from gvisor_kernel.shown_text import describe_size, printable_name
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``checkpoint``."""
-    parser.epilog = "Go back to it with: gvisor-kernel rewind ID NAME"
-    parser.set_defaults(run=run_checkpoint)
-    add_id(parser)
+    said = "The state of the kernel in {id} is the checkpoint {name}"
+    add_verb(parser, said, "Go back to it with: gvisor-kernel rewind ID NAME")
     parser.add_argument("name", nargs="?", help="a name for it (default: one that is free)")
-
-
-def run_checkpoint(arguments: argparse.Namespace) -> int:
-    """``checkpoint``: save a kernel's state under a name, and let it go on. Return 0.
-
-    :raises GvisorKernelError: when there is no such sandbox, or its kernel cannot be saved
-    """
-    sandbox = find_one(arguments.id)
-    made = ask(sandbox.directory, Question("checkpoint", name=arguments.name), Made)
-    print(f"The state of the kernel in {sandbox.id} is the checkpoint {made.name}")
-    return 0
 
 
 def add_checkpoints(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``checkpoints``."""
-    parser.set_defaults(run=run_checkpoints)
     add_id(parser)
     parser.add_argument("--remove", metavar="NAME", help="remove this one")
     add_json(parser)
@@ -77,7 +64,6 @@ def add_rewind(parser: argparse.ArgumentParser) -> None:
         f"The state that the kernel leaves becomes its checkpoint {BEFORE_REWIND}. Outputs stay.\n"
         "The exit status is 1 if something that was applied could not be undone."
     )
-    parser.set_defaults(run=run_rewind)
     add_id(parser)
     parser.add_argument("name", help="the checkpoint")
     parser.add_argument(

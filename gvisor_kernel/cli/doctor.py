@@ -129,7 +129,6 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
         "The exit status is 1 if a check failed; warnings do not count. No check takes longer\n"
         "than 40 s."
     )
-    parser.set_defaults(run=run_doctor)
     add_json(parser)
     parser.add_argument(
         "--runtime",

@@ -32,7 +32,6 @@ def add_place(command: argparse.ArgumentParser) -> None:
 def add_install(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``install``."""
     parser.epilog = PLACES
-    parser.set_defaults(run=run_install)
     add_place(parser)
     parser.add_argument(
         "--update",
@@ -119,7 +118,6 @@ def add_uninstall(parser: argparse.ArgumentParser) -> None:
         "Without --user, --sys-prefix and --prefix, it removes every kernelspec of that name that\n"
         "Jupyter finds and that gvisor-kernel has installed."
     )
-    parser.set_defaults(run=run_uninstall)
     add_place(parser)
     parser.add_argument(
         "--name", default="gvisor-python", help="the name of the kernelspec (default: %(default)s)"

@@ -44,7 +44,6 @@ def add_start(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Jupyter servers log the same steps with the logger gvisor_kernel.tracing at level DEBUG."
     )
-    parser.set_defaults(run=run_start)
     parser.add_argument(
         "--kernel",
         default="gvisor-python",
@@ -76,7 +75,6 @@ def add_launch(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "SIGINT interrupts the kernel. SIGTERM, or the end of this process, ends the sandbox."
     )
-    parser.set_defaults(run=run_launch)
     parser.add_argument(
         "-f",
         "--connection-file",

@@ -21,7 +21,6 @@ as --ServerApp.base_url=/x/, but for those that could open the server again. Ctr
 def add_lab(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``lab``; the others are those of Jupyter."""
     parser.epilog = EPILOG
-    parser.set_defaults(run=run_lab)
     parser.add_argument(
         "folder", nargs="?", default=".", metavar="FOLDER", help="the folder (default: this one)"
     )

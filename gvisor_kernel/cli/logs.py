@@ -52,7 +52,6 @@ def follow(directory: Path, sandbox: Listed) -> Iterator[str]:
 
 def add_logs(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``logs``."""
-    parser.set_defaults(run=run_logs)
     add_id(parser)
     parser.add_argument(
         "-f",
@@ -109,7 +108,6 @@ def add_transcript(parser: argparse.ArgumentParser) -> None:
         "A transcript is removed with its sandbox. To keep one:\n"
         "gvisor-kernel transcript --raw ID > FILE"
     )
-    parser.set_defaults(run=run_transcript)
     add_id(parser)
     parser.add_argument(
         "--raw", action="store_true", help="print it as recorded: one JSON object per line"

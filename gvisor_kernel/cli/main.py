@@ -1,8 +1,8 @@
 """The command ``gvisor-kernel``: the names of its commands, and the module of each.
 
-A command NAME is two functions of its module. ``add_NAME`` declares its arguments, what its help
-says below them, and what runs it. ``run_NAME`` takes the parsed arguments and returns the exit
-status; ``main`` prints a GvisorKernelError that it raises, and returns 1.
+A command NAME is two functions of its module. ``add_NAME`` declares its arguments, and what its
+help says below them. ``run_NAME``, unless that sets another one, takes the parsed arguments and
+returns the exit status; ``main`` prints a GvisorKernelError that it raises, and returns 1.
 
 A module is imported when its command is used: an installed kernelspec starts ``launch`` for each
 kernel, which should not wait for the imports of other commands.
@@ -169,7 +169,9 @@ def make_parser(used: Iterable[str] = tuple(COMMANDS)) -> argparse.ArgumentParse
     for name, (module, text) in COMMANDS.items():
         command = add_command(commands, name, text)
         if name in used:
-            getattr(importlib.import_module(f"gvisor_kernel.cli.{module}"), f"add_{name}")(command)
+            found = importlib.import_module(f"gvisor_kernel.cli.{module}")
+            command.set_defaults(run=getattr(found, f"run_{name}", None))
+            getattr(found, f"add_{name}")(command)
     return parser
 
 

@@ -39,7 +39,6 @@ MOST = {
 
 def add_mcp(mcp: argparse.ArgumentParser) -> None:
     """Declare the options of ``mcp``."""
-    mcp.set_defaults(run=run_mcp)
     mcp.epilog = (
         "Without --http it serves one client over standard input and output, which starts it.\n"
         "The sandboxes end with their client. See docs/mcp.md."

@@ -20,9 +20,8 @@ from gvisor_kernel.config.settings import DEFAULT_RUNTIME
 from gvisor_kernel.errors import GvisorKernelError, RuntimeMissing
 from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.runtimes import get_runtime
-from gvisor_kernel.runtimes.state.claims import is_claimed
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
-from gvisor_kernel.runtimes.state.records import is_orphan, note_kill, read_record
+from gvisor_kernel.runtimes.state.records import is_claimed, is_orphan, note_kill, read_record
 from gvisor_kernel.runtimes.state.sweep import remove_orphan, remove_sandbox
 from gvisor_kernel.shown_text import describe_size, printable_name
 
@@ -90,7 +89,6 @@ def _describe_state(sandbox: Listed) -> str:
 def add_list(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``list``."""
     parser.epilog = STATES
-    parser.set_defaults(run=run_list)
     add_json(parser)
 
 
@@ -140,7 +138,6 @@ def describe(sandbox: Listed) -> dict[str, object]:
 def add_kill(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``kill``."""
     parser.epilog = "Jupyter sees that the kernel has died, and may start a new one."
-    parser.set_defaults(run=run_kill)
     add_id(parser)
 
 
@@ -184,52 +181,47 @@ def run_kill(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def add_hibernate(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of ``hibernate``."""
-    parser.epilog = "The next request to the kernel lets it go on as it was."
-    parser.set_defaults(run=run_hibernate)
+def add_verb(parser: argparse.ArgumentParser, said: str, epilog: str) -> None:
+    """Declare a command that asks the process of a kernel to do what it is called.
+
+    ``said``: what is printed then, of the ``id`` of the sandbox and the ``name`` in the answer.
+    """
+    parser.epilog = epilog
+    parser.set_defaults(run=run_verb, said=said, name=None)
     add_id(parser)
 
 
-def run_hibernate(arguments: argparse.Namespace) -> int:
-    """``hibernate``: save a kernel, and free its memory. Return 0.
+def run_verb(arguments: argparse.Namespace) -> int:
+    """Ask the process of a kernel to do what the command is called. Return 0.
 
-    :raises GvisorKernelError: when there is no such sandbox, or its kernel cannot be saved
+    :raises GvisorKernelError: when there is no such sandbox, its process is gone, or it cannot
     """
     sandbox = find_one(arguments.id)
-    ask(sandbox.directory, Question("hibernate"), Done)
-    print(f"The kernel of the sandbox {sandbox.id} is saved")
-    return 0
-
-
-def add_resume(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of ``resume``."""
-    parser.epilog = "A request to the kernel does the same."
-    parser.set_defaults(run=run_resume)
-    add_id(parser)
-
-
-def run_resume(arguments: argparse.Namespace) -> int:
-    """``resume``: let a kernel that hibernates go on. Return 0.
-
-    :raises GvisorKernelError: when there is no such sandbox, its process is gone, or its kernel
-        cannot go on
-    """
-    sandbox = find_one(arguments.id)
-    if is_orphan(sandbox.record):
+    if arguments.command == "resume" and is_orphan(sandbox.record):
         raise GvisorKernelError(
             f"The process that had the kernel of {sandbox.id} has ended.",
             f"start the Jupyter server of {sandbox.record.folder} again: it takes the kernel over.",
         )
-    ask(sandbox.directory, Question("resume"), Done)
-    print(f"The kernel of the sandbox {sandbox.id} goes on")
+    done = ask(sandbox.directory, Question(arguments.command, name=arguments.name), Done)
+    print(arguments.said.format(id=sandbox.id, name=printable_name(done.name)))
     return 0
+
+
+def add_hibernate(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``hibernate``."""
+    said = "The kernel of the sandbox {id} is saved"
+    add_verb(parser, said, "The next request to the kernel lets it go on as it was.")
+
+
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``resume``."""
+    said = "The kernel of the sandbox {id} goes on"
+    add_verb(parser, said, "A request to the kernel does the same.")
 
 
 def add_branch(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``branch``."""
     parser.epilog = "Branches are kernels of the same Jupyter server, asleep until they are used."
-    parser.set_defaults(run=run_branch)
     add_id(parser)
     parser.add_argument("--name", help="its name, by which its outputs have a folder of their own")
     parser.add_argument("-n", type=int, default=1, help="how many (1)")
@@ -253,32 +245,20 @@ def run_branch(arguments: argparse.Namespace) -> int:
 
 def add_move(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``move``."""
-    parser.epilog = "If the kernel cannot go on there, it goes on where it is."
-    parser.set_defaults(run=run_move)
-    add_id(parser)
+    said = "The kernel of the sandbox {id} goes on: {name}"
+    add_verb(parser, said, "If the kernel cannot go on there, it goes on where it is.")
     parser.add_argument(
         "--to",
+        dest="name",
         required=True,
         metavar="HOST",
         help="a host of the setting ssh; slurm: a node of the cluster; local: this machine",
     )
 
 
-def run_move(arguments: argparse.Namespace) -> int:
-    """``move``: let a kernel go on on another machine. Return 0.
-
-    :raises GvisorKernelError: when there is no such sandbox, or its kernel does not go on there
-    """
-    sandbox = find_one(arguments.id)
-    ask(sandbox.directory, Question("move", name=arguments.to), Done)
-    print(f"The kernel of the sandbox {sandbox.id} goes on: {printable_name(arguments.to)}")
-    return 0
-
-
 def add_prune(parser: argparse.ArgumentParser) -> None:
     """Declare that ``prune`` has no arguments."""
     parser.epilog = "Sandboxes in use are not changed."
-    parser.set_defaults(run=run_prune)
 
 
 def run_prune(arguments: argparse.Namespace) -> int:
@@ -346,7 +326,6 @@ def add_sync(parser: argparse.ArgumentParser) -> None:
         "Without this command, outputs are copied when the sandbox ends. Only files that have\n"
         "changed since its start, or since the last copy, are copied."
     )
-    parser.set_defaults(run=run_sync)
     add_id(parser)
     parser.add_argument(
         "--to",

@@ -16,7 +16,6 @@ LIBRARIES = ("ipykernel", "jupyter_client", "pyzmq", "traitlets")
 
 def add_version(parser: argparse.ArgumentParser) -> None:
     """Declare that ``version`` has no arguments."""
-    parser.set_defaults(run=run_version)
 
 
 def run_version(arguments: argparse.Namespace) -> int:

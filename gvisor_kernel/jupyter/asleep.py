@@ -31,17 +31,12 @@ RESUMES_ONLY: ContextVar[Resumes | None] = ContextVar("resumes_only", default=No
 """What the task starts."""
 
 
-async def start_asleep(manager: Any, kernel_id: str, name: str, folder: str) -> None:
-    """Let ``manager``, a server's, have the saved kernel of this id in its list.
+async def list_asleep(manager: Any, resumes: Resumes, name: str, folder: str) -> None:
+    """Let ``manager``, a server's, have a saved kernel in its list. One that has pending kernels
+    lists it before it starts.
 
     :raises Exception: whatever a manager raises; it has no such kernel then
     """
-    await list_asleep(manager, Resumes(kernel_id), name, folder)
-    show_state(manager.get_kernel(kernel_id))
-
-
-async def list_asleep(manager: Any, resumes: Resumes, name: str, folder: str) -> None:
-    """Begin as ``start_asleep``: a manager that has pending kernels lists it before it starts."""
     path = os.path.relpath(folder, os.path.realpath(manager.root_dir))
     RESUMES_ONLY.set(resumes)
     starting = {"kernel_id": resumes.kernel_id, "kernel_name": name, "path": path}
@@ -67,17 +62,18 @@ async def start_branches(
 ) -> None:
     """Let ``manager`` have branches of its kernel ``kernel_id``, each asleep.
 
-    :raises GvisorKernelError: see ``Hibernator.branch``, or when one cannot be taken over; those
+    :raises GvisorKernelError: see ``Checkpoints.branch``, or when one cannot be taken over; those
         after it are not started then
     """
     name, facts = manager.get_kernel(kernel_id).kernel_name, kernel.describe()
     folder = str(facts.folder) if facts is not None else manager.root_dir
-    branches = await kernel.hibernation.branch(wanted)
+    branches = await kernel.checkpoints.branch(wanted)
     left = list(branches)
     try:
         for branch, saved in zip(wanted, branches, strict=True):
             left.remove(saved)
             with handing(branch, saved):
-                await start_asleep(manager, branch.kernel_id, name, folder)
+                await list_asleep(manager, Resumes(branch.kernel_id), name, folder)
+                show_state(manager.get_kernel(branch.kernel_id))
     finally:
         remove_all(left)

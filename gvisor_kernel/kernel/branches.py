@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -32,7 +31,6 @@ from gvisor_kernel.kernel.saved_kernel import (
     SavedFile,
     SavedKernel,
     find_saved,
-    read_note,
     read_saved,
     save_as,
 )
@@ -92,10 +90,9 @@ def branch_running(
     :raises SnapshotError: when that fails; nothing is left of them then
     """
     with _making(sandbox.directory, wanted) as made:
-        copy = made[0][0] / "copy"
-        save_as(copy, sandbox, plan, run, flushes=False)
-        branches = _link(copy, sandbox.directory, made, wanted)
-        shutil.rmtree(copy)
+        copy = save_as(made[0][0] / "copy", sandbox, plan, run, flushes=False)
+        branches = _link(copy, made, wanted)
+        copy.discard()
         return branches
 
 
@@ -106,7 +103,7 @@ def branch_saved(saved: SavedKernel, wanted: Sequence[Branch]) -> list[SavedKern
     :raises SnapshotError: when that fails. Nothing is left of them after an error
     """
     with _making(saved.directory, wanted) as made:
-        return _link(saved.place, saved.directory, made, wanted)
+        return _link(saved, made, wanted)
 
 
 def remove_all(branches: Sequence[SavedKernel]) -> None:
@@ -157,28 +154,24 @@ def _making(source: Path, wanted: Sequence[Branch]) -> Iterator[list[tuple[Path,
 
 
 def _link(
-    place: Path, source: Path, made: Sequence[tuple[Path, Record]], wanted: Sequence[Branch]
+    source: SavedKernel, made: Sequence[tuple[Path, Record]], wanted: Sequence[Branch]
 ) -> list[SavedKernel]:
-    """Give each branch, whose directory is in ``made``, what is saved in ``place`` of the sandbox
-    in ``source``.
+    """Give each branch, whose directory is in ``made``, what is saved of ``source``.
 
     :raises OSError: when that fails
     :raises SnapshotError: when that cannot be read
     """
-    try:
-        note, key = read_note(place, source)
-    except ValueError as error:
-        raise SnapshotError(f"What was saved in {place} cannot be read.") from error
+    place = source.place
     branches = []
     for (directory, record), branch in zip(made, wanted, strict=True):
-        own = _choose_outputs(note, record, branch, directory)
+        own = _choose_outputs(source.note, record, branch, directory)
         saved = directory / SAVED
         (saved / IMAGE).mkdir(mode=0o700, parents=True)
         for path in (place / IMAGE).iterdir():
             os.link(path, saved / IMAGE / path.name)
         if (place / KEPT).exists():
             os.link(place / KEPT, saved / KEPT)
-        write_file(saved / NOTE, Cipher(key).write_note(write_json(own), directory.name))
+        write_file(saved / NOTE, Cipher(source.key).write_note(write_json(own), directory.name))
         found = read_saved(saved, directory, record.identity)
         if found is None:
             raise SnapshotError(f"What was saved in {saved} cannot be read.")
@@ -194,7 +187,7 @@ def _choose_outputs(note: SavedFile, source: Record, branch: Branch, directory: 
 
     :raises SnapshotError: when it could not go on with these outputs
     """
-    plan = read_plan(dict(note.plan), b"")
+    plan = read_plan(note.plan, b"")
     choice = plan.spec.branch_outputs
     held = {OWN: note.held[0], READ_ONLY: note.held[1]}.get(choice, ())
     if source.outputs is None or plan.spec.outputs is None:
@@ -294,5 +287,5 @@ def take_saved(kernel_id: str, directory: Path | None = None) -> SavedKernel | N
         return find_saved(kernel_id, directory)
     record = records.read_record(branch.directory)
     if record is not None:
-        records.change_record(branch.directory, record, saved=branch.saved)
+        records.change_record(branch.directory, record, saved=branch.note.saved)
     return branch

@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from gvisor_kernel.bridge import Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.bridge.memory_answers import find_cell
@@ -29,6 +29,7 @@ from gvisor_kernel.errors import GvisorKernelError, NoCheckpoint, NotIdle, Snaps
 from gvisor_kernel.host.private_directories import read_file, replace_file
 from gvisor_kernel.kernel.branches import Branch, branch_saved
 from gvisor_kernel.kernel.facts import KernelEvents, Rewound
+from gvisor_kernel.kernel.hibernation import Hibernator
 from gvisor_kernel.kernel.launch import Workers
 from gvisor_kernel.kernel.noted_outputs import (
     OUTPUTS,
@@ -94,29 +95,13 @@ class _About:
     what: str
 
 
-class Saver(Protocol):
-    """``hibernation.Hibernator``. On the bridge's loop."""
-
-    async def copy(
-        self, write: Callable[[SavedSandbox, KernelPlan, SnapshotRun], SavedKernel]
-    ) -> SavedKernel: ...
-
-    async def go_on_from(
-        self,
-        choose: Callable[[SavedKernel], SavedKernel],
-        keep: Callable[[SavedKernel], None],
-    ) -> tuple[KernelBridge, KernelPlan]: ...
-
-    def find_directory(self) -> Path: ...
-
-
 class Checkpoints:
     """The checkpoints of one session's kernel. Each method may be awaited on any loop.
 
     One thing is done at a time. What has begun is finished, also if nobody waits for it any more.
     """
 
-    def __init__(self, bridge: Bridge, workers: Workers, saver: Saver) -> None:
+    def __init__(self, bridge: Bridge, workers: Workers, saver: Hibernator) -> None:
         self._bridge = bridge
         self._workers = workers
         self._saver = saver
@@ -137,10 +122,11 @@ class Checkpoints:
         """
         return await self._do(self._make(name))
 
-    async def make_automatic(self, *, before: bool) -> str:
-        """Do as ``make`` for nobody who asked; "before-5" before the fifth cell, else "cell-4"."""
-
-        return await self._do(self._save(choose_before if before else choose_after))
+    async def make_automatic(self) -> str:
+        """Do as ``make`` for nobody who asked, before the next run: "before-5" before the fifth."""
+        return await self._do(
+            self._save(lambda it: (f"before-{it + 1}", "automatic", f"before cell {it + 1}"))
+        )
 
     async def list(self) -> tuple[Checkpoint, ...]:
         """Return the checkpoints, the oldest first. Does not wake a kernel that hibernates.
@@ -173,13 +159,17 @@ class Checkpoints:
         """
         return await self._do(self._rewind(name))
 
-    async def branch(self, name: str, wanted: Sequence[Branch]) -> Sequence[SavedKernel]:
-        """Return branches that go on from a checkpoint; the kernel is not touched.
+    async def branch(self, wanted: Sequence[Branch]) -> Sequence[SavedKernel]:
+        """Return branches of the kernel: from a checkpoint, or else see ``Hibernator.branch``. Then
+        the kernel is not touched.
 
         :raises NoCheckpoint: when there is none of that name
         :raises SnapshotError: when there cannot be such branches; there are none then
         :raises GvisorKernelError: when there is no kernel
         """
+        name = wanted[0].checkpoint
+        if name is None:
+            return await self._saver.branch(wanted)
         return await self._do(self._branch(name, wanted))
 
     async def _do(self, work: Coroutine[Any, Any, T]) -> T:
@@ -226,9 +216,9 @@ class Checkpoints:
         """Save ``kernel`` after cells if its setting says so. On the bridge's loop."""
 
         def consider() -> None:
-            cell, worked = kernel.hibernation.worked
-            cost = self._cost or FIRST_COST
-            if cell == self._last or self._spent + cost > CELLS_SHARE * worked:
+            known, cost = kernel.hibernation.exchange.known, self._cost or FIRST_COST
+            cell = known.cell
+            if cell == self._last or self._spent + cost > CELLS_SHARE * known.worked:
                 return
             self._last = cell
             self._workers.undo_by(self._save_after(cell, kernel))
@@ -238,7 +228,9 @@ class Checkpoints:
     async def _save_after(self, cell: int, kernel: KernelBridge) -> None:
         began = time.monotonic()
         try:
-            await self._finish(self._save(choose_after))
+            await self._finish(
+                self._save(lambda it: (f"cell-{it}", "automatic", f"after cell {it}"))
+            )
         except GvisorKernelError as error:
             kernel.note(f"the state after cell {cell} is not saved: {error.fact}")
         self._cost = time.monotonic() - began
@@ -280,21 +272,11 @@ class Checkpoints:
                 kernel, plan = await self._saver.go_on_from(lambda _: target, keep)
             except NotIdle as error:
                 raise NotIdle(error.fact, "interrupt it, or wait for it, and try again.") from error
-        kernel.hibernation.note_rewound(name)
-        self._last, _ = kernel.hibernation.worked
+        kernel.hibernation.exchange.note_rewound(name)
+        self._last = kernel.hibernation.exchange.known.cell
         request, seconds = plan.request, time.monotonic() - began
         KernelEvents.instance().tell(Rewound(request.kernel_id, request.kernel_name, name, seconds))
-        return find_changes(then, now, target.saved)
-
-
-def choose_before(cell: int) -> tuple[str, Kind, str]:
-    """Describe the state before the next run of a program."""
-    return f"before-{cell + 1}", "automatic", f"before cell {cell + 1}"
-
-
-def choose_after(cell: int) -> tuple[str, Kind, str]:
-    """Describe the state after a cell."""
-    return f"cell-{cell}", "automatic", f"after cell {cell}"
+        return find_changes(then, now, target.note.saved)
 
 
 # -- on the disk; these block ----------------------------------------------------------------------
@@ -307,9 +289,8 @@ def find_checkpoints(directory: Path) -> tuple[Checkpoint, ...]:
         for place in (directory / FOLDER).iterdir():
             with suppress(OSError):
                 if _is_checkpoint(place):
-                    about, size = _read_about(place), pages.measure_image(place)
-                    facts = about.kind, about.what
-                    found.append(Checkpoint(place.name, about.time, size, about.cell, *facts))
+                    about, size = vars(_read_about(place)), pages.measure_image(place)
+                    found.append(Checkpoint(place.name, size=size, **about))
     return tuple(sorted(found, key=lambda it: (it.time, it.name)))
 
 
@@ -439,7 +420,7 @@ def _keep(before: SavedKernel, name: str, outputs: NotedOutputs) -> None:
     """Make the state that a rewind has left the checkpoint ``before-rewind``. Raises nothing."""
     place = before.directory / FOLDER / BEFORE_REWIND
     cell = find_cell(before.run.known.get("cell"))
-    about = _About("before-rewind", before.saved, cell, f"before the rewind to {name}")
+    about = _About("before-rewind", before.note.saved, cell, f"before the rewind to {name}")
     try:
         replace_file(before.place / ABOUT, write_json(about))
         replace_file(before.place / OUTPUTS, write_json(outputs))

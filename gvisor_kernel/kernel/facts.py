@@ -88,75 +88,67 @@ class Left:
 
 
 @dataclass(frozen=True)
-class Started:
-    """A kernel of this process was started."""
+class KernelEvent:
+    """Something that has happened to a kernel of this process."""
 
     kernel_id: str
     kernel_name: str
+
+
+@dataclass(frozen=True)
+class Started(KernelEvent):
+    """A kernel of this process was started."""
+
     start: Start
 
 
 @dataclass(frozen=True)
-class Hibernated:
+class Hibernated(KernelEvent):
     """A kernel of this process was saved, and its sandbox ended."""
 
-    kernel_id: str
-    kernel_name: str
     saved: Saved
     seconds: float
 
 
 @dataclass(frozen=True)
-class Waking:
+class Waking(KernelEvent):
     """A kernel of this process that hibernates was asked for something, and is to go on."""
-
-    kernel_id: str
-    kernel_name: str
 
 
 @dataclass(frozen=True)
-class Resumed:
+class Resumed(KernelEvent):
     """A kernel that hibernated goes on."""
 
-    kernel_id: str
-    kernel_name: str
     seconds: float
 
 
 @dataclass(frozen=True)
-class Rewound:
+class Rewound(KernelEvent):
     """A kernel of this process went back to a checkpoint, and goes on from there."""
 
-    kernel_id: str
-    kernel_name: str
     checkpoint: str
     seconds: float
 
 
 @dataclass(frozen=True)
-class Died:
+class Died(KernelEvent):
     """A kernel of this process ended, and nobody had asked for that."""
 
-    kernel_id: str
-    kernel_name: str
     death: Death
 
 
 @dataclass(frozen=True)
-class Ended:
+class Ended(KernelEvent):
     """The sandbox of a kernel of this process has ended; its directory is still there.
 
     ``facts.last_death`` is None if the kernel's end was asked for. ``left``: None if the sandbox
     could not say.
     """
 
-    kernel_id: str
-    kernel_name: str
     facts: KernelFacts
     left: Left | None
 
 
-KernelEvent: TypeAlias = Started | Died | Hibernated | Waking | Resumed | Rewound
 Watcher: TypeAlias = Callable[[KernelEvent], None]
 EndWatcher: TypeAlias = Callable[[Ended], None]
 

@@ -25,7 +25,6 @@ from gvisor_kernel.errors import (
 )
 from gvisor_kernel.host.log_files import Limiter
 from gvisor_kernel.kernel.branches import Branch, branch_running, branch_saved, remove_all
-from gvisor_kernel.kernel.checkpoints import Checkpoints
 from gvisor_kernel.kernel.facts import Hibernated, KernelEvents, KernelFacts, Resumed, Saved
 from gvisor_kernel.kernel.job_end import call_before_end
 from gvisor_kernel.kernel.launch import Workers, run_beside
@@ -88,7 +87,6 @@ class Hibernator:
         self._adopted: KernelBridge | None = None
         self._noting: asyncio.TimerHandle | None = None
         self._failures = Limiter()
-        self.checkpoints = Checkpoints(bridge, workers, self)
 
     # -- from any loop ---------------------------------------------------------------------------
 
@@ -112,40 +110,22 @@ class Hibernator:
             identity=saved.identity,
             directory=saved.directory,
             transcripts=facts.spec.transcripts,
-            saved=Saved(saved.saved, saved.size),
+            saved=Saved(saved.note.saved, saved.size),
         )
 
     @property
     def works(self) -> bool:
         """Return whether a cell goes on in the middle of which another process has ended."""
-        return self._adopted is not None and self._adopted.hibernation.works
-
-    async def copy(
-        self, write: Callable[[SavedSandbox, KernelPlan, SnapshotRun], SavedKernel]
-    ) -> SavedKernel:
-        """Save the idle kernel, and let it go on; one that hibernates goes on for it.
-
-        ``write`` is called in a worker, and again if the kernel has worked meanwhile. It leaves
-        nothing when it raises. Clients' messages wait until it has returned.
-
-        :raises NotIdle: when the kernel has something to do
-        :raises SnapshotError: when it cannot be saved
-        :raises GvisorKernelError: when there is no kernel, or it does not go on
-        """
-        self._require_bridge()
-        return await self._bridge.run(_retry(partial(self._copy, write, SavedKernel.discard)))
+        return self._adopted is not None and self._adopted.hibernation.exchange.works
 
     async def branch(self, wanted: Sequence[Branch]) -> list[SavedKernel]:
         """Return branches of the kernel: saved kernels that go on from its state. It pauses while
-        it is written; one that hibernates goes on sleeping. From a checkpoint: it does neither.
+        it is written; one that hibernates goes on sleeping.
 
         :raises GvisorKernelError: as ``copy``, or when there cannot be such branches; there are
             none then
         """
         self._require_bridge()
-        checkpoint = wanted[0].checkpoint
-        if checkpoint is not None:
-            return [*await self.checkpoints.branch(checkpoint, wanted)]
         return await self._bridge.run(self._branch(wanted))
 
     async def resume(self) -> None:
@@ -231,24 +211,14 @@ class Hibernator:
         write: Callable[[SavedSandbox, KernelPlan, SnapshotRun], T],
         discard: Callable[[T], None],
     ) -> T:
-        saved: T | None = None
-
-        async def save(run: SnapshotRun) -> None:
-            nonlocal saved
-            saved = await self._workers.run(write, sandbox, plan, run)
-
-        async def undo() -> None:
-            if saved is not None:
-                await self._workers.run(discard, saved)
-
         async with self._turn:
             await self._let_wake()
             if self._find()[0].asleep:
                 await self._resume()
             kernel, sandbox, plan = self._find_awake()
-            await kernel.hibernation.copy(save, undo)
-        assert saved is not None
-        return saved
+            run = self._workers.run
+            writes, discards = partial(run, write, sandbox, plan), partial(run, discard)
+            return await kernel.hibernation.save(writes, discards)
 
     async def _resume(self) -> None:
         if self._waking is None:
@@ -280,11 +250,11 @@ class Hibernator:
     def watch(self, kernel: KernelBridge, sandbox: SavedSandbox, plan: KernelPlan) -> None:
         """Let ``kernel`` hibernate when it has had nothing to do for its setting's time."""
         kernel.hibernation.idle_seconds = find_idle_seconds(plan.spec)
-        self.checkpoints.watch(kernel, plan)
         kernel.hibernation.on_idle = lambda: self._workers.undo_by(self._try(kernel, sandbox, plan))
         call_before_end(sandbox, kernel.hibernation.on_idle)
         if plan.lasts:
-            kernel.hibernation.call_when_learned(partial(self._note_later, kernel, sandbox, plan))
+            note_later = partial(self._note_later, kernel, sandbox, plan)
+            kernel.hibernation.exchange.known.on_change = note_later
             self._note(kernel, sandbox, plan)
 
     def _note_later(self, kernel: KernelBridge, sandbox: SavedSandbox, plan: KernelPlan) -> None:
@@ -323,41 +293,41 @@ class Hibernator:
             raise NotIdle("The kernel is about to go on.")
         saved: SavedKernel | None = None
 
-        async def write(run: SnapshotRun) -> None:
+        async def write(run: SnapshotRun) -> SavedKernel:
             nonlocal saved
-            saved = await self._workers.run(save, sandbox, plan, run)
+            written = saved = await self._workers.run(save, sandbox, plan, run)
+            return written
 
-        async def undo() -> None:
+        async def undo(written: SavedKernel) -> None:
             nonlocal saved
-            if (undone := saved) is not None:
-                saved = None
-                await self._workers.run(undone.discard)
+            saved = None
+            await self._workers.run(written.discard)
             await self._workers.run(sandbox.note_saved, 0.0)
 
         began, request = time.monotonic(), plan.request
-        kernel.hibernation.on_wanted = partial(self.want, kernel)
+        kernel.hibernation.exchange.on_held = partial(self.want, kernel)
         try:
-            await kernel.hibernation.begin(write, undo)
+            await kernel.hibernation.save(write, undo, ends=True)
         finally:
             self.saved = saved  # also if nobody waits for it any more: ``end`` removes it then
         if saved is None or not kernel.asleep:
             raise NotIdle(ENDED)
         KernelEvents.instance().tell(
             Hibernated(
-                *(request.kernel_id, request.kernel_name, Saved(saved.saved, saved.size)),
+                *(request.kernel_id, request.kernel_name, Saved(saved.note.saved, saved.size)),
                 time.monotonic() - began,
             )
         )
         saved.begin_to_keep()
         run_beside(remove_old)
-        if kernel.hibernation.has_waiting:  # it came while the sandbox was ended
+        if not kernel.hibernation.exchange.settled:  # it came while the sandbox was ended
             self.want(kernel)
 
     def adopt(self, kernel: KernelBridge, saved: SavedKernel) -> None:
         """Take over a kernel that another process has saved."""
         self._adopted = kernel
         self.saved = saved
-        kernel.hibernation.on_wanted = partial(self.want, kernel)
+        kernel.hibernation.exchange.on_held = partial(self.want, kernel)
         kernel.hibernation.adopt(saved.run)
         if self.works:
             self.want(kernel)
@@ -371,26 +341,40 @@ class Hibernator:
             self._waking.add_done_callback(_forget_error)
 
     async def _go_on(self, kernel: KernelBridge, saved: SavedKernel) -> None:
-        began = time.monotonic()
         try:
-            plan = await self._wake_with_packages(kernel, saved)
+            await self._go_on_now(kernel, saved)
         except GvisorKernelError as error:
-            kernel.hibernation.refuse_waiting(explain(error))
+            kernel.hibernation.exchange.refuse_waiting(explain(error))
             log.error("%s does not go on: %s", kernel.identity.name, error)
             raise
         finally:
             self._waking = None
+        await self._workers.run(saved.discard)
+
+    async def _go_on_now(self, kernel: KernelBridge, saved: SavedKernel) -> KernelPlan:
+        began, found = time.monotonic(), await self._workers.run(saved.check)
+        if found.words:
+            kernel.note(found.words)
+            kernel.hibernation.exchange.tell(found.words)
+        plan = await self._wake(kernel, await self._workers.run(saved.show, found))
         self.saved = None
         request, seconds = plan.request, time.monotonic() - began
         KernelEvents.instance().tell(Resumed(request.kernel_id, request.kernel_name, seconds))
-        await self._workers.run(saved.discard)
+        return plan
 
-    async def _wake_with_packages(self, kernel: KernelBridge, saved: SavedKernel) -> KernelPlan:
-        found = await self._workers.run(saved.check)
-        if found.words:
-            kernel.note(found.words)
-            kernel.hibernation.tell(found.words)
-        return await self._wake(kernel, await self._workers.run(saved.show, found))
+    async def copy(
+        self, write: Callable[[SavedSandbox, KernelPlan, SnapshotRun], SavedKernel]
+    ) -> SavedKernel:
+        """Save the idle kernel, and let it go on; one that hibernates goes on for it.
+
+        ``write`` is called in a worker, and again if the kernel has worked meanwhile. It leaves
+        nothing when it raises. Clients' messages wait until it has returned.
+
+        :raises NotIdle: when the kernel has something to do
+        :raises SnapshotError: when it cannot be saved
+        :raises GvisorKernelError: when there is no kernel, or it does not go on
+        """
+        return await _retry(partial(self._copy, write, SavedKernel.discard))
 
     def find_directory(self) -> Path:
         """Return the directory of the kernel's sandbox, which may have ended.
@@ -429,33 +413,30 @@ class Hibernator:
                 waking.add_done_callback(_forget_error)
             finally:
                 self._goes_back = False
-                if kernel.asleep and kernel.hibernation.has_waiting:
+                if kernel.asleep and not kernel.hibernation.exchange.settled:
                     self.want(kernel)  # for nothing, unless it could not go back
             return kernel, waking
 
     async def _replace(
         self, kernel: KernelBridge, before: SavedKernel, choose: Choose, keep: Keep
     ) -> KernelPlan:
-        began = time.monotonic()
+        known = kernel.hibernation.exchange.known
         try:
             target = await self._workers.run(choose, before)
-            kernel.hibernation.recall(target.run)
-            plan = await self._wake_with_packages(kernel, target)
+            known.load(target.run.known)
+            plan = await self._go_on_now(kernel, target)
         except GvisorKernelError as error:
-            kernel.hibernation.recall(before.run)
+            known.load(before.run.known)
             await self._go_on(kernel, before)
             raise SnapshotError(
                 f"The kernel could not go on from there, and goes on as it was: {error.fact}",
                 error.hint,
             ) from error
         else:
-            self.saved = None
             await self._workers.run(keep, before)
+            return plan
         finally:
             self._waking = None
-        request, seconds = plan.request, time.monotonic() - began
-        KernelEvents.instance().tell(Resumed(request.kernel_id, request.kernel_name, seconds))
-        return plan
 
     async def end(self, kernel: KernelBridge) -> None:
         """Give the saved kernel up, and remove it. Idempotent."""

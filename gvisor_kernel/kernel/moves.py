@@ -88,9 +88,9 @@ async def move(kernel: SandboxedKernel, to: str, find_own: Callable[[str], Any])
         await asyncio.to_thread(_check, there, spec, known)
 
     def prepare(before: SavedKernel) -> SavedKernel:
-        place = before.files / NEEDS
+        place, note = before.files / NEEDS, before.note
         if not place.exists():
-            write_file(place, _find_needs(before.directory, before.libraries, before.packages))
+            write_file(place, _find_needs(before.directory, note.files, note.packages))
         needs = read_file(place, MAX_NOTE).decode()
         if needs != known:
             _check(there, spec, needs)

@@ -30,8 +30,7 @@ from gvisor_kernel.kernel.restore import find_branch_code
 from gvisor_kernel.link.events import BRANCH, VERSION, WAKE
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import LaunchRequest, Sandbox, SavedSandbox
-from gvisor_kernel.runtimes.state import records, sealed
-from gvisor_kernel.runtimes.state.claims import claimed
+from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.kept_packages import (
     Packages,
     Substitutes,
@@ -41,8 +40,8 @@ from gvisor_kernel.runtimes.state.kept_packages import (
     note_shown,
 )
 from gvisor_kernel.runtimes.state.saved import IMAGE, MAX_NOTE, NOTE, SAVED, is_saved, write_saved
-from gvisor_kernel.runtimes.state.sealed import PLAIN, Cipher, Seal
-from gvisor_kernel.runtimes.state.shown_files import Stamps, find_sources
+from gvisor_kernel.runtimes.state.sealed import PLAIN, Cipher, Seal, read_note
+from gvisor_kernel.runtimes.state.shown_files import find_sources
 from gvisor_kernel.runtimes.state.sweep import (
     finish_saving,
     has_run,
@@ -100,30 +99,26 @@ class SavedFile:
 @dataclass(frozen=True)
 class SavedKernel:
     """A kernel that was saved as the folder ``place``, below ``directory``, that of its sandbox.
-    ``size``: bytes on disk."""
+    ``size``: bytes on disk. ``key``: the setting ``hibernate_key`` by which it was saved."""
 
     directory: Path
     place: Path
     identity: str
     run: SnapshotRun
-    plan: Mapping[str, Any]
     size: int
-    saved: float
-    link: int
-    libraries: Stamps
-    packages: Packages
-    sources: Mapping[str, str]
-    mode: str = WAKE
-    """Of ``Resume``."""
+    note: SavedFile
+    key: str
     shown: Mapping[str, str] = field(default_factory=dict)
     """``Substitutes.paths``, once it is to go on."""
     spec: SandboxSpec | None = None
     """The settings with which it goes on elsewhere."""
     withdrawn: tuple[str, ...] = ()
     """What it was started with and may have no more; see ``compare``."""
-    key: str = ""
-    """The setting ``hibernate_key`` by which it was saved."""
-    seal: Seal = PLAIN
+
+    @property
+    def mode(self) -> str:
+        """The mode of its ``Resume``."""
+        return BRANCH if self.note.branch else WAKE
 
     def check(self) -> Substitutes:
         """Return what the kernel goes on with in place of what was changed on this machine.
@@ -136,13 +131,14 @@ class SavedKernel:
                 f" {', '.join(self.withdrawn)}.",
                 "put it back and start the server again, or restart the kernel to begin anew.",
             )
-        if self.link != VERSION:
+        note = self.note
+        if note.link != VERSION:
             raise SnapshotError(
-                f"It was saved by another release of gvisor-kernel, with version {self.link} of the"
+                f"It was saved by another release of gvisor-kernel, with version {note.link} of the"
                 f" link; this one speaks {VERSION}.",
                 "install the release that saved it, or restart the kernel to begin anew.",
             )
-        return find_substitutes(self.place, self.saved, self.libraries, self.packages, self.sources)
+        return find_substitutes(self.place, note.saved, note.files, note.packages, note.sources)
 
     def show(self, found: Substitutes) -> SavedKernel:
         """Return this kernel as it is to go on, with what ``check`` has found.
@@ -165,12 +161,12 @@ class SavedKernel:
         """
         if isinstance(sandbox, SavedSandbox):
             for path, stamp in sandbox.find_shown_files().items():
-                if self.libraries.get(path, stamp) != stamp:
+                if self.note.files.get(path, stamp) != stamp:
                     raise SnapshotError(f"{path} was changed while the kernel was to go on.")
 
     def begin_to_keep(self) -> None:
         """Begin to copy what the kernel needs, before packages are upgraded."""
-        begin_to_keep(self.place, self.libraries, self.packages, self.sources)
+        begin_to_keep(self.place, self.note.files, self.note.packages, self.note.sources)
 
     @property
     def files(self) -> Path:
@@ -188,12 +184,12 @@ class SavedKernel:
 
         :raises SnapshotError: when it cannot be decrypted; it stays saved
         """
-        with Cipher(self.key if self.seal.salt else "").opened(files, self.seal) as plain:
+        with Cipher(self.key if self.note.seal.salt else "").opened(files, self.note.seal) as plain:
             return start(spec, request, plain)
 
     def compare(self, plan: KernelPlan) -> SavedKernel:
         """Return this kernel, which does not go on if ``plan`` grants less than it has."""
-        own, now = read_plan(dict(self.plan), b"").spec, plan.spec
+        own, now = read_plan(self.note.plan, b"").spec, plan.spec
         lacks = [
             f"{'' if it.read_only else 'writable '}{it.source} at {it.target} (mounts)"
             for it in own.mounts
@@ -211,7 +207,7 @@ class SavedKernel:
 
         Keys, addresses, routes and what this process does for it are those of ``plan``.
         """
-        own = read_plan(dict(self.plan), b"")
+        own = read_plan(self.note.plan, b"")
         egress = tuple(name for name in own.spec.egress if name in plan.spec.egress)
         return replace(
             plan,
@@ -239,7 +235,7 @@ def save(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> SavedKern
     """
     saved = save_as(sandbox.directory / SAVED, sandbox, plan, run)
     try:
-        sandbox.note_saved(saved.saved)
+        sandbox.note_saved(saved.note.saved)
     except StateError as error:
         saved.discard()
         raise SnapshotError(error.fact, error.hint) from error
@@ -263,7 +259,10 @@ def save_as(
     :raises SnapshotError: when that fails; nothing is left of it then
     """
     directory = sandbox.directory
-    _check_debugger(sandbox, run)
+    record = records.read_record(directory)
+    if record is None:
+        raise SnapshotError(f"The record in {directory} cannot be read.")
+    _check_debugger(record.runsc, run)
     used, free = sandbox.memory_used() or 0, shutil.disk_usage(directory).free
     if free < used + MIN_LEFT:
         raise SnapshotError(
@@ -271,15 +270,12 @@ def save_as(
             f" has {describe_size(free)} left.",
             "free disk space there, or set XDG_STATE_HOME to another place.",
         )
-    record = records.read_record(directory)
-    if record is None:
-        raise SnapshotError(f"The record in {directory} cannot be read.")
     note, cipher = _make_note(sandbox, plan, run, time.time()), Cipher(plan.spec.hibernate_key)
     seal = PLAIN
 
     def write_image(image: Path) -> None:
         nonlocal seal
-        checkpoint = partial(sandbox.checkpoint, seconds=SAVE_SECONDS, goes_on=True)
+        checkpoint = partial(sandbox.checkpoint, seconds=SAVE_SECONDS)
         seal = cipher.write_image(image, record, checkpoint)
 
     def describe() -> dict[str, str]:
@@ -309,16 +305,15 @@ def refuse_runtime(name: str) -> SnapshotError:
     )
 
 
-def _check_debugger(sandbox: SavedSandbox, run: SnapshotRun) -> None:
-    """Check that what would be saved can go on.
+def _check_debugger(runsc: str, run: SnapshotRun) -> None:
+    """Check that what would be saved by this release of ``runsc`` can go on.
 
     gVisor before April 2026 reports, after a restore, a socket that was restored before and closed
     since then. ZeroMQ's thread, which has freed what the report names, crashes by it.
 
     :raises SnapshotError: when it could not
     """
-    record = records.read_record(sandbox.directory)
-    date = _find_date(record.runsc) if record is not None else ""
+    date = _find_date(runsc)
     if run.known.get("left_debugger") and "" < date < FIXED:
         raise SnapshotError(
             "The debugger was on while the kernel hibernated, and is off now: with gVisor"
@@ -395,13 +390,7 @@ def _describe(
     if note.branch:
         code, always = find_branch_code(note.known, reseeds=note.reseeds)
     run = SnapshotRun(note.run, note.key, code, always, known=note.known)
-    return SavedKernel(
-        *(directory, place, identity, run, note.plan, measure(place / IMAGE), note.saved),
-        *(note.link, dict(note.files), note.packages, note.sources),
-        mode=BRANCH if note.branch else WAKE,
-        key=key,
-        seal=note.seal,
-    )
+    return SavedKernel(directory, place, identity, run, measure(place / IMAGE), note, key)
 
 
 def find_saved(kernel_id: str, directory: Path | None = None) -> SavedKernel | None:
@@ -419,7 +408,7 @@ def find_saved(kernel_id: str, directory: Path | None = None) -> SavedKernel | N
         if found is None or found.kernel_id != kernel_id or not records.is_orphan(found):
             continue
         try:
-            with claimed(directory, CLAIM_SECONDS):
+            with records.claimed(directory, CLAIM_SECONDS):
                 finish_saving(directory)
                 saved = _take_over(directory)
         except FileNotFoundError:
@@ -471,19 +460,9 @@ def read_saved(place: Path, directory: Path, identity: str) -> SavedKernel | Non
     :raises SnapshotError: when it cannot be decrypted
     """
     with suppress(OSError, ValueError, StateError):
-        return _describe(place, directory, identity, *read_note(place, directory))
+        text, key = read_note(place / NOTE, directory.name)
+        return _describe(place, directory, identity, read_json(text, SavedFile, MAX_NOTE), key)
     return None
-
-
-def read_note(place: Path, directory: Path) -> tuple[SavedFile, str]:
-    """Return what ``save_as`` has written beside the image in ``place``, and the setting
-    ``hibernate_key`` by which that was. ``directory``: of the sandbox.
-
-    :raises OSError, ValueError: when it cannot be read
-    :raises SnapshotError: when it cannot be decrypted
-    """
-    text, key = sealed.read_note(place / NOTE, directory.name)
-    return read_json(text, SavedFile, MAX_NOTE), key
 
 
 def explain(error: GvisorKernelError) -> str:

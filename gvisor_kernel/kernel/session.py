@@ -22,6 +22,7 @@ from gvisor_kernel.config.settings import DEFAULTS, NEW_FILES
 from gvisor_kernel.errors import LaunchError, NotIdle, SandboxError, StartStopped
 from gvisor_kernel.host.open_files import make_room
 from gvisor_kernel.host.private_directories import state_root
+from gvisor_kernel.kernel.checkpoints import Checkpoints
 from gvisor_kernel.kernel.facts import Died, KernelEvents, KernelFacts, Start, Started, State
 from gvisor_kernel.kernel.hibernation import Hibernator
 from gvisor_kernel.kernel.kept_data import KeptData
@@ -85,6 +86,7 @@ class SandboxedKernel:
         """Unix time at which the sandbox was started for this kernel."""
         self._workers = Workers()
         self.hibernation = Hibernator(self._bridge, self._workers, self._find_parts, self._wake)
+        self.checkpoints = Checkpoints(self._bridge, self._workers, self.hibernation)
         self._start_facts: Start | None = None
         self._last_death: Death | None = None
         self._used: Sandbox | None = None
@@ -124,9 +126,7 @@ class SandboxedKernel:
     def describe(self) -> KernelFacts | None:
         """Return what is known of the kernel and its sandbox; None before the first launch."""
         launch = self._last_launch
-        if launch is None:
-            return None
-        return self._describe(self._kernel, launch.sandbox, launch.plan)
+        return None if launch is None else self._describe(self._kernel, launch.sandbox, launch.plan)
 
     def _describe(
         self, kernel: KernelBridge | None, sandbox: Sandbox | None, plan: KernelPlan
@@ -324,8 +324,7 @@ class SandboxedKernel:
             if start.kind != "restart":
                 self._start_facts = start
             self._used = launch.sandbox
-            if self._kernel is not None:
-                self._watch(self._kernel, launch)
+            self._watch(self._kernel, launch)
             request = plan.request
             KernelEvents.instance().tell(Started(request.kernel_id, request.kernel_name, start))
             return address
@@ -449,10 +448,11 @@ class SandboxedKernel:
         finally:
             self._launching = None
 
-    def _watch(self, kernel: KernelBridge, launch: Launch) -> None:
+    def _watch(self, kernel: KernelBridge | None, launch: Launch) -> None:
         sandbox = launch.sandbox
-        if sandbox is not None and isinstance(sandbox, SavedSandbox):
+        if kernel is not None and sandbox is not None and isinstance(sandbox, SavedSandbox):
             self.hibernation.watch(kernel, sandbox, launch.plan)
+            self.checkpoints.watch(kernel, launch.plan)
 
     async def _launch_from(self, plan: KernelPlan, files: Path, run: SnapshotRun) -> Address:
         self._plan, launch = plan, self._note_launch(plan)
@@ -472,13 +472,12 @@ class SandboxedKernel:
         return kernel
 
     async def _open_kernel(self, plan: KernelPlan) -> KernelBridge:
-        root = state_root() / "sockets"
-        return await self._bridge.open_kernel(plan.identity, plan.address, root)
+        return await self._bridge.open_kernel(plan.identity, plan.address, state_root() / "sockets")
 
     async def checkpoint(self, directory: Path, seconds: float) -> SnapshotRun:
         """Write a snapshot of the idle kernel into ``directory``, within ``seconds``.
 
-        The sandbox ends. No client may be connected.
+        No client may be connected.
 
         :raises LaunchError: when there is no kernel, or its guest does not answer in time
         :raises SnapshotError: when the snapshot cannot be written
@@ -492,8 +491,5 @@ class SandboxedKernel:
         if not isinstance(sandbox, CheckpointedSandbox):
             raise get_runtime(plan.spec.runtime).explain_no_snapshots()
         run = await kernel.quiesce(seconds)
-        # The sandbox ends when the snapshot is written. Keep its state as for a restart: its
-        # removal would kill the checkpoint command, whose status is still needed.
-        kernel.expect_end(restart=True)
         await self._workers.run(sandbox.checkpoint, directory, seconds)
         return run

@@ -155,7 +155,8 @@ class SnapshotQueue(PerProcess):
             self._failed[wanted.plan] += 1
             words = message.decode(errors="replace").strip()
             where = f" on {wanted.builder.place}" if wanted.builder.place else ""
-            log.warning("Could not make a snapshot%s: %s", where, words)
+            told = "Could not make a snapshot%s, so kernels start without it, more slowly: %s"
+            log.warning(told, where, words)
         process.stderr.close()
         return status == 0 and not self._ended
 

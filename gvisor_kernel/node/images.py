@@ -29,7 +29,7 @@ from gvisor_kernel.node.files import (
 from gvisor_kernel.node.start import SENT, SOURCES
 from gvisor_kernel.runtimes.nodes.orders import Failed, Files, Sent, write_fact
 from gvisor_kernel.runtimes.runsc.needs import MAX_NEEDS, check_needs, read_needs
-from gvisor_kernel.runtimes.runsc.orphan import write_image
+from gvisor_kernel.runtimes.runsc.runsc_sandbox import save_sandbox
 from gvisor_kernel.runtimes.runsc.runtime import RunscRuntime
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.kept_packages import find_packages
@@ -66,7 +66,7 @@ def save() -> int:
         copy = Copy(copies_root() / f"save{name}")
         make_copy(copy)
         try:
-            write_image(directory, found[directory], WAKE_SECONDS, copy.outputs)
+            save_sandbox(found[directory].program, directory, copy.outputs, WAKE_SECONDS)
             with stopped(sentry.pid):
                 sources = parse_json(read_file(directory / SOURCES, MAX_NOTE), MAX_NOTE)
                 files = find_shown_files(sentry.pid, sources)

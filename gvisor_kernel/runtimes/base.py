@@ -255,15 +255,12 @@ class MeasuredSandbox(Protocol):
 class CheckpointedSandbox(Protocol):
     """A sandbox of a ``SnapshotRuntime``: it can be saved, and restored for nobody yet."""
 
-    def checkpoint(self, directory: Path, seconds: float, *, goes_on: bool = False) -> None:
-        """Save this sandbox as a snapshot into ``directory``, which is empty, and end it.
-
-        ``goes_on``: do not end it, also if it cannot be saved.
+    def checkpoint(self, directory: Path, seconds: float) -> None:
+        """Save this sandbox, which goes on, as a snapshot into ``directory``, which is empty.
 
         Blocks for at most ``seconds`` and a few seconds more. The snapshot holds the sandbox's
         memory, so whoever can read the snapshot can read that. Bytes that wait unread in the link
-        towards the guest become part of it. The caller must still close the sandbox, after an
-        error, too.
+        towards the guest become part of it.
 
         :raises SnapshotError: when the snapshot could not be written within ``seconds``, or not at
             all
@@ -305,7 +302,7 @@ class SavedSandbox(Protocol):
     def memory_used(self) -> int | None:
         """As of ``Sandbox``."""
 
-    def checkpoint(self, directory: Path, seconds: float, *, goes_on: bool = False) -> None:
+    def checkpoint(self, directory: Path, seconds: float) -> None:
         """As of ``CheckpointedSandbox``."""
 
     def note_saved(self, saved: float) -> None:

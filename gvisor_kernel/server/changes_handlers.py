@@ -46,10 +46,9 @@ class UnkeptHandler(ChangeHandler):
     async def get(self, kernel_id: str) -> None:
         left = await self.services.unkept.read(self.find_kernel(kernel_id))
         if left is None:
-            self.set_status(204)
-            self.finish()
-            return
-        self.answer(make_unkept(left))
+            self.answer_nothing()
+        else:
+            self.answer(make_unkept(left))
 
 
 class ContentHandler(ChangeHandler):

@@ -10,8 +10,8 @@ from typing import Any
 
 from tornado import web
 
+from gvisor_kernel.changes.apply import find_applies, undo_applies
 from gvisor_kernel.changes.change import Undone
-from gvisor_kernel.changes.since import find_applies, undo_applies
 from gvisor_kernel.kernel.checkpoints import NAME, Checkpoints
 from gvisor_kernel.kernel.noted_outputs import MAX_TOLD
 from gvisor_kernel.server.handlers import MAX_BODY, Handler
@@ -21,15 +21,6 @@ CHECKPOINT = r"(?P<name>[A-Za-z0-9._-]{1,64})"
 
 
 class _Handler(Handler):
-    def find(self, kernel_id: str) -> Checkpoints:
-        """Return the kernel's; see ``find_kernel``."""
-        return self.find_kernel(kernel_id).hibernation.checkpoints
-
-    def find_directory(self, kernel_id: str) -> Path | None:
-        """Return the directory of the kernel's sandbox."""
-        facts = self.find_kernel(kernel_id).describe()
-        return facts.directory if facts is not None else None
-
     def read_name(self, default: str | None = None) -> str | None:
         """Return the name in the body.
 
@@ -45,18 +36,19 @@ class CheckpointsHandler(_Handler):
     """``GET`` and ``POST kernels/{kernel_id}/checkpoints``"""
 
     async def get(self, kernel_id: str) -> None:
-        checkpoints = self.find(kernel_id)
+        checkpoints = self.find_kernel(kernel_id).checkpoints
+        directory = self.services.sandboxes.find_directory(kernel_id)
         found, disk = await checkpoints.list(), await checkpoints.measure()
         shown = [{**asdict(one), "what": printable(one.what)} for one in found]
         applied: list[dict[str, Any]] = [
             {**asdict(one), "count": len(one.paths), "paths": name_all(one.paths[:MAX_TOLD])}
-            for one in await asyncio.to_thread(find_applies, self.find_directory(kernel_id))
+            for one in await asyncio.to_thread(find_applies, directory)
         ]
         self.answer({"checkpoints": shown, "disk": disk, "applied": applied})
 
     async def post(self, kernel_id: str) -> None:
         self.note_activity()
-        checkpoints, name = self.find(kernel_id), self.read_name()
+        checkpoints, name = self.find_kernel(kernel_id).checkpoints, self.read_name()
         self.answer({"name": await checkpoints.make(name)})
 
 
@@ -65,9 +57,8 @@ class CheckpointHandler(_Handler):
 
     async def delete(self, kernel_id: str, name: str) -> None:
         self.note_activity()
-        await self.find(kernel_id).remove(name)
-        self.set_status(204)
-        self.finish()
+        await self.find_kernel(kernel_id).checkpoints.remove(name)
+        self.answer_nothing()
 
 
 class RewindHandler(_Handler):
@@ -75,13 +66,13 @@ class RewindHandler(_Handler):
 
     async def post(self, kernel_id: str) -> None:
         self.note_activity()
-        checkpoints, name = self.find(kernel_id), self.read_name("")
+        checkpoints, name = self.find_kernel(kernel_id).checkpoints, self.read_name("")
         asked = self.read_body(MAX_BODY).get("undo", [])
         if not name:
             raise web.HTTPError(400, "The body must have the name of a checkpoint.")
         if not isinstance(asked, list):
             raise web.HTTPError(400, "undo must be a list of what was applied.")
-        directory = self.find_directory(kernel_id)
+        directory = self.services.sandboxes.find_directory(kernel_id)
         # Half a rewind would be a surprise: it goes on when the client has left.
         # no timeout: its steps have timeouts
         self.answer(await asyncio.shield(self.rewind(checkpoints, name, directory, asked)))

@@ -99,6 +99,11 @@ class Handler(APIHandler):
         self.set_header("Cache-Control", "no-store")
         self.finish(document)
 
+    def answer_nothing(self) -> None:
+        """Say that it is done."""
+        self.set_status(204)
+        self.finish()
+
     def set_opaque(self) -> None:
         """Say that no cache keeps the answer, and that no browser shows it as a document."""
         self.set_header("Cache-Control", "no-store")
@@ -221,8 +226,7 @@ class StopHandler(Handler):
         except asyncio.InvalidStateError as error:
             message = "This kernel is being restarted. Try again."
             raise web.HTTPError(409, message) from error
-        self.set_status(204)
-        self.finish()
+        self.answer_nothing()
 
 
 async def shut_down(manager: Any, kernel_id: str, *, now: bool) -> None:
@@ -246,21 +250,18 @@ class KillHandler(StopHandler):
 class HibernateHandler(Handler):
     """``POST kernels/{kernel_id}/hibernate``"""
 
+    verb = staticmethod(Hibernator.hibernate)
+
     async def post(self, kernel_id: str) -> None:
         self.note_activity()
-        await self.change(self.find_kernel(kernel_id).hibernation)
-        self.set_status(204)
-        self.finish()
-
-    async def change(self, hibernation: Hibernator) -> None:
-        await hibernation.hibernate()
+        await self.verb(self.find_kernel(kernel_id).hibernation)
+        self.answer_nothing()
 
 
 class ResumeHandler(HibernateHandler):
     """``POST kernels/{kernel_id}/resume``"""
 
-    async def change(self, hibernation: Hibernator) -> None:
-        await hibernation.resume()
+    verb = staticmethod(Hibernator.resume)
 
 
 class BranchHandler(Handler):
@@ -273,7 +274,8 @@ class BranchHandler(Handler):
             raise web.HTTPError(400, "name, path and from must be texts.")
         if name is not None and not NAME.fullmatch(name):
             raise web.HTTPError(400, "name must be at most 64 letters, digits and . _ -")
-        if path is not None and await self._has_session(path):
+        sessions: Any = self.session_manager
+        if path is not None and await ensure_async(sessions.session_exists(path=path)):
             raise web.HTTPError(409, "The notebook of this path has a kernel already.")
         self.note_activity()
         [branch] = name_branches(1, name, checkpoint=checkpoint)
@@ -284,25 +286,14 @@ class BranchHandler(Handler):
         if path is not None:
             words = {"path": path, "name": path.rpartition("/")[2], "type": "notebook"}
             more = {"kernel_name": name, "kernel_id": branch.kernel_id}
-            sessions: Any = self.session_manager
             try:
                 session = await ensure_async(sessions.create_session(**words, **more))
             except BaseException:
                 await shut_down(manager, branch.kernel_id, now=True)
                 raise
         self.set_status(201)
-        self.answer(
-            {
-                "id": branch.kernel_id,
-                "name": printable(name),
-                "branch": branch.name,
-                "session": session.get("id"),
-            }
-        )
-
-    async def _has_session(self, path: str) -> bool:
-        sessions: Any = self.session_manager
-        return bool(await ensure_async(sessions.session_exists(path=path)))
+        facts = {"id": branch.kernel_id, "name": printable(name), "branch": branch.name}
+        self.answer(facts | {"session": session.get("id")})
 
 
 class DoctorHandler(Handler):
@@ -348,8 +339,7 @@ class ProjectsHandler(Handler):
         if not await self.services.sandboxes.choose_project(folder, shown=shown):
             raise web.HTTPError(404, "There is no project around this folder that can be shown.")
         self.note_activity()
-        self.set_status(204)
-        self.finish()
+        self.answer_nothing()
 
 
 class TrustHandler(Handler):

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter as Counts
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, get_args
 
+import yaml
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from gvisor_kernel.bridge.deaths import DeathKind, describe_death
@@ -38,17 +39,25 @@ from gvisor_kernel.kernel.facts import (
 from gvisor_kernel.server.documents import make_unkept
 from gvisor_kernel.shown_text import printable
 
-SCHEMAS = Path(__file__).parent / "event_schemas"
-STARTED = "urn:gvisor-kernel:event:started:v1"
-DIED = "urn:gvisor-kernel:event:died:v1"
-HIBERNATED = "urn:gvisor-kernel:event:hibernated:v1"
-RESUMED = "urn:gvisor-kernel:event:resumed:v1"
-REWOUND = "urn:gvisor-kernel:event:rewound:v1"
-MEMORY = "urn:gvisor-kernel:event:memory:v1"
-LOST = "urn:gvisor-kernel:event:files-lost:v1"
-REFUSED = "urn:gvisor-kernel:event:egress-refused:v1"
+SCHEMAS = Path(__file__).with_name("events.yaml")
+SCHEMA = "urn:gvisor-kernel:event:{}:v1"
+OF_KERNEL = {
+    "kernel_id": {"type": "string", "description": "The kernel's id in Jupyter."},
+    "kernel_name": {"type": "string", "description": "The name of its kernelspec."},
+}
 MAX_TEXT = 1000
 """Characters of a text in an event."""
+
+
+def read_schemas() -> Iterator[dict[str, Any]]:
+    """Yield the schemas of the events."""
+    for name, own in yaml.safe_load(SCHEMAS.read_text(encoding="utf-8")).items():
+        properties = OF_KERNEL | own["properties"]
+        yield {
+            **{"$id": SCHEMA.format(name), "version": "1", "personal-data": True, "type": "object"},
+            **{**own, "properties": properties, "required": list(properties)},
+            "additionalProperties": False,
+        }
 
 
 class Events:
@@ -56,45 +65,30 @@ class Events:
 
     def __init__(self, logger: Any) -> None:
         self._logger = logger
-        for path in sorted(SCHEMAS.glob("*.yaml")):
-            logger.register_event_schema(path)
+        for schema in read_schemas():
+            logger.register_event_schema(schema)
 
-    def tell_started(self, event: Started) -> None:
-        """A kernel was started."""
-        self._emit(
-            STARTED,
-            event.kernel_id,
-            event.kernel_name,
-            kind=event.start.kind,
-            seconds=round(event.start.seconds, 3),
-        )
-
-    def tell_died(self, event: Died) -> None:
-        """A kernel died."""
-        kind, reason = event.death.kind, _text(describe_death(event.death))
-        self._emit(DIED, event.kernel_id, event.kernel_name, kind=kind, reason=reason)
-
-    def tell_hibernated(self, event: Hibernated) -> None:
-        """A kernel hibernates."""
-        size, seconds = event.saved.size, round(event.seconds, 3)
-        self._emit(HIBERNATED, event.kernel_id, event.kernel_name, size=size, seconds=seconds)
-
-    def tell_resumed(self, event: Resumed) -> None:
-        """A kernel that hibernated goes on."""
-        seconds = round(event.seconds, 3)
-        self._emit(RESUMED, event.kernel_id, event.kernel_name, seconds=seconds)
-
-    def tell_rewound(self, event: Rewound) -> None:
-        """A kernel went back to a checkpoint."""
-        facts = {"checkpoint": event.checkpoint, "seconds": round(event.seconds, 3)}
-        self._emit(REWOUND, event.kernel_id, event.kernel_name, **facts)
+    def tell(self, event: KernelEvent) -> None:
+        """Something has happened to a kernel."""
+        emit = partial(self._emit, event.kernel_id, event.kernel_name)
+        match event:
+            case Started(start=start):
+                emit("started", kind=start.kind, seconds=round(start.seconds, 3))
+            case Died(death=death):
+                emit("died", kind=death.kind, reason=_text(describe_death(death)))
+            case Hibernated():
+                emit("hibernated", size=event.saved.size, seconds=round(event.seconds, 3))
+            case Resumed():
+                emit("resumed", seconds=round(event.seconds, 3))
+            case Rewound():
+                emit("rewound", checkpoint=event.checkpoint, seconds=round(event.seconds, 3))
 
     def tell_memory(self, kernel_id: str, facts: KernelFacts) -> None:
         """A sandbox has come near its memory limit."""
         self._emit(
-            MEMORY,
             kernel_id,
             facts.kernel_name,
+            "memory",
             used=facts.memory_used,
             limit=facts.spec.memory_limit,
         )
@@ -103,19 +97,14 @@ class Events:
         """A sandbox has ended; told if files have ended with it, or may have."""
         left = event.left
         if left is not None and (left.total or left.more):
-            self._emit(
-                LOST,
-                event.kernel_id,
-                event.kernel_name,
-                **make_unkept(left),
-            )
+            self._emit(event.kernel_id, event.kernel_name, "files-lost", **make_unkept(left))
 
     def tell_refused(self, kernel_id: str, kernel_name: str, entry: Entry, more: int) -> None:
         """A request to the network was refused; ``more``: how many others with it."""
         self._emit(
-            REFUSED,
             kernel_id,
             kernel_name,
+            "egress-refused",
             route=_text(entry.route),
             method=_text(entry.method),
             host=_text(entry.host),
@@ -123,9 +112,9 @@ class Events:
             more=more,
         )
 
-    def _emit(self, schema: str, kernel_id: str, kernel_name: str, **data: Any) -> None:
+    def _emit(self, kernel_id: str, kernel_name: str, name: str, **data: Any) -> None:
         self._logger.emit(
-            schema_id=schema,
+            schema_id=SCHEMA.format(name),
             data={"kernel_id": kernel_id, "kernel_name": _text(kernel_name), **data},
         )
 
@@ -378,17 +367,11 @@ class Watch:
     def _take(self, event: KernelEvent) -> None:
         if isinstance(event, Started):
             metrics().count_start(event.start.kind, event.start.seconds)
-            self._events.tell_started(event)
         elif isinstance(event, Died):
             metrics().count_death(event.death.kind)
-            self._events.tell_died(event)
-        elif isinstance(event, Hibernated):
-            self._events.tell_hibernated(event)
-        elif isinstance(event, Rewound):
-            self._events.tell_rewound(event)
         elif isinstance(event, Resumed):
             metrics().count_resume(event.seconds)
-            self._events.tell_resumed(event)
+        self._events.tell(event)
 
     async def end(self) -> None:
         """Watch no more."""

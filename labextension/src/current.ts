@@ -148,6 +148,11 @@ export class CurrentSandbox {
     return this.sandbox;
   }
 
+  /** Calls ``does`` with that one, if there is one. */
+  use(does: (it: Sandbox) => unknown): unknown {
+    return this.current === null ? null : does(this.current);
+  }
+
   /** Changes were applied or undone: what is not kept is asked again. */
   lookAtUnkept(): void {
     this.unkeptLook.want();

@@ -296,11 +296,7 @@ const sandboxes: JupyterFrontEndPlugin<void> = {
         label: ({ isMenu }) =>
           isMenu === true ? `Sandbox ${word}` : `Show the ${word} of This Kernel`,
         isEnabled: () => (current.current?.[it === 'changes' ? 'id' : it] ? true : false),
-        execute: () => {
-          if (current.current !== null) {
-            act(it, current.current);
-          }
-        }
+        execute: () => current.use(sandbox => act(it, sandbox))
       });
     }
     for (const it of ['hibernate', 'resume'] as const) {
@@ -310,11 +306,7 @@ const sandboxes: JupyterFrontEndPlugin<void> = {
         label: it === 'hibernate' ? 'Hibernate Kernel' : 'Resume Kernel',
         isEnabled: isMeant,
         isVisible: () => it === 'hibernate' || isMeant(),
-        execute: () => {
-          if (current.current !== null) {
-            act(it, current.current);
-          }
-        }
+        execute: () => current.use(sandbox => act(it, sandbox))
       });
     }
     menu?.kernelMenu.addGroup([{ command: Commands.hibernate }, { command: Commands.resume }], 89);

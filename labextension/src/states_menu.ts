@@ -17,13 +17,7 @@ import { copyBeside } from './notebook_copy.js';
 import { type SandboxClient, messageOf } from './client.js';
 import type { Checkpoint, Checkpoints, Sandbox } from './contract.js';
 import type { CurrentSandbox } from './current.js';
-import {
-  type Choice,
-  StateChoice,
-  hasDifferences,
-  listDifferences,
-  stateBefore
-} from './states.js';
+import { StateChoice, hasDifferences, listDifferences, stateBefore } from './states.js';
 import { nameOf } from './titles.js';
 
 const Commands = {
@@ -156,10 +150,11 @@ export function addStates(
     states: readonly Checkpoint[],
     applied: Checkpoints['applied']
   ): Promise<void> => {
-    const { node, ...choice } = choiceOf(states, applied);
+    const choice = new StateChoice(states, applied);
+    const body = new Widget({ node: choice.node });
     const answer = await showDialog({
       title: `Rewind the kernel of ${nameOf(it)}?`,
-      body: Object.assign(new Widget({ node }), choice),
+      body: Object.assign(body, { getValue: () => choice.getValue() }),
       buttons: [Dialog.cancelButton(), Dialog.warnButton({ label: 'Rewind' })],
       focusNodeSelector: 'input:checked'
     });
@@ -205,11 +200,7 @@ export function addStates(
   const withCurrent = (label: string, does: (it: Sandbox) => Promise<void>) => ({
     label,
     isEnabled: () => current.current !== null,
-    execute: async () => {
-      if (current.current !== null) {
-        await does(current.current);
-      }
-    }
+    execute: () => current.use(does)
   });
   commands.addCommand(Commands.branch, {
     label: 'Branch Notebook…',
@@ -227,11 +218,9 @@ export function addStates(
   commands.addCommand(CellCommands.rewind, {
     label: 'Rewind to before This Cell…',
     isVisible: () => stateOfCell() !== null,
-    execute: async () => {
+    execute: () => {
       const state = stateOfCell();
-      if (state !== null && current.current !== null) {
-        await rewind(current.current, [state], known?.found.applied ?? []);
-      }
+      return state && current.use(it => rewind(it, [state], known?.found.applied ?? []));
     }
   });
   commands.addCommand(CellCommands.branch, {
@@ -262,14 +251,6 @@ export function addStates(
     true
   );
   return made;
-}
-
-function choiceOf(
-  states: readonly Checkpoint[],
-  applied: Checkpoints['applied']
-): { readonly node: HTMLElement; readonly getValue: () => Choice } {
-  const choice = new StateChoice(states, applied);
-  return { node: choice.node, getValue: () => choice.getValue() };
 }
 
 /** Draws an open menu again, whose entries are more than they were, within the window. */

@@ -284,7 +284,7 @@ def test_branches_of_a_process_that_was_killed_are_swept(shared: Sandbox) -> Non
     before, wanted = count_directories(), name_branches(2, "left")
     kernel = shared._target._kernel
     assert kernel is not None
-    made = shared._thread.run(kernel.hibernation.branch(wanted))
+    made = shared._thread.run(kernel.checkpoints.branch(wanted))
     gone = dataclasses.replace(records.this_process(), started=1)
     for one in made:
         record = records.read_record(one.directory)

@@ -228,7 +228,7 @@ async def do_many_at_once() -> None:
         await sandbox.checkpoint("zero")
         kernel = sandbox._kernel
         assert kernel is not None
-        states = kernel.hibernation.checkpoints
+        states = kernel.checkpoints
 
         async def count() -> None:
             execution = await sandbox.run("x += 1; x")
@@ -259,7 +259,7 @@ async def read_in_each_gap() -> None:
         await sandbox.checkpoint("one")
         kernel = sandbox._kernel
         assert kernel is not None
-        states = kernel.hibernation.checkpoints
+        states = kernel.checkpoints
         for gap in range(3):
             for work in (states.make(), states.rewind("one")):
                 saving = asyncio.ensure_future(work)
@@ -276,13 +276,13 @@ async def send_in_each_gap() -> None:
         kernel = sandbox._kernel
         assert kernel is not None
         for gap in range(6):
-            going = asyncio.ensure_future(kernel.hibernation.checkpoints.rewind("zero"))
+            going = asyncio.ensure_future(kernel.checkpoints.rewind("zero"))
             await asyncio.sleep(0.1 * gap)  # not a wait: each round hits another step
             execution = await sandbox.run("x += 1; x")
             assert execution.text == "1"
             with suppress(NotIdle):  # then the cell came before it
                 await going
-            await kernel.hibernation.checkpoints.rewind("zero")
+            await kernel.checkpoints.rewind("zero")
 
 
 def test_a_sandbox_killed_while_it_goes_back_loses_no_state(sandbox: Sandbox) -> None:

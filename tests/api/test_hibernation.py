@@ -180,8 +180,8 @@ async def ask_while_it_is_saved() -> None:
     async with AsyncSandbox(memory="1G") as sandbox:
         await sandbox.run("x = 5")
         await sandbox.checkpoint("base")
-        hibernation = sandbox._require_kernel().hibernation
-        checkpoints = hibernation.checkpoints
+        kernel = sandbox._require_kernel()
+        hibernation, checkpoints = kernel.hibernation, kernel.checkpoints
         directory = hibernation.find_directory()
         for second in (hibernation.hibernate, partial(checkpoints.rewind, "base")):
             await asyncio.gather(hibernation.hibernate(), second())

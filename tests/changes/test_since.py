@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from gvisor_kernel import Sandbox
-from gvisor_kernel.changes.apply import SINCE
+from gvisor_kernel.changes.apply import SINCE, find_applies
 from gvisor_kernel.changes.backups import Backups
-from gvisor_kernel.changes.since import find_applies
 from gvisor_kernel.cli.main import main
 
 from ..api.test_hibernation import find_listed

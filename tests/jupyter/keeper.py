@@ -55,7 +55,7 @@ async def main(way: str, kernel_id: str, settings: str = "{}") -> None:
     await execute(client, CODE)
     kernel = manager.provisioner.sandboxed_kernel
     if way.endswith("going back"):
-        states = kernel.hibernation.checkpoints
+        states = kernel.checkpoints
         await states.make("one")
         await execute(client, CODE)
         if way.startswith("die"):
@@ -64,7 +64,7 @@ async def main(way: str, kernel_id: str, settings: str = "{}") -> None:
                 await asyncio.sleep(0.001)
             assert not going.done()
     if way == "take back":
-        print((await kernel.hibernation.checkpoints.rewind("one")).changed, flush=True)
+        print((await kernel.checkpoints.rewind("one")).changed, flush=True)
         await execute(client, CODE)
     if way.startswith("leave") or way == "take and leave":
         print(await kernel.hibernation.leave(), flush=True)

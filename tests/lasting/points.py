@@ -51,12 +51,12 @@ class LastingLife(Life):
     def save(self) -> None:
         self._begin()
         self._points.armed = True
-        asyncio.run(self.kernel.hibernation.checkpoints.make("two"))
+        asyncio.run(self.kernel.checkpoints.make("two"))
 
     def rewind(self) -> None:
         self._begin()
         self._points.armed = True
-        asyncio.run(self.kernel.hibernation.checkpoints.rewind("one"))
+        asyncio.run(self.kernel.checkpoints.rewind("one"))
 
     def branch(self) -> None:
         self._begin()
@@ -85,7 +85,7 @@ class LastingLife(Life):
         try:
             wait_for_reply(client, client.kernel_info())
             self._run(client, "x = 1")
-            asyncio.run(self.kernel.hibernation.checkpoints.make("one"))
+            asyncio.run(self.kernel.checkpoints.make("one"))
             self._run(client, "x = 2")
         finally:
             client.stop_channels()

@@ -15,14 +15,14 @@ from ..jupyter.helpers import execute
 
 
 def assert_nothing_is_saved(manager: Any, client: Any) -> None:
-    hibernation = manager.provisioner.sandboxed_kernel.hibernation
+    kernel = manager.provisioner.sandboxed_kernel
     assert execute(client, "goes_on = 5").status == "ok"
     for verb in (
-        hibernation.hibernate,
-        hibernation.checkpoints.make,
-        partial(hibernation.checkpoints.rewind, "none"),
-        partial(hibernation.branch, name_branches(1, None)),
-        hibernation.leave,
+        kernel.hibernation.hibernate,
+        kernel.checkpoints.make,
+        partial(kernel.checkpoints.rewind, "none"),
+        partial(kernel.hibernation.branch, name_branches(1, None)),
+        kernel.hibernation.leave,
     ):
         with pytest.raises(SnapshotError, match=r"runtime \w+ cannot be saved"):
             asyncio.run(verb())

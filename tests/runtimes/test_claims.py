@@ -20,10 +20,9 @@ from gvisor_kernel.errors import StateError
 from gvisor_kernel.host import commands, processes
 from gvisor_kernel.host.processes import ProcessId
 from gvisor_kernel.kernel import saved_kernel
-from gvisor_kernel.runtimes.runsc import memory, orphan
+from gvisor_kernel.runtimes.runsc import memory, orphan, runsc_sandbox
 from gvisor_kernel.runtimes.state import records, sweep
-from gvisor_kernel.runtimes.state.claims import claimed
-from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.runtimes.state.records import Record, claimed
 
 from ..jupyter.helpers import wait_until
 from ..patience import scale_seconds
@@ -221,11 +220,11 @@ def test_a_kernel_waits_stopped_from_its_save_on(
     os.kill(process.pid, signal.SIGSTOP)
     script = 'test "$(cut -d" " -f3 /proc/$0/stat)" != T && touch "$1/pages"'
     monkeypatch.setattr(
-        orphan,
+        runsc_sandbox,
         "checkpoint_argv",
         lambda _, snapshot, **more: ["sh", "-c", script, str(process.pid), snapshot],
     )
-    monkeypatch.setattr(orphan, "find_runsc", lambda _: None)
+    monkeypatch.setattr(runsc_sandbox, "find_runsc", lambda _: None)
     monkeypatch.setattr(orphan, "begin_to_keep", lambda *_: None)
     record = records.read_record(directory)
     assert record is not None

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import yaml
 from jsonschema import Draft202012Validator
 from jupyter_server.base.handlers import APIHandler
 from prometheus_client import CollectorRegistry, generate_latest
@@ -39,7 +38,7 @@ from gvisor_kernel.server.extension import PREFIX, ROUTES
 from gvisor_kernel.server.handlers import OPENAPI, shut_down
 from gvisor_kernel.server.recorded import MAX_CHARACTERS, MAX_KERNELS, EndedKernels, clean
 from gvisor_kernel.server.sandboxes import Sandboxes, Snapshot
-from gvisor_kernel.server.watch import SCHEMAS, Events, Metrics, Refusals, is_refused
+from gvisor_kernel.server.watch import Events, Metrics, Refusals, is_refused, read_schemas
 
 from ..world import PROJECT
 
@@ -206,8 +205,8 @@ def test_dashboard_asks_for_metrics_that_there_are(registry: CollectorRegistry) 
 
 
 def test_page_for_people_names_each_event_and_metric(registry: CollectorRegistry) -> None:
-    for path in SCHEMAS.glob("*.yaml"):
-        assert yaml.safe_load(path.read_text())["$id"] in REST
+    for schema in read_schemas():
+        assert schema["$id"] in REST
     Metrics(registry).show([])
     text = generate_latest(registry).decode()
     names = set(re.findall(r"^# TYPE (gvisor_kernel_\w+)(?<!_created) ", text, re.MULTILINE))
@@ -314,8 +313,7 @@ class Logger:
         self.schemas: dict[str, Any] = {}
         self.emitted: list[dict[str, Any]] = []
 
-    def register_event_schema(self, path: Path) -> None:
-        schema = yaml.safe_load(path.read_text())
+    def register_event_schema(self, schema: dict[str, Any]) -> None:
         self.schemas[schema["$id"]] = schema
 
     def emit(self, *, schema_id: str, data: dict[str, Any]) -> None:

@@ -138,7 +138,7 @@ class NodeSandbox(RecordedSandbox, FoundSandbox):
 
     # -- as a SavedSandbox -----------------------------------------------------------------------
 
-    def checkpoint(self, directory: Path, seconds: float, *, goes_on: bool = False) -> None:
+    def checkpoint(self, directory: Path, seconds: float) -> None:
         if self._order.copy:
             raise SnapshotError(*NO_IMAGE)
         engine, command = self._engine, self._engine.helper("save")

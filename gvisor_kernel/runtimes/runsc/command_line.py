@@ -316,12 +316,11 @@ def sandbox_flags() -> tuple[str, ...]:
 
 
 def checkpoint_argv(
-    runsc: Runsc, *, root: str, container_id: str, snapshot: str, direct: bool, goes_on: bool
+    runsc: Runsc, *, root: str, container_id: str, snapshot: str, direct: bool
 ) -> list[str]:
-    """Return the command that saves a sandbox into the directory ``snapshot`` and ends it.
+    """Return the command that saves a sandbox, which goes on, into the directory ``snapshot``.
 
-    ``direct``: write without the page cache, where this runsc can. ``goes_on``: the sandbox is not
-    ended, also if the command fails.
+    ``direct``: write without the page cache, where this runsc can.
     """
     flags = command_flags(runsc, "checkpoint")
     argv = [runsc.executable, f"--root={root}", "checkpoint", f"--image-path={snapshot}"]
@@ -333,8 +332,7 @@ def checkpoint_argv(
         argv.append("--exclude-committed-zero-pages")
     if direct and "direct" in flags:
         argv.append("--direct")
-    if goes_on:
-        argv.append("--leave-running")
+    argv.append("--leave-running")
     if os.geteuid() != 0:
         argv = ["unshare", "-Ur", *argv]
     return [*argv, container_id]

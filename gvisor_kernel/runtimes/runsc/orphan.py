@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gvisor_kernel.errors import GvisorKernelError, SnapshotError
-from gvisor_kernel.host import commands, processes
-from gvisor_kernel.runtimes.mounts.plan import Places
-from gvisor_kernel.runtimes.runsc.command_line import checkpoint_argv, find_runsc
+from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.host import processes
 from gvisor_kernel.runtimes.runsc.kept_programs import find_files
-from gvisor_kernel.runtimes.runsc.runsc_sandbox import can_write_directly
+from gvisor_kernel.runtimes.runsc.runsc_sandbox import save_sandbox
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.kept_packages import begin_to_keep, find_packages
 from gvisor_kernel.runtimes.state.records import Record
@@ -31,37 +28,11 @@ from gvisor_kernel.strict_json import parse_json
 
 SAVE_SECONDS = 50.0
 """Less than PID 1 waits."""
-WORDS_BYTES = 2000
 NOTICE_SECONDS = 0.5
 """Seconds in which PID 1 notices that its host is gone, and forgets half a frame of it."""
 _SCRIPT = f'kill -CONT "$0"; sleep {NOTICE_SECONDS}; "$@" && kill -STOP "$0"'
 """Lets a sandbox run, which waits stopped, only until it is saved: it would end after a minute, and
 this process may be stopped meanwhile."""
-
-
-def write_image(
-    directory: Path, record: Record, seconds: float, image: Path, within: Sequence[str] = ()
-) -> None:
-    """Write the sandbox of another process, which goes on, as the folder ``image``.
-
-    ``within``: the command that runs the command line which is added to it.
-
-    :raises SnapshotError: when that fails
-    :raises OSError: when runsc cannot be run
-    """
-    argv = checkpoint_argv(
-        find_runsc(record.program),
-        root=str(Places(directory).runsc),
-        container_id=record.container_id,
-        snapshot=str(image),
-        direct=can_write_directly(image),
-        goes_on=True,
-    )
-    (done,) = commands.run(
-        (*within, *argv), seconds=seconds, max_bytes=WORDS_BYTES, cwd=directory, umask=0o077
-    )
-    if done.status != 0:
-        raise SnapshotError(f"runsc ended with status {done.status}.", "", done.output)
 
 
 def save_orphan(directory: Path, record: Record) -> bool:
@@ -78,7 +49,7 @@ def save_orphan(directory: Path, record: Record) -> bool:
         sentry_pid = sentry.pid
 
         within = ("/bin/sh", "-c", _SCRIPT, str(sentry_pid))
-        save = partial(write_image, directory, record, SAVE_SECONDS, within=within)
+        save = partial(save_sandbox, record.program, directory, seconds=SAVE_SECONDS, within=within)
 
         def write(image: Path) -> None:
             nonlocal seal

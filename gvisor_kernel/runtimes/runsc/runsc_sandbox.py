@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from gvisor_kernel.host.cgroups import count_oom_kills
 from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME, Posture, read_posture
 from gvisor_kernel.runtimes.base import KernelView
 from gvisor_kernel.runtimes.mounts.outputs import place_outputs
-from gvisor_kernel.runtimes.mounts.plan import Outputs
+from gvisor_kernel.runtimes.mounts.plan import Outputs, Places
 from gvisor_kernel.runtimes.runsc.command_line import checkpoint_argv, find_runsc
 from gvisor_kernel.runtimes.runsc.kept_programs import find_files
 from gvisor_kernel.runtimes.runsc.memory import HostMemory
@@ -35,8 +34,6 @@ from gvisor_kernel.runtimes.state.shown_files import (
 from gvisor_kernel.runtimes.state.sweep import (
     END_SECONDS,
     kill_sandbox,
-    remove_sandbox,
-    retire_sandbox,
     root_argument,
 )
 from gvisor_kernel.runtimes.stdio import Ends, StderrLog
@@ -44,9 +41,6 @@ from gvisor_kernel.spec.layout import OUTPUTS
 
 # by path: below a private store of this user
 
-WRITTEN_SECONDS = 5.0
-"""Seconds that the sentry may take to end after runsc has said that the snapshot is written."""
-STARTS = "kernels start without a snapshot, more slowly; "
 WORDS_BYTES = 2000
 """Bytes of runsc's output that are kept for an error."""
 
@@ -62,6 +56,44 @@ def can_write_directly(directory: Path) -> bool:
         with suppress(OSError):
             probe.unlink()
     return True
+
+
+def save_sandbox(
+    program: str,
+    directory: Path,
+    image: Path,
+    seconds: float,
+    within: Sequence[str] = (),
+) -> None:
+    """Have runsc write the sandbox in ``directory``, which goes on, as the folder ``image``.
+
+    ``program``: of its record. ``within``: the command that runs the command line which is added to
+    it.
+
+    :raises SnapshotError: when that fails
+    """
+    argv = checkpoint_argv(
+        find_runsc(program),
+        root=str(Places(directory).runsc),
+        container_id=directory.name,
+        snapshot=str(image),
+        direct=can_write_directly(image),
+    )
+    argv = [*within, *argv]
+    try:
+        (done,) = commands.run(
+            argv, seconds=seconds, max_bytes=WORDS_BYTES, cwd=directory, umask=0o077
+        )
+    except OSError as error:
+        raise SnapshotError(f"Could not run {argv[0]}: {error.strerror}.") from error
+    if done.status is None:
+        raise SnapshotError(f"The snapshot was not written within {seconds:g} s.")
+    if done.status != 0:
+        raise SnapshotError(
+            f"The snapshot could not be written: runsc ended with status {done.status}.",
+            "check whether the disk is full.",
+            done.output,
+        )
 
 
 SECCOMP_FILTER = 2
@@ -112,9 +144,6 @@ def find_faults(posture: Posture, own: Posture) -> list[str]:
     return faults
 
 
-log = logging.getLogger(__name__)
-
-
 class RunscSandbox(RecordedSandbox):
     """Returned by ``RunscRuntime.start``. Its process is the sentry, which ends with PID 1."""
 
@@ -130,15 +159,12 @@ class RunscSandbox(RecordedSandbox):
         self._descriptors = threading.Lock()  # no timeout: held for a few steps that do not wait
         self._stderr = stderr
         self.container_id = record.container_id
-        self.runsc_root = places.runsc
         self.hidden = begun.inputs.hidden
         """What of its project is hidden in it."""
         self._panic_log = places.panic_log
         self._groups = tuple(map(Path, record.cgroups))
         self._memory: HostMemory | None = None
         self._gofer: processes.ProcessId | None = None
-        self.is_checkpointing = False
-        """True while its snapshot is written."""
         is_lent = outputs.folder is not None and outputs.lent_by is not None
         self._lent = outputs.folder.duplicate() if outputs.folder and is_lent else None
         """The folder of outputs if it was lent and must be given back."""
@@ -188,13 +214,7 @@ class RunscSandbox(RecordedSandbox):
         return read_panic(self._panic_log)
 
     def kill(self) -> None:
-        if self.is_checkpointing:
-            # The bridge calls this when the sentry ends, which it does once the snapshot is
-            # written. `runsc checkpoint` still has to report its success, so it is not killed.
-            argument = root_argument(self.directory)
-            with suppress(OSError):
-                processes.kill_with_argument(argument, (SANDBOX_NAME, GOFER_NAME))
-        elif not self._closed:
+        if not self._closed:
             kill_sandbox(self.directory, self._groups)
 
     def pause(self) -> None:
@@ -229,12 +249,8 @@ class RunscSandbox(RecordedSandbox):
             self.kill()  # not close(): the bridge's loop still watches the descriptors
             raise
 
-    def checkpoint(self, directory: Path, seconds: float, *, goes_on: bool = False) -> None:
-        self.is_checkpointing = not goes_on
-        try:
-            self._save(directory, seconds, goes_on)
-        finally:
-            self.is_checkpointing = False
+    def checkpoint(self, directory: Path, seconds: float) -> None:
+        save_sandbox(self._program, self.directory, directory, seconds)
 
     def find_shown_files(self) -> Stamps:
         sources = find_sources(self.view.mounts, self.directory)
@@ -243,44 +259,12 @@ class RunscSandbox(RecordedSandbox):
     def find_held(self) -> Held:
         return find_held(self._sentry, OUTPUTS)
 
-    def _save(self, directory: Path, seconds: float, goes_on: bool) -> None:
-        argv = checkpoint_argv(
-            find_runsc(self._program),
-            root=str(self.runsc_root),
-            container_id=self.container_id,
-            snapshot=str(directory),
-            direct=can_write_directly(directory),
-            goes_on=goes_on,
-        )
-        try:
-            (done,) = commands.run(
-                argv, seconds=seconds, max_bytes=WORDS_BYTES, cwd=self.directory, umask=0o077
-            )
-        except OSError as error:
-            raise SnapshotError(f"Could not run {argv[0]}: {error.strerror}.") from error
-        if done.status is None:
-            raise SnapshotError(f"The snapshot was not written within {seconds:g} s.")
-        if done.status != 0:
-            raise SnapshotError(
-                f"The snapshot could not be written: runsc ended with status {done.status}.",
-                f"{'' if goes_on else STARTS}check whether the disk is full.",
-                done.output,
-            )
-        if goes_on:
-            return
-        if not is_readable(self.exit_fd, WRITTEN_SECONDS):  # the sentry ends when it is written
-            raise SnapshotError("The sandbox did not end after its snapshot was written.")
-
     def close(self) -> None:
         with self._closing:
             if self._closed:
                 return
             gofer = self.find_process(GOFER_NAME)
-            remove = retire_sandbox if self.is_saved else remove_sandbox
-            if not remove(self.directory, self._record, self._lent):
-                log.warning(
-                    "Not everything of %s was removed; the next sweep tries again", self.identity
-                )
+            self._remove(self._lent)
             self._stderr.wait(END_SECONDS)
             self._closed = True
             with self._descriptors:

@@ -11,6 +11,7 @@ import threading
 from contextlib import suppress
 from typing import Any
 
+from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.runtimes.base import KernelView, Sandbox
 from gvisor_kernel.runtimes.state import lifeline, records
 from gvisor_kernel.runtimes.state.beginning import Beginning
@@ -64,14 +65,18 @@ class RecordedSandbox(Sandbox):
                 return
             self._stop()
             self._closed = self._ended = True
-            remove = retire_sandbox if self.is_saved else remove_sandbox
-            if not remove(self.directory, self._record):
-                log.warning(
-                    "Not everything of %s was removed; the next sweep tries again", self.identity
-                )
+            self._remove(None)
             self._close_descriptors()
             self._release()
             lifeline.release()
+
+    def _remove(self, lent: Opened | None) -> None:
+        """``lent``: see ``remove_sandbox``."""
+        remove = retire_sandbox if self.is_saved else remove_sandbox
+        if not remove(self.directory, self._record, lent):
+            log.warning(
+                "Not everything of %s was removed; the next sweep tries again", self.identity
+            )
 
     def _stop(self) -> None:
         """End what moves the sandbox's bytes, so that the sandbox ends, too. Never raises."""

@@ -2,6 +2,11 @@
 
 Each sandbox has one directory below ``sandboxes/``, private to the user. Its record names the
 owner; ``is_orphan`` decides whether that has died. Nothing here ends a process.
+
+    sandboxes/<id>/record.json
+    sandboxes/<id>/claim        locked by whoever saves, ends, removes or takes over what a dead
+                                owner has left. A living owner needs no claim: who has got it asks
+                                ``is_orphan`` again
 """
 
 from __future__ import annotations
@@ -30,9 +35,11 @@ from gvisor_kernel.typed_json import read_value, write_json
 
 # by path: below the state directory, whose parents only this user can change
 
-RECORD = "record.json"
+RECORD, CLAIM = "record.json", "claim"
 MAX_RECORD = 1024 * 1024
 """Bytes. A record has some 2 kB, and more with long paths and commands."""
+SHORT_SECONDS = 0.2
+"""Longer than somebody has the claim who only looks at it."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +196,30 @@ def locked(seconds: float = MAX_LOCK_SECONDS) -> Iterator[None]:
         except OSError as error:
             raise StateError(f"Could not open the file {path}: {error.strerror}.") from error
         yield
+
+
+@contextlib.contextmanager
+def claimed(directory: Path, seconds: float = SHORT_SECONDS) -> Iterator[None]:
+    """Hold the claim of a sandbox's directory. Blocks.
+
+    What was known of the sandbox before may have changed meanwhile.
+
+    :raises TimeoutError: when another process has it for ``seconds``
+    :raises OSError: when the directory is gone, or cannot be written
+    """
+    with lock(directory / CLAIM, fcntl.LOCK_EX, create=True, seconds=seconds):
+        yield
+
+
+def is_claimed(directory: Path) -> bool:
+    """Return whether another process works on what a dead owner has left in ``directory``."""
+    try:
+        with claimed(directory, 0):
+            return False
+    except TimeoutError:
+        return True
+    except OSError:
+        return False
 
 
 def write_record(directory: Path, record: Record) -> None:

@@ -24,7 +24,6 @@ from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME, SUBUID_BASE, 
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.mounts.written_folders import forget_written
 from gvisor_kernel.runtimes.state import pages, records
-from gvisor_kernel.runtimes.state.claims import claimed
 from gvisor_kernel.runtimes.state.leftovers import LEFTOVERS
 from gvisor_kernel.runtimes.state.listed import read_memory
 from gvisor_kernel.runtimes.state.packer import Packer
@@ -395,7 +394,7 @@ def sweep_orphans(runtime: str | None = None) -> list[str]:
 
 def _claim(directory: Path, runtime: str | None) -> _Orphan | None:
     with ExitStack() as claim, suppress(OSError):
-        claim.enter_context(claimed(directory))
+        claim.enter_context(records.claimed(directory))
         with records.locked():
             record = records.read_record(directory)
             if _is_left(directory, record, runtime):
@@ -450,7 +449,7 @@ def remove_orphan(directory: Path) -> bool:
 
     False if another process has claimed it, or has let it go on. Never raises.
     """
-    with suppress(OSError, StateError), claimed(directory):
+    with suppress(OSError, StateError), records.claimed(directory):
         with records.locked():
             record = records.read_record(directory)
         if record is not None and records.is_orphan(record):
