@@ -172,7 +172,9 @@ def run_remove(arguments: argparse.Namespace) -> int:
     """
     from gvisor_kernel.releases.release_store import find_release, remove
     from gvisor_kernel.runtimes.state import records
+    from gvisor_kernel.runtimes.state.kept_packages import is_kept
     from gvisor_kernel.runtimes.state.listed import find_all
+    from gvisor_kernel.runtimes.state.saved import SAVED
 
     for text in arguments.release:
         if text == SYSTEM:
@@ -181,13 +183,19 @@ def run_remove(arguments: argparse.Namespace) -> int:
                 "remove it as it was installed, such as by: sudo apt-get remove runsc.",
             )
         release = find_release(text)
-        start = f"{os.path.realpath(release.program)}\n"
-        own = [it.record for it in find_all() if it.record.program.startswith(start)]
+        path = os.path.realpath(release.program)
+        users = [it for it in find_all() if it.record.program.startswith(f"{path}\n")]
+        for it in users:
+            if it.record.saved and not is_kept(it.directory / SAVED, path):
+                raise ReleaseError(
+                    f"The kernel {it.id} was saved by the release, and has no copy of it yet.",
+                    f"try again in a minute; or give it up: gvisor-kernel kill {it.id}",
+                )
         with records.locked():
             try:
                 remove(release)
             except ReleaseError as error:
-                lines = [f"{it.container_id} belongs to process {it.owner.pid}" for it in own]
+                lines = [f"{it.id} belongs to process {it.record.owner.pid}" for it in users]
                 raise ReleaseError(error.fact, error.hint, "\n".join(lines)) from error
         print(f"Removed the release {release.name} of runsc.")
     return 0

@@ -230,6 +230,13 @@ def find_substitutes(
     )
 
 
+def is_kept(place: Path, path: str) -> bool:
+    """Return whether there is a copy of the file ``path`` for the kernel saved as ``place``."""
+    with suppress(OSError, ValueError):
+        return path in json.loads(read_file(place / KEPT, MAX_KEPT))
+    return False
+
+
 def _find_shown(sources: Mapping[str, str]) -> dict[str, str]:
     """Return the copies in ``sources``, by the paths of the host that they stand for.
 
