@@ -63,8 +63,8 @@ def refusal(sandbox: Sandbox) -> str:
 
 
 def left_in_memory() -> list[str]:
-    folder = Path(memory_folder.SHARED, f"gvisor-kernel-{os.geteuid()}")
-    return [path.name for path in folder.glob("new-*")]
+    found = Path(memory_folder.SHARED).glob(f"{memory_folder.PREFIX}*")
+    return [path.name for path in found if path.lstat().st_uid == os.geteuid()]
 
 
 def find_plain(key: Path) -> list[Path]:
