@@ -172,7 +172,7 @@ def run_remove(arguments: argparse.Namespace) -> int:
     """
     from gvisor_kernel.releases.release_store import find_release, remove
     from gvisor_kernel.runtimes.state import records
-    from gvisor_kernel.runtimes.state.kept_packages import is_kept
+    from gvisor_kernel.runtimes.state.kept_packages import read_kept
     from gvisor_kernel.runtimes.state.listed import find_all
     from gvisor_kernel.runtimes.state.saved import SAVED
 
@@ -186,7 +186,10 @@ def run_remove(arguments: argparse.Namespace) -> int:
         path = os.path.realpath(release.program)
         users = [it for it in find_all() if it.record.program.startswith(f"{path}\n")]
         for it in users:
-            if it.record.saved and not is_kept(it.directory / SAVED, path):
+            kept: dict[str, str] = {}
+            with suppress(OSError, ValueError):
+                kept = read_kept(it.directory / SAVED)
+            if it.record.saved and path not in kept:
                 raise ReleaseError(
                     f"The kernel {it.id} was saved by the release, and has no copy of it yet.",
                     f"try again in a minute; or give it up: gvisor-kernel kill {it.id}",

@@ -397,10 +397,13 @@ def _find_superfluous(directory: Path, name: str, needed: int) -> list[str]:
     sizes = list(pages.measure_needed(directory / FOLDER / one for one in kept + automatic))
     used = sizes[len(kept) - 1] if kept else 0
     if used + needed > most:
+        named = f" Those that have names take {describe_size(used)}." if kept else ""
         raise SnapshotError(
-            f"The checkpoints of this kernel that have names take {describe_size(used)}, and all"
-            f" may take {describe_size(most)}; another one needs {describe_size(needed)}.",
-            "remove some of them.",
+            f"A checkpoint of this kernel needs {describe_size(needed)}, and all together may take"
+            f" {describe_size(most)}.{named}",
+            f"remove one: gvisor-kernel checkpoints {directory.name} --remove {kept[0]}"
+            if kept
+            else "let the kernel hold less in memory, or use a larger disk.",
         )
     fits = sum(size + needed <= most for size in sizes[len(kept) :])
     return automatic[fits:]

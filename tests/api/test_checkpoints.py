@@ -209,13 +209,16 @@ def test_automatic_ones_go_only_if_that_makes_room(
         monkeypatch.setattr(checkpoints, "MAX_SIZE", (most << 20) + (1 << 18))
         found = checkpoints._find_superfluous(tmp_path, "new", needed << 20)
         assert found == expected
-    with pytest.raises(SnapshotError, match="may take"):
+    with pytest.raises(SnapshotError, match=f"checkpoints {tmp_path.name} --remove mine"):
         checkpoints._find_superfluous(tmp_path, "new", 6 << 20)
     # one whose description cannot be read is one all the same
     found = checkpoints.find_checkpoints(tmp_path)
     assert {one.name: one.kind for one in found}["mine"] == "named"
     assert checkpoints._find_place(tmp_path, "mine") == folder / "mine"
     assert len(list(folder.iterdir())) == 4
+    shutil.rmtree(folder / "mine")
+    with pytest.raises(SnapshotError, match="larger disk"):
+        checkpoints._find_superfluous(tmp_path, "new", 7 << 20)
 
 
 def test_many_verbs_at_once_lose_nothing() -> None:

@@ -11,7 +11,6 @@ it has open. What was changed meanwhile is shown to it as it was; new kernels ge
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -38,6 +37,7 @@ from gvisor_kernel.runtimes.state.kept_copies import (
     read_copy,
 )
 from gvisor_kernel.runtimes.state.shown_files import Stamps, find_change
+from gvisor_kernel.typed_json import read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ def keep(place: Path, files: Stamps, packages: Packages, sources: Mapping[str, s
                     kept[path] = _keep(place, path, files, packages, copies)
                 except OSError as error:
                     lacking = lacking or f"{path} is not kept for saved kernels: {error}"
-            replace_file(place / KEPT, json.dumps(kept))
+            replace_file(place / KEPT, write_json(kept))
     except (OSError, GvisorKernelError) as error:
         lacking = f"nothing is kept for a saved kernel: {error}"
     if lacking and place.is_dir():  # it may have gone on meanwhile
@@ -195,7 +195,7 @@ def find_substitutes(
     """
     kept: dict[str, str] = {}
     with suppress(OSError, ValueError):
-        kept = json.loads(read_file(place / KEPT, MAX_KEPT))
+        kept = read_kept(place)
     shown = _find_shown(sources)
     wanted, lines = dict(shown), list[str]()
     for folder, before in packages.items():
@@ -230,11 +230,12 @@ def find_substitutes(
     )
 
 
-def is_kept(place: Path, path: str) -> bool:
-    """Return whether there is a copy of the file ``path`` for the kernel saved as ``place``."""
-    with suppress(OSError, ValueError):
-        return path in json.loads(read_file(place / KEPT, MAX_KEPT))
-    return False
+def read_kept(place: Path) -> dict[str, str]:
+    """Return the copies for the kernel saved as ``place``, by the paths that they stand for.
+
+    :raises OSError, ValueError: when that cannot be read
+    """
+    return read_json(read_file(place / KEPT, MAX_KEPT), dict[str, str], MAX_KEPT)
 
 
 def _find_shown(sources: Mapping[str, str]) -> dict[str, str]:
@@ -290,7 +291,7 @@ def note_shown(directory: Path, substitutes: Substitutes) -> None:
 
     :raises OSError: when that cannot be written
     """
-    replace_file(directory / KEPT, json.dumps(dict(substitutes.paths)))
+    replace_file(directory / KEPT, write_json(substitutes.paths))
 
 
 def sweep_kept() -> None:
@@ -303,6 +304,5 @@ def sweep_kept() -> None:
             for depth in ("*", "*/*", "*/*/*"):
                 for file in (own_state() / "sandboxes").glob(f"{depth}/{KEPT}"):
                     with suppress(FileNotFoundError):
-                        kept = json.loads(read_file(file, MAX_KEPT))
-                        used.update(Path(tree).parent.name for tree in kept.values())
+                        used.update(Path(it).parent.name for it in read_kept(file.parent).values())
             copies.remove(used)
