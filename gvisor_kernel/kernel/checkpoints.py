@@ -250,11 +250,11 @@ class Checkpoints:
     async def _paused(self, directory: Path) -> AsyncIterator[None]:
         """Give way: what is packed now is not, and what is there then is packed later."""
         packer, folder = Packer.instance(), directory / FOLDER
-        await self._workers.run(packer.pause, folder)
+        await self._workers.run(packer.leave, folder)
         try:
             yield
         finally:
-            packer.resume(folder)
+            packer.begin(folder)
 
     async def _remove(self, name: str) -> None:
         directory = self._saver.find_directory()

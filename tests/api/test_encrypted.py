@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,8 +17,8 @@ from gvisor_kernel.errors import SandboxError, SnapshotError
 from gvisor_kernel.host import memory_folder, processes
 from gvisor_kernel.host.private_directories import own_state
 from gvisor_kernel.runtimes.mounts.plan import Places
-from gvisor_kernel.runtimes.state import sealed
 from gvisor_kernel.runtimes.state.pages import pack_all
+from gvisor_kernel.runtimes.state.sealed import Cipher
 
 from .test_hibernation import find_listed, find_saved, wait_until
 
@@ -193,14 +194,14 @@ def test_a_kernel_that_takes_the_room_of_its_image_is_ended(
     """Its cgroup's limit is raised meanwhile, and an ordinary user's kernel has no cgroup."""
     with make_sandbox(key, memory="384M", outputs=tmp_path / "out") as sandbox:
         assert sandbox.run(TAKE).ok
-        sentry, write = find_listed(sandbox).record.processes["sentry"], sealed._write_directly
+        sentry, seal = find_listed(sandbox).record.processes["sentry"], Cipher._seal
 
-        def wait(path: Path, chunks: Iterable[bytes]) -> None:
+        def wait(*arguments: Any) -> Iterator[bytes]:
             (tmp_path / "out" / "go").touch()
             wait_until(lambda: not processes.is_alive(sentry))
-            write(path, chunks)
+            return seal(*arguments)
 
-        monkeypatch.setattr(sealed, "_write_directly", wait)
+        monkeypatch.setattr(Cipher, "_seal", wait)
         with pytest.raises(SandboxError, match="ended while"):
             sandbox.hibernate()
         assert not find_saved(sandbox).exists()
