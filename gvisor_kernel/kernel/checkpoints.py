@@ -43,7 +43,7 @@ from gvisor_kernel.kernel.saved_kernel import SavedKernel, read_saved, save_as
 from gvisor_kernel.runtimes.base import SavedSandbox
 from gvisor_kernel.runtimes.state import pages, records
 from gvisor_kernel.runtimes.state.packer import Packer
-from gvisor_kernel.runtimes.state.saved import mend
+from gvisor_kernel.runtimes.state.saved import mend, put, remove
 from gvisor_kernel.shown_text import describe_size
 from gvisor_kernel.typed_json import read_json, write_json
 
@@ -416,12 +416,7 @@ def _remove_automatic(directory: Path, kept: int) -> None:
 
 
 def _remove(directory: Path, name: str) -> None:
-    place = _find_place(directory, name)
-    going = place.with_name(f"{name}.new")  # as what is not complete: nobody puts it back
-    shutil.rmtree(going, ignore_errors=True)
-    with suppress(OSError):
-        place.rename(going)
-    shutil.rmtree(going, ignore_errors=True)
+    remove(_find_place(directory, name))
 
 
 def _prepare(directory: Path, name: str) -> SavedKernel:
@@ -446,13 +441,8 @@ def _keep(before: SavedKernel, name: str, outputs: NotedOutputs) -> None:
     try:
         replace_file(before.place / ABOUT, write_json(about))
         replace_file(before.place / OUTPUTS, write_json(outputs))
-        going = place.with_name(f"{BEFORE_REWIND}.old")
-        shutil.rmtree(going, ignore_errors=True)
-        if place.exists():
-            place.rename(going)
-        before.place.rename(place)
+        put(before.place, place)
         replace(before, place=place).begin_to_keep()
-        shutil.rmtree(going, ignore_errors=True)
     except OSError as error:
         log.warning("The state before the rewind to %s is not kept: %s", name, error)
         before.discard()

@@ -57,11 +57,6 @@ class Removed:
     removed: float
 
 
-@dataclass(frozen=True)
-class _File:
-    kernels: tuple[Removed, ...] = ()
-
-
 def check_room(sandbox: SavedSandbox) -> None:
     """Check that there is room for the kernel of ``sandbox`` beside all that are saved.
 
@@ -104,6 +99,7 @@ def remove_old() -> None:
     with suppress(StateError, OSError):
         found = _find_all()
         total, room = _measure_all(found)
+        path = own_state() / REMOVED
         for saved, size, directory, record in found:
             age = time.time() - saved
             is_kept = age < KEEP_SECONDS and total <= room
@@ -114,23 +110,18 @@ def remove_old() -> None:
                 *(record.container_id, record.folder, age / 86400, describe_size(size)),
             )
             total -= size
-            _remember(Removed(record.container_id, record.folder, record.created, time.time()))
+            it = Removed(record.container_id, record.folder, record.created, time.time())
+            with lock(path.with_suffix(".lock"), fcntl.LOCK_EX, create=True):
+                replace_file(path, write_json((*find_removed(), it)[-MAX_REMEMBERED:]))
     sweep_kept()
-
-
-def _remember(removed: Removed) -> None:
-    path = own_state() / REMOVED
-    with lock(path.with_suffix(".lock"), fcntl.LOCK_EX, create=True):
-        replace_file(path, write_json(_File((*find_removed(), removed)[-MAX_REMEMBERED:])))
 
 
 def find_removed() -> tuple[Removed, ...]:
     """Return what was removed in the last REMEMBER_SECONDS, the oldest first."""
-    try:
-        known = read_json(read_file(own_state() / REMOVED, MAX_FILE), _File, MAX_FILE)
-    except (OSError, ValueError, StateError):
-        return ()
-    return tuple(one for one in known.kernels if 0 <= time.time() - one.removed < REMEMBER_SECONDS)
+    known: list[Removed] = []
+    with suppress(OSError, ValueError, StateError):
+        known = read_json(read_file(own_state() / REMOVED, MAX_FILE), list[Removed], MAX_FILE)
+    return tuple(one for one in known if 0 <= time.time() - one.removed < REMEMBER_SECONDS)
 
 
 def find_next() -> set[str]:

@@ -275,14 +275,9 @@ def save_as(
     if record is None:
         raise SnapshotError(f"The record in {directory} cannot be read.")
     note, cipher = _make_note(sandbox, plan, run, time.time()), Cipher(plan.spec.hibernate_key)
-    seal = PLAIN
+    checkpoint = partial(sandbox.checkpoint, seconds=SAVE_SECONDS, goes_on=True)
 
-    def write_image(image: Path) -> None:
-        nonlocal seal
-        checkpoint = partial(sandbox.checkpoint, seconds=SAVE_SECONDS, goes_on=True)
-        seal = cipher.write_image(image, record, checkpoint)
-
-    def describe() -> dict[str, str]:
+    def describe(seal: Seal) -> dict[str, str]:
         nonlocal note
         # now that runsc has given up what nobody has open
         files = sandbox.find_shown_files()
@@ -292,7 +287,10 @@ def save_as(
         return {NOTE: cipher.write_note(_write_note(note), directory.name), **beside}
 
     try:
-        write_saved(place, describe, write_image, flushes=flushes)
+        write_saved(
+            *(place, lambda it: cipher.write_image(it, record, checkpoint), describe),
+            flushes=flushes,
+        )
     except OSError as error:
         raise SnapshotError(
             f"The kernel cannot be saved in {directory}: {error.strerror}.",

@@ -37,7 +37,7 @@ from gvisor_kernel.runtimes.state.kept_copies import (
     read_copy,
     remove_copies,
 )
-from gvisor_kernel.runtimes.state.shown_files import Stamps, find_change
+from gvisor_kernel.runtimes.state.shown_files import Stamps, find_change, stamp
 from gvisor_kernel.typed_json import read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -163,11 +163,10 @@ def _check_files(path: str, tree: str, files: Stamps) -> None:
 
     :raises OSError: when one is not as it was, as if somebody had written into it
     """
-    for file, stamp in files.items():
-        if is_within(file, path):
-            status = Path(tree + file.removeprefix(path)).stat()
-            if (status.st_size, status.st_mtime_ns) != stamp[:2]:
-                raise OSError(f"{file} was changed in place")
+    for file, before in files.items():
+        copy = Path(tree + file.removeprefix(path))
+        if is_within(file, path) and stamp(copy.stat())[:2] != before[:2]:
+            raise OSError(f"{file} was changed in place")
 
 
 # -- at a wake -------------------------------------------------------------------------------------
@@ -185,14 +184,14 @@ def find_substitutes(
     kept, wanted, lines = dict[str, str](), _find_shown(sources), list[str]()
     with suppress(OSError, ValueError):
         kept = read_kept(place)
-    for folder, before in packages.items():
+    for folder, had in packages.items():
         now = list_installed(folder)
-        changed = [name for name, stamp in before.items() if now.get(name) != stamp]
+        changed = [name for name, one in had.items() if now.get(name) != one]
         if changed and folder in kept:
             wanted[folder] = kept[folder]
             lines += _describe(changed, now)
-    for path, stamp in files.items():
-        change = find_change({path: stamp})
+    for path, before in files.items():
+        change = find_change({path: before})
         if change is None or any(is_within(path, it) for it in wanted):
             continue
         known = next((it for it in kept if is_within(path, it)), None)

@@ -30,7 +30,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from gvisor_kernel.errors import SnapshotError
-from gvisor_kernel.runtimes.state.saved import IMAGE, SEALED, flush
+from gvisor_kernel.runtimes.state.saved import IMAGE, SEALED, flush, remove
 
 log = logging.getLogger(__name__)
 
@@ -155,10 +155,7 @@ def pack(place: Path) -> None:
             log.warning("%s stays as it is: a page that it shares is damaged on the disk", place)
             (place / PACKED).unlink()
             return
-    going = place / f"{IMAGE}.old"
-    shutil.rmtree(going, ignore_errors=True)
-    image.rename(going)
-    shutil.rmtree(going)
+    remove(image)
 
 
 def _pack(

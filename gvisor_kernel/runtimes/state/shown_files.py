@@ -56,10 +56,9 @@ def find_shown_files(sentry: int, sources: Mapping[str, str]) -> Stamps:
                 inside = link.removeprefix(ROOT)
                 target = max((t for t in sources if is_within(inside, t)), key=len, default=None)
                 status = entry.stat()
-                if target is None or not stat.S_ISREG(status.st_mode) or not _is_elf(entry):
-                    continue  # whatever else was read is in the kernel's memory
-                path = sources[target] + inside.removeprefix(target)
-                found[path] = (status.st_size, status.st_mtime_ns, status.st_ino)
+                if target is not None and stat.S_ISREG(status.st_mode) and _is_elf(entry):
+                    # whatever else was read is in the kernel's memory
+                    found[sources[target] + inside.removeprefix(target)] = stamp(status)
     change = find_change(found)
     if change is not None:
         raise SnapshotError(
@@ -87,27 +86,31 @@ def find_held(sentry: int, target: str) -> Held:
 
     Only right after its checkpoint, for which runsc gives up those that nobody inside has open.
     """
-    held: list[str] = []
-    written: list[str] = []
+    held, written = set[str](), set[str]()
     for entry in list(Path(f"/proc/{sentry}/fd").iterdir())[:MAX_FILES]:
         with suppress(OSError):
-            inside = str(entry.readlink()).removeprefix(f"{ROOT}{target}/")
-            if inside.startswith("/") or not entry.readlink().is_relative_to(f"{ROOT}{target}"):
+            link, root = str(entry.readlink()), f"{ROOT}{target}/"
+            if not link.startswith(root):
                 continue
+            inside = link.removeprefix(root)
             flags = int(Path(f"/proc/{sentry}/fdinfo/{entry.name}").read_text().split()[3], 8)
-            held.append(inside)
+            held.add(inside)
             if not flags & os.O_PATH and flags & os.O_ACCMODE:
-                written.append(inside)
-    return tuple(sorted(set(held))[:MAX_HELD]), tuple(sorted(set(written))[:MAX_HELD])
+                written.add(inside)
+    return tuple(sorted(held)[:MAX_HELD]), tuple(sorted(written)[:MAX_HELD])
+
+
+def stamp(status: os.stat_result) -> tuple[int, int, int]:
+    """Return what tells a file from another one at its path."""
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def find_change(stamps: Stamps) -> str | None:
     """Return which of the files is another one now, as a clause; None if none is."""
-    for path, stamp in stamps.items():
+    for path, before in stamps.items():
         try:
-            status = os.stat(path)  # noqa: PTH116 - often, so fast
+            if stamp(os.stat(path)) != before:  # noqa: PTH116 - often, so fast
+                return f"{path} was changed"
         except OSError:
             return f"{path} is gone"
-        if (status.st_size, status.st_mtime_ns, status.st_ino) != stamp:
-            return f"{path} was changed"
     return None
