@@ -202,6 +202,6 @@ def test_a_kernel_that_takes_the_room_of_its_image_is_ended(
             return seal(*arguments)
 
         monkeypatch.setattr(Cipher, "_seal", wait)
-        with pytest.raises(SandboxError, match="ended while"):
+        with pytest.raises(SandboxError, match="The sandbox has ended"):
             sandbox.hibernate()
         assert not find_saved(sandbox).exists()

@@ -45,20 +45,18 @@ def find_shown_files(sentry: int, sources: Mapping[str, str]) -> Stamps:
 
     ``sources``: the paths of the host in which they lie, by those inside. Blocks for milliseconds.
 
-    :raises SnapshotError: when one was replaced since it was opened
+    :raises SnapshotError: when one was replaced since it was opened, or the sandbox has ended
     """
     found: Stamps = {}
-    folder = Path(f"/proc/{sentry}/fd")
-    with suppress(OSError):
-        for entry in list(folder.iterdir())[:MAX_FILES]:
-            with suppress(OSError):
-                link = str(entry.readlink()).removesuffix(" (deleted)")
-                inside = link.removeprefix(ROOT)
-                target = max((t for t in sources if is_within(inside, t)), key=len, default=None)
-                status = entry.stat()
-                if target is not None and stat.S_ISREG(status.st_mode) and _is_elf(entry):
-                    # whatever else was read is in the kernel's memory
-                    found[sources[target] + inside.removeprefix(target)] = stamp(status)
+    for entry in _list_open(sentry):
+        with suppress(OSError):
+            link = str(entry.readlink()).removesuffix(" (deleted)")
+            inside = link.removeprefix(ROOT)
+            target = max((t for t in sources if is_within(inside, t)), key=len, default=None)
+            status = entry.stat()
+            if target is not None and stat.S_ISREG(status.st_mode) and _is_elf(entry):
+                # whatever else was read is in the kernel's memory
+                found[sources[target] + inside.removeprefix(target)] = stamp(status)
     change = find_change(found)
     if change is not None:
         raise SnapshotError(
@@ -66,6 +64,13 @@ def find_shown_files(sentry: int, sources: Mapping[str, str]) -> Stamps:
             "restart the kernel to use what is there now.",
         )
     return found
+
+
+def _list_open(sentry: int) -> list[Path]:
+    with suppress(OSError):
+        if found := list(Path(f"/proc/{sentry}/fd").iterdir()):
+            return found[:MAX_FILES]
+    raise SnapshotError("The sandbox has ended.")
 
 
 def _is_elf(entry: Path) -> bool:
@@ -85,9 +90,11 @@ def find_held(sentry: int, target: str) -> Held:
     """Return which files and folders below ``target`` a sandbox needs to go on.
 
     Only right after its checkpoint, for which runsc gives up those that nobody inside has open.
+
+    :raises SnapshotError: when the sandbox has ended
     """
     held, written = set[str](), set[str]()
-    for entry in list(Path(f"/proc/{sentry}/fd").iterdir())[:MAX_FILES]:
+    for entry in _list_open(sentry):
         with suppress(OSError):
             link, root = str(entry.readlink()), f"{ROOT}{target}/"
             if not link.startswith(root):
