@@ -17,8 +17,6 @@ from gvisor_kernel.shown_text import printable_name
 
 # by path: what install has fetched, in this user's store of releases
 
-LISTED = ("name", "version", "path", "from", "installed", "chosen")
-
 
 def add_runsc(parser: argparse.ArgumentParser) -> None:
     """Declare the commands of ``runsc`` and their arguments."""
@@ -263,10 +261,12 @@ def describe_all() -> Iterator[dict[str, Any]]:
     with suppress(RuntimeMissing):
         runsc = find_runsc(SYSTEM)
         found.append((SYSTEM, runsc.version, runsc.path, runsc.path, None, chosen is None))
-    for one in found:
-        start = f"{one[2]}\n"  # of the names of its program; see kept_programs
-        users = [it.id for it in sandboxes if it.record.program.startswith(start)]
+    for name, version, path, source, installed, is_chosen in found:
+        start = f"{path}\n"  # of the names of its program; see kept_programs
         made = [it.meta for it in snapshots if it.meta.label.get("program", "").startswith(start)]
-        keys = [meta.key for meta in made]
-        more = {"version": one[1].removeprefix("0.0~"), "sandboxes": users, "snapshots": keys}
-        yield {**dict(zip(LISTED, one, strict=True)), **more}
+        yield {
+            **{"name": name, "version": version.removeprefix("0.0~"), "path": path, "from": source},
+            **{"installed": installed, "chosen": is_chosen},
+            "sandboxes": [it.id for it in sandboxes if it.record.program.startswith(start)],
+            "snapshots": [meta.key for meta in made],
+        }
