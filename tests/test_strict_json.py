@@ -43,7 +43,6 @@ OWN = {
     "runtimes/runsc/command_line.py": "a flat document that the runtime wrote",
     "runtimes/runsc/staging.py": "an error of a process of this package",
     "runtimes/mounts/host_python.py": "output of this machine's interpreter",
-    "runtimes/state/kept_packages.py": "a flat document that the store wrote",
     "runtimes/state/pages.py": "a flat document that the store wrote",
     "runtimes/mounts/written_folders.py": "flat lines that the runtime wrote",
     "snapshots/snapshot.py": "a document whose checksum was compared",

@@ -156,11 +156,11 @@ class Hibernation:
             self._rest_later()
 
     def _suspend(self) -> None:
-        """Watch neither silence nor memory while the sandbox is written."""
+        """Watch no silence while the sandbox is written, and memory only for far too much."""
         if self._attached.link is not None:
             self._attached.link.suspend_timers()
         if self._attached.memory is not None:
-            self._attached.memory.stop()
+            self._attached.memory.only_overruns = True
 
     def _go_on(self) -> None:
         self.exchange.held = False
@@ -169,6 +169,7 @@ class Hibernation:
             return
         link.go_on()
         if memory is not None:
+            memory.only_overruns = False
             memory.start()
         self.exchange.deliver_waiting()
         link.flush()

@@ -57,6 +57,8 @@ class MemoryWatch:
         self.limit = limit
         self.used = 0
         """Bytes at the last measurement."""
+        self.only_overruns = False
+        """While the sandbox is saved, for which it takes some memory, and nobody can be asked."""
         self._sandbox = sandbox
         self._on_over = on_over
         self._on_overrun = on_overrun
@@ -84,6 +86,8 @@ class MemoryWatch:
         if used > self.limit + MAX_OVERRUN:
             self.stop()
             self._on_overrun(used)
+            return
+        if self.only_overruns:
             return
         self._find_short(used)
         if used > self.limit:

@@ -17,8 +17,6 @@ from gvisor_kernel.shown_text import printable_name
 
 # by path: what install has fetched, in this user's store of releases
 
-LISTED = ("name", "version", "path", "from", "installed", "chosen")
-
 
 def add_runsc(parser: argparse.ArgumentParser) -> None:
     """Declare the commands of ``runsc`` and their arguments."""
@@ -172,7 +170,9 @@ def run_remove(arguments: argparse.Namespace) -> int:
     """
     from gvisor_kernel.releases.release_store import find_release, remove
     from gvisor_kernel.runtimes.state import records
+    from gvisor_kernel.runtimes.state.kept_packages import read_kept
     from gvisor_kernel.runtimes.state.listed import find_all
+    from gvisor_kernel.runtimes.state.saved import SAVED
 
     for text in arguments.release:
         if text == SYSTEM:
@@ -181,13 +181,22 @@ def run_remove(arguments: argparse.Namespace) -> int:
                 "remove it as it was installed, such as by: sudo apt-get remove runsc.",
             )
         release = find_release(text)
-        start = f"{os.path.realpath(release.program)}\n"
-        own = [it.record for it in find_all() if it.record.program.startswith(start)]
+        path = os.path.realpath(release.program)
+        users = [it for it in find_all() if it.record.program.startswith(f"{path}\n")]
+        for it in users:
+            kept: dict[str, str] = {}
+            with suppress(OSError, ValueError):
+                kept = read_kept(it.directory / SAVED)
+            if it.record.saved and path not in kept:
+                raise ReleaseError(
+                    f"The kernel {it.id} was saved by the release, and has no copy of it yet.",
+                    f"try again in a minute; or give it up: gvisor-kernel kill {it.id}",
+                )
         with records.locked():
             try:
                 remove(release)
             except ReleaseError as error:
-                lines = [f"{it.container_id} belongs to process {it.owner.pid}" for it in own]
+                lines = [f"{it.id} belongs to process {it.record.owner.pid}" for it in users]
                 raise ReleaseError(error.fact, error.hint, "\n".join(lines)) from error
         print(f"Removed the release {release.name} of runsc.")
     return 0
@@ -252,10 +261,12 @@ def describe_all() -> Iterator[dict[str, Any]]:
     with suppress(RuntimeMissing):
         runsc = find_runsc(SYSTEM)
         found.append((SYSTEM, runsc.version, runsc.path, runsc.path, None, chosen is None))
-    for one in found:
-        start = f"{one[2]}\n"  # of the names of its program; see kept_programs
-        users = [it.id for it in sandboxes if it.record.program.startswith(start)]
+    for name, version, path, source, installed, is_chosen in found:
+        start = f"{path}\n"  # of the names of its program; see kept_programs
         made = [it.meta for it in snapshots if it.meta.label.get("program", "").startswith(start)]
-        keys = [meta.key for meta in made]
-        more = {"version": one[1].removeprefix("0.0~"), "sandboxes": users, "snapshots": keys}
-        yield {**dict(zip(LISTED, one, strict=True)), **more}
+        yield {
+            **{"name": name, "version": version.removeprefix("0.0~"), "path": path, "from": source},
+            **{"installed": installed, "chosen": is_chosen},
+            "sandboxes": [it.id for it in sandboxes if it.record.program.startswith(start)],
+            "snapshots": [meta.key for meta in made],
+        }

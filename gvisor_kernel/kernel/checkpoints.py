@@ -44,7 +44,7 @@ from gvisor_kernel.kernel.saved_kernel import SavedKernel, read_saved, save_as
 from gvisor_kernel.runtimes.base import SavedSandbox
 from gvisor_kernel.runtimes.state import pages, records
 from gvisor_kernel.runtimes.state.packer import Packer
-from gvisor_kernel.runtimes.state.saved import mend
+from gvisor_kernel.runtimes.state.saved import mend, put, remove
 from gvisor_kernel.shown_text import describe_size
 from gvisor_kernel.typed_json import read_json, write_json
 
@@ -242,11 +242,11 @@ class Checkpoints:
     async def _paused(self, directory: Path) -> AsyncIterator[None]:
         """Give way: what is packed now is not, and what is there then is packed later."""
         packer, folder = Packer.instance(), directory / FOLDER
-        await self._workers.run(packer.pause, folder)
+        await self._workers.run(packer.leave, folder)
         try:
             yield
         finally:
-            packer.resume(folder)
+            packer.begin(folder)
 
     async def _remove(self, name: str) -> None:
         directory = self._saver.find_directory()
@@ -378,10 +378,13 @@ def _find_superfluous(directory: Path, name: str, needed: int) -> list[str]:
     sizes = list(pages.measure_needed(directory / FOLDER / one for one in kept + automatic))
     used = sizes[len(kept) - 1] if kept else 0
     if used + needed > most:
+        named = f" Those that have names take {describe_size(used)}." if kept else ""
         raise SnapshotError(
-            f"The checkpoints of this kernel that have names take {describe_size(used)}, and all"
-            f" may take {describe_size(most)}; another one needs {describe_size(needed)}.",
-            "remove some of them.",
+            f"A checkpoint of this kernel needs {describe_size(needed)}, and all together may take"
+            f" {describe_size(most)}.{named}",
+            f"remove one: gvisor-kernel checkpoints {directory.name} --remove {kept[0]}"
+            if kept
+            else "let the kernel hold less in memory, or use a larger disk.",
         )
     fits = sum(size + needed <= most for size in sizes[len(kept) :])
     return automatic[fits:]
@@ -394,12 +397,7 @@ def _remove_automatic(directory: Path, kept: int) -> None:
 
 
 def _remove(directory: Path, name: str) -> None:
-    place = _find_place(directory, name)
-    going = place.with_name(f"{name}.new")  # as what is not complete: nobody puts it back
-    shutil.rmtree(going, ignore_errors=True)
-    with suppress(OSError):
-        place.rename(going)
-    shutil.rmtree(going, ignore_errors=True)
+    remove(_find_place(directory, name))
 
 
 def _prepare(directory: Path, name: str) -> SavedKernel:
@@ -424,13 +422,8 @@ def _keep(before: SavedKernel, name: str, outputs: NotedOutputs) -> None:
     try:
         replace_file(before.place / ABOUT, write_json(about))
         replace_file(before.place / OUTPUTS, write_json(outputs))
-        going = place.with_name(f"{BEFORE_REWIND}.old")
-        shutil.rmtree(going, ignore_errors=True)
-        if place.exists():
-            place.rename(going)
-        before.place.rename(place)
+        put(before.place, place)
         replace(before, place=place).begin_to_keep()
-        shutil.rmtree(going, ignore_errors=True)
     except OSError as error:
         log.warning("The state before the rewind to %s is not kept: %s", name, error)
         before.discard()

@@ -14,7 +14,6 @@ import shutil
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 
 from gvisor_kernel.config.validators import GIB
@@ -57,18 +56,13 @@ class Removed:
     removed: float
 
 
-@dataclass(frozen=True)
-class _File:
-    kernels: tuple[Removed, ...] = ()
-
-
 def check_room(sandbox: SavedSandbox) -> None:
     """Check that there is room for the kernel of ``sandbox`` beside all that are saved.
 
     :raises SnapshotError: when there is not; a person may save it all the same
     """
     with suppress(StateError, OSError):
-        total, room = _measure_all(_find_all())
+        _, total, room = _look_at_all()
         size = sandbox.memory_used() or 0
         if total + size > room:
             raise SnapshotError(
@@ -78,22 +72,16 @@ def check_room(sandbox: SavedSandbox) -> None:
             )
 
 
-def _find_all() -> list[tuple[float, int, Path, records.Record]]:
-    """Return time, bytes on disk, directory and record of each saved kernel, the oldest first."""
-    return sorted(
-        (
-            (record.saved, measure(directory / SAVED / IMAGE), directory, record)
-            for directory, record in records.find_sandboxes()
-            if is_saved(directory, record)
-        ),
-        key=itemgetter(0),
+def _look_at_all() -> tuple[list[tuple[int, Path, records.Record]], int, float]:
+    """Return bytes on disk, directory and record of each saved kernel, the oldest first; then how
+    many bytes all of them have, and how many they may have."""
+    saved = (
+        (place, record) for place, record in records.find_sandboxes() if is_saved(place, record)
     )
-
-
-def _measure_all(found: list[tuple[float, int, Path, records.Record]]) -> tuple[int, float]:
-    """Return how many bytes all saved kernels have, and how many they may have."""
-    total = sum(size for _, size, _, _ in found)
-    return total, min(MAX_SIZE, DISK_SHARE * (total + shutil.disk_usage(state_root()).free))
+    found = [(measure(place / SAVED / IMAGE), place, record) for place, record in saved]
+    total = sum(size for size, _, _ in found)
+    room = min(MAX_SIZE, DISK_SHARE * (total + shutil.disk_usage(state_root()).free))
+    return sorted(found, key=lambda it: it[2].saved), total, room
 
 
 def remove_old() -> None:
@@ -102,10 +90,10 @@ def remove_old() -> None:
     Only of processes that have ended. Never raises.
     """
     with suppress(StateError, OSError):
-        found = _find_all()
-        total, room = _measure_all(found)
-        for saved, size, directory, record in found:
-            age = time.time() - saved
+        found, total, room = _look_at_all()
+        path = own_state() / REMOVED
+        for size, directory, record in found:
+            age = time.time() - record.saved
             is_kept = age < KEEP_SECONDS and total <= room
             if is_kept or not records.is_orphan(record) or not remove_orphan(directory):
                 continue
@@ -114,23 +102,18 @@ def remove_old() -> None:
                 *(record.container_id, record.folder, age / 86400, describe_size(size)),
             )
             total -= size
-            _remember(Removed(record.container_id, record.folder, record.created, time.time()))
+            it = Removed(record.container_id, record.folder, record.created, time.time())
+            with lock(path.with_suffix(".lock"), fcntl.LOCK_EX, create=True):
+                replace_file(path, write_json((*find_removed(), it)[-MAX_REMEMBERED:]))
     sweep_kept()
-
-
-def _remember(removed: Removed) -> None:
-    path = own_state() / REMOVED
-    with lock(path.with_suffix(".lock"), fcntl.LOCK_EX, create=True):
-        replace_file(path, write_json(_File((*find_removed(), removed)[-MAX_REMEMBERED:])))
 
 
 def find_removed() -> tuple[Removed, ...]:
     """Return what was removed in the last REMEMBER_SECONDS, the oldest first."""
-    try:
-        known = read_json(read_file(own_state() / REMOVED, MAX_FILE), _File, MAX_FILE)
-    except (OSError, ValueError, StateError):
-        return ()
-    return tuple(one for one in known.kernels if 0 <= time.time() - one.removed < REMEMBER_SECONDS)
+    known: list[Removed] = []
+    with suppress(OSError, ValueError, StateError):
+        known = read_json(read_file(own_state() / REMOVED, MAX_FILE), list[Removed], MAX_FILE)
+    return tuple(one for one in known if 0 <= time.time() - one.removed < REMEMBER_SECONDS)
 
 
 def find_next() -> set[str]:
@@ -139,11 +122,11 @@ def find_next() -> set[str]:
     """
     next_ones: set[str] = set()
     with suppress(StateError, OSError):
-        found = _find_all()
-        left = [(saved, record) for saved, _, _, record in found if records.is_orphan(record)]
+        found, total, room = _look_at_all()
+        left = [record for _, _, record in found if records.is_orphan(record)]
         latest = time.time() - KEEP_SECONDS + WARN_SECONDS
-        next_ones.update(record.container_id for saved, record in left if saved < latest)
-        total, room = _measure_all(found)
-        if left and total > WARN_SHARE * room:
-            next_ones.add(left[0][1].container_id)
+        is_full = total > WARN_SHARE * room
+        next_ones = {
+            it.container_id for it in left if it.saved < latest or (is_full and it is left[0])
+        }
     return next_ones

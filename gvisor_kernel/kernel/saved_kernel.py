@@ -271,14 +271,9 @@ def save_as(
             "free disk space there, or set XDG_STATE_HOME to another place.",
         )
     note, cipher = _make_note(sandbox, plan, run, time.time()), Cipher(plan.spec.hibernate_key)
-    seal = PLAIN
+    checkpoint = partial(sandbox.checkpoint, seconds=SAVE_SECONDS)
 
-    def write_image(image: Path) -> None:
-        nonlocal seal
-        checkpoint = partial(sandbox.checkpoint, seconds=SAVE_SECONDS)
-        seal = cipher.write_image(image, record, checkpoint)
-
-    def describe() -> dict[str, str]:
+    def describe(seal: Seal) -> dict[str, str]:
         nonlocal note
         # now that runsc has given up what nobody has open
         files = sandbox.find_shown_files()
@@ -288,7 +283,10 @@ def save_as(
         return {NOTE: cipher.write_note(_write_note(note), directory.name), **beside}
 
     try:
-        write_saved(place, describe, write_image, flushes=flushes)
+        write_saved(
+            *(place, lambda it: cipher.write_image(it, record, checkpoint), describe),
+            flushes=flushes,
+        )
     except OSError as error:
         raise SnapshotError(
             f"The kernel cannot be saved in {directory}: {error.strerror}.",

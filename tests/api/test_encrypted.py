@@ -8,21 +8,33 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gvisor_kernel import Sandbox
-from gvisor_kernel.errors import SnapshotError
-from gvisor_kernel.host import memory_folder
+from gvisor_kernel.errors import SandboxError, SnapshotError
+from gvisor_kernel.host import memory_folder, processes
 from gvisor_kernel.host.private_directories import own_state
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.state.pages import pack_all
+from gvisor_kernel.runtimes.state.sealed import Cipher
 
-from .test_hibernation import find_listed, find_saved
+from .test_hibernation import find_listed, find_saved, wait_until
 
 SECRET = os.urandom(12).hex()
 BEGIN = f"n, secret = 0, bytes.fromhex({SECRET.encode().hex()!r}).decode()"
 STEP = "n += 1; n, len(secret)"
+TAKE = """
+import os, threading, time
+blocks = []
+def take():
+    while not os.path.exists("/mnt/user-data/outputs/go"):
+        time.sleep(0.01)
+    while True:
+        blocks.append(os.urandom(1 << 20) * 16)
+threading.Thread(target=take, daemon=True).start()
+"""
 
 
 @pytest.fixture
@@ -39,9 +51,13 @@ def sandbox(tmp_path: Path, key: Path) -> Iterator[Sandbox]:
         yield sandbox
 
 
-def make_sandbox(key: Path, memory: str = "1G") -> Sandbox:
+def make_sandbox(key: Path, memory: str = "1G", outputs: Path | None = None) -> Sandbox:
     return Sandbox(
-        uploads=None, outputs=None, memory=memory, transcripts=False, hibernate_key=f"file:{key}"
+        uploads=None,
+        outputs=outputs,
+        memory=memory,
+        transcripts=False,
+        hibernate_key=f"file:{key}",
     )
 
 
@@ -63,8 +79,8 @@ def refusal(sandbox: Sandbox) -> str:
 
 
 def left_in_memory() -> list[str]:
-    folder = Path(memory_folder.SHARED, f"gvisor-kernel-{os.geteuid()}")
-    return [path.name for path in folder.glob("new-*")]
+    found = Path(memory_folder.SHARED).glob(f"{memory_folder.PREFIX}*")
+    return [path.name for path in found if path.lstat().st_uid == os.geteuid()]
 
 
 def find_plain(key: Path) -> list[Path]:
@@ -170,3 +186,22 @@ def test_a_kernel_that_has_most_of_its_memory_is_saved(key: Path) -> None:
         assert sandbox.run(f"import os; {BEGIN}; block = os.urandom(190 << 20)").ok
         sandbox.hibernate()
         assert step(sandbox) == 1
+
+
+def test_a_kernel_that_takes_the_room_of_its_image_is_ended(
+    key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cgroup's limit is raised meanwhile, and an ordinary user's kernel has no cgroup."""
+    with make_sandbox(key, memory="384M", outputs=tmp_path / "out") as sandbox:
+        assert sandbox.run(TAKE).ok
+        sentry, seal = find_listed(sandbox).record.processes["sentry"], Cipher._seal
+
+        def wait(*arguments: Any) -> Iterator[bytes]:
+            (tmp_path / "out" / "go").touch()
+            wait_until(lambda: not processes.is_alive(sentry))
+            return seal(*arguments)
+
+        monkeypatch.setattr(Cipher, "_seal", wait)
+        with pytest.raises(SandboxError, match="The sandbox has ended"):
+            sandbox.hibernate()
+        assert not find_saved(sandbox).exists()

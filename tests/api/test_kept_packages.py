@@ -176,6 +176,18 @@ def test_without_hard_links_it_is_copied_within_a_budget(
     # One that is not kept is refused by name.
     with pytest.raises(SnapshotError, match=f"{library.name} was changed"):
         find_substitutes(tmp_path, 0.0, files, found, sources)
+    # So is it if nobody can read what is kept; and nothing of that is removed.
+    monkeypatch.setattr(kept_packages, "own_state", lambda: tmp_path)
+    other = tmp_path / "sandboxes" / "other"
+    other.mkdir(parents=True)
+    os.utime(tree.parent, (0, 0))
+    for content in ("[]", "7", '["a"]', '{"a": 1}', "{"):
+        (tmp_path / "saved" / KEPT).write_text(content)
+        with pytest.raises(SnapshotError, match=f"{library.name} was changed"):
+            find_substitutes(tmp_path / "saved", 0.0, files, found, sources)
+        (other / KEPT).write_text(content)
+        sweep_kept()
+        assert tree.is_dir()
 
 
 @pytest.mark.parametrize("how", ["replaced", "written"])

@@ -160,7 +160,7 @@ def test_kernel_is_asked_for_memory_before_its_limit() -> None:
         def memory_used(self) -> int:
             return self.used
 
-    async def measure(*percents: int, answer: bool = True) -> list[str]:
+    async def measure(*percents: int, answer: bool = True, is_saved: bool = False) -> list[str]:
         sandbox: Any = Sandbox()
         done: list[str] = []
 
@@ -172,6 +172,7 @@ def test_kernel_is_asked_for_memory_before_its_limit() -> None:
             *(sandbox, 1000 * MIB, lambda used: done.append("over")),
             *(lambda used: done.append("far over"), ask),
         )
+        watch.only_overruns = is_saved
         for percent in percents:
             sandbox.used = percent * 10 * MIB
             watch.start()
@@ -182,6 +183,7 @@ def test_kernel_is_asked_for_memory_before_its_limit() -> None:
     assert asyncio.run(measure(51, 90, 101, 120)) == [*["short"] * 3, "over", "far over"]
     assert asyncio.run(measure(51, 35, 51)) == ["short", "short"]
     assert asyncio.run(measure(51, 51, answer=False)) == ["short", "short"], "nobody was asked"
+    assert asyncio.run(measure(51, 101, 120, is_saved=True)) == ["far over"]
 
 
 @pytest.mark.parametrize("used", [600, 1100, 2000])

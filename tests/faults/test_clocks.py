@@ -43,7 +43,10 @@ FOR_PEOPLE = {
     ("runtimes/runsc/kept_programs.py", "sweep_copies"): "which copies nobody has used for an hour",
     ("kernel/saved_kernel.py", "save_as"): "when a kernel was saved",
     ("runtimes/state/kept_packages.py", "find_substitutes"): "when a kernel was saved",
-    ("runtimes/state/kept_copies.py", "remove"): "which copies nobody has needed for an hour",
+    (
+        "runtimes/state/kept_copies.py",
+        "remove_copies",
+    ): "which copies nobody has needed for an hour",
     ("kernel/branches.py", "_making"): "since when a branch exists",
     ("kernel/saved_budget.py", "remove_old"): "which saved kernels nobody has wanted for a month",
     ("kernel/saved_budget.py", "find_next"): "which of them are soon a month old",

@@ -24,6 +24,7 @@ from jupyter_client import BlockingKernelClient, KernelManager
 from traitlets.config import Config
 
 from gvisor_kernel.cli import snapshots
+from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import ReleaseError
 from gvisor_kernel.jupyter.plan_factory import make_plan
 from gvisor_kernel.kernel import preparation
@@ -176,12 +177,18 @@ def test_running_kernel_keeps_its_release_over_a_switch(
 
 
 @inside
+@pytest.mark.parametrize("how", ["replaced", "removed"])
 def test_saved_kernel_keeps_its_runsc_that_nobody_holds_any_more(
+    how: str,
     programs: tuple[Program, Program],
     system: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """As after an update of the package while the server is away."""
+    """As after an update of the package, or `runsc remove`, while the server is away."""
+    if how == "removed":
+        release_store.choose(install(programs[0]).name)
+    path = find_runsc().path
     with running_kernel(settings={"snapshot": "off"}) as (manager, client):
         execute(client, "x = 5")
         first = record_of(manager)
@@ -191,14 +198,24 @@ def test_saved_kernel_keeps_its_runsc_that_nobody_holds_any_more(
         asyncio.run(sleep.hibernate())
         wait_until_kept()
         kept = directory / "saved" / "kept.json"
-        assert find_releases() == []
         monkeypatch.setattr(kept_programs, "_held", {})
-        replace(system, programs[1])
+        if how == "replaced":
+            assert find_releases() == []
+            replace(system, programs[1])
         kept.rename(kept.with_name("aside"))
-        client.execute("x")
-        refused = client.get_shell_msg(timeout=SECONDS)["content"]
-        assert f"{system} was changed" in refused["evalue"]
+        if how == "removed":
+            replace(system, programs[1])
+            release_store.choose("system")
+            assert main(["runsc", "remove", programs[0].name]) == 1
+            assert f"{directory.name} was saved by the release" in capsys.readouterr().err
+        else:
+            client.execute("x")
+            refused = client.get_shell_msg(timeout=SECONDS)["content"]
+            assert f"{system} was changed" in refused["evalue"]
         kept.with_name("aside").rename(kept)
+        if how == "removed":
+            assert main(["runsc", "remove", programs[0].name]) == 0
+            assert not Path(path).exists()
         assert execute(client, "print(x)").text.endswith("5\n")
         assert record_of(manager).program == first.program
         (copy,) = find_releases()

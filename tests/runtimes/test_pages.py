@@ -266,7 +266,7 @@ def test_the_folder_of_a_name_is_there_until_another_one_has_it(
     rename = os.rename
 
     def write(text: str) -> None:
-        write_saved(place, lambda: {"note": text}, lambda image: None)
+        write_saved(place, lambda image: None, lambda _: {"note": text})
 
     def fail(source: Path, target: Path) -> None:
         if target == place and source.name == "saved.new":

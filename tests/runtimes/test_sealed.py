@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -97,7 +99,8 @@ def test_what_was_changed_is_refused(tmp_path: Path, key: str, what: str) -> Non
     with cipher.opened(image, seals[0]) as plain:
         assert read(plain) == CONTENT
         assert plain.parts[:3] == ("/", "dev", "shm")
-    assert not plain.parent.exists()
+        assert plain.stat().st_mode & 0o777 == 0o700
+    assert not plain.exists()
     CHANGES[what](image)
     with pytest.raises(SnapshotError, match="not what was saved"), cipher.opened(image, seals[0]):
         raise AssertionError("it was opened")
@@ -159,12 +162,43 @@ def test_what_a_killed_process_leaves_in_memory_is_removed() -> None:
     ) as process:
         assert process.stdout is not None
         plain = Path(process.stdout.readline().strip())
-        assert plain.parent.parent.stat().st_mode & 0o777 == 0o700
         memory_folder.sweep_memory()
         assert (plain / "x").exists()  # while it lives
         process.send_signal(signal.SIGKILL)
     memory_folder.sweep_memory()
-    assert not plain.parent.exists()
+    assert not plain.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes what belongs to another user")
+def test_names_that_another_user_has_taken_hinder_nobody(
+    tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = iter(["one", "two", "three", "free", "four"])
+    chosen = f"{memory_folder.PREFIX}test-{os.getpid()}-"
+    monkeypatch.setattr(memory_folder, "PREFIX", chosen)
+    monkeypatch.setattr(tempfile, "_get_candidate_names", lambda: names)
+    shared, mine = Path(memory_folder.SHARED), tmp_path / "mine"
+    mine.mkdir()
+    (mine / "file").touch()
+    taken = [Path(f"{shared}/{chosen}{name}") for name in ("one", "two", "three")]
+    try:
+        for path in taken[:2]:
+            path.mkdir()
+            path.chmod(0o777)
+            (path / "file").touch()
+        taken[2].symlink_to(mine)
+        for path in taken:
+            os.lchown(path, 65533, 65533)
+        seal = Cipher(key).write_image(tmp_path, make_record(), write)
+        with Cipher(key).opened(tmp_path, seal) as plain:
+            assert plain.name == f"{chosen}four"
+            assert read(plain) == CONTENT
+        assert (mine / "file").exists()
+        assert all((path / "file").exists() for path in taken)
+        assert {path.name for path in shared.glob(f"{chosen}*")} == {path.name for path in taken}
+    finally:
+        for path in taken:
+            path.unlink() if path.is_symlink() else shutil.rmtree(path)
 
 
 def test_room_is_that_of_the_tightest_cgroup(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from platformdirs import user_config_path, user_data_path
 
 from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.host.homes import own_homes
-from gvisor_kernel.host.memory_folder import own_memory
 from gvisor_kernel.host.private_directories import own_cache, own_data, own_state
 from gvisor_kernel.releases.release_store import own_store
 from gvisor_kernel.spec.layout import SCRATCH, UPLOADS, Bind, Mount
@@ -182,7 +181,7 @@ def is_private(path: str) -> bool:
 
 def _own_places() -> tuple[Path, ...]:
     """Return the folders of this package that no kernel may see."""
-    return own_state(), own_cache(), own_data() / "artifacts", own_store(), own_memory()
+    return own_state(), own_cache(), own_data() / "artifacts", own_store()
 
 
 def _runtime_directory() -> str:

@@ -26,7 +26,7 @@ from gvisor_kernel.releases import release_store
 from gvisor_kernel.releases.release_store import PROGRAM, SIDECARS, SYSTEM, Release
 from gvisor_kernel.runtimes.mounts.written_folders import read_written
 from gvisor_kernel.runtimes.state.records import find_sandboxes, is_orphan
-from gvisor_kernel.runtimes.state.shown_files import Stamps
+from gvisor_kernel.runtimes.state.shown_files import Stamps, stamp
 
 # by path: below a store, whose folders only its owner or root can change
 
@@ -99,7 +99,7 @@ def find_files(program: str) -> Stamps:
     with suppress(OSError):
         found = {file: Path(file).stat() for file in list_files(path).values()}
         if describe_files(found.values()) == fingerprint and not is_script(path):
-            return {file: (s.st_size, s.st_mtime_ns, s.st_ino) for file, s in found.items()}
+            return {file: stamp(status) for file, status in found.items()}
     return {}
 
 

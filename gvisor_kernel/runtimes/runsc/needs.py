@@ -51,13 +51,9 @@ def find_needs(program: str, files: Stamps, packages: Packages) -> Needs:
 
     :raises SnapshotError: when something of it cannot be read
     """
-    own = find_files(program)
-    try:
-        runsc = find_runsc(program)
-        digests = _digest_all(path for path in files if path not in own)
-        used = digest_file(runsc.executable)
-    except OSError as error:
-        raise SnapshotError(f"{error.filename} cannot be read: {error.strerror}.") from error
+    own, runsc = find_files(program), find_runsc(program)
+    digests = _digest_all([*(path for path in files if path not in own), runsc.executable])
+    used = digests.pop(runsc.executable)
     names = {folder: tuple(sorted(found)) for folder, found in packages.items()}
     return Needs(program, runsc.version, used, read_processor(), digests, names)
 
@@ -91,8 +87,12 @@ def check_needs(needs: Needs, choice: str = "") -> str:
             f"The CPU of this machine lacks what the kernel may use: {_name(lacks)}.",
             "choose a machine with the same CPU, or run the notebook again there.",
         )
-    program = next(filter(None, (_find_program(it, needs) for it in (needs.program, choice))), None)
-    if program is None:
+    for name in (needs.program, choice):
+        with suppress(RuntimeMissing, OSError):
+            runsc = find_runsc(name)
+            if digest_file(runsc.executable) == needs.runsc:
+                break
+    else:
         raise SnapshotError(
             f"This machine has not the runsc that saved the kernel ({needs.version}), and only that"
             " one restores it.",
@@ -107,15 +107,7 @@ def check_needs(needs: Needs, choice: str = "") -> str:
             f"This machine has not what the kernel uses, or another version: {_name(changed)}.",
             "install the same there, at the same paths, or use a file system that both share.",
         )
-    return program
-
-
-def _find_program(choice: str, needs: Needs) -> str | None:
-    with suppress(RuntimeMissing, OSError):
-        found = find_runsc(choice)
-        if digest_file(found.executable) == needs.runsc:
-            return found.program
-    return None
+    return runsc.program
 
 
 def _name(names: list[str]) -> str:

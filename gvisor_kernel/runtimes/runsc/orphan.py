@@ -11,18 +11,17 @@ import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host import processes
 from gvisor_kernel.runtimes.runsc.kept_programs import find_files
 from gvisor_kernel.runtimes.runsc.runsc_sandbox import save_sandbox
 from gvisor_kernel.runtimes.state import records
-from gvisor_kernel.runtimes.state.kept_packages import begin_to_keep, find_packages
+from gvisor_kernel.runtimes.state.kept_packages import Packages, begin_to_keep, find_packages
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.saved import MAX_NOTE, NOTE, SAVED, write_saved
-from gvisor_kernel.runtimes.state.sealed import PLAIN, Cipher, read_note
-from gvisor_kernel.runtimes.state.shown_files import find_held, find_shown_files
+from gvisor_kernel.runtimes.state.sealed import Cipher, Seal, read_note
+from gvisor_kernel.runtimes.state.shown_files import Stamps, find_held, find_shown_files
 from gvisor_kernel.spec.layout import OUTPUTS
 from gvisor_kernel.strict_json import parse_json
 
@@ -41,32 +40,23 @@ def save_orphan(directory: Path, record: Record) -> bool:
     if sentry is None or not processes.is_alive(sentry) or not (directory / NOTE).is_file():
         return False
 
+    within = ("/bin/sh", "-c", _SCRIPT, str(sentry.pid))
+    save = partial(save_sandbox, record.program, directory, seconds=SAVE_SECONDS, within=within)
     try:
         content, key = read_note(directory / NOTE, directory.name)
         note, saved, cipher = parse_json(content, MAX_NOTE), time.time(), Cipher(key)
-        sources, files, packages = note["sources"], dict[str, Any](), dict[str, Any]()
-        seal = PLAIN
-        sentry_pid = sentry.pid
+        sources, files, packages = note["sources"], Stamps(), Packages()
 
-        within = ("/bin/sh", "-c", _SCRIPT, str(sentry_pid))
-        save = partial(save_sandbox, record.program, directory, seconds=SAVE_SECONDS, within=within)
-
-        def write(image: Path) -> None:
-            nonlocal seal
-            seal = cipher.write_image(image, record, save)
-
-        def describe() -> dict[str, str]:
-            files.update(find_shown_files(sentry_pid, sources) | find_files(record.program))
+        def describe(seal: Seal) -> dict[str, str]:
+            files.update(find_shown_files(sentry.pid, sources) | find_files(record.program))
             packages.update(find_packages(files, sources))
-            facts = {"files": files, "packages": packages, "saved": saved}
-            facts["held"] = find_held(sentry_pid, OUTPUTS)
-            facts["seal"] = asdict(seal)
-            text = json.dumps(note | facts)
+            facts = {"files": files, "packages": packages, "saved": saved, "seal": asdict(seal)}
+            text = json.dumps(note | facts | {"held": find_held(sentry.pid, OUTPUTS)})
             if len(text) > MAX_NOTE:
                 raise ValueError("nobody could read it")
             return {NOTE: cipher.write_note(text, directory.name)}
 
-        write_saved(directory / SAVED, describe, write)
+        write_saved(directory / SAVED, lambda it: cipher.write_image(it, record, save), describe)
         records.change_record(directory, record, saved=saved)
         begin_to_keep(directory / SAVED, files, packages, sources)
     except (OSError, ValueError, LookupError, TypeError, GvisorKernelError):

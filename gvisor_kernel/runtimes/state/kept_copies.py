@@ -17,10 +17,9 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from fcntl import LOCK_EX
-from functools import cached_property
 from pathlib import Path
 
 from gvisor_kernel.config.validators import GIB
@@ -100,89 +99,82 @@ def _list_files(tree: str) -> Iterator[str]:
         yield from (f"{folder}/{name}" for name in sorted(files))
 
 
-class Copies:
-    """The copies of this user, while they are locked."""
+def make_copy(path: str, place: Path) -> str:
+    """Copy what is at ``path``, if there is no copy of it as it is; return the copy's tree.
 
-    def make(self, path: str, place: Path) -> str:
-        """Copy what is at ``path``, if there is no copy of it as it is; return the copy's tree.
+    The caller has locked the copies. ``place``: the folder for which it is copied, as long as that
+    exists.
 
-        ``place``: the folder for which it is copied, as long as that exists.
+    :raises OSError: when it cannot be copied, or there is no room for it; nothing is left then
+    """
+    root, digest = kept_root(), digest_tree(path)
+    entry = root / hashlib.sha256(f"{path}\n{digest}".encode(errors="replace")).hexdigest()
+    if entry.is_dir():
+        if digest_tree(str(entry / TREE)) == digest:
+            os.utime(entry)
+            return str(entry / TREE)
+        raise OSError(f"the copy {entry}, with which kernels may run, was changed")
+    copied, count, deadline = 0, 0, time.monotonic() + SECONDS
 
-        :raises OSError: when it cannot be copied, or there is no room for it; nothing is left then
-        """
-        root, digest = kept_root(), digest_tree(path)
-        entry = root / hashlib.sha256(f"{path}\n{digest}".encode(errors="replace")).hexdigest()
-        if entry.is_dir():
-            if digest_tree(str(entry / TREE)) == digest:
-                os.utime(entry)
-                return str(entry / TREE)
-            raise OSError(f"the copy {entry}, with which kernels may run, was changed")
-        copied, count, deadline = 0, 0, time.monotonic() + SECONDS
+    def copy(source: str, target: str) -> None:
+        nonlocal copied, count
+        count += 1
+        if not place.exists():
+            raise InterruptedError(f"{place} is gone")
+        if count > MAX_FILES or time.monotonic() > deadline:
+            raise InterruptedError(f"{path} has too many files, or takes too long to copy")
+        try:
+            os.link(source, target, follow_symlinks=False)
+        except OSError:  # another user's file, or on another file system
+            if not copied:
+                _check_room(path)
+            shutil.copy2(source, target, follow_symlinks=False)
+            copied += os.lstat(target).st_size
 
-        def copy(source: str, target: str) -> None:
-            nonlocal copied, count
-            count += 1
-            if not place.exists():
-                raise InterruptedError(f"{place} is gone")
-            if count > MAX_FILES or time.monotonic() > deadline:
-                raise InterruptedError(f"{path} has too many files, or takes too long to copy")
-            try:
-                os.link(source, target, follow_symlinks=False)
-            except OSError:  # another user's file, or on another file system
-                if not copied:
-                    self._check_room(path)
-                shutil.copy2(source, target, follow_symlinks=False)
-                copied += os.lstat(target).st_size
-
-        with new_entry(root) as draft:
-            tree = draft / TREE
-            if Path(path).is_dir():
-                _copy_folder(path, str(tree), copy)
-            else:
-                copy(path, str(tree))
-            part = Copy(path, digest, copied)
-            if digest_tree(str(tree)) != digest:
-                raise OSError(f"{path} was changed meanwhile")
-            write_file(draft / PART, write_json(part))
-            with locked_directory(root):
-                draft.rename(entry)
-        if copied:
-            self._room -= copied
-        return str(entry / TREE)
-
-    def remove(self, used: Collection[str]) -> None:
-        """Remove the entries that are not in ``used``, and were not for KEEP_SECONDS.
-
-        :raises OSError: when that fails; another sweep will come
-        """
-        with locked_directory(kept_root()):
-            for entry in _find_entries():
-                unused = time.time() - entry.stat().st_mtime
-                if entry.name not in used and not 0 <= unused < KEEP_SECONDS:
-                    mark_for_removal(entry)
-            sweep(kept_root())
-
-    def _check_room(self, path: str) -> None:
-        size = sum(os.lstat(file).st_size for file in _list_files(path))
-        if size > self._room:
-            raise InterruptedError(f"{path} has {size} bytes, and there is room for {self._room}")
-
-    @cached_property
-    def _room(self) -> int:
-        copies = (read_copy(str(entry / TREE)) for entry in _find_entries())
-        used = sum(copy.copied for copy in copies if copy is not None)
-        return int(min(MAX_COPIED - used, DISK_SHARE * shutil.disk_usage(kept_root()).free))
+    with new_entry(root) as draft:
+        tree = draft / TREE
+        if Path(path).is_dir():
+            _copy_folder(path, str(tree), copy)
+        else:
+            copy(path, str(tree))
+        if digest_tree(str(tree)) != digest:
+            raise OSError(f"{path} was changed meanwhile")
+        write_file(draft / PART, write_json(Copy(path, digest, copied)))
+        with locked_directory(root):
+            draft.rename(entry)
+    return str(entry / TREE)
 
 
-@contextmanager
-def locked_copies(seconds: float) -> Iterator[Copies]:
+def remove_copies(used: Collection[str]) -> None:
+    """Remove the entries that are not in ``used``, and were not for KEEP_SECONDS. The caller has
+    locked the copies.
+
+    :raises OSError: when that fails; another sweep will come
+    """
+    with locked_directory(kept_root()):
+        for entry in _find_entries():
+            unused = time.time() - entry.stat().st_mtime
+            if entry.name not in used and not 0 <= unused < KEEP_SECONDS:
+                mark_for_removal(entry)
+        sweep(kept_root())
+
+
+def _check_room(path: str) -> None:
+    size = sum(os.lstat(file).st_size for file in _list_files(path))
+    copies = (read_copy(str(entry / TREE)) for entry in _find_entries())
+    used = sum(copy.copied for copy in copies if copy is not None)
+    room = int(min(MAX_COPIED - used, DISK_SHARE * shutil.disk_usage(kept_root()).free))
+    if size > room:
+        raise InterruptedError(f"{path} has {size} bytes, and there is room for {room}")
+
+
+def locked_copies(seconds: float) -> AbstractContextManager[int]:
     """Hold the lock of all copies, for which other processes wait.
 
     :raises OSError: when it cannot be had within ``seconds``
     """
     kept_root().mkdir(mode=0o700, exist_ok=True)
-    with lock(kept_root() / "keeping", LOCK_EX, create=True, seconds=seconds):
-        yield Copies()
+    return lock(kept_root() / "keeping", LOCK_EX, create=True, seconds=seconds)
 
 
 def _find_entries() -> Iterator[Path]:

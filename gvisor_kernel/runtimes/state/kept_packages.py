@@ -11,7 +11,6 @@ it has open. What was changed meanwhile is shown to it as it was; new kernels ge
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -31,13 +30,15 @@ from gvisor_kernel.host.private_directories import own_state, read_file, replace
 from gvisor_kernel.runtimes.mounts.written_folders import read_written
 from gvisor_kernel.runtimes.state.kept_copies import (
     TREE,
-    Copies,
     digest_tree,
     kept_root,
     locked_copies,
+    make_copy,
     read_copy,
+    remove_copies,
 )
-from gvisor_kernel.runtimes.state.shown_files import Stamps, find_change
+from gvisor_kernel.runtimes.state.shown_files import Stamps, find_change, stamp
+from gvisor_kernel.typed_json import read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -95,22 +96,15 @@ def _find_folder(path: str, roots: Iterable[str]) -> str | None:
 
 def list_installed(folder: str) -> dict[str, tuple[int, int]]:
     """Return time of change (ns) and inode of the folders that installers make, by their names."""
-    return {
-        entry.name: (status.st_mtime_ns, status.st_ino)
-        for entry, status in _list(folder, INSTALLED)
-    }
-
-
-def _list(
-    folder: str, ends: tuple[str, ...] = ("",)
-) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
-    """Yield the entries of a folder, and of folders of packages in it, whose names end so."""
+    found = {}
     for place in (folder, *(f"{folder}/{name}" for name in NAMES)):
         with suppress(OSError), os.scandir(place) as entries:
             for entry in entries:
-                with suppress(OSError):
-                    if entry.name.endswith(ends):
-                        yield entry, entry.stat(follow_symlinks=False)
+                with suppress(FileNotFoundError):
+                    if entry.name.endswith(INSTALLED):
+                        status = entry.stat(follow_symlinks=False)
+                        found[entry.name] = (status.st_mtime_ns, status.st_ino)
+    return found
 
 
 def begin_to_keep(
@@ -142,7 +136,7 @@ def keep(place: Path, files: Stamps, packages: Packages, sources: Mapping[str, s
     """
     root, lacking = str(kept_root()), ""
     try:
-        with locked_copies(LOCK_SECONDS) as copies:
+        with locked_copies(LOCK_SECONDS):
             written = read_written(DEFAULTS)
             kept = _find_shown(sources)
             alone = [path for path in files if not any(is_within(path, it) for it in packages)]
@@ -150,23 +144,18 @@ def keep(place: Path, files: Stamps, packages: Packages, sources: Mapping[str, s
                 try:
                     if is_in_writable_folder(path, written.has):
                         raise OSError(f"a kernel may write {path}")
-                    kept[path] = _keep(place, path, files, packages, copies)
+                    tree = make_copy(path, place)
+                    if path in packages and list_installed(path) != packages[path]:
+                        raise OSError("packages were installed meanwhile")
+                    _check_files(path, tree, files)
+                    kept[path] = tree
                 except OSError as error:
                     lacking = lacking or f"{path} is not kept for saved kernels: {error}"
-            replace_file(place / KEPT, json.dumps(kept))
+            replace_file(place / KEPT, write_json(kept))
     except (OSError, GvisorKernelError) as error:
         lacking = f"nothing is kept for a saved kernel: {error}"
     if lacking and place.is_dir():  # it may have gone on meanwhile
         log.info("%s", lacking)
-
-
-def _keep(place: Path, path: str, files: Stamps, packages: Packages, copies: Copies) -> str:
-    """:raises OSError: when it cannot be copied as it was"""
-    tree = copies.make(path, place)
-    if path in packages and list_installed(path) != packages[path]:
-        raise OSError("packages were installed meanwhile")
-    _check_files(path, tree, files)
-    return tree
 
 
 def _check_files(path: str, tree: str, files: Stamps) -> None:
@@ -174,11 +163,10 @@ def _check_files(path: str, tree: str, files: Stamps) -> None:
 
     :raises OSError: when one is not as it was, as if somebody had written into it
     """
-    for file, stamp in files.items():
-        if is_within(file, path):
-            status = Path(tree + file.removeprefix(path)).stat()
-            if (status.st_size, status.st_mtime_ns) != stamp[:2]:
-                raise OSError(f"{file} was changed in place")
+    for file, before in files.items():
+        copy = Path(tree + file.removeprefix(path))
+        if is_within(file, path) and stamp(copy.stat())[:2] != before[:2]:
+            raise OSError(f"{file} was changed in place")
 
 
 # -- at a wake -------------------------------------------------------------------------------------
@@ -193,19 +181,17 @@ def find_substitutes(
 
     :raises SnapshotError: when something was changed that was not kept; it is named
     """
-    kept: dict[str, str] = {}
+    kept, wanted, lines = dict[str, str](), _find_shown(sources), list[str]()
     with suppress(OSError, ValueError):
-        kept = json.loads(read_file(place / KEPT, MAX_KEPT))
-    shown = _find_shown(sources)
-    wanted, lines = dict(shown), list[str]()
-    for folder, before in packages.items():
+        kept = read_kept(place)
+    for folder, had in packages.items():
         now = list_installed(folder)
-        changed = [name for name, stamp in before.items() if now.get(name) != stamp]
+        changed = [name for name, one in had.items() if now.get(name) != one]
         if changed and folder in kept:
             wanted[folder] = kept[folder]
             lines += _describe(changed, now)
-    for path, stamp in files.items():
-        change = find_change({path: stamp})
+    for path, before in files.items():
+        change = find_change({path: before})
         if change is None or any(is_within(path, it) for it in wanted):
             continue
         known = next((it for it in kept if is_within(path, it)), None)
@@ -228,6 +214,14 @@ def find_substitutes(
         f"this kernel goes on with what was installed on {date}: {named}{more}. Restart it for"
         " what is installed now",
     )
+
+
+def read_kept(place: Path) -> dict[str, str]:
+    """Return the copies for the kernel saved as ``place``, by the paths that they stand for.
+
+    :raises OSError, ValueError: when that cannot be read
+    """
+    return read_json(read_file(place / KEPT, MAX_KEPT), dict[str, str], MAX_KEPT)
 
 
 def _find_shown(sources: Mapping[str, str]) -> dict[str, str]:
@@ -283,7 +277,7 @@ def note_shown(directory: Path, substitutes: Substitutes) -> None:
 
     :raises OSError: when that cannot be written
     """
-    replace_file(directory / KEPT, json.dumps(dict(substitutes.paths)))
+    replace_file(directory / KEPT, write_json(substitutes.paths))
 
 
 def sweep_kept() -> None:
@@ -291,11 +285,10 @@ def sweep_kept() -> None:
     with suppress(OSError, StateError, ValueError):
         if not kept_root().is_dir():
             return
-        with locked_copies(0) as copies:
+        with locked_copies(0):
             used = set[str]()
             for depth in ("*", "*/*", "*/*/*"):
                 for file in (own_state() / "sandboxes").glob(f"{depth}/{KEPT}"):
                     with suppress(FileNotFoundError):
-                        kept = json.loads(read_file(file, MAX_KEPT))
-                        used.update(Path(tree).parent.name for tree in kept.values())
-            copies.remove(used)
+                        used.update(Path(it).parent.name for it in read_kept(file.parent).values())
+            remove_copies(used)

@@ -1,6 +1,6 @@
-"""Packs images of kernels in the background, by a process of the lowest priority, one at a time.
+"""Packs images of kernels in the background, by processes of the lowest priority, one at a time.
 
-That process may be killed at any step (``pages``). It ends with this one.
+Such a process may be killed at any step (``pages``). It ends with this one.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
-from gvisor_kernel.host.locks import PerProcess
+from gvisor_kernel.host.locks import PerProcess, ThreadLock
 from gvisor_kernel.runtimes.state.pages import pack_all
 
 log = logging.getLogger(__name__)
@@ -30,90 +29,65 @@ class Packer(PerProcess):
 
     def __init__(self) -> None:
         super().__init__()
-        self._wanted: dict[Path, None] = {}
-        self._paused: Counter[Path] = Counter()
-        self._current: Path | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._thread: threading.Thread | None = None
-        self._changed = threading.Condition()  # no timeout: held for a few steps that do not wait
-        self._ended = False
-
-    def pause(self, folder: Path) -> None:
-        """Work on ``folder`` no more until ``resume``. Blocks for milliseconds."""
-        with self._changed:
-            self._paused[folder] += 1
-            self._stop(folder)
-
-    def resume(self, folder: Path) -> None:
-        """End a ``pause``, and pack what there is in ``folder``. Returns at once."""
-        with self._changed:
-            self._paused[folder] -= 1
-            self._wanted[folder] = None
-            if self._thread is None and not self._ended:
-                self._thread = threading.Thread(
-                    target=self._run, name="gvisor-kernel-packer", daemon=True
-                )
-                self._thread.start()
-            self._changed.notify_all()
+        self._jobs: dict[Path, _Job] = {}
+        self._turn = threading.Lock()  # no timeout: of threads of their own, for which nobody waits
 
     def leave(self, folder: Path) -> None:
-        """Work on ``folder`` no more: it is removed. Blocks for milliseconds."""
-        with self._changed:
-            self._wanted.pop(folder, None)
-            self._stop(folder)
+        """Work on ``folder`` no more, until ``begin``. Blocks for milliseconds."""
+        job = self._jobs.pop(folder, None)
+        if job is not None:
+            job.stop()
 
-    def _stop(self, folder: Path) -> None:
-        if self._current == folder:
-            if self._process is not None:
-                self._process.kill()
-            self._changed.wait_for(lambda: self._current != folder, KILLED_SECONDS)
-
-    def _find_next(self) -> Path | None:
-        return next((one for one in self._wanted if not self._paused[one]), None)
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                # no timeout: a thread of its own, which waits for work until it is told to end
-                self._changed.wait_for(lambda: self._ended or self._find_next() is not None)
-                if self._ended or self._changed.wait_for(lambda: self._ended, WAIT_SECONDS):
-                    return
-                folder = self._find_next()
-                if folder is None:
-                    continue
-                del self._wanted[folder]
-                with suppress(OSError):
-                    self._process = subprocess.Popen(
-                        [sys.executable, "-P", "-m", __name__, str(folder)],
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.DEVNULL,
-                        stderr=subprocess.PIPE,
-                        start_new_session=True,
-                    )
-                    self._current = folder
-            if (process := self._process) is not None:
-                assert process.stdin is not None
-                assert process.stderr is not None
-                # no timeout: a thread of its own; whoever needs the folder kills the process
-                told = process.stderr.read().decode(errors="replace").strip()
-                process.wait()  # no timeout: it has closed its standard error
-                if told:
-                    log.warning("%s", told)
-                process.stdin.close()
-                process.stderr.close()
-            with self._changed:
-                self._current = self._process = None
-                self._changed.notify_all()
+    def begin(self, folder: Path) -> None:
+        """Pack what there is in ``folder``, in a second. Returns at once. One caller at a time."""
+        self.leave(folder)
+        job = self._jobs[folder] = _Job(folder, self._turn)
+        job.start()
 
     def end(self) -> None:
-        """End the process. Called at exit."""
-        if self.is_inherited:
+        """End the processes. Called at exit."""
+        if not self.is_inherited:
+            for folder in list(self._jobs):
+                self.leave(folder)
+
+
+class _Job(threading.Thread):
+    def __init__(self, folder: Path, turn: threading.Lock) -> None:
+        super().__init__(name="gvisor-kernel-packer", daemon=True)
+        self._folder = folder
+        self._turn = turn
+        self._stopped = threading.Event()
+        self._beginning = ThreadLock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def stop(self) -> None:
+        with self._beginning:
+            self._stopped.set()
+        if self._process is not None:
+            self._process.kill()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(KILLED_SECONDS)
+
+    def run(self) -> None:
+        if self._stopped.wait(WAIT_SECONDS):
             return
-        with self._changed:
-            self._ended = True
-            if self._process is not None:
-                self._process.kill()
-            self._changed.notify_all()
+        with self._turn, suppress(OSError):
+            with self._beginning:
+                if self._stopped.is_set():
+                    return
+                process = self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", __name__, str(self._folder)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    start_new_session=True,
+                )
+            assert process.stderr is not None
+            with process:
+                # no timeout: a thread of its own; whoever needs the folder kills the process
+                told = process.stderr.read().decode(errors="replace").strip()
+            if told:
+                log.warning("%s", told)
 
 
 def _end_with_owner() -> None:

@@ -22,14 +22,15 @@ import logging
 import os
 import shutil
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
 from gvisor_kernel.errors import SnapshotError
-from gvisor_kernel.runtimes.state.saved import IMAGE, SEALED, flush
+from gvisor_kernel.runtimes.state.saved import IMAGE, SEALED, flush, remove
 
 log = logging.getLogger(__name__)
 
@@ -154,10 +155,7 @@ def pack(place: Path) -> None:
             log.warning("%s stays as it is: a page that it shares is damaged on the disk", place)
             (place / PACKED).unlink()
             return
-    going = place / f"{IMAGE}.old"
-    shutil.rmtree(going, ignore_errors=True)
-    image.rename(going)
-    shutil.rmtree(going)
+    remove(image)
 
 
 def _pack(
@@ -199,15 +197,18 @@ def _read_plain(path: Path) -> Iterator[bytes]:
 
 def _is_whole(place: Path) -> bool:
     packed = _read(place)
-    if packed is None:
-        return False
-    for file in packed.files:
-        whole = hashlib.sha256()
-        for chunk in _read_packed(place.parent, packed.store, file):
-            whole.update(chunk)
-        if whole.hexdigest() != file.digest:
-            return False
-    return True
+    return packed is not None and all(_is_as_saved(place, packed, file) for file in packed.files)
+
+
+def _is_as_saved(
+    place: Path, packed: _Packed, file: _File, use: Callable[[memoryview], object] = len
+) -> bool:
+    """Call ``use`` for each part of a file; return whether all of them are what was saved."""
+    whole = hashlib.sha256()
+    for chunk in _read_packed(place.parent, packed.store, file):
+        whole.update(chunk)
+        use(chunk)
+    return whole.hexdigest() == file.digest
 
 
 def _read(place: Path) -> _Packed | None:
@@ -274,14 +275,11 @@ def unpack(place: Path) -> None:
             raise SnapshotError(f"The image in {place} cannot be read.", "use another checkpoint.")
         making.mkdir(mode=0o700)
         for file in packed.files:
-            whole = hashlib.sha256()
             with (making / file.name).open("xb", buffering=0) as written:
                 os.fchmod(written.fileno(), 0o600)
-                for chunk in _read_packed(place.parent, packed.store, file):
-                    whole.update(chunk)
-                    _write(written.fileno(), chunk)
+                is_whole = _is_as_saved(place, packed, file, partial(_write, written.fileno()))
                 os.fsync(written.fileno())
-            if whole.hexdigest() != file.digest:
+            if not is_whole:
                 raise SnapshotError(f"The image in {place} is damaged.", "use another checkpoint.")
         flush(making)
         making.rename(image)
@@ -306,14 +304,11 @@ def _find_packed(folder: Path) -> dict[Path, _Packed]:
 
 def _count(folder: Path, store: int) -> int:
     """Return the number of pages in a store."""
-    sizes = {"pages": PAGE, "digests": DIGEST}
-    try:
-        return min(
-            (folder / STORE / f"{store}.{kind}").stat().st_size // size
-            for kind, size in sizes.items()
-        )
-    except FileNotFoundError:
-        return 0
+    place = folder / STORE
+    with suppress(FileNotFoundError):
+        pages, digests = (place / f"{store}.{kind}" for kind in ("pages", "digests"))
+        return min(pages.stat().st_size // PAGE, digests.stat().st_size // DIGEST)
+    return 0
 
 
 def _choose_store(folder: Path, images: Mapping[Path, _Packed]) -> int:
@@ -364,12 +359,9 @@ def reclaim(folder: Path) -> None:
     stores, images = _find_stores(folder), _find_packed(folder)
     if not stores:
         return
-    live: set[int] = set()
     last = _choose_store(folder, images)
-    for packed in images.values():
-        if packed.store == last:
-            live.update(*(file.pages for file in packed.files))
-    count = _count(folder, last)
+    found = (file for packed in images.values() if packed.store == last for file in packed.files)
+    live, count = set[int]().union(*(file.pages for file in found)), _count(folder, last)
     if not images or (count > MIN_DEAD and 2 * len(live) < count):
         last += 1
     moved = {place: packed for place, packed in images.items() if packed.store != last}

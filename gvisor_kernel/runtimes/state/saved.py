@@ -16,9 +16,12 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from gvisor_kernel.host.private_directories import write_file
 from gvisor_kernel.runtimes.state.records import Record
+
+T = TypeVar("T")
 
 # by path: below the state directory, whose parents only this user can change
 
@@ -48,14 +51,14 @@ def find_wake_seconds(image: Path, start_timeout: float) -> float:
 
 def write_saved(
     place: Path,
-    describe: Callable[[], Mapping[str, str]],
-    write_image: Callable[[Path], None],
+    write_image: Callable[[Path], T],
+    describe: Callable[[T], Mapping[str, str]],
     *,
     flushes: bool = True,
 ) -> None:
     """Save a kernel as the folder ``place``: all of it is on the disk before it has its name.
 
-    ``write_image`` fills a folder. ``describe`` is called after it, and returns the texts of
+    ``write_image`` fills a folder. ``describe`` takes what that returns, and returns the texts of
     kernel.json and of what else is beside the image. ``flushes=False``: do not wait for the disk.
     Blocks.
 
@@ -67,25 +70,28 @@ def write_saved(
         saving.mkdir(mode=0o700)
         image = saving / IMAGE
         image.mkdir(mode=0o700)
-        write_image(image)
+        written = write_image(image)
         for path in image.iterdir():
             path.chmod(0o600)
             if flushes:
                 flush(path)
-        for name, text in describe().items():
+        for name, text in describe(written).items():
             write_file(saving / name, text)
         if flushes:
             flush(image)
             flush(saving)
-        _put(saving, place)
+        put(saving, place)
         if flushes:
             flush(place.parent)
     finally:
         shutil.rmtree(saving, ignore_errors=True)
 
 
-def _put(saving: Path, place: Path) -> None:
-    """Give a folder its name. One that has it is there, under a name, until then."""
+def put(saving: Path, place: Path) -> None:
+    """Give a folder its name. One that has it is there, under a name, until then.
+
+    :raises OSError: when that fails: both are where they were
+    """
     going = place.with_name(f"{place.name}.old")
     shutil.rmtree(going, ignore_errors=True)
     replaces = place.exists()
@@ -97,6 +103,15 @@ def _put(saving: Path, place: Path) -> None:
         if replaces:
             going.rename(place)
         raise
+    shutil.rmtree(going, ignore_errors=True)
+
+
+def remove(place: Path) -> None:
+    """Remove a folder, first its name: nobody puts back what is not complete. Never raises."""
+    going = place.with_name(f"{place.name}.new")
+    shutil.rmtree(going, ignore_errors=True)
+    with suppress(OSError):
+        place.rename(going)
     shutil.rmtree(going, ignore_errors=True)
 
 

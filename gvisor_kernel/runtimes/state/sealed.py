@@ -17,17 +17,15 @@ needed, and kept nowhere.
 from __future__ import annotations
 
 import base64
-import fcntl
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
-from mmap import mmap
+from io import BufferedIOBase, BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from gvisor_kernel.config.validators import HIBERNATE_KEY, MIB
 from gvisor_kernel.errors import SecretError, SnapshotError
@@ -45,8 +43,6 @@ from gvisor_kernel.typed_json import read_json, write_json
 
 FORMAT, CHUNK, TAG = 1, 64 * 1024, 16
 """Bytes of an encrypted chunk: less than what the C library gives back to the system each time."""
-BLOCK = MIB
-"""Bytes that are written at once; whole chunks."""
 KEY_SECONDS = 20.0
 """Seconds in which the key has to be read: a keyring may ask a person for its password."""
 MAKE_KEY = "put the key back; if nothing was saved with one yet, make one: openssl rand -hex 32"
@@ -103,9 +99,8 @@ class Cipher:
             write(plain)
             paths = sorted(plain.iterdir())
             for path in paths:
-                with path.open("rb", buffering=0) as read:
-                    chunks = self._seal(salt, path.name, read)
-                    _write_directly(image / f"{path.name}{SEALED}", chunks)
+                with path.open("rb") as read, (image / f"{path.name}{SEALED}").open("xb") as made:
+                    made.writelines(self._seal(salt, path.name, read))
             return Seal(salt, tuple(path.name for path in paths))
 
     @contextmanager
@@ -123,9 +118,8 @@ class Cipher:
         with memory_folder(needed, own_groups()) as plain:
             try:
                 for path, name in zip(files, seal.names, strict=True):
-                    with path.open("rb") as read, (plain / name).open("xb", buffering=0) as made:
-                        for chunk in self._open(seal.salt, name, read, image):
-                            _write(made, chunk)
+                    with path.open("rb") as read, (plain / name).open("xb") as made:
+                        made.writelines(self._open(seal.salt, name, read, image))
             except OSError as error:
                 raise SnapshotError(f"{image} cannot be decrypted: {error}.") from error
             yield plain
@@ -144,12 +138,12 @@ class Cipher:
         text = BytesIO(base64.b64decode(note.text, validate=True))
         return b"".join(self._open(note.salt, f"{kernel}/{NOTE}", text, path))
 
-    def _seal(self, salt: str, what: str, read: IO[bytes]) -> Iterator[bytes]:
+    def _seal(self, salt: str, what: str, read: BufferedIOBase) -> Iterator[bytes]:
         cipher, _ = _make_cipher(self._key, salt, what)
         for number, chunk, is_last in _split(read, CHUNK - TAG):
             yield cipher.encrypt(_make_nonce(number, is_last), chunk, None)
 
-    def _open(self, salt: str, what: str, read: IO[bytes], place: Path) -> Iterator[bytes]:
+    def _open(self, salt: str, what: str, read: BufferedIOBase, place: Path) -> Iterator[bytes]:
         cipher, failures = _make_cipher(self._key, salt, what)
         for number, chunk, is_last in _split(read, CHUNK):
             try:
@@ -224,46 +218,10 @@ def _make_nonce(number: int, is_last: bool) -> bytes:
     return number.to_bytes(11) + bytes([is_last])
 
 
-def _split(read: IO[bytes], size: int) -> Iterator[tuple[int, bytes, bool]]:
+def _split(read: BufferedIOBase, size: int) -> Iterator[tuple[int, bytes, bool]]:
     """Yield the number of each chunk, the chunk, and whether it is the last one: at least one."""
-    number, chunk = 0, _read_whole(read, size)
-    while following := _read_whole(read, size):
+    number, chunk = 0, read.read(size)
+    while following := read.read(size):
         yield number, chunk, False
         number, chunk = number + 1, following
     yield number, chunk, True
-
-
-def _read_whole(read: IO[bytes], size: int) -> bytes:
-    """Return ``size`` bytes, less only at the end."""
-    chunk = read.read(size)
-    while len(chunk) < size and (more := read.read(size - len(chunk))):
-        chunk += more
-    return chunk
-
-
-def _write_directly(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write a file without the page cache, where the file system can: nobody reads it soon, and the
-    kernel waits until it is on the disk.
-
-    :raises OSError: when that fails
-    """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    made, at = os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0), 0
-    with made, mmap(-1, BLOCK) as block:
-        with suppress(OSError):
-            fcntl.fcntl(made, fcntl.F_SETFL, os.O_DIRECT)
-        for chunk in chunks:
-            block[at : at + len(chunk)] = chunk
-            at += len(chunk)
-            if at == BLOCK:
-                _write(made, block)
-                at = 0
-        fcntl.fcntl(made, fcntl.F_SETFL, 0)  # what is left is no whole block
-        _write(made, block[:at])
-
-
-def _write(made: IO[bytes], data: bytes | mmap) -> None:
-    with memoryview(data) as view:
-        at = 0
-        while at < len(view):
-            at += made.write(view[at:])

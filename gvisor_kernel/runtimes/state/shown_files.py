@@ -45,21 +45,18 @@ def find_shown_files(sentry: int, sources: Mapping[str, str]) -> Stamps:
 
     ``sources``: the paths of the host in which they lie, by those inside. Blocks for milliseconds.
 
-    :raises SnapshotError: when one was replaced since it was opened
+    :raises SnapshotError: when one was replaced since it was opened, or the sandbox has ended
     """
     found: Stamps = {}
-    folder = Path(f"/proc/{sentry}/fd")
-    with suppress(OSError):
-        for entry in list(folder.iterdir())[:MAX_FILES]:
-            with suppress(OSError):
-                link = str(entry.readlink()).removesuffix(" (deleted)")
-                inside = link.removeprefix(ROOT)
-                target = max((t for t in sources if is_within(inside, t)), key=len, default=None)
-                status = entry.stat()
-                if target is None or not stat.S_ISREG(status.st_mode) or not _is_elf(entry):
-                    continue  # whatever else was read is in the kernel's memory
-                path = sources[target] + inside.removeprefix(target)
-                found[path] = (status.st_size, status.st_mtime_ns, status.st_ino)
+    for entry in _list_open(sentry):
+        with suppress(OSError):
+            link = str(entry.readlink()).removesuffix(" (deleted)")
+            inside = link.removeprefix(ROOT)
+            target = max((t for t in sources if is_within(inside, t)), key=len, default=None)
+            status = entry.stat()
+            if target is not None and stat.S_ISREG(status.st_mode) and _is_elf(entry):
+                # whatever else was read is in the kernel's memory
+                found[sources[target] + inside.removeprefix(target)] = stamp(status)
     change = find_change(found)
     if change is not None:
         raise SnapshotError(
@@ -67,6 +64,13 @@ def find_shown_files(sentry: int, sources: Mapping[str, str]) -> Stamps:
             "restart the kernel to use what is there now.",
         )
     return found
+
+
+def _list_open(sentry: int) -> list[Path]:
+    with suppress(OSError):
+        if found := list(Path(f"/proc/{sentry}/fd").iterdir()):
+            return found[:MAX_FILES]
+    raise SnapshotError("The sandbox has ended.")
 
 
 def _is_elf(entry: Path) -> bool:
@@ -86,28 +90,34 @@ def find_held(sentry: int, target: str) -> Held:
     """Return which files and folders below ``target`` a sandbox needs to go on.
 
     Only right after its checkpoint, for which runsc gives up those that nobody inside has open.
+
+    :raises SnapshotError: when the sandbox has ended
     """
-    held: list[str] = []
-    written: list[str] = []
-    for entry in list(Path(f"/proc/{sentry}/fd").iterdir())[:MAX_FILES]:
+    held, written = set[str](), set[str]()
+    for entry in _list_open(sentry):
         with suppress(OSError):
-            inside = str(entry.readlink()).removeprefix(f"{ROOT}{target}/")
-            if inside.startswith("/") or not entry.readlink().is_relative_to(f"{ROOT}{target}"):
+            link, root = str(entry.readlink()), f"{ROOT}{target}/"
+            if not link.startswith(root):
                 continue
+            inside = link.removeprefix(root)
             flags = int(Path(f"/proc/{sentry}/fdinfo/{entry.name}").read_text().split()[3], 8)
-            held.append(inside)
+            held.add(inside)
             if not flags & os.O_PATH and flags & os.O_ACCMODE:
-                written.append(inside)
-    return tuple(sorted(set(held))[:MAX_HELD]), tuple(sorted(set(written))[:MAX_HELD])
+                written.add(inside)
+    return tuple(sorted(held)[:MAX_HELD]), tuple(sorted(written)[:MAX_HELD])
+
+
+def stamp(status: os.stat_result) -> tuple[int, int, int]:
+    """Return what tells a file from another one at its path."""
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def find_change(stamps: Stamps) -> str | None:
     """Return which of the files is another one now, as a clause; None if none is."""
-    for path, stamp in stamps.items():
+    for path, before in stamps.items():
         try:
-            status = os.stat(path)  # noqa: PTH116 - often, so fast
+            if stamp(os.stat(path)) != before:  # noqa: PTH116 - often, so fast
+                return f"{path} was changed"
         except OSError:
             return f"{path} is gone"
-        if (status.st_size, status.st_mtime_ns, status.st_ino) != stamp:
-            return f"{path} was changed"
     return None
