@@ -32,11 +32,15 @@ class TooManyValues(JsonError):
 
 
 def parse_json(
-    data: bytes | bytearray | memoryview | str, max_size: int, max_values: int | None = None
+    data: bytes | bytearray | memoryview | str,
+    max_size: int,
+    max_values: int | None = None,
+    max_depth: int = MAX_DEPTH,
 ) -> Any:
-    """Parse JSON in UTF-8 with at most ``max_size`` bytes (or characters) and MAX_DEPTH levels.
+    """Parse JSON in UTF-8 with at most ``max_size`` bytes (or characters).
 
-    ``max_values``: about the most values, since an empty list of two bytes takes 56 in memory.
+    ``max_depth``: the most levels. ``max_values``: about the most values, since an empty list of
+    two bytes takes 56 in memory.
 
     :raises JsonError: when ``data`` is something else; no other exception is raised
     """
@@ -46,7 +50,7 @@ def parse_json(
         text = data if isinstance(data, str) else str(data, "utf-8", "surrogatepass")
         if max_values is not None:
             _check_count(text, max_values)
-        _check_depth(text)
+        _check_depth(text, max_depth)
         return json.loads(text)
     except JsonError:
         raise
@@ -67,16 +71,16 @@ def _count_marks(text: str) -> int:
     return text.count(",") + text.count("[") + text.count("{")
 
 
-def _check_depth(text: str) -> None:
-    if text.count("[") + text.count("{") <= MAX_DEPTH:
+def _check_depth(text: str, most: int) -> None:
+    if text.count("[") + text.count("{") <= most:
         return
     plain = _STRING.sub("", _drop_escapes(text)).encode("utf-8", "surrogatepass")
     steps = plain.translate(_STEPS, _NO_BRACKETS)
     depth = 0
     for at in range(0, len(steps), CHUNK):  # not in one call, which would stop other threads
         part = array("b", steps[at : at + CHUNK])
-        if max(accumulate(part, initial=depth)) > MAX_DEPTH:
-            raise JsonError(f"it is nested deeper than {MAX_DEPTH} levels")
+        if max(accumulate(part, initial=depth)) > most:
+            raise JsonError(f"it is nested deeper than {most} levels")
         depth += sum(part)
 
 

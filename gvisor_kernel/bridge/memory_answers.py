@@ -21,10 +21,13 @@ from gvisor_kernel.bridge.wire import (
     new_message,
     parse_object,
 )
+from gvisor_kernel.strict_json import MAX_DEPTH
 
 MAX_INFO = MAX_HEADER
 """Bytes of a content that is parsed here: kernels decide how large theirs are, and all share the
 loop. A larger reply is not kept."""
+MAX_KEPT_DEPTH = MAX_DEPTH // 2
+"""Levels of a reply that is kept: it is written, and read again, inside other objects."""
 MAX_COMMS = 10_000
 """Comms that are counted; with more of them each question wakes the kernel."""
 MAX_CELLS, MAX_CELL = 100, 4096
@@ -73,7 +76,7 @@ class MemoryAnswers:
         if kind == "debug_request" and (command := _try_read(message).get("command")):
             self.debugs = command == "attach" or (self.debugs and command != "disconnect")
         if kind in KEPT:
-            content = _try_read(message)
+            content = _try_read(message, MAX_KEPT_DEPTH)
             if content and (kind == "kernel_info_reply" or content.get("command") == "debugInfo"):
                 self._replies[kind] = content
         elif kind == "execute_reply":
@@ -171,9 +174,9 @@ def _read(message: WireMessage) -> dict[str, Any]:
     return parse_object(message.content, "content")
 
 
-def _try_read(message: WireMessage) -> dict[str, Any]:
+def _try_read(message: WireMessage, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
     """Return the content, empty if it is none or too large."""
     try:
-        return _read(message)
+        return parse_object(message.content, "content", max_depth)
     except WireError:
         return {}

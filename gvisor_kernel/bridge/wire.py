@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any
 
 from gvisor_kernel.link.frames import Part
-from gvisor_kernel.strict_json import JsonError, parse_json
+from gvisor_kernel.strict_json import MAX_DEPTH, JsonError, parse_json
 
 DELIMITER = b"<IDS|MSG>"
 MAX_HEADER = 16 * 1024
@@ -43,13 +43,13 @@ class WireError(Exception):
     """Parts that are not a Jupyter message, or whose signature is wrong."""
 
 
-def parse_object(data: Part, name: str) -> dict[str, Any]:
+def parse_object(data: Part, name: str, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
     """Parse a JSON object of at most MAX_HEADER bytes.
 
     :raises WireError: when ``data`` is not one
     """
     try:
-        value = parse_json(data, MAX_HEADER)
+        value = parse_json(data, MAX_HEADER, max_depth=max_depth)
     except JsonError as error:
         raise WireError(f"the {name} cannot be parsed: {error}") from None
     if not isinstance(value, dict):

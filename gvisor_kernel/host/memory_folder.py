@@ -31,20 +31,21 @@ PREFIX = "gvisor-kernel-"
 
 
 @contextmanager
-def memory_folder(needed: int, groups: Iterable[Path]) -> Iterator[Path]:
+def memory_folder(needed: int, groups: Iterable[Path], beside: int = 0) -> Iterator[Path]:
     """Yield an empty folder for ``needed`` bytes, which processes in ``groups`` (cgroups) write.
+    They take ``beside`` bytes more of the machine's memory meanwhile.
 
     :raises SnapshotError: when there is no such folder, or too little memory
     """
     with ExitStack() as stack:
         try:
-            place = _make(stack, needed, groups)
+            place = _make(stack, needed, groups, beside)
         except (OSError, NotPrivate, ValueError, LookupError) as error:
             raise SnapshotError(f"{SHARED} cannot be used: {error}.") from error
         yield place
 
 
-def _make(stack: ExitStack, needed: int, groups: Iterable[Path]) -> Path:
+def _make(stack: ExitStack, needed: int, groups: Iterable[Path], beside: int) -> Path:
     if not _is_memory(SHARED):
         raise SnapshotError(
             f"There is no tmpfs at {SHARED}, so a kernel cannot be encrypted without its memory on"
@@ -54,7 +55,7 @@ def _make(stack: ExitStack, needed: int, groups: Iterable[Path]) -> Path:
     check_parents(Path(SHARED, PREFIX))
     sweep_memory()
     there = os.statvfs(SHARED)
-    free = min(find_room(groups), there.f_bavail * there.f_frsize)
+    free = min(find_room(groups) - beside, there.f_bavail * there.f_frsize)
     if needed > free:
         raise SnapshotError(
             f"The kernel's memory is in {SHARED} while it is encrypted or decrypted. That takes up"

@@ -30,7 +30,7 @@ from gvisor_kernel.kernel.restore import find_branch_code
 from gvisor_kernel.link.events import BRANCH, VERSION, WAKE
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import LaunchRequest, Sandbox, SavedSandbox
-from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state import lifeline, records
 from gvisor_kernel.runtimes.state.kept_packages import (
     Packages,
     Substitutes,
@@ -184,8 +184,15 @@ class SavedKernel:
 
         :raises SnapshotError: when it cannot be decrypted; it stays saved
         """
-        with Cipher(self.key if self.note.seal.salt else "").opened(files, self.note.seal) as plain:
-            return start(spec, request, plain)
+        if not self.note.seal.salt:
+            return start(spec, request, files)
+        # If this process is killed, somebody has to remove what is decrypted.
+        lifeline.hold(records.this_process(), spec.runtime)
+        try:
+            with Cipher(self.key).opened(files, self.note.seal) as plain:
+                return start(spec, request, plain)
+        finally:
+            lifeline.release()
 
     def compare(self, plan: KernelPlan) -> SavedKernel:
         """Return this kernel, which does not go on if ``plan`` grants less than it has."""
@@ -370,14 +377,16 @@ def _make_note(
 def _write_note(note: SavedFile) -> str:
     """Return the text of ``note``.
 
-    :raises SnapshotError: when it is too large to be read later
+    :raises SnapshotError: when it could not be read later
     """
     text = write_json(note)
-    if len(text.encode()) > MAX_NOTE:
+    try:
+        read_json(text, SavedFile, MAX_NOTE)
+    except ValueError as error:
         raise SnapshotError(
-            f"The description of the kernel has {describe_size(len(text))}, and at most"
-            f" {describe_size(MAX_NOTE)} are read: it has too many comms or libraries."
-        )
+            f"The description of the kernel could not be read again: {error}.",
+            "restart the kernel; it may have too many comms or libraries.",
+        ) from error
     return text
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,9 +19,12 @@ from gvisor_kernel.errors import SandboxError, SnapshotError
 from gvisor_kernel.host import memory_folder, processes
 from gvisor_kernel.host.private_directories import own_state
 from gvisor_kernel.runtimes.mounts.plan import Places
+from gvisor_kernel.runtimes.state.listed import find_all
 from gvisor_kernel.runtimes.state.pages import pack_all
 from gvisor_kernel.runtimes.state.sealed import Cipher
+from gvisor_kernel.runtimes.state.sweep import remove_sandbox
 
+from ..patience import scale_seconds
 from .test_hibernation import find_listed, find_saved, wait_until
 
 SECRET = os.urandom(12).hex()
@@ -34,6 +39,29 @@ def take():
     while True:
         blocks.append(os.urandom(1 << 20) * 16)
 threading.Thread(target=take, daemon=True).start()
+"""
+
+KILLED = """
+import os, signal, sys
+from contextlib import contextmanager
+from pathlib import Path
+from gvisor_kernel.runtimes.state.sealed import Cipher
+from tests.api.test_encrypted import make_sandbox
+
+opened = Cipher.opened
+
+@contextmanager
+def kill(*arguments):
+    with opened(*arguments) as plain:
+        print(next(plain.iterdir()), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+        yield plain
+
+Cipher.opened = kill
+sandbox = make_sandbox(Path(sys.argv[1]))
+sandbox.run("n = 0")
+sandbox.hibernate()
+sandbox.run("n")
 """
 
 
@@ -178,6 +206,20 @@ def test_what_was_changed_is_refused_and_stays(
             sandbox.hibernate()
     assert not saved.exists()
     assert step(sandbox) == 3
+
+
+def test_a_process_that_is_killed_in_a_wake_leaves_nothing_in_memory(key: Path) -> None:
+    """Its last sandbox has ended as the kernel went to sleep."""
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(key)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        plain = Path(process.stdout.readline().strip())
+        assert plain.parts[:3] == Path(memory_folder.SHARED).parts
+        assert process.wait(scale_seconds(60)) == -signal.SIGKILL
+    wait_until(lambda: not plain.parent.exists())
+    (left,) = [it for it in find_all() if it.state == "hibernated"]
+    remove_sandbox(left.directory, left.record)
 
 
 def test_a_kernel_that_has_most_of_its_memory_is_saved(key: Path) -> None:

@@ -151,6 +151,23 @@ def test_without_room_nothing_is_written(
         Cipher(key).write_image(tmp_path, make_record(), lambda _: pytest.fail("it was written"))
 
 
+def test_what_is_beside_the_folder_needs_no_room_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A kernel that wakes is in memory twice, and in the folder once."""
+    there = os.statvfs(memory_folder.SHARED)
+    free = there.f_bavail * there.f_frsize
+    monkeypatch.setattr(memory_folder, "find_room", lambda _: 2 * free)
+    needed = free // 4 * 3
+    with memory_folder.memory_folder(needed, [], beside=needed):
+        pass
+    with (
+        pytest.raises(SnapshotError, match="are free"),
+        memory_folder.memory_folder(needed, [], beside=2 * needed),
+    ):
+        pass
+
+
 def test_what_a_killed_process_leaves_in_memory_is_removed() -> None:
     code = (
         "import os, signal\nfrom gvisor_kernel.host.memory_folder import memory_folder\n"

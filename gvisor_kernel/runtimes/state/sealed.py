@@ -113,9 +113,9 @@ class Cipher:
             yield image
             return
         files = [image / f"{name}{SEALED}" for name in seal.names]
-        # Twice: the sandbox reads them into its own memory.
-        needed = 2 * sum(path.stat().st_size for path in files if path.exists())
-        with memory_folder(needed, own_groups()) as plain:
+        size = sum(path.stat().st_size for path in files if path.exists())
+        # The sandbox reads them into its own memory, which is not of the folder.
+        with memory_folder(size, own_groups(), beside=size) as plain:
             try:
                 for path, name in zip(files, seal.names, strict=True):
                     with path.open("rb") as read, (plain / name).open("xb") as made:
