@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
@@ -60,20 +60,6 @@ T = TypeVar("T")
 Branching: TypeAlias = Callable[[Sequence[Branch]], Awaitable[None]]
 
 
-_Verb: TypeAlias = Literal[
-    "list",
-    "apply",
-    "hibernate",
-    "resume",
-    "forget",
-    "branch",
-    "checkpoint",
-    "remove",
-    "rewind",
-    "move",
-]
-
-
 class Question(msgspec.Struct):
     """Ask for the list of changes, or to apply some, each a path and a state. ``under``, ``named``:
     as for ``KernelChanges.list`` and ``apply``. Or ask to save the kernel, to let it go on, or to
@@ -82,7 +68,7 @@ class Question(msgspec.Struct):
     ``sandbox``: the name of its directory.
     """
 
-    do: _Verb
+    do: str
     sandbox: str = ""
     diff: bool = False
     under: list[str] = []
@@ -294,6 +280,8 @@ class ControlSocket:
                 await self._move(name)
             case "hibernate" | "resume" | "forget" as verb:
                 await getattr(self._kernel.hibernation, verb)()
+            case _:
+                raise ChangesError("The question is malformed.")
         return encode(Done(name))
 
     async def _start_branches(self, question: Question) -> list[tuple[str, str]]:
