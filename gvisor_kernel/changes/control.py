@@ -264,22 +264,22 @@ class ControlSocket:
         return answer + b"\n"
 
     async def _do(self, question: Question) -> bytes:
-        checkpoints, name = self._kernel.checkpoints, question.name or ""
+        kernel, name = self._kernel, question.name or ""
         match question.do:
             case "list" | "apply":
                 return await self._do_changes(question)
             case "branch":
                 return encode(Branched(await self._start_branches(question)))
             case "rewind":
-                return encode(await checkpoints.rewind(name))
+                return encode(await kernel.checkpoints.rewind(name))
             case "checkpoint":
-                name = await checkpoints.make(question.name)
+                name = await kernel.checkpoints.make(question.name)
             case "remove":
-                await checkpoints.remove(name)
+                await kernel.checkpoints.remove(name)
             case "move":
                 await self._move(name)
             case "hibernate" | "resume" | "forget" as verb:
-                await getattr(self._kernel.hibernation, verb)()
+                await getattr(kernel.hibernation, verb)()
             case _:
                 raise ChangesError("The question is malformed.")
         return encode(Done(name))
