@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
@@ -60,20 +60,6 @@ T = TypeVar("T")
 Branching: TypeAlias = Callable[[Sequence[Branch]], Awaitable[None]]
 
 
-_Verb: TypeAlias = Literal[
-    "list",
-    "apply",
-    "hibernate",
-    "resume",
-    "forget",
-    "branch",
-    "checkpoint",
-    "remove",
-    "rewind",
-    "move",
-]
-
-
 class Question(msgspec.Struct):
     """Ask for the list of changes, or to apply some, each a path and a state. ``under``, ``named``:
     as for ``KernelChanges.list`` and ``apply``. Or ask to save the kernel, to let it go on, or to
@@ -82,7 +68,7 @@ class Question(msgspec.Struct):
     ``sandbox``: the name of its directory.
     """
 
-    do: _Verb
+    do: str
     sandbox: str = ""
     diff: bool = False
     under: list[str] = []
@@ -278,22 +264,24 @@ class ControlSocket:
         return answer + b"\n"
 
     async def _do(self, question: Question) -> bytes:
-        checkpoints, name = self._kernel.checkpoints, question.name or ""
+        kernel, name = self._kernel, question.name or ""
         match question.do:
             case "list" | "apply":
                 return await self._do_changes(question)
             case "branch":
                 return encode(Branched(await self._start_branches(question)))
             case "rewind":
-                return encode(await checkpoints.rewind(name))
+                return encode(await kernel.checkpoints.rewind(name))
             case "checkpoint":
-                name = await checkpoints.make(question.name)
+                name = await kernel.checkpoints.make(question.name)
             case "remove":
-                await checkpoints.remove(name)
+                await kernel.checkpoints.remove(name)
             case "move":
                 await self._move(name)
             case "hibernate" | "resume" | "forget" as verb:
-                await getattr(self._kernel.hibernation, verb)()
+                await getattr(kernel.hibernation, verb)()
+            case _:
+                raise ChangesError("The question is malformed.")
         return encode(Done(name))
 
     async def _start_branches(self, question: Question) -> list[tuple[str, str]]:

@@ -194,7 +194,7 @@ def finish(store: Store, imported: Imported) -> None:
 def block_starts() -> Iterator[set[str]]:
     """Block the start of kernels; yield the digests of the images that kernels run in."""
     with records.locked():
-        yield records.images_in_use()
+        yield records.find_used(lambda it: it.image)
 
 
 def list_versions(image: RootImage) -> dict[str, str]:

@@ -106,7 +106,7 @@ def remove_unused() -> None:
             return any(_uses(Path(folder), environment) for folder in {*folders, *found})
 
         with records.locked():
-            removed = store.remove_unused(is_used, records.environments_in_use())
+            removed = store.remove_unused(is_used, records.find_used(lambda it: it.environment))
     except (OSError, GvisorKernelError) as error:
         print(f"Packages that nothing uses were not removed: {printable_name(str(error))}")
         return

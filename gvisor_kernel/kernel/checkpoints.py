@@ -317,11 +317,11 @@ def _find_place(directory: Path, name: str) -> Path:
     return place
 
 
-def check_name(name: str) -> None:
-    """Check a name that a person or a program gives.
-
-    :raises SnapshotError: when it is none, or is one of those that are given automatically
-    """
+def _choose_name(directory: Path, name: str | None) -> str:
+    """:raises SnapshotError: when a person or a program gives a name that it cannot have"""
+    taken = {one.name for one in find_checkpoints(directory)}
+    if name is None:
+        return next(one for n in range(1, len(taken) + 2) if (one := f"state-{n}") not in taken)
     if not NAME.fullmatch(name):
         raise SnapshotError(
             f"{name!r:.80} cannot be the name of a checkpoint.",
@@ -331,13 +331,6 @@ def check_name(name: str) -> None:
         raise SnapshotError(
             f"Automatic checkpoints have the name {name!r}.", "choose another name."
         )
-
-
-def _choose_name(directory: Path, name: str | None) -> str:
-    taken = {one.name for one in find_checkpoints(directory)}
-    if name is None:
-        return next(one for n in range(1, len(taken) + 2) if (one := f"state-{n}") not in taken)
-    check_name(name)
     if name in taken:
         raise SnapshotError(
             f"The kernel has a checkpoint {name!r}.", "remove it, or choose another name."

@@ -199,7 +199,7 @@ def test_kernel_has_the_packages_and_may_install_another_version(
         assert "Successfully uninstalled demo-2.0" in run(client, "%pip uninstall -y demo")
         assert "1.0" in run(client, "!python -c 'import demo; print(demo.VERSION)'")
         # A running kernel keeps its packages, even when its kernelspec is gone.
-        running = records.environments_in_use()
+        running = records.find_used(lambda it: it.environment)
         assert running == {installed.digest}
         assert Store.open().remove_unused(lambda environment, folders: False, running) == []
 

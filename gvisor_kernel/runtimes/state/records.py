@@ -18,7 +18,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -304,22 +304,14 @@ def find_sandboxes() -> list[tuple[Path, Record]]:
     return [(path, record) for path, record in found if record is not None]
 
 
-def images_in_use() -> set[str]:
-    """Return the digests of the root images that running sandboxes use.
+def find_used(use: Callable[[Record], str | None]) -> set[str]:
+    """Return what running sandboxes, and saved kernels, use: the digests of root images, or of
+    environments.
 
     :raises StateError: when the state directory cannot be read
     """
     records = (record for _, record in find_sandboxes() if record.saved or not is_orphan(record))
-    return {record.image for record in records if record.image is not None}
-
-
-def environments_in_use() -> set[str]:
-    """Return the digests of the environments whose packages running sandboxes have.
-
-    :raises StateError: when the state directory cannot be read
-    """
-    records = (record for _, record in find_sandboxes() if record.saved or not is_orphan(record))
-    return {record.environment for record in records if record.environment is not None}
+    return {used for used in map(use, records) if used is not None}
 
 
 def this_process() -> ProcessId:
