@@ -182,10 +182,11 @@ class LastingState:
             await self._between.settle()
             target = name if name is not None else self.find_before_last_run()
             applied: list[UndoableApply] = []
+            made = None
             if undo_applied and facts is not None:
-                times = [one.time for one in await checkpoints.list() if one.name == target]
-                applied = await asyncio.to_thread(find_applies, facts.directory, *times)
-            changes = await checkpoints.rewind(target)
+                made = next((it.time for it in await checkpoints.list() if it.name == target), 0.0)
+                applied = await asyncio.to_thread(find_applies, facts.directory, made)
+            changes = await checkpoints.rewind(target, made)
             self._between.note_rewound(target)
             # no timeout: STEP_SECONDS of each step
             done = await asyncio.shield(asyncio.to_thread(undo_applies, applied))

@@ -64,7 +64,8 @@ class Question(msgspec.Struct):
     """Ask for the list of changes, or to apply some, each a path and a state. ``under``, ``named``:
     as for ``KernelChanges.list`` and ``apply``. Or ask to save the kernel, to let it go on, or to
     give up one that is saved; for ``count`` branches, from ``checkpoint`` if that is not None; to
-    make the checkpoint ``name``, to remove it, or to go back to it; or to move it to ``name``.
+    make the checkpoint ``name``, to remove it, or to go back to it, if it was ``made`` then; or to
+    move it to ``name``.
     ``sandbox``: the name of its directory.
     """
 
@@ -78,6 +79,7 @@ class Question(msgspec.Struct):
     count: int = 1
     name: str | None = None
     checkpoint: str | None = None
+    made: float | None = None
 
 
 class _Problem(msgspec.Struct):
@@ -271,7 +273,7 @@ class ControlSocket:
             case "branch":
                 return encode(Branched(await self._start_branches(question)))
             case "rewind":
-                return encode(await kernel.checkpoints.rewind(name))
+                return encode(await kernel.checkpoints.rewind(name, question.made))
             case "checkpoint":
                 name = await kernel.checkpoints.make(question.name)
             case "remove":

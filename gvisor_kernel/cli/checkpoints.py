@@ -91,12 +91,16 @@ def run_rewind(arguments: argparse.Namespace) -> int:
             f"leave --undo-applied out, and then: gvisor-kernel undo {applies[0].undo}",
         )
     if undoes:
-        for path in dict.fromkeys(path for one in applies for path in one.paths):
+        paths = dict.fromkeys(path for one in applies for path in one.paths)
+        for path in paths:
             say(f"Applied since then: {printable_name(path)}")
-        if not is_yes(f"Go back to {arguments.name}, and undo these on disk?"):
+        what = f"{len(paths)} file{'s' * (len(paths) != 1)}"
+        where = printable_name(sandbox.record.folder)
+        if not is_yes(f"Go back to {arguments.name}, and undo this in {where} ({what})?"):
             print("Nothing was done.", file=sys.stderr)
             return 1
-    outputs = ask(sandbox.directory, Question("rewind", name=arguments.name), OutputChanges)
+    question = Question("rewind", name=arguments.name, made=next(iter(times), None))
+    outputs = ask(sandbox.directory, question, OutputChanges)
     print(f"The kernel in {sandbox.id} went back to {arguments.name}")
     for word in ("added", "changed", "removed"):
         for path in getattr(outputs, word):

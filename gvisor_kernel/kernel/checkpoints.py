@@ -147,17 +147,18 @@ class Checkpoints:
         """
         await self._do(self._remove(name))
 
-    async def rewind(self, name: str) -> OutputChanges:
+    async def rewind(self, name: str, made: float | None = None) -> OutputChanges:
         """Let the idle kernel go on from a checkpoint; what it was becomes ``before-rewind``.
 
-        Returns which outputs are not as they were then.
+        Returns which outputs are not as they were then. ``made``: the time of the checkpoint that
+        somebody has chosen; another one may have got its name since.
 
         :raises NoCheckpoint: when there is none of that name
         :raises NotIdle: when the kernel has something to do
         :raises SnapshotError: when it cannot go back: it goes on as it was
         :raises GvisorKernelError: when there is no kernel, or it does not go on: it stays saved
         """
-        return await self._do(self._rewind(name))
+        return await self._do(self._rewind(name, made))
 
     async def branch(self, wanted: Sequence[Branch]) -> Sequence[SavedKernel]:
         """Return branches of the kernel: from a checkpoint, or else see ``Hibernator.branch``. Then
@@ -259,10 +260,10 @@ class Checkpoints:
             target = await self._workers.run(_prepare, directory, name)
             return await self._workers.run(branch_saved, target, wanted)
 
-    async def _rewind(self, name: str) -> OutputChanges:
+    async def _rewind(self, name: str, made: float | None) -> OutputChanges:
         directory, began = self._saver.find_directory(), time.monotonic()
         async with self._paused(directory):
-            target = await self._workers.run(_prepare, directory, name)
+            target = await self._workers.run(_prepare, directory, name, made)
             then, now = await self._workers.run(compare_outputs, target)
 
             def keep(before: SavedKernel) -> None:
@@ -393,12 +394,18 @@ def _remove(directory: Path, name: str) -> None:
     remove(_find_place(directory, name))
 
 
-def _prepare(directory: Path, name: str) -> SavedKernel:
+def _prepare(directory: Path, name: str, made: float | None = None) -> SavedKernel:
     """Return a checkpoint whose image can be restored.
 
-    :raises SnapshotError: when there is none of that name, or the kernel cannot go on from it
+    :raises SnapshotError: when there is none of that name, made at that time, or the kernel cannot
+        go on from it
     """
     place, record = _find_place(directory, name), records.read_record(directory)
+    if made is not None and _read_about(place).time != made:
+        raise SnapshotError(
+            f"The checkpoint {name!r} was replaced by another state after you had chosen it.",
+            "look at the kernel's checkpoints again.",
+        )
     pages.unpack(place)
     saved = read_saved(place, directory, record.identity) if record is not None else None
     if saved is None:

@@ -67,22 +67,30 @@ class RewindHandler(_Handler):
     async def post(self, kernel_id: str) -> None:
         self.note_activity()
         checkpoints, name = self.find_kernel(kernel_id).checkpoints, self.read_name("")
-        asked = self.read_body(MAX_BODY).get("undo", [])
+        body = self.read_body(MAX_BODY)
+        asked, made = body.get("undo", []), body.get("time")
         if not name:
             raise web.HTTPError(400, "The body must have the name of a checkpoint.")
         if not isinstance(asked, list):
             raise web.HTTPError(400, "undo must be a list of what was applied.")
+        if not isinstance(made, int | float | None):
+            raise web.HTTPError(400, "time must be that of the checkpoint, as it was listed.")
         directory = self.services.sandboxes.find_directory(kernel_id)
         # Half a rewind would be a surprise: it goes on when the client has left.
         # no timeout: its steps have timeouts
-        self.answer(await asyncio.shield(self.rewind(checkpoints, name, directory, asked)))
+        self.answer(await asyncio.shield(self.rewind(checkpoints, name, made, directory, asked)))
 
     async def rewind(
-        self, checkpoints: Checkpoints, name: str, directory: Path | None, asked: list[object]
+        self,
+        checkpoints: Checkpoints,
+        name: str,
+        made: float | None,
+        directory: Path | None,
+        asked: list[object],
     ) -> dict[str, Any]:
         """Go back to a checkpoint, and then undo the applies that were ``asked`` for; return the
         answer."""
-        outputs: dict[str, Any] = asdict(await checkpoints.rewind(name))
+        outputs: dict[str, Any] = asdict(await checkpoints.rewind(name, made))
         for kind in ("added", "changed", "removed"):
             outputs[kind] = name_all(outputs[kind])
 

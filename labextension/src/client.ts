@@ -105,8 +105,12 @@ export class SandboxClient {
    *
    * @param undo ids of what was applied, as the person has seen it
    */
-  async rewind(id: string, name: string, undo: readonly string[]): Promise<Rewound> {
-    return this.post(`${pathOf(id)}/rewind`, { name, undo });
+  async rewind(
+    id: string,
+    state: { name: string; time?: number },
+    undo: readonly string[]
+  ): Promise<Rewound> {
+    return this.post(`${pathOf(id)}/rewind`, { name: state.name, time: state.time, undo });
   }
 
   /** Remembers for notebooks of a folder whether their kernels see its project. */

@@ -162,8 +162,9 @@ export function addStates(
       return;
     }
     const { name, undo } = answer.value;
+    const state = states.find(one => one.name === name) ?? { name };
     const done = await attempt('The kernel is rewound…', 'The kernel was not rewound', () =>
-      client.rewind(it.kernel_id, name, undo)
+      client.rewind(it.kernel_id, state, undo)
     );
     if (done === null) {
       return;

@@ -172,13 +172,17 @@ def test_answers_are_as_the_document_says(server: JupyterServer, upstream: Fake)
     listed = checked.ask("GET", changes, kernel=kernel)["changes"]
     body = {"changes": [{key: change[key] for key in ("path", "state")} for change in listed]}
     undo = checked.ask("POST", f"{changes}/apply", kernel=kernel, json=body | {"force": True})
-    (applied,) = checked.ask("GET", states, kernel=kernel)["applied"]
+    listed = checked.ask("GET", states, kernel=kernel)
+    (applied,), (state,) = listed["applied"], listed["checkpoints"]
     assert (applied["undo"], applied["count"]) == (undo["undo"], 2)
-    body = one | {"undo": [applied["undo"], "../of another"]}
+    later = one | {"time": state["time"] + 1}
+    checked.ask("POST", f"{of_kernel}/rewind", 409, kernel=kernel, json=later)
+    body = one | {"time": state["time"], "undo": [applied["undo"], "../of another"]}
     told = checked.ask("POST", f"{of_kernel}/rewind", kernel=kernel, json=body)
     assert told["outputs"] == {"added": ["b.html"], "changed": [], "removed": [], "more": False}
     assert (sorted(told["undone"]), told["refused"]) == (["new.txt", "old.txt"], [])
-    for status, body in ((404, {"name": "two"}), (400, {}), (400, one | {"undo": "x"})):
+    wrong = ({}, one | {"undo": "x"}, one | {"time": "x"})
+    for status, body in ((404, {"name": "two"}), *((400, body) for body in wrong)):
         checked.ask("POST", f"{of_kernel}/rewind", status, kernel=kernel, json=body)
     listed = checked.ask("GET", states, kernel=kernel)
     assert [each["name"] for each in listed["checkpoints"]] == ["one", "before-rewind"]
