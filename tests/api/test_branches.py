@@ -251,7 +251,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
     ("place", "name", "error"),
     [
         (branching.records, "write_record", FULL),
-        (RunscSandbox, "_save", SnapshotError("runsc was killed")),
+        (RunscSandbox, "checkpoint", SnapshotError("runsc was killed")),
         (RunscSandbox, "find_held", FULL),
         (os, "link", FULL),
         (branching, "make_folder", FULL),
