@@ -118,15 +118,16 @@ def serve() -> int:
             copy, order = receive_files(order, sys.stdin.fileno(), wake)
         if order.image:
             image = receive_image(order, sys.stdin.fileno(), wake)
-        sandbox, found, lacks = start_sandbox(order, None if image is None else image.files)
+        try:
+            sandbox, found, lacks = start_sandbox(order, None if image is None else image.files)
+        finally:
+            if image is not None:
+                image.remove()  # before the host hears of a failure, and ends this process
     except (GvisorKernelError, OrderError) as error:
         if copy is not None:
             copy.remove()
         told.tell(describe_error(error))
         return 1
-    finally:
-        if image is not None:
-            image.remove()
     try:
         if copy is not None:
             copy.mark_used()
