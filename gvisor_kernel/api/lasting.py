@@ -74,6 +74,20 @@ class LastingState:
         async with self._turn:
             await kernel.hibernation.hibernate()
 
+    async def move(self, to: str) -> None:
+        """Let the kernel go on on another machine, with all that it has in memory: on a host that
+        the setting ``ssh`` names, in a job ("slurm") if the setting ``slurm`` is given, or on this
+        one ("local"). Files and packages must be there at the same paths.
+
+        :raises NotIdle: when code of the kernel runs that nobody waits for
+        :raises GvisorKernelError: when it does not go on there; it goes on as it was
+        """
+        self._require_kernel()
+        assert self._runner is not None
+        provisioner: Any = self._manager.provisioner
+        async with self._runner.turn:
+            await provisioner.move(to)
+
     async def branch(
         self,
         n: int = 1,

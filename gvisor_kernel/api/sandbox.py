@@ -217,6 +217,7 @@ class Sandbox(_Blocking[AsyncSandbox]):
     interrupt = _blocking(AsyncSandbox.interrupt)
     restart = _blocking(AsyncSandbox.restart)
     hibernate = _blocking(AsyncSandbox.hibernate)
+    move = _blocking(AsyncSandbox.move)
     checkpoint = _blocking(AsyncSandbox.checkpoint)
     checkpoints = _blocking(AsyncSandbox.checkpoints)
     remove_checkpoint = _blocking(AsyncSandbox.remove_checkpoint)

@@ -21,7 +21,7 @@ import zmq
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
-from gvisor_kernel.bridge import Address, KernelIdentity
+from gvisor_kernel.bridge import Address, Bridge, KernelIdentity
 from gvisor_kernel.changes.compare import find_unkept
 from gvisor_kernel.changes.control import Branching, ControlSocket
 from gvisor_kernel.changes.new_files import apply_new_files
@@ -43,6 +43,7 @@ from gvisor_kernel.kernel.branches import Branch, take_saved
 from gvisor_kernel.kernel.client import CHANNELS, describe_address, new_key
 from gvisor_kernel.kernel.command import choose_program
 from gvisor_kernel.kernel.facts import KernelFacts
+from gvisor_kernel.kernel.moves import follow, move
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.saved_kernel import goes_on_always
 from gvisor_kernel.kernel.session import SandboxedKernel
@@ -281,6 +282,7 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
             place = only.directory if only is not None else None
             saved = await asyncio.to_thread(take_saved, plan.request.kernel_id, place)
             if saved is not None:
+                plan = replace(plan, spec=follow(plan.spec, saved, self._find_named))
                 self._plan = saved.adapt(plan)
                 self._taken = self._plan
                 return await kernel.adopt(self._plan, saved.compare(plan))
@@ -410,6 +412,32 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
             await self._kernel.end_launch()
             if self._plan is not None and self._plan.spec.restart != "kernel":
                 await self._kernel.end_sandbox()
+
+    async def move(self, to: str) -> None:
+        """Let the idle kernel go on at ``to``, which a setting names; see ``kernel/moves``.
+
+        :raises NotIdle: when it has something to do
+        :raises GvisorKernelError: when it does not go on there; it goes on as it was
+        """
+        if self._kernel is None:
+            raise LaunchError("There is no kernel.")
+        work = move(self._kernel, to, self._find_named)
+        # no timeout: a save and a wake, which have some; half a move would be a surprise
+        await asyncio.shield(Bridge.instance().run(work))
+
+    def _find_named(self, runtime: str) -> Any:
+        """Return the value of the setting that ``runtime`` has.
+
+        :raises LaunchError: when it is not set, or names no host
+        """
+        own = self._find_own(runtime)
+        is_set = getattr(self, runtime) or self._asked.get(runtime)
+        if not is_set or getattr(own, "hosts", None) == ():
+            raise LaunchError(
+                f"The setting {runtime} does not say that kernels may be moved there.",
+                'set it, as slurm to {"wait": 300}, or ssh to {"hosts": ["node1"]}.',
+            )
+        return own
 
     # -- facts -----------------------------------------------------------------------------------
 

@@ -356,7 +356,9 @@ class Hibernator:
         if found.words:
             kernel.note(found.words)
             kernel.hibernation.exchange.tell(found.words)
-        plan = await self._wake(kernel, await self._workers.run(saved.show, found))
+        shown = await self._workers.run(saved.show, found)
+        async with self._bridge.wakes:
+            plan = await self._wake(kernel, shown)
         self.saved = None
         request, seconds = plan.request, time.monotonic() - began
         KernelEvents.instance().tell(Resumed(request.kernel_id, request.kernel_name, seconds))

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from gvisor_kernel.config.settings import DEFAULT_RUNTIME, SandboxSpec, find_entry
-from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.errors import LaunchError, SettingError
 from gvisor_kernel.host.private_directories import read_file, write_file
+from gvisor_kernel.kernel.plan import read_plan
 from gvisor_kernel.kernel.saved_kernel import SavedKernel
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes import get_runtime
@@ -65,6 +67,19 @@ def choose_place(spec: SandboxSpec, to: str, find_own: Callable[[str], Any]) -> 
 
 def _check_spec(spec: SandboxSpec) -> SandboxSpec:
     find_entry(spec.runtime).check(spec)
+    return spec
+
+
+def follow(spec: SandboxSpec, saved: SavedKernel, find_own: Callable[[str], Any]) -> SandboxSpec:
+    """Return ``spec`` for where the kernel ``saved`` was moved to; as it is where ``find_own`` does
+    not allow that, by raising LaunchError."""
+    was = read_plan(saved.note.plan, b"").spec
+    if was.runtime == spec.runtime:
+        return spec
+    places = {DEFAULT_RUNTIME: (LOCAL,), SLURM: (SLURM,), SSH: getattr(was.own, "hosts", ())}
+    for to in places.get(was.runtime, ()):
+        with suppress(LaunchError, SettingError):
+            return choose_place(spec, to, find_own)
     return spec
 
 

@@ -26,6 +26,7 @@ from gvisor_kernel.node.files import (
     send_outputs,
     write_out,
 )
+from gvisor_kernel.node.serve import NOTICES
 from gvisor_kernel.node.start import SENT, SOURCES
 from gvisor_kernel.runtimes.nodes.orders import Failed, Files, Sent, write_fact
 from gvisor_kernel.runtimes.runsc.needs import MAX_NEEDS, check_needs, read_needs
@@ -55,6 +56,8 @@ def save() -> int:
     The kernel goes on. While it is sent, which may take seconds, it is stopped: what it did then
     it would do again.
     """
+    # Slurm's notice is for the helper of the kernel.
+    signal.pthread_sigmask(signal.SIG_BLOCK, NOTICES)
     try:
         _, _, name = read_word(WORD_SECONDS).partition(" ")
         found = dict(records.find_sandboxes())

@@ -40,6 +40,7 @@ from gvisor_kernel.runtimes.nodes.orders import (
     Fact,
     Failed,
     Here,
+    Leaving,
     Memory,
     OrderError,
     Ready,
@@ -58,7 +59,10 @@ WRITE_SECONDS = 10.0
 STEP = 1024 * 1024
 """The host is told of memory that has changed by as many bytes."""
 REPORT_SECONDS = 0.25
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+NOTICES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals by which Slurm says that it will end the job: it is preempted, cancelled, over its time,
+or has ``--signal``."""
+SIGNALS = (*NOTICES, signal.SIGINT, signal.SIGHUP)
 PIECE = 256 * 1024
 """Bytes that are moved at once."""
 
@@ -114,15 +118,16 @@ def serve() -> int:
             copy, order = receive_files(order, sys.stdin.fileno(), wake)
         if order.image:
             image = receive_image(order, sys.stdin.fileno(), wake)
-        sandbox, found, lacks = start_sandbox(order, None if image is None else image.files)
+        try:
+            sandbox, found, lacks = start_sandbox(order, None if image is None else image.files)
+        finally:
+            if image is not None:
+                image.remove()  # before the host hears of a failure, and ends this process
     except (GvisorKernelError, OrderError) as error:
         if copy is not None:
             copy.remove()
         told.tell(describe_error(error))
         return 1
-    finally:
-        if image is not None:
-            image.remove()
     try:
         if copy is not None:
             copy.mark_used()
@@ -134,7 +139,8 @@ def serve() -> int:
         ends = os.environ.get("SLURM_JOB_END_TIME", "")
         left = max(0.0, int(ends) - time.time()) if ends.isdecimal() else 0.0
         told.tell(Ready(*kernel, *files, found, lacks, runsc, sandbox.directory.name, left))
-        end = watch(sandbox, order.spec.memory_limit, wake, told)
+        hibernates = bool(os.environ.get("SLURM_JOB_ID")) and copy is None
+        end = watch(sandbox, order.spec.memory_limit, wake, told, hibernates=hibernates)
         kills = sandbox.memory_kills() + (end == "memory")
         told.tell(Ended(end, kills, sandbox.find_panic(), sandbox.stderr_tail()))
     except GvisorKernelError as error:
@@ -157,10 +163,13 @@ def describe_error(error: Exception) -> Failed:
     return Failed("LaunchError", str(error))
 
 
-def watch(sandbox: Sandbox, limit: int, wake: int, told: FactWriter) -> EndedBy:
+def watch(
+    sandbox: Sandbox, limit: int, wake: int, told: FactWriter, *, hibernates: bool
+) -> EndedBy:
     """Relay the link until the sandbox has ended; end it when the host is gone.
 
-    Returns what has ended it.
+    Returns what has ended it. ``hibernates``: one of NOTICES ends nothing while the host is there,
+    which is told.
 
     The host reads the memory that is reported and asks PID 1 to end a kernel above its limit. This
     side does not wait for that where the excess is large.
@@ -189,6 +198,9 @@ def watch(sandbox: Sandbox, limit: int, wake: int, told: FactWriter) -> EndedBy:
             into.end_target()
             # PID 1 of one that was saved does not end by itself.
             deadline = now + END_SECONDS * (not (sandbox.directory / SENT).exists())
+        if wake in ready and into.open and hibernates and _is_notice(wake):
+            told.tell(Leaving())
+            ready.discard(wake)
         if wake in ready or sandbox.gofer_fd in ready or (deadline or now) < now:
             end = "signal" if wake in ready else "itself"
             sandbox.kill()
@@ -209,6 +221,12 @@ def watch(sandbox: Sandbox, limit: int, wake: int, told: FactWriter) -> EndedBy:
         wait = min(seconds_to_next_measurement(used, limit), MAX_INTERVAL_SECONDS)
     _drain(out)
     return end
+
+
+def _is_notice(wake: int) -> bool:
+    with suppress(BlockingIOError):
+        return set(os.read(wake, PIECE)) <= set(NOTICES)  # no timeout: it does not block
+    return False
 
 
 def _drain(out: Lane) -> None:

@@ -264,6 +264,20 @@ class ResumeHandler(HibernateHandler):
     verb = staticmethod(Hibernator.resume)
 
 
+class MoveHandler(Handler):
+    """``POST kernels/{kernel_id}/move``"""
+
+    async def post(self, kernel_id: str) -> None:
+        self.note_activity()
+        self.find_kernel(kernel_id)
+        to = self.read_body(MAX_BODY).get("to")
+        if not isinstance(to, str):
+            raise web.HTTPError(400, "The body must have to: local, slurm, or a host.")
+        await self.services.kernel_manager.get_kernel(kernel_id).provisioner.move(to)
+        self.set_status(204)
+        self.finish()
+
+
 class BranchHandler(Handler):
     """``POST kernels/{kernel_id}/branch``"""
 

@@ -79,7 +79,10 @@ class Cluster:
             " RealMemory=10000",
             f"NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={second} CPUs=20"
             " RealMemory=10000",
-            "PartitionName=k Nodes=n1,n2 Default=YES State=UP",
+            "PreemptType=preempt/partition_prio",
+            "PreemptMode=CANCEL",
+            "PartitionName=k Nodes=n1,n2 Default=YES State=UP PreemptMode=CANCEL GraceTime=60",
+            "PartitionName=urgent Nodes=n1,n2 State=UP PriorityTier=10",
         ]
         self.config.write_text("\n".join(lines) + "\n")
 
@@ -116,7 +119,7 @@ class Cluster:
         wait_until(lambda: self.states() == ["idle", "idle"], "two idle nodes", SECONDS)
 
     def states(self) -> list[str]:
-        return self.ask("sinfo", "-hN", "-o", "%T").split()
+        return self.ask("sinfo", "-hN", "-pk", "-o", "%T").split()
 
     def ask(self, *argv: str) -> str:
         done = subprocess.run(

@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -15,7 +16,7 @@ import pytest
 
 from gvisor_kernel import Sandbox
 from gvisor_kernel.cli.main import main
-from gvisor_kernel.errors import SnapshotError
+from gvisor_kernel.errors import LaunchError, SnapshotError
 from gvisor_kernel.host.processes import is_stopped
 from gvisor_kernel.kernel import job_end, moves
 from gvisor_kernel.runtimes.nodes.copies import fetch_image
@@ -32,6 +33,11 @@ from gvisor_kernel.runtimes.state.kept_packages import list_installed
 
 from ..jupyter.helpers import wait_until
 from ..jupyter.test_taken_over import run
+from ..server.clients import Client
+from ..server.test_hibernation import run as run_cell
+from ..server.test_hibernation import serving
+from ..server.test_hibernation import start as start_notebook
+from ..sweeps import needs_all
 from ..world import PROJECT, WAYS
 from .cluster import Cluster
 from .conftest import Nodes, ways
@@ -181,6 +187,8 @@ def test_kernel_moves_to_a_node_and_back(
 
     assert "dead" in move("dead")
     assert "elsewhere.org is no host of the setting ssh" in move("elsewhere.org")
+    with pytest.raises(LaunchError, match="The setting slurm does not say"):
+        here.move("slurm")
     assert records.find_sandboxes() == [(directory, record)]
     with monkeypatch.context() as patch:
         patch.setattr(moves, "_check", lambda *_: None)
@@ -198,6 +206,49 @@ def test_kernel_moves_to_a_node_and_back(
 
 
 @ways(slurm=False)
+@pytest.mark.parametrize("door", ["command", "program"])
+def test_kernel_moves_to_a_job_and_back(
+    way: str, door: str, folder: Path, cluster: Cluster, nodes: Nodes
+) -> None:
+    settings = {"snapshot": "off", "slurm": WAYS[way][way]}
+    with Sandbox(uploads=folder, outputs=folder.parent / "out", **settings) as sandbox:
+        assert sandbox.run(BEGIN).ok
+        ((_, record),) = records.find_sandboxes()
+        for to, jobs in (("slurm", 1), ("local", 0)):
+            if door == "program":
+                sandbox.move(to)
+            else:
+                assert main(["move", record.container_id, "--to", to]) == 0
+            wait_until(lambda jobs=jobs: len(cluster.jobs()) == jobs, "the job")
+            execution = sandbox.run(GO_ON)
+            assert (execution.text, execution.error) == (GOES_ON, None)
+            assert len(nodes.helpers()) == jobs
+
+
+@ways(ssh=False, slurm=False)
+def test_moved_kernel_outlives_its_server(way: str, folder: Path, nodes: Nodes) -> None:
+    """The next server takes it back where it was, if its configuration allows that place."""
+    (folder / "n").mkdir()
+    options = ("--GVisorProvisioner.snapshot=off", f"--GVisorProvisioner.{way}={WAYS[way][way]!r}")
+    with serving(folder, *options) as server:
+        session = start_notebook(server)
+        kernel = session["kernel"]["id"]
+        with server.page(kernel) as page:
+            run_cell(page, "x = 5; print()")
+        to = "slurm" if way == "slurm" else WAYS[way][way]["hosts"][0]
+        answer = Client(server).ask("POST", f"kernels/{kernel}/move", json={"to": to})
+        assert (answer.status_code, len(nodes.helpers())) == (204, 1)
+    with serving(folder, options[0]) as server, server.page(kernel) as page:
+        assert f"{way} (runtime)" in run_cell(page, "print(x)")
+    with serving(folder, *options) as server:
+        with server.page(kernel) as page:
+            assert run_cell(page, "print(x)") == "5\n"
+        assert len(nodes.helpers()) == 1
+        server.ask("DELETE", f"sessions/{session['id']}")
+    nodes.wait_until_clean()
+
+
+@ways(slurm=False)
 def test_kernel_goes_on_in_the_next_job(
     way: str, folder: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +262,47 @@ def test_kernel_goes_on_in_the_next_job(
         wait_until(lambda: sandbox.is_hibernated, "its sleep", 120)
         wait_until(lambda: cluster.jobs() == [], "an end of the job")
         assert sandbox.run(GO_ON).text == GOES_ON
+
+
+def preempt(cluster: Cluster, job: str) -> None:
+    node = cluster.ask("squeue", "-h", "-j", job, "-o", "%N").strip()
+    cluster.submit("--partition=urgent", "--mem=9900", f"--nodelist={node}", "sleep 600")
+
+
+CAUSES: dict[str, Callable[[Cluster, str], object]] = {
+    "preempted": preempt,
+    "signal": lambda cluster, job: cluster.ask("scancel", "--signal=USR1", job),
+}
+
+
+@pytest.mark.parametrize(
+    "cause", [it if it == "signal" else pytest.param(it, marks=needs_all) for it in CAUSES]
+)
+@ways(slurm=True)
+def test_kernel_of_a_job_that_is_ended_goes_on_in_the_next_one(
+    way: str, cause: str, folder: Path, cluster: Cluster, nodes: Nodes
+) -> None:
+    """Slurm's notice comes while it works. Slurm starts no job again that srun has started."""
+    begun, out = "open('/mnt/user-data/outputs/begun', 'w').close()", folder.parent / "out"
+    with (
+        Sandbox(uploads=folder, outputs=out, **WAYS[way]) as sandbox,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert sandbox.run(BEGIN).ok
+        (job,) = cluster.jobs()
+        assert "Only batch jobs" in cluster.ask("sh", "-c", f"scontrol requeue {job} 2>&1")
+        running = pool.submit(sandbox.run, f"{begun}; import time; time.sleep(3)")
+        wait_until((out / "begun").exists, "a cell that runs")
+        CAUSES[cause](cluster, job)
+        assert running.result(60).ok
+        wait_until(lambda: sandbox.is_hibernated, "its sleep", 60)
+        wait_until(lambda: job not in cluster.jobs(), "an end of the job", 60)
+        for other in cluster.jobs():
+            cluster.ask("scancel", other)
+        assert nodes.sentries() == []
+        execution = sandbox.run(GO_ON)
+        assert (execution.text, execution.error) == (GOES_ON, None)
+        assert cluster.jobs() != [job]
 
 
 @ways(ssh=False)

@@ -163,6 +163,8 @@ def test_answers_are_as_the_document_says(server: JupyterServer, upstream: Fake)
     checked.ask("POST", f"{of_kernel}/branch", 404, kernel=kernel, json={"from": "none"})
     checked.ask("POST", f"{of_kernel}/kill", 204, kernel=branch)
     checked.ask("POST", f"{of_kernel}/resume", 204, kernel=kernel)
+    for status, to in ((400, 1), (409, "elsewhere"), (409, "local")):
+        checked.ask("POST", f"{of_kernel}/move", status, kernel=kernel, json={"to": to})
     states, one = f"{of_kernel}/checkpoints", {"name": "one"}
     assert checked.ask("POST", states, kernel=kernel, json=one) == one
     checked.ask("POST", states, 409, kernel=kernel, json=one)

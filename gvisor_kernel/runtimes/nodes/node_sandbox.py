@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from gvisor_kernel.runtimes.nodes.copies import NO_IMAGE, fetch_image, save_outp
 from gvisor_kernel.runtimes.nodes.engine import Engine
 from gvisor_kernel.runtimes.nodes.orders import (
     Ended,
+    Leaving,
     Memory,
     Order,
     OrderError,
@@ -108,7 +110,8 @@ class NodeSandbox(RecordedSandbox, FoundSandbox):
         if killer := super().find_cause():
             return killer
         end = self._reports.find(Ended)
-        if not self._reports.is_over or (end is not None and end.by in ("itself", "memory")):
+        ours = ("memory",) if self._reports.find(Leaving) is not None else ("itself", "memory")
+        if not self._reports.is_over or (end is not None and end.by in ours):
             return ""
         return self._engine.explain(self._reports.words, self._client.status, self._host).fact
 
@@ -145,6 +148,20 @@ class NodeSandbox(RecordedSandbox, FoundSandbox):
         argv = engine.step_argv(self._client.job, command)
         argv = argv or engine.ask_argv(self._record.node or self._host, command)
         fetch_image(argv, self._client.environment, self._name, directory, seconds)
+
+    def call_before_end(self, call: Callable[[], None]) -> None:
+        """Let ``call`` be called, in any thread, when Slurm is about to end the job. Where it
+        begins no step in it any more, the sandbox ends at once."""
+
+        def end_or_call() -> None:
+            if self._engine.is_ending(self._client.job, self._client.environment):
+                self.kill()
+            else:
+                call()
+
+        self._reports.on_leaving = end_or_call
+        if self._reports.find(Leaving) is not None:
+            threading.Thread(target=end_or_call, name="gvisor-kernel-notice", daemon=True).start()
 
     def find_shown_files(self) -> Stamps:
         """Nothing is of this machine: what it needs of its node is in its image."""

@@ -181,6 +181,10 @@ class Failed(Fact, frozen=True):
     detail: str = ""
 
 
+class Leaving(Fact, frozen=True):
+    """The job is about to be ended by Slurm; the sandbox runs until then."""
+
+
 class Memory(Fact, frozen=True):
     """The memory of the host that the sandbox uses, in bytes, and kills for lack of it."""
 
@@ -221,7 +225,7 @@ class Sent(Fact, frozen=True):
     left_out: Count
 
 
-AnyFact: TypeAlias = Here | Ready | Failed | Memory | Ended | Removed | Files | Sent
+AnyFact: TypeAlias = Here | Ready | Failed | Leaving | Memory | Ended | Removed | Files | Sent
 MAX_TEXT = 4096
 """Characters of a text that a person is shown."""
 

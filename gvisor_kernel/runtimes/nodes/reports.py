@@ -21,6 +21,7 @@ from gvisor_kernel.runtimes.nodes.orders import (
     Fact,
     Failed,
     Here,
+    Leaving,
     Memory,
     Ready,
     Removed,
@@ -33,8 +34,10 @@ MAX_LINE = 4096
 """Bytes of a line that is no fact; the rest of it is dropped."""
 MAX_WORDS = 100
 """Lines that are kept for an explanation."""
-KINDS = (Here, Ready, Failed, Memory, Ended, Removed)
+KINDS = (Here, Ready, Failed, Leaving, Memory, Ended, Removed)
 """Facts that a helper tells. The last one of each kind is kept; others are words."""
+MAX_NOTICES = 10
+"""Notices of a job's end that are passed on. Slurm gives one or two."""
 LATE_SECONDS = 2.0
 """Seconds that facts may come after the client's end, while another process holds its stderr."""
 
@@ -65,6 +68,9 @@ class Reports:
         self._changed = threading.Condition()  # no timeout: held for a few steps that do not wait
         self._facts: dict[type[Fact], Fact] = {}
         self._words: list[str] = []
+        self.on_leaving: Callable[[], None] = lambda: None
+        """Called in the thread when the job is about to be ended."""
+        self._notices = 0
         self._over = False
         self._until: float | None = None
         self._thread = threading.Thread(target=self._read, name="gvisor-kernel-node", daemon=True)
@@ -152,6 +158,9 @@ class Reports:
                 self._changed.notify_all()
             if isinstance(fact, Removed) and self.is_kept:
                 self._on_kept()
+            if isinstance(fact, Leaving) and self._notices < MAX_NOTICES:
+                self._notices += 1
+                self.on_leaving()
             return
         text = "".join(c for c in line[:MAX_LINE].decode(errors="replace") if c.isprintable())
         if text:

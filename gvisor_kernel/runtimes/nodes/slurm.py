@@ -53,6 +53,11 @@ _TROUBLES: Sequence[tuple[str, str, str]] = (
         'raise "time" in the setting slurm, if the partition allows it.',
     ),
     (
+        r"due to preemption",
+        "Slurm has ended the job: it was preempted by another one",
+        "start the kernel again, or choose another partition or QOS in the setting slurm.",
+    ),
+    (
         r"DUE TO NODE FAILURE|Node failure|NODE_FAIL",
         "the node has failed",
         "start the kernel again: Slurm chooses another node.",
@@ -192,6 +197,10 @@ class Slurm(Engine):
 
     def end_argv(self, job: str) -> list[str]:
         return ["scancel", "--quiet", job] if _JOB.fullmatch(job) else []
+
+    def is_ending(self, job: str, environment: Mapping[str, str]) -> bool:
+        argv = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
+        return "COMPLETING" in run(argv, environment).output
 
     def explain(self, words: Sequence[str], status: int, host: str) -> Trouble:
         text = "\n".join(words)
