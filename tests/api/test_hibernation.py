@@ -302,7 +302,7 @@ def test_what_nobody_could_take_over_is_not_saved(
 
     sandbox.run("x = 5")
     faults: list[tuple[Any, str, object, str]] = [
-        (saved_kernel, "MAX_NOTE", 9, "at most 9 B"),
+        (saved_kernel, "MAX_NOTE", 9, "over the limit of 9"),
         (records, "change_record", change_record, "disk is full"),
     ]
     for module, name, value, words in faults:
