@@ -215,7 +215,8 @@ class LastingState:
         if last is None:
             raise NoCheckpoint(
                 "The state before the last run was not saved.",
-                'give the name of a checkpoint; or set checkpoints to "agent" for the next runs.',
+                'give the name of a checkpoint. With checkpoints="agent" there is one before each'
+                " run but the first.",
             )
         return last
 

@@ -325,7 +325,6 @@ class Exchange:
             _remember(self._unanswered, message_id, time.monotonic())
         if channel is Channel.SHELL and self._holds_replies:
             self._replies.note_request(message)
-        self._records.record_request(message)
         self._to_kernel(channel, message)
 
     def _to_kernel(self, channel: Channel, message: ClientMessage) -> None:
@@ -338,6 +337,7 @@ class Exchange:
         if isinstance(message, list):
             self._send_signed(channel, self._kernel_signer, message)
             return
+        self._records.record_request(message)  # not as it came: it may have waited for a start
         self._sign_lanes[channel].put(
             message.size,
             partial(self._kernel_signer.sign, message),

@@ -134,17 +134,18 @@ class Transcript:
     """
 
     def __init__(self, directory: Path, size: int = TRANSCRIPT_SIZE) -> None:
+        self.directory = directory
         self._file = RotatedFile(directory / NAME, size, files=TRANSCRIPT_FILES)
-        self._count = 0
+        self.count = 0
 
     def record(self, event: str, message: WireMessage) -> None:
         """Record a checked message. ``event`` is "request", "output", "reply" or "host"."""
         kind = message.kind
         if kind not in RECORDED_KINDS[event]:
             return
-        self._count += 1
+        self.count += 1
         entry: dict[str, Any] = {
-            "n": self._count,
+            "n": self.count,
             "time": datetime.now(UTC).isoformat(),
             "event": event,
             "type": kind,
@@ -169,15 +170,22 @@ class Records:
     def __init__(self) -> None:
         self._log: KernelLog | None = None
         self._transcript: Transcript | None = None
+        self._written: tuple[Path, int] | None = None
+        """The folder of the transcript that was closed last, and the number of its last entry."""
         self._drops = Limiter()
 
     def open(self, log_path: Path, transcripts: Path | None) -> None:
         """Open the files of a sandbox. ``transcripts``: the transcript's folder; None: none."""
         self._log = KernelLog(log_path)
-        self._transcript = Transcript(transcripts) if transcripts is not None else None
+        if transcripts is not None:
+            self._transcript = Transcript(transcripts)
+            if self._written is not None and self._written[0] == transcripts:
+                self._transcript.count = self._written[1]  # the kernel has slept
 
     def close(self) -> None:
         """Close the files. Idempotent; records nothing until the next ``open``."""
+        if self._transcript is not None:
+            self._written = self._transcript.directory, self._transcript.count
         for file in (self._log, self._transcript):
             if file is not None:
                 file.close()

@@ -12,7 +12,7 @@ from gvisor_kernel.changes.control import Done, Question, ask
 from gvisor_kernel.cli.arguments import add_id, add_json
 from gvisor_kernel.cli.changes import is_yes, print_refused, say
 from gvisor_kernel.cli.output import describe_age, print_json, print_table
-from gvisor_kernel.cli.sandboxes import add_verb, find_one
+from gvisor_kernel.cli.sandboxes import add_verb, find_kernel, find_one
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.kernel.checkpoints import BEFORE_REWIND, find_checkpoints
 from gvisor_kernel.kernel.noted_outputs import OutputChanges
@@ -40,6 +40,7 @@ def run_checkpoints(arguments: argparse.Namespace) -> int:
     """
     sandbox = find_one(arguments.id)
     if arguments.remove is not None:
+        sandbox = find_kernel(arguments.id)
         ask(sandbox.directory, Question("remove", name=arguments.remove), Done)
         print(f"Removed the checkpoint {printable_name(arguments.remove)}")
         return 0
@@ -80,7 +81,7 @@ def run_rewind(arguments: argparse.Namespace) -> int:
     :raises GvisorKernelError: when there is none of that name, or the kernel cannot go back; or
         when nobody could see what is to be undone
     """
-    sandbox = find_one(arguments.id)
+    sandbox = find_kernel(arguments.id)
     checkpoints = find_checkpoints(sandbox.directory)
     times = [one.time for one in checkpoints if one.name == arguments.name]
     applies = find_applies(sandbox.directory, *times) if times else []

@@ -22,8 +22,10 @@ from gvisor_kernel.host.private_directories import state_root
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
 from gvisor_kernel.runtimes.state.records import is_claimed, is_orphan, note_kill, read_record
+from gvisor_kernel.runtimes.state.saved import IMAGE, SAVED
 from gvisor_kernel.runtimes.state.sweep import remove_orphan, remove_sandbox
 from gvisor_kernel.shown_text import describe_size, printable_name
+from gvisor_kernel.snapshots.snapshot import measure
 
 STATES = """\
 states:
@@ -40,7 +42,7 @@ states:
 
 
 def find_one(text: str) -> Listed:
-    """Find a sandbox by its id or identity, or by the beginning of one.
+    """Find a sandbox by its id, its identity or that of its kernel, or by the beginning of one.
 
     :raises GvisorKernelError: when no sandbox matches, or more than one
     """
@@ -49,8 +51,11 @@ def find_one(text: str) -> Listed:
         for sandbox in find_all()
         if sandbox.id.startswith(text.lower())
         or sandbox.record.identity.lower().startswith(text.lower())
+        or (sandbox.record.kernel_id or "").startswith(text.lower())
     ]
-    exact = [s for s in found if text.lower() in (s.id, s.record.identity.lower())]
+    exact = [
+        s for s in found if text.lower() in (s.id, s.record.identity.lower(), s.record.kernel_id)
+    ]
     if len(exact or found) == 1:
         return (exact or found)[0]
     if found:
@@ -63,11 +68,29 @@ def find_one(text: str) -> Listed:
     )
 
 
+def find_kernel(text: str) -> Listed:
+    """Find the sandbox of a kernel as ``find_one``.
+
+    :raises GvisorKernelError: also when no process has a kernel in it
+    """
+    sandbox = find_one(text)
+    if sandbox.state == "spare":
+        raise GvisorKernelError(f"{sandbox.id} is a spare, in which no kernel has begun.")
+    if is_orphan(sandbox.record):
+        raise GvisorKernelError(
+            f"The process that had the kernel of {sandbox.id} has ended.",
+            f"start the Jupyter server of {sandbox.record.folder} again: it takes the kernel over.",
+        )
+    return sandbox
+
+
 def make_row(sandbox: Listed, current: str) -> tuple[str, ...]:
     """Return the cells of a sandbox's row in ``list``. ``current``: the version of runsc that new
     kernels get, which is not shown."""
     record, used = sandbox.record, sandbox.memory_used
     shown = "?" if used is None else describe_size(used)
+    if sandbox.state == "hibernated":
+        shown = f"{describe_size(measure(sandbox.directory / SAVED / IMAGE))} on disk"
     release = record.runsc.removeprefix("0.0~")
     given = f", {describe_size(record.given_back)} given back" if record.given_back else ""
     return (
@@ -196,12 +219,7 @@ def run_verb(arguments: argparse.Namespace) -> int:
 
     :raises GvisorKernelError: when there is no such sandbox, its process is gone, or it cannot
     """
-    sandbox = find_one(arguments.id)
-    if arguments.command == "resume" and is_orphan(sandbox.record):
-        raise GvisorKernelError(
-            f"The process that had the kernel of {sandbox.id} has ended.",
-            f"start the Jupyter server of {sandbox.record.folder} again: it takes the kernel over.",
-        )
+    sandbox = find_kernel(arguments.id)
     done = ask(sandbox.directory, Question(arguments.command, name=arguments.name), Done)
     print(arguments.said.format(id=sandbox.id, name=printable_name(done.name)))
     return 0
@@ -235,7 +253,7 @@ def run_branch(arguments: argparse.Namespace) -> int:
 
     :raises GvisorKernelError: when there is no such sandbox, or it cannot be branched
     """
-    sandbox = find_one(arguments.id)
+    sandbox = find_kernel(arguments.id)
     more = {"name": arguments.name, "checkpoint": arguments.checkpoint}
     question = Question("branch", count=arguments.n, **more)
     for kernel_id, name in ask(sandbox.directory, question, Branched).branches:

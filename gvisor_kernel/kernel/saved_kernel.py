@@ -474,7 +474,7 @@ def read_saved(place: Path, directory: Path, identity: str) -> SavedKernel | Non
 
 def explain(error: GvisorKernelError) -> str:
     """Return what a person reads in the cell for which a saved kernel did not go on."""
-    hint = f" What to do: {error.hint}" if error.hint else ""
+    hint = f" What to do: {error.hint.rstrip('.')}." if error.hint else ""
     return (
         f"The state of this kernel is saved, and it could not go on: {error.fact}{hint} It stays"
         " saved: run the cell again when that is mended, or restart the kernel to begin anew."

@@ -28,7 +28,9 @@ class _Handler(Handler):
         """
         name = self.read_body(MAX_BODY).get("name", default)
         if name is not None and not (isinstance(name, str) and NAME.fullmatch(name)):
-            raise web.HTTPError(400, "The body must have a name: letters, digits, '.', '_' or '-'.")
+            raise web.HTTPError(
+                400, "A name has at most 64 letters, digits, '.', '_' and '-', and no space."
+            )
         return name
 
 

@@ -24,7 +24,9 @@ from gvisor_kernel.errors import (
     EgressRefused,
     GvisorKernelError,
     NoCheckpoint,
+    NotIdle,
     OutputsError,
+    SnapshotError,
     StorageError,
 )
 from gvisor_kernel.jupyter.asleep import start_branches
@@ -59,7 +61,7 @@ STATUSES: tuple[tuple[type[GvisorKernelError], int], ...] = (
     (GvisorKernelError, 409),
 )
 """The status with which an error is answered: the first one that fits."""
-WITH_HINTS = (EgressError, StorageError)
+WITH_HINTS = (EgressError, StorageError, SnapshotError, NotIdle)
 """Errors whose hints are for who reads the answer, and not for who runs the server."""
 
 

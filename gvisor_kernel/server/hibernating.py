@@ -179,6 +179,8 @@ class Hibernating:
                 log.warning("%s does not hibernate, and ends with the server: %s", name, error)
             else:
                 log.info("%s hibernates, for the next server.", name)
+        saved_now = sum(done.done() and done.exception() is None for done in leaving.values())
+        self._application.log.info("%d kernels hibernate, for the next server.", saved_now)
         # What is not kept by then must not be upgraded before the kernel goes on.
         await asyncio.to_thread(wait_until_kept, min(KEEP_SECONDS, deadline - loop.time()))
 

@@ -161,6 +161,7 @@ export class CurrentSandbox {
   /** Looks again now: something was done. */
   refresh(): void {
     void this.poll.refresh();
+    this.unkeptLook.want();
   }
 
   /** Opens the card, or closes it: it belongs to the item in the status bar. */

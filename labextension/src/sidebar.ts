@@ -94,7 +94,7 @@ class Row {
     this.memory.update(history.memory(sandbox.kernel_id), now, sandbox.memory.limit);
     const cpu = history.cpu(sandbox.kernel_id);
     this.cpu.update(cpu, now, highest(cpu));
-    const last = cpu.at(-1);
+    const last = sandbox.hibernated === null ? cpu.at(-1) : undefined;
     setText(this.cpuText, last === undefined ? 'CPU' : `CPU ${(last.value * 100).toFixed(0)} %`);
     const death = sandbox.last_death;
     this.death.hidden = death === null;

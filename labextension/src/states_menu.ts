@@ -108,7 +108,7 @@ export function addStates(
     if (panel === null || id === undefined) {
       return;
     }
-    const opened = await attempt('The kernel is branched…', 'There is no branch', async () => {
+    const opened = await attempt('Branching…', 'The kernel was not branched', async () => {
       const copy = await copyBeside(serviceManager.contents, panel.context);
       try {
         made.add(await client.branch(id, copy.local, from));
@@ -130,13 +130,13 @@ export function addStates(
   const save = async (it: Sandbox): Promise<void> => {
     const answer = await InputDialog.getText({
       title: 'Save a checkpoint of the kernel',
-      label: 'Name (empty: one that is free)',
+      label: 'Name: letters, digits, “.”, “_” and “-” (empty: one that is free)',
       okLabel: 'Save'
     });
     if (!answer.button.accept) {
       return;
     }
-    const name = await attempt('The checkpoint is saved…', 'There is no checkpoint', () =>
+    const name = await attempt('Saving…', 'The checkpoint was not saved', () =>
       client.saveCheckpoint(it.kernel_id, (answer.value ?? '').trim())
     );
     if (name !== null) {
@@ -163,7 +163,7 @@ export function addStates(
     }
     const { name, undo } = answer.value;
     const state = states.find(one => one.name === name) ?? { name };
-    const done = await attempt('The kernel is rewound…', 'The kernel was not rewound', () =>
+    const done = await attempt('Rewinding…', 'The kernel was not rewound', () =>
       client.rewind(it.kernel_id, state, undo)
     );
     if (done === null) {

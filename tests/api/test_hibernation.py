@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -312,6 +313,19 @@ def test_what_nobody_could_take_over_is_not_saved(
                 sandbox.hibernate()
         assert not find_saved(sandbox).exists()
         assert sandbox.run("x").text == "5"
+
+
+def test_the_transcript_has_the_cell_that_wakes_the_kernel() -> None:
+    with Sandbox(memory="1G", transcripts=True) as sandbox:
+        sandbox.run("x = 1")
+        sandbox.hibernate()
+        sandbox.run("x += 1; print(x)")
+        folder = Places(find_listed(sandbox).directory).transcripts
+        lines = (folder / "transcript.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    cells = [it["content"]["code"] for it in entries if it["type"] == "execute_request"]
+    assert cells[-2:] == ["x = 1", "x += 1; print(x)"]
+    assert [it["n"] for it in entries] == [*range(1, len(entries) + 1)]
 
 
 def test_without_room_a_kernel_hibernates_only_by_hand(

@@ -163,7 +163,7 @@ def test_a_branch_that_is_refused_leaves_no_copy(open_notebook: LabPage) -> None
     wait_for_text(lab, STATUS, " of 4 GB")
     value_of(lab, PATH, "globals().update(file=open('/mnt/user-data/outputs/kept'))")
     choose(lab, "Branch Notebook…")
-    assert "kept" in wait_for_text(lab, DIALOG, "There is no branch")
+    assert "kept" in wait_for_text(lab, DIALOG, "The kernel was not branched")
     assert serious_violations(lab, DIALOG) == []
     button(lab, DIALOG, "Close").click()
     found = {path.name for path in (lab.server.folder / "states").glob("*.ipynb")}

@@ -45,7 +45,10 @@ FORMAT, CHUNK, TAG = 1, 64 * 1024, 16
 """Bytes of an encrypted chunk: less than what the C library gives back to the system each time."""
 KEY_SECONDS = 20.0
 """Seconds in which the key has to be read: a keyring may ask a person for its password."""
-MAKE_KEY = "put the key back; if nothing was saved with one yet, make one: openssl rand -hex 32"
+MAKE_KEY = (
+    "put the key back, as nothing reads without it what it has saved. A first one is made"
+    " by: openssl rand -hex 32"
+)
 SPARE = 64 * MIB
 """Bytes for which there is room beside what a sandbox's memory says."""
 
@@ -187,7 +190,7 @@ def _read_key(source: str) -> bytes:
             f"The key of saved kernels, {source}, was not read within {KEY_SECONDS:g} s.",
             "unlock the keyring, and try again.",
         ) from error
-    if not re.fullmatch(r"[0-9a-f]{64}", text):
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
         raise SnapshotError(
             f"The key of saved kernels, {source}, has {len(text)} characters that are not 64"
             " hexadecimal digits.",
