@@ -23,7 +23,7 @@ from gvisor_kernel.changes.apply import undo_apply
 from gvisor_kernel.changes.change import Undone
 
 P = ParamSpec("P")
-S = TypeVar("S")
+S = TypeVar("S", covariant=True)  # AsyncSandbox has methods of its base classes
 T = TypeVar("T")
 
 
