@@ -98,7 +98,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "undo": Command("changes", "undo what apply did"),
         "storage": Command("storage", "manage what pages from sandboxes keep"),
     },
-    "maintenance": {
+    "states of a kernel": {
         "hibernate": Command("sandboxes", "save a kernel on the disk, and free its memory"),
         "resume": Command("sandboxes", "let a kernel that hibernates go on"),
         "branch": Command("sandboxes", "start a kernel that goes on from the state of another one"),
@@ -106,6 +106,8 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "checkpoint": Command("checkpoints", "save the state of a kernel under a name"),
         "checkpoints": Command("checkpoints", "list the checkpoints of a kernel, or remove one"),
         "rewind": Command("checkpoints", "let a kernel go back to a checkpoint"),
+    },
+    "maintenance": {
         "kill": Command("sandboxes", "kill a sandbox and all processes in it"),
         "sync": Command(
             "sandboxes",
