@@ -383,7 +383,7 @@ class Hibernator:
 
         :raises LaunchError: when there is no kernel
         """
-        self._find()
+        # One that wakes counts as being started for some moments after its first reply.
         return self._find_awake()[1].directory if self.saved is None else self.saved.directory
 
     async def go_on_from(self, choose: Choose, keep: Keep) -> tuple[KernelBridge, KernelPlan]:

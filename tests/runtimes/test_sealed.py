@@ -127,7 +127,7 @@ def test_a_key_is_a_private_file_of_64_digits(tmp_path: Path, key: str) -> None:
     path = Path(key.removeprefix("file:"))
     for text, mode, words in (
         ("a" * 63, 0o600, "63 characters"),
-        ("A" * 64, 0o600, "64 hexadecimal digits"),
+        ("g" * 64, 0o600, "64 hexadecimal digits"),
         ("a" * 64, 0o640, "mode 0640"),
     ):
         path.write_text(text)

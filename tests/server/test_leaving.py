@@ -46,7 +46,7 @@ async def leave(names: list[str]) -> None:
     async def find() -> dict[str, Any]:
         return {}
 
-    server: Any = SimpleNamespace(kernel_manager=manager)
+    server: Any = SimpleNamespace(kernel_manager=manager, log=hibernating.log)
     sandboxes: Any = SimpleNamespace(find_kernel=kernels.get)
     saved: Any = SimpleNamespace(find=find)
     await Hibernating(server, sandboxes, leaves=True)._leave_all(saved)

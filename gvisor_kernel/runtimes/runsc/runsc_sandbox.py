@@ -94,6 +94,8 @@ def save_sandbox(
             "check whether the disk is full.",
             done.output,
         )
+    if not any(path.stat().st_size for path in image.iterdir()):
+        raise SnapshotError("The snapshot could not be written: runsc has said so of an empty one.")
 
 
 SECCOMP_FILTER = 2
