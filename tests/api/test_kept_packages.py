@@ -225,3 +225,12 @@ def test_nothing_is_kept_of_a_folder_that_a_kernel_may_write(
     folder = str(packages)
     keep(tmp_path / "saved", {}, {folder: {}}, {})
     assert json.loads((tmp_path / "saved" / KEPT).read_bytes()) == {}
+
+
+def test_nothing_is_copied_for_a_kernel_that_has_gone_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that hibernates and wakes in turn would have the server copy all the time."""
+    monkeypatch.setattr(kept_packages, "make_copy", lambda *_: pytest.fail("something was copied"))
+    kept_packages.keep(tmp_path / "gone", {}, {sysconfig.get_path("purelib"): ()}, {})
+    assert not (tmp_path / "gone").exists()

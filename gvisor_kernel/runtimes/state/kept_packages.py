@@ -137,6 +137,8 @@ def keep(place: Path, files: Stamps, packages: Packages, sources: Mapping[str, s
     root, lacking = str(kept_root()), ""
     try:
         with locked_copies(LOCK_SECONDS):
+            if not place.is_dir():  # the kernel has gone on while others had their turn
+                return
             written = read_written(DEFAULTS)
             kept = _find_shown(sources)
             alone = [path for path in files if not any(is_within(path, it) for it in packages)]
