@@ -232,5 +232,6 @@ def test_nothing_is_copied_for_a_kernel_that_has_gone_on(
 ) -> None:
     """One that hibernates and wakes in turn would have the server copy all the time."""
     monkeypatch.setattr(kept_packages, "make_copy", lambda *_: pytest.fail("something was copied"))
+    kept_packages.kept_root().mkdir(mode=0o700, parents=True, exist_ok=True)
     kept_packages.keep(tmp_path / "gone", {}, {sysconfig.get_path("purelib"): ()}, {})
     assert not (tmp_path / "gone").exists()
