@@ -83,9 +83,8 @@ class LastingState:
         :raises GvisorKernelError: when it does not go on there; it goes on as it was
         """
         self._require_kernel()
-        assert self._runner is not None
         provisioner: Any = self._manager.provisioner
-        async with self._runner.turn:
+        async with self._turn:
             await provisioner.move(to)
 
     async def branch(

@@ -176,7 +176,7 @@ class Records:
 
     def open(self, log_path: Path, transcripts: Path | None) -> None:
         """Open the files of a sandbox. ``transcripts``: the transcript's folder; None: none."""
-        self._log = KernelLog(log_path)
+        self._log, self._transcript = KernelLog(log_path), None
         if transcripts is not None:
             self._transcript = Transcript(transcripts)
             if self._written is not None and self._written[0] == transcripts:

@@ -93,8 +93,8 @@ class Bridge(PerProcess):
         # A pool of its own, as each launch may occupy a worker for seconds.
         self._signers = concurrent.futures.ThreadPoolExecutor(SIGNER_THREADS, "gvisor-kernel-sign")
         self._sharing = Sharing()
-        self.wakes = asyncio.Semaphore(max(2, os.cpu_count() or 1))
-        """Turns of kernels that wake. Many at once would take longer, and all until the end."""
+        self.restores = asyncio.Semaphore(max(2, os.cpu_count() or 1))
+        """Turns of saved kernels that are restored. Many at once would all take until the end."""
         self._loop = make_quiet_loop()
         self._loop.set_default_executor(self.executor)
         self._thread = threading.Thread(

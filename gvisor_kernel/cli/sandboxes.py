@@ -77,9 +77,13 @@ def find_kernel(text: str) -> Listed:
     if sandbox.state == "spare":
         raise GvisorKernelError(f"{sandbox.id} is a spare, in which no kernel has begun.")
     if is_orphan(sandbox.record):
+        folder = printable_name(sandbox.record.folder)
         raise GvisorKernelError(
             f"The process that had the kernel of {sandbox.id} has ended.",
-            f"start the Jupyter server of {sandbox.record.folder} again: it takes the kernel over.",
+            f"start the Jupyter server of {folder} again: it takes the kernel over."
+            if sandbox.state == "hibernated"
+            else "wait until gvisor-kernel list says hibernated; if it does not, nothing of the"
+            " kernel is left: gvisor-kernel prune",
         )
     return sandbox
 

@@ -356,9 +356,7 @@ class Hibernator:
         if found.words:
             kernel.note(found.words)
             kernel.hibernation.exchange.tell(found.words)
-        shown = await self._workers.run(saved.show, found)
-        async with self._bridge.wakes:
-            plan = await self._wake(kernel, shown)
+        plan = await self._wake(kernel, await self._workers.run(saved.show, found))
         self.saved = None
         request, seconds = plan.request, time.monotonic() - began
         KernelEvents.instance().tell(Resumed(request.kernel_id, request.kernel_name, seconds))

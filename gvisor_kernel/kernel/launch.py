@@ -11,16 +11,17 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gvisor_kernel.bridge import KernelBridge, SnapshotRun
+from gvisor_kernel.bridge import Bridge, KernelBridge, SnapshotRun
 from gvisor_kernel.bridge.link_streams import OpenEgress
 from gvisor_kernel.bridge.linked_sandbox import close_sandbox
+from gvisor_kernel.config.settings import DEFAULT_RUNTIME
 from gvisor_kernel.egress import audit
 from gvisor_kernel.egress.process import EgressWorker, Grant
 from gvisor_kernel.errors import LaunchError, NoSnapshot, SandboxError, StartTimedOut
@@ -171,7 +172,10 @@ class Launch:
             spec = replace(spec, start_timeout=find_wake_seconds(files, spec.start_timeout))
             start, asked = partial(saved.restore, start), self.plan.request
             KernelEvents.instance().tell(Waking(asked.kernel_id, asked.kernel_name))
-        sandbox = await self._workers.run(start, spec, request, files)
+        # A node has CPUs of its own, and a queue. What the guest does then has no turn to keep.
+        is_here = saved is not None and spec.runtime == DEFAULT_RUNTIME
+        async with Bridge.instance().restores if is_here else nullcontext():
+            sandbox = await self._workers.run(start, spec, request, files)
         await self._resume(kernel, Restored(sandbox, "", run), spec.start_timeout, saved=saved)
 
     # -- a cold start ----------------------------------------------------------------------------

@@ -74,7 +74,8 @@ def answer_errors(method: Callable[..., Awaitable[None]]) -> Callable[..., Await
             await method(*args, **kwargs)
         except GvisorKernelError as error:
             status = next(status for kind, status in STATUSES if isinstance(error, kind))
-            text = str(error) if isinstance(error, WITH_HINTS) else error.fact
+            hint = error.hint if isinstance(error, WITH_HINTS) else ""
+            text = str(GvisorKernelError(error.fact, hint))  # not its detail: what a program said
             raise web.HTTPError(status, text) from error
 
     return call

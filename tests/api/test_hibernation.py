@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ from typing import Any
 import pytest
 
 from gvisor_kernel import AsyncSandbox, Sandbox
-from gvisor_kernel.bridge import KernelBridge, attached_sandbox
+from gvisor_kernel.bridge import Bridge, KernelBridge, attached_sandbox
 from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, NotIdle, SandboxError, SnapshotError, StateError
 from gvisor_kernel.host import processes
 from gvisor_kernel.kernel import saved_budget, saved_kernel
+from gvisor_kernel.kernel.launch import Launch
 from gvisor_kernel.kernel.saved_kernel import SAVE_SECONDS, find_idle_seconds
 from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.runsc import runtime
@@ -326,6 +328,34 @@ def test_the_transcript_has_the_cell_that_wakes_the_kernel() -> None:
     cells = [it["content"]["code"] for it in entries if it["type"] == "execute_request"]
     assert cells[-2:] == ["x = 1", "x += 1; print(x)"]
     assert [it["n"] for it in entries] == [*range(1, len(entries) + 1)]
+
+
+def test_a_kernel_that_is_slow_to_go_on_keeps_no_other_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Restores take turns. What a guest does after one has no turn."""
+    resume, may_go_on, waits = Launch._resume, threading.Event(), threading.Event()
+
+    async def wait(self: Launch, *arguments: Any, **more: Any) -> None:
+        if not waits.is_set():
+            waits.set()
+            await asyncio.to_thread(may_go_on.wait, scale_seconds(60))
+        await resume(self, *arguments, **more)
+
+    with Sandbox(memory="1G") as slow, Sandbox(memory="1G") as other, ThreadPoolExecutor(1) as pool:
+        for sandbox in (slow, other):
+            sandbox.run("x = 5")
+            sandbox.hibernate()
+        monkeypatch.setattr(Bridge.instance(), "restores", asyncio.Semaphore(1))
+        monkeypatch.setattr(Launch, "_resume", wait)
+        going = pool.submit(slow.run, "x")
+        try:
+            assert waits.wait(scale_seconds(60))
+            assert other.run("x").text == "5"
+            assert not going.done()
+        finally:
+            may_go_on.set()
+        assert going.result().text == "5"
 
 
 def test_without_room_a_kernel_hibernates_only_by_hand(

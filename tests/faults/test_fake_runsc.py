@@ -90,7 +90,7 @@ ANSWERS = {
 }
 CHECKPOINTS = {
     "crashes": ("exit 1", "status 1"),
-    "does nothing": ("exit 0", "of an empty one"),
+    "does nothing": ("exit 0", "written no snapshot"),
     "prints too much": (f"{FLOOD} >&2; exit 1", "status 1"),
     "hangs": (f"{SLEEP} & wait", "not written within 1 s"),
 }

@@ -95,7 +95,7 @@ def save_sandbox(
             done.output,
         )
     if not any(path.stat().st_size for path in image.iterdir()):
-        raise SnapshotError("The snapshot could not be written: runsc has said so of an empty one.")
+        raise SnapshotError("runsc has reported success, and has written no snapshot.")
 
 
 SECCOMP_FILTER = 2
