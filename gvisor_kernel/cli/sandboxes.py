@@ -93,15 +93,16 @@ def make_row(sandbox: Listed, current: str) -> tuple[str, ...]:
     kernels get, which is not shown."""
     record, used = sandbox.record, sandbox.memory_used
     shown = "?" if used is None else describe_size(used)
+    memory = f"{shown} / {describe_size(record.memory_limit)}"
     if sandbox.state == "hibernated":
-        shown = f"{describe_size(measure(sandbox.directory / SAVED / IMAGE))} on disk"
+        memory = f"{describe_size(measure(sandbox.directory / SAVED / IMAGE))} on disk"
     release = record.runsc.removeprefix("0.0~")
     given = f", {describe_size(record.given_back)} given back" if record.given_back else ""
     return (
         sandbox.id,
         record.kernel_name,
         _describe_state(sandbox),
-        f"{shown} / {describe_size(record.memory_limit)}{given}",
+        f"{memory}{given}",
         describe_age(time.time() - record.created),
         record.folder + (f" (runsc {release})" if release not in ("", current) else ""),
     )

@@ -120,6 +120,7 @@ def test_engines_of_a_killed_server_have_their_variables() -> None:
             1,
             "controller",
         ),
+        (SLURM, "srun: error: _establish_config_source: failed to fetch config", 1, "controller"),
         (SLURM, "slurmstepd-n1: error: execve(): /p: No such file or directory", 2, "at that path"),
         (SLURM, "srun: error: Invalid --time specification", 255, "cannot run such a job"),
         (SLURM, "srun: Job allocation 7 has been revoked", 1, "cancelled"),

@@ -134,7 +134,8 @@ class NodeRuntime(SavingRuntime):
                 answer = asking.ask_fit(needs)
         except SandboxError as error:
             trouble = engine.explain(error.detail.splitlines(), CONNECTION_LOST, host)
-            raise LaunchError(f"{trouble.fact}.", trouble.hint, error.detail) from error
+            fact = f"The kernel was not moved: {trouble.fact}."
+            raise LaunchError(fact, trouble.hint, error.detail) from error
         if isinstance(answer, Failed):
             fact, hint = show_text(answer.fact), show_text(answer.hint)
             raise SnapshotError(f"On {host or 'a node'}: {fact}", hint)

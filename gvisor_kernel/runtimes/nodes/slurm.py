@@ -118,8 +118,9 @@ _TROUBLES: Sequence[tuple[str, str, str]] = (
         'compare memory_limit and cpu_shares with `sinfo --format="%P %c %m %T"`.',
     ),
     (
-        r"Unable to contact slurm controller|Connection refused|Communication connection failure|"
-        r"Zero Bytes were transmitted|Protocol authentication error|Munge",
+        r"Unable to contact slurm controller|failed to fetch config|Connection refused|"
+        r"Communication connection failure|Zero Bytes were transmitted|"
+        r"Protocol authentication error|Munge",
         "Slurm's controller does not answer",
         "check it with `scontrol ping`, and munge with `munge -n | unmunge`.",
     ),
