@@ -238,7 +238,8 @@ def test_doctor_says_what_a_node_lacks_and_where_to_do_what(
     code = "from gvisor_kernel.node import __main__ as node; import shutil, sys;"
     code += "shutil.which = lambda *_, **__: None; sys.exit(node.main(['check']))"
     program = tmp_path / "ssh"
-    program.write_text(f"#!/bin/sh\nexec {sys.executable} -c {shlex.quote(code)}\n")
+    answer = shlex.join([sys.executable, "-c", code])
+    program.write_text(f"#!/bin/sh\nexec {answer}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     spec = SandboxSpec(runtime="ssh", own=SshSettings(hosts=("a",)))

@@ -218,7 +218,7 @@ def test_a_kernel_waits_stopped_from_its_save_on(
     directory = leave("a", sentry=process)
     (directory / "kernel.json").write_text('{"sources": {}}')
     os.kill(process.pid, signal.SIGSTOP)
-    script = 'test "$(cut -d" " -f3 /proc/$0/stat)" != T && touch "$1/pages"'
+    script = 'test "$(cut -d" " -f3 /proc/$0/stat)" != T && echo page >"$1/pages"'
     monkeypatch.setattr(
         runsc_sandbox,
         "checkpoint_argv",

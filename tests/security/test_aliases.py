@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -134,7 +135,7 @@ def test_interpreter_that_kernel_could_write_is_not_run(tmp_path: Path) -> None:
     _, python = make_editable(tmp_path)
     ran = tmp_path / "ran"
     Path(python).unlink()
-    Path(python).write_text(f'#!/bin/sh\ntouch {ran}\nexec {sys.executable} "$@"\n')
+    Path(python).write_text(f'#!/bin/sh\ntouch {ran}\nexec {shlex.quote(sys.executable)} "$@"\n')
     Path(python).chmod(0o755)
     note(tmp_path / "env")
     with pytest.raises(LaunchError, match="where a kernel can write"):

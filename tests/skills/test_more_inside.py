@@ -243,7 +243,7 @@ print(themes.contrast("#767676", "#ffffff"))
 def test_bundling_is_refused_with_what_installs_it(client: BlockingKernelClient) -> None:
     told = shell(client, f"""
 rm -rf /tmp/refused; python {BUNDLE} new /tmp/refused
-! PATH=/usr/sbin $(command -v python) {BUNDLE} build /tmp/refused /tmp/none.html 2>&1
+! PATH=/usr/sbin "$(command -v python)" {BUNDLE} build /tmp/refused /tmp/none.html 2>&1
 ! python {BUNDLE} build /tmp/refused /tmp/none.txt 2>&1
 ! python {BUNDLE} new /tmp/refused 2>&1; test ! -e /tmp/none.html
 """)  # fmt: skip
