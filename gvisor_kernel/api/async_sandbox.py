@@ -103,13 +103,20 @@ class AsyncSandbox(LastingState):
 
         :raises GvisorKernelError: when a setting is wrong, or the sandbox cannot be started
         """
+        return await self._start()
+
+    async def _start(self, *, resumes: bool = False) -> Self:
+        """``resumes``: a saved kernel goes on while it is connected to."""
         if self._runner is not None or self._closed:
             raise SandboxError("This sandbox was started before.", "make another one.")
         self._loop = asyncio.get_running_loop()
         self._runner = Runner(self._manager.client(), self, self._between)
         try:
             await self._manager.start_kernel()
-            await self._runner.start(self._manager.get_connection_info(session=True))
+            begin = [self._runner.start(self._manager.get_connection_info(session=True))]
+            if resumes:
+                begin.append(self._require_kernel().hibernation.resume())
+            await asyncio.gather(*begin)  # no timeout: they have some
         except BaseException:
             await self.close()
             raise

@@ -48,6 +48,9 @@ class LastingState:
     async def start(self) -> Self:
         raise NotImplementedError
 
+    async def _start(self, *, resumes: bool = False) -> Self:
+        raise NotImplementedError
+
     async def close(self) -> None:
         raise NotImplementedError
 
@@ -145,8 +148,7 @@ class LastingState:
             self._outputs_folder = record.outputs
         self._manager.kernel_id = branch.kernel_id
         with handing(branch, saved):
-            await self.start()
-            await self._require_kernel().hibernation.resume()
+            await self._start(resumes=True)
 
     async def checkpoint(self, name: str | None = None) -> str:
         """Save the kernel's state under a name, which is returned, and go on.

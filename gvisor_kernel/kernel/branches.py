@@ -90,7 +90,7 @@ def branch_running(
     :raises SnapshotError: when that fails; nothing is left of them then
     """
     with _making(sandbox.directory, wanted) as made:
-        copy = save_as(made[0][0] / "copy", sandbox, plan, run, flushes=False)
+        copy = save_as(made[0][0] / "copy", sandbox, plan, run)
         branches = _link(copy, made, wanted)
         copy.discard()
         return branches

@@ -257,22 +257,30 @@ class Checkpoints:
     async def _branch(self, name: str, wanted: Sequence[Branch]) -> Sequence[SavedKernel]:
         directory = self._saver.find_directory()
         async with self._paused(directory):
-            target = await self._workers.run(_prepare, directory, name)
+            target = await self._workers.run(_find, directory, name)
+            await self._workers.run(_unpack, target)
             return await self._workers.run(branch_saved, target, wanted)
 
     async def _rewind(self, name: str, made: float | None) -> OutputChanges:
         directory, began = self._saver.find_directory(), time.monotonic()
         async with self._paused(directory):
-            target = await self._workers.run(_prepare, directory, name, made)
+            target = await self._workers.run(_find, directory, name, made)
             then, now = await self._workers.run(compare_outputs, target)
+            unpacking = asyncio.ensure_future(self._workers.run(_unpack, target))
+
+            async def choose(_: SavedKernel) -> SavedKernel:
+                return await unpacking  # no timeout: it is done, or fails
 
             def keep(before: SavedKernel) -> None:
                 _keep(before, name, now)
 
             try:
-                kernel, plan = await self._saver.go_on_from(lambda _: target, keep)
+                kernel, plan = await self._saver.go_on_from(choose, keep)
             except NotIdle as error:
                 raise NotIdle(error.fact, "interrupt it, or wait for it, and try again.") from error
+            finally:
+                # no timeout: the same
+                await asyncio.wait({unpacking})
         kernel.hibernation.exchange.note_rewound(name)
         self._last = kernel.hibernation.exchange.known.cell
         request, seconds = plan.request, time.monotonic() - began
@@ -394,8 +402,8 @@ def _remove(directory: Path, name: str) -> None:
     remove(_find_place(directory, name))
 
 
-def _prepare(directory: Path, name: str, made: float | None = None) -> SavedKernel:
-    """Return a checkpoint whose image can be restored.
+def _find(directory: Path, name: str, made: float | None = None) -> SavedKernel:
+    """Return a checkpoint, whose image may be packed.
 
     :raises SnapshotError: when there is none of that name, made at that time, or the kernel cannot
         go on from it
@@ -406,11 +414,19 @@ def _prepare(directory: Path, name: str, made: float | None = None) -> SavedKern
             f"The checkpoint {name!r} was replaced by another state after you had chosen it.",
             "look at the kernel's checkpoints again.",
         )
-    pages.unpack(place)
     saved = read_saved(place, directory, record.identity) if record is not None else None
     if saved is None:
         raise SnapshotError(f"The checkpoint {name!r} cannot be read.", "use another one.")
     saved.check()
+    return saved
+
+
+def _unpack(saved: SavedKernel) -> SavedKernel:
+    """Return a checkpoint whose image can be restored.
+
+    :raises SnapshotError: when it cannot be written, or is damaged
+    """
+    pages.unpack(saved.place)
     return saved
 
 

@@ -53,7 +53,7 @@ NOTE_SECONDS = 1.0
 
 Wake = Callable[[KernelBridge, SavedKernel], Awaitable[KernelPlan]]
 """Starts the sandbox in which a saved kernel goes on, and returns its plan."""
-Choose: TypeAlias = Callable[[SavedKernel], SavedKernel]
+Choose: TypeAlias = Callable[[SavedKernel], Awaitable[SavedKernel]]
 Keep: TypeAlias = Callable[[SavedKernel], None]
 
 
@@ -388,7 +388,7 @@ class Hibernator:
         """Let the idle kernel go on from another state, or elsewhere.
 
         ``choose`` returns what it goes on from, by what it is. ``keep`` takes the latter once it
-        goes on, and raises nothing. Both are called in a worker.
+        goes on, and raises nothing; it is called in a worker.
 
         :raises NotIdle: when it has something to do
         :raises SnapshotError: when it cannot be saved, or cannot go on from there: it goes on as it
@@ -422,7 +422,7 @@ class Hibernator:
     ) -> KernelPlan:
         known = kernel.hibernation.exchange.known
         try:
-            target = await self._workers.run(choose, before)
+            target = await choose(before)
             known.load(target.run.known)
             plan = await self._go_on_now(kernel, target)
         except GvisorKernelError as error:

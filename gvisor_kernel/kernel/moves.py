@@ -111,7 +111,10 @@ async def move(kernel: SandboxedKernel, to: str, find_own: Callable[[str], Any])
             _check(there, spec, needs)
         return replace(before, spec=spec)
 
-    await kernel.hibernation.go_on_from(prepare, SavedKernel.discard)
+    async def choose(before: SavedKernel) -> SavedKernel:
+        return await asyncio.to_thread(prepare, before)
+
+    await kernel.hibernation.go_on_from(choose, SavedKernel.discard)
 
 
 def _find_present(sandbox: SavedSandbox) -> str:

@@ -255,13 +255,10 @@ def save_as(
     plan: KernelPlan,
     run: SnapshotRun,
     beside: Mapping[str, str] = MappingProxyType({}),
-    *,
-    flushes: bool = True,
 ) -> SavedKernel:
     """Save the kernel of ``sandbox``, which goes on, as the folder ``place`` of a private one.
 
-    ``beside``: texts of further files in the folder, by name. ``flushes``: wait until it is on the
-    disk.
+    ``beside``: texts of further files in the folder, by name.
 
     :raises SnapshotError: when that fails; nothing is left of it then
     """
@@ -290,10 +287,7 @@ def save_as(
         return {NOTE: cipher.write_note(_write_note(note), directory.name), **beside}
 
     try:
-        write_saved(
-            *(place, lambda it: cipher.write_image(it, record, checkpoint), describe),
-            flushes=flushes,
-        )
+        write_saved(place, lambda it: cipher.write_image(it, record, checkpoint), describe)
     except OSError as error:
         raise SnapshotError(
             f"The kernel cannot be saved in {directory}: {error.strerror}.",

@@ -149,7 +149,7 @@ def test_a_broken_image_leaves_the_kernel_as_it_was(
     os.truncate(broken, broken.stat().st_size // 2)
     with pytest.raises(SnapshotError) as raised:
         sandbox.rewind("one")
-    assert packed or "goes on as it was" in raised.value.fact
+    assert "goes on as it was" in raised.value.fact
     assert find_listed(sandbox).state != "hibernated"
     assert sandbox.run("x").text == "2"
     assert not find_saved(sandbox).exists()

@@ -7,8 +7,10 @@ import json
 import os
 import shutil
 import sysconfig
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import markupsafe
 import pytest
@@ -20,13 +22,14 @@ from gvisor_kernel.runtimes.mounts.written_folders import note_written
 from gvisor_kernel.runtimes.state import kept_copies, kept_packages
 from gvisor_kernel.runtimes.state.kept_packages import (
     KEPT,
+    Packages,
     Substitutes,
     find_packages,
     find_substitutes,
-    keep,
     sweep_kept,
     wait_until_kept,
 )
+from gvisor_kernel.runtimes.state.shown_files import Stamps
 
 from .test_hibernation import find_saved
 
@@ -63,6 +66,21 @@ def sandbox(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with start(tmp_path) as sandbox:
         sandbox.run(IMPORT)
         yield sandbox
+
+
+def keep(
+    place: Path,
+    files: Stamps,
+    packages: Packages,
+    sources: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Keep what a kernel needs that is saved as ``place`` now."""
+    place.mkdir(exist_ok=True)
+    folder = os.open(place, os.O_RDONLY)
+    try:
+        kept_packages.keep(folder, files, packages, sources, time.monotonic())
+    finally:
+        os.close(folder)
 
 
 def start(tmp_path: Path) -> Sandbox:
@@ -157,7 +175,6 @@ def test_without_hard_links_it_is_copied_within_a_budget(
     sources = {"/opt/env": str(tmp_path / "env")}
     found = find_packages(files, sources)
     assert set(found) == {folder}
-    (tmp_path / "saved").mkdir()
     with monkeypatch.context() as patch:
         patch.setattr(kept_copies, "MAX_COPIED", 1000)
         keep(tmp_path / "saved", files, found, sources)
@@ -208,8 +225,8 @@ def test_each_kernel_has_a_copy_of_what_it_saw(
             path.write_text("VERSION = 'edited'\n")
             path.replace(module)
         place = tmp_path / str(number)
-        place.mkdir()
-        keep(place, {}, find_packages([f"{packages}/own/x.so"], {"/opt": folder}), {})
+        found = find_packages([f"{packages}/own/x.so"], {"/opt": folder})
+        keep(place, {}, found)
         trees.append(json.loads((place / KEPT).read_bytes())[folder])
     assert trees[0] != trees[1] == trees[2]
     assert Path(trees[1], "own/later.py").read_text() == "VERSION = 'edited'\n"
@@ -221,17 +238,53 @@ def test_nothing_is_kept_of_a_folder_that_a_kernel_may_write(
     monkeypatch.setattr(kept_copies, "own_state", lambda: tmp_path)
     with open_real(str(packages)) as opened:
         note_written([opened])
-    (tmp_path / "saved").mkdir()
     folder = str(packages)
-    keep(tmp_path / "saved", {}, {folder: {}}, {})
+    keep(tmp_path / "saved", {}, {folder: {}})
     assert json.loads((tmp_path / "saved" / KEPT).read_bytes()) == {}
 
 
 def test_nothing_is_copied_for_a_kernel_that_has_gone_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that hibernates and wakes in turn would have the server copy all the time."""
+    """One that hibernates and wakes in turn would have the server copy all the time; and its next
+    save has the same name."""
     monkeypatch.setattr(kept_packages, "make_copy", lambda *_: pytest.fail("something was copied"))
+    monkeypatch.setattr(kept_packages, "PAUSE_SECONDS", 600.0)
+    kept_packages._ends.clear()
     kept_packages.kept_root().mkdir(mode=0o700, parents=True, exist_ok=True)
-    kept_packages.keep(tmp_path / "gone", {}, {sysconfig.get_path("purelib"): ()}, {})
-    assert not (tmp_path / "gone").exists()
+    place, packages = (
+        tmp_path / "saved",
+        {sysconfig.get_path("purelib"): dict[str, tuple[int, int]]()},
+    )
+    kept_packages.begin_to_keep(place, {}, packages, {})  # it is gone already
+    place.mkdir()
+    kept_packages.begin_to_keep(place, {}, packages, {})
+    place.rename(tmp_path / "old")
+    (tmp_path / "old").rmdir()
+    place.mkdir()
+    wait_until_kept()
+    assert not list(place.iterdir())
+
+
+def test_one_look_serves_all_kernels_that_were_saved_before_it(
+    packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that stops saves all of its kernels, and has a minute and a half for that."""
+    monkeypatch.setattr(kept_copies, "own_state", lambda: tmp_path)
+    kept_copies.kept_root().mkdir()
+    looked = list[str]()
+    digest = kept_copies.digest_tree
+    monkeypatch.setattr(kept_copies, "digest_tree", lambda it: looked.append(it) or digest(it))
+
+    def make_copy(since: float) -> str:
+        return kept_copies.make_copy(str(packages), since, lambda: True)
+
+    since = time.monotonic()
+    tree = make_copy(since)
+    assert make_copy(since) == tree
+    assert looked.count(str(packages)) == 1
+    assert make_copy(time.monotonic()) == tree
+    assert looked.count(str(packages)) == 2
+    shutil.rmtree(Path(tree).parent)
+    assert make_copy(since) == tree
+    assert Path(tree).is_dir()

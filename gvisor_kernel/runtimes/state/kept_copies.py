@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from fcntl import LOCK_EX
+from operator import attrgetter
 from pathlib import Path
 
 from gvisor_kernel.config.validators import GIB
@@ -49,6 +50,8 @@ MAX_COPIED, DISK_SHARE = 4 * GIB, 0.2
 """Bytes of all copies that are no hard links, and their share of the disk space that is free."""
 KEEP_SECONDS = 3600.0
 """Seconds after its last use until a copy that no kernel needs is removed."""
+_seen: dict[str, tuple[float, str]] = {}
+"""When this process has begun to look at a path, and the copy of what was there."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,7 @@ def digest_tree(tree: str) -> str:
     """Return a digest of the names, sizes and times of all files of a copy. What writes into a
     file of a package also writes into its hard link, and so changes this."""
     found = hashlib.sha256()
-    for path in _list_files(tree):
-        status = os.lstat(path)
+    for path, status in _list_files(tree):
         facts = f"{status.st_size}\0{status.st_mtime_ns}"
         if stat.S_ISLNK(status.st_mode):
             facts = os.readlink(path)  # noqa: PTH115 - often, so fast
@@ -90,37 +92,49 @@ def digest_tree(tree: str) -> str:
     return found.hexdigest()
 
 
-def _list_files(tree: str) -> Iterator[str]:
+def _list_files(tree: str) -> Iterator[tuple[str, os.stat_result]]:
     """Yield the files of a copy, or of what is copied, but for those that Python makes anew."""
+    folders = [tree]
     if not Path(tree).is_dir():
-        yield tree
-    for folder, names, files in os.walk(tree):
-        names[:] = sorted(name for name in names if name != CACHE)
-        yield from (f"{folder}/{name}" for name in sorted(files))
+        folders = []
+        yield tree, os.lstat(tree)
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            ordered = sorted((it for it in entries if it.name != CACHE), key=attrgetter("name"))
+        for entry in ordered:
+            if not entry.is_dir():
+                yield entry.path, entry.stat(follow_symlinks=False)
+        folders += [it.path for it in reversed(ordered) if it.is_dir(follow_symlinks=False)]
 
 
-def make_copy(path: str, place: Path) -> str:
+def make_copy(path: str, since: float, is_wanted: Callable[[], bool]) -> str:
     """Copy what is at ``path``, if there is no copy of it as it is; return the copy's tree.
 
-    The caller has locked the copies. ``place``: the folder for which it is copied, as long as that
-    exists.
+    The caller has locked the copies. ``since``: by ``time.monotonic``; a copy will do if this
+    process has looked at ``path`` after that. ``is_wanted``: called often; False ends it.
 
     :raises OSError: when it cannot be copied, or there is no room for it; nothing is left then
     """
+    began, (seen, tree) = time.monotonic(), _seen.get(path, (0.0, ""))
+    if seen < since or not Path(tree).parent.is_dir():
+        tree = _copy(path, is_wanted)
+        _seen[path] = began, tree
+    os.utime(Path(tree).parent)
+    return tree
+
+
+def _copy(path: str, is_wanted: Callable[[], bool]) -> str:
     root, digest = kept_root(), digest_tree(path)
     entry = root / hashlib.sha256(f"{path}\n{digest}".encode(errors="replace")).hexdigest()
-    if entry.is_dir():
-        if digest_tree(str(entry / TREE)) == digest:
-            os.utime(entry)
-            return str(entry / TREE)
-        raise OSError(f"the copy {entry}, with which kernels may run, was changed")
+    if entry.is_dir():  # whether it was written into is looked at before it is shown
+        return str(entry / TREE)
     copied, count, deadline = 0, 0, time.monotonic() + SECONDS
 
     def copy(source: str, target: str) -> None:
         nonlocal copied, count
         count += 1
-        if not place.exists():
-            raise InterruptedError(f"{place} is gone")
+        if not is_wanted():
+            raise InterruptedError("the kernel has gone on")
         if count > MAX_FILES or time.monotonic() > deadline:
             raise InterruptedError(f"{path} has too many files, or takes too long to copy")
         try:
@@ -160,7 +174,7 @@ def remove_copies(used: Collection[str]) -> None:
 
 
 def _check_room(path: str) -> None:
-    size = sum(os.lstat(file).st_size for file in _list_files(path))
+    size = sum(status.st_size for _, status in _list_files(path))
     copies = (read_copy(str(entry / TREE)) for entry in _find_entries())
     used = sum(copy.copied for copy in copies if copy is not None)
     room = int(min(MAX_COPIED - used, DISK_SHARE * shutil.disk_usage(kept_root()).free))

@@ -42,6 +42,8 @@ from gvisor_kernel.typed_json import read_json, write_json
 
 log = logging.getLogger(__name__)
 
+# by path: below the state directory, whose parents only this user can change
+
 KEPT, THREAD = "kept.json", "gvisor-kernel-keep"
 MAX_KEPT = 1024 * 1024
 """Bytes of kept.json. A kernel with pandas has 250 libraries open, most of them in one folder."""
@@ -50,10 +52,15 @@ LOCK_SECONDS = 600.0
 NAMES = ("site-packages", "dist-packages")
 PYTHON = re.compile(r"python3\.\d{1,3}t?")
 INSTALLED = (".dist-info", ".egg-info")
+PAUSE_SECONDS = 2.0
+"""Seconds in which a kernel may go on at once, as a branch does: looking at 30,000 files takes a
+half of one, and the interpreter's lock."""
 MAX_ALONE = 1000
 """Files that are kept one by one: a kernel may open whatever it likes. Usual are 30."""
 MAX_NAMED = 4
 """Packages that are named to a person."""
+_ends = threading.Event()
+"""Set when this process is about to end."""
 Packages: TypeAlias = dict[str, dict[str, tuple[int, int]]]
 """What is installed in folders of packages: time of change (ns) and inode of the folders that
 installers make, by their names."""
@@ -110,34 +117,52 @@ def list_installed(folder: str) -> dict[str, tuple[int, int]]:
 def begin_to_keep(
     place: Path, files: Stamps, packages: Packages, sources: Mapping[str, str]
 ) -> None:
-    """Call ``keep`` in a thread of the lowest priority, which no end of this process waits for."""
+    """Keep soon what the kernel needs that was saved as the folder ``place``: by ``keep``, in a
+    thread of the lowest priority, which no end of this process waits for."""
+    since = time.monotonic()
+    try:
+        folder = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:  # it has gone on
+        return
 
     def work() -> None:
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # of this thread
-        keep(place, files, packages, sources)
+        try:
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # of this thread
+            _ends.wait(PAUSE_SECONDS)
+            keep(folder, files, packages, sources, since)
+        finally:
+            os.close(folder)
 
     threading.Thread(target=work, name=THREAD, daemon=True).start()
 
 
 def wait_until_kept(seconds: float = LOCK_SECONDS) -> None:
     """Wait for the threads of ``begin_to_keep``: they end by themselves, in minutes."""
+    _ends.set()
     deadline = time.monotonic() + seconds
     for thread in threading.enumerate():
         if thread.name == THREAD:
             thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def keep(place: Path, files: Stamps, packages: Packages, sources: Mapping[str, str]) -> None:
-    """Keep what the kernel needs that was saved as the folder ``place``.
+def keep(
+    folder: int, files: Stamps, packages: Packages, sources: Mapping[str, str], since: float
+) -> None:
+    """Keep what a kernel needs that was saved at the time ``since``, by ``time.monotonic``.
 
+    ``folder``: a descriptor of what was saved; its name is that of the kernel's next save, too.
     ``files``: of ``find_shown_files``. Blocks for seconds. Never raises: what could not be kept
     must not be changed until the kernel goes on, which the log says.
     """
+
+    def is_there() -> bool:
+        return os.fstat(folder).st_nlink > 0
+
     root, lacking = str(kept_root()), ""
     try:
         with locked_copies(LOCK_SECONDS):
-            if not place.is_dir():  # the kernel has gone on while others had their turn
+            if not is_there():  # the kernel has gone on while others had their turn
                 return
             written = read_written(DEFAULTS)
             kept = _find_shown(sources)
@@ -146,17 +171,17 @@ def keep(place: Path, files: Stamps, packages: Packages, sources: Mapping[str, s
                 try:
                     if is_in_writable_folder(path, written.has):
                         raise OSError(f"a kernel may write {path}")
-                    tree = make_copy(path, place)
+                    tree = make_copy(path, since, is_there)
                     if path in packages and list_installed(path) != packages[path]:
                         raise OSError("packages were installed meanwhile")
                     _check_files(path, tree, files)
                     kept[path] = tree
                 except OSError as error:
                     lacking = lacking or f"{path} is not kept for saved kernels: {error}"
-            replace_file(place / KEPT, write_json(kept))
+            replace_file(Path(f"/proc/self/fd/{folder}", KEPT), write_json(kept))
     except (OSError, GvisorKernelError) as error:
         lacking = f"nothing is kept for a saved kernel: {error}"
-    if lacking and place.is_dir():  # it may have gone on meanwhile
+    if lacking and is_there():  # it may have gone on meanwhile
         log.info("%s", lacking)
 
 

@@ -53,14 +53,11 @@ def write_saved(
     place: Path,
     write_image: Callable[[Path], T],
     describe: Callable[[T], Mapping[str, str]],
-    *,
-    flushes: bool = True,
 ) -> None:
     """Save a kernel as the folder ``place``: all of it is on the disk before it has its name.
 
     ``write_image`` fills a folder. ``describe`` takes what that returns, and returns the texts of
-    kernel.json and of what else is beside the image. ``flushes=False``: do not wait for the disk.
-    Blocks.
+    kernel.json and of what else is beside the image. Blocks.
 
     :raises OSError: when it cannot be written, or what the functions raise; nothing is left then
     """
@@ -73,16 +70,13 @@ def write_saved(
         written = write_image(image)
         for path in image.iterdir():
             path.chmod(0o600)
-            if flushes:
-                flush(path)
+            flush(path)
         for name, text in describe(written).items():
             write_file(saving / name, text)
-        if flushes:
-            flush(image)
-            flush(saving)
+        flush(image)
+        flush(saving)
         put(saving, place)
-        if flushes:
-            flush(place.parent)
+        flush(place.parent)
     finally:
         shutil.rmtree(saving, ignore_errors=True)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
@@ -29,6 +29,8 @@ ELF = b"\x7fELF"
 """How programs and libraries begin. Others are read, and not mapped, whatever their names are."""
 ROOT = "/root"
 """Where the sentry sees the sandbox's files."""
+_programs: dict[tuple[int, int, int, int], bool] = {}
+"""Whether files are programs or libraries, by their devices and stamps."""
 
 
 def find_sources(mounts: Iterable[MountView], directory: Path) -> dict[str, str]:
@@ -48,15 +50,16 @@ def find_shown_files(sentry: int, sources: Mapping[str, str]) -> Stamps:
     :raises SnapshotError: when one was replaced since it was opened, or the sandbox has ended
     """
     found: Stamps = {}
-    for entry in _list_open(sentry):
-        with suppress(OSError):
-            link = str(entry.readlink()).removesuffix(" (deleted)")
-            inside = link.removeprefix(ROOT)
-            target = max((t for t in sources if is_within(inside, t)), key=len, default=None)
-            status = entry.stat()
-            if target is not None and stat.S_ISREG(status.st_mode) and _is_elf(entry):
-                # whatever else was read is in the kernel's memory
-                found[sources[target] + inside.removeprefix(target)] = stamp(status)
+    targets = sorted(sources, key=len, reverse=True)
+    for entry, link in _read_open(sentry):
+        inside = link.removesuffix(" (deleted)").removeprefix(ROOT)
+        target = next((one for one in targets if is_within(inside, one)), None)
+        if target is not None:
+            with suppress(OSError):
+                status = os.stat(entry)  # noqa: PTH116 - often, so fast
+                if stat.S_ISREG(status.st_mode) and _is_program(entry, status):
+                    # whatever else was read is in the kernel's memory
+                    found[sources[target] + inside.removeprefix(target)] = stamp(status)
     change = find_change(found)
     if change is not None:
         raise SnapshotError(
@@ -66,24 +69,38 @@ def find_shown_files(sentry: int, sources: Mapping[str, str]) -> Stamps:
     return found
 
 
-def _list_open(sentry: int) -> list[Path]:
+def _read_open(sentry: int) -> Iterator[tuple[str, str]]:
+    """Yield the descriptors of a sentry, as paths in /proc, and what they lead to.
+
+    :raises SnapshotError: when the sandbox has ended
+    """
+    folder, names = f"/proc/{sentry}/fd", list[str]()
     with suppress(OSError):
-        if found := list(Path(f"/proc/{sentry}/fd").iterdir()):
-            return found[:MAX_FILES]
-    raise SnapshotError("The sandbox has ended.")
+        names = os.listdir(folder)  # noqa: PTH208 - often, so fast
+    if not names:
+        raise SnapshotError("The sandbox has ended.")
+    for name in names[:MAX_FILES]:
+        with suppress(OSError):
+            yield f"{folder}/{name}", os.readlink(f"{folder}/{name}")  # noqa: PTH115 - often
 
 
-def _is_elf(entry: Path) -> bool:
-    """Return whether a descriptor of another process is of a program or library.
+def _is_program(entry: str, status: os.stat_result) -> bool:
+    """Return whether a file that another process has open is a program or library.
 
     :raises OSError: when it cannot be read
     """
-    # by path: a descriptor in /proc; only read
-    fd = os.open(entry, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    try:
-        return stat.S_ISREG(os.fstat(fd).st_mode) and os.pread(fd, len(ELF), 0) == ELF
-    finally:
-        os.close(fd)
+    known = (status.st_dev, *stamp(status))
+    if known not in _programs:
+        # by path: a descriptor in /proc; only read
+        fd = os.open(entry, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            is_program = stat.S_ISREG(os.fstat(fd).st_mode) and os.pread(fd, len(ELF), 0) == ELF
+        finally:
+            os.close(fd)
+        if len(_programs) >= MAX_FILES:
+            _programs.clear()
+        _programs[known] = is_program
+    return _programs[known]
 
 
 def find_held(sentry: int, target: str) -> Held:
@@ -94,13 +111,13 @@ def find_held(sentry: int, target: str) -> Held:
     :raises SnapshotError: when the sandbox has ended
     """
     held, written = set[str](), set[str]()
-    for entry in _list_open(sentry):
+    root = f"{ROOT}{target}/"
+    for entry, link in _read_open(sentry):
+        if not link.startswith(root):
+            continue
         with suppress(OSError):
-            link, root = str(entry.readlink()), f"{ROOT}{target}/"
-            if not link.startswith(root):
-                continue
             inside = link.removeprefix(root)
-            flags = int(Path(f"/proc/{sentry}/fdinfo/{entry.name}").read_text().split()[3], 8)
+            flags = int(Path(entry.replace("/fd/", "/fdinfo/")).read_text().split()[3], 8)
             held.add(inside)
             if not flags & os.O_PATH and flags & os.O_ACCMODE:
                 written.add(inside)
