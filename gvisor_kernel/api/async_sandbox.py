@@ -116,7 +116,10 @@ class AsyncSandbox(LastingState):
             begin = [self._runner.start(self._manager.get_connection_info(session=True))]
             if resumes:
                 begin.append(self._require_kernel().hibernation.resume())
-            await asyncio.gather(*begin)  # no timeout: they have some
+            # no timeout: they have some
+            for failure in await asyncio.gather(*begin, return_exceptions=True):
+                if failure is not None:
+                    raise failure
         except BaseException:
             await self.close()
             raise

@@ -15,7 +15,6 @@ from dataclasses import replace
 from typing import Any
 
 from gvisor_kernel.bridge.wire import (
-    MAX_HEADER,
     WireError,
     WireMessage,
     new_message,
@@ -23,9 +22,6 @@ from gvisor_kernel.bridge.wire import (
 )
 from gvisor_kernel.strict_json import MAX_DEPTH
 
-MAX_INFO = MAX_HEADER
-"""Bytes of a content that is parsed here: kernels decide how large theirs are, and all share the
-loop. A larger reply is not kept."""
 MAX_KEPT_DEPTH = MAX_DEPTH // 2
 """Levels of a reply that is kept: it is written, and read again, inside other objects."""
 MAX_COMMS = 10_000

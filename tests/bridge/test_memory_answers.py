@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from gvisor_kernel.bridge.memory_answers import MAX_INFO, MemoryAnswers
-from gvisor_kernel.bridge.wire import new_message
+from gvisor_kernel.bridge.memory_answers import MemoryAnswers
+from gvisor_kernel.bridge.wire import MAX_HEADER, new_message
 from gvisor_kernel.strict_json import MAX_DEPTH, parse_json
 
 ASKED = new_message("comm_info_request", {}, b"{}", b"")
@@ -23,7 +23,7 @@ def test_a_comm_is_forgotten_when_it_is_closed() -> None:
     assert known.find(ASKED)
 
 
-@pytest.mark.parametrize("content", [b"[" * 9, b"{" + b" " * MAX_INFO + b"}"])
+@pytest.mark.parametrize("content", [b"[" * 9, b"{" + b" " * MAX_HEADER + b"}"])
 def test_what_is_not_parsed_is_passed_on_and_the_kernel_is_asked(content: bytes) -> None:
     known = MemoryAnswers()
     for kind in (
@@ -51,7 +51,7 @@ def test_what_is_known_can_be_read_again(levels: int) -> None:
     known, after = MemoryAnswers(), MemoryAnswers()
     known.note(new_message("debug_reply", reply, b"{}", b""))
     written = json.dumps({"known": known.dump(), "others": [[[]]]})
-    after.load(parse_json(written, MAX_INFO)["known"])
+    after.load(parse_json(written, MAX_HEADER)["known"])
     asked = new_message("debug_request", {"command": "debugInfo", "seq": 1}, b"{}", b"")
     assert (after.find(asked) is not None) is (levels == 40)
 
@@ -61,5 +61,5 @@ def test_a_large_request_of_the_debugger_counts_as_its_use() -> None:
     asked = new_message("debug_request", request, b"{}", b"")
     known.note(new_message("debug_reply", {"command": "debugInfo"}, b"{}", b""))
     assert known.find(asked)
-    known.note(new_message("debug_request", {"code": "#" * MAX_INFO}, b"{}", b""))
+    known.note(new_message("debug_request", {"code": "#" * MAX_HEADER}, b"{}", b""))
     assert known.find(asked) is None
