@@ -2,7 +2,7 @@
 
 import type { DocumentRegistry } from '@jupyterlab/docregistry';
 import { PathExt } from '@jupyterlab/coreutils';
-import { type Contents, ServerConnection } from '@jupyterlab/services';
+import { type Contents, Drive, ServerConnection } from '@jupyterlab/services';
 
 /** ``path``: as it is opened. ``local``: below the server's root. */
 export interface Copy {
@@ -26,13 +26,16 @@ export async function copyBeside(
   const source = contents.localPath(context.path);
   const content = context.model.toJSON();
   const stem = PathExt.basename(source, '.ipynb');
-  const made = await contents.newUntitled({ path: PathExt.dirname(source), type: 'notebook' });
+  // Not by ``contents``, which tells the file browser: it would list the folder meanwhile, and the
+  // server answers 404 for a folder of which a file is renamed as it is listed.
+  const disk = new Drive({ serverSettings: contents.serverSettings });
+  const made = await disk.newUntitled({ path: PathExt.dirname(source), type: 'notebook' });
   let local = made.path;
   const remove = async (): Promise<void> => {
     await contents.delete(local).catch(() => undefined); // it was removed by somebody else
   };
   try {
-    local = await rename(contents, local, stem);
+    local = await rename(disk, local, stem);
     await contents.save(local, { type: 'notebook', format: 'json', content });
   } catch (error) {
     await remove();
@@ -41,11 +44,11 @@ export async function copyBeside(
   return { path: drive === '' ? local : `${drive}:${local}`, local, remove };
 }
 
-async function rename(contents: Contents.IManager, path: string, stem: string): Promise<string> {
+async function rename(disk: Contents.IDrive, path: string, stem: string): Promise<string> {
   for (let number = 1; ; number += 1) {
     const name = `${stem}-branch${number === 1 ? '' : `-${number}`}.ipynb`;
     try {
-      return (await contents.rename(path, PathExt.join(PathExt.dirname(path), name))).path;
+      return (await disk.rename(path, PathExt.join(PathExt.dirname(path), name))).path;
     } catch (error) {
       // 409: there is a file of this name
       const { status } = error instanceof ServerConnection.ResponseError ? error.response : {};

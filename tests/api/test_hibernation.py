@@ -201,7 +201,8 @@ async def ask_while_it_is_saved() -> None:
 
 
 async def wait_for_save(saving: asyncio.Future[None], directory: Path) -> None:
-    while not saving.done() and not (directory / "saving").exists():
+    while not (directory / "saved.new").exists():
+        assert not saving.done()
         await asyncio.sleep(0.002)
 
 
@@ -246,8 +247,7 @@ def test_what_fails_leaves_the_kernel_or_its_save_and_a_restart_begins_anew(
 ) -> None:
     sandbox.run("x = 5")
     directory = find_listed(sandbox).directory
-    (directory / "saving").symlink_to("/nonexistent")  # as if the folder could not be made
-    (directory / "saving").rename(directory / "saved")
+    (directory / "saved").symlink_to("/nonexistent")  # as if the folder could not be made
     with pytest.raises(SnapshotError):
         sandbox.hibernate()
     (directory / "saved").unlink()
@@ -481,20 +481,22 @@ def test_a_relayed_kernel_goes_on() -> None:
 
 def test_a_sandbox_killed_while_it_is_saved_is_a_death(sandbox: Sandbox) -> None:
     sandbox.run("data = bytearray(__import__('os').urandom(1 << 20)) * 500")
-    record = find_listed(sandbox).record
-    import threading
+    record, ended = find_listed(sandbox).record, threading.Event()
+    saving = find_saved(sandbox).with_name("saved.new")
 
     def kill() -> None:
-        saving = find_saved(sandbox).with_name("saving")
-        while not saving.exists():
+        while not saving.exists() and not ended.is_set():
             pass
         os.kill(record.processes["sentry"].pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    with pytest.raises(SandboxError):
-        sandbox.hibernate()
-    killer.join()
+    try:
+        with pytest.raises(SandboxError):
+            sandbox.hibernate()
+    finally:
+        ended.set()
+        killer.join()
     assert not sandbox.alive
     sandbox.restart()
     assert sandbox.run("1").text == "1"
