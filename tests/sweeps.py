@@ -25,7 +25,7 @@ LONG: dict[str, tuple[str, ...]] = {
         "no_request_is_lost_or_doubled_in_any_gap",
     ),
     "api/test_checkpoints.py": (
-        "a_broken_image_leaves_the_kernel_as_it_was[True",
+        "a_broken_image_leaves_the_kernel_as_it_was[pages",
         "many_verbs_at_once_lose_nothing",
         "a_request_that_comes_meanwhile_runs_in_the_state_gone_back_to",
         "another_checkpoint_costs_what_differs",

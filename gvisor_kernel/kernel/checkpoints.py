@@ -40,9 +40,10 @@ from gvisor_kernel.kernel.noted_outputs import (
     look_at_outputs,
 )
 from gvisor_kernel.kernel.plan import KernelPlan
-from gvisor_kernel.kernel.saved_kernel import SavedKernel, read_saved, save_as
+from gvisor_kernel.kernel.saved_kernel import MIN_LEFT, SavedKernel, read_saved, save_as
 from gvisor_kernel.runtimes.base import SavedSandbox
 from gvisor_kernel.runtimes.state import pages, records
+from gvisor_kernel.runtimes.state.listed import read_memory
 from gvisor_kernel.runtimes.state.packer import Packer
 from gvisor_kernel.runtimes.state.saved import mend, put, remove
 from gvisor_kernel.shown_text import describe_size
@@ -275,12 +276,14 @@ class Checkpoints:
                 _keep(before, name, now)
 
             try:
+                if not await self._workers.run(_has_room, target):
+                    await unpacking  # no timeout: it is done, or fails
                 kernel, plan = await self._saver.go_on_from(choose, keep)
             except NotIdle as error:
                 raise NotIdle(error.fact, "interrupt it, or wait for it, and try again.") from error
             finally:
                 # no timeout: the same
-                await asyncio.wait({unpacking})
+                await asyncio.gather(unpacking, return_exceptions=True)
         kernel.hibernation.exchange.note_rewound(name)
         self._last = kernel.hibernation.exchange.known.cell
         request, seconds = plan.request, time.monotonic() - began
@@ -419,6 +422,14 @@ def _find(directory: Path, name: str, made: float | None = None) -> SavedKernel:
         raise SnapshotError(f"The checkpoint {name!r} cannot be read.", "use another one.")
     saved.check()
     return saved
+
+
+def _has_room(saved: SavedKernel) -> bool:
+    """Return whether a checkpoint can be unpacked while the kernel is saved."""
+    record = records.read_record(saved.directory)
+    used = (read_memory(record) or 0) if record is not None else 0
+    needed = used + pages.measure_image(saved.place) + MIN_LEFT
+    return shutil.disk_usage(saved.directory).free > needed
 
 
 def _unpack(saved: SavedKernel) -> SavedKernel:

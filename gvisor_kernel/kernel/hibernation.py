@@ -425,9 +425,11 @@ class Hibernator:
             target = await choose(before)
             known.load(target.run.known)
             plan = await self._go_on_now(kernel, target)
-        except GvisorKernelError as error:
+        except Exception as error:
             known.load(before.run.known)
             await self._go_on(kernel, before)
+            if not isinstance(error, GvisorKernelError):
+                raise
             raise SnapshotError(
                 f"The kernel could not go on from there, and goes on as it was: {error.fact}",
                 error.hint,

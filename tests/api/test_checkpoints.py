@@ -131,22 +131,28 @@ def test_it_goes_on_while_and_after_it_hibernates(sandbox: Sandbox) -> None:
     assert "went back to the checkpoint one" in log.read_text()
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("broken", ["image", "pages", "size"])
 def test_a_broken_image_leaves_the_kernel_as_it_was(
-    sandbox: Sandbox, packed: bool, monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox, broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sandbox.run("import threading; x = 1")
     folder = find_folder(sandbox)
-    if not packed:
+    if broken == "image":
         monkeypatch.setattr(packer, "WAIT_SECONDS", 1000.0)
     sandbox.checkpoint("one")
     sandbox.run("x = 2")
-    if packed:
+    if broken != "image":
         wait_until_packed(sandbox, "one")
-        (broken,) = (folder / ".pages").glob("*.pages")
+    if broken == "size":
+        file = folder / "one" / "packed"
+        line, _, rest = file.read_bytes().partition(b"\n")
+        head = json.loads(line)
+        head["files"][0][1] += 1 << 57
+        file.write_bytes(json.dumps(head).encode() + b"\n" + rest)
     else:
-        broken = max((folder / "one" / "image").iterdir(), key=lambda it: it.stat().st_size)
-    os.truncate(broken, broken.stat().st_size // 2)
+        found = folder.glob("one/image/*" if broken == "image" else ".pages/*.pages")
+        path = max(found, key=lambda it: it.stat().st_size)
+        os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(SnapshotError) as raised:
         sandbox.rewind("one")
     assert "goes on as it was" in raised.value.fact

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,8 @@ from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.kernel.branches import name_branches, remove_all
 from gvisor_kernel.kernel.client import connect, wait_for_reply
 from gvisor_kernel.kernel.saved_kernel import find_saved
-from gvisor_kernel.runtimes.state import records
+from gvisor_kernel.runtimes.state import packer, records
+from gvisor_kernel.runtimes.state.pages import FOLDER
 from gvisor_kernel.runtimes.state.saved import NOTE
 from gvisor_kernel.runtimes.state.sweep import has_run
 
@@ -54,7 +56,11 @@ class LastingLife(Life):
         asyncio.run(self.kernel.checkpoints.make("two"))
 
     def rewind(self) -> None:
+        packer.WAIT_SECONDS = 0.0
         self._begin()
+        # Otherwise a busy machine would pass other points each time.
+        one = self.kernel.hibernation.find_directory() / FOLDER / "one"
+        self._wait_until(lambda: not list(one.glob("image*")))
         self._points.armed = True
         asyncio.run(self.kernel.checkpoints.rewind("one"))
 
@@ -90,8 +96,11 @@ class LastingLife(Life):
         finally:
             client.stop_channels()
         directory = self.kernel.hibernation.find_directory()
+        self._wait_until((directory / NOTE).exists)
+
+    def _wait_until(self, is_so: Callable[[], bool]) -> None:
         deadline = time.monotonic() + points.SECONDS
-        while not (directory / NOTE).exists():
+        while not is_so():
             assert time.monotonic() < deadline
             time.sleep(0.01)
 

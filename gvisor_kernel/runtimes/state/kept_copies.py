@@ -99,12 +99,30 @@ def _list_files(tree: str) -> Iterator[tuple[str, os.stat_result]]:
         folders = []
         yield tree, os.lstat(tree)
     while folders:
-        with os.scandir(folders.pop()) as entries:
-            ordered = sorted((it for it in entries if it.name != CACHE), key=attrgetter("name"))
-        for entry in ordered:
-            if not entry.is_dir():
+        folder, below = folders.pop(), list[str]()
+        for entry in _list_folder(folder, must=folder == tree):
+            if _is_folder(entry):
+                below += [] if entry.is_symlink() else [entry.path]
+            else:
                 yield entry.path, entry.stat(follow_symlinks=False)
-        folders += [it.path for it in reversed(ordered) if it.is_dir(follow_symlinks=False)]
+        folders += reversed(below)
+
+
+def _list_folder(folder: str, *, must: bool) -> list[os.DirEntry[str]]:
+    """Return what is in a folder, in order; nothing if that cannot be read, unless it ``must``."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((it for it in entries if it.name != CACHE), key=attrgetter("name"))
+    except OSError:
+        if must:
+            raise
+        return []
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    with suppress(OSError):  # a link to itself, or to where this user may not look
+        return entry.is_dir()
+    return False
 
 
 def make_copy(path: str, since: float, is_wanted: Callable[[], bool]) -> str:

@@ -122,7 +122,10 @@ def begin_to_keep(
     since = time.monotonic()
     try:
         folder = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:  # it has gone on
+    except FileNotFoundError:  # it has gone on
+        return
+    except OSError as error:
+        log.info("nothing is kept for a saved kernel: %s", error)
         return
 
     def work() -> None:
@@ -134,7 +137,11 @@ def begin_to_keep(
         finally:
             os.close(folder)
 
-    threading.Thread(target=work, name=THREAD, daemon=True).start()
+    try:
+        threading.Thread(target=work, name=THREAD, daemon=True).start()
+    except RuntimeError as error:  # this user's processes, or memory
+        os.close(folder)
+        log.info("nothing is kept for a saved kernel: %s", error)
 
 
 def wait_until_kept(seconds: float = LOCK_SECONDS) -> None:
@@ -157,10 +164,13 @@ def keep(
     """
 
     def is_there() -> bool:
-        return os.fstat(folder).st_nlink > 0
+        with suppress(OSError):  # NFS has forgotten it
+            return os.fstat(folder).st_nlink > 0
+        return False
 
-    root, lacking = str(kept_root()), ""
+    lacking = ""
     try:
+        root = str(kept_root())
         with locked_copies(LOCK_SECONDS):
             if not is_there():  # the kernel has gone on while others had their turn
                 return
@@ -168,6 +178,8 @@ def keep(
             kept = _find_shown(sources)
             alone = [path for path in files if not any(is_within(path, it) for it in packages)]
             for path in (*packages, *[it for it in alone if not is_within(it, root)][:MAX_ALONE]):
+                if not is_there():
+                    return
                 try:
                     if is_in_writable_folder(path, written.has):
                         raise OSError(f"a kernel may write {path}")
@@ -214,7 +226,13 @@ def find_substitutes(
     for folder, had in packages.items():
         now = list_installed(folder)
         changed = [name for name, one in had.items() if now.get(name) != one]
-        if changed and folder in kept:
+        if changed and folder not in kept:
+            raise SnapshotError(
+                f"{_name(_describe(changed, now))} was changed since the kernel was saved, and it"
+                " would import half of another version.",
+                LACKING,
+            )
+        if changed:
             wanted[folder] = kept[folder]
             lines += _describe(changed, now)
     for path, before in files.items():
@@ -233,12 +251,10 @@ def find_substitutes(
         _check(path, tree, files, sources)
     if not lines:
         return Substitutes(wanted)
-    named = ", ".join(lines[:MAX_NAMED])
-    more = f" and {len(lines) - MAX_NAMED} more" if len(lines) > MAX_NAMED else ""
     date = time.strftime("%-d %b, %H:%M", time.localtime(saved))
     return Substitutes(
         wanted,
-        f"this kernel goes on with what was installed on {date}: {named}{more}. Restart it for"
+        f"this kernel goes on with what was installed on {date}: {_name(lines)}. Restart it for"
         " what is installed now",
     )
 
@@ -291,6 +307,12 @@ def _describe(changed: Iterable[str], now: Iterable[str]) -> Iterator[str]:
         instead = later.get(name, "")
         now_is = f" (now {instead})" if instead else " (now removed)"
         yield f"{name} {version}".strip() + (now_is if version != instead else "")
+
+
+def _name(lines: Iterable[str]) -> str:
+    named = list(lines)
+    more = f" and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
+    return ", ".join(named[:MAX_NAMED]) + more
 
 
 def _split(name: str) -> tuple[str, str]:

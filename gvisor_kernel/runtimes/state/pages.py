@@ -227,6 +227,8 @@ def _read(place: Path) -> _Packed | None:
             return _Packed(header["store"], tuple(files))
     except (FileNotFoundError, ValueError, LookupError, TypeError, EOFError):
         return None
+    except (MemoryError, OverflowError):  # of a size that is damaged
+        return None
 
 
 def _read_packed(folder: Path, store: int, file: _File) -> Iterator[memoryview]:

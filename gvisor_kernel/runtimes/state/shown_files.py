@@ -100,7 +100,8 @@ def _is_program(entry: str, status: os.stat_result) -> bool:
         if len(_programs) >= MAX_FILES:
             _programs.clear()
         _programs[known] = is_program
-    return _programs[known]
+        return is_program
+    return _programs.get(known, False)
 
 
 def find_held(sentry: int, target: str) -> Held:
