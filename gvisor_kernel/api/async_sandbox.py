@@ -20,7 +20,7 @@ from gvisor_kernel.api.between_runs import BetweenRuns
 from gvisor_kernel.api.collector import MAX_OUTPUT, MAX_RICH, Collector, Event, Output
 from gvisor_kernel.api.execution import Execution, ExecutionError, Printed, Result, choose_seconds
 from gvisor_kernel.api.files import AsyncFiles, list_outputs
-from gvisor_kernel.api.lasting import LastingState
+from gvisor_kernel.api.lasting import LastingState, wait_for_all
 from gvisor_kernel.api.manager import describe_folder, describe_uploads, make_manager
 from gvisor_kernel.api.runner import Emit, KernelEnded, Runner, put_end
 from gvisor_kernel.api.shell import ShellResult, run_shell
@@ -116,10 +116,7 @@ class AsyncSandbox(LastingState):
             begin = [self._runner.start(self._manager.get_connection_info(session=True))]
             if resumes:
                 begin.append(self._require_kernel().hibernation.resume())
-            # no timeout: they have some
-            for failure in await asyncio.gather(*begin, return_exceptions=True):
-                if failure is not None:
-                    raise failure
+            await wait_for_all(begin)
         except BaseException:
             await self.close()
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -133,13 +133,11 @@ class LastingState:
             async with turns:
                 await sandbox._begin_as(branch, own)
 
-        starts = map(begin, made, wanted, saved)
-        # no timeout: starts, which have some
-        ends = await asyncio.gather(*starts, return_exceptions=True)
-        failure = next(filter(None, ends), None)
-        if failure is not None:
+        try:
+            await wait_for_all(map(begin, made, wanted, saved))
+        except BaseException:
             await _close_all(made)
-            raise failure
+            raise
         return made
 
     async def _begin_as(self, branch: Branch, saved: SavedKernel) -> None:
@@ -220,6 +218,15 @@ class LastingState:
                 " run but the first.",
             )
         return last
+
+
+async def wait_for_all(works: Iterable[Awaitable[None]]) -> None:
+    """Wait until each has ended, and raise the first failure."""
+    # no timeout: starts, which have some
+    ends = await asyncio.gather(*works, return_exceptions=True)
+    failure = next(filter(None, ends), None)
+    if failure is not None:
+        raise failure
 
 
 async def _close_all(made: Sequence[LastingState]) -> None:
