@@ -259,7 +259,7 @@ class Checkpoints:
         directory = self._saver.find_directory()
         async with self._paused(directory):
             target = await self._workers.run(_find, directory, name)
-            await self._workers.run(_unpack, target)
+            await self._workers.run(pages.unpack, target.place)
             return await self._workers.run(branch_saved, target, wanted)
 
     async def _rewind(self, name: str, made: float | None) -> OutputChanges:
@@ -267,10 +267,11 @@ class Checkpoints:
         async with self._paused(directory):
             target = await self._workers.run(_find, directory, name, made)
             then, now = await self._workers.run(compare_outputs, target)
-            unpacking = asyncio.ensure_future(self._workers.run(_unpack, target))
+            unpacking = asyncio.ensure_future(self._workers.run(pages.unpack, target.place))
 
             async def choose(_: SavedKernel) -> SavedKernel:
-                return await unpacking  # no timeout: it is done, or fails
+                await unpacking  # no timeout: it is done, or fails
+                return target
 
             def keep(before: SavedKernel) -> None:
                 _keep(before, name, now)
@@ -430,15 +431,6 @@ def _has_room(saved: SavedKernel) -> bool:
     used = (read_memory(record) or 0) if record is not None else 0
     needed = used + pages.measure_image(saved.place) + MIN_LEFT
     return shutil.disk_usage(saved.directory).free > needed
-
-
-def _unpack(saved: SavedKernel) -> SavedKernel:
-    """Return a checkpoint whose image can be restored.
-
-    :raises SnapshotError: when it cannot be written, or is damaged
-    """
-    pages.unpack(saved.place)
-    return saved
 
 
 def _keep(before: SavedKernel, name: str, outputs: NotedOutputs) -> None:

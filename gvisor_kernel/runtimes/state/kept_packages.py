@@ -226,15 +226,15 @@ def find_substitutes(
     for folder, had in packages.items():
         now = list_installed(folder)
         changed = [name for name, one in had.items() if now.get(name) != one]
-        if changed and folder not in kept:
-            raise SnapshotError(
-                f"{_name(_describe(changed, now))} was changed since the kernel was saved, and it"
-                " would import half of another version.",
-                LACKING,
-            )
-        if changed:
+        if changed and folder in kept:
             wanted[folder] = kept[folder]
             lines += _describe(changed, now)
+        elif gone := [name for name in changed if name not in now]:  # not if it was installed again
+            raise SnapshotError(
+                "Packages of the kernel were changed before they were copied for it:"
+                f" {_name(_describe(gone, now))}. It would import parts of two versions.",
+                LACKING,
+            )
     for path, before in files.items():
         change = find_change({path: before})
         if change is None or any(is_within(path, it) for it in wanted):

@@ -90,7 +90,8 @@ def _is_program(entry: str, status: os.stat_result) -> bool:
     :raises OSError: when it cannot be read
     """
     known = (status.st_dev, *stamp(status))
-    if known not in _programs:
+    is_program = _programs.get(known)
+    if is_program is None:
         # by path: a descriptor in /proc; only read
         fd = os.open(entry, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         try:
@@ -100,8 +101,7 @@ def _is_program(entry: str, status: os.stat_result) -> bool:
         if len(_programs) >= MAX_FILES:
             _programs.clear()
         _programs[known] = is_program
-        return is_program
-    return _programs.get(known, False)
+    return is_program
 
 
 def find_held(sentry: int, target: str) -> Held:
