@@ -356,7 +356,10 @@ class Hibernator:
         if found.words:
             kernel.note(found.words)
             kernel.hibernation.exchange.tell(found.words)
-        plan = await self._wake(kernel, await self._workers.run(saved.show, found))
+        try:
+            plan = await self._wake(kernel, await self._workers.run(saved.show, found))
+        except GvisorKernelError as error:
+            raise await self._workers.run(saved.name_gone, error) from error
         self.saved = None
         request, seconds = plan.request, time.monotonic() - began
         KernelEvents.instance().tell(Resumed(request.kernel_id, request.kernel_name, seconds))

@@ -9,6 +9,7 @@ once its owner has ended.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 import time
@@ -47,7 +48,7 @@ from gvisor_kernel.runtimes.state.sweep import (
     has_run,
     remove_sandbox,
 )
-from gvisor_kernel.shown_text import describe_size
+from gvisor_kernel.shown_text import describe_size, printable_name
 from gvisor_kernel.snapshots.snapshot import measure
 from gvisor_kernel.typed_json import read_json, write_json
 
@@ -78,8 +79,8 @@ class SavedFile:
     ``write_plan``, without variables of the server. ``saved``: Unix time. ``link``: the version
     that PID 1 speaks. ``files``: of ``shown_files``, which are found in ``sources``. ``known``:
     see ``SnapshotRun``. ``packages``: of ``kept_packages``. ``held``: of the outputs, see
-    ``SavedSandbox.find_held``. ``branch``: its name, if it is one that has not gone on yet, and
-    ``reseeds``: it gets new random numbers."""
+    ``SavedSandbox.find_held``; so is ``opened``, of the rest. ``branch``: its name, if it is one
+    that has not gone on yet, and ``reseeds``: it gets new random numbers."""
 
     run: int
     key: str
@@ -91,6 +92,7 @@ class SavedFile:
     known: dict[str, Any] = field(default_factory=dict)
     packages: Packages = field(default_factory=dict)
     held: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    opened: tuple[str, ...] = ()
     branch: str = ""
     reseeds: bool = False
     seal: Seal = PLAIN
@@ -167,6 +169,16 @@ class SavedKernel:
     def begin_to_keep(self) -> None:
         """Begin to copy what the kernel needs, before packages are upgraded."""
         begin_to_keep(self.place, self.note.files, self.note.packages, self.note.sources)
+
+    def name_gone(self, error: GvisorKernelError) -> GvisorKernelError:
+        """Return why it does not go on, which runsc has not said: a file that is gone; or ``error``
+        where all are there."""
+        gone = next((path for path in self.note.opened if not os.path.lexists(path)), None)
+        if gone is None:
+            return error
+        return SnapshotError(
+            f"The kernel has {printable_name(gone)} open, and it is gone.", "put it back."
+        )
 
     @property
     def files(self) -> Path:
@@ -282,8 +294,9 @@ def save_as(
         # now that runsc has given up what nobody has open
         files = sandbox.find_shown_files()
         packages = find_packages(files, note.sources)
-        held = sandbox.find_held()
-        note = replace(note, files=files, packages=packages, held=held, seal=seal)
+        held, written, opened = sandbox.find_held()
+        note = replace(note, files=files, packages=packages, seal=seal)
+        note = replace(note, held=(held, written), opened=opened)
         return {NOTE: cipher.write_note(_write_note(note), directory.name), **beside}
 
     try:

@@ -292,9 +292,10 @@ class SavedSandbox(Protocol):
         :raises SnapshotError: when one was replaced since it was opened
         """
 
-    def find_held(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def find_held(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
         """Return names of some files and folders of the outputs that it has open, and of those that
-        it writes. Only right after ``checkpoint``. Blocks for milliseconds.
+        it writes; and paths of others of the host without which it does not go on. Only right after
+        ``checkpoint``. Blocks for milliseconds.
 
         :raises OSError: when it has ended
         """

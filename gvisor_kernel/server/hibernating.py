@@ -16,7 +16,7 @@ from typing import Any
 from jupyter_core.utils import ensure_async
 from tornado.util import TimeoutError as Interrupted
 
-from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.errors import GvisorKernelError, NotIdle
 from gvisor_kernel.runtimes.state.kept_packages import wait_until_kept
 from gvisor_kernel.server.resting import Resting
 from gvisor_kernel.server.sandboxes import Sandboxes
@@ -88,7 +88,8 @@ class Hibernating:
     # -- culling ---------------------------------------------------------------------------------
 
     def replace_culling(self) -> None:
-        """Let a kernel that the server culls hibernate instead; one that cannot is culled."""
+        """Let a kernel that the server culls hibernate instead. One that works goes on, and one
+        that cannot hibernate is culled."""
         manager, application = self._manager, self._application
         cull, shut_down = manager.cull_kernel_if_idle, manager.shutdown_kernel
         stop_if_unused = application.shutdown_no_activity
@@ -111,6 +112,9 @@ class Hibernating:
                     return None
                 except GvisorKernelError as error:
                     log.info("%s", error)
+                    # The server takes a kernel for idle once a reply came to any request of it.
+                    if isinstance(error, NotIdle) and not manager.cull_busy:
+                        return None
             return await ensure_async(shut_down(kernel_id, *args, **more))
 
         def shutdown_no_activity() -> None:

@@ -16,7 +16,7 @@ import { Widget } from '@lumino/widgets';
 import { copyBeside } from './notebook_copy.js';
 import { type SandboxClient, messageOf } from './client.js';
 import type { Checkpoint, Checkpoints, Sandbox } from './contract.js';
-import type { CurrentSandbox } from './current.js';
+import { type CurrentSandbox, sessionWith } from './current.js';
 import { StateChoice, hasDifferences, listDifferences, stateBefore } from './states.js';
 import { nameOf } from './titles.js';
 
@@ -170,6 +170,9 @@ export function addStates(
       return;
     }
     current.refresh();
+    // Widgets in the page show the state that was given up: connected anew, it asks for them.
+    const session = sessionWith({ notebooks, consoles: null }, it.kernel_id)?.session;
+    void session?.kernel?.reconnect().catch(() => null);
     void list(it.kernel_id).catch(() => null);
     if (hasDifferences(done)) {
       await showDialog({

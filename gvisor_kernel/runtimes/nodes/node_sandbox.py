@@ -169,7 +169,7 @@ class NodeSandbox(RecordedSandbox, FoundSandbox):
 
     def find_held(self) -> Held:
         """Not known here: a branch that lacks one does not go on, and says so."""
-        return (), ()
+        return (), (), ()
 
     # -- for snapshots of the node ---------------------------------------------------------------
 

@@ -51,7 +51,8 @@ def save_orphan(directory: Path, record: Record) -> bool:
             files.update(find_shown_files(sentry.pid, sources) | find_files(record.program))
             packages.update(find_packages(files, sources))
             facts = {"files": files, "packages": packages, "saved": saved, "seal": asdict(seal)}
-            text = json.dumps(note | facts | {"held": find_held(sentry.pid, OUTPUTS)})
+            *held, opened = find_held(sentry.pid, OUTPUTS, sources)
+            text = json.dumps(note | facts | {"held": held, "opened": opened})
             if len(text) > MAX_NOTE:
                 raise ValueError("nobody could read it")
             return {NOTE: cipher.write_note(text, directory.name)}

@@ -259,7 +259,7 @@ class RunscSandbox(RecordedSandbox):
         return find_shown_files(self._sentry, sources) | find_files(self._program)
 
     def find_held(self) -> Held:
-        return find_held(self._sentry, OUTPUTS)
+        return find_held(self._sentry, OUTPUTS, find_sources(self.view.mounts, self.directory))
 
     def close(self) -> None:
         with self._closing:

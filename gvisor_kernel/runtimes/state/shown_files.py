@@ -20,9 +20,10 @@ from gvisor_kernel.runtimes.base import MountView
 
 Stamps: TypeAlias = dict[str, tuple[int, int, int]]
 """Size, modification time in nanoseconds and inode, by the path on the host."""
-Held: TypeAlias = tuple[tuple[str, ...], tuple[str, ...]]
-"""Names of files and folders that are open in a sandbox, and of those that it writes: a few."""
-MAX_HELD = 5
+Held: TypeAlias = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
+"""Names of files and folders that are open in a sandbox, and of those that it writes: a few. And
+the paths of what it has open elsewhere on the host."""
+MAX_HELD, MAX_OPENED = 5, 2000
 MAX_FILES = 20_000
 """A kernel with pandas has 1,500 open, and 250 of them are libraries."""
 ELF = b"\x7fELF"
@@ -50,16 +51,12 @@ def find_shown_files(sentry: int, sources: Mapping[str, str]) -> Stamps:
     :raises SnapshotError: when one was replaced since it was opened, or the sandbox has ended
     """
     found: Stamps = {}
-    targets = sorted(sources, key=len, reverse=True)
-    for entry, link in _read_open(sentry):
-        inside = link.removesuffix(" (deleted)").removeprefix(ROOT)
-        target = next((one for one in targets if is_within(inside, one)), None)
-        if target is not None:
-            with suppress(OSError):
-                status = os.stat(entry)  # noqa: PTH116 - often, so fast
-                if stat.S_ISREG(status.st_mode) and _is_program(entry, status):
-                    # whatever else was read is in the kernel's memory
-                    found[sources[target] + inside.removeprefix(target)] = stamp(status)
+    for entry, path in _find_shown(sentry, sources):
+        with suppress(OSError):
+            status = os.stat(entry)  # noqa: PTH116 - often, so fast
+            if stat.S_ISREG(status.st_mode) and _is_program(entry, status):
+                # whatever else was read is in the kernel's memory
+                found[path] = stamp(status)
     change = find_change(found)
     if change is not None:
         raise SnapshotError(
@@ -67,6 +64,16 @@ def find_shown_files(sentry: int, sources: Mapping[str, str]) -> Stamps:
             "restart the kernel to use what is there now.",
         )
     return found
+
+
+def _find_shown(sentry: int, sources: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield the descriptors of a sentry for what is in ``sources``, and the paths on the host."""
+    targets = sorted(sources, key=len, reverse=True)
+    for entry, link in _read_open(sentry):
+        inside = link.removesuffix(" (deleted)").removeprefix(ROOT)
+        target = next((one for one in targets if is_within(inside, one)), None)
+        if target is not None:
+            yield entry, sources[target] + inside.removeprefix(target)
 
 
 def _read_open(sentry: int) -> Iterator[tuple[str, str]]:
@@ -104,8 +111,9 @@ def _is_program(entry: str, status: os.stat_result) -> bool:
     return is_program
 
 
-def find_held(sentry: int, target: str) -> Held:
-    """Return which files and folders below ``target`` a sandbox needs to go on.
+def find_held(sentry: int, target: str, sources: Mapping[str, str]) -> Held:
+    """Return which files and folders a sandbox needs to go on: below ``target``; in ``sources``,
+    see ``find_shown_files``.
 
     Only right after its checkpoint, for which runsc gives up those that nobody inside has open.
 
@@ -122,7 +130,8 @@ def find_held(sentry: int, target: str) -> Held:
             held.add(inside)
             if not flags & os.O_PATH and flags & os.O_ACCMODE:
                 written.add(inside)
-    return tuple(sorted(held)[:MAX_HELD]), tuple(sorted(written)[:MAX_HELD])
+    opened = sorted({path for _, path in _find_shown(sentry, sources)})[:MAX_OPENED]
+    return tuple(sorted(held)[:MAX_HELD]), tuple(sorted(written)[:MAX_HELD]), tuple(opened)
 
 
 def stamp(status: os.stat_result) -> tuple[int, int, int]:
