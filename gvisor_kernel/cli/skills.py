@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import tempfile
 from pathlib import Path
 
 from gvisor_kernel.cli.arguments import add_commands, add_json
 from gvisor_kernel.cli.output import print_json, print_table
 from gvisor_kernel.config.validators import INSTALLED_SKILLS
 from gvisor_kernel.errors import SkillError
+from gvisor_kernel.host.private_directories import replace_file
 from gvisor_kernel.shown_text import describe_size, printable_name
 from gvisor_kernel.skills import (
     SUFFIX,
@@ -37,23 +37,9 @@ def open_store() -> SkillStore:
     :raises SkillError: when Jupyter's configuration turns skills off
     :raises SettingError: when a setting in Jupyter's configuration is wrong
     """
-    from jupyter_core.application import JupyterApp
+    from gvisor_kernel.jupyter.plan_factory import make_provisioner, read_configuration
 
-    from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
-
-    class Configuration(JupyterApp):
-        """Reads Jupyter's configuration files as a server does."""
-
-        name = "jupyter-server"
-        config_file_name = "jupyter_server_config"
-
-    application = Configuration()
-    application.load_config_file()
-    setting = (
-        GVisorProvisioner(kernel_id="", kernel_spec=None, parent=None, config=application.config)
-        .sandbox_spec()
-        .skills
-    )
+    setting = make_provisioner({}, read_configuration()).sandbox_spec().skills
     if setting is None:
         raise SkillError(
             "Jupyter's configuration sets skills to None: kernels see none.",
@@ -130,17 +116,9 @@ def write_whole(path: Path, content: bytes) -> None:
     :raises SkillError: when the file cannot be written
     """
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-            try:
-                file.write(content)
-                file.flush()
-                umask = os.umask(0)
-                os.umask(umask)
-                os.fchmod(file.fileno(), 0o666 & ~umask)
-                Path(file.name).replace(path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        umask = os.umask(0)
+        os.umask(umask)
+        replace_file(path, content, 0o666 & ~umask)
     except OSError as error:
         raise SkillError(
             f"{path} cannot be written: {error.strerror}.",

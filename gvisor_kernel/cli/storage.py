@@ -16,6 +16,7 @@ from gvisor_kernel.artifacts.storage import Storage, Usage, find_storages
 from gvisor_kernel.cli.arguments import add_commands, add_json
 from gvisor_kernel.cli.output import print_error, print_json, print_table
 from gvisor_kernel.errors import StorageError
+from gvisor_kernel.host.private_directories import write_file
 from gvisor_kernel.shown_text import describe_size, printable_name
 
 MAX_SHOWN = 100
@@ -107,10 +108,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         sys.stdout.write(text)
         return min(left_out, 1)
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        # by path: a path that a person has given on the command line
-        with os.fdopen(os.open(arguments.file, flags, 0o600), "w") as file:
-            file.write(text)
+        write_file(Path(arguments.file), text)  # by path: one that a person has given
     except OSError as error:
         raise StorageError(
             f"{arguments.file} cannot be written: {error.strerror}.",

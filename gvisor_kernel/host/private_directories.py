@@ -297,28 +297,28 @@ def read_file(path: Path, most: int, owner: int | None = None) -> bytes:
         return file.read()
 
 
-def replace_file(path: Path, text: str, mode: int = 0o600) -> None:
-    """Write a file in one step: it has its old content, or all of ``text``.
+def replace_file(path: Path, content: str | bytes, mode: int = 0o600) -> None:
+    """Write a file in one step: it has its old content, or all of ``content``.
 
     :raises OSError: when it cannot be written; nothing is left then
     """
     new = path.with_name(f".{secrets.token_hex(8)}")
     try:
-        write_file(new, text, mode)
+        write_file(new, content, mode)
         new.replace(path)
     except BaseException:
         new.unlink(missing_ok=True)
         raise
 
 
-def write_file(path: Path, text: str, mode: int = 0o600) -> None:
+def write_file(path: Path, content: str | bytes, mode: int = 0o600) -> None:
     """Create a file and sync it to the disk.
 
     :raises OSError: when the file exists, or cannot be written
     """
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(fd, "w") as file:
+    with os.fdopen(fd, "wb") as file:
         os.fchmod(fd, mode)  # whatever the umask is
-        file.write(text)
+        file.write(content if isinstance(content, bytes) else content.encode())
         file.flush()
         os.fsync(fd)
