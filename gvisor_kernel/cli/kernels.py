@@ -26,14 +26,11 @@ def try_start(kernel_name: str) -> Trace:
     kernel = SandboxedKernel(logs_death=False)
     with tracing() as trace:
         try:
-            client = connect(asyncio.run(kernel.launch(plan)), plan, kernel.find_end)
-            try:
+            with connect(asyncio.run(kernel.launch(plan)), plan, kernel.find_end) as client:
                 wait_for_reply(client, client.kernel_info())
                 trace.note("kernel_info answered")
                 wait_for_reply(client, client.execute("1 + 1"))
                 trace.note("first cell run")
-            finally:
-                client.stop_channels()
         finally:
             asyncio.run(kernel.close())
     return trace
