@@ -50,8 +50,8 @@ def add_start(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trace", action="store_true", help="print each step, in milliseconds")
 
 
-def run_start(arguments: argparse.Namespace) -> int:
-    """``start``: run a cell in a new kernel, and print how long that took. Return 0.
+def run_start(arguments: argparse.Namespace) -> None:
+    """``start``: run a cell in a new kernel, and print how long that took.
 
     :raises GvisorKernelError: when the kernel does not start, or does not reply
     """
@@ -64,7 +64,6 @@ def run_start(arguments: argparse.Namespace) -> int:
             last = seconds
     else:
         print(f"{arguments.kernel}: the first cell finished after {trace.steps[-1][1]:.2f} s")
-    return 0
 
 
 def add_launch(parser: argparse.ArgumentParser) -> None:

@@ -90,8 +90,8 @@ def add_skills(parser: argparse.ArgumentParser) -> None:
     remove.add_argument("name", metavar="NAME", help='the name that "skills list" shows')
 
 
-def run_pack(arguments: argparse.Namespace) -> int:
-    """``skills pack``: write the package of the skill in a folder. Return 0.
+def run_pack(arguments: argparse.Namespace) -> None:
+    """``skills pack``: write the package of the skill in a folder.
 
     :raises SkillError: when it is not a valid skill, or the package cannot be written
     """
@@ -107,7 +107,6 @@ def run_pack(arguments: argparse.Namespace) -> int:
     print(f"Packed {printable_name(str(output))}: {describe(skill)}")
     for name in skill.left_out[:20]:
         print(f"Left out {printable_name(name)}")
-    return 0
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -132,8 +131,8 @@ def describe(skill: Skill) -> str:
     return f'the skill "{printable_name(skill.name)}", {count} files, {describe_size(skill.size)}'
 
 
-def run_check(arguments: argparse.Namespace) -> int:
-    """``skills check``: print what a package contains. Installs nothing. Return 0.
+def run_check(arguments: argparse.Namespace) -> None:
+    """``skills check``: print what a package contains. Installs nothing.
 
     :raises SkillError: when it is not a valid skill
     """
@@ -142,11 +141,10 @@ def run_check(arguments: argparse.Namespace) -> int:
     print(printable_name(skill.description))
     for name in sorted(skill.files):
         print(f"  {printable_name(name)}")
-    return 0
 
 
-def run_install(arguments: argparse.Namespace) -> int:
-    """``skills install``: install a package, or restore a skill of gvisor-kernel. Return 0.
+def run_install(arguments: argparse.Namespace) -> None:
+    """``skills install``: install a package, or restore a skill of gvisor-kernel.
 
     :raises SkillError: when it is not a valid skill, or the folder of skills cannot be changed
     """
@@ -160,13 +158,12 @@ def run_install(arguments: argparse.Namespace) -> int:
             )
         store.restore(name)
         print(f"Restored the skill {name} that comes with gvisor-kernel.")
-        return 0
+        return
     skill = read_package(Path(name))
     folder = "examples" if arguments.examples else "public"
     replaced = store.install(skill, folder)
     print(f"{'Replaced' if replaced else 'Installed'} {describe(skill)}")
     print(f"New kernels see it at {SKILLS[folder]}/{skill.name}")
-    return 0
 
 
 def make_row(skill: Installed) -> tuple[str, ...]:
@@ -179,8 +176,8 @@ def make_row(skill: Installed) -> tuple[str, ...]:
     )
 
 
-def run_list(arguments: argparse.Namespace) -> int:
-    """``skills list``: print a row for each skill, then why some cannot be used. Return 0.
+def run_list(arguments: argparse.Namespace) -> None:
+    """``skills list``: print a row for each skill, then why some cannot be used.
 
     :raises SkillError: when Jupyter's configuration turns skills off
     """
@@ -188,15 +185,14 @@ def run_list(arguments: argparse.Namespace) -> int:
     skills = store.list()
     if arguments.json:
         print_json([describe_installed(skill) for skill in skills])
-        return 0
+        return
     if not skills:
         print(f"No skills in {printable_name(str(store.folder))}.")
-        return 0
+        return
     print_table(("NAME", "FOLDER", "FROM"), (), "DESCRIPTION", map(make_row, skills), cut=True)
     for skill in skills:
         if skill.problem:
             print(printable_name(f"{skill.name} is not usable: {skill.problem}"))
-    return 0
 
 
 def describe_installed(skill: Installed) -> dict[str, object]:
@@ -212,11 +208,10 @@ def describe_installed(skill: Installed) -> dict[str, object]:
     }
 
 
-def run_remove(arguments: argparse.Namespace) -> int:
-    """``skills remove``: remove a skill and print its folder. Return 0.
+def run_remove(arguments: argparse.Namespace) -> None:
+    """``skills remove``: remove a skill and print its folder.
 
     :raises SkillError: when there is no such skill, or it cannot be removed
     """
     removed = open_store().remove(arguments.name)
     print(f"Removed {printable_name(str(removed))}")
-    return 0

@@ -46,34 +46,32 @@ def add_storage(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def run_list(arguments: argparse.Namespace) -> int:
-    """``storage list``: print what each page keeps. Return 0.
+def run_list(arguments: argparse.Namespace) -> None:
+    """``storage list``: print what each page keeps.
 
     :raises StorageError: when a file cannot be read
     """
     found = _find_usages(arguments)
     if arguments.json:
         print_json([_describe(usage) for _, usage in found])
-        return 0
-    if not found:
-        print("No page keeps anything.")
-        return 0
-    rows = (
-        (
-            usage.artifact.id[:8],
-            _name(usage),
-            str(usage.keys),
-            describe_size(usage.bytes),
-            _path(usage),
+    elif found:
+        rows = (
+            (
+                usage.artifact.id[:8],
+                _name(usage),
+                str(usage.keys),
+                describe_size(usage.bytes),
+                _path(usage),
+            )
+            for _, usage in found
         )
-        for _, usage in found
-    )
-    print_table(("ID", "OF"), ("KEYS", "SIZE"), "PAGE", rows)
-    return 0
+        print_table(("ID", "OF"), ("KEYS", "SIZE"), "PAGE", rows)
+    else:
+        print("No page keeps anything.")
 
 
-def run_show(arguments: argparse.Namespace) -> int:
-    """``storage show``: print the keys of a page, with the beginnings of their values. Return 0.
+def run_show(arguments: argparse.Namespace) -> None:
+    """``storage show``: print the keys of a page, with the beginnings of their values.
 
     :raises StorageError: when there is no such page, or a file cannot be read
     """
@@ -83,7 +81,6 @@ def run_show(arguments: argparse.Namespace) -> int:
             text = item.json.decode()
             shown = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
             print(f"  {printable_name(item.key)}  {printable_name(shown)}")
-    return 0
 
 
 def run_export(arguments: argparse.Namespace) -> int:
@@ -117,15 +114,14 @@ def run_export(arguments: argparse.Namespace) -> int:
     return min(left_out, 1)
 
 
-def run_remove(arguments: argparse.Namespace) -> int:
-    """``storage remove``: remove all that a page keeps. Return 0.
+def run_remove(arguments: argparse.Namespace) -> None:
+    """``storage remove``: remove all that a page keeps.
 
     :raises StorageError: when there is no such page, or the file cannot be written
     """
     for storage, usage in _choose(arguments):
         count = storage.remove(usage.owner, usage.artifact)
         print(f"Removed {count} keys of {_path(usage)} ({printable_name(_name(usage))})")
-    return 0
 
 
 def _find_usages(arguments: argparse.Namespace) -> list[tuple[Storage, Usage]]:
