@@ -22,6 +22,7 @@ from pathlib import Path
 from platformdirs import user_cache_path, user_data_path, user_state_path
 
 from gvisor_kernel.errors import StateError
+from gvisor_kernel.host.descriptors import closing_fd
 from gvisor_kernel.host.locks import MAX_LOCK_SECONDS, locked_file
 
 # by path: below a private store of this user
@@ -223,8 +224,7 @@ def remove_at_any_depth(directory: Path) -> None:
     with contextlib.suppress(OSError):
         if not directory.is_symlink():
             directory.chmod(0o700)
-        top = os.open(directory, _FOLDER)
-        try:
+        with closing_fd(os.open(directory, _FOLDER)) as top:
             while (names := os.listdir(top)) and names != last:  # noqa: PTH208 - a descriptor
                 last = names
                 for name in names:
@@ -233,8 +233,6 @@ def remove_at_any_depth(directory: Path) -> None:
                             continue
                         _flatten(top, name)
                         os.rmdir(name, dir_fd=top)
-        finally:
-            os.close(top)
         directory.rmdir()
 
 
@@ -243,14 +241,11 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 def _flatten(top: int, name: str) -> None:
     """Remove the files of a folder, and move its folders to ``top``."""
-    folder = os.open(name, _FOLDER, dir_fd=top)
-    try:
+    with closing_fd(os.open(name, _FOLDER, dir_fd=top)) as folder:
         for below in os.listdir(folder):  # noqa: PTH208 - a descriptor
             with contextlib.suppress(FileNotFoundError):
                 if not _remove_file(folder, below):
                     os.rename(below, secrets.token_hex(16), src_dir_fd=folder, dst_dir_fd=top)
-    finally:
-        os.close(folder)
 
 
 def _remove_file(folder: int, name: str) -> bool:

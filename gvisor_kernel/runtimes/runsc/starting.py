@@ -17,6 +17,7 @@ from pathlib import Path
 
 from gvisor_kernel.errors import LaunchError, SnapshotError, StartTimedOut
 from gvisor_kernel.host import commands, processes
+from gvisor_kernel.host.descriptors import closing_fd
 from gvisor_kernel.host.processes import SANDBOX_NAME
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.mounts.plan import Places
@@ -148,8 +149,5 @@ def read_panic(path: Path) -> str:
 
 def _wait(pid: int, seconds: float) -> bool:
     """Return whether the child ``pid`` ends within ``seconds``. (Popen.wait would poll.)"""
-    fd = os.pidfd_open(pid)
-    try:
+    with closing_fd(os.pidfd_open(pid)) as fd:
         return is_readable(fd, seconds)
-    finally:
-        os.close(fd)
