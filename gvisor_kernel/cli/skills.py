@@ -28,8 +28,6 @@ from gvisor_kernel.skills import (
 )
 from gvisor_kernel.spec.layout import SKILLS
 
-# by path: a path that a person has given on the command line
-
 
 def open_store() -> SkillStore:
     """Open the store of the skills that the next kernel sees.

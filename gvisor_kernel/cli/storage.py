@@ -105,7 +105,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         sys.stdout.write(text)
         return min(left_out, 1)
     try:
-        write_file(Path(arguments.file), text)  # by path: one that a person has given
+        write_file(Path(arguments.file), text)
     except OSError as error:
         raise StorageError(
             f"{arguments.file} cannot be written: {error.strerror}.",

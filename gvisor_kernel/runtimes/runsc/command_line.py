@@ -40,8 +40,6 @@ from gvisor_kernel.runtimes.runsc.kept_programs import (
     split_program,
 )
 
-# by path: below the state directory, whose parents only this user can change
-
 FILE = "runsc.json"
 MAX_BYTES = 256 * 1024
 """The flags of one program take 3 KB."""
