@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from gvisor_kernel.errors import StateError
+from gvisor_kernel.host.descriptors import is_ready
 from gvisor_kernel.host.locks import PerProcess
 from gvisor_kernel.host.private_directories import read_file, replace_file, state_root
 from gvisor_kernel.kernel.plan import KernelPlan, write_plan
@@ -322,11 +322,9 @@ def _hear_finish(fd: int, heard: bytes) -> bool:
 
     Does not wait for the end after FINISH: a child of the program may have a copy of the pipe.
     """
-    poller = select.poll()
-    poller.register(fd, select.POLLIN)
     with suppress(OSError):
         # no timeout: a thread of its own, which waits for work until it is told to end
-        while len(heard) < len(FINISH) and poller.poll():
+        while len(heard) < len(FINISH) and is_ready(fd, None):
             with suppress(BlockingIOError):
                 # no timeout: the order is there, or its program has ended; the rest is read after a
                 # poll

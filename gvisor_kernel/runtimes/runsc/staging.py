@@ -17,7 +17,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import select
 import stat
 import subprocess
 import sys
@@ -33,7 +32,7 @@ import gvisor_kernel
 from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host import commands, enter, mounts, processes
-from gvisor_kernel.host.descriptors import closing_fd
+from gvisor_kernel.host.descriptors import closing_fd, is_ready
 from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.host.locks import ThreadLock
 from gvisor_kernel.host.stage import (
@@ -198,10 +197,8 @@ def _wait_for_entry(errors: int, pid: int) -> None:
 
     :raises LaunchError: when an error comes instead, or nothing within ENTER_SECONDS
     """
-    poller = select.poll()
-    poller.register(errors, select.POLLIN)
     content = b""
-    while poller.poll(ENTER_SECONDS * 1000):
+    while is_ready(errors, ENTER_SECONDS):
         data = os.read(errors, MAX_ERROR)  # no timeout: it is ready, or does not block
         if not data:
             break
