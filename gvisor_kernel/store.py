@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Generic, Self, TypeVar
 
-from gvisor_kernel.archive.tar import CHUNK
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host import private_directories
 from gvisor_kernel.host.private_directories import (
@@ -204,11 +203,5 @@ def measure_tree(directory: Path, environment: Mapping[str, str]) -> Measure:
 
 def _digest(path: bytes) -> str:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    found = hashlib.sha256()
-    try:
-        # no timeout: a file; a pipe ends with its writer, or with Ctrl-C
-        while data := os.read(fd, CHUNK):
-            found.update(data)
-    finally:
-        os.close(fd)
-    return found.hexdigest()
+    with open(fd, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,17 +21,12 @@ from gvisor_kernel.strict_json import JsonError, parse_json
 T = TypeVar("T")
 
 
-def read_json(
-    data: bytes | bytearray | memoryview | str,
-    kind: type[T],
-    max_size: int,
-    max_values: int | None = None,
-) -> T:
+def read_json(data: bytes | bytearray | memoryview | str, kind: type[T], max_size: int) -> T:
     """Parse JSON within the bounds of ``parse_json``, and return it as a ``kind``.
 
     :raises JsonError: when ``data`` is something else; no other exception is raised
     """
-    return read_value(parse_json(data, max_size, max_values), kind)
+    return read_value(parse_json(data, max_size), kind)
 
 
 def read_value(value: object, kind: type[T]) -> T:

@@ -44,6 +44,8 @@ def is_unbounded(call: ast.Call) -> bool:
         return not bounded
     if method == "poll" and "poller" in owner:
         return not call.args
+    if name == "is_ready":
+        return "None" in map(ast.unparse, call.args)
     if method == "wait_for":
         return len(call.args) < 2 and not bounded
     if method in READING:
@@ -90,6 +92,7 @@ def test_every_wait_has_a_timeout_or_a_reason() -> None:
         *("process.communicate()", "process.communicate(b'')", "subprocess.run(['x'])"),
         *("os.waitpid(pid, 0)", "fcntl.flock(fd, fcntl.LOCK_EX)", "select.select([a], [], [])"),
         *("poller.poll()", "process.stdout.read()", "self._socket.recv(10)", "os.read(fd, 10)"),
+        "is_ready(fd, None)",
         "async def f(): await answer",
         "async def f(): await asyncio.wait({task})",
         "while not done():\n    time.sleep(1)",
@@ -104,6 +107,7 @@ def test_wait_without_end_is_found(code: str) -> None:
     [
         *("event.wait(1)", "thread.join(timeout=1)", "', '.join(parts)", "settings.get('x')"),
         *("subprocess.run(['x'], timeout=1)", "os.waitpid(pid, os.WNOHANG)", "poller.poll(1)"),
+        *("is_ready(fd)", "is_ready(fd, 1.0)"),
         *("fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)", "file.read()", "process.poll()"),
         "async def f():\n    async with asyncio.timeout(1):\n        await answer",
         "while time.monotonic() < deadline:\n    time.sleep(1)",

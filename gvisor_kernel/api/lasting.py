@@ -45,9 +45,6 @@ class LastingState:
     _outputs_folder: str | None
     _runner: Runner | None
 
-    async def start(self) -> Self:
-        raise NotImplementedError
-
     async def _start(self, *, resumes: bool = False) -> Self:
         raise NotImplementedError
 

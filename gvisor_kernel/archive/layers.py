@@ -24,6 +24,7 @@ from gvisor_kernel.archive.tar import (
 from gvisor_kernel.archive.tree import Parts, Tree
 from gvisor_kernel.config.validators import GIB, MIB
 from gvisor_kernel.errors import ArchiveError
+from gvisor_kernel.host.descriptors import closing_fd
 
 # by path: below a folder that is held open
 
@@ -248,8 +249,7 @@ def apply_folder(directory: Path, tree: Tree, budget: Budget) -> None:
         links: dict[tuple[int, int], Parts] = {}
         while waiting:
             parts = waiting.pop()
-            folder = _open_folder(root, parts)
-            try:
+            with closing_fd(_open_folder(root, parts)) as folder:
                 for name in sorted(os.listdir(folder)):  # noqa: PTH208 - a descriptor
                     entry, status = _stat_entry(folder, name, (*parts, name))
                     budget.charge(entry.size)
@@ -269,18 +269,14 @@ def apply_folder(directory: Path, tree: Tree, budget: Budget) -> None:
                         tree.put_symlink(entry.parts, entry.target, entry.mtime)
                     else:
                         _leave_out(entry.parts, entry.kind, budget)
-            finally:
-                os.close(folder)
 
 
 def _open_folder(root: int, parts: Parts) -> int:
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(".", flags, dir_fd=root)
     for part in parts:
-        try:
+        with closing_fd(fd):
             below = os.open(part, flags, dir_fd=fd)
-        finally:
-            os.close(fd)
         fd = below
     return fd
 
@@ -303,7 +299,7 @@ def _stat_entry(folder: int, name: str, parts: Parts) -> tuple[Entry, os.stat_re
 
 def _copy_file(tree: Tree, entry: Entry, folder: int, name: str) -> None:
     fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-    try:
+    with closing_fd(fd):
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise ArchiveError(f"{quote_name(entry.name)} changed while it was copied")
         left = entry.size
@@ -316,8 +312,6 @@ def _copy_file(tree: Tree, entry: Entry, folder: int, name: str) -> None:
             return data
 
         tree.put_file(entry.parts, entry.mode, entry.mtime, read)
-    finally:
-        os.close(fd)
 
 
 _KINDS: dict[int, Kind] = {

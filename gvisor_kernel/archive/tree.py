@@ -20,6 +20,7 @@ from typing import TypeAlias
 
 from gvisor_kernel.archive.tar import CHUNK, MAX_DEPTH, quote_name
 from gvisor_kernel.errors import ArchiveError
+from gvisor_kernel.host.descriptors import closing_fd
 from gvisor_kernel.host.folders import open_folder, open_in
 
 # by path: below a folder that is held open
@@ -76,17 +77,14 @@ class Tree:
             fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
         else:
             fd = self._read_root()
-        try:
+        with closing_fd(fd):
             os.fchmod(fd, (mode & 0o1777) | 0o700)
-        finally:
-            os.close(fd)
         self._times[parts] = mtime
 
     def put_file(self, parts: Parts, mode: int, mtime: int, read: Callable[[int], bytes]) -> None:
         """Create a file with what ``read(size)`` returns until it returns nothing."""
         folder, name = self._make_place(parts)
-        fd = os.open(name, _NEW, 0o600, dir_fd=folder)
-        try:
+        with closing_fd(os.open(name, _NEW, 0o600, dir_fd=folder)) as fd:
             while data := read(CHUNK):
                 view = memoryview(data)
                 while view:
@@ -95,8 +93,6 @@ class Tree:
                 os.fchown(fd, self._owner, self._group)
             os.fchmod(fd, (mode & 0o777) | 0o400)
             os.utime(fd, (mtime, mtime))
-        finally:
-            os.close(fd)
 
     def put_symlink(self, parts: Parts, target: str, mtime: int) -> None:
         """Create a symbolic link with the text ``target``, which may lead anywhere.
@@ -116,7 +112,7 @@ class Tree:
             source = open_folder(self._root, target[:-1])
         except OSError as error:
             raise ArchiveError(f"{where} has a missing target") from error
-        try:
+        with closing_fd(source):
             try:
                 kind = self._lstat(source, target[-1]).st_mode
             except FileNotFoundError:
@@ -136,53 +132,35 @@ class Tree:
                 )
             except FileNotFoundError:  # the same file at another path: _make_place has removed it
                 raise ArchiveError(f"{where} is its own target") from None
-        finally:
-            os.close(source)
 
     # -- removing --------------------------------------------------------------------------------
 
     def remove(self, parts: Parts) -> None:
         """Remove a file, or a directory with its content. Does nothing if it does not exist."""
-        with suppress(OSError):
-            folder = open_folder(self._root, parts[:-1])
-            try:
-                self._delete(folder, parts[-1])
-            finally:
-                os.close(folder)
+        with suppress(OSError), closing_fd(open_folder(self._root, parts[:-1])) as folder:
+            self._delete(folder, parts[-1])
         self._close_parent()
 
     def remove_children(self, parts: Parts, keep: Callable[[str], bool]) -> None:
         """Remove the content of a directory, except the names that ``keep`` returns True for."""
         with suppress(OSError):
             folder = open_in(self._root, "/".join(parts) or ".", os.O_RDONLY | os.O_DIRECTORY)
-            try:
+            with closing_fd(folder):
                 for name in os.listdir(folder):  # noqa: PTH208 - a descriptor
                     if not keep(name):
                         self._delete(folder, name)
-            finally:
-                os.close(folder)
         self._close_parent()
 
     def finish(self) -> None:
         """Set the modification times of the directories, and write all files to the disk."""
         self._close_parent()
         for parts, mtime in sorted(self._times.items(), reverse=True):
-            with suppress(OSError):  # it was removed or replaced
-                fd = open_folder(self._root, parts[:-1])
-                try:
-                    os.utime(
-                        parts[-1] if parts else ".",
-                        (mtime, mtime),
-                        dir_fd=fd,
-                        follow_symlinks=False,
-                    )
-                finally:
-                    os.close(fd)
-        fd = self._read_root()
-        try:
+            # it may have been removed or replaced
+            with suppress(OSError), closing_fd(open_folder(self._root, parts[:-1])) as fd:
+                name = parts[-1] if parts else "."
+                os.utime(name, (mtime, mtime), dir_fd=fd, follow_symlinks=False)
+        with closing_fd(self._read_root()) as fd:
             sync_file_system(fd)
-        finally:
-            os.close(fd)
 
     # -- helpers ---------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from gvisor_kernel.errors import OutputsError
+from gvisor_kernel.host.descriptors import closing_fd
 from gvisor_kernel.host.folders import Opened, open_below
 from gvisor_kernel.host.owners import check_access
 
@@ -105,34 +106,31 @@ def _walk(root: Opened, bounds: Bounds, hidden: bool) -> Iterator[OutputFile | N
             if not folder:
                 raise
             continue  # it was removed, or is a link now
-        try:
-            with os.scandir(fd) as entries:
-                for entry in entries:
-                    looked_at += 1
-                    if looked_at > bounds.looked_at or time.monotonic() > deadline:
+        with closing_fd(fd), os.scandir(fd) as entries:
+            for entry in entries:
+                looked_at += 1
+                if looked_at > bounds.looked_at or time.monotonic() > deadline:
+                    yield None
+                    return
+                path = f"{folder}/{entry.name}" if folder else entry.name
+                if not _is_shown(path):
+                    if hidden:
                         yield None
-                        return
-                    path = f"{folder}/{entry.name}" if folder else entry.name
-                    if not _is_shown(path):
-                        if hidden:
+                    continue
+                if entry.name.startswith(".") and not hidden:
+                    continue
+                with contextlib.suppress(OSError):
+                    status = entry.stat(follow_symlinks=False)
+                    if stat.S_ISDIR(status.st_mode):
+                        if depth == MAX_DEPTH:
                             yield None
-                        continue
-                    if entry.name.startswith(".") and not hidden:
-                        continue
-                    with contextlib.suppress(OSError):
-                        status = entry.stat(follow_symlinks=False)
-                        if stat.S_ISDIR(status.st_mode):
-                            if depth == MAX_DEPTH:
-                                yield None
-                            else:
-                                left.append((path, depth + 1))
                         else:
-                            kind = "link" if stat.S_ISLNK(status.st_mode) else "other"
-                            kind = "file" if stat.S_ISREG(status.st_mode) else kind
-                            described = status.st_size, status.st_mtime, find_type(path)
-                            yield OutputFile(path, *described, kind)
-        finally:
-            os.close(fd)
+                            left.append((path, depth + 1))
+                    else:
+                        kind = "link" if stat.S_ISLNK(status.st_mode) else "other"
+                        kind = "file" if stat.S_ISREG(status.st_mode) else kind
+                        described = status.st_size, status.st_mtime, find_type(path)
+                        yield OutputFile(path, *described, kind)
 
 
 def _is_shown(path: str) -> bool:

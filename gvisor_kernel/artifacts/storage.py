@@ -30,6 +30,7 @@ from gvisor_kernel.artifacts.item import (
     no_json,
 )
 from gvisor_kernel.errors import StorageError
+from gvisor_kernel.host.descriptors import closing_fd
 from gvisor_kernel.host.private_directories import NotPrivate, make_directories, own_data
 from gvisor_kernel.shown_text import describe_size
 
@@ -294,16 +295,13 @@ class Storage:
     def _connect(self) -> sqlite3.Connection:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         # by path: below a private store of this user; or a folder that an administrator has named
-        fd = os.open(self.path, flags, self._mode)
-        try:
+        with closing_fd(os.open(self.path, flags, self._mode)) as fd:
             status = os.fstat(fd)
             shared = self._mode & 0o077 != 0
             if not stat.S_ISREG(status.st_mode) or not (shared or status.st_uid == os.geteuid()):
                 raise PermissionError("it is no file of this user")
             if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) != self._mode:
                 os.fchmod(fd, self._mode)
-        finally:
-            os.close(fd)
         # Opened for each call: no lock outlives it, and several servers of a person use the file.
         database = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
         try:

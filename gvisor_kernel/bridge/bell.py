@@ -10,12 +10,12 @@ bridge's loop.
 from __future__ import annotations
 
 import asyncio
-import select
 import socket
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from gvisor_kernel.bridge.addresses import SocketNames
+from gvisor_kernel.host.descriptors import is_ready
 from gvisor_kernel.link import Channel
 
 STAY_SECONDS = 0.05
@@ -63,7 +63,7 @@ class Bell:
         with suppress(OSError):  # nobody else waits, or no descriptor is left
             while len(came) < MAX_WAITING:
                 came.append(self.listeners.shared.accept()[0])
-        if came and not any(map(_stays, came)) and not _has_waiting(self.listeners.iopub):
+        if came and not any(map(_stays, came)) and not is_ready(self.listeners.iopub.fileno()):
             self._listen()
         elif not self._on_ring():
             self._wait(AGAIN_SECONDS)
@@ -75,12 +75,6 @@ class Bell:
         self._hush()
         for listener in self.listeners:
             listener.close()
-
-
-def _has_waiting(listener: socket.socket) -> bool:
-    found = select.poll()  # select() has no descriptors above 1023
-    found.register(listener, select.POLLIN)
-    return bool(found.poll(0))
 
 
 def _stays(connection: socket.socket) -> bool:

@@ -32,6 +32,7 @@ import msgspec
 
 from gvisor_kernel.changes.change import ChangesError, OnDisk, is_path
 from gvisor_kernel.changes.folder import Phase, is_aside
+from gvisor_kernel.host.descriptors import closing_fd
 from gvisor_kernel.host.folders import Identity
 from gvisor_kernel.host.private_directories import (
     NotPrivate,
@@ -163,8 +164,7 @@ class Backup:
         begins_step = not move.undoes and move.phase != "done"
         most = self._room * MAX_APPLIED if begins_step else self._room
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(self.directory / JOURNAL, flags, 0o600)
-        try:
+        with closing_fd(os.open(self.directory / JOURNAL, flags, 0o600)) as fd:
             size = os.fstat(fd).st_size
             if len(data) > MAX_LINE or size + len(data) > most:
                 rest = "" if move.undoes else ": apply the rest in another one"
@@ -173,8 +173,6 @@ class Backup:
                 os.ftruncate(fd, size)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), JOURNAL)
             return size
-        finally:
-            os.close(fd)
 
     def take_back(self, size: int) -> None:
         """Make the journal as it was before a move that was not done. Needs ``step_lock``: then

@@ -37,6 +37,7 @@ from gvisor_kernel.changes.change import (
 from gvisor_kernel.changes.diff import Diff
 from gvisor_kernel.changes.kernel_changes import KernelChanges
 from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.host.descriptors import closing_fd
 from gvisor_kernel.kernel.branches import Branch, name_branches
 from gvisor_kernel.kernel.moves import move
 from gvisor_kernel.kernel.session import SandboxedKernel
@@ -153,12 +154,10 @@ class _Door:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             folder = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
+            with closing_fd(folder):
                 # By descriptor, as the path of a socket has at most 107 bytes.
                 listener.bind(f"/proc/self/fd/{folder}/{SOCKET}")
                 os.chmod(SOCKET, 0o600, dir_fd=folder)
-            finally:
-                os.close(folder)
             listener.setblocking(False)
             self._server = await asyncio.start_unix_server(
                 self._serve, sock=listener, limit=MAX_QUESTION, backlog=MAX_CLIENTS
@@ -384,20 +383,17 @@ def ask(directory: Path, question: Question, answer: type[T]) -> T:
     try:
         # by path: below the state directory, whose parents only this user can change
         folder = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
-                asking.settimeout(WORK_SECONDS)
-                asking.connect(f"/proc/self/fd/{folder}/{SOCKET}")
-                asked = msgspec.structs.replace(question, sandbox=directory.name)
-                asking.sendall(msgspec.json.encode(asked) + b"\n")
-                while not received.endswith(b"\n") and len(received) <= MAX_ANSWER:
-                    asking.settimeout(max(end - time.monotonic(), 0.01))
-                    part = asking.recv(PART)
-                    if not part:
-                        break
-                    received += part
-        finally:
-            os.close(folder)
+        with closing_fd(folder), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+            asking.settimeout(WORK_SECONDS)
+            asking.connect(f"/proc/self/fd/{folder}/{SOCKET}")
+            asked = msgspec.structs.replace(question, sandbox=directory.name)
+            asking.sendall(msgspec.json.encode(asked) + b"\n")
+            while not received.endswith(b"\n") and len(received) <= MAX_ANSWER:
+                asking.settimeout(max(end - time.monotonic(), 0.01))
+                part = asking.recv(PART)
+                if not part:
+                    break
+                received += part
     except OSError as error:
         raise ChangesError(
             f"The process that has this kernel does not answer: {error.strerror or error}.",

@@ -20,6 +20,7 @@ from contextlib import suppress
 from typing import IO, Literal
 
 from gvisor_kernel.changes.change import OnDisk
+from gvisor_kernel.host.descriptors import closing_fd
 from gvisor_kernel.host.folders import Opened, open_below
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -79,11 +80,8 @@ def list_files(root: Opened, path: str, limit: int) -> Iterator[tuple[str, OnDis
     while left:
         folder = left.pop()
         with open_below(root, folder) as opened:
-            fd = opened.read()
-            try:
+            with closing_fd(opened.read()) as fd:
                 names = os.listdir(fd)  # noqa: PTH208 - by descriptor
-            finally:
-                os.close(fd)
             for name in names:
                 found = _look_at(opened, name)
                 if found is None or is_aside(name):  # another apply is at work

@@ -60,8 +60,8 @@ def add_changes(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
-def run_changes(arguments: argparse.Namespace) -> int:
-    """``changes``: print what a kernel has changed. Return 0.
+def run_changes(arguments: argparse.Namespace) -> None:
+    """``changes``: print what a kernel has changed.
 
     :raises GvisorKernelError: when there is no such kernel, or it does not answer
     """
@@ -74,7 +74,7 @@ def run_changes(arguments: argparse.Namespace) -> int:
             content["diffs"] = {path: diff.text for path, diff in diffs.items()}
             content["whole"] = [path for path, diff in diffs.items() if diff.is_whole]
         print_json(content)
-        return 0
+        return
     if not found.changes:
         print(
             "Nothing that can be listed is changed in /workspace; there may be more, such as names"
@@ -82,7 +82,7 @@ def run_changes(arguments: argparse.Namespace) -> int:
             if found.more
             else "Nothing is changed in /workspace."
         )
-        return 0
+        return
     usual, running = _part(found.changes)
     if arguments.diff:
         command = f"gvisor-kernel apply {sandbox.id} --seen"
@@ -101,7 +101,6 @@ def run_changes(arguments: argparse.Namespace) -> int:
             print_table(("KIND", "TYPE"), ("SIZE",), "PATH", map(_make_row, running))
     _print_rest(found)
     print(GONE.format(sandbox.id), file=sys.stderr)
-    return 0
 
 
 def _part(changes: Sequence[Change]) -> tuple[list[Change], list[Change]]:

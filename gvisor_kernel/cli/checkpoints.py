@@ -33,8 +33,8 @@ def add_checkpoints(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
-def run_checkpoints(arguments: argparse.Namespace) -> int:
-    """``checkpoints``: list the checkpoints of a kernel, or remove one. Return 0.
+def run_checkpoints(arguments: argparse.Namespace) -> None:
+    """``checkpoints``: list the checkpoints of a kernel, or remove one.
 
     :raises GvisorKernelError: when there is no such sandbox or checkpoint
     """
@@ -43,11 +43,11 @@ def run_checkpoints(arguments: argparse.Namespace) -> int:
         sandbox = find_kernel(arguments.id)
         ask(sandbox.directory, Question("remove", name=arguments.remove), Done)
         print(f"Removed the checkpoint {printable_name(arguments.remove)}")
-        return 0
+        return
     found = find_checkpoints(sandbox.directory)
     if arguments.json:
         print_json([asdict(one) for one in found])
-        return 0
+        return
     rows = (
         (
             *(one.name, str(one.cell or ""), describe_age(time.time() - one.time)),
@@ -56,7 +56,6 @@ def run_checkpoints(arguments: argparse.Namespace) -> int:
         for one in found
     )
     print_table(("NAME", "CELL"), ("AGE", "SIZE"), "WHAT", rows)
-    return 0
 
 
 def add_rewind(parser: argparse.ArgumentParser) -> None:

@@ -105,8 +105,8 @@ def add_egress(parser: argparse.ArgumentParser) -> None:
     add_json(pages)
 
 
-def run_list(arguments: argparse.Namespace) -> int:
-    """``egress list``: print the routes that exist, and which kernelspecs use them. Return 0.
+def run_list(arguments: argparse.Namespace) -> None:
+    """``egress list``: print the routes that exist, and which kernelspecs use them.
 
     :raises GvisorKernelError: when the configuration of routes is wrong
     """
@@ -116,7 +116,7 @@ def run_list(arguments: argparse.Namespace) -> int:
     routes, users = find_routes(config), find_users(config)
     if arguments.json:
         print_json([_describe(route, users) for route in routes.values()])
-        return 0
+        return
     rows = [
         (
             route.name,
@@ -130,15 +130,14 @@ def run_list(arguments: argparse.Namespace) -> int:
     print_table(("ROUTE", "KIND", "KERNELSPECS", "LEADS TO"), (), "RULES", rows)
     for name, error in users.broken.items():
         print(printable_name(f"The kernelspec {name} starts no kernel: {error.fact}"))
-    return 0
 
 
 def _describe(route: Route, users: Users) -> dict[str, Any]:
     return {**write_route(route), "kernelspecs": users.by_route.get(route.name, [])}
 
 
-def run_pages(arguments: argparse.Namespace) -> int:
-    """``egress pages``: print the pages that have asked a route. Return 0.
+def run_pages(arguments: argparse.Namespace) -> None:
+    """``egress pages``: print the pages that have asked a route.
 
     :raises GvisorKernelError: when their records cannot be read
     """
@@ -156,20 +155,18 @@ def run_pages(arguments: argparse.Namespace) -> int:
                 for record, entries in found
             ]
         )
-        return 0
-    if not found:
+    elif found:
+        rows = (
+            (record.id[:8], entries[-1].time if entries else "-", str(len(entries)), record.path)
+            for record, entries in found
+        )
+        print_table(("ID", "LAST"), ("REQUESTS",), "PAGE", rows)
+    else:
         print("No page has asked for anything.")
-        return 0
-    rows = (
-        (record.id[:8], entries[-1].time if entries else "-", str(len(entries)), record.path)
-        for record, entries in found
-    )
-    print_table(("ID", "LAST"), ("REQUESTS",), "PAGE", rows)
-    return 0
 
 
-def run_log(arguments: argparse.Namespace) -> int:
-    """``egress log``: print the requests of a sandbox or a page, the oldest first. Return 0.
+def run_log(arguments: argparse.Namespace) -> None:
+    """``egress log``: print the requests of a sandbox or a page, the oldest first.
 
     :raises GvisorKernelError: when there is none of that name, or its record cannot be read
     """
@@ -184,12 +181,11 @@ def run_log(arguments: argparse.Namespace) -> int:
         entries = page.read() if page is not None else read_entries(path)
         if arguments.json:
             print_json([asdict(entry) for entry in entries])
-            return 0
+            return
         for entry in entries:
             print(printable_name(f"{entry.time} {describe_entry(entry)}"))
     except OSError as error:
         raise _unreadable(path, error) from error
-    return 0
 
 
 def _find_page(name: str) -> Record | None:

@@ -103,8 +103,8 @@ def add_image(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_import(arguments: argparse.Namespace) -> int:
-    """``image import``: import SOURCE and print what it contains. Return 0.
+def run_import(arguments: argparse.Namespace) -> None:
+    """``image import``: import SOURCE and print what it contains.
 
     :raises RootImageError: when the source, its name or its content is not accepted
     """
@@ -115,11 +115,10 @@ def run_import(arguments: argparse.Namespace) -> int:
         importing = Import(store, name, report, arguments.reference, find_owner())
         imported = importing.import_source(source, probe_image)
     finish(store, imported)
-    return 0
 
 
-def run_build(arguments: argparse.Namespace) -> int:
-    """``image build``: build an image with Docker or buildah, and import it. Return 0.
+def run_build(arguments: argparse.Namespace) -> None:
+    """``image build``: build an image with Docker or buildah, and import it.
 
     :raises RootImageError: when it cannot be built or imported
     """
@@ -142,7 +141,6 @@ def run_build(arguments: argparse.Namespace) -> int:
             importing = Import(store, name, report, owner=find_owner())
             imported = importing.import_path(file, origin, probe_image)
     finish(store, imported)
-    return 0
 
 
 def probe_image(image: RootImage) -> PythonReport:
@@ -235,8 +233,8 @@ def make_row(image: RootImage) -> tuple[str, ...]:
     )
 
 
-def run_list(arguments: argparse.Namespace) -> int:
-    """``image list``: print a row for each image. Return 0.
+def run_list(arguments: argparse.Namespace) -> None:
+    """``image list``: print a row for each image.
 
     :raises RootImageError: when the store is not private to this user
     """
@@ -244,23 +242,21 @@ def run_list(arguments: argparse.Namespace) -> int:
     images = store.images()
     if arguments.json:
         print_json([describe(image) for image in images])
-        return 0
-    if not images:
+    elif images:
+        print_table(("NAME", "DIGEST", "PYTHON"), ("SIZE", "AGE"), "FROM", map(make_row, images))
+    else:
         print("No images. Kernels run in the Python environment of this machine.")
-        return 0
-    print_table(("NAME", "DIGEST", "PYTHON"), ("SIZE", "AGE"), "FROM", map(make_row, images))
-    return 0
 
 
-def run_inspect(arguments: argparse.Namespace) -> int:
-    """``image inspect``: print the facts about one image. Return 0.
+def run_inspect(arguments: argparse.Namespace) -> None:
+    """``image inspect``: print the facts about one image.
 
     :raises RootImageError: when there is no such image
     """
     found = describe(Store.open().find(arguments.image))
     if arguments.json:
         print_json(found)
-        return 0
+        return
     found["size"] = describe_size(found["size"])
     found["created"] = f"{describe_age(time.time() - found['created'])} ago"
     found["names"] = ", ".join(found["names"])
@@ -271,7 +267,6 @@ def run_inspect(arguments: argparse.Namespace) -> int:
                 print(printable_name(f"  {name}: {text}"))
         else:
             print(printable_name(f"{key}: {value if value is not None else 'none'}"))
-    return 0
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
@@ -301,8 +296,8 @@ def run_verify(arguments: argparse.Namespace) -> int:
     return 0 if all(sound.values()) else 1
 
 
-def run_remove(arguments: argparse.Namespace) -> int:
-    """``image remove``: remove names, and images that have no other name. Return 0.
+def run_remove(arguments: argparse.Namespace) -> None:
+    """``image remove``: remove names, and images that have no other name.
 
     :raises RootImageError: when there is no such image, or a kernel runs in it
     """
@@ -316,7 +311,6 @@ def run_remove(arguments: argparse.Namespace) -> int:
             store.remove(image, used)
         print(f"Removed {image.display_name}, {describe_size(image.size)}")
     store.sweep()
-    return 0
 
 
 @contextmanager

@@ -102,14 +102,14 @@ def add_install(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_install(arguments: argparse.Namespace) -> int:
-    """``install``: write a kernelspec and print where. Return 0.
+def run_install(arguments: argparse.Namespace) -> None:
+    """``install``: write a kernelspec and print where.
 
     :raises GvisorKernelError: see ``kernelspecs.install``
     """
     from gvisor_kernel.cli.kernelspecs import install
 
-    return install(arguments)
+    install(arguments)
 
 
 def add_uninstall(parser: argparse.ArgumentParser) -> None:
@@ -130,11 +130,11 @@ def add_uninstall(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_uninstall(arguments: argparse.Namespace) -> int:
-    """``uninstall``: remove every kernelspec of that name that is gvisor-kernel's. Return 0.
+def run_uninstall(arguments: argparse.Namespace) -> None:
+    """``uninstall``: remove every kernelspec of that name that is gvisor-kernel's.
 
     :raises KernelspecError: when there is none, or it cannot be removed
     """
     from gvisor_kernel.cli.kernelspecs import uninstall
 
-    return uninstall(arguments)
+    uninstall(arguments)

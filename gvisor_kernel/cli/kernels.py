@@ -26,14 +26,11 @@ def try_start(kernel_name: str) -> Trace:
     kernel = SandboxedKernel(logs_death=False)
     with tracing() as trace:
         try:
-            client = connect(asyncio.run(kernel.launch(plan)), plan, kernel.find_end)
-            try:
+            with connect(asyncio.run(kernel.launch(plan)), plan, kernel.find_end) as client:
                 wait_for_reply(client, client.kernel_info())
                 trace.note("kernel_info answered")
                 wait_for_reply(client, client.execute("1 + 1"))
                 trace.note("first cell run")
-            finally:
-                client.stop_channels()
         finally:
             asyncio.run(kernel.close())
     return trace
@@ -53,8 +50,8 @@ def add_start(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trace", action="store_true", help="print each step, in milliseconds")
 
 
-def run_start(arguments: argparse.Namespace) -> int:
-    """``start``: run a cell in a new kernel, and print how long that took. Return 0.
+def run_start(arguments: argparse.Namespace) -> None:
+    """``start``: run a cell in a new kernel, and print how long that took.
 
     :raises GvisorKernelError: when the kernel does not start, or does not reply
     """
@@ -67,7 +64,6 @@ def run_start(arguments: argparse.Namespace) -> int:
             last = seconds
     else:
         print(f"{arguments.kernel}: the first cell finished after {trace.steps[-1][1]:.2f} s")
-    return 0
 
 
 def add_launch(parser: argparse.ArgumentParser) -> None:

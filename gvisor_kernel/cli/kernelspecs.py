@@ -238,8 +238,8 @@ def check_kernel(settings: dict[str, object]) -> SandboxSpec:
     return spec
 
 
-def install(arguments: argparse.Namespace) -> int:
-    """Write a kernelspec and print where. Return 0.
+def install(arguments: argparse.Namespace) -> None:
+    """Write a kernelspec and print where.
 
     :raises GvisorKernelError: when a setting is wrong, the kernel's program is missing, or the
         kernelspec or runsc cannot be installed
@@ -287,12 +287,11 @@ def install(arguments: argparse.Namespace) -> int:
             "Jupyter does not look there; start it with"
             f" JUPYTER_PATH={kernelspec.directory.parent.parent}"
         )
-        return 0
+        return
     comes_first = not say_what_comes_first(kernelspec.directory)
     if comes_first and missing is None and not arguments.no_snapshot:
         build_missing(name)
     print("Check this machine with: gvisor-kernel doctor")
-    return 0
 
 
 def make_default(arguments: argparse.Namespace, user: bool, prefix: str | None) -> None:
@@ -340,7 +339,7 @@ def say_what_comes_first(directory: Path) -> bool:
     return True
 
 
-def undo_default(arguments: argparse.Namespace) -> int:
+def undo_default(arguments: argparse.Namespace) -> None:
     """Undo the default in the place, and print what was changed."""
     place = choose_place(arguments) or default_place()
     changed = [path for path in (unset_default(*place), restore_native(*place)) if path is not None]
@@ -350,16 +349,16 @@ def undo_default(arguments: argparse.Namespace) -> int:
         print("Nothing to undo: sandboxes are not the default there.")
     for option in find_defaults():
         print(f"They still are elsewhere: gvisor-kernel uninstall --default {option}")
-    return 0
 
 
-def uninstall(arguments: argparse.Namespace) -> int:
-    """Remove every kernelspec of that name that is gvisor-kernel's. Return 0.
+def uninstall(arguments: argparse.Namespace) -> None:
+    """Remove every kernelspec of that name that is gvisor-kernel's.
 
     :raises KernelspecError: when there is none, or it cannot be removed
     """
     if arguments.is_default:
-        return undo_default(arguments)
+        undo_default(arguments)
+        return
     place = choose_place(arguments)
     folder = find_destination(*place) if place else None
     found = [spec for spec in find_kernelspecs(folder) if spec.name == arguments.name]
@@ -383,4 +382,3 @@ def uninstall(arguments: argparse.Namespace) -> int:
         remove_kernelspec(kernelspec)
         print(f"Removed {directory}")
     remove_unused()
-    return 0

@@ -35,8 +35,8 @@ def add_lab(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-browser", action="store_true", help="open no browser")
 
 
-def run_lab(arguments: argparse.Namespace) -> int:
-    """``lab``: run the server until it is ended. Return 0.
+def run_lab(arguments: argparse.Namespace) -> None:
+    """``lab``: run the server until it is ended.
 
     :raises GvisorKernelError: when JupyterLab is missing, or the folder or an option is refused
     """
@@ -56,4 +56,3 @@ def run_lab(arguments: argparse.Namespace) -> int:
     if arguments.kernel:
         options.KernelSpecManager.allowed_kernelspecs = set(arguments.kernel)
     application.run_lab(application.check_folder(arguments.folder), options)
-    return 0

@@ -61,8 +61,8 @@ def add_logs(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_logs(arguments: argparse.Namespace) -> int:
-    """``logs``: print the log of a sandbox; with ``--follow``, until that has ended. Return 0.
+def run_logs(arguments: argparse.Namespace) -> None:
+    """``logs``: print the log of a sandbox; with ``--follow``, until that has ended.
 
     :raises GvisorKernelError: when there is no such sandbox, or it has no log yet
     """
@@ -71,7 +71,7 @@ def run_logs(arguments: argparse.Namespace) -> int:
         for text in follow(sandbox.directory, sandbox):
             sys.stdout.write(printable(text))
             sys.stdout.flush()
-        return 0
+        return
     found = False
     for line in read_log(sandbox.directory):
         found = True
@@ -81,7 +81,6 @@ def run_logs(arguments: argparse.Namespace) -> int:
             f"The sandbox {sandbox.id} has no log yet.",
             f"wait for it: gvisor-kernel logs -f {sandbox.id}",
         )
-    return 0
 
 
 # -- transcript ------------------------------------------------------------------------------------
@@ -114,8 +113,8 @@ def add_transcript(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_transcript(arguments: argparse.Namespace) -> int:
-    """``transcript``: print a sandbox's transcript, formatted or ``--raw``. Return 0.
+def run_transcript(arguments: argparse.Namespace) -> None:
+    """``transcript``: print a sandbox's transcript, formatted or ``--raw``.
 
     :raises GvisorKernelError: when there is no such sandbox, or it has no transcript
     """
@@ -140,4 +139,3 @@ def run_transcript(arguments: argparse.Namespace) -> int:
             "run a cell in its kernel first; if that does not help, set the setting transcripts to"
             " True.",
         )
-    return 0

@@ -2,7 +2,7 @@
 
 A command NAME is two functions of its module. ``add_NAME`` declares its arguments, and what its
 help says below them. ``run_NAME``, unless that sets another one, takes the parsed arguments and
-returns the exit status; ``main`` prints a GvisorKernelError that it raises, and returns 1.
+may return an exit status; ``main`` prints a GvisorKernelError that it raises, and returns 1.
 
 A module is imported when its command is used: an installed kernelspec starts ``launch`` for each
 kernel, which should not wait for the imports of other commands.
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.rest = rest
         if rest and arguments.command != "lab":  # whose other options are Jupyter's
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        status = arguments.run(arguments)
+        status = arguments.run(arguments) or 0
         sys.stdout.flush()
     except GvisorKernelError as error:
         from gvisor_kernel.cli.output import print_error

@@ -95,8 +95,8 @@ def add_mcp(mcp: argparse.ArgumentParser) -> None:
         )
 
 
-def run_mcp(arguments: argparse.Namespace) -> int:
-    """``mcp``: serve until the client leaves, or until SIGINT or SIGTERM. Return 0.
+def run_mcp(arguments: argparse.Namespace) -> None:
+    """``mcp``: serve until the client leaves, or until SIGINT or SIGTERM.
 
     :raises GvisorKernelError: when an argument is wrong, or the server cannot start
     """
@@ -112,7 +112,7 @@ def run_mcp(arguments: argparse.Namespace) -> int:
             from gvisor_kernel.mcp import service
 
             asyncio.run(service.serve_stdio(settings, wire))
-        return 0
+        return
     settings = replace(settings, routes=check_sandbox(settings.sandbox))
     from gvisor_kernel.mcp import service
 
@@ -131,7 +131,6 @@ def run_mcp(arguments: argparse.Namespace) -> int:
             sys.stdout.flush()
 
         asyncio.run(service.serve_http(settings, listener, token, hosts, announce))
-    return 0
 
 
 @contextlib.contextmanager

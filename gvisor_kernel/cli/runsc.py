@@ -53,10 +53,9 @@ def add_runsc(parser: argparse.ArgumentParser) -> None:
     removing.add_argument("release", metavar="RELEASE", nargs="+", help="what list shows")
 
 
-def run_install(arguments: argparse.Namespace) -> int:
-    """``runsc install``: see ``install``. Return 0."""
+def run_install(arguments: argparse.Namespace) -> None:
+    """``runsc install``: see ``install``."""
     install(arguments.release, arguments.base, arguments.file, arguments.sha512)
-    return 0
 
 
 def install(
@@ -154,17 +153,16 @@ def use(name: str) -> None:
     print(f"New kernels start with {what}.")
 
 
-def run_use(arguments: argparse.Namespace) -> int:
-    """``runsc use``: choose a release. Return 0.
+def run_use(arguments: argparse.Namespace) -> None:
+    """``runsc use``: choose a release.
 
     :raises ReleaseError: when there is no such release
     """
     use(arguments.release)
-    return 0
 
 
-def run_remove(arguments: argparse.Namespace) -> int:
-    """``runsc remove``: remove releases. Return 0.
+def run_remove(arguments: argparse.Namespace) -> None:
+    """``runsc remove``: remove releases.
 
     :raises ReleaseError: when there is no such release, or it is used
     """
@@ -199,11 +197,10 @@ def run_remove(arguments: argparse.Namespace) -> int:
                 lines = [f"{it.id} belongs to process {it.record.owner.pid}" for it in users]
                 raise ReleaseError(error.fact, error.hint, "\n".join(lines)) from error
         print(f"Removed the release {release.name} of runsc.")
-    return 0
 
 
-def run_list(arguments: argparse.Namespace) -> int:
-    """``runsc list``: print a row for each release. Return 0.
+def run_list(arguments: argparse.Namespace) -> None:
+    """``runsc list``: print a row for each release.
 
     :raises ReleaseError: when somebody else could change a store
     """
@@ -222,7 +219,6 @@ def run_list(arguments: argparse.Namespace) -> int:
         find_chosen()
     except ReleaseError as error:
         print_error(error)
-    return 0
 
 
 def make_row(one: dict[str, Any]) -> tuple[str, ...]:

@@ -169,8 +169,8 @@ def add_kill(parser: argparse.ArgumentParser) -> None:
     add_id(parser)
 
 
-def run_kill(arguments: argparse.Namespace) -> int:
-    """``kill``: end a sandbox. What its living owner removes is left to it. Return 0.
+def run_kill(arguments: argparse.Namespace) -> None:
+    """``kill``: end a sandbox. What its living owner removes is left to it.
 
     :raises GvisorKernelError: when there is no such sandbox, it is on another machine, or parts of
         it still run
@@ -193,7 +193,7 @@ def run_kill(arguments: argparse.Namespace) -> int:
         else:
             ask(sandbox.directory, Question("forget"), Done)
         print(f"Removed the saved kernel {sandbox.id}")
-        return 0
+        return
     note_kill(sandbox.directory)
     # A living owner removes the rest itself, as after a crash of the sandbox.
     if sandbox.state == "orphaned":
@@ -206,7 +206,6 @@ def run_kill(arguments: argparse.Namespace) -> int:
             f"see which: ps -ef | grep {sandbox.id}",
         )
     print(f"Killed the sandbox {sandbox.id}")
-    return 0
 
 
 def add_verb(parser: argparse.ArgumentParser, said: str, epilog: str) -> None:
@@ -219,15 +218,14 @@ def add_verb(parser: argparse.ArgumentParser, said: str, epilog: str) -> None:
     add_id(parser)
 
 
-def run_verb(arguments: argparse.Namespace) -> int:
-    """Ask the process of a kernel to do what the command is called. Return 0.
+def run_verb(arguments: argparse.Namespace) -> None:
+    """Ask the process of a kernel to do what the command is called.
 
     :raises GvisorKernelError: when there is no such sandbox, its process is gone, or it cannot
     """
     sandbox = find_kernel(arguments.id)
     done = ask(sandbox.directory, Question(arguments.command, name=arguments.name), Done)
     print(arguments.said.format(id=sandbox.id, name=printable_name(done.name)))
-    return 0
 
 
 def add_hibernate(parser: argparse.ArgumentParser) -> None:
@@ -253,8 +251,8 @@ def add_branch(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_branch(arguments: argparse.Namespace) -> int:
-    """``branch``: start kernels that go on from the state of one, and print their ids. Return 0.
+def run_branch(arguments: argparse.Namespace) -> None:
+    """``branch``: start kernels that go on from the state of one, and print their ids.
 
     :raises GvisorKernelError: when there is no such sandbox, or it cannot be branched
     """
@@ -263,7 +261,6 @@ def run_branch(arguments: argparse.Namespace) -> int:
     question = Question("branch", count=arguments.n, **more)
     for kernel_id, name in ask(sandbox.directory, question, Branched).branches:
         print(f"{kernel_id}  branch {name} of the sandbox {sandbox.id}")
-    return 0
 
 
 def add_move(parser: argparse.ArgumentParser) -> None:
@@ -284,10 +281,10 @@ def add_prune(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Sandboxes in use are not changed."
 
 
-def run_prune(arguments: argparse.Namespace) -> int:
+def run_prune(arguments: argparse.Namespace) -> None:
     """``prune``: remove the sandboxes whose owner is gone, or save their kernels; print which;
-    remove the
-    directories for the sockets of such owners, and files that a killed apply was writing. Return 0.
+    remove the directories for the sockets of such owners, and files that a killed apply was
+    writing.
 
     :raises GvisorKernelError: when one cannot be removed completely
     """
@@ -323,7 +320,6 @@ def run_prune(arguments: argparse.Namespace) -> int:
         )
     if not removed and not saved and not sockets and not applies:
         print("Nothing to remove.")
-    return 0
 
 
 def sweep_runtimes() -> list[str]:
@@ -358,8 +354,8 @@ def add_sync(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_sync(arguments: argparse.Namespace) -> int:
-    """``sync``: copy a sandbox's outputs from where it runs, and print how many. Return 0.
+def run_sync(arguments: argparse.Namespace) -> None:
+    """``sync``: copy a sandbox's outputs from where it runs, and print how many.
 
     :raises GvisorKernelError: when there is no such sandbox, it has no outputs, or they cannot be
         copied
@@ -377,9 +373,8 @@ def run_sync(arguments: argparse.Namespace) -> int:
     outputs = printable_name(str(record.outputs))
     if copied is None:
         print(f"Nothing to copy: the kernel writes directly into {outputs}")
-        return 0
+        return
     written, left_out = copied
     why = "special or unreadable files, or names that are not allowed"
     more = f"; {left_out} were left out: {why}" if left_out else ""
     print(f"Copied {written} changed files into {outputs}{more}")
-    return 0

@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import tempfile
 from pathlib import Path
 
 from gvisor_kernel.cli.arguments import add_commands, add_json
 from gvisor_kernel.cli.output import print_json, print_table
 from gvisor_kernel.config.validators import INSTALLED_SKILLS
 from gvisor_kernel.errors import SkillError
+from gvisor_kernel.host.private_directories import replace_file
 from gvisor_kernel.shown_text import describe_size, printable_name
 from gvisor_kernel.skills import (
     SUFFIX,
@@ -28,8 +28,6 @@ from gvisor_kernel.skills import (
 )
 from gvisor_kernel.spec.layout import SKILLS
 
-# by path: a path that a person has given on the command line
-
 
 def open_store() -> SkillStore:
     """Open the store of the skills that the next kernel sees.
@@ -37,23 +35,9 @@ def open_store() -> SkillStore:
     :raises SkillError: when Jupyter's configuration turns skills off
     :raises SettingError: when a setting in Jupyter's configuration is wrong
     """
-    from jupyter_core.application import JupyterApp
+    from gvisor_kernel.jupyter.plan_factory import make_provisioner, read_configuration
 
-    from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
-
-    class Configuration(JupyterApp):
-        """Reads Jupyter's configuration files as a server does."""
-
-        name = "jupyter-server"
-        config_file_name = "jupyter_server_config"
-
-    application = Configuration()
-    application.load_config_file()
-    setting = (
-        GVisorProvisioner(kernel_id="", kernel_spec=None, parent=None, config=application.config)
-        .sandbox_spec()
-        .skills
-    )
+    setting = make_provisioner({}, read_configuration()).sandbox_spec().skills
     if setting is None:
         raise SkillError(
             "Jupyter's configuration sets skills to None: kernels see none.",
@@ -104,8 +88,8 @@ def add_skills(parser: argparse.ArgumentParser) -> None:
     remove.add_argument("name", metavar="NAME", help='the name that "skills list" shows')
 
 
-def run_pack(arguments: argparse.Namespace) -> int:
-    """``skills pack``: write the package of the skill in a folder. Return 0.
+def run_pack(arguments: argparse.Namespace) -> None:
+    """``skills pack``: write the package of the skill in a folder.
 
     :raises SkillError: when it is not a valid skill, or the package cannot be written
     """
@@ -121,7 +105,6 @@ def run_pack(arguments: argparse.Namespace) -> int:
     print(f"Packed {printable_name(str(output))}: {describe(skill)}")
     for name in skill.left_out[:20]:
         print(f"Left out {printable_name(name)}")
-    return 0
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -130,17 +113,9 @@ def write_whole(path: Path, content: bytes) -> None:
     :raises SkillError: when the file cannot be written
     """
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-            try:
-                file.write(content)
-                file.flush()
-                umask = os.umask(0)
-                os.umask(umask)
-                os.fchmod(file.fileno(), 0o666 & ~umask)
-                Path(file.name).replace(path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        umask = os.umask(0)
+        os.umask(umask)
+        replace_file(path, content, 0o666 & ~umask)
     except OSError as error:
         raise SkillError(
             f"{path} cannot be written: {error.strerror}.",
@@ -154,8 +129,8 @@ def describe(skill: Skill) -> str:
     return f'the skill "{printable_name(skill.name)}", {count} files, {describe_size(skill.size)}'
 
 
-def run_check(arguments: argparse.Namespace) -> int:
-    """``skills check``: print what a package contains. Installs nothing. Return 0.
+def run_check(arguments: argparse.Namespace) -> None:
+    """``skills check``: print what a package contains. Installs nothing.
 
     :raises SkillError: when it is not a valid skill
     """
@@ -164,11 +139,10 @@ def run_check(arguments: argparse.Namespace) -> int:
     print(printable_name(skill.description))
     for name in sorted(skill.files):
         print(f"  {printable_name(name)}")
-    return 0
 
 
-def run_install(arguments: argparse.Namespace) -> int:
-    """``skills install``: install a package, or restore a skill of gvisor-kernel. Return 0.
+def run_install(arguments: argparse.Namespace) -> None:
+    """``skills install``: install a package, or restore a skill of gvisor-kernel.
 
     :raises SkillError: when it is not a valid skill, or the folder of skills cannot be changed
     """
@@ -182,13 +156,12 @@ def run_install(arguments: argparse.Namespace) -> int:
             )
         store.restore(name)
         print(f"Restored the skill {name} that comes with gvisor-kernel.")
-        return 0
+        return
     skill = read_package(Path(name))
     folder = "examples" if arguments.examples else "public"
     replaced = store.install(skill, folder)
     print(f"{'Replaced' if replaced else 'Installed'} {describe(skill)}")
     print(f"New kernels see it at {SKILLS[folder]}/{skill.name}")
-    return 0
 
 
 def make_row(skill: Installed) -> tuple[str, ...]:
@@ -201,8 +174,8 @@ def make_row(skill: Installed) -> tuple[str, ...]:
     )
 
 
-def run_list(arguments: argparse.Namespace) -> int:
-    """``skills list``: print a row for each skill, then why some cannot be used. Return 0.
+def run_list(arguments: argparse.Namespace) -> None:
+    """``skills list``: print a row for each skill, then why some cannot be used.
 
     :raises SkillError: when Jupyter's configuration turns skills off
     """
@@ -210,15 +183,14 @@ def run_list(arguments: argparse.Namespace) -> int:
     skills = store.list()
     if arguments.json:
         print_json([describe_installed(skill) for skill in skills])
-        return 0
+        return
     if not skills:
         print(f"No skills in {printable_name(str(store.folder))}.")
-        return 0
+        return
     print_table(("NAME", "FOLDER", "FROM"), (), "DESCRIPTION", map(make_row, skills), cut=True)
     for skill in skills:
         if skill.problem:
             print(printable_name(f"{skill.name} is not usable: {skill.problem}"))
-    return 0
 
 
 def describe_installed(skill: Installed) -> dict[str, object]:
@@ -234,11 +206,10 @@ def describe_installed(skill: Installed) -> dict[str, object]:
     }
 
 
-def run_remove(arguments: argparse.Namespace) -> int:
-    """``skills remove``: remove a skill and print its folder. Return 0.
+def run_remove(arguments: argparse.Namespace) -> None:
+    """``skills remove``: remove a skill and print its folder.
 
     :raises SkillError: when there is no such skill, or it cannot be removed
     """
     removed = open_store().remove(arguments.name)
     print(f"Removed {printable_name(str(removed))}")
-    return 0

@@ -160,8 +160,8 @@ def add_snapshot(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_list(arguments: argparse.Namespace) -> int:
-    """``snapshot list``: print a row for each snapshot, and their size together. Return 0.
+def run_list(arguments: argparse.Namespace) -> None:
+    """``snapshot list``: print a row for each snapshot, and their size together.
 
     :raises SnapshotError: when the store is not private to this user
     """
@@ -170,18 +170,17 @@ def run_list(arguments: argparse.Namespace) -> int:
     reasons = [find_listed_reason(snapshot) for snapshot in snapshots]
     if arguments.json:
         print_json([describe(*both) for both in zip(snapshots, reasons, strict=True)])
-        return 0
+        return
     unusable = store.unusable()
     if not snapshots and not unusable:
         print("No snapshots.")
-        return 0
+        return
     rows = [make_row(*both) for both in zip(snapshots, reasons, strict=True)]
     unknown = ("?", "?", "", "?", "?", "?")
     rows += [(key[:SHOWN_DIGITS], *unknown, f"unusable: {why}") for key, why in unusable.items()]
     print_table(("ID", "KERNEL", "PYTHON", "PRELOAD"), ("SIZE", "AGE", "USED"), "STATE", rows)
     held = sum(snapshot.size for snapshot in snapshots)
     print(f"{describe_size(held)} of at most {describe_size(store.capacity())}, in {store.root}")
-    return 0
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
@@ -203,8 +202,8 @@ def run_verify(arguments: argparse.Namespace) -> int:
     return 1 if any(reasons.values()) else 0
 
 
-def run_remove(arguments: argparse.Namespace) -> int:
-    """``snapshot remove``: remove one snapshot, all, or those that do not fit any more. Return 0.
+def run_remove(arguments: argparse.Namespace) -> None:
+    """``snapshot remove``: remove one snapshot, all, or those that do not fit any more.
 
     :raises SnapshotError: when there is no such snapshot, or kernels start from it now
     """
@@ -225,7 +224,6 @@ def run_remove(arguments: argparse.Namespace) -> int:
         raise SnapshotError(
             f"Kernels are starting from {', '.join(in_use)} now.", "try again in a moment."
         )
-    return 0
 
 
 def build_from_stdin() -> None:
@@ -244,14 +242,14 @@ def build_from_stdin() -> None:
     note_finished(order)
 
 
-def run_build(arguments: argparse.Namespace) -> int:
-    """``snapshot build``: make a snapshot now. Return 0. ``--plan`` is for ``SnapshotQueue`` alone.
+def run_build(arguments: argparse.Namespace) -> None:
+    """``snapshot build``: make a snapshot now. ``--plan`` is for ``SnapshotQueue`` alone.
 
     :raises GvisorKernelError: when the kernelspec or a setting is wrong, or it cannot be made
     """
     if arguments.plan:
         build_from_stdin()
-        return 0
+        return
     preload = None
     if arguments.preload is not None:
         names = [name.strip() for name in arguments.preload.split(",") if name.strip()]
@@ -267,7 +265,6 @@ def run_build(arguments: argparse.Namespace) -> int:
     print(f"Made {snapshot.meta.key[:SHOWN_DIGITS]}, {describe_size(snapshot.size)}")
     for name, reason in describe(snapshot, None)["left_out"].items():
         print(printable_name(f"Not imported ahead: {name} ({reason})"))
-    return 0
 
 
 def _make_plan(kernel_name: str) -> KernelPlan:

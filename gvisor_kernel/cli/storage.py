@@ -16,6 +16,7 @@ from gvisor_kernel.artifacts.storage import Storage, Usage, find_storages
 from gvisor_kernel.cli.arguments import add_commands, add_json
 from gvisor_kernel.cli.output import print_error, print_json, print_table
 from gvisor_kernel.errors import StorageError
+from gvisor_kernel.host.private_directories import write_file
 from gvisor_kernel.shown_text import describe_size, printable_name
 
 MAX_SHOWN = 100
@@ -45,34 +46,32 @@ def add_storage(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def run_list(arguments: argparse.Namespace) -> int:
-    """``storage list``: print what each page keeps. Return 0.
+def run_list(arguments: argparse.Namespace) -> None:
+    """``storage list``: print what each page keeps.
 
     :raises StorageError: when a file cannot be read
     """
     found = _find_usages(arguments)
     if arguments.json:
         print_json([_describe(usage) for _, usage in found])
-        return 0
-    if not found:
-        print("No page keeps anything.")
-        return 0
-    rows = (
-        (
-            usage.artifact.id[:8],
-            _name(usage),
-            str(usage.keys),
-            describe_size(usage.bytes),
-            _path(usage),
+    elif found:
+        rows = (
+            (
+                usage.artifact.id[:8],
+                _name(usage),
+                str(usage.keys),
+                describe_size(usage.bytes),
+                _path(usage),
+            )
+            for _, usage in found
         )
-        for _, usage in found
-    )
-    print_table(("ID", "OF"), ("KEYS", "SIZE"), "PAGE", rows)
-    return 0
+        print_table(("ID", "OF"), ("KEYS", "SIZE"), "PAGE", rows)
+    else:
+        print("No page keeps anything.")
 
 
-def run_show(arguments: argparse.Namespace) -> int:
-    """``storage show``: print the keys of a page, with the beginnings of their values. Return 0.
+def run_show(arguments: argparse.Namespace) -> None:
+    """``storage show``: print the keys of a page, with the beginnings of their values.
 
     :raises StorageError: when there is no such page, or a file cannot be read
     """
@@ -82,7 +81,6 @@ def run_show(arguments: argparse.Namespace) -> int:
             text = item.json.decode()
             shown = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
             print(f"  {printable_name(item.key)}  {printable_name(shown)}")
-    return 0
 
 
 def run_export(arguments: argparse.Namespace) -> int:
@@ -107,10 +105,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         sys.stdout.write(text)
         return min(left_out, 1)
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        # by path: a path that a person has given on the command line
-        with os.fdopen(os.open(arguments.file, flags, 0o600), "w") as file:
-            file.write(text)
+        write_file(Path(arguments.file), text)
     except OSError as error:
         raise StorageError(
             f"{arguments.file} cannot be written: {error.strerror}.",
@@ -119,15 +114,14 @@ def run_export(arguments: argparse.Namespace) -> int:
     return min(left_out, 1)
 
 
-def run_remove(arguments: argparse.Namespace) -> int:
-    """``storage remove``: remove all that a page keeps. Return 0.
+def run_remove(arguments: argparse.Namespace) -> None:
+    """``storage remove``: remove all that a page keeps.
 
     :raises StorageError: when there is no such page, or the file cannot be written
     """
     for storage, usage in _choose(arguments):
         count = storage.remove(usage.owner, usage.artifact)
         print(f"Removed {count} keys of {_path(usage)} ({printable_name(_name(usage))})")
-    return 0
 
 
 def _find_usages(arguments: argparse.Namespace) -> list[tuple[Storage, Usage]]:

@@ -18,7 +18,7 @@ def add_version(parser: argparse.ArgumentParser) -> None:
     """Declare that ``version`` has no arguments."""
 
 
-def run_version(arguments: argparse.Namespace) -> int:
+def run_version(arguments: argparse.Namespace) -> None:
     """``version``: print a line for each program and library. A missing one is no error."""
     print(f"gvisor-kernel {__version__}")
     try:
@@ -28,4 +28,3 @@ def run_version(arguments: argparse.Namespace) -> int:
     print(f"python {platform.python_version()} on Linux {platform.release()}")
     for library in LIBRARIES:
         print(f"{library} {metadata.version(library)}")
-    return 0

@@ -25,6 +25,7 @@ from pathlib import Path
 from gvisor_kernel.egress.kinds import Route
 from gvisor_kernel.egress.refusals import LimitReached, UpstreamFailed
 from gvisor_kernel.errors import EgressError
+from gvisor_kernel.host.descriptors import closing_fd
 from gvisor_kernel.host.locks import ThreadLock
 
 FILE = "egress-budgets.sqlite3"
@@ -145,15 +146,12 @@ class DailyBudgets:
     def _connect(self) -> sqlite3.Connection:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         # by path: below the state directory, whose parents only this user can change
-        fd = os.open(self._path, flags, 0o600)
-        try:
+        with closing_fd(os.open(self._path, flags, 0o600)) as fd:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
                 raise PermissionError("it is not a file of this user")
             if status.st_mode & 0o077:
                 os.fchmod(fd, 0o600)
-        finally:
-            os.close(fd)
         return sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None)
 
 

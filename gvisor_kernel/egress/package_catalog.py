@@ -21,7 +21,7 @@ import sys
 import time
 from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Mapping, Sequence
-from contextlib import ExitStack, aclosing, suppress
+from contextlib import ExitStack, aclosing, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -221,12 +221,9 @@ class Catalog:
                 return await in_thread(lambda: self._cache.open_page(name, touch=True)) or stored
             if answer.status != 200 or len(answer.url) > MAX_VALUE:
                 raise UpstreamFailed(f"it answers with status {answer.status}")
-            page = await in_thread(self._cache.begin)
-            try:
+            with closing(await in_thread(self._cache.begin)) as page:
                 await store(answer.body, page, self._bounds.page)
                 return await in_thread(page.keep_page, name, _describe(answer, page))
-            finally:
-                page.close()
 
     # -- the process that reads pages --------------------------------------------------------------
 
@@ -252,13 +249,10 @@ class Catalog:
         if kept is not None:
             return kept
         job = {"kind": kind, "name": name, "base": f"{base}{made}/", "pages": pages}
-        incoming = await in_thread(self._cache.begin)
-        try:
+        with closing(await in_thread(self._cache.begin)) as incoming:
             async with self._turns.take(kernel):
                 await self._run(job, [incoming.fd, *(page.file.fd for _, page in found)])
             return await in_thread(incoming.keep_page, made)
-        finally:
-            incoming.close()
 
     async def _find_reader(self) -> _Reader:
         while self._idle:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import closing
 from pathlib import Path
 
 from gvisor_kernel.archive.layers import Budget, apply_folder
@@ -15,6 +16,7 @@ from gvisor_kernel.archive.tree import Tree
 from gvisor_kernel.config.validators import GIB
 from gvisor_kernel.environments.environment import ABI_FILE, MAX_FILES
 from gvisor_kernel.errors import ArchiveError
+from gvisor_kernel.host.descriptors import closing_fd
 
 # by path: below a private store of this user
 
@@ -47,10 +49,9 @@ def collect(
         fd = os.open(source, flags)
     except OSError as error:
         raise ArchiveError(f"its folder cannot be opened ({error.strerror})") from error
-    try:
+    with closing_fd(fd):
         budget = Budget.of_disk(target, "the environment", entries=entries, most=most)
-        tree = Tree(target, None)
-        try:
+        with closing(Tree(target, None)) as tree:
             # By its descriptor: nothing that the sandbox has named decides what is read.
             apply_folder(Path(f"/proc/self/fd/{fd}"), tree, budget)
             if budget.left_out:
@@ -61,10 +62,6 @@ def collect(
             if not (target / _site(python)).is_dir():
                 raise ArchiveError(f"it has no packages for Python {python}")
             tree.finish()
-        finally:
-            tree.close()
-    finally:
-        os.close(fd)
     return budget.most_entries - budget.entries
 
 

@@ -249,22 +249,16 @@ def count_oom_kills(directories: Iterable[Path]) -> int:
     """Return how many processes of the sandbox the kernel's OOM killer has killed."""
     for directory in directories:
         for file in ("memory.events", "memory.oom_control"):
-            with contextlib.suppress(OSError, ValueError):
-                for line in (directory / file).read_text().splitlines():
-                    key, _, value = line.partition(" ")
-                    if key == "oom_kill":
-                        return int(value)
+            with contextlib.suppress(OSError, ValueError, LookupError):
+                return _read_numbers(directory / file)["oom_kill"]
     return 0
 
 
 def read_cpu_seconds(directories: Iterable[Path]) -> float | None:
     """Return the CPU time of all processes that were in the cgroup; None if it does not tell."""
     for directory in directories:
-        with contextlib.suppress(OSError, ValueError):
-            for line in (directory / "cpu.stat").read_text().splitlines():
-                key, _, value = line.partition(" ")
-                if key == "usage_usec":
-                    return int(value) / 1e6
+        with contextlib.suppress(OSError, ValueError, LookupError):
+            return _read_numbers(directory / "cpu.stat")["usage_usec"] / 1e6
         with contextlib.suppress(OSError, ValueError):
             return int((directory / "cpuacct.usage").read_text()) / 1e9
     return None

@@ -24,6 +24,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from gvisor_kernel.host.descriptors import closing_fd
+
 # by path: the module that opens folders: the root, and files that are already open
 
 _SYS_OPENAT2 = 437  # the same on all architectures
@@ -226,11 +228,8 @@ def open_real(path: str) -> Opened:
     except OSError as error:
         if error.errno not in _NO_OPENAT2:
             raise
-        root = os.open("/", _PATH | os.O_DIRECTORY)
-        try:
+        with closing_fd(os.open("/", _PATH | os.O_DIRECTORY)) as root:
             fd = _walk_below(root, os.path.relpath(path, "/"))
-        finally:
-            os.close(root)
     return _make_opened(fd, path)
 
 
@@ -311,13 +310,10 @@ def open_folder(root: int, parts: tuple[str, ...]) -> int:
 def stat_in(root: int, path: str) -> os.stat_result | None:
     """Return the status of what ``path`` leads to; None if it cannot be opened."""
     try:
-        fd = open_in(root, path, os.O_PATH)
+        with closing_fd(open_in(root, path, os.O_PATH)) as fd:
+            return os.fstat(fd)
     except OSError:
         return None
-    try:
-        return os.fstat(fd)
-    finally:
-        os.close(fd)
 
 
 def is_program(root: int, path: str) -> bool:
@@ -345,10 +341,8 @@ def _walk_below(folder: int, path: str) -> int:
     for part in path.split("/"):
         if part in ("", "."):
             continue
-        try:
+        with closing_fd(fd):
             below = os.open(part, _PATH | os.O_NOFOLLOW, dir_fd=fd)
-        finally:
-            os.close(fd)
         fd = below
         if part == ".." or stat.S_ISLNK(os.fstat(fd).st_mode):
             os.close(fd)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import posixpath
-import select
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+
+from gvisor_kernel.host.descriptors import is_ready
 
 # by path: the system's list of accounts
 
@@ -153,11 +154,9 @@ def _run(argv: list[str]) -> str:
     )
     assert process.stdout is not None  # it is a pipe
     printed = bytearray()
-    waiting = select.poll()
-    waiting.register(process.stdout, select.POLLIN)
     try:
         while len(printed) < MAX_BYTES and (left := end - time.monotonic()) > 0:
-            if waiting.poll(1000 * left):
+            if is_ready(process.stdout.fileno(), left):
                 # no timeout: it is ready, or does not block
                 data = os.read(process.stdout.fileno(), READ_SIZE)
                 if not data:

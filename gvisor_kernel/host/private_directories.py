@@ -22,6 +22,7 @@ from pathlib import Path
 from platformdirs import user_cache_path, user_data_path, user_state_path
 
 from gvisor_kernel.errors import StateError
+from gvisor_kernel.host.descriptors import closing_fd
 from gvisor_kernel.host.locks import MAX_LOCK_SECONDS, locked_file
 
 # by path: below a private store of this user
@@ -223,8 +224,7 @@ def remove_at_any_depth(directory: Path) -> None:
     with contextlib.suppress(OSError):
         if not directory.is_symlink():
             directory.chmod(0o700)
-        top = os.open(directory, _FOLDER)
-        try:
+        with closing_fd(os.open(directory, _FOLDER)) as top:
             while (names := os.listdir(top)) and names != last:  # noqa: PTH208 - a descriptor
                 last = names
                 for name in names:
@@ -233,8 +233,6 @@ def remove_at_any_depth(directory: Path) -> None:
                             continue
                         _flatten(top, name)
                         os.rmdir(name, dir_fd=top)
-        finally:
-            os.close(top)
         directory.rmdir()
 
 
@@ -243,14 +241,11 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 def _flatten(top: int, name: str) -> None:
     """Remove the files of a folder, and move its folders to ``top``."""
-    folder = os.open(name, _FOLDER, dir_fd=top)
-    try:
+    with closing_fd(os.open(name, _FOLDER, dir_fd=top)) as folder:
         for below in os.listdir(folder):  # noqa: PTH208 - a descriptor
             with contextlib.suppress(FileNotFoundError):
                 if not _remove_file(folder, below):
                     os.rename(below, secrets.token_hex(16), src_dir_fd=folder, dst_dir_fd=top)
-    finally:
-        os.close(folder)
 
 
 def _remove_file(folder: int, name: str) -> bool:
@@ -297,28 +292,28 @@ def read_file(path: Path, most: int, owner: int | None = None) -> bytes:
         return file.read()
 
 
-def replace_file(path: Path, text: str, mode: int = 0o600) -> None:
-    """Write a file in one step: it has its old content, or all of ``text``.
+def replace_file(path: Path, content: str | bytes, mode: int = 0o600) -> None:
+    """Write a file in one step: it has its old content, or all of ``content``.
 
     :raises OSError: when it cannot be written; nothing is left then
     """
     new = path.with_name(f".{secrets.token_hex(8)}")
     try:
-        write_file(new, text, mode)
+        write_file(new, content, mode)
         new.replace(path)
     except BaseException:
         new.unlink(missing_ok=True)
         raise
 
 
-def write_file(path: Path, text: str, mode: int = 0o600) -> None:
+def write_file(path: Path, content: str | bytes, mode: int = 0o600) -> None:
     """Create a file and sync it to the disk.
 
     :raises OSError: when the file exists, or cannot be written
     """
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(fd, "w") as file:
+    with os.fdopen(fd, "wb") as file:
         os.fchmod(fd, mode)  # whatever the umask is
-        file.write(text)
+        file.write(content if isinstance(content, bytes) else content.encode())
         file.flush()
         os.fsync(fd)

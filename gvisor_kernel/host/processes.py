@@ -15,6 +15,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gvisor_kernel.host.descriptors import closing_fd
+
 SUBUID_BASE = 700_000_000
 SUBUID_COUNT = 65536
 """The host's uids and gids of sandboxes that root starts: 0 inside is SUBUID_BASE outside. They are
@@ -158,9 +160,7 @@ def is_of_this_user(pid: int) -> bool:
 
 def kill_if(pid: int, is_meant: Callable[[int], bool], signum: int = signal.SIGKILL) -> bool:
     """Send a signal to ``pid`` if ``is_meant(pid)``. Return whether it was sent."""
-    with contextlib.ExitStack() as held, contextlib.suppress(OSError):
-        fd = os.pidfd_open(pid)
-        held.callback(os.close, fd)
+    with contextlib.suppress(OSError), closing_fd(os.pidfd_open(pid)) as fd:
         if is_meant(pid):
             signal.pidfd_send_signal(fd, signum)
             return True

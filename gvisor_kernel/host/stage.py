@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host import mounts
+from gvisor_kernel.host.descriptors import closing_fd
 from gvisor_kernel.host.folders import (
     Identity,
     Opened,
@@ -185,12 +186,9 @@ def _hide(root: str, source: Source) -> None:
                 if found.identity != entry.identity:
                     raise make_moved_error(f"{source.path}/{entry.path}")
                 cover = nothing if found.is_folder else empty
-                tree = mounts.clone_tree(cover.fd, cover.path)
-                try:
+                with closing_fd(mounts.clone_tree(cover.fd, cover.path)) as tree:
                     mounts.set_attributes(tree, add=attributes, recursive=True)
                     mounts.move_tree(tree, found.fd)
-                finally:
-                    os.close(tree)
 
 
 def _replace(root: str, path: str, other: str) -> None:
@@ -198,12 +196,13 @@ def _replace(root: str, path: str, other: str) -> None:
 
     :raises OSError: when nothing is there
     """
-    with open_real(root) as top, open_below(top, path) as there, open_real(other) as shown:
-        tree = mounts.clone_tree(shown.fd, other)
-        try:
-            mounts.move_tree(tree, there.fd)
-        finally:
-            os.close(tree)
+    with (
+        open_real(root) as top,
+        open_below(top, path) as there,
+        open_real(other) as shown,
+        closing_fd(mounts.clone_tree(shown.fd, other)) as tree,
+    ):
+        mounts.move_tree(tree, there.fd)
 
 
 def make_moved_error(path: str) -> LaunchError:

@@ -15,8 +15,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +25,7 @@ import msgspec
 
 from gvisor_kernel.config.validators import IMAGE_NAME
 from gvisor_kernel.errors import LaunchError, RootImageError
+from gvisor_kernel.host.descriptors import closing_fd
 from gvisor_kernel.host.folders import is_program, stat_in
 from gvisor_kernel.host.private_directories import (
     mark_for_removal,
@@ -164,13 +164,8 @@ class RootImage:
             )
 
 
-@contextmanager
-def _opened(directory: Path) -> Iterator[int]:
-    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+def _opened(directory: Path) -> contextlib.AbstractContextManager[int]:
+    return closing_fd(os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
 
 
 FORMAT = 1

@@ -12,7 +12,7 @@ import re
 import stat
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -143,13 +143,10 @@ class Import:
 
     def _fill(self, draft: Draft, path: Path, origin: str) -> tuple[RootImage, str | None]:
         budget = self.budget or Budget.of_disk(draft.directory)
-        tree = Tree(draft.tree, self.owner)
-        try:
+        with closing(Tree(draft.tree, self.owner)) as tree:
             found = self._apply(path, tree, budget, draft)
             self.report("Writing to the disk", 0.8)
             tree.finish()
-        finally:
-            tree.close()
         if not any((draft.tree / folder).is_dir() for folder in PROGRAM_FOLDERS):
             raise ArchiveError("there is no root file system: neither /usr nor /bin exists")
         self.report("Computing the digest", 0.85)

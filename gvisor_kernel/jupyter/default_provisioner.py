@@ -15,7 +15,6 @@ import ctypes
 import errno
 import json
 import os
-import secrets
 import shlex
 import shutil
 import sys
@@ -27,6 +26,7 @@ from typing import Any
 from jupyter_core.paths import SYSTEM_CONFIG_PATH, jupyter_config_dir
 
 from gvisor_kernel.errors import KernelspecError
+from gvisor_kernel.host.private_directories import replace_file
 from gvisor_kernel.jupyter.kernelspecs import (
     PROVISIONER,
     Kernelspec,
@@ -295,16 +295,11 @@ def _read(path: Path) -> dict[str, Any]:
 def _write(path: Path, content: dict[str, Any]) -> None:
     """Replace the file in one step."""
     target = path.resolve()  # a link to a file that a person keeps elsewhere stays one
-    new = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with new.open("x") as file:
-            file.write(json.dumps(content, indent=2) + "\n")
-        new.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o644)
-        new.replace(target)
+        mode = target.stat().st_mode & 0o777 if target.exists() else 0o644
+        replace_file(target, json.dumps(content, indent=2) + "\n", mode)
     except OSError as error:
-        with suppress(OSError):
-            new.unlink()
         raise KernelspecError(
             f"{path} cannot be written: {error.strerror}.",
             f"use --user, or --sys-prefix in an environment of your own (now: {sys.prefix}).",

@@ -453,10 +453,6 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         info["sandbox"] = sandbox.identity if sandbox is not None else None
         return info
 
-    async def load_provisioner_info(self, provisioner_info: dict[str, Any]) -> None:
-        """Restore these facts. The kernel itself ended with the process that started it."""
-        await super().load_provisioner_info(provisioner_info)
-
     def resolve_path(self, path: str) -> str | None:
         """Return the host's path of a mounted file that the kernel knows as ``path``, or None."""
         found = self._kernel.host_path(path) if self._kernel is not None else None

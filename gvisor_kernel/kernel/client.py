@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from queue import Empty
 from typing import Any, cast
 
@@ -75,13 +76,19 @@ class OwnClient(BlockingKernelClient):
     find_end: Callable[[], End | None] = staticmethod(lambda: None)
 
 
-def connect(address: Address, plan: KernelPlan, find_end: Callable[[], End | None]) -> OwnClient:
-    """Connect a client to the kernel of ``plan`` at ``address``; the caller stops its channels."""
+@contextmanager
+def connect(
+    address: Address, plan: KernelPlan, find_end: Callable[[], End | None]
+) -> Iterator[OwnClient]:
+    """Yield a client that is connected to the kernel of ``plan`` at ``address`` meanwhile."""
     client = OwnClient()
     client.find_end = find_end
     client.load_connection_info(describe_address(address, plan.identity))
     client.start_channels(hb=False)
-    return client
+    try:
+        yield client
+    finally:
+        client.stop_channels()
 
 
 def wait_for_reply(client: OwnClient, message_id: str) -> dict[str, Any]:

@@ -180,8 +180,7 @@ def _install(plan: KernelPlan, requirements: Sequence[str], draft: Draft, report
     kernel = SandboxedKernel(logs_death=False, keeps_data=False)
     try:
         address = asyncio.run(kernel.launch(plan))
-        client = connect(address, plan, kernel.find_end)
-        try:
+        with connect(address, plan, kernel.find_end) as client:
             wait_for_reply(client, client.kernel_info())
             code = INSTALL.format(
                 made=f"{OUTPUTS}/environment",
@@ -190,8 +189,6 @@ def _install(plan: KernelPlan, requirements: Sequence[str], draft: Draft, report
                 names=[Requirement(text).name for text in requirements[:MAX_ASKED]],
             )
             lines = _run(client, code, draft, report)
-        finally:
-            client.stop_channels()
     finally:
         asyncio.run(kernel.close())  # also copies the outputs out of a Docker engine
     try:

@@ -173,8 +173,7 @@ def _make_once(
         kernel = SandboxedKernel(logs_death=False, keeps_data=False)
         try:
             address = asyncio.run(kernel.launch(bare))
-            client = connect(address, bare, kernel.find_end)
-            try:
+            with connect(address, bare, kernel.find_end) as client:
                 language = _find_language(client, report)
                 if language == "python":
                     report("Making the list of fonts", 0.25)
@@ -182,8 +181,6 @@ def _make_once(
                 with suspecting(set(plan.learned) - set(skipped)):
                     preloaded, before = _preload_learned(client, plan, language, skipped, report)
                     manifest = warm_up(client, kernel, plan, language, since, report)
-            finally:
-                client.stop_channels()
             report("Writing the snapshot", 0.8)
             with suspecting(set(plan.learned) - set(skipped)):
                 run = asyncio.run(kernel.checkpoint(draft.files, REPLY_SECONDS))
@@ -286,11 +283,8 @@ def _check(draft: Draft, plan: KernelPlan, run: SnapshotRun, before: Mapping[str
     kernel = SandboxedKernel(logs_death=False, keeps_data=False)
     try:
         address = asyncio.run(kernel.launch_from(plan, draft.files, run))
-        client = connect(address, plan, kernel.find_end)
-        try:
+        with connect(address, plan, kernel.find_end) as client:
             difference = find_difference(before, _parse(run_python(client, DESCRIBE)))
-        finally:
-            client.stop_channels()
     except (NoSnapshot, SnapshotError) as error:
         raise Misbehaved(f"it cannot be restored: {error.fact}") from error
     finally:

@@ -10,22 +10,20 @@ import hashlib
 import json
 import logging
 import os
-import select
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from gvisor_kernel.errors import StateError
+from gvisor_kernel.host.descriptors import is_ready
 from gvisor_kernel.host.locks import PerProcess
-from gvisor_kernel.host.private_directories import read_file, state_root, write_file
+from gvisor_kernel.host.private_directories import read_file, replace_file, state_root
 from gvisor_kernel.kernel.plan import KernelPlan, write_plan
 from gvisor_kernel.runtimes.base import Builder, FoundSandbox, Sandbox
 from gvisor_kernel.snapshots.snapshot_store import MAX_BUILD_SECONDS
@@ -324,11 +322,9 @@ def _hear_finish(fd: int, heard: bytes) -> bool:
 
     Does not wait for the end after FINISH: a child of the program may have a copy of the pipe.
     """
-    poller = select.poll()
-    poller.register(fd, select.POLLIN)
     with suppress(OSError):
         # no timeout: a thread of its own, which waits for work until it is told to end
-        while len(heard) < len(FINISH) and poller.poll():
+        while len(heard) < len(FINISH) and is_ready(fd, None):
             with suppress(BlockingIOError):
                 # no timeout: the order is there, or its program has ended; the rest is read after a
                 # poll
@@ -353,10 +349,8 @@ def was_left(order: bytes) -> bool:
 
 def note_left(order: bytes) -> None:
     """Note that the snapshot of ``order`` was left. Never raises: then it may be begun again."""
-    with suppress(OSError, StateError), tempfile.TemporaryDirectory(dir=state_root()) as folder:
-        draft = Path(folder, FILE)
-        write_file(draft, _name(order))
-        draft.replace(state_root() / FILE)
+    with suppress(OSError, StateError):
+        replace_file(state_root() / FILE, _name(order))
 
 
 def note_finished(order: bytes) -> None:

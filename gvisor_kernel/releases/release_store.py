@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gvisor_kernel.errors import ReleaseError
+from gvisor_kernel.host.descriptors import closing_fd
 from gvisor_kernel.host.private_directories import (
     GONE,
     NEW,
@@ -380,8 +381,5 @@ def _check(path: Path, owner: int) -> None:
 
 
 def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
+    with closing_fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)) as fd:
         os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -77,23 +77,24 @@ def find_hint(words: str) -> str:
     return ASK_DOCTOR
 
 
-def _read_sysctl(name: str) -> str | None:
+def read_sysctl(name: str) -> str | None:
+    """Return a value below /proc/sys, or None if this kernel has no such name."""
     try:
-        return Path("/proc/sys", name).read_text().strip()
+        return Path("/proc/sys", name.replace(".", "/")).read_text().strip()
     except OSError:
         return None
 
 
 def _explain_user_namespaces() -> str:
     """Find out which of the known reasons forbids user namespaces on this host."""
-    if _read_sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
+    if read_sysctl("kernel.apparmor_restrict_unprivileged_userns") == "1":
         return (
             "AppArmor forbids ordinary users to make user namespaces here (Ubuntu 23.10 and newer);"
             " allow it: `sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`."
         )
-    if _read_sysctl("kernel/unprivileged_userns_clone") == "0":
+    if read_sysctl("kernel.unprivileged_userns_clone") == "0":
         return "allow user namespaces: `sudo sysctl -w kernel.unprivileged_userns_clone=1`."
-    if _read_sysctl("user/max_user_namespaces") == "0":
+    if read_sysctl("user.max_user_namespaces") == "0":
         return "allow user namespaces: `sudo sysctl -w user.max_user_namespaces=15000`."
     return (
         "user namespaces are forbidden here, perhaps by a container's seccomp filter: start the"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-import select
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from gvisor_kernel.host.descriptors import is_ready
 from gvisor_kernel.host.log_files import MAX_STDERR, Allowance, RotatedFile, log_line
 
 PIPE_SIZE = 1024 * 1024
@@ -117,7 +117,7 @@ class StderrLog:
     def _has_all(self) -> bool:
         """Return whether the pipe has nothing that is not kept. The caller holds the lock."""
         # The descriptor's number may be that of another file when the pipe is over.
-        return self._is_over or not (self._is_behind or _poll(self._fd, 0))
+        return self._is_over or not (self._is_behind or is_ready(self._fd))
 
     def tail(self) -> str:
         """Return the last lines: at most TAIL_BYTES of printable text."""
@@ -130,7 +130,7 @@ class StderrLog:
 
     def _drain(self) -> None:
         try:
-            while _poll(self._fd, None):  # no timeout: its own thread, until its sandbox has ended
+            while is_ready(self._fd, None):  # no timeout: a thread, until the sandbox has ended
                 with self._changed:
                     content = os.read(self._fd, 65536)  # no timeout: it is ready, or does not block
                     self._is_behind = True
@@ -178,13 +178,6 @@ class StderrLog:
         written = b"".join(out)
         self._allowance.spend(len(written))
         self._file.write(written)
-
-
-def _poll(fd: int, milliseconds: float | None) -> bool:
-    """Return whether a pipe has content, or its end; without a time, wait for either."""
-    waiting = select.poll()
-    waiting.register(fd, select.POLLIN)
-    return bool(waiting.poll(milliseconds))
 
 
 def _escape(text: str) -> str:

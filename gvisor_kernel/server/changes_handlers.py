@@ -24,23 +24,15 @@ MAX_BODY = 8 * 1024 * 1024
 """Bytes of a request: ten thousand changes with their states."""
 
 
-class ChangeHandler(Handler):
-    """Base class."""
-
-    def find_changes(self, kernel_id: str) -> KernelChanges:
-        """Return the changes of a kernel; see ``find_kernel``."""
-        return KernelChanges(self.find_kernel(kernel_id))
-
-
-class ChangesHandler(ChangeHandler):
+class ChangesHandler(Handler):
     """``GET kernels/{kernel_id}/changes``"""
 
     async def get(self, kernel_id: str) -> None:
-        found = await self.find_changes(kernel_id).list()
+        found = await KernelChanges(self.find_kernel(kernel_id)).list()
         self.answer(await asyncio.to_thread(encode_changes, found))
 
 
-class UnkeptHandler(ChangeHandler):
+class UnkeptHandler(Handler):
     """``GET kernels/{kernel_id}/unkept``"""
 
     async def get(self, kernel_id: str) -> None:
@@ -51,14 +43,14 @@ class UnkeptHandler(ChangeHandler):
             self.answer(make_unkept(left))
 
 
-class ContentHandler(ChangeHandler):
+class ContentHandler(Handler):
     """``GET kernels/{kernel_id}/changes/content``"""
 
     async def get(self, kernel_id: str) -> None:
         side = self.get_query_argument("side")
         if side not in ("old", "new"):
             raise web.HTTPError(400, "side must be old or new.")
-        content = await self.find_changes(kernel_id).read(
+        content = await KernelChanges(self.find_kernel(kernel_id)).read(
             self.get_query_argument("path", strip=False),
             "old" if side == "old" else "new",
             self.get_query_argument("state", strip=False),
@@ -70,11 +62,11 @@ class ContentHandler(ChangeHandler):
         self.finish(content, set_content_type="application/octet-stream")
 
 
-class ApplyHandler(ChangeHandler):
+class ApplyHandler(Handler):
     """``POST kernels/{kernel_id}/changes/apply``"""
 
     async def post(self, kernel_id: str) -> None:
-        changes = self.find_changes(kernel_id)
+        changes = KernelChanges(self.find_kernel(kernel_id))
         self.note_activity()
         body = await asyncio.to_thread(self.read_body, MAX_BODY)
         wanted = read_wanted(body.get("changes"))
@@ -95,7 +87,7 @@ class ApplyHandler(ChangeHandler):
         self.answer(await asyncio.to_thread(lambda: json.dumps(asdict(applied))))
 
 
-class UndoHandler(ChangeHandler):
+class UndoHandler(Handler):
     """``POST kernels/{kernel_id}/changes/undo``: also after the sandbox's end."""
 
     async def post(self, kernel_id: str) -> None:

@@ -232,9 +232,6 @@ def _part(data: bytes) -> bytes:
     return len(data).to_bytes(4, "big") + data
 
 
-if TYPE_CHECKING:
-    from gvisor_kernel.egress.stream_client import Ask
-
 MAX_TILE = 1024 * 1024
 SECONDS = 10.0
 AT_ONCE = 8

@@ -277,8 +277,7 @@ class MoveHandler(Handler):
         if not isinstance(to, str):
             raise web.HTTPError(400, "The body must have to: local, slurm, or a host.")
         await self.services.kernel_manager.get_kernel(kernel_id).provisioner.move(to)
-        self.set_status(204)
-        self.finish()
+        self.answer_nothing()
 
 
 class BranchHandler(Handler):

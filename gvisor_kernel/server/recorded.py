@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import IO, Any, Literal, TypeAlias
 
 from gvisor_kernel.bridge.transcripts import FOLDER, NAME, EntryFormatter, read_entries
 from gvisor_kernel.host import log_files
@@ -53,11 +53,16 @@ def read_log(directory: Path) -> list[str]:
 
 def read_transcript(directory: Path) -> list[str]:
     """Return the last lines of the transcript of the sandbox in ``directory``. Blocks."""
-    path = directory / FOLDER / NAME
+    names = [NAME, *(f"{NAME}.{number}" for number in range(1, PARTS))]
+    files = (log_files.open_log(directory / FOLDER / name) for name in reversed(names))
+    return _format(files, MAX_LINES)
+
+
+def _format(files: Iterable[IO[str] | None], most: int) -> list[str]:
+    """Return the last lines of the parts of a transcript, the oldest part first."""
     formatter = EntryFormatter()
-    lines: deque[str] = deque(maxlen=MAX_LINES)
-    for number in range(PARTS - 1, -1, -1):
-        file = log_files.open_log(path.with_name(f"{NAME}.{number}") if number else path)
+    lines: deque[str] = deque(maxlen=most)
+    for file in files:
         if file is not None:
             with file:
                 for entry in read_entries(file):
@@ -176,16 +181,10 @@ def read_last_log(directory: Path) -> list[str]:
 
 def read_last_transcript(directory: Path) -> list[str]:
     """Return the last lines of its transcript. Blocks."""
-    formatter = EntryFormatter()
-    lines: list[str] = []
     with suppress(OSError):
         file = log_files.open_log(directory / FOLDER / NAME, READ)
-        if file is not None:
-            with file:
-                for entry in read_entries(file):
-                    lines += formatter.format(entry)
-    lines += formatter.end()
-    return _cut([clean(line) for line in lines[-MAX_KEPT_LINES:]])
+        return _cut(_format([file], MAX_KEPT_LINES))
+    return []
 
 
 def _cut(lines: list[str]) -> list[str]:

@@ -85,13 +85,8 @@ class Events:
 
     def tell_memory(self, kernel_id: str, facts: KernelFacts) -> None:
         """A sandbox has come near its memory limit."""
-        self._emit(
-            kernel_id,
-            facts.kernel_name,
-            "memory",
-            used=facts.memory_used,
-            limit=facts.spec.memory_limit,
-        )
+        used, limit = facts.memory_used, facts.spec.memory_limit
+        self._emit(kernel_id, facts.kernel_name, "memory", used=used, limit=limit)
 
     def tell_lost(self, event: Ended) -> None:
         """A sandbox has ended; told if files have ended with it, or may have."""
@@ -131,65 +126,43 @@ class Metrics:
     """The metrics of this process; use ``metrics()``, as a registry takes each name once."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self._sandboxes = Gauge(
-            "gvisor_kernel_sandboxes", "Kernels by state.", ["state"], registry=registry
-        )
-        self._memory = Gauge(
-            "gvisor_kernel_memory_bytes",
-            "Memory of the host that all sandboxes hold.",
-            registry=registry,
-        )
+        own: dict[str, Any] = {"namespace": "gvisor_kernel", "registry": registry}
+        times = own | {"buckets": BUCKETS}
+        self._sandboxes = Gauge("sandboxes", "Kernels by state.", ["state"], **own)
+        self._memory = Gauge("memory_bytes", "Memory of the host that all sandboxes hold.", **own)
         self._limit = Gauge(
-            "gvisor_kernel_memory_limit_bytes",
-            "The memory limits of all sandboxes, together.",
-            registry=registry,
+            "memory_limit_bytes", "The memory limits of all sandboxes, together.", **own
         )
-        self._hibernated = Gauge(
-            "gvisor_kernel_hibernated", "Kernels that hibernate.", registry=registry
-        )
+        self._hibernated = Gauge("hibernated", "Kernels that hibernate.", **own)
         self._saved = Gauge(
-            "gvisor_kernel_hibernated_bytes",
-            "Bytes on the disk of kernels that hibernate.",
-            registry=registry,
+            "hibernated_bytes", "Bytes on the disk of kernels that hibernate.", **own
         )
-        self._resumes = Histogram(
-            "gvisor_kernel_resume_seconds",
-            "Seconds until a kernel that hibernated goes on.",
-            buckets=BUCKETS,
-            registry=registry,
+        self.resumes = Histogram(
+            "resume_seconds", "Seconds until a kernel that hibernated goes on.", **times
         )
-        self._starts = Histogram(
-            "gvisor_kernel_start_seconds",
-            "Seconds that starts of kernels took, by kind.",
-            ["kind"],
-            buckets=BUCKETS,
-            registry=registry,
+        self.starts = Histogram(
+            "start_seconds", "Seconds that starts of kernels took, by kind.", ["kind"], **times
         )
-        self._deaths = Counter(
-            "gvisor_kernel_deaths",
-            "Ends of kernels that nobody asked for, by reason.",
-            ["reason"],
-            registry=registry,
+        self.deaths = Counter(
+            "deaths", "Ends of kernels that nobody asked for, by reason.", ["reason"], **own
         )
-        self._bytes = Counter(
-            "gvisor_kernel_link_bytes",
+        self.bytes = Counter(
+            "link_bytes",
             "Bytes on the links between this server and its sandboxes.",
             ["direction"],
-            registry=registry,
+            **own,
         )
-        self._refused = Counter(
-            "gvisor_kernel_refused_requests",
-            "Requests to the network that no route of the kernel allows.",
-            registry=registry,
+        self.refused = Counter(
+            "refused_requests", "Requests to the network that no route of the kernel allows.", **own
         )
         for state in get_args(State):
             self._sandboxes.labels(state)
         for kind in get_args(StartKind):
-            self._starts.labels(kind)
+            self.starts.labels(kind)
         for reason in get_args(DeathKind):
-            self._deaths.labels(reason)
+            self.deaths.labels(reason)
         for direction in ("received", "sent"):
-            self._bytes.labels(direction)
+            self.bytes.labels(direction)
 
     def show(self, kernels: Iterable[KernelFacts]) -> None:
         """Set what is so now."""
@@ -203,27 +176,6 @@ class Metrics:
         live = [facts for facts in kernels if facts.identity is not None and facts.saved is None]
         self._memory.set(sum(facts.memory_used or 0 for facts in live))
         self._limit.set(sum(facts.spec.memory_limit for facts in live))
-
-    def count_start(self, kind: StartKind, seconds: float) -> None:
-        """Count a start."""
-        self._starts.labels(kind).observe(seconds)
-
-    def count_resume(self, seconds: float) -> None:
-        """Count a kernel that goes on."""
-        self._resumes.observe(seconds)
-
-    def count_death(self, kind: DeathKind) -> None:
-        """Count a death."""
-        self._deaths.labels(kind).inc()
-
-    def count_bytes(self, received: int, sent: int) -> None:
-        """Count bytes on links."""
-        self._bytes.labels("received").inc(received)
-        self._bytes.labels("sent").inc(sent)
-
-    def count_refused(self, requests: int) -> None:
-        """Count requests to the network that were refused."""
-        self._refused.inc(requests)
 
 
 @cache
@@ -340,7 +292,8 @@ class Watch:
             received, sent = self._carried.get(kernel_id, (0, 0))
             if facts.received < received or facts.sent < sent:  # another kernel of the same id
                 received = sent = 0
-            metrics().count_bytes(facts.received - received, facts.sent - sent)
+            metrics().bytes.labels("received").inc(facts.received - received)
+            metrics().bytes.labels("sent").inc(facts.sent - sent)
             carried[kernel_id] = (facts.received, facts.sent)
         self._carried = carried
 
@@ -353,7 +306,7 @@ class Watch:
             self._events.tell_memory(kernel_id, facts)
 
     def _tell_refused(self, kernel_id: str, facts: KernelFacts, refused: RefusedRequests) -> None:
-        metrics().count_refused(refused.count)
+        metrics().refused.inc(refused.count)
         more = refused.count - 1
         self._events.tell_refused(kernel_id, facts.kernel_name, refused.entry, more)
 
@@ -366,11 +319,11 @@ class Watch:
 
     def _take(self, event: KernelEvent) -> None:
         if isinstance(event, Started):
-            metrics().count_start(event.start.kind, event.start.seconds)
+            metrics().starts.labels(event.start.kind).observe(event.start.seconds)
         elif isinstance(event, Died):
-            metrics().count_death(event.death.kind)
+            metrics().deaths.labels(event.death.kind).inc()
         elif isinstance(event, Resumed):
-            metrics().count_resume(event.seconds)
+            metrics().resumes.observe(event.seconds)
         self._events.tell(event)
 
     async def end(self) -> None:

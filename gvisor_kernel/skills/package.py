@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gvisor_kernel.errors import SkillError
+from gvisor_kernel.host.descriptors import closing_fd
 from gvisor_kernel.skills.archive import (
     MAX_ENTRIES,
     MAX_PACKED,
@@ -115,7 +116,7 @@ def read_folder(path: Path) -> Skill:
 def _walk(root: Path, left_out: list[str]) -> Iterator[tuple[str, File]]:
     # A kernel may be able to write the folder, so every file is opened by descriptor without links.
     top = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
+    with closing_fd(top):
         for folder, folders, names, descriptor in os.fwalk(".", onerror=_raise, dir_fd=top):
             prefix = "" if folder == "." else folder.removeprefix("./") + "/"
             for found in (folders, names):
@@ -132,8 +133,6 @@ def _walk(root: Path, left_out: list[str]) -> Iterator[tuple[str, File]]:
                     if not stat.S_ISREG(mode):
                         raise SkillError(f"{show(prefix + name)} is not a regular file")
                     yield prefix + name, File(file.read(MAX_PACKED + 1), bool(mode & 0o100))
-    finally:
-        os.close(top)
 
 
 def _is_left_out(name: str) -> bool:

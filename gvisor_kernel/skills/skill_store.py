@@ -25,7 +25,7 @@ import msgspec
 from gvisor_kernel import __version__
 from gvisor_kernel.errors import SkillError
 from gvisor_kernel.host.locks import locked_file
-from gvisor_kernel.host.private_directories import own_data
+from gvisor_kernel.host.private_directories import own_data, replace_file
 from gvisor_kernel.skills.archive import show
 from gvisor_kernel.skills.package import NAME, Skill, read_folder
 
@@ -324,10 +324,7 @@ class SkillStore:
         )
 
     def _write_record(self, record: _Record) -> None:
-        with self._temporary() as temporary:
-            path = temporary / RECORD
-            path.write_bytes(msgspec.json.encode(record))
-            path.replace(self.folder / RECORD)
+        replace_file(self.folder / RECORD, msgspec.json.encode(record), 0o644)
 
 
 def _version_key(version: str) -> tuple[int, ...]:

@@ -300,24 +300,18 @@ def restore_by_key(
     :raises GvisorKernelError: as ``start`` does
     """
     try:
-        return _restore(store, key, start)
+        with store.use(key.name) as snapshot:
+            if snapshot is None:
+                raise NoSnapshot(f"no snapshot fits: {describe_miss(store, key)}")
+            reason = snapshot.meta.manifest.find_change()
+            if reason is None:
+                try:
+                    return start(snapshot), snapshot.meta
+                except SnapshotError as error:
+                    reason = str(error)
+        store.discard(key.name, reason)
     except OSError as error:
         raise NoSnapshot(f"the snapshots in {store.root} cannot be used: {error}") from error
-
-
-def _restore(
-    store: Store, key: SnapshotKey, start: Callable[[Snapshot], Sandbox]
-) -> tuple[Sandbox, Meta]:
-    with store.use(key.name) as snapshot:
-        if snapshot is None:
-            raise NoSnapshot(f"no snapshot fits: {describe_miss(store, key)}")
-        reason = snapshot.meta.manifest.find_change()
-        if reason is None:
-            try:
-                return start(snapshot), snapshot.meta
-            except SnapshotError as error:
-                reason = str(error)
-    store.discard(key.name, reason)
     raise NoSnapshot(reason)
 
 

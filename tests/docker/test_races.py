@@ -16,11 +16,11 @@ import pytest
 
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.runtimes.base import LaunchRequest
-from gvisor_kernel.runtimes.copies.outputs import COPIED
+from gvisor_kernel.runtimes.copies.outputs import COPIED, sync_copied_outputs
 from gvisor_kernel.runtimes.docker import runtime
 from gvisor_kernel.runtimes.docker.docker_sandbox import DockerSandbox
 from gvisor_kernel.runtimes.docker.engine import Engine
-from gvisor_kernel.runtimes.docker.removal import sync_outputs
+from gvisor_kernel.runtimes.docker.removal import copy_now
 from gvisor_kernel.runtimes.docker.runtime import DockerRuntime
 from gvisor_kernel.runtimes.state import records
 
@@ -130,7 +130,7 @@ def test_outputs_are_not_copied_into_swapped_folders_at_any_step(scene: Scene) -
         def sync() -> bool:
             (sandbox.directory / COPIED).unlink(missing_ok=True)  # copy all files each time
             try:
-                copied, _ = sync_outputs(sandbox.directory, record)
+                copied, _ = sync_copied_outputs(copy_now, sandbox.directory, record)
             except GvisorKernelError:
                 return False
             return copied > 0

@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -181,13 +181,10 @@ class Life:
         self._plan = plan
 
     def launch(self) -> None:
-        client = self._connect()
-        try:
+        with self._connect() as client:
             self._run(client, "x = 6 * 7; print(x)")
-        finally:
-            client.stop_channels()
 
-    def _connect(self) -> OwnClient:
+    def _connect(self) -> AbstractContextManager[OwnClient]:
         address = asyncio.run(self.kernel.launch(self._plan))
         return connect(address, self._plan, self.kernel.find_end)
 
@@ -219,13 +216,10 @@ class Life:
         self.launch()
 
     def run(self) -> None:
-        client = self._connect()
-        try:
+        with self._connect() as client:
             wait_for_reply(client, client.kernel_info())
             self._points.armed = True
             self._run(client, "import time; print('x' * 100_000, flush=True); time.sleep(0.2)")
-        finally:
-            client.stop_channels()
 
     def restart(self) -> None:
         self.launch()
@@ -243,14 +237,13 @@ class Life:
 
     def shutdown(self) -> None:
         """Shut down as Jupyter does: request, wait, clean up."""
-        client = self._connect()
-        wait_for_reply(client, client.kernel_info())
-        self._points.armed = True
-        client.shutdown()
-        deadline = time.monotonic() + SECONDS
-        while self.kernel.exit_status is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        client.stop_channels()
+        with self._connect() as client:
+            wait_for_reply(client, client.kernel_info())
+            self._points.armed = True
+            client.shutdown()
+            deadline = time.monotonic() + SECONDS
+            while self.kernel.exit_status is None and time.monotonic() < deadline:
+                time.sleep(0.01)
         asyncio.run(self.kernel.close())
 
     def end(self) -> None:

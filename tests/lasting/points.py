@@ -87,14 +87,11 @@ class LastingLife(Life):
 
     def _begin(self) -> None:
         self.address = asyncio.run(self.kernel.launch(self._plan))
-        client = connect(self.address, self._plan, self.kernel.find_end)
-        try:
+        with connect(self.address, self._plan, self.kernel.find_end) as client:
             wait_for_reply(client, client.kernel_info())
             self._run(client, "x = 1")
             asyncio.run(self.kernel.checkpoints.make("one"))
             self._run(client, "x = 2")
-        finally:
-            client.stop_channels()
         directory = self.kernel.hibernation.find_directory()
         self._wait_until((directory / NOTE).exists)
 
@@ -106,8 +103,7 @@ class LastingLife(Life):
 
     def say(self) -> None:
         """Note what ``x`` is."""
-        client = connect(self.address, self._plan, self.kernel.find_end)
-        try:
+        with connect(self.address, self._plan, self.kernel.find_end) as client:
             request = client.execute("", user_expressions={"x": "x"})
             deadline = time.monotonic() + points.SECONDS
             while time.monotonic() < deadline:
@@ -121,8 +117,6 @@ class LastingLife(Life):
                     self.said.append(f"dead: {self.kernel.find_end()}")
                     return
             self.said.append("no reply")
-        finally:
-            client.stop_channels()
 
     def note_kill(self) -> None:
         self.was_saved = self.kernel.hibernation.saved is not None

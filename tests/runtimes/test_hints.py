@@ -30,14 +30,14 @@ def test_stderr_gives_a_hint(words: str, hint: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "hint"),
     [
-        ("kernel/apparmor_restrict_unprivileged_userns", "1", "AppArmor"),
-        ("kernel/unprivileged_userns_clone", "0", "unprivileged_userns_clone=1"),
-        ("user/max_user_namespaces", "0", "max_user_namespaces"),
+        ("kernel.apparmor_restrict_unprivileged_userns", "1", "AppArmor"),
+        ("kernel.unprivileged_userns_clone", "0", "unprivileged_userns_clone=1"),
+        ("user.max_user_namespaces", "0", "max_user_namespaces"),
         ("none of them", "0", "seccomp=unconfined"),
     ],
 )
 def test_reason_why_user_namespaces_are_forbidden_is_named(
     name: str, value: str, hint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hints, "_read_sysctl", lambda asked: value if asked == name else None)
+    monkeypatch.setattr(hints, "read_sysctl", lambda asked: value if asked == name else None)
     assert hint in hints.find_hint("unshare: unshare failed: Operation not permitted")

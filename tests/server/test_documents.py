@@ -178,11 +178,12 @@ def test_no_kernel_makes_a_series(registry: CollectorRegistry) -> None:
         facts = KernelFacts("busy", name, Path(name), SandboxSpec(), identity=name)
         metrics.show([replace(facts, state=state) for state in get_args(State)])
         for death in get_args(DeathKind):
-            metrics.count_death(death)
+            metrics.deaths.labels(death).inc()
         for kind in get_args(StartKind):
-            metrics.count_start(kind, float(number))
-        metrics.count_bytes(number, number)
-        metrics.count_refused(number)
+            metrics.starts.labels(kind).observe(float(number))
+        for direction in ("received", "sent"):
+            metrics.bytes.labels(direction).inc(number)
+        metrics.refused.inc(number)
     assert read_samples(registry) == before
     assert len(before) < 100
 

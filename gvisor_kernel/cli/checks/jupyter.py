@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from glob import escape
 from importlib import metadata
+
+from traitlets import TraitError
 
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError
@@ -78,11 +81,15 @@ def find_interpreters() -> list[str]:
 def find_specs(runtime: str) -> list[SandboxSpec]:
     """Return the settings of the kernelspecs with a runtime; ``check_kernelspecs`` tells of those
     that are wrong."""
-    config, specs = read_configuration(), []
+    return [spec for _, spec in read_specs() if spec.runtime == runtime]
+
+
+def read_specs() -> Iterator[tuple[str, SandboxSpec]]:
+    """Yield the name of each kernelspec and its settings, unless these are wrong."""
+    config = read_configuration()
     for kernelspec in find_kernelspecs():
-        with suppress(GvisorKernelError):
-            specs.append(make_provisioner(kernelspec.settings, config).sandbox_spec())
-    return [spec for spec in specs if spec.runtime == runtime]
+        with suppress(GvisorKernelError, TraitError):
+            yield kernelspec.name, make_provisioner(kernelspec.settings, config).sandbox_spec()
 
 
 def check_pythons() -> list[Check]:

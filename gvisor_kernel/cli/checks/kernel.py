@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import platform
-import sys
 import time
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from jupyter_core.utils import ensure_event_loop
-from traitlets import TraitError
 
 from gvisor_kernel.bridge import Address, KernelIdentity
+from gvisor_kernel.cli.checks.jupyter import find_interpreters, read_specs
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import GvisorKernelError, LaunchError
 from gvisor_kernel.host.bounded import call_within
-from gvisor_kernel.jupyter.kernelspecs import find_kernelspecs
-from gvisor_kernel.jupyter.plan_factory import make_provisioner, read_configuration
+from gvisor_kernel.host.processes import read_cpu_time, read_descendants
 from gvisor_kernel.kernel.client import OwnClient, connect, new_key, wait_for_reply
 from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.session import SandboxedKernel
@@ -81,19 +78,14 @@ def _start(kernel: SandboxedKernel, plan: KernelPlan) -> str:
     """
     try:
         address = asyncio.run(kernel.launch(plan))
-        client = connect(address, plan, kernel.find_end)
-        try:
+        with connect(address, plan, kernel.find_end) as client:
             return _run_cell(client)
-        finally:
-            client.stop_channels()
     finally:
         ensure_event_loop().close()
 
 
 def _make_plan(runsc: str = "") -> KernelPlan:
     """Plan a cold start with default settings, for the interpreter of the first kernelspec."""
-    interpreters = [spec.interpreter for spec in find_kernelspecs() if spec.interpreter]
-    python = next(iter(interpreters), sys.executable)
     spec = SandboxSpec(
         uploads=None,
         outputs=None,
@@ -104,7 +96,7 @@ def _make_plan(runsc: str = "") -> KernelPlan:
     )
     return KernelPlan(
         spec=spec,
-        request=LaunchRequest("doctor", "", Path("/"), python, {}),
+        request=LaunchRequest("doctor", "", Path("/"), find_interpreters()[0], {}),
         # An idle kernel that is paused would leave nothing to measure.
         identity=KernelIdentity(
             "doctor", new_key(), "hmac-sha256", spec.memory_limit, idle_stop=False
@@ -144,7 +136,9 @@ def _check_idle(kernel: SandboxedKernel) -> list[Check]:
         shares.append((_cpu_seconds(pid) - before) / (time.monotonic() - since))
     share = max(min(shares), 0.0)
     fact = f"the sandbox of an idle kernel uses {100 * share:.1f} % of a CPU"
-    names = _find_never_paused() if share > MAX_IDLE_SHARE else []
+    names: list[str] = []
+    if share > MAX_IDLE_SHARE:
+        names = [name for name, spec in read_specs() if not spec.idle_stop]
     if not names:
         return [ok(f"{fact} until it is paused", name="idle kernel")]
     return [
@@ -157,23 +151,6 @@ def _check_idle(kernel: SandboxedKernel) -> list[Check]:
     ]
 
 
-def _find_never_paused() -> list[str]:
-    """Return the names of the kernelspecs whose idle kernels are not paused."""
-    found, config = [], read_configuration()
-    for kernelspec in find_kernelspecs():
-        with suppress(GvisorKernelError, TraitError):  # other checks tell of a wrong setting
-            if not make_provisioner(kernelspec.settings, config).sandbox_spec().idle_stop:
-                found.append(kernelspec.name)
-    return found
-
-
 def _cpu_seconds(pid: int) -> float:
     """Return the CPU time of ``pid`` and of its children, which are gVisor's stubs."""
-    nanoseconds, waiting = 0, [pid]
-    while waiting:
-        tasks = Path(f"/proc/{waiting.pop()}/task")
-        with suppress(OSError, ValueError):
-            for task in tasks.iterdir():
-                nanoseconds += int((task / "schedstat").read_text().split()[0])
-                waiting += map(int, (task / "children").read_text().split())
-    return nanoseconds / 1e9
+    return (read_cpu_time([pid, *read_descendants(pid)]) or 0) / 1e9

@@ -22,6 +22,7 @@ import gvisor_kernel
 from gvisor_kernel.archive.tar import CHUNK, MAX_DEPTH
 from gvisor_kernel.environments.environment import Base
 from gvisor_kernel.errors import LaunchError
+from gvisor_kernel.host.descriptors import closing_fd
 from gvisor_kernel.host.folders import Opened, open_path
 from gvisor_kernel.runtimes.mounts.covers import Cover, find_jupyter_covers, identify
 from gvisor_kernel.runtimes.mounts.folders import Inputs
@@ -202,14 +203,11 @@ def _walk(root: Opened, room: Room) -> Iterator[tuple[str, os.stat_result, int |
 
     :raises OSError: when ``root`` itself cannot be read
     """
-    fd = root.read()
-    try:
+    with closing_fd(root.read()) as fd:
         status = os.fstat(fd)
         yield "", status, fd
         if stat.S_ISDIR(status.st_mode):
             yield from _walk_folder(fd, (), room)
-    finally:
-        os.close(fd)
 
 
 def _walk_folder(
@@ -237,7 +235,7 @@ def _walk_folder(
         except (OSError, UnicodeEncodeError):
             room.left_out += 1
             continue
-        try:
+        with closing_fd(fd):
             status = os.fstat(fd)
             is_covered = (status.st_dev, status.st_ino) in room.covered
             if stat.S_ISREG(status.st_mode) and not is_covered:
@@ -248,8 +246,6 @@ def _walk_folder(
                     continue
                 with suppress(PermissionError):
                     yield from _walk_folder(fd, path, room)
-        finally:
-            os.close(fd)
 
 
 # -- what is sent to each engine that mounts nothing of this machine -------------------------------

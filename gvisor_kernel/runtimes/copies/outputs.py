@@ -14,7 +14,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from gvisor_kernel.archive.tree import Parts, Tree
 from gvisor_kernel.config.settings import DEFAULTS
 from gvisor_kernel.config.validators import may_be_writable
 from gvisor_kernel.errors import ArchiveError, SandboxError
+from gvisor_kernel.host.descriptors import closing_fd
 from gvisor_kernel.host.folders import (
     Identity,
     Opened,
@@ -199,13 +200,11 @@ class OutputsCopy:
         :raises SandboxError: when the engine fails while the archive is read
         """
         reader = TarReader(_Pieces(archive, self._check_time), self._leave_out)
-        try:
+        with closing(self._tree):
             for entry in reader:
                 self._check_time()
                 if entry.parts:
                     self._put(entry, reader)
-        finally:
-            self._tree.close()
 
     def _leave_out(self, reason: str) -> None:
         self.left_out += 1
@@ -275,15 +274,12 @@ class OutputsCopy:
         self.written += 1
 
     def _rename_into_place(self, temporary: Parts, parts: Parts) -> None:
-        folder = open_folder(self._tree.root, parts[:-1])
-        try:
+        with closing_fd(open_folder(self._tree.root, parts[:-1])) as folder:
             try:
                 os.rename(temporary[-1], parts[-1], src_dir_fd=folder, dst_dir_fd=folder)
             except IsADirectoryError:
                 self._tree.remove(parts)
                 os.rename(temporary[-1], parts[-1], src_dir_fd=folder, dst_dir_fd=folder)
-        finally:
-            os.close(folder)
 
 
 class _Full(OSError):

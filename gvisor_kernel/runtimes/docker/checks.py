@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import closing
 
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import HOST_IMAGE
@@ -22,21 +23,15 @@ def check_engines(specs: Sequence[SandboxSpec]) -> list[Check]:
     wanted: State = "failed" if specs else "warning"
     images = dict.fromkeys(spec.image for spec in specs if spec.image != HOST_IMAGE)
     try:
-        engine = connect()
+        with closing(connect()) as engine:
+            check_engine(engine)
+            checks = [ok(f"{engine.address} has the runtime runsc")]
+            for image in images:
+                try:
+                    find_image(engine, image)
+                    checks.append(ok("the engine has it", name=f"image {image}"))
+                except GvisorKernelError as error:
+                    checks.append(failed(error.fact.rstrip("."), error.hint, name=f"image {image}"))
+            return checks
     except GvisorKernelError as error:
         return [Check("", wanted, error.fact.rstrip("."), error.hint)]
-    try:
-        check_engine(engine)
-        checks = [ok(f"{engine.address} has the runtime runsc")]
-    except GvisorKernelError as error:
-        return [Check("", wanted, error.fact.rstrip("."), error.hint)]
-    else:
-        for image in images:
-            try:
-                find_image(engine, image)
-                checks.append(ok("the engine has it", name=f"image {image}"))
-            except GvisorKernelError as error:
-                checks.append(failed(error.fact.rstrip("."), error.hint, name=f"image {image}"))
-        return checks
-    finally:
-        engine.close()

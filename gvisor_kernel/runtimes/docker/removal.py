@@ -11,12 +11,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from gvisor_kernel.errors import SandboxError
-from gvisor_kernel.runtimes.copies.outputs import (
-    OutputsCopy,
-    record_end,
-    sync_copied_outputs,
-    take_outputs,
-)
+from gvisor_kernel.runtimes.copies.outputs import OutputsCopy, record_end, take_outputs
 from gvisor_kernel.runtimes.docker.connection import EngineNotAnswering
 from gvisor_kernel.runtimes.docker.container import LABEL, Names
 from gvisor_kernel.runtimes.docker.engine import Engine, EngineNotFound, connect
@@ -58,19 +53,10 @@ def end_container(record: Record) -> None:
         engine.kill(Names(record.container_id).container)
 
 
-def sync_outputs(directory: Path, record: Record, folder: str | None = None) -> tuple[int, int]:
-    """Copy the outputs of a sandbox as they are now; see ``sync_copied_outputs``.
-
-    :raises SandboxError: when not everything could be copied
-    :raises RuntimeMissing: when the engine cannot be used
-    :raises StateError: when the record cannot be written
-    """
-
-    def copy(directory: Path, record: Record) -> OutputsCopy:
-        with closing(connect(record.engine)) as engine:
-            return copy_outputs(engine, directory, record)
-
-    return sync_copied_outputs(copy, directory, record, folder)
+def copy_now(directory: Path, record: Record) -> OutputsCopy:
+    """Copy the outputs of a sandbox as they are now, for ``sync_copied_outputs``."""
+    with closing(connect(record.engine)) as engine:
+        return copy_outputs(engine, directory, record)
 
 
 def remove_from_engine(directory: Path, record: Record, seconds: float | None) -> bool:

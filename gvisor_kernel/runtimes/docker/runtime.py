@@ -26,7 +26,7 @@ from gvisor_kernel.runtimes.copies.contents import (
     list_files,
     write_list,
 )
-from gvisor_kernel.runtimes.copies.outputs import COPIED
+from gvisor_kernel.runtimes.copies.outputs import COPIED, sync_copied_outputs
 from gvisor_kernel.runtimes.docker.checks import check_engines
 from gvisor_kernel.runtimes.docker.container import (
     LABEL,
@@ -45,7 +45,7 @@ from gvisor_kernel.runtimes.docker.engine import (
     find_address,
     find_image,
 )
-from gvisor_kernel.runtimes.docker.removal import end_container, sweep_engine, sync_outputs
+from gvisor_kernel.runtimes.docker.removal import copy_now, end_container, sweep_engine
 from gvisor_kernel.runtimes.engine_removal import sweep_engines
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.beginning import Beginning, FirstSweep, begin, predict_outputs
@@ -107,7 +107,7 @@ class DockerRuntime(Runtime):
     def sync_outputs(
         self, directory: Path, record: Record, folder: str | None
     ) -> tuple[int, int] | None:
-        return sync_outputs(directory, record, folder)
+        return sync_copied_outputs(copy_now, directory, record, folder)
 
     def find_checks(self) -> tuple[RuntimeCheck, ...]:
 

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+from gvisor_kernel.host.descriptors import is_ready
+
 # wsproto comes with the extra ``kubernetes``: nobody who uses another runtime needs it, and
 # ``cluster.connect`` tells who does.
 
@@ -257,11 +259,7 @@ def connect(url: str, headers: dict[str, str], tls: dict[str, Any], seconds: flo
 
 def wait_readable(stream: Stream, seconds: float) -> bool:
     """Wait until the stream can be read, or written where that waits; whether it can."""
-    if stream.has_more:
-        return True
-    poller = select.poll()
-    poller.register(stream.fileno(), stream.events(True))
-    return bool(poller.poll(max(0.0, seconds) * 1000))
+    return stream.has_more or is_ready(stream.fileno(), max(0.0, seconds), stream.events(True))
 
 
 def make_nonce() -> bytes:

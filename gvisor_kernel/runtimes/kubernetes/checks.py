@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import closing
 
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import SandboxError
@@ -41,21 +42,16 @@ def check_one(settings: Kubernetes, wanted: State) -> list[Check]:
     ``wanted``: the state of a check that fails.
     """
     try:
-        cluster = Cluster(find_address(settings))
+        with closing(Cluster(find_address(settings))) as cluster:
+            version = cluster.read_version()
+            return [
+                ok(f"{cluster.host} answers, release {version}", name=NAME),
+                _check_rights(cluster, wanted),
+                _check_runtime_class(cluster, settings, wanted),
+                _check_namespace(cluster, wanted),
+            ]
     except SandboxError as error:
         return [Check(NAME, wanted, error.fact.rstrip("."), error.hint)]
-    try:
-        version = cluster.read_version()
-        checks = [ok(f"{cluster.host} answers, release {version}", name=NAME)]
-        checks.append(_check_rights(cluster, wanted))
-        checks.append(_check_runtime_class(cluster, settings, wanted))
-        checks.append(_check_namespace(cluster, wanted))
-    except SandboxError as error:
-        return [Check(NAME, wanted, error.fact.rstrip("."), error.hint)]
-    else:
-        return checks
-    finally:
-        cluster.close()
 
 
 def _check_rights(cluster: Cluster, wanted: State) -> Check:

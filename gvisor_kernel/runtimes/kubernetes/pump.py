@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
+from gvisor_kernel.host.descriptors import is_ready
 from gvisor_kernel.link.carrier import Carrier
 from gvisor_kernel.link.frames import RemoteProtocolError
 from gvisor_kernel.runtimes.kubernetes.attach import (
@@ -252,10 +253,8 @@ class Pump:
             try:
                 written = os.write(fd, piece)
             except BlockingIOError:
-                poller = select.poll()
-                poller.register(fd, select.POLLOUT)
                 left = deadline - time.monotonic()
-                if left <= 0 or not poller.poll(left * 1000):
+                if left <= 0 or not is_ready(fd, left, select.POLLOUT):
                     return
                 continue
             except OSError:
@@ -325,9 +324,7 @@ class Pump:
         return False
 
     def _pause(self, seconds: float) -> None:
-        poller = select.poll()
-        poller.register(self._stop, select.POLLIN)
-        poller.poll(seconds * 1000)
+        is_ready(self._stop, seconds)
 
     def _say_goodbye(self) -> None:
         """Tell PID 1 to end its processes: without a word it would wait for another connection."""
@@ -339,7 +336,5 @@ class Pump:
             stream.write(self._carrier.data_to_send())
             deadline = time.monotonic() + END_SECONDS
             while stream.events(False) & select.POLLOUT and time.monotonic() < deadline:
-                poller = select.poll()
-                poller.register(stream.fileno(), select.POLLOUT)
-                poller.poll(100)
+                is_ready(stream.fileno(), 0.1, select.POLLOUT)
                 stream.flush()

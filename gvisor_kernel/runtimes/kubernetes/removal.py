@@ -21,12 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from gvisor_kernel.errors import ArchiveError, SandboxError
-from gvisor_kernel.runtimes.copies.outputs import (
-    OutputsCopy,
-    record_end,
-    sync_copied_outputs,
-    take_outputs,
-)
+from gvisor_kernel.runtimes.copies.outputs import OutputsCopy, record_end, take_outputs
 from gvisor_kernel.runtimes.engine_removal import Silence, save_outputs
 from gvisor_kernel.runtimes.kubernetes.attach import STDOUT, StreamCut, wait_readable
 from gvisor_kernel.runtimes.kubernetes.cluster import (
@@ -213,18 +208,10 @@ def find_pod(cluster: Cluster, name: str) -> dict[str, Any] | None:
         return None
 
 
-def sync_outputs(directory: Path, record: Record, folder: str | None = None) -> tuple[int, int]:
-    """Copy the outputs of a sandbox as they are now; see ``sync_copied_outputs``.
-
-    :raises SandboxError: when not everything could be copied
-    :raises StateError: when the record cannot be written
-    """
-
-    def copy(directory: Path, record: Record) -> OutputsCopy:
-        with closing(Cluster(Address.read(record.engine))) as cluster:
-            return copy_outputs(cluster, directory, record, last=False)
-
-    return sync_copied_outputs(copy, directory, record, folder)
+def copy_now(directory: Path, record: Record) -> OutputsCopy:
+    """Copy the outputs of a sandbox as they are now, for ``sync_copied_outputs``."""
+    with closing(Cluster(Address.read(record.engine))) as cluster:
+        return copy_outputs(cluster, directory, record, last=False)
 
 
 def copy_outputs(

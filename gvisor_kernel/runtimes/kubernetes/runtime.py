@@ -34,7 +34,7 @@ from gvisor_kernel.runtimes.copies.contents import (
     list_files,
     write_list,
 )
-from gvisor_kernel.runtimes.copies.outputs import COPIED
+from gvisor_kernel.runtimes.copies.outputs import COPIED, sync_copied_outputs
 from gvisor_kernel.runtimes.engine_removal import sweep_engines
 from gvisor_kernel.runtimes.kubernetes.cluster import (
     OWN_NAMESPACE,
@@ -55,7 +55,7 @@ from gvisor_kernel.runtimes.kubernetes.pod import (
 )
 from gvisor_kernel.runtimes.kubernetes.pod_sandbox import ATTACH_SECONDS, Pod, PodSandbox
 from gvisor_kernel.runtimes.kubernetes.pod_state import describe_wait, find_obstacle
-from gvisor_kernel.runtimes.kubernetes.removal import end_pod, find_pod, sweep_cluster, sync_outputs
+from gvisor_kernel.runtimes.kubernetes.removal import copy_now, end_pod, find_pod, sweep_cluster
 from gvisor_kernel.runtimes.kubernetes.settings import NO_CHOICE, find_settings, without_claims
 from gvisor_kernel.runtimes.kubernetes.starting import Look, find_container, send_files
 from gvisor_kernel.runtimes.state import records
@@ -124,7 +124,7 @@ class KubernetesRuntime(Runtime):
     def sync_outputs(
         self, directory: Path, record: Record, folder: str | None
     ) -> tuple[int, int] | None:
-        return sync_outputs(directory, record, folder)
+        return sync_copied_outputs(copy_now, directory, record, folder)
 
     def find_own_folders(self, spec: SandboxSpec) -> set[str]:
         settings = find_settings(spec)

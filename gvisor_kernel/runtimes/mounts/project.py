@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from gvisor_kernel.config.validators import is_plain_path, is_within
+from gvisor_kernel.host.descriptors import closing_fd
 from gvisor_kernel.host.folders import Identity, Opened, find_ancestry, open_below, open_real
 from gvisor_kernel.host.stage import Hidden
 from gvisor_kernel.runtimes.mounts.written_folders import WrittenFolders
@@ -153,7 +154,7 @@ def find_hidden(project: Project, written: WrittenFolders) -> tuple[Hidden, ...]
                 continue
             except OSError:  # it was removed or replaced meanwhile
                 continue
-            try:
+            with closing_fd(child):
                 if not os.access(".", os.X_OK, dir_fd=child, effective_ids=True):
                     yield from note(fd, above, name)  # what is in it could not be noted
                     continue
@@ -165,8 +166,6 @@ def find_hidden(project: Project, written: WrittenFolders) -> tuple[Hidden, ...]
                     yield from note(fd, above, name)
                 else:
                     yield from look(child, f"{above}{name}/")
-            finally:
-                os.close(child)
 
     def note(fd: int, above: str, name: str) -> Iterator[Hidden]:
         with suppress(FileNotFoundError):  # it was removed meanwhile
@@ -174,12 +173,9 @@ def find_hidden(project: Project, written: WrittenFolders) -> tuple[Hidden, ...]
             identity = Identity(status.st_dev, status.st_ino)
             yield Hidden(above + name, identity, status.st_ctime_ns)
 
-    top = project.folder.read()
-    try:
+    with closing_fd(project.folder.read()) as top:
         for hidden in look(top, ""):
             found.append(hidden)
             if len(found) > MAX_HIDDEN:
                 raise OSError(f"it has more than {MAX_HIDDEN} hidden files and folders")
-    finally:
-        os.close(top)
     return tuple(sorted(found))

@@ -20,6 +20,7 @@ from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.errors import RuntimeMissing
 from gvisor_kernel.host.bounded import run_command
 from gvisor_kernel.runtimes.checks import Check, RuntimeCheck, failed, ok, warning
+from gvisor_kernel.runtimes.hints import read_sysctl
 from gvisor_kernel.runtimes.runsc.command_line import INSTALL, Runsc, command_flags, find_runsc
 from gvisor_kernel.runtimes.runsc.staging import choose_stage
 
@@ -136,14 +137,6 @@ def check_platform(choice: str = "") -> Check:
 
 
 # Features of the host's kernel.
-
-
-def read_sysctl(name: str) -> str | None:
-    """Return a value below /proc/sys, or None if this kernel has no such name."""
-    try:
-        return Path("/proc/sys", name.replace(".", "/")).read_text().strip()
-    except OSError:
-        return None
 
 
 def sysctl_fix(name: str, value: int) -> str:

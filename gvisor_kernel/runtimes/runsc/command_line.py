@@ -12,7 +12,6 @@ import os
 import re
 import shlex
 import shutil
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from gvisor_kernel.errors import ReleaseError, RuntimeMissing, StateError
 from gvisor_kernel.host import commands
 from gvisor_kernel.host.cgroups import Cgroup
 from gvisor_kernel.host.locks import ThreadLock
-from gvisor_kernel.host.private_directories import read_file, state_root, write_file
+from gvisor_kernel.host.private_directories import read_file, replace_file, state_root
 from gvisor_kernel.releases.release_store import (
     PROGRAM,
     SYSTEM,
@@ -40,8 +39,6 @@ from gvisor_kernel.runtimes.runsc.kept_programs import (
     name_program,
     split_program,
 )
-
-# by path: below the state directory, whose parents only this user can change
 
 FILE = "runsc.json"
 MAX_BYTES = 256 * 1024
@@ -68,10 +65,8 @@ def keep_answers(program: str, answers: dict[str, Any]) -> None:
     merged = {**read_answers(program), **answers}
     others = [item for item in _read_all().items() if item[0] != program]
     newest = dict([*others, (program, merged)][-MAX_PROGRAMS:])
-    with suppress(OSError, StateError), tempfile.TemporaryDirectory(dir=state_root()) as folder:
-        draft = Path(folder, FILE)
-        write_file(draft, json.dumps(newest))
-        draft.replace(state_root() / FILE)
+    with suppress(OSError, StateError):
+        replace_file(state_root() / FILE, json.dumps(newest))
 
 
 def _read_all() -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 import select
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from gvisor_kernel.config.settings import SandboxSpec
@@ -66,14 +67,11 @@ def probe_image(image: RootImage, make_runtime: Callable[[list[str]], Runtime]) 
     # "ahead" gives PID 1 a kernel's environment, which may say where packages are.
     request = LaunchRequest("look", "", Path("/"), python, {}, ahead=("json",))
     runtime = make_runtime([python, "-c", PROGRAM])
-    sandbox = runtime.start(spec, request)
-    try:
+    with closing(runtime.start(spec, request)) as sandbox:
         answer = _read_line(sandbox)
         if answer.endswith(b"\n"):
             sandbox.verify()
         return _parse(answer, image, sandbox)
-    finally:
-        sandbox.close()
 
 
 def _read_line(sandbox: Sandbox) -> bytes:

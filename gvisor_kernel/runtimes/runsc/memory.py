@@ -16,7 +16,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 
 from gvisor_kernel.host.locks import ThreadLock
 from gvisor_kernel.host.processes import ProcessId, is_alive
@@ -173,11 +173,9 @@ def measure_sandbox(record: Record) -> int | None:
     memory = None if sentry is None else HostMemory.find(sentry.pid)
     if sentry is None or memory is None:
         return None
-    try:
+    with closing(memory):
         memory.gofer = record.processes.get("gofer")
         return memory.read() if is_alive(sentry) else None
-    finally:
-        memory.close()
 
 
 def _sum_private(status: dict[bytes, int]) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from gvisor_kernel.errors import IsolationError, SnapshotError
 from gvisor_kernel.host import commands, processes
 from gvisor_kernel.host.cgroups import count_oom_kills
+from gvisor_kernel.host.descriptors import is_ready
 from gvisor_kernel.host.processes import GOFER_NAME, SANDBOX_NAME, Posture, read_posture
 from gvisor_kernel.runtimes.base import KernelView
 from gvisor_kernel.runtimes.mounts.outputs import place_outputs
@@ -20,7 +21,7 @@ from gvisor_kernel.runtimes.mounts.plan import Outputs, Places
 from gvisor_kernel.runtimes.runsc.command_line import checkpoint_argv, find_runsc
 from gvisor_kernel.runtimes.runsc.kept_programs import find_files
 from gvisor_kernel.runtimes.runsc.memory import HostMemory
-from gvisor_kernel.runtimes.runsc.starting import Sentry, is_readable, read_panic
+from gvisor_kernel.runtimes.runsc.starting import Sentry, read_panic
 from gvisor_kernel.runtimes.state import lifeline, records
 from gvisor_kernel.runtimes.state.beginning import Beginning
 from gvisor_kernel.runtimes.state.recorded_sandbox import RecordedSandbox
@@ -187,7 +188,7 @@ class RunscSandbox(RecordedSandbox):
 
     def poll(self) -> int | None:
         with self._descriptors:
-            self._ended = self._ended or is_readable(self.exit_fd)
+            self._ended = self._ended or is_ready(self.exit_fd)
         return 0 if self._ended else None
 
     def memory_used(self) -> int | None:
@@ -311,7 +312,7 @@ class RunscSandbox(RecordedSandbox):
         for ever.
         """
         if self.gofer_fd >= 0:
-            return not is_readable(self.gofer_fd)
+            return not is_ready(self.gofer_fd)
         pid = self.find_process(GOFER_NAME)
         with suppress(OSError):
             fd = -1 if pid is None else os.pidfd_open(pid)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import select
 import stat
 import subprocess
 import sys
@@ -33,6 +32,7 @@ import gvisor_kernel
 from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host import commands, enter, mounts, processes
+from gvisor_kernel.host.descriptors import closing_fd, is_ready
 from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.host.locks import ThreadLock
 from gvisor_kernel.host.stage import (
@@ -164,28 +164,25 @@ def run_entered(
     :raises LaunchError: when the mounts cannot be made; nothing is left running then
     """
     errors, write_errors = os.pipe2(os.O_CLOEXEC)
-    try:
-        try:
-            task = os.memfd_create("gvisor-kernel-entry", os.MFD_CLOEXEC)
-            try:
-                entry = enter.Entry(
-                    stage=stage.directory,
-                    sources=tuple(sources),
-                    has_overlay=has_overlay,
-                    state=state,
-                    meminfo=str(meminfo),
-                    cgroups=tuple(str(directory / "cgroup.procs") for directory in cgroups),
-                    file_size=file_size,
-                    errors=write_errors,
-                )
-                os.write(task, entry.write())
-                packages = str(Path(gvisor_kernel.__file__).parent.parent)
-                program = [sys.executable, "-I", "-S", "-c", enter.CODE, packages, str(task)]
-                started = spawn(program, (task, write_errors))
-            finally:
-                os.close(task)
-        finally:
-            os.close(write_errors)
+    with closing_fd(errors):
+        with (
+            closing_fd(write_errors),
+            closing_fd(os.memfd_create("gvisor-kernel-entry", os.MFD_CLOEXEC)) as task,
+        ):
+            entry = enter.Entry(
+                stage=stage.directory,
+                sources=tuple(sources),
+                has_overlay=has_overlay,
+                state=state,
+                meminfo=str(meminfo),
+                cgroups=tuple(str(directory / "cgroup.procs") for directory in cgroups),
+                file_size=file_size,
+                errors=write_errors,
+            )
+            os.write(task, entry.write())
+            packages = str(Path(gvisor_kernel.__file__).parent.parent)
+            program = [sys.executable, "-I", "-S", "-c", enter.CODE, packages, str(task)]
+            started = spawn(program, (task, write_errors))
         try:
             _wait_for_entry(errors, started.pid)
         except BaseException:
@@ -193,8 +190,6 @@ def run_entered(
             started.wait()  # no timeout: the process has ended
             raise
         return started
-    finally:
-        os.close(errors)
 
 
 def _wait_for_entry(errors: int, pid: int) -> None:
@@ -202,10 +197,8 @@ def _wait_for_entry(errors: int, pid: int) -> None:
 
     :raises LaunchError: when an error comes instead, or nothing within ENTER_SECONDS
     """
-    poller = select.poll()
-    poller.register(errors, select.POLLIN)
     content = b""
-    while poller.poll(ENTER_SECONDS * 1000):
+    while is_ready(errors, ENTER_SECONDS):
         data = os.read(errors, MAX_ERROR)  # no timeout: it is ready, or does not block
         if not data:
             break

@@ -7,7 +7,6 @@ so the sentry is held by a pidfd, and its exit status is unknown.
 from __future__ import annotations
 
 import os
-import select
 import stat
 import subprocess
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from gvisor_kernel.errors import LaunchError, SnapshotError, StartTimedOut
 from gvisor_kernel.host import commands, processes
+from gvisor_kernel.host.descriptors import closing_fd, is_ready
 from gvisor_kernel.host.processes import SANDBOX_NAME
 from gvisor_kernel.runtimes.hints import find_hint
 from gvisor_kernel.runtimes.mounts.plan import Places
@@ -120,13 +120,6 @@ def find_sentry(places: Places) -> Sentry | None:
     return None
 
 
-def is_readable(fd: int, seconds: float = 0) -> bool:
-    """Return whether ``fd`` (of a process, a pidfd) is or becomes readable within ``seconds``."""
-    poller = select.poll()
-    poller.register(fd, select.POLLIN)
-    return bool(poller.poll(seconds * 1000))
-
-
 def read_panic(path: Path) -> str:
     """Return the first line of the panic log at ``path``: printable, at most 200 characters.
 
@@ -148,8 +141,5 @@ def read_panic(path: Path) -> str:
 
 def _wait(pid: int, seconds: float) -> bool:
     """Return whether the child ``pid`` ends within ``seconds``. (Popen.wait would poll.)"""
-    fd = os.pidfd_open(pid)
-    try:
-        return is_readable(fd, seconds)
-    finally:
-        os.close(fd)
+    with closing_fd(os.pidfd_open(pid)) as fd:
+        return is_ready(fd, seconds)

@@ -23,7 +23,7 @@ import os
 import shutil
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -144,13 +144,10 @@ def pack(place: Path) -> None:
         if any(path.suffix == SEALED for path in paths):
             return  # no page of it is like another one
         number = _choose_store(place.parent, _find_packed(place.parent))
-        store = _Store(place.parent / STORE, number)
-        try:
+        with closing(_Store(place.parent / STORE, number)) as store:
             if store.count + sum(path.stat().st_size for path in paths) // PAGE > MAX_PAGES:
                 return
             _pack(place, store, {path.name: _read_plain(path) for path in paths})
-        finally:
-            store.close()
         if not _is_whole(place):
             log.warning("%s stays as it is: a page that it shares is damaged on the disk", place)
             (place / PACKED).unlink()
@@ -376,8 +373,7 @@ def reclaim(folder: Path) -> None:
 def _move(folder: Path, images: Mapping[Path, _Packed], number: int) -> set[int]:
     """Write the pages of ``images`` to a store; return the stores of those that cannot be read."""
     kept, unread = set(), []
-    store = _Store(folder / STORE, number)
-    try:
+    with closing(_Store(folder / STORE, number)) as store:
         for place, packed in images.items():
             files = {
                 file.name: map(bytes, _read_packed(folder, packed.store, file))
@@ -388,8 +384,6 @@ def _move(folder: Path, images: Mapping[Path, _Packed], number: int) -> set[int]
             except _Unreadable as error:
                 kept.add(packed.store)
                 unread.append(f"{place.name} ({error})")
-    finally:
-        store.close()
     if unread:
         log.warning("Checkpoints in %s cannot be read: %s", folder, ", ".join(unread))
     return kept

@@ -27,7 +27,7 @@ from typing import Any
 from gvisor_kernel.config.settings import DEFAULT_RUNTIME
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.host.locks import MAX_LOCK_SECONDS
-from gvisor_kernel.host.private_directories import lock, state_root
+from gvisor_kernel.host.private_directories import lock, replace_file, state_root
 from gvisor_kernel.host.processes import ProcessId, identify, is_alive
 from gvisor_kernel.spec.identity import Identity
 from gvisor_kernel.strict_json import parse_json
@@ -142,9 +142,7 @@ def state_id() -> str:
         with locked():
             with contextlib.suppress(FileNotFoundError):
                 return path.read_text()
-            temporary = path.with_suffix(".new")
-            temporary.write_text(secrets.token_hex(16))
-            temporary.replace(path)
+            replace_file(path, secrets.token_hex(16))
             return path.read_text()
     except OSError as error:
         raise StateError(f"Could not use the file {path}: {error.strerror}.") from error

@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from gvisor_kernel.host.descriptors import closing_fd
 from gvisor_kernel.host.private_directories import write_file
 from gvisor_kernel.runtimes.state.records import Record
 
@@ -123,8 +124,5 @@ def mend(folder: Path) -> None:
 
 def flush(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
+    with closing_fd(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as fd:
         os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.errors import SnapshotError
+from gvisor_kernel.host.descriptors import closing_fd
 from gvisor_kernel.runtimes.base import MountView
 
 Stamps: TypeAlias = dict[str, tuple[int, int, int]]
@@ -101,10 +102,8 @@ def _is_program(entry: str, status: os.stat_result) -> bool:
     if is_program is None:
         # by path: a descriptor in /proc; only read
         fd = os.open(entry, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        try:
+        with closing_fd(fd):
             is_program = stat.S_ISREG(os.fstat(fd).st_mode) and os.pread(fd, len(ELF), 0) == ELF
-        finally:
-            os.close(fd)
         if len(_programs) >= MAX_FILES:
             _programs.clear()
         _programs[known] = is_program

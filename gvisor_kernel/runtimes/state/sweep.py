@@ -17,6 +17,7 @@ from pathlib import Path
 from gvisor_kernel.config.settings import find_entry
 from gvisor_kernel.errors import RuntimeMissing, StateError
 from gvisor_kernel.host import cgroups, processes
+from gvisor_kernel.host.descriptors import closing_fd
 from gvisor_kernel.host.folders import Identity, Opened, open_real, reopen
 from gvisor_kernel.host.memory_folder import sweep_memory
 from gvisor_kernel.host.owners import change_owner
@@ -344,12 +345,10 @@ def _change_entries(
             with suppress(OSError):
                 # Held open: its name could lead to another file a moment later.
                 held = os.open(entry.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-                try:
+                with closing_fd(held):
                     status = os.fstat(held)
                     if is_affected(status):
                         change_owner(held, *owner)
-                finally:
-                    os.close(held)
                 if stat.S_ISDIR(status.st_mode):
                     folders.append(entry.name)
     return folders
