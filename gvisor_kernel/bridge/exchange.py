@@ -43,6 +43,7 @@ MAX_ANSWER_SECONDS = 60.0
 """Seconds that a request without a reply keeps the sandbox awake. Some never get a reply."""
 MAX_REFUSAL, MAX_REFUSALS = 400, 5
 """Characters of a refused connection that is shown in a cell, and their number."""
+CUT = "the server was killed while this cell ran: some of its output may be missing here"
 MAX_PENDING = 1000
 """Requests whose headers are kept, so that the death of a kernel is shown in the right cell."""
 
@@ -78,6 +79,9 @@ class Exchange:
         self.works = False
         """A cell of an earlier process goes on in the kernel, which was saved in the middle of it.
         No reply to it may come: then this is so until the next one."""
+        self.cut = ""
+        """The header of that cell's request, until its client, connected again, is told that output
+        may be missing."""
         self.on_held: Callable[[], None] = lambda: None
         """Called for each message that waits while ``held``."""
         self.known = MemoryAnswers()
@@ -126,6 +130,10 @@ class Exchange:
         since = time.monotonic() - MAX_ANSWER_SECONDS
         waits = bool(self._pending) or self.works
         return waits or any(came > since for came in self._unanswered.values())
+
+    def find_cell(self) -> str:
+        """Return the header of the request of the cell that runs, for ``cut``; empty if none."""
+        return next((bytes(it).decode() for it in self._pending.values()), self.cut)
 
     def describe_work(self) -> str:
         """Return what keeps the kernel from being saved."""
@@ -221,7 +229,7 @@ class Exchange:
 
     def forget_requests(self) -> None:
         """Forget open requests after the end of a kernel: the next one must not run its cells."""
-        self._has_failed, self.works = self.has_failed, False
+        self._has_failed, self.works, self.cut = self.has_failed, False, ""
         self._pending.clear()
         self._asked.clear()
         self._unanswered.clear()
@@ -306,6 +314,9 @@ class Exchange:
         except WireError as error:
             self._log_drop("a client's", channel, error)
             return
+        if message.session and message.session in self.cut:
+            self._publish(make_note(CUT, self.cut.encode()))
+            self.cut = ""
         answers = self.held or (self.works and kind == "kernel_info_request")
         known = self.known.find(message) if answers else None
         if known is not None:

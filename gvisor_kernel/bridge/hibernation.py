@@ -116,12 +116,13 @@ class Hibernation:
         self.exchange.known.load(saved.known)
         self.asleep = self.exchange.held = True
         self.exchange.works = bool(saved.known.get("works"))
+        self.exchange.cut = str(saved.known.get("cut", ""))
         self._run.begin()
 
     def describe_run(self) -> SnapshotRun:
         """Return the kernel as another process has to know it, to take it over."""
         exchange = self.exchange
-        known = exchange.known.dump() | {"works": exchange.pending}
+        known = exchange.known.dump() | {"works": exchange.pending, "cut": exchange.find_cell()}
         # attached over a wake, and detached since then
         known["left_debugger"] = exchange.known.slept_debugged and not exchange.known.debugs
         return SnapshotRun(self._run.number, exchange.kernel_key, known=known)

@@ -101,6 +101,14 @@ class WireMessage:
         return _text(self._header.get("msg_id"))
 
     @property
+    def session(self) -> str:
+        """The ``session`` of who has sent it.
+
+        :raises WireError: when the header cannot be parsed
+        """
+        return _text(self._header.get("session"))
+
+    @property
     def parent_id(self) -> str:
         """The ``msg_id`` of the parent, or "".
 

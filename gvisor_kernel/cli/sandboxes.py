@@ -97,6 +97,7 @@ def make_row(sandbox: Listed, current: str) -> tuple[str, ...]:
     if sandbox.state == "hibernated":
         memory = f"{describe_size(measure(sandbox.directory / SAVED / IMAGE))} on disk"
     release = record.runsc.removeprefix("0.0~")
+    branch = " (branch {} of {})".format(*record.branch) if record.branch else ""
     given = f", {describe_size(record.given_back)} given back" if record.given_back else ""
     return (
         sandbox.id,
@@ -104,7 +105,7 @@ def make_row(sandbox: Listed, current: str) -> tuple[str, ...]:
         _describe_state(sandbox),
         f"{memory}{given}",
         describe_age(time.time() - record.created),
-        record.folder + (f" (runsc {release})" if release not in ("", current) else ""),
+        record.folder + branch + (f" (runsc {release})" if release not in ("", current) else ""),
     )
 
 
@@ -159,6 +160,7 @@ def describe(sandbox: Listed) -> dict[str, object]:
         "created": record.created,
         "age": max(time.time() - record.created, 0),
         "folder": record.folder,
+        "branch": record.branch and dict(zip(("name", "of"), record.branch, strict=True)),
         "owner_pid": record.owner.pid,
     }
 

@@ -36,7 +36,7 @@ from gvisor_kernel.kernel.saved_kernel import (
 )
 from gvisor_kernel.runtimes.base import SavedSandbox
 from gvisor_kernel.runtimes.state import records
-from gvisor_kernel.runtimes.state.kept_packages import KEPT
+from gvisor_kernel.runtimes.state.kept_packages import KEPT, begin_to_keep
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.saved import IMAGE, NOTE, SAVED
 from gvisor_kernel.runtimes.state.sealed import Cipher
@@ -129,6 +129,7 @@ def _making(source: Path, wanted: Sequence[Branch]) -> Iterator[list[tuple[Path,
                     identity=str(identity),
                     container_id=identity.container_id,
                     kernel_id=branch.kernel_id,
+                    branch=(branch.name, source.name),
                     created=time.time(),
                     owner=records.this_process(),
                     machine=records.this_machine(),
@@ -175,9 +176,8 @@ def _link(
         found = read_saved(saved, directory, record.identity)
         if found is None:
             raise SnapshotError(f"What was saved in {saved} cannot be read.")
-        if not (saved / KEPT).exists():
-            found.begin_to_keep()
         branches.append(found)
+    begin_to_keep()
     return branches
 
 

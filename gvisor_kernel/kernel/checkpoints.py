@@ -18,7 +18,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -43,6 +43,7 @@ from gvisor_kernel.kernel.plan import KernelPlan
 from gvisor_kernel.kernel.saved_kernel import MIN_LEFT, SavedKernel, read_saved, save_as
 from gvisor_kernel.runtimes.base import SavedSandbox
 from gvisor_kernel.runtimes.state import pages, records
+from gvisor_kernel.runtimes.state.kept_packages import begin_to_keep
 from gvisor_kernel.runtimes.state.listed import read_memory
 from gvisor_kernel.runtimes.state.packer import Packer
 from gvisor_kernel.runtimes.state.saved import mend, put, remove
@@ -209,7 +210,7 @@ class Checkpoints:
 
         async with self._paused(self._saver.find_directory()):
             saved = await self._saver.copy(write)
-        saved.begin_to_keep()
+        begin_to_keep()
         return saved.place.name
 
     # -- after cells -----------------------------------------------------------------------------
@@ -442,7 +443,7 @@ def _keep(before: SavedKernel, name: str, outputs: NotedOutputs) -> None:
         replace_file(before.place / ABOUT, write_json(about))
         replace_file(before.place / OUTPUTS, write_json(outputs))
         put(before.place, place)
-        replace(before, place=place).begin_to_keep()
+        begin_to_keep()
     except OSError as error:
         log.warning("The state before the rewind to %s is not kept: %s", name, error)
         before.discard()

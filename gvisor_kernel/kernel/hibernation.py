@@ -39,6 +39,7 @@ from gvisor_kernel.kernel.saved_kernel import (
     save,
 )
 from gvisor_kernel.runtimes.base import Sandbox, SavedSandbox
+from gvisor_kernel.runtimes.state.kept_packages import begin_to_keep
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -318,7 +319,7 @@ class Hibernator:
                 time.monotonic() - began,
             )
         )
-        saved.begin_to_keep()
+        begin_to_keep()
         run_beside(remove_old)
         if not kernel.hibernation.exchange.settled:  # it came while the sandbox was ended
             self.want(kernel)

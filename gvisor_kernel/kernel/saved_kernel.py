@@ -35,7 +35,6 @@ from gvisor_kernel.runtimes.state import lifeline, records
 from gvisor_kernel.runtimes.state.kept_packages import (
     Packages,
     Substitutes,
-    begin_to_keep,
     find_packages,
     find_substitutes,
     note_shown,
@@ -165,10 +164,6 @@ class SavedKernel:
             for path, stamp in sandbox.find_shown_files().items():
                 if self.note.files.get(path, stamp) != stamp:
                     raise SnapshotError(f"{path} was changed while the kernel was to go on.")
-
-    def begin_to_keep(self) -> None:
-        """Begin to copy what the kernel needs, before packages are upgraded."""
-        begin_to_keep(self.place, self.note.files, self.note.packages, self.note.sources)
 
     def name_gone(self, error: GvisorKernelError) -> GvisorKernelError:
         """Return why it does not go on, which runsc has not said: a file that is gone; or ``error``

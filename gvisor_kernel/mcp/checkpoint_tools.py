@@ -48,6 +48,16 @@ async def sandbox_rewind(
     return make_result(text, describe(found))
 
 
+@tool("Remove a checkpoint", destroys=True)
+async def sandbox_remove_checkpoint(
+    call: Call, session: OneSession, checkpoint: CheckpointName
+) -> StateResult:
+    """Remove a checkpoint of a session, for good, as when there is no room for another one."""
+    found = await find_session(call, session, None)
+    await found.use(found.sandbox.remove_checkpoint(checkpoint))
+    return make_result(f"The checkpoint {checkpoint} is removed.", describe(found))
+
+
 def describe_outputs(outputs: OutputChanges) -> str:
     """Return what a model reads about outputs, whose names the sandbox has chosen."""
     paths = [
@@ -62,4 +72,4 @@ def describe_outputs(outputs: OutputChanges) -> str:
     return f" These outputs are not as they were then:\n{mark('outputs', shown)}{rest}"
 
 
-CHECKPOINT_TOOLS = (sandbox_checkpoint, sandbox_rewind)
+CHECKPOINT_TOOLS = (sandbox_checkpoint, sandbox_rewind, sandbox_remove_checkpoint)

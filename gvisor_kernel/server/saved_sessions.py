@@ -28,6 +28,7 @@ from gvisor_kernel.host import processes
 from gvisor_kernel.host.private_directories import read_file, replace_file
 from gvisor_kernel.jupyter.asleep import Resumes, list_asleep, show_state
 from gvisor_kernel.kernel.facts import KernelEvent, KernelEvents, Started
+from gvisor_kernel.runtimes.state.kept_packages import begin_to_keep
 from gvisor_kernel.runtimes.state.records import Record, find_sandboxes, is_orphan
 from gvisor_kernel.runtimes.state.saved import is_saved
 from gvisor_kernel.runtimes.state.sweep import has_run
@@ -209,6 +210,7 @@ class TakingBack:
                 deadline = time.monotonic() + SAVING_SECONDS  # they are saved one after another
             await asyncio.sleep(LOOK_SECONDS if waits else 0)
         self.listed.set()
+        begin_to_keep()  # what the killed one had no time for
 
     def end(self) -> None:
         """Begin with no other kernel. ``run`` returns soon."""

@@ -98,7 +98,7 @@ def test_all_goes_on_in_each_and_apart(sandbox: Sandbox) -> None:
     assert sandbox.run(BEGIN).ok
     count = sandbox.run("0").execution_count
     before = count_directories()
-    made = sandbox.branch(2)
+    made = sandbox.branch(2, name="b")
     assert len({find_listed(one).directory for one in (sandbox, *made)}) == 3
     assert len({find_listed(one).record.kernel_id for one in (sandbox, *made)}) == 3
     for step, one in ((1, sandbox), (10, made[0]), (100, made[1])):
@@ -109,6 +109,10 @@ def test_all_goes_on_in_each_and_apart(sandbox: Sandbox) -> None:
         )
         assert not (find_listed(one).directory / "saved").exists()
     [grandchild] = made[0].branch()
+    assert [find_listed(one).record.branch for one in (sandbox, made[1])] == [
+        None,
+        ("b-2", find_listed(sandbox).id),
+    ]
     assert evaluate(grandchild, GO_ON.format(step=5))[0] == 15
     close(*made, grandchild)
     assert count_directories() == before

@@ -19,17 +19,20 @@ from gvisor_kernel import Sandbox
 from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.host.folders import open_real
 from gvisor_kernel.runtimes.mounts.written_folders import note_written
-from gvisor_kernel.runtimes.state import kept_copies, kept_packages
+from gvisor_kernel.runtimes.state import kept_copies, kept_packages, lifeline
 from gvisor_kernel.runtimes.state.kept_packages import (
     KEPT,
     Packages,
     Substitutes,
     find_packages,
     find_substitutes,
+    list_installed,
     sweep_kept,
     wait_until_kept,
 )
+from gvisor_kernel.runtimes.state.sealed import read_note
 from gvisor_kernel.runtimes.state.shown_files import Stamps
+from gvisor_kernel.typed_json import write_json
 
 from .test_hibernation import find_saved
 
@@ -256,21 +259,69 @@ def test_nothing_is_copied_for_a_kernel_that_has_gone_on(
     """One that hibernates and wakes in turn would have the server copy all the time; and its next
     save has the same name."""
     monkeypatch.setattr(kept_packages, "make_copy", lambda *_: pytest.fail("something was copied"))
-    monkeypatch.setattr(kept_packages, "PAUSE_SECONDS", 600.0)
-    kept_packages._ends.clear()
-    kept_packages.kept_root().mkdir(mode=0o700, parents=True, exist_ok=True)
-    place, packages = (
-        tmp_path / "saved",
-        {sysconfig.get_path("purelib"): dict[str, tuple[int, int]]()},
-    )
-    kept_packages.begin_to_keep(place, {}, packages, {})  # it is gone already
-    place.mkdir()
-    kept_packages.begin_to_keep(place, {}, packages, {})
-    place.rename(tmp_path / "old")
-    (tmp_path / "old").rmdir()
-    place.mkdir()
+    monkeypatch.setattr(kept_copies, "own_state", lambda: tmp_path)
+    monkeypatch.setattr(kept_packages, "own_state", lambda: tmp_path)
+    found = {sysconfig.get_path("purelib"): dict[str, tuple[int, int]]()}
+    place = write_note(tmp_path, "one/saved", found)
+    looked = list[str]()
+
+    def go_on(path: Path, kernel: str) -> tuple[bytes, str]:
+        assert lifeline._process is not None  # if this process is killed, that one goes on
+        read = read_note(path, kernel)
+        place.rename(tmp_path / "old")
+        shutil.rmtree(tmp_path / "old")
+        place.mkdir()
+        looked.append(kernel)
+        return read
+
+    monkeypatch.setattr(kept_packages, "read_note", go_on)
+    kept_packages.begin_to_keep()
     wait_until_kept()
     assert not list(place.iterdir())
+    assert looked == [place.parent.name]
+
+
+def write_note(state: Path, name: str, packages: Packages) -> Path:
+    """Write what is noted of a kernel that is saved under this name."""
+    place = state / "sandboxes" / name
+    place.mkdir(0o700, parents=True)
+    (place / "kernel.json").write_text(
+        write_json({"files": {}, "packages": packages, "sources": {}})
+    )
+    return place
+
+
+def test_what_a_killed_process_has_not_kept_is_kept_later(
+    packages: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """By one look for all kernels, in one thread; but nothing that was changed meanwhile."""
+    monkeypatch.setattr(kept_copies, "own_state", lambda: tmp_path)
+    monkeypatch.setattr(kept_packages, "own_state", lambda: tmp_path)
+    looked, digest = list[str](), kept_copies.digest_tree
+    monkeypatch.setattr(kept_copies, "digest_tree", lambda it: looked.append(it) or digest(it))
+    caplog.set_level("INFO", kept_packages.__name__)
+    folder = str(packages)
+    changed = write_note(tmp_path, "changed/saved", {folder: list_installed(folder)})
+    install(packages, "2.0")
+    names = ("a/saved", "b/saved", "a/checkpoints/one")
+    found = {folder: list_installed(folder)}
+    same = [write_note(tmp_path, name, found) for name in names]
+    unread = write_note(tmp_path, "unread/saved", found)
+    (unread / "kernel.json").write_text("{")
+    for _ in range(2):
+        kept_packages.begin_to_keep()
+        wait_until_kept()
+    kept = [json.loads((place / KEPT).read_bytes()) for place in same]
+    assert kept[0].keys() == {folder}
+    assert kept == [kept[0]] * 3
+    assert json.loads((changed / KEPT).read_bytes()) == {}
+    assert "packages were installed meanwhile" in caplog.text
+    assert not (unread / KEPT).exists()
+    assert caplog.text.count("nothing is kept") == 1  # it is not read again and again
+    assert looked.count(folder) == 1
 
 
 def test_one_look_serves_all_kernels_that_were_saved_before_it(

@@ -255,6 +255,18 @@ def test_record_of_another_directory_is_not_listed(state: Path, capsys: Captured
     assert [s["id"] for s in listed(capsys)] == ["01a"]
 
 
+def test_list_shows_what_a_branch_is_one_of(state: Path, capsys: Captured) -> None:
+    make_record("01a")
+    make_record("01b", branch=("try", "01a"), saved=1.0)
+    make_record("01c", branch=("x\x1b[2J\n01d", "01a"))
+    assert [one["branch"] for one in listed(capsys)][:2] == [None, {"name": "try", "of": "01a"}]
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert "/some/folder (branch try of 01a)" in lines[2]
+    assert "(branch x\\x1b[2J\\n01d of 01a)" in lines[3]
+
+
 def test_names_cannot_control_the_terminal(state: Path, capsys: Captured) -> None:
     make_record("01a", folder="/x\x1b[2J\n/y", kernel_name="[red]n\u202e")
     assert main(["list"]) == 0

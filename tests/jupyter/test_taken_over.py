@@ -15,11 +15,13 @@ import pytest
 from gvisor_kernel.errors import StateError
 from gvisor_kernel.kernel import saved_budget
 from gvisor_kernel.kernel.saved_kernel import find_saved
+from gvisor_kernel.runtimes.state.kept_packages import KEPT
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
 from gvisor_kernel.server.sandboxes import find_leftovers
 
 from ..patience import scale_seconds
 from ..world import PROJECT
+from .helpers import wait_until
 
 
 def run(way: str, kernel_id: str, folder: Path, **settings: object) -> tuple[list[str], int]:
@@ -64,6 +66,8 @@ def test_a_kernel_outlives_its_server(way: str, folder: Path) -> None:
     assert status == (-9 if way.startswith("die") else 0)
     saved = wait_for_saved(kernel_id)
     assert (saved.directory / "saved").stat().st_mode & 0o777 == 0o700
+    # Its packages are kept by what the server leaves behind, if that had no time for it.
+    wait_until((saved.directory / "saved" / KEPT).exists, "its packages are kept")
     printed, _ = run("take over", kernel_id, folder)
     # The loop was under way when its server was killed, and has gone on to its end.
     assert printed == [f"2 {39 if way == 'die busy' else None}"]

@@ -73,6 +73,10 @@ async def check_rewind(session: ClientSession) -> None:
     assert "own" in text
     await call(session, "rewind", session="python", checkpoint="own")
     assert (await call(session, "run_code", code="x"))["result"] == "42"
+    await call(session, "remove_checkpoint", session="python", checkpoint="own")
+    for verb in ("remove_checkpoint", "rewind"):
+        text = await fail(session, verb, session="python", checkpoint="own")
+        assert "no checkpoint 'own'" in text
 
 
 async def check_busy_outputs(session: ClientSession) -> None:

@@ -13,6 +13,7 @@ import requests
 from websocket import create_connection
 
 from gvisor_kernel.cli.main import main
+from gvisor_kernel.runtimes.state.kept_packages import KEPT
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
 from gvisor_kernel.server.saved_sessions import find_left
 
@@ -262,7 +263,11 @@ def test_a_server_that_was_killed_is_started_again(folder: Path, world: World) -
         server.process.wait()
         for file in world.runtime.glob(f"jpserver-{server.process.pid}*"):
             file.unlink()
+    kept = directory / "saved" / KEPT
+    wait_until(kept.exists, "its packages are kept")
+    kept.unlink()  # as if that had been killed, too
     with serving(folder, *options, leaves=None) as server:
+        wait_until(kept.exists, "its packages are kept by this server")
         (again,) = server.ask("GET", "sessions")
         assert (again["id"], again["path"]) == (session["id"], "n/b.ipynb")
         assert again["kernel"]["id"] == session["kernel"]["id"]
@@ -278,12 +283,13 @@ def test_a_cell_that_ran_as_its_server_was_killed_goes_on_and_is_busy(
     folder: Path, world: World
 ) -> None:
     cell = "import time, os\nwhile not os.path.exists('/workspace/outputs/end'): time.sleep(0.1)"
+    told = "The server was killed while this cell ran: some of its output may be missing"
     with serving(folder) as server:
         session = start(server)
         kernel = session["kernel"]["id"]
         with server.page(kernel) as page:
             run(page, "x = 5; print()")
-            page.execute(cell)
+            ran, page_session = page.execute(cell), page.session
             note = find_listed(kernel)[0].directory / "kernel.json"
             wait_until(lambda: json.loads(note.read_text())["known"].get("works"), "the note")
         assert server.process is not None
@@ -294,10 +300,16 @@ def test_a_cell_that_ran_as_its_server_was_killed_goes_on_and_is_busy(
     with serving(folder) as server:
         assert server.ask("GET", f"kernels/{kernel}")["execution_state"] == "busy"
         with server.page(kernel) as page:
-            page.wait_for_reply(page.send("kernel_info_request", {}))
+            page.wait_for_reply(page.send("kernel_info_request", {}))  # of another page
+            page.session = page_session
+            page.send("kernel_info_request", {})
+            assert page.wait_for_text(told)["parent_header"]["msg_id"] == ran
             wait_until(lambda: not is_asleep(Client(server), kernel), "its cell goes on")
+            page.send("kernel_info_request", {})
             (folder / "n" / "outputs" / "end").touch()
-            assert run(page, "print(x)") == "5\n"
+            page.execute("print(x)")
+            output = page.wait_for(lambda it: it["msg_type"] == "stream", "that, said once, or x")
+            assert output["content"]["text"] == "5\n"
         server.ask("DELETE", f"sessions/{session['id']}")
 
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gvisor_kernel.bridge.addresses import LISTENING
+from gvisor_kernel.host.processes import read_children
 from gvisor_kernel.server.resting import _is_asked_again
 
 from ..jupyter.copies import copy_saved
@@ -105,6 +106,8 @@ def test_kernels_that_sleep_cost_little_and_are_found(folder: Path) -> None:
             page.wait_for_reply(running)
             wait_until(lambda: find_state(server, kernels[1]) == "idle", "the kernel to be idle")
         server.ask("DELETE", f"kernels/{kernels[1]}")
+        # The process that would go on with copies of packages is there until they are made.
+        wait_until(lambda: not read_children(server.process.pid), "packages to be kept")
         rested, left = count(server), [kernels[0], *kernels[2:]]
         for one in left:
             server.ask("DELETE", f"kernels/{one}")

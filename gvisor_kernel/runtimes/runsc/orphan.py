@@ -1,7 +1,7 @@
 """Saves a kernel whose process was killed, so that the next process can let it go on.
 
 Its PID 1 waits for another host for a minute (``guest/host_link``). Runs in the small process that
-outlives the owner (``state/lifeline``), which has no link to the sandbox and asks nothing inside.
+outlives the owner (``after_owner``), which has no link to the sandbox and asks nothing inside.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from gvisor_kernel.host import processes
 from gvisor_kernel.runtimes.runsc.kept_programs import find_files
 from gvisor_kernel.runtimes.runsc.runsc_sandbox import save_sandbox
 from gvisor_kernel.runtimes.state import records
-from gvisor_kernel.runtimes.state.kept_packages import Packages, begin_to_keep, find_packages
+from gvisor_kernel.runtimes.state.kept_packages import begin_to_keep, find_packages
 from gvisor_kernel.runtimes.state.records import Record
 from gvisor_kernel.runtimes.state.saved import MAX_NOTE, NOTE, SAVED, write_saved
 from gvisor_kernel.runtimes.state.sealed import Cipher, Seal, read_note
-from gvisor_kernel.runtimes.state.shown_files import Stamps, find_held, find_shown_files
+from gvisor_kernel.runtimes.state.shown_files import find_held, find_shown_files
 from gvisor_kernel.spec.layout import OUTPUTS
 from gvisor_kernel.strict_json import parse_json
 
@@ -45,13 +45,12 @@ def save_orphan(directory: Path, record: Record) -> bool:
     try:
         content, key = read_note(directory / NOTE, directory.name)
         note, saved, cipher = parse_json(content, MAX_NOTE), time.time(), Cipher(key)
-        sources, files, packages = note["sources"], Stamps(), Packages()
 
         def describe(seal: Seal) -> dict[str, str]:
-            files.update(find_shown_files(sentry.pid, sources) | find_files(record.program))
-            packages.update(find_packages(files, sources))
+            files = find_shown_files(sentry.pid, note["sources"]) | find_files(record.program)
+            packages = find_packages(files, note["sources"])
             facts = {"files": files, "packages": packages, "saved": saved, "seal": asdict(seal)}
-            *held, opened = find_held(sentry.pid, OUTPUTS, sources)
+            *held, opened = find_held(sentry.pid, OUTPUTS, note["sources"])
             text = json.dumps(note | facts | {"held": held, "opened": opened})
             if len(text) > MAX_NOTE:
                 raise ValueError("nobody could read it")
@@ -59,7 +58,7 @@ def save_orphan(directory: Path, record: Record) -> bool:
 
         write_saved(directory / SAVED, lambda it: cipher.write_image(it, record, save), describe)
         records.change_record(directory, record, saved=saved)
-        begin_to_keep(directory / SAVED, files, packages, sources)
+        begin_to_keep()
     except (OSError, ValueError, LookupError, TypeError, GvisorKernelError):
         return False
     return True

@@ -150,10 +150,9 @@ def begin(
                     outputs = prepare(inputs, outputs)
                     record = first_record(spec, request, identity, outputs, owner, **facts)
                     if last is not None:
-                        record = replace(record, created=last.created, saved=last.saved)
-                        record = replace(
-                            record, made_outputs=last.made_outputs or record.made_outputs
-                        )
+                        made_outputs = last.made_outputs or record.made_outputs
+                        stays = {it: getattr(last, it) for it in ("created", "saved", "branch")}
+                        record = replace(record, made_outputs=made_outputs, **stays)
                     records.write_record(places.directory, record)
                 except BaseException:
                     held.close()

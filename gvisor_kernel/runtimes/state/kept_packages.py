@@ -22,12 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from gvisor_kernel.config.settings import DEFAULTS
+from gvisor_kernel.config.settings import DEFAULT_RUNTIME, DEFAULTS
 from gvisor_kernel.config.validators import is_within
 from gvisor_kernel.errors import GvisorKernelError, SnapshotError, StateError
 from gvisor_kernel.host.folders import is_in_writable_folder
 from gvisor_kernel.host.private_directories import own_state, read_file, replace_file
 from gvisor_kernel.runtimes.mounts.written_folders import read_written
+from gvisor_kernel.runtimes.state import lifeline, records
 from gvisor_kernel.runtimes.state.kept_copies import (
     TREE,
     digest_tree,
@@ -37,8 +38,11 @@ from gvisor_kernel.runtimes.state.kept_copies import (
     read_copy,
     remove_copies,
 )
+from gvisor_kernel.runtimes.state.saved import MAX_NOTE, NOTE
+from gvisor_kernel.runtimes.state.sealed import read_note
 from gvisor_kernel.runtimes.state.shown_files import Stamps, find_change, stamp
-from gvisor_kernel.typed_json import read_json, write_json
+from gvisor_kernel.strict_json import parse_json
+from gvisor_kernel.typed_json import read_json, read_value, write_json
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +65,10 @@ MAX_NAMED = 4
 """Packages that are named to a person."""
 _ends = threading.Event()
 """Set when this process is about to end."""
+_waits = threading.Event()
+"""Set while a thread is about to look at what was saved."""
+_missing: dict[Path, int] = {}
+"""Saved kernels that had no copies when this process has last looked, and when each was saved."""
 Packages: TypeAlias = dict[str, dict[str, tuple[int, int]]]
 """What is installed in folders of packages: time of change (ns) and inode of the folders that
 installers make, by their names."""
@@ -114,34 +122,65 @@ def list_installed(folder: str) -> dict[str, tuple[int, int]]:
     return found
 
 
-def begin_to_keep(
-    place: Path, files: Stamps, packages: Packages, sources: Mapping[str, str]
-) -> None:
-    """Keep soon what the kernel needs that was saved as the folder ``place``: by ``keep``, in a
-    thread of the lowest priority, which no end of this process waits for."""
-    since = time.monotonic()
-    try:
-        folder = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:  # it has gone on
-        return
-    except OSError as error:
-        log.info("nothing is kept for a saved kernel: %s", error)
-        return
+def begin_to_keep() -> None:
+    """Keep soon what saved kernels need for which nobody has done so: those that were saved now,
+    and those whose process was killed before it could. In a thread of the lowest priority, which no
+    end of this process waits for; the process that it leaves then goes on with it."""
 
     def work() -> None:
         try:
-            with suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # of this thread
-            _ends.wait(PAUSE_SECONDS)
-            keep(folder, files, packages, sources, since)
-        finally:
-            os.close(folder)
+            lifeline.hold(records.this_process(), DEFAULT_RUNTIME)
+            try:
+                with suppress(OSError):
+                    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # of this thread
+                _ends.wait(PAUSE_SECONDS)
+                _waits.clear()
+                _keep_missing()
+            finally:
+                lifeline.release()
+        except (OSError, GvisorKernelError) as error:
+            _waits.clear()
+            log.info("nothing is kept for saved kernels: %s", error)
 
+    if _waits.is_set():
+        return
+    _waits.set()
     try:
         threading.Thread(target=work, name=THREAD, daemon=True).start()
-    except RuntimeError as error:  # this user's processes, or memory
-        os.close(folder)
-        log.info("nothing is kept for a saved kernel: %s", error)
+    except RuntimeError:  # this user's processes, or memory
+        _waits.clear()
+
+
+def _keep_missing() -> None:
+    """Look at all saved kernels of this user, each once in this process.
+
+    :raises OSError, StateError: when the state directory cannot be read
+    """
+    global _missing
+    root, before, found = own_state() / "sandboxes", _missing, dict[Path, int]()
+    for depth in ("*/saved", "*/checkpoints/*"):
+        for note in root.glob(f"{depth}/{NOTE}"):
+            with suppress(FileNotFoundError):
+                if not (note.parent / KEPT).exists():
+                    found[note.parent] = note.parent.stat().st_mtime_ns
+    _missing, since = found, time.monotonic()
+    for place, made in found.items():
+        if before.get(place) == made:
+            continue
+        with suppress(FileNotFoundError):  # it has gone on
+            folder = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                if os.fstat(folder).st_mtime_ns != made:  # it was saved again, or is kept
+                    continue
+                path = Path(f"/proc/self/fd/{folder}", NOTE)
+                note = parse_json(read_note(path, place.relative_to(root).parts[0])[0], MAX_NOTE)
+                files = read_value(note["files"], Stamps)
+                packages = read_value(note["packages"], Packages)
+                keep(folder, files, packages, note["sources"], since)
+            except (OSError, ValueError, LookupError, TypeError, GvisorKernelError) as error:
+                log.info("nothing is kept for a saved kernel: %s", error)
+            finally:
+                os.close(folder)
 
 
 def wait_until_kept(seconds: float = LOCK_SECONDS) -> None:

@@ -2,9 +2,7 @@
 
 A shell waits at the end of a pipe that only this process holds open. While there are sandboxes it
 costs a megabyte and no CPU time. It is told to end when the last sandbox is closed. When this
-process dies, in whatever way, the pipe ends, and the shell executes a Python that sweeps:
-
-python -m gvisor_kernel.runtimes.state.lifeline PID START_TIME
+process dies, in whatever way, the pipe ends, and the shell executes ``after_owner``.
 """
 
 from __future__ import annotations
@@ -13,16 +11,12 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 
 import gvisor_kernel
 from gvisor_kernel.config.settings import find_entry
-from gvisor_kernel.errors import GvisorKernelError
-from gvisor_kernel.host.processes import ProcessId, is_alive, wait_until_gone
-from gvisor_kernel.runtimes.state.kept_packages import wait_until_kept
-from gvisor_kernel.runtimes.state.sweep import sweep_orphans
+from gvisor_kernel.host.processes import ProcessId
 
 _SCRIPT = 'read -r word && exit 0; exec "$@"'
 KEPT = (
@@ -32,9 +26,6 @@ KEPT = (
     "PYTHON_KEYRING_BACKEND",
 )
 """Variables of this process that the sweep has beside those that a runtime's entry names."""
-
-OWNER_SECONDS = 30.0
-"""Seconds to wait for the owner: a large process needs time to end after its pipes are closed."""
 
 _lock = threading.Lock()  # no timeout: held while a shell ends, at most 5 s
 _held = 0
@@ -87,7 +78,7 @@ def _start_shell(owner: ProcessId) -> subprocess.Popen[bytes]:
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(Path(gvisor_kernel.__file__).parent.parent), *(path for path in sys.path if path)]
     )
-    sweep = [sys.executable, "-P", "-m", "gvisor_kernel.runtimes.state.lifeline"]
+    sweep = [sys.executable, "-P", "-m", "gvisor_kernel.runtimes.state.after_owner"]
     return subprocess.Popen(
         ["/bin/sh", "-c", _SCRIPT, "gvisor-kernel", *sweep, str(owner.pid), str(owner.started)],
         stdin=subprocess.PIPE,
@@ -112,23 +103,3 @@ def _reset_after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_reset_after_fork)
-
-
-def main(pid: int, started: int) -> int:
-    """Wait until the owner has ended, then remove what it left. Return 1 if that fails, else 0.
-
-    ``started``: the owner's start time, see ``ProcessId``. The shell executes this.
-    """
-    owner = ProcessId(pid, started)
-    if is_alive(owner):
-        wait_until_gone([pid], time.monotonic() + OWNER_SECONDS)
-    try:
-        sweep_orphans()
-        wait_until_kept()
-    except GvisorKernelError:
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))

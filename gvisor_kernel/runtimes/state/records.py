@@ -73,6 +73,8 @@ class Record:
     made_above: bool = False
     """Of a branch: its source, which has ended, has made the outputs that those of branches are
     in."""
+    branch: tuple[str, str] | None = None
+    """The name of a branch, and the id of the sandbox from whose state it went on."""
     lent_by: tuple[int, int] | None = None
     """Uid and gid that everything in outputs gets back when the sandbox has ended."""
     image: str | None = None
