@@ -279,7 +279,8 @@ class TestSlurm:
             cluster.ask("scancel", job)
 
     def test_job_is_cancelled(self, start: Start, cluster: Cluster) -> None:
-        with start("slurm") as (manager, client):
+        """One that cannot hibernate."""
+        with start("slurm", slurm={"files": "copy"}) as (manager, client):
             (job,) = cluster.jobs()
             reason = death_of(client, lambda: cluster.ask("scancel", job))
             assert reason == "The kernel's sandbox is gone: the job was cancelled."

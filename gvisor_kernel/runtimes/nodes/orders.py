@@ -57,7 +57,8 @@ class Order:
     folders of the server that no sandbox may see. ``kernel``: for a snapshot, what a plan has
     beside its settings and its request. ``copy``: the name of the copy of the files that follow the
     order, in which the paths of the spec are; empty where they are shared. ``image``: likewise of a
-    saved kernel that goes on; empty if none does."""
+    saved kernel that goes on; empty if none does. ``word``: nobody else knows it; see
+    ``save_word``."""
 
     spec: SandboxSpec
     request: LaunchRequest
@@ -67,6 +68,13 @@ class Order:
     kernel: Mapping[str, Any] | None = None
     copy: str = ""
     image: str = ""
+    word: str = ""
+
+
+def save_word(order: Order) -> bytes:
+    """Return what the host writes into the link for the helper: save the sandbox, which has nothing
+    else to read. It is stopped while it is sent, until the host writes this again."""
+    return f"\x1esave {order.word}\n".encode()
 
 
 def write_order(order: Order) -> bytes:
@@ -213,6 +221,15 @@ class Removed(Fact, frozen=True):
     kept: bool
 
 
+class Piece(Fact, frozen=True):
+    """A part of the archive of an image, counted from 0. The last one has no data; ``error``: why
+    the sandbox was not saved."""
+
+    number: Count
+    data: Annotated[bytes, Meta(max_length=CHUNK)] = b""
+    error: str = ""
+
+
 class Files(Fact, frozen=True):
     """The node has, or has not, the copy that was asked for."""
 
@@ -225,7 +242,9 @@ class Sent(Fact, frozen=True):
     left_out: Count
 
 
-AnyFact: TypeAlias = Here | Ready | Failed | Leaving | Memory | Ended | Removed | Files | Sent
+AnyFact: TypeAlias = (
+    Here | Ready | Failed | Leaving | Memory | Ended | Removed | Piece | Files | Sent
+)
 MAX_TEXT = 4096
 """Characters of a text that a person is shown."""
 
