@@ -35,11 +35,12 @@ def fits() -> int:
     return 0
 
 
-def send_saved(sandbox: Sandbox, tell: Callable[[Piece], bool], wait: Callable[[], object]) -> None:
+def send_saved(
+    sandbox: Sandbox, tell: Callable[[Piece], bool], await_host: Callable[[], object]
+) -> None:
     """Save the kernel of a sandbox for the host, and send it by ``tell`` while the host takes it.
 
-    The kernel goes on. Until ``wait`` returns, which waits for the host, it is stopped: what it did
-    meanwhile it would do again.
+    The kernel goes on. Until ``await_host`` returns it is stopped, or it would do things twice.
     """
     assert isinstance(sandbox, SavedSandbox)
     assert isinstance(sandbox, PausableSandbox)
@@ -62,8 +63,8 @@ def send_saved(sandbox: Sandbox, tell: Callable[[Piece], bool], wait: Callable[[
                 if not tell(Piece(number, data)):
                     break
     except (GvisorKernelError, OSError) as error:
-        tell(Piece(0, error=str(error)))
+        tell(Piece(0, error=str(error).partition("\n")[0]))
     finally:
-        wait()
+        await_host()
         sandbox.resume()
         copy.remove()

@@ -142,7 +142,7 @@ def serve() -> int:
         runsc = record.runsc if record is not None else ""
         ends = os.environ.get("SLURM_JOB_END_TIME", "")
         left = max(0.0, int(ends) - time.time()) if ends.isdecimal() else 0.0
-        told.tell(Ready(*kernel, *files, found, lacks, runsc, sandbox.directory.name, left))
+        told.tell(Ready(*kernel, *files, found, lacks, runsc, left))
         hibernates = bool(os.environ.get("SLURM_JOB_ID")) and copy is None
         end = watch(sandbox, order, wake, told, hibernates=hibernates)
         kills = sandbox.memory_kills() + (end == "memory")

@@ -331,6 +331,10 @@ class TestSlurm:
             assert "node has failed" in reason
             cluster.start_node(node)
             cluster.wait_until_idle()
+        # Slurm ends the helper later than the server has asked the node to remove what is left.
+        wait_until(lambda: nodes.helpers() == [], "the end of the job")
+        with start("slurm"):
+            pass
 
     @needs_all
     def test_step_daemon_is_killed(

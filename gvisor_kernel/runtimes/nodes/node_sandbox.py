@@ -147,9 +147,14 @@ class NodeSandbox(RecordedSandbox, FoundSandbox):
 
     def call_before_end(self, call: Callable[[], None]) -> None:
         """Let ``call`` be called, in any thread, when Slurm is about to end the job."""
-        self._reports.on_leaving = call
+
+        def unless_killed() -> None:
+            if not records.find_killer(self.directory):
+                call()
+
+        self._reports.on_leaving = unless_killed
         if self._reports.find(Leaving) is not None:
-            call()
+            unless_killed()
 
     def find_shown_files(self) -> Stamps:
         """Nothing is of this machine: what it needs of its node is in its image."""

@@ -166,7 +166,7 @@ class Ready(Fact, frozen=True):
     """The sandbox runs, and was checked from outside. ``environment``: a kernel's variables.
     ``copy``, ``left_out``: where its files were copied to, and how many of the host's are not
     there. ``lacks``: why it was not restored. ``runsc``: the release that it runs with.
-    ``sandbox``: its name there. ``left``: seconds that its job has; 0: no limit is known."""
+    ``left``: seconds that its job has; 0: no limit is known."""
 
     environment: Annotated[dict[str, str], Meta(max_length=1024)]
     python: str = ""
@@ -176,7 +176,6 @@ class Ready(Fact, frozen=True):
     found: Found | None = None
     lacks: str = ""
     runsc: str = ""
-    sandbox: str = ""
     left: Annotated[float, Meta(ge=0, le=1e9)] = 0
 
 
