@@ -1,6 +1,6 @@
 """The commands of a node, which the host starts through srun or ssh. Nothing else lives here.
 
-python -m gvisor_kernel.node [--state FOLDER] serve|build|fetch|save|fits|sweep|check
+python -m gvisor_kernel.node [--state FOLDER] serve|build|fetch|fits|sweep|check
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gvisor_kernel.runtimes.nodes.orders import Answer
 from gvisor_kernel.runtimes.state.sweep import sweep_orphans
 from gvisor_kernel.typed_json import write_json
 
-COMMANDS = ("serve", "build", "fetch", "save", "fits", "sweep", "check")
+COMMANDS = ("serve", "build", "fetch", "fits", "sweep", "check")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -41,10 +41,10 @@ def main(argv: list[str]) -> int:
         from gvisor_kernel.node.files import fetch
 
         return fetch()
-    if arguments.command in ("save", "fits"):
-        from gvisor_kernel.node import images
+    if arguments.command == "fits":
+        from gvisor_kernel.node.images import fits
 
-        return images.save() if arguments.command == "save" else images.fits()
+        return fits()
     answer = sweep() if arguments.command == "sweep" else check()
     sys.stdout.write(write_json(answer) + "\n")
     return 0

@@ -15,19 +15,17 @@ import socket
 import sys
 import time
 from contextlib import suppress
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.cgroups import (
-    MAX_INTERVAL_SECONDS,
     MAX_OVERRUN,
     seconds_to_next_measurement,
 )
 from gvisor_kernel.node.start import (
-    SENT,
     adopt_places,
     check_shared,
-    note_sources,
     receive_files,
     receive_image,
     receive_order,
@@ -42,9 +40,11 @@ from gvisor_kernel.runtimes.nodes.orders import (
     Here,
     Leaving,
     Memory,
+    Order,
     OrderError,
     Ready,
     Removed,
+    save_word,
     write_fact,
 )
 from gvisor_kernel.runtimes.state.records import read_record
@@ -65,6 +65,10 @@ or has ``--signal``."""
 SIGNALS = (*NOTICES, signal.SIGINT, signal.SIGHUP)
 PIECE = 256 * 1024
 """Bytes that are moved at once."""
+PIECE_SECONDS = 60.0
+"""Seconds that the host may take to read a piece of what was saved."""
+SAVED_SECONDS = 1800.0
+"""Seconds that it may take to write it on its disk."""
 
 
 class FactWriter:
@@ -77,8 +81,8 @@ class FactWriter:
         # A pipe is ready when a page of it is free, and a fact may be longer.
         os.set_blocking(fd, False)
 
-    def tell(self, fact: Fact) -> None:
-        """Write a fact, for at most a few seconds. Never raises."""
+    def tell(self, fact: Fact) -> bool:
+        """Write a fact, for at most a few seconds; return whether it was taken. Never raises."""
         data = memoryview(write_fact(fact))
         deadline = time.monotonic() + self._seconds
         with suppress(OSError):
@@ -86,6 +90,7 @@ class FactWriter:
                 if select.select([], [self._fd], [], min(1, self._seconds))[1]:
                     with suppress(BlockingIOError):
                         data = data[os.write(self._fd, data) :]
+        return not data
 
     def tell_if_room(self, fact: Fact) -> None:
         """Write a fact if that does not block; another one follows soon."""
@@ -135,12 +140,11 @@ def serve() -> int:
         files = ("", 0) if copy is None else (str(copy.path), copy.left_out)
         record = read_record(sandbox.directory)
         runsc = record.runsc if record is not None else ""
-        note_sources(sandbox)
         ends = os.environ.get("SLURM_JOB_END_TIME", "")
         left = max(0.0, int(ends) - time.time()) if ends.isdecimal() else 0.0
-        told.tell(Ready(*kernel, *files, found, lacks, runsc, sandbox.directory.name, left))
+        told.tell(Ready(*kernel, *files, found, lacks, runsc, left))
         hibernates = bool(os.environ.get("SLURM_JOB_ID")) and copy is None
-        end = watch(sandbox, order.spec.memory_limit, wake, told, hibernates=hibernates)
+        end = watch(sandbox, order, wake, told, hibernates=hibernates)
         kills = sandbox.memory_kills() + (end == "memory")
         told.tell(Ended(end, kills, sandbox.find_panic(), sandbox.stderr_tail()))
     except GvisorKernelError as error:
@@ -164,17 +168,19 @@ def describe_error(error: Exception) -> Failed:
 
 
 def watch(
-    sandbox: Sandbox, limit: int, wake: int, told: FactWriter, *, hibernates: bool
+    sandbox: Sandbox, order: Order, wake: int, told: FactWriter, *, hibernates: bool
 ) -> EndedBy:
     """Relay the link until the sandbox has ended; end it when the host is gone.
 
     Returns what has ended it. ``hibernates``: one of NOTICES ends nothing while the host is there,
-    which is told.
+    which is told. The host may ask for it to be saved and sent; nothing is relayed meanwhile.
 
     The host reads the memory that is reported and asks PID 1 to end a kernel above its limit. This
     side does not wait for that where the excess is large.
     """
-    into = Lane(sys.stdin.fileno(), sandbox.link_in)
+    limit = order.spec.memory_limit
+    into = Inlet(sys.stdin.fileno(), sandbox.link_in, save_word(order))
+    is_saved = False
     out = Lane(sandbox.link_out, sys.stdout.fileno())
     deadline: float | None = None
     measured, reported, reported_at = 0.0, 0, 0.0
@@ -193,11 +199,24 @@ def watch(
         for fd, lane in lanes.items():
             if fd in ready:
                 lane.move()
+        if into.asked:
+            from gvisor_kernel.node.images import send_saved
+
+            pieces = FactWriter(sys.stderr.fileno(), PIECE_SECONDS)
+            saver = Thread(target=send_saved, args=(sandbox, pieces.tell, into.await_word))
+            saver.start()
+            while saver.is_alive():
+                used = sandbox.memory_used() or 0
+                if used > limit + MAX_OVERRUN:
+                    end = "memory"
+                    sandbox.kill()
+                saver.join(seconds_to_next_measurement(used, limit))
+            into.asked, is_saved = False, True
         now = time.monotonic()
         if not into.open and deadline is None:
             into.end_target()
             # PID 1 of one that was saved does not end by itself.
-            deadline = now + END_SECONDS * (not (sandbox.directory / SENT).exists())
+            deadline = now + END_SECONDS * (not is_saved)
         if wake in ready and into.open and hibernates and _is_notice(wake):
             told.tell(Leaving())
             ready.discard(wake)
@@ -218,7 +237,7 @@ def watch(
         if abs(used - reported) >= STEP and (now - reported_at >= REPORT_SECONDS or used > limit):
             told.tell_if_room(Memory(used, kills))
             reported, reported_at = used, now
-        wait = min(seconds_to_next_measurement(used, limit), MAX_INTERVAL_SECONDS)
+        wait = seconds_to_next_measurement(used, limit)
     _drain(out)
     return end
 
@@ -289,3 +308,35 @@ class Lane:
             os.dup2(null, self.target, inheritable=False)
         finally:
             os.close(null)
+
+
+class Inlet(Lane):
+    """The direction from the host. ``asked``: it has sent ``word``, which is not passed on. It
+    sends that while it awaits nothing of the sandbox, so it comes in one piece."""
+
+    def __init__(self, source: int, target: int, word: bytes) -> None:
+        super().__init__(source, target)
+        self.asked = False
+        self._word = word
+        self._data = b""
+
+    def move(self) -> None:
+        try:
+            if not self._data:
+                data = os.read(self.source, PIECE)  # no timeout: it does not block
+                before, found, after = data.partition(self._word)
+                self.open, self.asked, self._data = bool(data), bool(found), before + after
+            while self._data:
+                self._data = self._data[os.write(self.target, self._data) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.open = False
+        self._full = bool(self._data)
+
+    def await_word(self) -> None:
+        """Wait until the host has sent something, as it does once it has what was saved."""
+        poller = select.poll()
+        poller.register(self.source, select.POLLIN)
+        if poller.poll(SAVED_SECONDS * 1000):
+            self.move()

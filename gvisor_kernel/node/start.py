@@ -6,7 +6,6 @@ of the lowest priority.
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import sys
@@ -25,7 +24,6 @@ from gvisor_kernel.errors import (
     SnapshotError,
 )
 from gvisor_kernel.host.folders import find_identity
-from gvisor_kernel.host.private_directories import write_file
 from gvisor_kernel.runtimes.base import Sandbox
 from gvisor_kernel.runtimes.mounts.covers import hide_also
 from gvisor_kernel.runtimes.nodes.orders import (
@@ -39,17 +37,12 @@ from gvisor_kernel.runtimes.nodes.orders import (
     read_order,
 )
 from gvisor_kernel.runtimes.runsc.runtime import RESTORE_SECONDS, RunscRuntime
-from gvisor_kernel.runtimes.state.shown_files import find_sources
 from gvisor_kernel.strict_json import JsonError
 from gvisor_kernel.typed_json import read_value
 
 if TYPE_CHECKING:
     from gvisor_kernel.node.files import Copy
 
-SOURCES = "sources.json"
-"""In a sandbox's directory: the paths of this node that it shows."""
-SENT = "sent"
-"""In a sandbox's directory: its host has what was saved of it, and will end it."""
 ORDER_SECONDS = 60.0
 """Seconds that the order may take to come."""
 
@@ -177,13 +170,6 @@ def _restore(runtime: RunscRuntime, order: Order) -> tuple[Sandbox, Found]:
     facts_of, language = meta.facts, str(meta.facts.get("language"))
     found = Found(key.name, meta.run, meta.sandbox_key, language, facts_of.get(PRELOADED))
     return sandbox, found
-
-
-def note_sources(sandbox: Sandbox) -> None:
-    """Note what ``save`` has to know of a sandbox. Never raises: it cannot be saved then."""
-    with suppress(OSError):
-        sources = find_sources(sandbox.view.mounts, sandbox.directory)
-        write_file(sandbox.directory / SOURCES, json.dumps(sources))
 
 
 def _check(sandbox: Sandbox) -> Sandbox:

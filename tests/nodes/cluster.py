@@ -73,7 +73,7 @@ class Cluster:
             "SchedulerParameters=sched_interval=1,bf_interval=1",
             "InactiveLimit=30",
             "SlurmdTimeout=15",
-            "KillWait=5",
+            "KillWait=30",
             "ReturnToService=2",
             f"NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={first} CPUs=20"
             " RealMemory=10000",

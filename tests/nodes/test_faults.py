@@ -279,7 +279,8 @@ class TestSlurm:
             cluster.ask("scancel", job)
 
     def test_job_is_cancelled(self, start: Start, cluster: Cluster) -> None:
-        with start("slurm") as (manager, client):
+        """One that cannot hibernate."""
+        with start("slurm", slurm={"files": "copy"}) as (manager, client):
             (job,) = cluster.jobs()
             reason = death_of(client, lambda: cluster.ask("scancel", job))
             assert reason == "The kernel's sandbox is gone: the job was cancelled."
@@ -330,6 +331,10 @@ class TestSlurm:
             assert "node has failed" in reason
             cluster.start_node(node)
             cluster.wait_until_idle()
+        # Slurm ends the helper later than the server has asked the node to remove what is left.
+        wait_until(lambda: nodes.helpers() == [], "the end of the job")
+        with start("slurm"):
+            pass
 
     @needs_all
     def test_step_daemon_is_killed(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +15,8 @@ import pytest
 from gvisor_kernel import Sandbox
 from gvisor_kernel.cli.main import main
 from gvisor_kernel.errors import LaunchError, SnapshotError
-from gvisor_kernel.host.processes import is_stopped
 from gvisor_kernel.kernel import job_end, moves
+from gvisor_kernel.runtimes.nodes.client import Client
 from gvisor_kernel.runtimes.nodes.copies import fetch_image
 from gvisor_kernel.runtimes.runsc.command_line import find_runsc
 from gvisor_kernel.runtimes.runsc.needs import (
@@ -33,7 +31,8 @@ from gvisor_kernel.runtimes.state.kept_packages import list_installed
 
 from ..jupyter.helpers import wait_until
 from ..jupyter.test_taken_over import run
-from ..server.clients import Client
+from ..patience import scale_seconds
+from ..server.clients import Client as Rest
 from ..server.test_hibernation import run as run_cell
 from ..server.test_hibernation import serving
 from ..server.test_hibernation import start as start_notebook
@@ -119,45 +118,71 @@ def test_what_a_machine_lacks_is_named(tmp_path: Path) -> None:
     assert digest_file(str(library)) != needs.files[str(library)]
 
 
-def test_image_of_a_node_is_regular_files(tmp_path: Path) -> None:
+def test_image_of_a_node_is_regular_files_and_whole(tmp_path: Path) -> None:
     code = """
 import sys
-from pathlib import Path
-from gvisor_kernel.runtimes.nodes.copies import send_image
-from gvisor_kernel.runtimes.nodes.orders import Files, Sent, write_fact
-for piece in write_fact(Files(found=True)), *send_image(Path(sys.argv[1])), write_fact(Sent(0)):
-    sys.stdout.buffer.write(piece)
-sys.stdout.flush()
-print(sys.stdin.readline(), sys.stdin.readline(), file=open(sys.argv[1] + ".heard", "w"))
+from gvisor_kernel.host.folders import open_path
+from gvisor_kernel.runtimes.copies.contents import Contents
+from gvisor_kernel.runtimes.nodes.orders import Piece, write_fact
+heard = [sys.stdin.readline()]
+with open_path(sys.argv[1]) as opened:
+    archive = Contents(folders=[(".", opened, "image")]).archive(1 << 30)
+    for number, data in enumerate([*filter(None, archive), b""]):
+        piece = Piece(number, data, sys.argv[3] * (not data))
+        sys.stderr.buffer.write(write_fact(piece) * (number != int(sys.argv[2])))
+sys.stderr.flush()
+print(*heard, sys.stdin.readline(), file=open(sys.argv[1] + ".heard", "w"))
 """
     sent, image = tmp_path / "sent", tmp_path / "image"
     sent.mkdir()
-    (sent / "pages.img").write_bytes(b"pages")
-    argv = [sys.executable, "-c", code, str(sent)]
     image.mkdir()
-    fetch_image(argv, {}, "it", image, 30)
-    assert (image / "pages.img").read_bytes() == b"pages"
-    assert (tmp_path / "sent.heard").read_text().split() == ["save", "it", "done"]
-    (image / "pages.img").unlink()
+
+    def fetch(lost: int = -1, error: str = "") -> None:
+        argv = [sys.executable, "-c", code, str(sent), str(lost), error]
+        client = Client(argv, dict(os.environ), tmp_path / "log")
+        try:
+            fetch_image(client, b"word\n", image, scale_seconds(10))
+            assert client.has_ended(scale_seconds(10))
+        finally:
+            client.abandon(())
+
+    (sent / "pages.img").write_bytes(os.urandom(600_000))
+    fetch()
+    assert (image / "pages.img").read_bytes() == (sent / "pages.img").read_bytes()
+    assert (tmp_path / "sent.heard").read_text().split() == ["word", "word"]
+    (image / "pages.img").unlink(missing_ok=True)
+    for arguments, words in (
+        ({"lost": 2}, "A part was lost"),
+        ({"error": "The\x1b[2J disk is full."}, r"saved: The\[2J disk is full\."),
+    ):
+        with pytest.raises(SnapshotError, match=words):
+            fetch(**arguments)  # type: ignore[arg-type]
+        (image / "pages.img").unlink(missing_ok=True)
     (sent / "link").symlink_to("/etc/passwd")
     with pytest.raises(SnapshotError, match="The node has sent something else"):
-        fetch_image(argv, {}, "it", image, 30)
+        fetch()
 
 
-def test_stopped_sandbox_goes_on_without_who_has_stopped_it() -> None:
-    code = "import sys; from gvisor_kernel.node.images import stopped\n"
-    code += "with stopped(int(sys.argv[1])): print('stopped', flush=True); sys.stdin.read()"
-    with subprocess.Popen(["sleep", "600"]) as sandbox:
+def test_image_that_does_not_end_is_given_up(tmp_path: Path) -> None:
+    """A node that sends nothing, or little pieces without end."""
+    code = """
+import itertools, sys, time
+from gvisor_kernel.runtimes.nodes.orders import Piece, write_fact
+sys.stdin.readline()
+for number in itertools.count():
+    sys.stderr.buffer.write(write_fact(Piece(number, bytes(1))) * (sys.argv[1] == "drips"))
+    sys.stderr.flush()
+    time.sleep(0.01)
+"""
+    for kind in ("silent", "drips"):
+        image = tmp_path / kind
+        image.mkdir()
+        client = Client([sys.executable, "-c", code, kind], dict(os.environ), tmp_path / "log")
         try:
-            argv = [sys.executable, "-c", code, str(sandbox.pid)]
-            with subprocess.Popen(argv, stdin=-1, stdout=-1, text=True) as saver:
-                assert saver.stdout
-                assert saver.stdout.readline() == "stopped\n"
-                wait_until(lambda: is_stopped(sandbox.pid), "a stop")
-                saver.kill()
-            wait_until(lambda: not is_stopped(sandbox.pid), "its end")
+            with pytest.raises(SnapshotError, match="has not sent all of it in time"):
+                fetch_image(client, b"word\n", image, 1.0)
         finally:
-            os.kill(sandbox.pid, signal.SIGKILL)
+            client.abandon(())
 
 
 @pytest.fixture
@@ -236,7 +261,7 @@ def test_moved_kernel_outlives_its_server(way: str, folder: Path, nodes: Nodes) 
         with server.page(kernel) as page:
             run_cell(page, "x = 5; print()")
         to = "slurm" if way == "slurm" else WAYS[way][way]["hosts"][0]
-        answer = Client(server).ask("POST", f"kernels/{kernel}/move", json={"to": to})
+        answer = Rest(server).ask("POST", f"kernels/{kernel}/move", json={"to": to})
         assert (answer.status_code, len(nodes.helpers())) == (204, 1)
     with serving(folder, options[0]) as server, server.page(kernel) as page:
         assert f"{way} (runtime)" in run_cell(page, "print(x)")
@@ -264,19 +289,23 @@ def test_kernel_goes_on_in_the_next_job(
         assert sandbox.run(GO_ON).text == GOES_ON
 
 
-def preempt(cluster: Cluster, job: str) -> None:
+def preempt(cluster: Cluster, job: str, grace: int) -> None:
+    cluster.ask("scontrol", "update", "PartitionName=k", f"GraceTime={grace}")
     node = cluster.ask("squeue", "-h", "-j", job, "-o", "%N").strip()
     cluster.submit("--partition=urgent", "--mem=9900", f"--nodelist={node}", "sleep 600")
 
 
 CAUSES: dict[str, Callable[[Cluster, str], object]] = {
-    "preempted": preempt,
+    "cancelled": lambda cluster, job: cluster.ask("scancel", job),
+    "preempted": lambda cluster, job: preempt(cluster, job, 60),
+    "preempted at once": lambda cluster, job: preempt(cluster, job, 0),
     "signal": lambda cluster, job: cluster.ask("scancel", "--signal=USR1", job),
+    "time": lambda cluster, job: cluster.ask("scontrol", "update", f"JobId={job}", "EndTime=now"),
 }
 
 
 @pytest.mark.parametrize(
-    "cause", [it if it == "signal" else pytest.param(it, marks=needs_all) for it in CAUSES]
+    "cause", [it if it == "cancelled" else pytest.param(it, marks=needs_all) for it in CAUSES]
 )
 @ways(slurm=True)
 def test_kernel_of_a_job_that_is_ended_goes_on_in_the_next_one(

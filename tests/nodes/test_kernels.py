@@ -144,7 +144,17 @@ def test_node_of_another_clock(start: Start, wrapper: Any, way: str, tmp_path: P
 
 
 @mostly_slurm
-def test_killed_by_the_command(start: Start, way: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_killed_by_the_command(
+    start: Start, way: str, capsys: pytest.CaptureFixture[str], nodes: Nodes
+) -> None:
+    """One that rests does not hibernate at the notice that its job is ended by that."""
+    with start(way) as (manager, _):
+        assert main(["list", "--json"]) == 0
+        (shown,) = json.loads(capsys.readouterr().out)
+        assert main(["kill", shown["id"]]) == 0
+        wait_until(lambda: not manager.is_alive(), "the kernel's end")
+        nodes.wait_until_clean()
+    capsys.readouterr()
     with start(way) as (manager, client):
         assert main(["list", "--json"]) == 0
         (shown,) = json.loads(capsys.readouterr().out)

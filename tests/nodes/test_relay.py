@@ -6,11 +6,11 @@ import contextlib
 import os
 import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from gvisor_kernel.node.serve import Lane
+from gvisor_kernel.node.serve import Inlet, Lane
 
 
 @pytest.fixture
@@ -33,18 +33,42 @@ def pump(lane: Lane) -> None:
         lane.move()
 
 
-def test_bytes_pass_in_order(pipes: tuple[int, int, int, int]) -> None:
+def make_lane(source: int, target: int) -> Lane:
+    return Lane(source, target)
+
+
+def make_inlet(source: int, target: int) -> Lane:
+    return Inlet(source, target, b"never said")
+
+
+Make = Callable[[int, int], Lane]
+both = pytest.mark.parametrize("make", [make_lane, make_inlet])
+
+
+def test_word_is_not_passed_on(pipes: tuple[int, int, int, int]) -> None:
     read, write, out, into = pipes
-    lane = Lane(read, into)
+    lane = Inlet(read, into, b"word\n")
+    for said in (b"word", b"word\n", b"abcword\ndef"):
+        os.write(write, said)
+        pump(lane)
+        assert lane.asked == (said != b"word")
+    assert os.read(out, 100) == b"wordabcdef"
+
+
+@both
+def test_bytes_pass_in_order(pipes: tuple[int, int, int, int], make: Make) -> None:
+    read, write, out, into = pipes
+    lane = make(read, into)
     data = os.urandom(50_000)
     os.write(write, data)
     pump(lane)
     assert os.read(out, 100_000) == data
 
 
-def test_slow_reader_stalls_and_loses_nothing(pipes: tuple[int, int, int, int]) -> None:
+@both
+def test_slow_reader_stalls_and_loses_nothing(pipes: tuple[int, int, int, int], make: Make) -> None:
     read, write, out, into = pipes
-    lane = Lane(read, into)
+    lane = make(read, into)
     os.set_blocking(write, False)
     os.set_blocking(out, False)
     data = os.urandom(1 << 20)
@@ -62,9 +86,10 @@ def test_slow_reader_stalls_and_loses_nothing(pipes: tuple[int, int, int, int]) 
     assert received == data
 
 
-def test_end_of_the_source_is_noticed(pipes: tuple[int, int, int, int]) -> None:
+@both
+def test_end_of_the_source_is_noticed(pipes: tuple[int, int, int, int], make: Make) -> None:
     read, write, out, into = pipes
-    lane = Lane(read, into)
+    lane = make(read, into)
     os.write(write, b"last")
     os.close(write)
     pump(lane)
@@ -74,9 +99,10 @@ def test_end_of_the_source_is_noticed(pipes: tuple[int, int, int, int]) -> None:
     assert os.read(out, 100) == b""
 
 
-def test_reader_that_is_gone_is_noticed(pipes: tuple[int, int, int, int]) -> None:
+@both
+def test_reader_that_is_gone_is_noticed(pipes: tuple[int, int, int, int], make: Make) -> None:
     read, write, out, into = pipes
-    lane = Lane(read, into)
+    lane = make(read, into)
     os.close(out)
     os.write(write, b"x")
     pump(lane)

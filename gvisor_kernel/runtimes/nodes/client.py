@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -66,6 +67,8 @@ class Client:
         self.pid = self._process.pid
         self.ends = ends
         self.environment = environment
+        self._ending = threading.Lock()  # no timeout: held for a few steps that do not wait
+        self._link_ended = False
         told = ExitStack()  # closed once, by the thread that reads
         told.callback(os.close, last)
         told.callback(os.close, ended)
@@ -105,6 +108,13 @@ class Client:
                 view = view[os.write(self.ends.link_in, view) :]
         return not view
 
+    def say(self, word: bytes) -> bool:
+        """Write a short word for the helper, which the link's owner does not; return whether all of
+        it was taken. Any thread."""
+        with self._ending, suppress(OSError):
+            return not self._link_ended and os.write(self.ends.link_in, word) == len(word)
+        return False
+
     def has_ended(self, seconds: float = 0) -> bool:
         """Return whether it ends within ``seconds``."""
         return _wait(self._pidfd, select.POLLIN, seconds)
@@ -116,7 +126,8 @@ class Client:
 
     def end_link(self) -> None:
         """Let its stdin end. The descriptor stays its owner's to close."""
-        with suppress(OSError):
+        with self._ending, suppress(OSError):
+            self._link_ended = True
             # by path: the kernel's own file systems, /proc, /sys and /dev
             null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
             os.dup2(null, self.ends.link_in, inheritable=False)

@@ -7,9 +7,11 @@ kernel that has written it.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
+import queue
 import stat
 import subprocess
 import sys
@@ -34,10 +36,13 @@ from gvisor_kernel.runtimes.copies.outputs import (
 )
 from gvisor_kernel.runtimes.mounts.covers import find_jupyter_covers, identify
 from gvisor_kernel.runtimes.mounts.plan import Places
+from gvisor_kernel.runtimes.nodes.client import Client
 from gvisor_kernel.runtimes.nodes.orders import (
+    CHUNK,
     MARK,
     Failed,
     Files,
+    Piece,
     Ready,
     Sent,
     read_chunks,
@@ -373,6 +378,10 @@ def _describe(error: Exception) -> str:
 
 MAX_LINE = 200
 """Characters of what a node says that are shown."""
+QUEUED = 8
+"""Pieces of an image that are held until they are written."""
+LOOK_SECONDS = 1.0
+"""Seconds between two looks whether more of them can come."""
 NO_IMAGE = (
     "The kernel's files were copied to its node, and it could not go on without that copy.",
     'set "files" to "shared" for kernels that hibernate.',
@@ -388,32 +397,57 @@ def send_image(image: Path) -> Iterator[bytes]:
         yield from write_chunks(Contents(folders=[(".", opened, "image")]).archive(sys.maxsize))
 
 
-def fetch_image(
-    argv: Sequence[str], environment: Mapping[str, str], name: str, image: Path, seconds: float
-) -> None:
-    """Let a node save the sandbox that it calls ``name``, into the empty folder ``image``.
+def fetch_image(client: Client, word: bytes, image: Path, seconds: float) -> None:
+    """Let the helper of ``client`` save its sandbox, into the empty folder ``image``.
 
-    The kernel there goes on, once all of it is on this machine's disk. ``argv``: runs ``save``
-    there. ``seconds``: for the node to write it.
+    The kernel there goes on, once all of it is on this machine's disk. ``word``: see ``save_word``.
+    ``seconds``: for the node to write it, and for each piece.
 
     :raises SnapshotError: when that fails
     """
+    pieces: queue.Queue[Piece] = queue.Queue(QUEUED)
+    client.reports.on_piece = pieces.put
+    is_asked = False
     try:
-        with Fetch(argv, environment, silent=seconds) as fetch, open_path(str(image)) as opened:
-            if not fetch.ask("save", name):
-                raise SandboxError("The node has no such sandbox any more.")
+        with open_path(str(image)) as opened:
+            is_asked = client.say(word)
+            if not is_asked:
+                raise SandboxError("The node takes nothing.")
             copy = OutputsCopy(opened, {})
-            copy.take(fetch.pieces())
-            lacks = copy.left_out + fetch.left_out
+            copy.take(_await_pieces(client, pieces, seconds))
             files = list(image.iterdir())
-            if lacks or not all(stat.S_ISREG(path.lstat().st_mode) for path in files):
+            if copy.left_out or not all(stat.S_ISREG(path.lstat().st_mode) for path in files):
                 raise SandboxError("The node has sent something else.")
             for path in files:
                 flush(path)
-            fetch.confirm()
     except (SandboxError, ArchiveError, OSError) as error:
-        words = error.detail.splitlines()[-1:] if isinstance(error, SandboxError) else []
         raise SnapshotError(
-            f"The kernel was not saved: {next(iter(words), str(error))[:MAX_LINE]}",
+            f"The kernel was not saved: {str(error)[:MAX_LINE]}",
             "see whether the disks of the node and of this machine are full.",
         ) from error
+    finally:
+        client.reports.on_piece = lambda _: None
+        with suppress(queue.Empty):
+            while True:
+                pieces.get_nowait()  # what is put after this has room
+        if is_asked:
+            client.say(word)
+
+
+def _await_pieces(client: Client, pieces: queue.Queue[Piece], seconds: float) -> Iterator[bytes]:
+    """:raises SandboxError: when not all pieces come, or too slowly"""
+    deadline = time.monotonic() + seconds
+    for number in itertools.count():
+        piece = None
+        while piece is None:
+            is_over = client.reports.is_over or time.monotonic() > deadline
+            with suppress(queue.Empty):
+                piece = pieces.get(timeout=0 if is_over else LOOK_SECONDS)
+            if piece is None and is_over:
+                raise SandboxError("The node has not sent all of it in time.")
+        if piece.error or piece.number != number:
+            raise SandboxError(show_text(piece.error, MAX_LINE, "") or "A part was lost.")
+        if not piece.data:
+            return
+        deadline += seconds * len(piece.data) / CHUNK
+        yield piece.data

@@ -54,10 +54,6 @@ class Engine(ABC):
     def end_argv(self, job: str) -> list[str]:
         """Return the command line that ends ``job``; empty where the client's end does."""
 
-    def is_ending(self, job: str, environment: Mapping[str, str]) -> bool:
-        """Return whether ``job`` still runs, but nothing can begin in it any more. Blocks."""
-        return False
-
     @abstractmethod
     def explain(self, words: Sequence[str], status: int, host: str) -> Trouble:
         """Return what the end of a client means.

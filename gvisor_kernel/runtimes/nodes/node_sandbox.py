@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from gvisor_kernel.runtimes.nodes.orders import (
     OrderError,
     Ready,
     Removed,
+    save_word,
     show_text,
     write_order,
 )
@@ -72,7 +72,6 @@ class NodeSandbox(RecordedSandbox, FoundSandbox):
         self._order = order
         self.is_saved = start.request.saved_in is not None
         self._goes_on = start.image is not None
-        self._name = ready.sandbox
         self.ends_at = time.monotonic() + ready.left if ready.left else None
         self.found: FoundSnapshot | None = None
         if (found := ready.found) is not None:
@@ -144,24 +143,18 @@ class NodeSandbox(RecordedSandbox, FoundSandbox):
     def checkpoint(self, directory: Path, seconds: float) -> None:
         if self._order.copy:
             raise SnapshotError(*NO_IMAGE)
-        engine, command = self._engine, self._engine.helper("save")
-        argv = engine.step_argv(self._client.job, command)
-        argv = argv or engine.ask_argv(self._record.node or self._host, command)
-        fetch_image(argv, self._client.environment, self._name, directory, seconds)
+        fetch_image(self._client, save_word(self._order), directory, seconds)
 
     def call_before_end(self, call: Callable[[], None]) -> None:
-        """Let ``call`` be called, in any thread, when Slurm is about to end the job. Where it
-        begins no step in it any more, the sandbox ends at once."""
+        """Let ``call`` be called, in any thread, when Slurm is about to end the job."""
 
-        def end_or_call() -> None:
-            if self._engine.is_ending(self._client.job, self._client.environment):
-                self.kill()
-            else:
+        def unless_killed() -> None:
+            if not records.find_killer(self.directory):
                 call()
 
-        self._reports.on_leaving = end_or_call
+        self._reports.on_leaving = unless_killed
         if self._reports.find(Leaving) is not None:
-            threading.Thread(target=end_or_call, name="gvisor-kernel-notice", daemon=True).start()
+            unless_killed()
 
     def find_shown_files(self) -> Stamps:
         """Nothing is of this machine: what it needs of its node is in its image."""

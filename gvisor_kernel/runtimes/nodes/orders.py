@@ -57,7 +57,8 @@ class Order:
     folders of the server that no sandbox may see. ``kernel``: for a snapshot, what a plan has
     beside its settings and its request. ``copy``: the name of the copy of the files that follow the
     order, in which the paths of the spec are; empty where they are shared. ``image``: likewise of a
-    saved kernel that goes on; empty if none does."""
+    saved kernel that goes on; empty if none does. ``word``: nobody else knows it; see
+    ``save_word``."""
 
     spec: SandboxSpec
     request: LaunchRequest
@@ -67,6 +68,13 @@ class Order:
     kernel: Mapping[str, Any] | None = None
     copy: str = ""
     image: str = ""
+    word: str = ""
+
+
+def save_word(order: Order) -> bytes:
+    """Return what the host writes into the link for the helper: save the sandbox, which has nothing
+    else to read. It is stopped while it is sent, until the host writes this again."""
+    return f"\x1esave {order.word}\n".encode()
 
 
 def write_order(order: Order) -> bytes:
@@ -158,7 +166,7 @@ class Ready(Fact, frozen=True):
     """The sandbox runs, and was checked from outside. ``environment``: a kernel's variables.
     ``copy``, ``left_out``: where its files were copied to, and how many of the host's are not
     there. ``lacks``: why it was not restored. ``runsc``: the release that it runs with.
-    ``sandbox``: its name there. ``left``: seconds that its job has; 0: no limit is known."""
+    ``left``: seconds that its job has; 0: no limit is known."""
 
     environment: Annotated[dict[str, str], Meta(max_length=1024)]
     python: str = ""
@@ -168,7 +176,6 @@ class Ready(Fact, frozen=True):
     found: Found | None = None
     lacks: str = ""
     runsc: str = ""
-    sandbox: str = ""
     left: Annotated[float, Meta(ge=0, le=1e9)] = 0
 
 
@@ -213,6 +220,15 @@ class Removed(Fact, frozen=True):
     kept: bool
 
 
+class Piece(Fact, frozen=True):
+    """A part of the archive of an image, counted from 0. The last one has no data; ``error``: why
+    the sandbox was not saved."""
+
+    number: Count
+    data: Annotated[bytes, Meta(max_length=CHUNK)] = b""
+    error: str = ""
+
+
 class Files(Fact, frozen=True):
     """The node has, or has not, the copy that was asked for."""
 
@@ -225,7 +241,9 @@ class Sent(Fact, frozen=True):
     left_out: Count
 
 
-AnyFact: TypeAlias = Here | Ready | Failed | Leaving | Memory | Ended | Removed | Files | Sent
+AnyFact: TypeAlias = (
+    Here | Ready | Failed | Leaving | Memory | Ended | Removed | Piece | Files | Sent
+)
 MAX_TEXT = 4096
 """Characters of a text that a person is shown."""
 

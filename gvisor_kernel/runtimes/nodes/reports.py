@@ -23,6 +23,7 @@ from gvisor_kernel.runtimes.nodes.orders import (
     Here,
     Leaving,
     Memory,
+    Piece,
     Ready,
     Removed,
     read_fact,
@@ -36,8 +37,6 @@ MAX_WORDS = 100
 """Lines that are kept for an explanation."""
 KINDS = (Here, Ready, Failed, Leaving, Memory, Ended, Removed)
 """Facts that a helper tells. The last one of each kind is kept; others are words."""
-MAX_NOTICES = 10
-"""Notices of a job's end that are passed on. Slurm gives one or two."""
 LATE_SECONDS = 2.0
 """Seconds that facts may come after the client's end, while another process holds its stderr."""
 
@@ -69,8 +68,9 @@ class Reports:
         self._facts: dict[type[Fact], Fact] = {}
         self._words: list[str] = []
         self.on_leaving: Callable[[], None] = lambda: None
-        """Called in the thread when the job is about to be ended."""
-        self._notices = 0
+        """Called in the thread when the job is about to be ended, by the first notice of it."""
+        self.on_piece: Callable[[Piece], None] = lambda _: None
+        """Called in the thread for each piece of an image."""
         self._over = False
         self._until: float | None = None
         self._thread = threading.Thread(target=self._read, name="gvisor-kernel-node", daemon=True)
@@ -152,14 +152,17 @@ class Reports:
 
     def _take(self, line: bytes) -> None:
         fact = read_fact(line)
+        if isinstance(fact, Piece):
+            self.on_piece(fact)
+            return
         if isinstance(fact, KINDS):
             with self._changed:
+                is_first = type(fact) not in self._facts
                 self._facts[type(fact)] = fact
                 self._changed.notify_all()
             if isinstance(fact, Removed) and self.is_kept:
                 self._on_kept()
-            if isinstance(fact, Leaving) and self._notices < MAX_NOTICES:
-                self._notices += 1
+            if isinstance(fact, Leaving) and is_first:
                 self.on_leaving()
             return
         text = "".join(c for c in line[:MAX_LINE].decode(errors="replace") if c.isprintable())

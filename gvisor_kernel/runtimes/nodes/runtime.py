@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -291,6 +292,7 @@ class Attempt:
             (str(state_root()),),
             copy=start.record.container_id if copies else "",
             image=f"image{start.record.container_id}" if start.image is not None else "",
+            word=secrets.token_hex(16),
         )
 
     def _await_ready(self, client: Client, order: bytes) -> tuple[Here, Ready]:

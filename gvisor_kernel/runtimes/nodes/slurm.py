@@ -199,10 +199,6 @@ class Slurm(Engine):
     def end_argv(self, job: str) -> list[str]:
         return ["scancel", "--quiet", job] if _JOB.fullmatch(job) else []
 
-    def is_ending(self, job: str, environment: Mapping[str, str]) -> bool:
-        argv = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
-        return "COMPLETING" in run(argv, environment).output
-
     def explain(self, words: Sequence[str], status: int, host: str) -> Trouble:
         text = "\n".join(words)
         for pattern, fact, hint in _TROUBLES:
