@@ -34,6 +34,7 @@ from gvisor_kernel.runtimes.runsc import runtime
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.kept_packages import wait_until_kept
 from gvisor_kernel.runtimes.state.listed import Listed, find_all
+from gvisor_kernel.spec.layout import UPLOADS
 
 from ..patience import scale_seconds
 from ..releases.programs import make_programs
@@ -295,6 +296,20 @@ def test_a_library_that_was_replaced_is_named_and_not_mixed(tmp_path: Path) -> N
         execution = sandbox.run("import os; x, os.path.getsize('/opt/own/libown.so')")
         assert execution.text == str((10, library.stat().st_size))
         assert "libown.so. Restart it" in execution.stderr
+
+
+def test_an_open_file_that_is_gone_is_named(tmp_path: Path) -> None:
+    shown = tmp_path / "rows.csv"
+    shown.write_text("a\nb\n")
+    with Sandbox(memory="1G", uploads=str(tmp_path)) as sandbox:
+        sandbox.run(f"rows = open('{UPLOADS}/rows.csv'); rows.readline()")
+        sandbox.hibernate()
+        shown.rename(tmp_path / "other.csv")
+        error = sandbox.run("rows.readline()").error
+        assert error is not None
+        assert f"has {shown} open, and it is gone. What to do: put it back." in error.value
+        (tmp_path / "other.csv").rename(shown)
+        assert sandbox.run("rows.readline()").text == r"'b\n'"
 
 
 def test_what_nobody_could_take_over_is_not_saved(

@@ -7,7 +7,7 @@ a widget is done by its own events, in its frame.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from selenium.webdriver.common.by import By
 
 from .conftest import IN_SANDBOXES, KERNEL
 from .lab import LabPage
-from .looking import text_of
+from .looking import button, text_of
+from .test_hibernation import choose
 
 pytestmark = IN_SANDBOXES
 IMPORTS = "import ipywidgets as w\nfrom IPython.display import HTML, Javascript, Math, display\n"
@@ -319,6 +320,18 @@ def test_modules_of_widgets_run_in_the_frame_or_say_why_not(used: Widgets) -> No
         )
 
 
+def rewind_by_menu(widgets: Widgets, path: str, change: Callable[[], None]) -> None:
+    """Let the kernel of the notebook go back to before ``change`` of its first widget."""
+    server, before = widgets.page.server, widgets.text(1)
+    sessions = server.request("GET", "api/sessions")
+    kernel = next(it["kernel"]["id"] for it in sessions if it["path"] == path)
+    server.request("POST", f"gvisor-kernel/api/kernels/{kernel}/checkpoints", {})
+    change()
+    widgets.page.wait_until(lambda: widgets.text(1) != before, "nothing has changed")
+    choose(widgets.page, "Rewind Kernel…")
+    button(widgets.page, ".jp-Dialog-content", "Rewind").click()
+
+
 def test_widgets_survive_a_reload_and_end_with_their_kernel(widgets: Widgets) -> None:
     slider, _, interact, *_ = CELLS
     both = f"{interact}\n{CELLS[5].removesuffix('counter')}"
@@ -337,6 +350,8 @@ def test_widgets_survive_a_reload_and_end_with_their_kernel(widgets: Widgets) ->
     widgets.has(2, "count")
     widgets.set_slider(1, 56)
     widgets.has(0, "56")
+    rewind_by_menu(widgets, "reload.ipynb", lambda: widgets.set_slider(0, 57))
+    widgets.has(1, "56")
     widgets.driver.execute_async_script(
         "const done = arguments[0];"
         "window.jupyterapp.shell.currentWidget.sessionContext.restartKernel().then(() => done())"

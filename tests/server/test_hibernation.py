@@ -189,6 +189,24 @@ def test_a_culled_kernel_hibernates(folder: Path) -> None:
         server.ask("DELETE", f"kernels/{kernel}")
 
 
+def test_a_kernel_that_works_is_not_culled(folder: Path) -> None:
+    """Jupyter takes it for idle once a subshell was made, as each page does that is loaded."""
+    with serving(folder, *CULLS, "--MappingKernelManager.cull_connected=True") as server:
+        kernel = start(server)["kernel"]["id"]
+        with server.page(kernel) as page:
+            cell = page.execute("import time; print('begun', flush=True); time.sleep(600)")
+            page.wait_for_text("begun")
+            page.send("create_subshell_request", {}, channel="control")
+            culls = "Culling 'idle'"
+            wait_until(
+                lambda: sum(culls in line for line in server.log) > 1,
+                "the server to cull the kernel twice",
+            )
+            server.ask("POST", f"kernels/{kernel}/interrupt")
+            assert page.wait_for_reply(cell)["ename"] == "KeyboardInterrupt"
+        server.ask("DELETE", f"kernels/{kernel}")
+
+
 def test_a_cull_ends_kernels_where_that_is_set(folder: Path) -> None:
     with serving(folder, *CULLS, "--GVisorServer.cull_hibernates=False") as server:
         kernel = start(server)["kernel"]["id"]

@@ -65,8 +65,9 @@ MAX_NAMED = 4
 """Packages that are named to a person."""
 _ends = threading.Event()
 """Set when this process is about to end."""
-_waits = threading.Event()
-"""Set while a thread is about to look at what was saved."""
+_waiting: set[int] = set()
+"""The processes, this one or those it was forked of, in which a thread is about to look at what was
+saved."""
 _missing: dict[Path, int] = {}
 """Saved kernels that had no copies when this process has last looked, and when each was saved."""
 Packages: TypeAlias = dict[str, dict[str, tuple[int, int]]]
@@ -126,6 +127,7 @@ def begin_to_keep() -> None:
     """Keep soon what saved kernels need for which nobody has done so: those that were saved now,
     and those whose process was killed before it could. In a thread of the lowest priority, which no
     end of this process waits for; the process that it leaves then goes on with it."""
+    pid = os.getpid()
 
     def work() -> None:
         try:
@@ -134,21 +136,21 @@ def begin_to_keep() -> None:
                 with suppress(OSError):
                     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # of this thread
                 _ends.wait(PAUSE_SECONDS)
-                _waits.clear()
+                _waiting.discard(pid)
                 _keep_missing()
             finally:
                 lifeline.release()
         except (OSError, GvisorKernelError) as error:
-            _waits.clear()
+            _waiting.discard(pid)
             log.info("nothing is kept for saved kernels: %s", error)
 
-    if _waits.is_set():
+    if pid in _waiting:
         return
-    _waits.set()
+    _waiting.add(pid)
     try:
         threading.Thread(target=work, name=THREAD, daemon=True).start()
     except RuntimeError:  # this user's processes, or memory
-        _waits.clear()
+        _waiting.discard(pid)
 
 
 def _keep_missing() -> None:
