@@ -86,8 +86,12 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def end_if_out_of_memory(error: BaseException | None) -> None:
-    """Kill this process if ``error`` says that it has no memory left. That needs no memory."""
-    if is_out_of_memory(error):
+    """Kill this process if ``error`` says that it has no memory left."""
+    try:
+        ends = is_out_of_memory(error)
+    except MemoryError:  # not even for that
+        ends = True
+    if ends:
         os.write(2, b"the process needs more memory than it may have, and ends\n")
         os.kill(os.getpid(), signal.SIGKILL)
 
