@@ -14,7 +14,7 @@ from .conftest import IN_SANDBOXES
 from .lab import LabPage
 from .looking import STATUS, button, press, serious_violations, text_of, wait_for_text
 from .test_changes import notebook
-from .test_hibernation import choose
+from .test_hibernation import choose, is_idle
 
 OPTIONS = ("--LabApp.expose_app_in_browser=True", "--GVisorServer.warm=False")
 PATH, COPY, SECOND = (f"states/run{end}.ipynb" for end in ("", "-branch", "-branch-2"))
@@ -88,6 +88,7 @@ def test_a_rewind_by_the_menu_brings_a_variable_back(open_notebook: LabPage) -> 
     lab.screenshot("rewound")
     assert serious_violations(lab, DIALOG) == []
     button(lab, DIALOG, "Ok").click()
+    lab.wait_until(lambda: is_idle(lab), "the page does not say that the kernel is idle")
     assert value_of(lab, PATH, "x") == "41"
     assert lab.output(2).text == "x 0"
 
