@@ -314,7 +314,7 @@ class Exchange:
         except WireError as error:
             self._log_drop("a client's", channel, error)
             return
-        if message.session and message.session in self.cut:
+        if self.cut and message.session and message.session in self.cut:
             self._publish(make_note(CUT, self.cut.encode()))
             self.cut = ""
         answers = self.held or (self.works and kind == "kernel_info_request")

@@ -357,9 +357,10 @@ class Hibernator:
         if found.words:
             kernel.note(found.words)
             kernel.hibernation.exchange.tell(found.words)
+        saved = await self._workers.run(saved.show, found)
         try:
-            plan = await self._wake(kernel, await self._workers.run(saved.show, found))
-        except GvisorKernelError as error:
+            plan = await self._wake(kernel, saved)
+        except SnapshotError as error:
             raise await self._workers.run(saved.name_gone, error) from error
         self.saved = None
         request, seconds = plan.request, time.monotonic() - began

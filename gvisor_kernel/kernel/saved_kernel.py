@@ -165,10 +165,11 @@ class SavedKernel:
                 if self.note.files.get(path, stamp) != stamp:
                     raise SnapshotError(f"{path} was changed while the kernel was to go on.")
 
-    def name_gone(self, error: GvisorKernelError) -> GvisorKernelError:
-        """Return why it does not go on, which runsc has not said: a file that is gone; or ``error``
-        where all are there."""
-        gone = next((path for path in self.note.opened if not os.path.lexists(path)), None)
+    def name_gone(self, error: SnapshotError) -> SnapshotError:
+        """Return why it was not restored, which runsc has not said: a file that is gone; or
+        ``error`` where all are there, or others are shown in their places."""
+        missing = (path for path in self.note.opened if not os.path.lexists(path))
+        gone = next((it for it in missing if not any(is_within(it, at) for at in self.shown)), None)
         if gone is None:
             return error
         return SnapshotError(

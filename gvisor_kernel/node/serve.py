@@ -324,8 +324,9 @@ class Inlet(Lane):
         try:
             if not self._data:
                 data = os.read(self.source, PIECE)  # no timeout: it does not block
-                before, found, after = data.partition(self._word)
-                self.open, self.asked, self._data = bool(data), bool(found), before + after
+                # Twice: the host has given up what it asked for.
+                self.open, self.asked = bool(data), data.count(self._word) == 1
+                self._data = data.replace(self._word, b"")
             while self._data:
                 self._data = self._data[os.write(self.target, self._data) :]
         except BlockingIOError:

@@ -52,7 +52,12 @@ def test_word_is_not_passed_on(pipes: tuple[int, int, int, int]) -> None:
         os.write(write, said)
         pump(lane)
         assert lane.asked == (said != b"word")
-    assert os.read(out, 100) == b"wordabcdef"
+    os.write(write, b"word\nword\n")  # asked for, and given up before it was read
+    pump(lane)
+    assert not lane.asked
+    os.write(write, b"ghi")
+    pump(lane)
+    assert os.read(out, 100) == b"wordabcdefghi"
 
 
 @both
