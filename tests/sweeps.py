@@ -41,7 +41,6 @@ LONG: dict[str, tuple[str, ...]] = {
         "a_sandbox_killed_while_it_is_saved_is_a_death",
     ),
     "api/test_life.py": (
-        "a_program_that_ends_leaves_nothing[fork",
         "a_program_that_ends_leaves_nothing[leave_pool",
         "map_calls_in_clean_sandboxes_and_in_order",
     ),
@@ -147,7 +146,6 @@ LONG: dict[str, tuple[str, ...]] = {
     ),
     "jupyter/test_debugger.py": ("debug_info_and_variables_work_without_stop[restored",),
     "jupyter/test_default.py": ("kernels_of_running_servers_without_a_sandbox_are_named",),
-    "jupyter/test_forks.py": ("notebooks_run_in_forked_workers",),
     "jupyter/test_gvisor_sandbox.py": ("raw_questions_are_judged_on_the_host",),
     "jupyter/test_interrupt.py": (
         "interrupt_works_for_background_server[docker",

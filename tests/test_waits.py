@@ -74,6 +74,33 @@ def unbounded(tree: ast.AST, within: bool = False) -> Iterator[tuple[int, str]]:
         yield from unbounded(node, inside)
 
 
+OWN_LOOPS = ("bridge/", "egress/", "kernel/launch.py", "kernel/session.py")
+"""Where all coroutines run on a loop that the package has made, and that no fork inherits."""
+
+
+def find_default_executors(tree: ast.AST) -> Iterator[int]:
+    """Yield the lines that give work to the default executor of the running loop."""
+    for node in ast.walk(tree):
+        text = ast.unparse(node) if isinstance(node, ast.Call | ast.Attribute) else ""
+        if text.endswith(".to_thread") or ".run_in_executor(None" in text.partition("\n")[0]:
+            yield node.lineno  # type: ignore[attr-defined]
+
+
+def test_no_default_executor_of_a_loop_that_a_fork_inherits() -> None:
+    wrong = [
+        f"{path.relative_to(PACKAGE)}:{line}"
+        for path in MODULES
+        if not str(path.relative_to(PACKAGE)).startswith(OWN_LOOPS) and part_of(path) != "guest"
+        for line in find_default_executors(tree_of(path))
+    ]
+    assert not wrong, "use in_thread of gvisor_kernel/host/workers.py: " + ", ".join(wrong)
+
+
+@pytest.mark.parametrize("code", ["asyncio.to_thread(f, 1)", "loop.run_in_executor(None, f)"])
+def test_default_executor_is_found(code: str) -> None:
+    assert list(find_default_executors(ast.parse(code)))
+
+
 def test_every_wait_has_a_timeout_or_a_reason() -> None:
     wrong = []
     for path in MODULES:

@@ -30,6 +30,7 @@ from gvisor_kernel.changes.change import Applied, Change, Changes, Undone
 from gvisor_kernel.changes.kernel_changes import KernelChanges
 from gvisor_kernel.egress.environment import PROGRAM, Door
 from gvisor_kernel.errors import GvisorKernelError, OutputsError, SandboxError
+from gvisor_kernel.host.workers import in_thread
 from gvisor_kernel.jupyter.provisioner import GVisorProvisioner
 from gvisor_kernel.kernel.sandbox_call import SandboxCall
 from gvisor_kernel.kernel.session import SandboxedKernel
@@ -356,7 +357,7 @@ class AsyncSandbox(LastingState):
                 f"ask for it before {KEPT_OUTPUTS} others have run.",
             )
         try:
-            return await asyncio.to_thread(collector.read_output)
+            return await in_thread(collector.read_output)
         except (OSError, ValueError) as error:
             raise SandboxError(f"The output of this run cannot be read: {error}.") from error
 
@@ -390,7 +391,7 @@ class AsyncSandbox(LastingState):
         """
         if self._outputs_folder is None:
             raise OutputsError("This sandbox has no folder for outputs.", "name one: outputs=.")
-        return await asyncio.to_thread(list_outputs, self._outputs_folder)
+        return await in_thread(list_outputs, self._outputs_folder)
 
     # -- changes ---------------------------------------------------------------------------------
 
@@ -440,7 +441,7 @@ class AsyncSandbox(LastingState):
 
         :raises ChangesError: there is nothing to undo, or its folder is not there any more
         """
-        return await asyncio.to_thread(undo_apply, undo)
+        return await in_thread(undo_apply, undo)
 
     def _find_changes(self) -> KernelChanges:
         return KernelChanges(self._require_kernel())

@@ -13,6 +13,7 @@ from gvisor_kernel.api.runner import Runner
 from gvisor_kernel.changes.apply import UndoableApply, find_applies, undo_applies
 from gvisor_kernel.changes.change import RefusedChange
 from gvisor_kernel.errors import NoCheckpoint
+from gvisor_kernel.host.workers import in_thread
 from gvisor_kernel.kernel.branches import Branch, handing, name_branches
 from gvisor_kernel.kernel.checkpoints import Checkpoint as Checkpoint
 from gvisor_kernel.kernel.checkpoints import Checkpoints
@@ -138,7 +139,7 @@ class LastingState:
         return made
 
     async def _begin_as(self, branch: Branch, saved: SavedKernel) -> None:
-        record = await asyncio.to_thread(read_record, saved.directory)
+        record = await in_thread(read_record, saved.directory)
         if record is not None:
             self._outputs_folder = record.outputs
         self._manager.kernel_id = branch.kernel_id
@@ -195,11 +196,11 @@ class LastingState:
             made = None
             if undo_applied and facts is not None:
                 made = next((it.time for it in await checkpoints.list() if it.name == target), 0.0)
-                applied = await asyncio.to_thread(find_applies, facts.directory, made)
+                applied = await in_thread(find_applies, facts.directory, made)
             changes = await checkpoints.rewind(target, made)
             self._between.note_rewound(target)
             # no timeout: STEP_SECONDS of each step
-            done = await asyncio.shield(asyncio.to_thread(undo_applies, applied))
+            done = await asyncio.shield(in_thread(undo_applies, applied))
             return RewindChanges(**asdict(changes), undone=done.undone, refused=done.refused)
 
     def find_before_last_run(self) -> str:

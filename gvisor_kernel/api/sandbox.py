@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ from gvisor_kernel.api.mapping import MapResult
 from gvisor_kernel.api.shell import ShellResult
 from gvisor_kernel.changes.apply import undo_apply
 from gvisor_kernel.changes.change import Undone
+from gvisor_kernel.host.workers import in_thread
 
 P = ParamSpec("P")
 S = TypeVar("S", covariant=True)  # AsyncSandbox has methods of its base classes
@@ -315,7 +315,7 @@ def _in_thread(listener: Callable[[T], None] | None) -> Callable[[T], Awaitable[
         return None
 
     async def listen(event: T) -> None:
-        error = await asyncio.to_thread(call, event)
+        error = await in_thread(call, event)
         if error is not None:
             raise _Ended(error)
 

@@ -30,6 +30,7 @@ from gvisor_kernel.bridge.linked_sandbox import LinkedSandbox
 from gvisor_kernel.errors import LaunchError
 from gvisor_kernel.host.locks import PerProcess
 from gvisor_kernel.host.quiet_loop import make_quiet_loop, run_quietly
+from gvisor_kernel.host.workers import answer_of
 from gvisor_kernel.link.frames import VIEW_ABOVE
 
 T = TypeVar("T")
@@ -38,10 +39,6 @@ SIGNER_THREADS = 2
 """Threads that check and sign large messages of all kernels."""
 EXIT_SECONDS = 10.0
 """Seconds that the exit of this process waits for the removal of its sandboxes."""
-
-
-POLL_SECONDS = 0.1
-"""Seconds by which a lost wake-up can delay an answer."""
 
 
 def call_on(
@@ -119,26 +116,18 @@ class Bridge(PerProcess):
         return call_on(self._loop, work)
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run ``work`` on the bridge's loop and await it on the running loop.
-
-        A timer polls for the result, since the wake-up of the running loop may be lost: a process
-        that forks after it has used Jupyter shares jupyter_core's loop with its children, and also
-        the pipe that wakes it, which any of them may read.
+        """Run ``work`` on the bridge's loop and await it on the running loop, by ``answer_of``.
 
         :raises LaunchError: when the bridge's thread has ended
         :raises Exception: what ``work`` raises
         """
-        done = asyncio.wrap_future(self.call(work))
-        try:
-            while not done.done():
-                if not self._thread.is_alive():
-                    work.close()
-                    raise LaunchError("The kernel cannot be reached: this process is exiting.")
-                await asyncio.wait({done}, timeout=POLL_SECONDS)
-        except (asyncio.CancelledError, LaunchError):
-            done.cancel()
-            raise
-        return done.result()  # no timeout: it is done
+
+        def check() -> None:
+            if not self._thread.is_alive():
+                work.close()
+                raise LaunchError("The kernel cannot be reached: this process is exiting.")
+
+        return await answer_of(self.call(work), check)
 
     async def open_kernel(
         self, identity: KernelIdentity, address: Address, root: Path

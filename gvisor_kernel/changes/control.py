@@ -38,6 +38,7 @@ from gvisor_kernel.changes.diff import Diff
 from gvisor_kernel.changes.kernel_changes import KernelChanges
 from gvisor_kernel.errors import GvisorKernelError
 from gvisor_kernel.host.descriptors import closing_fd
+from gvisor_kernel.host.workers import in_thread
 from gvisor_kernel.kernel.branches import Branch, name_branches
 from gvisor_kernel.kernel.moves import move
 from gvisor_kernel.kernel.session import SandboxedKernel
@@ -183,7 +184,7 @@ class _Door:
     async def _answer(self, line: bytes) -> bytes:
         try:
             # In a thread, as are the parts of the work that take long: the loop serves all kernels.
-            question = await asyncio.to_thread(msgspec.json.decode, line, type=Question)
+            question = await in_thread(msgspec.json.decode, line, type=Question)
         except (ValueError, RecursionError):
             return _make_problem("The question is malformed.") + b"\n"
         kernel = self._kernels.get(question.sandbox)
@@ -314,7 +315,7 @@ class ControlSocket:
             return encode(result)
         found = await self._changes.list(question.under)
         more = await self._show(found) if question.diff else {}
-        return await asyncio.to_thread(encode_changes, found, **more)
+        return await in_thread(encode_changes, found, **more)
 
     async def _show(self, found: Changes) -> dict[str, object]:
         diffs: dict[str, str] = {}

@@ -44,6 +44,7 @@ from gvisor_kernel.config.settings import ASK, NEVER, NEW_FILES
 from gvisor_kernel.config.validators import PROJECT
 from gvisor_kernel.errors import GvisorKernelError, SandboxError
 from gvisor_kernel.host.folders import Identity, Opened, reopen
+from gvisor_kernel.host.workers import in_thread
 from gvisor_kernel.kernel.facts import Left
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.kernel.workspace import find_view
@@ -124,7 +125,7 @@ class KernelChanges:
         }
         content, _ = await self._ask(question, SHORT_ANSWER_SECONDS, wakes=False)
         applies_new = self._setting == NEW_FILES
-        return await asyncio.to_thread(find_unkept, sandbox, content, applies_new=applies_new)
+        return await in_thread(find_unkept, sandbox, content, applies_new=applies_new)
 
     async def read(self, path: str, side: Side, state: str) -> bytes | None:
         """Return a file's content in the sandbox ("new") or on disk ("old"); None if there is none.
@@ -138,7 +139,7 @@ class KernelChanges:
         path = name_path(path)
         seen, _, claim = state.partition(" ")
         if side == "old":
-            return await asyncio.to_thread(self._read_old, path, seen)
+            return await in_thread(self._read_old, path, seen)
         if claim == "removed":
             return None
         digest = claim.rpartition(".")[2] if claim.startswith("file.") else ""
@@ -169,7 +170,7 @@ class KernelChanges:
         except ChangesError as error:
             words = f"Not shown: {error.fact}"
             return remark(change.path, words, change.kind, is_whole=False)
-        return await asyncio.to_thread(diff_texts, change.path, old, new)
+        return await in_thread(diff_texts, change.path, old, new)
 
     async def apply(
         self,
@@ -226,7 +227,7 @@ class KernelChanges:
 
         :raises ChangesError: when nothing can be applied
         """
-        root = await asyncio.to_thread(self._open)
+        root = await in_thread(self._open)
         if root is None:
             raise ChangesError(f"Changes cannot be applied: {NO_FOLDER}.")
         with root:
@@ -338,7 +339,7 @@ class KernelChanges:
                 )
                 return found, claims
 
-        return await asyncio.to_thread(work)
+        return await in_thread(work)
 
     async def _check_missing(self, path: str) -> None:
         question = {"do": "exists", "path": f"{WORKSPACE}/{path}"}
@@ -470,7 +471,7 @@ def _enter(stack: ExitStack, backup: Backup) -> None:
 async def _finish(work: Callable[..., T], *arguments: Any) -> T:
     """Do ``work`` in a thread. Somebody who cancels this waits for its end: it uses descriptors
     that are closed then."""
-    task = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    task = asyncio.ensure_future(in_thread(work, *arguments))
     try:
         return await asyncio.shield(task)  # no timeout: a step on the user's disk
     except asyncio.CancelledError:

@@ -37,6 +37,7 @@ from gvisor_kernel.errors import (
     SettingError,
     StartStopped,
 )
+from gvisor_kernel.host.workers import in_thread
 from gvisor_kernel.jupyter.asleep import RESUMES_ONLY, Resumes, start_branches
 from gvisor_kernel.jupyter.project_choices import may_choose, with_choice
 from gvisor_kernel.kernel.branches import Branch, take_saved
@@ -280,7 +281,7 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         if kernel.address is None and plan.request.kernel_id:
             only = self._find_only()
             place = only.directory if only is not None else None
-            saved = await asyncio.to_thread(take_saved, plan.request.kernel_id, place)
+            saved = await in_thread(take_saved, plan.request.kernel_id, place)
             if saved is not None:
                 plan = replace(plan, spec=follow(plan.spec, saved, self._find_named))
                 self._plan = saved.adapt(plan)

@@ -6,7 +6,6 @@ saved, and if it does not go on there, it goes on as it was. Its clients stay co
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 from gvisor_kernel.config.settings import DEFAULT_RUNTIME, SandboxSpec, find_entry
 from gvisor_kernel.errors import LaunchError, SettingError
 from gvisor_kernel.host.private_directories import read_file, write_file
+from gvisor_kernel.host.workers import in_thread
 from gvisor_kernel.kernel.plan import read_plan
 from gvisor_kernel.kernel.saved_kernel import SavedKernel
 from gvisor_kernel.kernel.session import SandboxedKernel
@@ -99,8 +99,8 @@ async def move(kernel: SandboxedKernel, to: str, find_own: Callable[[str], Any])
     is_here = facts.spec.runtime == DEFAULT_RUNTIME
     known = ""
     if is_here and sandbox is not None and isinstance(sandbox, SavedSandbox):
-        known = await asyncio.to_thread(_find_present, sandbox)
-        await asyncio.to_thread(_check, there, spec, known)
+        known = await in_thread(_find_present, sandbox)
+        await in_thread(_check, there, spec, known)
 
     def prepare(before: SavedKernel) -> SavedKernel:
         place, note = before.files / NEEDS, before.note
@@ -112,7 +112,7 @@ async def move(kernel: SandboxedKernel, to: str, find_own: Callable[[str], Any])
         return replace(before, spec=spec)
 
     async def choose(before: SavedKernel) -> SavedKernel:
-        return await asyncio.to_thread(prepare, before)
+        return await in_thread(prepare, before)
 
     await kernel.hibernation.go_on_from(choose, SavedKernel.discard)
 

@@ -6,7 +6,6 @@ user has named, without following links. All other paths are the sandbox's own.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import posixpath
@@ -22,6 +21,7 @@ from typing_extensions import TypedDict
 from gvisor_kernel.api.files import Entry
 from gvisor_kernel.errors import SandboxError
 from gvisor_kernel.host.folders import Opened, open_below, open_path
+from gvisor_kernel.host.workers import in_thread
 from gvisor_kernel.mcp.results import clean, escape, make_session_result, mark, show
 from gvisor_kernel.mcp.sessions import Session
 from gvisor_kernel.mcp.settings import LOST, ServerSettings
@@ -266,7 +266,7 @@ async def sandbox_upload_file(
 ) -> FileResult:
     """Copy a file of the user's machine into the sandbox. Allowed are files below: {roots}."""
     limit = call.sessions.limits.upload_bytes
-    opened = await asyncio.to_thread(open_source, call.settings, source)
+    opened = await in_thread(open_source, call.settings, source)
     with opened:
         size = opened.status().st_size
         if size > limit:

@@ -35,6 +35,7 @@ from gvisor_kernel.bridge.transcripts import FOLDER
 from gvisor_kernel.bridge.transcripts import NAME as TRANSCRIPT
 from gvisor_kernel.errors import SandboxError, SkillError
 from gvisor_kernel.host import log_files
+from gvisor_kernel.host.workers import in_thread
 from gvisor_kernel.mcp.file_tools import decode
 from gvisor_kernel.mcp.results import clean, show
 from gvisor_kernel.mcp.sessions import NAME, Session, Sessions
@@ -197,10 +198,10 @@ async def read_resource(sessions: Sessions, uri: str) -> Contents:
     if match[3] is not None:
         return await read_output_file(session, uri, unquote(match[3]), sessions)
     if match[2] == "transcript":
-        lines = await asyncio.to_thread(read_transcript, session.sandbox.id)
+        lines = await in_thread(read_transcript, session.sandbox.id)
         text, mime = lines.replace("\x7f", "\\u007f"), "application/jsonl"  # it stays JSON
     else:
-        text, mime = await asyncio.to_thread(read_log, session.sandbox.id), "text/plain"
+        text, mime = await in_thread(read_log, session.sandbox.id), "text/plain"
     return TextResourceContents(uri=uri, mime_type=mime, text=show(text))
 
 
@@ -316,7 +317,7 @@ async def find_paths(sessions: Sessions, name: str | None) -> list[str]:
 
 async def list_skills() -> list[Installed]:
     """Return the valid skills that a kernel sees."""
-    return await asyncio.to_thread(_list_skills)
+    return await in_thread(_list_skills)
 
 
 def _list_skills() -> list[Installed]:
@@ -332,7 +333,7 @@ async def read_skill(name: str) -> tuple[Installed, str]:
 
     :raises SandboxError: there is none of that name
     """
-    return await asyncio.to_thread(_read_skill, name)
+    return await in_thread(_read_skill, name)
 
 
 def _read_skill(name: str) -> tuple[Installed, str]:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 
 from gvisor_kernel.errors import GvisorKernelError, SandboxError
+from gvisor_kernel.host.workers import in_thread
 from gvisor_kernel.mcp.sessions import Sandboxes, Sessions
 from gvisor_kernel.mcp.settings import ServerSettings
 from gvisor_kernel.mcp.stdio import Wire
@@ -158,7 +159,7 @@ async def load(name: str) -> ModuleType:
     # The SDK builds thousands of schemas; the collector would look at all of them, again and again.
     gc.disable()
     try:
-        return await asyncio.to_thread(importlib.import_module, f"gvisor_kernel.mcp.{name}")
+        return await in_thread(importlib.import_module, f"gvisor_kernel.mcp.{name}")
     except ImportError as error:
         raise GvisorKernelError(
             f"The MCP server needs a package that is not installed: {error.name}.",

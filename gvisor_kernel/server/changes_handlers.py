@@ -15,6 +15,7 @@ from tornado import web
 from gvisor_kernel.changes.apply import undo_apply
 from gvisor_kernel.changes.change import encode_changes
 from gvisor_kernel.changes.kernel_changes import KernelChanges
+from gvisor_kernel.host.workers import in_thread
 from gvisor_kernel.lab.contents import refuse_autorun
 from gvisor_kernel.lab.routes import CLOSED
 from gvisor_kernel.server.documents import make_unkept
@@ -29,7 +30,7 @@ class ChangesHandler(Handler):
 
     async def get(self, kernel_id: str) -> None:
         found = await KernelChanges(self.find_kernel(kernel_id)).list()
-        self.answer(await asyncio.to_thread(encode_changes, found))
+        self.answer(await in_thread(encode_changes, found))
 
 
 class UnkeptHandler(Handler):
@@ -68,7 +69,7 @@ class ApplyHandler(Handler):
     async def post(self, kernel_id: str) -> None:
         changes = KernelChanges(self.find_kernel(kernel_id))
         self.note_activity()
-        body = await asyncio.to_thread(self.read_body, MAX_BODY)
+        body = await in_thread(self.read_body, MAX_BODY)
         wanted = read_wanted(body.get("changes"))
         force, named = body.get("force", False), body.get("named", [])
         if (
@@ -84,7 +85,7 @@ class ApplyHandler(Handler):
         # Half an apply would be a surprise: it goes on when the client has left.
         # no timeout: each question to the sandbox has a limit
         applied = await asyncio.shield(changes.apply(wanted, named=named, force=force))
-        self.answer(await asyncio.to_thread(lambda: json.dumps(asdict(applied))))
+        self.answer(await in_thread(lambda: json.dumps(asdict(applied))))
 
 
 class UndoHandler(Handler):
@@ -95,8 +96,8 @@ class UndoHandler(Handler):
         name = self.read_body(MAX_BODY).get("undo")
         if not isinstance(name, str):
             raise web.HTTPError(400, "The body must have the text undo.")
-        undone = await asyncio.to_thread(undo_apply, name, self.services.stopping.is_set)
-        self.answer(await asyncio.to_thread(lambda: json.dumps(asdict(undone))))
+        undone = await in_thread(undo_apply, name, self.services.stopping.is_set)
+        self.answer(await in_thread(lambda: json.dumps(asdict(undone))))
 
 
 def read_wanted(value: object) -> list[tuple[str, str]] | None:

@@ -12,6 +12,7 @@ from tornado import web
 
 from gvisor_kernel.changes.apply import find_applies, undo_applies
 from gvisor_kernel.changes.change import Undone
+from gvisor_kernel.host.workers import in_thread
 from gvisor_kernel.kernel.checkpoints import NAME, Checkpoints
 from gvisor_kernel.kernel.noted_outputs import MAX_TOLD
 from gvisor_kernel.server.handlers import MAX_BODY, Handler
@@ -44,7 +45,7 @@ class CheckpointsHandler(_Handler):
         shown = [{**asdict(one), "what": printable(one.what)} for one in found]
         applied: list[dict[str, Any]] = [
             {**asdict(one), "count": len(one.paths), "paths": name_all(one.paths[:MAX_TOLD])}
-            for one in await asyncio.to_thread(find_applies, directory)
+            for one in await in_thread(find_applies, directory)
         ]
         self.answer({"checkpoints": shown, "disk": disk, "applied": applied})
 
@@ -100,7 +101,7 @@ class RewindHandler(_Handler):
             applies = [one for one in find_applies(directory) if one.undo in asked]
             return undo_applies(applies, self.services.stopping.is_set)
 
-        done = await asyncio.to_thread(undo)
+        done = await in_thread(undo)
         refused = [{"path": printable_name(it.path), "reason": it.reason} for it in done.refused]
         return {"outputs": outputs, "undone": name_all(done.undone), "refused": refused}
 

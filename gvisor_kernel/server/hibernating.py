@@ -17,6 +17,7 @@ from jupyter_core.utils import ensure_async
 from tornado.util import TimeoutError as Interrupted
 
 from gvisor_kernel.errors import GvisorKernelError, NotIdle
+from gvisor_kernel.host.workers import in_thread
 from gvisor_kernel.runtimes.state.kept_packages import wait_until_kept
 from gvisor_kernel.server.resting import Resting
 from gvisor_kernel.server.sandboxes import Sandboxes
@@ -186,7 +187,7 @@ class Hibernating:
         saved_now = sum(done.done() and done.exception() is None for done in leaving.values())
         self._application.log.info("%d kernels hibernate, for the next server.", saved_now)
         # What is not kept by then must not be upgraded before the kernel goes on.
-        await asyncio.to_thread(wait_until_kept, min(KEEP_SECONDS, deadline - loop.time()))
+        await in_thread(wait_until_kept, min(KEEP_SECONDS, deadline - loop.time()))
 
     def _find_used(self, kernel_id: str) -> datetime:
         used = getattr(self._manager.get_kernel(kernel_id), "last_activity", None)

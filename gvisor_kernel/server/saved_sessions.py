@@ -26,6 +26,7 @@ from tornado import web
 from gvisor_kernel.errors import GvisorKernelError, LaunchError
 from gvisor_kernel.host import processes
 from gvisor_kernel.host.private_directories import read_file, replace_file
+from gvisor_kernel.host.workers import in_thread
 from gvisor_kernel.jupyter.asleep import Resumes, list_asleep, show_state
 from gvisor_kernel.kernel.facts import KernelEvent, KernelEvents, Started
 from gvisor_kernel.runtimes.state.kept_packages import begin_to_keep
@@ -142,7 +143,7 @@ class SavedSessions:
         if directory is not None:
             text = write_json(_File(self._root, tuple(sessions[:MAX_SESSIONS])))
             with suppress(OSError):  # the kernel is not lost without it
-                await asyncio.to_thread(replace_file, directory / FILE, text)
+                await in_thread(replace_file, directory / FILE, text)
 
 
 Left: TypeAlias = tuple[Path, Record, tuple[Session, ...]]
@@ -191,7 +192,7 @@ class TakingBack:
         deadline, waits = time.monotonic() + SAVING_SECONDS, True
         while waits and not self._ended and time.monotonic() < deadline:
             try:
-                found, waits = await asyncio.to_thread(find_left, self._manager.root_dir)
+                found, waits = await in_thread(find_left, self._manager.root_dir)
             except GvisorKernelError as error:
                 log.warning("Kernels that hibernate are not taken back: %s", error)
                 break

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 
 from gvisor_kernel import AsyncSandbox, Sandbox, SandboxPool
 
@@ -38,6 +39,22 @@ def fork() -> None:
     print(sandbox.run("'parent'").text, flush=True)
 
 
+def fork_while_starting() -> None:
+    """Fork while a thread starts a sandbox, and start another one in each of two children."""
+    starting = threading.Thread(target=lambda: Sandbox(snapshot="off").run("1"))
+    starting.start()
+    children = []
+    for _ in range(2):
+        children.append(os.fork())
+        if children[-1] == 0:
+            print(Sandbox(snapshot="off").run("'child'").text, flush=True)
+            sys.exit()
+    for child in children:
+        os.waitpid(child, 0)
+    starting.join()
+    print(Sandbox(snapshot="off").run("'parent'").text, flush=True)
+
+
 def use_loops() -> None:
     """Use sandboxes in two loops, one after the other, and leave the second one open."""
 
@@ -61,4 +78,5 @@ def leave_pool() -> None:
 
 
 if __name__ == "__main__":
-    {f.__name__: f for f in (leave_open, die, fork, use_loops, leave_pool)}[sys.argv[1]]()
+    ways = (leave_open, die, fork, fork_while_starting, use_loops, leave_pool)
+    {way.__name__: way for way in ways}[sys.argv[1]]()

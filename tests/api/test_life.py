@@ -27,6 +27,7 @@ from ..world import PROJECT, World
         pytest.param("leave_open", "2\n", marks=needs_all),  # a pool has open ones, too
         ("die", "2\n"),
         ("fork", "SandboxError\n'child'\n'parent'\n"),
+        ("fork_while_starting", "'child'\n'child'\n'parent'\n"),
         pytest.param("use_loops", "2\n", marks=needs_all),
         ("leave_pool", "2\n"),
     ],
