@@ -62,6 +62,7 @@ from gvisor_kernel.server.handlers import (
 from gvisor_kernel.server.hibernating import Hibernating
 from gvisor_kernel.server.library_handlers import LibraryHandler
 from gvisor_kernel.server.server_services import ServerServices
+from gvisor_kernel.server.stopping import forget_failed_starts, stop_on_signals
 from gvisor_kernel.server.watch import Watch
 
 PREFIX = r"/gvisor-kernel/api"
@@ -165,6 +166,7 @@ class GVisorServer(ExtensionApp):
         assert self._services is not None
         self.handlers.extend(make_routes(self._services))
         assert self.serverapp is not None
+        stop_on_signals()
         self.handlers.extend(make_file_routes(self.serverapp.contents_manager))
         if self.closed:
             close_routes(self.serverapp.web_app, self.serverapp.base_url)
@@ -202,3 +204,5 @@ class GVisorServer(ExtensionApp):
             await self._watch.end()
         if self._services is not None:
             await self._services.end()
+        if self.serverapp is not None:
+            forget_failed_starts(self.serverapp.kernel_manager)

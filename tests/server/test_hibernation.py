@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -262,6 +263,37 @@ def test_a_server_is_stopped_and_started_again(folder: Path) -> None:
             server.ask("DELETE", f"sessions/{session['id']}")
         server.ask("DELETE", f"kernels/{extra}")  # asleep, as nobody has used it
         assert not any(map(find_listed, kept))
+
+
+def test_each_signal_leaves_kernels_to_the_next_server(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server's input is no terminal, and one start has failed before, of a local kernel."""
+    spec = folder / "jupyter" / "kernels" / "broken" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    spec.write_text(json.dumps({"argv": [str(folder / "nothing")], "display_name": "broken"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(folder / "jupyter"))
+    with serving(folder) as server:
+        session = start(server)
+        kernel = session["kernel"]["id"]
+        with server.page(kernel) as page:
+            run(page, "x = 5; print()")
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        with serving(folder) as server:
+            assert [one["id"] for one in server.ask("GET", "sessions")] == [session["id"]]
+            with server.page(kernel) as page:
+                assert run(page, "x += 1; print(x)")
+            with pytest.raises(requests.HTTPError):
+                server.ask("POST", "kernels", name="broken")
+            assert server.process is not None
+            server.process.send_signal(number)
+            server.process.wait(SECONDS)
+            (listed,) = find_listed(kernel)
+            assert listed.state == "hibernated"
+    with serving(folder) as server:
+        with server.page(kernel) as page:
+            assert run(page, "print(x)") == "8\n"
+        server.ask("DELETE", f"sessions/{session['id']}")
 
 
 def test_a_server_that_was_killed_is_started_again(folder: Path, world: World) -> None:
