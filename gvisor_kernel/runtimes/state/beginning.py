@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
+from gvisor_kernel.config.installed import check_installed
 from gvisor_kernel.config.settings import SandboxSpec
 from gvisor_kernel.config.validators import real_path
 from gvisor_kernel.errors import GvisorKernelError, LaunchError
@@ -130,10 +131,12 @@ def begin(
     folders that the engine has itself. ``prepare`` is called before the record is written; it notes
     what the sandbox may write.
 
-    :raises LaunchError: also for an OSError of the caller's block
+    :raises LaunchError: when another version of this package is installed by now; also for an
+        OSError of the caller's block
     :raises SettingError: when a folder cannot be shown
     :raises StateError: when the state directory cannot be used
     """
+    check_installed()
     owner = records.this_process()
     # Input folders are closed before anything is undone: undoing needs descriptors, too.
     with ExitStack() as kept, ExitStack() as held:
