@@ -81,6 +81,7 @@ def install(
             name = _install_new(asked, base, file, sha512)
             print(f"Installed the release {name} of runsc.")
         else:
+            _check_age(name, asked)
             print(f"The release {name} of runsc is already installed.")
         use(name)
 
@@ -110,6 +111,8 @@ def _install_new(asked: str | None, base: str, file: str | None, sha512: str | N
             base = bucket.check_base(base, known=digest is not None)
             wanted = [asked] if asked else [TRIED, LATEST]
             path, source = bucket.fetch(base, wanted, draft.parent, report, digest, names)
+        expected = asked if file else source.split("/")[-3]
+        bucket.check_room(path.parent, path.stat().st_size, path.stat().st_size)
         report("Unpacking")
         program = draft / PROGRAM
         try:
@@ -118,11 +121,12 @@ def _install_new(asked: str | None, base: str, file: str | None, sha512: str | N
                 path.unlink()
             version = find_runsc(str(program)).version
             name = release_name(version)
-            if asked and asked != LATEST and asked not in (name, name.rpartition(".")[0]):
+            if expected not in (None, LATEST, name, name.rpartition(".")[0]):
                 raise ReleaseError(
-                    f"The release {asked} was asked for, and this is {name}.",
+                    f"The release {expected} was asked for, and this is {name}.",
                     "nothing was changed; ask whoever keeps that address.",
                 )
+            _check_age(name, asked, "" if file else TRIED)
             try_release(program, lambda words: report(f"Trying {name}: {words}"))
         except (ReleaseError, RuntimeMissing) as error:
             fact = error.fact.replace(str(program), PROGRAM)
@@ -131,6 +135,33 @@ def _install_new(asked: str | None, base: str, file: str | None, sha512: str | N
     if not file:
         path.unlink()
     return name
+
+
+def _check_age(name: str, asked: str | None, tried: str = "") -> None:
+    """Check that a release which was not asked for by its date is not older than the one in use,
+    and than ``tried``.
+
+    :raises ReleaseError: when it is, or has no date though ``tried`` has one
+    """
+    from gvisor_kernel.releases.release_store import release_name, release_order
+    from gvisor_kernel.runtimes.runsc.command_line import find_runsc
+
+    if asked not in (None, LATEST):
+        return
+    used = ""
+    with suppress(RuntimeMissing):
+        used = find_runsc().version
+    order = release_order(name)
+    if order is None and not tried:  # a file that somebody has built
+        return
+    for version, what in ((used, "in use"), (tried, "known to be there")):
+        bound = release_order(version)
+        if bound is not None and (order is None or order < bound):
+            raise ReleaseError(
+                f"The release {release_name(version)} is {what}, and this is {name}.",
+                "nothing was changed; to have it all the same, ask for it: gvisor-kernel runsc"
+                f" install {name if order else '--file PATH'}.",
+            )
 
 
 def use(name: str) -> None:

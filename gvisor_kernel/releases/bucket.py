@@ -181,6 +181,7 @@ def copy(file: Path, folder: Path, sha512: str | None) -> tuple[Path, str]:
     except OSError as error:
         raise ReleaseError(f"{file} cannot be read: {error.strerror}.") from error
     with source, path.open("wb") as target:
+        check_room(folder, os.fstat(source.fileno()).st_size, 0)
         for _ in range(MAX_FILE // CHUNK + 1):  # it may grow meanwhile
             target.write(source.read(CHUNK))
         if source.read(1):
@@ -191,6 +192,20 @@ def copy(file: Path, folder: Path, sha512: str | None) -> tuple[Path, str]:
             f"compare what `sha512sum {file}` prints: it is another file, or was damaged.",
         )
     return path, str(file.resolve())
+
+
+def check_room(folder: Path, size: int, there: int) -> None:
+    """Check that a folder has room for a file of ``size`` bytes, of which ``there`` are there, and
+    for what is unpacked of it.
+
+    :raises ReleaseError: when it has not
+    :raises OSError: when it cannot be asked
+    """
+    if shutil.disk_usage(folder).free < size * (1 + UNPACKED) - there:
+        raise ReleaseError(
+            f"There is too little free space in {folder}.",
+            f"make space there for {describe_size(size * (1 + UNPACKED))}: df.",
+        )
 
 
 def measure(path: Path) -> str:
@@ -242,11 +257,7 @@ def _continue(client: httpx.Client, url: str, path: Path, done: int, report: Rep
                 f"it should have up to {describe_size(MAX_FILE)}; is the address right?",
             )
         size = done + int(length)
-        if shutil.disk_usage(path.parent).free < int(length) + size * UNPACKED:
-            raise ReleaseError(
-                f"There is too little free space in {path.parent}.",
-                f"make space there for {describe_size(size * (1 + UNPACKED))}: df.",
-            )
+        check_room(path.parent, size, done)
         with path.open("ab" if done else "wb") as file:
             for chunk in _receive(response):
                 done += len(chunk)

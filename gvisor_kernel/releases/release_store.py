@@ -88,6 +88,12 @@ def release_name(version: str) -> str:
     return name
 
 
+def release_order(version: str) -> tuple[int, int] | None:
+    """Return what is larger the later a release is: its date and its point; None without a date."""
+    found = re.match(r"(?:release-|0\.0~)?([0-9]{8})(?:\.([0-9]{1,3}))?(?![0-9A-Za-z])", version)
+    return (int(found[1]), int(found[2] or 0)) if found else None
+
+
 def find_releases() -> list[Release]:
     """Return all releases that can be used, own ones first, each store's in the order of its names.
 

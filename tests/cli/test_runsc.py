@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from gvisor_kernel.cli import runsc
 from gvisor_kernel.cli.checks import trial
 from gvisor_kernel.cli.checks.updates import check_updates
 from gvisor_kernel.cli.main import main
@@ -35,6 +36,7 @@ from gvisor_kernel.releases.release_store import (
     find_releases,
     own_store,
     publish,
+    release_order,
     write,
 )
 from gvisor_kernel.runtimes.runsc import command_line
@@ -48,6 +50,7 @@ from ..releases.bucket import (
     OLD,
     Bucket,
     fill,
+    make_archive,
     newer_archive,
     newer_program,
     send_halves,
@@ -309,12 +312,88 @@ def test_another_release_than_the_one_asked_for_is_refused(
 @inside
 @pytest.mark.usefixtures("untried")
 def test_by_default_it_is_the_one_that_was_tried_or_else_the_latest(
-    bucket: Bucket, capsys: Captured
+    bucket: Bucket, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(runsc, "TRIED", "20250101")
     assert main(["runsc", "install"]) == 0
     assert names() == [f"{NEW}.0"]
     asked = [path.split("/")[4] for path, _ in bucket.seen]
-    assert asked == [TRIED, TRIED, LATEST, LATEST]
+    assert asked == ["20250101", "20250101", LATEST, LATEST]
+
+
+@inside
+@pytest.mark.usefixtures("untried")
+def test_a_mirror_hands_out_no_older_release(bucket: Bucket, capsys: Captured) -> None:
+    """In the place of another one, as the latest, or where that which was tried is gone."""
+    mirror = ("--from", BASE.replace("/gvisor/", "/mirror/"))
+    bucket.files.clear()
+
+    def put(release: str, body: bytes) -> None:
+        file = bucket.path(release, "runsc")
+        bucket.put(release, "runsc", body)
+        for name in (file, f"{file}.sha512"):
+            bucket.files[name.replace("/gvisor/", "/mirror/", 1)] = bucket.files.pop(name)
+
+    put(TRIED, system_program())
+    said = fail(capsys, "install", *mirror)
+    assert f"The release {TRIED} was asked for, and this is {OLD}.0." in said
+    bucket.files.clear()
+    put(LATEST, system_program())
+    for words in (mirror, (LATEST, *mirror)):
+        said = fail(capsys, "install", *words)
+        assert f"The release {TRIED} is known to be there, and this is {OLD}.0." in said
+        assert f"gvisor-kernel runsc install {OLD}.0" in said
+    put(LATEST, system_program().replace(f"~{OLD}.".encode(), b"~newbuild."))
+    said = fail(capsys, "install", LATEST, *mirror)
+    assert "is in use, and this is newbuild.0." in said
+    assert "gvisor-kernel runsc install --file PATH" in said
+    put(NEW, newer_program())
+    assert main(["runsc", "install", NEW, *mirror]) == 0
+    put(OLD, system_program())
+    assert main(["runsc", "install", OLD, *mirror]) == 0, "it was asked for by name"
+    chosen = find_chosen()
+    assert chosen is not None
+    assert chosen.name == f"{OLD}.0"
+
+
+@inside
+@pytest.mark.usefixtures("untried")
+def test_a_release_that_is_older_than_the_one_in_use_is_asked_for_by_name(
+    bucket: Bucket, capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """From a mirror, a file, or the store."""
+    monkeypatch.setattr(runsc, "TRIED", OLD)
+    assert main(["runsc", "install", NEW]) == 0
+    capsys.readouterr()
+    bucket.put(LATEST, "gvisor.tar.bz2", make_archive({"runsc": system_program()}))
+    file = tmp_path / "runsc"
+    file.write_bytes(system_program())
+    for words in ((), (LATEST,), ("--file", str(file))):
+        said = fail(capsys, "install", *words)
+        assert f"The release {NEW}.0 is in use, and this is {OLD}.0." in said
+    assert main(["runsc", "install", OLD, "--file", str(file)]) == 0
+    assert main(["runsc", "use", NEW]) == 0
+    capsys.readouterr()
+    assert f"The release {NEW}.0 is in use" in fail(capsys, "install")
+    assert main(["runsc", "install", OLD]) == 0
+
+
+@pytest.mark.parametrize(
+    ("version", "order"),
+    [
+        ("release-20260817.0", (20260817, 0)),
+        ("0.0~20240729.12", (20240729, 12)),
+        ("20260817", (20260817, 0)),
+        ("20260817.1-12-gabcdef", (20260817, 1)),
+        ("12345678abcd", None),
+        ("VERSION_MISSING", None),
+        ("", None),
+    ],
+)
+def test_releases_are_ordered_by_date_and_point(
+    version: str, order: tuple[int, int] | None
+) -> None:
+    assert release_order(version) == order
 
 
 @inside
@@ -499,13 +578,21 @@ def test_a_noexec_mount_is_named(bucket: Bucket, capsys: Captured) -> None:
 
 @mounts
 def test_a_full_disk_is_named(
-    bucket: Bucket, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+    bucket: Bucket, capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Before anything is fetched; and when it fills up while the file, or a program, is written."""
+    """Before anything is fetched, copied or unpacked; and when it fills up while one is written."""
     size = len(newer_archive())
+    file = tmp_path / "gvisor.tar.bz2"
+    file.write_bytes(newer_archive())
     with mounted("size=20m"):
-        assert "too little free space" in fail(capsys, "install", NEW)
+        for words in ((NEW,), ("--file", str(file))):
+            assert "too little free space" in fail(capsys, "install", *words)
         assert parts() == []
+        assert bucket.ranges == [None], "a file was fetched"
+        part = own_store() / "partial" / hashlib.sha512(newer_archive()).hexdigest()
+        part.write_bytes(newer_archive())
+        assert "too little free space" in fail(capsys, "install", NEW)
+        part.unlink()
         monkeypatch.setattr(fetching, "UNPACKED", 0)
         assert "No space left on device" in fail(capsys, "install", NEW)
         assert len(parts()) == 1
