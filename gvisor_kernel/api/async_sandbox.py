@@ -52,7 +52,8 @@ class AsyncSandbox(LastingState):
     each run that sets none; None for no limit. ``max_output``: bytes of text in one Execution, of
     each stream and of results; ``max_rich``: of pictures and other forms. ``settings``: any setting
     of a kernelspec, such as ``image``, ``memory_limit`` (or ``memory``), ``preload`` or ``egress``.
-    What Jupyter's configuration sets counts before them.
+    What Jupyter's configuration sets counts before them; mounts, routes and limits beyond it are
+    refused.
 
     ``async with`` starts and ends it; so do ``start`` and ``close``.
     """

@@ -46,7 +46,8 @@ class Manager(AsyncKernelManager):
     holds_replies = False
     """Tells the provisioner that this client misses no reply, and answers no outputs."""
     door = PROGRAM
-    """Tells the provisioner who can give the kernel routes."""
+    """Tells the provisioner who can give the kernel routes, and that a program is refused what it
+    may not have."""
 
     def write_connection_file(self, **kwargs: Any) -> None:
         """Write none. Called at each start."""
@@ -71,7 +72,8 @@ def choose_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 def make_manager(language: str, settings: Mapping[str, Any], door: Door = PROGRAM) -> Manager:
     """Return a manager whose kernels are started in sandboxes. It starts nothing yet.
 
-    Jupyter's configuration of this user counts as for a server: its routes, its limits.
+    Jupyter's configuration of this user counts as for a server: its routes, its limits. The start
+    of a PROGRAM's kernel fails if that asks for more than it may have.
 
     :raises SettingError: when the language or a setting is wrong
     """

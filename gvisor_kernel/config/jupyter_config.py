@@ -88,8 +88,11 @@ class SandboxSettings(Configurable):
             else:
                 setattr(self, name, stanza[name])
 
-    def sandbox_spec(self) -> SandboxSpec:
+    def sandbox_spec(self, *, strict: bool = False) -> SandboxSpec:
         """Return the validated settings.
+
+        ``strict``: limits and mounts that were asked for, and that Jupyter's configuration does not
+        allow, are wrong values. Otherwise what it allows is in their place.
 
         :raises SettingError: for the first setting with a wrong value
         :raises UnknownSetting: for the first name that is no setting
@@ -97,7 +100,7 @@ class SandboxSettings(Configurable):
         """
         for name, value in self._unknown.items():
             raise UnknownSetting(name, value, [*SETTINGS, *find_own_settings()])
-        common = {name: self._find_value(name) for name in SETTINGS}
+        common = {name: self._find_value(name, strict) for name in SETTINGS}
         spec = SandboxSpec(**common, own=self._find_own(common["runtime"]))
         entry = find_entry(spec.runtime)
         check_image(entry.images, spec.image)
@@ -130,14 +133,22 @@ class SandboxSettings(Configurable):
                 raise UnknownSetting(name, value or asked, [*SETTINGS, *find_own_settings()])
         return found
 
-    def _find_value(self, name: str) -> AnyValue:
+    def _find_value(self, name: str, strict: bool) -> AnyValue:
         """Return the accepted value of a setting, by the rule for a value in both places."""
         entry, value, asked = SETTINGS[name], getattr(self, name), self._asked.get(name)
         accepted = entry.accept(name, value)
-        if name not in self._asked or entry.both == "configuration":
+        refuses = strict and name == "mounts"
+        if name not in self._asked or (entry.both == "configuration" and not refuses):
             return accepted
         chosen = entry.accept(name, asked)
+        place = f"c.GVisorProvisioner.{name} in Jupyter's configuration"
+        if refuses:
+            if not set(chosen) <= set(accepted):
+                raise SettingError(name, asked, f"mounts that {place} has, or leave it out")
+            return accepted
         if entry.both == "lower":
+            if strict and chosen > accepted:
+                raise SettingError(name, asked, f"at most {value!r}, as {place} says")
             return min(accepted, chosen)
         check_subset(name, chosen, accepted)
         return chosen

@@ -28,7 +28,7 @@ from gvisor_kernel.changes.new_files import apply_new_files
 from gvisor_kernel.config.jupyter_config import GVisorEgress, SandboxSettings
 from gvisor_kernel.config.settings import DEFAULTS, SandboxSpec
 from gvisor_kernel.config.validators import PROJECT
-from gvisor_kernel.egress.environment import JUPYTER, name_door
+from gvisor_kernel.egress.environment import JUPYTER, PROGRAM, name_door
 from gvisor_kernel.egress.kinds import Route
 from gvisor_kernel.egress.routes import check_exposure, choose_routes, parse_routes
 from gvisor_kernel.errors import (
@@ -113,7 +113,8 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
     def _make_plan(
         self, name: str, folder: Path, environment: dict[str, str], extra: list[str]
     ) -> KernelPlan:
-        manager, spec = self.parent, self.sandbox_spec()
+        manager = self.parent
+        spec = self.sandbox_spec(strict=getattr(manager, "door", JUPYTER) is PROGRAM)
         if self._is_closed() and spec.uploads == PROJECT:
             spec = replace(spec, uploads=DEFAULTS.uploads)
         if self.may_choose_project(spec):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import json
 import os
 import shutil
 import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,7 @@ from gvisor_kernel.api.execution import Missing, Omitted, Printed
 from gvisor_kernel.api.files import FileFailed, Moved
 from gvisor_kernel.api.manager import choose_settings
 from gvisor_kernel.errors import SandboxError, SettingError, UnknownSetting
+from gvisor_kernel.jupyter.plan_factory import make_provisioner, read_configuration
 
 
 @pytest.fixture(scope="module")
@@ -556,6 +559,29 @@ def test_a_wrong_setting_is_refused_before_anything_starts() -> None:
         Sandbox(language="ruby")
     with pytest.raises(SettingError, match="pids_limit"):
         Sandbox(pids_limit=-1)
+
+
+def test_what_the_configuration_forbids_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither dropped nor lowered without a word, as it is for a kernelspec."""
+    folder, jupyter = tmp_path / "data", tmp_path / "jupyter"
+    (folder / "a").mkdir(parents=True)
+    jupyter.mkdir()
+    mounts = [{"source": str(folder), "target": f"/mnt/{name}"} for name in ("ours", "more")]
+    configured = {"mounts": mounts[:1], "egress": [], "memory_limit": "1G", "pids_limit": 300}
+    (jupyter / "jupyter_config.json").write_text(json.dumps({"GVisorProvisioner": configured}))
+    monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(jupyter))
+    wrong: dict[str, Any] = {"mounts": mounts, "egress": ["packages"]}
+    for name, value in {**wrong, "memory": "2G", "pids": 301}.items():
+        with pytest.raises(SettingError, match=name) as raised:
+            Sandbox(**{name: value})
+        assert f"c.GVisorProvisioner.{raised.value.setting} in Jupyter's" in raised.value.hint
+    with Sandbox(mounts=mounts[:1], memory="512M") as sandbox:
+        assert sandbox.run("import os; os.listdir('/mnt/ours')").text == "['a']"
+    asked = {**choose_settings({"memory": "2G"}), "mounts": mounts}
+    kept = make_provisioner(asked, read_configuration()).sandbox_spec()
+    assert (len(kept.mounts), kept.memory_limit) == (1, 2**30), "a kernelspec goes on without"
 
 
 def test_outputs_that_are_the_uploads_are_refused(tmp_path: Path) -> None:
