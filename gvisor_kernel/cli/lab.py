@@ -8,6 +8,7 @@ import sys
 from importlib.util import find_spec
 
 from gvisor_kernel.errors import GvisorKernelError
+from gvisor_kernel.shown_text import printable_name
 
 EPILOG = """\
 The server shows this folder alone, without links and hidden files, starts no kernels but
@@ -55,4 +56,13 @@ def run_lab(arguments: argparse.Namespace) -> None:
         options.ServerApp.open_browser = False
     if arguments.kernel:
         options.KernelSpecManager.allowed_kernelspecs = set(arguments.kernel)
-    application.run_lab(application.check_folder(arguments.folder), options)
+    folder = application.check_folder(arguments.folder)
+    if found := application.find_other_names(folder):
+        more = f" and {len(found) - 1:,} more" if len(found) > 1 else ""
+        print(
+            f"gvisor-kernel: {printable_name(str(found[0]))}{more} is shown, and has another name"
+            " elsewhere (a hard link): the file there can be read here, and changed.\nWhat to do:"
+            " put a copy in its place, if that was not meant.",
+            file=sys.stderr,
+        )
+    application.run_lab(folder, options)

@@ -11,10 +11,12 @@ import os
 import secrets
 import shutil
 import signal
+import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,8 @@ PREFIX = "gvisor-lab-"
 KEPT = ("GVisorProvisioner", "GVisorEgress", "GVisorServer")
 """Sections of this user's Jupyter configuration that hold."""
 DROPPED = ("JUPYTER_TOKEN", "JUPYTER_TOKEN_FILE", "JUPYTER_SERVER_ALLOW_UNAUTHENTICATED_ACCESS")
+MAX_LOOKED = 100_000
+"""Names in the folder that are looked at before a start, which takes a second."""
 HEADERS = {
     # Script in the page cannot fetch from elsewhere, or send there, but by leaving the page.
     "Content-Security-Policy": "frame-ancestors 'self'; base-uri 'self'; object-src 'none';"
@@ -93,6 +97,28 @@ def check_folder(path: str) -> Path:
                 "name a folder that has only what you want to open.",
             )
     return folder
+
+
+def find_other_names(folder: Path) -> list[Path]:
+    """Return a name of each file in a folder that has another one which the server does not show
+    (hard links). Looks at MAX_LOOKED names, and follows no link."""
+    found: dict[tuple[int, int], list[Path]] = {}
+    links: dict[tuple[int, int], int] = {}
+    for path in islice(_find_shown(folder), MAX_LOOKED):
+        with suppress(OSError):
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+                file = status.st_dev, status.st_ino
+                links[file] = status.st_nlink
+                found.setdefault(file, []).append(path)
+    return sorted(names[0] for file, names in found.items() if len(names) < links[file])
+
+
+def _find_shown(folder: Path) -> Iterator[Path]:
+    """Yield the folders and files that are not hidden."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, name) for name in (*folders, *files) if not name.startswith("."))
 
 
 def make_config(folder: Path, private: Path) -> Config:

@@ -72,6 +72,27 @@ def test_folder_that_has_what_programs_run_is_refused(
     assert check_folder(str(tmp_path / "project")) == tmp_path / "project"
 
 
+def test_files_with_names_that_are_not_shown_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not those all of whose names are shown, nor links, nor beyond a number of names."""
+    folder = tmp_path / "folder"
+    (folder / ".git").mkdir(parents=True)
+    (folder / "below").mkdir()
+    for name in ("outside", "folder/own", "folder/.git/config"):
+        (tmp_path / name).write_text(name)
+    (folder / "below/own").hardlink_to(folder / "own")
+    (folder / "below/outside").hardlink_to(tmp_path / "outside")
+    (folder / "below/again").hardlink_to(tmp_path / "outside")
+    (folder / "config").hardlink_to(folder / ".git/config")
+    (folder / "link").symlink_to(tmp_path / "outside")
+    found = application.find_other_names(folder)
+    assert [path.parent.name for path in found] == ["below", "folder"]
+    assert found[1] == folder / "config"
+    monkeypatch.setattr(application, "MAX_LOOKED", 0)
+    assert application.find_other_names(folder) == []
+
+
 def test_private_folder_is_private_and_removed_with_those_of_killed_servers() -> None:
     runtime = Path(os.environ["JUPYTER_RUNTIME_DIR"])
     (runtime / "gvisor-lab-99999999-x").mkdir()

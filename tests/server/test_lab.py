@@ -51,6 +51,8 @@ def plant(above: Path) -> Path:
     for name in (".git/config", ".bashrc", "note.txt", "outputs/note.txt", "package/__init__.py"):
         (folder / name).write_text("# a note")
     (folder / ".bashrc").write_text(PLANTED)
+    (above / "outside/other.txt").write_text("another name")
+    (folder / "moved/other.txt").hardlink_to(above / "outside/other.txt")
     (folder / "moved/link").symlink_to(above / "outside/secret.txt")
     (folder / "link.txt").symlink_to(above / "outside/secret.txt")
     (folder / "outputs/folder").symlink_to(above / "outside")
@@ -208,7 +210,7 @@ def test_nothing_was_changed(lab: Lab) -> None:
         lab.send("POST", f"{CONTENTS}outputs/{name}/checkpoints", {})
     assert lab.send("PUT", f"{CONTENTS}outputs/note.txt", text("new")).ok
     outside = lab.folder.parent / "outside"
-    assert [file.name for file in outside.iterdir()] == ["secret.txt"]
+    assert {file.name for file in outside.iterdir()} == {"other.txt", "secret.txt"}
     assert (outside / "secret.txt").read_text() == PLANTED
     assert (lab.folder / "outputs/note.txt").read_text() == "new"
     assert (lab.folder / ".bashrc").read_text() == PLANTED
@@ -360,6 +362,15 @@ def test_other_sites_and_other_names_of_this_machine_are_refused(lab: Lab) -> No
             create_connection(url, origin=origin, cookie=cookies, timeout=SECONDS)
     html = lab.send("GET", "files/page.html")
     assert "sandbox allow-scripts" in html.headers["Content-Security-Policy"]
+
+
+def test_a_hard_link_to_a_file_elsewhere_is_named_at_the_start(lab: Lab) -> None:
+    """It is a file of the folder like any other, so the server shows what is elsewhere."""
+    shown = lab.send("GET", f"{CONTENTS}moved/other.txt")
+    assert shown.json()["content"] == "another name"
+    said = "".join(lab.log)
+    assert f"gvisor-kernel: {lab.folder}/moved/other.txt is shown, and has another name" in said
+    assert "put a copy in its place" in said
 
 
 def test_token_is_its_own_and_nobody_elses_to_read(lab: Lab) -> None:
