@@ -266,7 +266,7 @@ def test_a_file_is_installed(bucket: Bucket, capsys: Captured, tmp_path: Path) -
     assert names() == [f"{NEW}.0"]
     assert find_releases()[0].source == str(file)
     assert bucket.seen == []
-    assert kept() == ["20250729.0", "chosen"]
+    assert kept() == [f"{NEW}.0", "chosen"]
 
 
 @inside

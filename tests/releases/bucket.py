@@ -26,14 +26,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from gvisor_kernel.releases import BASE
+from gvisor_kernel.releases import BASE, TRIED
 from gvisor_kernel.releases.contents import find_machine
 
 from ..egress.upstream import make_certificate
 
 HOST = urlsplit(BASE).hostname
-OLD, NEW = "20240729", "20250729"
-"""The release of this machine's runsc, and one of the same length."""
+OLD, NEW = "20240729", str(int(TRIED) + 10_000)
+"""The release of this machine's runsc, and one of the same length that is newer than the one that
+was tried."""
 
 
 @dataclass
