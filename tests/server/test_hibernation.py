@@ -265,8 +265,16 @@ def test_a_server_is_stopped_and_started_again(folder: Path) -> None:
         assert not any(map(find_listed, kept))
 
 
+@pytest.fixture
+def hangup() -> Iterator[None]:
+    """A suite that nohup has started ignores SIGHUP, and so would its servers."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def test_each_signal_leaves_kernels_to_the_next_server(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, hangup: None
 ) -> None:
     """The server's input is no terminal, and one start has failed before, of a local kernel."""
     spec = folder / "jupyter" / "kernels" / "broken" / "kernel.json"
