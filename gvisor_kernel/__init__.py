@@ -20,6 +20,7 @@ __all__ = [
     "ExecutionError",
     "FileFailed",
     "GvisorKernelError",
+    "LastingSandbox",
     "Logs",
     "MapResult",
     "NoCheckpoint",
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
         Result,
     )
     from gvisor_kernel.api.files import Entry, FileFailed, open_output
-    from gvisor_kernel.api.lasting import Checkpoint, OutputChanges, RewindChanges
+    from gvisor_kernel.api.lasting import Checkpoint, LastingSandbox, OutputChanges, RewindChanges
     from gvisor_kernel.api.mapping import MapResult
     from gvisor_kernel.api.pool import AsyncSandboxPool, SandboxPool
     from gvisor_kernel.api.sandbox import Sandbox
@@ -80,6 +81,7 @@ _MODULES = {
     "ExecutionError": "api.execution",
     "FileFailed": "api.files",
     "GvisorKernelError": "errors",
+    "LastingSandbox": "api.lasting",
     "Logs": "api.execution",
     "MapResult": "api.mapping",
     "NoCheckpoint": "errors",

@@ -93,7 +93,7 @@ PYTHON = {
     ),
     "Files": ("Entry", "open_output"),
     "Changes": ("Changes", "Change", "Applied", "Undone"),
-    "Checkpoints": ("Checkpoint", "RewindChanges", "OutputChanges"),
+    "State that lasts": ("Checkpoint", "RewindChanges", "OutputChanges", "LastingSandbox"),
     "Many sandboxes": ("SandboxPool", "AsyncSandboxPool", "MapResult"),
     "Errors": (
         *(

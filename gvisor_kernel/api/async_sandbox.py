@@ -53,7 +53,8 @@ class AsyncSandbox(LastingState):
     each stream and of results; ``max_rich``: of pictures and other forms. ``settings``: any setting
     of a kernelspec, such as ``image``, ``memory_limit`` (or ``memory``), ``preload`` or ``egress``.
     What Jupyter's configuration sets counts before them; mounts, routes and limits beyond it are
-    refused.
+    refused. ``lasting``: it outlives this process, also one that is killed, unless it is closed;
+    ``attach`` takes it over.
 
     ``async with`` starts and ends it; so do ``start`` and ``close``.
     """
@@ -69,13 +70,16 @@ class AsyncSandbox(LastingState):
         timeout: float | None = None,
         max_output: int = MAX_OUTPUT,
         max_rich: int = MAX_RICH,
+        lasting: bool = False,
         **settings: Any,
     ) -> None:
         self._arguments = {"language": language, "uploads": uploads, "outputs": outputs, **settings}
         self._arguments |= {"timeout": timeout, "max_output": max_output, "max_rich": max_rich}
+        self._arguments["lasting"] = lasting
         self._outputs_folder = describe_folder(outputs)
         folders = {"uploads": describe_uploads(uploads), "outputs": self._outputs_folder}
         self._manager = make_manager(language, {**folders, **settings}, self._door)
+        self._manager.lasting = lasting
         self.language = language
         self.timeout = timeout
         self.max_output = max_output
@@ -106,8 +110,9 @@ class AsyncSandbox(LastingState):
         """
         return await self._start()
 
-    async def _start(self, *, resumes: bool = False) -> Self:
-        """``resumes``: a saved kernel goes on while it is connected to."""
+    async def _start(self, *, resumes: bool = False, stays: bool = False) -> Self:
+        """``resumes``: a saved kernel goes on while it is connected to; ``stays``: if it does not,
+        it is left as it was."""
         if self._runner is not None or self._closed:
             raise SandboxError("This sandbox was started before.", "make another one.")
         self._loop = asyncio.get_running_loop()
@@ -119,6 +124,9 @@ class AsyncSandbox(LastingState):
                 begin.append(self._require_kernel().hibernation.resume())
             await wait_for_all(begin)
         except BaseException:
+            if stays and self._kernel is not None:
+                with suppress(GvisorKernelError):
+                    await self._leave(self._kernel)
             await self.close()
             raise
         return self
@@ -159,8 +167,8 @@ class AsyncSandbox(LastingState):
     @property
     def id(self) -> str:
         """The name of the sandbox in ``gvisor-kernel list``; "" while there is none."""
-        sandbox = self._kernel.sandbox if self._kernel is not None else None
-        return str(sandbox.identity) if sandbox is not None else ""
+        facts = self._kernel.describe() if self._kernel is not None else None
+        return str(facts.identity or "") if facts is not None else ""
 
     @property
     def closed(self) -> bool:
@@ -476,17 +484,6 @@ class AsyncSandbox(LastingState):
             # no timeout: a start, which start_timeout bounds
             await asyncio.wait({restarting})  # half a restart would be no kernel
             raise
-
-    @property
-    def is_hibernated(self) -> bool:
-        """Return whether the kernel is saved on the disk, and has no memory."""
-        return self._kernel is not None and self._kernel.hibernation.saved is not None
-
-    async def wake(self) -> None:
-        """See ``runner.Kernel``."""
-        with suppress(GvisorKernelError):
-            if self.is_hibernated:
-                await self._require_kernel().hibernation.resume()
 
     async def _restart(self, runner: Runner) -> None:
         await runner.end_run()

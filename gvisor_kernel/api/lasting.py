@@ -1,9 +1,11 @@
-"""The state of a sandbox's kernel, which lasts: it hibernates, and has branches and checkpoints."""
+"""The state of a sandbox's kernel, which lasts: it hibernates, has branches and checkpoints, and
+may outlive its program."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -12,15 +14,18 @@ from gvisor_kernel.api.manager import Manager
 from gvisor_kernel.api.runner import Runner
 from gvisor_kernel.changes.apply import UndoableApply, find_applies, undo_applies
 from gvisor_kernel.changes.change import RefusedChange
-from gvisor_kernel.errors import NoCheckpoint
+from gvisor_kernel.errors import GvisorKernelError, NoCheckpoint, SandboxError
 from gvisor_kernel.host.workers import in_thread
+from gvisor_kernel.jupyter.asleep import RESUMES_ONLY, Resumes
 from gvisor_kernel.kernel.branches import Branch, handing, name_branches
 from gvisor_kernel.kernel.checkpoints import Checkpoint as Checkpoint
 from gvisor_kernel.kernel.checkpoints import Checkpoints
+from gvisor_kernel.kernel.lasting import LastingSandbox as LastingSandbox
+from gvisor_kernel.kernel.lasting import find_lasting, list_lasting
 from gvisor_kernel.kernel.noted_outputs import OutputChanges as OutputChanges
 from gvisor_kernel.kernel.saved_kernel import SavedKernel
 from gvisor_kernel.kernel.session import SandboxedKernel
-from gvisor_kernel.runtimes.state.records import read_record
+from gvisor_kernel.runtimes.state.records import disown, read_record
 
 MAX_STARTS = 4
 """Branches that begin to go on at the same time."""
@@ -46,7 +51,7 @@ class LastingState:
     _outputs_folder: str | None
     _runner: Runner | None
 
-    async def _start(self, *, resumes: bool = False) -> Self:
+    async def _start(self, *, resumes: bool = False, stays: bool = False) -> Self:
         raise NotImplementedError
 
     async def close(self) -> None:
@@ -54,6 +59,26 @@ class LastingState:
 
     def _require_kernel(self) -> SandboxedKernel:
         raise NotImplementedError
+
+    @property
+    def _kernel(self) -> SandboxedKernel | None:
+        raise NotImplementedError
+
+    @property
+    def lasting(self) -> bool:
+        """Return whether it outlives its program."""
+        return self._manager.lasting
+
+    @property
+    def is_hibernated(self) -> bool:
+        """Return whether the kernel is saved on the disk, and has no memory."""
+        return self._kernel is not None and self._kernel.hibernation.saved is not None
+
+    async def wake(self) -> None:
+        """See ``runner.Kernel``."""
+        with suppress(GvisorKernelError):
+            if self.is_hibernated:
+                await self._require_kernel().hibernation.resume()
 
     @property
     def _checkpoints(self) -> Checkpoints:
@@ -74,6 +99,55 @@ class LastingState:
         kernel = self._require_kernel()
         async with self._turn:
             await kernel.hibernation.hibernate()
+
+    async def leave(self) -> str:
+        """Let the kernel of a sandbox with ``lasting=True`` hibernate, leave it to whoever calls
+        ``attach`` with the id that is returned, and close this sandbox.
+
+        :raises NotIdle: when code of the kernel runs that nobody waits for
+        :raises SandboxError: when it cannot be saved; it goes on
+        """
+        kernel = self._require_kernel()
+        if not self._manager.lasting:
+            raise SandboxError("This sandbox ends with its program.", "make it with lasting=True.")
+        async with self._turn:
+            return await self._leave(kernel)
+
+    async def _leave(self, kernel: SandboxedKernel) -> str:
+        directory = kernel.hibernation.find_directory()
+        await kernel.hibernation.leave()
+        await self.close()
+        await in_thread(disown, directory)
+        return directory.name
+
+    @classmethod
+    async def attach(cls, id: str, **arguments: Any) -> Self:
+        """Return a sandbox whose kernel goes on as another program has left it, also one that was
+        killed, or ran before this machine was started again. Its folders and settings are the same,
+        and what Jupyter's configuration grants now. ``arguments``: those of the class that are to
+        differ, such as ``timeout``.
+
+        :raises SandboxError: when there is none of this id, or it is another's; see ``saved``
+        :raises GvisorKernelError: when it does not go on; it stays saved
+        """
+        found = await in_thread(find_lasting, id)
+        own = {"language": found.language, **found.settings, **arguments, "lasting": True}
+        sandbox = cls(**own)
+        sandbox._outputs_folder = found.record.outputs
+        sandbox._manager.kernel_id = found.record.kernel_id
+        resumes = RESUMES_ONLY.set(Resumes(found.record.kernel_id, found.directory))
+        try:
+            return await sandbox._start(resumes=True, stays=True)
+        finally:
+            RESUMES_ONLY.reset(resumes)
+
+    @staticmethod
+    async def saved() -> tuple[LastingSandbox, ...]:
+        """Return what programs of this user have left, the oldest first, for ``attach``.
+
+        :raises StateError: when the state directory cannot be used
+        """
+        return await in_thread(list_lasting)
 
     async def move(self, to: str) -> None:
         """Let the kernel go on on another machine, with all that it has in memory: on a host that

@@ -74,7 +74,8 @@ class LoopThread(PerProcess):
             self.run(work)
 
     def note_open(self, closable: Any) -> None:
-        """Close ``closable`` (its ``close`` is a coroutine function) when this process exits."""
+        """Close ``closable`` (its ``close`` is a coroutine function) when this process exits.
+        Not for what outlives it."""
         self._open.add(closable)
 
     def note_closed(self, closable: Any) -> None:

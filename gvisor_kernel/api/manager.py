@@ -48,6 +48,8 @@ class Manager(AsyncKernelManager):
     door = PROGRAM
     """Tells the provisioner who can give the kernel routes, and that a program is refused what it
     may not have."""
+    lasting = False
+    """Tells the provisioner that the kernel outlives its program, and another one takes it over."""
 
     def write_connection_file(self, **kwargs: Any) -> None:
         """Write none. Called at each start."""

@@ -20,6 +20,7 @@ from gvisor_kernel.api.shell import ShellResult
 from gvisor_kernel.changes.apply import undo_apply
 from gvisor_kernel.changes.change import Undone
 from gvisor_kernel.host.workers import in_thread
+from gvisor_kernel.kernel.lasting import LastingSandbox, list_lasting
 
 P = ParamSpec("P")
 S = TypeVar("S", covariant=True)  # AsyncSandbox has methods of its base classes
@@ -48,7 +49,8 @@ def _blocking(
 class Sandbox(_Blocking[AsyncSandbox]):
     """A kernel in a sandbox of its own, which starts at once. Arguments: those of AsyncSandbox.
 
-    End it with ``close``, or use ``with``. A process that exits ends those that are open.
+    End it with ``close``, or use ``with``. A process that exits ends those that are open, but for
+    one with ``lasting=True``: the next program takes it over by ``attach``.
 
     :raises GvisorKernelError: when a setting is wrong, or the sandbox cannot be started
     """
@@ -62,6 +64,7 @@ class Sandbox(_Blocking[AsyncSandbox]):
         timeout: float | None = None,
         max_output: int = MAX_OUTPUT,
         max_rich: int = MAX_RICH,
+        lasting: bool = False,
         **settings: Any,
     ) -> None:
         self._thread = LoopThread.instance()
@@ -74,6 +77,7 @@ class Sandbox(_Blocking[AsyncSandbox]):
                 timeout=timeout,
                 max_output=max_output,
                 max_rich=max_rich,
+                lasting=lasting,
                 **settings,
             )
             return await sandbox.start()
@@ -83,12 +87,25 @@ class Sandbox(_Blocking[AsyncSandbox]):
     def _adopt(self, sandbox: AsyncSandbox) -> None:
         self._target = sandbox
         self.files = Files(self._thread, sandbox.files)
-        self._thread.note_open(sandbox)
+        if not sandbox.lasting:
+            self._thread.note_open(sandbox)
 
     @classmethod
     def create(cls, **arguments: Any) -> Self:
         """Return a sandbox that has started. Arguments: those of the class."""
         return cls(**arguments)
+
+    @classmethod
+    def attach(cls, id: str, **arguments: Any) -> Self:
+        """Return a sandbox whose kernel goes on as another program has left it; see
+        ``AsyncSandbox.attach``."""
+        thread = LoopThread.instance()
+        return cls._of(thread, thread.run(AsyncSandbox.attach(id, **arguments)))
+
+    @staticmethod
+    def saved() -> tuple[LastingSandbox, ...]:
+        """Return what programs of this user have left; see ``AsyncSandbox.saved``."""
+        return list_lasting()
 
     @classmethod
     def _of(cls, thread: LoopThread, sandbox: AsyncSandbox) -> Self:
@@ -211,6 +228,7 @@ class Sandbox(_Blocking[AsyncSandbox]):
     interrupt = _blocking(AsyncSandbox.interrupt)
     restart = _blocking(AsyncSandbox.restart)
     hibernate = _blocking(AsyncSandbox.hibernate)
+    leave = _blocking(AsyncSandbox.leave)
     move = _blocking(AsyncSandbox.move)
     checkpoint = _blocking(AsyncSandbox.checkpoint)
     checkpoints = _blocking(AsyncSandbox.checkpoints)

@@ -102,6 +102,8 @@ class KernelBridge:
         """The end of the sandbox."""
         self._removal_timer: asyncio.TimerHandle | None = None
         self._detached = False
+        self.outlives = False
+        """Its sandbox goes on when this process exits: somebody saves the kernel then."""
 
     # -- for the provisioner ---------------------------------------------------------------------
 

@@ -156,11 +156,12 @@ class Bridge(PerProcess):
         self._kernels.discard(kernel)
 
     async def _detach_all(self) -> list[LinkedSandbox]:
-        sandboxes = [await kernel.detach() for kernel in tuple(self._kernels)]
+        ending = [kernel for kernel in self._kernels if not kernel.outlives]
+        sandboxes = [await kernel.detach() for kernel in ending]
         return [sandbox for sandbox in sandboxes if sandbox is not None]
 
     def end(self) -> None:
-        """End every kernel. Called when the process exits. Blocks.
+        """End every kernel that does not outlive this process. Called when that exits. Blocks.
 
         Sandboxes are closed in this thread: at exit the executor accepts no work.
         """

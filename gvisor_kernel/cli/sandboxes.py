@@ -77,15 +77,31 @@ def find_kernel(text: str) -> Listed:
     if sandbox.state == "spare":
         raise GvisorKernelError(f"{sandbox.id} is a spare, in which no kernel has begun.")
     if is_orphan(sandbox.record):
-        folder = printable_name(sandbox.record.folder)
         raise GvisorKernelError(
-            f"The process that had the kernel of {sandbox.id} has ended.",
-            f"start the Jupyter server of {folder} again: it takes the kernel over."
-            if sandbox.state == "hibernated"
-            else "wait until gvisor-kernel list says hibernated; if it does not, nothing of the"
-            " kernel is left: gvisor-kernel prune",
+            f"The process that had the kernel of {sandbox.id} has ended.", _describe_heir(sandbox)
         )
     return sandbox
+
+
+def _describe_heir(sandbox: Listed) -> str:
+    """Return what a person can do about a kernel whose process has ended."""
+    if sandbox.record.keeper == "nobody":
+        return (
+            "nothing of it is kept: a program's kernel ends with it. Remove it with:"
+            " gvisor-kernel prune"
+        )
+    if sandbox.state != "hibernated":
+        return (
+            "wait until gvisor-kernel list says hibernated; if it does not, nothing of the kernel"
+            " is left: gvisor-kernel prune"
+        )
+    if sandbox.record.keeper == "program":
+        return (
+            f'let a program take it over: Sandbox.attach("{sandbox.id}"); or remove it with:'
+            f" gvisor-kernel kill {sandbox.id}"
+        )
+    folder = printable_name(sandbox.record.folder)
+    return f"start the Jupyter server of {folder} again: it takes the kernel over."
 
 
 def make_row(sandbox: Listed, current: str) -> tuple[str, ...]:

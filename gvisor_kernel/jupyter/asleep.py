@@ -1,4 +1,5 @@
-"""Starts kernels of a server that are asleep: saved kernels, which their first request wakes.
+"""Kernels that outlive the process that started them: whose they are then, and how a server starts
+them asleep, as saved kernels, which their first request wakes.
 
 On the server's loop.
 """
@@ -13,9 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jupyter_core.utils import ensure_async
+from traitlets.config import Config
 
+from gvisor_kernel.config.settings import SandboxSpec, find_entry
 from gvisor_kernel.kernel.branches import Branch, handing, remove_all
+from gvisor_kernel.kernel.saved_kernel import goes_on_always, refuse_runtime
 from gvisor_kernel.kernel.session import SandboxedKernel
+from gvisor_kernel.runtimes.state.records import Keeper
 
 
 class Resumes(NamedTuple):
@@ -29,6 +34,22 @@ class Resumes(NamedTuple):
 
 RESUMES_ONLY: ContextVar[Resumes | None] = ContextVar("resumes_only", default=None)
 """What the task starts."""
+
+
+def find_keeper(manager: Any, config: Config, spec: SandboxSpec) -> tuple[Keeper, bool]:
+    """Return who may take over what is saved of ``manager``'s kernel, and whether it is also saved
+    when this process ends without ending it.
+
+    :raises SnapshotError: when a program wants that, and the runtime cannot do it
+    """
+    if getattr(manager, "lasting", False):
+        if find_entry(spec.runtime).save is None:
+            raise refuse_runtime(spec.runtime)
+        return "program", True
+    if getattr(manager, "parent", None) is None:
+        return "nobody", False
+    lasts = config.get("GVisorServer", {}).get("hibernate_on_shutdown")
+    return "server", goes_on_always(spec) if lasts is None else bool(lasts)
 
 
 async def list_asleep(manager: Any, resumes: Resumes, name: str, folder: str) -> None:

@@ -38,7 +38,7 @@ from gvisor_kernel.errors import (
     StartStopped,
 )
 from gvisor_kernel.host.workers import in_thread
-from gvisor_kernel.jupyter.asleep import RESUMES_ONLY, Resumes, start_branches
+from gvisor_kernel.jupyter.asleep import RESUMES_ONLY, Resumes, find_keeper, start_branches
 from gvisor_kernel.jupyter.project_choices import may_choose, with_choice
 from gvisor_kernel.kernel.branches import Branch, take_saved
 from gvisor_kernel.kernel.client import CHANNELS, describe_address, new_key
@@ -46,10 +46,11 @@ from gvisor_kernel.kernel.command import choose_program
 from gvisor_kernel.kernel.facts import KernelFacts
 from gvisor_kernel.kernel.moves import follow, move
 from gvisor_kernel.kernel.plan import KernelPlan
-from gvisor_kernel.kernel.saved_kernel import goes_on_always
 from gvisor_kernel.kernel.session import SandboxedKernel
 from gvisor_kernel.runtimes.base import LaunchRequest
 from gvisor_kernel.runtimes.mounts.folders import find_project_path
+from gvisor_kernel.runtimes.state import lifeline
+from gvisor_kernel.runtimes.state.records import this_process
 
 SETTLE_SECONDS = 5.0
 """Seconds that a call of the manager that does nothing here any more may take to end."""
@@ -73,6 +74,8 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         self._taken: KernelPlan | None = None
         """That of a saved kernel that was taken over. A branch keeps its outputs at a restart."""
         self._calls = self._ended_calls = 0
+        self._holds = False
+        """What is saved of the kernel is removed if this process is killed."""
 
     # -- start -----------------------------------------------------------------------------------
 
@@ -122,6 +125,7 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
                 spec = with_choice(spec, folder)
             else:  # a restart, which would take the sandbox with all that was not applied
                 spec = replace(spec, uploads=self._plan.spec.uploads)
+        keeper, lasts = find_keeper(manager, self.config, spec)
         taken = self._taken
         if taken is not None:
             spec = replace(spec, outputs=taken.spec.outputs)
@@ -155,7 +159,8 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
             ),
             routes=self.find_routes(spec, folder),
             door=name_door(getattr(manager, "door", JUPYTER), name),
-            lasts=getattr(manager, "parent", None) is not None and self._lasts(spec),
+            keeper=keeper,
+            lasts=lasts,
         )
 
     def may_choose_project(self, spec: SandboxSpec) -> bool:
@@ -166,11 +171,6 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
     def _is_closed(self) -> bool:
         """Return whether this is a server for what strangers wrote: it shows no folder above."""
         return bool(self.config.get("GVisorServer", {}).get("closed"))
-
-    def _lasts(self, spec: SandboxSpec) -> bool:
-        """Return whether this server's next process takes back what it leaves."""
-        lasts = self.config.get("GVisorServer", {}).get("hibernate_on_shutdown")
-        return goes_on_always(spec) if lasts is None else bool(lasts)
 
     def find_routes(self, spec: SandboxSpec, folder: Path) -> tuple[Route, ...]:
         """Return the routes that ``spec`` names, as Jupyter's configuration describes them now.
@@ -273,6 +273,9 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
                 await self._let_others_end(ready)
             raise
         self._launched = True
+        if plan.keeper == "nobody" and not self._holds:
+            await in_thread(lifeline.hold, this_process(), plan.spec.runtime)
+            self._holds = True
         await self._open_control(self._kernel)
         self.connection_info = describe_address(address, plan.identity)
         return self.connection_info
@@ -282,7 +285,7 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         if kernel.address is None and plan.request.kernel_id:
             only = self._find_only()
             place = only.directory if only is not None else None
-            saved = await in_thread(take_saved, plan.request.kernel_id, place)
+            saved = await in_thread(take_saved, plan.request.kernel_id, plan.keeper, place)
             if saved is not None:
                 plan = replace(plan, spec=follow(plan.spec, saved, self._find_named))
                 self._plan = saved.adapt(plan)
@@ -410,6 +413,9 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         with self._calling():
             if not restart:
                 await self._kernel.close()
+                if self._holds:
+                    self._holds = False
+                    await in_thread(lifeline.release)
                 return
             await self._kernel.end_launch()
             if self._plan is not None and self._plan.spec.restart != "kernel":

@@ -37,7 +37,7 @@ from gvisor_kernel.kernel.saved_kernel import (
 from gvisor_kernel.runtimes.base import SavedSandbox
 from gvisor_kernel.runtimes.state import records
 from gvisor_kernel.runtimes.state.kept_packages import KEPT, begin_to_keep
-from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.runtimes.state.records import Keeper, Record
 from gvisor_kernel.runtimes.state.saved import IMAGE, NOTE, SAVED
 from gvisor_kernel.runtimes.state.sealed import Cipher
 from gvisor_kernel.runtimes.state.sweep import BRANCHES, remove_sandbox
@@ -277,8 +277,10 @@ def handing(branch: Branch, saved: SavedKernel) -> Iterator[None]:
         _handed.pop(branch.kernel_id, None)
 
 
-def take_saved(kernel_id: str, directory: Path | None = None) -> SavedKernel | None:
+def take_saved(kernel_id: str, keeper: Keeper, directory: Path | None = None) -> SavedKernel | None:
     """Return the branch of this id that was made for it, or what ``find_saved`` finds.
+
+    ``keeper``: who takes over the branch, when this process has ended.
 
     :raises StateError: when the state directory cannot be used
     """
@@ -287,5 +289,6 @@ def take_saved(kernel_id: str, directory: Path | None = None) -> SavedKernel | N
         return find_saved(kernel_id, directory)
     record = records.read_record(branch.directory)
     if record is not None:
-        records.change_record(branch.directory, record, saved=branch.note.saved)
+        facts = {"saved": branch.note.saved, "keeper": keeper}
+        records.change_record(branch.directory, record, **facts)
     return branch

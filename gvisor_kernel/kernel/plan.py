@@ -17,6 +17,7 @@ from gvisor_kernel.egress.environment import JUPYTER, PACKAGES_HOME, Door, egres
 from gvisor_kernel.egress.kinds import Route
 from gvisor_kernel.runtimes import get_runtime
 from gvisor_kernel.runtimes.base import LaunchRequest
+from gvisor_kernel.runtimes.state.records import Keeper
 from gvisor_kernel.spec.layout import ENVIRONMENT
 from gvisor_kernel.typed_json import read_value
 
@@ -52,8 +53,8 @@ class KernelPlan:
     sandbox's own. ``substituted`` names the variables in it whose values contain a variable that
     the setting ``environment`` passes on. ``routes`` are those that ``spec.egress`` names; the plan
     of a snapshot or of a spare has none. ``learned``: for a snapshot that is to be made, what
-    PRELOAD_LEARNED means now. ``door``: who starts the kernel. ``lasts``: it is a server's, whose
-    next process looks for what this one leaves.
+    PRELOAD_LEARNED means now. ``door``: who starts the kernel. ``keeper``: who takes over what is
+    saved of it; ``lasts``: it is also saved when this process ends without ending it.
     """
 
     spec: SandboxSpec
@@ -66,6 +67,7 @@ class KernelPlan:
     routes: tuple[Route, ...] = ()
     learned: tuple[str, ...] = ()
     door: Door = JUPYTER
+    keeper: Keeper = "nobody"
     lasts: bool = False
 
 

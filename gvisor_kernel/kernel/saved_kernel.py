@@ -250,7 +250,7 @@ def save(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> SavedKern
     """
     saved = save_as(sandbox.directory / SAVED, sandbox, plan, run)
     try:
-        sandbox.note_saved(saved.note.saved)
+        sandbox.note_saved(saved.note.saved, plan.keeper)
     except StateError as error:
         saved.discard()
         raise SnapshotError(error.fact, error.hint) from error
@@ -358,7 +358,10 @@ def note_start(sandbox: SavedSandbox, plan: KernelPlan, run: SnapshotRun) -> Non
     Never raises: without it the kernel ends with this process.
     """
     path = sandbox.directory / NOTE
-    with suppress(OSError):
+    record = records.read_record(sandbox.directory)
+    with suppress(OSError, StateError):
+        if record is not None and record.keeper != plan.keeper:
+            records.change_record(sandbox.directory, record, keeper=plan.keeper)
         try:
             text = _write_note(_make_note(sandbox, plan, run, 0.0))
             cipher = Cipher(plan.spec.hibernate_key)

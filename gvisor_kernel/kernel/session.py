@@ -462,6 +462,7 @@ class SandboxedKernel:
 
     async def _make_kernel(self, plan: KernelPlan) -> KernelBridge:
         kernel = await self._open_kernel(plan)
+        kernel.outlives = plan.lasts
         kernel.run.logs_death = self._logs_death
         kernel.run.on_death = self._note_death
         kernel.call_before_removal(partial(self._on_end, kernel))

@@ -17,7 +17,7 @@ from gvisor_kernel.errors import SnapshotError
 from gvisor_kernel.host.folders import Identity
 from gvisor_kernel.images import PythonReport, RootImage
 from gvisor_kernel.runtimes.checks import RuntimeCheck
-from gvisor_kernel.runtimes.state.records import Record
+from gvisor_kernel.runtimes.state.records import Keeper, Record
 
 
 @dataclass(frozen=True)
@@ -306,8 +306,9 @@ class SavedSandbox(Protocol):
     def checkpoint(self, directory: Path, seconds: float) -> None:
         """As of ``CheckpointedSandbox``."""
 
-    def note_saved(self, saved: float) -> None:
-        """Note when it was saved, which ``close`` keeps (or raise StateError); 0: it goes on."""
+    def note_saved(self, saved: float, keeper: Keeper = "server") -> None:
+        """Note when it was saved, and for whom, which ``close`` keeps (or raise StateError); 0: it
+        goes on."""
 
 
 @runtime_checkable

@@ -293,7 +293,7 @@ def test_branches_of_a_process_that_was_killed_are_swept(shared: Sandbox) -> Non
     for one in made:
         record = records.read_record(one.directory)
         assert record is not None
-        assert take_saved(record.kernel_id) is None  # only what was handed on, or left
+        assert take_saved(record.kernel_id, "nobody") is None  # only what was handed on, or left
         records.write_record(one.directory, dataclasses.replace(record, owner=gone))
     assert {one.identity for one in made} <= {*sweep_orphans()}
     assert count_directories() == before

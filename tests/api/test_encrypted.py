@@ -22,7 +22,6 @@ from gvisor_kernel.runtimes.mounts.plan import Places
 from gvisor_kernel.runtimes.state.listed import find_all
 from gvisor_kernel.runtimes.state.pages import pack_all
 from gvisor_kernel.runtimes.state.sealed import Cipher
-from gvisor_kernel.runtimes.state.sweep import remove_sandbox
 
 from ..patience import scale_seconds
 from .test_hibernation import find_listed, find_saved, wait_until
@@ -218,8 +217,7 @@ def test_a_process_that_is_killed_in_a_wake_leaves_nothing_in_memory(key: Path) 
         assert plain.parts[:3] == Path(memory_folder.SHARED).parts
         assert process.wait(scale_seconds(60)) == -signal.SIGKILL
     wait_until(lambda: not plain.parent.exists())
-    (left,) = [it for it in find_all() if it.state == "hibernated"]
-    remove_sandbox(left.directory, left.record)
+    wait_until(lambda: not any(it.state == "hibernated" for it in find_all()))
 
 
 def test_a_kernel_that_has_most_of_its_memory_is_saved(key: Path) -> None:

@@ -154,7 +154,9 @@ def begin(
                     record = first_record(spec, request, identity, outputs, owner, **facts)
                     if last is not None:
                         made_outputs = last.made_outputs or record.made_outputs
-                        stays = {it: getattr(last, it) for it in ("created", "saved", "branch")}
+                        stays = {
+                            it: getattr(last, it) for it in ("created", "saved", "branch", "keeper")
+                        }
                         record = replace(record, made_outputs=made_outputs, **stays)
                     records.write_record(places.directory, record)
                 except BaseException:

@@ -15,6 +15,7 @@ from gvisor_kernel.host.folders import Opened
 from gvisor_kernel.runtimes.base import KernelView, Sandbox
 from gvisor_kernel.runtimes.state import lifeline, records
 from gvisor_kernel.runtimes.state.beginning import Beginning
+from gvisor_kernel.runtimes.state.records import Keeper
 from gvisor_kernel.runtimes.state.sweep import remove_sandbox, retire_sandbox
 from gvisor_kernel.runtimes.stdio import Ends
 
@@ -44,14 +45,16 @@ class RecordedSandbox(Sandbox):
     def find_cause(self) -> str:
         return records.find_killer(self.directory)
 
-    def note_saved(self, saved: float) -> None:
-        """Note that the kernel was saved in the directory at that Unix time; 0: that it goes on.
+    def note_saved(self, saved: float, keeper: Keeper = "server") -> None:
+        """Note that the kernel was saved in the directory at that Unix time, and for whom; 0: that
+        it goes on.
 
         :raises StateError: when it cannot be noted that it was saved; it is not then
         """
         if saved:
             with self._closing:
-                self._record = records.change_record(self.directory, self._record, saved=saved)
+                facts = {"saved": saved, "keeper": keeper}
+                self._record = records.change_record(self.directory, self._record, **facts)
         else:
             self._update_record(saved=saved)
         self.is_saved = saved > 0

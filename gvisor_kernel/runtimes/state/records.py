@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gvisor_kernel.config.settings import DEFAULT_RUNTIME
 from gvisor_kernel.errors import StateError
@@ -36,6 +36,7 @@ from gvisor_kernel.typed_json import read_value, write_json
 # by path: below the state directory, whose parents only this user can change
 
 RECORD, CLAIM = "record.json", "claim"
+Keeper = Literal["server", "program", "nobody"]
 MAX_RECORD = 1024 * 1024
 """Bytes. A record has some 2 kB, and more with long paths and commands."""
 SHORT_SECONDS = 0.2
@@ -102,6 +103,9 @@ class Record:
     """A person has ended it, by `gvisor-kernel kill`."""
     saved: float = 0.0
     """When its kernel was saved in its directory, and it was ended; 0 while it runs."""
+    keeper: Keeper = "server"
+    """Who takes over a kernel that is saved, once its owner has ended: the next server of its root
+    folder, a program that asks for it by its id, or nobody, so that it is removed."""
     given_back: int = 0
     """Bytes by which its memory fell when its kernel rested for the last time."""
     node: str | None = None
@@ -345,6 +349,16 @@ def is_orphan(record: Record) -> bool:
     if record.machine.pid_namespace != here.pid_namespace:
         return False
     return not is_alive(record.owner)
+
+
+def disown(directory: Path) -> None:
+    """Leave a saved kernel of this process to others, as if the process had ended.
+
+    :raises StateError: when that cannot be written
+    """
+    record = read_record(directory)
+    if record is not None:
+        change_record(directory, record, owner=ProcessId(0, 0))
 
 
 def remove_directory(directory: Path) -> None:

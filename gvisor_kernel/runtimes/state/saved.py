@@ -42,6 +42,11 @@ def is_saved(directory: Path, record: Record) -> bool:
     return record.saved > 0 and (directory / SAVED).is_dir()
 
 
+def is_kept(directory: Path, record: Record) -> bool:
+    """Return whether a kernel was saved, and stays so when its owner has ended."""
+    return is_saved(directory, record) and record.keeper != "nobody"
+
+
 def find_wake_seconds(image: Path, start_timeout: float) -> float:
     """Return how long a restore of ``image`` may take: a kernel that took long to save does."""
     size = 0

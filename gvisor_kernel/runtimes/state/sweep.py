@@ -29,7 +29,7 @@ from gvisor_kernel.runtimes.state.leftovers import LEFTOVERS
 from gvisor_kernel.runtimes.state.listed import read_memory
 from gvisor_kernel.runtimes.state.packer import Packer
 from gvisor_kernel.runtimes.state.records import Record
-from gvisor_kernel.runtimes.state.saved import SAVED, is_saved, mend
+from gvisor_kernel.runtimes.state.saved import SAVED, is_kept, is_saved, mend
 
 log = logging.getLogger(__name__)
 
@@ -416,13 +416,14 @@ def _sweep_claimed(orphan: _Orphan) -> bool:
 
 
 def _sweep(directory: Path, record: Record | None) -> bool:
-    """End a sandbox, and remove it, but for a kernel that was saved in it, or is saved now."""
+    """End a sandbox, and remove it, but for a kernel that was saved in it, or is saved now, and
+    that somebody may take over."""
     if record is not None and not is_saved(directory, record):
         with suppress(RuntimeMissing):
             save = find_entry(record.runtime).save
             if save is not None and save(directory, record):
                 record = records.read_record(directory) or record
-    if record is not None and is_saved(directory, record):
+    if record is not None and is_kept(directory, record):
         retire_sandbox(directory, record)
         return False
     return remove_sandbox(directory, record)
@@ -477,7 +478,7 @@ def _is_left(directory: Path, record: Record | None, runtime: str | None) -> boo
         return directory.is_dir() and not _is_saved_unread(directory)
     if runtime not in (None, record.runtime) or not records.is_orphan(record):
         return False
-    return has_run(directory) or not is_saved(directory, record)
+    return has_run(directory) or not is_kept(directory, record)
 
 
 def _is_saved_unread(directory: Path) -> bool:
