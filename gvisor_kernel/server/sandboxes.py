@@ -41,8 +41,8 @@ LEFTOVER_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Facts of one moment, when the server had the kernels ``kernels`` of ours: their ids, and the
-    start of each one that is starting."""
+    """Facts of one moment, when the server had the kernels ``kernels`` of ours: their ids, the start
+    of each one that is starting, and which ones hibernate."""
 
     kernels: frozenset[tuple[str, str | None]]
     sandboxes: Mapping[str, Described]
@@ -75,6 +75,11 @@ class Sandboxes:
             and known.kernels == name_kernels(self._find_all())
         ):
             return known
+        names = name_kernels(self._find_all())
+        if self._reading is not None:
+            known = await asyncio.shield(self._reading)  # no timeout: as below
+            if known.kernels == names:  # it may have begun before this was asked
+                return known
         if self._reading is None:
             self._reading = asyncio.create_task(self._read())
         return await asyncio.shield(self._reading)  # no timeout: reads of /proc and of records
@@ -182,12 +187,15 @@ def name_kernels(
     provisioners: Mapping[str, GVisorProvisioner],
 ) -> frozenset[tuple[str, str | None]]:
     """Return what tells the kernels from those of a moment ago. Facts of a start are never old:
-    most starts take less time than facts are kept."""
+    most starts take less time than facts are kept. Nor are those of a kernel that has begun to
+    hibernate, or to go on: clients are told of it, and ask then."""
     names: set[tuple[str, str | None]] = set()
     for kernel_id, provisioner in provisioners.items():
         facts, kind = provisioner.describe(), None
         if facts is not None and facts.state == "starting" and facts.start is not None:
             kind = facts.start.kind
+        elif facts is not None and facts.saved is not None:
+            kind = "hibernated"
         names.add((kernel_id, kind))
     return frozenset(names)
 
