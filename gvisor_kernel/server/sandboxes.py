@@ -41,8 +41,8 @@ LEFTOVER_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Facts of one moment, when the server had the kernels ``kernels`` of ours: their ids, the start
-    of each one that is starting, and which ones hibernate."""
+    """Facts of one moment, when the server had the kernels ``kernels`` of ours: their ids, the
+    start of each one that is starting, and which ones hibernate."""
 
     kernels: frozenset[tuple[str, str | None]]
     sandboxes: Mapping[str, Described]
@@ -69,13 +69,10 @@ class Sandboxes:
     async def read(self) -> Snapshot:
         """Return what is known, at most ``keep_seconds`` old, of the kernels that there are now."""
         known, now = self._known, asyncio.get_running_loop().time()
-        if (
-            known is not None
-            and now - self._known_at < self._keep_seconds
-            and known.kernels == name_kernels(self._find_all())
-        ):
-            return known
         names = name_kernels(self._find_all())
+        is_new = now - self._known_at < self._keep_seconds
+        if known is not None and is_new and known.kernels == names:
+            return known
         if self._reading is not None:
             known = await asyncio.shield(self._reading)  # no timeout: as below
             if known.kernels == names:  # it may have begun before this was asked
@@ -191,7 +188,8 @@ def name_kernels(
     hibernate, or to go on: clients are told of it, and ask then."""
     names: set[tuple[str, str | None]] = set()
     for kernel_id, provisioner in provisioners.items():
-        facts, kind = provisioner.describe(), None
+        facts = provisioner.describe()
+        kind: str | None = None
         if facts is not None and facts.state == "starting" and facts.start is not None:
             kind = facts.start.kind
         elif facts is not None and facts.saved is not None:
