@@ -74,8 +74,8 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         self._taken: KernelPlan | None = None
         """That of a saved kernel that was taken over. A branch keeps its outputs at a restart."""
         self._calls = self._ended_calls = 0
-        self._holds = False
-        """What is saved of the kernel is removed if this process is killed."""
+        self._holds = 0
+        """The process whose end, if it is killed, removes what is saved of the kernel; 0: none."""
 
     # -- start -----------------------------------------------------------------------------------
 
@@ -275,7 +275,7 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         self._launched = True
         if plan.keeper == "nobody" and not self._holds:
             await in_thread(lifeline.hold, this_process(), plan.spec.runtime)
-            self._holds = True
+            self._holds = os.getpid()
         await self._open_control(self._kernel)
         self.connection_info = describe_address(address, plan.identity)
         return self.connection_info
@@ -413,8 +413,8 @@ class GVisorProvisioner(SandboxSettings, KernelProvisionerBase):  # type: ignore
         with self._calling():
             if not restart:
                 await self._kernel.close()
-                if self._holds:
-                    self._holds = False
+                if self._holds == os.getpid():  # not in a forked child
+                    self._holds = 0
                     await in_thread(lifeline.release)
                 return
             await self._kernel.end_launch()

@@ -21,6 +21,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (PROJECT / "docs" / "api.md").read_t
 PACKAGES = ("langchain_core", "pandas", "smolagents")
 EXPECTED = (
     "count  1.0  1.0",
+    "42\n",
     "added --- /dev/null\n+++ notes.txt\n",
     "[('report.csv', 'link')]\nb'42'\nreport.csv: it is a link, or lies behind one.\n",
     "42\n[{'right': False}, {'right': True}]\n",
