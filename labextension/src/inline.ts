@@ -4,6 +4,8 @@
  * Pure functions over hostile text; which outputs they judge is said in ``wall.ts``.
  */
 
+import type { ReadonlyPartialJSONObject } from '@lumino/coreutils';
+
 /** Characters of a text, of JSON and of HTML, and elements of HTML, that are drawn in the page. */
 const MOST_TEXT = 2_000_000;
 const MOST_JSON = 500_000;
@@ -11,8 +13,15 @@ const MOST_HTML = 2_000_000;
 /** Of a text: colours and links, each of which is an element; in stderr, each path is a link. */
 const MOST_MARKS = 20_000;
 const MARKS = /\x1b\[|:\/\/|www\.|data:/g;
+const LINE = /\n/g;
 const MARKS_OF_ERRORS = /\x1b\[|[\\/]|www\.|data:/g;
-const MOST_ELEMENTS = 100_000;
+const MOST_ELEMENTS = 10_000;
+/** Each has a tree of its own behind it: 10,000 take 8 seconds, and a gigabyte. */
+const MOST_DETAILS = 300;
+/** Elements in one another: the layout of 25,000 open ``<details>`` takes a minute. */
+const MOST_DEPTH = 50;
+/** Each is laid out by itself: 900,000 take a quarter of a minute, and a gigabyte. */
+const MOST_LINES = 30_000;
 const MOST_SPANNED = 50_000; // rows and columns: the page lays each of them out
 const MOST_FORMULA = 20_000;
 /** Of one with ``\ce`` or ``\pu``, whose parser takes time that grows with the square, or a diagram. */
@@ -34,9 +43,10 @@ const SETTING = /\\(?:color|\w*style|[tT]iny|small|normalsize|[lL]arge|LARGE|[hH
 const MOST_CELLS = 30_000;
 /** Of a style: each is looked up among all others. */
 const MOST_PROPERTIES = 1000;
-/** Of its parser, which takes time that grows with the square: of 20,000 backticks, a minute. */
+/** Of its parser, which takes time that grows with the square: of 20,000 unclosed marks, 5 seconds.
+ *  A formula takes MathJax a millisecond. */
 export const isLongMarkdown = (text: string): boolean =>
-  text.length > 20_000 || text.split('`').length > 1000;
+  text.length > 4000 || text.split('$').length > 200;
 const MOST_NESTING = 100;
 const MOST_PICTURE = 48_000_000; // characters in base64
 
@@ -88,17 +98,41 @@ export interface Markup {
 
 /** How many characters of a text JupyterLab draws in a moment. */
 export function drawable(text: string, isError: boolean): number {
-  const end = Math.min(text.length, MOST_TEXT);
-  if (end > MOST_MARKS) {
-    let count = 0;
-    for (const { index } of text.slice(0, end).matchAll(isError ? MARKS_OF_ERRORS : MARKS)) {
-      count += 1;
-      if (count > MOST_MARKS) {
-        return index;
-      }
+  const end = placeOf(LINE, MOST_LINES, text.slice(0, MOST_TEXT));
+  return placeOf(isError ? MARKS_OF_ERRORS : MARKS, MOST_MARKS, text.slice(0, end));
+}
+
+/** Where ``pattern`` is found for the first time after ``most`` times; else the text's end. */
+function placeOf(pattern: RegExp, most: number, text: string): number {
+  let count = 0;
+  for (const { index } of text.length > most ? text.matchAll(pattern) : []) {
+    count += 1;
+    if (count > most) {
+      return index;
     }
   }
-  return end;
+  return text.length;
+}
+
+/** What JupyterLab's renderers get of an output's metadata: sizes, and what a picture shows. With
+ *  ``expanded``, a tree of JSON took 4 GB; ``isolated`` is a frame of JupyterLab's own origin. */
+export function readMetadata(
+  metadata: ReadonlyPartialJSONObject,
+  types: readonly string[] | null
+): ReadonlyPartialJSONObject {
+  const known = Object.entries(metadata).flatMap(([name, value]) => {
+    const isSize = /^(?:width|height)$/.test(name) && Number(value) > 0 && Number(value) <= 10_000;
+    const isAlt = name === 'alt' && typeof value === 'string';
+    const isShade = name === 'needs_background' && (value === 'light' || value === 'dark');
+    if (isSize || isAlt || isShade) {
+      return [[name, isSize ? Number(value) : isAlt ? value.slice(0, 1000) : value] as const];
+    }
+    const isOfType = types?.includes(name) === true && typeof value === 'object' && value !== null;
+    return isOfType
+      ? [[name, readMetadata(value as ReadonlyPartialJSONObject, null)] as const]
+      : [];
+  });
+  return Object.fromEntries(known);
 }
 
 /** Whether a value of JSON is small and flat enough for JupyterLab's tree, which is recursive. */
@@ -110,9 +144,10 @@ export function isTree(value: unknown): boolean {
   return !isDeep(value, 0) && JSON.stringify(value).length <= MOST_JSON;
 }
 
-/** Reads HTML into nodes of which nothing acts and nothing is loaded, or null if it is too large. */
+/** Reads HTML into nodes of which nothing acts and nothing is loaded, or null if it is too large, or
+ *  too deep. */
 export function readMarkup(html: string): Markup | null {
-  if (html.length > MOST_HTML) {
+  if (html.length > MOST_HTML || (html.match(/<details/gi)?.length ?? 0) > MOST_DETAILS) {
     return null;
   }
   const source = new DOMParser().parseFromString(html, 'text/html');
@@ -122,17 +157,19 @@ export function readMarkup(html: string): Markup | null {
   let lost = false;
   let count = 0;
   let spanned = 0;
+  let deepest = 0;
   const texts: string[] = [];
-  const copy = (from: Node, to: Node): void => {
+  const copy = (from: Node, to: Node, depth: number): void => {
     if (from.nodeType === 3) {
       const text = (from as Text).data;
       texts.push(text);
       to.appendChild(document.createTextNode(text));
       return;
     }
-    if (from.nodeType !== 1 || count > MOST_ELEMENTS) {
+    if (from.nodeType !== 1 || count > MOST_ELEMENTS || deepest > MOST_DEPTH) {
       return; // a comment
     }
+    deepest = Math.max(deepest, depth);
     count += 1;
     const element = from as Element;
     for (const side of ['colspan', 'rowspan', 'span']) {
@@ -143,7 +180,7 @@ export function readMarkup(html: string): Markup | null {
     if (!known) {
       lost ||= !(name === 'style' && isTableStyle(element.textContent));
       if (!WITHOUT_CONTENT.has(name) && element.namespaceURI === source.body.namespaceURI) {
-        element.childNodes.forEach(child => copy(child, to));
+        element.childNodes.forEach(child => copy(child, to, depth + 1));
       }
       return;
     }
@@ -156,11 +193,11 @@ export function readMarkup(html: string): Markup | null {
       to.appendChild(document.createTextNode(element.getAttribute('alt') ?? ''));
       return;
     }
-    element.childNodes.forEach(child => copy(child, made));
+    element.childNodes.forEach(child => copy(child, made, depth + 1));
     to.appendChild(made);
   };
-  roots.forEach(root => copy(root, nodes));
-  return count > MOST_ELEMENTS || spanned > MOST_SPANNED
+  roots.forEach(root => copy(root, nodes, 1));
+  return count > MOST_ELEMENTS || deepest > MOST_DEPTH || spanned > MOST_SPANNED
     ? null
     : { nodes, lost, text: texts.join('\n') };
 }
@@ -210,16 +247,30 @@ function copyStyle(from: CSSStyleDeclaration, to: CSSStyleDeclaration): boolean 
   return all;
 }
 
-/** Only to the web: a link to this server would act in the person's name. */
-function setLink(link: HTMLAnchorElement, href: string): boolean {
+const LOOPBACK =
+  /^(?:localhost|.*\.localhost|127(?:\.\d+){3}|0\.0\.0\.0|\[::1?\]|\[::ffff:7f.*\])\.?$/;
+
+/** What a link may open: an address of the web without a name of a user, which could look like it.
+ *  One of this server, by any of its names, would act in the person's name. */
+export function readLink(href: string): URL | null {
   const url = URL.canParse(href) ? new URL(href) : null;
-  if (url === null || !/^https?:$/.test(url.protocol) || url.host === location.host) {
+  if (url === null || !/^https?:$/.test(url.protocol) || url.username + url.password !== '') {
+    return null;
+  }
+  const { host, hostname, port } = location;
+  const isLocal = LOOPBACK.test(url.hostname) && LOOPBACK.test(hostname) && url.port === port;
+  return url.host.replace(/\.(?=:|$)/, '') === host || isLocal ? null : url;
+}
+
+function setLink(link: HTMLAnchorElement, href: string): boolean {
+  const url = readLink(href);
+  if (url === null) {
     return false;
   }
   link.href = url.href;
   link.target = '_blank';
   link.rel = 'noopener noreferrer nofollow';
-  return true;
+  return true; // a click on it asks: see wall.ts
 }
 
 /**

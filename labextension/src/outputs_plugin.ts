@@ -23,6 +23,7 @@ import { type Trackers, sessionOf } from './current.js';
 import { escapeHidden } from './dom.js';
 import { FetchClient } from './fetch.js';
 import type { ViewContext } from './framed_view.js';
+import { readLink } from './inline.js';
 import { type OutputContext, OutputFrame } from './output_frame.js';
 import { SHOW_TYPE, canDraw } from './output_parts.js';
 import { OutputRenderer } from './output_renderer.js';
@@ -98,16 +99,6 @@ class OutputsWidget extends Panel {
     this.view.dispose();
     super.dispose();
   }
-}
-
-/**
- * What a link may open: an address of the web without a name of a user, which could look like it.
- * One of this server would act in the person's name, or show a file of the sandbox with a network.
- */
-function readLink(url: string): URL | null {
-  const found = URL.canParse(url) ? new URL(url) : null;
-  const known = found !== null && /^https?:$/.test(found.protocol) && !found.username;
-  return known && found.password === '' && found.host !== location.host ? found : null;
 }
 
 export function makeViewContext(client: ArtifactClient, themes: IThemeManager | null): ViewContext {
@@ -200,6 +191,7 @@ export const outputs: JupyterFrontEndPlugin<void> = {
     const actions = makeViewContext(client, themes);
     const context: OutputContext = { ...actions, trackers };
     page.canDraw = type => type === VIEW_TYPE || canDraw(type);
+    page.confirmLink = actions.confirmLink;
     page.makeFrame = (type, refused) =>
       type === VIEW_TYPE ? page.makeWidget() : new OutputFrame(type, context, refused);
     const current = (): Target | null => {

@@ -1,12 +1,12 @@
 /**
- * How an output is drawn: which of its types, and where. Its data are hostile, and so is their order.
+ * How an output is drawn: which of its types, where, and what that takes. Its data are hostile, and so is their order.
  * What draws it is in ``wall.ts``; what may stand in the page is in ``inline.ts``.
  */
 
 import type { IRenderMime } from '@jupyterlab/rendermime';
 import type { ReadonlyPartialJSONObject } from '@lumino/coreutils';
 
-import { isFormula, isPicture, isTree, readMarkup } from './inline.js';
+import { drawable, isFormula, isLongMarkdown, isPicture, isTree, readMarkup } from './inline.js';
 import { ORDER, SHOW_TYPE } from './output_parts.js';
 
 export type Bundle = ReadonlyPartialJSONObject;
@@ -36,11 +36,14 @@ export const page: {
   isShown: (mimeType: string) => boolean;
   /** Makes the view of a widget; null as long as its plugin is not there. */
   makeWidget: () => IRenderMime.IRenderer | null;
+  /** Asks before an address is opened; nothing is opened before its plugin is there. */
+  confirmLink: (url: string) => void;
 } = {
   makeFrame: () => null,
   canDraw: () => false,
   isShown: () => false,
-  makeWidget: () => null
+  makeWidget: () => null,
+  confirmLink: () => undefined
 };
 
 export function textOf(value: unknown): string {
@@ -100,4 +103,48 @@ export function makePlan(bundle: Bundle, frames: (mimeType: string) => boolean):
   return reduced === null
     ? { way: 'nothing', type: '', lost }
     : { way: 'markup', type: reduced, lost };
+}
+
+/** Of each, as much as an ordinary computer draws in about two seconds. */
+const BUDGET = {
+  lines: 90_000,
+  marks: 60_000, // colours and links
+  elements: 18_000,
+  characters: 8_000_000,
+  signs: 1000, // that begin formulas
+  latex: 20_000, // characters
+  json: 500_000,
+  parsed: 30_000, // characters of Markdown
+  pictures: 100_000_000 // characters in base64
+};
+/** Above it, no text is looked at: what draws it does not either. */
+const MOST_SCANNED = 2_000_000;
+
+const count = (text: string, mark: RegExp): number => text.match(mark)?.length ?? 0;
+
+/** The share of the budget that drawing an output takes, by what its data say; 0 to about 1. */
+export function shareOf(bundle: Bundle): number {
+  let share = 0;
+  for (const [type, value] of Object.entries(bundle)) {
+    const isText = /^(?:text\/plain|application\/vnd\.jupyter\.(?:std(?:out|err)|error))$/.test(
+      type
+    );
+    if (/^image\/(?:png|jpeg)$/.test(type)) {
+      share += textOf(value).length / BUDGET.pictures;
+    } else if (isText) {
+      const whole = textOf(value);
+      const text = whole.slice(0, drawable(whole, type.endsWith('stderr')));
+      share += text.length / BUDGET.characters;
+      share +=
+        count(text, /\n/g) / BUDGET.lines + count(text, /\x1b\[|:\/\/|www\./g) / BUDGET.marks;
+    } else if (type === 'application/json') {
+      share += textOf(value).length / BUDGET.json;
+    } else if (/^text\/(?:html|markdown|latex)$/.test(type)) {
+      const text = textOf(value).slice(0, MOST_SCANNED);
+      share += text.length / (type === 'text/latex' ? BUDGET.latex : BUDGET.characters);
+      share += count(text, /<\w/g) / BUDGET.elements + count(text, /\$|\\[([]/g) / BUDGET.signs;
+      share += type === 'text/markdown' && !isLongMarkdown(text) ? text.length / BUDGET.parsed : 0;
+    }
+  }
+  return share;
 }

@@ -20,9 +20,18 @@ import {
 } from '@jupyterlab/rendermime';
 import { PanelLayout, Widget } from '@lumino/widgets';
 
+import { drawWithin } from './budget.js';
 import { element } from './dom.js';
-import { type Markup, drawable, isLongMarkdown, mayTypeset, readMarkup } from './inline.js';
+import {
+  type Markup,
+  drawable,
+  isLongMarkdown,
+  mayTypeset,
+  readMarkup,
+  readMetadata
+} from './inline.js';
 import { followKernels, originOf } from './origin.js';
+import { ORDER } from './output_parts.js';
 import { type Bundle, type Plan, makePlan, page, textOf } from './plan.js';
 import { originOfKernel } from './specs.js';
 
@@ -31,13 +40,15 @@ const WALLED_TYPE = 'application/vnd.gvisor-kernel.walled';
 
 interface Behind {
   readonly raw: Bundle;
+  readonly metadata: Bundle;
   readonly plan: Plan;
   /** What JupyterLab gets to see. */
   readonly shown: Bundle;
 }
 
 const found = new WeakMap<object, Behind>();
-const walledMetadata = new WeakSet();
+/** Outputs whose links ask. */
+const walled = new WeakSet<Node>();
 
 const CLASSES = {
   markup: 'jp-RenderedHTML',
@@ -52,14 +63,14 @@ function shorten(text: string, isError = false): string {
     : `${text.slice(0, most)}\n[${text.length - most} characters more are saved, and not shown here]`;
 }
 
-function lookBehind(model: object, raw: Bundle): Behind {
+function lookBehind(model: object, raw: Bundle, metadata: Bundle): Behind {
   const plan = makePlan(raw, page.canDraw);
   const value = raw[plan.type];
   const shown: Bundle =
     plan.way === 'native' && !plan.lost
       ? { [plan.type]: plan.type === 'text/plain' ? shorten(textOf(value)) : value }
       : { [WALLED_TYPE]: shorten(textOf(raw['text/plain'] ?? '')) };
-  const behind = { raw, plan, shown };
+  const behind = { raw, metadata, plan, shown };
   found.set(model, behind);
   return behind;
 }
@@ -80,9 +91,10 @@ class WalledOutput extends Widget implements IRenderMime.IRenderer {
 
   async renderModel(model: IRenderMime.IMimeModel): Promise<void> {
     const turn = ++this.turn;
-    const raw = found.get(model)?.raw ?? { 'text/plain': textOf(model.data[WALLED_TYPE]) };
+    const behind = found.get(model);
+    const raw = behind?.raw ?? { 'text/plain': textOf(model.data[WALLED_TYPE]) };
     const frames = (type: string): boolean => this.refusal === null && page.canDraw(type);
-    const known = this.refusal === null ? found.get(model)?.plan : undefined;
+    const known = this.refusal === null ? behind?.plan : undefined;
     const plan = known ?? makePlan(raw, frames);
     const { type } = plan;
     let { way, lost } = plan;
@@ -98,8 +110,10 @@ class WalledOutput extends Widget implements IRenderMime.IRenderer {
       }
       markup ??= { nodes: element('pre', {}, shorten(source)), lost: true, text: source };
     }
-    let data = raw;
+    let data: Bundle = raw;
+    let { metadata } = model;
     if (way === 'frame') {
+      metadata = behind?.metadata ?? {};
       this.use(`frame ${type}`, () =>
         page.makeFrame(type, why => {
           this.refusal = why;
@@ -114,7 +128,7 @@ class WalledOutput extends Widget implements IRenderMime.IRenderer {
       lost ||= markup?.lost === true;
     }
     this.say(lost ? describe(originOf(model) === 'sandbox', this.refusal) : null);
-    await this.inner?.renderModel(new MimeModel({ data, metadata: model.metadata }));
+    await this.inner?.renderModel(new MimeModel({ data, metadata }));
   }
 
   /** Null for what is not parsed in the page: a diagram, or too much. */
@@ -184,9 +198,10 @@ class Checked extends Widget implements IRenderMime.IRenderer {
 /** Whether the wall stands is tried by a model that asks for all. */
 function isStanding(): boolean {
   const data = { 'text/html': '<script></script>' };
-  const value = { output_type: 'display_data', data, metadata: {} };
+  const value = { output_type: 'display_data', data, metadata: { isolated: true } };
   const model = new OutputModel({ value, trusted: true });
-  return !model.trusted && Object.keys(model.data).join() === WALLED_TYPE;
+  const isBare = Object.keys(model.metadata).length === 0;
+  return !model.trusted && isBare && Object.keys(model.data).join() === WALLED_TYPE;
 }
 
 /* eslint-disable @typescript-eslint/unbound-method -- what is replaced is called with its object */
@@ -195,10 +210,27 @@ function isStanding(): boolean {
 function raiseWall(): boolean {
   const { prototype } = OutputModel;
   const readData = Object.getOwnPropertyDescriptor(prototype, 'data')?.get;
-  if (readData === undefined) {
+  const rawMetadata = Object.getOwnPropertyDescriptor(prototype, 'metadata')?.get;
+  if (readData === undefined || rawMetadata === undefined) {
     return false;
   }
-  const { setData } = prototype;
+  const { setData, toJSON } = prototype;
+  let saves = false;
+  Object.defineProperty(prototype, 'metadata', {
+    configurable: false,
+    get(this: OutputModel) {
+      const raw = rawMetadata.call(this) as Bundle;
+      return saves || originOf(this) === 'local' ? raw : readMetadata(raw, ORDER);
+    }
+  });
+  prototype.toJSON = function (this: OutputModel) {
+    saves = true;
+    try {
+      return toJSON.call(this);
+    } finally {
+      saves = false;
+    }
+  };
   const claimed = new WeakMap<OutputModel, boolean>();
   Object.defineProperty(prototype, 'trusted', {
     configurable: false,
@@ -219,18 +251,30 @@ function raiseWall(): boolean {
       if (this.type === 'stream' || this.type === 'error') {
         return shortenAll(raw());
       }
-      walledMetadata.add(this.metadata);
-      return (found.get(this) ?? lookBehind(this, raw())).shown;
+      const metadata = rawMetadata.call(this) as Bundle;
+      return (found.get(this) ?? lookBehind(this, raw(), metadata)).shown;
     }
   });
   prototype.setData = function (this: OutputModel, options) {
     found.delete(this);
     setData.call(this, options);
   };
-  // JupyterLab's "isolated" is a frame of its own origin, into which it writes markup as text.
-  const { isIsolated } = OutputArea;
-  OutputArea.isIsolated = (mimeType, metadata) =>
-    mimeType !== WALLED_TYPE && !walledMetadata.has(metadata) && isIsolated(mimeType, metadata);
+  const area = OutputArea.prototype as unknown as {
+    rendermime: object;
+    createRenderedMimetype: (model: OutputModel) => Widget | null;
+  };
+  const { createRenderedMimetype } = area;
+  area.createRenderedMimetype = function (model) {
+    const draw = (): Widget | null => createRenderedMimetype.call(this, model);
+    if (originOf(model) === 'local') {
+      return draw();
+    }
+    const widget = drawWithin(this.rendermime, model, readData.call(model) as Bundle, draw);
+    if (widget !== null) {
+      walled.add(widget.node);
+    }
+    return widget;
+  };
 
   const { preferredMimeType, createRenderer } = RenderMimeRegistry.prototype;
   RenderMimeRegistry.prototype.preferredMimeType = function (bundle, safe) {
@@ -267,11 +311,24 @@ function refuseCommands(sanitizer: IRenderMime.ISanitizer): void {
   it.setAllowCommandLinker = () => undefined; // the settings would allow it again
 }
 
-/** JupyterLab makes a link of ``javascript://`` in a text, too. */
-function refuseScriptLinks(event: MouseEvent): void {
-  const link = event.composedPath().find(it => it instanceof HTMLAnchorElement);
-  if (link?.protocol === 'javascript:' && link.closest('.jp-RenderedText') !== null) {
+/** A link of an output may look like a button, and tell what the sandbox knows: it asks. JupyterLab
+ *  makes one of an address in a text, also of ``javascript://``. */
+function guardLinks(event: MouseEvent): void {
+  const path = event.composedPath();
+  const link = path.find(it => it instanceof HTMLAnchorElement);
+  if (link === undefined || link.hasAttribute('download')) {
+    return;
+  }
+  const isText = link.closest('.jp-RenderedText') !== null;
+  if (link.protocol === 'javascript:' && isText) {
     event.preventDefault();
+  } else if (/^https?:$/.test(link.protocol) && path.some(it => walled.has(it as Node))) {
+    // A path in a traceback, which JupyterLab opens in its file browser.
+    if (!(isText && link.origin === location.origin && link.target === '')) {
+      event.preventDefault();
+      event.stopPropagation();
+      page.confirmLink(link.href);
+    }
   }
 }
 
@@ -289,7 +346,7 @@ export const wall: JupyterFrontEndPlugin<void> = {
       refuseCommands(rendermime.sanitizer); // of all of the page
     }
     for (const kind of ['click', 'auxclick'] as const) {
-      document.addEventListener(kind, refuseScriptLinks, true);
+      document.addEventListener(kind, guardLinks, true);
     }
     if (!stands) {
       void app.restored.then(() =>

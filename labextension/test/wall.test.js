@@ -9,10 +9,12 @@ import {
   isLongMarkdown,
   isPicture,
   mayTypeset,
-  readMarkup
+  readLink,
+  readMarkup,
+  readMetadata
 } from '../lib/inline.js';
 import { mark, originOf, senderOf } from '../lib/origin.js';
-import { makePlan } from '../lib/plan.js';
+import { makePlan, shareOf } from '../lib/plan.js';
 import { originOfKernel } from '../lib/specs.js';
 import { openPage } from './page.js';
 
@@ -124,7 +126,60 @@ test('a style of more properties than there are is not read', () => {
 
 test('too much HTML is none', () => {
   assert.equal(readMarkup('<b>'.repeat(700_000)), null);
-  assert.equal(readMarkup('<b></b>'.repeat(120_000)), null);
+  assert.equal(readMarkup('<b></b>'.repeat(10_001)), null);
+  assert.equal(readMarkup('<DETAILS></details>'.repeat(301)), null);
+});
+
+test('so many levels of HTML as are laid out in a moment', () => {
+  assert.equal(readMarkup('<div>'.repeat(50)).lost, false);
+  assert.equal(readMarkup('<div>'.repeat(51)), null);
+  assert.equal(readMarkup('<x-y>'.repeat(51)), null);
+});
+
+test('the budget of a notebook counts what is drawn in the page', () => {
+  const share = (type, value) => shareOf({ [type]: value });
+  assert.ok(share('text/plain', 'a line\n'.repeat(60)) < 0.001);
+  assert.ok(share('text/plain', '\n'.repeat(900_000)) < 0.5, 'only its beginning is drawn');
+  assert.ok(share('text/html', '<td>'.repeat(9000)) >= 0.5);
+  assert.ok(share('text/latex', 'a'.repeat(9000)) > 0.4);
+  assert.ok(share('text/markdown', 'a'.repeat(4000)) > 0.1);
+  assert.ok(share('text/markdown', 'a'.repeat(5000)) < 0.1, 'a frame draws it');
+  assert.ok(share('application/json', [...Array(99_999).keys()]) > 0.2);
+  assert.equal(share('application/vnd.plotly.v1+json', { data: [] }), 0);
+});
+
+test('metadata are sizes, a text, and a shade', () => {
+  const known = { width: 5, height: '7', alt: 'a', needs_background: 'light' };
+  const other = { expanded: true, isolated: true, unconfined: true, trusted: true };
+  const own = { ...known, ...other, width: 1e9, 'image/png': known };
+  assert.deepEqual(
+    readMetadata({ ...known, ...other, 'image/png': own, x: known }, ['image/png']),
+    {
+      ...known,
+      height: 7,
+      'image/png': { height: 7, alt: 'a', needs_background: 'light' }
+    }
+  );
+});
+
+test('a link opens no address of this server, by any of its names', () => {
+  const names = [
+    'localhost',
+    '127.0.0.1',
+    '127.1',
+    '[::1]',
+    '0.0.0.0',
+    'a.localhost',
+    'localhost.'
+  ];
+  for (const host of [...names, '2130706433', '[::ffff:127.0.0.1]']) {
+    assert.equal(readLink(`http://${host}:8888/lab`), null, host);
+    assert.ok(readLink(`http://${host}:8889/`), host);
+  }
+  for (const other of ['javascript:act()', 'file:///etc', '/lab', 'https://a@example.org/']) {
+    assert.equal(readLink(other), null, other);
+  }
+  assert.ok(readLink('https://example.org/'));
 });
 
 test('a style of many parts is read at once', () => {
@@ -135,7 +190,8 @@ test('a style of many parts is read at once', () => {
 
 test('Markdown that takes long is not parsed in the page', () => {
   assert.ok(isLongMarkdown('`a``b```c'.repeat(1000)));
-  assert.equal(isLongMarkdown('`a` and text '.repeat(400)), false);
+  assert.equal(isLongMarkdown('`a` and text '.repeat(300)), false);
+  assert.ok(isLongMarkdown('$a$ '.repeat(100)));
 });
 
 test('formulas set type and do nothing else', () => {
@@ -221,6 +277,8 @@ test('a text has so many colours and links as are drawn in a moment', () => {
     assert.ok(end >= mark.length * 20_000 && end < mark.length * 20_001, mark);
   }
   assert.equal(drawable('a/b '.repeat(30_000), false), 120_000);
+  assert.equal(drawable('a\n'.repeat(30_000), false), 60_000);
+  assert.equal(drawable('a\n'.repeat(900_000), false), 60_001);
   assert.ok(drawable('a/b '.repeat(30_000), true) < 81_000);
 });
 
